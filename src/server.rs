@@ -1,0 +1,3 @@
+//! Listeners, and what is served on them.
+
+pub mod listener;

@@ -1,0 +1,108 @@
+//! One listening socket: accepts connections, bounds how slowly headers may come, and ends connections gently.
+//!
+//! Speaks HTTP/1.1 and cleartext HTTP/2 with prior knowledge. Knows nothing of routes.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use crate::task::Tasks;
+
+/// Connections waiting to be accepted: the system's default of 128 drops bursts.
+const BACKLOG: u32 = 4096;
+/// A connection's read and write buffer, which is also the limit on a request's head.
+const BUFFER: usize = 64 * 1024;
+
+/// A bound socket that serves nothing yet, so that its real port can be told first.
+pub struct Listener {
+    socket: TcpListener,
+    header_timeout: Duration,
+}
+
+impl Listener {
+    pub fn bind(address: SocketAddr, header_timeout: Duration) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted replica takes its port back at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { socket: socket.listen(BACKLOG)?, header_timeout })
+    }
+
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts until `closing`; from then on no connection is accepted and each one ends after its request in flight.
+    pub async fn serve<S>(self, service: S, tasks: Tasks, closing: CancellationToken)
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send,
+    {
+        loop {
+            let accepted = tokio::select! {
+                () = closing.cancelled() => return,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => tasks.spawn(connection(stream, service.clone(), self.header_timeout, closing.clone())),
+                // Out of file descriptors: others will close; spinning would only burn the core they need.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+async fn connection<S>(stream: TcpStream, service: S, header_timeout: Duration, closing: CancellationToken)
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    // Events are small and each one is awaited by a person.
+    let _ = stream.set_nodelay(true);
+    let greeted = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&greeted);
+    let service = service_fn(move |request| {
+        seen.store(true, Ordering::Relaxed);
+        service.clone().call(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(BUFFER);
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+
+    // hyper bounds the wait for a head only once it knows the protocol: a peer that says nothing at all is bounded here.
+    let greeting = tokio::time::sleep(header_timeout);
+    tokio::pin!(greeting);
+    let mut waiting = true;
+    let mut open = true;
+    loop {
+        tokio::select! {
+            // How a connection broke is the peer's affair: whoever served a turn on it has recorded the turn.
+            _ = &mut connection => return,
+            () = &mut greeting, if waiting => {
+                if !greeted.load(Ordering::Relaxed) {
+                    return;
+                }
+                waiting = false;
+            }
+            () = closing.cancelled(), if open => {
+                connection.as_mut().graceful_shutdown();
+                open = false;
+            }
+        }
+    }
+}

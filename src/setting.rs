@@ -1,0 +1,178 @@
+//! The values that options are made of: secrets, sizes and spans of time.
+//!
+//! Decides how each is written in a file or the environment. Never prints a secret: [`Secret`] has no `Display`, and its
+//! `Debug` says nothing.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+
+/// Something only this process and its peer may know.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(SecretString::from(text.into()))
+    }
+
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Where a secret is written: `"text"`, `{ env = "NAME" }` or `{ file = "PATH" }`.
+#[derive(Clone)]
+pub enum SecretSource {
+    Text(Secret),
+    Env(String),
+    File(PathBuf),
+}
+
+impl SecretSource {
+    /// Reads the secret now. The error names the source and never what it held.
+    pub fn read(&self) -> Result<Secret, String> {
+        let secret = match self {
+            Self::Text(secret) => secret.clone(),
+            Self::Env(name) => match std::env::var(name) {
+                Ok(text) => Secret::new(text),
+                Err(_) => return Err(format!("environment variable {name} is not set")),
+            },
+            Self::File(path) => match std::fs::read_to_string(path) {
+                Ok(text) => Secret::new(text.trim_end_matches(['\r', '\n'])),
+                Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
+            },
+        };
+        if secret.expose().is_empty() { Err(format!("the secret {self} is empty")) } else { Ok(secret) }
+    }
+}
+
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("in the file"),
+            Self::Env(name) => write!(f, "in environment variable {name}"),
+            Self::File(path) => write!(f, "in {}", path.display()),
+        }
+    }
+}
+
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretSource({self})")
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Source;
+        impl<'de> Visitor<'de> for Source {
+            type Value = SecretSource;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(r#"a string, { env = "NAME" } or { file = "PATH" }"#)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
+                Ok(SecretSource::Text(Secret::new(text)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
+                let source = match map.next_entry::<String, String>()? {
+                    Some((key, name)) if key == "env" => SecretSource::Env(name),
+                    Some((key, path)) if key == "file" => SecretSource::File(path.into()),
+                    _ => return Err(de::Error::custom(r#"a secret is a string, { env = "NAME" } or { file = "PATH" }"#)),
+                };
+                match map.next_entry::<String, String>()? {
+                    None => Ok(source),
+                    Some(_) => Err(de::Error::custom("a secret has one source: env or file")),
+                }
+            }
+        }
+        deserializer.deserialize_any(Source)
+    }
+}
+
+/// A number of bytes: `"64MiB"`, `"512KiB"`, `"1GiB"`, `"4096B"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl Size {
+    pub const fn bytes(self) -> usize {
+        // Every platform this runs on has 64-bit sizes.
+        self.0 as usize
+    }
+}
+
+/// A length of time: `"250ms"`, `"5s"`, `"15m"`, `"24h"`, `"90d"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+const SIZES: &[(&str, u64)] = &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SPANS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+/// `"64MiB"` by the units of `table`; the number is whole and carries its unit.
+fn measure(text: &str, table: &[(&str, u64)]) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let (_, scale) = table.iter().find(|(name, _)| *name == unit)?;
+    number.parse::<u64>().ok()?.checked_mul(*scale)
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        measure(&text, SIZES)
+            .map(Self)
+            .ok_or_else(|| de::Error::custom(format!(r#""{text}" is no size: write "64MiB", "512KiB", "1GiB" or "4096B""#)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        measure(&text, SPANS).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(|| {
+            de::Error::custom(format!(r#""{text}" is no span of time: write "250ms", "5s", "15m", "24h" or "90d""#))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measure_is_a_whole_number_with_its_unit() {
+        assert_eq!(measure("64MiB", SIZES), Some(64 << 20));
+        assert_eq!(measure("250ms", SPANS), Some(250));
+        assert_eq!(measure("720h", SPANS), Some(720 * 3_600_000));
+        for wrong in ["", "64", "MiB", "1.5h", "-1s", "5 s", "99999999999999999999s", "64mib"] {
+            assert_eq!(measure(wrong, SIZES), None, "{wrong}");
+            assert_eq!(measure(wrong, SPANS), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        let secret = Secret::new("sk-canary");
+        let source = SecretSource::Text(secret.clone());
+        assert!(!format!("{secret:?}{source:?}{source}").contains("canary"));
+    }
+
+    #[test]
+    fn a_missing_or_empty_secret_names_its_source_only() {
+        assert_eq!(
+            SecretSource::Env("WARMKEY_NO_SUCH".into()).read().expect_err("unset"),
+            "environment variable WARMKEY_NO_SUCH is not set"
+        );
+        assert_eq!(SecretSource::Text(Secret::new("")).read().expect_err("empty"), "the secret in the file is empty");
+    }
+}
