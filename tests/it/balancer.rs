@@ -49,7 +49,9 @@ fn configuration(address: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> 
     let servers: String = replicas
         .iter()
         .enumerate()
-        .map(|(number, (listen, admin))| format!("  server r{number} {listen} check port {} inter 100ms fall 1 rise 1\n", admin.port()))
+        .map(|(number, (listen, admin))| {
+            format!("  server r{number} {listen} check port {} inter 100ms fall 1 rise 1\n", admin.port())
+        })
         .collect();
     format!(
         "global\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 2s\n  timeout client 10m\n  timeout server 10m\n  \

@@ -234,6 +234,21 @@ impl Running {
         self.replicas[number].restart(&text).await;
     }
 
+    /// Ends replica `number` at once and starts it with what the description says by now.
+    pub async fn replace(&mut self, number: usize) {
+        self.replicas[number].kill().await;
+        self.restart(number).await;
+    }
+
+    /// The sum of a metric over all replicas.
+    pub async fn total(&self, series: &str) -> f64 {
+        let mut total = 0.0;
+        for replica in &self.replicas {
+            total += replica.metrics().await.get(series);
+        }
+        total
+    }
+
     /// Changes the description for replicas that start from now on.
     pub fn change(&mut self, change: impl FnOnce(Cluster) -> Cluster) {
         self.description = change(self.description.clone());

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::patience::{ANSWER, ms, within};
@@ -42,16 +42,9 @@ pub struct Ended {
     pub sha256: String,
     /// The terminal event has come.
     pub completed: bool,
-    pub attempts: usize,
 }
 
 impl Ended {
-    pub fn events(&self) -> Vec<Value> {
-        let text = self.answer.text();
-        let data = text.split("\n\n").filter_map(|event| event.lines().find_map(|line| line.strip_prefix("data: ")));
-        data.filter_map(|data| serde_json::from_str(data).ok()).collect()
-    }
-
     /// Fails the test unless the turn was served to its end.
     pub fn served(self) -> Self {
         assert!(self.completed, "served: {} {:?} {}", self.answer.status, self.answer.headers, self.answer.text());
@@ -98,13 +91,6 @@ impl Codex {
 
     pub fn model(mut self, model: &str) -> Self {
         self.model = model.into();
-        self
-    }
-
-    /// This session id instead of a fresh one.
-    pub fn session(mut self, session: &str) -> Self {
-        self.session = session.into();
-        self.thread = session.into();
         self
     }
 
@@ -219,7 +205,7 @@ impl Codex {
             };
             let Some(wait) = wait else {
                 let answer = answer.expect("the replica answers");
-                let ended = Ended { answer, sha256: sha256(&body), completed, attempts };
+                let ended = Ended { answer, sha256: sha256(&body), completed };
                 self.input.extend(items(&ended.answer.body));
                 return ended;
             };

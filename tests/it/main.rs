@@ -15,3 +15,21 @@ mod simulator;
 
 mod cluster;
 mod codex;
+mod fixtures;
+
+mod promise;
+
+mod binding;
+mod failover;
+mod outage;
+mod signals;
+
+mod answers;
+mod bytes;
+mod headers;
+
+mod configuration;
+mod drain;
+mod errors;
+mod leaving;
+mod limits;

@@ -23,7 +23,7 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
 }
 
 /// Asks again until `state` answers, and fails the test if it does not within `limit`.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(limit: Duration, what: &str, mut state: impl FnMut() -> F) -> T {
+pub async fn eventually<T>(limit: Duration, what: &str, mut state: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = state().await {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::patience::{SOON, eventually, within};
+use crate::patience::{SOON, within};
 
 /// The command under test.
 pub const WARMKEY: &str = env!("CARGO_BIN_EXE_warmkey");
@@ -98,11 +98,6 @@ impl Process {
 
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// Waits until the log holds `text`.
-    pub async fn says(&self, text: &str) {
-        eventually(SOON, &format!("{} says {text:?}", self.name), async || self.log().contains(text).then_some(())).await;
     }
 
     /// Resident memory in bytes.

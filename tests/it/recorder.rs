@@ -3,7 +3,7 @@
 //! The simulator judges what a turn cost; this one judges what a turn looked like.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,8 +34,6 @@ pub enum Step {
 /// One request as it came.
 #[derive(Clone)]
 pub struct Seen {
-    /// Which connection, in order of acceptance.
-    pub connection: usize,
     pub line: String,
     pub headers: Headers,
     pub body: Vec<u8>,
@@ -60,6 +58,7 @@ type Script = dyn Fn(&Seen) -> Vec<Step> + Send + Sync;
 struct Book {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    flooded: AtomicU64,
     gate: Semaphore,
     script: Box<Script>,
 }
@@ -78,14 +77,15 @@ impl Recorder {
         let book = Arc::new(Book {
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            flooded: AtomicU64::new(0),
             gate: Semaphore::new(0),
             script: Box::new(script),
         });
         let kept = Arc::clone(&book);
         let listening = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let number = kept.connections.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(stream, number, Arc::clone(&kept)));
+                kept.connections.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(serve(stream, Arc::clone(&kept)));
             }
         });
         Self { address, book, listening }
@@ -113,6 +113,11 @@ impl Recorder {
 
     pub fn connections(&self) -> usize {
         self.book.connections.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes all floods have got rid of.
+    pub fn flooded(&self) -> u64 {
+        self.book.flooded.load(Ordering::Relaxed)
     }
 
     /// Waits until `count` requests have come, whole.
@@ -175,10 +180,10 @@ pub fn completed() -> Vec<Step> {
     stream(&[b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n", COMPLETED.as_bytes()])
 }
 
-async fn serve(mut stream: TcpStream, connection: usize, book: Arc<Book>) {
+async fn serve(mut stream: TcpStream, book: Arc<Book>) {
     let _ = stream.set_nodelay(true);
     let mut buffer = Vec::new();
-    while let Some(seen) = request(&mut stream, &mut buffer, connection).await {
+    while let Some(seen) = request(&mut stream, &mut buffer).await {
         let steps = (book.script)(&seen);
         let number = {
             let mut all = book.seen.lock().expect("no holder panics");
@@ -217,7 +222,11 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
         match step {
             // A peer that is gone is noticed by the reading side.
             Step::Send(bytes) => drop(to.write_all(&bytes).await),
-            Step::Flood(bytes) => while to.write_all(&bytes).await.is_ok() {},
+            Step::Flood(bytes) => {
+                while to.write_all(&bytes).await.is_ok() {
+                    book.flooded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                }
+            }
             Step::Hold => book.gate.acquire().await.expect("the gate stays").forget(),
             Step::Pause(span) => tokio::time::sleep(span).await,
             Step::Reset => return Going::Reset,
@@ -227,7 +236,7 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
     Going::On
 }
 
-async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: usize) -> Option<Seen> {
+async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Seen> {
     let end = loop {
         if let Some(end) = memchr::memmem::find(buffer, b"\r\n\r\n") {
             break end;
@@ -248,7 +257,7 @@ async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: usize
         let length = value(&headers, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         take(stream, buffer, length).await?
     };
-    Some(Seen { connection, line, headers, body, answered: false, left: None })
+    Some(Seen { line, headers, body, answered: false, left: None })
 }
 
 async fn take(stream: &mut TcpStream, buffer: &mut Vec<u8>, count: usize) -> Option<Vec<u8>> {

@@ -45,28 +45,36 @@ impl Redis {
         format!("redis://{}", self.address)
     }
 
-    async fn try_ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> Option<T> {
-        let client = redis::Client::open(self.url()).expect("the URL is well formed");
+    async fn try_ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> Option<T> {
+        let client = ::redis::Client::open(self.url()).expect("the URL is well formed");
         let mut connection = client.get_multiplexed_async_connection().await.ok()?;
-        let mut command = redis::cmd(words[0]);
+        let mut command = ::redis::cmd(words[0]);
         for word in &words[1..] {
             command.arg(*word);
         }
         command.query_async(&mut connection).await.ok()
     }
 
-    pub async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+    pub async fn ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> T {
         self.try_ask(words).await.unwrap_or_else(|| panic!("Redis answers {words:?}"))
     }
 
-    /// The name of every key it holds.
-    pub async fn keys(&self) -> Vec<String> {
-        let mut keys: Vec<String> = self.ask(&["KEYS", "*"]).await;
-        keys.sort();
-        keys
+    /// The name of every binding it holds: a session's id has 22 characters.
+    pub async fn bindings(&self) -> Vec<String> {
+        let names: Vec<String> = self.ask(&["KEYS", "warmkey:*"]).await;
+        names.into_iter().filter(|name| name.rsplit(':').next().is_some_and(|id| id.len() == 22)).collect()
     }
 
-    /// How often each command was called since the last reset: `(name, calls)`.
+    /// The one binding it holds: its name and its value.
+    pub async fn binding(&self) -> (String, String) {
+        let mut names = self.bindings().await;
+        assert_eq!(names.len(), 1, "one session: {names:?}");
+        let name = names.remove(0);
+        let value = self.ask(&["GET", &name]).await;
+        (name, value)
+    }
+
+    /// How often this command was called.
     pub async fn calls(&self, command: &str) -> u64 {
         let info: String = self.ask(&["INFO", "commandstats"]).await;
         let prefix = format!("cmdstat_{command}:calls=");

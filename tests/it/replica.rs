@@ -72,16 +72,9 @@ impl Replica {
 
     /// Waits until this series has this value.
     pub async fn shows(&self, series: &str, expected: f64) {
-        let mut last = 0.0;
-        let limit = tokio::time::timeout(SOON, async {
-            eventually(SOON * 2, series, async || {
-                last = self.metrics().await.get(series);
-                ((last - expected).abs() < f64::EPSILON).then_some(())
-            })
-            .await;
-        })
-        .await;
-        assert!(limit.is_ok(), "{series} becomes {expected}, and is {last}");
+        let what = format!("{series} becomes {expected}");
+        let is_shown = async || (self.metrics().await.get(series) - expected).abs() < f64::EPSILON;
+        eventually(SOON, &what, async || is_shown().await.then_some(())).await;
     }
 }
 
