@@ -1,8 +1,12 @@
 //! A key that dies is left once, unseen by the client, and nothing ever moves back.
 
+use std::sync::{Arc, Mutex};
+
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
+use crate::recorder::{Recorder, Step, answer, completed};
 use crate::simulator::{Turn, path_of, siblings};
+use crate::wire::{Request, ask};
 
 async fn key_of(cluster: &Running, codex: &Codex) -> String {
     path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key")
@@ -36,6 +40,34 @@ async fn a_dead_key_is_left_once_and_unseen() {
     assert_eq!(path_of(&cluster.turns().await, &codex.session), [dead.clone(), next]);
     let disabled = format!("warmkey_key_state{{key=\"{dead}\",state=\"disabled\"}}");
     assert_eq!(cluster.replica().metrics().await.get(&disabled), 1.0);
+}
+
+#[tokio::test]
+async fn what_moves_is_the_same_turn_without_the_old_keys_state() {
+    let revoked = Arc::new(Mutex::new(None::<String>));
+    let known = Arc::clone(&revoked);
+    let upstream = Recorder::start(move |seen| {
+        if known.lock().expect("no holder panics").as_deref() == Some(seen.key()) {
+            let error = r#"{"error":{"message":"Incorrect API key provided: sk-canary","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#;
+            return vec![Step::Send(answer("401 Unauthorized", "content-type: application/json\r\n", error.as_bytes()))];
+        }
+        completed()
+    })
+    .await;
+    let cluster = Cluster::new().keys(siblings("org-a", 3)).recorded_by(&upstream).start().await;
+    let turn = |text: &str| {
+        Request::turn(ALICE, format!(r#"{{"model":"gpt-5.4","stream":true,"input":"{text}"}}"#)).header("session-id", "s")
+    };
+    assert_eq!(ask(cluster.address(), &turn("first")).await.status, 200);
+    let key = upstream.only().key().to_owned();
+    *revoked.lock().expect("no holder panics") = Some(key.clone());
+    assert_eq!(ask(cluster.address(), &turn("second").header("x-codex-turn-state", "issued-by-the-first")).await.status, 200);
+    let turns: Vec<_> = upstream.seen().into_iter().filter(|seen| seen.line.starts_with("POST")).collect();
+    let [_, refused, moved] = &turns[..] else { panic!("one attempt more: {} turns", turns.len()) };
+    assert_eq!((refused.key(), refused.header("x-codex-turn-state")), (key.as_str(), Some("issued-by-the-first")));
+    assert_ne!(moved.key(), key);
+    assert_eq!(moved.header("x-codex-turn-state"), None, "it means nothing to another key");
+    assert!(refused.body == moved.body && !moved.body.is_empty(), "the same bytes again");
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ mod cluster;
 mod codex;
 mod fixtures;
 
+mod instruments;
+
 mod promise;
 
 mod binding;

@@ -96,6 +96,10 @@ impl Recorder {
         Self::start(move |_| steps.clone()).await
     }
 
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}/v1", self.address)
     }
