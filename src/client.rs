@@ -143,7 +143,8 @@ impl Clients {
         if id.is_empty() {
             return Err("client: id is empty".into());
         }
-        let client = Client { id: ClientId::new(id), organizations: settings.organizations.clone(), models: settings.models.clone() };
+        let client =
+            Client { id: ClientId::new(id), organizations: settings.organizations.clone(), models: settings.models.clone() };
         match self.by_token.insert(hash, Arc::new(client)) {
             // One client may have several tokens, so that they can be rotated; one token has one client.
             Some(other) if other.id.as_str() != id => Err(format!("client {id}: has the same token as client {}", other.id)),

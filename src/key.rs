@@ -40,6 +40,24 @@ pub struct UpstreamSettings {
     pub ca_file: Option<String>,
 }
 
+impl UpstreamSettings {
+    /// What is called where the configuration names nothing.
+    pub fn openai() -> Self {
+        Self {
+            name: "openai".into(),
+            base_url: "https://api.openai.com/v1".into(),
+            kind: UpstreamKind::OpenAi,
+            speaks: None,
+            connect_timeout: five_seconds(),
+            first_byte_timeout: ten_minutes(),
+            idle_timeout: five_minutes(),
+            http2: false,
+            proxy: None,
+            ca_file: None,
+        }
+    }
+}
+
 const fn five_seconds() -> Span {
     Span(Duration::from_secs(5))
 }

@@ -1,16 +1,22 @@
 //! Warmkey keeps each session on the upstream key whose prompt cache is warm.
 
 pub mod error;
-pub mod setting;
 pub mod metrics;
-pub mod telemetry;
-pub mod task;
 pub mod outcome;
+pub mod setting;
 pub mod store;
+pub mod task;
+pub mod telemetry;
 
-pub mod client;
-pub mod session;
-pub mod key;
 pub mod binding;
+pub mod client;
+pub mod key;
+pub mod session;
+pub mod upstream;
+pub mod usage;
 
 pub mod server;
+pub mod turn;
+
+pub mod app;
+pub mod config;

@@ -148,7 +148,12 @@ impl Metrics {
         let turns = Family::default();
         registry.register("turns", "Turns by how they ended", turns.clone());
         let turn_seconds: TimeFamily<TransportLabel> = Family::new_with_constructor(turn_times);
-        registry.register_with_unit("turn", "From a turn's first byte in to its last byte out", Unit::Seconds, turn_seconds.clone());
+        registry.register_with_unit(
+            "turn",
+            "From a turn's first byte in to its last byte out",
+            Unit::Seconds,
+            turn_seconds.clone(),
+        );
         let overhead_seconds = short_times();
         let help = "What the gateway itself adds before the upstream request starts";
         registry.register_with_unit("overhead", help, Unit::Seconds, overhead_seconds.clone());

@@ -68,7 +68,8 @@ mod tests {
     #[test]
     fn an_error_body_is_read_with_tolerance() {
         let read = |body: &str| ErrorBody::parse(body.as_bytes());
-        let both = read(r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#);
+        let both =
+            read(r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#);
         assert_eq!(both.code.as_deref(), Some("credit_balance_exhausted"));
         assert_eq!(both.class.as_deref(), Some("insufficient_quota"));
         for nothing in ["", "<html>", "{}", r#"{"error":"text"}"#, r#"{"error":{"code":429,"type":null}}"#] {

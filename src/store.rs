@@ -2,7 +2,8 @@
 //!
 //! Bindings are `<prefix>:<session id>` (a 22-character id; a 7-character prefix makes the key 30 bytes, which Redis keeps in
 //! 32), generations are the hash `<prefix>:generations`. The store knows names and values, not what they mean. "It is down"
-//! is a value: [`Unavailable`]. Nothing here is retried: the caller's deadline covers all operations of a turn together.
+//! is a value: [`Unavailable`]. Nothing here is retried: one [`Budget`]
+//! covers all operations of a turn together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,11 @@ pub enum Replaced {
     Lost(String),
 }
 
+/// What is left of the time that all store operations of one turn may take together: waiting for a slow client or upstream
+/// between them costs nothing of it, and once it is spent no operation waits at all.
+#[derive(Debug)]
+pub struct Budget(Duration);
+
 /// Where shared state lives.
 pub struct Store {
     backend: Backend,
@@ -86,23 +92,23 @@ impl Store {
         up
     }
 
-    /// When all store operations of a turn that begins now must have ended.
-    pub fn deadline(&self) -> Instant {
-        Instant::now() + self.timeout
+    /// The time that a turn has for all its store operations.
+    pub fn budget(&self) -> Budget {
+        Budget(self.timeout)
     }
 
-    pub async fn get(&self, id: &str, deadline: Instant) -> Result<Option<Held>, Unavailable> {
+    pub async fn get(&self, id: &str, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.get(id)),
-            Backend::Redis(redis) => self.timed(Operation::Get, deadline, redis.get(&self.name(id))).await,
+            Backend::Redis(redis) => self.timed(Operation::Get, budget, redis.get(&self.name(id))).await,
         }
     }
 
     /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
-    pub async fn claim(&self, id: &str, value: &str, ttl: Duration, deadline: Instant) -> Result<Option<String>, Unavailable> {
+    pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.claim(id, value, ttl)),
-            Backend::Redis(redis) => self.timed(Operation::Claim, deadline, redis.claim(&self.name(id), value, ttl)).await,
+            Backend::Redis(redis) => self.timed(Operation::Claim, budget, redis.claim(&self.name(id), value, ttl)).await,
         }
     }
 
@@ -113,33 +119,33 @@ impl Store {
         expected: &str,
         new: &str,
         ttl: Duration,
-        deadline: Instant,
+        budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.replace(id, expected, new, ttl)),
             Backend::Redis(redis) => {
-                self.timed(Operation::Replace, deadline, redis.replace(&self.name(id), expected, new, ttl)).await
+                self.timed(Operation::Replace, budget, redis.replace(&self.name(id), expected, new, ttl)).await
             }
         }
     }
 
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
-    pub async fn extend(&self, id: &str, value: &str, ttl: Duration, deadline: Instant) -> Result<(), Unavailable> {
+    pub async fn extend(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
         match &self.backend {
             Backend::Memory(memory) => {
                 memory.extend(id, value, ttl);
                 Ok(())
             }
-            Backend::Redis(redis) => self.timed(Operation::Extend, deadline, redis.extend(&self.name(id), value, ttl)).await,
+            Backend::Redis(redis) => self.timed(Operation::Extend, budget, redis.extend(&self.name(id), value, ttl)).await,
         }
     }
 
     /// The ordinal of a key set's fingerprint: the first one seen is 1, each new one is one more.
-    pub async fn ordinal(&self, fingerprint: &str, deadline: Instant) -> Result<u32, Unavailable> {
+    pub async fn ordinal(&self, fingerprint: &str, budget: &mut Budget) -> Result<u32, Unavailable> {
         match &self.backend {
             Backend::Memory(_) => Ok(1),
             Backend::Redis(redis) => {
-                self.timed(Operation::Ordinal, deadline, redis.ordinal(&self.name("generations"), fingerprint)).await
+                self.timed(Operation::Ordinal, budget, redis.ordinal(&self.name("generations"), fingerprint)).await
             }
         }
     }
@@ -151,15 +157,17 @@ impl Store {
     async fn timed<T>(
         &self,
         operation: Operation,
-        deadline: Instant,
+        budget: &mut Budget,
         work: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
         let began = Instant::now();
-        let result = match tokio::time::timeout_at(deadline, work).await {
+        let result = match tokio::time::timeout(budget.0, work).await {
             Ok(result) => result,
             Err(_) => Err(Unavailable("no answer in time".into())),
         };
-        self.metrics.store_took(operation, began.elapsed().as_secs_f64());
+        let took = began.elapsed();
+        budget.0 = budget.0.saturating_sub(took);
+        self.metrics.store_took(operation, took.as_secs_f64());
         self.metrics.store_up(result.is_ok());
         result
     }

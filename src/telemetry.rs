@@ -80,7 +80,9 @@ mod tests {
         let id = |text: &str| TurnId::from_traceparent(text.as_bytes()).map(|id| id.to_string());
         let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(id(given).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
-        for wrong in ["", "00-", "00-4bf9-00f0-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &given.to_uppercase()] {
+        for wrong in
+            ["", "00-", "00-4bf9-00f0-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &given.to_uppercase()]
+        {
             assert_eq!(id(wrong), None, "{wrong}");
         }
     }

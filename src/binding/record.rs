@@ -115,7 +115,15 @@ mod tests {
 
     #[test]
     fn what_another_version_wrote_is_not_guessed_at() {
-        for other in ["", "short", "aaaaaaaabbbbbbbb", "aaaaaaaabbbbbbbb 1", "aaaaaaaabbbbbbbb 1 1 x", "aaaaaaaabbbbbbbb -1 1", "aaaaaaaabbbbbbbbc 1 1"] {
+        for other in [
+            "",
+            "short",
+            "aaaaaaaabbbbbbbb",
+            "aaaaaaaabbbbbbbb 1",
+            "aaaaaaaabbbbbbbb 1 1 x",
+            "aaaaaaaabbbbbbbb -1 1",
+            "aaaaaaaabbbbbbbbc 1 1",
+        ] {
             assert_eq!(Record::parse(other), None, "{other}");
         }
     }

@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
+use super::Binding;
 use super::record::{Record, state_tag};
 use super::select::{Reach, first};
-use super::Binding;
 use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::key::Key;
@@ -20,7 +18,7 @@ use crate::key::registry::Registry;
 use crate::key::table::Table;
 use crate::metrics::BindingResult;
 use crate::session::SessionId;
-use crate::store::{Held, Replaced, Store, Unavailable};
+use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
 
 /// Between attempts to learn the generation of the key set.
@@ -36,7 +34,6 @@ pub struct Wanted<'t> {
     pub client: &'t Client,
     /// Whether the turn itself shows content that only its organization can open.
     pub carries_sealed: &'t (dyn Fn() -> bool + Sync),
-    pub deadline: Instant,
 }
 
 /// What a look into the store found.
@@ -59,25 +56,36 @@ impl Bindings {
         Self { store, table, registry, ttl, tasks, generation }
     }
 
-    /// The one round trip of a later turn. Needs only the session, so that it runs while the body is still coming.
-    pub async fn look_up(&self, session: &SessionId, deadline: Instant) -> Found {
-        self.store.get(session.as_str(), deadline).await
+    /// The time that a turn has for all its store operations.
+    pub fn budget(&self) -> Budget {
+        self.store.budget()
     }
 
-    pub async fn bind(&self, wanted: &Wanted<'_>, found: Found) -> Result<Binding, Error> {
+    /// The one round trip of a later turn. Needs only the session, so that it runs while the body is still coming.
+    pub async fn look_up(&self, session: &SessionId, budget: &mut Budget) -> Found {
+        self.store.get(session.as_str(), budget).await
+    }
+
+    pub async fn bind(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
         let Some(session) = &wanted.session else { return self.by_load(wanted) };
         match found {
-            Ok(Some(held)) => self.adopt(wanted, session, &held.value, held.left).await,
-            Ok(None) => self.create(wanted, session).await,
+            Ok(Some(held)) => self.adopt(wanted, session, &held.value, held.left, budget).await,
+            Ok(None) => self.create(wanted, session, budget).await,
             Err(_) => self.without_store(wanted, session, BindingResult::Degraded),
         }
     }
 
     /// Moves the session away from `binding`'s key, which the registry has taken out of use. `state` is the turn's
     /// `x-codex-turn-state`, which belongs to the key that is left.
-    pub async fn rebind(&self, wanted: &Wanted<'_>, binding: &Binding, state: Option<&[u8]>) -> Result<Binding, Error> {
+    pub async fn rebind(
+        &self,
+        wanted: &Wanted<'_>,
+        binding: &Binding,
+        state: Option<&[u8]>,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
         match (&binding.session, &binding.record) {
-            (Some(session), Some(record)) => self.replace(wanted, session, record.clone(), state).await,
+            (Some(session), Some(record)) => self.replace(wanted, session, record.clone(), state, budget).await,
             (Some(session), None) => self.without_store(wanted, session, BindingResult::Degraded),
             (None, _) => self.by_load(wanted),
         }
@@ -92,17 +100,24 @@ impl Bindings {
             let sealed = record.sealed().to_string();
             self.tasks.spawn(async move {
                 // Lost or unknown: the next turn's answer does it again.
-                let _ = store.replace(session.as_str(), &before, &sealed, ttl, store.deadline()).await;
+                let _ = store.replace(session.as_str(), &before, &sealed, ttl, &mut store.budget()).await;
             });
         } else if binding.refresh {
             self.tasks.spawn(async move {
-                let _ = store.extend(session.as_str(), &before, ttl, store.deadline()).await;
+                let _ = store.extend(session.as_str(), &before, ttl, &mut store.budget()).await;
             });
         }
     }
 
     /// Uses a stored binding, or moves it where its key can serve no more.
-    async fn adopt(&self, wanted: &Wanted<'_>, session: &SessionId, stored: &str, left: Duration) -> Result<Binding, Error> {
+    async fn adopt(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        stored: &str,
+        left: Duration,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
         let Some(record) = Record::parse(stored) else {
             // Written by a newer version: it knows better, so its word is neither used nor overwritten.
             return self.without_store(wanted, session, BindingResult::Degraded);
@@ -114,33 +129,40 @@ impl Bindings {
                 Ok(Binding { key, result: BindingResult::Existing, session, record: Some(record), refresh })
             }
             None if self.is_newer(&record) => self.spill(wanted, session, record),
-            _ => self.replace(wanted, session, record, None).await,
+            _ => self.replace(wanted, session, record, None, budget).await,
         }
     }
 
     /// A session's first binding, by the first of all turns that try.
-    async fn create(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+    async fn create(&self, wanted: &Wanted<'_>, session: &SessionId, budget: &mut Budget) -> Result<Binding, Error> {
         let key = self.choose(wanted, session, Reach::Anywhere)?;
         let record = Record::first(&key, self.generation());
-        match self.store.claim(session.as_str(), &record.to_string(), self.ttl, wanted.deadline).await {
+        match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
             Ok(None) => {
                 let (session, result) = (Some(session.clone()), BindingResult::Created);
                 Ok(Binding { key, result, session, record: Some(record), refresh: false })
             }
             // Boxed since a lost claim may end in a move.
-            Ok(Some(winner)) => Box::pin(self.adopt(wanted, session, &winner, self.ttl)).await,
+            Ok(Some(winner)) => Box::pin(self.adopt(wanted, session, &winner, self.ttl, budget)).await,
             Err(_) => self.without_store(wanted, session, BindingResult::Degraded),
         }
     }
 
     /// Compare-and-set from `record` to the next key that may serve. Whoever loses looks at what the winner stored, and goes
     /// on from there only if that key can serve no more either: at most once a key.
-    async fn replace(&self, wanted: &Wanted<'_>, session: &SessionId, mut record: Record, state: Option<&[u8]>) -> Result<Binding, Error> {
+    async fn replace(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        mut record: Record,
+        state: Option<&[u8]>,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
         for _ in 0..=self.table.keys().len() {
             let reach = self.reach(wanted, &record);
             let key = self.choose(wanted, session, reach)?;
             let next = record.moved_to(&key, self.generation(), state.map(state_tag));
-            let moved = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, wanted.deadline).await;
+            let moved = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let (stored, result) = match moved {
                 Ok(Replaced::Done) => {
                     tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
@@ -151,7 +173,15 @@ impl Bindings {
                     None => return self.without_store(wanted, session, BindingResult::Degraded),
                 },
                 // Whether it was written is not known: the next turn reads what is.
-                Err(_) => return Ok(Binding { key, result: BindingResult::Degraded, session: Some(session.clone()), record: None, refresh: false }),
+                Err(_) => {
+                    return Ok(Binding {
+                        key,
+                        result: BindingResult::Degraded,
+                        session: Some(session.clone()),
+                        record: None,
+                        refresh: false,
+                    });
+                }
             };
             match self.table.by_tag(stored.key) {
                 Some(key) if self.may_serve(wanted, key) => {
@@ -185,8 +215,12 @@ impl Bindings {
     }
 
     fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
-        let allowed: Vec<_> =
-            self.table.keys().iter().filter(|key| reach.includes(key) && wanted.client.may_use_organization(&key.organization)).collect();
+        let allowed: Vec<_> = self
+            .table
+            .keys()
+            .iter()
+            .filter(|key| reach.includes(key) && wanted.client.may_use_organization(&key.organization))
+            .collect();
         first(session.as_str(), &allowed, |key| self.registry.is_usable(key)).cloned().ok_or_else(|| none_available(LATER))
     }
 
@@ -210,13 +244,16 @@ impl Bindings {
 }
 
 fn none_available(wait: Duration) -> Error {
-    Error::new(Kind::NoKeyAvailable, "No upstream key that may serve this session is in use. Its operator has been told; try again later.")
-        .retry_after(wait)
+    Error::new(
+        Kind::NoKeyAvailable,
+        "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
+    )
+    .retry_after(wait)
 }
 
 async fn learn_generation(store: Arc<Store>, fingerprint: String, generation: Arc<AtomicU32>) {
     loop {
-        if let Ok(ordinal) = store.ordinal(&fingerprint, store.deadline()).await {
+        if let Ok(ordinal) = store.ordinal(&fingerprint, &mut store.budget()).await {
             generation.store(ordinal, Ordering::Relaxed);
             return;
         }

@@ -78,7 +78,16 @@ mod tests {
     #[test]
     fn missing_unknown_and_contradicting_tokens_are_refused() {
         let clients = clients(false);
-        for wrong in [&[][..], &[""], &["Bearer"], &["Bearer "], &["wk-alice"], &["Basic wk-alice"], &["Bearer wk-carol"], &["Bearer wk-alice", "Bearer wk-bob"]] {
+        for wrong in [
+            &[][..],
+            &[""],
+            &["Bearer"],
+            &["Bearer "],
+            &["wk-alice"],
+            &["Basic wk-alice"],
+            &["Bearer wk-carol"],
+            &["Bearer wk-alice", "Bearer wk-bob"],
+        ] {
             assert_eq!(ask(&clients, wrong).unwrap_err(), "invalid_api_key", "{wrong:?}");
         }
     }

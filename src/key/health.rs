@@ -30,6 +30,11 @@ impl Ailment {
         }
     }
 
+    /// Whether the upstream's own words tell the client something it can act on.
+    pub const fn is_for_the_client(self) -> bool {
+        matches!(self, Self::Exhausted(_))
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rejected(_) => "rejected",

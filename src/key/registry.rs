@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{Key, Tag};
 use super::health::{Ailment, Scope};
 use super::table::Table;
+use super::{Key, Tag};
 use crate::metrics::{KeyState, Metrics};
 
 /// What is out of use, by name of the thing that its scope means.
@@ -76,7 +76,9 @@ impl Registry {
         if disabled.is_empty() {
             return None;
         }
-        [Scope::Key, Scope::Project, Scope::Organization].into_iter().find_map(|scope| disabled.get(&Subject::of(key, scope)).copied())
+        [Scope::Key, Scope::Project, Scope::Organization]
+            .into_iter()
+            .find_map(|scope| disabled.get(&Subject::of(key, scope)).copied())
     }
 
     pub fn is_usable(&self, key: &Key) -> bool {

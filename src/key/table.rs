@@ -25,8 +25,9 @@ impl Table {
         }
         let mut table = Self { keys: Vec::new(), by_tag: HashMap::new() };
         for key in settings {
-            let (upstream, described) =
-                known.get(key.upstream.as_str()).ok_or_else(|| format!("key {}: there is no upstream {}", key.id, key.upstream))?;
+            let (upstream, described) = known
+                .get(key.upstream.as_str())
+                .ok_or_else(|| format!("key {}: there is no upstream {}", key.id, key.upstream))?;
             let key = build(key, Arc::clone(upstream), described).map_err(|why| format!("key {}: {why}", key.id))?;
             if let Some(other) = table.by_tag.insert(key.tag, Arc::clone(&key)) {
                 return Err(format!("key: two have the id {}", other.id));
@@ -49,7 +50,8 @@ impl Table {
 
     /// The same for equal sets of keys in equal places, whatever their order, weights and secrets.
     pub fn fingerprint(&self) -> String {
-        let mut places: Vec<_> = self.keys.iter().map(|key| [&key.id, &key.organization, &key.project, &key.region].map(String::as_str)).collect();
+        let mut places: Vec<_> =
+            self.keys.iter().map(|key| [&key.id, &key.organization, &key.project, &key.region].map(String::as_str)).collect();
         places.sort_unstable();
         let mut digest = Sha256::new();
         for part in places.iter().flatten() {
@@ -118,7 +120,8 @@ fn connections(settings: &UpstreamSettings) -> Result<reqwest::Client, String> {
     }
     if let Some(path) = &settings.ca_file {
         let pem = std::fs::read(path).map_err(|error| format!("ca_file {path}: {error}"))?;
-        let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|_| format!("ca_file {path} holds no PEM certificates"))?;
+        let authorities =
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(|_| format!("ca_file {path} holds no PEM certificates"))?;
         builder = builder.tls_certs_merge(authorities);
     }
     builder.build().map_err(|error| error.to_string())
@@ -130,7 +133,8 @@ mod tests {
     use crate::setting::{Secret, SecretSource};
 
     fn table(ids: &[&str]) -> Result<Table, String> {
-        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"openai","base_url":"https://api.openai.com/v1/"}"#).unwrap();
+        let upstream: UpstreamSettings =
+            serde_json::from_str(r#"{"name":"openai","base_url":"https://api.openai.com/v1/"}"#).unwrap();
         let keys: Vec<_> = ids
             .iter()
             .map(|id| Settings {

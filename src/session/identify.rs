@@ -168,9 +168,15 @@ mod tests {
         let long = "x".repeat(257);
         for wrong in ["", "two words", &long] {
             let identity = identify("a", &[("session-id", wrong), ("session_id", "s")], "{}");
-            assert_eq!((identity.session.map(|id| id.to_string()), identity.skipped), (Some(id("a", &[("session-id", "s")], "{}")), 1));
+            assert_eq!(
+                (identity.session.map(|id| id.to_string()), identity.skipped),
+                (Some(id("a", &[("session-id", "s")], "{}")), 1)
+            );
         }
-        assert_eq!(identify("a", &[], r#"{"prompt_cache_key":[],"conversation":"\u0000"}"#), Identity { session: None, skipped: 2 });
+        assert_eq!(
+            identify("a", &[], r#"{"prompt_cache_key":[],"conversation":"\u0000"}"#),
+            Identity { session: None, skipped: 2 }
+        );
     }
 
     #[test]

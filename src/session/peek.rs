@@ -172,7 +172,10 @@ mod tests {
     #[test]
     fn it_finds_what_routing_needs() {
         let peek = Peek::at(br#"{"model":"gpt-5.4","input":[{"prompt_cache_key":"inner"}],"prompt_cache_key":"k","client_metadata":{"a":1,"session_id":"s"},"conversation":{"id":"c"}}"#).unwrap();
-        assert_eq!(peek, Peek { model: text("gpt-5.4"), prompt_cache_key: text("k"), session_id: text("s"), conversation: text("c") });
+        assert_eq!(
+            peek,
+            Peek { model: text("gpt-5.4"), prompt_cache_key: text("k"), session_id: text("s"), conversation: text("c") }
+        );
         assert_eq!(Peek::at(br#"{"conversation":"c"}"#).unwrap().conversation, text("c"));
     }
 
@@ -186,7 +189,15 @@ mod tests {
     fn wrong_types_are_malformed_not_fatal() {
         let peek = Peek::at(br#"{"model":7,"prompt_cache_key":[],"client_metadata":"x","conversation":{"id":{}}}"#).unwrap();
         let malformed = Field::Malformed;
-        assert_eq!(peek, Peek { model: malformed.clone(), prompt_cache_key: malformed.clone(), session_id: Field::Absent, conversation: malformed });
+        assert_eq!(
+            peek,
+            Peek {
+                model: malformed.clone(),
+                prompt_cache_key: malformed.clone(),
+                session_id: Field::Absent,
+                conversation: malformed
+            }
+        );
         assert_eq!(Peek::at(br#"{"prompt_cache_key":null}"#).unwrap(), Peek::default());
     }
 
@@ -194,7 +205,12 @@ mod tests {
     fn whatever_is_json_passes() {
         let deep = format!(r#"{{"input":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
         let bodies: [&[u8]; 9] = [
-            b"[]", b" 7 ", b"\"text\"", b"null", b"{}", deep.as_bytes(),
+            b"[]",
+            b" 7 ",
+            b"\"text\"",
+            b"null",
+            b"{}",
+            deep.as_bytes(),
             br#"{"n":[-0,1.0e2,123456789012345678901234567890,1E+400],"\ud800":"\udfff\u0000"}"#,
             b"{\"input\":\"\xff\xfe\"}",
             b"\r\n\t{ \"model\" : \"m\" }\n",
@@ -206,14 +222,20 @@ mod tests {
 
     #[test]
     fn what_is_not_json_does_not() {
-        for body in ["", "{", "{\"a\":1", "{\"a\":1}x", "{'a':1}", "{\"a\":01}", "{\"a\":NaN}", "{\"a\":1,}", "model=gpt", "{1:2}"] {
+        for body in
+            ["", "{", "{\"a\":1", "{\"a\":1}x", "{'a':1}", "{\"a\":01}", "{\"a\":NaN}", "{\"a\":1,}", "model=gpt", "{1:2}"]
+        {
             assert!(Peek::at(body.as_bytes()).is_err(), "{body}");
         }
     }
 
     #[test]
     fn a_stable_prefix_is_the_same_all_conversation_long() {
-        let turn = |rest: &str| format!(r#"{{"model":"m","tools":[{{"name":"t"}}],"input":[{{"role":"developer","content":"d"}},{{"role":"user","content":"u"}}{rest}]}}"#);
+        let turn = |rest: &str| {
+            format!(
+                r#"{{"model":"m","tools":[{{"name":"t"}}],"input":[{{"role":"developer","content":"d"}},{{"role":"user","content":"u"}}{rest}]}}"#
+            )
+        };
         let (first, later) = (turn(""), turn(r#",{"role":"assistant","content":"a"},{"role":"user","content":"v"}"#));
         assert_eq!(stable_prefix(first.as_bytes()).unwrap(), stable_prefix(later.as_bytes()).unwrap());
         let other = first.replace(r#""u""#, r#""w""#);

@@ -29,7 +29,10 @@ impl Memory {
 
     pub fn get(&self, id: &str) -> Option<Held> {
         let now = Instant::now();
-        self.lock().get(id).filter(|entry| entry.expires > now).map(|entry| Held { value: entry.value.clone(), left: entry.expires - now })
+        self.lock()
+            .get(id)
+            .filter(|entry| entry.expires > now)
+            .map(|entry| Held { value: entry.value.clone(), left: entry.expires - now })
     }
 
     pub fn claim(&self, id: &str, value: &str, ttl: Duration) -> Option<String> {
