@@ -51,7 +51,6 @@ const BAD: &[(&str, &str, &str)] = &[
     ("[store]", "[failover]\nambiguous = true\n[store]", "failover"),
     (KEY, "", "key"),
     (SECRET, "secret = \"canary-short\"\n", "server.secret"),
-    (SECRET, "", "server.secret"),
     (SECRET, "secret = { env = \"WARMKEY_IT_IS_NOT_SET\" }\n", "WARMKEY_IT_IS_NOT_SET"),
     (SECRET, "secret = { file = \"/nowhere/at/all\" }\n", "/nowhere/at/all"),
     (SECRET, "secret = { enviroment = \"X\" }\n", "secret"),
@@ -68,7 +67,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"ftp://x\"", "base_url"),
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"http://127.0.0.1:9/v1\"\nconnect_timeout = \"1.5s\"", "1.5s"),
     ("token = \"token-canary-alice\"", "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"", "token"),
-    ("token = \"token-canary-alice\"", "token_file = \"/nowhere/at/all\"", "/nowhere/at/all"),
+    (CLIENT, "[[client]]\ntoken_file = \"/nowhere/at/all\"\n", "/nowhere/at/all"),
     ("[server]", "[server", "line"),
 ];
 

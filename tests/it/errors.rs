@@ -68,7 +68,7 @@ async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
     let file = folder.write("tokens", "carol token-of-carol\ndave token-of-dave\n");
     let hash = crate::codex::sha256(b"token-of-erin");
     let clients = format!(
-        "[[client]]\nid = \"erin\"\ntoken_sha256 = {hash:?}\n[[client]]\nid = \"file\"\ntoken_file = {:?}\n",
+        "[[client]]\nid = \"erin\"\ntoken_sha256 = {hash:?}\n[[client]]\ntoken_file = {:?}\n",
         file.display().to_string()
     );
     let upstream = Recorder::answering(completed()).await;
