@@ -11,7 +11,7 @@ use crate::client::{self, Clients};
 use crate::key::{self, UpstreamSettings, table::Table};
 use crate::session::HopSettings;
 use crate::setting::Secret;
-use crate::{binding, server, store, telemetry};
+use crate::{binding, server, simulator, store, telemetry};
 
 /// The defaults, which are also the reference of all options.
 const DEFAULT: &str = include_str!("config/default.toml");
@@ -36,6 +36,9 @@ pub struct Config {
     pub key: Vec<key::Settings>,
     #[serde(default)]
     pub client: Vec<client::Settings>,
+    /// The simulated upstream: one file may describe both.
+    #[serde(default)]
+    pub sim: simulator::Config,
 }
 
 /// `[ledger]`: refused but for `none:` until there is one.

@@ -99,8 +99,10 @@ impl Error {
     /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on anything else.
     pub fn to_response(&self) -> Response<Body> {
         let (status, code, class, fault) = self.kind.describe();
-        let body = serde_json::json!({ "error": { "message": self.message, "type": class, "param": null, "code": code } });
-        let mut response = Response::new(Body::from(body.to_string()));
+        // In the order in which the real service writes them.
+        let message = serde_json::Value::from(self.message.as_str());
+        let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":null,"code":"{code}"}}}}"#);
+        let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

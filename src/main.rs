@@ -2,13 +2,18 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use warmkey::app::Replica;
 use warmkey::config::{Config, Plan, StoreChoice};
+use warmkey::server::listener::Listener;
+use warmkey::simulator::Simulator;
+use warmkey::task::Tasks;
 use warmkey::telemetry;
 
 /// The configuration cannot run (sysexits.h: EX_USAGE).
@@ -26,6 +31,8 @@ struct Line {
 enum Command {
     /// Run one replica of the gateway
     Serve(File),
+    /// Run the simulated upstream alone
+    Simulate(Simulate),
     /// Validate the configuration, reach the store, and say what would run
     Check(File),
 }
@@ -37,6 +44,15 @@ struct File {
     config: Option<PathBuf>,
 }
 
+#[derive(clap::Args)]
+struct Simulate {
+    #[command(flatten)]
+    file: File,
+    /// Where it listens
+    #[arg(long, default_value = "127.0.0.1:9100")]
+    listen: SocketAddr,
+}
+
 fn main() -> ExitCode {
     let line = Line::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -46,6 +62,7 @@ fn main() -> ExitCode {
     let code = runtime.block_on(async {
         match line.command {
             Command::Serve(file) => serve(&file).await,
+            Command::Simulate(simulate) => self::simulate(&simulate).await,
             Command::Check(file) => check(&file).await,
         }
     });
@@ -60,9 +77,9 @@ async fn serve(file: &File) -> ExitCode {
         Err(code) => return code,
     };
     telemetry::start(&plan.config.telemetry);
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => return failed(&error.to_string()),
+    let (mut terminate, mut interrupt) = match signals() {
+        Ok(both) => both,
+        Err(error) => return failed(&error.to_string()),
     };
     let replica = match Replica::start(plan, None).await {
         Ok(replica) => replica,
@@ -76,11 +93,46 @@ async fn serve(file: &File) -> ExitCode {
     }
 }
 
+fn signals() -> std::io::Result<(Signal, Signal)> {
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+}
+
 async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+}
+
+async fn simulate(simulate: &Simulate) -> ExitCode {
+    let simulator = Config::load(simulate.file.config.as_deref()).and_then(|config| {
+        telemetry::start(&config.telemetry);
+        let simulator = Simulator::new(&config.sim)?;
+        simulator.admits(simulate.listen)?;
+        Ok((simulator, config.server.header_timeout.0))
+    });
+    let (simulator, header_timeout) = match simulator {
+        Ok(both) => both,
+        Err(fault) => {
+            eprintln!("{fault}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let bound = Listener::bind(simulate.listen, header_timeout).and_then(|listener| Ok((listener.address()?, listener)));
+    let (address, listener) = match bound {
+        Ok(bound) => bound,
+        Err(error) => return failed(&format!("cannot listen on {}: {error}", simulate.listen)),
+    };
+    let (mut terminate, mut interrupt) = match signals() {
+        Ok(both) => both,
+        Err(error) => return failed(&error.to_string()),
+    };
+    println!("simulating on http://{address}");
+    tokio::select! {
+        () = simulator.serve(listener, Tasks::new(), CancellationToken::new()) => {}
+        () = told(&mut terminate, &mut interrupt) => {}
+    }
+    ExitCode::SUCCESS
 }
 
 async fn check(file: &File) -> ExitCode {
