@@ -98,10 +98,9 @@ async fn a_bad_configuration_is_refused_with_one_line() {
 
 #[tokio::test]
 async fn two_of_one_name_are_refused() {
-    for (text, word) in [
-        (format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"),
-        (format!("{GOOD}{UPSTREAM}"), "openai"),
-    ] {
+    for (text, word) in
+        [(format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"), (format!("{GOOD}{UPSTREAM}"), "openai")]
+    {
         expect(word, word, run("serve", &text).await);
     }
 }
