@@ -30,8 +30,10 @@ mod answers;
 mod bytes;
 mod headers;
 
+mod books;
 mod configuration;
 mod drain;
 mod errors;
+mod http;
 mod leaving;
 mod limits;

@@ -186,6 +186,13 @@ impl Connection {
         head(&mut self.read, &mut self.buffer, &mut self.left).await
     }
 
+    /// The status of what comes next, be it only an interim answer.
+    pub async fn interim(&mut self) -> Option<u16> {
+        let status = line(&mut self.read, &mut self.buffer).await?;
+        while !line(&mut self.read, &mut self.buffer).await?.is_empty() {}
+        status.split(' ').nth(1).and_then(|code| code.parse().ok())
+    }
+
     /// What comes next of the body.
     pub async fn piece(&mut self) -> Piece {
         loop {
