@@ -89,7 +89,10 @@ async fn a_client_that_leaves_after_the_terminal_event_was_served() {
         eventually(SOON, "the last chunk", async || upstream.seen()[usize::from(turn) - 1].answered.then_some(())).await;
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
     }
-    assert_eq!(upstream.connections(), 1, "the upstream connection lives on");
+    assert!(upstream.seen().iter().all(|seen| seen.left.is_none()), "the gateway left no connection");
+    upstream.release(1);
+    assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200);
+    assert!(upstream.connections() <= 3, "and the next turn finds one that lives on: {}", upstream.connections());
     assert_eq!(turns(&cluster, "client_left").await, 0.0);
 }
 
