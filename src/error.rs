@@ -29,6 +29,7 @@ pub enum Kind {
     InvalidRequest,
     RequestTooLarge,
     RequestTimeout,
+    InsufficientQuota,
     NoKeyAvailable,
     UpstreamUnreachable,
     UpstreamInterrupted,
@@ -49,6 +50,8 @@ impl Kind {
             Self::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client),
             Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", REQUEST, Fault::Client),
+            // Codex stops at once on this code, and tells its user: what is meant here.
+            Self::InsufficientQuota => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", Fault::Client),
             Self::NoKeyAvailable => (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway),
             Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream),
             Self::UpstreamInterrupted => (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream),
