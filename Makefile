@@ -40,7 +40,8 @@ lint: ## formatting and clippy, warnings denied
 format: ## rewrite the sources as `make lint` wants them
 	cargo fmt
 
-audit: ## licences, bans and sources of the dependencies, without a network; needs `cargo install cargo-deny --locked`
+audit: ## licences, bans and sources of the dependencies; needs `cargo install cargo-deny --locked`
+	cargo fetch --locked
 	cargo deny --offline --locked check bans licenses sources
 
 ci: ## what continuous integration runs
