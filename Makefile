@@ -27,7 +27,7 @@ test: ## everything but the real clients; installs redis-server and haproxy wher
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run
-	python3 tests/clients/codex.py --codex $(CODEX) --warmkey $(WARMKEY)
+	python3 -B tests/clients/codex.py --codex $(CODEX) --warmkey $(WARMKEY)
 
 $(CODEX)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
