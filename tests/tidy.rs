@@ -9,6 +9,19 @@ use source::{File, declared, file, line_of, listed, paths, repository};
 mod source;
 
 const LONGEST: usize = 400;
+/// What a file that calls itself pure in its opening cannot need: waiting, clocks, the world outside.
+const IMPURE: [&str; 10] = [
+    ".await",
+    "async ",
+    "tokio::",
+    "Instant::now",
+    "SystemTime::now",
+    "std::fs",
+    "std::net",
+    "std::env",
+    "reqwest::",
+    "getrandom",
+];
 /// Names that say nothing about what is inside.
 const EMPTY_NAMES: [&str; 11] =
     ["util", "common", "helpers", "misc", "types", "manager", "handler", "processor", "service", "data", "core"];
@@ -62,6 +75,22 @@ fn a_file_opens_with_what_it_decides() {
     let fault = "opens without a `//!` sentence that says what it decides";
     assert_eq!(unopened(&wrong), [format!("src/a.rs:1: {fault}"), format!("src/b.rs:1: {fault}")]);
     assert_none(unopened(&repository()));
+}
+
+#[test]
+fn a_pure_file_waits_for_nothing_and_asks_no_clock() {
+    let body = "fn f() { // .await\n    let now = Instant::now();\n}\n#[cfg(test)]\nmod tests { use std::fs; }";
+    let wrong =
+        [file("src/a.rs", &format!("//! Decides much. Pure.\n{body}")), file("src/b.rs", &format!("//! Does much.\n{body}"))];
+    assert_eq!(impure(&wrong), ["src/a.rs:3: `Instant::now` in a file that says it is pure"]);
+    assert_none(impure(&repository()));
+}
+
+#[test]
+fn every_metric_is_registered_in_one_place() {
+    let wrong = [file("src/metrics.rs", "use prometheus_client::x;"), file("src/turn.rs", "\nuse prometheus_client::y;")];
+    assert_eq!(metrics_elsewhere(&wrong), ["src/turn.rs:2: metrics are made in src/metrics.rs"]);
+    assert_none(metrics_elsewhere(&repository()));
 }
 
 #[test]
@@ -197,6 +226,24 @@ fn unopened(files: &[File]) -> Vec<String> {
     };
     let silent = files.iter().filter(|file| file.is_code_below("src/") && !is_opened(&file.text));
     silent.map(|file| format!("{}:1: opens without a `//!` sentence that says what it decides", file.path)).collect()
+}
+
+fn impure(files: &[File]) -> Vec<String> {
+    let is_pure = |text: &str| text.lines().map_while(|line| line.strip_prefix("//!")).any(|line| line.contains("Pure."));
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.is_code_below("src/") && is_pure(&file.text)) {
+        for (at, line) in file.code.lines().enumerate() {
+            let found = IMPURE.iter().filter(|word| line.contains(*word));
+            faults.extend(found.map(|word| format!("{}:{}: `{word}` in a file that says it is pure", file.path, at + 1)));
+        }
+    }
+    faults
+}
+
+fn metrics_elsewhere(files: &[File]) -> Vec<String> {
+    let elsewhere = files.iter().filter(|file| file.is_code_below("src/") && file.path != "src/metrics.rs");
+    let found = elsewhere.filter_map(|file| Some((file, file.code.find("prometheus_client")?)));
+    found.map(|(file, at)| format!("{}:{}: metrics are made in src/metrics.rs", file.path, line_of(&file.code, at))).collect()
 }
 
 fn empty_names(files: &[File]) -> Vec<String> {
