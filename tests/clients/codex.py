@@ -188,7 +188,7 @@ def a_session_resumed_on_the_other_replica(world):
 
 
 def a_replica_killed_in_mid_stream(world):
-    run = world.codex("SLOW please: tell me a long story.")
+    run = world.codex("SLOW:60x100ms please, a long story.")
     streaming = lambda: run.exchanges and len(run.exchanges[0].events("response.output_text.delta")) >= 2
     wait_for("answer that streams", streaming, seconds=60)
     broken = run.exchanges[0]
