@@ -4,3 +4,5 @@ pub mod setting;
 pub mod task;
 
 pub mod server;
+
+pub mod simulator;

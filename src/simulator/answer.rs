@@ -1,0 +1,316 @@
+//! What the model says, and the events that say it: one answer in the shapes of the real service.
+//!
+//! Decides the order and the form of events and of the response object. Plays nothing: when an event is sent, and whether all of
+//! them are, is the stream's affair.
+
+use std::fmt::Arguments;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+const WORDS: &[&str] =
+    &["the ", "cache ", "of ", "this ", "session ", "stays ", "warm ", "and ", "nothing ", "is ", "computed ", "twice, "];
+const REASONING_TOKENS: u64 = 64;
+
+/// The text of an answer, in the pieces in which it is streamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Text {
+    Words { events: u64, seed: u64 },
+    Big { bytes: u64 },
+}
+
+impl Text {
+    fn events(&self) -> u64 {
+        if let Self::Words { events, .. } = self { *events } else { 1 }
+    }
+
+    fn push(&self, event: u64, text: &mut String) {
+        match self {
+            Self::Words { seed, .. } => text.push_str(WORDS[(seed.wrapping_add(event) % WORDS.len() as u64) as usize]),
+            Self::Big { bytes } => text.extend(std::iter::repeat_n("0123456789abcdef", (*bytes / 16) as usize)),
+        }
+        if let Self::Big { bytes } = self {
+            text.extend(std::iter::repeat_n('x', (*bytes % 16) as usize));
+        }
+    }
+
+    fn whole(&self) -> String {
+        let mut text = String::new();
+        (0..self.events()).for_each(|event| self.push(event, &mut text));
+        text
+    }
+
+    /// A piece of the stream, or all of it, as a JSON string. It holds nothing that needs escaping.
+    fn spelled(&self, event: Option<u64>) -> String {
+        let mut text = String::from("\"");
+        match event {
+            Some(event) => self.push(event, &mut text),
+            None => text.push_str(&self.whole()),
+        }
+        text.push('"');
+        text
+    }
+
+    fn tokens(&self) -> u64 {
+        if let Self::Big { bytes } = self { bytes / 4 } else { self.events() }
+    }
+}
+
+/// One output item. Ids carry their prefix already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// Without `sealed`, it comes without its content.
+    Reasoning {
+        id: String,
+        sealed: Option<String>,
+    },
+    Message {
+        id: String,
+        text: Text,
+    },
+    Call {
+        id: String,
+        call_id: String,
+        name: String,
+        namespace: Option<String>,
+        arguments: String,
+    },
+    Compaction {
+        id: String,
+        sealed: String,
+    },
+}
+
+impl Item {
+    fn id(&self) -> &str {
+        match self {
+            Self::Reasoning { id, .. } | Self::Message { id, .. } | Self::Call { id, .. } | Self::Compaction { id, .. } => id,
+        }
+    }
+
+    /// The item as it stands at its end.
+    pub fn json(&self) -> String {
+        self.spelled(true)
+    }
+
+    fn spelled(&self, done: bool) -> String {
+        let status = if done { "completed" } else { "in_progress" };
+        match self {
+            Self::Reasoning { id, sealed } => {
+                let content = sealed.as_ref().map(|text| format!(r#","encrypted_content":"{text}""#)).unwrap_or_default();
+                format!(r#"{{"id":"{id}","type":"reasoning","summary":[]{content}}}"#)
+            }
+            Self::Message { id, text } => {
+                let parts = if done { part(&text.spelled(None)) } else { String::new() };
+                format!(r#"{{"id":"{id}","type":"message","status":"{status}","role":"assistant","content":[{parts}]}}"#)
+            }
+            Self::Call { id, call_id, name, namespace, arguments } => {
+                let arguments = if done { quoted(arguments) } else { "\"\"".into() };
+                let space = namespace.as_ref().map(|space| format!(r#","namespace":{}"#, quoted(space))).unwrap_or_default();
+                format!(
+                    r#"{{"id":"{id}","type":"function_call","status":"{status}","name":{}{space},"arguments":{arguments},"call_id":"{call_id}"}}"#,
+                    quoted(name)
+                )
+            }
+            Self::Compaction { id, sealed } => format!(r#"{{"id":"{id}","type":"compaction","encrypted_content":"{sealed}"}}"#),
+        }
+    }
+
+    fn tokens(&self) -> u64 {
+        match self {
+            Self::Reasoning { .. } => REASONING_TOKENS,
+            Self::Message { text, .. } => text.tokens(),
+            Self::Call { name, arguments, .. } => ((name.len() + arguments.len()) / 4) as u64,
+            Self::Compaction { sealed, .. } => (sealed.len() / 4) as u64,
+        }
+    }
+}
+
+fn part(text: &str) -> String {
+    format!(r#"{{"type":"output_text","text":{text},"annotations":[],"logprobs":[]}}"#)
+}
+
+pub fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// What the input cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub input: u64,
+    pub cached: u64,
+    pub written: u64,
+    /// Of `written`, what lives half a day; nothing where the regime has no writes.
+    pub written_half_day: Option<u64>,
+}
+
+/// One answer, before it is sent.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub id: String,
+    /// Seconds since 1970.
+    pub created_at: u64,
+    pub items: Vec<Item>,
+    pub usage: Usage,
+    /// Fields of the response object that echo the request: `"model":...,"store":...`.
+    pub echo: String,
+    /// Pads text events, as the service does unless asked not to.
+    pub obfuscate: bool,
+}
+
+/// One event of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Created,
+    InProgress,
+    Added(usize),
+    PartAdded(usize),
+    Delta(usize, u64),
+    TextDone(usize),
+    PartDone(usize),
+    Arguments(usize),
+    ArgumentsDone(usize),
+    Done(usize),
+    Completed,
+}
+
+impl Answer {
+    /// The events of a whole answer, in order.
+    pub fn steps(&self) -> Vec<Step> {
+        let mut steps = vec![Step::Created, Step::InProgress];
+        for (index, item) in self.items.iter().enumerate() {
+            steps.push(Step::Added(index));
+            match item {
+                Item::Message { text, .. } => {
+                    steps.push(Step::PartAdded(index));
+                    steps.extend((0..text.events()).map(|event| Step::Delta(index, event)));
+                    steps.extend([Step::TextDone(index), Step::PartDone(index)]);
+                }
+                Item::Call { .. } => steps.extend([Step::Arguments(index), Step::ArgumentsDone(index)]),
+                Item::Reasoning { .. } | Item::Compaction { .. } => {}
+            }
+            steps.push(Step::Done(index));
+        }
+        steps.push(Step::Completed);
+        steps
+    }
+
+    pub fn output_tokens(&self) -> u64 {
+        self.items.iter().map(Item::tokens).sum()
+    }
+
+    /// The response object at its end: the whole body of an answer that is not streamed.
+    pub fn object(&self) -> String {
+        self.response("completed", "null", true)
+    }
+
+    fn response(&self, status: &str, error: &str, whole: bool) -> String {
+        let output: Vec<String> = if whole { self.items.iter().map(Item::json).collect() } else { Vec::new() };
+        let usage = if whole { self.usage() } else { "null".into() };
+        format!(
+            r#"{{"id":"{}","object":"response","created_at":{},"status":"{status}","background":false,"error":{error},"incomplete_details":null,{},"output":[{}],"usage":{usage}}}"#,
+            self.id,
+            self.created_at,
+            self.echo,
+            output.join(",")
+        )
+    }
+
+    fn usage(&self) -> String {
+        let Usage { input, cached, written, written_half_day } = self.usage;
+        let details = written_half_day.map(|half_day| {
+            let half_hour = written - half_day;
+            format!(r#","cache_write_tokens_details":{{"ttl_30m_tokens":{half_hour},"ttl_12h_tokens":{half_day}}}"#)
+        });
+        let reasoning: u64 = self.items.iter().filter(|item| matches!(item, Item::Reasoning { .. })).map(Item::tokens).sum();
+        let output = self.output_tokens();
+        format!(
+            r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":{cached},"cache_write_tokens":{written}{}}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":{reasoning}}},"total_tokens":{}}}"#,
+            details.unwrap_or_default(),
+            input + output
+        )
+    }
+
+    /// One event as it goes over the wire.
+    pub fn event(&self, step: Step, number: u64) -> Bytes {
+        match step {
+            Step::Created => {
+                frame("response.created", number, format_args!(r#""response":{}"#, self.response("in_progress", "null", false)))
+            }
+            Step::InProgress => frame(
+                "response.in_progress",
+                number,
+                format_args!(r#""response":{}"#, self.response("in_progress", "null", false)),
+            ),
+            Step::Completed => frame("response.completed", number, format_args!(r#""response":{}"#, self.object())),
+            Step::Added(index) => self.item_event("response.output_item.added", index, false, number),
+            Step::Done(index) => self.item_event("response.output_item.done", index, true, number),
+            Step::PartAdded(index) => {
+                self.part_event("response.content_part.added", index, format_args!(r#""part":{}"#, part("\"\"")), number)
+            }
+            Step::PartDone(index) => {
+                let part = part(&self.text(index, None));
+                self.part_event("response.content_part.done", index, format_args!(r#""part":{part}"#), number)
+            }
+            Step::Delta(index, event) => {
+                let delta = self.text(index, Some(event));
+                let pad = if self.obfuscate {
+                    format!(r#","obfuscation":"{}""#, &self.id[self.id.len().saturating_sub(16)..])
+                } else {
+                    String::new()
+                };
+                self.part_event(
+                    "response.output_text.delta",
+                    index,
+                    format_args!(r#""delta":{delta},"logprobs":[]{pad}"#),
+                    number,
+                )
+            }
+            Step::TextDone(index) => {
+                let text = self.text(index, None);
+                self.part_event("response.output_text.done", index, format_args!(r#""text":{text},"logprobs":[]"#), number)
+            }
+            Step::Arguments(index) => self.call_event("response.function_call_arguments.delta", "delta", index, number),
+            Step::ArgumentsDone(index) => self.call_event("response.function_call_arguments.done", "arguments", index, number),
+        }
+    }
+
+    /// The event that ends a stream in failure. `error` is what stands inside `error` of a refusal.
+    pub fn failed(&self, error: &Value, number: u64) -> Bytes {
+        let error = format!(r#"{{"code":{},"message":{}}}"#, error["code"], error["message"]);
+        frame("response.failed", number, format_args!(r#""response":{}"#, self.response("failed", &error, false)))
+    }
+
+    /// The bare, flat event that ends a stream in failure.
+    pub fn error(&self, error: &Value, number: u64) -> Bytes {
+        let fields =
+            format_args!(r#""code":{},"message":{},"param":{}"#, error["code"], error["message"], error["param"]).to_string();
+        frame("error", number, format_args!("{fields}"))
+    }
+
+    fn text(&self, index: usize, event: Option<u64>) -> String {
+        if let Item::Message { text, .. } = &self.items[index] { text.spelled(event) } else { "\"\"".into() }
+    }
+
+    fn item_event(&self, kind: &str, index: usize, done: bool, number: u64) -> Bytes {
+        frame(kind, number, format_args!(r#""output_index":{index},"item":{}"#, self.items[index].spelled(done)))
+    }
+
+    fn part_event(&self, kind: &str, index: usize, fields: Arguments<'_>, number: u64) -> Bytes {
+        let id = self.items[index].id();
+        frame(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"content_index":0,{fields}"#))
+    }
+
+    fn call_event(&self, kind: &str, field: &str, index: usize, number: u64) -> Bytes {
+        let arguments = if let Item::Call { arguments, .. } = &self.items[index] { quoted(arguments) } else { "\"\"".into() };
+        let id = self.items[index].id();
+        frame(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"{field}":{arguments}"#))
+    }
+}
+
+fn frame(kind: &str, number: u64, fields: Arguments<'_>) -> Bytes {
+    Bytes::from(format!("event: {kind}\ndata: {{\"type\":\"{kind}\",\"sequence_number\":{number},{fields}}}\n\n"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Scripted faults: which request fails, and how.
+//!
+//! Decides by key, organization, project, model and session; each fault strikes so many times, or until it is cleared. The first
+//! one added that fits wins. Plays nothing itself.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::key::Key;
+use crate::setting::Span;
+
+/// Faults kept at once.
+const MOST_FAULTS: usize = 10_000;
+
+/// One scripted fault: what it narrows to, and what happens. `POST /_sim/fault` takes it as JSON.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fault {
+    pub key: Option<String>,
+    pub organization: Option<String>,
+    pub project: Option<String>,
+    pub model: Option<String>,
+    pub session: Option<String>,
+    /// Answered with this status; 200 is a stream that begins well and ends in `response.failed`.
+    pub status: Option<u16>,
+    /// The error's code; absent, the usual one of the status.
+    pub code: Option<String>,
+    /// `5` (seconds) or `"1500ms"`.
+    #[serde(deserialize_with = "seconds_or_span")]
+    pub retry_after: Option<Duration>,
+    /// Waits so long, in real time: before the headers, or after `cut_after_events` events.
+    pub stall: Option<Span>,
+    /// Ends the stream after so many events, without a terminal one.
+    pub cut_after_events: Option<u64>,
+    /// Breaks the connection: after `cut_after_events` events, or before the first byte.
+    pub reset: bool,
+    /// A `code` under status 200 comes as a bare `error` event instead of `response.failed`.
+    pub error_event: bool,
+    /// How many requests it strikes; absent, all until it is cleared.
+    pub times: Option<u64>,
+}
+
+fn seconds_or_span<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Seconds(f64),
+        Span(Span),
+    }
+    match Option::<Written>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Written::Span(span)) => Ok(Some(span.0)),
+        Some(Written::Seconds(seconds)) => Duration::try_from_secs_f64(seconds).map(Some).map_err(serde::de::Error::custom),
+    }
+}
+
+impl Fault {
+    fn fits(&self, key: &Key, model: Option<&str>, session: Option<&str>) -> bool {
+        let narrows = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
+        narrows(&self.key, Some(&key.id))
+            && narrows(&self.organization, Some(&key.organization))
+            && narrows(&self.project, Some(&key.project))
+            && narrows(&self.model, model)
+            && narrows(&self.session, session)
+    }
+
+    /// Whether it makes the key useless for whatever it is asked, not only for answers.
+    fn concerns_the_key(&self) -> bool {
+        self.status == Some(401) && self.model.is_none() && self.session.is_none()
+    }
+}
+
+/// The faults that wait for their requests.
+#[derive(Debug, Default)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    pub fn add(&mut self, fault: Fault) -> Result<(), String> {
+        if let Some(status) = fault.status.filter(|status| !(200..=599).contains(status)) {
+            return Err(format!("{status} is no status that a fault can have"));
+        }
+        if self.0.len() >= MOST_FAULTS {
+            return Err(format!("{MOST_FAULTS} faults are enough"));
+        }
+        self.0.push(fault);
+        Ok(())
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The fault that strikes this turn, counted.
+    pub fn strike(&mut self, key: &Key, model: Option<&str>, session: Option<&str>) -> Option<Fault> {
+        let index = self.0.iter().position(|fault| fault.times != Some(0) && fault.fits(key, model, session))?;
+        if let Some(times) = &mut self.0[index].times {
+            *times -= 1;
+        }
+        let fault = self.0[index].clone();
+        if fault.times == Some(0) {
+            self.0.remove(index);
+        }
+        Some(fault)
+    }
+
+    /// A standing fault of the key itself, which a probe meets as well. Does not count as a strike.
+    pub fn of_key(&self, key: &Key) -> Option<Fault> {
+        self.0.iter().find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(key, None, None)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        let text = |text: &str| text.to_owned();
+        Key { id: text("a-1"), organization: text("org-a"), project: text("proj-1"), region: text("us"), masked: text("*") }
+    }
+
+    fn fault(json: &str) -> Fault {
+        serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
+    }
+
+    #[test]
+    fn a_fault_strikes_whom_it_names_as_often_as_it_says() {
+        let mut faults = Faults::default();
+        faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
+        faults.add(fault(r#"{"key":"a-1","model":"gpt-5.4","status":429,"times":2}"#)).expect("added");
+        let mut strike = |model| faults.strike(&key(), Some(model), None).and_then(|fault| fault.status);
+        assert_eq!(
+            (strike("gpt-5.5"), strike("gpt-5.4"), strike("gpt-5.4"), strike("gpt-5.4")),
+            (None, Some(429), Some(429), None)
+        );
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_span() {
+        assert_eq!(fault(r#"{"retry_after":2}"#).retry_after, Some(Duration::from_secs(2)));
+        assert_eq!(fault(r#"{"retry_after":"1500ms"}"#).retry_after, Some(Duration::from_millis(1500)));
+        assert!(serde_json::from_str::<Fault>(r#"{"retry_after":-1}"#).is_err());
+        assert!(serde_json::from_str::<Fault>(r#"{"statsu":1}"#).is_err());
+        assert!(Faults::default().add(fault(r#"{"status":99}"#)).is_err());
+    }
+
+    #[test]
+    fn a_probe_meets_a_dead_key_and_does_not_revive_it() {
+        let mut faults = Faults::default();
+        faults.add(fault(r#"{"key":"a-1","status":401,"times":1}"#)).expect("added");
+        assert!(faults.of_key(&key()).is_some() && faults.of_key(&key()).is_some());
+        assert!(faults.strike(&key(), None, None).is_some());
+        assert!(faults.of_key(&key()).is_none());
+    }
+}

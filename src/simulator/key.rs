@@ -1,0 +1,152 @@
+//! The simulated keys: who a request comes from, by its `authorization` alone.
+//!
+//! Decides which key a secret is and whether the headers beside it agree. Never shows a secret: the judge knows a key by its id.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode, header};
+use sha2::{Digest, Sha256};
+
+use super::refusal::{Refusal, incorrect_key};
+use super::settings::KeyConfig;
+
+/// One key and its place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Key {
+    pub id: String,
+    pub organization: String,
+    pub project: String,
+    pub region: String,
+    /// A few characters of the secret, as error texts of the real service show them.
+    pub masked: String,
+}
+
+/// All keys, by the hash of their secret.
+#[derive(Debug)]
+pub struct Keys(HashMap<[u8; 32], Arc<Key>>);
+
+impl Keys {
+    pub fn new(configured: &[KeyConfig]) -> Result<Self, String> {
+        let mut keys = HashMap::new();
+        let mut ids: Vec<String> = Vec::new();
+        for (index, key) in configured.iter().enumerate() {
+            let id = key.id.clone().unwrap_or_else(|| format!("{}/{}#{}", key.organization, key.project, index + 1));
+            let secret = key.secret.read().map_err(|error| format!("sim.key {id}: {error}"))?;
+            if ids.contains(&id) {
+                return Err(format!("sim.key {id}: two keys of this id"));
+            }
+            if key.organization.is_empty() || key.project.is_empty() || key.region.is_empty() {
+                return Err(format!("sim.key {id}: organization, project and region must not be empty"));
+            }
+            ids.push(id.clone());
+            let masked = mask(secret.expose());
+            let (organization, project, region) = (key.organization.clone(), key.project.clone(), key.region.clone());
+            let entry = Arc::new(Key { id: id.clone(), organization, project, region, masked });
+            if keys.insert(Sha256::digest(secret.expose()).into(), entry).is_some() {
+                return Err(format!("sim.key {id}: another key has the same secret"));
+            }
+        }
+        Ok(Self(keys))
+    }
+
+    /// Whose request this is. The key comes back beside a refusal that concerns its other headers.
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            let text = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY). You can obtain an API key from https://platform.openai.com/account/api-keys.";
+            return Err((None, unauthorized(None, text.into())));
+        };
+        let text = String::from_utf8_lossy(value.as_bytes());
+        let secret = match text.split_once(' ') {
+            Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => secret.trim(),
+            _ => "",
+        };
+        let Some(key) = self.0.get(<[u8; 32]>::from(Sha256::digest(secret)).as_slice()) else {
+            return Err((None, unauthorized(Some("invalid_api_key"), incorrect_key(&mask(secret)))));
+        };
+        let differs = |name: &str, own: &str| headers.get_all(name).iter().any(|value| value.as_bytes() != own.as_bytes());
+        let mismatch = if differs("openai-organization", &key.organization) {
+            Some(("mismatched_organization", "OpenAI-Organization header should match organization for API key"))
+        } else if differs("openai-project", &key.project) {
+            Some(("mismatched_project", "OpenAI-Project header should match project for API key"))
+        } else {
+            None
+        };
+        match mismatch {
+            Some((code, text)) => Err((Some(Arc::clone(key)), unauthorized(Some(code), text.into()))),
+            None => Ok(Arc::clone(key)),
+        }
+    }
+}
+
+fn unauthorized(code: Option<&str>, message: String) -> Refusal {
+    Refusal::invalid(code, None, message).with_status(StatusCode::UNAUTHORIZED)
+}
+
+/// `sk-abcde***wxyz`: what the real service shows of a key, and nothing of a short one.
+fn mask(secret: &str) -> String {
+    let characters: Vec<char> = secret.chars().collect();
+    if characters.len() < 16 {
+        return "*".repeat(characters.len());
+    }
+    let (head, tail) = (&characters[..8], &characters[characters.len() - 4..]);
+    let stars = "*".repeat((characters.len() - 12).min(32));
+    format!("{}{stars}{}", head.iter().collect::<String>(), tail.iter().collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::setting::{Secret, SecretSource};
+
+    fn configured(secret: &str, organization: &str) -> KeyConfig {
+        KeyConfig {
+            id: None,
+            secret: SecretSource::Text(Secret::new(secret)),
+            organization: organization.into(),
+            project: "default".into(),
+            region: "us".into(),
+        }
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_secret_and_named_by_its_place() {
+        let keys = Keys::new(&[configured("sk-one", "org-a"), configured("sk-two", "org-b")]).expect("two keys");
+        let key = keys.authenticate(&headers(&[("authorization", "Bearer sk-two")])).expect("known");
+        assert_eq!((key.id.as_str(), key.organization.as_str()), ("org-b/default#2", "org-b"));
+    }
+
+    #[test]
+    fn an_unknown_secret_is_refused_without_being_shown() {
+        let keys = Keys::new(&[configured("sk-one", "org-a")]).expect("a key");
+        let (_, refusal) =
+            keys.authenticate(&headers(&[("authorization", "Bearer sk-abcdefghijklmnopqrst")])).expect_err("unknown");
+        assert_eq!((refusal.status.as_u16(), refusal.code.as_deref()), (401, Some("invalid_api_key")));
+        assert!(refusal.message.contains("sk-abcde***********qrst") && !refusal.message.contains("ghij"), "{}", refusal.message);
+        for wrong in [headers(&[]), headers(&[("authorization", "Basic sk-one")]), headers(&[("authorization", "sk-one")])] {
+            assert_eq!(keys.authenticate(&wrong).expect_err("refused").1.status.as_u16(), 401);
+        }
+    }
+
+    #[test]
+    fn an_organization_of_somebody_else_is_refused() {
+        let keys = Keys::new(&[configured("sk-one", "org-a")]).expect("a key");
+        let sent = headers(&[("authorization", "Bearer sk-one"), ("openai-organization", "org-b")]);
+        let (key, refusal) = keys.authenticate(&sent).expect_err("mismatch");
+        assert_eq!(
+            (key.expect("known").id.as_str(), refusal.code.as_deref()),
+            ("org-a/default#1", Some("mismatched_organization"))
+        );
+    }
+
+    #[test]
+    fn two_keys_may_not_be_one() {
+        assert!(Keys::new(&[configured("sk-one", "org-a"), configured("sk-one", "org-b")]).is_err());
+    }
+}

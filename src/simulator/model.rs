@@ -1,0 +1,110 @@
+//! What a model's name says: whether it exists here, and by which rules its prompt cache works.
+//!
+//! Sources: the model table of OpenAI's prompt caching guide. Knows nothing of requests.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+/// Which caching rules a model follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Regime {
+    /// Before GPT-5.6: whatever was sent is cached in steps of so many tokens.
+    Steps { tokens: u64 },
+    /// GPT-5.6 and later: exact breakpoints, and writing them has a price.
+    Breakpoints,
+}
+
+/// The models that `GET /models` lists; others of the same families are served as well.
+const LISTED: &[&str] = &[
+    "gpt-4.1",
+    "gpt-4o",
+    "gpt-5",
+    "gpt-5-codex",
+    "gpt-5.1-codex",
+    "gpt-5.2",
+    "gpt-5.4",
+    "gpt-5.5",
+    "gpt-5.6-sol",
+    "gpt-6-sol",
+    "gpt-6.1-sol",
+];
+
+/// Cached for 24 hours at most unless the request says otherwise; older models keep theirs in memory.
+const RETAINED: &[&str] = &["gpt-5", "gpt-4.1"];
+
+/// Idle for longer than the first, or older than the second, and an entry is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    pub idle: Duration,
+    pub age: Duration,
+}
+
+pub const IN_MEMORY: Life = Life { idle: Duration::from_secs(10 * 60), age: Duration::from_secs(3600) };
+/// "Typically about 30 minutes, at most 24 hours": the typical life, since the maximum is a promise of nothing.
+pub const RETAINED_24H: Life = Life { idle: Duration::from_secs(30 * 60), age: Duration::from_secs(24 * 3600) };
+
+/// The regime of a model, or nothing if no such model exists.
+pub fn regime(model: &str) -> Option<Regime> {
+    if let Some((major, minor)) = model.strip_prefix("gpt-").and_then(version) {
+        return Some(match (major, minor) {
+            (5, 5) => Regime::Steps { tokens: 2048 },
+            _ if (major, minor) >= (5, 6) => Regime::Breakpoints,
+            _ => Regime::Steps { tokens: 128 },
+        });
+    }
+    let reasoning = model.strip_prefix('o').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    (reasoning || model.starts_with("codex-")).then_some(Regime::Steps { tokens: 128 })
+}
+
+/// How long a model of the steps regime remembers when the request does not say.
+pub fn usual_life(model: &str) -> Life {
+    if RETAINED.iter().any(|family| model.starts_with(family)) { RETAINED_24H } else { IN_MEMORY }
+}
+
+/// `5.4-mini` is (5, 4), `4o` is (4, 0), `6-sol` is (6, 0).
+fn version(text: &str) -> Option<(u32, u32)> {
+    let number = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
+    let major = number(text)?;
+    let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    Some((major, rest.strip_prefix('.').and_then(number).unwrap_or(0)))
+}
+
+/// The body of `GET /models`.
+pub fn list() -> String {
+    let data: Vec<_> =
+        LISTED.iter().map(|id| json!({"id": id, "object": "model", "created": 1_790_000_000, "owned_by": "openai"})).collect();
+    json!({"object": "list", "data": data}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_regime_follows_the_version() {
+        for (model, expected) in [
+            ("gpt-4o", Some(Regime::Steps { tokens: 128 })),
+            ("gpt-5", Some(Regime::Steps { tokens: 128 })),
+            ("gpt-5.4-mini", Some(Regime::Steps { tokens: 128 })),
+            ("gpt-5.5-pro", Some(Regime::Steps { tokens: 2048 })),
+            ("gpt-5.6-sol", Some(Regime::Breakpoints)),
+            ("gpt-5.10", Some(Regime::Breakpoints)),
+            ("gpt-6-luna", Some(Regime::Breakpoints)),
+            ("gpt-6.1-sol", Some(Regime::Breakpoints)),
+            ("o3", Some(Regime::Steps { tokens: 128 })),
+            ("claude", None),
+            ("gpt-", None),
+            ("omni", None),
+            ("", None),
+        ] {
+            assert_eq!(regime(model), expected, "{model}");
+        }
+    }
+
+    #[test]
+    fn what_is_listed_is_served() {
+        assert!(LISTED.iter().all(|model| regime(model).is_some()));
+        assert_eq!((usual_life("gpt-5.4"), usual_life("gpt-4o")), (RETAINED_24H, IN_MEMORY));
+    }
+}

@@ -1,0 +1,249 @@
+//! The prefix of a request: its whole context rendered in the order in which a model reads it, and the places in it that a
+//! cache can be matched at.
+//!
+//! Order: settings (they cost no tokens, yet change the prefix), tools, instructions, then the items of the history. A token is
+//! four rendered bytes. Rendering is by the bytes as sent, so it is stricter than the service: a re-ordered schema, a respelled
+//! escape or number is another prefix. What a model never sees is left out: item ids and states, Codex's own metadata, marks.
+
+use sha2::{Digest as _, Sha256};
+
+use super::json::{Kind, Value};
+use super::request::{Ask, Ttl, item_type, ttl_of};
+
+/// Rendered bytes to a token.
+pub const TOKEN: usize = 4;
+
+/// Fields of an item that a model never sees.
+const UNSEEN: &[&str] = &["id", "status", "internal_chat_message_metadata_passthrough"];
+/// Fields of a content part that a model never sees.
+const UNSEEN_IN_PART: &[&str] = &["prompt_cache_breakpoint", "annotations", "logprobs"];
+
+pub type Digest = [u8; 16];
+
+/// Who speaks in an item, as far as caching cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Developer,
+    User,
+    ToolOutput,
+    Other,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    end: usize,
+    role: Role,
+}
+
+/// Rendered items of a history.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    bytes: Vec<u8>,
+    items: Vec<Item>,
+    /// Where explicit marks stand; no life of their own means that of the request.
+    marks: Vec<(usize, Option<Ttl>)>,
+    /// Some item replaces an earlier history.
+    pub compacted: bool,
+}
+
+impl History {
+    pub fn take(&mut self, item: Value<'_>) {
+        let kind = item_type(item);
+        let role = match kind.as_ref() {
+            "compaction_trigger" => return,
+            "message" | "additional_tools" => match item.get("role").and_then(Value::text).as_deref() {
+                Some("user") => Role::User,
+                Some("developer" | "system") => Role::Developer,
+                _ => Role::Other,
+            },
+            other if other.ends_with("_output") => Role::ToolOutput,
+            _ => Role::Other,
+        };
+        self.compacted |= kind == "compaction";
+        self.bytes.push(b'\x1e');
+        for (name, value) in item.entries().filter(|(name, _)| !UNSEEN.iter().any(|unseen| name.is_text(unseen))) {
+            self.bytes.extend_from_slice(name.raw());
+            if name.is_text("content") && value.kind() == Kind::Array {
+                value.items().for_each(|part| self.take_part(part));
+            } else {
+                self.bytes.extend_from_slice(value.raw());
+            }
+        }
+        self.items.push(Item { end: self.bytes.len(), role });
+    }
+
+    /// An `input` that is a string is one user message.
+    pub fn take_text(&mut self, text: Value<'_>) {
+        self.bytes.push(b'\x1e');
+        self.bytes.extend_from_slice(text.raw());
+        self.items.push(Item { end: self.bytes.len(), role: Role::User });
+    }
+
+    fn take_part(&mut self, part: Value<'_>) {
+        if part.kind() != Kind::Object {
+            self.bytes.extend_from_slice(part.raw());
+            return;
+        }
+        for (name, value) in part.entries().filter(|(name, _)| !UNSEEN_IN_PART.iter().any(|unseen| name.is_text(unseen))) {
+            self.bytes.extend_from_slice(name.raw());
+            self.bytes.extend_from_slice(value.raw());
+        }
+        if let Some(mark) = part.get("prompt_cache_breakpoint") {
+            let ttl = mark.get("ttl").and_then(Value::text);
+            self.marks.push((self.bytes.len(), ttl.and_then(|ttl| ttl_of(Some(&ttl)))));
+        }
+    }
+
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Ends that the service may mark by itself: user messages, the last tool output of a run, and the end of the first run
+    /// of developer messages.
+    fn eligible(&self) -> impl Iterator<Item = (usize, Stop)> {
+        let developers = self.items.iter().take_while(|item| item.role == Role::Developer).count();
+        self.items.iter().enumerate().filter_map(move |(index, item)| {
+            let next = self.items.get(index + 1).map(|next| next.role);
+            match item.role {
+                Role::User => Some((item.end, Stop::Turn)),
+                Role::ToolOutput if next != Some(Role::ToolOutput) => Some((item.end, Stop::Turn)),
+                Role::Developer if index + 1 == developers => Some((item.end, Stop::Developer)),
+                _ => None,
+            }
+        })
+    }
+}
+
+/// Why a prefix can be matched here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The end of a user message or of a run of tool outputs.
+    Turn,
+    /// The end of the first run of developer messages.
+    Developer,
+    /// An explicit `prompt_cache_breakpoint`, with its own life if it has one.
+    Mark(Option<Ttl>),
+}
+
+/// One place that a cache can be matched at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    pub digest: Digest,
+    pub tokens: u64,
+    pub stop: Stop,
+}
+
+/// The hashes of a request's prefix.
+#[derive(Clone, Debug)]
+pub struct Prefix {
+    pub tokens: u64,
+    /// After each step of so many tokens; only asked for where the regime has steps.
+    pub steps: Vec<Digest>,
+    /// In order of length; only asked for where the regime has breakpoints.
+    pub ends: Vec<End>,
+    /// Of the first 256 tokens: what the service steers by.
+    pub head: Digest,
+}
+
+impl Prefix {
+    /// `step`: tokens of a step, or nothing for breakpoints.
+    pub fn new(ask: &Ask<'_>, history: &History, step: Option<u64>) -> Self {
+        let settings = settings(ask);
+        let mut context = Vec::new();
+        for tool in ask.tools.iter().flat_map(|tools| tools.items()) {
+            context.push(b'\x1d');
+            context.extend_from_slice(tool.raw());
+        }
+        if let Some(instructions) = ask.instructions {
+            context.push(b'\x1c');
+            context.extend_from_slice(instructions.raw());
+        }
+        let length = context.len() + history.bytes.len();
+        let mut prefix = Self {
+            tokens: ((length / TOKEN) as u64).max(1),
+            steps: Vec::new(),
+            ends: Vec::new(),
+            head: short(Sha256::new().chain_update(&context[..context.len().min(256 * TOKEN)]).chain_update({
+                let room = (256 * TOKEN).saturating_sub(context.len());
+                &history.bytes[..history.bytes.len().min(room)]
+            })),
+        };
+        match step {
+            Some(tokens) => {
+                let before = context.len();
+                context.extend_from_slice(&history.bytes);
+                debug_assert_eq!(context.len(), before + history.bytes.len());
+                prefix.steps = steps(&settings, &context, tokens as usize * TOKEN);
+            }
+            None => prefix.ends = ends(&settings, &context, history),
+        }
+        prefix
+    }
+}
+
+fn short(hasher: Sha256) -> Digest {
+    let mut digest = Digest::default();
+    digest.copy_from_slice(&hasher.finalize()[..16]);
+    digest
+}
+
+/// A digest of named parts, in order.
+pub fn digest(parts: &[&[u8]]) -> Digest {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    short(hasher)
+}
+
+/// Settings that are part of the prefix although they are no text.
+fn settings(ask: &Ask<'_>) -> Digest {
+    let [format, effort, verbosity] = shaping(ask);
+    let raw = |name| ask.body.get(name).map_or(&b""[..], Value::raw);
+    digest(&[
+        ask.model.as_bytes(),
+        ask.tier.as_bytes(),
+        format,
+        effort,
+        verbosity,
+        raw("parallel_tool_calls"),
+        raw("context_management"),
+    ])
+}
+
+/// `text.format`, `reasoning.effort` and `text.verbosity`, as sent.
+pub fn shaping<'d>(ask: &Ask<'d>) -> [&'d [u8]; 3] {
+    let raw = |outer, inner| ask.body.get(outer).and_then(|value| value.get(inner)).map_or(&b""[..], Value::raw);
+    [raw("text", "format"), raw("reasoning", "effort"), raw("text", "verbosity")]
+}
+
+fn steps(settings: &Digest, context: &[u8], step: usize) -> Vec<Digest> {
+    let mut last = *settings;
+    context
+        .chunks_exact(step)
+        .map(|chunk| {
+            last = short(Sha256::new().chain_update(last).chain_update(chunk));
+            last
+        })
+        .collect()
+}
+
+fn ends(settings: &Digest, context: &[u8], history: &History) -> Vec<End> {
+    let mut places: Vec<(usize, Stop)> = history.eligible().collect();
+    places.extend(history.marks.iter().map(|(at, ttl)| (*at, Stop::Mark(*ttl))));
+    places.sort_by_key(|(at, _)| *at);
+    let mut hasher = Sha256::new().chain_update(settings).chain_update(context);
+    let mut from = 0;
+    places
+        .into_iter()
+        .map(|(at, stop)| {
+            hasher.update(&history.bytes[from..at]);
+            from = at;
+            End { digest: short(hasher.clone()), tokens: ((context.len() + at) / TOKEN) as u64, stop }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

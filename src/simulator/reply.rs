@@ -1,0 +1,167 @@
+//! Which answer a request gets: a message, a tool call, a compacted history, or nothing for a prewarm.
+//!
+//! Decides by the input's shape and the directives in its last user text. Refuses sealed content of other organizations, with
+//! the texts of the real service.
+
+use std::borrow::Cow;
+
+use http::StatusCode;
+
+use super::answer::{Item, Text, quoted};
+use super::directive::Directive;
+use super::json::{Kind, Value};
+use super::refusal::Refusal;
+use super::request::{Ask, Caching, Ttl, item_type};
+use super::seal::Broken;
+use super::world::World;
+
+/// The one tool that the simulator knows how to call.
+const TOOL: &str = "exec_command";
+const ARGUMENTS: &str = r#"{"cmd":"echo hi"}"#;
+/// Bytes inside a sealed blob of reasoning, and of a compacted history.
+const REASONING: usize = 320;
+const COMPACTION: usize = 2048;
+pub const CONTENT: &str = "content";
+
+/// What the last user text of an input says, and what happened since.
+pub struct Prompt {
+    pub directive: Directive,
+    /// A tool has answered since.
+    answered: bool,
+}
+
+impl Prompt {
+    pub fn read(input: Value<'_>) -> Self {
+        if let Some(text) = input.text() {
+            return Self { directive: Directive::read(&text), answered: false };
+        }
+        let mut prompt = Self { directive: Directive::default(), answered: false };
+        for item in input.items() {
+            match item_type(item).as_ref() {
+                "message" if item.get("role").is_some_and(|role| role.is_text("user")) => {
+                    prompt = Self { directive: Directive::read(&message_text(item)), answered: false };
+                }
+                kind if kind.ends_with("_output") => prompt.answered = true,
+                _ => {}
+            }
+        }
+        prompt
+    }
+}
+
+fn message_text(item: Value<'_>) -> Cow<'_, str> {
+    let Some(content) = item.get("content") else { return Cow::Borrowed("") };
+    let parts = || content.items().filter_map(|part| part.get("text").and_then(Value::text)).collect::<String>();
+    content.text().unwrap_or_else(|| Cow::Owned(parts()))
+}
+
+/// The namespace in which the tool is offered (`Some(None)`: in none), at the top or by an item.
+fn offered<'d>(ask: &Ask<'d>) -> Option<Option<Cow<'d, str>>> {
+    let by_items = ask.input.items().filter(|item| item_type(*item) == "additional_tools").filter_map(|item| item.get("tools"));
+    ask.tools.into_iter().chain(by_items).flat_map(|tools| tools.items().collect::<Vec<_>>()).find_map(|tool| {
+        let is_it = |tool: Value<'_>| tool.get("name").is_some_and(|name| name.is_text(TOOL));
+        match tool.get("tools") {
+            Some(inner) => inner.items().any(is_it).then(|| tool.get("name").and_then(Value::text)),
+            None => is_it(tool).then_some(None),
+        }
+    })
+}
+
+/// The output items of the answer.
+pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) -> Vec<Item> {
+    if ask.prewarm {
+        return Vec::new();
+    }
+    if ask.compact {
+        return vec![Item::Compaction { id: world.id("cmp"), sealed: world.seal(CONTENT, organization, COMPACTION) }];
+    }
+    let sealed = ask.sealed_reasoning.then(|| world.seal(CONTENT, organization, REASONING));
+    let reasoning = Item::Reasoning { id: world.id("rs"), sealed };
+    let call = (prompt.directive.tool && !prompt.answered).then(|| offered(ask)).flatten();
+    let last = match call {
+        Some(namespace) => Item::Call {
+            id: world.id("fc"),
+            call_id: world.id("call"),
+            name: TOOL.into(),
+            namespace: namespace.map(Cow::into_owned),
+            arguments: ARGUMENTS.into(),
+        },
+        None => {
+            let events = prompt.directive.events.unwrap_or(u64::from(world.config.events));
+            let text = match prompt.directive.big {
+                Some(bytes) => Text::Big { bytes },
+                None => Text::Words { events, seed: world.config.seed },
+            };
+            Item::Message { id: world.id("msg"), text }
+        }
+    };
+    vec![reasoning, last]
+}
+
+/// Sealed content must be ours and this organization's; what was never stored cannot be referred to.
+pub fn check(world: &World, organization: &str, item: Value<'_>) -> Result<(), Refusal> {
+    if item_type(item) == "item_reference" {
+        let id = item.get("id").and_then(Value::text).unwrap_or_default();
+        let message = format!(
+            "Item with id '{id}' not found. Items are not persisted when `store` is set to false. Try again with `store` set to true, or remove this item from your input."
+        );
+        return Err(Refusal::invalid(None, Some("input"), message).with_status(StatusCode::NOT_FOUND));
+    }
+    let parts = item.get("content").filter(|content| content.kind() == Kind::Array);
+    let sealed = std::iter::once(item)
+        .chain(parts.into_iter().flat_map(Value::items))
+        .filter_map(|holder| holder.get("encrypted_content"));
+    for content in sealed {
+        let text = content.text().unwrap_or_default();
+        let reason = match world.sealer.open(CONTENT, organization, &text) {
+            Ok(()) => continue,
+            Err(Broken::Foreign) => "Encrypted content organization_id did not match the target organization.",
+            Err(Broken::Garbage) => "Encrypted content could not be decrypted or parsed.",
+        };
+        let what = match item.get("id").and_then(Value::text) {
+            Some(id) => format!("for item {id}"),
+            None => shortened(&text),
+        };
+        let message = format!("The encrypted content {what} could not be verified. Reason: {reason}");
+        return Err(Refusal::invalid(Some("invalid_encrypted_content"), None, message));
+    }
+    Ok(())
+}
+
+/// `gAAA...wxyz`: a blob as error texts show it.
+fn shortened(text: &str) -> String {
+    let last = text.char_indices().rev().nth(3).map_or("", |(at, _)| &text[at..]);
+    format!("{}...{last}", text.chars().take(4).collect::<String>())
+}
+
+/// The fields of the response object that repeat the request.
+pub fn echo(ask: &Ask<'_>) -> String {
+    let raw = |name: &str, usual: &str| {
+        ask.body.get(name).map_or_else(|| usual.to_owned(), |value| String::from_utf8_lossy(value.raw()).into_owned())
+    };
+    let tier = if ask.tier == "fast" { "priority" } else { &ask.tier };
+    let mut echo = format!(
+        r#""model":{},"store":{},"service_tier":{},"previous_response_id":{},"prompt_cache_key":{},"parallel_tool_calls":{},"reasoning":{},"text":{},"tool_choice":{},"tools":[],"metadata":{}"#,
+        quoted(&ask.model),
+        ask.store,
+        quoted(tier),
+        raw("previous_response_id", "null"),
+        raw("prompt_cache_key", "null"),
+        raw("parallel_tool_calls", "true"),
+        raw("reasoning", r#"{"effort":"medium","summary":null}"#),
+        raw("text", r#"{"format":{"type":"text"},"verbosity":"medium"}"#),
+        raw("tool_choice", r#""auto""#),
+        raw("metadata", "{}"),
+    );
+    match ask.caching {
+        Caching::Steps { .. } => {
+            echo.push_str(&format!(r#","prompt_cache_retention":{}"#, raw("prompt_cache_retention", "null")));
+        }
+        Caching::Breakpoints { implicit, ttl } => {
+            let mode = if implicit { "implicit" } else { "explicit" };
+            let ttl = if ttl == Ttl::HalfHour { "30m" } else { "12h" };
+            echo.push_str(&format!(r#","prompt_cache_options":{{"mode":"{mode}","ttl":"{ttl}"}}"#));
+        }
+    }
+    echo
+}

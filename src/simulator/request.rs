@@ -1,0 +1,316 @@
+//! What a request asks for: the fields of its body that decide anything, checked as strictly as the real service checks them.
+//!
+//! Refuses what the real service refuses: unknown parameters, wrong types, cache fields of the other regime, tool outputs
+//! without their calls. Never looks at an item more closely than that: unknown item types pass, and their bytes are theirs.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use http::StatusCode;
+
+use super::json::{Kind, Value};
+use super::model::{self, IN_MEMORY, Life, RETAINED_24H, Regime};
+use super::refusal::Refusal;
+
+/// Every documented parameter, and those that Codex sends besides.
+const PARAMETERS: &[&str] = &[
+    "background",
+    "client_metadata",
+    "context_management",
+    "conversation",
+    "include",
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "metadata",
+    "model",
+    "moderation",
+    "parallel_tool_calls",
+    "previous_response_id",
+    "prompt",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "stream",
+    "stream_options",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+];
+
+/// The shortest time that a breakpoint lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ttl {
+    HalfHour,
+    HalfDay,
+}
+
+/// How the request wants its prefix cached, by its model's regime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caching {
+    Steps {
+        tokens: u64,
+        life: Life,
+    },
+    /// `implicit`: the service marks the latest eligible end itself.
+    Breakpoints {
+        implicit: bool,
+        ttl: Ttl,
+    },
+}
+
+/// A request's body, read.
+pub struct Ask<'d> {
+    pub body: Value<'d>,
+    pub model: Cow<'d, str>,
+    pub stream: bool,
+    pub store: bool,
+    pub obfuscate: bool,
+    /// Reasoning comes back sealed: asked for, or needed because nothing is stored.
+    pub sealed_reasoning: bool,
+    pub tools: Option<Value<'d>>,
+    pub instructions: Option<Value<'d>>,
+    pub input: Value<'d>,
+    pub previous: Option<Cow<'d, str>>,
+    pub cache_key: Option<Cow<'d, str>>,
+    pub caching: Caching,
+    /// Fills the cache and answers nothing.
+    pub prewarm: bool,
+    pub comparison: Option<Cow<'d, str>>,
+    pub tier: Cow<'d, str>,
+    /// The last input item asks for the history to be compacted.
+    pub compact: bool,
+}
+
+impl<'d> Ask<'d> {
+    pub fn read(body: Value<'d>) -> Result<Self, Refusal> {
+        if body.kind() != Kind::Object {
+            return Err(Refusal::invalid(None, None, "The request body must be a JSON object."));
+        }
+        for (name, _) in body.entries() {
+            if !PARAMETERS.iter().any(|known| name.is_text(known)) {
+                let name = name.text().unwrap_or_default();
+                return Err(Refusal::invalid(Some("unknown_parameter"), Some(&name), format!("Unknown parameter: '{name}'.")));
+            }
+        }
+        let model = text(body, "model")?.ok_or_else(|| missing("model"))?;
+        let regime = model::regime(&model).ok_or_else(|| {
+            let message = format!("The model `{model}` does not exist or you do not have access to it.");
+            Refusal::invalid(Some("model_not_found"), None, message).with_status(StatusCode::NOT_FOUND)
+        })?;
+        let input = body.get("input").ok_or_else(|| missing("input"))?;
+        check_input(input)?;
+        let cache_key = text(body, "prompt_cache_key")?;
+        if let Some(key) = cache_key.as_deref().filter(|key| key.chars().count() > 64) {
+            let length = key.chars().count();
+            let message = format!(
+                "Invalid 'prompt_cache_key': string too long. Expected a string with maximum length 64, but got a string with length {length} instead."
+            );
+            return Err(Refusal::invalid(Some("string_above_max_length"), Some("prompt_cache_key"), message));
+        }
+        let previous = text(body, "previous_response_id")?;
+        if let Some(conversation) = body.get("conversation") {
+            return Err(no_conversation(conversation, previous.is_some()));
+        }
+        if truth(body, "background")? == Some(true) {
+            return Err(Refusal::invalid(Some("unsupported_parameter"), Some("background"), "Background mode is not simulated."));
+        }
+        let store = truth(body, "store")?.unwrap_or(true);
+        let options = object(body, "prompt_cache_options")?;
+        let stream_options = object(body, "stream_options")?;
+        let include = typed(body, "include", &[Kind::Array])?;
+        let asked = include.is_some_and(|names| names.items().any(|name| name.is_text("reasoning.encrypted_content")));
+        for (name, kind) in
+            [("reasoning", Kind::Object), ("text", Kind::Object), ("metadata", Kind::Object), ("client_metadata", Kind::Object)]
+        {
+            typed(body, name, &[kind])?;
+        }
+        truth(body, "parallel_tool_calls")?;
+        Ok(Self {
+            caching: caching(body, &model, regime, options)?,
+            prewarm: options.and_then(|options| options.get("prewarm")).and_then(Value::truth).unwrap_or(false),
+            comparison: options.map(|options| text(options, "comparison_response_id")).transpose()?.flatten(),
+            stream: truth(body, "stream")?.unwrap_or(false),
+            obfuscate: stream_options
+                .and_then(|options| options.get("include_obfuscation"))
+                .and_then(Value::truth)
+                .unwrap_or(true),
+            sealed_reasoning: asked || !store,
+            tools: typed(body, "tools", &[Kind::Array])?,
+            instructions: typed(body, "instructions", &[Kind::String, Kind::Array])?,
+            tier: text(body, "service_tier")?.filter(|tier| tier != "auto").unwrap_or(Cow::Borrowed("default")),
+            compact: input.items().last().is_some_and(|item| item_type(item) == "compaction_trigger"),
+            body,
+            model,
+            store,
+            input,
+            previous,
+            cache_key,
+        })
+    }
+}
+
+fn missing(name: &str) -> Refusal {
+    Refusal::invalid(Some("missing_required_parameter"), Some(name), format!("Missing required parameter: '{name}'."))
+}
+
+fn typed<'d>(object: Value<'d>, name: &str, kinds: &[Kind]) -> Result<Option<Value<'d>>, Refusal> {
+    match object.get(name) {
+        Some(value) if !kinds.contains(&value.kind()) => {
+            let wanted = format!("{:?}", kinds[0]).to_lowercase();
+            let got = format!("{:?}", value.kind()).to_lowercase();
+            let message = format!("Invalid type for '{name}': expected a {wanted}, but got a {got} instead.");
+            Err(Refusal::invalid(Some("invalid_type"), Some(name), message))
+        }
+        value => Ok(value),
+    }
+}
+
+fn object<'d>(body: Value<'d>, name: &str) -> Result<Option<Value<'d>>, Refusal> {
+    typed(body, name, &[Kind::Object])
+}
+
+fn text<'d>(object: Value<'d>, name: &str) -> Result<Option<Cow<'d, str>>, Refusal> {
+    Ok(typed(object, name, &[Kind::String])?.and_then(Value::text))
+}
+
+fn truth(object: Value<'_>, name: &str) -> Result<Option<bool>, Refusal> {
+    Ok(typed(object, name, &[Kind::Bool])?.and_then(Value::truth))
+}
+
+fn no_conversation(conversation: Value<'_>, chained: bool) -> Refusal {
+    if chained {
+        let message = "Mutually exclusive parameters: 'previous_response_id' and 'conversation'.";
+        return Refusal::invalid(Some("mutually_exclusive_parameters"), None, message);
+    }
+    let id = conversation.text().or_else(|| conversation.get("id").and_then(Value::text)).unwrap_or_default();
+    Refusal::invalid(None, Some("conversation"), format!("Conversation with id '{id}' not found."))
+        .with_status(StatusCode::NOT_FOUND)
+}
+
+fn caching(body: Value<'_>, model: &str, regime: Regime, options: Option<Value<'_>>) -> Result<Caching, Refusal> {
+    let retention = text(body, "prompt_cache_retention")?;
+    let unsupported = |name: &str| {
+        let message = format!("Unsupported parameter: '{name}' is not supported with this model.");
+        Refusal::invalid(Some("unsupported_parameter"), Some(name), message)
+    };
+    let invalid = |name: &str, value: &str| {
+        Refusal::invalid(Some("invalid_value"), Some(name), format!("Invalid value: '{value}' is not supported for '{name}'."))
+    };
+    match regime {
+        Regime::Steps { .. } if options.is_some() => Err(unsupported("prompt_cache_options")),
+        Regime::Breakpoints if retention.is_some() => Err(unsupported("prompt_cache_retention")),
+        Regime::Steps { tokens } => {
+            let life = match retention.as_deref() {
+                None => model::usual_life(model),
+                Some("24h") => RETAINED_24H,
+                Some("in_memory" | "in-memory") if !model.starts_with("gpt-5.5") => IN_MEMORY,
+                Some(other) => return Err(invalid("prompt_cache_retention", other)),
+            };
+            Ok(Caching::Steps { tokens, life })
+        }
+        Regime::Breakpoints => {
+            let named = |name| options.map(|options| text(options, name)).transpose().map(Option::flatten);
+            let implicit = match named("mode")?.as_deref() {
+                None | Some("implicit") => true,
+                Some("explicit") => false,
+                Some(other) => return Err(invalid("prompt_cache_options.mode", other)),
+            };
+            let ttl = named("ttl")?;
+            let ttl = ttl_of(ttl.as_deref()).ok_or_else(|| invalid("prompt_cache_options.ttl", ttl.as_deref().unwrap_or("")))?;
+            Ok(Caching::Breakpoints { implicit, ttl })
+        }
+    }
+}
+
+/// The life that a `ttl` names; absent, half an hour.
+pub fn ttl_of(text: Option<&str>) -> Option<Ttl> {
+    match text {
+        None | Some("30m") => Some(Ttl::HalfHour),
+        Some("12h") => Some(Ttl::HalfDay),
+        Some(_) => None,
+    }
+}
+
+/// The type of an input item; one with a role and no type is a message.
+pub fn item_type(item: Value<'_>) -> Cow<'_, str> {
+    item.get("type").and_then(Value::text).unwrap_or(Cow::Borrowed("message"))
+}
+
+fn check_input(input: Value<'_>) -> Result<(), Refusal> {
+    let wrong = |index: usize| {
+        let place = format!("input[{index}]");
+        Refusal::invalid(Some("invalid_type"), Some(&place), format!("Invalid type for '{place}': expected an input item."))
+    };
+    match input.kind() {
+        Kind::String => Ok(()),
+        Kind::Array => input.items().enumerate().try_for_each(|(index, item)| {
+            let named = item.get("type").is_some_and(|kind| kind.kind() == Kind::String);
+            let message = item.get("type").is_none() && item.get("role").is_some();
+            if item.kind() == Kind::Object && (named || message) { Ok(()) } else { Err(wrong(index)) }
+        }),
+        _ => {
+            Err(Refusal::invalid(Some("invalid_type"), Some("input"), "Invalid type for 'input': expected a string or an array."))
+        }
+    }
+}
+
+/// Calls that wait for their output, over a whole history.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenCalls {
+    made: HashSet<String>,
+    answered: HashSet<String>,
+}
+
+/// Call types and the word for them in error texts; an output's type is the call's with `_output`.
+const CALLS: &[(&str, &str)] = &[
+    ("function_call", "function call"),
+    ("custom_tool_call", "custom tool call"),
+    ("local_shell_call", "local shell call"),
+    ("shell_call", "shell call"),
+    ("apply_patch_call", "apply patch call"),
+];
+
+impl OpenCalls {
+    /// Takes `item` into the history. An output needs its call before it.
+    pub fn take(&mut self, item: Value<'_>) -> Result<(), Refusal> {
+        let kind = item_type(item);
+        let Some(id) = item.get("call_id").and_then(Value::text) else { return Ok(()) };
+        for (call, word) in CALLS {
+            if kind == *call {
+                self.made.insert(id.into_owned());
+                return Ok(());
+            }
+            if kind.strip_suffix("_output").is_some_and(|of| of == *call) {
+                if !self.made.contains(id.as_ref()) {
+                    let message = format!("No tool call found for {word} output with call_id {id}.");
+                    return Err(Refusal::invalid(None, Some("input"), message));
+                }
+                self.answered.insert(id.into_owned());
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// A call whose output never came cannot be gone on from.
+    pub fn finish(&self) -> Result<(), Refusal> {
+        match self.made.difference(&self.answered).min() {
+            Some(id) => Err(Refusal::invalid(None, Some("input"), format!("No tool output found for function call {id}."))),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The options of the simulated upstream: the `[sim]` table and its `[[sim.key]]` entries.
+//!
+//! Decides defaults and refuses what makes no sense. Never reads a secret: that is the key table's affair.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::setting::{SecretSource, Span};
+
+/// The `[sim]` table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Pause before each event of a streamed answer but the first, in real time.
+    pub event_delay: Span,
+    /// `response.output_text.delta` events of an ordinary answer, 1 to 100,000.
+    pub events: u32,
+    /// Seals, filler text and the choice of machines follow from it; two simulators of one seed can open each other's seals.
+    pub seed: u64,
+    /// Cache life, overflow and limits run this many times faster than real time, at least 1.
+    pub time_scale: f64,
+    /// Serves on an address that is not loopback. The judge shows what a real service never would.
+    pub expose: bool,
+    /// Machines behind each cache domain: traffic beyond 15 requests a minute overflows from one to the next.
+    pub machines: u32,
+    /// Requests a minute that each (organization, project, model) may make, in simulated time.
+    pub requests_per_minute: u64,
+    /// Tokens a minute that each (organization, project, model) may use, in simulated time; cached ones count in full.
+    pub tokens_per_minute: u64,
+    pub key: Vec<KeyConfig>,
+}
+
+/// One simulated API key: `[[sim.key]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyConfig {
+    /// The judge's name for it. Absent: `<organization>/<project>#<position in the file, from 1>`.
+    pub id: Option<String>,
+    pub secret: SecretSource,
+    pub organization: String,
+    /// Absent: `default`, one for each organization.
+    #[serde(default = "default_project")]
+    pub project: String,
+    #[serde(default = "default_region")]
+    pub region: String,
+}
+
+fn default_project() -> String {
+    "default".into()
+}
+
+fn default_region() -> String {
+    "us".into()
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            event_delay: Span(Duration::ZERO),
+            events: 8,
+            seed: 0,
+            time_scale: 1.0,
+            expose: false,
+            machines: 16,
+            // High enough that nobody meets them by accident, low enough to read as the numbers of a large account.
+            requests_per_minute: 120_000,
+            tokens_per_minute: 40_000_000_000,
+            key: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// What is wrong with it, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        if !(self.time_scale.is_finite() && self.time_scale >= 1.0) {
+            return Err("sim.time_scale must be at least 1".into());
+        }
+        if !(1..=100_000).contains(&self.events) {
+            return Err("sim.events must be between 1 and 100000".into());
+        }
+        if !(1..=1024).contains(&self.machines) {
+            return Err("sim.machines must be between 1 and 1024".into());
+        }
+        if self.requests_per_minute == 0 || self.tokens_per_minute == 0 {
+            return Err("sim.requests_per_minute and sim.tokens_per_minute must be at least 1".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_is_fine_and_an_unknown_option_is_not() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let config: Config = serde_json::from_str(r#"{"key":[{"secret":"sk-1","organization":"org-a"}],"event_delay":"5ms"}"#)
+            .expect("a short table is a whole one");
+        assert_eq!((config.key[0].project.as_str(), config.key[0].region.as_str()), ("default", "us"));
+        assert!(serde_json::from_str::<Config>(r#"{"evnts":1}"#).is_err());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for wrong in [
+            Config { time_scale: 0.5, ..Config::default() },
+            Config { time_scale: f64::NAN, ..Config::default() },
+            Config { events: 0, ..Config::default() },
+            Config { machines: 0, ..Config::default() },
+            Config { tokens_per_minute: 0, ..Config::default() },
+        ] {
+            assert!(wrong.check().is_err());
+        }
+    }
+}

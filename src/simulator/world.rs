@@ -1,0 +1,141 @@
+//! Everything that lives as long as the simulator: keys, clock, seals, the judge, and one memory behind one lock.
+//!
+//! Decides how ids look and what a reset forgets. Serves nothing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::body::hex;
+use super::cache::{Cache, Served};
+use super::clock::Clock;
+use super::diagnosis::Traces;
+use super::fault::Faults;
+use super::judge::Judge;
+use super::key::{Key, Keys};
+use super::limits::Limits;
+use super::machine::Machines;
+use super::prefix::{Prefix, digest};
+use super::request::{Ask, Caching};
+use super::seal::Sealer;
+use super::settings::Config;
+use super::stored::Stored;
+
+/// What turns leave behind for later ones.
+pub struct Memory {
+    pub faults: Faults,
+    pub limits: Limits,
+    pub stored: Stored,
+    pub traces: Traces,
+    machines: Machines,
+    cache: Cache,
+    /// The same turns, had they all gone to one organization in one region whose machines never overflow.
+    ideal: Cache,
+}
+
+/// What the caches made of one turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub served: Served,
+    pub ideal: u64,
+}
+
+impl Memory {
+    /// Serves a prefix from the machine that it is steered to, and from the ideal one.
+    pub fn serve(&mut self, now: Duration, machines: u32, key: &Key, ask: &Ask<'_>, prefix: &Prefix) -> Reading {
+        let named = ask.cache_key.as_deref().unwrap_or("").as_bytes();
+        let beginning = digest(&[b"home", &prefix.head, named]);
+        let home = u32::from_be_bytes([beginning[0], beginning[1], beginning[2], beginning[3]]) % machines;
+        let place: [&[u8]; 3] = [key.organization.as_bytes(), key.region.as_bytes(), ask.model.as_bytes()];
+        // All prefixes of one cache key share its allowance on a machine; without a key, each beginning has its own.
+        let lane = if named.is_empty() {
+            digest(&[b"beginning", place[0], place[1], place[2], &prefix.head])
+        } else {
+            digest(&[b"key", place[0], place[1], place[2], named])
+        };
+        let overflow = self.machines.choose(now, lane, machines);
+        let machine = home.wrapping_add(overflow) % machines;
+        // From GPT-5.6 on, another key is another account: it reads nothing of this one's.
+        let account = if matches!(ask.caching, Caching::Breakpoints { .. }) { named } else { b"" };
+        let scope = digest(&[b"machine", place[0], place[1], &machine.to_be_bytes(), account]);
+        let ideal = digest(&[b"ideal", &home.to_be_bytes(), account]);
+        Reading {
+            served: self.cache.serve(now, scope, prefix, ask.caching),
+            ideal: self.ideal.serve(now, ideal, prefix, ask.caching).cached,
+        }
+    }
+}
+
+pub struct World {
+    pub config: Config,
+    pub clock: Clock,
+    pub keys: Keys,
+    pub sealer: Sealer,
+    pub judge: Arc<Judge>,
+    memory: Mutex<Memory>,
+    /// Ids of one run never meet those of another, whatever the seed.
+    run: [u8; 16],
+    next: AtomicU64,
+}
+
+impl World {
+    pub fn new(config: &Config) -> Result<Self, String> {
+        config.check()?;
+        let mut run = [0; 16];
+        getrandom::fill(&mut run).map_err(|error| format!("no randomness: {error}"))?;
+        Ok(Self {
+            clock: Clock::new(config.time_scale),
+            keys: Keys::new(&config.key)?,
+            sealer: Sealer::new(config.seed),
+            judge: Arc::default(),
+            memory: Mutex::new(Memory {
+                faults: Faults::default(),
+                limits: Limits::new(config.requests_per_minute, config.tokens_per_minute),
+                stored: Stored::default(),
+                traces: Traces::default(),
+                machines: Machines::default(),
+                cache: Cache::default(),
+                ideal: Cache::default(),
+            }),
+            config: config.clone(),
+            run,
+            next: AtomicU64::new(1),
+        })
+    }
+
+    pub fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that this run has not used before.
+    pub fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// `resp_` and 48 hexadecimal digits, unlike any other id.
+    pub fn id(&self, prefix: &str) -> String {
+        let bytes = self.sealer.derive(&[b"id", &self.run, &self.number().to_be_bytes()]);
+        format!("{prefix}_{}", hex(&bytes[..24]))
+    }
+
+    /// A blob that only `owner` can open.
+    pub fn seal(&self, kind: &str, owner: &str, filler: usize) -> String {
+        let bytes = self.sealer.derive(&[b"seal", &self.run, &self.number().to_be_bytes()]);
+        let mut number = [0; 8];
+        // Four leading zeros make it look like the time that a real one begins with.
+        number[4..].copy_from_slice(&bytes[..4]);
+        self.sealer.seal(kind, owner, u64::from_be_bytes(number), filler)
+    }
+
+    /// Forgets turns, faults and caches; keys, seals and the clock go on.
+    pub fn reset(&self) {
+        let mut memory = self.memory();
+        memory.faults.clear();
+        memory.limits.clear();
+        memory.stored.clear();
+        memory.traces.clear();
+        (memory.machines, memory.cache, memory.ideal) = (Machines::default(), Cache::default(), Cache::default());
+        drop(memory);
+        self.judge.clear();
+    }
+}
