@@ -1,1 +1,166 @@
-fn main() {}
+//! The command line.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use warmkey::app::Replica;
+use warmkey::config::{Config, Plan, StoreChoice};
+use warmkey::server::listener::Listener;
+use warmkey::simulator::Simulator;
+use warmkey::task::Tasks;
+use warmkey::telemetry;
+
+/// The configuration cannot run (sysexits.h: EX_USAGE).
+const BAD_CONFIGURATION: u8 = 64;
+
+/// Keeps every Codex session on the upstream key whose prompt cache is warm.
+#[derive(Parser)]
+#[command(name = "warmkey", version)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one replica of the gateway
+    Serve(File),
+    /// Run the simulated upstream alone
+    Simulate(Simulate),
+    /// Validate the configuration, reach the store, and say what would run
+    Check(File),
+}
+
+#[derive(clap::Args)]
+struct File {
+    /// The configuration; without it warmkey.toml, where there is one
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct Simulate {
+    #[command(flatten)]
+    file: File,
+    /// Where it listens
+    #[arg(long, default_value = "127.0.0.1:9100")]
+    listen: SocketAddr,
+}
+
+fn main() -> ExitCode {
+    let line = Line::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let code = runtime.block_on(async {
+        match line.command {
+            Command::Serve(file) => serve(&file).await,
+            Command::Simulate(simulate) => self::simulate(&simulate).await,
+            Command::Check(file) => check(&file).await,
+        }
+    });
+    // What is left was told to end and did not: its connections are cut with the process.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(file: &File) -> ExitCode {
+    let plan = match plan(file) {
+        Ok(plan) => plan,
+        Err(code) => return code,
+    };
+    telemetry::start(&plan.config.telemetry);
+    let (mut terminate, mut interrupt) = match signals() {
+        Ok(both) => both,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let replica = match Replica::start(plan, None).await {
+        Ok(replica) => replica,
+        Err(error) => return failed(&error),
+    };
+    println!("listening on http://{} (admin http://{})", replica.client_address, replica.admin_address);
+    told(&mut terminate, &mut interrupt).await;
+    match replica.stop(told(&mut terminate, &mut interrupt)).await {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+fn signals() -> std::io::Result<(Signal, Signal)> {
+    Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+}
+
+async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn simulate(simulate: &Simulate) -> ExitCode {
+    let simulator = Config::load(simulate.file.config.as_deref()).and_then(|config| {
+        telemetry::start(&config.telemetry);
+        let simulator = Simulator::new(&config.sim)?;
+        simulator.admits(simulate.listen)?;
+        Ok((simulator, config.server.header_timeout.0))
+    });
+    let (simulator, header_timeout) = match simulator {
+        Ok(both) => both,
+        Err(fault) => {
+            eprintln!("{fault}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let bound = Listener::bind(simulate.listen, header_timeout).and_then(|listener| Ok((listener.address()?, listener)));
+    let (address, listener) = match bound {
+        Ok(bound) => bound,
+        Err(error) => return failed(&format!("cannot listen on {}: {error}", simulate.listen)),
+    };
+    let (mut terminate, mut interrupt) = match signals() {
+        Ok(both) => both,
+        Err(error) => return failed(&error.to_string()),
+    };
+    println!("simulating on http://{address}");
+    tokio::select! {
+        () = simulator.serve(listener, Tasks::new(), CancellationToken::new()) => {}
+        () = told(&mut terminate, &mut interrupt) => {}
+    }
+    ExitCode::SUCCESS
+}
+
+async fn check(file: &File) -> ExitCode {
+    let plan = match plan(file) {
+        Ok(plan) => plan,
+        Err(code) => return code,
+    };
+    println!("{}", warmkey::app::describe(&plan));
+    if let StoreChoice::Redis(_) = plan.store {
+        if !warmkey::app::reach_store(&plan).await {
+            eprintln!("store.url: the store does not answer");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+        println!("The store answers.");
+    }
+    ExitCode::SUCCESS
+}
+
+fn plan(file: &File) -> Result<Plan, ExitCode> {
+    Config::load(file.config.as_deref()).map_err(|fault| vec![fault]).and_then(Config::plan).map_err(|faults| {
+        for fault in faults {
+            eprintln!("{fault}");
+        }
+        ExitCode::from(BAD_CONFIGURATION)
+    })
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::FAILURE
+}

@@ -1,3 +1,28 @@
 //! Listeners, and what is served on them.
 
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+use crate::setting::{SecretSource, Size, Span};
+
+pub mod admin;
+pub mod drain;
 pub mod listener;
+pub mod routes;
+
+/// `[server]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub listen: SocketAddr,
+    pub admin_listen: SocketAddr,
+    /// Keys the session hashes. Needed as soon as replicas share a store.
+    pub secret: Option<SecretSource>,
+    pub max_body: Size,
+    pub replay_total: Size,
+    pub drain_delay: Span,
+    pub drain: Span,
+    pub header_timeout: Span,
+    pub open: bool,
+}

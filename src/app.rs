@@ -1,0 +1,125 @@
+//! The composition root: the only file that knows every concrete type.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::binding::table::Bindings;
+use crate::config::{Plan, StoreChoice};
+use crate::key::registry::Registry;
+use crate::metrics::Metrics;
+use crate::server::admin::admin_routes;
+use crate::server::drain::{Drain, Readiness};
+use crate::server::listener::Listener;
+use crate::server::routes::client_routes;
+use crate::session::identify::Identifier;
+use crate::store::Store;
+use crate::store::memory::Memory;
+use crate::task::Tasks;
+use crate::turn::Gateway;
+use crate::turn::replay::Replay;
+
+/// How long a start waits for its store, so that the first turns find it. Without it the replica serves all the same.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long background tasks may take to end.
+const LAST_TASKS: Duration = Duration::from_millis(500);
+
+/// One running replica.
+pub struct Replica {
+    pub client_address: SocketAddr,
+    pub admin_address: SocketAddr,
+    tasks: Tasks,
+    drain: Drain,
+}
+
+impl Replica {
+    /// Binds both listeners and serves. `memory`: the `memory:` store, which replicas of one process may share.
+    pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
+        let Plan { config, secret, hop_secret, store, table, clients } = plan;
+        let server = &config.server;
+        let listen = |address| {
+            Listener::bind(address, server.header_timeout.0).map_err(|error| format!("cannot listen on {address}: {error}"))
+        };
+        let (client_listener, admin_listener) = (listen(server.listen)?, listen(server.admin_listen)?);
+        let address = |listener: &Listener| listener.address().map_err(|error| error.to_string());
+        let (client_address, admin_address) = (address(&client_listener)?, address(&admin_listener)?);
+
+        let tasks = Tasks::new();
+        let metrics = Arc::new(Metrics::new());
+        let store = Arc::new(match store {
+            StoreChoice::Memory => {
+                Store::in_memory(memory.unwrap_or_else(|| Arc::new(Memory::new(config.binding.memory))), Arc::clone(&metrics))
+            }
+            StoreChoice::Redis(url) => Store::in_redis(url.expose(), &config.store, Arc::clone(&metrics), &tasks)?,
+        });
+        if !store.ready(STORE_PATIENCE).await {
+            tracing::warn!("starting without the store: sessions go where their own order says");
+        }
+        let table = Arc::new(table);
+        let registry = Arc::new(Registry::new(Arc::clone(&table), Arc::clone(&metrics)));
+        let bindings = Bindings::new(store, table, Arc::clone(&registry), config.binding.ttl.0, tasks.clone());
+        if clients.is_empty() && !server.open {
+            tracing::warn!("no client has a token: every turn will be answered 401");
+        }
+        let gateway = Arc::new(Gateway {
+            clients,
+            identifier: Identifier::new(&secret, hop_secret),
+            bindings,
+            registry,
+            replay: Replay::new(server.max_body, server.replay_total),
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+        });
+
+        let (connections, closing, readiness) = (Tasks::new(), CancellationToken::new(), Readiness::ready());
+        tasks.spawn_until_stopped(client_listener.serve(client_routes(&gateway), connections.clone(), closing.clone()));
+        let admin = admin_routes(metrics, readiness.clone());
+        tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
+        let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
+        Ok(Self { client_address, admin_address, tasks, drain })
+    }
+
+    /// Leaves gently; `hurry` cuts it short. Returns whether every turn in flight came to its end.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
+        let is_done = self.drain.run(hurry).await;
+        self.tasks.join(LAST_TASKS).await;
+        is_done
+    }
+}
+
+/// What would run, in plain words.
+pub fn describe(plan: &Plan) -> String {
+    let (server, keys) = (&plan.config.server, plan.table.keys());
+    let mut organizations: Vec<_> = keys.iter().map(|key| key.organization.as_str()).collect();
+    organizations.sort_unstable();
+    organizations.dedup();
+    let who = match (server.open, plan.clients.len()) {
+        (true, _) => "anybody, without a token".to_owned(),
+        (false, 0) => "nobody: no client has a token".to_owned(),
+        (false, count) => format!("{count} tokens"),
+    };
+    let store = match plan.store {
+        StoreChoice::Memory => "in this process: one replica only",
+        StoreChoice::Redis(_) => "in Redis, shared by all replicas",
+    };
+    format!(
+        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nUses {} keys of {} organizations ({}).\nKeeps bindings {store}.",
+        server.listen,
+        server.admin_listen,
+        keys.len(),
+        organizations.len(),
+        organizations.join(", "),
+    )
+}
+
+/// Whether the store answers.
+pub async fn reach_store(plan: &Plan) -> bool {
+    let StoreChoice::Redis(url) = &plan.store else { return true };
+    let tasks = Tasks::new();
+    match Store::in_redis(url.expose(), &plan.config.store, Arc::new(Metrics::new()), &tasks) {
+        Ok(store) => store.ready(STORE_PATIENCE).await,
+        Err(_) => false,
+    }
+}

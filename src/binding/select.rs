@@ -1,0 +1,134 @@
+//! Decides where a session would go: weighted rendezvous hashing, organization first, then key. Pure.
+//!
+//! The order depends on nothing but the session, the configured keys and their weights: every replica finds the same, with or
+//! without the store. A new key takes its share from all others and moves nothing between them.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::key::{Key, Tag};
+
+/// How far from its present organization a turn may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Anywhere,
+    /// Its history holds what only this organization can open.
+    Organization(Tag),
+}
+
+impl Reach {
+    pub fn includes(self, key: &Key) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Organization(organization) => key.organization_tag == organization,
+        }
+    }
+}
+
+/// The first key in the session's own order, among `keys` that take new sessions and are `usable`.
+///
+/// An organization is ranked by the weight of all of `keys` that belong to it, usable or not, so that an ailing key changes
+/// nothing for sessions of other organizations.
+pub fn first<'k>(session: &str, keys: &[&'k Arc<Key>], usable: impl Fn(&Key) -> bool) -> Option<&'k Arc<Key>> {
+    let mut organizations: Vec<(Tag, f64)> = Vec::new();
+    for key in keys {
+        match organizations.iter_mut().find(|(tag, _)| *tag == key.organization_tag) {
+            Some((_, weight)) => *weight += f64::from(key.weight),
+            None => organizations.push((key.organization_tag, f64::from(key.weight))),
+        }
+    }
+    rank(session, &mut organizations, |(tag, weight)| (*tag, *weight));
+    organizations.iter().find_map(|(organization, _)| {
+        let mut siblings: Vec<_> =
+            keys.iter().copied().filter(|key| key.organization_tag == *organization && key.weight > 0 && usable(key)).collect();
+        rank(session, &mut siblings, |key| (key.tag, f64::from(key.weight)));
+        siblings.into_iter().next()
+    })
+}
+
+/// Sorts by falling score.
+fn rank<T>(session: &str, items: &mut [T], describe: impl Fn(&T) -> (Tag, f64)) {
+    items.sort_by_cached_key(|item| {
+        let (tag, weight) = describe(item);
+        let score = weight / -fraction(session, tag).ln();
+        // Scores are never negative nor NaN: the bits of such floats sort as the floats do.
+        std::cmp::Reverse((score.to_bits(), tag.to_string()))
+    });
+}
+
+/// Evenly spread over (0, 1), the same for the same session and tag everywhere.
+fn fraction(session: &str, tag: Tag) -> f64 {
+    let digest = Sha256::new().chain_update(session).chain_update(tag.to_string()).finalize();
+    let bits = digest.iter().take(8).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
+    ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::{Settings, UpstreamSettings, table::Table};
+    use crate::setting::{Secret, SecretSource};
+
+    /// `(id, organization, weight)`
+    fn keys(list: &[(&str, &str, u32)]) -> Table {
+        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+        let keys: Vec<_> = list
+            .iter()
+            .map(|(id, organization, weight)| Settings {
+                id: (*id).into(),
+                upstream: "u".into(),
+                organization: (*organization).into(),
+                project: None,
+                region: None,
+                weight: *weight,
+                secret: SecretSource::Text(Secret::new("sk")),
+            })
+            .collect();
+        Table::new(&[upstream], &keys).unwrap()
+    }
+
+    fn choose(table: &Table, n: u32, usable: impl Fn(&Key) -> bool) -> String {
+        let keys: Vec<_> = table.keys().iter().collect();
+        first(&format!("session-{n}"), &keys, usable).map(|key| key.id.clone()).unwrap_or_default()
+    }
+
+    fn share(table: &Table, id: &str) -> f64 {
+        f64::from((0..4_000).filter(|n| choose(table, *n, |_| true) == id).count() as u32) / 4_000.0
+    }
+
+    #[test]
+    fn sessions_spread_by_weight_and_organization() {
+        let table = keys(&[("a-1", "a", 1), ("a-2", "a", 2), ("b-1", "b", 1)]);
+        for (id, expected) in [("a-1", 0.25), ("a-2", 0.5), ("b-1", 0.25)] {
+            assert!((share(&table, id) - expected).abs() < 0.03, "{id}: {}", share(&table, id));
+        }
+    }
+
+    #[test]
+    fn a_new_key_takes_its_share_and_moves_nothing_else() {
+        let old = keys(&[("a-1", "a", 1), ("b-1", "b", 1), ("c-1", "c", 1)]);
+        let new = keys(&[("a-1", "a", 1), ("b-1", "b", 1), ("c-1", "c", 1), ("d-1", "d", 1)]);
+        for n in 0..2_000 {
+            let (before, after) = (choose(&old, n, |_| true), choose(&new, n, |_| true));
+            assert!(before == after || after == "d-1");
+        }
+        assert!((share(&new, "d-1") - 0.25).abs() < 0.03);
+    }
+
+    #[test]
+    fn an_ailing_key_gives_its_sessions_to_its_organization_first() {
+        let table = keys(&[("a-1", "a", 1), ("a-2", "a", 1), ("b-1", "b", 1)]);
+        for n in 0..500 {
+            let (well, ill) = (choose(&table, n, |_| true), choose(&table, n, |key| key.id != "a-1"));
+            assert_eq!(ill, if well == "a-1" { "a-2".to_owned() } else { well });
+        }
+    }
+
+    #[test]
+    fn a_weightless_key_takes_no_new_session() {
+        let table = keys(&[("a-1", "a", 0), ("a-2", "a", 1)]);
+        assert!((0..200).all(|n| choose(&table, n, |_| true) == "a-2"));
+        assert_eq!(choose(&keys(&[("a-1", "a", 0)]), 0, |_| true), "");
+    }
+}

@@ -1,0 +1,169 @@
+//! Who is calling: clients, their tokens, and what each may ask for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::setting::{Secret, SecretSource};
+
+pub mod authenticate;
+
+/// One `[[client]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub id: Option<String>,
+    pub token: Option<SecretSource>,
+    pub token_sha256: Option<String>,
+    pub token_file: Option<PathBuf>,
+    #[serde(default)]
+    pub organizations: Vec<String>,
+    #[serde(default)]
+    pub models: Vec<String>,
+}
+
+/// A client's name, as the configuration gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientId(Arc<str>);
+
+impl ClientId {
+    pub fn new(id: &str) -> Self {
+        Self(id.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Somebody who may call.
+#[derive(Debug)]
+pub struct Client {
+    pub id: ClientId,
+    /// Where its sessions may go; empty: anywhere.
+    organizations: Vec<String>,
+    /// What it may ask for; empty: anything.
+    models: Vec<String>,
+}
+
+impl Client {
+    /// A client that may ask for anything, anywhere.
+    pub fn unrestricted(id: &str) -> Self {
+        Self { id: ClientId::new(id), organizations: Vec::new(), models: Vec::new() }
+    }
+
+    pub fn may_use_organization(&self, organization: &str) -> bool {
+        self.organizations.is_empty() || self.organizations.iter().any(|one| one == organization)
+    }
+
+    /// A turn that names no model asks for nothing that could be checked: only a client without a list may send it.
+    pub fn may_ask_for(&self, model: Option<&str>) -> bool {
+        self.models.is_empty() || model.is_some_and(|model| self.models.iter().any(|one| one == model))
+    }
+}
+
+/// A token as it is kept: its SHA-256, never its text.
+type TokenHash = [u8; 32];
+
+/// All who may call.
+pub struct Clients {
+    by_token: HashMap<TokenHash, Arc<Client>>,
+    /// Who everybody else is, at an open gateway.
+    anybody: Option<Arc<Client>>,
+}
+
+impl Clients {
+    /// `open`: no token is asked for. The error names the client and the option, never a token.
+    pub fn new(settings: &[Settings], open: bool) -> Result<Self, String> {
+        let anybody = open.then(|| Arc::new(Client::unrestricted("open")));
+        let mut clients = Self { by_token: HashMap::new(), anybody };
+        for one in settings {
+            clients.add(one)?;
+        }
+        Ok(clients)
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_token.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_token.is_empty()
+    }
+
+    fn add(&mut self, settings: &Settings) -> Result<(), String> {
+        let Settings { id, token, token_sha256, token_file, .. } = settings;
+        let named = || id.as_deref().ok_or_else(|| "client: id is missing".to_owned());
+        match (token, token_sha256, token_file) {
+            (Some(token), None, None) => {
+                let id = named()?;
+                let token = token.read().map_err(|why| format!("client {id}: token: {why}"))?;
+                self.insert(id, hash(token.expose()), settings)
+            }
+            (None, Some(hex), None) => {
+                let id = named()?;
+                let hash = parse_hash(hex).ok_or_else(|| format!("client {id}: token_sha256 is not 64 hex digits"))?;
+                self.insert(id, hash, settings)
+            }
+            (None, None, Some(path)) if id.is_none() => {
+                let text = SecretSource::File(path.clone()).read().map_err(|why| format!("client: token_file: {why}"))?;
+                self.add_lines(&text, settings).map_err(|why| format!("client: token_file {}: {why}", path.display()))
+            }
+            (None, None, Some(_)) => Err("client: token_file names its own ids: leave id out".into()),
+            _ => Err(format!("client {}: give exactly one of token, token_sha256, token_file", id.as_deref().unwrap_or("?"))),
+        }
+    }
+
+    /// One `id token` a line; empty lines and `#` comments are passed over.
+    fn add_lines(&mut self, text: &Secret, settings: &Settings) -> Result<(), String> {
+        for (number, line) in text.expose().lines().enumerate().map(|(n, line)| (n + 1, line.trim())) {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let mut words = line.split_whitespace();
+            let (Some(id), Some(token), None) = (words.next(), words.next(), words.next()) else {
+                return Err(format!("line {number} is not `id token`"));
+            };
+            self.insert(id, hash(token), settings)?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, id: &str, hash: TokenHash, settings: &Settings) -> Result<(), String> {
+        if id.is_empty() {
+            return Err("client: id is empty".into());
+        }
+        let client =
+            Client { id: ClientId::new(id), organizations: settings.organizations.clone(), models: settings.models.clone() };
+        match self.by_token.insert(hash, Arc::new(client)) {
+            // One client may have several tokens, so that they can be rotated; one token has one client.
+            Some(other) if other.id.as_str() != id => Err(format!("client {id}: has the same token as client {}", other.id)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn hash(token: &str) -> TokenHash {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+fn parse_hash(hex: &str) -> Option<TokenHash> {
+    let mut hash = [0; 32];
+    if hex.len() != 64 || !hex.bytes().all(|c| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}

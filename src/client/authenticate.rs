@@ -1,0 +1,102 @@
+//! Decides who is calling, from the headers alone, before any byte of a body is read.
+//!
+//! A token is shown as `Authorization: Bearer TOKEN`. It is looked up by its hash, so that how long the answer takes says
+//! nothing about how much of a token was right.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use subtle::ConstantTimeEq;
+
+use super::{Client, Clients, hash};
+use crate::error::{Error, Kind};
+
+impl Clients {
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
+        match (self.find(headers), &self.anybody) {
+            (Ok(client), _) => Ok(client),
+            (Err(_), Some(anybody)) => Ok(Arc::clone(anybody)),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn find(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
+        let refuse = |why: &str| Error::new(Kind::InvalidApiKey, why);
+        let mut shown = headers.get_all(AUTHORIZATION).iter();
+        let first = shown.next().ok_or_else(|| refuse("No token was given: send `Authorization: Bearer TOKEN`."))?;
+        if shown.any(|other| other != first) {
+            return Err(refuse("Two different tokens were given: send one."));
+        }
+        let unknown = || refuse("The token is unknown or revoked: ask whoever runs this gateway for another.");
+        let hash = hash(bearer(first.as_bytes()).ok_or_else(unknown)?);
+        let (known, client) = self.by_token.get_key_value(&hash).ok_or_else(unknown)?;
+        if bool::from(known.ct_eq(&hash)) { Ok(Arc::clone(client)) } else { Err(unknown()) }
+    }
+}
+
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, token) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    let token = token.trim_matches(' ');
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Settings;
+    use crate::setting::{Secret, SecretSource};
+
+    fn clients(open: bool) -> Clients {
+        let one = |id: &str, token: &str| Settings {
+            id: Some(id.into()),
+            token: Some(SecretSource::Text(Secret::new(token))),
+            token_sha256: None,
+            token_file: None,
+            organizations: Vec::new(),
+            models: Vec::new(),
+        };
+        Clients::new(&[one("alice", "wk-alice"), one("bob", "wk-bob")], open).unwrap()
+    }
+
+    fn ask(clients: &Clients, values: &[&str]) -> Result<String, String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, value.parse().unwrap());
+        }
+        clients.authenticate(&headers).map(|client| client.id.to_string()).map_err(|error| error.code().to_owned())
+    }
+
+    #[test]
+    fn a_token_names_its_client() {
+        let clients = clients(false);
+        assert_eq!(ask(&clients, &["Bearer wk-alice"]).unwrap(), "alice");
+        assert_eq!(ask(&clients, &["bearer  wk-bob "]).unwrap(), "bob");
+        assert_eq!(ask(&clients, &["Bearer wk-bob", "Bearer wk-bob"]).unwrap(), "bob");
+    }
+
+    #[test]
+    fn missing_unknown_and_contradicting_tokens_are_refused() {
+        let clients = clients(false);
+        for wrong in [
+            &[][..],
+            &[""],
+            &["Bearer"],
+            &["Bearer "],
+            &["wk-alice"],
+            &["Basic wk-alice"],
+            &["Bearer wk-carol"],
+            &["Bearer wk-alice", "Bearer wk-bob"],
+        ] {
+            assert_eq!(ask(&clients, wrong).unwrap_err(), "invalid_api_key", "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_open_gateway_asks_nobody_yet_knows_those_it_knows() {
+        let clients = clients(true);
+        assert_eq!(ask(&clients, &[]).unwrap(), "open");
+        assert_eq!(ask(&clients, &["Bearer sk-whatever"]).unwrap(), "open");
+        assert_eq!(ask(&clients, &["Bearer wk-alice"]).unwrap(), "alice");
+    }
+}

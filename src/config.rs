@@ -1,0 +1,226 @@
+//! Every option: one TOML file over the defaults, the environment over both.
+//!
+//! Decides what a configuration means and whether it may run. A fault is one line that names the option, and never a secret.
+
+use std::path::Path;
+
+use ::config::{Environment, File, FileFormat};
+use serde::Deserialize;
+
+use crate::client::{self, Clients};
+use crate::key::{self, UpstreamSettings, table::Table};
+use crate::session::HopSettings;
+use crate::setting::Secret;
+use crate::{binding, server, simulator, store, telemetry};
+
+/// The defaults, which are also the reference of all options.
+const DEFAULT: &str = include_str!("config/default.toml");
+/// Read where no file is named and this one is there.
+const USUAL_FILE: &str = "warmkey.toml";
+/// Where the session hashes' key is looked for when the file says nothing.
+const SECRET_VARIABLE: &str = "WARMKEY_SECRET";
+const SHORTEST_SECRET: usize = 32;
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub server: server::Settings,
+    pub store: store::Settings,
+    pub ledger: Ledger,
+    pub binding: binding::Settings,
+    pub hop: HopSettings,
+    pub telemetry: telemetry::Settings,
+    #[serde(default)]
+    pub upstream: Vec<UpstreamSettings>,
+    #[serde(default)]
+    pub key: Vec<key::Settings>,
+    #[serde(default)]
+    pub client: Vec<client::Settings>,
+    /// The simulated upstream: one file may describe both.
+    #[serde(default)]
+    pub sim: simulator::Config,
+}
+
+/// `[ledger]`: refused but for `none:` until there is one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ledger {
+    pub url: String,
+}
+
+/// Where a replica keeps what replicas share.
+#[derive(Clone, Debug)]
+pub enum StoreChoice {
+    Memory,
+    Redis(Secret),
+}
+
+/// A configuration that may run, its secrets read.
+pub struct Plan {
+    pub config: Config,
+    pub secret: Secret,
+    pub hop_secret: Option<Secret>,
+    pub store: StoreChoice,
+    pub table: Table,
+    pub clients: Clients,
+}
+
+impl Config {
+    /// Reads `file`, or `warmkey.toml` where it is there, over the defaults; the environment over both.
+    pub fn load(file: Option<&Path>) -> Result<Self, String> {
+        let mut sources = ::config::Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
+        if let Some(path) = file.or_else(|| Some(Path::new(USUAL_FILE)).filter(|path| path.exists())) {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
+        }
+        sources = sources.add_source(Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__"));
+        let config = sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))?;
+        Ok(config)
+    }
+
+    /// Reads the secrets and looks for every fault that shows before anything runs.
+    pub fn plan(mut self) -> Result<Plan, Vec<String>> {
+        let mut faults = Vec::new();
+        if self.upstream.is_empty() {
+            self.upstream.push(UpstreamSettings::openai());
+        }
+        let store = keep(&mut faults, self.store_choice());
+        let secret = store.as_ref().and_then(|store| keep(&mut faults, self.secret(store)));
+        let hop_secret = keep(
+            &mut faults,
+            self.hop.secret.as_ref().map(|source| source.read()).transpose().map_err(|why| format!("hop.secret: {why}")),
+        );
+        let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
+        let clients = keep(&mut faults, Clients::new(&self.client, self.server.open));
+        if self.server.open && !self.server.listen.ip().is_loopback() {
+            faults.push(format!("server.open: an open gateway may listen on loopback only, not on {}", self.server.listen));
+        }
+        for (name, span) in [
+            ("server.header_timeout", self.server.header_timeout),
+            ("store.timeout", self.store.timeout),
+            ("binding.ttl", self.binding.ttl),
+        ] {
+            if span.0.is_zero() {
+                faults.push(format!("{name}: must be longer than nothing"));
+            }
+        }
+        match (store, secret, hop_secret, table, clients) {
+            (Some(store), Some(secret), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
+                Ok(Plan { config: self, secret, hop_secret, store, table, clients })
+            }
+            _ => Err(faults),
+        }
+    }
+
+    fn store_choice(&self) -> Result<StoreChoice, String> {
+        let url = self.store.url.read().map_err(|why| format!("store.url: {why}"))?;
+        let choice = match url.expose() {
+            "memory:" => StoreChoice::Memory,
+            redis if redis.starts_with("redis://") => StoreChoice::Redis(url),
+            _ => return Err("store.url: must be memory: or redis://HOST:PORT".into()),
+        };
+        if self.store.prefix.is_empty() || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("store.prefix: must be visible ASCII".into());
+        }
+        match (&choice, self.ledger.url.as_str()) {
+            (_, "none:") => Ok(choice),
+            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => {
+                Err("ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would disagree about tokens"
+                    .into())
+            }
+            _ => Err("ledger.url: there is no ledger yet: write \"none:\"".into()),
+        }
+    }
+
+    fn secret(&self, store: &StoreChoice) -> Result<Secret, String> {
+        let secret = match (&self.server.secret, std::env::var(SECRET_VARIABLE), store) {
+            (Some(source), _, _) => source.read().map_err(|why| format!("server.secret: {why}"))?,
+            (None, Ok(text), _) => Secret::new(text),
+            // What it keys is forgotten with the process.
+            (None, Err(_), StoreChoice::Memory) => return random_secret(),
+            (None, Err(_), StoreChoice::Redis(_)) => {
+                return Err(format!("server.secret: replicas that share a store need one; set it, or {SECRET_VARIABLE}"));
+            }
+        };
+        match secret.expose().len() {
+            length if length < SHORTEST_SECRET => {
+                Err(format!("server.secret: has {length} bytes, needs at least {SHORTEST_SECRET}"))
+            }
+            _ => Ok(secret),
+        }
+    }
+}
+
+/// Takes a good value, or notes the fault.
+fn keep<T>(faults: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
+    result.map_err(|fault| faults.push(fault)).ok()
+}
+
+fn random_secret() -> Result<Secret, String> {
+    let mut bytes = [0; SHORTEST_SECRET];
+    getrandom::fill(&mut bytes).map_err(|error| format!("server.secret: no randomness: {error}"))?;
+    Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Result<Config, String> {
+        let sources = ::config::Config::builder()
+            .add_source(File::from_str(DEFAULT, FileFormat::Toml))
+            .add_source(File::from_str(text, FileFormat::Toml));
+        sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))
+    }
+
+    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
+
+    #[test]
+    fn one_key_is_all_that_a_laptop_needs() {
+        let plan = config(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
+        assert!(matches!(plan.store, StoreChoice::Memory));
+        assert_eq!(plan.table.keys().len(), 1);
+        assert!(plan.clients.is_empty());
+    }
+
+    /// An option behind a bare `#` is as real as the others: uncommented, it is understood.
+    #[test]
+    fn every_option_of_the_reference_is_one() {
+        let uncommented = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned();
+        let text: String = DEFAULT.lines().map(|line| uncommented(line) + "\n").collect();
+        let parsed = config(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!((parsed.upstream.len(), parsed.key.len(), parsed.client.len()), (1, 1, 1));
+        assert!(parsed.hop.secret.is_some() && parsed.server.secret.is_some());
+    }
+
+    #[test]
+    fn a_fault_names_its_option_and_no_secret() {
+        for (text, expected) in [
+            ("[server]\nlisten_on = \"x\"", "listen_on"),
+            ("[telemetry]\notlp_endpoint = \"http://h:1\"", "otlp_endpoint"),
+            ("[server]\ndrain = \"soon\"", "no span of time"),
+            ("[server]\nmax_body = \"64\"", "no size"),
+            ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),
+        ] {
+            let fault = config(&format!("{KEY}{text}")).expect_err(text);
+            assert!(fault.contains(expected) && !fault.contains('\n'), "{fault}");
+        }
+        for (text, expected) in [
+            ("[server]\nsecret = \"sk-canary\"", "server.secret: has 9 bytes"),
+            ("[server]\nopen = true\nlisten = \"0.0.0.0:8080\"", "server.open"),
+            (
+                "[store]\nurl = \"redis://h:1\"\n[ledger]\nurl = \"sqlite:w.db\"\n[server]\nsecret = \"0123456789abcdef0123456789abcdef\"",
+                "SQLite",
+            ),
+            ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
+            (KEY, "two have the id a-1"),
+        ] {
+            let faults = config(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
+            assert!(faults.contains(expected) && !faults.contains("canary"), "{faults}");
+        }
+    }
+}

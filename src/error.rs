@@ -1,0 +1,144 @@
+//! What went wrong with a turn: whose fault it is, whether it may be tried again, and what the client is told.
+//!
+//! The one place where an error becomes a response. Never carries a secret or a byte of a body.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+/// Tells the official SDKs whether another try can help; without it they try again by status alone.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Who failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Client,
+    Gateway,
+    Upstream,
+}
+
+/// The own errors of `contract.md`, a variant a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    InvalidApiKey,
+    ModelNotAllowed,
+    UnknownUrl,
+    InvalidJson,
+    InvalidRequest,
+    RequestTooLarge,
+    RequestTimeout,
+    NoKeyAvailable,
+    UpstreamUnreachable,
+    UpstreamInterrupted,
+    UpstreamTimeout,
+    Internal,
+}
+
+impl Kind {
+    /// Status, `error.code`, `error.type`, and who failed.
+    const fn describe(self) -> (StatusCode, &'static str, &'static str, Fault) {
+        const REQUEST: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        match self {
+            Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, "invalid_api_key", REQUEST, Fault::Client),
+            Self::ModelNotAllowed => (StatusCode::FORBIDDEN, "model_not_allowed", REQUEST, Fault::Client),
+            Self::UnknownUrl => (StatusCode::NOT_FOUND, "unknown_url", REQUEST, Fault::Client),
+            Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json", REQUEST, Fault::Client),
+            Self::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client),
+            Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", REQUEST, Fault::Client),
+            Self::NoKeyAvailable => (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway),
+            Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream),
+            Self::UpstreamInterrupted => (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream),
+            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", SERVER, Fault::Upstream),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error", SERVER, Fault::Gateway),
+        }
+    }
+}
+
+/// An error that a client will see: `message` is for the client, `cause` for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    pub kind: Kind,
+    pub message: String,
+    /// When another try can succeed. `None`: the client's own schedule is as good as any.
+    pub retry_after: Option<Duration>,
+    pub cause: Option<String>,
+}
+
+impl Error {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), retry_after: None, cause: None }
+    }
+
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    pub fn because(mut self, cause: impl Into<String>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    pub const fn status(&self) -> StatusCode {
+        self.kind.describe().0
+    }
+
+    pub const fn code(&self) -> &'static str {
+        self.kind.describe().1
+    }
+
+    pub const fn fault(&self) -> Fault {
+        self.kind.describe().3
+    }
+
+    /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on anything else.
+    pub fn to_response(&self) -> Response<Body> {
+        let (status, code, class, fault) = self.kind.describe();
+        // In the order in which the real service writes them.
+        let message = serde_json::Value::from(self.message.as_str());
+        let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":null,"code":"{code}"}}}}"#);
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if fault == Fault::Client {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        }
+        response
+    }
+}
+
+/// At least one second, rounded up.
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_in_whole_seconds_rounded_up() {
+        for (wait, told) in [(0, 1), (1, 1), (999, 1), (1_000, 1), (1_001, 2), (45_000, 45)] {
+            assert_eq!(whole_seconds(Duration::from_millis(wait)), told, "{wait} ms");
+        }
+    }
+
+    #[test]
+    fn what_the_client_did_wrong_is_not_worth_another_try() {
+        let response = Error::new(Kind::InvalidJson, "no JSON").to_response();
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(response.headers()[SHOULD_RETRY], "false");
+        let response = Error::new(Kind::NoKeyAvailable, "none").retry_after(Duration::from_secs(1)).to_response();
+        assert_eq!(response.headers().get(SHOULD_RETRY), None);
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+    }
+}

@@ -1,0 +1,99 @@
+//! Which keys this replica still uses.
+//!
+//! What the upstream rejected or exhausted is remembered by its scope and not used again by this replica. Other replicas
+//! find out by one failed attempt of their own: nothing here is shared yet.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::health::{Ailment, Scope};
+use super::table::Table;
+use super::{Key, Tag};
+use crate::metrics::{KeyState, Metrics};
+
+/// What is out of use, by name of the thing that its scope means.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Subject {
+    Key(String),
+    Project(String, String),
+    Organization(String),
+}
+
+impl Subject {
+    fn of(key: &Key, scope: Scope) -> Self {
+        match scope {
+            Scope::Key => Self::Key(key.id.clone()),
+            Scope::Project => Self::Project(key.organization.clone(), key.project.clone()),
+            Scope::Organization => Self::Organization(key.organization.clone()),
+        }
+    }
+}
+
+pub struct Registry {
+    table: Arc<Table>,
+    metrics: Arc<Metrics>,
+    disabled: RwLock<HashMap<Subject, Ailment>>,
+    /// Turns in flight on this replica, by key.
+    in_flight: HashMap<Tag, Arc<AtomicUsize>>,
+}
+
+/// One turn's place in its key's count, given back when dropped.
+pub struct InFlight(Arc<AtomicUsize>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Registry {
+    pub fn new(table: Arc<Table>, metrics: Arc<Metrics>) -> Self {
+        for key in table.keys() {
+            metrics.key_state(&key.id, KeyState::Ready);
+        }
+        let in_flight = table.keys().iter().map(|key| (key.tag, Arc::default())).collect();
+        Self { table, metrics, disabled: RwLock::default(), in_flight }
+    }
+
+    /// Counts a turn on `key` until the place is dropped.
+    pub fn enter(&self, key: &Key) -> InFlight {
+        let count = self.in_flight.get(&key.tag).cloned().unwrap_or_default();
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlight(count)
+    }
+
+    /// The candidate with the fewest turns in flight for its weight.
+    pub fn least_loaded<'k>(&self, candidates: impl Iterator<Item = &'k Arc<Key>>) -> Option<&'k Arc<Key>> {
+        let load = |key: &Key| self.in_flight.get(&key.tag).map_or(0, |count| count.load(Ordering::Relaxed));
+        // Compared crosswise, so that nothing is divided.
+        candidates.min_by(|a, b| (load(a) as u64 * u64::from(b.weight)).cmp(&(load(b) as u64 * u64::from(a.weight))))
+    }
+
+    /// What keeps `key` from being used, if anything does.
+    pub fn ailment(&self, key: &Key) -> Option<Ailment> {
+        let disabled = self.disabled.read().unwrap_or_else(PoisonError::into_inner);
+        if disabled.is_empty() {
+            return None;
+        }
+        [Scope::Key, Scope::Project, Scope::Organization]
+            .into_iter()
+            .find_map(|scope| disabled.get(&Subject::of(key, scope)).copied())
+    }
+
+    pub fn is_usable(&self, key: &Key) -> bool {
+        self.ailment(key).is_none()
+    }
+
+    /// Takes what `ailment` reaches out of use.
+    pub fn disable(&self, key: &Key, ailment: Ailment) {
+        let subject = Subject::of(key, ailment.scope());
+        let news = self.disabled.write().unwrap_or_else(PoisonError::into_inner).insert(subject, ailment).is_none();
+        if news {
+            tracing::warn!(key = %key.id, organization = %key.organization, scope = ?ailment.scope(), "out of use: {}", ailment.name());
+        }
+        for other in self.table.keys().iter().filter(|other| !self.is_usable(other)) {
+            self.metrics.key_state(&other.id, KeyState::Disabled);
+        }
+    }
+}

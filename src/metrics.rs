@@ -1,0 +1,300 @@
+//! Every metric: name, unit, labels, help.
+//!
+//! A registry that is passed, not a global recorder: several replicas may live in one process. Labels are closed sets; no
+//! session, model or path is ever one.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A closed set of label values under one label name.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+        pub enum $name { $($variant),+ }
+
+        impl $name {
+            /// The value as metrics and logs show it.
+            pub fn name(self) -> String {
+                let mut name = String::new();
+                for letter in match self { $(Self::$variant => stringify!($variant)),+ }.chars() {
+                    if letter.is_ascii_uppercase() && !name.is_empty() {
+                        name.push('_');
+                    }
+                    name.push(letter.to_ascii_lowercase());
+                }
+                name
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> std::fmt::Result {
+                std::fmt::Write::write_str(encoder, &self.name())
+            }
+        }
+    };
+}
+
+label! {
+    /// How a turn reached us.
+    Transport { Http }
+}
+label! {
+    /// How a turn ended.
+    Ending { Completed, Incomplete, Failed, UpstreamError, Cut, TimedOut, ClientLeft, Refused, Unserved }
+}
+label! {
+    /// Where a turn's binding came from.
+    BindingResult { Existing, Created, Inherited, Spilled, Rebound, Degraded, None }
+}
+label! {
+    /// Why a turn read nothing from the cache.
+    ColdReason { FirstTurn, KeyMoved, DomainMoved, Expired, PrefixChanged, ModelChanged, BelowMinimum, Upstream }
+}
+label! {
+    /// What the cache did with input tokens.
+    Cache { Read, Written, Uncached }
+}
+label! {
+    /// A key's state on this replica.
+    KeyState { Ready, Cooling, Probing, Disabled }
+}
+label! {
+    /// What was asked of the store.
+    Operation { Get, Claim, Replace, Extend, Ordinal }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TurnLabels {
+    transport: Transport,
+    outcome: Ending,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct TransportLabel {
+    transport: Transport,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct BindingLabel {
+    result: BindingResult,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ColdLabel {
+    reason: ColdReason,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KeyLabel {
+    key: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct InputLabels {
+    key: String,
+    cache: Cache,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StateLabels {
+    key: String,
+    state: KeyState,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OperationLabel {
+    operation: Operation,
+}
+
+type TimeFamily<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Turns last from a tenth of a second to half an hour.
+fn turn_times() -> Histogram {
+    Histogram::new([0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0])
+}
+
+/// What the gateway and the store add is counted in milliseconds.
+fn short_times() -> Histogram {
+    Histogram::new([0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0])
+}
+
+/// The metrics of one replica.
+pub struct Metrics {
+    registry: Registry,
+    turns: Family<TurnLabels, Counter>,
+    turn_seconds: TimeFamily<TransportLabel>,
+    overhead_seconds: Histogram,
+    input_tokens: Family<InputLabels, Counter>,
+    output_tokens: Family<KeyLabel, Counter>,
+    usage_missing: Counter,
+    bindings: Family<BindingLabel, Counter>,
+    malformed_signals: Counter,
+    cold_turns: Family<ColdLabel, Counter>,
+    key_state: Family<StateLabels, Gauge>,
+    active_turns: Gauge,
+    store_up: Gauge,
+    store_seconds: TimeFamily<OperationLabel>,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("warmkey");
+        let turns = Family::default();
+        registry.register("turns", "Turns by how they ended", turns.clone());
+        let turn_seconds: TimeFamily<TransportLabel> = Family::new_with_constructor(turn_times);
+        registry.register_with_unit(
+            "turn",
+            "From a turn's first byte in to its last byte out",
+            Unit::Seconds,
+            turn_seconds.clone(),
+        );
+        let overhead_seconds = short_times();
+        let help = "What the gateway itself adds before the upstream request starts";
+        registry.register_with_unit("overhead", help, Unit::Seconds, overhead_seconds.clone());
+        let input_tokens = Family::default();
+        registry.register("input_tokens", "Input tokens by what the upstream's cache did with them", input_tokens.clone());
+        let output_tokens = Family::default();
+        registry.register("output_tokens", "Output tokens", output_tokens.clone());
+        let usage_missing = Counter::default();
+        registry.register("usage_missing", "Answered turns whose usage could not be read", usage_missing.clone());
+        let bindings = Family::default();
+        registry.register("bindings", "Turns by where their binding came from", bindings.clone());
+        let malformed_signals = Counter::default();
+        registry.register("malformed_session_signals", "Session signals skipped as malformed", malformed_signals.clone());
+        let cold_turns = Family::default();
+        registry.register("cold_turns", "Turns that read nothing from the cache, by reason", cold_turns.clone());
+        let key_state = Family::default();
+        registry.register("key_state", "1 for the state that a key is in on this replica", key_state.clone());
+        let active_turns = Gauge::default();
+        registry.register("active_turns", "Turns in flight", active_turns.clone());
+        let store_up = Gauge::default();
+        registry.register("store_up", "1 while the store answers", store_up.clone());
+        let store_seconds: TimeFamily<OperationLabel> = Family::new_with_constructor(short_times);
+        registry.register_with_unit("store", "Time a store operation took", Unit::Seconds, store_seconds.clone());
+        registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        Self {
+            registry,
+            turns,
+            turn_seconds,
+            overhead_seconds,
+            input_tokens,
+            output_tokens,
+            usage_missing,
+            bindings,
+            malformed_signals,
+            cold_turns,
+            key_state,
+            active_turns,
+            store_up,
+            store_seconds,
+        }
+    }
+
+    pub fn turn_began(&self) {
+        self.active_turns.inc();
+    }
+
+    pub fn turn_ended(&self, transport: Transport, outcome: Ending, seconds: f64) {
+        self.active_turns.dec();
+        self.turns.get_or_create(&TurnLabels { transport, outcome }).inc();
+        self.turn_seconds.get_or_create(&TransportLabel { transport }).observe(seconds);
+    }
+
+    pub fn overhead(&self, seconds: f64) {
+        self.overhead_seconds.observe(seconds);
+    }
+
+    pub fn input_tokens(&self, key: &str, cache: Cache, tokens: u64) {
+        self.input_tokens.get_or_create(&InputLabels { key: key.to_owned(), cache }).inc_by(tokens);
+    }
+
+    pub fn output_tokens(&self, key: &str, tokens: u64) {
+        self.output_tokens.get_or_create(&KeyLabel { key: key.to_owned() }).inc_by(tokens);
+    }
+
+    pub fn usage_missing(&self) {
+        self.usage_missing.inc();
+    }
+
+    pub fn bound(&self, result: BindingResult) {
+        self.bindings.get_or_create(&BindingLabel { result }).inc();
+    }
+
+    pub fn malformed_signals(&self, count: u64) {
+        self.malformed_signals.inc_by(count);
+    }
+
+    pub fn cold_turn(&self, reason: ColdReason) {
+        self.cold_turns.get_or_create(&ColdLabel { reason }).inc();
+    }
+
+    pub fn key_state(&self, key: &str, now: KeyState) {
+        for state in [KeyState::Ready, KeyState::Cooling, KeyState::Probing, KeyState::Disabled] {
+            self.key_state.get_or_create(&StateLabels { key: key.to_owned(), state }).set(i64::from(state == now));
+        }
+    }
+
+    pub fn store_up(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
+    pub fn store_took(&self, operation: Operation, seconds: f64) {
+        self.store_seconds.get_or_create(&OperationLabel { operation }).observe(seconds);
+    }
+
+    /// The text that Prometheus scrapes (OpenMetrics 1.0).
+    pub fn render(&self) -> String {
+        let mut page = String::new();
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut page, &self.registry);
+        page
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_labels_and_units_are_those_of_the_contract() {
+        let metrics = Metrics::new();
+        metrics.turn_began();
+        metrics.turn_ended(Transport::Http, Ending::ClientLeft, 0.2);
+        metrics.input_tokens("a-1", Cache::Read, 1_024);
+        metrics.key_state("a-1", KeyState::Ready);
+        metrics.bound(BindingResult::Created);
+        metrics.cold_turn(ColdReason::FirstTurn);
+        metrics.store_took(Operation::Get, 0.000_2);
+        let page = metrics.render();
+        for line in [
+            r#"warmkey_turns_total{transport="http",outcome="client_left"} 1"#,
+            r#"warmkey_turn_seconds_count{transport="http"} 1"#,
+            r#"warmkey_input_tokens_total{key="a-1",cache="read"} 1024"#,
+            r#"warmkey_key_state{key="a-1",state="ready"} 1"#,
+            r#"warmkey_key_state{key="a-1",state="disabled"} 0"#,
+            r#"warmkey_bindings_total{result="created"} 1"#,
+            r#"warmkey_cold_turns_total{reason="first_turn"} 1"#,
+            r#"warmkey_store_seconds_count{operation="get"} 1"#,
+            "warmkey_active_turns 0",
+            "warmkey_overhead_seconds_count 0",
+            concat!(r#"warmkey_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+        ] {
+            assert!(page.lines().any(|have| have == line), "{line} is not in\n{page}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! What an upstream did with an attempt: facts, no decisions.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+
+/// How an attempt ended, before any byte of an answer has gone to the client.
+pub enum Outcome {
+    /// An answer whose body is still to come, of any status that no decision needs the body of.
+    Answered(Answer),
+    /// An error answer whose body was read, as far as it is needed to know what it means.
+    Refused(Refusal),
+    /// No connection came about; the upstream has seen nothing of the turn.
+    Unreachable(String),
+    /// The connection broke after the turn may have been received.
+    Interrupted(String),
+    /// Nothing came within the upstream's `first_byte_timeout`.
+    Silent,
+}
+
+/// An answer as it arrives.
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    /// What was already read of the body.
+    pub head: Bytes,
+    /// What is still to come; `None` once all of it was read.
+    pub rest: Option<reqwest::Body>,
+}
+
+/// An error answer, and what its body says.
+pub struct Refusal {
+    pub answer: Answer,
+    pub error: ErrorBody,
+}
+
+/// The fields of an OpenAI error body that decisions are made on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorBody {
+    pub code: Option<String>,
+    pub class: Option<String>,
+}
+
+impl ErrorBody {
+    /// Reads `{"error":{"code","type"}}`; anything else says nothing.
+    pub fn parse(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Envelope {
+            error: Fields,
+        }
+        #[derive(Deserialize)]
+        struct Fields {
+            code: Option<serde_json::Value>,
+            r#type: Option<serde_json::Value>,
+        }
+        let text = |value: Option<serde_json::Value>| value.as_ref().and_then(|v| v.as_str()).map(str::to_owned);
+        match serde_json::from_slice::<Envelope>(body) {
+            Ok(Envelope { error }) => Self { code: text(error.code), class: text(error.r#type) },
+            Err(_) => Self::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_body_is_read_with_tolerance() {
+        let read = |body: &str| ErrorBody::parse(body.as_bytes());
+        let both =
+            read(r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#);
+        assert_eq!(both.code.as_deref(), Some("credit_balance_exhausted"));
+        assert_eq!(both.class.as_deref(), Some("insufficient_quota"));
+        for nothing in ["", "<html>", "{}", r#"{"error":"text"}"#, r#"{"error":{"code":429,"type":null}}"#] {
+            assert_eq!(read(nothing), ErrorBody::default(), "{nothing}");
+        }
+    }
+}

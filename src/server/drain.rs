@@ -1,0 +1,59 @@
+//! How a replica leaves: not ready at once, yet serving while balancers look away; then turns in flight finish.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::task::Tasks;
+
+/// Whether balancers should send turns here. Depends on nothing but the intention to leave: a store or an upstream that is
+/// away is away for all replicas alike.
+#[derive(Clone)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    pub fn ready() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What has to end, in this order, and how long it may take.
+pub struct Drain {
+    pub readiness: Readiness,
+    /// Accepts no connection and no further request once cancelled.
+    pub closing: CancellationToken,
+    pub connections: Tasks,
+    pub delay: Duration,
+    pub grace: Duration,
+}
+
+impl Drain {
+    /// Leaves gently. Returns whether every turn in flight came to its end; `hurry` ends the wait for them.
+    pub async fn run(self, hurry: impl Future<Output = ()>) -> bool {
+        let gently = async {
+            self.readiness.0.store(false, Ordering::Relaxed);
+            tracing::info!(seconds = self.delay.as_secs_f64(), "draining: not ready, still serving");
+            tokio::time::sleep(self.delay).await;
+            self.closing.cancel();
+            tracing::info!(seconds = self.grace.as_secs_f64(), "draining: waiting for turns in flight");
+            let is_done = self.connections.join(self.grace).await;
+            if !is_done {
+                tracing::warn!("draining: out of patience, cutting what is left");
+            }
+            is_done
+        };
+        tokio::select! {
+            is_done = gently => is_done,
+            () = hurry => {
+                tracing::warn!("told twice: cutting what is left");
+                false
+            }
+        }
+    }
+}

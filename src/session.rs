@@ -1,0 +1,89 @@
+//! Which session a turn belongs to: signals in, a stored id out. Pure.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use serde::Deserialize;
+use sha2::Sha256;
+
+use crate::client::ClientId;
+use crate::setting::{Secret, SecretSource};
+
+pub mod identify;
+pub mod peek;
+
+/// `[hop]`: what an edge Warmkey shows to be believed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HopSettings {
+    pub secret: Option<SecretSource>,
+}
+
+/// What a session signal's value names. Signals that carry one identity in different places share a kind, so that a session
+/// stays one session when a turn carries it in another place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `YAI-Sticky-Session`: a stored id of the edge.
+    Hop,
+    /// `session-id` and its spellings, `prompt_cache_key`, `client_metadata.session_id`: Codex sends one value in all three.
+    Session,
+    Conversation,
+    /// The hash of a stable prefix.
+    Derived,
+}
+
+/// A session as everything behind this module knows it: 128 bits of HMAC-SHA256, base64url, 22 characters.
+///
+/// Keyed with `server.secret` and the client, so that no raw id is stored, logged or traced, and no client can reach
+/// another one's session.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct SessionId(String);
+
+impl SessionId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Turns signals into stored ids.
+#[derive(Clone)]
+pub struct Hasher {
+    keyed: Hmac<Sha256>,
+}
+
+impl Hasher {
+    /// `secret` is `server.secret`, the same on all replicas.
+    pub fn new(secret: &Secret) -> Self {
+        Self { keyed: Hmac::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes a key of any length") }
+    }
+
+    /// Every part is length-prefixed: no two different lists of parts hash alike.
+    pub fn id<'a>(&self, client: &'a ClientId, kind: Kind, parts: impl IntoIterator<Item = &'a [u8]>) -> SessionId {
+        let mut mac = self.keyed.clone();
+        let kind: &[u8] = match kind {
+            Kind::Hop => b"hop",
+            Kind::Session => b"session",
+            Kind::Conversation => b"conversation",
+            Kind::Derived => b"derived",
+        };
+        for part in [client.as_str().as_bytes(), kind].into_iter().chain(parts) {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part);
+        }
+        SessionId(URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..16]))
+    }
+}

@@ -1,0 +1,9 @@
+-- Starts a value's life of ARGV[2] milliseconds anew, unless somebody did so since it fell below ARGV[3]: each write would
+-- push an invalidation to every client that tracks the key. A value that was lost meanwhile is stored again.
+local left = redis.call('PTTL', KEYS[1])
+if left == -2 then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+elseif left < tonumber(ARGV[3]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return redis.status_reply('OK')

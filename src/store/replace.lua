@@ -1,0 +1,8 @@
+-- Compare-and-set: stores ARGV[2] for ARGV[3] milliseconds where ARGV[1] or nothing is stored.
+-- Answers nil when done, otherwise what is stored. A value carries its key and epoch, so comparing values compares both.
+local stored = redis.call('GET', KEYS[1])
+if stored and stored ~= ARGV[1] then
+  return stored
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return false

@@ -1,0 +1,89 @@
+//! Logs, and the name of a turn.
+//!
+//! One line a turn, as JSON or text, on standard error. Never logged, at any level: bodies, prompts, header values, secrets.
+//! Sessions appear by their stored hash only.
+
+use std::fmt;
+
+use http::HeaderMap;
+use serde::Deserialize;
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Json,
+    Text,
+}
+
+/// `[telemetry]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub log: LogFormat,
+}
+
+/// Starts logging for this process. A second call changes nothing.
+pub fn start(settings: &Settings) {
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_max_level(tracing::Level::INFO);
+    // Only the first subscriber of a process counts, which is what several replicas in one process want.
+    let _ = match settings.log {
+        LogFormat::Json => tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish()),
+        LogFormat::Text => tracing::subscriber::set_global_default(lines.finish()),
+    };
+}
+
+/// A turn's trace id (W3C Trace Context: 16 bytes, lower-case hex), told to the client as `x-warmkey-turn`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TurnId([u8; 16]);
+
+impl TurnId {
+    /// The inbound `traceparent`'s trace id where there is a valid one, else a new one.
+    pub fn of(headers: &HeaderMap) -> Self {
+        headers.get("traceparent").and_then(|value| Self::from_traceparent(value.as_bytes())).unwrap_or_else(Self::random)
+    }
+
+    fn from_traceparent(value: &[u8]) -> Option<Self> {
+        let [_, _, b'-', rest @ ..] = value else { return None };
+        let (hex, [b'-', ..]) = rest.split_at_checked(32)? else { return None };
+        let mut id = [0; 16];
+        for (byte, pair) in id.iter_mut().zip(hex.chunks_exact(2)) {
+            if !pair.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)) {
+                return None;
+            }
+            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+        }
+        (id != [0; 16]).then_some(Self(id))
+    }
+
+    fn random() -> Self {
+        let mut id = [0; 16];
+        // A name that repeats harms nothing but a log search: not worth failing a turn for.
+        let _ = getrandom::fill(&mut id);
+        Self(id)
+    }
+}
+
+impl fmt::Display for TurnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_takes_the_name_its_client_gave_it() {
+        let id = |text: &str| TurnId::from_traceparent(text.as_bytes()).map(|id| id.to_string());
+        let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(id(given).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        for wrong in
+            ["", "00-", "00-4bf9-00f0-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &given.to_uppercase()]
+        {
+            assert_eq!(id(wrong), None, "{wrong}");
+        }
+    }
+}

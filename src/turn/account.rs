@@ -1,0 +1,155 @@
+//! What a turn did, told once however it ends: one log line, its metrics, its place in its key's count.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use crate::binding::Binding;
+use crate::client::ClientId;
+use crate::error::{Error, Fault};
+use crate::key::registry::InFlight;
+use crate::metrics::{BindingResult, Cache, Ending, Metrics, Transport};
+use crate::session::SessionId;
+use crate::telemetry::TurnId;
+use crate::usage::cold;
+use crate::usage::tap::Reading;
+use crate::usage::terminal::Terminal;
+
+/// The books of one turn. Whoever drops it ends the turn: as [`Ending::ClientLeft`] unless something else was said.
+pub struct Account {
+    pub id: TurnId,
+    metrics: Arc<Metrics>,
+    began: Instant,
+    client: Option<ClientId>,
+    session: Option<SessionId>,
+    bound: Option<Bound>,
+    status: Option<StatusCode>,
+    ending: Option<Ending>,
+    reading: Reading,
+}
+
+struct Bound {
+    key: String,
+    organization: String,
+    result: BindingResult,
+    /// The key that served reads another cache than the one that the turn began with.
+    domain_moved: bool,
+    _place: InFlight,
+}
+
+impl Account {
+    pub fn open(metrics: Arc<Metrics>, headers: &HeaderMap) -> Self {
+        metrics.turn_began();
+        Self {
+            id: TurnId::of(headers),
+            metrics,
+            began: Instant::now(),
+            client: None,
+            session: None,
+            bound: None,
+            status: None,
+            ending: None,
+            reading: Reading::default(),
+        }
+    }
+
+    pub fn client(&mut self, client: &ClientId) {
+        self.client = Some(client.clone());
+    }
+
+    pub fn skipped_signals(&self, count: u64) {
+        if count > 0 {
+            self.metrics.malformed_signals(count);
+        }
+    }
+
+    /// The turn is about to be sent with `binding`'s key. `before`: the key that it was first bound to.
+    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, place: InFlight) {
+        self.session.clone_from(&binding.session);
+        self.bound = Some(Bound {
+            key: binding.key.id.clone(),
+            organization: binding.key.organization.clone(),
+            result: binding.result,
+            domain_moved,
+            _place: place,
+        });
+    }
+
+    /// What the gateway itself added, from the body's last byte to the upstream request.
+    pub fn overhead(&self, since: Instant) {
+        self.metrics.overhead(since.elapsed().as_secs_f64());
+    }
+
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+
+    pub fn refused(&mut self, error: &Error) {
+        self.status = Some(error.status());
+        self.ending = Some(if error.fault() == Fault::Client { Ending::Refused } else { Ending::Unserved });
+        if error.fault() != Fault::Client {
+            tracing::warn!(turn = %self.id, code = error.code(), cause = error.cause.as_deref(), "{error}");
+        }
+    }
+
+    /// The answer's body is over, or will not go on: `broken` says why not.
+    pub fn relayed(&mut self, reading: Reading, broken: Option<Ending>) {
+        let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);
+        self.ending = Some(match (reading.terminal, broken) {
+            _ if is_error => Ending::UpstreamError,
+            // Whatever happens to the connection after the last word changes nothing.
+            (Some(Terminal::Completed), _) => Ending::Completed,
+            (Some(Terminal::Incomplete), _) => Ending::Incomplete,
+            (Some(Terminal::Failed), _) => Ending::Failed,
+            (None, Some(broken)) => broken,
+            (None, None) => Ending::Cut,
+        });
+        self.reading = reading;
+    }
+
+    fn count_usage(&self, bound: &Bound, ending: Ending) {
+        let Some(usage) = &self.reading.usage else {
+            if matches!(ending, Ending::Completed | Ending::Incomplete) {
+                self.metrics.usage_missing();
+            }
+            return;
+        };
+        let uncached = usage.input.saturating_sub(usage.cached + usage.written);
+        for (cache, tokens) in [(Cache::Read, usage.cached), (Cache::Written, usage.written), (Cache::Uncached, uncached)] {
+            self.metrics.input_tokens(&bound.key, cache, tokens);
+        }
+        self.metrics.output_tokens(&bound.key, usage.output);
+        if let Some(reason) = cold::reason(bound.result, bound.domain_moved, usage) {
+            self.metrics.cold_turn(reason);
+        }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let ending = self.ending.unwrap_or(Ending::ClientLeft);
+        let seconds = self.began.elapsed().as_secs_f64();
+        self.metrics.turn_ended(Transport::Http, ending, seconds);
+        if let Some(bound) = &self.bound {
+            self.metrics.bound(bound.result);
+            self.count_usage(bound, ending);
+        }
+        let usage = self.reading.usage.as_ref();
+        tracing::info!(
+            turn = %self.id,
+            client = self.client.as_ref().map(ClientId::as_str),
+            session = self.session.as_ref().map(SessionId::as_str),
+            key = self.bound.as_ref().map(|bound| bound.key.as_str()),
+            organization = self.bound.as_ref().map(|bound| bound.organization.as_str()),
+            binding = self.bound.as_ref().map(|bound| bound.result.name()),
+            status = self.status.map(|status| status.as_u16()),
+            outcome = ending.name(),
+            input_tokens = usage.map(|usage| usage.input),
+            cached_tokens = usage.map(|usage| usage.cached),
+            output_tokens = usage.map(|usage| usage.output),
+            seconds,
+            "turn"
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! How an upstream is called: what is sent to it, what comes back, and what may be passed on.
+
+pub mod call;
+pub mod headers;

@@ -1,0 +1,217 @@
+//! Decides which headers cross the gateway. Pure.
+//!
+//! Towards the upstream everything passes but the identity of the hop: what the client shows us, what belongs to one
+//! connection, what names another organization. A new client's new header must reach the upstream, or it breaks what it was
+//! made for. Towards the client only what is listed passes: no upstream credential may leave.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::session::identify::STICKY;
+use crate::setting::Secret;
+
+/// An upstream's own sticky token: opaque, and worth nothing to another key.
+pub const TURN_STATE: &str = "x-codex-turn-state";
+
+/// Headers of one connection (RFC 9110, section 7.6.1), and those that the next hop's client writes itself.
+const HOP_BY_HOP: [&str; 12] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "expect",
+    "host",
+    "content-length",
+];
+
+/// Every slot in which a client may show a credential or name whose account it means.
+const IDENTITY: [&str; 13] = [
+    "authorization",
+    "proxy-authorization",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "x-amz-security-token",
+    "ocp-apim-subscription-key",
+    "cookie",
+    "cookie2",
+    "chatgpt-account-id",
+    "openai-organization",
+    "openai-project",
+    STICKY,
+];
+
+/// What balancers tell us about the client: none of the upstream's business.
+const FORWARDED: [&str; 6] = ["forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip"];
+
+const STRIPPED_PREFIXES: [&str; 3] = ["sec-websocket-", "x-forwarded-", "x-warmkey-"];
+
+/// What the upstream may tell the client.
+const RETURNED: [&str; 24] = [
+    "age",
+    "cache-control",
+    "cf-ray",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-type",
+    "date",
+    "etag",
+    "expires",
+    "last-modified",
+    "openai-model",
+    "openai-processing-ms",
+    "openai-version",
+    "retry-after",
+    "retry-after-ms",
+    "vary",
+    "x-error-json",
+    "x-models-etag",
+    "x-oai-request-id",
+    "x-reasoning-included",
+    "x-request-id",
+    "x-should-retry",
+];
+
+const RETURNED_PREFIXES: [&str; 4] = ["x-codex-", "x-openai-", "x-ratelimit-", "x-stainless-"];
+
+/// `x-{limit}-primary-used-percent` and its like: Codex reads them under any limit's name.
+const RETURNED_SUFFIXES: [&str; 7] =
+    ["-used-percent", "-window-minutes", "-reset-at", "-limit-name", "-reset-after-seconds", "-has-credits", "-unlimited"];
+
+/// The headers of an attempt with `secret`. `foreign_state`: the turn's `x-codex-turn-state` was issued by another key.
+pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> HeaderMap {
+    let nominated = nominated(client);
+    let mut sent = HeaderMap::with_capacity(client.len() + 1);
+    for (name, value) in client {
+        let text = name.as_str();
+        let is_stripped = HOP_BY_HOP.contains(&text)
+            || IDENTITY.contains(&text)
+            || FORWARDED.contains(&text)
+            || STRIPPED_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
+            || nominated.iter().any(|name| name.eq_ignore_ascii_case(text))
+            || (foreign_state && text == TURN_STATE);
+        if !is_stripped {
+            sent.append(name.clone(), value.clone());
+        }
+    }
+    // Last, so that nothing a client nominates or sends can displace it.
+    if let Ok(mut value) = HeaderValue::try_from(format!("Bearer {}", secret.expose())) {
+        value.set_sensitive(true);
+        sent.insert(header::AUTHORIZATION, value);
+    }
+    sent
+}
+
+/// The headers of an answer that the client may see.
+pub fn returned(upstream: &HeaderMap, secret: &Secret) -> HeaderMap {
+    let mut passed = HeaderMap::with_capacity(upstream.len() + 2);
+    for (name, value) in upstream {
+        if is_returned(name) && !contains(value.as_bytes(), secret.expose().as_bytes()) {
+            passed.append(name.clone(), value.clone());
+        }
+    }
+    passed
+}
+
+fn is_returned(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    RETURNED.contains(&name)
+        || RETURNED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || (name.starts_with("x-") && RETURNED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)))
+}
+
+/// An upstream that echoes what it was shown must not show it to the client.
+fn contains(value: &[u8], secret: &[u8]) -> bool {
+    !secret.is_empty() && memchr::memmem::find(value, secret).is_some()
+}
+
+/// The names that `Connection` declares as belonging to it.
+fn nominated(headers: &HeaderMap) -> Vec<&str> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse::<HeaderValue>().unwrap())).collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn the_identity_of_the_hop_is_replaced() {
+        let mut client =
+            map(&[("authorization", "Bearer wk-client"), ("user-agent", "codex_exec/0.169.0"), ("x-codex-window-id", "t:0")]);
+        for name in [
+            "x-api-key",
+            "api-key",
+            "cookie",
+            "chatgpt-account-id",
+            "openai-organization",
+            "x-warmkey-hop",
+            "x-forwarded-for",
+            "host",
+        ] {
+            client.insert(name, HeaderValue::from_static("canary"));
+        }
+        let sent = outgoing(&client, &Secret::new("sk-upstream"), false);
+        assert_eq!(names(&sent), ["authorization", "user-agent", "x-codex-window-id"]);
+        assert_eq!(sent["authorization"], "Bearer sk-upstream");
+        assert!(!format!("{sent:?}").contains("sk-upstream"));
+    }
+
+    #[test]
+    fn a_nominated_header_stays_here_and_ours_does_not() {
+        let client = map(&[("connection", "authorization, X-Org , close"), ("authorization", "Bearer wk"), ("x-org", "1")]);
+        assert_eq!(names(&outgoing(&client, &Secret::new("sk"), false)), ["authorization"]);
+    }
+
+    #[test]
+    fn a_foreign_turn_state_stays_here() {
+        let client = map(&[(TURN_STATE, "opaque")]);
+        assert_eq!(outgoing(&client, &Secret::new("sk"), false)[TURN_STATE], "opaque");
+        assert!(!outgoing(&client, &Secret::new("sk"), true).contains_key(TURN_STATE));
+    }
+
+    #[test]
+    fn repeated_names_keep_their_values_and_order() {
+        let mut client = HeaderMap::new();
+        for value in ["one", "two", "three"] {
+            client.append("x-openai-thing", HeaderValue::from_static(value));
+        }
+        let sent = outgoing(&client, &Secret::new("sk"), false);
+        assert_eq!(sent.get_all("x-openai-thing").iter().collect::<Vec<_>>(), ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn only_what_is_listed_returns() {
+        let upstream = map(&[
+            ("content-type", "text/event-stream"),
+            ("x-codex-turn-state", "s"),
+            ("x-weekly-primary-used-percent", "7"),
+            ("x-ratelimit-remaining-tokens", "9"),
+            ("x-request-id", "Bearer sk-upstream"),
+            ("set-cookie", "a=b"),
+            ("openai-organization", "org"),
+            ("authorization", "Bearer sk-upstream"),
+        ]);
+        let passed = returned(&upstream, &Secret::new("sk-upstream"));
+        assert_eq!(
+            names(&passed),
+            ["content-type", "x-codex-turn-state", "x-ratelimit-remaining-tokens", "x-weekly-primary-used-percent"]
+        );
+    }
+}

@@ -1,0 +1,5 @@
+//! What a turn cost: read from copies of what passes, never by changing it.
+
+pub mod cold;
+pub mod tap;
+pub mod terminal;

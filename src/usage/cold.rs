@@ -1,0 +1,51 @@
+//! Decides why a turn read nothing from the cache. Pure.
+
+use super::terminal::Usage;
+use crate::metrics::{BindingResult, ColdReason};
+
+/// The shortest prefix that any model caches, in tokens.
+const MINIMUM: u64 = 1_024;
+
+/// `None`: the turn was warm. `domain_moved`: its key changed with the session's cache domain.
+pub fn reason(result: BindingResult, domain_moved: bool, usage: &Usage) -> Option<ColdReason> {
+    if usage.cached > 0 {
+        return None;
+    }
+    Some(match result {
+        _ if usage.input < MINIMUM => ColdReason::BelowMinimum,
+        BindingResult::Created => ColdReason::FirstTurn,
+        BindingResult::Rebound | BindingResult::Spilled if domain_moved => ColdReason::DomainMoved,
+        BindingResult::Rebound | BindingResult::Spilled => ColdReason::KeyMoved,
+        _ => match usage.miss.as_deref() {
+            Some("model_changed") => ColdReason::ModelChanged,
+            Some(_) => ColdReason::PrefixChanged,
+            None => ColdReason::Upstream,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(input: u64, cached: u64, miss: Option<&str>) -> Usage {
+        Usage { input, cached, miss: miss.map(str::to_owned), ..Usage::default() }
+    }
+
+    #[test]
+    fn a_turn_is_cold_for_one_reason() {
+        use BindingResult::{Created, Existing, Rebound};
+        for (result, moved, usage, expected) in [
+            (Existing, false, usage(9_000, 128, None), None),
+            (Created, false, usage(9_000, 0, None), Some(ColdReason::FirstTurn)),
+            (Existing, false, usage(900, 0, None), Some(ColdReason::BelowMinimum)),
+            (Rebound, true, usage(9_000, 0, None), Some(ColdReason::DomainMoved)),
+            (Rebound, false, usage(9_000, 0, None), Some(ColdReason::KeyMoved)),
+            (Existing, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::ModelChanged)),
+            (Existing, false, usage(9_000, 0, Some("tools_changed")), Some(ColdReason::PrefixChanged)),
+            (Existing, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
+        ] {
+            assert_eq!(reason(result, moved, &usage), expected);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Watches an answer go by and keeps the one part of it that says what it cost.
+//!
+//! Sees every chunk before it is passed on, changes none, and holds at most [`KEPT`] bytes of one event or document. Looks
+//! closely only at what can be a terminal event: most of a stream is stepped over line by line.
+
+use std::io::Write;
+
+use flate2::write::MultiGzDecoder;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use memchr::{memchr, memchr2};
+
+use super::terminal::{self, Terminal, Usage};
+
+/// A terminal event or a JSON answer longer than this passes unread.
+const KEPT: usize = 512 * 1024;
+
+/// What the tap has learned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    pub terminal: Option<Terminal>,
+    pub usage: Option<Usage>,
+}
+
+/// A tap on one answer's body.
+pub struct Tap(Decoder);
+
+enum Decoder {
+    Plain(Reader),
+    Gzip(MultiGzDecoder<Reader>),
+    Zstd(zstd::stream::write::Decoder<'static, Reader>),
+    /// An encoding that is not read: the answer passes, its usage stays unknown.
+    Blind,
+}
+
+impl Tap {
+    pub fn new(headers: &HeaderMap) -> Self {
+        let reader = Reader::new(headers);
+        Self(match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
+            None | Some(b"identity") => Decoder::Plain(reader),
+            Some(b"gzip") => Decoder::Gzip(MultiGzDecoder::new(reader)),
+            Some(b"zstd") => zstd::stream::write::Decoder::new(reader).map_or(Decoder::Blind, Decoder::Zstd),
+            Some(_) => Decoder::Blind,
+        })
+    }
+
+    pub fn observe(&mut self, chunk: &[u8]) {
+        let result = match &mut self.0 {
+            Decoder::Plain(reader) => reader.write_all(chunk),
+            Decoder::Gzip(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
+            Decoder::Zstd(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
+            Decoder::Blind => Ok(()),
+        };
+        if result.is_err() {
+            self.0 = Decoder::Blind;
+        }
+    }
+
+    /// Whether the upstream has said all it has to say.
+    pub fn is_over(&self) -> bool {
+        self.reader().is_some_and(|reader| reader.reading.terminal.is_some())
+    }
+
+    /// What was learned; `ended`: the body came to its end.
+    pub fn finish(&mut self, ended: bool) -> Reading {
+        let Some(reader) = self.reader_mut() else {
+            // What cannot be read is taken at its status.
+            return Reading { terminal: ended.then_some(Terminal::Completed), usage: None };
+        };
+        if ended && !reader.is_stream {
+            let (terminal, usage) = terminal::of_document(&reader.kept);
+            reader.reading = Reading { terminal: Some(terminal), usage };
+        }
+        std::mem::take(&mut reader.reading)
+    }
+
+    fn reader(&self) -> Option<&Reader> {
+        match &self.0 {
+            Decoder::Plain(reader) => Some(reader),
+            Decoder::Gzip(decoder) => Some(decoder.get_ref()),
+            Decoder::Zstd(decoder) => Some(decoder.get_ref()),
+            Decoder::Blind => None,
+        }
+    }
+
+    fn reader_mut(&mut self) -> Option<&mut Reader> {
+        match &mut self.0 {
+            Decoder::Plain(reader) => Some(reader),
+            Decoder::Gzip(decoder) => Some(decoder.get_mut()),
+            Decoder::Zstd(decoder) => Some(decoder.get_mut()),
+            Decoder::Blind => None,
+        }
+    }
+}
+
+/// Reads a stream of events line by line, or keeps a document.
+#[derive(Default)]
+struct Reader {
+    is_stream: bool,
+    line: Line,
+    /// The end that the current event's name announces.
+    announced: Option<Terminal>,
+    /// The current line's first bytes while it is not known what it is, the data of a terminal event, or a document.
+    kept: Vec<u8>,
+    is_too_long: bool,
+    /// `\r` was the last byte: a `\n` that follows belongs to it.
+    after_return: bool,
+    reading: Reading,
+}
+
+/// What the current line of a stream is.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Line {
+    /// Its first bytes are in `kept`.
+    #[default]
+    Start,
+    /// The data of a terminal event, in `kept`.
+    Data,
+    Skipped,
+}
+
+/// `event: response.incomplete`, and the start of a `data:` line, are told apart within so many bytes.
+const START: usize = 48;
+
+impl Reader {
+    fn new(headers: &HeaderMap) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        Self { is_stream: kind.starts_with(b"text/event-stream"), ..Self::default() }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.is_too_long {
+            return;
+        }
+        if self.kept.len() + bytes.len() <= KEPT {
+            self.kept.extend_from_slice(bytes);
+        } else {
+            // Cut short it would be no JSON: it passes unread.
+            self.kept = Vec::new();
+            self.is_too_long = true;
+        }
+    }
+
+    fn read_stream(&mut self, mut bytes: &[u8]) {
+        if std::mem::take(&mut self.after_return) && bytes.first() == Some(&b'\n') {
+            bytes = &bytes[1..];
+        }
+        while !bytes.is_empty() {
+            let end = memchr2(b'\n', b'\r', bytes);
+            self.read_line(&bytes[..end.unwrap_or(bytes.len())], end.is_some());
+            let Some(end) = end else { return };
+            let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
+            self.after_return = bytes[end..] == *b"\r";
+            bytes = &bytes[end + width..];
+        }
+    }
+
+    fn read_line(&mut self, part: &[u8], is_whole: bool) {
+        match self.line {
+            Line::Skipped => {}
+            Line::Data => self.keep(part),
+            Line::Start => self.read_start(part, is_whole),
+        }
+        if is_whole {
+            self.end_line();
+        }
+    }
+
+    /// Decides what a line is, as soon as enough of it is there.
+    fn read_start(&mut self, part: &[u8], is_whole: bool) {
+        if self.kept.is_empty() && (is_whole || part.len() >= START) {
+            self.classify(part, is_whole);
+            return;
+        }
+        self.keep(part);
+        if is_whole || self.kept.len() >= START {
+            let line = std::mem::take(&mut self.kept);
+            self.classify(&line, is_whole);
+        }
+    }
+
+    fn classify(&mut self, line: &[u8], is_whole: bool) {
+        self.line = Line::Skipped;
+        if is_whole && line.is_empty() {
+            self.announced = None;
+        } else if let Some(name) = field(line, b"event:") {
+            if is_whole {
+                self.announced = Terminal::of_event(name);
+            }
+        } else if let Some(data) = field(line, b"data:") {
+            self.announced = self.announced.or_else(|| unnamed(data));
+            if self.announced.is_some() {
+                self.line = Line::Data;
+                self.kept.clear();
+                self.keep(data);
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        if self.line == Line::Data {
+            let usage = terminal::of_event(&self.kept);
+            self.reading = Reading { terminal: self.announced, usage };
+        }
+        self.kept.clear();
+        self.is_too_long = false;
+        self.line = Line::Start;
+    }
+}
+
+/// The value of a field line, without the one space that may stand before it.
+fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let value = line.strip_prefix(name)?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`.
+fn unnamed(data: &[u8]) -> Option<Terminal> {
+    let name = data.strip_prefix(br#"{"type":""#)?;
+    Terminal::of_event(&name[..memchr(b'"', name)?])
+}
+
+impl Write for Reader {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.is_stream {
+            self.read_stream(bytes);
+        } else {
+            self.keep(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const USAGE: &str = r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
+
+    fn headers(kind: &str, encoding: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+        if let Some(encoding) = encoding {
+            headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
+        }
+        headers
+    }
+
+    fn read(headers: &HeaderMap, chunks: &[&[u8]]) -> Reading {
+        let mut tap = Tap::new(headers);
+        chunks.iter().for_each(|chunk| tap.observe(chunk));
+        tap.finish(true)
+    }
+
+    fn stream(newline: &str) -> String {
+        let long = "x".repeat(3_000);
+        [
+            "\u{feff}: comment",
+            "event: response.created",
+            r#"data: {"type":"response.created","response":{"usage":null}}"#,
+            "",
+            "event: response.output_text.delta",
+            &format!(r#"data: {{"type":"response.output_text.delta","delta":"event: response.failed {long}"}}"#),
+            "",
+            "event: response.completed",
+            &format!(r#"data: {{"type":"response.completed","response":{{"status":"completed","usage":{USAGE}}}}}"#),
+            "",
+            "",
+        ]
+        .join(newline)
+    }
+
+    fn usage() -> Option<Usage> {
+        Some(Usage { input: 9_000, cached: 8_832, output: 7, ..Usage::default() })
+    }
+
+    proptest! {
+        #[test]
+        fn it_reads_the_same_however_the_bytes_arrive(cuts in proptest::collection::vec(0usize..4_000, 0..40), newline in 0usize..3) {
+            let text = stream(["\n", "\r\n", "\r"][newline]);
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
+            cuts.sort_unstable();
+            let chunks: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
+            let reading = read(&headers("text/event-stream", None), &chunks);
+            prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage() });
+        }
+    }
+
+    #[test]
+    fn an_event_without_a_name_is_known_by_its_type() {
+        let text = format!("data: {{\"type\":\"response.incomplete\",\"response\":{{\"usage\":{USAGE}}}}}\n\n");
+        let reading = read(&headers("text/event-stream; charset=utf-8", None), &[text.as_bytes()]);
+        assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage() });
+    }
+
+    #[test]
+    fn a_stream_without_a_terminal_event_has_not_ended() {
+        let whole = stream("\n");
+        let cut = &whole[..whole.find("event: response.completed").unwrap()];
+        assert_eq!(read(&headers("text/event-stream", None), &[cut.as_bytes()]), Reading::default());
+    }
+
+    #[test]
+    fn a_document_and_an_encoded_stream_are_read() {
+        let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
+        assert_eq!(read(&headers("application/json", None), &[document.as_bytes()]).usage, usage());
+        let text = stream("\n");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(text.as_bytes()).unwrap();
+        assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[&gzip.finish().unwrap()]).usage, usage());
+        let zstd = zstd::encode_all(text.as_bytes(), 1).unwrap();
+        assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&zstd]).usage, usage());
+    }
+
+    #[test]
+    fn what_is_too_long_or_unreadable_passes_unread() {
+        let long = format!("event: response.completed\ndata: {}\n\n", "x".repeat(KEPT * 3));
+        let mut tap = Tap::new(&headers("text/event-stream", None));
+        long.as_bytes().chunks(10_000).for_each(|chunk| {
+            tap.observe(chunk);
+            assert!(tap.reader().unwrap().kept.capacity() <= 2 * KEPT);
+        });
+        assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), usage: None });
+        assert_eq!(read(&headers("text/event-stream", Some("br")), &[b"?"]).usage, None);
+        assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
+    }
+}
