@@ -28,7 +28,7 @@ class World:
     def __init__(self, parts, codex, warmkey):
         self.parts, self._codex, self._warmkey = parts, codex, warmkey
         self._token = "client-" + secrets.token_hex(16)
-        self._keys = [(f"{organization}-{n}", f"org-{organization}", f"upstream-{secrets.token_hex(8)}") for organization in "ab" for n in (1, 2)]
+        self._keys = [(f"{place}-{n}", f"org-{place}", f"upstream-{secrets.token_hex(8)}") for place in "ab" for n in (1, 2)]
         store = start_redis(parts)
         self._simulate()
         config = self._configuration(store)
@@ -158,7 +158,7 @@ class Run:
 
 
 def judge(world, session, exchanges):
-    """One key for the whole session, and upstream saw the very bodies that the client sent, each of them once."""
+    """One key for the whole session, a warm cache, and upstream saw the very bodies that the client sent, each of them once."""
     sent = sorted(exchange.body_sha256 for exchange in exchanges)
     turns = wait_for(
         f"{len(sent)} turns in the record", lambda: (turns := world.record(session)) and len(turns) >= len(sent) and turns, seconds=10
@@ -166,6 +166,8 @@ def judge(world, session, exchanges):
     check(sorted(turn["body_sha256"] for turn in turns) == sent, f"bodies sent {sent}, bodies that arrived {turns}")
     keys = {turn["key"] for turn in turns}
     check(len(keys) == 1, f"one key for session {session}, not {keys}")
+    read, ideal = (sum(turn[column] for turn in turns) for column in ("cached_tokens", "ideal_cached_tokens"))
+    check(ideal > 0 and read >= 0.99 * ideal, f"{read} tokens read from the cache, of {ideal} that one key alone would have read")
 
 
 def a_turn_with_a_tool_call(world):
