@@ -78,6 +78,14 @@ impl Config {
         Ok(config)
     }
 
+    /// A configuration from its text alone: the environment has no say.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let sources = ::config::Config::builder()
+            .add_source(File::from_str(DEFAULT, FileFormat::Toml))
+            .add_source(File::from_str(text, FileFormat::Toml));
+        sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))
+    }
+
     /// Reads the secrets and looks for every fault that shows before anything runs.
     pub fn plan(mut self) -> Result<Plan, Vec<String>> {
         let mut faults = Vec::new();
@@ -170,18 +178,11 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn config(text: &str) -> Result<Config, String> {
-        let sources = ::config::Config::builder()
-            .add_source(File::from_str(DEFAULT, FileFormat::Toml))
-            .add_source(File::from_str(text, FileFormat::Toml));
-        sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))
-    }
-
     const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
 
     #[test]
     fn one_key_is_all_that_a_laptop_needs() {
-        let plan = config(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
+        let plan = Config::parse(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
         assert!(matches!(plan.store, StoreChoice::Memory));
         assert_eq!(plan.table.keys().len(), 1);
         assert!(plan.clients.is_empty());
@@ -192,7 +193,7 @@ mod tests {
     fn every_option_of_the_reference_is_one() {
         let uncommented = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned();
         let text: String = DEFAULT.lines().map(|line| uncommented(line) + "\n").collect();
-        let parsed = config(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let parsed = Config::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!((parsed.upstream.len(), parsed.key.len(), parsed.client.len()), (1, 1, 1));
         assert!(parsed.hop.secret.is_some() && parsed.server.secret.is_some());
     }
@@ -206,7 +207,7 @@ mod tests {
             ("[server]\nmax_body = \"64\"", "no size"),
             ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),
         ] {
-            let fault = config(&format!("{KEY}{text}")).expect_err(text);
+            let fault = Config::parse(&format!("{KEY}{text}")).expect_err(text);
             assert!(fault.contains(expected) && !fault.contains('\n'), "{fault}");
         }
         for (text, expected) in [
@@ -219,7 +220,7 @@ mod tests {
             ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
             (KEY, "two have the id a-1"),
         ] {
-            let faults = config(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
+            let faults = Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
             assert!(faults.contains(expected) && !faults.contains("canary"), "{faults}");
         }
     }

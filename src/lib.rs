@@ -37,3 +37,4 @@ pub mod server;
 pub mod simulator;
 pub mod config;
 pub mod app;
+pub mod demo;

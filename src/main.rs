@@ -31,6 +31,8 @@ struct Line {
 enum Command {
     /// Run one replica of the gateway
     Serve(File),
+    /// Play Codex-shaped sessions against a simulated upstream and print what the prompt cache made of them
+    Demo,
     /// Run the simulated upstream alone
     Simulate(Simulate),
     /// Validate the configuration, reach the store, and say what would run
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     let code = runtime.block_on(async {
         match line.command {
             Command::Serve(file) => serve(&file).await,
+            Command::Demo => demo().await,
             Command::Simulate(simulate) => self::simulate(&simulate).await,
             Command::Check(file) => check(&file).await,
         }
@@ -101,6 +104,14 @@ async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+async fn demo() -> ExitCode {
+    match warmkey::demo::run(&mut std::io::stdout()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => failed(&why),
     }
 }
 

@@ -23,6 +23,9 @@ use crate::task::Tasks;
 
 /// Connections waiting to be accepted: the system's default of 128 drops bursts.
 const BACKLOG: u32 = 4096;
+/// How long a connection may be idle between requests: longer than balancers keep theirs (nginx: 60 s), since a request that
+/// meets a closing connection is lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A connection's read and write buffer, which is also the limit on a request's head.
 const BUFFER: usize = 64 * 1024;
 
@@ -79,12 +82,13 @@ where
         service.clone().call(request)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(BUFFER);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout.max(KEEP_ALIVE)).max_buf_size(BUFFER);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
 
-    // hyper bounds the wait for a head only once it knows the protocol: a peer that says nothing at all is bounded here.
+    // hyper has one timeout for an idle connection and for a head that trickles in. Its own is the long one; a new connection,
+    // whose peer has yet to show that it means well, has the short one here.
     let greeting = tokio::time::sleep(header_timeout);
     tokio::pin!(greeting);
     let mut waiting = true;

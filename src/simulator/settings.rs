@@ -14,6 +14,8 @@ use crate::setting::{SecretSource, Span};
 pub struct Config {
     /// Pause before each event of a streamed answer but the first, in real time.
     pub event_delay: Span,
+    /// Real time before the first event for each 1,000 input tokens that the cache did not have.
+    pub prefill: Span,
     /// `response.output_text.delta` events of an ordinary answer, 1 to 100,000.
     pub events: u32,
     /// Seals, filler text and the choice of machines follow from it; two simulators of one seed can open each other's seals.
@@ -58,6 +60,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             event_delay: Span(Duration::ZERO),
+            prefill: Span(Duration::ZERO),
             events: 8,
             seed: 0,
             time_scale: 1.0,

@@ -145,6 +145,8 @@ async fn answer(world: &World, key: &Key, bytes: &[u8], entry: &mut Entry) -> Re
     }
     let ask = Ask::read(body)?;
     let reply = read(world, key, &ask, entry)?;
+    let usage = &reply.answer.usage;
+    tokio::time::sleep(world.config.prefill.0.mul_f64((usage.input - usage.cached) as f64 / 1000.0)).await;
     if !reply.stream {
         // Unstreamed, the whole of it is waited for.
         let pauses = reply.pause.text.unwrap_or(reply.pause.event);

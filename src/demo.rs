@@ -1,0 +1,132 @@
+//! The promise, shown in a minute: the same Codex-shaped sessions through a single key, through gateways as they usually are,
+//! and through Warmkey, with the upstream's own record as the judge.
+//!
+//! Everything runs in this process on real sockets. Nothing is read from the environment and nothing leaves the machine.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::app::Replica;
+use crate::config::Config;
+use crate::server::listener::Listener;
+use crate::simulator::{self, Simulator};
+use crate::store::memory::Memory;
+use crate::task::Tasks;
+
+mod balance;
+mod peer;
+mod play;
+mod script;
+mod table;
+
+use peer::Routing;
+use script::Session;
+use table::{Row, Table};
+
+/// Two organizations of two keys each: what a team has that outgrew one key.
+const KEYS: [(&str, &str); 4] = [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
+const REPLICAS: usize = 3;
+/// The simulator's clock: a turn each tenth of a second here is one each ten seconds there, as Codex paces itself.
+const TIME_SCALE: u32 = 100;
+
+/// Runs the demo, with its table going to `out`. Returns whether the promise held.
+pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
+    let tasks = Tasks::new();
+    let upstream = Upstream::start(&tasks)?;
+    let sessions = script::sessions();
+    let mut table = Table::default();
+
+    for (name, routing) in
+        [("single key", Routing::Single), ("round robin", Routing::RoundRobin), ("user sticky", Routing::UserSticky)]
+    {
+        let proxy = peer::start(routing, upstream.address, &tasks).map_err(|error| error.to_string())?;
+        table.add(upstream.play(name, proxy, &sessions, out).await?);
+    }
+
+    let memory = Arc::new(Memory::new(10_000));
+    let mut replicas = Vec::new();
+    for _ in 0..REPLICAS {
+        let plan = Config::parse(&upstream.gateway_config())?.plan().map_err(|faults| faults.join("; "))?;
+        replicas.push(Replica::start(plan, Some(Arc::clone(&memory))).await?);
+    }
+    let balancer = balance::start(replicas.iter().map(|replica| replica.client_address).collect(), &tasks);
+    table.add(upstream.play("warmkey http", balancer.map_err(|error| error.to_string())?, &sessions, out).await?);
+    table.not_yet("warmkey websocket");
+    let _ = writeln!(out, "\n{table}");
+    Ok(table.is_pass())
+}
+
+/// The simulated upstream, and how rows are played against it.
+struct Upstream {
+    simulator: Arc<Simulator>,
+    address: SocketAddr,
+}
+
+impl Upstream {
+    fn start(tasks: &Tasks) -> Result<Self, String> {
+        let simulator = Simulator::new(&Self::config()?)?;
+        let listener = bind().map_err(|error| error.to_string())?;
+        let address = listener.address().map_err(|error| error.to_string())?;
+        tasks.spawn_until_stopped(Arc::clone(&simulator).serve(listener, tasks.clone(), CancellationToken::new()));
+        Ok(Self { simulator, address })
+    }
+
+    fn config() -> Result<simulator::Config, String> {
+        let keys: String = KEYS
+            .iter()
+            .map(|(id, organization)| {
+                format!("[[sim.key]]\nid = \"{id}\"\nsecret = \"{}\"\norganization = \"{organization}\"\n", secret(id))
+            })
+            .collect();
+        Ok(Config::parse(&format!("[sim]\ntime_scale = {TIME_SCALE}.0\nprefill = \"5ms\"\n{keys}"))?.sim)
+    }
+
+    fn gateway_config(&self) -> String {
+        let keys: String = KEYS
+            .iter()
+            .map(|(id, organization)| {
+                let secret = secret(id);
+                format!("[[key]]\nid = \"{id}\"\nupstream = \"demo\"\norganization = \"{organization}\"\nsecret = \"{secret}\"\n")
+            })
+            .collect();
+        let users: String = (0..script::USERS)
+            .map(|user| format!("[[client]]\nid = \"user-{user}\"\ntoken = \"{}\"\n", script::token(user)))
+            .collect();
+        let address = self.address;
+        format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nsecret = \"the demo's secret, which nobody else has\"\n\
+             [[upstream]]\nname = \"demo\"\nbase_url = \"http://{address}/v1\"\n{keys}{users}"
+        )
+    }
+
+    /// Plays all sessions through `proxy` and asks the upstream what it saw.
+    async fn play(
+        &self,
+        name: &'static str,
+        proxy: SocketAddr,
+        sessions: &[Session],
+        out: &mut impl Write,
+    ) -> Result<Row, String> {
+        let count: usize = sessions.iter().map(Session::turns).sum();
+        let _ = write!(out, "{name:<17} {} sessions, {count} turns ... ", sessions.len());
+        let _ = out.flush();
+        self.simulator.reset();
+        let began = Instant::now();
+        let first_token = play::all(sessions, proxy).await?;
+        let _ = writeln!(out, "{:.1} s", began.elapsed().as_secs_f64());
+        Ok(Row::new(name, &self.simulator.turns(), first_token))
+    }
+}
+
+/// A simulated key's secret: it opens nothing but the simulator of this process.
+fn secret(id: &str) -> String {
+    format!("sk-simulated-{id}")
+}
+
+fn bind() -> std::io::Result<Listener> {
+    Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), std::time::Duration::from_secs(10))
+}

@@ -1,0 +1,30 @@
+//! A load balancer as plain as they come: each connection goes to the next replica. No affinity of any kind.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::task::Tasks;
+
+pub fn start(replicas: Vec<SocketAddr>, tasks: &Tasks) -> std::io::Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let (listener, owner) = (TcpListener::from_std(listener)?, tasks.clone());
+    let address = listener.local_addr()?;
+    let next = Arc::new(AtomicUsize::new(0));
+    tasks.spawn_until_stopped(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let replica = replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()];
+            owner.spawn(async move {
+                if let Ok(mut replica) = TcpStream::connect(replica).await {
+                    // Either side may leave as it likes.
+                    let _ = copy_bidirectional(&mut client, &mut replica).await;
+                }
+            });
+        }
+    });
+    Ok(address)
+}

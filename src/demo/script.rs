@@ -1,0 +1,154 @@
+//! The sessions that are played: shaped as Codex shapes them, the same for every way of routing.
+//!
+//! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn appends: reasoning that only its
+//! organization can open, a tool call, the tool's output. A few sessions spawn a sub-agent, which shares their session id.
+
+use serde_json::json;
+
+/// Sessions, and the turns of each.
+const SESSIONS: usize = 24;
+const TURNS: usize = 12;
+pub const USERS: usize = 6;
+/// Bytes of a tool's output: 12 turns of them make a body of several hundred KB.
+const OUTPUT: std::ops::Range<usize> = 8_000..40_000;
+/// One session in so many spawns a sub-agent, at this turn and for so many turns.
+const SPAWNS: usize = 4;
+const SPAWN_AT: usize = 4;
+const SUBAGENT_TURNS: usize = 3;
+/// One model of each cache regime.
+const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
+
+/// One session of one user.
+pub struct Session {
+    pub id: String,
+    pub user: usize,
+    pub model: &'static str,
+    pub root: Thread,
+    /// Starts beside the root's turn [`SPAWN_AT`].
+    pub subagent: Option<Thread>,
+}
+
+/// One history that grows.
+pub struct Thread {
+    pub id: String,
+    pub turns: usize,
+    seed: u64,
+}
+
+pub fn sessions() -> Vec<Session> {
+    (0..SESSIONS)
+        .map(|number| Session {
+            id: uuid(number, 0),
+            // Some people work more than others.
+            user: [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4][number % 12] + usize::from(number == 23),
+            model: MODELS[number % MODELS.len()],
+            root: Thread { id: uuid(number, 0), turns: TURNS, seed: number as u64 * 1_000 + 1 },
+            subagent: (number % SPAWNS == 0).then(|| Thread {
+                id: uuid(number, 1),
+                turns: SUBAGENT_TURNS,
+                seed: number as u64 * 1_000 + 2,
+            }),
+        })
+        .collect()
+}
+
+impl Session {
+    pub fn turns(&self) -> usize {
+        self.root.turns + self.subagent.as_ref().map_or(0, |thread| thread.turns)
+    }
+
+    pub const fn spawns_at(turn: usize) -> bool {
+        turn == SPAWN_AT
+    }
+
+    /// A turn's body with `history` as its input. Everything but the input is the same each time.
+    pub fn body(&self, history: &[String]) -> String {
+        let (model, id, input) = (self.model, &self.id, history.join(","));
+        format!(
+            r#"{{"model":"{model}","stream":true,"input":[{input}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":"high"}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":"{id}","client_metadata":{{"session_id":"{id}"}}}}"#,
+            tools()
+        )
+    }
+}
+
+impl Thread {
+    /// What stands before the first turn.
+    pub fn opening(&self) -> Vec<String> {
+        vec![
+            message("developer", &words(7, 17_000)),
+            message("user", &format!("<environment_context>{}</environment_context>", words(self.seed, 300))),
+            message("user", &words(self.seed + 1, 200)),
+        ]
+    }
+
+    /// What the client adds after turn `turn`: the output of the tool that the answer called, or the user's next words.
+    pub fn reply(&self, turn: usize, call: Option<&str>) -> String {
+        let seed = self.seed * 31 + turn as u64;
+        let text = words(seed, OUTPUT.start + (seed as usize * 7_919) % OUTPUT.len());
+        match call {
+            Some(call) => json!({ "type": "function_call_output", "call_id": call, "output": text }).to_string(),
+            None => message("user", &text),
+        }
+    }
+}
+
+/// A user's token.
+pub fn token(user: usize) -> String {
+    format!("wk-user-{user}")
+}
+
+fn message(role: &str, text: &str) -> String {
+    json!({ "type": "message", "role": role, "content": [{ "type": "input_text", "text": text }] }).to_string()
+}
+
+/// About 17 KB of tools, the same in every session.
+fn tools() -> String {
+    let tool = |number: u64| {
+        let name = if number == 0 { "exec_command".to_owned() } else { format!("tool_{number}") };
+        let parameters = json!({ "type": "object", "properties": { "cmd": { "type": "string", "description": words(number, 300) } }, "required": ["cmd"] });
+        json!({ "type": "function", "name": name, "description": words(number + 100, 800), "strict": false, "parameters": parameters }).to_string()
+    };
+    format!("[{}]", (0..13).map(tool).collect::<Vec<_>>().join(","))
+}
+
+/// Text of `length` bytes that is the same for the same seed, and another for another.
+fn words(seed: u64, length: usize) -> String {
+    const WORDS: [&str; 16] = [
+        "river", "kernel", "amber", "signal", "meadow", "lantern", "copper", "orbit", "harbor", "velvet", "thunder", "pebble",
+        "saffron", "glacier", "whisper", "compass",
+    ];
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut text = String::with_capacity(length + 8);
+    while text.len() < length {
+        // Xorshift: any sequence that follows from the seed will do.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        text.push_str(WORDS[(state >> 60) as usize]);
+        text.push(' ');
+    }
+    text.truncate(length);
+    text
+}
+
+/// Shaped as Codex's ids are.
+fn uuid(session: usize, thread: usize) -> String {
+    format!("01a203d0-d448-7ed2-9bd5-{session:08x}{thread:04x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_have_the_shape_they_claim() {
+        let sessions = sessions();
+        assert!(sessions.len() >= 24 && sessions.iter().all(|session| session.root.turns >= 12 && session.user < USERS));
+        let session = &sessions[0];
+        let mut history = session.root.opening();
+        assert!((30_000..60_000).contains(&session.body(&history).len()));
+        history.extend((0..TURNS).map(|turn| session.root.reply(turn, None)));
+        assert!((200_000..600_000).contains(&session.body(&history).len()));
+        assert!(session.body(&history).starts_with(session.body(&history[..4]).split_once("],\"tools\"").unwrap().0));
+    }
+}
