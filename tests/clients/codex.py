@@ -160,9 +160,8 @@ class Run:
 def judge(world, session, exchanges):
     """One key for the whole session, a warm cache, and upstream saw the very bodies that the client sent, each of them once."""
     sent = sorted(exchange.body_sha256 for exchange in exchanges)
-    turns = wait_for(
-        f"{len(sent)} turns in the record", lambda: (turns := world.record(session)) and len(turns) >= len(sent) and turns, seconds=10
-    )
+    recorded = lambda: (turns := world.record(session)) and len(turns) >= len(sent) and turns
+    turns = wait_for(f"record of {len(sent)} turns", recorded, seconds=10)
     check(sorted(turn["body_sha256"] for turn in turns) == sent, f"bodies sent {sent}, bodies that arrived {turns}")
     keys = {turn["key"] for turn in turns}
     check(len(keys) == 1, f"one key for session {session}, not {keys}")

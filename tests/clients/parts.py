@@ -127,9 +127,10 @@ def start_redis(parts):
 
 def start_haproxy(parts, replicas):
     """Round robin over the replicas, no affinity; every answer says in x-served-by who gave it."""
-    servers = "".join(
-        f"    server {name} {address} check addr {admin.split(':')[0]} port {admin.split(':')[1]}\n" for name, address, admin in replicas
-    )
+    servers = ""
+    for name, address, admin in replicas:
+        host, port = admin.split(":")
+        servers += f"    server {name} {address} check addr {host} port {port}\n"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.set_inheritable(True)
         config = f"""
@@ -158,9 +159,8 @@ class Exchange:
     """A request as the client sent it, and what has come back so far."""
 
     def __init__(self, head, body):
-        self.target = head.split(b" ")[1].decode()
-        self.headers = {name.lower(): value for name, value in re.findall(r"^([^:\r\n]+): *(.*?)\r$", head.decode("latin-1"), re.M)}
-        self.session = self.headers.get("session-id")
+        session = re.search(rb"^session-id: *(\S+)\r$", head, re.M | re.I)
+        self.session = session and session[1].decode()
         self.body = body
         self.body_sha256 = hashlib.sha256(body).hexdigest()
         self.answer = b""
