@@ -25,6 +25,7 @@ pub enum Kind {
     InvalidApiKey,
     ModelNotAllowed,
     UnknownUrl,
+    UpgradeRequired,
     InvalidJson,
     InvalidRequest,
     RequestTooLarge,
@@ -46,6 +47,8 @@ impl Kind {
             Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, "invalid_api_key", REQUEST, Fault::Client),
             Self::ModelNotAllowed => (StatusCode::FORBIDDEN, "model_not_allowed", REQUEST, Fault::Client),
             Self::UnknownUrl => (StatusCode::NOT_FOUND, "unknown_url", REQUEST, Fault::Client),
+            // Codex goes on over HTTP at once and for good; any other refusal it tries again and again.
+            Self::UpgradeRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_not_supported", REQUEST, Fault::Client),
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json", REQUEST, Fault::Client),
             Self::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client),
             Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client),
