@@ -1,0 +1,39 @@
+#!/bin/sh
+# Makes sure that the commands a test starts are on this machine: `need.sh COMMAND:PACKAGE...`
+#
+# As root on Debian it installs the packages of those that are missing, without starting any service. As anybody else
+# it says in one line what is missing, and fails. It never upgrades or removes anything.
+set -eu
+PATH="$PATH:/usr/sbin:/sbin"
+
+packages=
+for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || packages="$packages ${pair#*:}"
+done
+[ -n "$packages" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "missing:$packages (as root: apt-get install --no-install-recommends$packages)" >&2
+    exit 1
+fi
+
+# A package's own start script asks this file for leave. An administrator's file stays as it is.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+fi
+
+echo "installing:$packages"
+log=$(mktemp)
+export DEBIAN_FRONTEND=noninteractive
+if ! { apt-get -q -o DPkg::Lock::Timeout=120 update &&
+    apt-get -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends $packages; } >"$log" 2>&1 </dev/null; then
+    tail -n 20 "$log" >&2
+    rm -f "$log"
+    echo "apt-get could not install:$packages" >&2
+    exit 1
+fi
+rm -f "$log"
