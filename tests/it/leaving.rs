@@ -83,8 +83,9 @@ async fn a_client_that_leaves_after_the_terminal_event_was_served() {
         let mut client = asked(cluster.address()).await;
         read_until(&mut client, COMPLETED.as_bytes()).await;
         drop(client);
-        upstream.release(1);
+        // The gateway has noticed, and waits for the end that is still to come.
         cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn)).await;
+        upstream.release(1);
         // The rest of the stream was drained: only then is the connection free for the next turn.
         eventually(SOON, "the last chunk", async || upstream.seen()[usize::from(turn) - 1].answered.then_some(())).await;
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
