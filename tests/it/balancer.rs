@@ -54,7 +54,7 @@ fn configuration(address: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> 
         })
         .collect();
     format!(
-        "global\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 2s\n  timeout client 10m\n  timeout server 10m\n  \
+        "global\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 2s\n  timeout check 5s\n  timeout client 10m\n  timeout server 10m\n  \
          option http-no-delay\n  option redispatch 1\n  retries 3\n  retry-on conn-failure\nlisten warmkey\n  bind {address}\n  \
          balance roundrobin\n  option httpchk GET /readyz\n{servers}"
     )

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::balancer::Balancer;
+use crate::patience::{SOON, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
 use crate::redis::Redis;
@@ -240,8 +241,13 @@ impl Running {
         self.restart(number).await;
     }
 
-    /// The sum of a metric over all replicas.
-    pub async fn total(&self, series: &str) -> f64 {
+    /// Waits until this series has this sum over all replicas: a turn is in the books a moment after its client has it.
+    pub async fn shows(&self, series: &str, expected: f64) {
+        let what = format!("{series} becomes {expected} in all");
+        eventually(SOON, &what, async || ((self.total(series).await - expected).abs() < f64::EPSILON).then_some(())).await;
+    }
+
+    async fn total(&self, series: &str) -> f64 {
         let mut total = 0.0;
         for replica in &self.replicas {
             total += replica.metrics().await.get(series);

@@ -46,8 +46,8 @@ async fn a_client_that_leaves_in_mid_answer_cancels_upstream() {
     drop(client);
     let cancelled = upstream.left(0).await;
     assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
-    cluster.replica().shows("warmkey_active_turns", 0.0).await;
-    assert_eq!((turns(&cluster, "completed").await, turns(&cluster, "client_left").await), (0.0, 1.0));
+    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="client_left"}"#, 1.0).await;
+    assert_eq!((turns(&cluster, "completed").await, cluster.replica().metrics().await.get("warmkey_active_turns")), (0.0, 0.0));
 }
 
 #[tokio::test]
@@ -64,8 +64,7 @@ async fn a_client_that_leaves_before_the_answer_cancels_upstream() {
     drop(client);
     let cancelled = upstream.left(0).await;
     assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
-    cluster.replica().shows("warmkey_active_turns", 0.0).await;
-    assert_eq!(turns(&cluster, "client_left").await, 1.0);
+    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="client_left"}"#, 1.0).await;
 }
 
 #[tokio::test]
@@ -162,13 +161,14 @@ async fn a_connection_serves_one_turn_after_the_other() {
     let upstream = Recorder::answering(crate::recorder::completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut client = Connection::open(cluster.address()).await;
-    for request in
-        [Request::turn(ALICE, BODY), Request::turn(ALICE, "no JSON"), Request::turn("unknown", BODY), Request::turn(ALICE, BODY)]
-    {
+    for number in 0..10 {
+        let body = if number % 2 == 0 { BODY } else { "no JSON" };
+        let request = Request::turn(ALICE, body);
         let mut answer = within(ANSWER, "an answer", client.ask(&request)).await.expect("the connection lives on");
         client.finish(&mut answer).await;
         assert!(answer.whole);
     }
-    assert_eq!(upstream.seen().len(), 2);
-    assert_eq!(upstream.connections(), 1, "upstream connections are kept");
+    assert_eq!(upstream.seen().len(), 5);
+    // One, or two where a turn came before the last one's connection was back.
+    assert!(upstream.connections() <= 2, "upstream connections are kept: {}", upstream.connections());
 }

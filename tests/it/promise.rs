@@ -44,12 +44,13 @@ impl Work {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until this many percent of the turns are done.
+    /// Waits until this many percent of the turns are done, for as long as there is progress.
     async fn reaches(&self, percent: usize) {
-        eventually(SOON * 12, "progress", async || {
-            (self.done.load(Ordering::Relaxed) * 100 >= ALL_TURNS * percent).then_some(())
-        })
-        .await;
+        let goal = ALL_TURNS * percent / 100;
+        while self.done.load(Ordering::Relaxed) < goal {
+            let before = self.done.load(Ordering::Relaxed);
+            eventually(SOON * 2, "progress", async || (self.done.load(Ordering::Relaxed) > before).then_some(())).await;
+        }
     }
 
     /// One session: its first turn, perhaps in a crowd, then its other turns, each longer by what was said before.

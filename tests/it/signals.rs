@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::cluster::{ALICE, BOB, Cluster, Running};
+use crate::patience::{SOON, eventually};
 use crate::recorder::{Recorder, completed};
 use crate::wire::{Request, ask};
 
@@ -17,11 +18,18 @@ fn turn(body: serde_json::Value) -> Request {
 
 /// How many bindings a request made, and how many it found.
 async fn bound(cluster: &Running, request: &Request) -> (f64, f64) {
-    let count =
-        async |result: &str| cluster.replica().metrics().await.get(&format!("warmkey_bindings_total{{result=\"{result}\"}}"));
-    let before = (count("created").await, count("existing").await);
+    let counts = async || {
+        let metrics = cluster.replica().metrics().await;
+        let count = |result: &str| metrics.get(&format!("warmkey_bindings_total{{result=\"{result}\"}}"));
+        (count("created"), count("existing"), metrics.sum("warmkey_bindings_total"))
+    };
+    let before = counts().await;
     assert_eq!(ask(cluster.address(), request).await.status, 200);
-    (count("created").await - before.0, count("existing").await - before.1)
+    eventually(SOON, "the turn is counted", async || {
+        let now = counts().await;
+        (now.2 > before.2).then_some((now.0 - before.0, now.1 - before.1))
+    })
+    .await
 }
 
 const NEW: (f64, f64) = (1.0, 0.0);
@@ -130,8 +138,7 @@ async fn b14_isolation() {
     let differ = seen.chunks(3).filter(|turns| turns[0].key() != turns[1].key()).count();
     assert!(differ > 0, "bob's sessions are bound for themselves");
     assert!(seen.chunks(3).all(|turns| turns[0].key() == turns[2].key()), "bob moves none of alice's");
-    let metrics = cluster.replica().metrics().await;
-    assert_eq!(metrics.get(r#"warmkey_bindings_total{result="created"}"#), 24.0);
+    cluster.shows(r#"warmkey_bindings_total{result="created"}"#, 24.0).await;
     let names = cluster.redis().bindings().await;
     assert_eq!(names.len(), 24, "{names:?}");
     assert!(names.iter().all(|name| !name.contains("equal-") && !name.contains("alice")), "no raw id is stored: {names:?}");
