@@ -21,7 +21,7 @@ demo: ## build, then show the promise: sessions through several ways of routing,
 
 test: ## everything but the real clients; installs redis-server and haproxy where they are missing (Debian, as root)
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy
-	cargo test --locked
+	cargo test --locked --no-fail-fast
 
 # The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
