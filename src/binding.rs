@@ -39,11 +39,31 @@ pub struct Binding {
     pub record: Option<Record>,
     /// The stored life is due to start anew.
     pub refresh: bool,
+    /// This turn found its session on another key, which it left.
+    pub has_moved: bool,
 }
 
 impl Binding {
+    /// A binding as it is stored.
+    fn stored(key: &Arc<Key>, session: &SessionId, record: Record, result: BindingResult) -> Self {
+        Self {
+            key: Arc::clone(key),
+            result,
+            session: Some(session.clone()),
+            record: Some(record),
+            refresh: false,
+            has_moved: false,
+        }
+    }
+
+    /// A key for this turn alone: nothing is stored.
+    fn passing(key: &Arc<Key>, session: Option<&SessionId>, result: BindingResult) -> Self {
+        Self { key: Arc::clone(key), result, session: session.cloned(), record: None, refresh: false, has_moved: false }
+    }
+
     /// Whether the upstream token `state` (`x-codex-turn-state`) was issued by another key than this binding's.
     pub fn is_foreign_state(&self, state: &[u8]) -> bool {
-        self.record.as_ref().is_some_and(|record| record.stale_state == Some(record::state_tag(state)))
+        self.has_moved
+            || self.record.as_ref().and_then(|record| record.stale_state).is_some_and(|stale| stale == record::state_tag(state))
     }
 }

@@ -14,10 +14,10 @@ mod json;
 mod model;
 mod seal;
 
-pub mod refusal;
+mod refusal;
 
 mod body;
-pub mod key;
+mod key;
 mod leak;
 mod request;
 
@@ -28,7 +28,7 @@ mod limits;
 mod machine;
 
 mod diagnosis;
-pub mod fault;
+mod fault;
 pub mod judge;
 mod stored;
 
@@ -186,3 +186,6 @@ fn no_content() -> Response<Body> {
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ use super::select::{Reach, first};
 use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::key::Key;
+use crate::key::health::Ailment;
 use crate::key::registry::Registry;
 use crate::key::table::Table;
 use crate::metrics::BindingResult;
@@ -34,6 +35,8 @@ pub struct Wanted<'t> {
     pub client: &'t Client,
     /// Whether the turn itself shows content that only its organization can open.
     pub carries_sealed: &'t (dyn Fn() -> bool + Sync),
+    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
+    pub turn_state: Option<&'t [u8]>,
 }
 
 /// What a look into the store found.
@@ -69,26 +72,24 @@ impl Bindings {
     pub async fn bind(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
         let Some(session) = &wanted.session else { return self.by_load(wanted) };
         match found {
-            Ok(Some(held)) => self.adopt(wanted, session, &held.value, held.left, budget).await,
+            Ok(Some(held)) => self.adopt(wanted, session, &held, budget).await,
             Ok(None) => self.create(wanted, session, budget).await,
-            Err(_) => self.without_store(wanted, session, BindingResult::Degraded),
+            Err(_) => self.without_store(wanted, session),
         }
     }
 
-    /// Moves the session away from `binding`'s key, which the registry has taken out of use. `state` is the turn's
-    /// `x-codex-turn-state`, which belongs to the key that is left.
-    pub async fn rebind(
-        &self,
-        wanted: &Wanted<'_>,
-        binding: &Binding,
-        state: Option<&[u8]>,
-        budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        match (&binding.session, &binding.record) {
-            (Some(session), Some(record)) => self.replace(wanted, session, record.clone(), state, budget).await,
-            (Some(session), None) => self.without_store(wanted, session, BindingResult::Degraded),
-            (None, _) => self.by_load(wanted),
-        }
+    /// Moves the session away from `binding`'s key, which the registry has taken out of use.
+    pub async fn rebind(&self, wanted: &Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
+        let moved = match (&binding.session, &binding.record) {
+            (Some(session), Some(record)) => return self.replace(wanted, session, record.clone(), budget).await,
+            // What the session's history holds is not known while the store is away: its organization is not left.
+            (Some(session), None) => {
+                let key = self.choose(wanted, session, Reach::Organization(binding.key.organization_tag))?;
+                Binding::passing(&key, Some(session), binding.result)
+            }
+            (None, _) => self.by_load(wanted)?,
+        };
+        Ok(Binding { has_moved: true, ..moved })
     }
 
     /// After the first bytes of a successful answer: marks the session as sealed and starts its life anew, where either is due.
@@ -110,26 +111,18 @@ impl Bindings {
     }
 
     /// Uses a stored binding, or moves it where its key can serve no more.
-    async fn adopt(
-        &self,
-        wanted: &Wanted<'_>,
-        session: &SessionId,
-        stored: &str,
-        left: Duration,
-        budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        let Some(record) = Record::parse(stored) else {
+    async fn adopt(&self, wanted: &Wanted<'_>, session: &SessionId, held: &Held, budget: &mut Budget) -> Result<Binding, Error> {
+        let Some(record) = Record::parse(&held.value) else {
             // Written by a newer version: it knows better, so its word is neither used nor overwritten.
-            return self.without_store(wanted, session, BindingResult::Degraded);
+            return self.without_store(wanted, session);
         };
-        match self.table.by_tag(record.key) {
-            Some(key) if self.may_serve(wanted, key) => {
-                let refresh = left < self.ttl / 4 * 3;
-                let (key, session) = (Arc::clone(key), Some(session.clone()));
-                Ok(Binding { key, result: BindingResult::Existing, session, record: Some(record), refresh })
+        match self.standing(wanted, &record) {
+            Standing::Serves(key) => {
+                let refresh = held.left < self.ttl / 4 * 3;
+                Ok(Binding { refresh, ..Binding::stored(key, session, record, BindingResult::Existing) })
             }
-            None if self.is_newer(&record) => self.spill(wanted, session, record),
-            _ => self.replace(wanted, session, record, None, budget).await,
+            Standing::NotLoaded => self.spill(wanted, session, &record),
+            Standing::Gone => self.replace(wanted, session, record, budget).await,
         }
     }
 
@@ -138,13 +131,9 @@ impl Bindings {
         let key = self.choose(wanted, session, Reach::Anywhere)?;
         let record = Record::first(&key, self.generation());
         match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
-            Ok(None) => {
-                let (session, result) = (Some(session.clone()), BindingResult::Created);
-                Ok(Binding { key, result, session, record: Some(record), refresh: false })
-            }
-            // Boxed since a lost claim may end in a move.
-            Ok(Some(winner)) => Box::pin(self.adopt(wanted, session, &winner, self.ttl, budget)).await,
-            Err(_) => self.without_store(wanted, session, BindingResult::Degraded),
+            Ok(None) => Ok(Binding::stored(&key, session, record, BindingResult::Created)),
+            Ok(Some(winner)) => self.adopt(wanted, session, &Held { value: winner, left: self.ttl }, budget).await,
+            Err(_) => self.without_store(wanted, session),
         }
     }
 
@@ -155,65 +144,56 @@ impl Bindings {
         wanted: &Wanted<'_>,
         session: &SessionId,
         mut record: Record,
-        state: Option<&[u8]>,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         for _ in 0..=self.table.keys().len() {
-            let reach = self.reach(wanted, &record);
-            let key = self.choose(wanted, session, reach)?;
-            let next = record.moved_to(&key, self.generation(), state.map(state_tag));
-            let moved = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
-            let (stored, result) = match moved {
+            let key = self.choose(wanted, session, reach(wanted, &record))?;
+            let next = record.moved_to(&key, self.generation(), wanted.turn_state.map(state_tag));
+            let outcome = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
+            let binding = match outcome {
                 Ok(Replaced::Done) => {
                     tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
-                    (next, BindingResult::Rebound)
+                    Binding::stored(&key, session, next, BindingResult::Rebound)
                 }
-                Ok(Replaced::Lost(winner)) => match Record::parse(&winner) {
-                    Some(winner) => (winner, BindingResult::Existing),
-                    None => return self.without_store(wanted, session, BindingResult::Degraded),
-                },
                 // Whether it was written is not known: the next turn reads what is.
-                Err(_) => {
-                    return Ok(Binding {
-                        key,
-                        result: BindingResult::Degraded,
-                        session: Some(session.clone()),
-                        record: None,
-                        refresh: false,
-                    });
+                Err(_) => Binding::passing(&key, Some(session), BindingResult::Degraded),
+                Ok(Replaced::Lost(winner)) => {
+                    let Some(winner) = Record::parse(&winner) else { return self.without_store(wanted, session) };
+                    match self.standing(wanted, &winner) {
+                        Standing::Serves(key) => Binding::stored(key, session, winner, BindingResult::Existing),
+                        Standing::NotLoaded => self.spill(wanted, session, &winner)?,
+                        Standing::Gone => {
+                            record = winner;
+                            continue;
+                        }
+                    }
                 }
             };
-            match self.table.by_tag(stored.key) {
-                Some(key) if self.may_serve(wanted, key) => {
-                    let (key, session) = (Arc::clone(key), Some(session.clone()));
-                    return Ok(Binding { key, result, session, record: Some(stored), refresh: false });
-                }
-                None if self.is_newer(&stored) => return self.spill(wanted, session, stored),
-                _ => record = stored,
-            }
+            return Ok(Binding { has_moved: true, ..binding });
         }
         Err(none_available(LATER))
     }
 
     /// Serves the turn from the session's organization and leaves the binding alone: its key is not loaded here yet.
-    fn spill(&self, wanted: &Wanted<'_>, session: &SessionId, record: Record) -> Result<Binding, Error> {
+    fn spill(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
         let key = self.choose(wanted, session, Reach::Organization(record.organization)).map_err(|_| none_available(SOON))?;
-        Ok(Binding { key, result: BindingResult::Spilled, session: Some(session.clone()), record: None, refresh: false })
+        Ok(Binding { has_moved: true, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
     }
 
     /// The session's own order, which every replica finds alike.
-    fn without_store(&self, wanted: &Wanted<'_>, session: &SessionId, result: BindingResult) -> Result<Binding, Error> {
+    fn without_store(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
         let key = self.choose(wanted, session, Reach::Anywhere)?;
-        Ok(Binding { key, result, session: Some(session.clone()), record: None, refresh: false })
+        Ok(Binding::passing(&key, Some(session), BindingResult::Degraded))
     }
 
     /// A turn without a session goes where the least is going on.
     fn by_load(&self, wanted: &Wanted<'_>) -> Result<Binding, Error> {
         let candidates = self.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
         let key = self.registry.least_loaded(candidates).ok_or_else(|| none_available(LATER))?;
-        Ok(Binding { key: Arc::clone(key), result: BindingResult::None, session: None, record: None, refresh: false })
+        Ok(Binding::passing(key, None, BindingResult::None))
     }
 
+    /// The session's first choice among the keys within `reach`.
     fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
         let allowed: Vec<_> = self
             .table
@@ -221,26 +201,52 @@ impl Bindings {
             .iter()
             .filter(|key| reach.includes(key) && wanted.client.may_use_organization(&key.organization))
             .collect();
-        first(session.as_str(), &allowed, |key| self.registry.is_usable(key)).cloned().ok_or_else(|| none_available(LATER))
+        if let Some(key) = first(session.as_str(), &allowed, |key| self.registry.is_usable(key)) {
+            return Ok(Arc::clone(key));
+        }
+        let is_exhausted = |key: &&Arc<Key>| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_)));
+        match reach {
+            // Waiting does not help, and no other organization can open the session's history.
+            Reach::Organization(_) if !allowed.is_empty() && allowed.iter().all(is_exhausted) => Err(Error::new(
+                Kind::InsufficientQuota,
+                "The quota of this session's organization is exhausted, and no other can go on with its history. Add credit to it, or start a new session.",
+            )),
+            _ => Err(none_available(LATER)),
+        }
     }
 
-    fn reach(&self, wanted: &Wanted<'_>, record: &Record) -> Reach {
-        if record.sealed || (wanted.carries_sealed)() { Reach::Organization(record.organization) } else { Reach::Anywhere }
+    /// What this replica makes of a stored binding.
+    fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing<'_> {
+        let generation = self.generation();
+        match self.table.by_tag(record.key) {
+            Some(key) if self.may_serve(wanted, key) => Standing::Serves(key),
+            Some(_) => Standing::Gone,
+            // Only a replica of the same or a newer generation may call a key removed.
+            None if generation == 0 || record.generation > generation => Standing::NotLoaded,
+            None => Standing::Gone,
+        }
     }
 
     fn may_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
         wanted.client.may_use_organization(&key.organization) && self.registry.is_usable(key)
     }
 
-    /// Whether `record` was written by a replica that may know keys which this one has not loaded.
-    fn is_newer(&self, record: &Record) -> bool {
-        let generation = self.generation();
-        generation == 0 || record.generation > generation
-    }
-
     fn generation(&self) -> u32 {
         self.generation.load(Ordering::Relaxed)
     }
+}
+
+/// What a replica makes of a stored binding.
+enum Standing<'k> {
+    Serves(&'k Arc<Key>),
+    /// A newer set of keys, which this replica has not loaded, may have its key.
+    NotLoaded,
+    /// Its key can serve no more.
+    Gone,
+}
+
+fn reach(wanted: &Wanted<'_>, record: &Record) -> Reach {
+    if record.sealed || (wanted.carries_sealed)() { Reach::Organization(record.organization) } else { Reach::Anywhere }
 }
 
 fn none_available(wait: Duration) -> Error {

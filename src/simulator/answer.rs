@@ -27,10 +27,10 @@ impl Text {
     fn push(&self, event: u64, text: &mut String) {
         match self {
             Self::Words { seed, .. } => text.push_str(WORDS[(seed.wrapping_add(event) % WORDS.len() as u64) as usize]),
-            Self::Big { bytes } => text.extend(std::iter::repeat_n("0123456789abcdef", (*bytes / 16) as usize)),
-        }
-        if let Self::Big { bytes } = self {
-            text.extend(std::iter::repeat_n('x', (*bytes % 16) as usize));
+            Self::Big { bytes } => {
+                text.extend(std::iter::repeat_n("0123456789abcdef", (*bytes / 16) as usize));
+                text.extend(std::iter::repeat_n('x', (*bytes % 16) as usize));
+            }
         }
     }
 

@@ -28,8 +28,7 @@ pub struct Directive {
 impl Directive {
     pub fn read(text: &str) -> Self {
         let mut directive = Self { tool: text.contains("TOOL") || text.contains("tool call"), ..Self::default() };
-        if let Some((events, rest)) = argument(text, "EVENTS:") {
-            let _ = rest;
+        if let Some((events, _)) = argument(text, "EVENTS:") {
             directive.events = Some(events.clamp(1, MOST_EVENTS));
         }
         if let Some((events, rest)) = argument(text, "SLOW:")

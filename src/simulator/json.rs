@@ -147,21 +147,20 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
 /// Where the string that opens at `at` has closed.
 fn string_end(text: &[u8], at: usize) -> Result<usize, usize> {
     let mut from = at + 1;
-    loop {
+    let end = loop {
         let Some(run) = memchr2(b'"', b'\\', &text[from..]) else { return Err(text.len()) };
         let stop = from + run;
-        if has_control(&text[from..stop]) {
-            return Err(from);
-        }
         if text[stop] == b'"' {
-            return Ok(stop + 1);
+            break stop;
         }
         from = match text.get(stop + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => stop + 2,
             Some(b'u') if text.get(stop + 2..stop + 6).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) => stop + 6,
             _ => return Err(stop),
         };
-    }
+    };
+    // Of the whole string at once: a body of escapes has short runs.
+    if has_control(&text[at..end]) { Err(at) } else { Ok(end + 1) }
 }
 
 /// Whether a byte below 0x20 is in `run`, eight at a time: strings are most of a body, and this is built without optimization.

@@ -11,7 +11,9 @@ use super::json::{Kind, Value};
 use super::request::{Ask, Ttl, item_type, ttl_of};
 
 /// Rendered bytes to a token.
-pub const TOKEN: usize = 4;
+const TOKEN: usize = 4;
+/// Tokens that a request is steered by.
+const HEAD: usize = 256;
 
 /// Fields of an item that a model never sees.
 const UNSEEN: &[&str] = &["id", "status", "internal_chat_message_metadata_passthrough"];
@@ -158,27 +160,24 @@ impl Prefix {
             context.push(b'\x1c');
             context.extend_from_slice(instructions.raw());
         }
-        let length = context.len() + history.bytes.len();
-        let mut prefix = Self {
-            tokens: ((length / TOKEN) as u64).max(1),
-            steps: Vec::new(),
-            ends: Vec::new(),
-            head: short(Sha256::new().chain_update(&context[..context.len().min(256 * TOKEN)]).chain_update({
-                let room = (256 * TOKEN).saturating_sub(context.len());
-                &history.bytes[..history.bytes.len().min(room)]
-            })),
-        };
+        let tokens = (((context.len() + history.bytes.len()) / TOKEN) as u64).max(1);
+        let mut prefix = Self { tokens, steps: Vec::new(), ends: Vec::new(), head: head(&context, &history.bytes) };
         match step {
             Some(tokens) => {
-                let before = context.len();
                 context.extend_from_slice(&history.bytes);
-                debug_assert_eq!(context.len(), before + history.bytes.len());
                 prefix.steps = steps(&settings, &context, tokens as usize * TOKEN);
             }
             None => prefix.ends = ends(&settings, &context, history),
         }
         prefix
     }
+}
+
+/// Of the first 256 tokens, wherever they come from.
+fn head(context: &[u8], history: &[u8]) -> Digest {
+    let (room, first) = (HEAD * TOKEN, context.len().min(HEAD * TOKEN));
+    let second = history.len().min(room - first);
+    short(Sha256::new().chain_update(&context[..first]).chain_update(&history[..second]))
 }
 
 fn short(hasher: Sha256) -> Digest {

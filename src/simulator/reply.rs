@@ -35,17 +35,18 @@ impl Prompt {
         if let Some(text) = input.text() {
             return Self { directive: Directive::read(&text), answered: false };
         }
-        let mut prompt = Self { directive: Directive::default(), answered: false };
+        let is_prompt =
+            |item: &Value<'_>| item_type(*item) == "message" && item.get("role").is_some_and(|role| role.is_text("user"));
+        let (mut last, mut answered) = (None, false);
         for item in input.items() {
-            match item_type(item).as_ref() {
-                "message" if item.get("role").is_some_and(|role| role.is_text("user")) => {
-                    prompt = Self { directive: Directive::read(&message_text(item)), answered: false };
-                }
-                kind if kind.ends_with("_output") => prompt.answered = true,
-                _ => {}
+            if is_prompt(&item) {
+                (last, answered) = (Some(item), false);
+            } else if item_type(item).ends_with("_output") {
+                answered = true;
             }
         }
-        prompt
+        let directive = last.map(|item| Directive::read(&message_text(item))).unwrap_or_default();
+        Self { directive, answered }
     }
 }
 
@@ -134,28 +135,33 @@ fn shortened(text: &str) -> String {
     format!("{}...{last}", text.chars().take(4).collect::<String>())
 }
 
-/// The fields of the response object that repeat the request.
+/// The fields of the response object that repeat the request: its plain words only, so that an odd request does not make an
+/// answer that a client cannot read.
 pub fn echo(ask: &Ask<'_>) -> String {
-    let raw = |name: &str, usual: &str| {
-        ask.body.get(name).map_or_else(|| usual.to_owned(), |value| String::from_utf8_lossy(value.raw()).into_owned())
-    };
+    let word =
+        |value: Option<Value<'_>>, usual: &str| match value.filter(|value| !matches!(value.kind(), Kind::Array | Kind::Object)) {
+            Some(value) => String::from_utf8_lossy(value.raw()).into_owned(),
+            None => usual.to_owned(),
+        };
+    let inner = |outer, name, usual: &str| word(ask.body.get(outer).and_then(|outer| outer.get(name)), usual);
+    let format = ask.body.get("text").and_then(|text| text.get("format")).and_then(|format| format.get("type"));
     let tier = if ask.tier == "fast" { "priority" } else { &ask.tier };
     let mut echo = format!(
-        r#""model":{},"store":{},"service_tier":{},"previous_response_id":{},"prompt_cache_key":{},"parallel_tool_calls":{},"reasoning":{},"text":{},"tool_choice":{},"tools":[],"metadata":{}"#,
+        r#""model":{},"store":{},"service_tier":{},"previous_response_id":{},"prompt_cache_key":{},"parallel_tool_calls":{},"reasoning":{{"effort":{},"summary":null}},"text":{{"format":{{"type":{}}},"verbosity":{}}},"tool_choice":{},"tools":[],"metadata":{{}}"#,
         quoted(&ask.model),
         ask.store,
         quoted(tier),
-        raw("previous_response_id", "null"),
-        raw("prompt_cache_key", "null"),
-        raw("parallel_tool_calls", "true"),
-        raw("reasoning", r#"{"effort":"medium","summary":null}"#),
-        raw("text", r#"{"format":{"type":"text"},"verbosity":"medium"}"#),
-        raw("tool_choice", r#""auto""#),
-        raw("metadata", "{}"),
+        word(ask.body.get("previous_response_id"), "null"),
+        word(ask.body.get("prompt_cache_key"), "null"),
+        word(ask.body.get("parallel_tool_calls"), "true"),
+        inner("reasoning", "effort", r#""medium""#),
+        word(format, r#""text""#),
+        inner("text", "verbosity", r#""medium""#),
+        word(ask.body.get("tool_choice"), r#""auto""#),
     );
     match ask.caching {
         Caching::Steps { .. } => {
-            echo.push_str(&format!(r#","prompt_cache_retention":{}"#, raw("prompt_cache_retention", "null")));
+            echo.push_str(&format!(r#","prompt_cache_retention":{}"#, word(ask.body.get("prompt_cache_retention"), "null")));
         }
         Caching::Breakpoints { implicit, ttl } => {
             let mode = if implicit { "implicit" } else { "explicit" };

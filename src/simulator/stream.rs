@@ -154,9 +154,9 @@ mod tests {
         let judge = Arc::new(Judge::default());
         let began = Instant::now();
         let pause = Pause { event: Duration::from_millis(10), text: Some(Duration::from_millis(100)) };
-        assert_eq!(frames(play(answer(3), pause, None, judge.open(Turn::default()))).await, (11 - 1, false));
-        assert_eq!(began.elapsed(), Duration::from_millis(3 * 100 + 6 * 10));
-        assert_eq!((judge.turns()[0].outcome, judge.turns()[0].events), (Outcome::Completed, 10));
+        assert_eq!(frames(play(answer(3), pause, None, judge.open(Turn::default()))).await, (11, false));
+        assert_eq!(began.elapsed(), Duration::from_millis(3 * 100 + 7 * 10));
+        assert_eq!((judge.turns()[0].outcome, judge.turns()[0].events), (Outcome::Completed, 11));
     }
 
     #[tokio::test(start_paused = true)]
@@ -178,7 +178,7 @@ mod tests {
         assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
         drop(body);
         let mut body = play(answer(3), Pause::default(), None, judge.open(Turn::default()));
-        for _ in 0..10 {
+        for _ in 0..11 {
             assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
         }
         drop(body);

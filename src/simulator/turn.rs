@@ -4,6 +4,7 @@
 //! nobody. Whatever happens, the turn is on record from its first header on, and a client that leaves is noticed by whoever
 //! holds the record's entry at that moment.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -104,7 +105,7 @@ fn describe(world: &World, key: &Key, continued: bool, headers: &mut HeaderMap) 
 }
 
 /// Whose request it is, if nothing about its headers is wrong.
-fn recognize(world: &World, headers: &HeaderMap, entry: &Entry) -> Result<std::sync::Arc<Key>, Refusal> {
+fn recognize(world: &World, headers: &HeaderMap, entry: &Entry) -> Result<Arc<Key>, Refusal> {
     let known = world.keys.authenticate(headers);
     if let Ok(key) | Err((Some(key), _)) = &known {
         entry.note(|turn| (turn.key, turn.organization) = (Some(key.id.clone()), Some(key.organization.clone())));
@@ -146,11 +147,14 @@ async fn answer(world: &World, key: &Key, bytes: &[u8], entry: &mut Entry) -> Re
     let ask = Ask::read(body)?;
     let reply = read(world, key, &ask, entry)?;
     let usage = &reply.answer.usage;
-    tokio::time::sleep(world.config.prefill.0.mul_f64((usage.input - usage.cached) as f64 / 1000.0)).await;
-    if !reply.stream {
+    let prefill = world.config.prefill.0.mul_f64((usage.input - usage.cached) as f64 / 1000.0);
+    if !prefill.is_zero() {
+        tokio::time::sleep(prefill).await;
+    }
+    let pause = reply.pause.text.unwrap_or(reply.pause.event);
+    if !reply.stream && !pause.is_zero() {
         // Unstreamed, the whole of it is waited for.
-        let pauses = reply.pause.text.unwrap_or(reply.pause.event);
-        tokio::time::sleep(pauses * reply.answer.steps().len() as u32).await;
+        tokio::time::sleep(pause * reply.answer.steps().len() as u32).await;
     }
     Ok((reply, fault))
 }

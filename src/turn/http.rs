@@ -96,22 +96,22 @@ async fn exchange(gateway: &Gateway, account: &mut Account, request: Request<Bod
     };
 
     let carries_sealed = || text.as_deref().is_some_and(|text| memchr::memmem::find(text, SEALED).is_some());
-    let wanted = Wanted { session: identity.session, client: &client, carries_sealed: &carries_sealed };
-    let sent = Sent { headers: &head.headers, query: head.uri.query(), body: &body.bytes };
     let state = head.headers.get(TURN_STATE).map(HeaderValue::as_bytes);
+    let wanted = Wanted { session: identity.session, client: &client, carries_sealed: &carries_sealed, turn_state: state };
+    let sent = Sent { headers: &head.headers, query: head.uri.query(), body: &body.bytes };
     let mut binding = gateway.bindings.bind(&wanted, found, &mut budget).await?;
     let first = Arc::clone(&binding.key);
     account.overhead(whole);
     loop {
         account.bound(&binding, !binding.key.shares_cache_with(&first), gateway.registry.enter(&binding.key));
-        let moved = binding.key.tag != first.tag;
-        let outcome = send(&sent, &binding.key, moved || state.is_some_and(|state| binding.is_foreign_state(state))).await;
+        let is_foreign_state = state.is_some_and(|state| binding.is_foreign_state(state));
+        let outcome = send(&sent, &binding.key, is_foreign_state).await;
         match decide(outcome) {
             Verdict::Deliver(answer) => return Ok(deliver(gateway, &binding, answer)),
             Verdict::GiveUp(error) => return Err(error),
             Verdict::Move(ailment, answer) => {
                 gateway.registry.disable(&binding.key, ailment);
-                binding = match gateway.bindings.rebind(&wanted, &binding, state, &mut budget).await {
+                binding = match gateway.bindings.rebind(&wanted, &binding, &mut budget).await {
                     Ok(next) => next,
                     // Nowhere left: what the upstream says of its quota its client must hear; what it says of our key not.
                     Err(_) if ailment.is_for_the_client() => return Ok((binding.key, answer)),

@@ -54,7 +54,8 @@ impl Relay {
     pub fn new(answer: Answer, idle_timeout: Duration, account: Account, tasks: Tasks) -> Self {
         let mut tap = Tap::new(&answer.headers);
         tap.observe(&answer.head);
-        Self {
+        let is_whole = answer.rest.is_none();
+        let mut relay = Self {
             upstream: answer.rest,
             joined: BytesMut::from(&answer.head[..]),
             yields: 0,
@@ -63,7 +64,12 @@ impl Relay {
             tap,
             account,
             tasks,
+        };
+        if is_whole {
+            // Read to its end before it was relayed: how the client takes it changes nothing about how it ended.
+            relay.close(None);
         }
+        relay
     }
 
     fn take(&mut self) -> Poll<Option<Result<Frame<Bytes>, Error>>> {

@@ -1,0 +1,125 @@
+//! An answer's bytes reach the client as the upstream sent them, and end as the upstream ended them.
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::sha256;
+use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
+use crate::wire::{Answer, Request, ask};
+
+const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
+
+async fn answered(steps: Vec<Step>) -> (Answer, Recorder, Running) {
+    let upstream = Recorder::answering(steps).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
+    (answer, upstream, cluster)
+}
+
+#[tokio::test]
+async fn a_stream_is_the_same_bytes_however_it_is_written() {
+    let wild: Vec<Vec<&[u8]>> = vec![
+        vec![b"event: response.created\r\ndata: {}\r\n\r\n", COMPLETED.as_bytes()],
+        vec![b"data: {}\r\rdata: {\"type\":\"response.completed\"}\r\r"],
+        vec![b"\xef\xbb\xbfdata: {}\n\n", COMPLETED.as_bytes()],
+        vec![b": a comment\n\n:\n\n", b"id: 7\nretry: 10\ndata: a\ndata: b\n\n", COMPLETED.as_bytes()],
+        vec![b"data: \"\xf0\x9f", b"\x98\x80\"\n\n", COMPLETED.as_bytes()],
+        vec![b"da", b"ta: {}\n", b"\n", b"event: never.heard.of\ndata: {\"type\":\"never.heard.of\"}\n\n", COMPLETED.as_bytes()],
+        COMPLETED.as_bytes().chunks(1).collect(),
+        vec![b"data: \xff\xfe\x00 no text at all\n\n", b"no event either"],
+        vec![b"event: response.failed\ndata: {\"type\":\"response.failed\",\"response\":{\"error\":{\"code\":\"server_error\"}}}\n\n"],
+        vec![b"event: error\ndata: {\"type\":\"error\",\"code\":\"server_error\",\"message\":\"no\"}\n\n"],
+    ];
+    let scripts: Vec<Vec<Step>> = wild.iter().map(|pieces| stream(pieces)).collect();
+    let upstream = Recorder::start(move |seen| {
+        let number: usize = seen.header("session-id").and_then(|id| id.parse().ok()).expect("the test numbers its sessions");
+        scripts[number].clone()
+    })
+    .await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    for (number, pieces) in wild.iter().enumerate() {
+        let request = Request::turn(ALICE, BODY).header("session-id", &number.to_string());
+        let answer = ask(cluster.address(), &request).await;
+        assert_eq!(answer.header("content-type"), Some("text/event-stream"), "{number}");
+        assert_eq!(String::from_utf8_lossy(&answer.body), String::from_utf8_lossy(&pieces.concat()), "{number}");
+        assert!(answer.body == pieces.concat() && answer.whole, "{number}: the same bytes and the same end");
+    }
+}
+
+#[tokio::test]
+async fn an_event_of_32_mib_streams_through_in_little_memory() {
+    let piece = vec![b'x'; 64 * 1024];
+    let mut steps = vec![Step::Send(stream_head("")), Step::Send(chunk(b"event: image\ndata: \""))];
+    steps.extend(std::iter::repeat_n(Step::Send(chunk(&piece)), 512));
+    steps.extend([Step::Send(chunk(b"\"\n\n")), Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())]);
+    let upstream = Recorder::answering(steps).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let before = cluster.replica().process().resident();
+    let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
+    let grown = cluster.replica().process().resident().saturating_sub(before);
+    let expected = [b"event: image\ndata: \"".as_slice(), &piece.repeat(512), b"\"\n\n", COMPLETED.as_bytes()].concat();
+    assert_eq!((sha256(&answer.body), answer.whole), (sha256(&expected), true));
+    assert!(grown < 12 << 20, "the event is not held: {grown} bytes more");
+    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 1.0).await;
+}
+
+#[tokio::test]
+async fn a_json_answer_keeps_its_length() {
+    let body =
+        br#"{"id":"resp_1","object":"response","status":"completed","n":1.0e2,"usage":{"input_tokens":5,"output_tokens":1}}"#;
+    let (got, _upstream, _cluster) =
+        answered(vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", body))]).await;
+    assert_eq!(got.body, body);
+    assert_eq!(got.header("content-length"), Some(body.len().to_string().as_str()));
+    assert_eq!((got.header("content-type"), got.header("transfer-encoding")), (Some("application/json"), None));
+}
+
+#[tokio::test]
+async fn a_compressed_answer_stays_compressed() {
+    for coding in ["gzip", "br", "zstd"] {
+        // Not even of that coding: nobody on the way may open it.
+        let body = [0x1f, 0x8b, 0x08, 0x00, 0xff, 0x00, 0x13];
+        let headers = format!("content-type: text/event-stream\r\ncontent-encoding: {coding}\r\n");
+        let (got, _upstream, _cluster) = answered(vec![Step::Send(answer("200 OK", &headers, &body))]).await;
+        assert_eq!((got.header("content-encoding"), got.body.as_slice()), (Some(coding), body.as_slice()));
+    }
+}
+
+#[tokio::test]
+async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
+    for status in ["400 Bad Request", "404 Not Found", "409 Conflict", "413 Payload Too Large", "422 Unprocessable Entity"] {
+        let body =
+            br#"{"error": {"message":"its own words","type":"invalid_request_error","param":"input","code":"some_code"} }"#;
+        let (got, upstream, _cluster) =
+            answered(vec![Step::Send(answer(status, "content-type: application/json\r\n", body))]).await;
+        assert!(status.starts_with(&got.status.to_string()), "{status}: {}", got.status);
+        assert_eq!(got.body, body, "{status}");
+        assert_eq!(upstream.seen().len(), 1, "{status}: asked once");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = Recorder::answering(completed()).await;
+    let headers = format!("location: {}/responses\r\n", elsewhere.url());
+    let (got, upstream, _cluster) = answered(vec![Step::Send(answer("307 Temporary Redirect", &headers, b""))]).await;
+    assert_eq!((got.status, upstream.seen().len(), elsewhere.seen().len()), (307, 1, 0));
+}
+
+#[tokio::test]
+async fn an_interim_answer_comes_before_the_real_one() {
+    let mut bytes = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".to_vec();
+    bytes.extend(answer("200 OK", "content-type: application/json\r\n", b"{}"));
+    let (got, _upstream, _cluster) = answered(vec![Step::Send(bytes)]).await;
+    assert_eq!((got.status, got.body.as_slice()), (200, b"{}".as_slice()));
+}
+
+#[tokio::test]
+async fn a_cut_stream_is_seen_cut() {
+    let event = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
+    for end in [Step::Close, Step::Reset] {
+        let steps = vec![Step::Send(stream_head("")), Step::Send(chunk(event)), Step::Pause(crate::patience::ms(200)), end];
+        let (got, _upstream, cluster) = answered(steps).await;
+        assert_eq!((got.status, got.body.as_slice(), got.whole), (200, event.as_slice(), false));
+        cluster.replica().shows("warmkey_active_turns", 0.0).await;
+        assert_eq!(cluster.replica().metrics().await.get(r#"warmkey_turns_total{transport="http",outcome="completed"}"#), 0.0);
+    }
+}

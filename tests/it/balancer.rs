@@ -1,0 +1,61 @@
+//! HAProxy in round robin: no affinity, so that every turn of a session may meet another replica.
+//!
+//! It tries another replica only where a connection was refused. Whatever a replica answers, or fails to answer, the client sees.
+
+use std::net::SocketAddr;
+
+use tokio::process::Command;
+
+use crate::patience::{SOON, eventually};
+use crate::port;
+use crate::process::{Folder, Process};
+use crate::wire::Connection;
+
+pub struct Balancer {
+    address: SocketAddr,
+    _process: Process,
+}
+
+impl Balancer {
+    /// Over `replicas`, each with the address of its probes.
+    pub async fn start(folder: &Folder, replicas: &[(SocketAddr, SocketAddr)]) -> Self {
+        for attempt in 0..5 {
+            let address = port::free();
+            let name = format!("haproxy-{attempt}");
+            let file = folder.write(&format!("{name}.cfg"), &configuration(address, replicas));
+            let mut command = Command::new("haproxy");
+            command.arg("-db").arg("-f").arg(file);
+            let mut process = Process::start(&name, command, folder.path(), "haproxy");
+            let is_up = eventually(SOON, "HAProxy listens", async || {
+                if !process.is_running() {
+                    return Some(false);
+                }
+                Connection::try_open(address).await.ok().map(|_| true)
+            })
+            .await;
+            if is_up {
+                return Self { address, _process: process };
+            }
+        }
+        panic!("no port for HAProxy after five attempts");
+    }
+
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+fn configuration(address: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> String {
+    let servers: String = replicas
+        .iter()
+        .enumerate()
+        .map(|(number, (listen, admin))| {
+            format!("  server r{number} {listen} check port {} inter 100ms fall 1 rise 1\n", admin.port())
+        })
+        .collect();
+    format!(
+        "global\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 2s\n  timeout client 10m\n  timeout server 10m\n  \
+         option http-no-delay\n  option redispatch 1\n  retries 3\n  retry-on conn-failure\nlisten warmkey\n  bind {address}\n  \
+         balance roundrobin\n  option httpchk GET /readyz\n{servers}"
+    )
+}

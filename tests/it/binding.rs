@@ -1,0 +1,259 @@
+//! The invariants of the binding, each a test with its name, judged by the upstream's record.
+//!
+//! Replicas that share nothing would still agree where all of them compute the same order. So that these tests can fail, the
+//! replicas here differ in their weights, as in the middle of a deploy: only what they share can make them agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::Codex;
+use crate::patience::{SOON, eventually, ms};
+use crate::recorder::{Recorder, Step, completed};
+use crate::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::wire::{Request, ask};
+
+const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
+const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
+
+/// Two organizations of three keys each; replica `number` would send nearly everything to a key of its own.
+fn weights(number: usize) -> Vec<Key> {
+    let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
+    keys[number * 2].weight = 50;
+    keys
+}
+
+/// Three replicas behind HAProxy that disagree about everything but what is stored.
+async fn disagreeing() -> Running {
+    let mut cluster = Cluster::new().keys(weights(0)).replicas(3).redis().balanced().start().await;
+    for number in 1..3 {
+        cluster.change(|cluster| cluster.keys(weights(number)));
+        cluster.replace(number).await;
+    }
+    cluster
+}
+
+async fn served_by_all(cluster: &Running) {
+    for (number, replica) in cluster.replicas.iter().enumerate() {
+        assert!(replica.metrics().await.sum("warmkey_turns_total") > 0.0, "replica {number} took its part");
+    }
+}
+
+#[tokio::test]
+async fn b1_agreement() {
+    let cluster = disagreeing().await;
+    let mut sessions = JoinSet::new();
+    for _ in 0..20 {
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        sessions.spawn(async move {
+            for turn in 0..6 {
+                codex.turn(&format!("turn {turn}")).await.served();
+            }
+        });
+    }
+    while let Some(session) = sessions.join_next().await {
+        session.expect("a session plays to its end");
+    }
+    let keys = keys_by_session(&cluster.turns().await);
+    assert_eq!(keys.len(), 20);
+    assert!(keys.values().all(|keys| keys.len() == 1), "one key a session: {keys:?}");
+    let used: BTreeSet<_> = keys.into_values().flatten().collect();
+    assert!(used.len() > 1, "more than one key is at work");
+    served_by_all(&cluster).await;
+}
+
+#[tokio::test]
+async fn b2_first_turn_race() {
+    let mut cluster = disagreeing().await;
+    for _ in 0..6 {
+        let root = Codex::new(cluster.address(), ALICE);
+        let mut race = JoinSet::new();
+        for number in 0..32 {
+            let mut agent = root.spawn().at(cluster.replicas[number % 3].address());
+            race.spawn(async move { agent.turn("first").await.served() });
+        }
+        while let Some(turn) = race.join_next().await {
+            turn.expect("a racer ends");
+        }
+        assert_eq!(path_of(&cluster.turns().await, &root.session).len(), 1, "all 32 on one key");
+    }
+    assert_eq!(cluster.total(CREATED).await, 6.0, "one binding a session");
+    assert_eq!(cluster.redis().bindings().await.len(), 6);
+    served_by_all(&cluster).await;
+}
+
+#[tokio::test]
+async fn b3_single_winner_rebind() {
+    let mut cluster = disagreeing().await;
+    for round in 1..=3_u32 {
+        let mut root = Codex::new(cluster.address(), ALICE);
+        root.turn("first").await.served();
+        let first = path_of(&cluster.turns().await, &root.session);
+        cluster.upstream().revoke(&first[0]).await;
+        let mut race = JoinSet::new();
+        for number in 0..32 {
+            let mut agent = root.spawn().at(cluster.replicas[number % 3].address());
+            // No second try: what the gateway answers is what counts.
+            race.spawn(async move { agent.turn("again").await });
+        }
+        while let Some(turn) = race.join_next().await {
+            let turn = turn.expect("a racer ends");
+            assert_eq!(turn.answer.status, 200, "round {round}: {}", turn.answer.text());
+            turn.served();
+        }
+        root.turn("after").await.served();
+        let turns = cluster.turns().await;
+        let mut keys = path_of(&turns, &root.session);
+        assert_eq!((keys.len(), &keys[0]), (2, &first[0]), "one move, to one key: {keys:?}");
+        let organization = |key: &str| turns.iter().find(|turn| turn.key == key).map(|turn| turn.organization.clone());
+        let last = keys.pop().expect("there are two");
+        assert_eq!(organization(&first[0]), organization(&last), "what is sealed stays in its organization");
+        let (_, value) = cluster.redis().binding().await;
+        assert_eq!(value.split(' ').nth(1), Some("2"), "the epoch has been incremented once: {value:?}");
+        // The next round begins with all keys and no memory of the last one.
+        cluster.upstream().heal().await;
+        let _: () = cluster.redis().ask(&["FLUSHALL"]).await;
+        for number in 0..3 {
+            cluster.change(|cluster| cluster.keys(weights(number)));
+            cluster.replace(number).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn b6_key_addition() {
+    let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
+    let mut cluster = knowing(&keys).await;
+    let mut sessions: Vec<Codex> = (0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect();
+    for session in &mut sessions {
+        session.turn("first").await.served();
+    }
+    let before = keys_by_session(&cluster.turns().await);
+    cluster.change(|cluster| cluster.keys([keys, vec![Key::new("org-b-new", "org-b")]].concat()));
+    for number in 0..2 {
+        cluster.replace(number).await;
+    }
+    for session in &mut sessions {
+        session.turn("second").await.served();
+    }
+    assert_eq!(keys_by_session(&cluster.turns().await), before, "nobody who was bound has moved");
+    for _ in 0..80 {
+        Codex::new(cluster.address(), ALICE).turn("first").await.served();
+    }
+    let mut fresh = keys_by_session(&cluster.turns().await);
+    fresh.retain(|session, _| !before.contains_key(session));
+    let share = fresh.values().filter(|keys| keys.contains("org-b-new")).count();
+    assert!((7..=36).contains(&share), "a quarter of 80 new sessions, give or take four deviations: {share}");
+}
+
+/// Two replicas that know these keys, and an upstream that also knows `org-b-new`.
+async fn knowing(keys: &[Key]) -> Running {
+    let all = [keys, &[Key::new("org-b-new", "org-b")]].concat();
+    let keys = keys.to_vec();
+    let mut cluster = Cluster::new().keys(all).replicas(2).redis().balanced().start().await;
+    cluster.change(|cluster| cluster.keys(keys));
+    for number in 0..2 {
+        cluster.replace(number).await;
+    }
+    cluster
+}
+
+#[tokio::test]
+async fn b10_restart_and_scale() {
+    let mut cluster = disagreeing().await;
+    let mut sessions: Vec<Codex> = (0..10).map(|_| Codex::new(cluster.address(), ALICE).patient()).collect();
+    for step in 0..5 {
+        for session in &mut sessions {
+            session.turn(&format!("step {step}")).await.served();
+        }
+        match step {
+            0 => cluster.replicas[0].kill().await,
+            1 => {
+                cluster.replicas[1].terminate().await;
+                cluster.replicas[1].exit(SOON).await;
+            }
+            2 => {
+                // Back, but with the weights of another.
+                cluster.change(|cluster| cluster.keys(weights(1)));
+                cluster.restart(0).await;
+                cluster.replicas[2].kill().await;
+            }
+            _ => {
+                let away = if step == 3 { 1 } else { 2 };
+                cluster.change(|cluster| cluster.keys(weights(0)));
+                cluster.restart(away).await;
+            }
+        }
+    }
+    let keys = keys_by_session(&cluster.turns().await);
+    assert!(keys.len() == 10 && keys.values().all(|keys| keys.len() == 1), "one key a session: {keys:?}");
+}
+
+#[tokio::test]
+async fn b16_sliding_ttl() {
+    let upstream = Recorder::answering(completed()).await;
+    let ttl = "ttl = \"4s\"";
+    let mut cluster = Cluster::new().recorded_by(&upstream).replicas(2).redis().binding(ttl).start().await;
+    let addresses = [cluster.replicas[0].address(), cluster.replicas[1].address()];
+    let turn = async |number: usize| {
+        let request = Request::turn(ALICE, r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"x"}"#);
+        assert_eq!(ask(addresses[number % 2], &request).await.status, 200);
+    };
+    turn(0).await;
+    let (name, _) = cluster.redis().binding().await;
+    // Used often, for twice its TTL.
+    let began = Instant::now();
+    let (mut number, mut refreshes, mut last) = (0, 0, 4_000);
+    while began.elapsed() < Duration::from_secs(8) {
+        turn(number).await;
+        number += 1;
+        let left: i64 = cluster.redis().ask(&["PTTL", &name]).await;
+        assert!(left > 1_500, "never close to its end: {left} ms");
+        refreshes += u64::from(left > last);
+        last = left;
+        sleep(ms(50)).await;
+    }
+    let quarters = began.elapsed().as_secs() + 1;
+    assert!((4..=quarters).contains(&refreshes), "at most one a quarter: {refreshes} in {quarters} quarters");
+    assert_eq!(cluster.total(CREATED).await, 1.0);
+    assert_eq!(cluster.total(EXISTING).await, number as f64);
+    // A refresh is due, and Redis takes no writes: no turn waits for it.
+    sleep(ms(1_200)).await;
+    let _: () = cluster.redis().ask(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
+    let paused = Instant::now();
+    turn(0).await;
+    assert!(paused.elapsed() < ms(1_000), "a turn waits for no write: {:?}", paused.elapsed());
+    // Unused for its TTL it ends, and the next turn binds anew.
+    let redis = cluster.redis();
+    eventually(SOON, "the end of an unused binding", async || redis.bindings().await.is_empty().then_some(())).await;
+    turn(0).await;
+    assert_eq!(cluster.total(CREATED).await, 2.0);
+}
+
+#[tokio::test]
+async fn b17_no_session() {
+    let mut script = vec![Step::Hold];
+    script.extend(completed());
+    let upstream = Recorder::answering(script).await;
+    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).recorded_by(&upstream).redis().start().await;
+    let address = cluster.address();
+    let mut turns = JoinSet::new();
+    for _ in 0..16 {
+        turns.spawn(async move { ask(address, &Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#)).await });
+    }
+    upstream.reached(16).await;
+    let mut load = BTreeMap::<String, usize>::new();
+    for seen in upstream.seen() {
+        *load.entry(seen.key().to_owned()).or_default() += 1;
+    }
+    upstream.release(16);
+    while let Some(turn) = turns.join_next().await {
+        assert_eq!(turn.expect("a turn ends").status, 200);
+    }
+    assert!(load.len() == 4 && load.values().all(|turns| (3..=5).contains(turns)), "spread by load: {load:?}");
+    assert_eq!(cluster.total(r#"warmkey_bindings_total{result="none"}"#).await, 16.0);
+    assert_eq!(cluster.redis().bindings().await, Vec::<String>::new(), "nothing is bound");
+}

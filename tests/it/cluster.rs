@@ -1,0 +1,261 @@
+//! A whole deployment, described in one line and gone with its test: upstream, store, replicas, balancer.
+
+use std::net::SocketAddr;
+
+use crate::balancer::Balancer;
+use crate::process::Folder;
+use crate::recorder::Recorder;
+use crate::redis::Redis;
+use crate::replica::Replica;
+use crate::simulator::{Key, Simulator, Turn, siblings};
+
+/// The token of the client that every cluster knows.
+pub const ALICE: &str = "token-canary-alice";
+pub const BOB: &str = "token-canary-bob";
+/// A second secret that must never be seen anywhere.
+pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
+
+#[derive(Clone)]
+pub struct Cluster {
+    keys: Vec<Key>,
+    replicas: usize,
+    has_redis: bool,
+    store_url: Option<String>,
+    is_balanced: bool,
+    upstream: Option<String>,
+    simulator: String,
+    server: Vec<(String, String)>,
+    store: String,
+    binding: String,
+    upstream_options: String,
+    clients: String,
+}
+
+impl Cluster {
+    /// One replica, in-process store, two keys of one organization, the simulator.
+    pub fn new() -> Self {
+        Self {
+            keys: siblings("org-a", 2),
+            replicas: 1,
+            has_redis: false,
+            store_url: None,
+            is_balanced: false,
+            upstream: None,
+            simulator: String::new(),
+            server: vec![
+                ("listen".into(), "\"@listen@\"".into()),
+                ("admin_listen".into(), "\"@admin@\"".into()),
+                ("secret".into(), format!("{SECRET:?}")),
+                ("drain_delay".into(), "\"0s\"".into()),
+                ("drain".into(), "\"30s\"".into()),
+            ],
+            // A test machine that compiles meanwhile is slower than any network.
+            store: "timeout = \"2s\"\n".into(),
+            binding: String::new(),
+            upstream_options: String::new(),
+            clients: format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n[[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"),
+        }
+    }
+
+    pub fn keys(mut self, keys: Vec<Key>) -> Self {
+        self.keys = keys;
+        self
+    }
+
+    /// `count` replicas. More than one need a store that they share.
+    pub const fn replicas(mut self, count: usize) -> Self {
+        self.replicas = count;
+        self
+    }
+
+    /// A Redis of its own.
+    pub const fn redis(mut self) -> Self {
+        self.has_redis = true;
+        self
+    }
+
+    /// A Redis that somebody else starts, or nobody.
+    pub fn store_at(mut self, url: &str) -> Self {
+        self.store_url = Some(url.into());
+        self
+    }
+
+    /// HAProxy in front, in round robin.
+    pub const fn balanced(mut self) -> Self {
+        self.is_balanced = true;
+        self
+    }
+
+    /// The upstream is this recorder, not the simulator.
+    pub fn recorded_by(self, recorder: &Recorder) -> Self {
+        self.upstream_at(&recorder.url())
+    }
+
+    pub fn upstream_at(mut self, url: &str) -> Self {
+        self.upstream = Some(url.into());
+        self
+    }
+
+    /// Lines of the simulator's `[sim]`.
+    pub fn simulator(mut self, lines: &str) -> Self {
+        self.simulator = lines.into();
+        self
+    }
+
+    /// An option of `[server]`, in place of the harness's own.
+    pub fn server(mut self, name: &str, value: &str) -> Self {
+        self.server.retain(|(own, _)| own != name);
+        self.server.push((name.into(), value.into()));
+        self
+    }
+
+    /// Lines of `[store]` beside its URL, in place of the harness's own.
+    pub fn store(mut self, lines: &str) -> Self {
+        self.store = format!("{lines}\n");
+        self
+    }
+
+    /// Lines of `[binding]`.
+    pub fn binding(mut self, lines: &str) -> Self {
+        self.binding = lines.into();
+        self
+    }
+
+    /// Lines of the one `[[upstream]]`.
+    pub fn upstream(mut self, lines: &str) -> Self {
+        self.upstream_options = lines.into();
+        self
+    }
+
+    /// The `[[client]]` sections, in place of alice and bob.
+    pub fn clients(mut self, sections: &str) -> Self {
+        self.clients = sections.into();
+        self
+    }
+
+    /// The configuration of a replica.
+    fn configuration(&self, upstream: &str, store: Option<&str>) -> String {
+        let server: String = self.server.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+        let keys: String = self
+            .keys
+            .iter()
+            .map(|key| {
+                format!(
+                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = \"{}-main\"\nregion = \"us\"\n\
+                     weight = {}\nsecret = {:?}\n",
+                    key.id,
+                    key.organization,
+                    key.organization,
+                    key.weight,
+                    key.secret()
+                )
+            })
+            .collect();
+        format!(
+            "[server]\n{server}[store]\nurl = {:?}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+             {keys}{}",
+            store.unwrap_or("memory:"),
+            self.store,
+            self.binding,
+            self.upstream_options,
+            self.clients
+        )
+    }
+
+    pub async fn start(self) -> Running {
+        let folder = Folder::new();
+        let simulator = match &self.upstream {
+            Some(_) => None,
+            None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
+        };
+        let redis = if self.has_redis { Some(Redis::start(folder.path()).await) } else { None };
+        let mut running =
+            Running { description: self, replicas: Vec::new(), balancer: None, redis, simulator, folder, store: None };
+        running.store = running.redis.as_ref().map(Redis::url).or_else(|| running.description.store_url.clone());
+        for number in 0..running.description.replicas {
+            let text = running.configuration();
+            running.replicas.push(Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await);
+        }
+        if running.description.is_balanced {
+            let addresses: Vec<_> = running.replicas.iter().map(|replica| (replica.address(), replica.admin())).collect();
+            running.balancer = Some(Balancer::start(&running.folder, &addresses).await);
+        }
+        running
+    }
+}
+
+/// A cluster that runs. Fields drop in order: what is in front goes first.
+pub struct Running {
+    balancer: Option<Balancer>,
+    pub replicas: Vec<Replica>,
+    simulator: Option<Simulator>,
+    redis: Option<Redis>,
+    store: Option<String>,
+    description: Cluster,
+    folder: Folder,
+}
+
+impl Running {
+    fn configuration(&self) -> String {
+        let upstream = match (&self.description.upstream, &self.simulator) {
+            (Some(url), _) => url.clone(),
+            (None, Some(simulator)) => simulator.url(),
+            (None, None) => unreachable!("a cluster has an upstream"),
+        };
+        self.description.configuration(&upstream, self.store.as_deref())
+    }
+
+    /// Where clients connect: the balancer, else the first replica.
+    pub fn address(&self) -> SocketAddr {
+        self.balancer.as_ref().map_or_else(|| self.replicas[0].address(), Balancer::address)
+    }
+
+    /// The one replica.
+    pub fn replica(&self) -> &Replica {
+        &self.replicas[0]
+    }
+
+    pub fn upstream(&self) -> &Simulator {
+        self.simulator.as_ref().expect("this cluster's upstream is the simulator")
+    }
+
+    pub fn redis(&mut self) -> &mut Redis {
+        self.redis.as_mut().expect("this cluster has a Redis")
+    }
+
+    /// What the simulator recorded.
+    pub async fn turns(&self) -> Vec<Turn> {
+        self.upstream().turns().await
+    }
+
+    /// Starts replica `number` again, which must have ended.
+    pub async fn restart(&mut self, number: usize) {
+        let text = self.configuration();
+        self.replicas[number].restart(&text).await;
+    }
+
+    /// Ends replica `number` at once and starts it with what the description says by now.
+    pub async fn replace(&mut self, number: usize) {
+        self.replicas[number].kill().await;
+        self.restart(number).await;
+    }
+
+    /// The sum of a metric over all replicas.
+    pub async fn total(&self, series: &str) -> f64 {
+        let mut total = 0.0;
+        for replica in &self.replicas {
+            total += replica.metrics().await.get(series);
+        }
+        total
+    }
+
+    /// Changes the description for replicas that start from now on.
+    pub fn change(&mut self, change: impl FnOnce(Cluster) -> Cluster) {
+        self.description = change(self.description.clone());
+    }
+
+    /// Everything that all replicas have logged.
+    pub fn logs(&self) -> String {
+        self.replicas.iter().map(|replica| replica.process().log()).collect()
+    }
+}

@@ -1,0 +1,136 @@
+//! A bad configuration ends the start with 64 and one line that names what is wrong, and no secret.
+
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::patience::within;
+use crate::process::{Folder, WARMKEY};
+
+const GOOD: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+admin_listen = "127.0.0.1:0"
+secret = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz"
+
+[store]
+url = "memory:"
+
+[[upstream]]
+name = "openai"
+base_url = "http://127.0.0.1:9/v1"
+
+[[key]]
+id = "a-1"
+upstream = "openai"
+organization = "org-a"
+secret = "sk-canary-1"
+
+[[client]]
+id = "alice"
+token = "token-canary-alice"
+"#;
+
+const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-canary-1\"\n";
+const CLIENT: &str = "[[client]]\nid = \"alice\"\ntoken = \"token-canary-alice\"\n";
+const LISTEN: &str = "listen = \"127.0.0.1:0\"\nadmin_listen";
+const SECRET: &str = "secret = \"secret-canary-0123456789abcdefghijklmnopqrstuvwxyz\"\n";
+const UPSTREAM: &str = "[[upstream]]\nname = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\n";
+
+/// What is wrong: a part of the good file, what stands in its place, and a word that the one line must hold.
+const BAD: &[(&str, &str, &str)] = &[
+    ("[server]", "[server]\nlisten_adress = \"x\"", "listen_adress"),
+    ("[server]", "[servers]\na = 1\n[server]", "servers"),
+    (
+        KEY,
+        "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-canary-1\"\nwieght = 2\n",
+        "wieght",
+    ),
+    ("[store]", "[store]\nretries = 3", "retries"),
+    ("[store]", "[binding]\nwait = \"5s\"\n[store]", "wait"),
+    ("[store]", "[failover]\nambiguous = true\n[store]", "failover"),
+    (KEY, "", "key"),
+    (SECRET, "secret = \"canary-short\"\n", "server.secret"),
+    (SECRET, "secret = { env = \"WARMKEY_IT_IS_NOT_SET\" }\n", "WARMKEY_IT_IS_NOT_SET"),
+    (SECRET, "secret = { file = \"/nowhere/at/all\" }\n", "/nowhere/at/all"),
+    (SECRET, "secret = { enviroment = \"X\" }\n", "secret"),
+    ("secret = \"sk-canary-1\"", "secret = \"\"", "secret"),
+    ("secret = \"sk-canary-1\"", "secret = { env = \"WARMKEY_IT_IS_NOT_SET\" }", "WARMKEY_IT_IS_NOT_SET"),
+    ("upstream = \"openai\"", "upstream = \"elsewhere\"", "elsewhere"),
+    ("listen = \"127.0.0.1:0\"\nadmin_listen", "open = true\nlisten = \"0.0.0.0:0\"\nadmin_listen", "open"),
+    (LISTEN, "listen = \"somewhere\"\nadmin_listen", "listen"),
+    (LISTEN, "drain = \"soon\"\nlisten = \"127.0.0.1:0\"\nadmin_listen", "soon"),
+    (LISTEN, "drain = 5\nlisten = \"127.0.0.1:0\"\nadmin_listen", "drain"),
+    (LISTEN, "max_body = \"64 megabytes\"\nlisten = \"127.0.0.1:0\"\nadmin_listen", "64 megabytes"),
+    ("\"memory:\"", "\"mysql://x\"", "store.url"),
+    ("\"memory:\"", "\"redis://user:canary@127.0.0.1:1\"\n[ledger]\nurl = \"sqlite:x.db\"", "ledger"),
+    ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"ftp://x\"", "base_url"),
+    ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"http://127.0.0.1:9/v1\"\nconnect_timeout = \"1.5s\"", "1.5s"),
+    ("token = \"token-canary-alice\"", "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"", "token"),
+    (CLIENT, "[[client]]\ntoken_file = \"/nowhere/at/all\"\n", "/nowhere/at/all"),
+    ("[server]", "[server", "line"),
+];
+
+async fn run(command: &str, text: &str) -> (Option<i32>, String, String) {
+    let folder = Folder::new();
+    let file = folder.write("warmkey.toml", text);
+    let mut child = Command::new(WARMKEY);
+    child.arg(command).arg("--config").arg(file).kill_on_drop(true);
+    let output = within(Duration::from_secs(30), "the end of a bad start", child.output()).await.expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn expect(what: &str, word: &str, (code, _, errors): (Option<i32>, String, String)) {
+    assert_eq!(code, Some(64), "{what}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "{what}: one line: {errors}");
+    assert!(errors.contains(word), "{what}: names {word}: {errors}");
+    assert!(!errors.contains("canary"), "{what}: no secret: {errors}");
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_refused_with_one_line() {
+    for (part, instead, word) in BAD {
+        assert!(GOOD.contains(part), "{part}");
+        expect(instead, word, run("serve", &GOOD.replacen(part, instead, 1)).await);
+    }
+}
+
+#[tokio::test]
+async fn two_of_one_name_are_refused() {
+    for (text, word) in
+        [(format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"), (format!("{GOOD}{UPSTREAM}"), "openai")]
+    {
+        expect(word, word, run("serve", &text).await);
+    }
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named() {
+    let mut child = Command::new(WARMKEY);
+    child.args(["serve", "--config", "/nowhere/warmkey.toml"]).kill_on_drop(true);
+    let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    expect("no file", "/nowhere/warmkey.toml", (output.status.code(), String::new(), errors));
+}
+
+#[tokio::test]
+async fn check_tells_what_would_run() {
+    let (code, said, errors) = run("check", GOOD).await;
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(said.contains("org-a") || said.contains("a-1") || said.contains("1 key"), "in plain words: {said}");
+    assert!(!said.contains("canary") && !errors.contains("canary"), "{said}{errors}");
+    let (code, _, errors) = run("check", &GOOD.replace(KEY, "")).await;
+    assert_eq!((code, errors.lines().count()), (Some(64), 1), "{errors}");
+}
+
+#[tokio::test]
+async fn an_option_may_come_from_the_environment() {
+    let folder = Folder::new();
+    let file = folder.write("warmkey.toml", GOOD);
+    let mut child = Command::new(WARMKEY);
+    child.arg("check").arg("--config").arg(file).env("WARMKEY__SERVER__SECRET", "canary-short").kill_on_drop(true);
+    let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    expect("from the environment", "server.secret", (output.status.code(), String::new(), errors));
+}

@@ -1,0 +1,190 @@
+//! The gateway's own errors: status, code, the OpenAI shape.
+
+use serde_json::json;
+
+use crate::cluster::{ALICE, BOB, Cluster};
+use crate::patience::{SOON, within};
+use crate::port;
+use crate::recorder::{Recorder, Step, completed};
+use crate::wire::{Answer, Connection, Request, ask};
+
+const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
+
+fn expect(answer: &Answer, status: u16, code: &str) {
+    assert_eq!((answer.status, answer.code().as_str()), (status, code), "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+    assert!(error["type"].as_str().is_some_and(|class| !class.is_empty()), "{error}");
+    assert_eq!(error.get("param"), Some(&json!(null)), "{error}");
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert!(answer.header("x-request-id").is_some() && answer.header("x-warmkey-turn").is_some(), "{:?}", answer.headers);
+    assert!(answer.whole);
+}
+
+/// An integer number of seconds: Codex gives up on anything else.
+pub fn waits(answer: &Answer) -> u64 {
+    let wait = answer.header("retry-after").and_then(|wait| wait.parse().ok());
+    wait.unwrap_or_else(|| panic!("an integer Retry-After: {:?}", answer.headers))
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let turn = || Request::new("POST", "/v1/responses").header("content-type", "application/json").body(BODY);
+    let wrong = [
+        turn(),
+        turn().bearer("unknown"),
+        turn().bearer(""),
+        turn().header("authorization", ALICE),
+        turn().header("authorization", &format!("Basic {ALICE}")),
+        turn().bearer(ALICE).bearer(BOB),
+        turn().bearer(ALICE).bearer("unknown"),
+        turn().bearer(&ALICE[1..]),
+        turn().bearer(&format!("{ALICE} {BOB}")),
+    ];
+    for request in wrong {
+        expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
+    }
+    assert!(upstream.seen().is_empty());
+    // The scheme has no case.
+    assert_eq!(ask(cluster.address(), &turn().header("authorization", &format!("bearer {ALICE}"))).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_is_refused_before_the_body_is_read() {
+    let cluster = Cluster::new().start().await;
+    let mut connection = Connection::open(cluster.address()).await;
+    let head = "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer unknown\r\ncontent-length: 60000000\r\n\r\n";
+    connection.send_raw(head.as_bytes()).await.expect("the head is taken");
+    let mut answer = within(SOON, "an answer to the head alone", connection.head()).await.expect("an answer");
+    connection.finish(&mut answer).await;
+    expect(&answer, 401, "invalid_api_key");
+}
+
+#[tokio::test]
+async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
+    let folder = crate::process::Folder::new();
+    let file = folder.write("tokens", "carol token-of-carol\ndave token-of-dave\n");
+    let hash = crate::codex::sha256(b"token-of-erin");
+    let clients = format!(
+        "[[client]]\nid = \"erin\"\ntoken_sha256 = {hash:?}\n[[client]]\ntoken_file = {:?}\n",
+        file.display().to_string()
+    );
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).clients(&clients).start().await;
+    for (token, status) in
+        [("token-of-carol", 200), ("token-of-dave", 200), ("token-of-erin", 200), ("token-of-carl", 401), (&hash, 401)]
+    {
+        assert_eq!(ask(cluster.address(), &Request::turn(token, BODY)).await.status, status, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn without_any_token_everybody_is_refused() {
+    let cluster = Cluster::new().clients("").start().await;
+    expect(&ask(cluster.address(), &Request::turn(ALICE, BODY)).await, 401, "invalid_api_key");
+}
+
+#[tokio::test]
+async fn an_open_gateway_asks_for_no_token() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).clients("").server("open", "true").start().await;
+    let request = Request::new("POST", "/responses").header("content-type", "application/json").body(BODY);
+    assert_eq!(ask(cluster.address(), &request).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_may_be_held_to_some_models() {
+    let upstream = Recorder::answering(completed()).await;
+    let clients = format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
+    let cluster = Cluster::new().recorded_by(&upstream).clients(&clients).start().await;
+    assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200);
+    let refused = [
+        r#"{"model":"gpt-5.4-mini","input":"x"}"#,
+        r#"{"input":"x"}"#,
+        // The last one counts, as it does upstream.
+        r#"{"model":"gpt-5.4","input":"x","model":"gpt-6"}"#,
+        r#"{"model":"gpt-5.4","input":"x","\u006dodel":"gpt-6"}"#,
+    ];
+    for body in refused {
+        expect(&ask(cluster.address(), &Request::turn(ALICE, body)).await, 403, "model_not_allowed");
+    }
+    let hidden = zstd::encode_all(refused[0].as_bytes(), 1).expect("memory is enough");
+    let answer = ask(cluster.address(), &Request::turn(ALICE, hidden).header("content-encoding", "zstd")).await;
+    expect(&answer, 403, "model_not_allowed");
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_client_may_be_held_to_some_organizations() {
+    let upstream = Recorder::answering(completed()).await;
+    let keys = [crate::simulator::siblings("org-a", 2), crate::simulator::siblings("org-b", 1)].concat();
+    let clients = format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\norganizations = [\"org-b\"]\n");
+    let cluster = Cluster::new().keys(keys).recorded_by(&upstream).clients(&clients).start().await;
+    for session in 0..12 {
+        let request = Request::turn(ALICE, BODY).header("session-id", &session.to_string());
+        assert_eq!(ask(cluster.address(), &request).await.status, 200);
+    }
+    assert!(upstream.seen().iter().all(|seen| seen.key() == "sk-canary-org-b-1"));
+}
+
+#[tokio::test]
+async fn what_is_not_served_is_unknown() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let unknown = [
+        ("POST", "/"),
+        ("POST", "/nope"),
+        ("POST", "/v2/responses"),
+        ("POST", "/responses/"),
+        ("POST", "/v1/v1/responses"),
+        ("GET", "/responses"),
+        ("PUT", "/v1/responses"),
+        ("GET", "/metrics"),
+        ("GET", "/_sim/turns"),
+    ];
+    for (method, target) in unknown {
+        let answer = ask(cluster.address(), &Request::new(method, target).bearer(ALICE).body(BODY)).await;
+        expect(&answer, 404, "unknown_url");
+    }
+    for target in ["/responses", "/v1/responses", "/responses?a=b"] {
+        assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY).target(target)).await.status, 200, "{target}");
+    }
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_connections_is_unreachable() {
+    let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;
+    for _ in 0..3 {
+        expect(&ask(cluster.address(), &Request::turn(ALICE, BODY)).await, 502, "upstream_unreachable");
+    }
+    // The host's fault, never a key's.
+    for key in ["org-a-1", "org-a-2"] {
+        let ready = format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}");
+        assert_eq!(cluster.replica().metrics().await.get(&ready), 1.0, "{key}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
+    let upstream = Recorder::answering(vec![Step::Hold]).await;
+    let cluster = Cluster::new().recorded_by(&upstream).upstream("first_byte_timeout = \"500ms\"").start().await;
+    let answer = within(SOON, "an answer", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
+    expect(&answer, 504, "upstream_timeout");
+    upstream.left(0).await;
+    assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
+}
+
+#[tokio::test]
+async fn a_connection_lost_after_the_body_is_not_resent() {
+    for end in [Step::Close, Step::Reset] {
+        let upstream = Recorder::answering(vec![Step::Pause(crate::patience::ms(50)), end]).await;
+        let cluster = Cluster::new().recorded_by(&upstream).start().await;
+        let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!((1..=60).contains(&waits(&answer)));
+        assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
+    }
+}

@@ -1,0 +1,193 @@
+//! Which headers pass, which are replaced, and which never leave.
+
+use serde_json::json;
+
+use crate::cluster::{ALICE, Cluster};
+use crate::codex::Codex;
+use crate::fixtures::shapes;
+use crate::port;
+use crate::recorder::{Recorder, Step, answer, completed};
+use crate::wire::{Request, ask, get, values};
+
+const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"prompt-canary"}"#;
+const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
+
+#[tokio::test]
+async fn what_codex_sends_passes_with_values_and_order() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    for (number, shape) in shapes().iter().enumerate() {
+        let own = [
+            ("openai-beta", "responses_websockets=2026-02-06"),
+            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ("tracestate", "a=1"),
+            ("x-codex-turn-state", "opaque=/+;token"),
+            ("x-codex-routing-hint", "model=gpt-5.4;tier=fast"),
+            ("x-openai-subagent", "collab_spawn"),
+            ("x-codex-repeated", "first"),
+            ("x-codex-repeated", "second, with a comma"),
+            ("x-codex-repeated", "third"),
+        ];
+        let request = own.iter().fold(shape.request(ALICE), |request, (name, value)| request.header(name, value));
+        assert_eq!(ask(cluster.address(), &request).await.status, 200, "{}", shape.name);
+        let seen = &upstream.seen()[number];
+        for (name, value) in shape.headers.iter().filter(|(name, _)| name != "chatgpt-account-id") {
+            assert!(values(&seen.headers, name).contains(&value.as_str()), "{}: {name} passes", shape.name);
+        }
+        for (name, value) in &own[..6] {
+            assert!(values(&seen.headers, name).contains(value), "{}: {name} passes", shape.name);
+        }
+        assert_eq!(values(&seen.headers, "x-codex-repeated"), ["first", "second, with a comma", "third"]);
+        assert_eq!(values(&seen.headers, "accept"), ["text/event-stream"], "nothing is added");
+        assert_eq!(seen.header("accept-encoding"), None, "nothing is added");
+    }
+}
+
+#[tokio::test]
+async fn no_credential_of_the_client_goes_upstream() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let slots = [
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "cookie",
+        "chatgpt-account-id",
+        "openai-organization",
+        "openai-project",
+        "yai-sticky-session",
+        "x-warmkey-hop",
+        "proxy-authorization",
+        "x-org",
+        "x-project",
+        "keep-alive",
+        "te",
+    ];
+    let mut request = Request::turn(ALICE, BODY).header("connection", "authorization, x-org").header("connection", "x-project");
+    for slot in slots {
+        request = request.header(slot, "sent-canary");
+    }
+    assert_eq!(ask(cluster.address(), &request).await.status, 200);
+    let seen = upstream.only();
+    assert!(!format!("{:?}", seen.headers).contains("sent-canary"), "{:?}", seen.headers);
+    let keys = values(&seen.headers, "authorization");
+    assert!(matches!(keys[..], ["Bearer sk-canary-org-a-1" | "Bearer sk-canary-org-a-2"]), "the key's own secret: {keys:?}");
+    assert_eq!(values(&seen.headers, "host"), [upstream.url().trim_start_matches("http://").trim_end_matches("/v1")]);
+    assert!(values(&seen.headers, "openai-organization").iter().all(|value| *value == "org-a"));
+}
+
+#[tokio::test]
+async fn a_credential_slot_other_than_authorization_is_no_token() {
+    let cluster = Cluster::new().start().await;
+    for slot in ["x-goog-api-key", "cookie", "proxy-authorization"] {
+        let answer = ask(cluster.address(), &Request::new("POST", "/responses").header(slot, ALICE).body(BODY)).await;
+        assert_eq!((answer.status, answer.code().as_str()), (401, "invalid_api_key"), "{slot}");
+    }
+}
+
+#[tokio::test]
+async fn no_credential_of_the_upstream_reaches_the_client() {
+    let headers = "content-type: application/json\r\nset-cookie: a=sk-canary-1\r\nauthorization: Bearer sk-canary-org-a-1\r\n\
+                   openai-organization: org-canary\r\nopenai-project: proj-canary\r\nx-api-key: sk-canary-2\r\nserver: canary\r\n\
+                   x-echo-authorization: Bearer sk-canary-3\r\nwww-authenticate: canary\r\nproxy-authenticate: canary\r\n\
+                   x-codex-turn-state: ts-1\r\nopenai-model: gpt-5.4\r\nx-models-etag: \"etag1\"\r\nx-reasoning-included: true\r\n\
+                   x-request-id: req_upstream\r\nx-oai-request-id: req_oai\r\ncf-ray: ray1\r\nretry-after: 7\r\n\
+                   x-codex-active-limit: primary\r\nx-codex-primary-used-percent: 12\r\nx-codex-primary-window-minutes: 300\r\n\
+                   x-codex-primary-reset-at: 1795360814\r\nx-codex-secondary-used-percent: 3\r\nx-codex-limit-name: weekly\r\n\
+                   x-codex-credits-has-credits: true\r\nx-codex-credits-unlimited: false\r\nx-codex-credits-balance: 9\r\n\
+                   x-codex-promo-message: hello\r\nx-codex-rate-limit-reached-type: none\r\nx-openai-authorization-error: none\r\n\
+                   x-error-json: {}\r\nx-codex-safety-buffering-enabled: false\r\n";
+    let upstream = Recorder::answering(vec![Step::Send(answer("200 OK", headers, b"{}"))]).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let got = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
+    assert!(!format!("{:?}", got.headers).contains("canary"), "{:?}", got.headers);
+    let passing = headers.split("\r\n").filter(|line| !line.contains("canary")).filter_map(|line| line.split_once(": "));
+    for (name, value) in passing {
+        assert_eq!(values(&got.headers, name), [value], "{name} passes");
+    }
+}
+
+#[tokio::test]
+async fn every_answer_says_which_turn_it_is() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut turns = Vec::new();
+    let requests = [
+        Request::turn(ALICE, BODY),
+        Request::turn(ALICE, "no JSON"),
+        Request::turn("unknown", BODY),
+        Request::new("POST", "/nowhere").bearer(ALICE),
+        Request::turn(ALICE, BODY),
+    ];
+    for request in requests {
+        let answer = ask(cluster.address(), &request).await;
+        assert_eq!(values(&answer.headers, "x-request-id").len(), 1, "{answer:?}");
+        turns.extend(values(&answer.headers, "x-warmkey-turn").into_iter().map(str::to_owned));
+    }
+    assert_eq!(turns.len(), 5, "one each: {turns:?}");
+    assert!(
+        turns.iter().all(|turn| turn.len() == 32 && turn.bytes().all(|byte| byte.is_ascii_hexdigit())),
+        "trace ids: {turns:?}"
+    );
+    turns.sort();
+    turns.dedup();
+    assert_eq!(turns.len(), 5, "each its own");
+}
+
+#[tokio::test]
+async fn no_secret_is_ever_told() {
+    let mut cluster = Cluster::new().server("max_body", "\"1MiB\"").start().await;
+    let address = cluster.address();
+    let mut told = String::new();
+    let mut codex = Codex::new(address, ALICE);
+    codex.turn("prompt-canary").await.served();
+    cluster.upstream().revoke("org-a-1").await;
+    codex.turn("prompt-canary").await.served();
+    cluster.upstream().revoke("org-a-2").await;
+    cluster.upstream().exhaust("org-a").await;
+    let requests = [
+        codex.begin("prompt-canary").0,
+        Request::turn(ALICE, "prompt-canary, no JSON"),
+        Request::turn("another-canary", BODY),
+        Request::turn(ALICE, BODY).bearer("another-canary"),
+        Request::turn(ALICE, json!({ "input": "canary".repeat(300_000) }).to_string()),
+        Request::new("GET", "/responses/resp_1").bearer(ALICE),
+    ];
+    for request in requests {
+        let answer = ask(address, &request).await;
+        assert!(answer.status >= 400, "{answer:?}");
+        told.push_str(&format!("{:?}{}", answer.headers, answer.text()));
+    }
+    // The same replica, its upstream gone.
+    cluster.replicas[0].kill().await;
+    cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
+    cluster.restart(0).await;
+    let answer = ask(address, &Request::turn(ALICE, BODY)).await;
+    told.push_str(&format!("{:?}{}", answer.headers, answer.text()));
+    for target in ["/metrics", "/livez", "/readyz", "/keys", "/"] {
+        told.push_str(&get(cluster.replica().admin(), target).await.text());
+    }
+    assert!(cluster.logs().lines().count() > 5, "there is a log to look at");
+    told.push_str(&cluster.logs());
+    let leak = told.lines().find(|line| line.contains("canary"));
+    assert_eq!(leak, None, "no secret, no token, no word of a body");
+    assert!(!told.contains(&codex.session), "no session id either");
+}
+
+#[tokio::test]
+async fn the_hop_header_is_believed_only_beside_its_secret() {
+    let upstream = Recorder::answering(completed()).await;
+    let hop = format!("\n[hop]\nsecret = {HOP:?}\n");
+    let clients = format!("{hop}[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n");
+    let cluster = Cluster::new().recorded_by(&upstream).clients(&clients).start().await;
+    let turn = |session: &str| Request::turn(ALICE, BODY).header("session-id", session).header("YAI-Sticky-Session", "shared");
+    for (session, hop) in [("one", HOP), ("two", HOP), ("three", "wrong")] {
+        assert_eq!(ask(cluster.address(), &turn(session).header("x-warmkey-hop", hop)).await.status, 200);
+    }
+    let metrics = cluster.replica().metrics().await;
+    let bindings = |result: &str| metrics.get(&format!("warmkey_bindings_total{{result=\"{result}\"}}"));
+    assert_eq!((bindings("created"), bindings("existing")), (2.0, 1.0), "one and two share a binding, three has its own");
+    for seen in upstream.seen() {
+        assert_eq!((seen.header("yai-sticky-session"), seen.header("x-warmkey-hop")), (None, None));
+    }
+}

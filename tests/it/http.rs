@@ -1,0 +1,149 @@
+//! HTTP itself: HTTP/2, go-aheads, clients that are still sending when they are refused.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::{ALICE, Cluster};
+use crate::fixtures::shapes;
+use crate::patience::{ANSWER, SOON, within};
+use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
+use crate::wire::{Connection, Request, ask};
+
+const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
+
+fn http2() -> reqwest::Client {
+    reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().expect("a client is made")
+}
+
+#[tokio::test]
+async fn an_http2_client_is_served_the_same() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let client = http2();
+    for (number, shape) in shapes().into_iter().enumerate() {
+        let mut request = client.post(format!("http://{}/responses", cluster.address())).bearer_auth(ALICE);
+        for (name, value) in &shape.headers {
+            request = request.header(name, value);
+        }
+        let answer = within(ANSWER, "an answer", request.body(shape.body.clone()).send()).await.expect("an answer");
+        assert_eq!((answer.status(), answer.version()), (200.try_into().expect("a status"), reqwest::Version::HTTP_2));
+        assert!(answer.bytes().await.expect("a body").ends_with(COMPLETED.as_bytes()));
+        let seen = &upstream.seen()[number];
+        assert!(seen.body == shape.body, "{}: the same bytes", shape.name);
+        assert_eq!(seen.header("content-length"), Some(shape.body.len().to_string().as_str()));
+        assert_eq!(seen.header("session-id"), shape.headers.iter().find(|(n, _)| n == "session-id").map(|(_, v)| v.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
+    let hold = vec![
+        Step::Send(stream_head("")),
+        Step::Send(chunk(b"data: 1\n\n")),
+        Step::Hold,
+        Step::Send(chunk(COMPLETED.as_bytes())),
+        Step::Send(b"0\r\n\r\n".to_vec()),
+    ];
+    let upstream = Recorder::answering(hold).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let client = http2();
+    let turn = || client.post(format!("http://{}/responses", cluster.address())).bearer_auth(ALICE).body(BODY).send();
+    let leaving = within(ANSWER, "a head", turn()).await.expect("an answer");
+    let staying = within(ANSWER, "a head", turn()).await.expect("an answer");
+    let left = Instant::now();
+    drop(leaving);
+    let cancelled = upstream.left(0).await;
+    assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
+    upstream.release(1);
+    let rest = within(ANSWER, "the rest", staying.bytes()).await.expect("the other stream goes on");
+    assert!(rest.ends_with(COMPLETED.as_bytes()));
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_a_go_ahead_gets_one() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
+    let head = |length: usize| {
+        format!(
+            "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: {length}\r\nexpect: 100-continue\r\n\r\n"
+        )
+    };
+    let mut patient = Connection::open(cluster.address()).await;
+    patient.send_raw(head(BODY.len()).as_bytes()).await.expect("the head is taken");
+    assert_eq!(within(SOON, "a go-ahead", patient.interim()).await, Some(100));
+    patient.send_raw(BODY.as_bytes()).await.expect("the body is taken");
+    assert_eq!(within(SOON, "an answer", patient.head()).await.expect("an answer").status, 200);
+    assert_eq!(upstream.only().header("expect"), None, "it was for this hop");
+    // Too long is said at once, without one.
+    let mut large = Connection::open(cluster.address()).await;
+    large.send_raw(head(2 << 20).as_bytes()).await.expect("the head is taken");
+    assert_eq!(within(SOON, "an answer", large.interim()).await, Some(413));
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("max_body", "\"4MiB\"").server("replay_total", "\"1MiB\"").start().await;
+    let body = |size: usize| format!("{{\"input\":\"{}\"}}", "x".repeat(size));
+    for _ in 0..10 {
+        let refused = [
+            (401, Request::turn("unknown", body(3 << 20))),
+            (404, Request::turn(ALICE, body(3 << 20)).target("/nowhere")),
+            (413, Request::turn(ALICE, body(5 << 20))),
+            (503, Request::turn(ALICE, body(3 << 20))),
+        ];
+        for (status, request) in refused {
+            assert_eq!(ask(cluster.address(), &request).await.status, status);
+        }
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+/// A request that two parties could read differently.
+fn ambiguous(lines: &str) -> String {
+    format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n{lines}\r\n4\r\n{{  }}\r\n0\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_request_of_doubtful_length_is_refused() {
+    // What two parties on the way read differently is how one client's request becomes another's.
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let wrong = [
+        "content-length: 4\r\ncontent-length: 5\r\n",
+        "content-length: 4, 4\r\n",
+        "content-length: +4\r\n",
+        "content-length: 0x4\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n",
+        "transfer-encoding: xchunked\r\n",
+        "transfer-encoding : chunked\r\n",
+        "x-folded: a\r\n b\r\ncontent-length: 4\r\n",
+        "x-nul: a\0b\r\ncontent-length: 4\r\n",
+        "x-return: a\rb\r\ncontent-length: 4\r\n",
+    ];
+    for lengths in wrong {
+        let mut client = Connection::open(cluster.address()).await;
+        client.send_raw(ambiguous(lengths).as_bytes()).await.expect("the request is taken");
+        assert_eq!(within(SOON, "an answer", client.interim()).await, Some(400), "{lengths}");
+        within(SOON, "the end", client.closed()).await;
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_length_beside_chunks_begins_no_second_request() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    for both in ["content-length: 4\r\ntransfer-encoding: chunked\r\n", "transfer-encoding: chunked\r\ncontent-length: 4\r\n"] {
+        let mut client = Connection::open(cluster.address()).await;
+        let smuggled =
+            format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: 2\r\n\r\n{{}}");
+        client.send_raw(format!("{}{smuggled}", ambiguous(both)).as_bytes()).await.expect("the request is taken");
+        // Refused, or read by its chunks: either way nothing that follows is believed.
+        within(SOON, "the end", client.closed()).await;
+    }
+    assert!(upstream.seen().iter().all(|seen| seen.body == b"{  }"), "{:?}", upstream.seen().len());
+}

@@ -1,0 +1,170 @@
+//! Clients that leave, and upstreams that go quiet.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::patience::{ANSWER, SOON, eventually, ms, within};
+use crate::recorder::{COMPLETED, Recorder, Step, chunk, stream_head};
+use crate::wire::{Connection, Piece, Request, ask};
+
+const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
+const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
+
+async fn asked(address: SocketAddr) -> Connection {
+    let mut client = Connection::open(address).await;
+    assert_eq!(within(ANSWER, "a head", client.ask(&Request::turn(ALICE, BODY))).await.expect("an answer").status, 200);
+    client
+}
+
+/// Reads until `end` has come.
+async fn read_until(client: &mut Connection, end: &[u8]) {
+    let mut body = Vec::new();
+    within(SOON, "the event", async {
+        while !body.ends_with(end) {
+            let Piece::Bytes(bytes) = client.piece().await else { panic!("the stream goes on") };
+            body.extend_from_slice(&bytes);
+        }
+    })
+    .await;
+}
+
+async fn turns(cluster: &Running, outcome: &str) -> f64 {
+    cluster.replica().metrics().await.get(&format!("warmkey_turns_total{{transport=\"http\",outcome=\"{outcome}\"}}"))
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_mid_answer_cancels_upstream() {
+    let upstream = Recorder::answering(vec![Step::Send(stream_head("")), Step::Send(chunk(CREATED)), Step::Hold]).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut client = asked(cluster.address()).await;
+    read_until(&mut client, CREATED).await;
+    cluster.replica().shows("warmkey_active_turns", 1.0).await;
+    let left = Instant::now();
+    drop(client);
+    let cancelled = upstream.left(0).await;
+    assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
+    cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    assert_eq!((turns(&cluster, "completed").await, turns(&cluster, "client_left").await), (0.0, 1.0));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer_cancels_upstream() {
+    let upstream = Recorder::answering(vec![Step::Hold]).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut client = Connection::open(cluster.address()).await;
+    let request = Request::turn(ALICE, BODY);
+    tokio::select! {
+        _ = client.ask(&request) => panic!("there is no answer"),
+        () = upstream.reached(1) => {}
+    }
+    let left = Instant::now();
+    drop(client);
+    let cancelled = upstream.left(0).await;
+    assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
+    cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    assert_eq!(turns(&cluster, "client_left").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_after_the_terminal_event_was_served() {
+    let upstream = Recorder::answering(vec![
+        Step::Send(stream_head("")),
+        Step::Send(chunk(CREATED)),
+        Step::Send(chunk(COMPLETED.as_bytes())),
+        Step::Hold,
+        Step::Send(b"0\r\n\r\n".to_vec()),
+    ])
+    .await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    for turn in 1..=3_u8 {
+        let mut client = asked(cluster.address()).await;
+        read_until(&mut client, COMPLETED.as_bytes()).await;
+        drop(client);
+        upstream.release(1);
+        cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn)).await;
+        // The rest of the stream was drained: only then is the connection free for the next turn.
+        eventually(SOON, "the last chunk", async || upstream.seen()[usize::from(turn) - 1].answered.then_some(())).await;
+        cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    }
+    assert_eq!(upstream.connections(), 1, "the upstream connection lives on");
+    assert_eq!(turns(&cluster, "client_left").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_that_never_ends_after_its_terminal_event_is_not_drained_for_long() {
+    let upstream =
+        Recorder::answering(vec![Step::Send(stream_head("")), Step::Send(chunk(COMPLETED.as_bytes())), Step::Hold]).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut client = asked(cluster.address()).await;
+    read_until(&mut client, COMPLETED.as_bytes()).await;
+    let left = Instant::now();
+    drop(client);
+    let cancelled = upstream.left(0).await;
+    assert!(cancelled - left < ms(2_500), "a second, and no more: {:?}", cancelled - left);
+    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 1.0).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
+    let upstream = Recorder::answering(vec![Step::Send(stream_head("")), Step::Send(chunk(CREATED)), Step::Hold]).await;
+    let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"700ms\"").start().await;
+    let answer = within(SOON, "the end", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
+    assert_eq!((answer.status, answer.body.as_slice(), answer.whole), (200, CREATED, false), "cut, and nothing made up");
+    upstream.left(0).await;
+    cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    assert_eq!(turns(&cluster, "completed").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_stream_that_only_pauses_goes_on() {
+    let mut steps = vec![Step::Send(stream_head(""))];
+    for _ in 0..4 {
+        steps.extend([Step::Send(chunk(CREATED)), Step::Pause(ms(500))]);
+    }
+    steps.extend([Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())]);
+    let upstream = Recorder::answering(steps).await;
+    // Longer than any pause, shorter than the answer.
+    let options = "idle_timeout = \"1500ms\"\nfirst_byte_timeout = \"1500ms\"";
+    let cluster = Cluster::new().recorded_by(&upstream).upstream(options).start().await;
+    let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
+    assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn events_are_passed_on_as_they_come() {
+    let upstream = Recorder::answering(vec![
+        Step::Send(stream_head("")),
+        Step::Hold,
+        Step::Send(chunk(CREATED)),
+        Step::Hold,
+        Step::Send(chunk(b"data")),
+        Step::Hold,
+    ])
+    .await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    // The head comes before any event, an event before the next, and half an event before its other half.
+    let mut client = asked(cluster.address()).await;
+    upstream.release(1);
+    read_until(&mut client, CREATED).await;
+    upstream.release(1);
+    read_until(&mut client, b"data").await;
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_turn_after_the_other() {
+    let upstream = Recorder::answering(crate::recorder::completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut client = Connection::open(cluster.address()).await;
+    for request in
+        [Request::turn(ALICE, BODY), Request::turn(ALICE, "no JSON"), Request::turn("unknown", BODY), Request::turn(ALICE, BODY)]
+    {
+        let mut answer = within(ANSWER, "an answer", client.ask(&request)).await.expect("the connection lives on");
+        client.finish(&mut answer).await;
+        assert!(answer.whole);
+    }
+    assert_eq!(upstream.seen().len(), 2);
+    assert_eq!(upstream.connections(), 1, "upstream connections are kept");
+}

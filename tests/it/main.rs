@@ -1,0 +1,39 @@
+//! The gateway from outside: real processes, a real Redis, a real balancer, and an upstream that keeps the record.
+//!
+//! Each test describes its deployment in a line, plays clients against it, and asks the upstream what happened.
+
+mod patience;
+mod port;
+mod process;
+mod wire;
+
+mod balancer;
+mod recorder;
+mod redis;
+mod replica;
+mod simulator;
+
+mod cluster;
+mod codex;
+mod fixtures;
+
+mod instruments;
+
+mod promise;
+
+mod binding;
+mod failover;
+mod outage;
+mod signals;
+
+mod answers;
+mod bytes;
+mod headers;
+
+mod books;
+mod configuration;
+mod drain;
+mod errors;
+mod http;
+mod leaving;
+mod limits;

@@ -1,0 +1,80 @@
+//! Redis away: every turn is served, none waits for it, and replicas still agree.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::{ALICE, Cluster};
+use crate::codex::Codex;
+use crate::patience::ms;
+use crate::port;
+use crate::simulator::{keys_by_session, path_of, siblings};
+
+/// A turn's own time here, beside what it waits for the store: a machine that compiles meanwhile is slow.
+const SLACK: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn replicas_start_and_agree_without_redis() {
+    let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
+    let nowhere = format!("redis://{}", port::free());
+    let cluster = Cluster::new().keys(keys).replicas(3).store_at(&nowhere).store("timeout = \"300ms\"").start().await;
+    for replica in &cluster.replicas {
+        assert_eq!(replica.probe("/readyz").await.status, 200, "ready whatever the store does");
+        replica.shows("warmkey_store_up", 0.0).await;
+        assert!(replica.metrics().await.has("warmkey_store_up"));
+    }
+    for _ in 0..12 {
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        for replica in &cluster.replicas {
+            codex.moves_to(replica.address());
+            let began = Instant::now();
+            codex.turn("without a store").await.served();
+            assert!(began.elapsed() < ms(300) + SLACK, "{:?}", began.elapsed());
+        }
+    }
+    let keys = keys_by_session(&cluster.turns().await);
+    assert!(keys.len() == 12 && keys.values().all(|keys| keys.len() == 1), "the same order everywhere: {keys:?}");
+    let used: BTreeSet<_> = keys.into_values().flatten().collect();
+    assert!(used.len() > 1, "and not one key for all: {used:?}");
+}
+
+#[tokio::test]
+async fn a_redis_that_dies_costs_no_turn_and_moves_no_session() {
+    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis().store("timeout = \"300ms\"").start().await;
+    let mut sessions: Vec<Codex> = (0..8).map(|_| Codex::new(cluster.address(), ALICE)).collect();
+    for session in &mut sessions {
+        session.turn("first").await.served();
+    }
+    cluster.redis().kill().await;
+    for _ in 0..2 {
+        for session in &mut sessions {
+            let began = Instant::now();
+            session.turn("no store").await.served();
+            assert!(began.elapsed() < ms(300) + SLACK, "{:?}", began.elapsed());
+        }
+    }
+    for session in &sessions {
+        assert_eq!(path_of(&cluster.turns().await, &session.session).len(), 1);
+    }
+    cluster.replica().shows("warmkey_store_up", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_waited_for_no_longer_than_said() {
+    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis().store("timeout = \"300ms\"").start().await;
+    let mut bound = Codex::new(cluster.address(), ALICE);
+    bound.turn("first").await.served();
+    cluster.redis().signal("STOP").await;
+    for _ in 0..3 {
+        for session in [&mut bound, &mut Codex::new(cluster.address(), ALICE)] {
+            let began = Instant::now();
+            session.turn("a store that hangs").await.served();
+            assert!(began.elapsed() < ms(300) + SLACK, "{:?}", began.elapsed());
+        }
+    }
+    cluster.redis().signal("CONT").await;
+    bound.turn("it is back").await.served();
+    assert_eq!(path_of(&cluster.turns().await, &bound.session).len(), 1);
+    cluster.replica().shows("warmkey_store_up", 1.0).await;
+}

@@ -1,0 +1,125 @@
+//! A real process of a test: started, watched, signalled, and never outliving the test.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::patience::{SOON, within};
+
+/// The command under test.
+pub const WARMKEY: &str = env!("CARGO_BIN_EXE_warmkey");
+
+/// A folder that goes when the test goes.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("warmkey-it-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).expect("the temporary folder can be made");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).expect("the temporary folder can be written");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Ends with SIGKILL when dropped; what it said on standard error is shown if its test failed.
+pub struct Process {
+    name: String,
+    child: Child,
+    pid: u32,
+    log: PathBuf,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    /// Starts `command`; a program that is not installed is one clear line naming `package`.
+    pub fn start(name: &str, mut command: Command, folder: &Path, package: &str) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let sink = File::options().create(true).append(true).open(&log).expect("the temporary folder can be written");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => panic!("cannot start {name} ({error}): install the package {package}"),
+        };
+        let lines = BufReader::new(child.stdout.take().expect("standard output is piped")).lines();
+        let pid = child.id().expect("a process that was just started has an id");
+        Self { name: name.into(), child, pid, log, lines }
+    }
+
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The next line on standard output; None once it has closed it.
+    pub async fn line(&mut self) -> Option<String> {
+        within(SOON, &format!("a line of {}", self.name), self.lines.next_line()).await.expect("standard output is text")
+    }
+
+    /// Everything it said on standard error so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Sends `TERM`, `KILL`, `STOP`, ...
+    pub async fn signal(&self, signal: &str) {
+        let sent = Command::new("sh").arg("-c").arg(format!("kill -{signal} {}", self.pid)).status().await;
+        assert!(sent.expect("sh runs").success(), "{} takes SIG{signal}", self.name);
+    }
+
+    /// SIGKILL, and gone when this returns.
+    pub async fn kill(&mut self) {
+        within(SOON, "a killed process is gone", self.child.kill()).await.expect("an own child can be killed");
+    }
+
+    pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
+        within(limit, &format!("exit of {}", self.name), self.child.wait()).await.expect("an own child can be awaited")
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a process has resident memory");
+        let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+        kib.expect("VmRSS is a number of KiB") * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            show(&self.name, &self.log());
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a failed test shows what its processes said")]
+fn show(name: &str, log: &str) {
+    let from = log.len().saturating_sub(8_000);
+    let from = (from..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(log.len());
+    eprintln!("--- {name} said\n{}---", &log[from..]);
+}

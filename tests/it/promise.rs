@@ -1,0 +1,184 @@
+//! The one promise: a session stays on the key whose prompt cache is warm, whichever replica takes each turn, and dying
+//! replicas change nothing about it.
+//!
+//! The same work is played to one key directly and to Warmkey; the simulator keeps both records. Its clock runs a thousand times
+//! faster, so that sessions come at the pace of people, not of a test: a key of a real service takes about 15 requests a minute
+//! of one session before it overflows to a cold machine, and forgets after half an hour.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::cluster::{ALICE, BOB, Cluster, Running};
+use crate::codex::Codex;
+use crate::patience::{SOON, eventually, ms};
+use crate::process::Folder;
+use crate::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
+
+const SESSIONS: usize = 200;
+const TURNS: usize = 10;
+/// Every so many sessions, one begins with a root and its sub-agents all at once.
+const CROWDED: usize = 25;
+const CROWD: usize = 32;
+/// Sessions that are open at a time.
+const OPEN: usize = 16;
+const ALL_TURNS: usize = SESSIONS * TURNS + SESSIONS / CROWDED * (CROWD - 1);
+const SIMULATOR: &str = "time_scale = 1000\nevents = 4";
+
+/// Body hashes of all turns that were served, and how far the work has come.
+#[derive(Default)]
+struct Work {
+    done: AtomicUsize,
+    sent: std::sync::Mutex<BTreeSet<String>>,
+}
+
+impl Work {
+    async fn turn(&self, codex: &mut Codex, text: &str) {
+        let ended = codex.turn(text).await.served();
+        self.sent.lock().expect("no holder panics").insert(ended.sha256);
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until this many percent of the turns are done.
+    async fn reaches(&self, percent: usize) {
+        eventually(SOON * 12, "progress", async || {
+            (self.done.load(Ordering::Relaxed) * 100 >= ALL_TURNS * percent).then_some(())
+        })
+        .await;
+    }
+
+    /// One session: its first turn, perhaps in a crowd, then its other turns, each longer by what was said before.
+    async fn session(&self, number: usize, mut root: Codex) {
+        let said = "the quick brown fox jumps over the lazy dog, and ".repeat(20);
+        if number.is_multiple_of(CROWDED) {
+            let mut crowd = JoinSet::new();
+            let agents: Vec<Codex> = (1..CROWD).map(|_| root.spawn()).collect();
+            // Slow enough that all of them are in flight at once; a moment apart, as people and tools are.
+            let first = async |work: &Self, agent: &mut Codex| work.turn(agent, &format!("{said} SLOW:4x60ms")).await;
+            let begun: Vec<_> = agents
+                .into_iter()
+                .map(|mut agent| async move {
+                    let ended = agent.turn("an agent begins SLOW:4x60ms").await.served();
+                    ended.sha256
+                })
+                .collect();
+            for agent in begun {
+                crowd.spawn(agent);
+                sleep(ms(3)).await;
+            }
+            first(self, &mut root).await;
+            while let Some(agent) = crowd.join_next().await {
+                self.sent.lock().expect("no holder panics").insert(agent.expect("an agent ends"));
+                self.done.fetch_add(1, Ordering::Relaxed);
+            }
+        } else {
+            self.turn(&mut root, &format!("{said} first")).await;
+        }
+        for turn in 1..TURNS {
+            self.turn(&mut root, &format!("{said} {turn}")).await;
+        }
+    }
+
+    async fn play(self: Arc<Self>, address: SocketAddr, tokens: [String; 2]) {
+        let open = Arc::new(Semaphore::new(OPEN));
+        let mut sessions = JoinSet::new();
+        for number in 0..SESSIONS {
+            let model = if number.is_multiple_of(2) { "gpt-5.4" } else { "gpt-5.6-sol" };
+            let codex = Codex::new(address, &tokens[number / 2 % 2]).model(model).patient();
+            let (work, open) = (Arc::clone(&self), Arc::clone(&open));
+            sessions.spawn(async move {
+                let _turn = open.acquire_owned().await.expect("the gate stays");
+                work.session(number, codex).await;
+            });
+        }
+        while let Some(session) = sessions.join_next().await {
+            session.expect("a session plays to its end");
+        }
+    }
+}
+
+/// What was cached, of what was sent and of what could have been.
+fn shares(turns: &[Turn]) -> (f64, f64) {
+    let sum = |part: fn(&Turn) -> u64| turns.iter().filter(|turn| turn.is_served()).map(part).sum::<u64>() as f64;
+    let cached = sum(|turn| turn.cached_tokens);
+    (cached / sum(|turn| turn.input_tokens), cached / sum(|turn| turn.ideal_cached_tokens))
+}
+
+async fn single_key() -> (f64, f64) {
+    let folder = Folder::new();
+    let key = Key::new("only", "org-a");
+    let simulator = Simulator::start(&folder, std::slice::from_ref(&key), SIMULATOR).await;
+    let token = key.secret();
+    Arc::new(Work::default()).play(simulator.address(), [token.clone(), token]).await;
+    let turns = simulator.recorded(ALL_TURNS).await;
+    assert_eq!(turns.iter().filter(|turn| turn.is_served()).count(), ALL_TURNS);
+    shares(&turns)
+}
+
+/// Replica `number` would prefer keys of its own: only what is stored can make the three agree.
+fn keys(number: usize) -> Vec<Key> {
+    let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
+    keys[number * 2].weight = 10;
+    keys
+}
+
+async fn three_replicas() -> Running {
+    let mut cluster = Cluster::new()
+        .keys(keys(0))
+        .replicas(3)
+        .redis()
+        .balanced()
+        .simulator(SIMULATOR)
+        .server("drain_delay", "\"400ms\"")
+        .start()
+        .await;
+    for number in 1..3 {
+        cluster.change(|cluster| cluster.keys(keys(number)));
+        cluster.replace(number).await;
+    }
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_promise_holds_while_replicas_die() {
+    let single = single_key().await;
+    assert!(single.1 > 0.99, "the single key itself does not overflow: {single:?}");
+
+    let mut cluster = three_replicas().await;
+    let work = Arc::new(Work::default());
+    let playing = tokio::spawn(Arc::clone(&work).play(cluster.address(), [ALICE.into(), BOB.into()]));
+    work.reaches(25).await;
+    cluster.replicas[0].kill().await;
+    work.reaches(50).await;
+    cluster.replicas[1].terminate().await;
+    assert_eq!(cluster.replicas[1].exit(SOON * 2).await.code(), Some(0));
+    cluster.change(|cluster| cluster.keys(keys(1)));
+    cluster.restart(1).await;
+    work.reaches(75).await;
+    cluster.change(|cluster| cluster.keys(keys(0)));
+    cluster.restart(0).await;
+    playing.await.expect("all sessions play to their end");
+
+    let turns = cluster.upstream().recorded(ALL_TURNS).await;
+    let keys = keys_by_session(&turns);
+    assert_eq!(keys.len(), SESSIONS);
+    let moved: BTreeMap<_, _> = keys.iter().filter(|(_, keys)| keys.len() != 1).collect();
+    assert!(moved.is_empty(), "exactly one key a session: {moved:?}");
+    assert_eq!(keys.into_values().flatten().collect::<BTreeSet<_>>().len(), 6, "and every key is at work");
+
+    let served: BTreeSet<String> = turns.iter().filter(|turn| turn.is_served()).map(|turn| turn.body_sha256.clone()).collect();
+    assert!(served == *work.sent.lock().expect("no holder panics"), "the bodies that arrived are the bodies that were sent");
+
+    let (cached, of_ideal) = shares(&turns);
+    assert!(cached >= 0.99 * single.0, "cached {cached:.4}, by the single key {:.4}", single.0);
+    assert!(of_ideal >= 0.99, "{of_ideal:.4} of the ideal, the single key {:.4}", single.1);
+    for (number, replica) in cluster.replicas.iter().enumerate() {
+        assert!(replica.metrics().await.sum("warmkey_turns_total") > 0.0, "replica {number} took its part");
+        replica.shows("warmkey_active_turns", 0.0).await;
+    }
+}
