@@ -74,11 +74,7 @@ impl Replica {
         });
 
         let (connections, closing, readiness) = (Tasks::new(), CancellationToken::new(), Readiness::ready());
-        tasks.spawn_until_stopped(client_listener.serve(
-            client_routes(gateway),
-            connections.clone(),
-            closing.clone(),
-        ));
+        tasks.spawn_until_stopped(client_listener.serve(client_routes(gateway), connections.clone(), closing.clone()));
         let admin = admin_routes(metrics, readiness.clone());
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
