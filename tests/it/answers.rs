@@ -52,9 +52,9 @@ async fn an_event_of_32_mib_streams_through_in_little_memory() {
     steps.extend([Step::Send(chunk(b"\"\n\n")), Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())]);
     let upstream = Recorder::answering(steps).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    let before = cluster.replica().process().resident();
+    let before = cluster.replica().process().peak();
     let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
-    let grown = cluster.replica().process().resident().saturating_sub(before);
+    let grown = cluster.replica().process().peak().saturating_sub(before);
     let expected = [b"event: image\ndata: \"".as_slice(), &piece.repeat(512), b"\"\n\n", COMPLETED.as_bytes()].concat();
     assert_eq!((sha256(&answer.body), answer.whole), (sha256(&expected), true));
     assert!(grown < 12 << 20, "the event is not held: {grown} bytes more");

@@ -253,7 +253,7 @@ async fn b17_no_session() {
     while let Some(turn) = turns.join_next().await {
         assert_eq!(turn.expect("a turn ends").status, 200);
     }
-    assert!(load.len() == 4 && load.values().all(|turns| (3..=5).contains(turns)), "spread by load: {load:?}");
+    assert!(load.len() == 4 && load.values().all(|turns| (2..=6).contains(turns)), "spread by load: {load:?}");
     assert_eq!(cluster.total(r#"warmkey_bindings_total{result="none"}"#).await, 16.0);
     assert_eq!(cluster.redis().bindings().await, Vec::<String>::new(), "nothing is bound");
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::patience::within;
+use crate::port;
 use crate::process::{Folder, WARMKEY};
+use crate::redis::Redis;
 
 const GOOD: &str = r#"
 [server]
@@ -122,6 +124,16 @@ async fn check_tells_what_would_run() {
     assert!(!said.contains("canary") && !errors.contains("canary"), "{said}{errors}");
     let (code, _, errors) = run("check", &GOOD.replace(KEY, "")).await;
     assert_eq!((code, errors.lines().count()), (Some(64), 1), "{errors}");
+}
+
+#[tokio::test]
+async fn check_reaches_the_store() {
+    let folder = Folder::new();
+    let redis = Redis::start(folder.path()).await;
+    let (code, _, errors) = run("check", &GOOD.replace("memory:", &redis.url())).await;
+    assert_eq!(code, Some(0), "{errors}");
+    let nowhere = format!("redis://user:canary@{}", port::free());
+    expect("no Redis there", "store.url", run("check", &GOOD.replace("memory:", &nowhere)).await);
 }
 
 #[tokio::test]

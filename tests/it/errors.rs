@@ -141,6 +141,12 @@ async fn what_is_not_served_is_unknown() {
         ("POST", "/v1/v1/responses"),
         ("GET", "/responses"),
         ("PUT", "/v1/responses"),
+        ("DELETE", "/v1/responses"),
+        ("OPTIONS", "/responses"),
+        ("TRACE", "/responses"),
+        ("UNHEARD-OF", "/responses"),
+        ("POST", "/v1/../responses"),
+        ("POST", "/%72esponses"),
         ("GET", "/metrics"),
         ("GET", "/_sim/turns"),
     ];

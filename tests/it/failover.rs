@@ -38,8 +38,9 @@ async fn a_dead_key_is_left_once_and_unseen() {
     cluster.upstream().heal().await;
     codex.turn("does not move back").await.served();
     assert_eq!(path_of(&cluster.turns().await, &codex.session), [dead.clone(), next]);
-    let disabled = format!("warmkey_key_state{{key=\"{dead}\",state=\"disabled\"}}");
-    assert_eq!(cluster.replica().metrics().await.get(&disabled), 1.0);
+    let metrics = cluster.replica().metrics().await;
+    let state = |state: &str| metrics.get(&format!("warmkey_key_state{{key=\"{dead}\",state=\"{state}\"}}"));
+    assert_eq!((state("disabled"), state("ready")), (1.0, 0.0));
 }
 
 #[tokio::test]

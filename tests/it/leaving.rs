@@ -83,13 +83,17 @@ async fn a_client_that_leaves_after_the_terminal_event_was_served() {
         let mut client = asked(cluster.address()).await;
         read_until(&mut client, COMPLETED.as_bytes()).await;
         drop(client);
-        upstream.release(1);
+        // The gateway has noticed, and waits for the end that is still to come.
         cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn)).await;
+        upstream.release(1);
         // The rest of the stream was drained: only then is the connection free for the next turn.
         eventually(SOON, "the last chunk", async || upstream.seen()[usize::from(turn) - 1].answered.then_some(())).await;
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
     }
-    assert_eq!(upstream.connections(), 1, "the upstream connection lives on");
+    assert!(upstream.seen().iter().all(|seen| seen.left.is_none()), "the gateway left no connection");
+    upstream.release(1);
+    assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200);
+    assert!(upstream.connections() <= 3, "and the next turn finds one that lives on: {}", upstream.connections());
     assert_eq!(turns(&cluster, "client_left").await, 0.0);
 }
 

@@ -100,12 +100,21 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Resident memory in bytes.
+    /// Resident memory in bytes: now.
     pub fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// Resident memory in bytes: at its highest so far, given back or not.
+    pub fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a process has resident memory");
-        let kib = line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-        kib.expect("VmRSS is a number of KiB") * 1024
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a process has resident memory");
+        let kib = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+        kib.expect("memory is told in KiB") * 1024
     }
 }
 

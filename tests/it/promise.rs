@@ -1,7 +1,7 @@
 //! The one promise: a session stays on the key whose prompt cache is warm, whichever replica takes each turn, and dying
 //! replicas change nothing about it.
 //!
-//! The same work is played to one key directly and to Warmkey; the simulator keeps both records. Its clock runs a thousand times
+//! The same work is played to one key directly and to Warmkey; the simulator keeps both records. Its clock runs five hundred times
 //! faster, so that sessions come at the pace of people, not of a test: a key of a real service takes about 15 requests a minute
 //! of one session before it overflows to a cold machine, and forgets after half an hour.
 
@@ -28,7 +28,7 @@ const CROWD: usize = 32;
 /// Sessions that are open at a time.
 const OPEN: usize = 16;
 const ALL_TURNS: usize = SESSIONS * TURNS + SESSIONS / CROWDED * (CROWD - 1);
-const SIMULATOR: &str = "time_scale = 1000\nevents = 4";
+const SIMULATOR: &str = "time_scale = 500\nevents = 4";
 
 /// Body hashes of all turns that were served, and how far the work has come.
 #[derive(Default)]
@@ -69,7 +69,7 @@ impl Work {
                 .collect();
             for agent in begun {
                 crowd.spawn(agent);
-                sleep(ms(3)).await;
+                sleep(ms(6)).await;
             }
             first(self, &mut root).await;
             while let Some(agent) = crowd.join_next().await {

@@ -58,6 +58,7 @@ type Script = dyn Fn(&Seen) -> Vec<Step> + Send + Sync;
 struct Book {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    open: AtomicUsize,
     flooded: AtomicU64,
     gate: Semaphore,
     script: Box<Script>,
@@ -77,6 +78,7 @@ impl Recorder {
         let book = Arc::new(Book {
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
             flooded: AtomicU64::new(0),
             gate: Semaphore::new(0),
             script: Box::new(script),
@@ -85,7 +87,12 @@ impl Recorder {
         let listening = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 kept.connections.fetch_add(1, Ordering::Relaxed);
-                tokio::spawn(serve(stream, Arc::clone(&kept)));
+                kept.open.fetch_add(1, Ordering::Relaxed);
+                let book = Arc::clone(&kept);
+                tokio::spawn(async move {
+                    serve(stream, Arc::clone(&book)).await;
+                    book.open.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
         Self { address, book, listening }
@@ -117,6 +124,11 @@ impl Recorder {
 
     pub fn connections(&self) -> usize {
         self.book.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether no connection is open.
+    pub fn is_idle(&self) -> bool {
+        self.book.open.load(Ordering::Relaxed) == 0
     }
 
     /// How many bytes all floods have got rid of.
