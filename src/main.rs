@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: what each command reads, prints and exits with.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 
