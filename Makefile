@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-codex lint format audit ci
+.PHONY: help demo test test-codex lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -21,7 +21,7 @@ demo: ## build, then show the promise: sessions through several ways of routing,
 
 test: ## everything but the real clients; installs redis-server and haproxy where they are missing (Debian, as root)
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy
-	cargo test --locked
+	cargo test --locked --no-fail-fast
 
 # The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
@@ -33,8 +33,12 @@ $(CODEX)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(CODEX) --no-fund --no-audit --loglevel=error @openai/codex@$(CODEX_VERSION)
 
-lint: ## formatting and clippy, warnings denied
+lint: format-check clippy ## formatting and clippy, warnings denied
+
+format-check:
 	cargo fmt --check
+
+clippy:
 	cargo clippy --locked --all-targets -- -D warnings
 
 format: ## rewrite the sources as `make lint` wants them

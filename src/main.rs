@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: what each command reads, prints and exits with.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 
@@ -57,7 +57,7 @@ struct Simulate {
 
 fn main() -> ExitCode {
     let line = Line::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
     };
@@ -72,6 +72,15 @@ fn main() -> ExitCode {
     // What is left was told to end and did not: its connections are cut with the process.
     runtime.shutdown_background();
     code
+}
+
+/// A thread for each core, or for as many as TOKIO_WORKER_THREADS says. One core is served best by one thread that shares nothing.
+fn runtime() -> tokio::runtime::Builder {
+    let named = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|count| count.parse().ok());
+    match named.or_else(|| std::thread::available_parallelism().ok().map(usize::from)) {
+        Some(1) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    }
 }
 
 async fn serve(file: &File) -> ExitCode {

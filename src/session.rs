@@ -11,8 +11,9 @@ use sha2::Sha256;
 use crate::client::ClientId;
 use crate::setting::{Secret, SecretSource};
 
-pub mod identify;
+pub mod scan;
 pub mod peek;
+pub mod identify;
 
 /// `[hop]`: what an edge Warmkey shows to be believed.
 #[derive(Clone, Debug, Default, Deserialize)]

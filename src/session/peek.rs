@@ -1,13 +1,11 @@
-//! Finds the few top-level fields that routing needs in a body of any size, without building anything from the rest.
+//! Finds the few top-level fields that routing needs in a body of any size. Pure.
 //!
-//! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass, depth is unlimited, and
-//! text that is not read need not be valid UTF-8. What is not JSON at all is an error, since nothing could be checked.
+//! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass. What is not JSON at all is an
+//! error, since nothing could be checked.
 
-use std::fmt;
+use std::borrow::Cow;
 
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use super::scan::{NotJson, Scanner};
 
 /// A field that should hold text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,11 +18,10 @@ pub enum Field {
 }
 
 impl Field {
-    fn of(raw: Option<&RawValue>) -> Self {
-        match raw.map(|raw| (raw.get(), serde_json::from_str(raw.get()))) {
-            None | Some(("null", _)) => Self::Absent,
-            Some((_, Ok(text))) => Self::Text(text),
-            Some((_, Err(_))) => Self::Malformed,
+    fn of(raw: Option<&[u8]>) -> Self {
+        match raw {
+            None | Some(b"null") => Self::Absent,
+            Some(raw) => serde_json::from_slice(raw).map_or(Self::Malformed, Self::Text),
         }
     }
 
@@ -47,18 +44,10 @@ pub struct Peek {
     pub conversation: Field,
 }
 
-/// The body is not JSON.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}, column {column}")]
-pub struct NotJson {
-    pub line: usize,
-    pub column: usize,
-}
-
 impl Peek {
     pub fn at(body: &[u8]) -> Result<Self, NotJson> {
-        let [model, key, metadata, conversation] = fields(body, ["model", "prompt_cache_key", "client_metadata", "conversation"])
-            .map_err(|error| NotJson { line: error.line(), column: error.column() })?;
+        let [model, key, metadata, conversation] =
+            fields(body, ["model", "prompt_cache_key", "client_metadata", "conversation"])?;
         Ok(Self {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
@@ -69,95 +58,70 @@ impl Peek {
 }
 
 /// The field `name` of `raw`, if that is an object.
-fn inner(raw: Option<&RawValue>, name: &'static str) -> Option<Field> {
-    let raw = raw.filter(|raw| raw.get().starts_with('{'))?;
-    fields(raw.get().as_bytes(), [name]).ok().map(|[field]| Field::of(field))
+fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
+    let raw = raw.filter(|raw| raw.starts_with(b"{"))?;
+    fields(raw, [name]).ok().map(|[field]| Field::of(field))
 }
 
 /// The parts of a body that stay the same for a whole conversation, as written: the model, `instructions`, `tools`, the
 /// leading system and developer items, the first user item. `None` where there is no user text to tell conversations apart.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     let [model, instructions, tools, input] = fields(body, ["model", "instructions", "tools", "input"]).ok()?;
-    let mut parts: Vec<&[u8]> = [model, instructions, tools].map(|raw| raw.map_or("", RawValue::get).as_bytes()).into();
-    let input = input?.get();
-    if input.starts_with('"') {
-        parts.push(input.as_bytes());
+    let mut parts: Vec<&[u8]> = [model, instructions, tools].map(Option::unwrap_or_default).into();
+    let input = input?;
+    if input.starts_with(b"\"") {
+        parts.push(input);
         return (input.len() > 2).then_some(parts);
     }
-    for item in serde_json::from_str::<Vec<&RawValue>>(input).ok()? {
-        let [role, content] = fields(item.get().as_bytes(), ["role", "content"]).ok()?;
-        parts.push(content.map_or("", RawValue::get).as_bytes());
-        match role.map(RawValue::get) {
-            // Tools may stand in the input as an item without content of its own.
-            Some(r#""system""# | r#""developer""#) if content.is_none() => parts.push(item.get().as_bytes()),
-            Some(r#""system""# | r#""developer""#) => {}
-            Some(r#""user""#) => return Some(parts),
+    let mut items = Scanner::new(input);
+    if !items.take(b'[') {
+        return None;
+    }
+    loop {
+        let item = items.value().ok()?;
+        let [role, content] = fields(item, ["role", "content"]).ok()?;
+        // Tools may stand in the input as an item without content of its own.
+        parts.push(content.unwrap_or(item));
+        match role? {
+            br#""system""# | br#""developer""# => {}
+            br#""user""# => return Some(parts),
             _ => return None,
         }
+        if !items.take(b',') {
+            return None;
+        }
     }
-    None
 }
 
-/// The top-level fields `names` of `body`, last one wins. No object: none of them.
-fn fields<'a, const N: usize>(body: &'a [u8], names: [&'static str; N]) -> Result<[Option<&'a RawValue>; N], serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let found = if body.trim_ascii_start().first() == Some(&b'{') {
-        deserializer.deserialize_map(Fields(names))?
-    } else {
-        IgnoredAny::deserialize(&mut deserializer)?;
-        [None; N]
-    };
-    deserializer.end()?;
+/// The top-level fields `names` of `body`, as written, last one wins. No object: none of them.
+fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[Option<&'b [u8]>; N], NotJson> {
+    let mut found = [None; N];
+    let mut scanner = Scanner::new(body);
+    if scanner.peek() != Some(b'{') {
+        scanner.value()?;
+    } else if scanner.take(b'{') && !scanner.take(b'}') {
+        loop {
+            let key = unescaped(scanner.string()?);
+            scanner.expect(b':')?;
+            let value = scanner.value()?;
+            if let Some(place) = names.iter().position(|name| name.as_bytes() == &*key) {
+                found[place] = Some(value);
+            }
+            if !scanner.take(b',') {
+                scanner.expect(b'}')?;
+                break;
+            }
+        }
+    }
+    scanner.end()?;
     Ok(found)
 }
 
-struct Fields<const N: usize>([&'static str; N]);
-
-impl<'de, const N: usize> Visitor<'de> for Fields<N> {
-    type Value = [Option<&'de RawValue>; N];
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = [None; N];
-        while let Some(place) = map.next_key_seed(NameOf(&self.0))? {
-            match place {
-                Some(place) => found[place] = Some(map.next_value()?),
-                None => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Which of the wanted names a key is. Keys are read as bytes: a key that is no Unicode is merely none of them.
-struct NameOf<'n>(&'n [&'static str]);
-
-impl<'de> DeserializeSeed<'de> for NameOf<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_bytes(self)
-    }
-}
-
-impl<'de> Visitor<'de> for NameOf<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_bytes<E: Error>(self, key: &[u8]) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|name| name.as_bytes() == key))
-    }
-
-    fn visit_str<E: Error>(self, key: &str) -> Result<Self::Value, E> {
-        self.visit_bytes(key.as_bytes())
+/// A key without its quotes. One that is no Unicode is none that is looked for.
+fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
+    match key.contains(&b'\\') {
+        false => Cow::Borrowed(&key[1..key.len() - 1]),
+        true => Cow::Owned(serde_json::from_slice::<String>(key).unwrap_or_default().into_bytes()),
     }
 }
 
@@ -182,6 +146,7 @@ mod tests {
     #[test]
     fn the_last_of_duplicate_fields_wins() {
         assert_eq!(Peek::at(br#"{"model":"a","model":"b"}"#).unwrap().model, text("b"));
+        assert_eq!(Peek::at(br#"{"mod\u0065l":"c","model\ud800":"d"}"#).unwrap().model, text("c"));
         assert_eq!(Peek::at(br#"{"prompt_cache_key":"a","prompt_cache_key":7}"#).unwrap().prompt_cache_key, Field::Malformed);
     }
 

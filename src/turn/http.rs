@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::account::Account;
 use super::failover::{Verdict, decide};
-use super::relay::Relay;
+use super::relay::relay;
 use super::{Gateway, replay};
 use crate::binding::Binding;
 use crate::binding::table::Wanted;
@@ -54,7 +54,7 @@ fn named(mut response: Response<Body>, id: TurnId) -> Response<Body> {
 
 async fn answer(gateway: &Gateway, mut account: Account, request: Request<Body>) -> Response<Body> {
     match exchange(gateway, &mut account, request).await {
-        Ok((key, answer)) => relay(gateway, &key, answer, account),
+        Ok((key, answer)) => pass_on(gateway, &key, answer, account),
         Err(error) => {
             account.refused(&error);
             error.to_response()
@@ -129,10 +129,12 @@ fn deliver(gateway: &Gateway, binding: &Binding, answer: Answer) -> (Arc<Key>, A
     (Arc::clone(&binding.key), answer)
 }
 
-fn relay(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
+fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
     account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
-    response.map(|()| Body::new(Relay::new(answer, key.upstream.idle_timeout, account, gateway.tasks.clone())))
+    let (body, pump) = relay(answer, key.upstream.idle_timeout, account);
+    gateway.tasks.spawn(pump.run());
+    response.map(|()| Body::new(body))
 }

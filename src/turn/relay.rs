@@ -1,44 +1,49 @@
 //! The answer on its way to the client: every byte as it came, in as few writes as the upstream's own timing allows.
 //!
-//! hyper hands over an upstream's stream frame by frame, and writes each by itself: an event a system call. Here, frames that
-//! are ready at the same moment are joined. What has come is never held back for a timer: when nothing more is ready, the
-//! connection's task gets the chance to fetch more a few times, then everything goes on its way.
+//! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that is woken for each of them
+//! writes each by itself. Here a task of the turn's own takes the frames, joins those that are ready at the same moment, and
+//! wakes the connection once for all of them. What has come is never held back for a timer: when nothing more is ready, the
+//! upstream's connection gets the chance to fetch more a few times, then everything goes on its way.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::FutureExt;
 use http_body::{Body, Frame};
-use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::account::Account;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
-use crate::task::Tasks;
 use crate::usage::tap::Tap;
 
 /// So much is passed on without waiting for company.
 const FULL: usize = 16 * 1024;
 /// A frame of this size gains nothing from being copied.
 const LARGE: usize = 8 * 1024;
-/// How often the connection's task is let go before.
-const YIELDS: u8 = 3;
+/// So much waits for a slow reader; then the upstream waits too.
+const AHEAD: usize = 64 * 1024;
+/// How often the upstream's connection is let go before.
+const YIELDS: u8 = 1;
 /// How long the end of an answer is waited for when its client has left after the last word.
 const EPILOGUE: Duration = Duration::from_secs(1);
 
 /// The body that a client is sent. Dropping it before its end cancels the upstream request.
-pub struct Relay {
+pub struct Relay(Arc<Pipe>);
+
+/// Passes an answer on, to its end or until its client leaves.
+pub struct Pump {
     upstream: Option<reqwest::Body>,
     joined: BytesMut,
     yields: u8,
     idle: Idle,
-    broken: Option<Broken>,
     tap: Tap,
     account: Account,
-    tasks: Tasks,
+    pipe: Arc<Pipe>,
 }
 
 /// Why an answer cannot go on. The connection to the client is cut, so that it sees a cut answer as what it is.
@@ -50,107 +55,195 @@ enum Broken {
     Stalled,
 }
 
-impl Relay {
-    pub fn new(answer: Answer, idle_timeout: Duration, account: Account, tasks: Tasks) -> Self {
-        let mut tap = Tap::new(&answer.headers);
-        tap.observe(&answer.head);
-        let is_whole = answer.rest.is_none();
-        let mut relay = Self {
-            upstream: answer.rest,
-            joined: BytesMut::from(&answer.head[..]),
-            yields: 0,
-            idle: Idle::new(idle_timeout),
-            broken: None,
-            tap,
-            account,
-            tasks,
-        };
-        if is_whole {
-            // Read to its end before it was relayed: how the client takes it changes nothing about how it ended.
-            relay.close(None);
+/// Both ends of an answer's way: what the relay sends is what the pump must spawn.
+pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay, Pump) {
+    let pipe = Arc::new(Pipe(Mutex::default()));
+    let mut tap = Tap::new(&answer.headers);
+    tap.observe(&answer.head);
+    let joined = BytesMut::from(&answer.head[..]);
+    let idle = Idle::new(idle_timeout);
+    let pump = Pump { upstream: answer.rest, joined, yields: 0, idle, tap, account, pipe: Arc::clone(&pipe) };
+    (Relay(pipe), pump)
+}
+
+impl Pump {
+    pub async fn run(mut self) {
+        loop {
+            match poll_fn(|context| self.poll_next(context)).await {
+                Next::Frame(data) => self.take(data),
+                Next::End(broken) => return self.end(broken),
+                Next::Left if self.tap.is_over() => return self.finish().await,
+                Next::Left => return self.account.relayed(self.tap.finish(false), Some(Ending::ClientLeft)),
+            }
         }
-        relay
     }
 
-    fn take(&mut self) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+        // A client that knows the length leaves with the last byte: that is an end, too.
+        let Some(upstream) = self.upstream.as_mut().filter(|upstream| !upstream.is_end_stream()) else {
+            return Poll::Ready(Next::End(None));
+        };
+        if self.joined.len() >= FULL {
+            self.pipe.push(self.joined.split().freeze());
+        }
+        if self.pipe.poll_room(context).is_pending() {
+            return if self.pipe.has_left() { Poll::Ready(Next::Left) } else { Poll::Pending };
+        }
+        match Pin::new(upstream).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame.into_data().unwrap_or_default())),
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Next::End(Some(Broken::Cut))),
+            Poll::Ready(None) => Poll::Ready(Next::End(None)),
+            Poll::Pending if !self.joined.is_empty() && self.yields < YIELDS => {
+                self.yields += 1;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Pending => {
+                if !self.joined.is_empty() {
+                    self.pipe.push(self.joined.split().freeze());
+                }
+                if self.pipe.has_left() {
+                    return Poll::Ready(Next::Left);
+                }
+                self.idle.poll_over(context).map(|()| Next::End(Some(Broken::Stalled)))
+            }
+        }
+    }
+
+    fn take(&mut self, data: Bytes) {
         self.yields = 0;
-        Poll::Ready(Some(Ok(Frame::data(self.joined.split().freeze()))))
+        self.idle.stir();
+        self.tap.observe(&data);
+        if self.joined.is_empty() && data.len() >= LARGE {
+            self.pipe.push(data);
+        } else {
+            self.joined.extend_from_slice(&data);
+        }
     }
 
     /// The upstream is done with, one way or the other.
-    fn close(&mut self, broken: Option<Broken>) {
-        self.upstream = None;
-        self.broken = broken;
+    fn end(mut self, broken: Option<Broken>) {
         let ending = broken.map(|broken| match broken {
             Broken::Cut => Ending::Cut,
             Broken::Stalled => Ending::TimedOut,
         });
         self.account.relayed(self.tap.finish(broken.is_none()), ending);
+        // Told before the client can have read the last byte.
+        drop(self.account);
+        self.pipe.close(self.joined.freeze(), broken);
+    }
+
+    /// Codex leaves at the last word, before the last chunk: reading on to the end keeps the upstream's connection alive.
+    async fn finish(mut self) {
+        self.account.relayed(self.tap.finish(false), None);
+        drop(self.account);
+        if let Some(upstream) = self.upstream.take() {
+            let _ = tokio::time::timeout(EPILOGUE, http_body_util::BodyExt::collect(upstream)).await;
+        }
     }
 }
 
-type Error = Box<dyn std::error::Error + Send + Sync>;
+enum Next {
+    Frame(Bytes),
+    End(Option<Broken>),
+    /// The client is gone.
+    Left,
+}
+
+/// What is between the pump and the relay.
+struct Pipe(Mutex<Passing>);
+
+#[derive(Default)]
+struct Passing {
+    ready: VecDeque<Bytes>,
+    length: usize,
+    /// Nothing follows; or this follows.
+    closed: Option<Option<Broken>>,
+    has_left: bool,
+    /// Woken when something is ready.
+    reader: Option<Waker>,
+    /// Woken when there is room, or nobody to read.
+    writer: Option<Waker>,
+}
+
+impl Pipe {
+    fn lock(&self) -> MutexGuard<'_, Passing> {
+        // Every change is whole before anything can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, data: Bytes) {
+        let mut passing = self.lock();
+        passing.length += data.len();
+        passing.ready.push_back(data);
+        wake(passing.reader.take());
+    }
+
+    fn close(&self, rest: Bytes, broken: Option<Broken>) {
+        let mut passing = self.lock();
+        if !rest.is_empty() {
+            passing.length += rest.len();
+            passing.ready.push_back(rest);
+        }
+        passing.closed = Some(broken);
+        wake(passing.reader.take());
+    }
+
+    /// Waits for room, and is woken when the client leaves, whichever comes first.
+    fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut passing = self.lock();
+        if !passing.writer.as_ref().is_some_and(|writer| writer.will_wake(context.waker())) {
+            passing.writer = Some(context.waker().clone());
+        }
+        if passing.length < AHEAD && !passing.has_left { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn has_left(&self) -> bool {
+        self.lock().has_left
+    }
+}
+
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
 
 impl Body for Relay {
     type Data = Bytes;
-    type Error = Error;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let relay = self.get_mut();
-        loop {
-            if relay.joined.len() >= FULL {
-                return relay.take();
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let mut passing = self.0.lock();
+        if let Some(data) = passing.ready.pop_front() {
+            let was_full = passing.length >= AHEAD;
+            passing.length -= data.len();
+            if was_full && passing.length < AHEAD {
+                wake(passing.writer.take());
             }
-            let Some(upstream) = &mut relay.upstream else {
-                return match relay.broken.take() {
-                    _ if !relay.joined.is_empty() => relay.take(),
-                    Some(broken) => Poll::Ready(Some(Err(broken.into()))),
-                    None => Poll::Ready(None),
-                };
-            };
-            match Pin::new(upstream).poll_frame(context) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let Ok(data) = frame.into_data() else { continue };
-                    relay.idle.stir();
-                    relay.tap.observe(&data);
-                    if relay.joined.is_empty() && data.len() >= LARGE {
-                        return Poll::Ready(Some(Ok(Frame::data(data))));
-                    }
-                    relay.joined.extend_from_slice(&data);
-                    relay.yields = 0;
-                }
-                Poll::Ready(Some(Err(_))) => relay.close(Some(Broken::Cut)),
-                Poll::Ready(None) => relay.close(None),
-                Poll::Pending if relay.joined.is_empty() => {
-                    if relay.idle.poll_over(context).is_pending() {
-                        return Poll::Pending;
-                    }
-                    relay.close(Some(Broken::Stalled));
-                }
-                Poll::Pending if relay.yields < YIELDS => {
-                    relay.yields += 1;
-                    context.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                Poll::Pending => return relay.take(),
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        match passing.closed.as_mut() {
+            Some(broken) => Poll::Ready(broken.take().map(|broken| Err(broken.into()))),
+            None => {
+                passing.reader = Some(context.waker().clone());
+                Poll::Pending
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.upstream.is_none() && self.joined.is_empty() && self.broken.is_none()
+        let passing = self.0.lock();
+        passing.ready.is_empty() && matches!(passing.closed, Some(None))
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        let Some(upstream) = self.upstream.take() else { return };
-        let is_over = self.tap.is_over();
-        self.account.relayed(self.tap.finish(false), Some(Ending::ClientLeft));
-        // Codex leaves at the last word, before the last chunk: reading on to the end keeps the upstream connection alive.
-        if is_over && tokio::runtime::Handle::try_current().is_ok() {
-            self.tasks.spawn(tokio::time::timeout(EPILOGUE, upstream.collect()).map(drop));
-        }
+        let mut passing = self.0.lock();
+        passing.has_left = true;
+        passing.ready.clear();
+        wake(passing.writer.take());
     }
 }
 

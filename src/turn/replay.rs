@@ -164,7 +164,7 @@ fn not_decodable(error: std::io::Error) -> Error {
 
 /// Looks at a body's JSON text.
 pub fn peek(text: &[u8]) -> Result<Peek, Error> {
-    Peek::at(text).map_err(|place| Error::new(Kind::InvalidJson, format!("The body is not JSON: {place}.")))
+    Peek::at(text).map_err(|place| Error::new(Kind::InvalidJson, format!("The body stops being JSON at {place}.")))
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+//! An answer is checked event by event against the order that the real service keeps.
+
 use super::*;
 
 fn answer(items: Vec<Item>) -> Answer {

@@ -1,3 +1,5 @@
+//! The cache is checked against the published rules of both regimes.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The tolerant reader is checked against what real bodies hold.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A prefix is checked for what changes it and what does not.
+
 use super::*;
 use crate::simulator::json::Document;
 

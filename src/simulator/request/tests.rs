@@ -1,3 +1,5 @@
+//! A request is checked for what the real service takes and refuses.
+
 use super::*;
 use crate::simulator::json::Document;
 

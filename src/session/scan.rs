@@ -1,0 +1,296 @@
+//! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing, knows no names. Pure.
+//!
+//! Every turn's body goes through here once, so it steps from quote to quote instead of from byte to byte. It accepts what
+//! RFC 8259 does, at any depth, and more than that only in strings: text that is not read need not be valid Unicode.
+
+use memchr::memchr2;
+
+/// The text stops being JSON at this byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("byte {0}")]
+pub struct NotJson(pub usize);
+
+/// A place in JSON text.
+pub struct Scanner<'t> {
+    text: &'t [u8],
+    at: usize,
+    /// No byte of the text is a control character, so that no string needs to be searched for one.
+    is_clean: bool,
+}
+
+/// Which brackets are open, innermost last: a bit each, since a body may consist of nothing else.
+#[derive(Default)]
+struct Brackets {
+    words: Vec<u64>,
+    depth: usize,
+}
+
+impl Brackets {
+    fn push(&mut self, is_object: bool) {
+        let (word, bit) = (self.depth / 64, self.depth % 64);
+        if bit == 0 {
+            self.words.truncate(word);
+            self.words.push(0);
+        }
+        self.words[word] |= u64::from(is_object) << bit;
+        self.depth += 1;
+    }
+
+    /// Closes the innermost bracket; whether one is open around it, and of which kind.
+    fn pop(&mut self) -> Option<bool> {
+        self.depth -= 1;
+        let (word, bit) = (self.depth / 64, self.depth % 64);
+        self.words[word] &= !(1 << bit);
+        self.innermost()
+    }
+
+    fn innermost(&self) -> Option<bool> {
+        let last = self.depth.checked_sub(1)?;
+        Some(self.words[last / 64] >> (last % 64) & 1 == 1)
+    }
+}
+
+impl<'t> Scanner<'t> {
+    pub fn new(text: &'t [u8]) -> Self {
+        // In blocks, each of which is looked at without a branch.
+        let is_clean = !text.chunks(4096).any(|block| block.iter().fold(false, |found, byte| found | (*byte < b' ')));
+        Self { text, at: 0, is_clean }
+    }
+
+    /// The next byte that is no white space, which stays the next one.
+    pub fn peek(&mut self) -> Option<u8> {
+        while let Some(byte) = self.text.get(self.at) {
+            match byte {
+                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
+                byte => return Some(*byte),
+            }
+        }
+        None
+    }
+
+    /// Steps over `byte` if it comes next.
+    pub fn take(&mut self, byte: u8) -> bool {
+        let is_next = self.peek() == Some(byte);
+        self.at += usize::from(is_next);
+        is_next
+    }
+
+    pub fn expect(&mut self, byte: u8) -> Result<(), NotJson> {
+        if self.take(byte) { Ok(()) } else { self.fail() }
+    }
+
+    /// Nothing but white space may follow.
+    pub fn end(&mut self) -> Result<(), NotJson> {
+        if self.peek().is_none() { Ok(()) } else { self.fail() }
+    }
+
+    /// Steps over a string; returns it as written, quotes and all.
+    pub fn string(&mut self) -> Result<&'t [u8], NotJson> {
+        if self.peek() != Some(b'"') {
+            return self.fail();
+        }
+        let start = self.at;
+        self.skip_string()?;
+        Ok(&self.text[start..self.at])
+    }
+
+    /// Steps over a value of any kind and depth; returns it as written.
+    pub fn value(&mut self) -> Result<&'t [u8], NotJson> {
+        let mut open = Brackets::default();
+        self.peek();
+        let start = self.at;
+        loop {
+            // A value begins here.
+            match self.peek() {
+                Some(b'{') => {
+                    self.at += 1;
+                    open.push(true);
+                    if self.peek() != Some(b'}') {
+                        self.key()?;
+                        continue;
+                    }
+                }
+                Some(b'[') => {
+                    self.at += 1;
+                    open.push(false);
+                    if self.peek() != Some(b']') {
+                        continue;
+                    }
+                }
+                Some(b'"') => self.skip_string()?,
+                Some(b'-' | b'0'..=b'9') => self.skip_number()?,
+                Some(b't') => self.skip_word(b"true")?,
+                Some(b'f') => self.skip_word(b"false")?,
+                Some(b'n') => self.skip_word(b"null")?,
+                _ => return self.fail(),
+            }
+            // A value ended, or an empty bracket is about to.
+            let mut around = open.innermost();
+            loop {
+                let Some(is_object) = around else { return Ok(&self.text[start..self.at]) };
+                match self.peek() {
+                    Some(b',') => {
+                        self.at += 1;
+                        if is_object {
+                            self.key()?;
+                        }
+                        break;
+                    }
+                    Some(b'}') if is_object => self.at += 1,
+                    Some(b']') if !is_object => self.at += 1,
+                    _ => return self.fail(),
+                }
+                around = open.pop();
+            }
+        }
+    }
+
+    fn key(&mut self) -> Result<(), NotJson> {
+        self.string()?;
+        self.expect(b':')
+    }
+
+    /// From the opening quote over the closing one.
+    fn skip_string(&mut self) -> Result<(), NotJson> {
+        self.at += 1;
+        loop {
+            let rest = &self.text[self.at..];
+            let Some(length) = memchr2(b'"', b'\\', rest) else {
+                self.at = self.text.len();
+                return self.fail();
+            };
+            if !self.is_clean
+                && let Some(control) = rest[..length].iter().position(|byte| *byte < b' ')
+            {
+                self.at += control;
+                return self.fail();
+            }
+            self.at += length + 1;
+            if rest[length] == b'"' {
+                return Ok(());
+            }
+            self.skip_escape()?;
+        }
+    }
+
+    /// What stands behind a backslash.
+    fn skip_escape(&mut self) -> Result<(), NotJson> {
+        let rest = &self.text[self.at..];
+        match rest {
+            [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.at += 1,
+            [b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(|byte| byte.is_ascii_hexdigit()) => self.at += 5,
+            _ => return self.fail(),
+        }
+        Ok(())
+    }
+
+    fn skip_number(&mut self) -> Result<(), NotJson> {
+        self.at += usize::from(self.text[self.at] == b'-');
+        if self.text.get(self.at) == Some(&b'0') {
+            self.at += 1;
+        } else {
+            self.skip_digits()?;
+        }
+        if self.text.get(self.at) == Some(&b'.') {
+            self.at += 1;
+            self.skip_digits()?;
+        }
+        if let Some(b'e' | b'E') = self.text.get(self.at) {
+            self.at += 1;
+            self.at += usize::from(matches!(self.text.get(self.at), Some(b'+' | b'-')));
+            self.skip_digits()?;
+        }
+        Ok(())
+    }
+
+    fn skip_digits(&mut self) -> Result<(), NotJson> {
+        let count = self.text[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        self.at += count;
+        if count > 0 { Ok(()) } else { self.fail() }
+    }
+
+    fn skip_word(&mut self, word: &[u8]) -> Result<(), NotJson> {
+        if self.text[self.at..].starts_with(word) {
+            self.at += word.len();
+            Ok(())
+        } else {
+            self.fail()
+        }
+    }
+
+    fn fail<T>(&self) -> Result<T, NotJson> {
+        Err(NotJson(self.at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn is_json(text: &[u8]) -> bool {
+        let mut scanner = Scanner::new(text);
+        scanner.value().and_then(|_| scanner.end()).is_ok()
+    }
+
+    /// JSON of every kind, spelled in every way.
+    fn json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            Just(" false".to_owned()),
+            "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,5})?([eE][+-]?[0-9]{1,3})?",
+            r#""([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}){0,20}""#,
+        ];
+        leaf.prop_recursive(6, 64, 6, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..6).prop_map(|items| format!("[{}]", items.join(" ,\n"))),
+                proptest::collection::vec(("[a-z\u{e9}]{0,4}", inner), 0..6).prop_map(|items| {
+                    let items: Vec<_> = items.iter().map(|(key, value)| format!("\"{key}\"\t:{value}")).collect();
+                    format!("{{ {} }}", items.join(","))
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_takes_what_json_is(text in json()) {
+            prop_assert!(is_json(text.as_bytes()), "{}", text);
+        }
+
+        /// One byte changed, cut or doubled: the well-known parser is the judge of what is left.
+        #[test]
+        fn it_agrees_with_a_parser_on_what_json_is_not(text in json(), at: prop::sample::Index, byte: u8, how in 0..4) {
+            let mut text = text.into_bytes();
+            let at = at.index(text.len());
+            match how {
+                0 => text[at] = byte,
+                1 => text.truncate(at),
+                2 => text.insert(at, text[at]),
+                _ => { text.remove(at); }
+            }
+            let judged = serde_json::from_slice::<serde::de::IgnoredAny>(&text).is_ok();
+            prop_assert_eq!(is_json(&text), judged, "{}", String::from_utf8_lossy(&text));
+        }
+    }
+
+    #[test]
+    fn depth_has_no_limit() {
+        let deep = [vec![b'['; 1_000_000], vec![b']'; 1_000_000]].concat();
+        assert!(is_json(&deep));
+        assert!(!is_json(&deep[1..]) && !is_json(&deep[..deep.len() - 1]));
+        let mixed = [r#"{"a":["#.repeat(1_000), "]}".repeat(1_000)].concat();
+        assert!(is_json(mixed.as_bytes()));
+        assert!(!is_json(mixed.replace("]}", "}]").as_bytes()));
+    }
+
+    #[test]
+    fn a_value_is_returned_as_written() {
+        let mut scanner = Scanner::new(br#" {"a": [1, "]"]} , 2"#);
+        assert_eq!(scanner.value().unwrap(), br#"{"a": [1, "]"]}"#);
+        assert!(scanner.take(b','));
+        assert_eq!(scanner.value().unwrap(), b"2");
+        assert_eq!(Scanner::new(b"[1, x]").value(), Err(NotJson(4)));
+    }
+}
