@@ -132,6 +132,10 @@ async fn every_answer_says_which_turn_it_is() {
     turns.sort();
     turns.dedup();
     assert_eq!(turns.len(), 5, "each its own");
+    // Unless the client has a name for it already.
+    let traced = Request::turn(ALICE, BODY).header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let answer = ask(cluster.address(), &traced).await;
+    assert_eq!(answer.header("x-warmkey-turn"), Some("0af7651916cd43dd8448eb211c80319c"));
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::recorder::{COMPLETED, Recorder, Step, chunk, stream_head};
+use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
 use crate::wire::{Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
@@ -158,7 +158,7 @@ async fn events_are_passed_on_as_they_come() {
 
 #[tokio::test]
 async fn a_connection_serves_one_turn_after_the_other() {
-    let upstream = Recorder::answering(crate::recorder::completed()).await;
+    let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut client = Connection::open(cluster.address()).await;
     for number in 0..10 {
@@ -171,4 +171,51 @@ async fn a_connection_serves_one_turn_after_the_other() {
     assert_eq!(upstream.seen().len(), 5);
     // One, or two where a turn came before the last one's connection was back.
     assert!(upstream.connections() <= 2, "upstream connections are kept: {}", upstream.connections());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_it_is_sending_reaches_nobody() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let head = format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n");
+    // A body that is whole JSON already, and not yet whole by its framing.
+    for start in ["content-length: 1000\r\n\r\n{\"input\":\"x\"}", "transfer-encoding: chunked\r\n\r\nd\r\n{\"input\":\"x\"}\r\n"]
+    {
+        let mut client = Connection::open(cluster.address()).await;
+        client.send_raw(format!("{head}{start}").as_bytes()).await.expect("the connection is open");
+        cluster.replica().shows("warmkey_active_turns", 1.0).await;
+        drop(client);
+        cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_is_left_behind() {
+    let upstream = Recorder::start(|seen| match seen.header("session-id") {
+        Some("held") => vec![Step::Send(stream_head("")), Step::Send(chunk(CREATED)), Step::Hold],
+        _ => [completed(), vec![Step::Close]].concat(),
+    })
+    .await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let round = async || {
+        for _ in 0..10 {
+            assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200);
+            assert_eq!(ask(cluster.address(), &Request::turn(ALICE, "no JSON")).await.status, 400);
+            assert_eq!(ask(cluster.address(), &Request::turn("unknown", BODY)).await.status, 401);
+            let mut client = Connection::open(cluster.address()).await;
+            let held = Request::turn(ALICE, BODY).header("session-id", "held");
+            assert_eq!(within(ANSWER, "a head", client.ask(&held)).await.expect("an answer").status, 200);
+        }
+        cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    };
+    round().await;
+    let before = cluster.replica().process().descriptors();
+    for _ in 0..5 {
+        round().await;
+    }
+    eventually(SOON, "no connection more than before", async || {
+        (cluster.replica().process().descriptors() <= before).then_some(())
+    })
+    .await;
 }

@@ -110,6 +110,11 @@ impl Process {
         self.memory("VmHWM:")
     }
 
+    /// How many files and sockets it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process runs").count()
+    }
+
     fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a process has resident memory");

@@ -85,8 +85,10 @@ async fn run(name: &str, folder: &Path, text: &str, listen: SocketAddr, admin: S
     let mut command = Command::new(WARMKEY);
     command.arg("serve").arg("--config").arg(file);
     let mut process = Process::start(name, command, folder, "warmkey");
-    let line = process.line().await;
-    assert_eq!(line.as_deref(), Some(format!("listening on http://{listen} (admin http://{admin})").as_str()), "{name} is ready");
+    let Some(line) = process.line().await else {
+        panic!("{name} becomes ready, and not: {}", process.exit(SOON).await);
+    };
+    assert_eq!(line, format!("listening on http://{listen} (admin http://{admin})"));
     process
 }
 

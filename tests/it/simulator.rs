@@ -42,6 +42,7 @@ pub struct Turn {
     #[serde(deserialize_with = "or_nothing")]
     pub organization: String,
     pub session: Option<String>,
+    pub model: Option<String>,
     pub body_sha256: String,
     #[serde(default)]
     pub input_tokens: u64,
