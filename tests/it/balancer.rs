@@ -3,16 +3,19 @@
 //! It tries another replica only where a connection was refused. Whatever a replica answers, or fails to answer, the client sees.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use tokio::process::Command;
 
 use crate::patience::{SOON, eventually};
 use crate::port;
 use crate::process::{Folder, Process};
-use crate::wire::Connection;
+use crate::wire::{Connection, get};
 
 pub struct Balancer {
     address: SocketAddr,
+    /// Where it says what it thinks of the replicas.
+    state: SocketAddr,
     _process: Process,
 }
 
@@ -20,10 +23,12 @@ impl Balancer {
     /// Over `replicas`, each with the address of its probes.
     pub async fn start(folder: &Folder, replicas: &[(SocketAddr, SocketAddr)]) -> Self {
         for attempt in 0..5 {
-            let address = port::free();
+            let (address, state) = (port::free(), port::free());
             let name = format!("haproxy-{attempt}");
-            let file = folder.write(&format!("{name}.cfg"), &configuration(address, replicas));
-            let mut command = Command::new("haproxy");
+            let file = folder.write(&format!("{name}.cfg"), &configuration(address, state, replicas));
+            // Debian keeps it where only root looks.
+            let program = ["/usr/sbin/haproxy", "haproxy"].into_iter().find(|program| Path::new(program).exists());
+            let mut command = Command::new(program.unwrap_or("haproxy"));
             command.arg("-db").arg("-f").arg(file);
             let mut process = Process::start(&name, command, folder.path(), "haproxy");
             let is_up = eventually(SOON, "HAProxy listens", async || {
@@ -34,7 +39,7 @@ impl Balancer {
             })
             .await;
             if is_up {
-                return Self { address, _process: process };
+                return Self { address, state, _process: process };
             }
         }
         panic!("no port for HAProxy after five attempts");
@@ -43,9 +48,20 @@ impl Balancer {
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// Waits until it sends turns to replica `number` again.
+    pub async fn trusts(&self, number: usize) {
+        let server = format!("warmkey,r{number},");
+        eventually(SOON, "HAProxy finds the replica up", async || {
+            let state = get(self.state, "/;csv").await.text();
+            let line = state.lines().find(|line| line.starts_with(&server))?;
+            line.contains(",UP,").then_some(())
+        })
+        .await;
+    }
 }
 
-fn configuration(address: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> String {
+fn configuration(address: SocketAddr, state: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> String {
     let servers: String = replicas
         .iter()
         .enumerate()
@@ -56,6 +72,6 @@ fn configuration(address: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> 
     format!(
         "global\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 2s\n  timeout check 5s\n  timeout client 10m\n  timeout server 10m\n  \
          option http-no-delay\n  option redispatch 1\n  retries 3\n  retry-on conn-failure\nlisten warmkey\n  bind {address}\n  \
-         balance roundrobin\n  option httpchk GET /readyz\n{servers}"
+         balance roundrobin\n  option httpchk GET /readyz\n{servers}listen state\n  bind {state}\n  stats enable\n  stats uri /\n"
     )
 }

@@ -233,6 +233,9 @@ impl Running {
     pub async fn restart(&mut self, number: usize) {
         let text = self.configuration();
         self.replicas[number].restart(&text).await;
+        if let Some(balancer) = &self.balancer {
+            balancer.trusts(number).await;
+        }
     }
 
     /// Ends replica `number` at once and starts it with what the description says by now.
