@@ -11,6 +11,7 @@ use sha2::Sha256;
 use crate::client::ClientId;
 use crate::setting::{Secret, SecretSource};
 
+mod quotes;
 pub mod scan;
 pub mod peek;
 pub mod identify;

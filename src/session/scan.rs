@@ -1,9 +1,10 @@
 //! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing, knows no names. Pure.
 //!
-//! Every turn's body goes through here once, so it steps from quote to quote instead of from byte to byte. It accepts what
-//! RFC 8259 does, at any depth, and more than that only in strings: text that is not read need not be valid Unicode.
+//! Every turn's body goes through here once. Bodies are mostly strings full of escapes, so all quotes that are not escaped are
+//! found first, 64 bytes at a time and without a branch a byte; then it steps from quote to quote. It accepts what RFC 8259
+//! does, at any depth, and more than that only in strings: text that is not read need not be valid Unicode.
 
-use memchr::memchr2;
+use super::quotes::Quotes;
 
 /// The text stops being JSON at this byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,8 +15,7 @@ pub struct NotJson(pub usize);
 pub struct Scanner<'t> {
     text: &'t [u8],
     at: usize,
-    /// No byte of the text is a control character, so that no string needs to be searched for one.
-    is_clean: bool,
+    quotes: Quotes,
 }
 
 /// Which brackets are open, innermost last: a bit each, since a body may consist of nothing else.
@@ -52,9 +52,7 @@ impl Brackets {
 
 impl<'t> Scanner<'t> {
     pub fn new(text: &'t [u8]) -> Self {
-        // In blocks, each of which is looked at without a branch.
-        let is_clean = !text.chunks(4096).any(|block| block.iter().fold(false, |found, byte| found | (*byte < b' ')));
-        Self { text, at: 0, is_clean }
+        Self { text, at: 0, quotes: Quotes::of(text) }
     }
 
     /// The next byte that is no white space, which stays the next one.
@@ -152,35 +150,16 @@ impl<'t> Scanner<'t> {
 
     /// From the opening quote over the closing one.
     fn skip_string(&mut self) -> Result<(), NotJson> {
+        let start = self.at + 1;
+        let end = self.quotes.next(start).unwrap_or(self.text.len());
+        if let Some(fault) = self.quotes.fault(self.text, start, end) {
+            return Err(NotJson(fault));
+        }
+        self.at = end;
+        if end == self.text.len() {
+            return self.fail();
+        }
         self.at += 1;
-        loop {
-            let rest = &self.text[self.at..];
-            let Some(length) = memchr2(b'"', b'\\', rest) else {
-                self.at = self.text.len();
-                return self.fail();
-            };
-            if !self.is_clean
-                && let Some(control) = rest[..length].iter().position(|byte| *byte < b' ')
-            {
-                self.at += control;
-                return self.fail();
-            }
-            self.at += length + 1;
-            if rest[length] == b'"' {
-                return Ok(());
-            }
-            self.skip_escape()?;
-        }
-    }
-
-    /// What stands behind a backslash.
-    fn skip_escape(&mut self) -> Result<(), NotJson> {
-        let rest = &self.text[self.at..];
-        match rest {
-            [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.at += 1,
-            [b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(|byte| byte.is_ascii_hexdigit()) => self.at += 5,
-            _ => return self.fail(),
-        }
         Ok(())
     }
 

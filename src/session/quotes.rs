@@ -1,0 +1,155 @@
+//! Finds the quotes of JSON text that are not escaped, and what no string may hold. Pure.
+//!
+//! Works on blocks of 64 bytes, a bit a byte: comparing is done for all bytes of a block at once, and which quotes are escaped
+//! follows from a few operations on whole words. The idea is that of simdjson (Langdale and Lemire, 2019), in portable Rust that
+//! the compiler turns into vector instructions.
+
+const BLOCK: usize = 64;
+/// Bits at even places.
+const EVEN: u64 = 0x5555_5555_5555_5555;
+
+/// Where the quotes of a text are.
+pub struct Quotes {
+    /// A bit for each byte of the text that is a quote and not escaped.
+    words: Vec<u64>,
+    /// The first byte behind a backslash that no escape has.
+    bad_escape: Option<usize>,
+    /// Some byte of the text is a control character: between values it may be white space, in a string it may not be.
+    has_control: bool,
+}
+
+impl Quotes {
+    pub fn of(text: &[u8]) -> Self {
+        let mut quotes = Self { words: Vec::with_capacity(text.len().div_ceil(BLOCK)), bad_escape: None, has_control: false };
+        // The byte before the block is a backslash that escapes the block's first byte.
+        let mut carry = false;
+        let (blocks, rest) = text.as_chunks::<BLOCK>();
+        for block in blocks {
+            quotes.take(text, block, &mut carry);
+        }
+        if !rest.is_empty() {
+            let mut block = [b' '; BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            quotes.take(text, &block, &mut carry);
+        }
+        quotes
+    }
+
+    /// The first quote at or behind `from`.
+    pub fn next(&self, from: usize) -> Option<usize> {
+        let mut index = from / BLOCK;
+        let mut word = self.words.get(index)? & (u64::MAX << (from % BLOCK));
+        while word == 0 {
+            index += 1;
+            word = *self.words.get(index)?;
+        }
+        Some(index * BLOCK + word.trailing_zeros() as usize)
+    }
+
+    /// The first byte in `start..end`, the inside of a string, that may not be there.
+    pub fn fault(&self, text: &[u8], start: usize, end: usize) -> Option<usize> {
+        let escape = self.bad_escape.filter(|at| (start..end).contains(at));
+        let control = || text[start..end].iter().position(|byte| *byte < b' ').map(|at| start + at);
+        let control = if self.has_control { control() } else { None };
+        escape.into_iter().chain(control).min()
+    }
+
+    fn take(&mut self, text: &[u8], block: &[u8; BLOCK], carry: &mut bool) {
+        let base = self.words.len() * BLOCK;
+        let backslashes = places(block, |byte| byte == b'\\');
+        let escaped = escaped(backslashes, carry);
+        self.words.push(places(block, |byte| byte == b'"') & !escaped);
+        self.has_control |= block.iter().fold(false, |found, byte| found | (*byte < b' '));
+        if self.bad_escape.is_none() {
+            self.bad_escape = bits(escaped).map(|bit| base + bit).find(|at| !is_escape(text.get(*at..).unwrap_or_default()));
+        }
+    }
+}
+
+/// Whether what stands behind a backslash is an escape.
+fn is_escape(rest: &[u8]) -> bool {
+    match rest {
+        [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,
+        [b'u', digits @ ..] => digits.len() >= 4 && digits[..4].iter().all(u8::is_ascii_hexdigit),
+        _ => false,
+    }
+}
+
+/// A bit for each byte of the block that `is` so.
+#[inline(always)]
+fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
+    let mut found = [0u8; BLOCK];
+    for (found, byte) in found.iter_mut().zip(block) {
+        *found = u8::from(is(*byte));
+    }
+    let (words, _) = found.as_chunks::<8>();
+    // A multiplication gathers eight bytes of 0 or 1 into one byte of eight bits.
+    let gather = |word: &[u8; 8]| u64::from_le_bytes(*word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    words.iter().enumerate().fold(0, |bits, (at, word)| bits | gather(word) << (at * 8))
+}
+
+/// The bytes that a backslash escapes: each one behind an odd number of backslashes.
+fn escaped(backslashes: u64, carry: &mut bool) -> u64 {
+    if backslashes == 0 {
+        return u64::from(std::mem::take(carry));
+    }
+    // A backslash that is escaped itself escapes nothing.
+    let escaping = backslashes & !u64::from(*carry);
+    let followers = escaping << 1 | u64::from(*carry);
+    // Runs of backslashes that begin at an odd place: adding carries each of them to its end.
+    let odd_starts = escaping & !EVEN & !followers;
+    let (ends, overflow) = odd_starts.overflowing_add(escaping);
+    *carry = overflow;
+    (EVEN ^ (ends << 1)) & followers
+}
+
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros() as usize;
+        (word != 0).then(|| {
+            word &= word - 1;
+            bit
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A byte at a time, as anybody would.
+    fn plainly(text: &[u8]) -> Vec<usize> {
+        let (mut found, mut is_escaped) = (Vec::new(), false);
+        for (at, byte) in text.iter().enumerate() {
+            if *byte == b'"' && !is_escaped {
+                found.push(at);
+            }
+            is_escaped = *byte == b'\\' && !is_escaped;
+        }
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn it_finds_what_a_plain_look_finds(text in r#"([\\"]{0,9}[ nx]?){0,60}"#) {
+            let quotes = Quotes::of(text.as_bytes());
+            let mut found = Vec::new();
+            while let Some(at) = quotes.next(found.last().map_or(0, |last| last + 1)) {
+                found.push(at);
+            }
+            prop_assert_eq!(found, plainly(text.as_bytes()), "{}", text);
+        }
+    }
+
+    #[test]
+    fn a_run_of_backslashes_may_cross_any_border() {
+        for length in 0..140 {
+            for before in 56..72 {
+                let text = [vec![b'x'; before], vec![b'\\'; length], vec![b'"']].concat();
+                let expected = length.is_multiple_of(2).then_some(before + length);
+                assert_eq!(Quotes::of(&text).next(0), expected, "{before} + {length}");
+            }
+        }
+    }
+}
