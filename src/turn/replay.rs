@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{CONTENT_ENCODING, EXPECT};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -52,7 +52,7 @@ impl Replay {
 
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Replayed, Error> {
         let mut body = body;
-        match self.collect(headers, &mut body).await {
+        match self.collect(&mut body).await {
             // A client that waits for a go-ahead sends nothing that would have to be drained.
             Err(error) if error.kind == Kind::RequestTooLarge && !headers.contains_key(EXPECT) => {
                 drain(&mut body, self.max_body).await;
@@ -62,10 +62,7 @@ impl Replay {
         }
     }
 
-    async fn collect(&self, headers: &HeaderMap, body: &mut Body) -> Result<Replayed, Error> {
-        if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
-            return Err(Error::new(Kind::InvalidRequest, "The request has both content-length and transfer-encoding."));
-        }
+    async fn collect(&self, body: &mut Body) -> Result<Replayed, Error> {
         let announced = body.size_hint().exact().map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
         if announced > self.max_body {
             return Err(self.too_large());

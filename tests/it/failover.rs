@@ -106,7 +106,9 @@ async fn a_sealed_session_never_leaves_its_organization() {
     assert!(error["code"].is_string() && error["message"].as_str().is_some_and(|text| text.len() > 20), "{error}");
     // A sub-agent's first turn shows nothing that is sealed, and belongs to the session all the same.
     let ended = codex.spawn().turn("no credit").await;
-    assert!(matches!(ended.answer.status, 429 | 503), "{} {}", ended.answer.status, ended.answer.text());
+    // Without asking the upstream again, in words its client stops at.
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "insufficient_quota"), "{}", ended.answer.text());
+    assert_eq!(ended.answer.header("x-should-retry"), Some("false"));
     let turns = cluster.turns().await;
     assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
     // Others go on.
