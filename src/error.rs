@@ -54,7 +54,9 @@ impl Kind {
             Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client),
             Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", REQUEST, Fault::Client),
             // Codex stops at once on this code, and tells its user: what is meant here.
-            Self::InsufficientQuota => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", Fault::Client),
+            Self::InsufficientQuota => {
+                (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", Fault::Upstream)
+            }
             Self::NoKeyAvailable => (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway),
             Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream),
             Self::UpstreamInterrupted => (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream),
@@ -112,7 +114,8 @@ impl Error {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if fault == Fault::Client {
+        let is_final = fault == Fault::Client && self.kind != Kind::RequestTimeout;
+        if is_final || self.kind == Kind::InsufficientQuota {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(wait) = self.retry_after {

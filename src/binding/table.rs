@@ -34,9 +34,29 @@ pub struct Wanted<'t> {
     pub session: Option<SessionId>,
     pub client: &'t Client,
     /// Whether the turn itself shows content that only its organization can open.
-    pub carries_sealed: &'t (dyn Fn() -> bool + Sync),
+    pub carries_sealed: Sealed<'t>,
     /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
     pub turn_state: Option<&'t [u8]>,
+}
+
+/// Where to look for content that only its organization can open.
+#[derive(Clone, Copy)]
+pub enum Sealed<'t> {
+    Known(bool),
+    /// In this JSON text, which is only looked at when the answer matters.
+    In(&'t [u8]),
+}
+
+/// A field that only an organization's own blobs have. Inside a text its quotes would be escaped.
+const SEALED: &[u8] = br#""encrypted_content""#;
+
+impl Sealed<'_> {
+    pub fn is_sealed(self) -> bool {
+        match self {
+            Self::Known(sealed) => sealed,
+            Self::In(text) => memchr::memmem::find(text, SEALED).is_some(),
+        }
+    }
 }
 
 /// What a look into the store found.
@@ -92,20 +112,18 @@ impl Bindings {
         Ok(Binding { has_moved: true, ..moved })
     }
 
-    /// After the first bytes of a successful answer: marks the session as sealed and starts its life anew, where either is due.
-    pub fn confirm(&self, binding: &Binding) {
+    /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
+    /// then. A stored life that is due starts anew, behind the turn's back.
+    pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
         let (Some(session), Some(record)) = (&binding.session, &binding.record) else { return };
-        let (store, session, ttl) = (Arc::clone(&self.store), session.clone(), self.ttl);
-        let before = record.to_string();
+        let stored = record.to_string();
         if !record.sealed {
-            let sealed = record.sealed().to_string();
-            self.tasks.spawn(async move {
-                // Lost or unknown: the next turn's answer does it again.
-                let _ = store.replace(session.as_str(), &before, &sealed, ttl, &mut store.budget()).await;
-            });
+            // Lost or unknown: the next turn's answer does it again.
+            let _ = self.store.replace(session.as_str(), &stored, &record.sealed().to_string(), self.ttl, budget).await;
         } else if binding.refresh {
+            let (store, session, ttl) = (Arc::clone(&self.store), session.clone(), self.ttl);
             self.tasks.spawn(async move {
-                let _ = store.extend(session.as_str(), &before, ttl, &mut store.budget()).await;
+                let _ = store.extend(session.as_str(), &stored, ttl, &mut store.budget()).await;
             });
         }
     }
@@ -195,12 +213,8 @@ impl Bindings {
 
     /// The session's first choice among the keys within `reach`.
     fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
-        let allowed: Vec<_> = self
-            .table
-            .keys()
-            .iter()
-            .filter(|key| reach.includes(key) && wanted.client.may_use_organization(&key.organization))
-            .collect();
+        let allowed: Vec<_> =
+            self.table.keys().iter().filter(|key| reach.includes(key) && self.is_allowed(wanted, key)).collect();
         if let Some(key) = first(session.as_str(), &allowed, |key| self.registry.is_usable(key)) {
             return Ok(Arc::clone(key));
         }
@@ -210,7 +224,8 @@ impl Bindings {
             Reach::Organization(_) if !allowed.is_empty() && allowed.iter().all(is_exhausted) => Err(Error::new(
                 Kind::InsufficientQuota,
                 "The quota of this session's organization is exhausted, and no other can go on with its history. Add credit to it, or start a new session.",
-            )),
+            )
+            .retry_after(LATER)),
             _ => Err(none_available(LATER)),
         }
     }
@@ -220,6 +235,8 @@ impl Bindings {
         let generation = self.generation();
         match self.table.by_tag(record.key) {
             Some(key) if self.may_serve(wanted, key) => Standing::Serves(key),
+            // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
+            Some(key) if record.epoch > 1 && self.is_allowed(wanted, key) && self.registry.may_try(key) => Standing::Serves(key),
             Some(_) => Standing::Gone,
             // Only a replica of the same or a newer generation may call a key removed.
             None if generation == 0 || record.generation > generation => Standing::NotLoaded,
@@ -228,7 +245,11 @@ impl Bindings {
     }
 
     fn may_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        wanted.client.may_use_organization(&key.organization) && self.registry.is_usable(key)
+        self.is_allowed(wanted, key) && self.registry.is_usable(key)
+    }
+
+    fn is_allowed(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        wanted.client.may_use_organization(&key.organization)
     }
 
     fn generation(&self) -> u32 {
@@ -246,7 +267,7 @@ enum Standing<'k> {
 }
 
 fn reach(wanted: &Wanted<'_>, record: &Record) -> Reach {
-    if record.sealed || (wanted.carries_sealed)() { Reach::Organization(record.organization) } else { Reach::Anywhere }
+    if record.sealed || wanted.carries_sealed.is_sealed() { Reach::Organization(record.organization) } else { Reach::Anywhere }
 }
 
 fn none_available(wait: Duration) -> Error {

@@ -1,16 +1,22 @@
 //! Which keys this replica still uses.
 //!
 //! What the upstream rejected or exhausted is remembered by its scope and not used again by this replica. Other replicas
-//! find out by one failed attempt of their own: nothing here is shared yet.
+//! find out by one failed attempt of their own: nothing here is shared yet. A key comes back when it has served a turn that
+//! another replica bound to it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::health::{Ailment, Scope};
 use super::table::Table;
 use super::{Key, Tag};
 use crate::metrics::{KeyState, Metrics};
+
+const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 
 /// What is out of use, by name of the thing that its scope means.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,10 +36,20 @@ impl Subject {
     }
 }
 
+/// What is known of something that is out of use.
+struct Illness {
+    ailment: Ailment,
+    /// When a turn last tried it all the same.
+    tried: Option<Instant>,
+}
+
+/// At most so often a key that is out of use here is tried because another replica binds sessions to it.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
 pub struct Registry {
     table: Arc<Table>,
     metrics: Arc<Metrics>,
-    disabled: RwLock<HashMap<Subject, Ailment>>,
+    disabled: RwLock<HashMap<Subject, Illness>>,
     /// Turns in flight on this replica, by key.
     in_flight: HashMap<Tag, Arc<AtomicUsize>>,
 }
@@ -78,22 +94,60 @@ impl Registry {
         }
         [Scope::Key, Scope::Project, Scope::Organization]
             .into_iter()
-            .find_map(|scope| disabled.get(&Subject::of(key, scope)).copied())
+            .find_map(|scope| disabled.get(&Subject::of(key, scope)).map(|illness| illness.ailment))
     }
 
     pub fn is_usable(&self, key: &Key) -> bool {
         self.ailment(key).is_none()
     }
 
+    /// Whether a turn may try `key`, which is out of use here, because another replica has moved its session there since: what
+    /// was met here may have passed. Two replicas that each keep out another key would move a session to and fro for ever.
+    pub fn may_try(&self, key: &Key) -> bool {
+        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        for scope in SCOPES {
+            if let Some(illness) = disabled.get_mut(&Subject::of(key, scope)) {
+                if illness.tried.is_some_and(|tried| now - tried < TRY_AGAIN) {
+                    return false;
+                }
+                illness.tried = Some(now);
+            }
+        }
+        true
+    }
+
+    /// `key` has served a turn: whatever kept it out of use has passed.
+    pub fn has_served(&self, key: &Key) {
+        if self.is_usable(key) {
+            return;
+        }
+        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
+        for scope in SCOPES {
+            disabled.remove(&Subject::of(key, scope));
+        }
+        drop(disabled);
+        tracing::info!(key = %key.id, "in use again");
+        self.show_states();
+    }
+
     /// Takes what `ailment` reaches out of use.
     pub fn disable(&self, key: &Key, ailment: Ailment) {
         let subject = Subject::of(key, ailment.scope());
-        let news = self.disabled.write().unwrap_or_else(PoisonError::into_inner).insert(subject, ailment).is_none();
+        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
+        let tried = disabled.get(&subject).map(|illness| illness.tried);
+        disabled.insert(subject, Illness { ailment, tried: tried.flatten() });
+        drop(disabled);
+        let news = tried.is_none();
         if news {
             tracing::warn!(key = %key.id, organization = %key.organization, scope = ?ailment.scope(), "out of use: {}", ailment.name());
         }
-        for other in self.table.keys().iter().filter(|other| !self.is_usable(other)) {
-            self.metrics.key_state(&other.id, KeyState::Disabled);
+        self.show_states();
+    }
+
+    fn show_states(&self) {
+        for key in self.table.keys() {
+            self.metrics.key_state(&key.id, if self.is_usable(key) { KeyState::Ready } else { KeyState::Disabled });
         }
     }
 }

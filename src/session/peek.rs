@@ -7,6 +7,9 @@ use std::borrow::Cow;
 
 use super::scan::{NotJson, Scanner};
 
+/// No field that routing needs is longer, as written: what is, is not copied.
+const LONGEST: usize = 2048;
+
 /// A field that should hold text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Field {
@@ -21,6 +24,7 @@ impl Field {
     fn of(raw: Option<&[u8]>) -> Self {
         match raw {
             None | Some(b"null") => Self::Absent,
+            Some(raw) if raw.len() > LONGEST => Self::Malformed,
             Some(raw) => serde_json::from_slice(raw).map_or(Self::Malformed, Self::Text),
         }
     }

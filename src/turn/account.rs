@@ -11,6 +11,7 @@ use crate::error::{Error, Fault};
 use crate::key::registry::InFlight;
 use crate::metrics::{BindingResult, Cache, Ending, Metrics, Transport};
 use crate::session::SessionId;
+use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
 use crate::usage::cold;
 use crate::usage::tap::Reading;
@@ -58,15 +59,15 @@ impl Account {
         self.client = Some(client.clone());
     }
 
-    pub fn skipped_signals(&self, count: u64) {
-        if count > 0 {
-            self.metrics.malformed_signals(count);
+    pub fn session(&mut self, identity: &Identity) {
+        self.session.clone_from(&identity.session);
+        if identity.skipped > 0 {
+            self.metrics.malformed_signals(identity.skipped);
         }
     }
 
-    /// The turn is about to be sent with `binding`'s key. `before`: the key that it was first bound to.
+    /// The turn is about to be sent with `binding`'s key.
     pub fn bound(&mut self, binding: &Binding, domain_moved: bool, place: InFlight) {
-        self.session.clone_from(&binding.session);
         self.bound = Some(Bound {
             key: binding.key.id.clone(),
             organization: binding.key.organization.clone(),
@@ -128,7 +129,11 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let ending = self.ending.unwrap_or(Ending::ClientLeft);
+        let ending = match self.ending {
+            Some(ending) => ending,
+            None if std::thread::panicking() => Ending::Unserved,
+            None => Ending::ClientLeft,
+        };
         let seconds = self.began.elapsed().as_secs_f64();
         self.metrics.turn_ended(Transport::Http, ending, seconds);
         if let Some(bound) = &self.bound {

@@ -3,7 +3,7 @@
 //! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that is woken for each of them
 //! writes each by itself. Here a task of the turn's own takes the frames, joins those that are ready at the same moment, and
 //! wakes the connection once for all of them. What has come is never held back for a timer: when nothing more is ready, the
-//! upstream's connection gets the chance to fetch more a few times, then everything goes on its way.
+//! upstream's connection gets the chance to fetch more, then everything goes on its way.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -43,7 +43,7 @@ pub struct Pump {
     idle: Idle,
     tap: Tap,
     account: Account,
-    pipe: Arc<Pipe>,
+    pipe: Inlet,
 }
 
 /// Why an answer cannot go on. The connection to the client is cut, so that it sees a cut answer as what it is.
@@ -62,7 +62,7 @@ pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay
     tap.observe(&answer.head);
     let joined = BytesMut::from(&answer.head[..]);
     let idle = Idle::new(idle_timeout);
-    let pump = Pump { upstream: answer.rest, joined, yields: 0, idle, tap, account, pipe: Arc::clone(&pipe) };
+    let pump = Pump { upstream: answer.rest, joined, yields: 0, idle, tap, account, pipe: Inlet(Arc::clone(&pipe)) };
     (Relay(pipe), pump)
 }
 
@@ -148,6 +148,26 @@ enum Next {
     End(Option<Broken>),
     /// The client is gone.
     Left,
+}
+
+/// The pump's end of the pipe. However the pump ends, nobody waits for more.
+struct Inlet(Arc<Pipe>);
+
+impl std::ops::Deref for Inlet {
+    type Target = Pipe;
+
+    fn deref(&self) -> &Pipe {
+        &self.0
+    }
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        let is_closed = self.lock().closed.is_some();
+        if !is_closed {
+            self.close(Bytes::new(), Some(Broken::Cut));
+        }
+    }
 }
 
 /// What is between the pump and the relay.

@@ -1,6 +1,5 @@
 //! Reads a turn's body, whole and once, into memory that is bounded: the same bytes can then be sent again.
 
-use std::borrow::Cow;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,10 +17,12 @@ use crate::error::{Error, Kind};
 use crate::session::peek::Peek;
 use crate::setting::Size;
 
-/// What the budget for all bodies is counted in: a semaphore counts no further than 2^29.
+/// What the memory for bodies is counted in: a permit is a `u32`, and a body may be larger.
 const UNIT: usize = 4 * 1024;
 /// Reserved at once for a body that announces its length; a longer one earns its memory by arriving.
 const RESERVE: usize = 1024 * 1024;
+/// A body is decoded in steps of so many bytes.
+const STEP: usize = 64 * 1024;
 /// A body must come at this rate on the whole (bytes a second), after a grace.
 const SLOWEST: u64 = 16 * 1024;
 const GRACE: Duration = Duration::from_secs(30);
@@ -40,8 +41,27 @@ pub struct Replay {
 /// A body and its place in the memory for bodies.
 pub struct Replayed {
     pub bytes: Bytes,
-    max_body: usize,
     _place: Option<OwnedSemaphorePermit>,
+}
+
+/// A body's JSON text.
+pub enum Text<'b> {
+    /// As it was sent.
+    Plain(&'b [u8]),
+    /// Decoded, with its own place in the memory for bodies: to be dropped as soon as it was looked at.
+    Decoded(Vec<u8>, Option<OwnedSemaphorePermit>),
+    /// In an encoding that is not read here.
+    Unreadable,
+}
+
+impl Text<'_> {
+    pub fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(text) => Some(text),
+            Self::Decoded(text, _) => Some(text),
+            Self::Unreadable => None,
+        }
+    }
 }
 
 impl Replay {
@@ -87,7 +107,7 @@ impl Replay {
             self.extend(&mut place, bytes.len() + data.len())?;
             bytes.extend_from_slice(&data);
         }
-        Ok(Replayed { bytes: bytes.freeze(), max_body: self.max_body, _place: place })
+        Ok(Replayed { bytes: bytes.freeze(), _place: place })
     }
 
     /// Takes what `length` bytes need, beyond what is taken already.
@@ -127,31 +147,31 @@ async fn drain(body: &mut Body, limit: usize) {
     let _ = tokio::time::timeout(DRAIN, discard).await;
 }
 
-impl Replayed {
-    /// The body as JSON text: as it is, or decoded. `None`: an encoding that is not read here.
-    pub fn text(&self, headers: &HeaderMap) -> Result<Option<Cow<'_, [u8]>>, Error> {
-        let encoding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
-        match encoding {
-            None | Some(b"" | b"identity") => Ok(Some(Cow::Borrowed(&self.bytes))),
-            Some(b"zstd") => zstd::stream::read::Decoder::with_buffer(&self.bytes[..])
-                .map_err(not_decodable)
-                .and_then(|decoder| self.decode(decoder))
-                .map(|text| Some(Cow::Owned(text))),
-            Some(b"gzip") => {
-                self.decode(flate2::bufread::MultiGzDecoder::new(&self.bytes[..])).map(|text| Some(Cow::Owned(text)))
-            }
-            Some(_) => Ok(None),
+impl Replay {
+    /// The body as JSON text, decoded where that is needed.
+    pub fn text<'b>(&self, headers: &HeaderMap, body: &'b Replayed) -> Result<Text<'b>, Error> {
+        let encoding = headers.get(CONTENT_ENCODING).map_or(&b""[..], |value| value.as_bytes()).to_ascii_lowercase();
+        match &encoding[..] {
+            b"" | b"identity" => Ok(Text::Plain(&body.bytes)),
+            b"zstd" => self.decode(zstd::stream::read::Decoder::with_buffer(&body.bytes[..]).map_err(not_decodable)?),
+            b"gzip" => self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..])),
+            _ => Ok(Text::Unreadable),
         }
     }
 
-    /// At most `max_body` bytes come out: a small body that unfolds without end is too large.
-    fn decode(&self, decoder: impl Read) -> Result<Vec<u8>, Error> {
-        let mut text = Vec::new();
-        decoder.take(self.max_body as u64 + 1).read_to_end(&mut text).map_err(not_decodable)?;
-        if text.len() > self.max_body {
-            return Err(Error::new(Kind::RequestTooLarge, format!("The body unfolds to more than {} bytes.", self.max_body)));
+    /// At most `max_body` bytes come out, and all of them count: a small body that unfolds without end is too large.
+    fn decode<'b>(&self, mut decoder: impl Read) -> Result<Text<'b>, Error> {
+        let (mut text, mut place) = (Vec::new(), None);
+        loop {
+            self.extend(&mut place, text.len() + STEP)?;
+            let read = decoder.by_ref().take(STEP as u64).read_to_end(&mut text).map_err(not_decodable)?;
+            if text.len() > self.max_body {
+                return Err(Error::new(Kind::RequestTooLarge, format!("The body unfolds to more than {} bytes.", self.max_body)));
+            }
+            if read == 0 {
+                return Ok(Text::Decoded(text, place));
+            }
         }
-        Ok(text)
     }
 }
 
@@ -199,14 +219,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_encoded_body_is_read_and_a_bomb_is_not() {
-        let replay = replay(64 * KIB, 1024 * KIB);
+    async fn an_encoded_body_is_read_and_counted_and_a_bomb_is_not_unpacked() {
+        let replay = replay(512 * KIB, 1024 * KIB);
         let encoded = |encoding: &'static str| HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        let text = |body: &Replayed, encoding| {
+            let text = replay.text(&encoded(encoding), body).map_err(|error| error.code())?;
+            Ok::<_, &str>((text.bytes().map(<[u8]>::to_vec), replay.free.available_permits()))
+        };
         let body = read(&replay, zstd::encode_all(&b"{\"model\":\"m\"}"[..], 3).unwrap()).await.unwrap();
-        assert_eq!(body.text(&encoded("zstd")).unwrap().unwrap().as_ref(), b"{\"model\":\"m\"}");
+        let (decoded, free) = text(&body, "zstd").unwrap();
+        assert_eq!(decoded.unwrap(), b"{\"model\":\"m\"}");
+        assert!(free < replay.free.available_permits(), "the text has a place of its own while it is looked at");
         let bomb = read(&replay, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
-        assert_eq!(bomb.text(&encoded("zstd")).err().map(|error| error.code()), Some("request_too_large"));
-        assert_eq!(bomb.text(&encoded("gzip")).err().map(|error| error.code()), Some("invalid_json"));
-        assert!(bomb.text(&encoded("br")).unwrap().is_none());
+        assert_eq!(text(&bomb, "ZSTD").err(), Some("request_too_large"));
+        assert_eq!(text(&bomb, "gzip").err(), Some("invalid_json"));
+        assert_eq!(text(&bomb, "br").unwrap().0, None);
+        let large = zstd::encode_all(&vec![b' '; 400 * 1024][..], 3).unwrap();
+        let (one, two) = (read(&replay, large.clone()).await.unwrap(), read(&replay, large).await.unwrap());
+        let held = replay.text(&encoded("zstd"), &one).unwrap();
+        let second = replay.text(&encoded("zstd"), &two).unwrap();
+        assert_eq!(text(&one, "zstd").err(), Some("no_key_available"), "texts share the memory for bodies");
+        drop((held, second));
+        assert!(text(&one, "zstd").is_ok());
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! Retries nothing but a connection that did not come about, of which the upstream has seen nothing.
 
+use std::borrow::Cow;
+use std::io::Read;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use http::header::HeaderMap;
+use flate2::bufread::MultiGzDecoder;
+use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 
@@ -73,10 +76,24 @@ async fn read(response: reqwest::Response) -> Outcome {
         false
     };
     let is_whole = tokio::time::timeout(ERROR_BODY_TIME, whole).await.unwrap_or(false);
-    let error = ErrorBody::parse(&head);
+    let error = ErrorBody::parse(&decoded(&answer.headers, &head));
     answer.head = head.into();
     answer.rest = (!is_whole).then_some(rest);
     Outcome::Refused(Refusal { answer, error })
+}
+
+/// An error body as text. Decoding is for reading only, and as bounded as the body: what comes out beyond that says nothing.
+fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
+    let mut text = Vec::new();
+    let read = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
+        Some(b"gzip") => MultiGzDecoder::new(body).take(ERROR_BODY as u64).read_to_end(&mut text),
+        Some(b"zstd") => zstd::stream::read::Decoder::with_buffer(body)
+            .and_then(|decoder| decoder.take(ERROR_BODY as u64).read_to_end(&mut text)),
+        _ => return Cow::Borrowed(body),
+    };
+    // What was read before an error may be all there is.
+    let _ = read;
+    Cow::Owned(text)
 }
 
 /// An error with its causes, without the address it happened at: it may hold what is nobody's business.
@@ -91,4 +108,23 @@ fn causes(error: &reqwest::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn an_encoded_error_is_understood() {
+        let body = br#"{"error":{"message":"m","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#;
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(body).unwrap();
+        let zstd = zstd::encode_all(&body[..], 1).unwrap();
+        for (encoding, bytes) in [("gzip", gzip.finish().unwrap()), ("zstd", zstd), ("identity", body.to_vec())] {
+            let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+            let error = ErrorBody::parse(&decoded(&headers, &bytes));
+            assert_eq!(error.code.as_deref(), Some("credit_balance_exhausted"), "{encoding}");
+        }
+    }
 }
