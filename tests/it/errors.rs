@@ -52,6 +52,20 @@ async fn a_token_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_credential_in_the_url_is_refused_and_goes_nowhere() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    for query in ["key=canary", "a=1&api_key=canary", "ACCESS_TOKEN=canary"] {
+        let request = Request::new("POST", &format!("/v1/responses?{query}")).bearer(ALICE).body(BODY);
+        expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
+    }
+    assert!(upstream.seen().is_empty() && !cluster.logs().contains("canary"));
+    let request = Request::new("POST", "/v1/responses?client_version=1").bearer(ALICE).body(BODY);
+    assert_eq!(ask(cluster.address(), &request).await.status, 200);
+    assert!(upstream.seen()[0].line.contains("/responses?client_version=1 "), "{}", upstream.seen()[0].line);
+}
+
+#[tokio::test]
 async fn a_token_is_refused_before_the_body_is_read() {
     let cluster = Cluster::new().start().await;
     let mut connection = Connection::open(cluster.address()).await;

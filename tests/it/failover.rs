@@ -137,6 +137,27 @@ async fn a_sealed_session_moves_within_its_organization_only() {
     assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
 }
 
+/// Each replica keeps out the key that the other one uses: what each of them met has long passed.
+#[tokio::test]
+async fn replicas_that_met_different_failures_agree_again() {
+    let cluster = Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().start().await;
+    for (number, key) in ["org-a-1", "org-a-2"].into_iter().enumerate() {
+        cluster.upstream().revoke(key).await;
+        let before = refused(&cluster.turns().await, 401);
+        while refused(&cluster.turns().await, 401) == before {
+            Codex::new(cluster.replicas[number].address(), ALICE).turn("meets the failure").await.served();
+        }
+        cluster.upstream().heal().await;
+    }
+    let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
+    for turn in 0..8 {
+        codex.moves_to(cluster.replicas[turn % 2].address());
+        codex.turn("to and fro").await.served();
+    }
+    let path = path_of(&cluster.turns().await, &codex.session);
+    assert_eq!(path, ["org-a-2", "org-a-1"], "one move, then peace");
+}
+
 #[tokio::test]
 async fn without_any_key_the_client_is_told_to_wait() {
     let cluster = Cluster::new().keys(siblings("org-a", 2)).start().await;

@@ -64,6 +64,32 @@ async fn a_compressed_bomb_is_not_unpacked() {
     assert!(grown < 64 << 20, "{grown} bytes more");
 }
 
+/// What many small bodies unfold to counts as bodies do, and is not kept while their upstream thinks.
+#[tokio::test]
+async fn many_compressed_bodies_share_the_memory_for_bodies() {
+    let mut script = vec![Step::Hold];
+    script.extend(completed());
+    let upstream = Recorder::answering(script).await;
+    let cluster = Cluster::new().recorded_by(&upstream).server("replay_total", "\"16MiB\"").server("max_body", "\"16MiB\"").start().await;
+    let before = cluster.replica().process().peak();
+    let folded = zstd::encode_all(body(7 << 20).as_slice(), 1).expect("memory is enough");
+    let address = cluster.address();
+    let turns: Vec<_> = (0..20)
+        .map(|_| {
+            let request = Request::turn(ALICE, folded.clone()).header("content-encoding", "zstd");
+            tokio::spawn(async move { ask(address, &request).await.status })
+        })
+        .collect();
+    upstream.reached(1).await;
+    upstream.release(turns.len());
+    for turn in turns {
+        let status = turn.await.expect("the client runs");
+        assert!(matches!(status, 200 | 503), "{status}");
+    }
+    let grown = cluster.replica().process().peak().saturating_sub(before);
+    assert!(grown < 64 << 20, "{} MiB more", grown >> 20);
+}
+
 #[tokio::test]
 async fn bodies_in_flight_have_a_limit_together() {
     let mut script = vec![Step::Hold];
