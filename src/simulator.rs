@@ -2,7 +2,7 @@
 //! reasoning, rate limits, every error on request, and a judge that records each turn it saw.
 //!
 //! Serves `POST /responses` and `GET /models`, with and without `/v1`, and its own `/_sim/...` paths. It never talks to anybody,
-//! keeps nothing on disk, and never shares a line with the gateway it judges: what is read twice here is read twice on purpose.
+//! keeps nothing on disk, and reads, decides and counts by code of its own: what the gateway it judges reads too is read twice on purpose.
 //! What the last user text of a request may ask of it stands in `simulator/directive.rs`.
 
 mod clock;

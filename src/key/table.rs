@@ -102,7 +102,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>, described: &UpstreamSetti
 /// Idle connections kept a key: as many as its turns in flight at a busy time.
 const IDLE_CONNECTIONS: usize = 4096;
 
-/// A pool of connections that adds, follows and decodes nothing.
+/// A pool of connections that follows and decodes nothing, and adds nothing but an `accept: */*` where the client sent none.
 fn connections(settings: &UpstreamSettings) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())

@@ -70,7 +70,8 @@ async fn many_compressed_bodies_share_the_memory_for_bodies() {
     let mut script = vec![Step::Hold];
     script.extend(completed());
     let upstream = Recorder::answering(script).await;
-    let cluster = Cluster::new().recorded_by(&upstream).server("replay_total", "\"16MiB\"").server("max_body", "\"16MiB\"").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("replay_total", "\"16MiB\"").server("max_body", "\"16MiB\"").start().await;
     let before = cluster.replica().process().peak();
     let folded = zstd::encode_all(body(7 << 20).as_slice(), 1).expect("memory is enough");
     let address = cluster.address();
