@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use ::config::{Environment, File, FileFormat};
+use ::config::{ConfigBuilder, ConfigError, Environment, File, FileFormat, builder::DefaultState};
 use serde::Deserialize;
 
 use crate::client::{self, Clients};
@@ -68,22 +68,17 @@ pub struct Plan {
 impl Config {
     /// Reads `file`, or `warmkey.toml` where it is there, over the defaults; the environment over both.
     pub fn load(file: Option<&Path>) -> Result<Self, String> {
-        let mut sources = ::config::Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
+        let mut sources = defaults();
         if let Some(path) = file.or_else(|| Some(Path::new(USUAL_FILE)).filter(|path| path.exists())) {
             let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-            sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
+            sources = sources.add_source(well_formed(&text).map_err(|why| format!("{}, {why}", path.display()))?);
         }
-        sources = sources.add_source(Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__"));
-        let config = sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))?;
-        Ok(config)
+        understood(sources.add_source(Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__")))
     }
 
     /// A configuration from its text alone: the environment has no say.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let sources = ::config::Config::builder()
-            .add_source(File::from_str(DEFAULT, FileFormat::Toml))
-            .add_source(File::from_str(text, FileFormat::Toml));
-        sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))
+        understood(defaults().add_source(well_formed(text)?))
     }
 
     /// Reads the secrets and looks for every fault that shows before anything runs.
@@ -170,8 +165,52 @@ fn random_secret() -> Result<Secret, String> {
     Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
 }
 
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+fn defaults() -> ConfigBuilder<DefaultState> {
+    ::config::Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml))
+}
+
+fn understood(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
+    sources.build().and_then(::config::Config::try_deserialize).map_err(told)
+}
+
+/// The text as a source, once it is known to be TOML. The parser's own way to tell a fault shows the line it is in, and that
+/// line may be a secret's: only the place and the message are told.
+fn well_formed(text: &str) -> Result<File<::config::FileSourceString, FileFormat>, String> {
+    match toml::from_str::<toml::Table>(text) {
+        Ok(_) => Ok(File::from_str(text, FileFormat::Toml)),
+        Err(error) => {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            Err(format!("line {line}, column {column}: {}", without_value(error.message())))
+        }
+    }
+}
+
+/// A fault with the option that it is in, and without the value that it found there: what stands in a wrong place may be a
+/// secret too.
+fn told(error: ConfigError) -> String {
+    let at = |key: Option<String>, origin: Option<String>, why: String| {
+        let origin = origin.map(|origin| format!(" (in {origin})")).unwrap_or_default();
+        // An option of a list's entry comes as `key[0]secret`.
+        let key = key.map(|key| key.replace(']', "].").replace("..", ".").trim_end_matches('.').to_owned() + ": ");
+        key.unwrap_or_default() + &why + &origin
+    };
+    match error {
+        ConfigError::At { error, origin, key } => at(key, origin, told(*error)),
+        ConfigError::Type { origin, expected, key, .. } => at(key, origin, format!("must be {expected}")),
+        ConfigError::NotFound(key) => format!("{key}: is missing"),
+        other => without_value(&other.to_string()),
+    }
+}
+
+/// Cuts the value out of serde's `invalid type: string "VALUE", expected WHAT`; one line.
+fn without_value(message: &str) -> String {
+    let message = match message.rsplit_once(", expected ") {
+        Some((invalid, expected)) if invalid.starts_with("invalid ") && invalid.contains(": ") => format!("must be {expected}"),
+        _ => message.to_owned(),
+    };
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -206,9 +245,27 @@ mod tests {
             ("[server]\ndrain = \"soon\"", "no span of time"),
             ("[server]\nmax_body = \"64\"", "no size"),
             ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),
+            // A value of another kind is not repeated: it may be a secret without its quotes.
+            ("[server]\nsecret = \"sk-canary", "line 7, column "),
+            ("[server]\nsecret = sk-canary", "line 7, column "),
+            ("[server]\nsecret = 4242", "server.secret: a secret is"),
+            ("[server]\nsecret = 42.42", "server.secret: a secret is"),
+            ("[server]\nsecret = -4242", "server.secret: a secret is"),
+            ("[server]\nsecret = 42424242424242424242", "line 7, column "),
+            ("[server]\nsecret = 0x42424242424242424242424242424242424242", "line 7, column "),
+            ("[server]\nsecret = true", "server.secret: a secret is"),
+            ("[server]\nsecret = [\"sk-canary\"]", "server.secret: a secret is"),
+            ("[server]\nsecret = { env = { name = \"sk-canary\" } }", "server.secret"),
+            ("[[client]]\nid = \"sk-canary\"\ntoken = 4242", "client[0].token: a secret is"),
+            ("[[client]]\nmodels = \"sk-canary\"", "client[0].models: must be"),
+            ("[[client]]\n\"\\u0000\"\"sk-canary\"", "line 7, column "),
+            ("[store]\nurl = \"a\"\nurl = \"sk-canary\"", "line 8, column "),
+            ("[hop]\nsecret = \"\"\"\nsk-canary", "line "),
+            ("[[upstream]]\nbase_url = \"x\"", "name"),
         ] {
             let fault = Config::parse(&format!("{KEY}{text}")).expect_err(text);
-            assert!(fault.contains(expected) && !fault.contains('\n'), "{fault}");
+            assert!(fault.contains(expected) && !fault.contains('\n'), "{text}: {fault}");
+            assert!(!fault.contains("canary") && !fault.contains("42"), "{text}: {fault}");
         }
         for (text, expected) in [
             ("[server]\nsecret = \"sk-canary\"", "server.secret: has 9 bytes"),

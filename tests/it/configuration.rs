@@ -71,6 +71,9 @@ const BAD: &[(&str, &str, &str)] = &[
     ("token = \"token-canary-alice\"", "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"", "token"),
     (CLIENT, "[[client]]\ntoken_file = \"/nowhere/at/all\"\n", "/nowhere/at/all"),
     ("[server]", "[server", "line"),
+    ("secret = \"sk-canary-1\"", "secret = \"sk-canary-1", "line 18, column"),
+    ("secret = \"sk-canary-1\"", "secret = sk-canary-1", "line 18, column"),
+    ("secret = \"sk-canary-1\"", "secret = [\"sk-canary-1\"]", "key[0].secret"),
 ];
 
 async fn run(command: &str, text: &str) -> (Option<i32>, String, String) {
