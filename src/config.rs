@@ -107,6 +107,24 @@ impl Config {
                 faults.push(format!("{name}: must be longer than nothing"));
             }
         }
+        for (name, is_zero) in [
+            ("server.max_body", self.server.max_body.0 == 0),
+            ("server.replay_total", self.server.replay_total.0 == 0),
+            ("binding.memory", self.binding.memory == 0),
+        ] {
+            if is_zero {
+                faults.push(format!("{name}: must be more than nothing"));
+            }
+        }
+        if table.as_ref().is_some_and(|table| table.keys().iter().all(|key| key.weight == 0)) {
+            faults.push("key: all have weight 0: none takes a new session".into());
+        }
+        if let (Some(table), Some(clients)) = (&table, &clients) {
+            let organizations: Vec<_> = table.keys().iter().map(|key| key.organization.as_str()).collect();
+            if let Some(client) = clients.stranded(&organizations) {
+                faults.push(format!("client {}: organizations: no key belongs to any of them", client.id));
+            }
+        }
         match (store, secret, hop_secret, table, clients) {
             (Some(store), Some(secret), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
                 Ok(Plan { config: self, secret, hop_secret, store, table, clients })
@@ -238,6 +256,24 @@ mod tests {
     }
 
     #[test]
+    fn some_key_takes_new_sessions() {
+        let weightless = KEY.replace("id", "weight = 0\nid");
+        let other = KEY.replace("a-1", "a-2");
+        let plan = |text: &str| Config::parse(text).unwrap().plan().map(|_| ()).map_err(|faults| faults.join("; "));
+        assert_eq!(plan(&weightless), Err("key: all have weight 0: none takes a new session".into()));
+        assert_eq!(plan(&format!("{weightless}{other}")), Ok(()), "one that is being emptied stands beside another");
+    }
+
+    #[test]
+    fn an_upstream_has_time_to_answer() {
+        for option in ["connect_timeout", "first_byte_timeout", "idle_timeout"] {
+            let text = format!("[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\n{option} = \"0s\"\n{KEY}");
+            let faults = Config::parse(&text).unwrap().plan().err().expect(option);
+            assert_eq!(faults, [format!("upstream openai: {option}: must be longer than nothing")]);
+        }
+    }
+
+    #[test]
     fn a_fault_names_its_option_and_no_secret() {
         for (text, expected) in [
             ("[server]\nlisten_on = \"x\"", "listen_on"),
@@ -276,6 +312,13 @@ mod tests {
             ),
             ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
             (KEY, "two have the id a-1"),
+            ("[server]\nmax_body = \"0B\"", "server.max_body"),
+            ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
+            ("[binding]\nmemory = 0", "binding.memory"),
+            (
+                "[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]",
+                "client alice: organizations",
+            ),
         ] {
             let faults = Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
             assert!(faults.contains(expected) && !faults.contains("canary"), "{faults}");

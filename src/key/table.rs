@@ -67,6 +67,15 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         .ok_or_else(|| format!("base_url {} is no http:// or https:// address", settings.base_url))?;
+    for (option, span) in [
+        ("connect_timeout", settings.connect_timeout),
+        ("first_byte_timeout", settings.first_byte_timeout),
+        ("idle_timeout", settings.idle_timeout),
+    ] {
+        if span.0.is_zero() {
+            return Err(format!("{option}: must be longer than nothing"));
+        }
+    }
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
         responses,
