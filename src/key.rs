@@ -34,7 +34,8 @@ pub struct UpstreamSettings {
     pub idle_timeout: Span,
     #[serde(default)]
     pub http2: bool,
-    pub proxy: Option<String>,
+    /// Its address may hold a password.
+    pub proxy: Option<SecretSource>,
     pub ca_file: Option<String>,
 }
 
