@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::patience::within;
+use crate::patience::{SOON, eventually, within};
 use crate::port;
-use crate::process::{Folder, WARMKEY};
+use crate::process::{Folder, Process, WARMKEY};
 use crate::redis::Redis;
 
 const GOOD: &str = r#"
@@ -150,4 +150,42 @@ async fn an_option_may_come_from_the_environment() {
     let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     expect("from the environment", "server.secret", (output.status.code(), String::new(), errors));
+}
+
+#[tokio::test]
+async fn the_command_line_ends_with_a_code_of_its_own() {
+    for (words, code) in [
+        (&["--help"][..], 0),
+        (&["-V"], 0),
+        (&["help", "serve"], 0),
+        (&["serve", "--help"], 0),
+        (&[], 64),
+        (&["sreve"], 64),
+        (&["serve", "--cofnig", "x"], 64),
+        (&["simulate", "--listen", "nowhere"], 64),
+    ] {
+        let mut child = Command::new(WARMKEY);
+        let output =
+            within(Duration::from_secs(30), "the end", child.args(words).kill_on_drop(true).output()).await.expect("it runs");
+        let (said, errors) = (!output.stdout.is_empty(), !output.stderr.is_empty());
+        assert_eq!((output.status.code(), said, errors), (Some(code), code == 0, code != 0), "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hangup_ends_nothing() {
+    let folder = Folder::new();
+    let file = folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));
+    let mut command = Command::new(WARMKEY);
+    command.arg("serve").arg("--config").arg(file);
+    let mut replica = Process::start("replica", command, folder.path(), "warmkey");
+    assert!(replica.line().await.is_some_and(|line| line.starts_with("listening on ")));
+    for times in 1..3 {
+        replica.signal("HUP").await;
+        let answers = async || (replica.log().matches("reload").count() == times).then_some(());
+        eventually(SOON, "a line about the reload", answers).await;
+    }
+    assert!(replica.is_running());
+    replica.signal("TERM").await;
+    assert_eq!(replica.exit(SOON).await.code(), Some(0));
 }
