@@ -188,11 +188,11 @@ async fn check(file: &File) -> ExitCode {
     };
     println!("{}", warmkey::app::describe(&plan));
     if let StoreChoice::Redis(_) = plan.store {
-        if !warmkey::app::reach_store(&plan).await {
-            eprintln!("store.url: the store does not answer");
+        if let Err(fault) = warmkey::app::reach_store(&plan).await {
+            eprintln!("{fault}");
             return ExitCode::from(BAD_CONFIGURATION);
         }
-        println!("The store answers.");
+        println!("The store does what serving needs.");
     }
     ExitCode::SUCCESS
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually, within};
+use crate::patience::{SOON, eventually, ms, within};
 use crate::port;
 use crate::process::{Folder, Process, WARMKEY};
 use crate::redis::Redis;
@@ -135,10 +135,36 @@ async fn check_tells_what_would_run() {
 async fn check_reaches_the_store() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
-    let (code, _, errors) = run("check", &GOOD.replace("memory:", &redis.url())).await;
-    assert_eq!(code, Some(0), "{errors}");
+    for _ in 0..2 {
+        let (code, _, errors) = run("check", &GOOD.replace("memory:", &redis.url())).await;
+        assert_eq!(code, Some(0), "{errors}");
+    }
+    let is_empty = async || (redis.ask::<u64>(&["DBSIZE"]).await == 0).then_some(());
+    eventually(ms(5_000), "a check leaves nothing behind", is_empty).await;
     let nowhere = format!("redis://user:canary@{}", port::free());
     expect("no Redis there", "store.url", run("check", &GOOD.replace("memory:", &nowhere)).await);
+}
+
+/// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a user without SET is refused.
+#[tokio::test]
+async fn check_does_what_serving_needs() {
+    let folder = Folder::new();
+    let redis = Redis::start(folder.path()).await;
+    for (refused, word) in [
+        ("-set", "Redis 7"),
+        ("-pttl", "PTTL"),
+        ("-@scripting", "EVAL"),
+        ("-eval", "EVAL"),
+        ("-hset", "HSET"),
+        ("resetkeys", "SET NX GET"),
+    ] {
+        let rules = ["ACL", "SETUSER", "gateway", "reset", "on", ">canary", "~*", "+@all", refused];
+        assert_eq!(redis.ask::<String>(&rules).await, "OK");
+        let url = redis.url().replace("redis://", "redis://gateway:canary@");
+        expect(refused, word, run("check", &GOOD.replace("memory:", &url)).await);
+    }
+    let url = redis.url().replace("redis://", "redis://gateway:canary-2@");
+    expect("another password", "password", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
 #[tokio::test]
