@@ -137,7 +137,7 @@ impl Config {
         let url = self.store.url.read().map_err(|why| format!("store.url: {why}"))?;
         let choice = match url.expose() {
             "memory:" => StoreChoice::Memory,
-            redis if redis.starts_with("redis://") => StoreChoice::Redis(url),
+            redis if redis.starts_with("redis://") && ::redis::Client::open(redis).is_ok() => StoreChoice::Redis(url),
             _ => return Err("store.url: must be memory: or redis://HOST:PORT".into()),
         };
         if self.store.prefix.is_empty() || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -311,6 +311,7 @@ mod tests {
                 "SQLite",
             ),
             ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
+            ("[store]\nurl = \"redis://u:sk-canary@h:port\"", "store.url"),
             (KEY, "two have the id a-1"),
             ("[server]\nmax_body = \"0B\"", "server.max_body"),
             ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
