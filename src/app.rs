@@ -15,8 +15,9 @@ use crate::server::drain::{Drain, Readiness};
 use crate::server::listener::Listener;
 use crate::server::routes::client_routes;
 use crate::session::identify::Identifier;
-use crate::store::Store;
+use crate::setting::Span;
 use crate::store::memory::Memory;
+use crate::store::{self, Store, Unavailable};
 use crate::task::Tasks;
 use crate::turn::Gateway;
 use crate::turn::replay::Replay;
@@ -114,12 +115,46 @@ pub fn describe(plan: &Plan) -> String {
     )
 }
 
-/// Whether the store answers.
-pub async fn reach_store(plan: &Plan) -> bool {
-    let StoreChoice::Redis(url) = &plan.store else { return true };
+/// Does with the store, beside the bindings, what serving does with it. The error says in one line what is missing.
+pub async fn reach_store(plan: &Plan) -> Result<(), String> {
+    let StoreChoice::Redis(url) = &plan.store else { return Ok(()) };
+    // Names of its own, so that no replica meets them; and time enough, since what is asked is whether, not how soon.
+    let settings = store::Settings {
+        prefix: format!("{}:check", plan.config.store.prefix),
+        timeout: Span(plan.config.store.timeout.0.max(STORE_PATIENCE)),
+        ..plan.config.store.clone()
+    };
     let tasks = Tasks::new();
-    match Store::in_redis(url.expose(), &plan.config.store, Arc::new(Metrics::new()), &tasks) {
-        Ok(store) => store.ready(STORE_PATIENCE).await,
-        Err(_) => false,
+    let store = Store::in_redis(url.expose(), &settings, Arc::new(Metrics::new()), &tasks)?;
+    let result = match store.ready(STORE_PATIENCE).await {
+        true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
+        false => Err("store.url: the store does not answer, or refuses the user or password".into()),
+    };
+    tasks.join(LAST_TASKS).await;
+    result
+}
+
+/// How long what a check stores may stay, should the check not end.
+const REHEARSAL: Duration = Duration::from_secs(10);
+
+async fn rehearse(store: &Store) -> Result<(), String> {
+    let refused = |what: &'static str| move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim());
+    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
+    let get = "reading a binding does not work: it takes a user who may GET and PTTL";
+    let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
+                  PEXPIRE, HGET, HLEN and HSET";
+    let mut id = [0; 8];
+    getrandom::fill(&mut id).map_err(|error| format!("no randomness: {error}"))?;
+    let id = format!("{:016x}", u64::from_be_bytes(id));
+    let (first, second) = ("first", "second");
+    let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
+    let held = store.get(&id, &mut store.budget()).await.map_err(refused(get))?;
+    if !is_free || held.is_none_or(|held| held.value != first) {
+        return Err("what is stored cannot be read back".into());
     }
+    // As good as deleting. The numbering, which serving keeps for good, gets its end by being extended.
+    let life = Duration::from_millis(1);
+    store.replace(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    store.ordinal("check", &mut store.budget()).await.map_err(refused(script))?;
+    store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))
 }

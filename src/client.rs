@@ -1,6 +1,6 @@
 //! Who is calling: clients, their tokens, and what each may ask for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,6 +62,12 @@ impl Client {
         Self { id: ClientId::new(id), organizations: Vec::new(), models: Vec::new() }
     }
 
+    /// Whether both may do the same, in whatever order it is written.
+    fn has_rights_of(&self, other: &Self) -> bool {
+        let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
+        sorted(&self.organizations) == sorted(&other.organizations) && sorted(&self.models) == sorted(&other.models)
+    }
+
     pub fn may_use_organization(&self, organization: &str) -> bool {
         self.organizations.is_empty() || self.organizations.iter().any(|one| one == organization)
     }
@@ -78,6 +84,8 @@ type TokenHash = [u8; 32];
 /// All who may call.
 pub struct Clients {
     by_token: HashMap<TokenHash, Arc<Client>>,
+    /// The same clients: one has one set of rights, however many tokens.
+    by_id: HashMap<ClientId, Arc<Client>>,
     /// Who everybody else is, at an open gateway.
     anybody: Option<Arc<Client>>,
 }
@@ -86,7 +94,7 @@ impl Clients {
     /// `open`: no token is asked for. The error names the client and the option, never a token.
     pub fn new(settings: &[Settings], open: bool) -> Result<Self, String> {
         let anybody = open.then(|| Arc::new(Client::unrestricted("open")));
-        let mut clients = Self { by_token: HashMap::new(), anybody };
+        let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), anybody };
         for one in settings {
             clients.add(one)?;
         }
@@ -99,6 +107,12 @@ impl Clients {
 
     pub fn is_empty(&self) -> bool {
         self.by_token.is_empty()
+    }
+
+    /// A client that none of `organizations` may serve: every turn of it would be refused.
+    pub fn stranded(&self, organizations: &[&str]) -> Option<&Client> {
+        let is_stranded = |client: &&Client| !organizations.iter().any(|one| client.may_use_organization(one));
+        self.by_id.values().map(Arc::as_ref).filter(is_stranded).min_by_key(|client| client.id.as_str())
     }
 
     fn add(&mut self, settings: &Settings) -> Result<(), String> {
@@ -145,7 +159,15 @@ impl Clients {
         }
         let client =
             Client { id: ClientId::new(id), organizations: settings.organizations.clone(), models: settings.models.clone() };
-        match self.by_token.insert(hash, Arc::new(client)) {
+        let client = match self.by_id.get(&client.id) {
+            Some(known) if !known.has_rights_of(&client) => {
+                return Err(format!("client {id}: is there twice, with different organizations or models"));
+            }
+            Some(known) => Arc::clone(known),
+            None => Arc::new(client),
+        };
+        self.by_id.insert(client.id.clone(), Arc::clone(&client));
+        match self.by_token.insert(hash, client) {
             // One client may have several tokens, so that they can be rotated; one token has one client.
             Some(other) if other.id.as_str() != id => Err(format!("client {id}: has the same token as client {}", other.id)),
             _ => Ok(()),
@@ -166,4 +188,35 @@ fn parse_hash(hex: &str) -> Option<TokenHash> {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clients(sections: &[(&str, &[&str], &[&str])]) -> Result<usize, String> {
+        let settings: Vec<_> = sections
+            .iter()
+            .map(|(token, organizations, models)| Settings {
+                id: Some("alice".into()),
+                token: Some(SecretSource::Text(Secret::new(*token))),
+                token_sha256: None,
+                token_file: None,
+                organizations: organizations.iter().map(|&name| name.into()).collect(),
+                models: models.iter().map(|&name| name.into()).collect(),
+            })
+            .collect();
+        Clients::new(&settings, false).map(|clients| clients.len())
+    }
+
+    #[test]
+    fn a_client_has_one_set_of_rights_however_many_tokens() {
+        let (one, both) = (&["org-a"][..], &["org-a", "org-b"][..]);
+        assert_eq!(clients(&[("old", both, &[]), ("new", &["org-b", "org-a"], &[])]), Ok(2), "a token is being rotated");
+        assert_eq!(clients(&[("same", one, &[]), ("same", one, &[])]), Ok(1));
+        for (token, organizations, models) in [("new", both, &[][..]), ("new", one, &["gpt"]), ("old", &[], &[])] {
+            let fault = clients(&[("old", one, &[]), (token, organizations, models)]).expect_err("two sets of rights");
+            assert_eq!(fault, "client alice: is there twice, with different organizations or models");
+        }
+    }
 }

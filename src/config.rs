@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use ::config::{Environment, File, FileFormat};
+use ::config::{ConfigBuilder, ConfigError, Environment, File, FileFormat, builder::DefaultState};
 use serde::Deserialize;
 
 use crate::client::{self, Clients};
@@ -68,22 +68,17 @@ pub struct Plan {
 impl Config {
     /// Reads `file`, or `warmkey.toml` where it is there, over the defaults; the environment over both.
     pub fn load(file: Option<&Path>) -> Result<Self, String> {
-        let mut sources = ::config::Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml));
+        let mut sources = defaults();
         if let Some(path) = file.or_else(|| Some(Path::new(USUAL_FILE)).filter(|path| path.exists())) {
             let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-            sources = sources.add_source(File::from_str(&text, FileFormat::Toml));
+            sources = sources.add_source(well_formed(&text).map_err(|why| format!("{}, {why}", path.display()))?);
         }
-        sources = sources.add_source(Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__"));
-        let config = sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))?;
-        Ok(config)
+        understood(sources.add_source(Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__")))
     }
 
     /// A configuration from its text alone: the environment has no say.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let sources = ::config::Config::builder()
-            .add_source(File::from_str(DEFAULT, FileFormat::Toml))
-            .add_source(File::from_str(text, FileFormat::Toml));
-        sources.build().and_then(::config::Config::try_deserialize).map_err(|error| one_line(&error.to_string()))
+        understood(defaults().add_source(well_formed(text)?))
     }
 
     /// Reads the secrets and looks for every fault that shows before anything runs.
@@ -112,6 +107,24 @@ impl Config {
                 faults.push(format!("{name}: must be longer than nothing"));
             }
         }
+        for (name, is_zero) in [
+            ("server.max_body", self.server.max_body.0 == 0),
+            ("server.replay_total", self.server.replay_total.0 == 0),
+            ("binding.memory", self.binding.memory == 0),
+        ] {
+            if is_zero {
+                faults.push(format!("{name}: must be more than nothing"));
+            }
+        }
+        if table.as_ref().is_some_and(|table| table.keys().iter().all(|key| key.weight == 0)) {
+            faults.push("key: all have weight 0: none takes a new session".into());
+        }
+        if let (Some(table), Some(clients)) = (&table, &clients) {
+            let organizations: Vec<_> = table.keys().iter().map(|key| key.organization.as_str()).collect();
+            if let Some(client) = clients.stranded(&organizations) {
+                faults.push(format!("client {}: organizations: no key belongs to any of them", client.id));
+            }
+        }
         match (store, secret, hop_secret, table, clients) {
             (Some(store), Some(secret), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
                 Ok(Plan { config: self, secret, hop_secret, store, table, clients })
@@ -124,7 +137,7 @@ impl Config {
         let url = self.store.url.read().map_err(|why| format!("store.url: {why}"))?;
         let choice = match url.expose() {
             "memory:" => StoreChoice::Memory,
-            redis if redis.starts_with("redis://") => StoreChoice::Redis(url),
+            redis if redis.starts_with("redis://") && ::redis::Client::open(redis).is_ok() => StoreChoice::Redis(url),
             _ => return Err("store.url: must be memory: or redis://HOST:PORT".into()),
         };
         if self.store.prefix.is_empty() || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -170,8 +183,52 @@ fn random_secret() -> Result<Secret, String> {
     Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
 }
 
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+fn defaults() -> ConfigBuilder<DefaultState> {
+    ::config::Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml))
+}
+
+fn understood(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
+    sources.build().and_then(::config::Config::try_deserialize).map_err(told)
+}
+
+/// The text as a source, once it is known to be TOML. The parser's own way to tell a fault shows the line it is in, and that
+/// line may be a secret's: only the place and the message are told.
+fn well_formed(text: &str) -> Result<File<::config::FileSourceString, FileFormat>, String> {
+    match toml::from_str::<toml::Table>(text) {
+        Ok(_) => Ok(File::from_str(text, FileFormat::Toml)),
+        Err(error) => {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            Err(format!("line {line}, column {column}: {}", without_value(error.message())))
+        }
+    }
+}
+
+/// A fault with the option that it is in, and without the value that it found there: what stands in a wrong place may be a
+/// secret too.
+fn told(error: ConfigError) -> String {
+    let at = |key: Option<String>, origin: Option<String>, why: String| {
+        let origin = origin.map(|origin| format!(" (in {origin})")).unwrap_or_default();
+        // An option of a list's entry comes as `key[0]secret`.
+        let key = key.map(|key| key.replace(']', "].").replace("..", ".").trim_end_matches('.').to_owned() + ": ");
+        key.unwrap_or_default() + &why + &origin
+    };
+    match error {
+        ConfigError::At { error, origin, key } => at(key, origin, told(*error)),
+        ConfigError::Type { origin, expected, key, .. } => at(key, origin, format!("must be {expected}")),
+        ConfigError::NotFound(key) => format!("{key}: is missing"),
+        other => without_value(&other.to_string()),
+    }
+}
+
+/// Cuts the value out of serde's `invalid type: string "VALUE", expected WHAT`; one line.
+fn without_value(message: &str) -> String {
+    let message = match message.rsplit_once(", expected ") {
+        Some((invalid, expected)) if invalid.starts_with("invalid ") && invalid.contains(": ") => format!("must be {expected}"),
+        _ => message.to_owned(),
+    };
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -199,6 +256,24 @@ mod tests {
     }
 
     #[test]
+    fn some_key_takes_new_sessions() {
+        let weightless = KEY.replace("id", "weight = 0\nid");
+        let other = KEY.replace("a-1", "a-2");
+        let plan = |text: &str| Config::parse(text).unwrap().plan().map(|_| ()).map_err(|faults| faults.join("; "));
+        assert_eq!(plan(&weightless), Err("key: all have weight 0: none takes a new session".into()));
+        assert_eq!(plan(&format!("{weightless}{other}")), Ok(()), "one that is being emptied stands beside another");
+    }
+
+    #[test]
+    fn an_upstream_has_time_to_answer() {
+        for option in ["connect_timeout", "first_byte_timeout", "idle_timeout"] {
+            let text = format!("[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\n{option} = \"0s\"\n{KEY}");
+            let faults = Config::parse(&text).unwrap().plan().err().expect(option);
+            assert_eq!(faults, [format!("upstream openai: {option}: must be longer than nothing")]);
+        }
+    }
+
+    #[test]
     fn a_fault_names_its_option_and_no_secret() {
         for (text, expected) in [
             ("[server]\nlisten_on = \"x\"", "listen_on"),
@@ -206,9 +281,27 @@ mod tests {
             ("[server]\ndrain = \"soon\"", "no span of time"),
             ("[server]\nmax_body = \"64\"", "no size"),
             ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),
+            // A value of another kind is not repeated: it may be a secret without its quotes.
+            ("[server]\nsecret = \"sk-canary", "line 7, column "),
+            ("[server]\nsecret = sk-canary", "line 7, column "),
+            ("[server]\nsecret = 4242", "server.secret: a secret is"),
+            ("[server]\nsecret = 42.42", "server.secret: a secret is"),
+            ("[server]\nsecret = -4242", "server.secret: a secret is"),
+            ("[server]\nsecret = 42424242424242424242", "line 7, column "),
+            ("[server]\nsecret = 0x42424242424242424242424242424242424242", "line 7, column "),
+            ("[server]\nsecret = true", "server.secret: a secret is"),
+            ("[server]\nsecret = [\"sk-canary\"]", "server.secret: a secret is"),
+            ("[server]\nsecret = { env = { name = \"sk-canary\" } }", "server.secret"),
+            ("[[client]]\nid = \"sk-canary\"\ntoken = 4242", "client[0].token: a secret is"),
+            ("[[client]]\nmodels = \"sk-canary\"", "client[0].models: must be"),
+            ("[[client]]\n\"\\u0000\"\"sk-canary\"", "line 7, column "),
+            ("[store]\nurl = \"a\"\nurl = \"sk-canary\"", "line 8, column "),
+            ("[hop]\nsecret = \"\"\"\nsk-canary", "line "),
+            ("[[upstream]]\nbase_url = \"x\"", "name"),
         ] {
             let fault = Config::parse(&format!("{KEY}{text}")).expect_err(text);
-            assert!(fault.contains(expected) && !fault.contains('\n'), "{fault}");
+            assert!(fault.contains(expected) && !fault.contains('\n'), "{text}: {fault}");
+            assert!(!fault.contains("canary") && !fault.contains("42"), "{text}: {fault}");
         }
         for (text, expected) in [
             ("[server]\nsecret = \"sk-canary\"", "server.secret: has 9 bytes"),
@@ -218,7 +311,15 @@ mod tests {
                 "SQLite",
             ),
             ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
+            ("[store]\nurl = \"redis://u:sk-canary@h:port\"", "store.url"),
             (KEY, "two have the id a-1"),
+            ("[server]\nmax_body = \"0B\"", "server.max_body"),
+            ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
+            ("[binding]\nmemory = 0", "binding.memory"),
+            (
+                "[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]",
+                "client alice: organizations",
+            ),
         ] {
             let faults = Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
             assert!(faults.contains(expected) && !faults.contains("canary"), "{faults}");

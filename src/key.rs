@@ -26,8 +26,6 @@ pub struct UpstreamSettings {
     pub base_url: String,
     #[serde(default)]
     pub kind: UpstreamKind,
-    #[serde(default)]
-    pub speaks: Option<Vec<Protocol>>,
     #[serde(default = "five_seconds")]
     pub connect_timeout: Span,
     #[serde(default = "ten_minutes")]
@@ -36,7 +34,8 @@ pub struct UpstreamSettings {
     pub idle_timeout: Span,
     #[serde(default)]
     pub http2: bool,
-    pub proxy: Option<String>,
+    /// Its address may hold a password.
+    pub proxy: Option<SecretSource>,
     pub ca_file: Option<String>,
 }
 
@@ -47,7 +46,6 @@ impl UpstreamSettings {
             name: "openai".into(),
             base_url: "https://api.openai.com/v1".into(),
             kind: UpstreamKind::OpenAi,
-            speaks: None,
             connect_timeout: five_seconds(),
             first_byte_timeout: ten_minutes(),
             idle_timeout: five_minutes(),
@@ -71,21 +69,12 @@ const fn five_minutes() -> Span {
     Span(Duration::from_secs(300))
 }
 
-/// What an upstream is.
+/// What an upstream is. Nothing asks yet, as there is one kind: naming it is allowed because it is true, and any other is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UpstreamKind {
     #[default]
     OpenAi,
-}
-
-/// What an upstream can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    Responses,
-    Websocket,
-    Chat,
 }
 
 /// One `[[key]]`.

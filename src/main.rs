@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
 
-/// The configuration cannot run (sysexits.h: EX_USAGE).
+/// The command line or the configuration cannot run (sysexits.h: EX_USAGE).
 const BAD_CONFIGURATION: u8 = 64;
 
 /// Keeps every Codex session on the upstream key whose prompt cache is warm.
@@ -56,7 +57,10 @@ struct Simulate {
 }
 
 fn main() -> ExitCode {
-    let line = Line::parse();
+    let line = match Line::try_parse() {
+        Ok(line) => line,
+        Err(other) => return instead_of_running(&other),
+    };
     let runtime = match runtime().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
@@ -72,6 +76,13 @@ fn main() -> ExitCode {
     // What is left was told to end and did not: its connections are cut with the process.
     runtime.shutdown_background();
     code
+}
+
+/// Prints the help or the version that was asked for, or what is wrong with the command line.
+fn instead_of_running(other: &clap::Error) -> ExitCode {
+    // A reader that has gone needs no help.
+    let _ = other.print();
+    if other.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS }
 }
 
 /// A thread for each core, or for as many as TOKIO_WORKER_THREADS says. One core is served best by one thread that shares nothing.
@@ -93,12 +104,19 @@ async fn serve(file: &File) -> ExitCode {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => return failed(&error.to_string()),
+    };
     let replica = match Replica::start(plan, None).await {
         Ok(replica) => replica,
         Err(error) => return failed(&error),
     };
     println!("listening on http://{} (admin http://{})", replica.client_address, replica.admin_address);
-    told(&mut terminate, &mut interrupt).await;
+    tokio::select! {
+        () = told(&mut terminate, &mut interrupt) => {}
+        never = without_reload(&mut hangup) => match never {},
+    }
     match replica.stop(told(&mut terminate, &mut interrupt)).await {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
@@ -113,6 +131,14 @@ async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+}
+
+/// SIGHUP would end the process, and every turn with it: it is taken, and answered with a line in the log.
+async fn without_reload(hangup: &mut Signal) -> Infallible {
+    loop {
+        hangup.recv().await;
+        tracing::warn!("SIGHUP: the configuration cannot be reloaded yet; nothing has changed");
     }
 }
 
@@ -162,11 +188,11 @@ async fn check(file: &File) -> ExitCode {
     };
     println!("{}", warmkey::app::describe(&plan));
     if let StoreChoice::Redis(_) = plan.store {
-        if !warmkey::app::reach_store(&plan).await {
-            eprintln!("store.url: the store does not answer");
+        if let Err(fault) = warmkey::app::reach_store(&plan).await {
+            eprintln!("{fault}");
             return ExitCode::from(BAD_CONFIGURATION);
         }
-        println!("The store answers.");
+        println!("The store does what serving needs.");
     }
     ExitCode::SUCCESS
 }

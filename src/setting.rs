@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// Something only this process and its peer may know.
 #[derive(Clone)]
@@ -29,6 +29,9 @@ impl fmt::Debug for Secret {
         f.write_str("Secret")
     }
 }
+
+/// How a secret is written, for whoever wrote it otherwise.
+const SECRET: &str = r#"a string, { env = "NAME" } or { file = "PATH" }"#;
 
 /// Where a secret is written: `"text"`, `{ env = "NAME" }` or `{ file = "PATH" }`.
 #[derive(Clone)]
@@ -75,22 +78,60 @@ impl fmt::Debug for SecretSource {
 impl<'de> Deserialize<'de> for SecretSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Source;
+
+        /// Says what a secret is, and nothing of what stood there instead: it may be a secret that lacks its quotes.
+        fn refused<T, E: de::Error>() -> Result<T, E> {
+            Err(de::Error::custom(format!("a secret is {SECRET}")))
+        }
+
         impl<'de> Visitor<'de> for Source {
             type Value = SecretSource;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(r#"a string, { env = "NAME" } or { file = "PATH" }"#)
+                f.write_str(SECRET)
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretSource, E> {
                 Ok(SecretSource::Text(Secret::new(text)))
             }
 
+            fn visit_bool<E: de::Error>(self, _: bool) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_i128<E: de::Error>(self, _: i128) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_u64<E: de::Error>(self, _: u64) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_u128<E: de::Error>(self, _: u128) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_unit<E: de::Error>(self) -> Result<SecretSource, E> {
+                refused()
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<SecretSource, A::Error> {
+                refused()
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
                 let source = match map.next_entry::<String, String>()? {
                     Some((key, name)) if key == "env" => SecretSource::Env(name),
                     Some((key, path)) if key == "file" => SecretSource::File(path.into()),
-                    _ => return Err(de::Error::custom(r#"a secret is a string, { env = "NAME" } or { file = "PATH" }"#)),
+                    _ => return refused(),
                 };
                 match map.next_entry::<String, String>()? {
                     None => Ok(source),

@@ -63,10 +63,25 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    let responses = reqwest::Url::parse(&format!("{}/responses", settings.base_url.trim_end_matches('/')))
+    // No fault repeats the address: whoever writes a password or a key into it did not mean to show it.
+    let base = reqwest::Url::parse(&settings.base_url)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or_else(|| format!("base_url {} is no http:// or https:// address", settings.base_url))?;
+        .ok_or("base_url: is no http:// or https:// address")?;
+    if !base.username().is_empty() || base.password().is_some() || base.query().is_some() || base.fragment().is_some() {
+        return Err("base_url: must hold no user, password, query or fragment".into());
+    }
+    let responses = reqwest::Url::parse(&format!("{}/responses", base.as_str().trim_end_matches('/')))
+        .map_err(|_| "base_url: is no address that a path can be added to")?;
+    for (option, span) in [
+        ("connect_timeout", settings.connect_timeout),
+        ("first_byte_timeout", settings.first_byte_timeout),
+        ("idle_timeout", settings.idle_timeout),
+    ] {
+        if span.0.is_zero() {
+            return Err(format!("{option}: must be longer than nothing"));
+        }
+    }
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
         responses,
@@ -115,8 +130,9 @@ fn connections(settings: &UpstreamSettings) -> Result<reqwest::Client, String> {
         builder = builder.http1_only();
     }
     if let Some(proxy) = &settings.proxy {
+        let address = proxy.read().map_err(|why| format!("proxy: {why}"))?;
         // The address may hold a password: it is not repeated.
-        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|_| "proxy is no address".to_owned())?);
+        builder = builder.proxy(reqwest::Proxy::all(address.expose()).map_err(|_| "proxy: is no address")?);
     }
     if let Some(path) = &settings.ca_file {
         let pem = std::fs::read(path).map_err(|error| format!("ca_file {path}: {error}"))?;
@@ -161,6 +177,43 @@ mod tests {
     #[test]
     fn turns_go_to_responses_below_the_base() {
         assert_eq!(table(&["a"]).unwrap().keys()[0].upstream.responses.as_str(), "https://api.openai.com/v1/responses");
+    }
+
+    /// A table of one key at an upstream of these options.
+    fn upstream(options: &str) -> Result<(UpstreamSettings, Table), String> {
+        let settings: UpstreamSettings = serde_json::from_str(&format!("{{\"name\":\"u\",{options}}}")).unwrap();
+        let key: Settings =
+            serde_json::from_str(r#"{"id":"a-1","upstream":"u","organization":"org-a","secret":"sk-canary"}"#).unwrap();
+        let table = Table::new(std::slice::from_ref(&settings), &[key])?;
+        Ok((settings, table))
+    }
+
+    #[test]
+    fn an_address_carries_nothing_but_where_to_go() {
+        for address in [
+            "https://canary@h/v1",
+            "https://user:canary@h/v1",
+            "https://:canary@h/v1",
+            "htps://user:canary@h/v1",
+            "https://user:canary@:x/",
+            "https://h/v1?api-key=canary",
+            "https://h/v1#canary",
+            "canary",
+            "",
+        ] {
+            let fault = upstream(&format!("\"base_url\":{address:?}")).err().expect(address);
+            assert!(fault.starts_with("upstream u: base_url: ") && !fault.contains("canary"), "{address}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_may_have_a_password_that_nothing_shows() {
+        let (settings, table) = upstream(r#""base_url":"http://h","proxy":"http://user:canary@proxy:1""#).unwrap();
+        assert!(!format!("{settings:?}{:?}", table.keys()).contains("canary"));
+        let fault = upstream(r#""base_url":"http://h","proxy":"http://user:canary@proxy:x""#).err().expect("no port");
+        assert!(fault.contains("proxy: ") && !fault.contains("canary"), "{fault}");
+        let fault = upstream(r#""base_url":"http://h","proxy":{"env":"WARMKEY_NO_SUCH"}"#).err().expect("no variable");
+        assert!(fault.contains("proxy: environment variable WARMKEY_NO_SUCH"), "{fault}");
     }
 
     #[test]

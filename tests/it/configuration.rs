@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::patience::within;
+use crate::patience::{SOON, eventually, ms, within};
 use crate::port;
-use crate::process::{Folder, WARMKEY};
+use crate::process::{Folder, Process, WARMKEY};
 use crate::redis::Redis;
 
 const GOOD: &str = r#"
@@ -68,9 +68,14 @@ const BAD: &[(&str, &str, &str)] = &[
     ("\"memory:\"", "\"redis://user:canary@127.0.0.1:1\"\n[ledger]\nurl = \"sqlite:x.db\"", "ledger"),
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"ftp://x\"", "base_url"),
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"http://127.0.0.1:9/v1\"\nconnect_timeout = \"1.5s\"", "1.5s"),
+    (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nspeaks = [\"responses\"]\n", "speaks"),
+    (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nkind = \"gateway\"\n", "kind"),
     ("token = \"token-canary-alice\"", "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"", "token"),
     (CLIENT, "[[client]]\ntoken_file = \"/nowhere/at/all\"\n", "/nowhere/at/all"),
     ("[server]", "[server", "line"),
+    ("secret = \"sk-canary-1\"", "secret = \"sk-canary-1", "line 18, column"),
+    ("secret = \"sk-canary-1\"", "secret = sk-canary-1", "line 18, column"),
+    ("secret = \"sk-canary-1\"", "secret = [\"sk-canary-1\"]", "key[0].secret"),
 ];
 
 async fn run(command: &str, text: &str) -> (Option<i32>, String, String) {
@@ -130,10 +135,36 @@ async fn check_tells_what_would_run() {
 async fn check_reaches_the_store() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
-    let (code, _, errors) = run("check", &GOOD.replace("memory:", &redis.url())).await;
-    assert_eq!(code, Some(0), "{errors}");
+    for _ in 0..2 {
+        let (code, _, errors) = run("check", &GOOD.replace("memory:", &redis.url())).await;
+        assert_eq!(code, Some(0), "{errors}");
+    }
+    let is_empty = async || (redis.ask::<u64>(&["DBSIZE"]).await == 0).then_some(());
+    eventually(ms(5_000), "a check leaves nothing behind", is_empty).await;
     let nowhere = format!("redis://user:canary@{}", port::free());
     expect("no Redis there", "store.url", run("check", &GOOD.replace("memory:", &nowhere)).await);
+}
+
+/// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a user without SET is refused.
+#[tokio::test]
+async fn check_does_what_serving_needs() {
+    let folder = Folder::new();
+    let redis = Redis::start(folder.path()).await;
+    for (refused, word) in [
+        ("-set", "Redis 7"),
+        ("-pttl", "PTTL"),
+        ("-@scripting", "EVAL"),
+        ("-eval", "EVAL"),
+        ("-hset", "HSET"),
+        ("resetkeys", "SET NX GET"),
+    ] {
+        let rules = ["ACL", "SETUSER", "gateway", "reset", "on", ">canary", "~*", "+@all", refused];
+        assert_eq!(redis.ask::<String>(&rules).await, "OK");
+        let url = redis.url().replace("redis://", "redis://gateway:canary@");
+        expect(refused, word, run("check", &GOOD.replace("memory:", &url)).await);
+    }
+    let url = redis.url().replace("redis://", "redis://gateway:canary-2@");
+    expect("another password", "password", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
 #[tokio::test]
@@ -145,4 +176,42 @@ async fn an_option_may_come_from_the_environment() {
     let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     expect("from the environment", "server.secret", (output.status.code(), String::new(), errors));
+}
+
+#[tokio::test]
+async fn the_command_line_ends_with_a_code_of_its_own() {
+    for (words, code) in [
+        (&["--help"][..], 0),
+        (&["-V"], 0),
+        (&["help", "serve"], 0),
+        (&["serve", "--help"], 0),
+        (&[], 64),
+        (&["sreve"], 64),
+        (&["serve", "--cofnig", "x"], 64),
+        (&["simulate", "--listen", "nowhere"], 64),
+    ] {
+        let mut child = Command::new(WARMKEY);
+        let output =
+            within(Duration::from_secs(30), "the end", child.args(words).kill_on_drop(true).output()).await.expect("it runs");
+        let (said, errors) = (!output.stdout.is_empty(), !output.stderr.is_empty());
+        assert_eq!((output.status.code(), said, errors), (Some(code), code == 0, code != 0), "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_hangup_ends_nothing() {
+    let folder = Folder::new();
+    let file = folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));
+    let mut command = Command::new(WARMKEY);
+    command.arg("serve").arg("--config").arg(file);
+    let mut replica = Process::start("replica", command, folder.path(), "warmkey");
+    assert!(replica.line().await.is_some_and(|line| line.starts_with("listening on ")));
+    for times in 1..3 {
+        replica.signal("HUP").await;
+        let answers = async || (replica.log().matches("reload").count() == times).then_some(());
+        eventually(SOON, "a line about the reload", answers).await;
+    }
+    assert!(replica.is_running());
+    replica.signal("TERM").await;
+    assert_eq!(replica.exit(SOON).await.code(), Some(0));
 }
