@@ -26,6 +26,8 @@ pub struct UpstreamSettings {
     pub base_url: String,
     #[serde(default)]
     pub kind: UpstreamKind,
+    /// What it can be asked: everything, unless it says so.
+    pub speaks: Option<Vec<Protocol>>,
     #[serde(default = "five_seconds")]
     pub connect_timeout: Span,
     #[serde(default = "ten_minutes")]
@@ -46,6 +48,7 @@ impl UpstreamSettings {
             name: "openai".into(),
             base_url: "https://api.openai.com/v1".into(),
             kind: UpstreamKind::OpenAi,
+            speaks: None,
             connect_timeout: five_seconds(),
             first_byte_timeout: ten_minutes(),
             idle_timeout: five_minutes(),
@@ -75,6 +78,15 @@ const fn five_minutes() -> Span {
 pub enum UpstreamKind {
     #[default]
     OpenAi,
+}
+
+/// What an upstream can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Responses,
+    Websocket,
+    Chat,
 }
 
 /// One `[[key]]`.

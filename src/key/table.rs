@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{Key, Settings, Tag, Upstream, UpstreamSettings};
+use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings};
 
 /// All keys, in the order of the configuration.
 pub struct Table {
@@ -73,6 +73,9 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     }
     let responses = reqwest::Url::parse(&format!("{}/responses", base.as_str().trim_end_matches('/')))
         .map_err(|_| "base_url: is no address that a path can be added to")?;
+    if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
+        return Err("speaks: must have \"responses\": nothing else is served yet".into());
+    }
     for (option, span) in [
         ("connect_timeout", settings.connect_timeout),
         ("first_byte_timeout", settings.first_byte_timeout),

@@ -68,7 +68,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ("\"memory:\"", "\"redis://user:canary@127.0.0.1:1\"\n[ledger]\nurl = \"sqlite:x.db\"", "ledger"),
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"ftp://x\"", "base_url"),
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"http://127.0.0.1:9/v1\"\nconnect_timeout = \"1.5s\"", "1.5s"),
-    (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nspeaks = [\"responses\"]\n", "speaks"),
+    (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nspeaks = [\"chat\"]\n", "speaks"),
     (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nkind = \"gateway\"\n", "kind"),
     ("token = \"token-canary-alice\"", "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"", "token"),
     (CLIENT, "[[client]]\ntoken_file = \"/nowhere/at/all\"\n", "/nowhere/at/all"),
