@@ -162,6 +162,10 @@ impl Store {
         budget: &mut Budget,
         work: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
+        if budget.0.is_zero() {
+            // Not even begun: a write would leave although nobody waits for it.
+            return Err(Unavailable("no time is left".into()));
+        }
         let asked = redis.asking();
         let began = Instant::now();
         let result = tokio::time::timeout(budget.0, work).await.unwrap_or_else(|_| {
@@ -196,6 +200,16 @@ mod tests {
 
     fn is_up(store: &Store) -> bool {
         store.metrics.render().contains("\nwarmkey_store_up 1\n")
+    }
+
+    #[tokio::test]
+    async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
+        let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+        let (store, _tasks) = store(&fake).await;
+        assert!(store.claim("s", "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
+        assert!(is_up(&store));
+        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
     }
 
     #[tokio::test]

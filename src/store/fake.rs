@@ -15,6 +15,7 @@ pub struct Fake {
 #[derive(Default)]
 struct Seen {
     connections: Mutex<usize>,
+    asked: Mutex<Vec<String>>,
     /// Connections up to this one end.
     cut: watch::Sender<usize>,
 }
@@ -36,7 +37,7 @@ impl Fake {
                 let mut cut = seen.cut.subscribe();
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = serve(stream, number, answer) => {}
+                        () = serve(stream, number, &seen, answer) => {}
                         _ = cut.wait_for(|cut| *cut >= number) => {}
                     }
                 });
@@ -53,13 +54,18 @@ impl Fake {
         *self.seen.connections.lock().unwrap()
     }
 
+    /// The names of all commands, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.seen.asked.lock().unwrap().clone()
+    }
+
     /// Ends the connections up to this one.
     pub fn cut(&self, number: usize) {
         self.seen.cut.send_replace(number);
     }
 }
 
-async fn serve(mut stream: TcpStream, number: usize, answer: fn(usize, &str) -> Option<&'static str>) {
+async fn serve(mut stream: TcpStream, number: usize, seen: &Seen, answer: fn(usize, &str) -> Option<&'static str>) {
     let mut buffer = vec![0; 4096];
     // What is written at once arrives at once: these commands are small.
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
@@ -67,6 +73,7 @@ async fn serve(mut stream: TcpStream, number: usize, answer: fn(usize, &str) -> 
         let lines: Vec<&str> = text.split("\r\n").collect();
         // `*2`, `$3`, `GET`, ...
         for name in lines.windows(3).filter(|lines| lines[0].starts_with('*')).map(|lines| lines[2]) {
+            seen.asked.lock().unwrap().push(name.to_owned());
             let said = if name == "CLIENT" { Some("+OK") } else { answer(number, name) };
             if let Some(said) = said {
                 let _ = stream.write_all(format!("{said}\r\n").as_bytes()).await;
