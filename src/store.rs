@@ -15,6 +15,8 @@ use crate::metrics::{Metrics, Operation};
 use crate::setting::{SecretSource, Span};
 use crate::task::Tasks;
 
+#[cfg(test)]
+mod fake;
 pub mod memory;
 pub mod redis;
 
@@ -72,24 +74,23 @@ enum Backend {
 impl Store {
     /// The state of one replica, or of several in one process.
     pub fn in_memory(memory: Arc<Memory>, metrics: Arc<Metrics>) -> Self {
+        metrics.store_up(true);
         // A lock in the same process answers at once: the deadline is never met.
         Self { backend: Backend::Memory(memory), prefix: String::new(), timeout: Duration::from_secs(1), metrics }
     }
 
     /// State shared through the Redis at `url`. Connects in the background: a Redis that is away delays no start.
     pub fn in_redis(url: &str, settings: &Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
-        let redis = Redis::open(url, tasks)?;
+        let redis = Redis::open(url, Arc::clone(&metrics), tasks)?;
         Ok(Self { backend: Backend::Redis(redis), prefix: settings.prefix.clone(), timeout: settings.timeout.0, metrics })
     }
 
     /// Waits until the store can answer, at most `patience`. Returns whether it can.
     pub async fn ready(&self, patience: Duration) -> bool {
-        let up = match &self.backend {
+        match &self.backend {
             Backend::Memory(_) => true,
             Backend::Redis(redis) => tokio::time::timeout(patience, redis.connected()).await.is_ok(),
-        };
-        self.metrics.store_up(up);
-        up
+        }
     }
 
     /// The time that a turn has for all its store operations.
@@ -100,7 +101,7 @@ impl Store {
     pub async fn get(&self, id: &str, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.get(id)),
-            Backend::Redis(redis) => self.timed(Operation::Get, budget, redis.get(&self.name(id))).await,
+            Backend::Redis(redis) => self.timed(redis, Operation::Get, budget, redis.get(&self.name(id))).await,
         }
     }
 
@@ -108,7 +109,7 @@ impl Store {
     pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.claim(id, value, ttl)),
-            Backend::Redis(redis) => self.timed(Operation::Claim, budget, redis.claim(&self.name(id), value, ttl)).await,
+            Backend::Redis(redis) => self.timed(redis, Operation::Claim, budget, redis.claim(&self.name(id), value, ttl)).await,
         }
     }
 
@@ -124,7 +125,7 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.replace(id, expected, new, ttl)),
             Backend::Redis(redis) => {
-                self.timed(Operation::Replace, budget, redis.replace(&self.name(id), expected, new, ttl)).await
+                self.timed(redis, Operation::Replace, budget, redis.replace(&self.name(id), expected, new, ttl)).await
             }
         }
     }
@@ -136,7 +137,7 @@ impl Store {
                 memory.extend(id, value, ttl);
                 Ok(())
             }
-            Backend::Redis(redis) => self.timed(Operation::Extend, budget, redis.extend(&self.name(id), value, ttl)).await,
+            Backend::Redis(redis) => self.timed(redis, Operation::Extend, budget, redis.extend(&self.name(id), value, ttl)).await,
         }
     }
 
@@ -145,7 +146,7 @@ impl Store {
         match &self.backend {
             Backend::Memory(_) => Ok(1),
             Backend::Redis(redis) => {
-                self.timed(Operation::Ordinal, budget, redis.ordinal(&self.name("generations"), fingerprint)).await
+                self.timed(redis, Operation::Ordinal, budget, redis.ordinal(&self.name("generations"), fingerprint)).await
             }
         }
     }
@@ -156,19 +157,131 @@ impl Store {
 
     async fn timed<T>(
         &self,
+        redis: &Redis,
         operation: Operation,
         budget: &mut Budget,
         work: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
+        if budget.0.is_zero() {
+            // Not even begun: a write would leave although nobody waits for it.
+            return Err(Unavailable("no time is left".into()));
+        }
+        let asked = redis.asking();
         let began = Instant::now();
-        let result = match tokio::time::timeout(budget.0, work).await {
-            Ok(result) => result,
-            Err(_) => Err(Unavailable("no answer in time".into())),
-        };
+        let result = tokio::time::timeout(budget.0, work).await.unwrap_or_else(|_| {
+            // A turn that has little time left says nothing about the store.
+            if budget.0 == self.timeout {
+                redis.unanswered(&asked);
+            }
+            Err(Unavailable("no answer in time".into()))
+        });
         let took = began.elapsed();
         budget.0 = budget.0.saturating_sub(took);
         self.metrics.store_took(operation, took.as_secs_f64());
-        self.metrics.store_up(result.is_ok());
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::Fake;
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(100);
+    const LONG: Duration = Duration::from_secs(20);
+
+    async fn store(fake: &Fake) -> (Store, Tasks) {
+        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
+        let settings = Settings { url: SecretSource::Env("UNUSED".into()), prefix: "w".into(), timeout: Span(TIMEOUT) };
+        let store = Store::in_redis(&fake.url(), &settings, metrics, &tasks).unwrap();
+        assert!(store.ready(LONG).await);
+        (store, tasks)
+    }
+
+    fn is_up(store: &Store) -> bool {
+        store.metrics.render().contains("\nwarmkey_store_up 1\n")
+    }
+
+    #[tokio::test]
+    async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
+        let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+        let (store, _tasks) = store(&fake).await;
+        assert!(store.claim("s", "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
+        assert!(is_up(&store));
+        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
+    }
+
+    #[tokio::test]
+    async fn an_error_for_one_command_is_an_answer() {
+        let fake = Fake::answering(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'.")).await;
+        let (store, _tasks) = store(&fake).await;
+        for _ in 0..5 {
+            assert!(store.claim("s", "v", LONG, &mut Budget(LONG)).await.is_err());
+        }
+        assert!(is_up(&store) && fake.connections() == 1);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_has_used_its_time_says_nothing_of_the_store() {
+        let fake = Fake::answering(|_, _| None).await;
+        let (store, _tasks) = store(&fake).await;
+        for _ in 0..5 {
+            assert!(store.get("s", &mut Budget(TIMEOUT / 10)).await.is_err());
+        }
+        assert!(is_up(&store) && fake.connections() == 1);
+    }
+
+    #[tokio::test]
+    async fn turns_that_wait_together_are_one_silence() {
+        let fake = Fake::answering(|_, _| None).await;
+        let (store, _tasks) = store(&fake).await;
+        let (mut first, mut second, mut third) = (store.budget(), store.budget(), store.budget());
+        let all = tokio::join!(store.get("a", &mut first), store.get("b", &mut second), store.get("c", &mut third));
+        assert!(all.0.is_err() && all.1.is_err() && all.2.is_err());
+        assert!(is_up(&store) && fake.connections() == 1);
+    }
+
+    #[tokio::test]
+    async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
+        let fake = Fake::answering(|connection, command| match command {
+            _ if connection == 1 => None,
+            "PTTL" => Some(":5"),
+            _ => Some("$-1"),
+        })
+        .await;
+        let (store, _tasks) = store(&fake).await;
+        let mut patient = Budget(LONG);
+        let late = store.get("late", &mut patient);
+        let others = async {
+            for _ in 0..3 {
+                assert!(store.get("s", &mut store.budget()).await.is_err());
+            }
+            assert!(!is_up(&store));
+            assert!(store.ready(LONG).await);
+            assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+            fake.cut(1);
+        };
+        let (late, ()) = tokio::join!(late, others);
+        assert!(late.is_err(), "its connection was cut: {late:?}");
+        assert!(is_up(&store));
+        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        assert_eq!(fake.connections(), 2);
+    }
+    #[tokio::test]
+    async fn the_first_attempt_after_a_loss_is_made_at_once() {
+        let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+        let (store, _tasks) = store(&fake).await;
+        let mut fastest = LONG;
+        for number in 1..=4 {
+            // So long ago that the next attempt may be made.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            fake.cut(number);
+            let began = Instant::now();
+            assert!(store.get("s", &mut Budget(LONG)).await.is_err());
+            assert!(store.ready(LONG).await);
+            fastest = fastest.min(began.elapsed());
+        }
+        assert!(fastest < Duration::from_millis(200), "{fastest:?}");
     }
 }

@@ -1,25 +1,58 @@
 //! The store of one process: a bounded map with the same operations as Redis.
+//!
+//! What is full gives up the entry that would expire soonest, which is the one that has been unused for longest.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{Held, Replaced};
 
-/// How many entries are looked at to find the one to evict: as Redis does, near enough to the soonest to expire.
-const SAMPLE: usize = 16;
+/// When an entry expires, and the number of the write that said so: no two are equal.
+type Expiry = (Instant, u64);
 
 struct Entry {
     value: String,
-    expires: Instant,
+    expiry: Expiry,
 }
 
 /// A bounded map of values that expire.
 pub struct Memory {
-    entries: Mutex<HashMap<String, Entry>>,
+    entries: Mutex<Entries>,
     capacity: usize,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_id: HashMap<Arc<str>, Entry>,
+    /// The same entries, the soonest to expire first.
+    by_expiry: BTreeMap<Expiry, Arc<str>>,
+    writes: u64,
+}
+
+impl Entries {
+    fn live(&self, id: &str) -> Option<&Entry> {
+        self.by_id.get(id).filter(|entry| entry.expiry.0 > Instant::now())
+    }
+
+    fn put(&mut self, id: &str, value: String, ttl: Duration, capacity: usize) {
+        let now = Instant::now();
+        if let Some(old) = self.by_id.remove(id) {
+            self.by_expiry.remove(&old.expiry);
+        }
+        while let Some(soonest) = self.by_expiry.first_entry() {
+            if soonest.key().0 > now && self.by_id.len() < capacity {
+                break;
+            }
+            self.by_id.remove(&soonest.remove());
+        }
+        self.writes += 1;
+        let (id, expiry) = (Arc::<str>::from(id), (now + ttl, self.writes));
+        self.by_expiry.insert(expiry, Arc::clone(&id));
+        self.by_id.insert(id, Entry { value, expiry });
+    }
 }
 
 impl Memory {
@@ -28,30 +61,26 @@ impl Memory {
     }
 
     pub fn get(&self, id: &str) -> Option<Held> {
-        let now = Instant::now();
-        self.lock()
-            .get(id)
-            .filter(|entry| entry.expires > now)
-            .map(|entry| Held { value: entry.value.clone(), left: entry.expires - now })
+        let entries = self.lock();
+        let entry = entries.live(id)?;
+        Some(Held { value: entry.value.clone(), left: entry.expiry.0.saturating_duration_since(Instant::now()) })
     }
 
     pub fn claim(&self, id: &str, value: &str, ttl: Duration) -> Option<String> {
         let mut entries = self.lock();
-        match live(&entries, id) {
-            Some(stored) => Some(stored.to_owned()),
-            None => {
-                self.put(&mut entries, id, value, ttl);
-                None
-            }
+        let stored = entries.live(id).map(|entry| entry.value.clone());
+        if stored.is_none() {
+            entries.put(id, value.to_owned(), ttl, self.capacity);
         }
+        stored
     }
 
     pub fn replace(&self, id: &str, expected: &str, new: &str, ttl: Duration) -> Replaced {
         let mut entries = self.lock();
-        match live(&entries, id) {
-            Some(stored) if stored != expected => Replaced::Lost(stored.to_owned()),
+        match entries.live(id) {
+            Some(stored) if stored.value != expected => Replaced::Lost(stored.value.clone()),
             _ => {
-                self.put(&mut entries, id, new, ttl);
+                entries.put(id, new.to_owned(), ttl, self.capacity);
                 Replaced::Done
             }
         }
@@ -59,28 +88,14 @@ impl Memory {
 
     pub fn extend(&self, id: &str, value: &str, ttl: Duration) {
         let mut entries = self.lock();
-        let value = live(&entries, id).unwrap_or(value).to_owned();
-        self.put(&mut entries, id, &value, ttl);
+        let value = entries.live(id).map_or(value, |entry| &entry.value).to_owned();
+        entries.put(id, value, ttl, self.capacity);
     }
 
-    fn put(&self, entries: &mut HashMap<String, Entry>, id: &str, value: &str, ttl: Duration) {
-        if entries.len() >= self.capacity && !entries.contains_key(id) {
-            let soonest = entries.iter().take(SAMPLE).min_by_key(|(_, entry)| entry.expires).map(|(id, _)| id.clone());
-            if let Some(soonest) = soonest {
-                entries.remove(&soonest);
-            }
-        }
-        entries.insert(id.to_owned(), Entry { value: value.to_owned(), expires: Instant::now() + ttl });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        // Every write is one insert or one remove: a panic elsewhere leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn live<'a>(entries: &'a HashMap<String, Entry>, id: &str) -> Option<&'a str> {
-    entries.get(id).filter(|entry| entry.expires > Instant::now()).map(|entry| entry.value.as_str())
 }
 
 #[cfg(test)]
@@ -125,7 +140,34 @@ mod tests {
         for n in 0..1_000 {
             memory.claim(&n.to_string(), "v", HOUR);
         }
-        assert_eq!(memory.lock().len(), 100);
+        assert_eq!(memory.lock().by_id.len(), 100);
         assert!(memory.get("999").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_been_unused_for_longest_makes_room() {
+        let memory = Memory::new(100);
+        memory.claim("used", "v", HOUR);
+        for n in 0..500 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            memory.extend("used", "v", HOUR);
+            memory.claim(&n.to_string(), "v", HOUR);
+        }
+        for n in 0..500 {
+            assert_eq!(memory.get(&n.to_string()).is_some(), n > 400, "{n}: the last 99 and nobody else");
+        }
+        assert!(memory.get("used").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_expired_makes_room_first() {
+        let memory = Memory::new(100);
+        for n in 0..50 {
+            memory.claim(&n.to_string(), "v", HOUR);
+        }
+        tokio::time::advance(HOUR).await;
+        memory.claim("new", "v", HOUR);
+        let entries = memory.lock();
+        assert_eq!((entries.by_id.len(), entries.by_expiry.len()), (1, 1));
     }
 }

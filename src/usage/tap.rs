@@ -119,8 +119,8 @@ enum Line {
     Skipped,
 }
 
-/// `event: response.incomplete`, and the start of a `data:` line, are told apart within so many bytes.
-const START: usize = 48;
+/// `event: response.incomplete`, and the start of a `data:` line with some white space, are told apart within so many bytes.
+const START: usize = 64;
 
 impl Reader {
     fn new(headers: &HeaderMap) -> Self {
@@ -214,10 +214,13 @@ fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`.
+/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`, with any white space.
 fn unnamed(data: &[u8]) -> Option<Terminal> {
-    let name = data.strip_prefix(br#"{"type":""#)?;
-    Terminal::of_event(&name[..memchr(b'"', name)?])
+    let mut rest = data;
+    for token in [&b"{"[..], br#""type""#, b":", b"\""] {
+        rest = rest.trim_ascii_start().strip_prefix(token)?;
+    }
+    Terminal::of_event(&rest[..memchr(b'"', rest)?])
 }
 
 impl Write for Reader {
@@ -293,9 +296,14 @@ mod tests {
 
     #[test]
     fn an_event_without_a_name_is_known_by_its_type() {
-        let text = format!("data: {{\"type\":\"response.incomplete\",\"response\":{{\"usage\":{USAGE}}}}}\n\n");
-        let reading = read(&headers("text/event-stream; charset=utf-8", None), &[text.as_bytes()]);
-        assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage() });
+        for start in [r#"{"type":"#, r#"{"type": "#, r#" { "type" : "#, "{\t\"type\":\t"] {
+            let text = format!("data: {start}\"response.incomplete\",\"response\":{{\"usage\":{USAGE}}}}}\n\n");
+            for size in [1, text.len()] {
+                let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
+                let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
+                assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage() }, "{text}");
+            }
+        }
     }
 
     #[test]

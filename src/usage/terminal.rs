@@ -1,6 +1,8 @@
 //! Reads what the end of an answer says: how it ended, and what it cost. Pure.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// How the upstream itself says that an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,39 +52,50 @@ struct Event {
 
 #[derive(Deserialize)]
 struct Response {
+    #[serde(default, deserialize_with = "readable")]
     status: Option<String>,
+    #[serde(default, deserialize_with = "readable")]
     usage: Option<Counts>,
+    #[serde(default, deserialize_with = "readable")]
     prompt_cache_diagnostics: Option<Diagnostics>,
 }
 
 #[derive(Deserialize)]
 struct Counts {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "readable")]
     input_tokens: u64,
-    input_tokens_details: Option<Details>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "readable")]
+    input_tokens_details: Details,
+    #[serde(default, deserialize_with = "readable")]
     output_tokens: u64,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Details {
-    cached_tokens: Option<u64>,
-    cache_write_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "readable")]
+    cached_tokens: u64,
+    #[serde(default, deserialize_with = "readable")]
+    cache_write_tokens: u64,
 }
 
 #[derive(Deserialize)]
 struct Diagnostics {
+    #[serde(default, deserialize_with = "readable")]
     reason: Option<String>,
+}
+
+/// A field's value, or its default where it is null or of another type: one odd field makes no other unreadable.
+fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(field: D) -> Result<T, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(field)?).unwrap_or_default())
 }
 
 impl Response {
     fn usage(self) -> Option<Usage> {
         let counts = self.usage?;
-        let details = counts.input_tokens_details;
         Some(Usage {
             input: counts.input_tokens,
-            cached: details.as_ref().and_then(|details| details.cached_tokens).unwrap_or(0),
-            written: details.as_ref().and_then(|details| details.cache_write_tokens).unwrap_or(0),
+            cached: counts.input_tokens_details.cached_tokens,
+            written: counts.input_tokens_details.cache_write_tokens,
             output: counts.output_tokens,
             miss: self.prompt_cache_diagnostics.and_then(|diagnostics| diagnostics.reason),
         })
@@ -113,6 +126,36 @@ mod tests {
         assert_eq!(of_event(event), Some(expected));
         for nothing in ["", "{}", r#"{"response":null}"#, r#"{"response":{"usage":null}}"#, "[1]"] {
             assert_eq!(of_event(nothing.as_bytes()), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn an_odd_field_makes_no_other_unreadable() {
+        let whole = Usage { input: 9, cached: 8, written: 1, output: 7, miss: Some("m".into()) };
+        for (odd, lost) in [
+            ("status", whole.clone()),
+            ("input_tokens", Usage { input: 0, ..whole.clone() }),
+            ("cached_tokens", Usage { cached: 0, ..whole.clone() }),
+            ("cache_write_tokens", Usage { written: 0, ..whole.clone() }),
+            ("input_tokens_details", Usage { cached: 0, written: 0, ..whole.clone() }),
+            ("output_tokens", Usage { output: 0, ..whole.clone() }),
+            ("reason", Usage { miss: None, ..whole.clone() }),
+            ("prompt_cache_diagnostics", Usage { miss: None, ..whole }),
+        ] {
+            for value in ["null", "-1", "1.5", "true", "[[]]"] {
+                let mut event = r#"{"response":{"status":"completed","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"output_tokens":7},"prompt_cache_diagnostics":{"reason":"m"}}}"#.to_owned();
+                // Of two equal names the later one would be an error: the right one gets another name.
+                let name = format!("\"{odd}\":");
+                event = event.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
+                assert_eq!(of_event(event.as_bytes()), Some(lost.clone()), "{event}");
+            }
+        }
+        assert_eq!(
+            of_document(br#"{"status":5,"usage":{"input_tokens":null,"output_tokens":7}}"#).1.map(|usage| usage.output),
+            Some(7)
+        );
+        for usage in ["null", "7", "\"x\""] {
+            assert_eq!(of_event(format!(r#"{{"response":{{"usage":{usage}}}}}"#).as_bytes()), None, "{usage}");
         }
     }
 

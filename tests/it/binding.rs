@@ -222,8 +222,13 @@ async fn b16_sliding_ttl() {
     cluster.shows(CREATED, 1.0).await;
     cluster.shows(EXISTING, number as f64).await;
     // A refresh is due, and Redis takes no writes: no turn waits for it.
-    sleep(ms(1_200)).await;
-    let _: () = cluster.redis().ask(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
+    let redis = cluster.redis();
+    eventually(SOON, "a refresh is due", async || {
+        let left: i64 = redis.ask(&["PTTL", &name]).await;
+        (left < 2_900).then_some(())
+    })
+    .await;
+    let _: () = redis.ask(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
     let paused = Instant::now();
     turn(0).await;
     assert!(paused.elapsed() < ms(1_000), "a turn waits for no write: {:?}", paused.elapsed());

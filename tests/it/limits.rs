@@ -1,5 +1,6 @@
 //! What one client may take: bytes of a body, bytes of all bodies, time for its headers, memory for a stream that it does not read.
 
+use std::fs;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -151,18 +152,35 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
         assert_eq!(within(ANSWER, "a head", reader.ask(&request)).await.expect("an answer").status, 200);
         readers.push(reader);
     }
-    // Everybody is held back once nothing flows any more.
-    let mut last = 0;
+    // Everybody is held back: for each reader there are bytes that the gateway could read, and it sleeps.
+    let pid = cluster.replica().process().pid();
     eventually(ANSWER, "streams at rest", async || {
-        sleep(ms(300)).await;
-        let now = upstream.flooded();
-        let is_at_rest = now == std::mem::replace(&mut last, now) && now > READERS * event.len() as u64;
-        is_at_rest.then_some(())
+        (waiting(upstream.address().port()) == READERS as usize && sleeps(pid)).then_some(())
     })
     .await;
+    assert!(upstream.flooded() > READERS * event.len() as u64);
     let grown = cluster.replica().process().resident().saturating_sub(before);
     assert!(grown < READERS << 20, "{} KiB a reader", grown / READERS / 1024);
     // And it ends with them.
     drop(readers);
     cluster.replica().shows("warmkey_active_turns", 0.0).await;
+}
+
+/// How many connections to this port hold bytes that their owner has not read yet.
+fn waiting(port: u16) -> usize {
+    let peer = format!(":{port:04X}");
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux shows its connections");
+    // Number, local address, remote address, state, bytes to send ':' bytes to read, all in hexadecimal digits.
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[2].ends_with(&peer) && !row[4].ends_with(":00000000")).count()
+}
+
+/// Whether no thread of the process has anything to do.
+fn sleeps(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
+    threads.flatten().all(|thread| {
+        let line = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The name may hold anything, parentheses too.
+        line.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    })
 }

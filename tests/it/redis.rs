@@ -41,6 +41,10 @@ impl Redis {
         panic!("no port for Redis after five attempts");
     }
 
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }

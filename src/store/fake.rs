@@ -1,0 +1,83 @@
+//! A Redis that says what a test wants it to say, or nothing.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+pub struct Fake {
+    address: SocketAddr,
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    connections: Mutex<usize>,
+    asked: Mutex<Vec<String>>,
+    /// Connections up to this one end.
+    cut: watch::Sender<usize>,
+}
+
+impl Fake {
+    /// Answers a command of connection 1, 2, ... with the line that `answer` has for it; greets on its own.
+    pub async fn answering(answer: fn(usize, &str) -> Option<&'static str>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
+        let kept = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let number = {
+                    let mut connections = kept.connections.lock().unwrap();
+                    *connections += 1;
+                    *connections
+                };
+                let seen = Arc::clone(&kept);
+                let mut cut = seen.cut.subscribe();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = serve(stream, number, &seen, answer) => {}
+                        _ = cut.wait_for(|cut| *cut >= number) => {}
+                    }
+                });
+            }
+        });
+        Self { address, seen }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    pub fn connections(&self) -> usize {
+        *self.seen.connections.lock().unwrap()
+    }
+
+    /// The names of all commands, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.seen.asked.lock().unwrap().clone()
+    }
+
+    /// Ends the connections up to this one.
+    pub fn cut(&self, number: usize) {
+        self.seen.cut.send_replace(number);
+    }
+}
+
+async fn serve(mut stream: TcpStream, number: usize, seen: &Seen, answer: fn(usize, &str) -> Option<&'static str>) {
+    let mut buffer = vec![0; 4096];
+    // What is written at once arrives at once: these commands are small.
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
+        let lines: Vec<&str> = text.split("\r\n").collect();
+        // `*2`, `$3`, `GET`, ...
+        for name in lines.windows(3).filter(|lines| lines[0].starts_with('*')).map(|lines| lines[2]) {
+            seen.asked.lock().unwrap().push(name.to_owned());
+            let said = if name == "CLIENT" { Some("+OK") } else { answer(number, name) };
+            if let Some(said) = said {
+                let _ = stream.write_all(format!("{said}\r\n").as_bytes()).await;
+            }
+        }
+    }
+}
