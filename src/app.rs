@@ -99,18 +99,18 @@ pub fn describe(plan: &Plan) -> String {
     let who = match (server.open, plan.clients.len()) {
         (true, _) => "anybody, without a token".to_owned(),
         (false, 0) => "nobody: no client has a token".to_owned(),
-        (false, count) => format!("{count} tokens"),
+        (false, 1) => "one client token".to_owned(),
+        (false, count) => format!("{count} client tokens"),
     };
     let store = match plan.store {
         StoreChoice::Memory => "in this process: one replica only",
         StoreChoice::Redis(_) => "in Redis, shared by all replicas",
     };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nUses {} keys of {} organizations ({}).\nKeeps bindings {store}.",
+        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
         server.listen,
         server.admin_listen,
         keys.len(),
-        organizations.len(),
         organizations.join(", "),
     )
 }

@@ -101,6 +101,8 @@ where
     let mut open = true;
     loop {
         tokio::select! {
+            // The connection is what is woken, nearly always.
+            biased;
             // How a connection broke is the peer's affair: whoever served a turn on it has recorded the turn.
             _ = &mut connection => return,
             () = &mut greeting, if waiting => {

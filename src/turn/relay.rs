@@ -86,8 +86,10 @@ impl Pump {
         if self.joined.len() >= FULL {
             self.pipe.push(self.joined.split().freeze());
         }
-        if self.pipe.poll_room(context).is_pending() {
-            return if self.pipe.has_left() { Poll::Ready(Next::Left) } else { Poll::Pending };
+        match self.pipe.poll_room(context) {
+            Poll::Ready(true) => {}
+            Poll::Ready(false) => return Poll::Ready(Next::Left),
+            Poll::Pending => return Poll::Pending,
         }
         match Pin::new(upstream).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame.into_data().unwrap_or_default())),
@@ -101,9 +103,6 @@ impl Pump {
             Poll::Pending => {
                 if !self.joined.is_empty() {
                     self.pipe.push(self.joined.split().freeze());
-                }
-                if self.pipe.has_left() {
-                    return Poll::Ready(Next::Left);
                 }
                 self.idle.poll_over(context).map(|()| Next::End(Some(Broken::Stalled)))
             }
@@ -209,17 +208,16 @@ impl Pipe {
         wake(passing.reader.take());
     }
 
-    /// Waits for room, and is woken when the client leaves, whichever comes first.
-    fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
+    /// Waits for room; `false` if there is nobody left to read. The task is woken when either changes, until it asks again.
+    fn poll_room(&self, context: &mut Context<'_>) -> Poll<bool> {
         let mut passing = self.lock();
+        if passing.has_left {
+            return Poll::Ready(false);
+        }
         if !passing.writer.as_ref().is_some_and(|writer| writer.will_wake(context.waker())) {
             passing.writer = Some(context.waker().clone());
         }
-        if passing.length < AHEAD && !passing.has_left { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    fn has_left(&self) -> bool {
-        self.lock().has_left
+        if passing.length < AHEAD { Poll::Ready(true) } else { Poll::Pending }
     }
 }
 
