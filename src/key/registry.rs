@@ -92,9 +92,7 @@ impl Registry {
         if disabled.is_empty() {
             return None;
         }
-        [Scope::Key, Scope::Project, Scope::Organization]
-            .into_iter()
-            .find_map(|scope| disabled.get(&Subject::of(key, scope)).map(|illness| illness.ailment))
+        SCOPES.into_iter().find_map(|scope| disabled.get(&Subject::of(key, scope)).map(|illness| illness.ailment))
     }
 
     pub fn is_usable(&self, key: &Key) -> bool {
