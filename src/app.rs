@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::binding::table::Bindings;
 use crate::config::{Plan, StoreChoice};
 use crate::key::registry::Registry;
+use crate::key::roll::Voice;
 use crate::metrics::Metrics;
 use crate::server::admin::admin_routes;
 use crate::server::drain::{Drain, Readiness};
@@ -17,7 +18,7 @@ use crate::server::routes::client_routes;
 use crate::session::identify::Identifier;
 use crate::setting::Span;
 use crate::store::memory::Memory;
-use crate::store::{self, Store, Unavailable};
+use crate::store::{self, Report, Store, Unavailable};
 use crate::task::Tasks;
 use crate::turn::Gateway;
 use crate::turn::replay::Replay;
@@ -33,6 +34,7 @@ pub struct Replica {
     pub admin_address: SocketAddr,
     tasks: Tasks,
     drain: Drain,
+    voice: Arc<Voice>,
 }
 
 impl Replica {
@@ -58,9 +60,12 @@ impl Replica {
         if !store.ready(STORE_PATIENCE).await {
             tracing::warn!("starting without the store: sessions go where their own order says");
         }
-        let table = Arc::new(table);
-        let registry = Arc::new(Registry::new(Arc::clone(&table), Arc::clone(&metrics)));
-        let bindings = Bindings::new(store, table, Arc::clone(&registry), config.binding.ttl.0, tasks.clone());
+        let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
+        let voice = Arc::new(Voice::new(Arc::clone(&store), Arc::clone(&registry), replica_name()?));
+        // Before the first turn, so that it meets only keys that the other replicas know.
+        voice.answer().await;
+        tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
+        let bindings = Bindings::new(store, Arc::clone(&registry), config.binding.ttl.0, tasks.clone());
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
         }
@@ -79,15 +84,23 @@ impl Replica {
         let admin = admin_routes(metrics, readiness.clone());
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
-        Ok(Self { client_address, admin_address, tasks, drain })
+        Ok(Self { client_address, admin_address, tasks, drain, voice })
     }
 
     /// Leaves gently; `hurry` cuts it short. Returns whether every turn in flight came to its end.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
         let is_done = self.drain.run(hurry).await;
+        self.voice.leave().await;
         self.tasks.join(LAST_TASKS).await;
         is_done
     }
+}
+
+/// A name that no other process has.
+fn replica_name() -> Result<String, String> {
+    let mut name = [0; 8];
+    getrandom::fill(&mut name).map_err(|error| format!("no randomness: {error}"))?;
+    Ok(format!("{:016x}", u64::from_be_bytes(name)))
 }
 
 /// What would run, in plain words.
@@ -142,19 +155,18 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
     let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
-                  PEXPIRE, HGET, HLEN and HSET";
-    let mut id = [0; 8];
-    getrandom::fill(&mut id).map_err(|error| format!("no randomness: {error}"))?;
-    let id = format!("{:016x}", u64::from_be_bytes(id));
+                  PEXPIRE, TIME, HGETALL, HSET and HDEL";
+    let id = replica_name()?;
     let (first, second) = ("first", "second");
     let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
     let held = store.get(&id, &mut store.budget()).await.map_err(refused(get))?;
     if !is_free || held.is_none_or(|held| held.value != first) {
         return Err("what is stored cannot be read back".into());
     }
-    // As good as deleting. The numbering, which serving keeps for good, gets its end by being extended.
+    // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
     store.replace(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
-    store.ordinal("check", &mut store.budget()).await.map_err(refused(script))?;
+    let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
+    store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))
 }

@@ -15,8 +15,10 @@ use sha2::{Digest, Sha256};
 use crate::setting::{Secret, SecretSource, Span};
 
 pub mod health;
-pub mod registry;
 pub mod table;
+pub mod generation;
+pub mod registry;
+pub mod roll;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, Deserialize)]

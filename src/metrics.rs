@@ -66,7 +66,7 @@ label! {
 }
 label! {
     /// What was asked of the store.
-    Operation { Get, Claim, Replace, Extend, Ordinal }
+    Operation { Get, Claim, Replace, Extend, Merge, Roll }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -137,6 +137,7 @@ pub struct Metrics {
     malformed_signals: Counter,
     cold_turns: Family<ColdLabel, Counter>,
     key_state: Family<StateLabels, Gauge>,
+    keys_waiting: Gauge,
     active_turns: Gauge,
     store_up: Gauge,
     store_seconds: TimeFamily<OperationLabel>,
@@ -171,6 +172,8 @@ impl Metrics {
         registry.register("cold_turns", "Turns that read nothing from the cache, by reason", cold_turns.clone());
         let key_state = Family::default();
         registry.register("key_state", "1 for the state that a key is in on this replica", key_state.clone());
+        let keys_waiting = Gauge::default();
+        registry.register("keys_waiting", "Keys that take no session until every live replica has them", keys_waiting.clone());
         let active_turns = Gauge::default();
         registry.register("active_turns", "Turns in flight", active_turns.clone());
         let store_up = Gauge::default();
@@ -190,6 +193,7 @@ impl Metrics {
             malformed_signals,
             cold_turns,
             key_state,
+            keys_waiting,
             active_turns,
             store_up,
             store_seconds,
@@ -238,6 +242,10 @@ impl Metrics {
         for state in [KeyState::Ready, KeyState::Cooling, KeyState::Probing, KeyState::Disabled] {
             self.key_state.get_or_create(&StateLabels { key: key.to_owned(), state }).set(i64::from(state == now));
         }
+    }
+
+    pub fn keys_waiting(&self, count: usize) {
+        self.keys_waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub fn store_up(&self, up: bool) {

@@ -1,14 +1,15 @@
 //! What lives where: the state that replicas share, behind a few atomic operations.
 //!
 //! Bindings are `<prefix>:<session id>` (a 22-character id; a 7-character prefix makes the key 30 bytes, which Redis keeps in
-//! 32), generations are the hash `<prefix>:generations`. The store knows names and values, not what they mean. "It is down"
-//! is a value: [`Unavailable`]. Nothing here is retried: one [`Budget`]
-//! covers all operations of a turn together.
+//! 32), the roll of replicas and their sets of keys is the hash `<prefix>:generations`. The store knows names and values, and
+//! of what they mean only this: the second word of a binding is its epoch. "It is down" is a value: [`Unavailable`]. Nothing
+//! here is retried: one [`Budget`] covers all operations of a turn together.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::metrics::{Metrics, Operation};
@@ -51,6 +52,28 @@ pub enum Replaced {
     Done,
     /// Somebody else's value is stored, and stays.
     Lost(String),
+}
+
+/// What a replica tells the others about itself.
+pub struct Report<'r> {
+    /// Its own name, as long as it lives.
+    pub replica: &'r str,
+    /// The set of keys that it has loaded, by the set's fingerprint and by the tags of its keys, separated by spaces.
+    pub fingerprint: &'r str,
+    pub keys: &'r str,
+    /// The ordinal that this set had when it was last told, 0 before: a store that has lost it takes it from there.
+    pub ordinal: u32,
+    /// For how long it counts as alive without another word. Nothing: it leaves.
+    pub life: Duration,
+}
+
+/// What a replica hears about the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roll {
+    /// The ordinal of its own set of keys.
+    pub ordinal: u32,
+    /// Every other set that a live replica has loaded: the tags of its keys, separated by spaces.
+    pub others: Vec<String>,
 }
 
 /// What is left of the time that all store operations of one turn may take together: waiting for a slow client or upstream
@@ -141,13 +164,40 @@ impl Store {
         }
     }
 
-    /// The ordinal of a key set's fingerprint: the first one seen is 1, each new one is one more.
-    pub async fn ordinal(&self, fingerprint: &str, budget: &mut Budget) -> Result<u32, Unavailable> {
+    /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored. `None`: done; otherwise what stays.
+    pub async fn merge(
+        &self,
+        id: &str,
+        value: &str,
+        epoch: u32,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<Option<String>, Unavailable> {
         match &self.backend {
-            Backend::Memory(_) => Ok(1),
+            Backend::Memory(memory) => Ok(memory.merge(id, value, epoch, ttl)),
             Backend::Redis(redis) => {
-                self.timed(redis, Operation::Ordinal, budget, redis.ordinal(&self.name("generations"), fingerprint)).await
+                self.timed(redis, Operation::Merge, budget, redis.merge(&self.name(id), value, epoch, ttl)).await
             }
+        }
+    }
+
+    /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one is one more than the newest;
+    /// an older one that all live replicas have gone back to is renewed.
+    pub async fn call_roll(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+        match &self.backend {
+            // Replicas of one process have one configuration.
+            Backend::Memory(_) => Ok(Roll { ordinal: 1, others: Vec::new() }),
+            Backend::Redis(redis) => {
+                self.timed(redis, Operation::Roll, budget, redis.call_roll(&self.name("generations"), report)).await
+            }
+        }
+    }
+
+    /// Whether all of the store answers, now and from now on.
+    pub fn health(&self) -> watch::Receiver<bool> {
+        match &self.backend {
+            Backend::Memory(_) => watch::channel(true).1,
+            Backend::Redis(redis) => redis.health(),
         }
     }
 

@@ -5,7 +5,6 @@
 //! session's own order answers, the same on every replica.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::Binding;
@@ -16,14 +15,11 @@ use crate::error::{Error, Kind};
 use crate::key::Key;
 use crate::key::health::Ailment;
 use crate::key::registry::Registry;
-use crate::key::table::Table;
 use crate::metrics::BindingResult;
 use crate::session::SessionId;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
 
-/// Between attempts to learn the generation of the key set.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// What a client is told when a key may be loaded in a moment.
 const SOON: Duration = Duration::from_secs(1);
 /// What a client is told when keys are out of use.
@@ -64,19 +60,14 @@ pub type Found = Result<Option<Held>, Unavailable>;
 
 pub struct Bindings {
     store: Arc<Store>,
-    table: Arc<Table>,
     registry: Arc<Registry>,
     ttl: Duration,
     tasks: Tasks,
-    /// The ordinal of this replica's key set. 0: not known yet.
-    generation: Arc<AtomicU32>,
 }
 
 impl Bindings {
-    pub fn new(store: Arc<Store>, table: Arc<Table>, registry: Arc<Registry>, ttl: Duration, tasks: Tasks) -> Self {
-        let generation = Arc::new(AtomicU32::new(0));
-        tasks.spawn_until_stopped(learn_generation(Arc::clone(&store), table.fingerprint(), Arc::clone(&generation)));
-        Self { store, table, registry, ttl, tasks, generation }
+    pub fn new(store: Arc<Store>, registry: Arc<Registry>, ttl: Duration, tasks: Tasks) -> Self {
+        Self { store, registry, ttl, tasks }
     }
 
     /// The time that a turn has for all its store operations.
@@ -137,7 +128,7 @@ impl Bindings {
         match self.standing(wanted, &record) {
             Standing::Serves(key) => {
                 let refresh = held.left < self.ttl / 4 * 3;
-                Ok(Binding { refresh, ..Binding::stored(key, session, record, BindingResult::Existing) })
+                Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
             }
             Standing::NotLoaded => self.spill(wanted, session, &record),
             Standing::Gone => self.replace(wanted, session, record, budget).await,
@@ -147,7 +138,7 @@ impl Bindings {
     /// A session's first binding, by the first of all turns that try.
     async fn create(&self, wanted: &Wanted<'_>, session: &SessionId, budget: &mut Budget) -> Result<Binding, Error> {
         let key = self.choose(wanted, session, Reach::Anywhere)?;
-        let record = Record::first(&key, self.generation());
+        let record = Record::first(&key, self.registry.loaded().ordinal());
         match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
             Ok(None) => Ok(Binding::stored(&key, session, record, BindingResult::Created)),
             Ok(Some(winner)) => self.adopt(wanted, session, &Held { value: winner, left: self.ttl }, budget).await,
@@ -164,9 +155,9 @@ impl Bindings {
         mut record: Record,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        for _ in 0..=self.table.keys().len() {
+        for _ in 0..=self.registry.loaded().table.keys().len() {
             let key = self.choose(wanted, session, reach(wanted, &record))?;
-            let next = record.moved_to(&key, self.generation(), wanted.turn_state.map(state_tag));
+            let next = record.moved_to(&key, self.registry.loaded().ordinal(), wanted.turn_state.map(state_tag));
             let outcome = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let binding = match outcome {
                 Ok(Replaced::Done) => {
@@ -178,7 +169,7 @@ impl Bindings {
                 Ok(Replaced::Lost(winner)) => {
                     let Some(winner) = Record::parse(&winner) else { return self.without_store(wanted, session) };
                     match self.standing(wanted, &winner) {
-                        Standing::Serves(key) => Binding::stored(key, session, winner, BindingResult::Existing),
+                        Standing::Serves(key) => Binding::stored(&key, session, winner, BindingResult::Existing),
                         Standing::NotLoaded => self.spill(wanted, session, &winner)?,
                         Standing::Gone => {
                             record = winner;
@@ -206,15 +197,17 @@ impl Bindings {
 
     /// A turn without a session goes where the least is going on.
     fn by_load(&self, wanted: &Wanted<'_>) -> Result<Binding, Error> {
-        let candidates = self.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
+        let loaded = self.registry.loaded();
+        let candidates = loaded.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
         let key = self.registry.least_loaded(candidates).ok_or_else(|| none_available(LATER))?;
         Ok(Binding::passing(key, None, BindingResult::None))
     }
 
     /// The session's first choice among the keys within `reach`.
     fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
-        let allowed: Vec<_> =
-            self.table.keys().iter().filter(|key| reach.includes(key) && self.is_allowed(wanted, key)).collect();
+        let loaded = self.registry.loaded();
+        let is_open = |key: &&Arc<Key>| reach.includes(key) && loaded.is_common(key) && self.is_allowed(wanted, key);
+        let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         if let Some(key) = first(session.as_str(), &allowed, |key| self.registry.is_usable(key)) {
             return Ok(Arc::clone(key));
         }
@@ -231,12 +224,15 @@ impl Bindings {
     }
 
     /// What this replica makes of a stored binding.
-    fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing<'_> {
-        let generation = self.generation();
-        match self.table.by_tag(record.key) {
-            Some(key) if self.may_serve(wanted, key) => Standing::Serves(key),
+    fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+        let loaded = self.registry.loaded();
+        let generation = loaded.ordinal();
+        match loaded.table.by_tag(record.key).cloned() {
+            Some(key) if self.may_serve(wanted, &key) => Standing::Serves(key),
             // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
-            Some(key) if record.epoch > 1 && self.is_allowed(wanted, key) && self.registry.may_try(key) => Standing::Serves(key),
+            Some(key) if record.epoch > 1 && self.is_allowed(wanted, &key) && self.registry.may_try(&key) => {
+                Standing::Serves(key)
+            }
             Some(_) => Standing::Gone,
             // Only a replica of the same or a newer generation may call a key removed.
             None if generation == 0 || record.generation > generation => Standing::NotLoaded,
@@ -251,15 +247,11 @@ impl Bindings {
     fn is_allowed(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
         wanted.client.may_use_organization(&key.organization)
     }
-
-    fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Relaxed)
-    }
 }
 
 /// What a replica makes of a stored binding.
-enum Standing<'k> {
-    Serves(&'k Arc<Key>),
+enum Standing {
+    Serves(Arc<Key>),
     /// A newer set of keys, which this replica has not loaded, may have its key.
     NotLoaded,
     /// Its key can serve no more.
@@ -276,14 +268,4 @@ fn none_available(wait: Duration) -> Error {
         "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
     )
     .retry_after(wait)
-}
-
-async fn learn_generation(store: Arc<Store>, fingerprint: String, generation: Arc<AtomicU32>) {
-    loop {
-        if let Ok(ordinal) = store.ordinal(&fingerprint, &mut store.budget()).await {
-            generation.store(ordinal, Ordering::Relaxed);
-            return;
-        }
-        tokio::time::sleep(ASK_AGAIN).await;
-    }
 }

@@ -1,4 +1,4 @@
-//! Which keys this replica still uses.
+//! Which keys this replica has, and which of them it still uses.
 //!
 //! What the upstream rejected or exhausted is remembered by its scope and not used again by this replica. Other replicas
 //! find out by one failed attempt of their own: nothing here is shared yet. A key comes back when it has served a turn that
@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::generation::Loaded;
 use super::health::{Ailment, Scope};
 use super::table::Table;
 use super::{Key, Tag};
 use crate::metrics::{KeyState, Metrics};
+use crate::store::Roll;
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 
@@ -47,11 +49,11 @@ struct Illness {
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 pub struct Registry {
-    table: Arc<Table>,
+    loaded: RwLock<Arc<Loaded>>,
     metrics: Arc<Metrics>,
     disabled: RwLock<HashMap<Subject, Illness>>,
     /// Turns in flight on this replica, by key.
-    in_flight: HashMap<Tag, Arc<AtomicUsize>>,
+    in_flight: RwLock<HashMap<Tag, Arc<AtomicUsize>>>,
 }
 
 /// One turn's place in its key's count, given back when dropped.
@@ -64,24 +66,50 @@ impl Drop for InFlight {
 }
 
 impl Registry {
-    pub fn new(table: Arc<Table>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(table: Table, metrics: Arc<Metrics>) -> Self {
         for key in table.keys() {
             metrics.key_state(&key.id, KeyState::Ready);
         }
         let in_flight = table.keys().iter().map(|key| (key.tag, Arc::default())).collect();
-        Self { table, metrics, disabled: RwLock::default(), in_flight }
+        let loaded = RwLock::new(Arc::new(Loaded::new(table)));
+        Self { loaded, metrics, disabled: RwLock::default(), in_flight: RwLock::new(in_flight) }
+    }
+
+    /// The set of keys in use. A turn asks once for each decision, so that a reload comes before or after it.
+    pub fn loaded(&self) -> Arc<Loaded> {
+        Arc::clone(&self.loaded.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes another set of keys into use. Turns in flight end with the keys that they have.
+    pub fn reload(&self, table: Table) {
+        let mut in_flight = self.in_flight.write().unwrap_or_else(PoisonError::into_inner);
+        for key in table.keys() {
+            in_flight.entry(key.tag).or_default();
+        }
+        drop(in_flight);
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Loaded::new(table));
+        self.show_states();
+    }
+
+    /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
+    pub fn heard(&self, loaded: &Loaded, roll: &Roll) {
+        loaded.heard(roll);
+        let waiting = loaded.table.keys().iter().filter(|key| !loaded.is_common(key)).count();
+        self.metrics.keys_waiting(waiting);
     }
 
     /// Counts a turn on `key` until the place is dropped.
     pub fn enter(&self, key: &Key) -> InFlight {
-        let count = self.in_flight.get(&key.tag).cloned().unwrap_or_default();
+        let in_flight = self.in_flight.read().unwrap_or_else(PoisonError::into_inner);
+        let count = in_flight.get(&key.tag).cloned().unwrap_or_default();
         count.fetch_add(1, Ordering::Relaxed);
         InFlight(count)
     }
 
     /// The candidate with the fewest turns in flight for its weight.
     pub fn least_loaded<'k>(&self, candidates: impl Iterator<Item = &'k Arc<Key>>) -> Option<&'k Arc<Key>> {
-        let load = |key: &Key| self.in_flight.get(&key.tag).map_or(0, |count| count.load(Ordering::Relaxed));
+        let in_flight = self.in_flight.read().unwrap_or_else(PoisonError::into_inner);
+        let load = |key: &Key| in_flight.get(&key.tag).map_or(0, |count| count.load(Ordering::Relaxed));
         // Compared crosswise, so that nothing is divided.
         candidates.min_by(|a, b| (load(a) as u64 * u64::from(b.weight)).cmp(&(load(b) as u64 * u64::from(a.weight))))
     }
@@ -144,7 +172,7 @@ impl Registry {
     }
 
     fn show_states(&self) {
-        for key in self.table.keys() {
+        for key in self.loaded().table.keys() {
             self.metrics.key_state(&key.id, if self.is_usable(key) { KeyState::Ready } else { KeyState::Disabled });
         }
     }

@@ -86,6 +86,15 @@ impl Memory {
         }
     }
 
+    pub fn merge(&self, id: &str, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
+        let mut entries = self.lock();
+        let stored = entries.live(id).filter(|stored| epoch_of(&stored.value) >= epoch).map(|stored| stored.value.clone());
+        if stored.is_none() {
+            entries.put(id, value.to_owned(), ttl, self.capacity);
+        }
+        stored
+    }
+
     pub fn extend(&self, id: &str, value: &str, ttl: Duration) {
         let mut entries = self.lock();
         let value = entries.live(id).map_or(value, |entry| &entry.value).to_owned();
@@ -96,6 +105,11 @@ impl Memory {
         // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The second word. What has none was written by a newer version, which knows better.
+fn epoch_of(value: &str) -> u32 {
+    value.split(' ').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -121,6 +135,17 @@ mod tests {
         assert_eq!(memory.replace("s", "x", "b", HOUR), Replaced::Lost("a".into()));
         assert_eq!(memory.replace("s", "a", "b", HOUR), Replaced::Done);
         assert_eq!(memory.replace("gone", "a", "b", HOUR), Replaced::Done);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_merge_lowers_no_epoch() {
+        let memory = Memory::new(8);
+        assert_eq!(memory.merge("s", "a 2 1", 2, HOUR), None);
+        assert_eq!(memory.merge("s", "b 1 1", 1, HOUR), Some("a 2 1".into()));
+        assert_eq!(memory.merge("s", "b 2 1", 2, HOUR), Some("a 2 1".into()));
+        assert_eq!(memory.merge("s", "b 3 1", 3, HOUR), None);
+        memory.claim("newer", "unknown", HOUR);
+        assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some("unknown".into()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use redis::{
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Held, Replaced, Unavailable};
+use super::{Held, Replaced, Report, Roll, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 
@@ -31,13 +31,15 @@ const VANISHED: Duration = Duration::from_secs(5);
 
 const REPLACE: &str = include_str!("replace.lua");
 const EXTEND: &str = include_str!("extend.lua");
-const ORDINAL: &str = include_str!("ordinal.lua");
+const MERGE: &str = include_str!("merge.lua");
+const ROLL: &str = include_str!("roll.lua");
 
 pub struct Redis {
     link: Arc<Link>,
     replace: (Script, &'static str),
     extend: (Script, &'static str),
-    ordinal: (Script, &'static str),
+    merge: (Script, &'static str),
+    roll: (Script, &'static str),
 }
 
 /// The connection in use, if there is one, and word to the task that remakes it.
@@ -120,8 +122,8 @@ impl Redis {
     pub fn open(url: &str, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
         let link = Arc::new(Link { current: Mutex::new(None), broken: Notify::new(), up: watch::Sender::new(false), metrics });
         tasks.spawn_until_stopped(keep_connected(client(url)?, Arc::clone(&link)));
-        let [replace, extend, ordinal] = [REPLACE, EXTEND, ORDINAL].map(|text| (Script::new(text), text));
-        Ok(Self { link, replace, extend, ordinal })
+        let [replace, extend, merge, roll] = [REPLACE, EXTEND, MERGE, ROLL].map(|text| (Script::new(text), text));
+        Ok(Self { link, replace, extend, merge, roll })
     }
 
     /// To be called before a question, for [`Self::unanswered`].
@@ -167,8 +169,21 @@ impl Redis {
         self.run(&self.extend, name, &[value, &millis(ttl).to_string(), &millis(ttl / 4 * 3).to_string()]).await
     }
 
-    pub async fn ordinal(&self, name: &str, fingerprint: &str) -> Result<u32, Unavailable> {
-        self.run(&self.ordinal, name, &[fingerprint]).await
+    pub async fn merge(&self, name: &str, value: &str, epoch: u32, ttl: Duration) -> Result<Option<String>, Unavailable> {
+        self.run(&self.merge, name, &[value, &epoch.to_string(), &millis(ttl).to_string()]).await
+    }
+
+    pub async fn call_roll(&self, name: &str, report: &Report<'_>) -> Result<Roll, Unavailable> {
+        let Report { replica, fingerprint, keys, ordinal, life } = report;
+        let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
+        let args = [*replica, *fingerprint, *keys, &ordinal, &life];
+        let (ordinal, others) = self.run(&self.roll, name, &args).await?;
+        Ok(Roll { ordinal, others })
+    }
+
+    /// Whether connected.
+    pub fn health(&self) -> watch::Receiver<bool> {
+        self.link.up.subscribe()
     }
 
     async fn run<T: FromRedisValue>(&self, script: &(Script, &str), name: &str, args: &[&str]) -> Result<T, Unavailable> {

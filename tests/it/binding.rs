@@ -141,6 +141,8 @@ async fn b6_key_addition() {
         session.turn("second").await.served();
     }
     assert_eq!(keys_by_session(&cluster.turns().await), before, "nobody who was bound has moved");
+    // The old processes were killed: they are waited for until their word has expired.
+    cluster.shows("warmkey_keys_waiting", 0.0).await;
     for _ in 0..80 {
         Codex::new(cluster.address(), ALICE).turn("first").await.served();
     }
