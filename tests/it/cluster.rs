@@ -7,7 +7,9 @@ use crate::patience::{SOON, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
 use crate::redis::Redis;
+use crate::redis::sentinel::Sentinel;
 use crate::redis::shape::{Shape, Store};
+use crate::redis::shards::Shards;
 use crate::replica::Replica;
 use crate::simulator::{Key, Simulator, Turn, siblings};
 
@@ -22,6 +24,7 @@ pub struct Cluster {
     keys: Vec<Key>,
     replicas: usize,
     redis: Option<Shape>,
+    redis_arguments: Vec<String>,
     store_urls: Vec<String>,
     is_balanced: bool,
     upstream: Option<String>,
@@ -40,6 +43,7 @@ impl Cluster {
             keys: siblings("org-a", 2),
             replicas: 1,
             redis: None,
+            redis_arguments: Vec::new(),
             store_urls: Vec::new(),
             is_balanced: false,
             upstream: None,
@@ -79,6 +83,12 @@ impl Cluster {
     pub const fn redis_as(mut self, shape: Shape) -> Self {
         self.redis = Some(shape);
         self
+    }
+
+    /// A Redis of its own, started with these arguments.
+    pub fn redis_with(mut self, arguments: &[&str]) -> Self {
+        self.redis_arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
+        self.redis()
     }
 
     /// A Redis that somebody else starts, or nobody.
@@ -181,7 +191,7 @@ impl Cluster {
             None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
         };
         let store = match self.redis {
-            Some(shape) => Some(Store::start(shape, folder.path()).await),
+            Some(shape) => Some(Store::start(shape, folder.path(), &self.redis_arguments).await),
             None => None,
         };
         let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, simulator, folder };
@@ -239,6 +249,20 @@ impl Running {
         match self.store() {
             Store::Standalone(redis) => redis,
             _ => panic!("this cluster's Redis is more than one"),
+        }
+    }
+
+    pub fn sentinel(&mut self) -> &mut Sentinel {
+        match self.store() {
+            Store::Sentinel(trio) => trio,
+            _ => panic!("this cluster's Redis has no Sentinels"),
+        }
+    }
+
+    pub fn shards(&mut self) -> &mut Shards {
+        match self.store() {
+            Store::Cluster(shards) => shards,
+            _ => panic!("this cluster's Redis has no shards"),
         }
     }
 

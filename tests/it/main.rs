@@ -19,6 +19,7 @@ mod codex;
 mod fixtures;
 
 mod instruments;
+mod load;
 
 mod promise;
 
@@ -26,6 +27,7 @@ mod binding;
 mod failover;
 mod outage;
 mod signals;
+mod weather;
 
 mod answers;
 mod bytes;

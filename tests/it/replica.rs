@@ -117,4 +117,8 @@ impl Metrics {
         // An empty sum of floats is -0.
         self.0.iter().filter(|(series, _)| is_one(series)).map(|(_, value)| value).sum::<f64>() + 0.0
     }
+    /// The sum over all series that are meant.
+    pub fn sum_where(&self, is_meant: impl Fn(&str) -> bool) -> f64 {
+        self.0.iter().filter(|(series, _)| is_meant(series)).map(|(_, value)| value).sum::<f64>() + 0.0
+    }
 }
