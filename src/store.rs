@@ -18,6 +18,7 @@ use crate::task::Tasks;
 
 #[cfg(test)]
 mod fake;
+pub mod expiring;
 pub mod memory;
 pub mod redis;
 
