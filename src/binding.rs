@@ -21,6 +21,8 @@ pub mod table;
 pub mod outage;
 pub mod fork;
 pub mod forgotten;
+#[cfg(test)]
+mod machine;
 
 use record::Record;
 

@@ -72,18 +72,24 @@ pub async fn keep_merging(store: Arc<Store>, local: Arc<Local>, ttl: Duration) {
             Ok(()) = health.changed() => {}
             () = tokio::time::sleep(MERGE_AGAIN) => {}
         }
-        let mut merged = 0;
-        for some in local.unmerged().chunks(MERGED_AT_ONCE) {
-            let done = join_all(some.iter().map(|(session, record)| merge(&store, &local, ttl, session, record))).await;
-            merged += done.iter().filter(|done| done.is_ok()).count();
-            if done.iter().all(Result::is_err) {
-                break;
-            }
-        }
+        let merged = merge_all(&store, &local, ttl).await;
         if merged > 0 {
             tracing::info!(merged, "what was bound without the store is in it now");
         }
     }
+}
+
+/// Merges what can be merged now. Returns how many bindings that were.
+pub async fn merge_all(store: &Store, local: &Local, ttl: Duration) -> usize {
+    let mut merged = 0;
+    for some in local.unmerged().chunks(MERGED_AT_ONCE) {
+        let done = join_all(some.iter().map(|(session, record)| merge(store, local, ttl, session, record))).await;
+        merged += done.iter().filter(|done| done.is_ok()).count();
+        if done.iter().all(Result::is_err) {
+            break;
+        }
+    }
+    merged
 }
 
 async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: &Record) -> Result<(), Unavailable> {
