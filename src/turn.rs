@@ -10,6 +10,7 @@ use crate::binding::Binding;
 use crate::binding::place::{Sealed, Wanted};
 use crate::binding::table::Bindings;
 use crate::client::{Client, Clients};
+use crate::current::Current;
 use crate::error::{Error, Kind};
 use crate::key::Key;
 use crate::key::registry::Registry;
@@ -39,7 +40,7 @@ const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_to
 /// All that serving turns needs: one a replica, shared by its turns.
 pub struct Gateway {
     /// Who may call.
-    pub clients: Clients,
+    pub clients: Arc<Current<Clients>>,
     /// Which session a turn belongs to.
     pub identifier: Identifier,
     /// Which key a session is bound to.
@@ -56,7 +57,7 @@ pub struct Gateway {
 impl Gateway {
     /// The spine: everything up to the head of an answer. Until then, and never after, a failed attempt may move to another key.
     async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
-        let client = self.clients.authenticate(request.headers())?;
+        let client = self.clients.get().authenticate(request.headers())?;
         account.client(&client.id);
         refuse_credentials(request.uri())?;
         let (head, body) = request.into_parts();
@@ -100,6 +101,11 @@ impl Gateway {
                 }
                 Verdict::Foreign(answer) => return Ok((binding.key, answer)),
                 Verdict::Move(ailment, answer) => {
+                    if let Some(successor) = self.registry.successor(&binding.key) {
+                        // Refused was what it showed before a reload.
+                        binding.key = successor;
+                        continue;
+                    }
                     self.registry.disable(&binding.key, ailment);
                     binding = match self.bindings.rebind(&wanted, &binding, &mut budget).await {
                         Ok(next) => next,
