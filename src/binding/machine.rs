@@ -199,9 +199,8 @@ fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
 
 fn search(flaw: Flaw, cases: u32) -> Result<(), String> {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
-    let tested = TestRunner::new(config).run(&prop::collection::vec(event(), 1..40), |events| {
-        play(flaw, &events).map_err(TestCaseError::fail)
-    });
+    let tested = TestRunner::new(config)
+        .run(&prop::collection::vec(event(), 1..40), |events| play(flaw, &events).map_err(TestCaseError::fail));
     tested.map_err(|error| match error {
         TestError::Fail(why, events) => format!("{why}\nafter {events:#?}"),
         TestError::Abort(why) => why.to_string(),
@@ -217,14 +216,9 @@ fn no_interleaving_breaks_the_binding() {
 
 #[test]
 fn every_wrong_script_is_caught() {
-    for flaw in [
-        Flaw::PlainClaim,
-        Flaw::PlainReplace,
-        Flaw::ReplaceByKey,
-        Flaw::MergeNothingOver,
-        Flaw::PlainMerge,
-        Flaw::MergeEqual,
-    ] {
+    for flaw in
+        [Flaw::PlainClaim, Flaw::PlainReplace, Flaw::ReplaceByKey, Flaw::MergeNothingOver, Flaw::PlainMerge, Flaw::MergeEqual]
+    {
         assert!(search(flaw, 100_000).is_err(), "{flaw:?} breaks nothing that is looked at");
     }
 }

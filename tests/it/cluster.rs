@@ -1,6 +1,7 @@
 //! A whole deployment, described in one line and gone with its test: upstream, store, replicas, balancer.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::balancer::Balancer;
 use crate::patience::{SOON, eventually};
@@ -25,6 +26,7 @@ pub struct Cluster {
     replicas: usize,
     redis: Option<Shape>,
     redis_arguments: Vec<String>,
+    /// As they stand in the configuration.
     store_urls: Vec<String>,
     is_balanced: bool,
     upstream: Option<String>,
@@ -98,7 +100,13 @@ impl Cluster {
 
     /// As [`Self::store_at`], with a way to it for each replica.
     pub fn stores_at(mut self, urls: &[String]) -> Self {
-        self.store_urls = urls.to_vec();
+        self.store_urls = urls.iter().map(|url| format!("{url:?}")).collect();
+        self
+    }
+
+    /// As [`Self::store_at`]; the URL is what this file says at any time.
+    pub fn store_in(mut self, file: &Path) -> Self {
+        self.store_urls = vec![format!("{{ file = {file:?} }}")];
         self
     }
 
@@ -174,9 +182,9 @@ impl Cluster {
             })
             .collect();
         format!(
-            "[server]\n{server}[store]\nurl = {:?}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+            "[server]\n{server}[store]\nurl = {}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
              {keys}{}",
-            store.unwrap_or("memory:"),
+            store.unwrap_or("\"memory:\""),
             self.store,
             self.binding,
             self.upstream_options,
@@ -226,7 +234,8 @@ impl Running {
             (None, None) => unreachable!("a cluster has an upstream"),
         };
         let elsewhere = &self.description.store_urls;
-        let store = self.store.as_ref().map(Store::url).or_else(|| elsewhere.get(number).or(elsewhere.first()).cloned());
+        let own = self.store.as_ref().map(|store| format!("{:?}", store.url()));
+        let store = own.or_else(|| elsewhere.get(number).or(elsewhere.first()).cloned());
         self.description.configuration(&upstream, store.as_deref())
     }
 

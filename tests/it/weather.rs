@@ -44,10 +44,10 @@ fn lopsided() -> Vec<Key> {
     keys
 }
 
-/// A deployment under load, with a record of what each session's key is.
+/// A deployment under load, with a record of what each session's key is. Fields drop in order: the load goes first.
 pub struct Scene {
-    pub cluster: Running,
     load: Load,
+    pub cluster: Running,
     /// Where each known session is bound.
     bound: BTreeMap<String, String>,
     /// Turns in the record before the load began.
@@ -80,7 +80,7 @@ impl Scene {
         assert_eq!(bound.len(), KNOWN);
         let mut load = Load::new(PERIOD);
         load.join(sessions);
-        let mut scene = Self { cluster, load, bound, before: turns.len(), normal: Duration::ZERO };
+        let mut scene = Self { load, cluster, bound, before: turns.len(), normal: Duration::ZERO };
         let (from, until) = (Instant::now(), Instant::now() + PERIOD);
         sleep_until(until).await;
         scene.normal = scene.longest(from, until);

@@ -53,14 +53,24 @@ impl Replica {
         let bindings = Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new());
         let client = Client::unrestricted("alice");
         let (set, is_gone) = (Cell::new(set), Cell::new(false));
-        Self { name: format!("r{number}"), model, store, registry, local, set, is_gone, bindings, client, epochs: RefCell::default() }
+        Self {
+            name: format!("r{number}"),
+            model,
+            store,
+            registry,
+            local,
+            set,
+            is_gone,
+            bindings,
+            client,
+            epochs: RefCell::default(),
+        }
     }
 
     pub async fn answer_roll(&self) {
         let loaded = self.registry.loaded();
         let (fingerprint, keys) = (loaded.table.fingerprint(), loaded.tags());
-        let report =
-            Report { replica: &self.name, fingerprint: &fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
+        let report = Report { replica: &self.name, fingerprint: &fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
         if let Ok(roll) = self.store.call_roll(&report, &mut self.store.budget()).await {
             self.registry.heard(&loaded, &roll);
         }
