@@ -16,9 +16,13 @@ pub const BOB: &str = "token-canary-bob";
 /// A second secret that must never be seen anywhere.
 pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
+/// How often a replica has taken another configuration into use.
+pub const RELOADS: &str = "warmkey_reloads_total";
+
 #[derive(Clone)]
 pub struct Cluster {
     keys: Vec<Key>,
+    spare: Vec<Key>,
     replicas: usize,
     has_redis: bool,
     store_url: Option<String>,
@@ -37,6 +41,7 @@ impl Cluster {
     pub fn new() -> Self {
         Self {
             keys: siblings("org-a", 2),
+            spare: Vec::new(),
             replicas: 1,
             has_redis: false,
             store_url: None,
@@ -60,6 +65,12 @@ impl Cluster {
 
     pub fn keys(mut self, keys: Vec<Key>) -> Self {
         self.keys = keys;
+        self
+    }
+
+    /// Keys that the upstream knows besides, for a configuration that comes later.
+    pub fn spare(mut self, keys: Vec<Key>) -> Self {
+        self.spare = keys;
         self
     }
 
@@ -167,7 +178,7 @@ impl Cluster {
         let folder = Folder::new();
         let simulator = match &self.upstream {
             Some(_) => None,
-            None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
+            None => Some(Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator).await),
         };
         let redis = if self.has_redis { Some(Redis::start(folder.path()).await) } else { None };
         let mut running =
@@ -242,6 +253,19 @@ impl Running {
     pub async fn replace(&mut self, number: usize) {
         self.replicas[number].kill().await;
         self.restart(number).await;
+    }
+
+    /// Writes what the description says by now where replica `number` reads it.
+    pub fn rewrite(&self, number: usize) {
+        self.replicas[number].rewrite(&self.configuration());
+    }
+
+    /// Has replica `number` reload what the description says by now.
+    pub async fn reload(&self, number: usize) {
+        let before = self.replicas[number].metrics().await.get(RELOADS);
+        self.rewrite(number);
+        self.replicas[number].hang_up().await;
+        self.replicas[number].shows(RELOADS, before + 1.0).await;
     }
 
     /// Waits until this series has this sum over all replicas: a turn is in the books a moment after its client has it.
