@@ -20,9 +20,13 @@ pub const BOB: &str = "token-canary-bob";
 /// A second secret that must never be seen anywhere.
 pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
+/// How often a replica has taken another configuration into use.
+pub const RELOADS: &str = "warmkey_reloads_total";
+
 #[derive(Clone)]
 pub struct Cluster {
     keys: Vec<Key>,
+    spare: Vec<Key>,
     replicas: usize,
     redis: Option<Shape>,
     redis_arguments: Vec<String>,
@@ -43,6 +47,7 @@ impl Cluster {
     pub fn new() -> Self {
         Self {
             keys: siblings("org-a", 2),
+            spare: Vec::new(),
             replicas: 1,
             redis: None,
             redis_arguments: Vec::new(),
@@ -67,6 +72,12 @@ impl Cluster {
 
     pub fn keys(mut self, keys: Vec<Key>) -> Self {
         self.keys = keys;
+        self
+    }
+
+    /// Keys that the upstream knows besides, for a configuration that comes later.
+    pub fn spare(mut self, keys: Vec<Key>) -> Self {
+        self.spare = keys;
         self
     }
 
@@ -196,7 +207,7 @@ impl Cluster {
         let folder = Folder::new();
         let simulator = match &self.upstream {
             Some(_) => None,
-            None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
+            None => Some(Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator).await),
         };
         let store = match self.redis {
             Some(shape) => Some(Store::start(shape, folder.path(), &self.redis_arguments).await),
@@ -298,6 +309,19 @@ impl Running {
     pub async fn replace(&mut self, number: usize) {
         self.replicas[number].kill().await;
         self.restart(number).await;
+    }
+
+    /// Writes what the description says by now where replica `number` reads it.
+    pub fn rewrite(&self, number: usize) {
+        self.replicas[number].rewrite(&self.configuration());
+    }
+
+    /// Has replica `number` reload what the description says by now.
+    pub async fn reload(&self, number: usize) {
+        let before = self.replicas[number].metrics().await.get(RELOADS);
+        self.rewrite(number);
+        self.replicas[number].hang_up().await;
+        self.replicas[number].shows(RELOADS, before + 1.0).await;
     }
 
     /// Waits until this series has this sum over all replicas: a turn is in the books a moment after its client has it.

@@ -26,6 +26,8 @@ mod promise;
 mod binding;
 mod failover;
 mod outage;
+mod reload;
+mod roll;
 mod signals;
 mod weather;
 
