@@ -313,7 +313,7 @@ impl Running {
 
     /// Writes what the description says by now where replica `number` reads it.
     pub fn rewrite(&self, number: usize) {
-        self.replicas[number].rewrite(&self.configuration());
+        self.replicas[number].rewrite(&self.configuration(number));
     }
 
     /// Has replica `number` reload what the description says by now.

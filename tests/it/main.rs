@@ -25,6 +25,7 @@ mod promise;
 
 mod binding;
 mod failover;
+mod forgotten;
 mod outage;
 mod reload;
 mod roll;

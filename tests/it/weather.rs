@@ -17,8 +17,10 @@ use crate::patience::{SOON, eventually, ms};
 use crate::replica::Metrics;
 use crate::simulator::{Key, siblings};
 
+mod access;
 mod ailing;
 mod failover;
+mod recovery;
 mod sharded;
 mod standalone;
 
