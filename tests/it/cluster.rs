@@ -7,6 +7,7 @@ use crate::patience::{SOON, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
 use crate::redis::Redis;
+use crate::redis::shape::{Shape, Store};
 use crate::replica::Replica;
 use crate::simulator::{Key, Simulator, Turn, siblings};
 
@@ -20,8 +21,8 @@ pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 pub struct Cluster {
     keys: Vec<Key>,
     replicas: usize,
-    has_redis: bool,
-    store_url: Option<String>,
+    redis: Option<Shape>,
+    store_urls: Vec<String>,
     is_balanced: bool,
     upstream: Option<String>,
     simulator: String,
@@ -38,8 +39,8 @@ impl Cluster {
         Self {
             keys: siblings("org-a", 2),
             replicas: 1,
-            has_redis: false,
-            store_url: None,
+            redis: None,
+            store_urls: Vec::new(),
             is_balanced: false,
             upstream: None,
             simulator: String::new(),
@@ -70,14 +71,24 @@ impl Cluster {
     }
 
     /// A Redis of its own.
-    pub const fn redis(mut self) -> Self {
-        self.has_redis = true;
+    pub const fn redis(self) -> Self {
+        self.redis_as(Shape::Standalone)
+    }
+
+    /// A Redis of its own, in this shape.
+    pub const fn redis_as(mut self, shape: Shape) -> Self {
+        self.redis = Some(shape);
         self
     }
 
     /// A Redis that somebody else starts, or nobody.
-    pub fn store_at(mut self, url: &str) -> Self {
-        self.store_url = Some(url.into());
+    pub fn store_at(self, url: &str) -> Self {
+        self.stores_at(&[url.into()])
+    }
+
+    /// As [`Self::store_at`], with a way to it for each replica.
+    pub fn stores_at(mut self, urls: &[String]) -> Self {
+        self.store_urls = urls.to_vec();
         self
     }
 
@@ -169,12 +180,13 @@ impl Cluster {
             Some(_) => None,
             None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
         };
-        let redis = if self.has_redis { Some(Redis::start(folder.path()).await) } else { None };
-        let mut running =
-            Running { description: self, replicas: Vec::new(), balancer: None, redis, simulator, folder, store: None };
-        running.store = running.redis.as_ref().map(Redis::url).or_else(|| running.description.store_url.clone());
+        let store = match self.redis {
+            Some(shape) => Some(Store::start(shape, folder.path()).await),
+            None => None,
+        };
+        let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, simulator, folder };
         for number in 0..running.description.replicas {
-            let text = running.configuration();
+            let text = running.configuration(number);
             running.replicas.push(Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await);
         }
         if running.description.is_balanced {
@@ -190,20 +202,22 @@ pub struct Running {
     balancer: Option<Balancer>,
     pub replicas: Vec<Replica>,
     simulator: Option<Simulator>,
-    redis: Option<Redis>,
-    store: Option<String>,
+    store: Option<Store>,
     description: Cluster,
     folder: Folder,
 }
 
 impl Running {
-    fn configuration(&self) -> String {
+    /// What replica `number` is told.
+    fn configuration(&self, number: usize) -> String {
         let upstream = match (&self.description.upstream, &self.simulator) {
             (Some(url), _) => url.clone(),
             (None, Some(simulator)) => simulator.url(),
             (None, None) => unreachable!("a cluster has an upstream"),
         };
-        self.description.configuration(&upstream, self.store.as_deref())
+        let elsewhere = &self.description.store_urls;
+        let store = self.store.as_ref().map(Store::url).or_else(|| elsewhere.get(number).or(elsewhere.first()).cloned());
+        self.description.configuration(&upstream, store.as_deref())
     }
 
     /// Where clients connect: the balancer, else the first replica.
@@ -220,8 +234,17 @@ impl Running {
         self.simulator.as_ref().expect("this cluster's upstream is the simulator")
     }
 
+    /// The one Redis.
     pub fn redis(&mut self) -> &mut Redis {
-        self.redis.as_mut().expect("this cluster has a Redis")
+        match self.store() {
+            Store::Standalone(redis) => redis,
+            _ => panic!("this cluster's Redis is more than one"),
+        }
+    }
+
+    /// Its own Redis, whatever its shape.
+    pub fn store(&mut self) -> &mut Store {
+        self.store.as_mut().expect("this cluster has a Redis")
     }
 
     /// What the simulator recorded.
@@ -231,7 +254,7 @@ impl Running {
 
     /// Starts replica `number` again, which must have ended.
     pub async fn restart(&mut self, number: usize) {
-        let text = self.configuration();
+        let text = self.configuration(number);
         self.replicas[number].restart(&text).await;
         if let Some(balancer) = &self.balancer {
             balancer.trusts(number).await;

@@ -8,6 +8,7 @@ mod process;
 mod wire;
 
 mod balancer;
+mod cable;
 mod recorder;
 mod redis;
 mod replica;
