@@ -132,7 +132,8 @@ impl Places {
     /// by one refused attempt.
     pub fn default_of(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| is_allowed(wanted, key)).collect();
+        let is_open = |key: &&Arc<Key>| loaded.is_common(key) && is_allowed(wanted, key);
+        let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let key = first(wanted.order(session), &allowed, |_| true).ok_or_else(|| none_available(LATER))?;
         match self.registry.is_usable(key) {
             true => Ok(Arc::clone(key)),
