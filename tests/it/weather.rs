@@ -14,7 +14,7 @@ use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
 use crate::load::Load;
 use crate::patience::{SOON, eventually, ms};
-use crate::replica::Metrics;
+use crate::replica::{Metrics, Replica};
 use crate::simulator::{Key, siblings};
 
 mod access;
@@ -214,13 +214,23 @@ async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex>) -
     sessions.iter_mut().for_each(|session| session.moves_to(replica.address()));
     replica.shows("warmkey_store_up", 1.0).await;
     for _ in 0..5 {
-        let before = Waits::read(&replica.metrics().await).degraded;
+        let (degraded, all) = bindings(replica).await;
         sessions = turn_each(sessions).await;
-        if (Waits::read(&replica.metrics().await).degraded - before).abs() < f64::EPSILON {
+        // A turn is in the books a moment after its client has it.
+        let goal = all + sessions.len() as f64;
+        let counted = async || Some(bindings(replica).await).filter(|(_, all)| *all >= goal);
+        let (degraded_now, _) = eventually(SOON, "all turns in the books", counted).await;
+        if (degraded_now - degraded).abs() < f64::EPSILON {
             return sessions;
         }
     }
     panic!("the store is too slow for replica {number} although all is well");
+}
+
+/// Turns that went without the store, and all turns.
+async fn bindings(replica: &Replica) -> (f64, f64) {
+    let metrics = replica.metrics().await;
+    (metrics.get(r#"warmkey_bindings_total{result="degraded"}"#), metrics.sum("warmkey_bindings_total"))
 }
 
 /// What the turns of a replica have waited for the store, all of them together.

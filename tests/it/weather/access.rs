@@ -44,7 +44,7 @@ async fn a_password_that_is_rotated() {
     }
     sessions = turn_each(sessions).await;
     // What is wrong is said, and the passwords are not.
-    let is_named = async || (cluster.logs().matches("WRONGPASS").count() >= 2).then_some(());
+    let is_named = async || (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(());
     eventually(SOON, "a line of each replica about the password", is_named).await;
     write_url(&folder, &redis, "canary-new");
     for replica in &cluster.replicas {

@@ -64,10 +64,10 @@ async fn a_redis_that_is_loading() {
         redis.tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
     }
     redis.send(&["DEBUG", "RELOAD"]).await;
-    redis.reports("persistence", &["loading:1"]).await;
+    redis.reports("persistence", &["\nloading:1\r"]).await;
     scene.endures(ms(3_000)).await;
-    scene.cluster.redis().reports("persistence", &["loading:1"]).await;
-    scene.cluster.redis().reports("persistence", &["loading:0"]).await;
+    scene.cluster.redis().reports("persistence", &["\nloading:1\r"]).await;
+    scene.cluster.redis().reports("persistence", &["\nloading:0\r"]).await;
     scene.recovers().await;
     scene.judge().await;
 }
