@@ -71,7 +71,7 @@ struct Machine {
 impl Machine {
     fn new(flaw: Flaw) -> Self {
         let shared = Arc::new(Mutex::new(Shared::new(flaw)));
-        let upstream = Rc::new(Upstream::new());
+        let upstream = Rc::new(Upstream::new(&shared));
         let replicas: Vec<_> = (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
         let mut machine = Self { shared, upstream, replicas, going: Vec::new() };
         machine.call_roll();
@@ -96,8 +96,12 @@ impl Machine {
                 }));
             }
             Event::Reload(replica, set) => {
-                self.upstream.reloaded(self.replicas[*replica].set.replace(*set), *set);
-                self.replicas[*replica].registry.reload(upstream::set(*set));
+                self.replicas[*replica].set.set(*set);
+                self.upstream.reloads(*replica, *set);
+                let registry = &self.replicas[*replica].registry;
+                if let Some(next) = registry.prepare(upstream::set(*set)) {
+                    registry.adopt(next, None);
+                }
             }
             Event::Roll(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
@@ -207,10 +211,10 @@ fn search(flaw: Flaw, cases: u32) -> Result<(), String> {
     })
 }
 
-/// `WARMKEY_CASES=100000` for the long run.
+/// `WARMKEY_CASES=1000000` for a long run.
 #[test]
 fn no_interleaving_breaks_the_binding() {
-    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(4_000);
+    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20_000);
     search(Flaw::None, cases).unwrap_or_else(|violation| panic!("{violation}"));
 }
 
