@@ -64,14 +64,9 @@ impl Replica {
 
     pub async fn answer_roll(&self) {
         let loaded = self.registry.loaded();
-<<<<<<< HEAD
-        let (fingerprint, keys) = (loaded.table.fingerprint(), loaded.tags());
-        let report = Report { replica: &self.name, fingerprint: &fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
-=======
         let keys = loaded.tags();
         let report =
             Report { replica: &self.name, fingerprint: &loaded.fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
->>>>>>> main
         if let Ok(roll) = self.store.call_roll(&report, &mut self.store.budget()).await {
             self.registry.heard(&loaded, &roll);
         }
