@@ -19,8 +19,8 @@ help: ## this list
 demo: ## build, then show the promise: sessions through several ways of routing, and what each got from the cache
 	cargo run --locked -- demo
 
-test: ## everything but the real clients; installs redis-server and haproxy where they are missing (Debian, as root)
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy
+test: ## everything but the real clients; installs redis-server, haproxy and openssl where they are missing (Debian, as root)
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
 	cargo test --locked --no-fail-fast
 
 # The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.

@@ -64,7 +64,7 @@ impl Replica {
             StoreChoice::Memory => {
                 Store::in_memory(memory.unwrap_or_else(|| Arc::new(Memory::new(config.binding.memory))), Arc::clone(&metrics))
             }
-            StoreChoice::Redis(url) => Store::in_redis(url.expose(), &config.store, Arc::clone(&metrics), &tasks)?,
+            StoreChoice::Redis(_) => Store::in_redis(&config.store, Arc::clone(&metrics), &tasks)?,
         });
         if !store.ready(STORE_PATIENCE).await {
             tracing::warn!("starting without the store: sessions go where their own order says");
@@ -135,9 +135,9 @@ pub fn describe(plan: &Plan) -> String {
         (false, 1) => "one client token".to_owned(),
         (false, count) => format!("{count} client tokens"),
     };
-    let store = match plan.fixed.store {
-        StoreChoice::Memory => "in this process: one replica only",
-        StoreChoice::Redis(_) => "in Redis, shared by all replicas",
+    let store = match &plan.fixed.store {
+        StoreChoice::Memory => "in this process: one replica only".to_owned(),
+        StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
     format!(
         "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
@@ -150,7 +150,7 @@ pub fn describe(plan: &Plan) -> String {
 
 /// Does with the store, beside the bindings, what serving does with it. The error says in one line what is missing.
 pub async fn reach_store(plan: &Plan) -> Result<(), String> {
-    let StoreChoice::Redis(url) = &plan.fixed.store else { return Ok(()) };
+    let StoreChoice::Redis(_) = &plan.fixed.store else { return Ok(()) };
     // Names of its own, so that no replica meets them; and time enough, since what is asked is whether, not how soon.
     let settings = store::Settings {
         prefix: format!("{}:check", plan.fixed.config.store.prefix),
@@ -158,10 +158,10 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
         ..plan.fixed.config.store.clone()
     };
     let tasks = Tasks::new();
-    let store = Store::in_redis(url.expose(), &settings, Arc::new(Metrics::new()), &tasks)?;
+    let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
     let result = match store.ready(STORE_PATIENCE).await {
         true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
-        false => Err("store.url: the store does not answer, or refuses the user or password".into()),
+        false => Err(format!("store.url: {}", store.fault().unwrap_or_else(|| "the store does not answer".into()))),
     };
     tasks.join(LAST_TASKS).await;
     result

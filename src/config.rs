@@ -11,6 +11,7 @@ use crate::client::{self, Clients};
 use crate::key::{self, UpstreamSettings, table::Table};
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
+use crate::store::address::Address;
 use crate::{binding, server, simulator, store, telemetry};
 
 pub mod fixed;
@@ -59,7 +60,7 @@ pub struct Ledger {
 #[derive(Clone, Debug)]
 pub enum StoreChoice {
     Memory,
-    Redis(Secret),
+    Redis(Address),
 }
 
 /// A configuration that may run, its secrets read: what stays until a restart, and what a reload replaces.
@@ -154,8 +155,10 @@ impl Config {
         let url = self.store.url.read().map_err(|why| format!("store.url: {why}"))?;
         let choice = match url.expose() {
             "memory:" => StoreChoice::Memory,
-            redis if redis.starts_with("redis://") && ::redis::Client::open(redis).is_ok() => StoreChoice::Redis(url),
-            _ => return Err("store.url: must be memory: or redis://HOST:PORT".into()),
+            _ => {
+                self.store.authorities()?;
+                StoreChoice::Redis(self.store.address()?)
+            }
         };
         if self.store.prefix.is_empty() || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("store.prefix: must be visible ASCII".into());
@@ -332,6 +335,9 @@ mod tests {
             ),
             ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
             ("[store]\nurl = \"redis://u:sk-canary@h:port\"", "store.url"),
+            ("[store]\nurl = \"redis-sentinel://u:sk-canary@a,b\"", "store.url"),
+            ("[store]\nurl = \"redis-cluster://u:sk-canary@a,b/1\"", "store.url"),
+            ("[store]\nurl = \"rediss://u:sk-canary@h\"\nca_file = \"/nowhere/ca.pem\"", "store.ca_file"),
             (KEY, "two have the id a-1"),
             ("[server]\nmax_body = \"0B\"", "server.max_body"),
             ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),

@@ -70,6 +70,10 @@ label! {
     /// What was asked of the store.
     Operation { Get, Claim, Replace, Extend, Merge, Roll }
 }
+label! {
+    /// How the store failed: a question to it, or an attempt to connect.
+    StoreFailure { Timeout, Connection, Authentication, Readonly, OutOfMemory, Loading, Denied, Other }
+}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct TurnLabels {
@@ -114,6 +118,11 @@ struct OperationLabel {
     operation: Operation,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FailureLabel {
+    reason: StoreFailure,
+}
+
 type TimeFamily<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Turns last from a tenth of a second to half an hour.
@@ -145,6 +154,8 @@ pub struct Metrics {
     active_turns: Gauge,
     store_up: Gauge,
     store_seconds: TimeFamily<OperationLabel>,
+    store_failures: Family<FailureLabel, Counter>,
+    lagging_rebinds: Counter,
 }
 
 impl Metrics {
@@ -188,6 +199,11 @@ impl Metrics {
         registry.register("store_up", "1 while the store answers", store_up.clone());
         let store_seconds: TimeFamily<OperationLabel> = Family::new_with_constructor(short_times);
         registry.register_with_unit("store", "Time a store operation took", Unit::Seconds, store_seconds.clone());
+        let store_failures = Family::default();
+        registry.register("store_failures", "Failed questions to the store and attempts to connect", store_failures.clone());
+        let lagging_rebinds = Counter::default();
+        let help = "Rebinds that no replica of the store acknowledged in time: a failover may lose them";
+        registry.register("lagging_rebinds", help, lagging_rebinds.clone());
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {
             registry,
@@ -207,6 +223,8 @@ impl Metrics {
             active_turns,
             store_up,
             store_seconds,
+            store_failures,
+            lagging_rebinds,
         }
     }
 
@@ -281,6 +299,14 @@ impl Metrics {
         self.store_seconds.get_or_create(&OperationLabel { operation }).observe(seconds);
     }
 
+    pub fn store_failed(&self, reason: StoreFailure) {
+        self.store_failures.get_or_create(&FailureLabel { reason }).inc();
+    }
+
+    pub fn rebinds_lag(&self, count: u64) {
+        self.lagging_rebinds.inc_by(count);
+    }
+
     /// The text that Prometheus scrapes (OpenMetrics 1.0).
     pub fn render(&self) -> String {
         let mut page = String::new();
@@ -313,6 +339,8 @@ mod tests {
         metrics.bound(BindingResult::Created);
         metrics.cold_turn(ColdReason::FirstTurn);
         metrics.store_took(Operation::Get, 0.000_2);
+        metrics.store_failed(StoreFailure::OutOfMemory);
+        metrics.rebinds_lag(3);
         let page = metrics.render();
         for line in [
             r#"warmkey_turns_total{transport="http",outcome="client_left"} 1"#,
@@ -323,6 +351,8 @@ mod tests {
             r#"warmkey_bindings_total{result="created"} 1"#,
             r#"warmkey_cold_turns_total{reason="first_turn"} 1"#,
             r#"warmkey_store_seconds_count{operation="get"} 1"#,
+            r#"warmkey_store_failures_total{reason="out_of_memory"} 1"#,
+            "warmkey_lagging_rebinds_total 3",
             "warmkey_active_turns 0",
             "warmkey_overhead_seconds_count 0",
             concat!(r#"warmkey_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),

@@ -5,6 +5,7 @@
 //! of what they mean only this: the second word of a binding is its epoch. "It is down" is a value: [`Unavailable`]. Nothing
 //! here is retried: one [`Budget`] covers all operations of a turn together.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,25 @@ use crate::setting::{SecretSource, Span};
 use crate::task::Tasks;
 
 #[cfg(test)]
-mod fake;
-#[cfg(test)]
 pub mod model;
 pub mod expiring;
+pub mod address;
+mod breaker;
+mod fault;
+mod health;
+mod dial;
+mod sentinel;
+mod link;
+mod slots;
+mod cluster;
 pub mod memory;
 pub mod redis;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod outage;
 
+use address::Address;
 use memory::Memory;
 use redis::Redis;
 
@@ -34,6 +47,30 @@ pub struct Settings {
     pub url: SecretSource,
     pub prefix: String,
     pub timeout: Span,
+    /// Whom to trust in place of the system's authorities, where the address says TLS.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Where the Redis is, as it is written now.
+    pub fn address(&self) -> Result<Address, String> {
+        let text = self.url.read().map_err(|why| format!("store.url: {why}"))?;
+        let address = Address::parse(text.expose()).map_err(|why| format!("store.url: {why}"))?;
+        match (&self.ca_file, address.is_tls) {
+            (Some(_), false) => Err("store.ca_file: is for rediss addresses only".into()),
+            _ => Ok(address),
+        }
+    }
+
+    /// The certificates in `ca_file`, as they are now.
+    pub fn authorities(&self) -> Result<Option<Vec<u8>>, String> {
+        let Some(path) = &self.ca_file else { return Ok(None) };
+        let text = std::fs::read(path).map_err(|error| format!("store.ca_file: cannot read {}: {error}", path.display()))?;
+        match memchr::memmem::find(&text, b"-----BEGIN CERTIFICATE-----") {
+            Some(_) => Ok(Some(text)),
+            None => Err(format!("store.ca_file: no certificate is in {}", path.display())),
+        }
+    }
 }
 
 /// The store did not answer in time, or not at all. A write that ended so is unknown, not failed.
@@ -93,7 +130,8 @@ pub struct Store {
 }
 
 enum Backend {
-    Memory(Arc<Memory>),
+    /// What is in the same process always answers.
+    Memory(Arc<Memory>, watch::Sender<bool>),
     Redis(Redis),
     #[cfg(test)]
     Model(model::Model),
@@ -104,12 +142,17 @@ impl Store {
     pub fn in_memory(memory: Arc<Memory>, metrics: Arc<Metrics>) -> Self {
         metrics.store_up(true);
         // A lock in the same process answers at once: the deadline is never met.
-        Self { backend: Backend::Memory(memory), prefix: String::new(), timeout: Duration::from_secs(1), metrics }
+        Self {
+            backend: Backend::Memory(memory, watch::Sender::new(true)),
+            prefix: String::new(),
+            timeout: Duration::from_secs(1),
+            metrics,
+        }
     }
 
-    /// State shared through the Redis at `url`. Connects in the background: a Redis that is away delays no start.
-    pub fn in_redis(url: &str, settings: &Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
-        let redis = Redis::open(url, Arc::clone(&metrics), tasks)?;
+    /// State shared through Redis. Connects in the background: a Redis that is away delays no start.
+    pub fn in_redis(settings: &Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
+        let redis = Redis::open(settings, &metrics, tasks)?;
         Ok(Self { backend: Backend::Redis(redis), prefix: settings.prefix.clone(), timeout: settings.timeout.0, metrics })
     }
 
@@ -121,11 +164,17 @@ impl Store {
 
     /// Waits until the store can answer, at most `patience`. Returns whether it can.
     pub async fn ready(&self, patience: Duration) -> bool {
+        let mut health = self.health();
+        tokio::time::timeout(patience, health.wait_for(|up| *up)).await.is_ok_and(|up| up.is_ok())
+    }
+
+    /// The last thing that went wrong with the store, in words.
+    pub fn fault(&self) -> Option<String> {
         match &self.backend {
-            Backend::Memory(_) => true,
-            Backend::Redis(redis) => tokio::time::timeout(patience, redis.connected()).await.is_ok(),
+            Backend::Memory(..) => None,
+            Backend::Redis(redis) => redis.fault(),
             #[cfg(test)]
-            Backend::Model(_) => true,
+            Backend::Model(_) => None,
         }
     }
 
@@ -136,8 +185,10 @@ impl Store {
 
     pub async fn get(&self, id: &str, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.get(id)),
-            Backend::Redis(redis) => self.timed(redis, Operation::Get, budget, redis.get(&self.name(id))).await,
+            Backend::Memory(memory, _) => Ok(memory.get(id)),
+            Backend::Redis(redis) => {
+                self.timed(Operation::Get, budget, async |until| redis.get(&self.name(id), until).await).await
+            }
             #[cfg(test)]
             Backend::Model(model) => model.get(id).await,
         }
@@ -146,8 +197,10 @@ impl Store {
     /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
     pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.claim(id, value, ttl)),
-            Backend::Redis(redis) => self.timed(redis, Operation::Claim, budget, redis.claim(&self.name(id), value, ttl)).await,
+            Backend::Memory(memory, _) => Ok(memory.claim(id, value, ttl)),
+            Backend::Redis(redis) => {
+                self.timed(Operation::Claim, budget, async |until| redis.claim(&self.name(id), value, ttl, until).await).await
+            }
             #[cfg(test)]
             Backend::Model(model) => model.claim(id, value).await,
         }
@@ -163,9 +216,12 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.replace(id, expected, new, ttl)),
+            Backend::Memory(memory, _) => Ok(memory.replace(id, expected, new, ttl)),
             Backend::Redis(redis) => {
-                self.timed(redis, Operation::Replace, budget, redis.replace(&self.name(id), expected, new, ttl)).await
+                self.timed(Operation::Replace, budget, async |until| {
+                    redis.replace(&self.name(id), expected, new, ttl, until).await
+                })
+                .await
             }
             #[cfg(test)]
             Backend::Model(model) => model.replace(id, expected, new).await,
@@ -175,11 +231,13 @@ impl Store {
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
     pub async fn extend(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => {
+            Backend::Memory(memory, _) => {
                 memory.extend(id, value, ttl);
                 Ok(())
             }
-            Backend::Redis(redis) => self.timed(redis, Operation::Extend, budget, redis.extend(&self.name(id), value, ttl)).await,
+            Backend::Redis(redis) => {
+                self.timed(Operation::Extend, budget, async |until| redis.extend(&self.name(id), value, ttl, until).await).await
+            }
             #[cfg(test)]
             Backend::Model(_) => Ok(()),
         }
@@ -195,9 +253,10 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory) => Ok(memory.merge(id, value, epoch, ttl)),
+            Backend::Memory(memory, _) => Ok(memory.merge(id, value, epoch, ttl)),
             Backend::Redis(redis) => {
-                self.timed(redis, Operation::Merge, budget, redis.merge(&self.name(id), value, epoch, ttl)).await
+                self.timed(Operation::Merge, budget, async |until| redis.merge(&self.name(id), value, epoch, ttl, until).await)
+                    .await
             }
             #[cfg(test)]
             Backend::Model(model) => model.merge(id, value, epoch).await,
@@ -209,9 +268,10 @@ impl Store {
     pub async fn call_roll(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
         match &self.backend {
             // Replicas of one process have one configuration.
-            Backend::Memory(_) => Ok(Roll { ordinal: 1, others: Vec::new() }),
+            Backend::Memory(..) => Ok(Roll { ordinal: 1, others: Vec::new() }),
             Backend::Redis(redis) => {
-                self.timed(redis, Operation::Roll, budget, redis.call_roll(&self.name("generations"), report)).await
+                self.timed(Operation::Roll, budget, async |until| redis.call_roll(&self.name("generations"), report, until).await)
+                    .await
             }
             #[cfg(test)]
             Backend::Model(model) => model.call_roll(report).await,
@@ -221,7 +281,7 @@ impl Store {
     /// Whether all of the store answers, now and from now on.
     pub fn health(&self) -> watch::Receiver<bool> {
         match &self.backend {
-            Backend::Memory(_) => watch::channel(true).1,
+            Backend::Memory(_, up) => up.subscribe(),
             Backend::Redis(redis) => redis.health(),
             #[cfg(test)]
             Backend::Model(_) => watch::channel(true).1,
@@ -234,131 +294,19 @@ impl Store {
 
     async fn timed<T>(
         &self,
-        redis: &Redis,
         operation: Operation,
         budget: &mut Budget,
-        work: impl Future<Output = Result<T, Unavailable>>,
+        work: impl AsyncFnOnce(Instant) -> Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
         if budget.0.is_zero() {
             // Not even begun: a write would leave although nobody waits for it.
             return Err(Unavailable("no time is left".into()));
         }
-        let asked = redis.asking();
         let began = Instant::now();
-        let result = tokio::time::timeout(budget.0, work).await.unwrap_or_else(|_| {
-            // A turn that has little time left says nothing about the store.
-            if budget.0 == self.timeout {
-                redis.unanswered(&asked);
-            }
-            Err(Unavailable("no answer in time".into()))
-        });
+        let result = work(began + budget.0).await;
         let took = began.elapsed();
         budget.0 = budget.0.saturating_sub(took);
         self.metrics.store_took(operation, took.as_secs_f64());
         result
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fake::Fake;
-    use super::*;
-
-    const TIMEOUT: Duration = Duration::from_millis(100);
-    const LONG: Duration = Duration::from_secs(20);
-
-    async fn store(fake: &Fake) -> (Store, Tasks) {
-        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
-        let settings = Settings { url: SecretSource::Env("UNUSED".into()), prefix: "w".into(), timeout: Span(TIMEOUT) };
-        let store = Store::in_redis(&fake.url(), &settings, metrics, &tasks).unwrap();
-        assert!(store.ready(LONG).await);
-        (store, tasks)
-    }
-
-    fn is_up(store: &Store) -> bool {
-        store.metrics.render().contains("\nwarmkey_store_up 1\n")
-    }
-
-    #[tokio::test]
-    async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
-        let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
-        let (store, _tasks) = store(&fake).await;
-        assert!(store.claim("s", "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
-        assert!(is_up(&store));
-        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
-        assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
-    }
-
-    #[tokio::test]
-    async fn an_error_for_one_command_is_an_answer() {
-        let fake = Fake::answering(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'.")).await;
-        let (store, _tasks) = store(&fake).await;
-        for _ in 0..5 {
-            assert!(store.claim("s", "v", LONG, &mut Budget(LONG)).await.is_err());
-        }
-        assert!(is_up(&store) && fake.connections() == 1);
-    }
-
-    #[tokio::test]
-    async fn a_turn_that_has_used_its_time_says_nothing_of_the_store() {
-        let fake = Fake::answering(|_, _| None).await;
-        let (store, _tasks) = store(&fake).await;
-        for _ in 0..5 {
-            assert!(store.get("s", &mut Budget(TIMEOUT / 10)).await.is_err());
-        }
-        assert!(is_up(&store) && fake.connections() == 1);
-    }
-
-    #[tokio::test]
-    async fn turns_that_wait_together_are_one_silence() {
-        let fake = Fake::answering(|_, _| None).await;
-        let (store, _tasks) = store(&fake).await;
-        let (mut first, mut second, mut third) = (store.budget(), store.budget(), store.budget());
-        let all = tokio::join!(store.get("a", &mut first), store.get("b", &mut second), store.get("c", &mut third));
-        assert!(all.0.is_err() && all.1.is_err() && all.2.is_err());
-        assert!(is_up(&store) && fake.connections() == 1);
-    }
-
-    #[tokio::test]
-    async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
-        let fake = Fake::answering(|connection, command| match command {
-            _ if connection == 1 => None,
-            "PTTL" => Some(":5"),
-            _ => Some("$-1"),
-        })
-        .await;
-        let (store, _tasks) = store(&fake).await;
-        let mut patient = Budget(LONG);
-        let late = store.get("late", &mut patient);
-        let others = async {
-            for _ in 0..3 {
-                assert!(store.get("s", &mut store.budget()).await.is_err());
-            }
-            assert!(!is_up(&store));
-            assert!(store.ready(LONG).await);
-            assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
-            fake.cut(1);
-        };
-        let (late, ()) = tokio::join!(late, others);
-        assert!(late.is_err(), "its connection was cut: {late:?}");
-        assert!(is_up(&store));
-        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
-        assert_eq!(fake.connections(), 2);
-    }
-    #[tokio::test]
-    async fn the_first_attempt_after_a_loss_is_made_at_once() {
-        let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
-        let (store, _tasks) = store(&fake).await;
-        let mut fastest = LONG;
-        for number in 1..=4 {
-            // So long ago that the next attempt may be made.
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            fake.cut(number);
-            let began = Instant::now();
-            assert!(store.get("s", &mut Budget(LONG)).await.is_err());
-            assert!(store.ready(LONG).await);
-            fastest = fastest.min(began.elapsed());
-        }
-        assert!(fastest < Duration::from_millis(200), "{fastest:?}");
     }
 }

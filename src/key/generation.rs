@@ -91,3 +91,74 @@ impl Loaded {
 fn tags(table: &Table) -> impl Iterator<Item = Tag> {
     table.keys().iter().map(|key| key.tag)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "a org-a 1 sk-a, b org-b 1 sk-b";
+    const NEW: &str = "a org-a 1 sk-a, c org-a 1 sk-c";
+
+    fn roll(ordinal: u32, others: &[&str]) -> Roll {
+        Roll { ordinal, others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect() }
+    }
+
+    fn common(loaded: &Loaded) -> String {
+        loaded.table.keys().iter().filter(|key| loaded.is_common(key)).map(|key| key.id.as_str()).collect()
+    }
+
+    #[test]
+    fn without_a_word_from_the_store_every_key_takes_sessions() {
+        let started = Loaded::new(Table::sketch(OLD));
+        assert_eq!((common(&started).as_str(), started.ordinal()), ("ab", 0));
+    }
+
+    #[test]
+    fn a_new_key_takes_sessions_once_every_live_replica_has_it() {
+        let before = Loaded::new(Table::sketch(OLD));
+        before.heard(&roll(1, &[]));
+        let after = before.followed_by(Table::sketch(NEW));
+        assert_eq!((common(&after).as_str(), after.ordinal()), ("a", 0), "not before the store has answered");
+        after.heard(&roll(2, &[OLD]));
+        assert_eq!((common(&after).as_str(), after.ordinal()), ("a", 2), "nor while another replica lacks it");
+        after.heard(&roll(2, &[]));
+        assert_eq!(common(&after), "ac");
+    }
+
+    #[test]
+    fn what_was_not_common_before_is_not_after() {
+        let before = Loaded::new(Table::sketch(NEW));
+        before.heard(&roll(2, &[OLD]));
+        assert_eq!(common(&before.followed_by(Table::sketch("a org-a 1 sk-a, c org-a 1 sk-c, d org-d 1 sk-d"))), "a");
+    }
+
+    #[test]
+    fn with_nothing_in_common_there_is_nothing_to_agree_on() {
+        let loaded = Loaded::new(Table::sketch("c org-a 1 sk-c"));
+        loaded.heard(&roll(2, &[OLD]));
+        assert_eq!(common(&loaded), "c");
+    }
+
+    #[test]
+    fn other_weights_and_secrets_are_no_other_set() {
+        let before = Loaded::new(Table::sketch(OLD));
+        before.heard(&roll(7, &[]));
+        let after = before.followed_by(Table::sketch("b org-b 5 sk-b, a org-a 0 sk-new"));
+        assert_eq!((common(&after).as_str(), after.ordinal()), ("ba", 7));
+    }
+
+    #[test]
+    fn a_frozen_set_keeps_places_and_weights_and_shows_the_present_secrets() {
+        let before = Loaded::new(Table::sketch(OLD));
+        before.heard(&roll(3, &["a org-a 1 sk-a"]));
+        let frozen = before.frozen_under(&Table::sketch("a org-a 9 sk-new, c org-a 1 sk-c"));
+        let [a, b] = frozen.table.keys() else { panic!("the same places") };
+        assert_eq!((a.weight, a.secret.expose(), frozen.is_gone(a)), (1, "sk-new", false));
+        assert!(frozen.is_gone(b) && !frozen.is_common(b));
+        assert_eq!(frozen.ordinal(), 3);
+        let back = frozen.frozen_under(&Table::sketch("b org-b 1 sk-b"));
+        assert!(!back.is_gone(&back.table.keys()[1]) && back.is_gone(&back.table.keys()[0]));
+        let moved = before.frozen_under(&Table::sketch("a org-z 1 sk-a"));
+        assert!(moved.is_gone(&moved.table.keys()[0]), "what another organization sealed it cannot open");
+    }
+}

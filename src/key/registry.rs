@@ -233,8 +233,9 @@ impl Registry {
     pub fn disable(&self, key: &Key, ailment: Ailment) {
         let subject = Subject::of(key, ailment.scope());
         let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
-        if ailment.scope() == Scope::Key && self.successor(key).is_some() {
-            // It was met with a secret that is replaced since.
+        let is_current = |loaded: &Loaded| loaded.table.by_tag(key.tag).is_some_and(|now| now.is_shown_like(key));
+        if ailment.scope() == Scope::Key && !is_current(&self.loaded()) {
+            // It was met with a secret that is replaced or removed since.
             return;
         }
         let tried = disabled.get(&subject).map(|illness| illness.tried);
@@ -259,4 +260,80 @@ fn ailment(disabled: &Disabled, key: &Key) -> Option<Ailment> {
         return None;
     }
     SCOPES.into_iter().find_map(|scope| disabled.get(&Subject::of(key, scope)).map(|illness| illness.ailment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(sketch: &str) -> (Registry, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::new());
+        (Registry::new(Table::sketch(sketch), Arc::clone(&metrics)), metrics)
+    }
+
+    fn reload(registry: &Registry, sketch: &str, ordinal: Option<u32>) {
+        let roll = ordinal.map(|ordinal| Roll { ordinal, others: Vec::new() });
+        registry.adopt(registry.prepare(Table::sketch(sketch)).unwrap(), roll.as_ref());
+    }
+
+    fn key(registry: &Registry, id: &str) -> Arc<Key> {
+        registry.loaded().table.keys().iter().find(|key| key.id == id).cloned().unwrap()
+    }
+
+    #[test]
+    fn the_same_keys_are_no_reload() {
+        let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b");
+        assert!(registry.prepare(Table::sketch("b o 1 sk-b, a o 1 sk-a")).is_none());
+    }
+
+    #[test]
+    fn while_the_store_is_away_the_set_of_the_moment_of_loss_says_where_sessions_go() {
+        let ids = |loaded: Arc<Loaded>| loaded.table.keys().iter().map(|key| key.id.clone()).collect::<String>();
+        let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b");
+        reload(&registry, "a o 1 sk-a, c o 1 sk-c", Some(2));
+        assert_eq!((ids(registry.loaded()), ids(registry.frozen())), ("ac".into(), "ac".into()));
+        reload(&registry, "a o 1 sk-a, d o 1 sk-d", None);
+        reload(&registry, "a o 1 sk-a, d o 1 sk-d, e o 1 sk-e", None);
+        assert_eq!((ids(registry.loaded()), ids(registry.frozen())), ("ade".into(), "ac".into()));
+        let frozen = registry.frozen();
+        assert_eq!(frozen.table.keys().iter().map(|key| frozen.is_gone(key)).collect::<Vec<_>>(), [false, true]);
+        registry.heard(&registry.loaded(), &Roll { ordinal: 3, others: Vec::new() });
+        assert_eq!(ids(registry.frozen()), "ade");
+        reload(&registry, "f o 1 sk-f", None);
+        assert_eq!(ids(registry.frozen()), "f", "a set of which nothing is left says nothing");
+    }
+
+    #[test]
+    fn another_secret_deserves_a_try() {
+        let (registry, _) = registry("a o 1 sk-old, b o 1 sk-b");
+        let old = key(&registry, "a");
+        registry.disable(&old, Ailment::Rejected(Scope::Key));
+        assert!(registry.successor(&old).is_none() && !registry.is_usable(&old));
+        reload(&registry, "a o 2 sk-old, b o 1 sk-b", Some(1));
+        assert!(!registry.is_usable(&key(&registry, "a")), "another weight heals nothing");
+        reload(&registry, "a o 1 sk-new, b o 1 sk-b", Some(1));
+        let new = key(&registry, "a");
+        assert!(registry.is_usable(&new));
+        assert!(registry.successor(&old).is_some_and(|key| Arc::ptr_eq(&key, &new)));
+        // A turn that was sent with the old secret ends late.
+        registry.disable(&old, Ailment::Rejected(Scope::Key));
+        assert!(registry.is_usable(&new));
+        registry.disable(&new, Ailment::Rejected(Scope::Key));
+        assert!(!registry.is_usable(&new));
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_removed_key_once_its_turns_have_ended() {
+        let (registry, metrics) = registry("a o 1 sk-a, b o 1 sk-b");
+        let b = key(&registry, "b");
+        registry.disable(&b, Ailment::Rejected(Scope::Key));
+        let turn = registry.enter(&b);
+        reload(&registry, "a o 1 sk-a", Some(2));
+        assert!(!metrics.render().contains("key=\"b\""), "{}", metrics.render());
+        assert!(registry.disabled.read().unwrap().is_empty());
+        assert_eq!(registry.in_flight.read().unwrap().len(), 2);
+        drop(turn);
+        registry.heard(&registry.loaded(), &Roll { ordinal: 2, others: Vec::new() });
+        assert_eq!(registry.in_flight.read().unwrap().len(), 1);
+    }
 }

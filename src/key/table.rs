@@ -191,6 +191,23 @@ fn connections(wiring: &Wiring) -> Result<reqwest::Client, String> {
 }
 
 #[cfg(test)]
+impl Table {
+    /// The keys of `sketch`, each `id organization weight secret`, with commas between them.
+    pub fn sketch(sketch: &str) -> Self {
+        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+        let key = |words: &str| {
+            let words: Vec<_> = words.split_whitespace().collect();
+            let [id, organization, weight, secret] = words[..] else { panic!("{words:?}") };
+            serde_json::from_value(serde_json::json!({
+                "id": id, "upstream": "u", "organization": organization, "weight": weight.parse::<u32>().unwrap(), "secret": secret,
+            }))
+            .unwrap()
+        };
+        Self::new(&[upstream], &sketch.split(',').map(key).collect::<Vec<_>>()).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::setting::{Secret, SecretSource};
@@ -219,6 +236,40 @@ mod tests {
         assert_eq!(print(&["a", "b"]), print(&["b", "a"]));
         assert_ne!(print(&["a", "b"]), print(&["a"]));
         assert_ne!(print(&["a", "b"]), print(&["ab"]));
+    }
+
+    #[test]
+    fn a_key_that_stays_as_it_is_stays_the_same_one() {
+        let before = Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b, c org-c 1 sk-c");
+        let after = Table::sketch("c org-c 2 sk-c, b org-b 1 sk-new, a org-a 1 sk-a").keeping(&before);
+        let is_kept = |id: &str| {
+            let find = |table: &Table| table.keys().iter().find(|key| key.id == id).cloned().unwrap();
+            Arc::ptr_eq(&find(&before), &find(&after))
+        };
+        assert_eq!([is_kept("a"), is_kept("b"), is_kept("c")], [true, false, false]);
+        assert_eq!(after.keys().iter().map(|key| key.weight).collect::<Vec<_>>(), [2, 1, 1]);
+        assert!(!after.is_same(&before) && before.fingerprint() == after.fingerprint());
+        let reordered = Table::sketch("b org-b 1 sk-b, c org-c 1 sk-c, a org-a 1 sk-a").keeping(&before);
+        assert!(reordered.is_same(&before) && !reordered.is_same(&after));
+        assert!(!Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b").keeping(&before).is_same(&before), "one is gone");
+    }
+
+    #[test]
+    fn another_way_to_an_upstream_makes_another_key() {
+        let table = |options: &str| upstream(options).unwrap().1;
+        let before = table(r#""base_url":"http://h""#);
+        let is_kept = |options: &str| table(options).keeping(&before).is_same(&before);
+        assert!(is_kept(r#""base_url":"http://h/""#));
+        for changed in [
+            "\"base_url\":\"http://i\"",
+            "\"proxy\":\"http://p:1\"",
+            "\"idle_timeout\":\"9s\"",
+            "\"connect_timeout\":\"9s\"",
+            "\"http2\":true",
+        ] {
+            let base = if changed.contains("base_url") { "" } else { r#""base_url":"http://h","# };
+            assert!(!is_kept(&format!("{base}{changed}")), "{changed}");
+        }
     }
 
     #[test]

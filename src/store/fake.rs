@@ -7,6 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+trait Answer: Fn(usize, &str) -> Option<&'static str> + Send + Sync {}
+impl<F: Fn(usize, &str) -> Option<&'static str> + Send + Sync> Answer for F {}
+
 pub struct Fake {
     address: SocketAddr,
     seen: Arc<Seen>,
@@ -18,11 +21,19 @@ struct Seen {
     asked: Mutex<Vec<String>>,
     /// Connections up to this one end.
     cut: watch::Sender<usize>,
+    /// Connections up to this one are heard and not answered.
+    hushed: Mutex<usize>,
 }
 
 impl Fake {
-    /// Answers a command of connection 1, 2, ... with the line that `answer` has for it; greets on its own.
-    pub async fn answering(answer: fn(usize, &str) -> Option<&'static str>) -> Self {
+    /// Answers a command of connection 1, 2, ... with the line that `answer` has for it; takes what a connection proves itself with.
+    pub async fn answering(answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
+        Self::proven_by(move |number, name| if name == "PROBE" { Some("+OK") } else { answer(number, name) }).await
+    }
+
+    /// Answers everything with the line that `answer` has for it.
+    pub async fn proven_by(answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
+        let answer = Arc::new(answer);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());
         let kept = Arc::clone(&seen);
@@ -33,11 +44,11 @@ impl Fake {
                     *connections += 1;
                     *connections
                 };
-                let seen = Arc::clone(&kept);
+                let (seen, answer) = (Arc::clone(&kept), Arc::clone(&answer));
                 let mut cut = seen.cut.subscribe();
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = serve(stream, number, &seen, answer) => {}
+                        () = serve(stream, number, &seen, &*answer) => {}
                         _ = cut.wait_for(|cut| *cut >= number) => {}
                     }
                 });
@@ -59,22 +70,29 @@ impl Fake {
         self.seen.asked.lock().unwrap().clone()
     }
 
+    /// Says nothing more on the connections up to this one.
+    pub fn hush(&self, number: usize) {
+        *self.seen.hushed.lock().unwrap() = number;
+    }
+
     /// Ends the connections up to this one.
     pub fn cut(&self, number: usize) {
         self.seen.cut.send_replace(number);
     }
 }
 
-async fn serve(mut stream: TcpStream, number: usize, seen: &Seen, answer: fn(usize, &str) -> Option<&'static str>) {
+async fn serve(mut stream: TcpStream, number: usize, seen: &Seen, answer: &dyn Answer) {
     let mut buffer = vec![0; 4096];
     // What is written at once arrives at once: these commands are small.
     while let Ok(read @ 1..) = stream.read(&mut buffer).await {
         let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
         let lines: Vec<&str> = text.split("\r\n").collect();
         // `*2`, `$3`, `GET`, ...
-        for name in lines.windows(3).filter(|lines| lines[0].starts_with('*')).map(|lines| lines[2]) {
+        for command in lines.windows(5).filter(|lines| lines[0].starts_with('*')) {
+            let name = if command[4].ends_with(":probe") { "PROBE" } else { command[2] };
             seen.asked.lock().unwrap().push(name.to_owned());
-            let said = if name == "CLIENT" { Some("+OK") } else { answer(number, name) };
+            let is_hushed = number <= *seen.hushed.lock().unwrap();
+            let said = if is_hushed { None } else { answer(number, name) };
             if let Some(said) = said {
                 let _ = stream.write_all(format!("{said}\r\n").as_bytes()).await;
             }

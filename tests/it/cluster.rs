@@ -1,12 +1,16 @@
 //! A whole deployment, described in one line and gone with its test: upstream, store, replicas, balancer.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::balancer::Balancer;
 use crate::patience::{SOON, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
 use crate::redis::Redis;
+use crate::redis::sentinel::Sentinel;
+use crate::redis::shape::{Shape, Store};
+use crate::redis::shards::Shards;
 use crate::replica::Replica;
 use crate::simulator::{Key, Simulator, Turn, siblings};
 
@@ -16,12 +20,18 @@ pub const BOB: &str = "token-canary-bob";
 /// A second secret that must never be seen anywhere.
 pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
+/// How often a replica has taken another configuration into use.
+pub const RELOADS: &str = "warmkey_reloads_total";
+
 #[derive(Clone)]
 pub struct Cluster {
     keys: Vec<Key>,
+    spare: Vec<Key>,
     replicas: usize,
-    has_redis: bool,
-    store_url: Option<String>,
+    redis: Option<Shape>,
+    redis_arguments: Vec<String>,
+    /// As they stand in the configuration.
+    store_urls: Vec<String>,
     is_balanced: bool,
     upstream: Option<String>,
     simulator: String,
@@ -37,9 +47,11 @@ impl Cluster {
     pub fn new() -> Self {
         Self {
             keys: siblings("org-a", 2),
+            spare: Vec::new(),
             replicas: 1,
-            has_redis: false,
-            store_url: None,
+            redis: None,
+            redis_arguments: Vec::new(),
+            store_urls: Vec::new(),
             is_balanced: false,
             upstream: None,
             simulator: String::new(),
@@ -63,6 +75,12 @@ impl Cluster {
         self
     }
 
+    /// Keys that the upstream knows besides, for a configuration that comes later.
+    pub fn spare(mut self, keys: Vec<Key>) -> Self {
+        self.spare = keys;
+        self
+    }
+
     /// `count` replicas. More than one need a store that they share.
     pub const fn replicas(mut self, count: usize) -> Self {
         self.replicas = count;
@@ -70,14 +88,36 @@ impl Cluster {
     }
 
     /// A Redis of its own.
-    pub const fn redis(mut self) -> Self {
-        self.has_redis = true;
+    pub const fn redis(self) -> Self {
+        self.redis_as(Shape::Standalone)
+    }
+
+    /// A Redis of its own, in this shape.
+    pub const fn redis_as(mut self, shape: Shape) -> Self {
+        self.redis = Some(shape);
         self
     }
 
+    /// A Redis of its own, started with these arguments.
+    pub fn redis_with(mut self, arguments: &[&str]) -> Self {
+        self.redis_arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
+        self.redis()
+    }
+
     /// A Redis that somebody else starts, or nobody.
-    pub fn store_at(mut self, url: &str) -> Self {
-        self.store_url = Some(url.into());
+    pub fn store_at(self, url: &str) -> Self {
+        self.stores_at(&[url.into()])
+    }
+
+    /// As [`Self::store_at`], with a way to it for each replica.
+    pub fn stores_at(mut self, urls: &[String]) -> Self {
+        self.store_urls = urls.iter().map(|url| format!("{url:?}")).collect();
+        self
+    }
+
+    /// As [`Self::store_at`]; the URL is what this file says at any time.
+    pub fn store_in(mut self, file: &Path) -> Self {
+        self.store_urls = vec![format!("{{ file = {file:?} }}")];
         self
     }
 
@@ -153,9 +193,9 @@ impl Cluster {
             })
             .collect();
         format!(
-            "[server]\n{server}[store]\nurl = {:?}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+            "[server]\n{server}[store]\nurl = {}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
              {keys}{}",
-            store.unwrap_or("memory:"),
+            store.unwrap_or("\"memory:\""),
             self.store,
             self.binding,
             self.upstream_options,
@@ -167,14 +207,15 @@ impl Cluster {
         let folder = Folder::new();
         let simulator = match &self.upstream {
             Some(_) => None,
-            None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
+            None => Some(Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator).await),
         };
-        let redis = if self.has_redis { Some(Redis::start(folder.path()).await) } else { None };
-        let mut running =
-            Running { description: self, replicas: Vec::new(), balancer: None, redis, simulator, folder, store: None };
-        running.store = running.redis.as_ref().map(Redis::url).or_else(|| running.description.store_url.clone());
+        let store = match self.redis {
+            Some(shape) => Some(Store::start(shape, folder.path(), &self.redis_arguments).await),
+            None => None,
+        };
+        let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, simulator, folder };
         for number in 0..running.description.replicas {
-            let text = running.configuration();
+            let text = running.configuration(number);
             running.replicas.push(Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await);
         }
         if running.description.is_balanced {
@@ -190,20 +231,23 @@ pub struct Running {
     balancer: Option<Balancer>,
     pub replicas: Vec<Replica>,
     simulator: Option<Simulator>,
-    redis: Option<Redis>,
-    store: Option<String>,
+    store: Option<Store>,
     description: Cluster,
     folder: Folder,
 }
 
 impl Running {
-    fn configuration(&self) -> String {
+    /// What replica `number` is told.
+    fn configuration(&self, number: usize) -> String {
         let upstream = match (&self.description.upstream, &self.simulator) {
             (Some(url), _) => url.clone(),
             (None, Some(simulator)) => simulator.url(),
             (None, None) => unreachable!("a cluster has an upstream"),
         };
-        self.description.configuration(&upstream, self.store.as_deref())
+        let elsewhere = &self.description.store_urls;
+        let own = self.store.as_ref().map(|store| format!("{:?}", store.url()));
+        let store = own.or_else(|| elsewhere.get(number).or(elsewhere.first()).cloned());
+        self.description.configuration(&upstream, store.as_deref())
     }
 
     /// Where clients connect: the balancer, else the first replica.
@@ -220,8 +264,31 @@ impl Running {
         self.simulator.as_ref().expect("this cluster's upstream is the simulator")
     }
 
+    /// The one Redis.
     pub fn redis(&mut self) -> &mut Redis {
-        self.redis.as_mut().expect("this cluster has a Redis")
+        match self.store() {
+            Store::Standalone(redis) => redis,
+            _ => panic!("this cluster's Redis is more than one"),
+        }
+    }
+
+    pub fn sentinel(&mut self) -> &mut Sentinel {
+        match self.store() {
+            Store::Sentinel(trio) => trio,
+            _ => panic!("this cluster's Redis has no Sentinels"),
+        }
+    }
+
+    pub fn shards(&mut self) -> &mut Shards {
+        match self.store() {
+            Store::Cluster(shards) => shards,
+            _ => panic!("this cluster's Redis has no shards"),
+        }
+    }
+
+    /// Its own Redis, whatever its shape.
+    pub fn store(&mut self) -> &mut Store {
+        self.store.as_mut().expect("this cluster has a Redis")
     }
 
     /// What the simulator recorded.
@@ -231,7 +298,7 @@ impl Running {
 
     /// Starts replica `number` again, which must have ended.
     pub async fn restart(&mut self, number: usize) {
-        let text = self.configuration();
+        let text = self.configuration(number);
         self.replicas[number].restart(&text).await;
         if let Some(balancer) = &self.balancer {
             balancer.trusts(number).await;
@@ -242,6 +309,19 @@ impl Running {
     pub async fn replace(&mut self, number: usize) {
         self.replicas[number].kill().await;
         self.restart(number).await;
+    }
+
+    /// Writes what the description says by now where replica `number` reads it.
+    pub fn rewrite(&self, number: usize) {
+        self.replicas[number].rewrite(&self.configuration(number));
+    }
+
+    /// Has replica `number` reload what the description says by now.
+    pub async fn reload(&self, number: usize) {
+        let before = self.replicas[number].metrics().await.get(RELOADS);
+        self.rewrite(number);
+        self.replicas[number].hang_up().await;
+        self.replicas[number].shows(RELOADS, before + 1.0).await;
     }
 
     /// Waits until this series has this sum over all replicas: a turn is in the books a moment after its client has it.

@@ -110,6 +110,11 @@ impl Codex {
         self.address = address;
     }
 
+    /// From now on with this token.
+    pub fn shows(&mut self, token: &str) {
+        self.token = token.into();
+    }
+
     /// A sub-agent: a thread of its own in the same session, knowing nothing yet.
     pub fn spawn(&self) -> Self {
         let mut agent = self.clone();

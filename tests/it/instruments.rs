@@ -1,10 +1,16 @@
 //! The instruments themselves, without the gateway: what they would show if it were not there.
 
 use crate::balancer::Balancer;
-use crate::patience::ms;
+use crate::cable::{Cable, Weather};
+use tokio::time::Instant;
+
+use crate::patience::{SOON, eventually, ms, within};
 use crate::process::Folder;
 use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
 use crate::redis::Redis;
+use crate::redis::certificates::Certificates;
+use crate::redis::sentinel::Sentinel;
+use crate::redis::shards::{Shards, slot_of};
 use crate::wire::{Request, ask};
 
 #[tokio::test]
@@ -38,4 +44,99 @@ async fn a_redis_is_its_tests_own() {
     assert_eq!(first.binding().await, ("warmkey:aaaaaaaaaaaaaaaaaaaaaa".into(), "a".into()));
     assert_eq!(second.bindings().await, Vec::<String>::new());
     assert_eq!((first.calls("set").await, second.calls("set").await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
+    let folder = Folder::new();
+    let mut trio = Sentinel::start(folder.path()).await;
+    let primary = trio.primary().await;
+    primary.tell(&["SET", "copied", "1"]).await;
+    primary.tell(&["WAIT", "2", "5000"]).await;
+    trio.cut_replicas_off().await;
+    trio.primary().await.tell(&["SET", "lost", "1"]).await;
+    let dead = trio.kill_primary().await;
+    trio.failed_over(dead).await;
+    let primary = trio.primary().await;
+    assert_eq!(primary.ask::<Option<u8>>(&["GET", "copied"]).await, Some(1));
+    assert_eq!(primary.ask::<Option<u8>>(&["GET", "lost"]).await, None);
+}
+
+#[tokio::test]
+async fn a_sharded_redis_moves_its_slots_and_survives_its_primaries() {
+    let folder = Folder::new();
+    let mut shards = Shards::start(folder.path()).await;
+    // Known by its specification, and the reason why names can be kept together.
+    assert_eq!((slot_of("123456789"), slot_of("{123456789}.x")), (0x31c3, 0x31c3));
+    let (from, slot) = (Shards::shard_of("name"), slot_of("name"));
+    let to = (from + 1) % 3;
+    shards.node(from).tell(&["SET", "name", "1"]).await;
+    assert_eq!(shards.node(to).try_ask::<u8>(&["GET", "name"]).await, None, "it is not there");
+    shards.open_move(slot, from, to).await;
+    shards.finish_move(slot, from, to).await;
+    assert_eq!(shards.node(to).ask::<u8>(&["GET", "name"]).await, 1);
+    shards.node(to).tell(&["WAIT", "1", "5000"]).await;
+    shards.kill_primary(to).await;
+    shards.failed_over(to).await;
+    assert_eq!(shards.primaries().await.len(), 3);
+    shards.kill_shard(from).await;
+    assert_eq!(shards.primaries().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_cable_does_what_the_weather_says() {
+    let folder = Folder::new();
+    let mut redis = Redis::start(folder.path()).await;
+    let cable = Cable::to(redis.address()).await;
+    let client = ::redis::Client::open(cable.url()).expect("the URL is well formed");
+    let mut line = client.get_multiplexed_async_connection().await.expect("the weather is fair");
+    line.set_response_timeout(ms(300));
+    let mut ping = async || ::redis::cmd("PING").query_async::<String>(&mut line).await;
+    assert!(ping().await.is_ok());
+    cable.set(Weather::Slow(ms(40)));
+    let began = Instant::now();
+    assert!(ping().await.is_ok() && began.elapsed() >= ms(80), "both ways: {:?}", began.elapsed());
+    cable.set(Weather::Silent);
+    assert!(ping().await.is_err_and(|error| error.is_timeout()));
+    cable.set(Weather::Fair);
+    assert!(ping().await.is_ok(), "late answers are nobody's");
+    cable.strand();
+    assert!(ping().await.is_err_and(|error| error.is_timeout()));
+    assert!(client.get_multiplexed_async_connection().await.is_ok(), "a new one works");
+    cable.set(Weather::Refused);
+    let is_refused =
+        async || client.get_multiplexed_async_connection().await.is_err_and(|e| e.is_connection_refusal()).then_some(());
+    eventually(SOON, "nobody listens", is_refused).await;
+    cable.set(Weather::Fair);
+    let answers = async || client.get_multiplexed_async_connection().await.ok();
+    let mut line = eventually(SOON, "somebody listens again", answers).await;
+    cable.reset();
+    let broken = ::redis::cmd("PING").query_async::<String>(&mut line).await;
+    assert!(broken.is_err_and(|error| error.is_io_error() || error.is_connection_dropped()));
+    redis.kill().await;
+    redis.restart().await;
+    assert_eq!(redis.ask::<u64>(&["DBSIZE"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_redis_speaks_tls_beside_plain_text() {
+    let folder = Folder::new();
+    let certificates = Certificates::make(folder.path(), "good").await;
+    let port = crate::port::free().port();
+    let arguments = certificates.arguments(port);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let redis = Redis::start_with(folder.path(), &arguments).await;
+    assert_eq!(redis.ask::<String>(&["PING"]).await, "PONG");
+    let mut openssl = tokio::process::Command::new("openssl");
+    openssl.args([
+        "s_client",
+        "-connect",
+        &format!("127.0.0.1:{port}"),
+        "-verify_return_error",
+        "-CAfile",
+        &certificates.authority(),
+    ]);
+    let output = within(SOON, "openssl", openssl.stdin(std::process::Stdio::null()).kill_on_drop(true).output()).await;
+    let said = String::from_utf8_lossy(&output.expect("openssl runs").stdout).into_owned();
+    assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
 }

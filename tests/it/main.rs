@@ -8,6 +8,7 @@ mod process;
 mod wire;
 
 mod balancer;
+mod cable;
 mod recorder;
 mod redis;
 mod replica;
@@ -18,13 +19,18 @@ mod codex;
 mod fixtures;
 
 mod instruments;
+mod load;
 
 mod promise;
 
 mod binding;
 mod failover;
+mod forgotten;
 mod outage;
+mod reload;
+mod roll;
 mod signals;
+mod weather;
 
 mod answers;
 mod bytes;

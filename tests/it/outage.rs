@@ -1,14 +1,11 @@
 //! Redis away: every turn is served, none waits for it, and replicas still agree.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::cable::Cable;
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
 use crate::patience::{SOON, eventually, ms};
@@ -89,13 +86,13 @@ async fn a_redis_that_hangs_is_waited_for_no_longer_than_said() {
 async fn a_connection_that_falls_silent_is_remade() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
-    let wire = Wire::to(redis.address()).await;
+    let wire = Cable::to(redis.address()).await;
     let cluster = Cluster::new().keys(siblings("org-a", 4)).store_at(&wire.url()).store("timeout = \"300ms\"").start().await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let mut bound = Codex::new(cluster.address(), ALICE);
     bound.turn("first").await.served();
     finds_again(&cluster, &mut bound).await;
-    wire.freeze();
+    wire.strand();
     let began = Instant::now();
     finds_again(&cluster, &mut bound).await;
     assert!(began.elapsed() < ms(1_500) + SLACK, "three turns wait, and the next one does not: {:?}", began.elapsed());
@@ -125,41 +122,4 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
         (cluster.replica().metrics().await.get(EXISTING) > before).then_some(())
     })
     .await;
-}
-
-/// The wire between a replica and Redis: what is frozen stays open and says nothing for ever, what connects later works.
-struct Wire {
-    address: SocketAddr,
-    frozen: watch::Sender<bool>,
-}
-
-impl Wire {
-    async fn to(redis: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
-        let address = listener.local_addr().expect("a bound listener has an address");
-        let frozen = watch::Sender::new(false);
-        let freezing = frozen.clone();
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut freezing = freezing.subscribe();
-                tokio::spawn(async move {
-                    let mut far = TcpStream::connect(redis).await.expect("Redis listens");
-                    tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => return,
-                        _ = freezing.changed() => {}
-                    }
-                    std::future::pending::<()>().await;
-                });
-            }
-        });
-        Self { address, frozen }
-    }
-
-    fn url(&self) -> String {
-        format!("redis://{}", self.address)
-    }
-
-    fn freeze(&self) {
-        self.frozen.send_replace(true);
-    }
 }

@@ -1,44 +1,73 @@
-//! A real Redis of a test's own, on a port that was free, and known to be its own child.
+//! A real Redis of a test's own, on a port that was free, and known to be its own child; and the shapes in which people run it.
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually};
+use crate::patience::{SOON, eventually, within};
 use crate::port;
 use crate::process::Process;
+
+pub mod certificates;
+pub mod sentinel;
+pub mod shape;
+pub mod shards;
 
 pub struct Redis {
     process: Process,
     address: SocketAddr,
+    folder: PathBuf,
+    arguments: Vec<String>,
 }
 
 impl Redis {
     pub async fn start(folder: &Path) -> Self {
-        for attempt in 0..5 {
+        Self::start_with(folder, &[]).await
+    }
+
+    /// With these arguments after the harness's own.
+    pub async fn start_with(folder: &Path, arguments: &[&str]) -> Self {
+        Self::launch(folder, |_, _| arguments.iter().map(|word| (*word).to_owned()).collect()).await
+    }
+
+    /// With the arguments that follow from its address and its folder of data.
+    async fn launch(folder: &Path, arguments: impl Fn(SocketAddr, &Path) -> Vec<String>) -> Self {
+        for _ in 0..5 {
             let address = port::free();
-            let name = format!("redis-{attempt}");
-            let data = folder.join(&name);
+            let data = folder.join(format!("redis-{}", address.port()));
             fs::create_dir_all(&data).expect("the temporary folder can be written");
-            let mut command = Command::new("redis-server");
-            command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
-            command.arg("--port").arg(address.port().to_string()).arg("--dir").arg(&data);
-            let mut redis = Self { process: Process::start(&name, command, folder, "redis-server"), address };
-            let is_own = eventually(SOON, "Redis answers", async || {
-                if !redis.process.is_running() {
-                    return Some(false);
-                }
-                let info: String = redis.try_ask(&["INFO", "server"]).await?;
-                Some(info.contains(&format!("process_id:{}\r\n", redis.process.pid())))
-            })
-            .await;
-            if is_own {
+            let arguments = arguments(address, &data);
+            let process = run(folder, &data, address, &arguments);
+            let mut redis = Self { process, address, folder: folder.into(), arguments };
+            if redis.is_own().await {
                 return redis;
             }
         }
         panic!("no port for Redis after five attempts");
+    }
+
+    /// Waits until the port is answered. Whether it is by this very process: another may have taken it.
+    async fn is_own(&mut self) -> bool {
+        eventually(SOON, "Redis answers", async || {
+            if !self.process.is_running() {
+                return Some(false);
+            }
+            let info: String = self.try_ask(&["INFO", "server"]).await?;
+            Some(info.contains(&format!("process_id:{}\r\n", self.process.pid())))
+        })
+        .await
+    }
+
+    /// Starts it again on its port, which it must have left: empty, since it keeps nothing on disk.
+    pub async fn restart(&mut self) {
+        assert!(!self.process.is_running(), "Redis has ended");
+        let data = self.folder.join(format!("redis-{}", self.address.port()));
+        self.process = run(&self.folder, &data, self.address, &self.arguments);
+        assert!(self.is_own().await, "its port is its own");
     }
 
     pub const fn address(&self) -> SocketAddr {
@@ -49,18 +78,47 @@ impl Redis {
         format!("redis://{}", self.address)
     }
 
-    async fn try_ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> Option<T> {
+    pub async fn try_ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> Option<T> {
         let client = ::redis::Client::open(self.url()).expect("the URL is well formed");
-        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
-        let mut command = ::redis::cmd(words[0]);
-        for word in &words[1..] {
-            command.arg(*word);
-        }
-        command.query_async(&mut connection).await.ok()
+        let asking = async {
+            let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+            let mut command = ::redis::cmd(words[0]);
+            for word in &words[1..] {
+                command.arg(*word);
+            }
+            command.query_async(&mut connection).await.ok()
+        };
+        within(SOON, "an answer of Redis", asking).await
     }
 
     pub async fn ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> T {
         self.try_ask(words).await.unwrap_or_else(|| panic!("Redis answers {words:?}"))
+    }
+
+    /// Asks for what is done and has no answer of interest.
+    pub async fn tell(&self, words: &[&str]) {
+        let _: ::redis::Value = self.ask(words).await;
+    }
+
+    /// Tells it what it will be busy with for a while, and does not wait for its answer.
+    pub async fn send(&self, words: &[&str]) {
+        let mut stream = TcpStream::connect(self.address).await.expect("Redis listens");
+        let mut bytes = format!("*{}\r\n", words.len());
+        for word in words {
+            bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        stream.write_all(bytes.as_bytes()).await.expect("Redis reads");
+        // It may drop the command of a client that has gone.
+        tokio::spawn(async move { while matches!(stream.read_buf(&mut Vec::new()).await, Ok(1..)) {} });
+    }
+
+    /// Waits until this section of `INFO` has all these lines.
+    pub async fn reports(&self, section: &str, lines: &[&str]) {
+        eventually(SOON, &format!("{lines:?} in INFO {section}"), async || {
+            let info: String = self.try_ask(&["INFO", section]).await?;
+            lines.iter().all(|line| info.contains(line)).then_some(())
+        })
+        .await;
     }
 
     /// The name of every binding it holds: a session's id has 22 characters.
@@ -94,4 +152,17 @@ impl Redis {
     pub async fn kill(&mut self) {
         self.process.kill().await;
     }
+}
+
+fn run(folder: &Path, data: &Path, address: SocketAddr, arguments: &[String]) -> Process {
+    let name = format!("redis-{}", address.port());
+    let mut command = Command::new("redis-server");
+    // A file of configuration comes before all options.
+    let (files, options): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.ends_with(".conf"));
+    command.args(files);
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
+    command.arg("--port").arg(address.port().to_string()).arg("--dir").arg(data);
+    // Nobody reads its standard output; this is the file that a failed test shows.
+    command.arg("--logfile").arg(folder.join(format!("{name}.log"))).args(options);
+    Process::start(&name, command, folder, "redis-server")
 }

@@ -1,0 +1,216 @@
+//! Where a Redis is: one, a primary that Sentinels name, or a Cluster. Pure.
+//!
+//! Several hosts are no URL, so they are read here. What is wrong is told without what was read: it may hold a password.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use crate::setting::Secret;
+
+const REDIS_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One Redis.
+    One,
+    /// The primary that Sentinels know under this name.
+    Sentinel(String),
+    Cluster,
+}
+
+/// A name or an address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Host {
+    pub name: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug)]
+pub struct Address {
+    pub kind: Kind,
+    pub is_tls: bool,
+    /// The Redis, the Sentinels, or some nodes of the Cluster: never empty.
+    pub hosts: Vec<Host>,
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    pub database: u16,
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.contains(':') {
+            true => write!(f, "[{}]:{}", self.name, self.port),
+            false => write!(f, "{}:{}", self.name, self.port),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    /// What stands there, but the user and the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
+        match &self.kind {
+            Kind::One => f.write_str("one Redis at ")?,
+            Kind::Sentinel(name) => write!(f, "the Redis that Sentinels name {name}, at ")?,
+            Kind::Cluster => f.write_str("a Redis Cluster at ")?,
+        }
+        f.write_str(&hosts.join(", "))?;
+        f.write_str(if self.is_tls { ", through TLS" } else { "" })
+    }
+}
+
+/// How an address is written, for whoever wrote it otherwise.
+pub const FORMS: &str = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], redis-sentinel://[USER:PASSWORD@]HOST[:PORT],HOST/MASTER[/DATABASE] or \
+     redis-cluster://[USER:PASSWORD@]HOST[:PORT],HOST; rediss in place of redis for TLS";
+
+impl Address {
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("must be {FORMS}"))?;
+        let (is_tls, form) = match scheme.strip_prefix("rediss") {
+            Some(form) => (true, form),
+            None => (false, scheme.strip_prefix("redis").ok_or_else(|| format!("must be {FORMS}"))?),
+        };
+        let (rest, path) = rest.split_once('/').map_or((rest, None), |(rest, path)| (rest, Some(path)));
+        if path.is_some_and(|path| path.contains('@')) {
+            return Err(UNENCODED.into());
+        }
+        let (credentials, hosts) = rest.rsplit_once('@').map_or((None, rest), |(before, after)| (Some(before), after));
+        let (kind, database, port) = match form {
+            "" => (Kind::One, path, REDIS_PORT),
+            "-cluster" if path.is_none_or(str::is_empty) => (Kind::Cluster, None, REDIS_PORT),
+            "-cluster" => return Err("a Cluster has no databases: nothing may follow the hosts".into()),
+            "-sentinel" => {
+                let path = path.unwrap_or_default();
+                let (master, database) = path.split_once('/').map_or((path, None), |(master, rest)| (master, Some(rest)));
+                if master.is_empty() {
+                    return Err("must name the master that the Sentinels watch: redis-sentinel://HOST,HOST/MASTER".into());
+                }
+                (Kind::Sentinel(decoded(master)?), database, SENTINEL_PORT)
+            }
+            _ => return Err(format!("must be {FORMS}")),
+        };
+        let hosts = hosts.split(',').map(|host| Host::parse(host, port)).collect::<Result<Vec<_>, _>>()?;
+        if kind == Kind::One && hosts.len() > 1 {
+            return Err("has several hosts: say redis-sentinel:// or redis-cluster://".into());
+        }
+        let (user, password) = match credentials.map(|both| both.split_once(':').unwrap_or((both, ""))) {
+            None => (None, None),
+            Some((_, "")) => return Err("has a user without a password, or a password without its colon".into()),
+            Some((user, password)) => {
+                (Some(decoded(user)?).filter(|user| !user.is_empty()), Some(Secret::new(decoded(password)?)))
+            }
+        };
+        let database = match database.filter(|text| !text.is_empty()) {
+            None => 0,
+            Some(text) => digits(text).ok_or("the database must be a small number, and nothing may follow it")?,
+        };
+        Ok(Self { kind, is_tls, hosts, user, password, database })
+    }
+}
+
+impl Host {
+    fn parse(text: &str, usual: u16) -> Result<Self, String> {
+        let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((name, port)) if name.parse::<Ipv6Addr>().is_ok() => (name, port),
+            Some(_) => return Err("what stands in brackets must be an IPv6 address".into()),
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+        };
+        let is_named = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte));
+        if name.is_empty() || !is_named {
+            return Err("a host must be a name, an IPv4 address, or an IPv6 address in brackets".into());
+        }
+        let port = match port.strip_prefix(':') {
+            Some(port) => digits(port).filter(|port| *port > 0).ok_or("a port must be a number from 1 to 65535")?,
+            None if port.is_empty() => usual,
+            None => return Err("only a port may follow a host's bracket".into()),
+        };
+        Ok(Self { name: name.to_owned(), port })
+    }
+}
+
+/// A number that is written with digits alone.
+fn digits(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Without its percent-encoding.
+fn decoded(text: &str) -> Result<String, String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        bytes.push(match first {
+            b'%' => {
+                let (code, after) = rest.split_at_checked(2).ok_or(ENCODING)?;
+                rest = after;
+                let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()).ok_or(ENCODING);
+                digit(code[0])? * 16 + digit(code[1])?
+            }
+            plain => *plain,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| ENCODING.to_owned())
+}
+
+const UNENCODED: &str = "a / in the user or password must be written %2F";
+const ENCODING: &str = "a % must be followed by two hexadecimal digits: write %25 for the sign itself";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, port: u16) -> Host {
+        Host { name: name.into(), port }
+    }
+
+    #[test]
+    fn an_address_is_one_a_sentinels_or_a_clusters() {
+        let one = Address::parse("redis://h").unwrap();
+        assert_eq!((one.kind, one.is_tls, one.hosts, one.database), (Kind::One, false, vec![host("h", 6379)], 0));
+        let one = Address::parse("rediss://us%40er:p%3A%2Fw:1@[::1]:7000/3").unwrap();
+        assert_eq!((&one.kind, one.is_tls, &one.hosts, one.database), (&Kind::One, true, &vec![host("::1", 7000)], 3));
+        assert_eq!((one.user.as_deref(), one.password.as_ref().map(Secret::expose)), (Some("us@er"), Some("p:/w:1")));
+        assert_eq!(one.to_string(), "one Redis at [::1]:7000, through TLS");
+        let named = Address::parse("redis-sentinel://:pw@a,b:7001,[fe80::1]/main/2").unwrap();
+        assert_eq!(named.hosts, [host("a", 26379), host("b", 7001), host("fe80::1", 26379)]);
+        assert_eq!((&named.kind, named.database), (&Kind::Sentinel("main".into()), 2));
+        assert_eq!((named.user.as_deref(), named.password.as_ref().map(Secret::expose)), (None, Some("pw")));
+        let cluster = Address::parse("rediss-cluster://u:p@a:1,b:2/").unwrap();
+        assert_eq!((cluster.kind, cluster.is_tls, cluster.hosts), (Kind::Cluster, true, vec![host("a", 1), host("b", 2)]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_without_what_was_read() {
+        for (wrong, word) in [
+            ("canary", "must be redis://"),
+            ("http://u:canary@h", "must be redis://"),
+            ("redis-canary://h", "must be redis://"),
+            ("redis-sentinel-x://h/canary", "must be redis://"),
+            ("redis://u:canary@h:port", "port"),
+            ("redis://u:canary@h:0", "port"),
+            ("redis://u:canary@h:+1", "port"),
+            ("redis://u:canary@h:70000", "port"),
+            ("redis://u:canary@", "host"),
+            ("redis://u:canary@a b", "host"),
+            ("redis://u:canary@h/canary", "database"),
+            ("redis://u:canary@h/1/2", "database"),
+            ("redis://u:canary@h?protocol=resp3", "host"),
+            ("redis://u:ca/nary@h", "%2F"),
+            ("redis://u:canary%4@h", "%25"),
+            ("redis://u:canary%zz@h", "%25"),
+            ("redis://u:canary%ff@h", "%25"),
+            ("redis://canary@h", "password"),
+            ("redis://u:canary@[::1", "host"),
+            ("redis://u:canary@[h]:1", "brackets"),
+            ("redis://u:canary@[::1]1", "bracket"),
+            ("redis://u:canary@a,b", "redis-cluster"),
+            ("redis-sentinel://u:canary@a,b", "master"),
+            ("redis-sentinel://u:canary@a,,b/m", "host"),
+            ("redis-cluster://u:canary@a,b/1", "no databases"),
+        ] {
+            let fault = Address::parse(wrong).expect_err(wrong);
+            assert!(fault.contains(word) && !fault.contains("canary") && !fault.contains('\n'), "{wrong}: {fault}");
+        }
+    }
+}

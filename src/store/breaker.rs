@@ -1,0 +1,152 @@
+//! When a connection to the store is not worth waiting for. Pure.
+//!
+//! It opens when three questions in a row stayed without an answer, or half of the last second's did. Questions that wait at
+//! the same time are one silence: a hiccup that many turns wait for is no loss. What closes it again is not decided here:
+//! a new connection has a new breaker once it has proven itself.
+
+use std::time::{Duration, Instant};
+
+/// So many silences in a row, each begun after the one before had ended.
+const SILENCES: u32 = 3;
+/// Of fewer questions than this in a second, a half says nothing.
+const FEWEST: u32 = 10;
+/// The last second is looked at in parts of this length.
+const PART: Duration = Duration::from_millis(100);
+const PARTS: usize = 10;
+
+#[derive(Clone, Copy, Default)]
+struct Part {
+    /// Which part since the beginning this is: an older one that stands in its place has passed.
+    number: u64,
+    answered: u32,
+    unanswered: u32,
+    silences: u32,
+}
+
+pub struct Breaker {
+    began: Instant,
+    /// Silences since the last answer, and when the last of them ended.
+    in_a_row: u32,
+    silent_until: Instant,
+    parts: [Part; PARTS],
+}
+
+impl Breaker {
+    pub fn new(now: Instant) -> Self {
+        Self { began: now, in_a_row: 0, silent_until: now, parts: [Part::default(); PARTS] }
+    }
+
+    pub fn answered(&mut self, now: Instant) {
+        self.in_a_row = 0;
+        self.part(now).answered += 1;
+    }
+
+    /// Nothing was heard between `asked` and `now`. Returns whether it opens.
+    pub fn unanswered(&mut self, asked: Instant, now: Instant) -> bool {
+        let is_new = self.silent_until <= asked;
+        let part = self.part(now);
+        part.unanswered += 1;
+        if is_new {
+            part.silences += 1;
+            self.in_a_row += 1;
+            self.silent_until = now;
+        }
+        self.in_a_row >= SILENCES || self.is_half_silent(now)
+    }
+
+    /// Whether the last question has no answer.
+    pub const fn is_doubtful(&self) -> bool {
+        self.in_a_row > 0
+    }
+
+    fn is_half_silent(&self, now: Instant) -> bool {
+        let newest = self.number(now);
+        let last = self.parts.iter().filter(|part| part.number + PARTS as u64 > newest);
+        let sum = last.fold(Part::default(), |sum, part| Part {
+            number: 0,
+            answered: sum.answered + part.answered,
+            unanswered: sum.unanswered + part.unanswered,
+            silences: sum.silences + part.silences,
+        });
+        sum.silences >= SILENCES && sum.answered + sum.unanswered >= FEWEST && sum.unanswered >= sum.answered
+    }
+
+    fn part(&mut self, now: Instant) -> &mut Part {
+        let number = self.number(now);
+        let part = &mut self.parts[(number % PARTS as u64) as usize];
+        if part.number != number {
+            *part = Part { number, ..Part::default() };
+        }
+        part
+    }
+
+    fn number(&self, now: Instant) -> u64 {
+        (now.saturating_duration_since(self.began).as_millis() / PART.as_millis()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A breaker, and a clock that starts when it does.
+    fn breaker() -> (Breaker, impl Fn(u64) -> Instant) {
+        let start = Instant::now();
+        (Breaker::new(start), move |ms| start + Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn three_silences_in_a_row_open_it() {
+        let (mut breaker, at) = breaker();
+        assert!(!breaker.unanswered(at(0), at(50)) && breaker.is_doubtful());
+        assert!(!breaker.unanswered(at(50), at(100)));
+        assert!(breaker.unanswered(at(100), at(150)));
+    }
+
+    #[test]
+    fn an_answer_between_them_begins_anew() {
+        let (mut breaker, at) = breaker();
+        for round in 0..3 {
+            let start = round * 2_000;
+            assert!(!breaker.unanswered(at(start), at(start + 50)));
+            assert!(!breaker.unanswered(at(start + 50), at(start + 100)));
+            breaker.answered(at(start + 110));
+            assert!(!breaker.is_doubtful());
+        }
+    }
+
+    #[test]
+    fn those_who_wait_together_are_one_silence() {
+        let (mut breaker, at) = breaker();
+        for asked in 0..50 {
+            assert!(!breaker.unanswered(at(asked), at(asked + 50)), "{asked}");
+        }
+        assert!(!breaker.unanswered(at(50), at(100)), "the second");
+        assert!(breaker.unanswered(at(100), at(150)), "the third");
+    }
+
+    #[test]
+    fn half_of_a_second_opens_it() {
+        let (mut breaker, at) = breaker();
+        let opened = (0..20_u64).find(|turn| {
+            breaker.answered(at(turn * 60));
+            breaker.unanswered(at(turn * 60), at(turn * 60 + 50))
+        });
+        assert_eq!(opened, Some(4), "once ten questions were asked");
+    }
+
+    #[test]
+    fn less_than_half_or_long_ago_does_not() {
+        let (mut breaker, at) = breaker();
+        for turn in 0..100 {
+            breaker.answered(at(turn * 60));
+            breaker.answered(at(turn * 60 + 1));
+            assert!(!breaker.unanswered(at(turn * 60 + 2), at(turn * 60 + 52)), "{turn}");
+        }
+        let (mut breaker, at) = super::tests::breaker();
+        for turn in 0..100 {
+            breaker.answered(at(turn * 300));
+            assert!(!breaker.unanswered(at(turn * 300), at(turn * 300 + 50)), "seven in a second are too few: {turn}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! A Cluster: a link to each primary, and a table of who has what.
+//!
+//! The table is kept in the background, so that a dead shard stalls nobody but its own sessions, which find its link away. A
+//! turn follows where a node sends it, within its own time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::{FromRedisValue, Pipeline, Value, pipe};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::address::Host;
+use super::dial::{Dialer, Shown};
+use super::fault::{Fault, Faults, Redirection};
+use super::health::Health;
+use super::link::{Link, Place};
+use super::slots::{Slots, slot};
+use crate::task::Tasks;
+
+/// From one look at the Cluster to the next: while all is well, while something is missing, and at least.
+const CALM: Duration = Duration::from_secs(30);
+const ALARMED: Duration = Duration::from_secs(1);
+const APART: Duration = Duration::from_millis(100);
+/// How long a node that is connected may take to tell what it knows.
+const TELLING: Duration = Duration::from_millis(300);
+/// So often a question may be sent on: moved, then asked for once, with one to spare.
+const REDIRECTIONS: usize = 3;
+
+pub struct Cluster {
+    dialer: Arc<Dialer>,
+    faults: Arc<Faults>,
+    health: Arc<Health>,
+    tasks: Tasks,
+    table: RwLock<Arc<Table>>,
+    /// Word to the task that keeps the table: it may be wrong.
+    stale: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Table {
+    slots: Slots,
+    members: HashMap<Host, Member>,
+}
+
+/// A primary's link; the task that keeps it ends with the last table that has it.
+#[derive(Clone)]
+struct Member {
+    link: Arc<Link>,
+    _kept: Arc<DropGuard>,
+}
+
+impl Cluster {
+    pub fn new(dialer: Arc<Dialer>, faults: Arc<Faults>, health: Arc<Health>, tasks: Tasks) -> Self {
+        // Until there is a table, something is missing.
+        health.loses();
+        Self { dialer, faults, health, tasks, table: RwLock::default(), stale: Arc::default() }
+    }
+
+    /// Puts a question about `name` to the node that has it.
+    pub async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, Fault> {
+        let table = self.table();
+        let mut host = table.slots.owner(slot(name)).ok_or(Fault::Away)?;
+        let (mut result, mut sent_on);
+        let mut is_asking = false;
+        for _ in 0..=REDIRECTIONS {
+            let link = &table.members.get(host).ok_or(Fault::Away)?.link;
+            result = match is_asking {
+                true => link.ask(&asking(question), until).await,
+                false => link.ask(question, until).await,
+            };
+            let Err(fault) = &result else { return result };
+            sent_on = fault.redirection(host);
+            is_asking = matches!(sent_on, Some(Redirection::Ask(_)));
+            host = match &sent_on {
+                None => return result,
+                Some(Redirection::Ask(next)) => next,
+                Some(Redirection::Moved(next)) => {
+                    self.stale.notify_one();
+                    next
+                }
+            };
+        }
+        Err(Fault::Unready("the nodes of the Cluster send a question round".into()))
+    }
+
+    /// The node that has `name`, as far as is known.
+    pub fn host(&self, name: &str) -> Option<Arc<Host>> {
+        let table = self.table();
+        table.members.get(table.slots.owner(slot(name))?)?.link.host()
+    }
+
+    /// All nodes that answer.
+    pub fn hosts(&self) -> Vec<Arc<Host>> {
+        self.table().members.values().filter_map(|member| member.link.host()).collect()
+    }
+
+    /// Keeps the table, for as long as it is polled.
+    pub async fn keep(self: Arc<Self>) {
+        let mut is_first = true;
+        loop {
+            match self.look().await {
+                Ok(slots) => {
+                    self.adopt(slots);
+                    if std::mem::take(&mut is_first) {
+                        self.health.regains();
+                    }
+                }
+                Err(fault) => self.faults.note(&fault, None),
+            }
+            sleep(APART).await;
+            let rest = if self.health.is_up() { CALM } else { ALARMED };
+            tokio::select! {
+                () = sleep(rest) => {}
+                () = self.stale.notified() => {}
+            }
+        }
+    }
+
+    /// What most of the connected nodes say; with none connected, the first of all known nodes that answers.
+    async fn look(&self) -> Result<Slots, Fault> {
+        let table = self.table();
+        let links = table.members.values().filter(|member| member.link.is_up());
+        let mut told: FuturesUnordered<_> = links.map(async |member| tell(&member.link).await).collect();
+        let mut votes: Vec<(Slots, usize)> = Vec::new();
+        while let Some(slots) = told.next().await {
+            let Ok(slots) = slots else { continue };
+            match votes.iter_mut().find(|(other, _)| *other == slots) {
+                Some((_, votes)) => *votes += 1,
+                None => votes.push((slots, 1)),
+            }
+        }
+        match votes.into_iter().max_by_key(|(_, votes)| *votes) {
+            Some((slots, _)) => Ok(slots),
+            None => self.search(&table).await,
+        }
+    }
+
+    async fn search(&self, table: &Table) -> Result<Slots, Fault> {
+        let address = self.dialer.address()?;
+        let mut hosts: Vec<&Host> = address.hosts.iter().chain(table.members.keys()).chain(&table.slots.replicas).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let one = async |host: &Host| {
+            let asking = async {
+                let mut connection = self.dialer.dial(&address, host, Shown::Everything).await?;
+                understood(&question().query_async(&mut connection).await?, host)
+            };
+            timeout(self.dialer.patience(), asking).await.unwrap_or(Err(Fault::Silent))
+        };
+        let mut told: FuturesUnordered<_> = hosts.into_iter().map(one).collect();
+        let mut last = Fault::Away;
+        while let Some(answer) = told.next().await {
+            match answer {
+                Ok(slots) => return Ok(slots),
+                Err(fault) => last = fault,
+            }
+        }
+        Err(last)
+    }
+
+    /// Links to new primaries begin, those to former ones end.
+    fn adopt(&self, slots: Slots) {
+        let old = self.table();
+        if old.slots == slots {
+            return;
+        }
+        let members: HashMap<_, _> = slots
+            .primaries()
+            .into_iter()
+            .map(|host| {
+                let member = old.members.get(&host).cloned().unwrap_or_else(|| self.join(&host));
+                (host, member)
+            })
+            .collect();
+        tracing::info!(primaries = members.len(), "the Cluster's slots are known");
+        let new = Arc::new(Table { slots, members });
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
+        for (_, member) in old.members.iter().filter(|(host, _)| !new.members.contains_key(host)) {
+            member.link.retire();
+        }
+    }
+
+    fn join(&self, host: &Host) -> Member {
+        let place = Place::Node(host.clone());
+        let (dialer, faults) = (Arc::clone(&self.dialer), Arc::clone(&self.faults));
+        let link = Arc::new(Link::new(dialer, place, faults, Arc::clone(&self.health), Arc::clone(&self.stale)));
+        let (kept, end) = (Arc::clone(&link).keep(), CancellationToken::new());
+        let ended = end.clone();
+        self.tasks.spawn_until_stopped(async move {
+            tokio::select! {
+                () = kept => {}
+                () = ended.cancelled() => {}
+            }
+        });
+        Member { link, _kept: Arc::new(end.drop_guard()) }
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn question() -> Pipeline {
+    let mut question = pipe();
+    question.cmd("CLUSTER").arg("SLOTS");
+    question
+}
+
+async fn tell(link: &Link) -> Result<Slots, Fault> {
+    let host = link.host().ok_or(Fault::Away)?;
+    understood(&link.ask(&question(), Instant::now() + TELLING).await?, &host)
+}
+
+fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, Fault> {
+    let slots = Slots::parse(answer, asked).filter(|slots| !slots.primaries().is_empty());
+    slots.ok_or_else(|| Fault::Unready("the Cluster has given no slots to any node".into()))
+}
+
+/// The question as it is put to a node that does not have the name yet.
+fn asking(question: &Pipeline) -> Pipeline {
+    let mut asking = pipe();
+    asking.cmd("ASKING").ignore();
+    for command in question.cmd_iter() {
+        // Each command needs its own word.
+        asking.add_command(command.clone());
+    }
+    asking
+}

@@ -1,0 +1,126 @@
+//! How a connection to a Redis is made: where the address says, with what it says now.
+//!
+//! The address is read again for each attempt, so that a password that was changed in its file is used at once. What decides
+//! whether a connection is good enough is not here.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
+
+use super::Settings;
+use super::address::{Address, Host, Kind};
+use super::fault::Fault;
+
+/// How long the kernel believes in a peer that acknowledges nothing, asked or not.
+const VANISHED: Duration = Duration::from_secs(5);
+/// An attempt, with name resolution and greeting, at least. A Redis that was stopped greets as soon as it goes on, and one that
+/// was cut off is found by the next attempt.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Whom a connection is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// User, password and database.
+    Everything,
+    /// None of them.
+    Nothing,
+}
+
+pub struct Dialer {
+    settings: Settings,
+    /// What the address was at the start: a change to another kind needs another start.
+    kind: Kind,
+}
+
+impl Dialer {
+    pub fn new(settings: &Settings) -> Result<Self, String> {
+        let address = settings.address()?;
+        let dialer = Self { settings: settings.clone(), kind: address.kind.clone() };
+        dialer.client(&address, &address.hosts[0], Shown::Nothing).map_err(|fault| fault.to_string())?;
+        Ok(dialer)
+    }
+
+    pub const fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// All store operations of one turn together may take so long.
+    pub const fn timeout(&self) -> Duration {
+        self.settings.timeout.0
+    }
+
+    /// How long an attempt to connect may take.
+    pub fn patience(&self) -> Duration {
+        CONNECT.max(self.timeout() * 2)
+    }
+
+    /// A name in the store for what is not a session's.
+    pub fn name(&self, what: &str) -> String {
+        format!("{}:{what}", self.settings.prefix)
+    }
+
+    /// The address as it is written now.
+    pub fn address(&self) -> Result<Address, Fault> {
+        let address = self.settings.address().map_err(Fault::Unready)?;
+        match std::mem::discriminant(&address.kind) == std::mem::discriminant(&self.kind) {
+            true => Ok(address),
+            false => Err(Fault::Unready("store.url: has become another kind of address: that takes a restart".into())),
+        }
+    }
+
+    /// Connects to `host`, waiting as long as it takes.
+    pub async fn dial(&self, address: &Address, host: &Host, shown: Shown) -> Result<MultiplexedConnection, Fault> {
+        let client = self.client(address, host, shown)?;
+        let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        if !address.is_tls {
+            return Ok(client.get_multiplexed_async_connection_with_config(&settings).await?);
+        }
+        // Reads the system's certificates anew each time, which blocks: that is no work for a thread that serves turns.
+        let (runtime, patience) = (tokio::runtime::Handle::current(), self.patience());
+        let connecting = tokio::task::spawn_blocking(move || {
+            runtime.block_on(async {
+                tokio::time::timeout(patience, client.get_multiplexed_async_connection_with_config(&settings)).await
+            })
+        });
+        match connecting.await {
+            Ok(Ok(connection)) => Ok(connection?),
+            Ok(Err(_)) => Err(Fault::Unready("no greeting in time: perhaps it does not speak TLS on this port".into())),
+            Err(_) => Err(Fault::Away),
+        }
+    }
+
+    /// What makes connections to `host`.
+    pub fn client(&self, address: &Address, host: &Host, shown: Shown) -> Result<Client, Fault> {
+        let (name, port) = (host.name.clone(), host.port);
+        let place = match address.is_tls {
+            true => ConnectionAddr::TcpTls { host: name, port, insecure: false, tls_params: None },
+            false => ConnectionAddr::Tcp(name, port),
+        };
+        // Its own name would cost a round trip, and a permission.
+        let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
+        if shown == Shown::Everything {
+            greeting = greeting.set_db(address.database.into());
+            if let Some(user) = &address.user {
+                greeting = greeting.set_username(user);
+            }
+            if let Some(password) = &address.password {
+                greeting = greeting.set_password(password.expose());
+            }
+        }
+        let info = place.into_connection_info()?.set_redis_settings(greeting).set_tcp_settings(tcp());
+        match self.settings.authorities().map_err(Fault::Unready)? {
+            root_cert @ Some(_) => Ok(Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?),
+            None => Ok(Client::open(info)?),
+        }
+    }
+}
+
+fn tcp() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(VANISHED / 2).with_interval(Duration::from_secs(1));
+    let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(VANISHED);
+    tcp
+}

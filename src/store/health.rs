@@ -1,0 +1,48 @@
+//! Whether all of the store answers: one count of the links that do not.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+
+pub struct Health {
+    missing: Mutex<usize>,
+    up: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
+}
+
+impl Health {
+    /// With nothing missing yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.store_up(true);
+        Self { missing: Mutex::new(0), up: watch::Sender::new(true), metrics }
+    }
+
+    /// One more part of the store does not answer.
+    pub fn loses(&self) {
+        self.count(|missing| missing + 1);
+    }
+
+    /// A part that did not answer does, or is no part of the store any more.
+    pub fn regains(&self) {
+        self.count(|missing| missing.saturating_sub(1));
+    }
+
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.up.subscribe()
+    }
+
+    pub fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// What is told, under the lock, is the state.
+    fn count(&self, next: impl FnOnce(usize) -> usize) {
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        *missing = next(*missing);
+        let up = *missing == 0;
+        self.metrics.store_up(up);
+        self.up.send_if_modified(|told| std::mem::replace(told, up) != up);
+    }
+}

@@ -1,0 +1,174 @@
+//! What a Redis may do to those who ask it: answer late, refuse, fall silent, break; and what they say of it then.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::fake::Fake;
+use super::*;
+use crate::setting::Secret;
+
+const TIMEOUT: Duration = Duration::from_millis(100);
+const LONG: Duration = Duration::from_secs(20);
+
+async fn store(fake: &Fake) -> (Store, Tasks) {
+    let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
+    let store = opened(fake, metrics, &tasks);
+    assert!(store.ready(LONG).await);
+    (store, tasks)
+}
+
+fn opened(fake: &Fake, metrics: Arc<Metrics>, tasks: &Tasks) -> Store {
+    let url = SecretSource::Text(Secret::new(fake.url()));
+    let settings = Settings { url, prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None };
+    Store::in_redis(&settings, metrics, tasks).unwrap()
+}
+
+fn is_up(store: &Store) -> bool {
+    store.metrics.render().contains("\nwarmkey_store_up 1\n")
+}
+
+#[tokio::test]
+async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
+    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let (store, _tasks) = store(&fake).await;
+    assert!(store.claim("s", "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
+    assert!(is_up(&store));
+    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+    assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
+}
+
+#[tokio::test]
+async fn an_error_for_one_command_is_an_answer() {
+    let fake = Fake::proven_by(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'.")).await;
+    let (store, _tasks) = store(&fake).await;
+    for _ in 0..5 {
+        assert!(store.claim("s", "v", LONG, &mut Budget(LONG)).await.is_err());
+    }
+    assert!(is_up(&store) && fake.connections() == 1);
+}
+
+#[tokio::test]
+async fn a_turn_that_has_used_its_time_says_nothing_of_the_store() {
+    let fake = Fake::answering(|_, _| None).await;
+    let (store, _tasks) = store(&fake).await;
+    for _ in 0..5 {
+        assert!(store.get("s", &mut Budget(TIMEOUT / 10)).await.is_err());
+    }
+    assert!(is_up(&store) && fake.connections() == 1);
+}
+
+#[tokio::test]
+async fn turns_that_wait_together_are_one_silence() {
+    let fake = Fake::answering(|_, _| None).await;
+    let (store, _tasks) = store(&fake).await;
+    let (mut first, mut second, mut third) = (store.budget(), store.budget(), store.budget());
+    let all = tokio::join!(store.get("a", &mut first), store.get("b", &mut second), store.get("c", &mut third));
+    assert!(all.0.is_err() && all.1.is_err() && all.2.is_err());
+    assert!(is_up(&store) && fake.connections() == 1);
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
+    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let (store, _tasks) = store(&fake).await;
+    fake.hush(1);
+    let mut patient = Budget(LONG);
+    let late = store.get("late", &mut patient);
+    let others = async {
+        assert!(store.get("s", &mut store.budget()).await.is_err());
+        // One silence is doubt: what else there is to know, the store finds out by itself.
+        let mut health = store.health();
+        let gone = health.wait_for(|up| !up);
+        assert!(tokio::time::timeout(LONG, gone).await.is_ok());
+        assert!(store.ready(LONG).await);
+        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        fake.cut(1);
+    };
+    let (late, ()) = tokio::join!(late, others);
+    assert!(late.is_err(), "its connection was cut: {late:?}");
+    assert!(is_up(&store));
+    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+    assert_eq!(fake.connections(), 2);
+}
+
+#[tokio::test]
+async fn the_first_attempt_after_a_loss_is_made_at_once() {
+    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let (store, _tasks) = store(&fake).await;
+    let mut fastest = LONG;
+    for number in 1..=4 {
+        // So long ago that the next attempt may be made.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fake.cut(number);
+        let began = Instant::now();
+        assert!(store.get("s", &mut Budget(LONG)).await.is_err());
+        assert!(store.ready(LONG).await);
+        fastest = fastest.min(began.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(200), "{fastest:?}");
+}
+
+#[tokio::test]
+async fn what_takes_no_writes_is_not_used() {
+    for refusal in
+        ["-READONLY You can't write against a read only replica.", "-LOADING Redis is loading", "-MASTERDOWN Link down"]
+    {
+        let is_replica = Arc::new(AtomicBool::new(true));
+        let says = Arc::clone(&is_replica);
+        let fake = Fake::proven_by(move |_, command| match command {
+            "PROBE" if says.load(Ordering::Relaxed) => Some(refusal),
+            "PROBE" => Some("+OK"),
+            "PTTL" => Some(":5"),
+            _ => Some("$-1"),
+        })
+        .await;
+        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
+        let store = opened(&fake, metrics, &tasks);
+        assert!(!store.ready(TIMEOUT * 8).await, "{refusal}");
+        assert!(store.get("s", &mut store.budget()).await.is_err());
+        assert!(store.fault().unwrap().contains(&refusal[1..9]), "{:?}", store.fault());
+        is_replica.store(false, Ordering::Relaxed);
+        assert!(store.ready(LONG).await);
+        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        tasks.join(LONG).await;
+    }
+}
+
+#[tokio::test]
+async fn a_primary_that_became_a_replica_is_given_up_by_the_first_who_hears_it() {
+    let is_replica = Arc::new(AtomicBool::new(false));
+    let says = Arc::clone(&is_replica);
+    let fake = Fake::proven_by(move |_, command| match command {
+        "GET" => Some("$-1"),
+        "PTTL" => Some(":-2"),
+        _ if says.load(Ordering::Relaxed) => Some("-READONLY You can't write against a read only replica."),
+        "PROBE" => Some("+OK"),
+        _ => Some("$-1"),
+    })
+    .await;
+    let (store, _tasks) = store(&fake).await;
+    is_replica.store(true, Ordering::Relaxed);
+    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None, "it still reads");
+    assert!(store.claim("s", "v", LONG, &mut Budget(LONG)).await.is_err());
+    assert!(!is_up(&store));
+    let page = store.metrics.render();
+    assert!(page.contains("warmkey_store_failures_total{reason=\"readonly\"} 1"), "{page}");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_store_that_is_away() {
+    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let (store, _tasks) = store(&fake).await;
+    fake.hush(usize::MAX);
+    let began = Instant::now();
+    assert!(store.get("s", &mut store.budget()).await.is_err());
+    let mut health = store.health();
+    assert!(tokio::time::timeout(LONG, health.wait_for(|up| !up)).await.is_ok());
+    assert!(began.elapsed() < TIMEOUT * 5, "two more questions: {:?}", began.elapsed());
+    let before = fake.asked().iter().filter(|name| *name == "GET").count();
+    for _ in 0..100 {
+        assert!(store.get("s", &mut store.budget()).await.is_err());
+    }
+    assert_eq!(fake.asked().iter().filter(|name| *name == "GET").count(), before);
+    fake.hush(0);
+    assert!(store.ready(LONG).await);
+}

@@ -1,0 +1,67 @@
+//! Which Redis the Sentinels call the primary.
+//!
+//! All are asked at once, since one that is dead or stopped must not hold up the others. What most of them say counts; whether
+//! that Redis takes writes is for the caller to try.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::cmd;
+
+use super::address::{Address, Host};
+use super::dial::{Dialer, Shown};
+use super::fault::Fault;
+
+/// One Sentinel's time, greeting included.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result<Host, Fault> {
+    let mut asked: FuturesUnordered<_> = address
+        .hosts
+        .iter()
+        .map(async |sentinel| {
+            let answer = tokio::time::timeout(PATIENCE, ask(dialer, address, sentinel, master)).await;
+            answer.unwrap_or_else(|_| Err(Fault::Unready(format!("the Sentinel at {sentinel} does not answer"))))
+        })
+        .collect();
+    let mut votes: Vec<(Host, usize)> = Vec::new();
+    let mut last = Fault::Away;
+    while let Some(answer) = asked.next().await {
+        let named = match answer {
+            Ok(named) => named,
+            Err(fault) => {
+                last = fault;
+                continue;
+            }
+        };
+        let place = votes.iter().position(|(host, _)| *host == named).unwrap_or_else(|| {
+            votes.push((named, 0));
+            votes.len() - 1
+        });
+        votes[place].1 += 1;
+        if votes[place].1 * 2 > address.hosts.len() {
+            break;
+        }
+    }
+    let most = votes.into_iter().max_by_key(|(_, votes)| *votes);
+    most.map(|(host, _)| host).ok_or(last)
+}
+
+async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) -> Result<Host, Fault> {
+    // The user and password are those of Redis: a Sentinel sees them only if it asks for some.
+    let mut connection = dialer.dial(address, sentinel, Shown::Nothing).await?;
+    let mut question = cmd("SENTINEL");
+    question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
+    let mut answer = question.query_async(&mut connection).await.map_err(Fault::from);
+    let wants_password = answer.as_ref().is_err_and(|fault| fault.code().as_deref() == Some("NOAUTH"));
+    if let (true, Some(password)) = (wants_password, &address.password) {
+        let mut greeting = cmd("AUTH");
+        let _: () = greeting.arg(&address.user).arg(password.expose()).query_async(&mut connection).await?;
+        answer = question.query_async(&mut connection).await.map_err(Fault::from);
+    }
+    let named: Option<(String, u16)> = answer?;
+    let (name, port) =
+        named.ok_or_else(|| Fault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}")))?;
+    Ok(Host { name, port })
+}

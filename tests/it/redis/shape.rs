@@ -1,0 +1,85 @@
+//! The three shapes of Redis behind one set of questions, for tests that hold on each of them.
+
+use std::path::Path;
+
+use super::Redis;
+use super::sentinel::Sentinel;
+use super::shards::Shards;
+
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    Standalone,
+    Sentinel,
+    Cluster,
+}
+
+pub enum Store {
+    Standalone(Redis),
+    Sentinel(Sentinel),
+    Cluster(Shards),
+}
+
+impl Store {
+    /// A single one takes further arguments.
+    pub async fn start(shape: Shape, folder: &Path, arguments: &[String]) -> Self {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        match shape {
+            Shape::Standalone => Self::Standalone(Redis::start_with(folder, &arguments).await),
+            Shape::Sentinel => Self::Sentinel(Sentinel::start(folder).await),
+            Shape::Cluster => Self::Cluster(Shards::start(folder).await),
+        }
+    }
+
+    pub fn url(&self) -> String {
+        match self {
+            Self::Standalone(redis) => redis.url(),
+            Self::Sentinel(trio) => trio.url(),
+            Self::Cluster(shards) => shards.url(),
+        }
+    }
+
+    /// The nodes that take writes.
+    pub async fn primaries(&self) -> Vec<&Redis> {
+        match self {
+            Self::Standalone(redis) => vec![redis],
+            Self::Sentinel(trio) => vec![trio.primary().await],
+            Self::Cluster(shards) => shards.primaries().await,
+        }
+    }
+
+    /// Tells each primary the same.
+    pub async fn tell(&self, words: &[&str]) {
+        for primary in self.primaries().await {
+            primary.tell(words).await;
+        }
+    }
+
+    /// Asks the primary that holds the name which is the last of these words, or would hold it.
+    pub async fn ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        for primary in self.primaries().await {
+            // All others of a Cluster answer MOVED.
+            if let Some(answer) = primary.try_ask(words).await {
+                return answer;
+            }
+        }
+        panic!("Redis answers {words:?}");
+    }
+
+    /// The name of every binding.
+    pub async fn bindings(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for primary in self.primaries().await {
+            names.extend(primary.bindings().await);
+        }
+        names
+    }
+
+    /// The one binding there is: its name and its value.
+    pub async fn binding(&self) -> (String, String) {
+        let mut names = self.bindings().await;
+        assert_eq!(names.len(), 1, "one session: {names:?}");
+        let name = names.remove(0);
+        let value = self.ask(&["GET", &name]).await;
+        (name, value)
+    }
+}
