@@ -26,9 +26,11 @@ mod promise;
 mod binding;
 mod failover;
 mod forgotten;
+mod forks;
 mod outage;
 mod reload;
 mod roll;
+mod scripts;
 mod signals;
 mod weather;
 
