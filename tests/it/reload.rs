@@ -137,8 +137,13 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
     for number in 0..2 {
         cluster.reload(number).await;
     }
-    // Two have it no longer and one still does: whose word counts is not known, so that nobody's binding moves.
+    // Two have it no longer and one still does: whose word counts is not known, so that their turns are served by a sibling
+    // and nobody's binding moves.
     let rebound = "warmkey_bindings_total{result=\"rebound\"}";
+    for replica in &cluster.replicas[..2] {
+        let is_spilling = async || replica.metrics().await.get("warmkey_bindings_total{result=\"spilled\"}") > 10.0;
+        eventually(SOON, "turns of the key that is gone here", async || is_spilling().await.then_some(())).await;
+    }
     cluster.shows(rebound, 0.0).await;
     cluster.reload(2).await;
     let mut sessions = players.stop().await;
