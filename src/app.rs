@@ -8,6 +8,9 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
+use crate::binding::local::Local;
+use crate::binding::outage::keep_merging;
+use crate::binding::place::Places;
 use crate::binding::table::Bindings;
 use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
@@ -71,7 +74,10 @@ impl Replica {
         // Before the first turn, so that it meets only keys that the other replicas know.
         voice.answer().await;
         tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
-        let bindings = Bindings::new(store, Arc::clone(&registry), config.binding.ttl.0, tasks.clone());
+        let ttl = config.binding.ttl.0;
+        let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
+        tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), ttl));
+        let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
         }

@@ -18,6 +18,9 @@ use crate::task::Tasks;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+pub mod model;
+pub mod expiring;
 pub mod memory;
 pub mod redis;
 
@@ -92,6 +95,8 @@ pub struct Store {
 enum Backend {
     Memory(Arc<Memory>),
     Redis(Redis),
+    #[cfg(test)]
+    Model(model::Model),
 }
 
 impl Store {
@@ -108,11 +113,19 @@ impl Store {
         Ok(Self { backend: Backend::Redis(redis), prefix: settings.prefix.clone(), timeout: settings.timeout.0, metrics })
     }
 
+    /// One replica's way to a store whose weather a test makes.
+    #[cfg(test)]
+    pub fn in_model(model: model::Model, metrics: Arc<Metrics>) -> Self {
+        Self { backend: Backend::Model(model), prefix: String::new(), timeout: Duration::from_secs(1), metrics }
+    }
+
     /// Waits until the store can answer, at most `patience`. Returns whether it can.
     pub async fn ready(&self, patience: Duration) -> bool {
         match &self.backend {
             Backend::Memory(_) => true,
             Backend::Redis(redis) => tokio::time::timeout(patience, redis.connected()).await.is_ok(),
+            #[cfg(test)]
+            Backend::Model(_) => true,
         }
     }
 
@@ -125,6 +138,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.get(id)),
             Backend::Redis(redis) => self.timed(redis, Operation::Get, budget, redis.get(&self.name(id))).await,
+            #[cfg(test)]
+            Backend::Model(model) => model.get(id).await,
         }
     }
 
@@ -133,6 +148,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory) => Ok(memory.claim(id, value, ttl)),
             Backend::Redis(redis) => self.timed(redis, Operation::Claim, budget, redis.claim(&self.name(id), value, ttl)).await,
+            #[cfg(test)]
+            Backend::Model(model) => model.claim(id, value).await,
         }
     }
 
@@ -150,6 +167,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(redis, Operation::Replace, budget, redis.replace(&self.name(id), expected, new, ttl)).await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.replace(id, expected, new).await,
         }
     }
 
@@ -161,6 +180,8 @@ impl Store {
                 Ok(())
             }
             Backend::Redis(redis) => self.timed(redis, Operation::Extend, budget, redis.extend(&self.name(id), value, ttl)).await,
+            #[cfg(test)]
+            Backend::Model(_) => Ok(()),
         }
     }
 
@@ -178,6 +199,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(redis, Operation::Merge, budget, redis.merge(&self.name(id), value, epoch, ttl)).await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.merge(id, value, epoch).await,
         }
     }
 
@@ -190,6 +213,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(redis, Operation::Roll, budget, redis.call_roll(&self.name("generations"), report)).await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.call_roll(report).await,
         }
     }
 
@@ -198,6 +223,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(_) => watch::channel(true).1,
             Backend::Redis(redis) => redis.health(),
+            #[cfg(test)]
+            Backend::Model(_) => watch::channel(true).1,
         }
     }
 

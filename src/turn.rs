@@ -7,7 +7,8 @@ use axum::body::Body;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
-use crate::binding::table::{Bindings, Sealed, Wanted};
+use crate::binding::place::{Sealed, Wanted};
+use crate::binding::table::Bindings;
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
@@ -23,6 +24,7 @@ use crate::upstream::headers::TURN_STATE;
 
 pub mod account;
 pub mod failover;
+pub mod search;
 pub mod http;
 pub mod relay;
 pub mod replay;
@@ -30,6 +32,7 @@ pub mod replay;
 use account::Account;
 use failover::{Verdict, decide};
 use replay::{Replay, Text};
+use search::Search;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
@@ -81,7 +84,8 @@ impl Gateway {
         let sent = Sent { headers: &head.headers, query: head.uri.query(), body: &body.bytes };
         let turn_state = head.headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let wanted = Wanted { session: identity.session, client: &client, carries_sealed, turn_state };
+        let lineage = self.identifier.lineage(&client.id, &head.headers);
+        let wanted = Wanted { session: identity.session, lineage, client: &client, carries_sealed, turn_state };
         let mut binding = self.bindings.bind(&wanted, found, &mut budget).await?;
         let first = Arc::clone(&binding.key);
         account.overhead(whole);
@@ -91,6 +95,11 @@ impl Gateway {
             match decide(send(&sent, &binding.key, is_foreign_state).await) {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, &mut budget).await),
                 Verdict::GiveUp(error) => return Err(error),
+                Verdict::Foreign(answer) if binding.is_guess => {
+                    let search = Search { gateway: self, sent: &sent, wanted: &wanted, guess: &binding };
+                    return search.run(account, answer, &mut budget).await;
+                }
+                Verdict::Foreign(answer) => return Ok((binding.key, answer)),
                 Verdict::Move(ailment, answer) => {
                     if let Some(successor) = self.registry.successor(&binding.key) {
                         // Refused was what it showed before a reload.

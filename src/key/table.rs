@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
 
 /// All keys, in the order of the configuration.
+#[derive(Clone)]
 pub struct Table {
     keys: Vec<Arc<Key>>,
     by_tag: HashMap<Tag, Arc<Key>>,
