@@ -142,6 +142,13 @@ impl Registry {
         self.show_states(&disabled);
     }
 
+    /// Takes `table` into use while nothing is heard of the store.
+    pub fn reload(&self, table: Table) {
+        if let Some(next) = self.prepare(table) {
+            self.adopt(next, None);
+        }
+    }
+
     /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
     pub fn heard(&self, loaded: &Arc<Loaded>, roll: &Roll) {
         loaded.heard(roll);
