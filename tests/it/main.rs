@@ -24,9 +24,11 @@ mod promise;
 mod binding;
 mod failover;
 mod outage;
+mod signals;
+
+mod generations;
 mod reload;
 mod roll;
-mod signals;
 
 mod answers;
 mod bytes;
