@@ -67,7 +67,11 @@ impl Local {
     /// `record` was bound without the store's word. Belief in what the store did say is not renewed by it.
     pub fn note(&self, session: &SessionId, record: &Record, is_guess: bool) {
         let mut entries = self.lock();
-        let left = entries.known.get(session.as_str()).map_or(self.belief, |(_, expiry)| expiry - Instant::now());
+        let left = match entries.known.get(session.as_str()) {
+            Some((known, _)) if known.record.epoch > record.epoch => return,
+            Some((_, expiry)) => expiry - Instant::now(),
+            None => self.belief,
+        };
         entries.known.put(session.as_str(), Known { record: record.clone(), is_guess }, left);
         entries.unmerged.insert(session.clone());
     }

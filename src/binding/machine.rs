@@ -71,7 +71,7 @@ struct Machine {
 impl Machine {
     fn new(flaw: Flaw) -> Self {
         let shared = Arc::new(Mutex::new(Shared::new(flaw)));
-        let upstream = Rc::new(Upstream::new());
+        let upstream = Rc::new(Upstream::new(&shared));
         let replicas: Vec<_> = (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
         let mut machine = Self { shared, upstream, replicas, going: Vec::new() };
         machine.call_roll();
@@ -96,8 +96,12 @@ impl Machine {
                 }));
             }
             Event::Reload(replica, set) => {
-                self.upstream.reloaded(self.replicas[*replica].set.replace(*set), *set);
-                self.replicas[*replica].registry.reload(upstream::set(*set));
+                self.replicas[*replica].set.set(*set);
+                self.upstream.reloads(*replica, *set);
+                let registry = &self.replicas[*replica].registry;
+                if let Some(next) = registry.prepare(upstream::set(*set)) {
+                    registry.adopt(next, None);
+                }
             }
             Event::Roll(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
@@ -199,32 +203,26 @@ fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
 
 fn search(flaw: Flaw, cases: u32) -> Result<(), String> {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
-    let tested = TestRunner::new(config).run(&prop::collection::vec(event(), 1..40), |events| {
-        play(flaw, &events).map_err(TestCaseError::fail)
-    });
+    let tested = TestRunner::new(config)
+        .run(&prop::collection::vec(event(), 1..40), |events| play(flaw, &events).map_err(TestCaseError::fail));
     tested.map_err(|error| match error {
         TestError::Fail(why, events) => format!("{why}\nafter {events:#?}"),
         TestError::Abort(why) => why.to_string(),
     })
 }
 
-/// `WARMKEY_CASES=100000` for the long run.
+/// `WARMKEY_CASES=1000000` for a long run.
 #[test]
 fn no_interleaving_breaks_the_binding() {
-    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(4_000);
+    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20_000);
     search(Flaw::None, cases).unwrap_or_else(|violation| panic!("{violation}"));
 }
 
 #[test]
 fn every_wrong_script_is_caught() {
-    for flaw in [
-        Flaw::PlainClaim,
-        Flaw::PlainReplace,
-        Flaw::ReplaceByKey,
-        Flaw::MergeNothingOver,
-        Flaw::PlainMerge,
-        Flaw::MergeEqual,
-    ] {
+    for flaw in
+        [Flaw::PlainClaim, Flaw::PlainReplace, Flaw::ReplaceByKey, Flaw::MergeNothingOver, Flaw::PlainMerge, Flaw::MergeEqual]
+    {
         assert!(search(flaw, 100_000).is_err(), "{flaw:?} breaks nothing that is looked at");
     }
 }

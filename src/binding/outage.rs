@@ -33,13 +33,20 @@ impl Bindings {
             Some(record) => record,
             None => Record::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation()),
         };
-        self.guess(wanted, session, &record)
+        self.go_by(wanted, session, record, true)
     }
 
-    /// Goes by `record`, for want of a better word.
-    pub(super) fn guess(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
-        self.local.note(session, record, true);
-        self.use_known(wanted, session, &Known { record: record.clone(), is_guess: true })
+    /// Goes by `record` until the store can be asked, unless this replica knows better: it may have been written, or may not.
+    pub(super) fn go_by(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        record: Record,
+        is_guess: bool,
+    ) -> Result<Binding, Error> {
+        self.local.note(session, &record, is_guess);
+        let known = self.local.recall(session).unwrap_or(Known { record, is_guess });
+        self.use_known(wanted, session, &known)
     }
 
     fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
@@ -53,6 +60,14 @@ impl Bindings {
     /// Moves the session to the next key of its organization, on this replica until it can be merged. A guess stays one: it
     /// must not win over what is stored by the number of its moves.
     pub(super) fn move_here(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+        // Another turn of the session was first.
+        let newer = self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
+        if let Some(newer) = &newer
+            && let Standing::Serves(key) = self.places.standing(wanted, &newer.record)
+        {
+            return Ok(Binding { has_moved: true, ..Binding::here(&key, session, newer.record.clone(), newer.is_guess) });
+        }
+        let known = newer.as_ref().unwrap_or(known);
         let key = self.places.choose(wanted, session, Reach::Organization(known.record.organization))?;
         let mut next = known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
         if known.is_guess {

@@ -101,8 +101,11 @@ impl Places {
             // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
             Some(key) if record.epoch > 1 && is_allowed(wanted, &key) && self.registry.may_try(&key) => Standing::Serves(key),
             Some(_) => Standing::Gone,
-            // Only a replica of the same or a newer generation may call a key removed.
-            None if generation == 0 || record.generation > generation => Standing::NotLoaded,
+            // Only a replica of the same or a newer generation may call a key removed: 0 says nothing of either.
+            None if generation == 0 || record.generation == 0 || record.generation > generation => {
+                self.registry.wants_reload();
+                Standing::NotLoaded
+            }
             None => Standing::Gone,
         }
     }
@@ -127,16 +130,18 @@ impl Places {
         }
     }
 
-    /// Where every replica would look for the session while nobody can be asked: by its order alone, whatever this replica has
-    /// heard of the keys. Only within the organization found so a key in use is preferred: the others would get there too,
-    /// by one refused attempt.
+    /// Where every replica would look for the session while nobody can be asked: by its order alone, over the keys of the
+    /// moment of loss, whatever this replica has heard of them since. Only within the organization found so a key in use is
+    /// preferred: the others would get there too, by one refused attempt.
     pub fn default_of(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
-        let loaded = self.registry.loaded();
-        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| is_allowed(wanted, key)).collect();
-        let key = first(wanted.order(session), &allowed, |_| true).ok_or_else(|| none_available(LATER))?;
-        match self.registry.is_usable(key) {
-            true => Ok(Arc::clone(key)),
-            false => self.choose(wanted, session, Reach::Organization(key.organization_tag)),
+        let frozen = self.registry.frozen();
+        let is_open = |key: &&Arc<Key>| frozen.is_common(key) && is_allowed(wanted, key);
+        let allowed: Vec<_> = frozen.table.keys().iter().filter(is_open).collect();
+        let chosen = first(wanted.order(session), &allowed, |_| true).ok_or_else(|| none_available(LATER))?;
+        let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
+        match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.registry.is_usable(key)) {
+            Some(key) => Ok(Arc::clone(key)),
+            None => self.choose(wanted, session, Reach::Organization(chosen.organization_tag)),
         }
     }
 

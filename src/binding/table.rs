@@ -79,11 +79,14 @@ impl Bindings {
     /// then. A stored life that is due starts anew, behind the turn's back.
     pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
         let Some(session) = &binding.session else { return };
+        let confirmed = |record: &Record| record.confirmed(self.places.generation());
         match &binding.written {
             Written::Nowhere => {}
-            Written::Here(record) if record.sealed => {}
-            Written::Here(record) => self.local.note(session, &record.sealed(), binding.is_guess),
-            Written::Stored(record) if !record.sealed => self.seal(session, record, budget).await,
+            Written::Here(record) if confirmed(record) == *record => {}
+            Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
+            Written::Stored(record) if confirmed(record) != *record => {
+                self.seal(session, record, &confirmed(record), budget).await;
+            }
             Written::Stored(record) if binding.refresh => {
                 let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
                 self.tasks.spawn(async move {
@@ -95,15 +98,14 @@ impl Bindings {
         }
     }
 
-    async fn seal(&self, session: &SessionId, record: &Record, budget: &mut Budget) {
-        let sealed = record.sealed();
+    async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, budget: &mut Budget) {
         match self.store.replace(session.as_str(), &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
             Ok(Replaced::Done) => {
-                self.local.confirm(session, &sealed);
+                self.local.confirm(session, sealed);
             }
             // Another turn of the session was first: with the same word, or with a move that comes later.
             Ok(Replaced::Lost(_)) => {}
-            Err(_) => self.local.note(session, &sealed, false),
+            Err(_) => self.local.note(session, sealed, false),
         }
     }
 
@@ -176,8 +178,7 @@ impl Bindings {
                 Ok(Binding { result, is_guess: true, ..binding })
             }
             Ok(Some(winner)) => self.adopt(wanted, session, &Held { value: winner, left: self.ttl }, budget).await,
-            // Whether it was written is not known: if it was, it is what this turn goes by.
-            Err(_) => self.guess(wanted, session, &record),
+            Err(_) => self.go_by(wanted, session, record, true),
         }
     }
 
@@ -200,11 +201,7 @@ impl Bindings {
                     self.local.confirm(session, &next);
                     Binding::stored(&key, session, next, BindingResult::Rebound)
                 }
-                // Whether it was written is not known.
-                Err(_) => {
-                    let known = Known { record, is_guess: false };
-                    return self.move_here(wanted, session, &known);
-                }
+                Err(_) => self.go_by(wanted, session, next, false)?,
                 Ok(Replaced::Lost(winner)) => {
                     let Some(winner) = Record::parse(&winner) else { return self.beside_store(wanted, session) };
                     self.local.confirm(session, &winner);
@@ -227,7 +224,8 @@ impl Bindings {
     pub(super) fn spill(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
         let reach = Reach::Organization(record.organization);
         let key = self.places.choose(wanted, session, reach).map_err(|_| not_loaded())?;
-        Ok(Binding { has_moved: true, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
+        let is_guess = !record.sealed;
+        Ok(Binding { has_moved: true, is_guess, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
     }
 
     /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::upstream::{self, Answer, Served, Upstream};
+use super::upstream::{self, Answer, Served, Upstream, session};
 use crate::binding::local::Local;
 use crate::binding::place::{Places, Sealed, Wanted};
 use crate::binding::table::Bindings;
@@ -14,7 +14,6 @@ use crate::client::Client;
 use crate::key::health::{Ailment, Scope};
 use crate::key::registry::Registry;
 use crate::metrics::{BindingResult, Metrics};
-use crate::session::SessionId;
 use crate::session::lineage::Lineage;
 use crate::store::model::{Model, Shared, pause};
 use crate::store::{Budget, Report, Store};
@@ -37,10 +36,6 @@ pub struct Replica {
     epochs: RefCell<BTreeMap<usize, u32>>,
 }
 
-pub fn session(number: usize) -> SessionId {
-    SessionId::parse(&format!("{number:022}")).unwrap()
-}
-
 impl Replica {
     pub fn start(number: usize, set: usize, shared: &Arc<Mutex<Shared>>) -> Self {
         static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
@@ -53,14 +48,25 @@ impl Replica {
         let bindings = Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new());
         let client = Client::unrestricted("alice");
         let (set, is_gone) = (Cell::new(set), Cell::new(false));
-        Self { name: format!("r{number}"), model, store, registry, local, set, is_gone, bindings, client, epochs: RefCell::default() }
+        Self {
+            name: format!("r{number}"),
+            model,
+            store,
+            registry,
+            local,
+            set,
+            is_gone,
+            bindings,
+            client,
+            epochs: RefCell::default(),
+        }
     }
 
     pub async fn answer_roll(&self) {
         let loaded = self.registry.loaded();
-        let (fingerprint, keys) = (loaded.table.fingerprint(), loaded.tags());
+        let keys = loaded.tags();
         let report =
-            Report { replica: &self.name, fingerprint: &fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
+            Report { replica: &self.name, fingerprint: &loaded.fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
         if let Ok(roll) = self.store.call_roll(&report, &mut self.store.budget()).await {
             self.registry.heard(&loaded, &roll);
         }
@@ -68,7 +74,7 @@ impl Replica {
 
     /// The spine, with another upstream.
     pub async fn turn(&self, upstream: &Upstream, number: usize) {
-        let began = upstream.tick();
+        let began = (upstream.tick(), upstream.writes());
         let history = upstream.history(number);
         let wanted = Wanted {
             session: Some(session(number)),
@@ -90,7 +96,10 @@ impl Replica {
                 Answer::Served => return self.serve(upstream, number, began, binding, false, &mut budget).await,
                 Answer::Dead => {
                     self.registry.disable(&binding.key, Ailment::Rejected(Scope::Key));
-                    match self.bindings.rebind(&wanted, &binding, &mut budget).await {
+                    let moved = self.bindings.rebind(&wanted, &binding, &mut budget).await;
+                    // Only now has its trouble come to an end.
+                    upstream.troubles(&binding.key);
+                    match moved {
                         Ok(next) => binding = next,
                         Err(_) => return,
                     }
@@ -120,15 +129,20 @@ impl Replica {
     async fn serve(
         &self,
         upstream: &Upstream,
-        session: usize,
-        began: usize,
+        number: usize,
+        (began, writes): (usize, usize),
         binding: Binding,
         was_searched: bool,
         budget: &mut Budget,
     ) {
-        let is_blind = binding.result == BindingResult::Degraded && binding.is_guess;
+        // Nobody could know where the session was, or that another replica has moved it since and cannot tell.
+        let is_blind = match &binding.written {
+            Written::Here(record) => binding.is_guess || record.epoch < upstream.highest(number),
+            Written::Stored(record) => record.epoch < upstream.highest(number),
+            Written::Nowhere => false,
+        };
         let is_excused = is_blind || was_searched || binding.result == BindingResult::Spilled;
-        upstream.serves(Served { session, key: binding.key.tag, began, ended: upstream.tick(), is_excused });
+        upstream.serves(Served { session: number, key: Arc::clone(&binding.key), began, writes, is_excused });
         self.registry.has_served(&binding.key);
         self.bindings.confirm(&binding, budget).await;
     }
@@ -145,5 +159,6 @@ impl Replica {
             upstream.violated(format!("B4: {} goes by epoch {} of session {session} after {highest}", self.name, record.epoch));
         }
         *highest = record.epoch.max(*highest);
+        upstream.reaches(session, *highest);
     }
 }
