@@ -28,11 +28,13 @@ mod failover;
 mod forgotten;
 mod forks;
 mod outage;
+mod signals;
+mod weather;
+
+mod generations;
 mod reload;
 mod roll;
 mod scripts;
-mod signals;
-mod weather;
 
 mod answers;
 mod bytes;
