@@ -96,7 +96,8 @@ impl Places {
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
         let loaded = self.registry.loaded();
         let generation = loaded.ordinal();
-        match loaded.table.by_tag(record.key).cloned() {
+        // Under the same name in another organization it is another key.
+        match loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned() {
             Some(key) if self.may_serve(wanted, &key) => Standing::Serves(key),
             // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
             Some(key) if record.epoch > 1 && is_allowed(wanted, &key) && self.registry.may_try(&key) => Standing::Serves(key),
@@ -113,8 +114,11 @@ impl Places {
     /// The session's first choice among the keys within `reach`.
     pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let is_open = |key: &&Arc<Key>| reach.includes(key) && loaded.is_common(key) && is_allowed(wanted, key);
-        let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
+        let within: Vec<_> =
+            loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
+        let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
+        // Where all are new, one that some replicas have yet to load is better than none.
+        let allowed = if common.is_empty() { within } else { common };
         if let Some(key) = first(wanted.order(session), &allowed, |key| self.registry.is_usable(key)) {
             return Ok(Arc::clone(key));
         }
@@ -137,7 +141,7 @@ impl Places {
         let frozen = self.registry.frozen();
         let is_open = |key: &&Arc<Key>| frozen.is_common(key) && is_allowed(wanted, key);
         let allowed: Vec<_> = frozen.table.keys().iter().filter(is_open).collect();
-        let chosen = first(wanted.order(session), &allowed, |_| true).ok_or_else(|| none_available(LATER))?;
+        let chosen = first(wanted.order(session), &allowed, |key| !frozen.is_gone(key)).ok_or_else(|| none_available(LATER))?;
         let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
         match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.registry.is_usable(key)) {
             Some(key) => Ok(Arc::clone(key)),

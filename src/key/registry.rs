@@ -142,6 +142,13 @@ impl Registry {
         self.show_states(&disabled);
     }
 
+    /// Takes `table` into use while nothing is heard of the store.
+    pub fn reload(&self, table: Table) {
+        if let Some(next) = self.prepare(table) {
+            self.adopt(next, None);
+        }
+    }
+
     /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
     pub fn heard(&self, loaded: &Arc<Loaded>, roll: &Roll) {
         loaded.heard(roll);
@@ -177,8 +184,10 @@ impl Registry {
 
     /// Counts a turn on `key` until the place is dropped.
     pub fn enter(&self, key: &Key) -> InFlight {
-        let in_flight = self.in_flight.read().unwrap_or_else(PoisonError::into_inner);
-        let count = in_flight.get(&key.tag).cloned().unwrap_or_default();
+        let known = self.in_flight.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).cloned();
+        // A reload has just come, or has just taken the key away.
+        let add = || Arc::clone(self.in_flight.write().unwrap_or_else(PoisonError::into_inner).entry(key.tag).or_default());
+        let count = known.unwrap_or_else(add);
         count.fetch_add(1, Ordering::Relaxed);
         InFlight(count)
     }

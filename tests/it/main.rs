@@ -26,11 +26,15 @@ mod promise;
 mod binding;
 mod failover;
 mod forgotten;
+mod forks;
 mod outage;
-mod reload;
-mod roll;
 mod signals;
 mod weather;
+
+mod generations;
+mod reload;
+mod roll;
+mod scripts;
 
 mod answers;
 mod bytes;
