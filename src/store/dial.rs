@@ -78,7 +78,8 @@ impl Dialer {
             return Ok(client.get_multiplexed_async_connection_with_config(&settings).await?);
         }
         // Reads the system's certificates anew each time, which blocks: that is no work for a thread that serves turns.
-        let (runtime, patience) = (tokio::runtime::Handle::current(), self.patience());
+        // Given up before whoever waits for the whole attempt gives up, since the reason is known here.
+        let (runtime, patience) = (tokio::runtime::Handle::current(), self.patience() * 3 / 4);
         let connecting = tokio::task::spawn_blocking(move || {
             runtime.block_on(async {
                 tokio::time::timeout(patience, client.get_multiplexed_async_connection_with_config(&settings)).await
