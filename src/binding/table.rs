@@ -158,7 +158,7 @@ impl Bindings {
         for _ in 0..=self.registry.loaded().table.keys().len() {
             let key = self.choose(wanted, session, reach(wanted, &record))?;
             let next = record.moved_to(&key, self.registry.loaded().ordinal(), wanted.turn_state.map(state_tag));
-            let outcome = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
+            let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let binding = match outcome {
                 Ok(Replaced::Done) => {
                     tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
