@@ -23,6 +23,8 @@ use super::sentinel;
 const RECONNECT: Duration = Duration::from_millis(250);
 /// How often a connection in use is asked whether it still takes writes.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often the Sentinels are asked whether the primary in use is still one.
+const RENAMED: Duration = Duration::from_secs(5);
 /// So many answers in a row are proof.
 const PROOFS: u32 = 3;
 /// How long a proof stays stored.
@@ -116,7 +118,10 @@ impl Link {
                 Ok((host, connection)) => {
                     tracing::info!(node = %host, "connected to the store");
                     self.begin(number, host, connection);
-                    self.attend(number).await;
+                    tokio::select! {
+                        () = self.attend(number) => {}
+                        () = self.watch_name(number) => {}
+                    }
                 }
                 Err((host, fault)) => self.faults.note(&fault, host.as_ref()),
             }
@@ -169,6 +174,21 @@ impl Link {
                 Ok(())
             }
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// Returns when the Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
+    /// what it is told from now on.
+    async fn watch_name(&self, number: u64) {
+        if !matches!((&self.place, self.dialer.kind()), (Place::Named, Kind::Sentinel(_))) {
+            return std::future::pending().await;
+        }
+        while let Some(host) = self.host() {
+            tokio::time::sleep(RENAMED).await;
+            let named = timeout(self.dialer.patience(), self.find()).await;
+            if matches!(named, Ok(Ok(named)) if named != *host) {
+                self.give_up(number, "the Sentinels name another primary");
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use redis::aio::PubSub;
 use tokio::sync::broadcast;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::address::Host;
 use super::dial::Dialer;
@@ -48,7 +48,11 @@ impl Ear {
             };
             match timeout(self.dialer.patience(), tuning).await.unwrap_or(Err(Fault::Silent)) {
                 Ok(heard) => self.hear(heard, || nodes().contains(&host)).await,
-                Err(fault) => self.faults.note(&fault, Some(&host)),
+                Err(fault) => {
+                    self.faults.note(&fault, Some(&host));
+                    // A user who may not listen may not the next moment either.
+                    sleep(CHECK).await;
+                }
             }
         }
     }
