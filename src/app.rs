@@ -1,16 +1,24 @@
 //! The composition root: the only file that knows every concrete type.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
+use crate::binding::local::Local;
+use crate::binding::outage::keep_merging;
+use crate::binding::place::Places;
 use crate::binding::table::Bindings;
+use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
+use crate::current::Current;
 use crate::key::registry::Registry;
 use crate::key::roll::Voice;
 use crate::metrics::Metrics;
+use crate::reload::Reload;
 use crate::server::admin::admin_routes;
 use crate::server::drain::{Drain, Readiness};
 use crate::server::listener::Listener;
@@ -35,13 +43,14 @@ pub struct Replica {
     tasks: Tasks,
     drain: Drain,
     voice: Arc<Voice>,
+    reload: Arc<Reload>,
 }
 
 impl Replica {
     /// Binds both listeners and serves. `memory`: the `memory:` store, which replicas of one process may share.
     pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
-        let Plan { config, secret, hop_secret, store, table, clients } = plan;
-        let server = &config.server;
+        let Plan { fixed, table, clients } = plan;
+        let (config, server) = (&fixed.config, &fixed.config.server);
         let listen = |address| {
             Listener::bind(address, server.header_timeout.0).map_err(|error| format!("cannot listen on {address}: {error}"))
         };
@@ -51,7 +60,7 @@ impl Replica {
 
         let tasks = Tasks::new();
         let metrics = Arc::new(Metrics::new());
-        let store = Arc::new(match store {
+        let store = Arc::new(match &fixed.store {
             StoreChoice::Memory => {
                 Store::in_memory(memory.unwrap_or_else(|| Arc::new(Memory::new(config.binding.memory))), Arc::clone(&metrics))
             }
@@ -65,15 +74,19 @@ impl Replica {
         // Before the first turn, so that it meets only keys that the other replicas know.
         voice.answer().await;
         tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
-        let bindings = Bindings::new(store, Arc::clone(&registry), config.binding.ttl.0, tasks.clone());
+        let ttl = config.binding.ttl.0;
+        let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
+        tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), ttl));
+        let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
         }
+        let clients = Arc::new(Current::new(Arc::new(clients.opened(server.open))));
         let gateway = Arc::new(Gateway {
-            clients,
-            identifier: Identifier::new(&secret, hop_secret),
+            clients: Arc::clone(&clients),
+            identifier: Identifier::new(&fixed.secret, fixed.hop_secret.clone()),
             bindings,
-            registry,
+            registry: Arc::clone(&registry),
             replay: Replay::new(server.max_body, server.replay_total),
             metrics: Arc::clone(&metrics),
             tasks: tasks.clone(),
@@ -81,10 +94,17 @@ impl Replica {
 
         let (connections, closing, readiness) = (Tasks::new(), CancellationToken::new(), Readiness::ready());
         tasks.spawn_until_stopped(client_listener.serve(client_routes(gateway), connections.clone(), closing.clone()));
-        let admin = admin_routes(metrics, readiness.clone());
+        let admin = admin_routes(Arc::clone(&metrics), readiness.clone());
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
-        Ok(Self { client_address, admin_address, tasks, drain, voice })
+        let reload = Arc::new(Reload { fixed, voice: Arc::clone(&voice), registry, clients, metrics });
+        Ok(Self { client_address, admin_address, tasks, drain, voice, reload })
+    }
+
+    /// Follows the configuration `file`, which held what was `seen` when the replica started: takes what has changed into use,
+    /// at once where `hangup` says so.
+    pub fn follow(&self, file: Option<PathBuf>, seen: Seen, hangup: Signal) {
+        self.tasks.spawn_until_stopped(Arc::clone(&self.reload).follow(file, seen, hangup));
     }
 
     /// Leaves gently; `hurry` cuts it short. Returns whether every turn in flight came to its end.
@@ -105,7 +125,7 @@ fn replica_name() -> Result<String, String> {
 
 /// What would run, in plain words.
 pub fn describe(plan: &Plan) -> String {
-    let (server, keys) = (&plan.config.server, plan.table.keys());
+    let (server, keys) = (&plan.fixed.config.server, plan.table.keys());
     let mut organizations: Vec<_> = keys.iter().map(|key| key.organization.as_str()).collect();
     organizations.sort_unstable();
     organizations.dedup();
@@ -115,7 +135,7 @@ pub fn describe(plan: &Plan) -> String {
         (false, 1) => "one client token".to_owned(),
         (false, count) => format!("{count} client tokens"),
     };
-    let store = match &plan.store {
+    let store = match &plan.fixed.store {
         StoreChoice::Memory => "in this process: one replica only".to_owned(),
         StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
@@ -130,12 +150,12 @@ pub fn describe(plan: &Plan) -> String {
 
 /// Does with the store, beside the bindings, what serving does with it. The error says in one line what is missing.
 pub async fn reach_store(plan: &Plan) -> Result<(), String> {
-    let StoreChoice::Redis(_) = &plan.store else { return Ok(()) };
+    let StoreChoice::Redis(_) = &plan.fixed.store else { return Ok(()) };
     // Names of its own, so that no replica meets them; and time enough, since what is asked is whether, not how soon.
     let settings = store::Settings {
-        prefix: format!("{}:check", plan.config.store.prefix),
-        timeout: Span(plan.config.store.timeout.0.max(STORE_PATIENCE)),
-        ..plan.config.store.clone()
+        prefix: format!("{}:check", plan.fixed.config.store.prefix),
+        timeout: Span(plan.fixed.config.store.timeout.0.max(STORE_PATIENCE)),
+        ..plan.fixed.config.store.clone()
     };
     let tasks = Tasks::new();
     let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;

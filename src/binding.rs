@@ -1,7 +1,8 @@
 //! Which key a session is bound to: the promise itself.
 //!
-//! `select` decides where a session would go, `record` how a binding is written down, `table` binds and moves. The invariants
-//! B1 to B20 are its specification.
+//! `select` decides where a session would go, `place` where a turn may go, `record` how a binding is written down, `local` is
+//! what this replica remembers; `table` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits,
+//! `forgotten` finds a session's organization again. The invariants B1 to B20 are its specification.
 
 use std::sync::Arc;
 
@@ -14,7 +15,14 @@ use crate::setting::Span;
 
 pub mod record;
 pub mod select;
+pub mod place;
+pub mod local;
 pub mod table;
+pub mod outage;
+pub mod fork;
+pub mod forgotten;
+#[cfg(test)]
+mod machine;
 
 use record::Record;
 
@@ -24,7 +32,7 @@ use record::Record;
 pub struct Settings {
     /// A session that is not used for so long is forgotten.
     pub ttl: Span,
-    /// Bindings that the `memory:` store holds at the most.
+    /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what answers when Redis does not.
     pub memory: usize,
 }
 
@@ -35,35 +43,65 @@ pub struct Binding {
     pub result: BindingResult,
     /// The turn's session. `None`: nothing is bound.
     pub session: Option<SessionId>,
-    /// What the store holds. `None`: the turn has no session, or the store is away.
-    pub record: Option<Record>,
+    pub written: Written,
+    /// Nobody knows whether the session was elsewhere before: its history may belong to another organization.
+    pub is_guess: bool,
     /// The stored life is due to start anew.
     pub refresh: bool,
     /// This turn found its session on another key, which it left.
     pub has_moved: bool,
 }
 
+/// Where a binding is written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is for this turn alone.
+    Nowhere,
+    /// The store is away: on this replica, until it can be merged.
+    Here(Record),
+    Stored(Record),
+}
+
 impl Binding {
-    /// A binding as it is stored.
-    fn stored(key: &Arc<Key>, session: &SessionId, record: Record, result: BindingResult) -> Self {
+    fn new(key: &Arc<Key>, session: Option<&SessionId>, written: Written, result: BindingResult) -> Self {
         Self {
             key: Arc::clone(key),
             result,
-            session: Some(session.clone()),
-            record: Some(record),
+            session: session.cloned(),
+            written,
+            is_guess: false,
             refresh: false,
             has_moved: false,
         }
     }
 
-    /// A key for this turn alone: nothing is stored.
+    /// A binding as it is stored. One that has served nothing yet is a guess, whoever made it.
+    fn stored(key: &Arc<Key>, session: &SessionId, record: Record, result: BindingResult) -> Self {
+        let is_guess = !record.sealed;
+        Self { is_guess, ..Self::new(key, Some(session), Written::Stored(record), result) }
+    }
+
+    /// A binding that this replica alone knows of.
+    fn here(key: &Arc<Key>, session: &SessionId, record: Record, is_guess: bool) -> Self {
+        let is_guess = is_guess || !record.sealed;
+        Self { is_guess, ..Self::new(key, Some(session), Written::Here(record), BindingResult::Degraded) }
+    }
+
+    /// A key for this turn alone: nothing is written.
     fn passing(key: &Arc<Key>, session: Option<&SessionId>, result: BindingResult) -> Self {
-        Self { key: Arc::clone(key), result, session: session.cloned(), record: None, refresh: false, has_moved: false }
+        Self::new(key, session, Written::Nowhere, result)
+    }
+
+    fn record(&self) -> Option<&Record> {
+        match &self.written {
+            Written::Nowhere => None,
+            Written::Here(record) | Written::Stored(record) => Some(record),
+        }
     }
 
     /// Whether the upstream token `state` (`x-codex-turn-state`) was issued by another key than this binding's.
     pub fn is_foreign_state(&self, state: &[u8]) -> bool {
         self.has_moved
-            || self.record.as_ref().and_then(|record| record.stale_state).is_some_and(|stale| stale == record::state_tag(state))
+            || self.record().and_then(|record| record.stale_state).is_some_and(|stale| stale == record::state_tag(state))
     }
 }

@@ -91,14 +91,18 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// `open`: no token is asked for. The error names the client and the option, never a token.
-    pub fn new(settings: &[Settings], open: bool) -> Result<Self, String> {
-        let anybody = open.then(|| Arc::new(Client::unrestricted("open")));
-        let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), anybody };
+    /// The error names the client and the option, never a token.
+    pub fn new(settings: &[Settings]) -> Result<Self, String> {
+        let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), anybody: None };
         for one in settings {
             clients.add(one)?;
         }
         Ok(clients)
+    }
+
+    /// `open`: no token is asked for.
+    pub fn opened(self, open: bool) -> Self {
+        Self { anybody: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
     }
 
     pub fn len(&self) -> usize {
@@ -206,7 +210,7 @@ mod tests {
                 models: models.iter().map(|&name| name.into()).collect(),
             })
             .collect();
-        Clients::new(&settings, false).map(|clients| clients.len())
+        Clients::new(&settings).map(|clients| clients.len())
     }
 
     #[test]

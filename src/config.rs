@@ -10,9 +10,14 @@ use serde::Deserialize;
 use crate::client::{self, Clients};
 use crate::key::{self, UpstreamSettings, table::Table};
 use crate::session::HopSettings;
-use crate::setting::Secret;
+use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
 use crate::{binding, server, simulator, store, telemetry};
+
+pub mod fixed;
+pub mod source;
+
+use fixed::{Fixed, Options};
 
 /// The defaults, which are also the reference of all options.
 const DEFAULT: &str = include_str!("config/default.toml");
@@ -40,6 +45,8 @@ pub struct Config {
     /// The simulated upstream: one file may describe both.
     #[serde(default)]
     pub sim: simulator::Config,
+    #[serde(skip)]
+    options: Options,
 }
 
 /// `[ledger]`: refused but for `none:` until there is one.
@@ -56,12 +63,9 @@ pub enum StoreChoice {
     Redis(Address),
 }
 
-/// A configuration that may run, its secrets read.
+/// A configuration that may run, its secrets read: what stays until a restart, and what a reload replaces.
 pub struct Plan {
-    pub config: Config,
-    pub secret: Secret,
-    pub hop_secret: Option<Secret>,
-    pub store: StoreChoice,
+    pub fixed: Fixed,
     pub table: Table,
     pub clients: Clients,
 }
@@ -95,7 +99,7 @@ impl Config {
             self.hop.secret.as_ref().map(|source| source.read()).transpose().map_err(|why| format!("hop.secret: {why}")),
         );
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
-        let clients = keep(&mut faults, Clients::new(&self.client, self.server.open));
+        let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
             faults.push(format!("server.open: an open gateway may listen on loopback only, not on {}", self.server.listen));
         }
@@ -128,10 +132,23 @@ impl Config {
         }
         match (store, secret, hop_secret, table, clients) {
             (Some(store), Some(secret), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
-                Ok(Plan { config: self, secret, hop_secret, store, table, clients })
+                Ok(Plan { fixed: Fixed { config: self, secret, hop_secret, store }, table, clients })
             }
             _ => Err(faults),
         }
+    }
+
+    /// Every file that it names but the store's, which looks after its own.
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let secrets = [&self.server.secret, &self.hop.secret].into_iter().flatten();
+        let secrets = secrets
+            .chain(self.upstream.iter().filter_map(|upstream| upstream.proxy.as_ref()))
+            .chain(self.key.iter().map(|key| &key.secret))
+            .chain(self.client.iter().filter_map(|client| client.token.as_ref()));
+        secrets
+            .filter_map(SecretSource::file)
+            .chain(self.upstream.iter().filter_map(|upstream| upstream.ca_file.as_deref().map(Path::new)))
+            .chain(self.client.iter().filter_map(|client| client.token_file.as_deref()))
     }
 
     fn store_choice(&self) -> Result<StoreChoice, String> {
@@ -191,7 +208,10 @@ fn defaults() -> ConfigBuilder<DefaultState> {
 }
 
 fn understood(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
-    sources.build().and_then(::config::Config::try_deserialize).map_err(told)
+    let built = sources.build().map_err(told)?;
+    let options = Options::of(&built.cache);
+    let config: Config = built.try_deserialize().map_err(told)?;
+    Ok(Config { options, ..config })
 }
 
 /// The text as a source, once it is known to be TOML. The parser's own way to tell a fault shows the line it is in, and that
@@ -243,7 +263,7 @@ mod tests {
     #[test]
     fn one_key_is_all_that_a_laptop_needs() {
         let plan = Config::parse(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
-        assert!(matches!(plan.store, StoreChoice::Memory));
+        assert!(matches!(plan.fixed.store, StoreChoice::Memory));
         assert_eq!(plan.table.keys().len(), 1);
         assert!(plan.clients.is_empty());
     }

@@ -110,7 +110,7 @@ const fn one() -> u32 {
 }
 
 /// The service that keys are shown to.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Upstream {
     pub name: String,
     /// Where turns are sent: `<base_url>/responses`.
@@ -118,6 +118,18 @@ pub struct Upstream {
     pub first_byte_timeout: Duration,
     /// Between two bytes of an answer.
     pub idle_timeout: Duration,
+    /// How it is connected to.
+    wiring: Wiring,
+}
+
+/// What connections are made with, as it was read from the configuration and the files that it names.
+#[derive(Debug, PartialEq)]
+struct Wiring {
+    connect_timeout: Duration,
+    http2: bool,
+    proxy: Option<Secret>,
+    /// PEM certificates.
+    authorities: Option<Vec<u8>>,
 }
 
 /// A name in the store: 48 bits of SHA-256, 8 characters, so that a binding's size does not depend on how things are called.
@@ -153,7 +165,7 @@ impl fmt::Debug for Tag {
 }
 
 /// What an upstream is shown to serve a turn, and where that places the turn.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Key {
     pub id: String,
     pub tag: Tag,
@@ -170,6 +182,15 @@ pub struct Key {
 }
 
 impl Key {
+    /// Whether both are the same to their upstream: what it thinks of one it thinks of the other, and connections serve both.
+    pub fn is_shown_like(&self, other: &Self) -> bool {
+        self.secret == other.secret && self.upstream == other.upstream
+    }
+
+    fn is_placed_like(&self, other: &Self) -> bool {
+        self.organization == other.organization && self.project == other.project && self.region == other.region
+    }
+
     /// Whether both read one prompt cache.
     pub fn shares_cache_with(&self, other: &Key) -> bool {
         self.organization == other.organization && self.region == other.region

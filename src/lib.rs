@@ -15,6 +15,7 @@
 // Vocabulary.
 pub mod error;
 pub mod setting;
+pub mod current;
 pub mod metrics;
 pub mod telemetry;
 pub mod task;
@@ -36,5 +37,6 @@ pub mod server;
 // The proof, and the whole.
 pub mod simulator;
 pub mod config;
+pub mod reload;
 pub mod app;
 pub mod demo;

@@ -2,7 +2,6 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +10,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use warmkey::app::Replica;
+use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
@@ -95,16 +95,17 @@ fn runtime() -> tokio::runtime::Builder {
 }
 
 async fn serve(file: &File) -> ExitCode {
-    let plan = match plan(file) {
-        Ok(plan) => plan,
+    let (seen, plan) = match plan(file) {
+        Ok(both) => both,
         Err(code) => return code,
     };
-    telemetry::start(&plan.config.telemetry);
+    telemetry::start(&plan.fixed.config.telemetry);
     let (mut terminate, mut interrupt) = match signals() {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
-    let mut hangup = match signal(SignalKind::hangup()) {
+    // It would end the process, and every turn with it, from the first moment on.
+    let hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(error) => return failed(&error.to_string()),
     };
@@ -113,10 +114,8 @@ async fn serve(file: &File) -> ExitCode {
         Err(error) => return failed(&error),
     };
     println!("listening on http://{} (admin http://{})", replica.client_address, replica.admin_address);
-    tokio::select! {
-        () = told(&mut terminate, &mut interrupt) => {}
-        never = without_reload(&mut hangup) => match never {},
-    }
+    replica.follow(file.config.clone(), seen, hangup);
+    told(&mut terminate, &mut interrupt).await;
     match replica.stop(told(&mut terminate, &mut interrupt)).await {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
@@ -131,14 +130,6 @@ async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-    }
-}
-
-/// SIGHUP would end the process, and every turn with it: it is taken, and answered with a line in the log.
-async fn without_reload(hangup: &mut Signal) -> Infallible {
-    loop {
-        hangup.recv().await;
-        tracing::warn!("SIGHUP: the configuration cannot be reloaded yet; nothing has changed");
     }
 }
 
@@ -183,11 +174,11 @@ async fn simulate(simulate: &Simulate) -> ExitCode {
 
 async fn check(file: &File) -> ExitCode {
     let plan = match plan(file) {
-        Ok(plan) => plan,
+        Ok((_, plan)) => plan,
         Err(code) => return code,
     };
     println!("{}", warmkey::app::describe(&plan));
-    if let StoreChoice::Redis(_) = plan.store {
+    if let StoreChoice::Redis(_) = plan.fixed.store {
         if let Err(fault) = warmkey::app::reach_store(&plan).await {
             eprintln!("{fault}");
             return ExitCode::from(BAD_CONFIGURATION);
@@ -197,13 +188,15 @@ async fn check(file: &File) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn plan(file: &File) -> Result<Plan, ExitCode> {
-    Config::load(file.config.as_deref()).map_err(|fault| vec![fault]).and_then(Config::plan).map_err(|faults| {
+fn plan(file: &File) -> Result<(Seen, Plan), ExitCode> {
+    let (seen, plan) = source::read(file.config.as_deref());
+    let plan = plan.map_err(|faults| {
         for fault in faults {
             eprintln!("{fault}");
         }
         ExitCode::from(BAD_CONFIGURATION)
-    })
+    });
+    Ok((seen, plan?))
 }
 
 fn failed(why: &str) -> ExitCode {

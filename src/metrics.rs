@@ -19,6 +19,8 @@ macro_rules! label {
         pub enum $name { $($variant),+ }
 
         impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// The value as metrics and logs show it.
             pub fn name(self) -> String {
                 let mut name = String::new();
@@ -147,6 +149,8 @@ pub struct Metrics {
     cold_turns: Family<ColdLabel, Counter>,
     key_state: Family<StateLabels, Gauge>,
     keys_waiting: Gauge,
+    reloads: Counter,
+    reload_failures: Counter,
     active_turns: Gauge,
     store_up: Gauge,
     store_seconds: TimeFamily<OperationLabel>,
@@ -185,6 +189,10 @@ impl Metrics {
         registry.register("key_state", "1 for the state that a key is in on this replica", key_state.clone());
         let keys_waiting = Gauge::default();
         registry.register("keys_waiting", "Keys that take no session until every live replica has them", keys_waiting.clone());
+        let reloads = Counter::default();
+        registry.register("reloads", "Times that a changed configuration was taken into use", reloads.clone());
+        let reload_failures = Counter::default();
+        registry.register("reload_failures", "Times that a changed configuration was refused", reload_failures.clone());
         let active_turns = Gauge::default();
         registry.register("active_turns", "Turns in flight", active_turns.clone());
         let store_up = Gauge::default();
@@ -210,6 +218,8 @@ impl Metrics {
             cold_turns,
             key_state,
             keys_waiting,
+            reloads,
+            reload_failures,
             active_turns,
             store_up,
             store_seconds,
@@ -257,9 +267,24 @@ impl Metrics {
     }
 
     pub fn key_state(&self, key: &str, now: KeyState) {
-        for state in [KeyState::Ready, KeyState::Cooling, KeyState::Probing, KeyState::Disabled] {
+        for &state in KeyState::ALL {
             self.key_state.get_or_create(&StateLabels { key: key.to_owned(), state }).set(i64::from(state == now));
         }
+    }
+
+    /// A key that is configured no more has no state.
+    pub fn key_removed(&self, key: &str) {
+        for &state in KeyState::ALL {
+            self.key_state.remove(&StateLabels { key: key.to_owned(), state });
+        }
+    }
+
+    pub fn reloaded(&self) {
+        self.reloads.inc();
+    }
+
+    pub fn reload_failed(&self) {
+        self.reload_failures.inc();
     }
 
     pub fn keys_waiting(&self, count: usize) {

@@ -14,7 +14,16 @@ use crate::setting::{Secret, SecretSource};
 mod quotes;
 pub mod scan;
 pub mod peek;
+pub mod lineage;
 pub mod identify;
+
+/// Where clients name their session, the strongest first.
+const SESSION_HEADERS: [&str; 3] = ["session-id", "session_id", "x-session-id"];
+
+/// Whether a signal's value is one: 1 to 256 visible ASCII characters.
+fn is_well_formed(value: &[u8]) -> bool {
+    (1..=256).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
+}
 
 /// `[hop]`: what an edge Warmkey shows to be believed.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -32,6 +41,8 @@ pub enum Kind {
     /// `session-id` and its spellings, `prompt_cache_key`, `client_metadata.session_id`: Codex sends one value in all three.
     Session,
     Conversation,
+    /// A thread of a session: a sub-agent's, as forks name it.
+    Thread,
     /// The hash of a stable prefix.
     Derived,
 }
@@ -44,8 +55,16 @@ pub enum Kind {
 pub struct SessionId(String);
 
 impl SessionId {
+    pub const LENGTH: usize = 22;
+
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// A stored id as it was stored.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_one = text.len() == Self::LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        is_one.then(|| Self(text.to_owned()))
     }
 }
 
@@ -80,6 +99,7 @@ impl Hasher {
             Kind::Hop => b"hop",
             Kind::Session => b"session",
             Kind::Conversation => b"conversation",
+            Kind::Thread => b"thread",
             Kind::Derived => b"derived",
         };
         for part in [client.as_str().as_bytes(), kind].into_iter().chain(parts) {

@@ -4,11 +4,12 @@
 //! `Debug` says nothing.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use subtle::ConstantTimeEq;
 
 /// Something only this process and its peer may know.
 #[derive(Clone)]
@@ -21,6 +22,13 @@ impl Secret {
 
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
+    }
+}
+
+impl PartialEq for Secret {
+    /// How long it takes says nothing about where they differ.
+    fn eq(&self, other: &Self) -> bool {
+        self.expose().as_bytes().ct_eq(other.expose().as_bytes()).into()
     }
 }
 
@@ -56,6 +64,16 @@ impl SecretSource {
             },
         };
         if secret.expose().is_empty() { Err(format!("the secret {self} is empty")) } else { Ok(secret) }
+    }
+}
+
+impl SecretSource {
+    /// Where its content may change while this process runs.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Text(_) | Self::Env(_) => None,
+        }
     }
 }
 

@@ -17,6 +17,9 @@ use crate::metrics::{Metrics, Operation};
 use crate::setting::{SecretSource, Span};
 use crate::task::Tasks;
 
+#[cfg(test)]
+pub mod model;
+pub mod expiring;
 pub mod address;
 mod breaker;
 mod fault;
@@ -133,6 +136,8 @@ enum Backend {
     /// What is in the same process always answers, and nobody need be told.
     Memory(Arc<Memory>, watch::Sender<bool>, broadcast::Sender<Moved>),
     Redis(Box<Redis>),
+    #[cfg(test)]
+    Model(model::Model),
 }
 
 impl Store {
@@ -159,6 +164,12 @@ impl Store {
         })
     }
 
+    /// One replica's way to a store whose weather a test makes.
+    #[cfg(test)]
+    pub fn in_model(model: model::Model, metrics: Arc<Metrics>) -> Self {
+        Self { backend: Backend::Model(model), prefix: String::new(), timeout: Duration::from_secs(1), metrics }
+    }
+
     /// Waits until the store can answer, at most `patience`. Returns whether it can.
     pub async fn ready(&self, patience: Duration) -> bool {
         let mut health = self.health();
@@ -170,6 +181,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(..) => None,
             Backend::Redis(redis) => redis.fault(),
+            #[cfg(test)]
+            Backend::Model(_) => None,
         }
     }
 
@@ -184,6 +197,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(Operation::Get, budget, async |until| redis.get(&self.name(id), until).await).await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.get(id).await,
         }
     }
 
@@ -194,6 +209,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(Operation::Claim, budget, async |until| redis.claim(&self.name(id), value, ttl, until).await).await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.claim(id, value).await,
         }
     }
 
@@ -228,6 +245,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(Operation::Replace, budget, async |until| redis.replace(&self.name(id), change, until).await).await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.replace(id, change.expected, change.new).await,
         }
     }
 
@@ -241,6 +260,8 @@ impl Store {
             Backend::Redis(redis) => {
                 self.timed(Operation::Extend, budget, async |until| redis.extend(&self.name(id), value, ttl, until).await).await
             }
+            #[cfg(test)]
+            Backend::Model(_) => Ok(()),
         }
     }
 
@@ -259,6 +280,8 @@ impl Store {
                 self.timed(Operation::Merge, budget, async |until| redis.merge(&self.name(id), value, epoch, ttl, until).await)
                     .await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.merge(id, value, epoch).await,
         }
     }
 
@@ -272,6 +295,8 @@ impl Store {
                 self.timed(Operation::Roll, budget, async |until| redis.call_roll(&self.name("generations"), report, until).await)
                     .await
             }
+            #[cfg(test)]
+            Backend::Model(model) => model.call_roll(report).await,
         }
     }
 
@@ -280,6 +305,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(_, up, _) => up.subscribe(),
             Backend::Redis(redis) => redis.health(),
+            #[cfg(test)]
+            Backend::Model(_) => watch::channel(true).1,
         }
     }
 
@@ -288,6 +315,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(.., told) => told.subscribe(),
             Backend::Redis(redis) => redis.moved(),
+            #[cfg(test)]
+            Backend::Model(_) => broadcast::channel(1).1,
         }
     }
 

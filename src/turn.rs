@@ -7,8 +7,10 @@ use axum::body::Body;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
-use crate::binding::table::{Bindings, Sealed, Wanted};
+use crate::binding::place::{Sealed, Wanted};
+use crate::binding::table::Bindings;
 use crate::client::{Client, Clients};
+use crate::current::Current;
 use crate::error::{Error, Kind};
 use crate::key::Key;
 use crate::key::registry::Registry;
@@ -22,6 +24,7 @@ use crate::upstream::headers::TURN_STATE;
 
 pub mod account;
 pub mod failover;
+pub mod search;
 pub mod http;
 pub mod relay;
 pub mod replay;
@@ -29,6 +32,7 @@ pub mod replay;
 use account::Account;
 use failover::{Verdict, decide};
 use replay::{Replay, Text};
+use search::Search;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
@@ -36,7 +40,7 @@ const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_to
 /// All that serving turns needs: one a replica, shared by its turns.
 pub struct Gateway {
     /// Who may call.
-    pub clients: Clients,
+    pub clients: Arc<Current<Clients>>,
     /// Which session a turn belongs to.
     pub identifier: Identifier,
     /// Which key a session is bound to.
@@ -53,7 +57,7 @@ pub struct Gateway {
 impl Gateway {
     /// The spine: everything up to the head of an answer. Until then, and never after, a failed attempt may move to another key.
     async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
-        let client = self.clients.authenticate(request.headers())?;
+        let client = self.clients.get().authenticate(request.headers())?;
         account.client(&client.id);
         refuse_credentials(request.uri())?;
         let (head, body) = request.into_parts();
@@ -80,7 +84,8 @@ impl Gateway {
         let sent = Sent { headers: &head.headers, query: head.uri.query(), body: &body.bytes };
         let turn_state = head.headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let wanted = Wanted { session: identity.session, client: &client, carries_sealed, turn_state };
+        let lineage = self.identifier.lineage(&client.id, &head.headers);
+        let wanted = Wanted { session: identity.session, lineage, client: &client, carries_sealed, turn_state };
         let mut binding = self.bindings.bind(&wanted, found, &mut budget).await?;
         let first = Arc::clone(&binding.key);
         account.overhead(whole);
@@ -90,7 +95,17 @@ impl Gateway {
             match decide(send(&sent, &binding.key, is_foreign_state).await) {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, &mut budget).await),
                 Verdict::GiveUp(error) => return Err(error),
+                Verdict::Foreign(answer) if binding.is_guess => {
+                    let search = Search { gateway: self, sent: &sent, wanted: &wanted, guess: &binding };
+                    return search.run(account, answer, &mut budget).await;
+                }
+                Verdict::Foreign(answer) => return Ok((binding.key, answer)),
                 Verdict::Move(ailment, answer) => {
+                    if let Some(successor) = self.registry.successor(&binding.key) {
+                        // Refused was what it showed before a reload.
+                        binding.key = successor;
+                        continue;
+                    }
                     self.registry.disable(&binding.key, ailment);
                     binding = match self.bindings.rebind(&wanted, &binding, &mut budget).await {
                         Ok(next) => next,

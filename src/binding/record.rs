@@ -41,6 +41,13 @@ impl Record {
         Self { key: key.tag, organization: key.organization_tag, epoch, generation, sealed, stale_state }
     }
 
+    /// The binding once it has served a turn, as a replica of `generation` has it. A writer that did not know its generation is
+    /// spoken for by the first one that does.
+    pub fn confirmed(&self, generation: u32) -> Self {
+        let generation = if self.generation == 0 { generation } else { self.generation };
+        Self { sealed: true, generation, ..self.clone() }
+    }
+
     pub fn sealed(&self) -> Self {
         Self { sealed: true, ..self.clone() }
     }

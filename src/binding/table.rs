@@ -1,73 +1,37 @@
 //! Binds a turn to the key of its session, and moves a session when its key can serve no more.
 //!
 //! A live binding changes only when its key is dead or gone: never for load, weights, a new key, a recovered key, a restart.
-//! Every change is a compare-and-set with one winner; losers use the winner's key. The store being away is no error: the
-//! session's own order answers, the same on every replica.
+//! Every change is a compare-and-set with one winner; losers use the winner's key. The store being away is no error: `outage`
+//! answers then.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Binding;
+use super::local::{Known, Local};
+use super::place::{Places, Standing, Wanted, none_in_use, not_loaded};
 use super::record::{Record, state_tag};
-use super::select::{Reach, first};
-use crate::client::Client;
-use crate::error::{Error, Kind};
-use crate::key::Key;
-use crate::key::health::Ailment;
-use crate::key::registry::Registry;
+use super::select::Reach;
+use super::{Binding, Written};
+use crate::error::Error;
 use crate::metrics::BindingResult;
 use crate::session::SessionId;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
 
-/// What a client is told when a key may be loaded in a moment.
-const SOON: Duration = Duration::from_secs(1);
-/// What a client is told when keys are out of use.
-const LATER: Duration = Duration::from_secs(30);
-
-/// A turn as binding sees it.
-pub struct Wanted<'t> {
-    pub session: Option<SessionId>,
-    pub client: &'t Client,
-    /// Whether the turn itself shows content that only its organization can open.
-    pub carries_sealed: Sealed<'t>,
-    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
-    pub turn_state: Option<&'t [u8]>,
-}
-
-/// Where to look for content that only its organization can open.
-#[derive(Clone, Copy)]
-pub enum Sealed<'t> {
-    Known(bool),
-    /// In this JSON text, which is only looked at when the answer matters.
-    In(&'t [u8]),
-}
-
-/// A field that only an organization's own blobs have. Inside a text its quotes would be escaped.
-const SEALED: &[u8] = br#""encrypted_content""#;
-
-impl Sealed<'_> {
-    pub fn is_sealed(self) -> bool {
-        match self {
-            Self::Known(sealed) => sealed,
-            Self::In(text) => memchr::memmem::find(text, SEALED).is_some(),
-        }
-    }
-}
-
 /// What a look into the store found.
 pub type Found = Result<Option<Held>, Unavailable>;
 
 pub struct Bindings {
-    store: Arc<Store>,
-    registry: Arc<Registry>,
-    ttl: Duration,
-    tasks: Tasks,
+    pub(super) store: Arc<Store>,
+    pub(super) places: Places,
+    pub(super) local: Arc<Local>,
+    pub(super) ttl: Duration,
+    pub(super) tasks: Tasks,
 }
 
 impl Bindings {
-    pub fn new(store: Arc<Store>, registry: Arc<Registry>, ttl: Duration, tasks: Tasks) -> Self {
-        Self { store, registry, ttl, tasks }
+    pub fn new(store: Arc<Store>, places: Places, local: Arc<Local>, ttl: Duration, tasks: Tasks) -> Self {
+        Self { store, places, local, ttl, tasks }
     }
 
     /// The time that a turn has for all its store operations.
@@ -82,20 +46,28 @@ impl Bindings {
 
     pub async fn bind(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
         let Some(session) = &wanted.session else { return self.by_load(wanted) };
+        self.tell_thread(wanted, session);
         match found {
             Ok(Some(held)) => self.adopt(wanted, session, &held, budget).await,
-            Ok(None) => self.create(wanted, session, budget).await,
+            Ok(None) => match self.local.recall(session) {
+                Some(known) => self.restore(wanted, session, known, budget).await,
+                None => self.create(wanted, session, budget).await,
+            },
             Err(_) => self.without_store(wanted, session),
         }
     }
 
     /// Moves the session away from `binding`'s key, which the registry has taken out of use.
     pub async fn rebind(&self, wanted: &Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
-        let moved = match (&binding.session, &binding.record) {
-            (Some(session), Some(record)) => return self.replace(wanted, session, record.clone(), budget).await,
-            // What the session's history holds is not known while the store is away: its organization is not left.
-            (Some(session), None) => {
-                let key = self.choose(wanted, session, Reach::Organization(binding.key.organization_tag))?;
+        let moved = match (&binding.session, &binding.written) {
+            (Some(session), Written::Stored(record)) => return self.replace(wanted, session, record.clone(), budget).await,
+            (Some(session), Written::Here(record)) => {
+                let known = Known { record: record.clone(), is_guess: binding.is_guess };
+                return self.move_here(wanted, session, &known);
+            }
+            // What the session's history holds is not known: its organization is not left.
+            (Some(session), Written::Nowhere) => {
+                let key = self.places.choose(wanted, session, Reach::Organization(binding.key.organization_tag))?;
                 Binding::passing(&key, Some(session), binding.result)
             }
             (None, _) => self.by_load(wanted)?,
@@ -106,28 +78,82 @@ impl Bindings {
     /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
     /// then. A stored life that is due starts anew, behind the turn's back.
     pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
-        let (Some(session), Some(record)) = (&binding.session, &binding.record) else { return };
-        let stored = record.to_string();
-        if !record.sealed {
-            // Lost or unknown: the next turn's answer does it again.
-            let _ = self.store.replace(session.as_str(), &stored, &record.sealed().to_string(), self.ttl, budget).await;
-        } else if binding.refresh {
-            let (store, session, ttl) = (Arc::clone(&self.store), session.clone(), self.ttl);
-            self.tasks.spawn(async move {
-                let _ = store.extend(session.as_str(), &stored, ttl, &mut store.budget()).await;
-            });
+        let Some(session) = &binding.session else { return };
+        let confirmed = |record: &Record| record.confirmed(self.places.generation());
+        match &binding.written {
+            Written::Nowhere => {}
+            Written::Here(record) if confirmed(record) == *record => {}
+            Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
+            Written::Stored(record) if confirmed(record) != *record => {
+                self.seal(session, record, &confirmed(record), budget).await;
+            }
+            Written::Stored(record) if binding.refresh => {
+                let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
+                self.tasks.spawn(async move {
+                    // Lost: the next turn does it again.
+                    let _ = store.extend(session.as_str(), &stored, ttl, &mut store.budget()).await;
+                });
+            }
+            Written::Stored(_) => {}
+        }
+    }
+
+    async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, budget: &mut Budget) {
+        match self.store.replace(session.as_str(), &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
+            Ok(Replaced::Done) => {
+                self.local.confirm(session, sealed);
+            }
+            // Another turn of the session was first: with the same word, or with a move that comes later.
+            Ok(Replaced::Lost(_)) => {}
+            Err(_) => self.local.note(session, sealed, false),
         }
     }
 
     /// Uses a stored binding, or moves it where its key can serve no more.
     async fn adopt(&self, wanted: &Wanted<'_>, session: &SessionId, held: &Held, budget: &mut Budget) -> Result<Binding, Error> {
-        let Some(record) = Record::parse(&held.value) else {
-            // Written by a newer version: it knows better, so its word is neither used nor overwritten.
-            return self.without_store(wanted, session);
+        let Some(record) = Record::parse(&held.value) else { return self.beside_store(wanted, session) };
+        if self.local.confirm(session, &record) {
+            return self.use_stored(wanted, session, record, held.left, budget).await;
+        }
+        match self.local.recall(session) {
+            Some(known) => self.restore(wanted, session, known, budget).await,
+            None => self.use_stored(wanted, session, record, held.left, budget).await,
+        }
+    }
+
+    /// The store has lost, or has not heard yet, what this replica knows of the session: tells it, unless it knows better.
+    async fn restore(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        known: Known,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
+        let Known { record, .. } = known;
+        let record = match self.store.merge(session.as_str(), &record.to_string(), record.epoch, self.ttl, budget).await {
+            Ok(None) => record,
+            Ok(Some(stored)) => match Record::parse(&stored) {
+                Some(stored) => stored,
+                None => return self.beside_store(wanted, session),
+            },
+            Err(_) => return self.without_store(wanted, session),
         };
-        match self.standing(wanted, &record) {
+        self.local.confirm(session, &record);
+        self.use_stored(wanted, session, record, self.ttl, budget).await
+    }
+
+    /// Uses what the store holds, which lives for `left`.
+    async fn use_stored(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        record: Record,
+        left: Duration,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
+        match self.places.standing(wanted, &record) {
             Standing::Serves(key) => {
-                let refresh = held.left < self.ttl / 4 * 3;
+                let refresh = left < self.ttl / 4 * 3;
                 Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
             }
             Standing::NotLoaded => self.spill(wanted, session, &record),
@@ -137,12 +163,22 @@ impl Bindings {
 
     /// A session's first binding, by the first of all turns that try.
     async fn create(&self, wanted: &Wanted<'_>, session: &SessionId, budget: &mut Budget) -> Result<Binding, Error> {
-        let key = self.choose(wanted, session, Reach::Anywhere)?;
-        let record = Record::first(&key, self.registry.loaded().ordinal());
+        let (record, result) = match self.inherited(wanted, budget).await {
+            Some(record) => (record, BindingResult::Inherited),
+            None => {
+                let key = self.places.choose(wanted, session, Reach::Anywhere)?;
+                (Record::first(&key, self.places.generation()), BindingResult::Created)
+            }
+        };
         match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
-            Ok(None) => Ok(Binding::stored(&key, session, record, BindingResult::Created)),
+            Ok(None) => {
+                self.local.confirm(session, &record);
+                let binding = self.use_stored(wanted, session, record, self.ttl, budget).await?;
+                let result = if binding.result == BindingResult::Existing { result } else { binding.result };
+                Ok(Binding { result, is_guess: true, ..binding })
+            }
             Ok(Some(winner)) => self.adopt(wanted, session, &Held { value: winner, left: self.ttl }, budget).await,
-            Err(_) => self.without_store(wanted, session),
+            Err(_) => self.go_by(wanted, session, record, true),
         }
     }
 
@@ -155,20 +191,21 @@ impl Bindings {
         mut record: Record,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        for _ in 0..=self.registry.loaded().table.keys().len() {
-            let key = self.choose(wanted, session, reach(wanted, &record))?;
-            let next = record.moved_to(&key, self.registry.loaded().ordinal(), wanted.turn_state.map(state_tag));
+        for _ in 0..=self.places.count() {
+            let key = self.places.choose(wanted, session, wanted.reach(&record))?;
+            let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
             let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let binding = match outcome {
                 Ok(Replaced::Done) => {
                     tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
+                    self.local.confirm(session, &next);
                     Binding::stored(&key, session, next, BindingResult::Rebound)
                 }
-                // Whether it was written is not known: the next turn reads what is.
-                Err(_) => Binding::passing(&key, Some(session), BindingResult::Degraded),
+                Err(_) => self.go_by(wanted, session, next, false)?,
                 Ok(Replaced::Lost(winner)) => {
-                    let Some(winner) = Record::parse(&winner) else { return self.without_store(wanted, session) };
-                    match self.standing(wanted, &winner) {
+                    let Some(winner) = Record::parse(&winner) else { return self.beside_store(wanted, session) };
+                    self.local.confirm(session, &winner);
+                    match self.places.standing(wanted, &winner) {
                         Standing::Serves(key) => Binding::stored(&key, session, winner, BindingResult::Existing),
                         Standing::NotLoaded => self.spill(wanted, session, &winner)?,
                         Standing::Gone => {
@@ -180,92 +217,24 @@ impl Bindings {
             };
             return Ok(Binding { has_moved: true, ..binding });
         }
-        Err(none_available(LATER))
+        Err(none_in_use())
     }
 
     /// Serves the turn from the session's organization and leaves the binding alone: its key is not loaded here yet.
-    fn spill(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
-        let key = self.choose(wanted, session, Reach::Organization(record.organization)).map_err(|_| none_available(SOON))?;
-        Ok(Binding { has_moved: true, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
+    pub(super) fn spill(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
+        let reach = Reach::Organization(record.organization);
+        let key = self.places.choose(wanted, session, reach).map_err(|_| not_loaded())?;
+        let is_guess = !record.sealed;
+        Ok(Binding { has_moved: true, is_guess, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
     }
 
-    /// The session's own order, which every replica finds alike.
-    fn without_store(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
-        let key = self.choose(wanted, session, Reach::Anywhere)?;
+    /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.
+    fn beside_store(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+        let key = self.places.default_of(wanted, session)?;
         Ok(Binding::passing(&key, Some(session), BindingResult::Degraded))
     }
 
-    /// A turn without a session goes where the least is going on.
     fn by_load(&self, wanted: &Wanted<'_>) -> Result<Binding, Error> {
-        let loaded = self.registry.loaded();
-        let candidates = loaded.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
-        let key = self.registry.least_loaded(candidates).ok_or_else(|| none_available(LATER))?;
-        Ok(Binding::passing(key, None, BindingResult::None))
+        Ok(Binding::passing(&self.places.by_load(wanted)?, None, BindingResult::None))
     }
-
-    /// The session's first choice among the keys within `reach`.
-    fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
-        let loaded = self.registry.loaded();
-        let is_open = |key: &&Arc<Key>| reach.includes(key) && loaded.is_common(key) && self.is_allowed(wanted, key);
-        let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
-        if let Some(key) = first(session.as_str(), &allowed, |key| self.registry.is_usable(key)) {
-            return Ok(Arc::clone(key));
-        }
-        let is_exhausted = |key: &&Arc<Key>| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_)));
-        match reach {
-            // Waiting does not help, and no other organization can open the session's history.
-            Reach::Organization(_) if !allowed.is_empty() && allowed.iter().all(is_exhausted) => Err(Error::new(
-                Kind::InsufficientQuota,
-                "The quota of this session's organization is exhausted, and no other can go on with its history. Add credit to it, or start a new session.",
-            )
-            .retry_after(LATER)),
-            _ => Err(none_available(LATER)),
-        }
-    }
-
-    /// What this replica makes of a stored binding.
-    fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
-        let loaded = self.registry.loaded();
-        let generation = loaded.ordinal();
-        match loaded.table.by_tag(record.key).cloned() {
-            Some(key) if self.may_serve(wanted, &key) => Standing::Serves(key),
-            // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
-            Some(key) if record.epoch > 1 && self.is_allowed(wanted, &key) && self.registry.may_try(&key) => {
-                Standing::Serves(key)
-            }
-            Some(_) => Standing::Gone,
-            // Only a replica of the same or a newer generation may call a key removed.
-            None if generation == 0 || record.generation > generation => Standing::NotLoaded,
-            None => Standing::Gone,
-        }
-    }
-
-    fn may_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        self.is_allowed(wanted, key) && self.registry.is_usable(key)
-    }
-
-    fn is_allowed(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        wanted.client.may_use_organization(&key.organization)
-    }
-}
-
-/// What a replica makes of a stored binding.
-enum Standing {
-    Serves(Arc<Key>),
-    /// A newer set of keys, which this replica has not loaded, may have its key.
-    NotLoaded,
-    /// Its key can serve no more.
-    Gone,
-}
-
-fn reach(wanted: &Wanted<'_>, record: &Record) -> Reach {
-    if record.sealed || wanted.carries_sealed.is_sealed() { Reach::Organization(record.organization) } else { Reach::Anywhere }
-}
-
-fn none_available(wait: Duration) -> Error {
-    Error::new(
-        Kind::NoKeyAvailable,
-        "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
-    )
-    .retry_after(wait)
 }

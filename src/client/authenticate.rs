@@ -56,7 +56,7 @@ mod tests {
             organizations: Vec::new(),
             models: Vec::new(),
         };
-        Clients::new(&[one("alice", "wk-alice"), one("bob", "wk-bob")], open).unwrap()
+        Clients::new(&[one("alice", "wk-alice"), one("bob", "wk-bob")]).unwrap().opened(open)
     }
 
     fn ask(clients: &Clients, values: &[&str]) -> Result<String, String> {

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use super::table::Table;
 use super::{Key, Tag};
@@ -14,15 +14,43 @@ use crate::store::Roll;
 /// A set of keys, and its place among the sets of all replicas.
 pub struct Loaded {
     pub table: Table,
+    pub fingerprint: String,
     /// The set's ordinal. 0: not known yet.
     ordinal: AtomicU32,
-    /// The keys that every other live replica has too. `None`: nothing was heard of them yet.
-    common: RwLock<Option<HashSet<Tag>>>,
+    /// The keys that every other live replica has too, as far as it is known.
+    common: RwLock<HashSet<Tag>>,
+    /// Keys that are removed since.
+    gone: HashSet<Tag>,
 }
 
 impl Loaded {
+    /// The set that a replica starts with. Until it hears of others there are none.
     pub fn new(table: Table) -> Self {
-        Self { table, ordinal: AtomicU32::new(0), common: RwLock::default() }
+        let common = tags(&table).collect();
+        Self::with(table, 0, common, HashSet::new())
+    }
+
+    /// The set that follows this one. Until it is heard of, only keys that were common before are: a new key takes no session
+    /// that another replica would not find.
+    pub fn followed_by(&self, table: Table) -> Self {
+        let common = tags(&table).filter(|tag| self.common().contains(tag)).collect();
+        // Other weights and secrets make no other set.
+        let ordinal = if table.fingerprint() == self.fingerprint { self.ordinal() } else { 0 };
+        Self::with(table, ordinal, common, HashSet::new())
+    }
+
+    /// This set, as it goes on to be used once `now` is loaded and the store, being away, cannot say what others have: each
+    /// session finds the order that it found before.
+    pub fn frozen_under(&self, now: &Table) -> Self {
+        let table = self.table.renewed(now);
+        let is_gone = |key: &&Arc<Key>| now.by_tag(key.tag).is_none_or(|new| new.organization_tag != key.organization_tag);
+        let gone = table.keys().iter().filter(is_gone).map(|key| key.tag).collect();
+        Self::with(table, self.ordinal(), self.common().clone(), gone)
+    }
+
+    fn with(table: Table, ordinal: u32, common: HashSet<Tag>, gone: HashSet<Tag>) -> Self {
+        let fingerprint = table.fingerprint();
+        Self { table, fingerprint, ordinal: AtomicU32::new(ordinal), common: RwLock::new(common), gone }
     }
 
     pub fn ordinal(&self) -> u32 {
@@ -31,21 +59,106 @@ impl Loaded {
 
     /// The tags of its keys, as they are told to the store.
     pub fn tags(&self) -> String {
-        let tags: Vec<_> = self.table.keys().iter().map(|key| key.tag.to_string()).collect();
-        tags.join(" ")
+        tags(&self.table).map(|tag| tag.to_string()).collect::<Vec<_>>().join(" ")
     }
 
     /// Takes note of what the store said of this set and the others.
     pub fn heard(&self, roll: &Roll) {
         let sets = roll.others.iter().map(|tags| tags.split(' ').filter_map(Tag::parse).collect::<HashSet<_>>());
-        let own = self.table.keys().iter().map(|key| key.tag).collect();
+        let own = tags(&self.table).collect();
         let common = sets.fold(own, |common: HashSet<Tag>, set| common.intersection(&set).copied().collect());
-        *self.common.write().unwrap_or_else(PoisonError::into_inner) = Some(common);
+        *self.common.write().unwrap_or_else(PoisonError::into_inner) = common;
         self.ordinal.store(roll.ordinal, Ordering::Relaxed);
     }
 
-    /// Whether sessions may be bound to `key`: every live replica would find it.
+    /// Whether sessions may be bound to `key`: every live replica would find it. Where no key is like that there is nothing to
+    /// agree on, and every turn still wants one.
     pub fn is_common(&self, key: &Key) -> bool {
-        self.common.read().unwrap_or_else(PoisonError::into_inner).as_ref().is_none_or(|common| common.contains(&key.tag))
+        let common = self.common();
+        common.is_empty() || common.contains(&key.tag)
+    }
+
+    /// Whether `key` counts for the order of a session's keys only, and must not be used: it was removed in an outage.
+    pub fn is_gone(&self, key: &Key) -> bool {
+        self.gone.contains(&key.tag)
+    }
+
+    fn common(&self) -> RwLockReadGuard<'_, HashSet<Tag>> {
+        self.common.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tags(table: &Table) -> impl Iterator<Item = Tag> {
+    table.keys().iter().map(|key| key.tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "a org-a 1 sk-a, b org-b 1 sk-b";
+    const NEW: &str = "a org-a 1 sk-a, c org-a 1 sk-c";
+
+    fn roll(ordinal: u32, others: &[&str]) -> Roll {
+        Roll { ordinal, others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect() }
+    }
+
+    fn common(loaded: &Loaded) -> String {
+        loaded.table.keys().iter().filter(|key| loaded.is_common(key)).map(|key| key.id.as_str()).collect()
+    }
+
+    #[test]
+    fn without_a_word_from_the_store_every_key_takes_sessions() {
+        let started = Loaded::new(Table::sketch(OLD));
+        assert_eq!((common(&started).as_str(), started.ordinal()), ("ab", 0));
+    }
+
+    #[test]
+    fn a_new_key_takes_sessions_once_every_live_replica_has_it() {
+        let before = Loaded::new(Table::sketch(OLD));
+        before.heard(&roll(1, &[]));
+        let after = before.followed_by(Table::sketch(NEW));
+        assert_eq!((common(&after).as_str(), after.ordinal()), ("a", 0), "not before the store has answered");
+        after.heard(&roll(2, &[OLD]));
+        assert_eq!((common(&after).as_str(), after.ordinal()), ("a", 2), "nor while another replica lacks it");
+        after.heard(&roll(2, &[]));
+        assert_eq!(common(&after), "ac");
+    }
+
+    #[test]
+    fn what_was_not_common_before_is_not_after() {
+        let before = Loaded::new(Table::sketch(NEW));
+        before.heard(&roll(2, &[OLD]));
+        assert_eq!(common(&before.followed_by(Table::sketch("a org-a 1 sk-a, c org-a 1 sk-c, d org-d 1 sk-d"))), "a");
+    }
+
+    #[test]
+    fn with_nothing_in_common_there_is_nothing_to_agree_on() {
+        let loaded = Loaded::new(Table::sketch("c org-a 1 sk-c"));
+        loaded.heard(&roll(2, &[OLD]));
+        assert_eq!(common(&loaded), "c");
+    }
+
+    #[test]
+    fn other_weights_and_secrets_are_no_other_set() {
+        let before = Loaded::new(Table::sketch(OLD));
+        before.heard(&roll(7, &[]));
+        let after = before.followed_by(Table::sketch("b org-b 5 sk-b, a org-a 0 sk-new"));
+        assert_eq!((common(&after).as_str(), after.ordinal()), ("ba", 7));
+    }
+
+    #[test]
+    fn a_frozen_set_keeps_places_and_weights_and_shows_the_present_secrets() {
+        let before = Loaded::new(Table::sketch(OLD));
+        before.heard(&roll(3, &["a org-a 1 sk-a"]));
+        let frozen = before.frozen_under(&Table::sketch("a org-a 9 sk-new, c org-a 1 sk-c"));
+        let [a, b] = frozen.table.keys() else { panic!("the same places") };
+        assert_eq!((a.weight, a.secret.expose(), frozen.is_gone(a)), (1, "sk-new", false));
+        assert!(frozen.is_gone(b) && !frozen.is_common(b));
+        assert_eq!(frozen.ordinal(), 3);
+        let back = frozen.frozen_under(&Table::sketch("b org-b 1 sk-b"));
+        assert!(!back.is_gone(&back.table.keys()[1]) && back.is_gone(&back.table.keys()[0]));
+        let moved = before.frozen_under(&Table::sketch("a org-z 1 sk-a"));
+        assert!(moved.is_gone(&moved.table.keys()[0]), "what another organization sealed it cannot open");
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings};
+use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
 
 /// All keys, in the order of the configuration.
+#[derive(Clone)]
 pub struct Table {
     keys: Vec<Arc<Key>>,
     by_tag: HashMap<Tag, Arc<Key>>,
@@ -19,25 +20,57 @@ impl Table {
         let mut known = HashMap::new();
         for upstream in upstreams {
             let prepared = prepare(upstream).map_err(|why| format!("upstream {}: {why}", upstream.name))?;
-            if known.insert(upstream.name.as_str(), (prepared, upstream)).is_some() {
+            if known.insert(upstream.name.as_str(), prepared).is_some() {
                 return Err(format!("upstream: two are named {}", upstream.name));
             }
         }
-        let mut table = Self { keys: Vec::new(), by_tag: HashMap::new() };
+        let mut keys: Vec<Arc<Key>> = Vec::new();
         for key in settings {
-            let (upstream, described) = known
+            let upstream = known
                 .get(key.upstream.as_str())
                 .ok_or_else(|| format!("key {}: there is no upstream {}", key.id, key.upstream))?;
-            let key = build(key, Arc::clone(upstream), described).map_err(|why| format!("key {}: {why}", key.id))?;
-            if let Some(other) = table.by_tag.insert(key.tag, Arc::clone(&key)) {
-                return Err(format!("key: two have the id {}", other.id));
+            let key = build(key, Arc::clone(upstream)).map_err(|why| format!("key {}: {why}", key.id))?;
+            if keys.iter().any(|other| other.tag == key.tag) {
+                return Err(format!("key: two have the id {}", key.id));
             }
-            table.keys.push(key);
+            keys.push(key);
         }
-        if table.keys.is_empty() {
+        if keys.is_empty() {
             return Err("key: there is none: add at least one [[key]]".into());
         }
-        Ok(table)
+        Ok(Self::of(keys))
+    }
+
+    fn of(keys: Vec<Arc<Key>>) -> Self {
+        let by_tag = keys.iter().map(|key| (key.tag, Arc::clone(key))).collect();
+        Self { keys, by_tag }
+    }
+
+    /// The same keys, those of `before` in place of their equals: they go on, with the connections that they have.
+    pub fn keeping(self, before: &Self) -> Self {
+        let keep = |key: Arc<Key>| match before.by_tag(key.tag) {
+            Some(old) if !old.is_shown_like(&key) => key,
+            Some(old) if old.is_placed_like(&key) && old.weight == key.weight => Arc::clone(old),
+            Some(old) => Arc::new(Key { connections: old.connections.clone(), ..Key::clone(&key) }),
+            None => key,
+        };
+        Self::of(self.keys.into_iter().map(keep).collect())
+    }
+
+    /// Whether both hold the very same keys, in whatever order.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_held = |key: &Arc<Key>| other.by_tag(key.tag).is_some_and(|held| Arc::ptr_eq(held, key));
+        self.keys.len() == other.keys.len() && self.keys.iter().all(is_held)
+    }
+
+    /// The same places and weights, so that every session finds the same order in it, with what is shown to upstreams as in
+    /// `now`. A key that is gone from there keeps its place, and must not be used.
+    pub fn renewed(&self, now: &Self) -> Self {
+        let renew = |key: &Arc<Key>| match now.by_tag(key.tag) {
+            Some(new) if new.organization_tag == key.organization_tag => Arc::new(Key { weight: key.weight, ..Key::clone(new) }),
+            _ => Arc::clone(key),
+        };
+        Self::of(self.keys.iter().map(renew).collect())
     }
 
     pub fn keys(&self) -> &[Arc<Key>] {
@@ -85,15 +118,29 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
             return Err(format!("{option}: must be longer than nothing"));
         }
     }
+    let proxy = settings.proxy.as_ref().map(|proxy| proxy.read().map_err(|why| format!("proxy: {why}"))).transpose()?;
+    let authorities = settings.ca_file.as_ref().map(|path| {
+        let pem = std::fs::read(path).map_err(|error| format!("ca_file {path}: {error}"))?;
+        match reqwest::Certificate::from_pem_bundle(&pem) {
+            Ok(found) if !found.is_empty() => Ok(pem),
+            _ => Err(format!("ca_file {path} holds no PEM certificates")),
+        }
+    });
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
         responses,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
+        wiring: Wiring {
+            connect_timeout: settings.connect_timeout.0,
+            http2: settings.http2,
+            proxy,
+            authorities: authorities.transpose()?,
+        },
     }))
 }
 
-fn build(settings: &Settings, upstream: Arc<Upstream>, described: &UpstreamSettings) -> Result<Arc<Key>, String> {
+fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, String> {
     for (option, name) in [("id", &settings.id), ("organization", &settings.organization)] {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(format!("{option} is not visible ASCII"));
@@ -112,8 +159,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>, described: &UpstreamSetti
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,
         secret,
+        connections: connections(&upstream.wiring)?,
         upstream,
-        connections: connections(described)?,
     }))
 }
 
@@ -121,29 +168,43 @@ fn build(settings: &Settings, upstream: Arc<Upstream>, described: &UpstreamSetti
 const IDLE_CONNECTIONS: usize = 4096;
 
 /// A pool of connections that follows and decodes nothing, and adds nothing but an `accept: */*` where the client sent none.
-fn connections(settings: &UpstreamSettings) -> Result<reqwest::Client, String> {
+fn connections(wiring: &Wiring) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
-        .connect_timeout(settings.connect_timeout.0)
+        .connect_timeout(wiring.connect_timeout)
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .no_proxy();
-    if !settings.http2 {
+    if !wiring.http2 {
         builder = builder.http1_only();
     }
-    if let Some(proxy) = &settings.proxy {
-        let address = proxy.read().map_err(|why| format!("proxy: {why}"))?;
+    if let Some(address) = &wiring.proxy {
         // The address may hold a password: it is not repeated.
         builder = builder.proxy(reqwest::Proxy::all(address.expose()).map_err(|_| "proxy: is no address")?);
     }
-    if let Some(path) = &settings.ca_file {
-        let pem = std::fs::read(path).map_err(|error| format!("ca_file {path}: {error}"))?;
-        let authorities =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(|_| format!("ca_file {path} holds no PEM certificates"))?;
+    if let Some(pem) = &wiring.authorities {
+        let authorities = reqwest::Certificate::from_pem_bundle(pem).map_err(|_| "ca_file: holds no PEM certificates")?;
         builder = builder.tls_certs_merge(authorities);
     }
     builder.build().map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+impl Table {
+    /// The keys of `sketch`, each `id organization weight secret`, with commas between them.
+    pub fn sketch(sketch: &str) -> Self {
+        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+        let key = |words: &str| {
+            let words: Vec<_> = words.split_whitespace().collect();
+            let [id, organization, weight, secret] = words[..] else { panic!("{words:?}") };
+            serde_json::from_value(serde_json::json!({
+                "id": id, "upstream": "u", "organization": organization, "weight": weight.parse::<u32>().unwrap(), "secret": secret,
+            }))
+            .unwrap()
+        };
+        Self::new(&[upstream], &sketch.split(',').map(key).collect::<Vec<_>>()).unwrap()
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +236,40 @@ mod tests {
         assert_eq!(print(&["a", "b"]), print(&["b", "a"]));
         assert_ne!(print(&["a", "b"]), print(&["a"]));
         assert_ne!(print(&["a", "b"]), print(&["ab"]));
+    }
+
+    #[test]
+    fn a_key_that_stays_as_it_is_stays_the_same_one() {
+        let before = Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b, c org-c 1 sk-c");
+        let after = Table::sketch("c org-c 2 sk-c, b org-b 1 sk-new, a org-a 1 sk-a").keeping(&before);
+        let is_kept = |id: &str| {
+            let find = |table: &Table| table.keys().iter().find(|key| key.id == id).cloned().unwrap();
+            Arc::ptr_eq(&find(&before), &find(&after))
+        };
+        assert_eq!([is_kept("a"), is_kept("b"), is_kept("c")], [true, false, false]);
+        assert_eq!(after.keys().iter().map(|key| key.weight).collect::<Vec<_>>(), [2, 1, 1]);
+        assert!(!after.is_same(&before) && before.fingerprint() == after.fingerprint());
+        let reordered = Table::sketch("b org-b 1 sk-b, c org-c 1 sk-c, a org-a 1 sk-a").keeping(&before);
+        assert!(reordered.is_same(&before) && !reordered.is_same(&after));
+        assert!(!Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b").keeping(&before).is_same(&before), "one is gone");
+    }
+
+    #[test]
+    fn another_way_to_an_upstream_makes_another_key() {
+        let table = |options: &str| upstream(options).unwrap().1;
+        let before = table(r#""base_url":"http://h""#);
+        let is_kept = |options: &str| table(options).keeping(&before).is_same(&before);
+        assert!(is_kept(r#""base_url":"http://h/""#));
+        for changed in [
+            "\"base_url\":\"http://i\"",
+            "\"proxy\":\"http://p:1\"",
+            "\"idle_timeout\":\"9s\"",
+            "\"connect_timeout\":\"9s\"",
+            "\"http2\":true",
+        ] {
+            let base = if changed.contains("base_url") { "" } else { r#""base_url":"http://h","# };
+            assert!(!is_kept(&format!("{base}{changed}")), "{changed}");
+        }
     }
 
     #[test]

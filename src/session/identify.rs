@@ -3,8 +3,9 @@
 use http::HeaderMap;
 use subtle::ConstantTimeEq;
 
+use super::lineage::{Lineage, Parent, forked_from, parent_of_hop, thread};
 use super::peek::{Field, Peek, stable_prefix};
-use super::{Hasher, Kind, SessionId};
+use super::{Hasher, Kind, SESSION_HEADERS, SessionId, is_well_formed};
 use crate::client::ClientId;
 use crate::setting::Secret;
 
@@ -12,7 +13,6 @@ use crate::setting::Secret;
 pub const STICKY: &str = "yai-sticky-session";
 pub const HOP: &str = "x-warmkey-hop";
 
-const SESSION_HEADERS: [&str; 3] = ["session-id", "session_id", "x-session-id"];
 const CONVERSATION_HEADERS: [&str; 2] = ["conversation-id", "conversation_id"];
 
 /// A turn's session, or that it has none, and how many malformed signals were skipped on the way.
@@ -62,6 +62,18 @@ impl Identifier {
         identity
     }
 
+    /// Where the turn's session comes from, and which thread of it this is.
+    pub fn lineage(&self, client: &ClientId, headers: &HeaderMap) -> Lineage {
+        let stored = |kind, value: &[u8]| self.hasher.id(client, kind, [value]);
+        let hop = || headers.get(STICKY).filter(|_| self.is_hop(headers)).and_then(|value| parent_of_hop(value.as_bytes()));
+        let parent = match hop() {
+            Some(parent) => Some(Parent { root: stored(Kind::Hop, parent), thread: stored(Kind::Thread, parent) }),
+            None => forked_from(headers)
+                .map(|id| Parent { root: stored(Kind::Session, id.as_bytes()), thread: stored(Kind::Thread, id.as_bytes()) }),
+        };
+        Lineage { parent, thread: thread(headers).map(|id| stored(Kind::Thread, id)) }
+    }
+
     fn is_hop(&self, headers: &HeaderMap) -> bool {
         let Some(secret) = &self.hop else { return false };
         headers.get(HOP).is_some_and(|shown| bool::from(shown.as_bytes().ct_eq(secret.expose().as_bytes())))
@@ -106,11 +118,6 @@ impl<'a> Search<'a> {
             self.skipped += 1;
         }
     }
-}
-
-/// 1 to 256 visible ASCII characters.
-fn is_well_formed(value: &[u8]) -> bool {
-    (1..=256).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
 }
 
 #[cfg(test)]

@@ -1,86 +1,44 @@
 //! The store of one process: a bounded map with the same operations as Redis.
-//!
-//! What is full gives up the entry that would expire soonest, which is the one that has been unused for longest.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::expiring::Expiring;
 use super::{Held, Replaced};
-
-/// When an entry expires, and the number of the write that said so: no two are equal.
-type Expiry = (Instant, u64);
-
-struct Entry {
-    value: String,
-    expiry: Expiry,
-}
 
 /// A bounded map of values that expire.
 pub struct Memory {
-    entries: Mutex<Entries>,
-    capacity: usize,
-}
-
-#[derive(Default)]
-struct Entries {
-    by_id: HashMap<Arc<str>, Entry>,
-    /// The same entries, the soonest to expire first.
-    by_expiry: BTreeMap<Expiry, Arc<str>>,
-    writes: u64,
-}
-
-impl Entries {
-    fn live(&self, id: &str) -> Option<&Entry> {
-        self.by_id.get(id).filter(|entry| entry.expiry.0 > Instant::now())
-    }
-
-    fn put(&mut self, id: &str, value: String, ttl: Duration, capacity: usize) {
-        let now = Instant::now();
-        if let Some(old) = self.by_id.remove(id) {
-            self.by_expiry.remove(&old.expiry);
-        }
-        while let Some(soonest) = self.by_expiry.first_entry() {
-            if soonest.key().0 > now && self.by_id.len() < capacity {
-                break;
-            }
-            self.by_id.remove(&soonest.remove());
-        }
-        self.writes += 1;
-        let (id, expiry) = (Arc::<str>::from(id), (now + ttl, self.writes));
-        self.by_expiry.insert(expiry, Arc::clone(&id));
-        self.by_id.insert(id, Entry { value, expiry });
-    }
+    entries: Mutex<Expiring<String>>,
 }
 
 impl Memory {
     pub fn new(capacity: usize) -> Self {
-        Self { entries: Mutex::default(), capacity: capacity.max(1) }
+        Self { entries: Mutex::new(Expiring::new(capacity)) }
     }
 
     pub fn get(&self, id: &str) -> Option<Held> {
         let entries = self.lock();
-        let entry = entries.live(id)?;
-        Some(Held { value: entry.value.clone(), left: entry.expiry.0.saturating_duration_since(Instant::now()) })
+        let (value, expiry) = entries.get(id)?;
+        Some(Held { value: value.clone(), left: expiry.saturating_duration_since(Instant::now()) })
     }
 
     pub fn claim(&self, id: &str, value: &str, ttl: Duration) -> Option<String> {
         let mut entries = self.lock();
-        let stored = entries.live(id).map(|entry| entry.value.clone());
+        let stored = entries.get(id).map(|(value, _)| value.clone());
         if stored.is_none() {
-            entries.put(id, value.to_owned(), ttl, self.capacity);
+            entries.put(id, value.to_owned(), ttl);
         }
         stored
     }
 
     pub fn replace(&self, id: &str, expected: &str, new: &str, ttl: Duration) -> Replaced {
         let mut entries = self.lock();
-        match entries.live(id) {
-            Some(stored) if stored.value != expected => Replaced::Lost(stored.value.clone()),
+        match entries.get(id) {
+            Some((stored, _)) if stored != expected => Replaced::Lost(stored.clone()),
             _ => {
-                entries.put(id, new.to_owned(), ttl, self.capacity);
+                entries.put(id, new.to_owned(), ttl);
                 Replaced::Done
             }
         }
@@ -88,20 +46,20 @@ impl Memory {
 
     pub fn merge(&self, id: &str, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
         let mut entries = self.lock();
-        let stored = entries.live(id).filter(|stored| epoch_of(&stored.value) >= epoch).map(|stored| stored.value.clone());
+        let stored = entries.get(id).filter(|(stored, _)| epoch_of(stored) >= epoch).map(|(stored, _)| stored.clone());
         if stored.is_none() {
-            entries.put(id, value.to_owned(), ttl, self.capacity);
+            entries.put(id, value.to_owned(), ttl);
         }
         stored
     }
 
     pub fn extend(&self, id: &str, value: &str, ttl: Duration) {
         let mut entries = self.lock();
-        let value = entries.live(id).map_or(value, |entry| &entry.value).to_owned();
-        entries.put(id, value, ttl, self.capacity);
+        let value = entries.get(id).map_or(value, |(stored, _)| stored).to_owned();
+        entries.put(id, value, ttl);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entries> {
+    fn lock(&self) -> MutexGuard<'_, Expiring<String>> {
         // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,42 +115,5 @@ mod tests {
         assert_eq!(memory.get("s"), Some(Held { value: "a".into(), left: HOUR }));
         memory.extend("t", "b", HOUR);
         assert_eq!(memory.get("t").map(|held| held.value), Some("b".into()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn it_never_holds_more_than_its_capacity() {
-        let memory = Memory::new(100);
-        for n in 0..1_000 {
-            memory.claim(&n.to_string(), "v", HOUR);
-        }
-        assert_eq!(memory.lock().by_id.len(), 100);
-        assert!(memory.get("999").is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_has_been_unused_for_longest_makes_room() {
-        let memory = Memory::new(100);
-        memory.claim("used", "v", HOUR);
-        for n in 0..500 {
-            tokio::time::advance(Duration::from_secs(1)).await;
-            memory.extend("used", "v", HOUR);
-            memory.claim(&n.to_string(), "v", HOUR);
-        }
-        for n in 0..500 {
-            assert_eq!(memory.get(&n.to_string()).is_some(), n > 400, "{n}: the last 99 and nobody else");
-        }
-        assert!(memory.get("used").is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_has_expired_makes_room_first() {
-        let memory = Memory::new(100);
-        for n in 0..50 {
-            memory.claim(&n.to_string(), "v", HOUR);
-        }
-        tokio::time::advance(HOUR).await;
-        memory.claim("new", "v", HOUR);
-        let entries = memory.lock();
-        assert_eq!((entries.by_id.len(), entries.by_expiry.len()), (1, 1));
     }
 }

@@ -12,6 +12,8 @@ pub enum Verdict {
     Deliver(Answer),
     /// The key is out of use; the turn goes to another one. Where there is none, `Answer` is all there is to tell.
     Move(Ailment, Answer),
+    /// The key's organization cannot open the session's history. Where nobody is to be asked instead, `Answer` is the last word.
+    Foreign(Answer),
     GiveUp(Error),
 }
 
@@ -20,6 +22,7 @@ pub fn decide(outcome: Outcome) -> Verdict {
         Outcome::Answered(answer) => Verdict::Deliver(answer),
         Outcome::Refused(refusal) => match diagnose(refusal.answer.status, &refusal.error) {
             Some(ailment) => Verdict::Move(ailment, refusal.answer),
+            None if refusal.error.code.as_deref() == Some("invalid_encrypted_content") => Verdict::Foreign(refusal.answer),
             None => Verdict::Deliver(refusal.answer),
         },
         // The host's fault, never the key's.
@@ -58,6 +61,8 @@ mod tests {
         assert!(matches!(refused(401, "invalid_api_key"), Verdict::Move(Ailment::Rejected(Scope::Key), _)));
         assert!(matches!(refused(429, "credit_balance_exhausted"), Verdict::Move(Ailment::Exhausted(Scope::Organization), _)));
         assert!(matches!(refused(429, "rate_limit_exceeded"), Verdict::Deliver(_)));
+        assert!(matches!(refused(400, "invalid_encrypted_content"), Verdict::Foreign(_)));
+        assert!(matches!(refused(400, "invalid_value"), Verdict::Deliver(_)));
         for status in [200, 400, 403, 404, 500, 503] {
             assert!(matches!(decide(Outcome::Answered(answer(status))), Verdict::Deliver(_)), "{status}");
         }

@@ -60,8 +60,8 @@ fn request(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> reqwest::Request 
 async fn read(response: reqwest::Response) -> Outcome {
     let (parts, mut rest) = http::Response::<reqwest::Body>::from(response).into_parts();
     let mut answer = Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None };
-    // The only statuses whose meaning for the key depends on the body.
-    if !matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS) {
+    // The only statuses whose meaning for the key or the session depends on the body.
+    if !matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS) {
         answer.rest = Some(rest);
         return Outcome::Answered(answer);
     }

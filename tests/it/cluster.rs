@@ -1,13 +1,16 @@
 //! A whole deployment, described in one line and gone with its test: upstream, store, replicas, balancer.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::balancer::Balancer;
 use crate::patience::{SOON, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
 use crate::redis::Redis;
+use crate::redis::sentinel::Sentinel;
 use crate::redis::shape::{Shape, Store};
+use crate::redis::shards::Shards;
 use crate::replica::Replica;
 use crate::simulator::{Key, Simulator, Turn, siblings};
 
@@ -17,11 +20,17 @@ pub const BOB: &str = "token-canary-bob";
 /// A second secret that must never be seen anywhere.
 pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
+/// How often a replica has taken another configuration into use.
+pub const RELOADS: &str = "warmkey_reloads_total";
+
 #[derive(Clone)]
 pub struct Cluster {
     keys: Vec<Key>,
+    spare: Vec<Key>,
     replicas: usize,
     redis: Option<Shape>,
+    redis_arguments: Vec<String>,
+    /// As they stand in the configuration.
     store_urls: Vec<String>,
     is_balanced: bool,
     upstream: Option<String>,
@@ -38,8 +47,10 @@ impl Cluster {
     pub fn new() -> Self {
         Self {
             keys: siblings("org-a", 2),
+            spare: Vec::new(),
             replicas: 1,
             redis: None,
+            redis_arguments: Vec::new(),
             store_urls: Vec::new(),
             is_balanced: false,
             upstream: None,
@@ -64,6 +75,12 @@ impl Cluster {
         self
     }
 
+    /// Keys that the upstream knows besides, for a configuration that comes later.
+    pub fn spare(mut self, keys: Vec<Key>) -> Self {
+        self.spare = keys;
+        self
+    }
+
     /// `count` replicas. More than one need a store that they share.
     pub const fn replicas(mut self, count: usize) -> Self {
         self.replicas = count;
@@ -81,6 +98,12 @@ impl Cluster {
         self
     }
 
+    /// A Redis of its own, started with these arguments.
+    pub fn redis_with(mut self, arguments: &[&str]) -> Self {
+        self.redis_arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
+        self.redis()
+    }
+
     /// A Redis that somebody else starts, or nobody.
     pub fn store_at(self, url: &str) -> Self {
         self.stores_at(&[url.into()])
@@ -88,7 +111,13 @@ impl Cluster {
 
     /// As [`Self::store_at`], with a way to it for each replica.
     pub fn stores_at(mut self, urls: &[String]) -> Self {
-        self.store_urls = urls.to_vec();
+        self.store_urls = urls.iter().map(|url| format!("{url:?}")).collect();
+        self
+    }
+
+    /// As [`Self::store_at`]; the URL is what this file says at any time.
+    pub fn store_in(mut self, file: &Path) -> Self {
+        self.store_urls = vec![format!("{{ file = {file:?} }}")];
         self
     }
 
@@ -164,9 +193,9 @@ impl Cluster {
             })
             .collect();
         format!(
-            "[server]\n{server}[store]\nurl = {:?}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+            "[server]\n{server}[store]\nurl = {}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
              {keys}{}",
-            store.unwrap_or("memory:"),
+            store.unwrap_or("\"memory:\""),
             self.store,
             self.binding,
             self.upstream_options,
@@ -178,10 +207,10 @@ impl Cluster {
         let folder = Folder::new();
         let simulator = match &self.upstream {
             Some(_) => None,
-            None => Some(Simulator::start(&folder, &self.keys, &self.simulator).await),
+            None => Some(Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator).await),
         };
         let store = match self.redis {
-            Some(shape) => Some(Store::start(shape, folder.path()).await),
+            Some(shape) => Some(Store::start(shape, folder.path(), &self.redis_arguments).await),
             None => None,
         };
         let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, simulator, folder };
@@ -216,7 +245,8 @@ impl Running {
             (None, None) => unreachable!("a cluster has an upstream"),
         };
         let elsewhere = &self.description.store_urls;
-        let store = self.store.as_ref().map(Store::url).or_else(|| elsewhere.get(number).or(elsewhere.first()).cloned());
+        let own = self.store.as_ref().map(|store| format!("{:?}", store.url()));
+        let store = own.or_else(|| elsewhere.get(number).or(elsewhere.first()).cloned());
         self.description.configuration(&upstream, store.as_deref())
     }
 
@@ -239,6 +269,20 @@ impl Running {
         match self.store() {
             Store::Standalone(redis) => redis,
             _ => panic!("this cluster's Redis is more than one"),
+        }
+    }
+
+    pub fn sentinel(&mut self) -> &mut Sentinel {
+        match self.store() {
+            Store::Sentinel(trio) => trio,
+            _ => panic!("this cluster's Redis has no Sentinels"),
+        }
+    }
+
+    pub fn shards(&mut self) -> &mut Shards {
+        match self.store() {
+            Store::Cluster(shards) => shards,
+            _ => panic!("this cluster's Redis has no shards"),
         }
     }
 
@@ -265,6 +309,19 @@ impl Running {
     pub async fn replace(&mut self, number: usize) {
         self.replicas[number].kill().await;
         self.restart(number).await;
+    }
+
+    /// Writes what the description says by now where replica `number` reads it.
+    pub fn rewrite(&self, number: usize) {
+        self.replicas[number].rewrite(&self.configuration(number));
+    }
+
+    /// Has replica `number` reload what the description says by now.
+    pub async fn reload(&self, number: usize) {
+        let before = self.replicas[number].metrics().await.get(RELOADS);
+        self.rewrite(number);
+        self.replicas[number].hang_up().await;
+        self.replicas[number].shows(RELOADS, before + 1.0).await;
     }
 
     /// Waits until this series has this sum over all replicas: a turn is in the books a moment after its client has it.

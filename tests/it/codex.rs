@@ -62,6 +62,8 @@ pub struct Codex {
     thread: String,
     /// The thread that spawned this one.
     parent: Option<String>,
+    /// The thread that this session was forked from.
+    forked_from: Option<String>,
     tools: String,
     input: Vec<String>,
     patience: usize,
@@ -83,6 +85,7 @@ impl Codex {
             thread: session.clone(),
             session,
             parent: None,
+            forked_from: None,
             tools: format!("[{}]", tools.join(",")),
             input: RECORDED.input[..3].iter().map(|item| item.get().to_owned()).collect(),
             patience: 0,
@@ -110,6 +113,11 @@ impl Codex {
         self.address = address;
     }
 
+    /// From now on with this token.
+    pub fn shows(&mut self, token: &str) {
+        self.token = token.into();
+    }
+
     /// A sub-agent: a thread of its own in the same session, knowing nothing yet.
     pub fn spawn(&self) -> Self {
         let mut agent = self.clone();
@@ -119,6 +127,13 @@ impl Codex {
         agent
     }
 
+    /// A fork: a session of its own that goes on with this thread's history.
+    pub fn fork(&self) -> Self {
+        let session = uuid();
+        let forked_from = Some(self.thread.clone());
+        Self { thread: session.clone(), session, parent: None, forked_from, ..self.clone() }
+    }
+
     fn metadata(&self, turn: &str) -> String {
         let mut metadata = json!({ "session_id": self.session, "thread_id": self.thread, "agent_name": "/main", "turn_id": turn,
             "window_id": format!("{}:0", self.thread), "request_kind": "turn", "history_initialization": "new",
@@ -126,6 +141,10 @@ impl Codex {
         if let Some(parent) = &self.parent {
             metadata["parent_thread_id"] = json!(parent);
             metadata["thread_source"] = json!("subagent");
+        }
+        if let Some(parent) = &self.forked_from {
+            metadata["forked_from_thread_id"] = json!(parent);
+            metadata["history_initialization"] = json!("cold_fork");
         }
         metadata.to_string()
     }

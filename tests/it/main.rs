@@ -20,13 +20,22 @@ mod codex;
 mod fixtures;
 
 mod instruments;
+mod load;
 
 mod promise;
 
 mod binding;
 mod failover;
+mod forgotten;
+mod forks;
 mod outage;
 mod signals;
+mod weather;
+
+mod generations;
+mod reload;
+mod roll;
+mod scripts;
 
 mod answers;
 mod bytes;

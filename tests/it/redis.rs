@@ -4,6 +4,8 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::patience::{SOON, eventually, within};
@@ -96,6 +98,18 @@ impl Redis {
     /// Asks for what is done and has no answer of interest.
     pub async fn tell(&self, words: &[&str]) {
         let _: ::redis::Value = self.ask(words).await;
+    }
+
+    /// Tells it what it will be busy with for a while, and does not wait for its answer.
+    pub async fn send(&self, words: &[&str]) {
+        let mut stream = TcpStream::connect(self.address).await.expect("Redis listens");
+        let mut bytes = format!("*{}\r\n", words.len());
+        for word in words {
+            bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        stream.write_all(bytes.as_bytes()).await.expect("Redis reads");
+        // It may drop the command of a client that has gone.
+        tokio::spawn(async move { while matches!(stream.read_buf(&mut Vec::new()).await, Ok(1..)) {} });
     }
 
     /// Waits until this section of `INFO` has all these lines.

@@ -1,6 +1,7 @@
 //! One `warmkey serve`: a process, its configuration, its two addresses, its metrics.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -51,6 +52,29 @@ impl Replica {
         self.process.kill().await;
     }
 
+    /// The configuration that it reads.
+    pub fn file(&self) -> PathBuf {
+        self.folder.join(format!("{}.toml", self.name))
+    }
+
+    /// Puts another configuration in its place, as a whole.
+    pub fn rewrite(&self, text: &str) {
+        let new = self.folder.join(format!("{}.new", self.name));
+        fs::write(&new, addressed(text, self.listen, self.admin)).expect("the temporary folder can be written");
+        fs::rename(new, self.file()).expect("the temporary folder can be written");
+    }
+
+    /// Asks it to look at its configuration.
+    pub async fn hang_up(&self) {
+        self.process.signal("HUP").await;
+    }
+
+    /// Waits until it has logged this.
+    pub async fn says(&self, text: &str) {
+        let what = format!("{} says {text}", self.name);
+        eventually(SOON, &what, async || self.process.log().contains(text).then_some(())).await;
+    }
+
     /// Asks it to end.
     pub async fn terminate(&self) {
         self.process.signal("TERM").await;
@@ -79,9 +103,8 @@ impl Replica {
 }
 
 async fn run(name: &str, folder: &Path, text: &str, listen: SocketAddr, admin: SocketAddr) -> Process {
-    let text = text.replace("@listen@", &listen.to_string()).replace("@admin@", &admin.to_string());
     let file = folder.join(format!("{name}.toml"));
-    std::fs::write(&file, text).expect("the temporary folder can be written");
+    fs::write(&file, addressed(text, listen, admin)).expect("the temporary folder can be written");
     let mut command = Command::new(WARMKEY);
     command.arg("serve").arg("--config").arg(file);
     let mut process = Process::start(name, command, folder, "warmkey");
@@ -90,6 +113,10 @@ async fn run(name: &str, folder: &Path, text: &str, listen: SocketAddr, admin: S
     };
     assert_eq!(line, format!("listening on http://{listen} (admin http://{admin})"));
     process
+}
+
+fn addressed(text: &str, listen: SocketAddr, admin: SocketAddr) -> String {
+    text.replace("@listen@", &listen.to_string()).replace("@admin@", &admin.to_string())
 }
 
 /// The series of `/metrics` and their values.
@@ -116,5 +143,9 @@ impl Metrics {
         let is_one = |series: &str| series == name || series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'));
         // An empty sum of floats is -0.
         self.0.iter().filter(|(series, _)| is_one(series)).map(|(_, value)| value).sum::<f64>() + 0.0
+    }
+    /// The sum over all series that are meant.
+    pub fn sum_where(&self, is_meant: impl Fn(&str) -> bool) -> f64 {
+        self.0.iter().filter(|(series, _)| is_meant(series)).map(|(_, value)| value).sum::<f64>() + 0.0
     }
 }

@@ -17,15 +17,23 @@ pub struct Key {
     pub id: String,
     pub organization: String,
     pub weight: u32,
+    /// Another key, whose secret the gateway shows for this one.
+    pub shown: Option<String>,
 }
 
 impl Key {
     pub fn new(id: &str, organization: &str) -> Self {
-        Self { id: id.into(), organization: organization.into(), weight: 1 }
+        Self { id: id.into(), organization: organization.into(), weight: 1, shown: None }
     }
 
     pub fn secret(&self) -> String {
-        format!("sk-canary-{}", self.id)
+        format!("sk-canary-{}", self.shown.as_ref().unwrap_or(&self.id))
+    }
+
+    /// This key with the secret of another one, which is what the upstream will record.
+    pub fn shown_as(mut self, other: &str) -> Self {
+        self.shown = Some(other.into());
+        self
     }
 }
 

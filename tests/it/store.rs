@@ -86,7 +86,7 @@ fn one_of_each() -> Vec<String> {
 async fn a_store_does_the_same_in_every_shape() {
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
         let folder = Folder::new();
-        let redis = shape::Store::start(shape, folder.path()).await;
+        let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let opened = Opened::at(&redis.url()).await;
         let store = &opened.store;
         let mut heard = store.moved();
@@ -278,7 +278,7 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
     let words = words.expect("the reference says which").replace("warmkey:", "w:").replace("PASSWORD", "canary");
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
         let folder = Folder::new();
-        let redis = shape::Store::start(shape, folder.path()).await;
+        let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let rules: Vec<&str> = ["ACL", "SETUSER"].into_iter().chain(words.split_whitespace()).collect();
         redis.tell(&rules).await;
         let name = words.split_whitespace().next().expect("a user");

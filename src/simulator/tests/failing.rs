@@ -97,6 +97,54 @@ async fn faults_strike_as_scripted() {
     assert_eq!(upstream.post("a-1", &body).await.status, 200);
 }
 
+/// Whom a fault names, and a key and a model that it does not concern.
+fn scopes() -> [(Value, &'static str, &'static str); 4] {
+    [
+        (json!({"key": "a-1"}), "a-2", "gpt-5.4"),
+        (json!({"organization": "org-a"}), "b-1", "gpt-5.4"),
+        (json!({"project": "one"}), "a-2", "gpt-5.4"),
+        (json!({"model": "gpt-5.4"}), "a-1", "gpt-5.5"),
+    ]
+}
+
+#[tokio::test]
+async fn every_fault_strikes_on_every_scope_and_nobody_else() {
+    let upstream = upstream().await;
+    let body = |model: &str| ask(model, &[user("hi")]);
+    let with = |scope: &Value, fault: Value| {
+        let mut all = scope.clone();
+        all.as_object_mut().expect("an object").extend(fault.as_object().expect("an object").clone());
+        all["times"] = json!(1);
+        all
+    };
+    for (scope, other, model) in scopes() {
+        for (status, code) in
+            [(401, "invalid_api_key"), (404, "model_not_found"), (429, "rate_limit_exceeded"), (503, "slow_down")]
+        {
+            upstream.fault(with(&scope, json!({"status": status, "code": code, "retry_after": 7}))).await;
+            assert_eq!(upstream.post(other, &body(model)).await.status, 200, "{scope}: {other} with {model} is spared");
+            let struck = upstream.post("a-1", &body("gpt-5.4")).await;
+            assert_eq!((struck.status, struck.error().as_str()), (status, code), "{scope}");
+            assert_eq!(struck.headers["retry-after"], "7", "{scope}");
+            assert_eq!(upstream.post("a-1", &body("gpt-5.4")).await.status, 200, "{scope}: once is once");
+        }
+        upstream.fault(with(&scope, json!({"cut_after_events": 2, "stall": "30ms"}))).await;
+        assert!(upstream.post(other, &body(model)).await.text.contains("event: response.completed"));
+        let cut = upstream.post("a-1", &body("gpt-5.4")).await;
+        assert_eq!((cut.text.matches("event: ").count(), cut.text.contains("event: response.completed")), (2, false), "{scope}");
+
+        upstream.fault(with(&scope, json!({"reset": true}))).await;
+        assert_eq!(upstream.post(other, &body(model)).await.status, 200);
+        assert!(upstream.request("a-1", &body("gpt-5.4")).send().await.is_err(), "{scope}: no answer at all");
+
+        upstream.fault(with(&scope, json!({"stall": "300ms"}))).await;
+        assert_eq!(upstream.post(other, &body(model)).await.status, 200);
+        let began = std::time::Instant::now();
+        assert_eq!(upstream.post("a-1", &body("gpt-5.4")).await.status, 200);
+        assert!(began.elapsed() >= Duration::from_millis(300), "{scope}: {:?}", began.elapsed());
+    }
+}
+
 /// The bytes of a request that a client would send.
 fn head_and_body(body: &Value) -> Vec<u8> {
     let body = body.to_string();

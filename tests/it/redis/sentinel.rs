@@ -51,19 +51,19 @@ impl Sentinel {
     }
 
     /// Who the Sentinels say is the primary.
-    async fn named(&self) -> usize {
+    pub async fn primary_number(&self) -> usize {
         let address: (String, u16) = self.sentinels[0].ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).await;
         let found = self.nodes.iter().position(|node| node.address().port() == address.1);
         found.unwrap_or_else(|| panic!("a node of this trio at {address:?}"))
     }
 
     pub async fn primary(&self) -> &Redis {
-        &self.nodes[self.named().await]
+        &self.nodes[self.primary_number().await]
     }
 
     /// SIGKILL for the primary.
     pub async fn kill_primary(&mut self) -> usize {
-        let primary = self.named().await;
+        let primary = self.primary_number().await;
         self.nodes[primary].kill().await;
         primary
     }
@@ -83,7 +83,7 @@ impl Sentinel {
     /// Waits until another node than `number` is primary and takes writes.
     pub async fn failed_over(&self, number: usize) {
         eventually(SOON, "a new primary that takes writes", async || {
-            let next = self.named().await;
+            let next = self.primary_number().await;
             let info: String = self.nodes.get(next).filter(|_| next != number)?.try_ask(&["INFO", "replication"]).await?;
             info.contains("role:master").then_some(())
         })

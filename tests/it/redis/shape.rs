@@ -20,9 +20,11 @@ pub enum Store {
 }
 
 impl Store {
-    pub async fn start(shape: Shape, folder: &Path) -> Self {
+    /// A single one takes further arguments.
+    pub async fn start(shape: Shape, folder: &Path, arguments: &[String]) -> Self {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         match shape {
-            Shape::Standalone => Self::Standalone(Redis::start(folder).await),
+            Shape::Standalone => Self::Standalone(Redis::start_with(folder, &arguments).await),
             Shape::Sentinel => Self::Sentinel(Sentinel::start(folder).await),
             Shape::Cluster => Self::Cluster(Shards::start(folder).await),
         }

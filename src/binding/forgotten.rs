@@ -1,0 +1,61 @@
+//! Finds a session's organization again when its binding was forgotten: by expiry, a flush, a failover that lost it.
+//!
+//! Only the organization that sealed a session's history can open it. A turn whose binding is a guess and whose history the
+//! upstream could not open is tried once with each other organization, and the one that accepts is bound.
+
+use super::place::{Wanted, none_in_use};
+use super::record::{Record, state_tag};
+use super::table::Bindings;
+use super::{Binding, Written};
+use crate::error::Error;
+use crate::key::Tag;
+use crate::metrics::BindingResult;
+use crate::store::{Budget, Replaced};
+
+impl Bindings {
+    /// The next key to try instead of `guess`: of an organization that was not `tried`. It is bound by [`Self::correct`].
+    pub fn elsewhere(&self, wanted: &Wanted<'_>, guess: &Binding, tried: &[Tag]) -> Option<Binding> {
+        let key = self.places.elsewhere(wanted, guess.session.as_ref()?, tried)?;
+        Some(Binding { key, result: BindingResult::Rebound, has_moved: true, ..guess.clone() })
+    }
+
+    /// Nobody accepted: whether that is the last word. An organization out of use may be the right one, at another time.
+    pub fn give_up(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Result<(), Error> {
+        if self.places.is_exhaustive(wanted, tried) { Ok(()) } else { Err(none_in_use()) }
+    }
+
+    /// The upstream accepted the session's history with `found`'s key: that is its organization. Before the first byte of the
+    /// answer, so the binding is sealed as well.
+    pub async fn correct(&self, wanted: &Wanted<'_>, found: Binding, budget: &mut Budget) -> Binding {
+        let Some(session) = &found.session else { return found };
+        let next =
+            |record: &Record| record.moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag)).sealed();
+        tracing::info!(%session, key = %found.key.id, organization = %found.key.organization, "session's organization found again");
+        let written = match &found.written {
+            Written::Nowhere => Written::Nowhere,
+            Written::Here(record) => {
+                // What is stored of the session, if anything is, knows as much.
+                let next = Record { epoch: record.epoch, ..next(record) };
+                self.local.note(session, &next, false);
+                Written::Here(next)
+            }
+            Written::Stored(record) => {
+                let next = next(record);
+                let (old, new) = (record.to_string(), next.to_string());
+                match self.store.replace(session.as_str(), &old, &new, self.ttl, budget).await {
+                    Ok(Replaced::Done) => {
+                        self.local.confirm(session, &next);
+                        Written::Stored(next)
+                    }
+                    // Another turn of the session has found it too, or knows better: the next turn goes by its word.
+                    Ok(Replaced::Lost(_)) => Written::Nowhere,
+                    Err(_) => {
+                        self.local.note(session, &next, false);
+                        Written::Here(next)
+                    }
+                }
+            }
+        };
+        Binding { written, is_guess: false, ..found }
+    }
+}

@@ -1,0 +1,63 @@
+//! What a fork inherits. Its input carries its parent's encrypted reasoning, so it begins on its parent's key.
+//!
+//! A parent is named by its thread. A root thread's name is its session's; the sessions of other threads are written down
+//! beside the bindings, behind the back of the turns that show them.
+
+use std::sync::Arc;
+
+use super::place::Wanted;
+use super::record::Record;
+use super::table::Bindings;
+use crate::session::SessionId;
+use crate::store::{Budget, Store};
+
+impl Bindings {
+    /// The binding that the session of a fork begins with: its parent's, as its own first. `None`: it is no fork, or its parent
+    /// is forgotten.
+    pub(super) async fn inherited(&self, wanted: &Wanted<'_>, budget: &mut Budget) -> Option<Record> {
+        let parent = wanted.lineage.parent.as_ref()?;
+        if let Some(record) = binding_of(&self.store, &parent.root, budget).await {
+            return Some(heir(record));
+        }
+        let session = self.store.get(&entry(&parent.thread), budget).await.ok().flatten();
+        match session.and_then(|held| SessionId::parse(&held.value)) {
+            Some(session) => binding_of(&self.store, &session, budget).await.map(heir),
+            None => self.inherited_here(wanted),
+        }
+    }
+
+    /// The same by what this replica remembers.
+    pub(super) fn inherited_here(&self, wanted: &Wanted<'_>) -> Option<Record> {
+        let parent = wanted.lineage.parent.as_ref()?;
+        let of_thread = || self.local.recall(&self.local.session_of(&parent.thread)?);
+        self.local.recall(&parent.root).or_else(of_thread).map(|known| heir(known.record))
+    }
+
+    /// Lets forks find the session of this turn's thread, unless that was done lately.
+    pub(super) fn tell_thread(&self, wanted: &Wanted<'_>, session: &SessionId) {
+        let Some(thread) = &wanted.lineage.thread else { return };
+        if self.local.has_told(thread, session) {
+            return;
+        }
+        let (store, name, session, ttl) = (Arc::clone(&self.store), entry(thread), session.clone(), self.ttl);
+        self.tasks.spawn(async move {
+            // Lost: a fork of this thread goes where its parent's name leads, and finds its organization as any forgotten one.
+            let _ = store.extend(&name, session.as_str(), ttl, &mut store.budget()).await;
+        });
+    }
+}
+
+/// The name under which a thread's session is stored: not a session's, whose length is another.
+fn entry(thread: &SessionId) -> String {
+    format!("{thread}.thread")
+}
+
+async fn binding_of(store: &Store, session: &SessionId, budget: &mut Budget) -> Option<Record> {
+    let held = store.get(session.as_str(), budget).await.ok()??;
+    Record::parse(&held.value)
+}
+
+/// A parent's binding as its fork's first.
+fn heir(record: Record) -> Record {
+    Record { epoch: 1, stale_state: None, ..record }
+}

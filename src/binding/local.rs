@@ -1,0 +1,184 @@
+//! What this replica remembers of the store, and what it bound while the store was away.
+//!
+//! Answers only when the store does not, and stands up for what the store has lost. It never takes a lower epoch for a
+//! session than one it believes (B4). An entry is believed for a time after the store last confirmed it, and the map is
+//! bounded.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::record::Record;
+use crate::session::SessionId;
+use crate::store::expiring::Expiring;
+
+/// What is believed of a session's binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub record: Record,
+    /// Chosen while nobody could be asked: a stored binding of any epoch knows better.
+    pub is_guess: bool,
+}
+
+pub struct Local {
+    entries: Mutex<Entries>,
+    belief: Duration,
+}
+
+struct Entries {
+    known: Expiring<Known>,
+    /// What the store has yet to hear of.
+    unmerged: HashSet<SessionId>,
+    /// The sessions of threads that are not root threads, as far as this replica has written them down.
+    threads: Expiring<SessionId>,
+}
+
+impl Local {
+    /// At most `capacity` sessions, each believed for `belief` after the store last confirmed it.
+    pub fn new(capacity: usize, belief: Duration) -> Self {
+        let entries = Entries { known: Expiring::new(capacity), unmerged: HashSet::new(), threads: Expiring::new(capacity) };
+        Self { entries: Mutex::new(entries), belief }
+    }
+
+    pub fn recall(&self, session: &SessionId) -> Option<Known> {
+        self.lock().known.get(session.as_str()).map(|(known, _)| known.clone())
+    }
+
+    /// The store holds `record`. Returns whether it is believed: a higher epoch is known otherwise.
+    pub fn confirm(&self, session: &SessionId, record: &Record) -> bool {
+        let mut entries = self.lock();
+        if let Some((known, expiry)) = entries.known.get(session.as_str()) {
+            if known.record.epoch > record.epoch {
+                return false;
+            }
+            // Most turns confirm what was confirmed a moment ago.
+            let is_fresh = expiry - Instant::now() > self.belief / 4 * 3;
+            if is_fresh && known.record == *record && !known.is_guess && !entries.unmerged.contains(session) {
+                return true;
+            }
+        }
+        entries.unmerged.remove(session);
+        entries.known.put(session.as_str(), Known { record: record.clone(), is_guess: false }, self.belief);
+        true
+    }
+
+    /// `record` was bound without the store's word. Belief in what the store did say is not renewed by it.
+    pub fn note(&self, session: &SessionId, record: &Record, is_guess: bool) {
+        let mut entries = self.lock();
+        let left = match entries.known.get(session.as_str()) {
+            Some((known, _)) if known.record.epoch > record.epoch => return,
+            Some((_, expiry)) => expiry - Instant::now(),
+            None => self.belief,
+        };
+        entries.known.put(session.as_str(), Known { record: record.clone(), is_guess }, left);
+        entries.unmerged.insert(session.clone());
+    }
+
+    /// The session is the store's to tell about again.
+    pub fn forget(&self, session: &SessionId) {
+        let mut entries = self.lock();
+        entries.unmerged.remove(session);
+        entries.known.remove(session.as_str());
+    }
+
+    /// What the store has yet to hear of.
+    pub fn unmerged(&self) -> Vec<(SessionId, Record)> {
+        let mut entries = self.lock();
+        let Entries { known, unmerged, .. } = &mut *entries;
+        // What was given up for want of room, or is believed no longer, is nobody's to merge.
+        unmerged.retain(|session| known.get(session.as_str()).is_some());
+        let records =
+            unmerged.iter().filter_map(|session| Some((session.clone(), known.get(session.as_str())?.0.record.clone())));
+        records.collect()
+    }
+
+    /// Whether the store has been told of `thread` lately; from now on it has.
+    pub fn has_told(&self, thread: &SessionId, session: &SessionId) -> bool {
+        let mut entries = self.lock();
+        let is_told = entries.threads.get(thread.as_str()).is_some_and(|(known, _)| known == session);
+        if !is_told {
+            entries.threads.put(thread.as_str(), session.clone(), self.belief / 2);
+        }
+        is_told
+    }
+
+    /// The session that `thread` belongs to.
+    pub fn session_of(&self, thread: &SessionId) -> Option<SessionId> {
+        self.lock().threads.get(thread.as_str()).map(|(session, _)| session.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // Every write is whole before the lock is given back.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Tag;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn record(epoch: u32) -> Record {
+        let tag = Tag::of("key", b"a-1");
+        Record { key: tag, organization: tag, epoch, generation: 1, sealed: false, stale_state: None }
+    }
+
+    fn session(n: u32) -> SessionId {
+        SessionId::parse(&format!("{n:022}")).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_epoch_falls_while_it_is_believed() {
+        let local = Local::new(8, HOUR);
+        assert!(local.confirm(&session(1), &record(2)));
+        assert!(!local.confirm(&session(1), &record(1)));
+        assert_eq!(local.recall(&session(1)).unwrap().record.epoch, 2);
+        tokio::time::advance(HOUR).await;
+        assert_eq!(local.recall(&session(1)), None);
+        assert!(local.confirm(&session(1), &record(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_noted_is_unmerged_until_the_store_confirms_the_session() {
+        let local = Local::new(8, HOUR);
+        local.note(&session(1), &record(1), true);
+        assert_eq!(local.unmerged(), [(session(1), record(1))]);
+        assert!(local.confirm(&session(1), &record(1)));
+        assert!(local.unmerged().is_empty() && !local.recall(&session(1)).unwrap().is_guess);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_note_renews_no_belief() {
+        let local = Local::new(8, HOUR);
+        local.confirm(&session(1), &record(1));
+        tokio::time::advance(HOUR / 2).await;
+        local.note(&session(1), &record(2), false);
+        tokio::time::advance(HOUR / 2).await;
+        assert_eq!(local.recall(&session(1)), None);
+        assert!(local.unmerged().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_made_room_is_not_merged() {
+        let local = Local::new(2, HOUR);
+        for n in 0..5 {
+            local.note(&session(n), &record(1), true);
+        }
+        assert_eq!(local.unmerged().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_is_told_once_in_a_while() {
+        let local = Local::new(8, HOUR);
+        assert!(!local.has_told(&session(9), &session(1)));
+        assert!(local.has_told(&session(9), &session(1)));
+        assert_eq!(local.session_of(&session(9)), Some(session(1)));
+        assert!(!local.has_told(&session(9), &session(2)));
+        tokio::time::advance(HOUR).await;
+        assert!(!local.has_told(&session(9), &session(2)));
+    }
+}

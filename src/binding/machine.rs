@@ -1,0 +1,228 @@
+//! The state machine of the binding: three replicas, one store, every interleaving of turns, outages, lost answers, deaths of
+//! keys, merges, reloads and restarts that chance finds; and the invariants that must hold whatever it finds.
+//!
+//! The judge is the upstream's record, together with the store's record of its writes. Each wrong variant of a script must be
+//! caught by it: a machine that misses one proves nothing.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestError, TestRunner};
+
+use super::outage::merge_all;
+use crate::store::model::{Flaw, Shared, Weather};
+
+mod replica;
+mod upstream;
+
+use replica::{Replica, TTL};
+use upstream::Upstream;
+
+const REPLICAS: usize = 3;
+const SESSIONS: usize = 2;
+/// Turns and merges at a time.
+const BUSY: usize = 6;
+
+/// What may happen.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A turn of a session begins on a replica.
+    Turn(usize, usize),
+    /// What is going on takes so many steps.
+    Steps(Vec<usize>),
+    Weather(usize, Weather),
+    Dies(usize),
+    Recovers(usize),
+    Merge(usize),
+    /// A replica loads another set of keys; it answers the roll later.
+    Reload(usize, usize),
+    Roll(usize),
+    Restart(usize),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let weather = prop_oneof![3 => Just(Weather::Fair), 2 => Just(Weather::Away), 1 => Just(Weather::Mute)];
+    prop_oneof![
+        8 => (0..REPLICAS, 0..SESSIONS).prop_map(|(replica, session)| Event::Turn(replica, session)),
+        12 => prop::collection::vec(0..BUSY, 1..12).prop_map(Event::Steps),
+        3 => (0..REPLICAS, weather).prop_map(|(replica, weather)| Event::Weather(replica, weather)),
+        2 => (0..upstream::KEYS.len()).prop_map(Event::Dies),
+        1 => (0..upstream::KEYS.len()).prop_map(Event::Recovers),
+        2 => (0..REPLICAS).prop_map(Event::Merge),
+        1 => (0..REPLICAS, 0..upstream::SETS.len()).prop_map(|(replica, set)| Event::Reload(replica, set)),
+        2 => (0..REPLICAS).prop_map(Event::Roll),
+        1 => (0..REPLICAS).prop_map(Event::Restart),
+    ]
+}
+
+type Going = Pin<Box<dyn Future<Output = ()>>>;
+
+struct Machine {
+    shared: Arc<Mutex<Shared>>,
+    upstream: Rc<Upstream>,
+    replicas: Vec<Rc<Replica>>,
+    going: Vec<Going>,
+}
+
+impl Machine {
+    fn new(flaw: Flaw) -> Self {
+        let shared = Arc::new(Mutex::new(Shared::new(flaw)));
+        let upstream = Rc::new(Upstream::new(&shared));
+        let replicas: Vec<_> = (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
+        let mut machine = Self { shared, upstream, replicas, going: Vec::new() };
+        machine.call_roll();
+        machine
+    }
+
+    fn take(&mut self, event: &Event) {
+        match event {
+            Event::Turn(replica, session) => self.begin_turn(*replica, *session),
+            Event::Steps(which) => which.iter().for_each(|which| self.step(*which)),
+            Event::Weather(replica, weather) => *self.replicas[*replica].model.weather.lock().unwrap() = *weather,
+            Event::Dies(key) => self.upstream.dies(*key),
+            Event::Recovers(key) => {
+                self.upstream.recovers(*key);
+                // That replicas hear of it is not the binding's business.
+                self.replicas.iter().for_each(|replica| replica.registry.has_served(&upstream::keys()[*key]));
+            }
+            Event::Merge(replica) => {
+                let replica = Rc::clone(&self.replicas[*replica]);
+                self.begin(Box::pin(async move {
+                    merge_all(&replica.store, &replica.local, TTL).await;
+                }));
+            }
+            Event::Reload(replica, set) => {
+                self.replicas[*replica].set.set(*set);
+                self.upstream.reloads(*replica, *set);
+                let registry = &self.replicas[*replica].registry;
+                if let Some(next) = registry.prepare(upstream::set(*set)) {
+                    registry.adopt(next, None);
+                }
+            }
+            Event::Roll(replica) => {
+                let replica = Rc::clone(&self.replicas[*replica]);
+                self.begin(Box::pin(async move { replica.answer_roll().await }));
+            }
+            Event::Restart(number) => {
+                // Its turns end with it; what it wrote may still arrive, as any write.
+                let set = self.replicas[*number].set.get();
+                self.replicas[*number].is_gone.set(true);
+                self.replicas[*number] = Rc::new(Replica::start(*number, set, &self.shared));
+                let replica = Rc::clone(&self.replicas[*number]);
+                self.begin(Box::pin(async move { replica.answer_roll().await }));
+            }
+        }
+    }
+
+    fn begin_turn(&mut self, replica: usize, session: usize) {
+        let (replica, upstream) = (Rc::clone(&self.replicas[replica]), Rc::clone(&self.upstream));
+        self.begin(Box::pin(async move { replica.turn(&upstream, session).await }));
+    }
+
+    fn begin(&mut self, work: Going) {
+        while self.going.len() >= BUSY {
+            self.step(0);
+        }
+        self.going.push(work);
+    }
+
+    fn step(&mut self, which: usize) {
+        if self.going.is_empty() {
+            return;
+        }
+        let which = which % self.going.len();
+        if self.going[which].as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+            // The others keep their order.
+            drop(self.going.remove(which));
+        }
+    }
+
+    fn finish(&mut self) {
+        while !self.going.is_empty() {
+            self.step(0);
+        }
+    }
+
+    fn call_roll(&mut self) {
+        for replica in &self.replicas {
+            let replica = Rc::clone(replica);
+            self.going.push(Box::pin(async move { replica.answer_roll().await }));
+        }
+        self.finish();
+    }
+
+    /// The weather clears: whatever happened, all replicas agree from now on.
+    fn settle(&mut self) {
+        self.finish();
+        for key in 0..upstream::KEYS.len() {
+            self.take(&Event::Recovers(key));
+        }
+        for number in 0..REPLICAS {
+            self.take(&Event::Weather(number, Weather::Fair));
+            self.take(&Event::Reload(number, 0));
+        }
+        self.call_roll();
+        self.call_roll();
+        (0..REPLICAS).for_each(|number| self.take(&Event::Merge(number)));
+        self.finish();
+        for session in 0..SESSIONS {
+            // The first turns may still correct what was guessed.
+            for round in 0..2 {
+                for number in 0..REPLICAS {
+                    if round == 1 && number == 0 {
+                        self.upstream.expects_peace(session);
+                    }
+                    self.begin_turn(number, session);
+                    self.finish();
+                }
+            }
+        }
+    }
+
+    /// The first thing that must not have happened.
+    fn violation(&self) -> Option<String> {
+        self.upstream.violation().or_else(|| upstream::wrong_write(&self.upstream, &self.shared.lock().unwrap().writes))
+    }
+}
+
+fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
+    let mut machine = Machine::new(flaw);
+    for event in events {
+        machine.take(event);
+        if let Some(violation) = machine.violation() {
+            return Err(violation);
+        }
+    }
+    machine.settle();
+    machine.violation().map_or(Ok(()), Err)
+}
+
+fn search(flaw: Flaw, cases: u32) -> Result<(), String> {
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
+    let tested = TestRunner::new(config)
+        .run(&prop::collection::vec(event(), 1..40), |events| play(flaw, &events).map_err(TestCaseError::fail));
+    tested.map_err(|error| match error {
+        TestError::Fail(why, events) => format!("{why}\nafter {events:#?}"),
+        TestError::Abort(why) => why.to_string(),
+    })
+}
+
+/// `WARMKEY_CASES=1000000` for a long run.
+#[test]
+fn no_interleaving_breaks_the_binding() {
+    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20_000);
+    search(Flaw::None, cases).unwrap_or_else(|violation| panic!("{violation}"));
+}
+
+#[test]
+fn every_wrong_script_is_caught() {
+    for flaw in
+        [Flaw::PlainClaim, Flaw::PlainReplace, Flaw::ReplaceByKey, Flaw::MergeNothingOver, Flaw::PlainMerge, Flaw::MergeEqual]
+    {
+        assert!(search(flaw, 100_000).is_err(), "{flaw:?} breaks nothing that is looked at");
+    }
+}

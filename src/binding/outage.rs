@@ -1,0 +1,130 @@
+//! Binds without the store: by what this replica remembers, else by the order that every replica finds alike; and brings what
+//! was bound meanwhile into the store once it is back.
+//!
+//! What a session's history holds is not known then, so no turn leaves the organization that it is found in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::Binding;
+use super::local::{Known, Local};
+use super::place::{Standing, Wanted};
+use super::record::{Record, state_tag};
+use super::select::Reach;
+use super::table::Bindings;
+use crate::error::Error;
+use crate::session::SessionId;
+use crate::store::{Replaced, Store, Unavailable};
+
+/// Between attempts to merge while the store answers: a single write may have failed.
+const MERGE_AGAIN: Duration = Duration::from_secs(1);
+/// So many bindings are on their way into the store at a time.
+const MERGED_AT_ONCE: usize = 32;
+
+impl Bindings {
+    pub(super) fn without_store(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+        if let Some(known) = self.local.recall(session) {
+            return self.use_known(wanted, session, &known);
+        }
+        let inherited = self.inherited_here(wanted);
+        let record = match inherited {
+            Some(record) => record,
+            None => Record::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation()),
+        };
+        self.go_by(wanted, session, record, true)
+    }
+
+    /// Goes by `record` until the store can be asked, unless this replica knows better: it may have been written, or may not.
+    pub(super) fn go_by(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        record: Record,
+        is_guess: bool,
+    ) -> Result<Binding, Error> {
+        self.local.note(session, &record, is_guess);
+        let known = self.local.recall(session).unwrap_or(Known { record, is_guess });
+        self.use_known(wanted, session, &known)
+    }
+
+    fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+        match self.places.standing(wanted, &known.record) {
+            Standing::Serves(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_guess)),
+            Standing::NotLoaded => self.spill(wanted, session, &known.record),
+            Standing::Gone => self.move_here(wanted, session, known),
+        }
+    }
+
+    /// Moves the session to the next key of its organization, on this replica until it can be merged. A guess stays one: it
+    /// must not win over what is stored by the number of its moves.
+    pub(super) fn move_here(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+        // Another turn of the session was first.
+        let newer = self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
+        if let Some(newer) = &newer
+            && let Standing::Serves(key) = self.places.standing(wanted, &newer.record)
+        {
+            return Ok(Binding { has_moved: true, ..Binding::here(&key, session, newer.record.clone(), newer.is_guess) });
+        }
+        let known = newer.as_ref().unwrap_or(known);
+        let key = self.places.choose(wanted, session, Reach::Organization(known.record.organization))?;
+        let mut next = known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
+        if known.is_guess {
+            next.epoch = known.record.epoch;
+        }
+        self.local.note(session, &next, known.is_guess);
+        tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved without the store");
+        Ok(Binding { has_moved: true, ..Binding::here(&key, session, next, known.is_guess) })
+    }
+}
+
+/// Merges what was bound without the store, as soon as the store answers again, for as long as the replica lives.
+pub async fn keep_merging(store: Arc<Store>, local: Arc<Local>, ttl: Duration) {
+    let mut health = store.health();
+    loop {
+        tokio::select! {
+            Ok(()) = health.changed() => {}
+            () = tokio::time::sleep(MERGE_AGAIN) => {}
+        }
+        let merged = merge_all(&store, &local, ttl).await;
+        if merged > 0 {
+            tracing::info!(merged, "what was bound without the store is in it now");
+        }
+    }
+}
+
+/// Merges what can be merged now. Returns how many bindings that were.
+pub async fn merge_all(store: &Store, local: &Local, ttl: Duration) -> usize {
+    let mut merged = 0;
+    for some in local.unmerged().chunks(MERGED_AT_ONCE) {
+        let done = join_all(some.iter().map(|(session, record)| merge(store, local, ttl, session, record))).await;
+        merged += done.iter().filter(|done| done.is_ok()).count();
+        if done.iter().all(Result::is_err) {
+            break;
+        }
+    }
+    merged
+}
+
+async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: &Record) -> Result<(), Unavailable> {
+    let Some(text) = store.merge(session.as_str(), &record.to_string(), record.epoch, ttl, &mut store.budget()).await? else {
+        local.confirm(session, record);
+        return Ok(());
+    };
+    let Some(stored) = Record::parse(&text) else {
+        local.forget(session);
+        return Ok(());
+    };
+    // The same binding, whose first answer came meanwhile.
+    let is_sealed_now = record.sealed && !stored.sealed && (record.key, record.epoch) == (stored.key, stored.epoch);
+    if is_sealed_now {
+        let sealed = stored.sealed();
+        if store.replace(session.as_str(), &text, &sealed.to_string(), ttl, &mut store.budget()).await? == Replaced::Done {
+            local.confirm(session, &sealed);
+            return Ok(());
+        }
+    }
+    local.confirm(session, &stored);
+    Ok(())
+}

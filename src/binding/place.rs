@@ -1,0 +1,200 @@
+//! Where one turn may go: among the keys that are loaded and in use, within the organizations that its client may use and its
+//! history allows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::record::Record;
+use super::select::{Reach, first};
+use crate::client::Client;
+use crate::error::{Error, Kind};
+use crate::key::health::Ailment;
+use crate::key::registry::Registry;
+use crate::key::{Key, Tag};
+use crate::session::SessionId;
+use crate::session::lineage::Lineage;
+
+/// What a client is told when a key may be loaded in a moment.
+const SOON: Duration = Duration::from_secs(1);
+/// What a client is told when keys are out of use.
+const LATER: Duration = Duration::from_secs(30);
+
+/// A turn as binding sees it.
+pub struct Wanted<'t> {
+    pub session: Option<SessionId>,
+    pub lineage: Lineage,
+    pub client: &'t Client,
+    /// Whether the turn itself shows content that only its organization can open.
+    pub carries_sealed: Sealed<'t>,
+    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
+    pub turn_state: Option<&'t [u8]>,
+}
+
+/// Where to look for content that only its organization can open.
+#[derive(Clone, Copy)]
+pub enum Sealed<'t> {
+    Known(bool),
+    /// In this JSON text, which is only looked at when the answer matters.
+    In(&'t [u8]),
+}
+
+/// A field that only an organization's own blobs have. Inside a text its quotes would be escaped.
+const SEALED: &[u8] = br#""encrypted_content""#;
+
+impl Sealed<'_> {
+    pub fn is_sealed(self) -> bool {
+        match self {
+            Self::Known(sealed) => sealed,
+            Self::In(text) => memchr::memmem::find(text, SEALED).is_some(),
+        }
+    }
+}
+
+impl Wanted<'_> {
+    /// How far from `record`'s organization the turn may go.
+    pub fn reach(&self, record: &Record) -> Reach {
+        match record.sealed || self.carries_sealed.is_sealed() {
+            true => Reach::Organization(record.organization),
+            false => Reach::Anywhere,
+        }
+    }
+
+    /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent would.
+    fn order<'s>(&'s self, session: &'s SessionId) -> &'s str {
+        self.lineage.parent.as_ref().map_or(session, |parent| &parent.root).as_str()
+    }
+}
+
+/// What this replica makes of a stored binding.
+pub enum Standing {
+    Serves(Arc<Key>),
+    /// A newer set of keys, which this replica has not loaded, may have its key.
+    NotLoaded,
+    /// Its key can serve no more.
+    Gone,
+}
+
+pub struct Places {
+    registry: Arc<Registry>,
+}
+
+impl Places {
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self { registry }
+    }
+
+    /// The ordinal of this replica's set of keys. 0: not known yet.
+    pub fn generation(&self) -> u32 {
+        self.registry.loaded().ordinal()
+    }
+
+    /// How many keys there are.
+    pub fn count(&self) -> usize {
+        self.registry.loaded().table.keys().len()
+    }
+
+    pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+        let loaded = self.registry.loaded();
+        let generation = loaded.ordinal();
+        // Under the same name in another organization it is another key.
+        match loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned() {
+            Some(key) if self.may_serve(wanted, &key) => Standing::Serves(key),
+            // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
+            Some(key) if record.epoch > 1 && is_allowed(wanted, &key) && self.registry.may_try(&key) => Standing::Serves(key),
+            Some(_) => Standing::Gone,
+            // Only a replica of the same or a newer generation may call a key removed: 0 says nothing of either.
+            None if generation == 0 || record.generation == 0 || record.generation > generation => {
+                self.registry.wants_reload();
+                Standing::NotLoaded
+            }
+            None => Standing::Gone,
+        }
+    }
+
+    /// The session's first choice among the keys within `reach`.
+    pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
+        let loaded = self.registry.loaded();
+        let within: Vec<_> = loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
+        let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
+        // Where all are new, one that some replicas have yet to load is better than none.
+        let allowed = if common.is_empty() { within } else { common };
+        if let Some(key) = first(wanted.order(session), &allowed, |key| self.registry.is_usable(key)) {
+            return Ok(Arc::clone(key));
+        }
+        let is_exhausted = |key: &&Arc<Key>| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_)));
+        match reach {
+            // Waiting does not help, and no other organization can open the session's history.
+            Reach::Organization(_) if !allowed.is_empty() && allowed.iter().all(is_exhausted) => Err(Error::new(
+                Kind::InsufficientQuota,
+                "The quota of this session's organization is exhausted, and no other can go on with its history. Add credit to it, or start a new session.",
+            )
+            .retry_after(LATER)),
+            _ => Err(none_available(LATER)),
+        }
+    }
+
+    /// Where every replica would look for the session while nobody can be asked: by its order alone, over the keys of the
+    /// moment of loss, whatever this replica has heard of them since. Only within the organization found so a key in use is
+    /// preferred: the others would get there too, by one refused attempt.
+    pub fn default_of(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
+        let frozen = self.registry.frozen();
+        let is_open = |key: &&Arc<Key>| frozen.is_common(key) && is_allowed(wanted, key);
+        let allowed: Vec<_> = frozen.table.keys().iter().filter(is_open).collect();
+        let chosen = first(wanted.order(session), &allowed, |key| !frozen.is_gone(key)).ok_or_else(|| none_available(LATER))?;
+        let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
+        match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.registry.is_usable(key)) {
+            Some(key) => Ok(Arc::clone(key)),
+            None => self.choose(wanted, session, Reach::Organization(chosen.organization_tag)),
+        }
+    }
+
+    /// A key in use outside the organizations that were `tried`: the session's first choice, or one that takes no new sessions
+    /// and may yet have this one's history.
+    pub fn elsewhere(&self, wanted: &Wanted<'_>, session: &SessionId, tried: &[Tag]) -> Option<Arc<Key>> {
+        let loaded = self.registry.loaded();
+        let is_open = |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
+        let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
+        let is_usable = |key: &Key| self.registry.is_usable(key);
+        let chosen = first(wanted.order(session), &allowed, is_usable);
+        chosen.or_else(|| allowed.iter().copied().find(|key| is_usable(key))).cloned()
+    }
+
+    /// Whether every organization that the client may use was `tried`.
+    pub fn is_exhaustive(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> bool {
+        let loaded = self.registry.loaded();
+        loaded.table.keys().iter().all(|key| tried.contains(&key.organization_tag) || !is_allowed(wanted, key))
+    }
+
+    /// The key with the least going on, for a turn without a session.
+    pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
+        let loaded = self.registry.loaded();
+        let candidates = loaded.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
+        self.registry.least_loaded(candidates).cloned().ok_or_else(|| none_available(LATER))
+    }
+
+    fn may_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        is_allowed(wanted, key) && self.registry.is_usable(key)
+    }
+}
+
+fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {
+    wanted.client.may_use_organization(&key.organization)
+}
+
+/// No key that may serve is in use.
+pub fn none_in_use() -> Error {
+    none_available(LATER)
+}
+
+/// The session's key is not loaded here yet, and none beside it may serve.
+pub fn not_loaded() -> Error {
+    none_available(SOON)
+}
+
+fn none_available(wait: Duration) -> Error {
+    Error::new(
+        Kind::NoKeyAvailable,
+        "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
+    )
+    .retry_after(wait)
+}

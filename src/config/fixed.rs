@@ -1,0 +1,89 @@
+//! What is decided at the start and stays until the next one, and how a reload tells what of it has changed.
+//!
+//! Options are compared by hash: a secret that is written in the file is not kept for that.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ::config::{Value, ValueKind};
+use sha2::{Digest, Sha256};
+
+use super::{Config, StoreChoice};
+use crate::setting::Secret;
+
+/// The sections that a reload takes over, or that are not a replica's.
+const OTHERS: [&str; 4] = ["upstream", "key", "client", "sim"];
+
+/// The part of a configuration that a running replica keeps.
+pub struct Fixed {
+    pub config: Config,
+    pub secret: Secret,
+    pub hop_secret: Option<Secret>,
+    pub store: StoreChoice,
+}
+
+impl Fixed {
+    /// The options of `next` that differ, and will until a restart.
+    pub fn differs_from<'n>(&'n self, next: &'n Self) -> BTreeSet<&'n str> {
+        let mut names = self.config.options.differ_from(&next.config.options);
+        // Without a source it is another one each time.
+        let is_given = |fixed: &Self| fixed.config.server.secret.is_some();
+        if is_given(self) && is_given(next) && self.secret != next.secret {
+            names.insert("server.secret");
+        }
+        if self.hop_secret != next.hop_secret {
+            names.insert("hop.secret");
+        }
+        names
+    }
+}
+
+/// The options of all sections that a reload leaves alone, `section.option`, by hash of their value.
+#[derive(Clone, Debug, Default)]
+pub struct Options(BTreeMap<String, [u8; 32]>);
+
+impl Options {
+    pub fn of(root: &Value) -> Self {
+        let table = |value: &Value| match &value.kind {
+            ValueKind::Table(table) => table.clone(),
+            _ => ::config::Map::new(),
+        };
+        let sections = table(root).into_iter().filter(|(name, _)| !OTHERS.contains(&name.as_str()));
+        let options = sections.flat_map(|(section, options)| {
+            table(&options).into_iter().map(move |(name, value)| (format!("{section}.{name}"), value))
+        });
+        Self(options.map(|(name, value)| (name, Sha256::digest(value.to_string()).into())).collect())
+    }
+
+    fn differ_from<'n>(&'n self, next: &'n Self) -> BTreeSet<&'n str> {
+        let names = self.0.keys().chain(next.0.keys()).map(String::as_str);
+        names.filter(|name| self.0.get(*name) != next.0.get(*name)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, Plan};
+
+    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
+
+    fn plan(text: &str) -> Plan {
+        Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap()
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named_and_nothing_else_is() {
+        let differ = |a: &str, b: &str| plan(a).fixed.differs_from(&plan(b).fixed).into_iter().collect::<Vec<_>>().join(" ");
+        let secret = |text: &str| format!("[server]\nsecret = \"{text}-0123456789abcdef0123456789abcdef\"");
+        assert_eq!(differ("", ""), "", "a secret that is made up is no change");
+        assert_eq!(differ("", "[[client]]\nid = \"alice\"\ntoken = \"t\"\n[sim]\nseed = 3"), "");
+        assert_eq!(
+            differ("[server]\ndrain = \"5s\"\nmax_body = \"1MiB\"", "[binding]\nttl = \"1h\""),
+            "binding.ttl server.drain server.max_body"
+        );
+        assert_eq!(differ(&secret("old"), &secret("new")), "server.secret");
+        assert_eq!(differ("", &secret("new")), "server.secret");
+        assert_eq!(differ("[hop]\nsecret = \"a\"", ""), "hop.secret");
+        let shown = format!("{:?}", plan(&secret("canary")).fixed.config);
+        assert!(!shown.contains("canary"), "{shown}");
+    }
+}

@@ -1,0 +1,55 @@
+//! A turn whose session's organization is forgotten: asks each other organization once, and binds the one that accepts.
+//!
+//! The client never sees the forgetting. Where nobody accepts, it gets what the first one said.
+
+use std::sync::Arc;
+
+use super::Gateway;
+use super::account::Account;
+use super::failover::{Verdict, decide};
+use crate::binding::Binding;
+use crate::binding::place::Wanted;
+use crate::error::Error;
+use crate::key::Key;
+use crate::outcome::Answer;
+use crate::store::Budget;
+use crate::upstream::call::{Sent, send};
+
+/// A turn that its first key could not serve, because another organization has sealed its history.
+pub struct Search<'t> {
+    pub gateway: &'t Gateway,
+    pub sent: &'t Sent<'t>,
+    pub wanted: &'t Wanted<'t>,
+    pub guess: &'t Binding,
+}
+
+impl Search<'_> {
+    /// `refused`: what the first key answered.
+    pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Arc<Key>, Answer), Error> {
+        let Self { gateway, sent, wanted, guess } = self;
+        let mut tried = vec![guess.key.organization_tag];
+        while let Some(next) = gateway.bindings.elsewhere(wanted, guess, &tried) {
+            let moves_domain = !next.key.shares_cache_with(&guess.key);
+            account.bound(&next, moves_domain, gateway.registry.enter(&next.key));
+            match decide(send(sent, &next.key, true).await) {
+                Verdict::Deliver(answer) if answer.status.is_success() => {
+                    let found = gateway.bindings.correct(wanted, next, budget).await;
+                    return Ok(gateway.deliver(found, answer, budget).await);
+                }
+                // It may be the right one, at another time: the client tries again, and so does this search.
+                Verdict::Deliver(answer)
+                    if answer.status.is_server_error() || answer.status == http::StatusCode::TOO_MANY_REQUESTS =>
+                {
+                    return Ok((next.key, answer));
+                }
+                Verdict::GiveUp(error) => return Err(error),
+                // It was not asked: a sibling is, if there is one.
+                Verdict::Move(ailment, _) => gateway.registry.disable(&next.key, ailment),
+                Verdict::Deliver(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
+            }
+        }
+        gateway.bindings.give_up(wanted, &tried)?;
+        account.bound(guess, false, gateway.registry.enter(&guess.key));
+        Ok((Arc::clone(&guess.key), refused))
+    }
+}

@@ -1,0 +1,124 @@
+//! Bindings that nobody remembers: a sealed session finds the one organization that can open its history, unseen by its client.
+
+use std::collections::BTreeMap;
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::Codex;
+use crate::patience::{SOON, eventually};
+use crate::simulator::{Key, Turn, siblings};
+
+const ORGANIZATIONS: [&str; 3] = ["org-a", "org-b", "org-c"];
+const SESSIONS: usize = 24;
+
+fn keys() -> Vec<Key> {
+    ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 2)).collect()
+}
+
+/// Nearly every session goes to the first organization. That is not where their own order will send two of three.
+fn lopsided() -> Vec<Key> {
+    let mut keys = keys();
+    (keys[0].weight, keys[1].weight) = (50, 50);
+    keys
+}
+
+/// Replicas with even weights, and sealed sessions from the time before that.
+async fn sealed(cluster: Cluster) -> (Running, Vec<Codex>) {
+    let mut cluster = cluster.keys(lopsided()).replicas(2).redis().start().await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS {
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        codex.turn("first").await.served();
+        sessions.push(codex);
+    }
+    cluster.change(|cluster| cluster.keys(keys()));
+    (cluster, sessions)
+}
+
+/// Every session is resumed, by alternating replicas: it lives, and what that took is within bounds.
+async fn resume(cluster: &Running, sessions: &mut [Codex]) {
+    let before = cluster.turns().await;
+    let homes: BTreeMap<_, _> =
+        before.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.organization.clone())).collect();
+    for (number, codex) in sessions.iter_mut().enumerate() {
+        codex.moves_to(cluster.replicas[number % 2].address());
+        codex.turn("do you remember?").await.served();
+    }
+    let turns = cluster.turns().await;
+    let mut extra = 0;
+    for codex in sessions.iter() {
+        let attempts = attempts(&turns[before.len()..], codex);
+        let (last, others) = attempts.split_last().expect("the turn has reached the upstream");
+        assert!(last.is_served() && last.organization == homes[&codex.session], "its own organization: {attempts:?}");
+        let mut tried: Vec<&str> = attempts.iter().map(|turn| turn.organization.as_str()).collect();
+        tried.sort_unstable();
+        tried.dedup();
+        assert_eq!(tried.len(), attempts.len(), "each organization once: {attempts:?}");
+        assert!(others.iter().all(|turn| turn.status == 400), "{attempts:?}");
+        assert!(attempts.iter().all(|turn| turn.body_sha256 == last.body_sha256), "the same bytes each time");
+        extra += others.len();
+    }
+    assert!(extra > 0, "every session was found at once: nothing is shown");
+    // Found once is found for all.
+    let before = turns.len();
+    for (number, codex) in sessions.iter_mut().enumerate() {
+        codex.moves_to(cluster.replicas[(number + 1) % 2].address());
+        codex.turn("and now?").await.served();
+    }
+    let turns = cluster.turns().await;
+    assert_eq!(turns.len(), before + sessions.len(), "no further attempts");
+}
+
+fn attempts(turns: &[Turn], codex: &Codex) -> Vec<Turn> {
+    turns.iter().filter(|turn| turn.session.as_deref() == Some(&codex.session)).cloned().collect()
+}
+
+/// B-8, for sessions that nobody remembers.
+#[tokio::test]
+async fn sealed_sessions_survive_a_flush_and_a_restart() {
+    let (mut cluster, mut sessions) = sealed(Cluster::new()).await;
+    cluster.redis().tell(&["FLUSHALL"]).await;
+    for number in 0..2 {
+        cluster.replace(number).await;
+        cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
+    }
+    assert_eq!(cluster.redis().bindings().await, Vec::<String>::new());
+    resume(&cluster, &mut sessions).await;
+}
+
+#[tokio::test]
+async fn sealed_sessions_survive_their_bindings() {
+    let (mut cluster, mut sessions) = sealed(Cluster::new().binding("ttl = \"3s\"")).await;
+    cluster.change(|cluster| cluster.binding(""));
+    for number in 0..2 {
+        cluster.replace(number).await;
+        cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
+    }
+    let redis = cluster.redis();
+    eventually(SOON, "the end of all bindings", async || redis.bindings().await.is_empty().then_some(())).await;
+    resume(&cluster, &mut sessions).await;
+}
+
+/// Nobody knows where it was, and nobody can be asked either.
+#[tokio::test]
+async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
+    let (mut cluster, mut sessions) = sealed(Cluster::new()).await;
+    cluster.redis().kill().await;
+    for number in 0..2 {
+        cluster.replace(number).await;
+    }
+    let before = cluster.turns().await;
+    for codex in &mut sessions {
+        for number in [0, 1] {
+            codex.moves_to(cluster.replicas[number].address());
+            codex.turn("in the dark").await.served();
+        }
+        let turns = cluster.turns().await;
+        let attempts = attempts(&turns[before.len()..], codex);
+        assert!(attempts.len() <= 2 * ORGANIZATIONS.len(), "each replica tries each organization once: {attempts:?}");
+        let found: Vec<&Turn> = attempts.iter().filter(|turn| turn.is_served()).collect();
+        assert!(found.len() == 2 && found[0].key == found[1].key, "both find the same key: {attempts:?}");
+    }
+}

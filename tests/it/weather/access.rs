@@ -1,0 +1,138 @@
+//! A Redis that wants a password, or speaks TLS: what is wrong is named, and no turn is lost over it.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::process::Folder;
+use crate::redis::Redis;
+use crate::redis::certificates::Certificates;
+
+const UP: &str = "warmkey_store_up";
+const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
+
+/// A Redis whose user `gateway` has this password.
+async fn guarded(folder: &Folder, password: &str) -> Redis {
+    let redis = Redis::start(folder.path()).await;
+    redis.tell(&["ACL", "SETUSER", "gateway", "on", &format!(">{password}"), "~warmkey:*", "+@all"]).await;
+    redis
+}
+
+fn write_url(folder: &Folder, redis: &Redis, password: &str) -> PathBuf {
+    folder.write("store.url", &redis.url().replace("redis://", &format!("redis://gateway:{password}@")))
+}
+
+async fn cut(redis: &Redis) {
+    redis.tell(&["CLIENT", "KILL", "USER", "gateway"]).await;
+}
+
+/// B-13: the old password ends first, and the new one comes later.
+#[tokio::test]
+async fn a_password_that_is_rotated() {
+    let folder = Folder::new();
+    let redis = guarded(&folder, "canary-old").await;
+    let file = write_url(&folder, &redis, "canary-old");
+    let cluster = Cluster::new().keys(siblings("org-a", 4)).replicas(2).store_in(&file).store("").start().await;
+    for replica in &cluster.replicas {
+        replica.shows(UP, 1.0).await;
+    }
+    let mut sessions: Vec<Codex> = (0..8).map(|_| Codex::new(cluster.address(), ALICE)).collect();
+    sessions = turn_each(sessions).await;
+    redis.tell(&["ACL", "SETUSER", "gateway", "resetpass", ">canary-new"]).await;
+    cut(&redis).await;
+    for replica in &cluster.replicas {
+        replica.shows(UP, 0.0).await;
+    }
+    sessions = turn_each(sessions).await;
+    // What is wrong is said, and the passwords are not.
+    let is_named = async || (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(());
+    eventually(SOON, "a line of each replica about the password", is_named).await;
+    write_url(&folder, &redis, "canary-new");
+    for replica in &cluster.replicas {
+        replica.shows(UP, 1.0).await;
+    }
+    let found = cluster.replica().metrics().await.get(EXISTING);
+    sessions = turn_each(sessions).await;
+    cluster.replica().shows(EXISTING, found + sessions.len() as f64).await;
+    // As it is done with care: both are good for a while, and nobody notices anything.
+    redis.tell(&["ACL", "SETUSER", "gateway", ">canary-newest"]).await;
+    write_url(&folder, &redis, "canary-newest");
+    redis.tell(&["ACL", "SETUSER", "gateway", "<canary-new"]).await;
+    cut(&redis).await;
+    turn_each(sessions).await;
+    for replica in &cluster.replicas {
+        replica.shows(UP, 1.0).await;
+    }
+    let turns = cluster.turns().await;
+    let moved = drift(BTreeMap::new(), turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())));
+    assert!(moved.is_empty() && turns.iter().all(|turn| turn.is_served()), "{moved:?}");
+    assert!(!cluster.logs().contains("canary-"), "no password is ever told");
+}
+
+/// B-14: what a user may not do is named, and its turns are served.
+#[tokio::test]
+async fn a_user_who_may_not_do_enough() {
+    let folder = Folder::new();
+    let redis = guarded(&folder, "canary-old").await;
+    redis.tell(&["ACL", "SETUSER", "gateway", "-@scripting"]).await;
+    let file = write_url(&folder, &redis, "canary-old");
+    let cluster = Cluster::new().keys(siblings("org-a", 4)).store_in(&file).store("").start().await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    for _ in 0..3 {
+        codex.turn("all the same").await.served();
+    }
+    let is_named = async || cluster.logs().to_ascii_lowercase().contains("noperm").then_some(());
+    eventually(SOON, "a line about the missing right", is_named).await;
+}
+
+/// A Redis that speaks TLS at the second address.
+async fn secured(folder: &Folder, certificates: &Certificates) -> (Redis, u16) {
+    let port = crate::port::free().port();
+    let arguments = certificates.arguments(port);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    (Redis::start_with(folder.path(), &arguments).await, port)
+}
+
+#[tokio::test]
+async fn a_redis_that_speaks_tls() {
+    let folder = Folder::new();
+    let certificates = Certificates::make(folder.path(), "good").await;
+    let (mut redis, port) = secured(&folder, &certificates).await;
+    for host in ["127.0.0.1", "localhost"] {
+        let cluster = Cluster::new().keys(siblings("org-a", 4)).store_at(&format!("rediss://{host}:{port}"));
+        let cluster = cluster.store(&format!("ca_file = {:?}", certificates.authority())).start().await;
+        cluster.replica().shows(UP, 1.0).await;
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        codex.turn("in secret").await.served();
+        codex.turn("in secret").await.served();
+        cluster.replica().shows(EXISTING, 1.0).await;
+        assert_eq!(redis.bindings().await.len(), 1);
+        redis.kill().await;
+        cluster.replica().shows(UP, 0.0).await;
+        redis.restart().await;
+        cluster.replica().shows(UP, 1.0).await;
+    }
+}
+
+/// B-19.
+#[tokio::test]
+async fn a_redis_that_cannot_be_trusted() {
+    let folder = Folder::new();
+    let good = Certificates::make(folder.path(), "good").await;
+    let other = Certificates::make(folder.path(), "other").await;
+    let (redis, port) = secured(&folder, &other).await;
+    let plain = redis.address().port();
+    for (what, port, named) in [("signed by somebody else", port, "certificate"), ("plain text", plain, "TLS")] {
+        let cluster = Cluster::new().keys(siblings("org-a", 4)).replicas(2).store_at(&format!("rediss://127.0.0.1:{port}"));
+        let cluster = cluster.store(&format!("ca_file = {:?}", good.authority())).start().await;
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        for number in [0, 1, 0] {
+            codex.moves_to(cluster.replicas[number].address());
+            codex.turn(what).await.served();
+        }
+        assert!(cluster.turns().await.windows(2).all(|pair| pair[0].key == pair[1].key), "{what}: one key");
+        cluster.shows(UP, 0.0).await;
+        let is_named = async || cluster.logs().to_ascii_lowercase().contains(&named.to_ascii_lowercase()).then_some(());
+        eventually(SOON, &format!("{what}: a line that says {named:?}"), is_named).await;
+        assert_eq!(redis.bindings().await.len(), 0, "{what}: nothing is told to it");
+    }
+}

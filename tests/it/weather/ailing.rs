@@ -1,0 +1,94 @@
+//! A Redis that answers, and not what was hoped for: emptied, full, read-only, loading, without the scripts it knew.
+
+use super::*;
+use crate::simulator::path_of;
+
+/// B-8, for sessions that somebody remembers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_flushed() {
+    let mut scene = Scene::set(Cluster::new().redis()).await;
+    scene.newcomers_join();
+    for _ in 0..3 {
+        scene.cluster.redis().tell(&["FLUSHALL"]).await;
+        scene.goes_on(ms(1_500)).await;
+    }
+    scene.goes_on(PERIOD * 2).await;
+    // What was played since is stored again, not only remembered.
+    assert_eq!(scene.cluster.redis().bindings().await.len(), KNOWN + NEW);
+    scene.judge().await;
+}
+
+/// B-7: what is bound is found; what begins goes by its own order, and is stored as soon as there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_full() {
+    let mut scene = Scene::set(Cluster::new().redis()).await;
+    let stored = scene.cluster.redis().bindings().await.len();
+    for setting in [["maxmemory-policy", "noeviction"], ["maxmemory", "1"]] {
+        scene.cluster.redis().tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
+    }
+    scene.endures(AWAY).await;
+    assert_eq!(scene.cluster.redis().bindings().await.len(), stored, "it was full");
+    scene.cluster.redis().tell(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    scene.recovers().await;
+    let redis = scene.cluster.redis();
+    let is_stored = async || (redis.bindings().await.len() == KNOWN + NEW).then_some(());
+    eventually(SOON, "every binding in the store", is_stored).await;
+    scene.judge().await;
+}
+
+/// B-5: the primary has become a replica, of somebody who is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_takes_no_writes() {
+    let mut scene = Scene::set(Cluster::new().redis()).await;
+    let nowhere = crate::port::free();
+    let (host, port) = (nowhere.ip().to_string(), nowhere.port().to_string());
+    scene.cluster.redis().tell(&["REPLICAOF", &host, &port]).await;
+    scene.endures(AWAY).await;
+    scene.cluster.redis().tell(&["REPLICAOF", "NO", "ONE"]).await;
+    scene.recovers().await;
+    let redis = scene.cluster.redis();
+    let is_stored = async || (redis.bindings().await.len() == KNOWN + NEW).then_some(());
+    eventually(SOON, "every binding in the store", is_stored).await;
+    scene.judge().await;
+}
+
+/// B-6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_loading() {
+    let arguments = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
+    let mut scene = Scene::set(Cluster::new().redis_with(&arguments)).await;
+    let redis = scene.cluster.redis();
+    // It looks up from its work at every key, and each one takes it two milliseconds: five seconds in all.
+    redis.tell(&["DEBUG", "POPULATE", "2500", "elsewhere", "1100"]).await;
+    for setting in [["key-load-delay", "2000"], ["loading-process-events-interval-bytes", "1024"]] {
+        redis.tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
+    }
+    redis.send(&["DEBUG", "RELOAD"]).await;
+    redis.reports("persistence", &["\nloading:1\r"]).await;
+    scene.endures(ms(3_000)).await;
+    scene.cluster.redis().reports("persistence", &["\nloading:1\r"]).await;
+    scene.cluster.redis().reports("persistence", &["\nloading:0\r"]).await;
+    scene.recovers().await;
+    scene.judge().await;
+}
+
+/// B-15: a script that is not known is sent along, in the same turn.
+#[tokio::test]
+async fn a_redis_that_has_forgotten_its_scripts() {
+    let mut cluster = Cluster::new().keys(siblings("org-a", 3)).redis().start().await;
+    cluster.replica().shows("warmkey_store_up", 1.0).await;
+    let forget = async |cluster: &mut Running| cluster.redis().tell(&["SCRIPT", "FLUSH"]).await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    for epoch in 1..=3 {
+        forget(&mut cluster).await;
+        codex.turn("by scripts").await.served();
+        let (_, value) = cluster.redis().binding().await;
+        let words: Vec<&str> = value.split(' ').collect();
+        assert_eq!((words[1], words.get(3)), (epoch.to_string().as_str(), Some(&"s")), "moved and sealed: {value:?}");
+        let key = path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key");
+        if epoch < 3 {
+            cluster.upstream().revoke(&key).await;
+        }
+    }
+    assert!(cluster.replica().metrics().await.get(r#"warmkey_bindings_total{result="degraded"}"#).abs() < f64::EPSILON);
+}

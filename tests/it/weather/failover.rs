@@ -1,0 +1,80 @@
+//! A primary that goes away, and Sentinels that make another one: what was acknowledged last is lost.
+
+use super::*;
+use crate::redis::shape::Shape;
+use crate::simulator::path_of;
+
+/// B-12.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_killed_and_replaced() {
+    let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
+    let dead = scene.cluster.sentinel().kill_primary().await;
+    scene.newcomers_join();
+    scene.cluster.sentinel().failed_over(dead).await;
+    scene.recovers().await;
+    scene.judge().await;
+}
+
+/// B-12: the old primary still accepts connections, and comes back as a replica that takes no writes (B-5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_is_stopped_and_replaced() {
+    let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
+    let trio = scene.cluster.sentinel();
+    let stopped = trio.primary_number().await;
+    trio.node(stopped).signal("STOP").await;
+    scene.newcomers_join();
+    scene.cluster.sentinel().failed_over(stopped).await;
+    scene.recovers().await;
+    let old = scene.cluster.sentinel().node(stopped);
+    old.signal("CONT").await;
+    old.reports("replication", &["role:slave"]).await;
+    scene.goes_on(PERIOD).await;
+    scene.judge().await;
+}
+
+/// B9: what moved just before the failover may be forgotten with the primary, and only that. Whoever has seen the newer epoch
+/// keeps to it, and tells the new primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b9_failover() {
+    let keys = siblings("org-a", 4);
+    let mut cluster = Cluster::new().keys(keys).replicas(2).redis_as(Shape::Sentinel).store("").start().await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    let mut sessions: Vec<Codex> = (0..40).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect();
+    sessions = turn_each(sessions).await;
+    let dead = path_of(&cluster.turns().await, &sessions[0].session).remove(0);
+    // Its replicas have everything until now, and nothing from now on.
+    cluster.store().tell(&["WAIT", "2", "5000"]).await;
+    cluster.sentinel().cut_replicas_off().await;
+    cluster.upstream().revoke(&dead).await;
+    sessions = turn_each(sessions).await;
+    let before = cluster.turns().await;
+    let moved: Vec<String> =
+        sessions.iter().map(|codex| codex.session.clone()).filter(|session| path_of(&before, session).len() == 2).collect();
+    assert!(!moved.is_empty() && moved.len() < sessions.len(), "some have moved: {}", moved.len());
+    cluster.upstream().heal().await;
+
+    let killed = cluster.sentinel().kill_primary().await;
+    cluster.sentinel().failed_over(killed).await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    // By the replica that has seen their moves: nothing is lost. The other one goes by what is stored by then.
+    for number in [0, 1, 0] {
+        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions = turn_each(sessions).await;
+    }
+    let turns = cluster.turns().await;
+    let others: Vec<_> =
+        sessions.iter().filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session)).collect();
+    assert!(others.is_empty(), "{} of {} sessions drifted", others.len(), sessions.len());
+    let lagging = async || {
+        let mut lagging = 0.0;
+        for replica in &cluster.replicas {
+            lagging += replica.metrics().await.get("warmkey_lagging_rebinds_total");
+        }
+        (lagging >= moved.len() as f64).then_some(())
+    };
+    eventually(SOON, "the metric that bounds what may drift", lagging).await;
+}

@@ -1,0 +1,208 @@
+//! What one replica has seen or done without the others, and how they agree again.
+
+use super::*;
+use crate::cable::{Cable, Weather};
+use crate::process::Folder;
+use crate::redis::Redis;
+use crate::simulator::path_of;
+
+const UP: &str = "warmkey_store_up";
+
+/// Two replicas, the first of them on a cable that can be silenced.
+async fn divided(folder: &Folder) -> (Redis, Cable, Running) {
+    let redis = Redis::start(folder.path()).await;
+    let cable = Cable::to(redis.address()).await;
+    let urls = [cable.url(), redis.url()];
+    let cluster = Cluster::new().keys(siblings("org-a", 5)).replicas(2).stores_at(&urls).store("").start().await;
+    for replica in &cluster.replicas {
+        replica.shows(UP, 1.0).await;
+    }
+    (redis, cable, cluster)
+}
+
+/// One turn by replica `number`. Returns the key that served it.
+async fn by(cluster: &Running, number: usize, codex: &mut Codex) -> String {
+    codex.moves_to(cluster.replicas[number].address());
+    codex.turn("one more").await.served();
+    path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key")
+}
+
+/// The replica's own view of the store, and that it acts by it.
+async fn away(cluster: &Running, cable: &Cable) {
+    cable.set(Weather::Silent);
+    let mut nobody = Codex::new(cluster.replicas[0].address(), ALICE);
+    eventually(SOON, "the replica has noticed", async || {
+        nobody.turn("is it away?").await.served();
+        let metrics = cluster.replicas[0].metrics().await;
+        (metrics.get(UP).abs() < f64::EPSILON).then_some(())
+    })
+    .await;
+}
+
+async fn back(cluster: &Running, cable: &Cable) {
+    cable.set(Weather::Fair);
+    cluster.replicas[0].shows(UP, 1.0).await;
+}
+
+fn epoch(value: &str) -> u32 {
+    value.split(' ').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or_else(|| panic!("an epoch in {value:?}"))
+}
+
+/// B4: who has seen a session's second key goes by it, whatever the store says later, and says so to the store.
+#[tokio::test]
+async fn b4_monotone_epoch() {
+    let folder = Folder::new();
+    let (redis, _cable, cluster) = divided(&folder).await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    let first = by(&cluster, 0, &mut codex).await;
+    let (name, old) = redis.binding().await;
+    cluster.upstream().revoke(&first).await;
+    let second = by(&cluster, 0, &mut codex).await;
+    cluster.upstream().heal().await;
+    assert_ne!(first, second);
+    let (_, new) = redis.binding().await;
+    assert_eq!((epoch(&old), epoch(&new)), (1, 2));
+    for (what, words) in [("an older one", &["SET", &name, &old, "PX", "600000"][..]), ("none", &["DEL", &name])] {
+        redis.tell(words).await;
+        assert_eq!(by(&cluster, 0, &mut codex).await, second, "the store has {what}");
+        let is_told = async || {
+            let value: Option<String> = redis.ask(&["GET", &name]).await;
+            value.filter(|value| epoch(value) >= 2)
+        };
+        eventually(SOON, "the second epoch in the store again", is_told).await;
+        // So that the other one, which has seen neither, goes by it as well.
+        assert_eq!(by(&cluster, 1, &mut codex).await, second, "the store had {what}");
+    }
+}
+
+/// B11: what is bound without the store is written where nothing or less is stored, and gives way otherwise.
+#[tokio::test]
+async fn b11_recovery() {
+    let folder = Folder::new();
+    let (redis, cable, cluster) = divided(&folder).await;
+    let new_session = || Codex::new(cluster.address(), ALICE);
+    let (mut moved_here, mut moved_there) = (new_session(), new_session());
+    let home = by(&cluster, 0, &mut moved_here).await;
+    // A second session of the same key, so that one word about the key moves both.
+    loop {
+        if by(&cluster, 0, &mut moved_there).await == home {
+            break;
+        }
+        moved_there = new_session();
+    }
+    for codex in [&mut moved_here, &mut moved_there] {
+        assert_eq!(by(&cluster, 1, codex).await, home);
+    }
+    away(&cluster, &cable).await;
+
+    // It moves without the store.
+    cluster.upstream().revoke(&home).await;
+    let here = by(&cluster, 0, &mut moved_here).await;
+    // It moves without the store, and twice with it.
+    assert_ne!(by(&cluster, 0, &mut moved_there).await, home);
+    let once = by(&cluster, 1, &mut moved_there).await;
+    cluster.upstream().revoke(&once).await;
+    let there = by(&cluster, 1, &mut moved_there).await;
+    assert!(there != once && once != home && here != home);
+    cluster.upstream().heal().await;
+    // It begins without the store, on a key of which nobody has heard anything.
+    let mut begun_here = new_session();
+    let mut known = redis.bindings().await.len();
+    let begun = loop {
+        known += 1;
+        let key = by(&cluster, 0, &mut begun_here).await;
+        if ![&home, &once].contains(&&key) {
+            break key;
+        }
+        begun_here = new_session();
+    };
+
+    back(&cluster, &cable).await;
+    eventually(SOON, "what began is stored", async || (redis.bindings().await.len() >= known).then_some(())).await;
+    assert_eq!(by(&cluster, 1, &mut begun_here).await, begun, "where nothing was stored");
+    let merged = async || {
+        let mut epochs = Vec::new();
+        for name in redis.bindings().await {
+            epochs.push(epoch(&redis.ask::<String>(&["GET", &name]).await));
+        }
+        epochs.sort_unstable();
+        epochs.ends_with(&[1, 2, 3]).then_some(())
+    };
+    eventually(SOON, "one session in its second epoch and one in its third", merged).await;
+    assert_eq!(by(&cluster, 1, &mut moved_here).await, here, "where a lower epoch was stored");
+    for number in [0, 1, 0] {
+        assert_eq!(by(&cluster, number, &mut moved_there).await, there, "where a higher epoch was stored");
+    }
+}
+
+/// B-20: a key dies, and the replica that cannot be told learns it by one failed attempt of its own.
+#[tokio::test]
+async fn a_replica_on_its_own_learns_that_a_key_is_dead() {
+    let folder = Folder::new();
+    let (_redis, cable, cluster) = divided(&folder).await;
+    let mut sessions: Vec<Codex> = (0..20).map(|_| Codex::new(cluster.address(), ALICE)).collect();
+    for number in [0, 1] {
+        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions = turn_each(sessions).await;
+    }
+    away(&cluster, &cable).await;
+    let dead = path_of(&cluster.turns().await, &sessions[0].session).remove(0);
+    cluster.upstream().revoke(&dead).await;
+    let before = cluster.turns().await.len();
+    for codex in &mut sessions {
+        let there = by(&cluster, 1, codex).await;
+        assert_eq!(by(&cluster, 0, codex).await, there, "both find the same next one");
+    }
+    let refused = async || cluster.turns().await[before..].iter().filter(|turn| turn.status == 401).count();
+    assert_eq!(refused().await, 2, "one failed attempt of each");
+    back(&cluster, &cable).await;
+    for codex in &mut sessions {
+        let there = by(&cluster, 1, codex).await;
+        assert_eq!(by(&cluster, 0, codex).await, there);
+        assert!(path_of(&cluster.turns().await, &codex.session).len() <= 2, "each moved once at the most");
+    }
+    assert_eq!(refused().await, 2);
+}
+
+/// B8: without the store a session stays where the replica remembers it, or where its own order sends it; whatever else
+/// moves, stays in its organization; and nobody is refused.
+#[tokio::test]
+async fn b8_store_outage() {
+    let mut cluster = Cluster::new().keys(lopsided()).replicas(3).redis().start().await;
+    for replica in &cluster.replicas {
+        replica.shows(UP, 1.0).await;
+    }
+    let mut sessions = turn_each((0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect()).await;
+    cluster.change(|cluster| cluster.keys(keys()).store(""));
+    for number in 0..3 {
+        cluster.replace(number).await;
+    }
+    let mut strangers = sessions.split_off(20);
+    // The first replica knows half of them, the others nobody.
+    sessions = introduce(&cluster, 0, sessions).await;
+    let home = |turns: &[crate::simulator::Turn]| -> BTreeMap<String, (String, String)> {
+        let served = turns.iter().filter(|turn| turn.is_served());
+        served.map(|turn| (turn.session.clone().unwrap_or_default(), (turn.key.clone(), turn.organization.clone()))).collect()
+    };
+    let before = home(&cluster.turns().await);
+    cluster.redis().signal("STOP").await;
+    sessions = turn_each(sessions).await;
+    let during = home(&cluster.turns().await);
+    assert!(sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]), "who is remembered stays");
+    // Nobody remembers the others: the two replicas still agree, and leave no organization.
+    let mut homes = Vec::new();
+    for number in [1, 2] {
+        strangers.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        strangers = turn_each(strangers).await;
+        homes.push(home(&cluster.turns().await));
+    }
+    for codex in &strangers {
+        let [there, elsewhere] = [&homes[0][&codex.session], &homes[1][&codex.session]];
+        assert_eq!(there, elsewhere, "one order for all replicas");
+        assert_eq!(there.1, before[&codex.session].1, "the organization that can open its history");
+    }
+    cluster.redis().signal("CONT").await;
+    for replica in &cluster.replicas {
+        replica.shows(UP, 1.0).await;
+    }
+}

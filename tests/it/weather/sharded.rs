@@ -1,0 +1,95 @@
+//! A Cluster whose shards die, are taken over, and give their slots away.
+
+use super::*;
+use crate::redis::shape::Shape;
+use crate::redis::shards::{Shards, slot_of};
+use crate::replica::Replica;
+
+const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
+const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
+
+/// B-12, in a Cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_whose_replica_takes_over() {
+    let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
+    scene.cluster.shards().kill_primary(0).await;
+    scene.newcomers_join();
+    scene.cluster.shards().failed_over(0).await;
+    scene.recovers().await;
+    scene.judge().await;
+}
+
+/// B-11, under load.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_dies_and_comes_back_empty() {
+    let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
+    scene.cluster.shards().kill_shard(1).await;
+    scene.endures(AWAY).await;
+    scene.cluster.shards().restart_shard(1).await;
+    scene.recovers().await;
+    scene.judge().await;
+}
+
+/// B-11: only the dead shard's sessions go without the store.
+#[tokio::test]
+async fn a_dead_shard_concerns_only_its_own_sessions() {
+    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis_as(Shape::Cluster).store("").start().await;
+    cluster.replica().shows("warmkey_store_up", 1.0).await;
+    let mut sessions: Vec<(Codex, usize)> = Vec::new();
+    let mut known = BTreeSet::new();
+    for _ in 0..24 {
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        codex.turn("first").await.served();
+        let names: BTreeSet<String> = cluster.store().bindings().await.into_iter().collect();
+        let new: Vec<&String> = names.difference(&known).collect();
+        assert_eq!(new.len(), 1, "one session, one binding");
+        sessions.push((codex, Shards::shard_of(new[0])));
+        known = names;
+    }
+    assert!((0..3).all(|shard| sessions.iter().any(|(_, own)| *own == shard)), "sessions on every shard");
+    cluster.shards().kill_shard(2).await;
+    for round in 0..3 {
+        for (codex, shard) in &mut sessions {
+            let before = counts(cluster.replica()).await;
+            codex.turn("a shard is dead").await.served();
+            let after = counts(cluster.replica()).await;
+            let (existing, degraded) = (after.0 - before.0, after.1 - before.1);
+            let expected = if *shard == 2 { (0.0, 1.0) } else { (1.0, 0.0) };
+            assert_eq!((existing, degraded), expected, "round {round}, shard {shard}");
+        }
+    }
+    let turns = cluster.turns().await;
+    let moved = drift(BTreeMap::new(), turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())));
+    assert!(moved.is_empty(), "{moved:?}");
+}
+
+async fn counts(replica: &Replica) -> (f64, f64) {
+    let metrics = replica.metrics().await;
+    (metrics.get(EXISTING), metrics.get(DEGRADED))
+}
+
+/// B-10: every binding goes to another shard, each through a slot that is open for a while (ASK) and then is elsewhere (MOVED).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_move_under_load() {
+    let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
+    scene.newcomers_join();
+    let slots: BTreeMap<u16, usize> = {
+        let names = scene.cluster.store().bindings().await;
+        names.iter().map(|name| (slot_of(name), Shards::shard_of(name))).collect()
+    };
+    let moves: Vec<(u16, usize)> = slots.into_iter().collect();
+    let before = scene.errors().await;
+    for some in moves.chunks(40) {
+        for (slot, shard) in some {
+            scene.cluster.shards().open_move(*slot, *shard, (shard + 1) % 3).await;
+        }
+        scene.goes_on(ms(1_000)).await;
+        for (slot, shard) in some {
+            scene.cluster.shards().finish_move(*slot, *shard, (shard + 1) % 3).await;
+        }
+    }
+    scene.goes_on(PERIOD).await;
+    // A machine that compiles meanwhile may be late once or twice.
+    assert!(scene.errors().await < before + 5.0, "a slot that moves is no outage: {} turns", scene.errors().await - before);
+    scene.judge().await;
+}

@@ -1,0 +1,105 @@
+//! A single Redis goes away: killed, stopped, behind a cable that is silent, refused or slow.
+
+use super::*;
+use crate::cable::{Cable, Weather};
+use crate::process::Folder;
+use crate::redis::Redis;
+
+/// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a minute.
+fn a_long_time() -> Duration {
+    if std::env::var_os("WARMKEY_LONG").is_some() { Duration::from_secs(60) } else { AWAY }
+}
+
+/// Three replicas, each with a cable of its own to the one Redis.
+async fn cabled(folder: &Folder) -> (Redis, Vec<Cable>, Cluster) {
+    let redis = Redis::start(folder.path()).await;
+    let mut cables = Vec::new();
+    for _ in 0..3 {
+        cables.push(Cable::to(redis.address()).await);
+    }
+    let urls: Vec<String> = cables.iter().map(Cable::url).collect();
+    let cluster = Cluster::new().stores_at(&urls);
+    (redis, cables, cluster)
+}
+
+/// B-1.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_killed_and_comes_back_empty() {
+    let mut scene = Scene::set(Cluster::new().redis()).await;
+    scene.cluster.redis().kill().await;
+    scene.endures(AWAY).await;
+    scene.cluster.redis().restart().await;
+    scene.recovers().await;
+    scene.judge().await;
+}
+
+/// B-2.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_stopped_and_goes_on() {
+    let mut scene = Scene::set(Cluster::new().redis()).await;
+    scene.cluster.redis().signal("STOP").await;
+    scene.endures(a_long_time()).await;
+    scene.cluster.redis().signal("CONT").await;
+    scene.recovers().await;
+    scene.judge().await;
+}
+
+/// B-3, and then what is worse: nobody listens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_behind_silence() {
+    let folder = Folder::new();
+    let (_redis, cables, cluster) = cabled(&folder).await;
+    let mut scene = Scene::set(cluster).await;
+    for weather in [Weather::Silent, Weather::Refused] {
+        cables.iter().for_each(|cable| cable.set(weather));
+        scene.endures(AWAY).await;
+        cables.iter().for_each(|cable| cable.set(Weather::Fair));
+        scene.recovers().await;
+    }
+    scene.judge().await;
+}
+
+/// Slower than any deadline is as good as away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_answers_too_late() {
+    let folder = Folder::new();
+    let (_redis, cables, cluster) = cabled(&folder).await;
+    let mut scene = Scene::set(cluster).await;
+    for late in [50, 500] {
+        // Half of it each way.
+        cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(late / 2))));
+        scene.endures(AWAY).await;
+        cables.iter().for_each(|cable| cable.set(Weather::Fair));
+        scene.recovers().await;
+    }
+    scene.judge().await;
+}
+
+/// Slow, but in time: turns wait for its word, and that is all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_slow_and_in_time() {
+    let folder = Folder::new();
+    let (redis, cables, cluster) = cabled(&folder).await;
+    let mut scene = Scene::set(cluster).await;
+    let asked = redis.calls("get").await;
+    cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(5))));
+    scene.newcomers_join();
+    scene.goes_on(AWAY).await;
+    assert!(redis.calls("get").await > asked + 100, "it is asked all the same");
+    scene.judge().await;
+}
+
+/// Connections that break or fall silent are remade; what was under way is answered by memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_break_again_and_again() {
+    let folder = Folder::new();
+    let (_redis, cables, cluster) = cabled(&folder).await;
+    let mut scene = Scene::set(cluster).await;
+    scene.newcomers_join();
+    for end in [Cable::reset, Cable::close, Cable::strand] {
+        cables.iter().for_each(end);
+        scene.goes_on(ms(1_500)).await;
+        scene.is_found(Instant::now()).await;
+    }
+    scene.judge().await;
+}
