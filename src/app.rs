@@ -175,7 +175,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
     let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
-                  PEXPIRE, TIME, HGETALL, HSET and HDEL";
+                  PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
     let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
@@ -185,7 +185,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     }
     // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
-    store.replace(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))
