@@ -35,6 +35,8 @@ const AWAY: Duration = Duration::from_millis(3_500);
 /// What one turn may wait for Redis, by the longest.
 const LONGEST: Duration = Duration::from_millis(100);
 
+const FAILURES: &str = "warmkey_store_failures_total";
+
 fn keys() -> Vec<Key> {
     [siblings("org-a", 3), siblings("org-b", 3)].concat()
 }
@@ -146,8 +148,26 @@ impl Scene {
     }
 
     /// How many turns went without the store so far.
-    pub async fn errors(&self) -> f64 {
+    pub async fn degraded(&self) -> f64 {
         self.waits().await.iter().map(|waits| waits.degraded).sum()
+    }
+
+    /// What went wrong with the store so far, but for its being late.
+    pub async fn failures(&self) -> f64 {
+        let mut failures = 0.0;
+        for replica in &self.cluster.replicas {
+            let is_one = |series: &str| series.starts_with(FAILURES) && !series.contains("\"timeout\"");
+            failures += replica.metrics().await.sum_where(is_one);
+        }
+        failures
+    }
+
+    /// Each replica has met this failure of the store, and counted it.
+    pub async fn names(&self, reason: &str) {
+        let series = format!("{FAILURES}{{reason={reason:?}}}");
+        for (number, replica) in self.cluster.replicas.iter().enumerate() {
+            assert!(replica.metrics().await.get(&series) > 0.0, "replica {number}: {series}");
+        }
     }
 
     /// What turns have waited for the store so far, by replica.
