@@ -9,7 +9,7 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::binding::local::Local;
-use crate::binding::outage::keep_merging;
+use crate::binding::outage::{keep_listening, keep_merging};
 use crate::binding::place::Places;
 use crate::binding::table::Bindings;
 use crate::config::source::Seen;
@@ -77,6 +77,7 @@ impl Replica {
         let ttl = config.binding.ttl.0;
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
         tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), ttl));
+        tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
         let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
@@ -175,7 +176,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
     let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
-                  PEXPIRE, TIME, HGETALL, HSET and HDEL";
+                  PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
     let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
@@ -185,7 +186,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     }
     // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
-    store.replace(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))

@@ -194,7 +194,7 @@ impl Bindings {
         for _ in 0..=self.places.count() {
             let key = self.places.choose(wanted, session, wanted.reach(&record))?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
-            let outcome = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
+            let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let binding = match outcome {
                 Ok(Replaced::Done) => {
                     tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");

@@ -221,13 +221,11 @@ fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, Fault> {
     slots.ok_or_else(|| Fault::Unready("the Cluster has given no slots to any node".into()))
 }
 
-/// The question as it is put to a node that does not have the name yet.
+/// The question as it is put to a node that does not have the name yet: the word counts for one command.
 fn asking(question: &Pipeline) -> Pipeline {
     let mut asking = pipe();
-    asking.cmd("ASKING").ignore();
     for command in question.cmd_iter() {
-        // Each command needs its own word.
-        asking.add_command(command.clone());
+        asking.cmd("ASKING").ignore().add_command(command.clone());
     }
     asking
 }

@@ -21,6 +21,10 @@ use super::sentinel;
 
 /// From one attempt to connect to the next, at least: the first one after a loss is made at once.
 const RECONNECT: Duration = Duration::from_millis(250);
+/// How often a connection in use is asked whether it still takes writes.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often the Sentinels are asked whether the primary in use is still one.
+const RENAMED: Duration = Duration::from_secs(5);
 /// So many answers in a row are proof.
 const PROOFS: u32 = 3;
 /// How long a proof stays stored.
@@ -49,7 +53,7 @@ pub struct Link {
 enum State {
     Away,
     /// In use.
-    Up(Line),
+    Up(Box<Line>),
     /// No part of the store any more.
     Retired,
 }
@@ -114,7 +118,10 @@ impl Link {
                 Ok((host, connection)) => {
                     tracing::info!(node = %host, "connected to the store");
                     self.begin(number, host, connection);
-                    self.attend(number).await;
+                    tokio::select! {
+                        () = self.attend(number) => {}
+                        () = self.watch_name(number) => {}
+                    }
                 }
                 Err((host, fault)) => self.faults.note(&fault, host.as_ref()),
             }
@@ -124,7 +131,8 @@ impl Link {
     /// A connection that has proven itself.
     async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, Fault)> {
         let patience = self.dialer.patience();
-        let host = timeout(patience, self.find()).await.unwrap_or(Err(Fault::Silent)).map_err(|fault| (None, fault))?;
+        let host =
+            timeout(patience, self.find()).await.unwrap_or_else(|_| Err(self.dialer.late())).map_err(|fault| (None, fault))?;
         let reaching = async {
             let address = self.dialer.address()?;
             let mut connection = self.dialer.dial(&address, &host, Shown::Everything).await?;
@@ -133,12 +141,12 @@ impl Link {
                 self.probe(&mut connection).await?;
                 // What takes nearly all of a turn's time would make it wait again and again.
                 if began.elapsed() > self.dialer.timeout() * 3 / 4 {
-                    return Err(Fault::Silent);
+                    return Err(Fault::Late("it answers too late"));
                 }
             }
             Ok(connection)
         };
-        match timeout(patience, reaching).await.unwrap_or(Err(Fault::Silent)) {
+        match timeout(patience, reaching).await.unwrap_or_else(|_| Err(self.dialer.late())) {
             Ok(connection) => Ok((host, connection)),
             Err(fault) => Err((Some(host), fault)),
         }
@@ -169,12 +177,27 @@ impl Link {
         }
     }
 
-    /// Returns when the connection is given up. A question without an answer makes it ask at once, again and again, so that the
-    /// breaker knows soon, however few turns there are.
+    /// Returns when the Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
+    /// what it is told from now on.
+    async fn watch_name(&self, number: u64) {
+        if !matches!((&self.place, self.dialer.kind()), (Place::Named, Kind::Sentinel(_))) {
+            return std::future::pending().await;
+        }
+        while let Some(host) = self.host() {
+            tokio::time::sleep(RENAMED).await;
+            let named = timeout(self.dialer.patience(), self.find()).await;
+            if matches!(named, Ok(Ok(named)) if named != *host) {
+                self.give_up(number, "the Sentinels name another primary");
+            }
+        }
+    }
+
+    /// Returns when the connection is given up. Asks now and then, and after a question without an answer at once and again, so
+    /// that what has happened to the connection is known soon, however few turns there are.
     async fn attend(&self, number: u64) {
         while self.is_in_use(number) {
-            self.word.notified().await;
-            while let Some(mut connection) = self.doubtful(number) {
+            let mut is_due = timeout(HEARTBEAT, self.word.notified()).await.is_err();
+            while let Some(mut connection) = self.connection(number, std::mem::take(&mut is_due)) {
                 let asked = Instant::now();
                 match timeout(self.dialer.timeout(), self.probe(&mut connection)).await {
                     Ok(Ok(())) => self.answered(number),
@@ -188,7 +211,7 @@ impl Link {
     fn begin(&self, number: u64, host: Host, connection: MultiplexedConnection) {
         let mut state = self.lock();
         if matches!(*state, State::Away) {
-            *state = State::Up(Line { number, connection, host: Arc::new(host), breaker: Breaker::new(now()) });
+            *state = State::Up(Box::new(Line { number, connection, host: Arc::new(host), breaker: Breaker::new(now()) }));
             self.health.regains();
         }
     }
@@ -204,10 +227,10 @@ impl Link {
         matches!(&*self.lock(), State::Up(line) if line.number == number)
     }
 
-    /// The connection, if its last question has no answer.
-    fn doubtful(&self, number: u64) -> Option<MultiplexedConnection> {
+    /// The connection, if it is to be asked: because that is due, or its last question has no answer.
+    fn connection(&self, number: u64, is_due: bool) -> Option<MultiplexedConnection> {
         match &*self.lock() {
-            State::Up(line) if line.number == number && line.breaker.is_doubtful() => Some(line.connection.clone()),
+            State::Up(line) if line.number == number && (is_due || line.breaker.is_doubtful()) => Some(line.connection.clone()),
             _ => None,
         }
     }

@@ -65,3 +65,56 @@ async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) 
         named.ok_or_else(|| Fault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}")))?;
     Ok(Host { name, port })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Fake;
+    use super::super::*;
+    use super::*;
+    use crate::setting::Secret;
+
+    const NAMED: &str = "*2\r\n$8\r\n10.0.0.1\r\n$4\r\n6379";
+
+    async fn named_by(hosts: &[&Fake]) -> Result<Host, Fault> {
+        let hosts: Vec<String> = hosts.iter().map(|fake| fake.url().replace("redis://", "")).collect();
+        let url = SecretSource::Text(Secret::new(format!("redis-sentinel://:canary@{}/main", hosts.join(","))));
+        let settings = Settings { url, prefix: "w".into(), timeout: Span(Duration::from_millis(50)), ca_file: None };
+        let dialer = Dialer::new(&settings).unwrap();
+        primary(&dialer, &dialer.address().unwrap(), "main").await
+    }
+
+    #[tokio::test]
+    async fn most_decide_and_none_holds_up() {
+        let (right, silent) = (Fake::answering(|_, _| Some(NAMED)).await, Fake::answering(|_, _| None).await);
+        let also = Fake::answering(|_, _| Some(NAMED)).await;
+        let wrong = Fake::answering(|_, _| Some("*2\r\n$8\r\n10.0.0.2\r\n$4\r\n6379")).await;
+        let ignorant = Fake::answering(|_, _| Some("*-1")).await;
+        let expected = Host { name: "10.0.0.1".into(), port: 6379 };
+        for hosts in [&[&silent, &right][..], &[&ignorant, &right, &silent], &[&wrong, &right, &also], &[&silent, &also, &right]]
+        {
+            let began = tokio::time::Instant::now();
+            assert_eq!(named_by(hosts).await.unwrap(), expected);
+            assert!(began.elapsed() < PATIENCE * 4, "{:?}", began.elapsed());
+        }
+        assert!(named_by(&[&ignorant, &silent]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_password_is_shown_to_who_asks_for_one() {
+        let frank = Fake::answering(|_, _| Some(NAMED)).await;
+        named_by(&[&frank]).await.unwrap();
+        assert!(!frank.asked().contains(&"AUTH".to_owned()), "{:?}", frank.asked());
+        let has_seen = std::sync::atomic::AtomicBool::new(false);
+        let guarded = Fake::answering(move |_, command| match command {
+            "AUTH" => {
+                has_seen.store(true, std::sync::atomic::Ordering::Relaxed);
+                Some("+OK")
+            }
+            _ if has_seen.load(std::sync::atomic::Ordering::Relaxed) => Some(NAMED),
+            _ => Some("-NOAUTH Authentication required."),
+        })
+        .await;
+        named_by(&[&guarded]).await.unwrap();
+        assert_eq!(guarded.asked(), ["SENTINEL", "AUTH", "SENTINEL"]);
+    }
+}

@@ -13,6 +13,7 @@ mod recorder;
 mod redis;
 mod replica;
 mod simulator;
+mod store;
 
 mod cluster;
 mod codex;

