@@ -9,7 +9,7 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::binding::local::Local;
-use crate::binding::outage::keep_merging;
+use crate::binding::outage::{keep_listening, keep_merging};
 use crate::binding::place::Places;
 use crate::binding::table::Bindings;
 use crate::config::source::Seen;
@@ -77,6 +77,7 @@ impl Replica {
         let ttl = config.binding.ttl.0;
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
         tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), ttl));
+        tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
         let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
