@@ -26,7 +26,7 @@ async fn a_redis_that_is_full() {
     for setting in [["maxmemory-policy", "noeviction"], ["maxmemory", "1"]] {
         scene.cluster.redis().tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
     }
-    scene.endures(AWAY).await;
+    scene.does_without(AWAY).await;
     assert_eq!(scene.cluster.redis().bindings().await.len(), stored, "it was full");
     scene.names("out_of_memory").await;
     scene.cluster.redis().tell(&["CONFIG", "SET", "maxmemory", "0"]).await;
