@@ -76,7 +76,7 @@ impl Replica {
         tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
         let ttl = config.binding.ttl.0;
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
-        tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), ttl));
+        tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), Arc::clone(&registry), ttl));
         tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
         let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
         if clients.is_empty() && !server.open {
