@@ -66,11 +66,6 @@ impl Shared {
         let old = self.values.insert(id.into(), new.into());
         self.writes.push(Write { id: id.into(), old, new: new.into() });
     }
-
-    /// A replica that has died is no longer waited for.
-    pub fn expire(&mut self, replica: &str) {
-        self.replicas.remove(replica);
-    }
 }
 
 /// One replica's way to the store.
