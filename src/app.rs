@@ -110,8 +110,18 @@ impl Replica {
 
     /// Leaves gently; `hurry` cuts it short. Returns whether every turn in flight came to its end.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
-        let is_done = self.drain.run(hurry).await;
-        self.voice.leave().await;
+        let closing = self.drain.closing.clone();
+        // Turns in flight may take long: once no new one is taken, nobody need wait for what this replica has.
+        let leaving = async {
+            closing.cancelled().await;
+            self.voice.leave().await;
+        };
+        let draining = async {
+            let is_done = self.drain.run(hurry).await;
+            closing.cancel();
+            is_done
+        };
+        let (is_done, ()) = tokio::join!(draining, leaving);
         self.tasks.join(LAST_TASKS).await;
         is_done
     }
