@@ -170,7 +170,9 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     };
     let tasks = Tasks::new();
     let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
-    let result = match store.ready(STORE_PATIENCE).await {
+    // A Redis that says nothing is known for it only when the attempt to connect has ended.
+    let is_ready = store.ready(STORE_PATIENCE).await || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
+    let result = match is_ready {
         true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
         false => Err(format!("store.url: {}", store.fault().unwrap_or_else(|| "the store does not answer".into()))),
     };
