@@ -110,8 +110,18 @@ impl Replica {
 
     /// Leaves gently; `hurry` cuts it short. Returns whether every turn in flight came to its end.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
-        let is_done = self.drain.run(hurry).await;
-        self.voice.leave().await;
+        let closing = self.drain.closing.clone();
+        // Turns in flight may take long: once no new one is taken, nobody need wait for what this replica has.
+        let leaving = async {
+            closing.cancelled().await;
+            self.voice.leave().await;
+        };
+        let draining = async {
+            let is_done = self.drain.run(hurry).await;
+            closing.cancel();
+            is_done
+        };
+        let (is_done, ()) = tokio::join!(draining, leaving);
         self.tasks.join(LAST_TASKS).await;
         is_done
     }
@@ -160,7 +170,9 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     };
     let tasks = Tasks::new();
     let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
-    let result = match store.ready(STORE_PATIENCE).await {
+    // A Redis that says nothing is known for it only when the attempt to connect has ended.
+    let is_ready = store.ready(STORE_PATIENCE).await || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
+    let result = match is_ready {
         true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
         false => Err(format!("store.url: {}", store.fault().unwrap_or_else(|| "the store does not answer".into()))),
     };

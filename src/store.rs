@@ -124,6 +124,9 @@ pub struct Roll {
 #[derive(Debug)]
 pub struct Budget(Duration);
 
+/// See [`Store::patient_budget`].
+const PATIENT: Duration = Duration::from_secs(1);
+
 /// Where shared state lives.
 pub struct Store {
     backend: Backend,
@@ -184,6 +187,11 @@ impl Store {
             #[cfg(test)]
             Backend::Model(_) => None,
         }
+    }
+
+    /// The time of what no turn waits for: a slow answer is as good as a fast one.
+    pub const fn patient_budget(&self) -> Budget {
+        Budget(PATIENT)
     }
 
     /// The time that a turn has for all its store operations.
@@ -288,12 +296,23 @@ impl Store {
     /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one is one more than the newest;
     /// an older one that all live replicas have gone back to is renewed.
     pub async fn call_roll(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+        self.roll(report, false, budget).await
+    }
+
+    /// As [`Self::call_roll`], by a replica that may be back before others that live: nothing is renewed.
+    pub async fn call_roll_early(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+        self.roll(report, true, budget).await
+    }
+
+    async fn roll(&self, report: &Report<'_>, is_early: bool, budget: &mut Budget) -> Result<Roll, Unavailable> {
         match &self.backend {
             // Replicas of one process have one configuration.
             Backend::Memory(..) => Ok(Roll { ordinal: 1, others: Vec::new() }),
             Backend::Redis(redis) => {
-                self.timed(Operation::Roll, budget, async |until| redis.call_roll(&self.name("generations"), report, until).await)
-                    .await
+                self.timed(Operation::Roll, budget, async |until| {
+                    redis.call_roll(&self.name("generations"), report, is_early, until).await
+                })
+                .await
             }
             #[cfg(test)]
             Backend::Model(model) => model.call_roll(report).await,

@@ -149,10 +149,10 @@ impl Redis {
         self.run(&self.merge, name, &[value, &epoch.to_string(), &millis(ttl).to_string()], until).await
     }
 
-    pub async fn call_roll(&self, name: &str, report: &Report<'_>, until: Instant) -> Result<Roll, Unavailable> {
+    pub async fn call_roll(&self, name: &str, report: &Report<'_>, is_early: bool, until: Instant) -> Result<Roll, Unavailable> {
         let Report { replica, fingerprint, keys, ordinal, life } = report;
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
-        let args = [*replica, *fingerprint, *keys, &ordinal, &life];
+        let args = [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
         let (ordinal, others) = self.run(&self.roll, name, &args, until).await?;
         Ok(Roll { ordinal, others })
     }
