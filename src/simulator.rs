@@ -34,19 +34,23 @@ mod stored;
 
 mod world;
 
+mod control;
 mod reply;
 mod stream;
 
+mod caller;
 mod turn;
+
+mod http;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ::http::{HeaderValue, Response, StatusCode, header};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::routing::{get, post};
-use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +95,7 @@ impl Simulator {
             router = router
                 .route(
                     &format!("{base}/responses"),
-                    post(async |State(simulator): Sim, request: Request| turn::serve(&simulator.world, request).await),
+                    post(async |State(simulator): Sim, request: Request| http::serve(&simulator.world, request).await),
                 )
                 .route(&format!("{base}/models"), get(models));
         }

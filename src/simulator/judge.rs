@@ -27,7 +27,9 @@ pub enum Outcome {
     Refused,
     /// The stream ended in a scripted `response.failed` or `error` event.
     Failed,
-    /// Cut or reset by a scripted fault.
+    /// Ended early because its client, on a WebSocket, cancelled or steered it.
+    Incomplete,
+    /// Cut or reset by a scripted fault, or by the end of its WebSocket's time.
     Cut,
     /// The client was gone before the answer had gone out.
     ClientLeft,
@@ -67,6 +69,15 @@ pub struct Turn {
     /// The `x-codex-turn-state` it carried.
     pub turn_state: Option<String>,
     pub response_id: Option<String>,
+    /// The number of the WebSocket it was on, as `GET /_sim/sockets` has it.
+    pub connection: Option<u64>,
+    /// The WebSocket lane (`stream_id`) it named.
+    pub lane: Option<String>,
+    /// The type of the frame that began it, `response.create` or `response.steer`; nothing for a handshake.
+    pub frame: Option<String>,
+    pub previous_response_id: Option<String>,
+    /// It only prepared: `generate: false`, or a prewarm.
+    pub prewarm: bool,
     /// Every header name seen, sorted, each once.
     #[serde(with = "names")]
     pub headers: Arc<[String]>,
