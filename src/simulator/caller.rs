@@ -8,7 +8,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::Instant;
 
-use super::judge::Entry;
+use super::judge::Turn;
 use super::key::Key;
 use super::leak;
 use super::refusal::Refusal;
@@ -18,17 +18,15 @@ use super::world::World;
 pub const TURN_STATE: &str = "x-codex-turn-state";
 const SEALED_TURN: &str = "turn";
 
-/// Whose request it is, if nothing about its headers is wrong.
-pub fn recognize(world: &World, headers: &HeaderMap, is_handshake: bool, entry: &Entry) -> Result<Arc<Key>, Refusal> {
+/// Whose request it is, if nothing about its headers is wrong. The key comes back beside a refusal that it did not cause.
+pub fn recognize(world: &World, headers: &HeaderMap, is_handshake: bool) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
     let known = world.keys.authenticate(headers);
-    if let Ok(key) | Err((Some(key), _)) = &known {
-        entry.note(|turn| (turn.key, turn.organization) = (Some(key.id.clone()), Some(key.organization.clone())));
-    }
-    leak::check(headers)?;
-    leak::framing(headers, is_handshake)?;
-    let key = known.map_err(|(_, refusal)| refusal)?;
+    let key = || known.as_ref().map_or_else(|(key, _)| key.clone(), |key| Some(Arc::clone(key)));
+    leak::check(headers).and_then(|()| leak::framing(headers, is_handshake)).map_err(|refusal| (key(), refusal))?;
+    let key = known?;
     if let Some(state) = headers.get(TURN_STATE) {
-        check_turn_state(world, &key, &String::from_utf8_lossy(state.as_bytes()))?;
+        let checked = check_turn_state(world, &key, &String::from_utf8_lossy(state.as_bytes()));
+        checked.map_err(|refusal| (Some(Arc::clone(&key)), refusal))?;
     }
     Ok(key)
 }
@@ -41,6 +39,11 @@ pub fn check_turn_state(world: &World, key: &Key, state: &str) -> Result<(), Ref
         Err(Broken::Garbage) => "This x-codex-turn-state was never issued here, or was changed on its way.",
     };
     Err(Refusal::invalid(Some("simulator_foreign_turn_state"), None, message))
+}
+
+/// Notes on a turn's record whose it is.
+pub fn name(turn: &mut Turn, key: &Key) {
+    (turn.key, turn.organization) = (Some(key.id.clone()), Some(key.organization.clone()));
 }
 
 pub fn turn_state(world: &World, key: &Key) -> String {

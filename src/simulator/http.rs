@@ -11,7 +11,7 @@ use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
 use super::body::{self, WireFault};
-use super::caller::{TURN_STATE, describe, put, recognize};
+use super::caller::{TURN_STATE, describe, name, put, recognize};
 use super::judge::{Entry, Outcome, Turn};
 use super::key::Key;
 use super::leak;
@@ -43,15 +43,19 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
         // Nobody is there to be told.
         Some(WireFault::Incomplete) => return Refusal::invalid(None, None, "The request body ended early.").response(),
         Some(WireFault::TooLarge) => Err(body::too_large()),
-        None => match recognize(world, &parts.headers, false, &entry) {
+        None => match recognize(world, &parts.headers, false) {
             Ok(known) => {
+                entry.note(|turn| name(turn, &known));
                 let key = key.insert(known);
                 match body::decode(wire.bytes, &parts.headers) {
                     Ok(bytes) => turn::answer(&asked(world, key, &bytes), &entry).await,
                     Err(refusal) => Err(refusal),
                 }
             }
-            Err(refusal) => Err(refusal),
+            Err((known, refusal)) => {
+                entry.note(|turn| known.iter().for_each(|key| name(turn, key)));
+                Err(refusal)
+            }
         },
     };
     let mut response = match outcome {

@@ -4,6 +4,7 @@
 //! session met, which bytes arrived, what was cached and what could have been. Bodies and secrets are not kept.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -165,7 +166,7 @@ impl Judge {
             record.forgotten += 1;
         }
         record.turns.push_back(turn);
-        Entry { judge: Arc::clone(self), number, outcome: Outcome::ClientLeft, events: 0 }
+        Entry { judge: Arc::clone(self), number, outcome: Outcome::ClientLeft, events: 0, hung_up: None }
     }
 
     pub fn turns(&self) -> Vec<Turn> {
@@ -216,6 +217,8 @@ pub struct Entry {
     number: u64,
     outcome: Outcome,
     events: u64,
+    /// Set once it is the upstream that hangs up: what is unsaid then was cut.
+    hung_up: Option<Arc<AtomicBool>>,
 }
 
 impl Entry {
@@ -230,6 +233,11 @@ impl Entry {
         self.outcome = outcome;
     }
 
+    /// Whom to ask, when it is dropped unsaid, whose doing that was.
+    pub fn unless(&mut self, hung_up: &Arc<AtomicBool>) {
+        self.hung_up = Some(Arc::clone(hung_up));
+    }
+
     pub fn sent_event(&mut self) {
         self.events += 1;
     }
@@ -237,7 +245,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let (outcome, events) = (self.outcome, self.events);
+        let hung_up = self.hung_up.as_ref().is_some_and(|hung_up| hung_up.load(Ordering::Relaxed));
+        let outcome = if self.outcome == Outcome::ClientLeft && hung_up { Outcome::Cut } else { self.outcome };
+        let events = self.events;
         self.note(|turn| {
             (turn.outcome, turn.events, turn.finished_at) = (outcome, events, Some(now_millis()));
         });

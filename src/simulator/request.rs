@@ -328,9 +328,14 @@ impl OpenCalls {
         Ok(())
     }
 
+    /// Calls without their output.
+    pub fn open(&self) -> impl Iterator<Item = &String> {
+        self.made.difference(&self.answered)
+    }
+
     /// A call whose output never came cannot be gone on from.
     pub fn finish(&self) -> Result<(), Refusal> {
-        match self.made.difference(&self.answered).min() {
+        match self.open().min() {
             Some(id) => Err(Refusal::invalid(None, Some("input"), format!("No tool output found for function call {id}."))),
             None => Ok(()),
         }

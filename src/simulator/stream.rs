@@ -131,6 +131,9 @@ impl Play {
     }
 
     fn say(&mut self, event: Event) -> Said {
+        if self.sent == 0 {
+            self.entry.note(|turn| turn.status = 200);
+        }
         self.sent += 1;
         self.entry.sent_event();
         Said::Event(event)

@@ -36,6 +36,7 @@ pub struct Request<'a> {
 
 /// What one request is answered with, before it is decided how well the sending goes.
 pub struct Reply {
+    pub model: String,
     pub answer: Answer,
     pub pause: Pause,
     pub stream: bool,
@@ -178,7 +179,7 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         turn.prewarm = ask.prewarm;
     });
     let pause = Pause { event: world.config.event_delay.0, text: prompt.directive.pause };
-    Ok(Reply { answer, pause, stream: ask.stream, store: ask.store, past, standing, cut: None })
+    Ok(Reply { model: ask.model.to_string(), answer, pause, stream: ask.stream, store: ask.store, past, standing, cut: None })
 }
 
 fn take(world: &World, key: &Key, input: Value<'_>, history: &mut History, calls: &mut OpenCalls) -> Result<(), Refusal> {
