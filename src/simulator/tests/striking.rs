@@ -95,6 +95,7 @@ async fn turns_are_refused_and_cut_as_scripted() {
     assert_eq!(code(&failed), (503, "server_is_overloaded"));
     let turn = upstream.last(|turn| turn.finished_at.is_some()).await;
     assert_eq!((turn.outcome, turn.events, turn.status), (Outcome::Failed, 3, 200));
+    assert_eq!(turn.code.as_deref(), Some("server_is_overloaded"));
 
     upstream.fault(json!({"status": 200, "code": "server_error", "times": 1})).await;
     assert_eq!(socket.turn(&request).await["type"], "response.failed");
