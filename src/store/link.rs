@@ -17,7 +17,7 @@ use super::breaker::Breaker;
 use super::dial::{Dialer, Shown};
 use super::fault::{Fault, Faults};
 use super::health::Health;
-use super::sentinel;
+use super::sentinel::{self, Named};
 
 /// From one attempt to connect to the next, at least: the first one after a loss is made at once.
 const RECONNECT: Duration = Duration::from_millis(250);
@@ -131,8 +131,7 @@ impl Link {
     /// A connection that has proven itself.
     async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, Fault)> {
         let patience = self.dialer.patience();
-        let host =
-            timeout(patience, self.find()).await.unwrap_or_else(|_| Err(self.dialer.late())).map_err(|fault| (None, fault))?;
+        let Named { host, .. } = self.find().await.map_err(|fault| (None, fault))?;
         let reaching = async {
             let address = self.dialer.address()?;
             let mut connection = self.dialer.dial(&address, &host, Shown::Everything).await?;
@@ -152,14 +151,15 @@ impl Link {
         }
     }
 
-    async fn find(&self) -> Result<Host, Fault> {
+    async fn find(&self) -> Result<Named, Fault> {
+        let certain = |host: &Host| Named { host: host.clone(), by_most: true };
         let address = match &self.place {
-            Place::Node(host) => return Ok(host.clone()),
+            Place::Node(host) => return Ok(certain(host)),
             Place::Named => self.dialer.address()?,
         };
         match &address.kind {
             Kind::Sentinel(master) => sentinel::primary(&self.dialer, &address, master).await,
-            _ => Ok(address.hosts[0].clone()),
+            _ => Ok(certain(&address.hosts[0])),
         }
     }
 
@@ -177,16 +177,16 @@ impl Link {
         }
     }
 
-    /// Returns when the Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
-    /// what it is told from now on.
+    /// Returns when most Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
+    /// what it is told from now on. What fewer say takes no connection away that works.
     async fn watch_name(&self, number: u64) {
         if !matches!((&self.place, self.dialer.kind()), (Place::Named, Kind::Sentinel(_))) {
             return std::future::pending().await;
         }
         while let Some(host) = self.host() {
             tokio::time::sleep(RENAMED).await;
-            let named = timeout(self.dialer.patience(), self.find()).await;
-            if matches!(named, Ok(Ok(named)) if named != *host) {
+            let named = self.find().await;
+            if named.is_ok_and(|named| named.by_most && named.host != *host) {
                 self.give_up(number, "the Sentinels name another primary");
             }
         }

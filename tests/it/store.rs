@@ -16,7 +16,7 @@ use crate::port;
 use crate::process::Folder;
 use crate::redis::Redis;
 use crate::redis::certificates::Certificates;
-use crate::redis::sentinel::Sentinel;
+use crate::redis::sentinel::{self, Sentinel};
 use crate::redis::shape::{self, Shape};
 use crate::redis::shards::{Shards, slot_of};
 
@@ -325,4 +325,31 @@ async fn a_certificate_is_trusted_or_the_fault_is_named() {
         assert!(fault.contains(word), "{word}: {fault}");
         assert!(opened.failures("connection") + opened.failures("timeout") + opened.failures("other") > 0, "{word}");
     }
+}
+
+#[tokio::test]
+async fn sentinels_and_a_cluster_are_reached_through_tls() {
+    let folder = Folder::new();
+    let certificates = Certificates::make(folder.path(), "authority").await;
+    let start = async |more: &[&str]| {
+        let encrypted = port::free();
+        let arguments = certificates.arguments(encrypted.port());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        (Redis::start_with(folder.path(), &arguments).await, encrypted)
+    };
+    let reach = async |url: &str| {
+        let ca_file = Some(certificates.authority().into());
+        let opened = Opened::ready(&Settings { ca_file, ..settings(url) }).await;
+        assert!(opened.claims("s").await);
+        assert_eq!(opened.finds("s").await, Some(true), "{url}");
+    };
+    let (_primary, watched) = start(&[]).await;
+    let encrypted = port::free();
+    let _sentinel = sentinel::watching(folder.path(), watched, &certificates.arguments(encrypted.port())).await;
+    reach(&format!("rediss-sentinel://{encrypted}/{}", sentinel::NAME)).await;
+
+    let bus = port::free().port().to_string();
+    let (node, encrypted) = start(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus]).await;
+    node.tell(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+    reach(&format!("rediss-cluster://{encrypted}")).await;
 }
