@@ -216,6 +216,11 @@ async fn a_dead_shard_costs_only_its_own() {
     for id in &ids {
         assert!(opened.claims(id).await);
     }
+    for number in 0..3 {
+        let has_written =
+            async || (!shards.node(number).ask::<Vec<String>>(&["KEYS", "w:*probe"]).await.is_empty()).then_some(());
+        eventually(SOON, "each node has taken a write as proof", has_written).await;
+    }
     shards.kill_shard(1).await;
     opened.becomes(false).await;
     let (began, mut found, mut late) = (Instant::now(), 0, 0);
