@@ -17,7 +17,7 @@ use super::breaker::Breaker;
 use super::dial::{Dialer, Shown};
 use super::fault::{Fault, Faults};
 use super::health::Health;
-use super::sentinel;
+use super::sentinel::{self, Named};
 
 /// From one attempt to connect to the next, at least: the first one after a loss is made at once.
 const RECONNECT: Duration = Duration::from_millis(250);
@@ -27,6 +27,10 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const RENAMED: Duration = Duration::from_secs(5);
 /// So many answers in a row are proof.
 const PROOFS: u32 = 3;
+/// The name of what is written as proof.
+const PROBE: &str = "probe";
+/// So many names have one in every slot of a Cluster, nearly always.
+const NAMES: u32 = 50_000;
 /// How long a proof stays stored.
 const PROOF_LIFE_MS: u32 = 1_000;
 
@@ -46,6 +50,8 @@ pub struct Link {
     state: Mutex<State>,
     /// Word to the task that keeps the connection: look at the state.
     word: Notify,
+    /// What it writes to prove itself.
+    probe: Mutex<String>,
     /// Word to whoever else should know that the connection was given up.
     lost: Arc<Notify>,
 }
@@ -70,7 +76,8 @@ impl Link {
     /// Away until [`Self::keep`] has connected it.
     pub fn new(dialer: Arc<Dialer>, place: Place, faults: Arc<Faults>, health: Arc<Health>, lost: Arc<Notify>) -> Self {
         health.loses();
-        Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), lost }
+        let probe = Mutex::new(dialer.name(PROBE));
+        Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), probe, lost }
     }
 
     /// Puts a question, and waits for the answer until `until`.
@@ -99,6 +106,19 @@ impl Link {
 
     pub fn is_up(&self) -> bool {
         matches!(*self.lock(), State::Up(_))
+    }
+
+    /// From now on it proves itself with a name that `is_own` to its node of a Cluster: any other is refused before the node has
+    /// looked whether it can write at all.
+    pub fn prove_with_own(&self, is_own: impl Fn(&str) -> bool) {
+        let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_own(&probe) {
+            // Where the prefix pins all names to one node there is no other name: that others refuse it does no harm.
+            let mut names = (0..NAMES).map(|number| self.dialer.name(&format!("{number}:{PROBE}")));
+            if let Some(own) = names.find(|name| is_own(name)) {
+                *probe = own;
+            }
+        }
     }
 
     /// It is no part of the store any more. Whoever waits for an answer still gets it.
@@ -131,8 +151,7 @@ impl Link {
     /// A connection that has proven itself.
     async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, Fault)> {
         let patience = self.dialer.patience();
-        let host =
-            timeout(patience, self.find()).await.unwrap_or_else(|_| Err(self.dialer.late())).map_err(|fault| (None, fault))?;
+        let Named { host, .. } = self.find().await.map_err(|fault| (None, fault))?;
         let reaching = async {
             let address = self.dialer.address()?;
             let mut connection = self.dialer.dial(&address, &host, Shown::Everything).await?;
@@ -152,21 +171,22 @@ impl Link {
         }
     }
 
-    async fn find(&self) -> Result<Host, Fault> {
+    async fn find(&self) -> Result<Named, Fault> {
+        let certain = |host: &Host| Named { host: host.clone(), by_most: true };
         let address = match &self.place {
-            Place::Node(host) => return Ok(host.clone()),
+            Place::Node(host) => return Ok(certain(host)),
             Place::Named => self.dialer.address()?,
         };
         match &address.kind {
             Kind::Sentinel(master) => sentinel::primary(&self.dialer, &address, master).await,
-            _ => Ok(address.hosts[0].clone()),
+            _ => Ok(certain(&address.hosts[0])),
         }
     }
 
     /// A write, since one that only reads may be a replica. What Redis says against this one command is an answer too.
     async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
         let mut write = cmd("SET");
-        write.arg(self.dialer.name("probe")).arg("").arg("PX").arg(PROOF_LIFE_MS);
+        write.arg(self.probe.lock().unwrap_or_else(PoisonError::into_inner).as_str()).arg("").arg("PX").arg(PROOF_LIFE_MS);
         match write.exec_async(connection).await.map_err(Fault::from) {
             Err(fault) if fault.ends_connection() => Err(fault),
             Err(fault) => {
@@ -177,16 +197,16 @@ impl Link {
         }
     }
 
-    /// Returns when the Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
-    /// what it is told from now on.
+    /// Returns when most Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
+    /// what it is told from now on. What fewer say takes no connection away that works.
     async fn watch_name(&self, number: u64) {
         if !matches!((&self.place, self.dialer.kind()), (Place::Named, Kind::Sentinel(_))) {
             return std::future::pending().await;
         }
         while let Some(host) = self.host() {
             tokio::time::sleep(RENAMED).await;
-            let named = timeout(self.dialer.patience(), self.find()).await;
-            if matches!(named, Ok(Ok(named)) if named != *host) {
+            let named = self.find().await;
+            if named.is_ok_and(|named| named.by_most && named.host != *host) {
                 self.give_up(number, "the Sentinels name another primary");
             }
         }

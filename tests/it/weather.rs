@@ -32,7 +32,7 @@ const PERIOD: Duration = Duration::from_millis(2_500);
 const NOISE: Duration = Duration::from_millis(1_000);
 /// For how long Redis is away.
 const AWAY: Duration = Duration::from_millis(3_500);
-/// What one turn may wait for Redis, by the longest.
+/// What one turn may wait for Redis, by the longest. A bucket of the histogram ends there.
 const LONGEST: Duration = Duration::from_millis(100);
 
 const FAILURES: &str = "warmkey_store_failures_total";
@@ -119,6 +119,7 @@ impl Scene {
         let after_a_second = self.waits().await;
         sleep_until(struck + span).await;
         let at_last = self.waits().await;
+        judge_waits(&at_first, &at_last);
         let longest = self.longest(struck, struck + span);
         assert!(longest <= self.normal + LONGEST + NOISE, "a turn took {longest:?}, and before {:?}", self.normal);
         std::array::from_fn(|number| {
@@ -128,6 +129,11 @@ impl Scene {
             assert!(long <= SLOW_TURNS, "replica {number}: {long} turns waited too long");
             last.seconds - second.seconds
         })
+    }
+
+    /// Sees to it that nearly no turn has waited longer for the store than it may, since `before`.
+    async fn has_waited_little(&self, before: &[Waits]) {
+        judge_waits(before, &self.waits().await);
     }
 
     /// Plays on, and sees to it that no turn takes long.
@@ -264,8 +270,12 @@ async fn bindings(replica: &Replica) -> (f64, f64) {
 /// What the turns of a replica have waited for the store, all of them together.
 struct Waits {
     seconds: f64,
-    /// How many waited longer than anything may.
+    /// How many waited so long that no machine is an excuse.
     long: f64,
+    /// How many waited longer than [`LONGEST`].
+    late: f64,
+    /// How many asked.
+    all: f64,
     degraded: f64,
 }
 
@@ -273,6 +283,9 @@ struct Waits {
 const LATER: f64 = 0.250;
 /// On a machine that compiles meanwhile. Three are what it takes to notice that the store is away.
 const SLOW_TURNS: f64 = 2.0;
+/// Which part of all questions may take longer than [`LONGEST`], on a machine that compiles meanwhile: a store whose questions do
+/// so for the first second alone has five times as many.
+const LATE: f64 = 0.05;
 
 impl Waits {
     fn read(metrics: &Metrics) -> Self {
@@ -281,10 +294,20 @@ impl Waits {
         let sum = |name: &str, label: &str| {
             metrics.sum_where(|series| series.starts_with(name) && series.contains(label) && of(series))
         };
+        let all = sum("warmkey_store_seconds_count", "");
         Self {
             seconds: sum("warmkey_store_seconds_sum", ""),
-            long: sum("warmkey_store_seconds_count", "") - sum("warmkey_store_seconds_bucket", "le=\"0.25\""),
+            long: all - sum("warmkey_store_seconds_bucket", "le=\"0.25\""),
+            late: all - sum("warmkey_store_seconds_bucket", "le=\"0.1\""),
+            all,
             degraded: metrics.get(r#"warmkey_bindings_total{result="degraded"}"#),
         }
     }
+}
+
+/// Between two readings of all replicas.
+fn judge_waits(before: &[Waits], after: &[Waits]) {
+    let grown = |count: fn(&Waits) -> f64| after.iter().map(count).sum::<f64>() - before.iter().map(count).sum::<f64>();
+    let (late, all) = (grown(|waits| waits.late), grown(|waits| waits.all));
+    assert!(all > 0.0 && late <= all * LATE, "{late} of {all} questions took longer than {LONGEST:?}");
 }

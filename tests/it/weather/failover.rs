@@ -8,10 +8,12 @@ use crate::simulator::path_of;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_is_killed_and_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
+    let before = scene.waits().await;
     let dead = scene.cluster.sentinel().kill_primary().await;
     scene.newcomers_join();
     scene.cluster.sentinel().failed_over(dead).await;
     scene.recovers().await;
+    scene.has_waited_little(&before).await;
     scene.judge().await;
 }
 
@@ -19,12 +21,14 @@ async fn a_primary_that_is_killed_and_replaced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_is_stopped_and_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
+    let before = scene.waits().await;
     let trio = scene.cluster.sentinel();
     let stopped = trio.primary_number().await;
     trio.node(stopped).signal("STOP").await;
     scene.newcomers_join();
     scene.cluster.sentinel().failed_over(stopped).await;
     scene.recovers().await;
+    scene.has_waited_little(&before).await;
     let old = scene.cluster.sentinel().node(stopped);
     old.signal("CONT").await;
     old.reports("replication", &["role:slave"]).await;

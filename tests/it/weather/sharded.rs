@@ -12,10 +12,12 @@ const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_whose_replica_takes_over() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
+    let before = scene.waits().await;
     scene.cluster.shards().kill_primary(0).await;
     scene.newcomers_join();
     scene.cluster.shards().failed_over(0).await;
     scene.recovers().await;
+    scene.has_waited_little(&before).await;
     scene.judge().await;
 }
 
