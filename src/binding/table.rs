@@ -115,8 +115,10 @@ impl Bindings {
         match self.local.confirm(session, &record) {
             Belief::Stored => self.use_stored(wanted, session, record, held.left, budget).await,
             Belief::Unsealed => {
-                self.seal(session, &record, &record.sealed(), budget).await;
-                self.use_stored(wanted, session, record.sealed(), held.left, budget).await
+                let sealed = record.sealed();
+                self.seal(session, &record, &sealed, budget).await;
+                let record = self.newer(session, &sealed).unwrap_or(sealed);
+                self.use_stored(wanted, session, record, held.left, budget).await
             }
             Belief::Outdated => match self.local.recall(session) {
                 Some(known) => self.restore(wanted, session, &known, budget).await,
@@ -143,8 +145,17 @@ impl Bindings {
             },
             Err(_) => return self.without_store(wanted, session),
         };
-        self.local.confirm(session, &record);
+        let record = self.newer(session, &record).unwrap_or(record);
         self.use_stored(wanted, session, record, self.ttl, budget).await
+    }
+
+    /// Takes note that the store holds `record`. Returns what this replica knows instead, where that is newer: another turn of
+    /// the session was faster, and the store has lost its word. The next turn brings it back.
+    fn newer(&self, session: &SessionId, record: &Record) -> Option<Record> {
+        match self.local.confirm(session, record) {
+            Belief::Outdated => self.local.recall(session).map(|known| known.record),
+            Belief::Stored | Belief::Unsealed => None,
+        }
     }
 
     /// Uses what the store holds, which lives for `left`.
@@ -177,7 +188,7 @@ impl Bindings {
         };
         match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
             Ok(None) => {
-                self.local.confirm(session, &record);
+                let record = self.newer(session, &record).unwrap_or(record);
                 let binding = self.use_stored(wanted, session, record, self.ttl, budget).await?;
                 let result = if binding.result == BindingResult::Existing { result } else { binding.result };
                 Ok(Binding { result, is_guess: true, ..binding })
@@ -200,32 +211,27 @@ impl Bindings {
             let key = self.places.choose(wanted, session, wanted.reach(&record))?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
             let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
-            let binding = match outcome {
-                Ok(Replaced::Done) => {
-                    tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
-                    self.local.confirm(session, &next);
-                    Binding::stored(&key, session, next, BindingResult::Rebound)
-                }
-                Err(_) => self.go_by(wanted, session, next, false)?,
-                Ok(Replaced::Lost(winner)) => {
-                    let Some(winner) = Record::parse(&winner) else { return self.beside_store(wanted, session) };
-                    if self.local.confirm(session, &winner) == Belief::Outdated
-                        && let Some(known) = self.local.recall(session)
-                    {
-                        // The store has lost what it had a moment ago. Boxed, since restoring may come back here.
-                        return Box::pin(self.restore(wanted, session, &known, budget)).await;
+            let held = match outcome {
+                Ok(Replaced::Done) => match self.newer(session, &next) {
+                    None => {
+                        tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
+                        return Ok(has_moved(Binding::stored(&key, session, next, BindingResult::Rebound)));
                     }
-                    match self.places.standing(wanted, &winner) {
-                        Standing::Serves(key) => Binding::stored(&key, session, winner, BindingResult::Existing),
-                        Standing::NotLoaded => self.spill(wanted, session, &winner)?,
-                        Standing::Gone => {
-                            record = winner;
-                            continue;
-                        }
-                    }
-                }
+                    Some(newer) => newer,
+                },
+                Ok(Replaced::Lost(winner)) => match Record::parse(&winner) {
+                    Some(winner) => self.newer(session, &winner).unwrap_or(winner),
+                    None => return self.beside_store(wanted, session),
+                },
+                Err(_) => return self.go_by(wanted, session, next, false).map(has_moved),
             };
-            return Ok(Binding { has_moved: true, ..binding });
+            match self.places.standing(wanted, &held) {
+                Standing::Serves(key) => {
+                    return Ok(has_moved(Binding::stored(&key, session, held, BindingResult::Existing)));
+                }
+                Standing::NotLoaded => return self.spill(wanted, session, &held),
+                Standing::Gone => record = held,
+            }
         }
         Err(none_in_use())
     }
@@ -247,4 +253,8 @@ impl Bindings {
     fn by_load(&self, wanted: &Wanted<'_>) -> Result<Binding, Error> {
         Ok(Binding::passing(&self.places.by_load(wanted)?, None, BindingResult::None))
     }
+}
+
+fn has_moved(binding: Binding) -> Binding {
+    Binding { has_moved: true, ..binding }
 }
