@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use ::http::{HeaderValue, Request, Uri};
+use ::http::request::Parts;
+use ::http::{HeaderMap, HeaderValue, Request, Uri};
 use axum::body::Body;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
 use crate::binding::place::{Sealed, Wanted};
-use crate::binding::table::Bindings;
+use crate::binding::table::{Bindings, Found};
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
@@ -19,20 +20,28 @@ use crate::outcome::Answer;
 use crate::session::identify::{Identifier, Identity};
 use crate::store::Budget;
 use crate::task::Tasks;
-use crate::upstream::call::{Sent, send};
+use crate::upstream::call::{Ask, Sent, send};
 use crate::upstream::headers::TURN_STATE;
 
 pub mod account;
 pub mod failover;
 pub mod search;
-pub mod http;
-pub mod relay;
 pub mod replay;
+pub mod idle;
+pub mod relay;
+pub mod http;
+pub mod frame;
+pub mod lanes;
+pub mod hop;
+pub mod parting;
+pub mod socket;
+pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
 use replay::{Replay, Text};
 use search::Search;
+use socket::Sockets;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
@@ -50,18 +59,33 @@ pub struct Gateway {
     /// The memory that request bodies are held in.
     pub replay: Replay,
     pub metrics: Arc<Metrics>,
+    /// The WebSockets that are open.
+    pub sockets: Sockets,
     /// Owns what outlives a turn.
     pub tasks: Tasks,
 }
 
+/// What is sent upstream, and with how much time for the store.
+struct Sending<'t> {
+    ask: Ask<'t>,
+    head: &'t Parts,
+    /// When all of it was here.
+    whole: Instant,
+    budget: Budget,
+}
+
+/// A handshake that was answered.
+struct Connected {
+    client: Arc<Client>,
+    binding: Binding,
+    answer: Answer,
+}
+
 impl Gateway {
-    /// The spine: everything up to the head of an answer. Until then, and never after, a failed attempt may move to another key.
+    /// A turn over HTTP, up to the head of its answer.
     async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
-        let client = self.clients.get().authenticate(request.headers())?;
-        account.client(&client.id);
-        refuse_credentials(request.uri())?;
         let (head, body) = request.into_parts();
-        let identity = self.identifier.by_headers(&client.id, &head.headers);
+        let (client, identity) = self.receive(account, &head)?;
         let mut budget = self.bindings.budget();
 
         // The store answers while the body is still coming.
@@ -81,25 +105,75 @@ impl Gateway {
             (found, _) => found.unwrap_or(Ok(None)),
         };
 
-        let sent = Sent { headers: &head.headers, query: head.uri.query(), body: &body.bytes };
-        let turn_state = head.headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let lineage = self.identifier.lineage(&client.id, &head.headers);
-        let wanted = Wanted { session: identity.session, lineage, client: &client, carries_sealed, turn_state };
-        let mut binding = self.bindings.bind(&wanted, found, &mut budget).await?;
+        let wanted = self.wanted(&client, &head.headers, identity, carries_sealed, false);
+        let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
+        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
+        Ok((binding.key, answer))
+    }
+
+    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that binding needs.
+    async fn connect(&self, account: &mut Account, head: &Parts, nonce: &str) -> Result<Connected, Error> {
+        let (client, identity) = self.receive(account, head)?;
+        account.session(&identity);
+        let whole = Instant::now();
+        let mut budget = self.bindings.budget();
+        let found = match &identity.session {
+            Some(session) => self.bindings.look_up(session, &mut budget).await,
+            None => Ok(None),
+        };
+        let wanted = self.wanted(&client, &head.headers, identity, Sealed::Known(false), true);
+        let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
+        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
+        Ok(Connected { client, binding, answer })
+    }
+
+    /// Who calls, and for which session, as far as the head tells.
+    fn receive(&self, account: &mut Account, head: &Parts) -> Result<(Arc<Client>, Identity), Error> {
+        let client = self.clients.get().authenticate(&head.headers)?;
+        account.client(&client.id);
+        refuse_credentials(&head.uri)?;
+        let identity = self.identifier.by_headers(&client.id, &head.headers);
+        Ok((client, identity))
+    }
+
+    fn wanted<'t>(
+        &self,
+        client: &'t Client,
+        headers: &'t HeaderMap,
+        identity: Identity,
+        carries_sealed: Sealed<'t>,
+        by_websocket: bool,
+    ) -> Wanted<'t> {
+        let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
+        let lineage = self.identifier.lineage(&client.id, headers);
+        Wanted { session: identity.session, lineage, client, carries_sealed, turn_state, by_websocket }
+    }
+
+    /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.
+    async fn serve(
+        &self,
+        account: &mut Account,
+        sending: &mut Sending<'_>,
+        wanted: &Wanted<'_>,
+        found: Found,
+    ) -> Result<(Binding, Answer), Error> {
+        let Sending { ask, head, whole, budget } = sending;
+        let sent = Sent { headers: &head.headers, query: head.uri.query(), ask: *ask };
+        let mut binding = self.bindings.bind(wanted, found, budget).await?;
         let first = Arc::clone(&binding.key);
-        account.overhead(whole);
+        account.overhead(*whole);
         loop {
             account.bound(&binding, !binding.key.shares_cache_with(&first), self.registry.enter(&binding.key));
-            let is_foreign_state = turn_state.is_some_and(|state| binding.is_foreign_state(state));
+            let is_foreign_state = wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
             match decide(send(&sent, &binding.key, is_foreign_state).await) {
-                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, &mut budget).await),
+                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, budget).await),
                 Verdict::GiveUp(error) => return Err(error),
                 Verdict::Foreign(answer) if binding.is_guess => {
-                    let search = Search { gateway: self, sent: &sent, wanted: &wanted, guess: &binding };
-                    return search.run(account, answer, &mut budget).await;
+                    let search = Search { gateway: self, sent: &sent, wanted, guess: &binding };
+                    return search.run(account, answer, budget).await;
                 }
-                Verdict::Foreign(answer) => return Ok((binding.key, answer)),
+                Verdict::Foreign(answer) => return Ok((binding, answer)),
                 Verdict::Move(ailment, answer) => {
                     if let Some(successor) = self.registry.successor(&binding.key) {
                         // Refused was what it showed before a reload.
@@ -107,10 +181,10 @@ impl Gateway {
                         continue;
                     }
                     self.registry.disable(&binding.key, ailment);
-                    binding = match self.bindings.rebind(&wanted, &binding, &mut budget).await {
+                    binding = match self.bindings.rebind(wanted, &binding, budget).await {
                         Ok(next) => next,
                         // Nowhere left: what the upstream says of its quota its client must hear; what it says of our key not.
-                        Err(_) if ailment.is_for_the_client() => return Ok((binding.key, answer)),
+                        Err(_) if ailment.is_for_the_client() => return Ok((binding, answer)),
                         Err(error) => return Err(error),
                     };
                 }
@@ -123,7 +197,7 @@ impl Gateway {
     fn glance(
         &self,
         client: &Client,
-        headers: &::http::HeaderMap,
+        headers: &HeaderMap,
         body: &replay::Replayed,
         mut identity: Identity,
     ) -> Result<(Identity, Option<bool>), Error> {
@@ -144,12 +218,12 @@ impl Gateway {
         Ok((identity, sealed))
     }
 
-    async fn deliver(&self, binding: Binding, answer: Answer, budget: &mut Budget) -> (Arc<Key>, Answer) {
+    async fn deliver(&self, binding: Binding, answer: Answer, budget: &mut Budget) -> (Binding, Answer) {
         if answer.status.is_success() {
             self.registry.has_served(&binding.key);
             self.bindings.confirm(&binding, budget).await;
         }
-        (binding.key, answer)
+        (binding, answer)
     }
 }
 

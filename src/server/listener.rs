@@ -90,7 +90,7 @@ where
         // A peer that is gone without a word is found out.
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(header_timeout);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
 
     // hyper has one timeout for an idle connection and for a head that trickles in. Its own is the long one; a new connection,

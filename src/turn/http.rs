@@ -12,6 +12,7 @@ use super::account::Account;
 use super::relay::relay;
 use crate::error::{Error, Kind};
 use crate::key::Key;
+use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::telemetry::TurnId;
 use crate::upstream::headers::returned;
@@ -21,19 +22,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
 pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Body> {
-    let account = Account::open(Arc::clone(&gateway.metrics), request.headers());
-    let id = account.id;
-    let turn = AssertUnwindSafe(answer(&gateway, account, request)).catch_unwind();
+    let account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
+    guarded(account.id, answer(&gateway, account, request)).await
+}
+
+/// An answer to the client, whatever becomes of `turn`.
+pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Body>>) -> Response<Body> {
     let failed = |_| {
         tracing::error!(turn = %id, "a turn panicked");
         Error::new(Kind::Internal, "The gateway failed on this turn.").to_response()
     };
-    named(turn.await.unwrap_or_else(failed), id)
+    named(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
 }
 
 /// A turn that is refused before anybody looks at it.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Body> {
-    let mut account = Account::open(Arc::clone(&gateway.metrics), request.headers());
+    let mut account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
     account.refused(error);
     named(error.to_response(), account.id)
 }
@@ -57,7 +61,7 @@ async fn answer(gateway: &Gateway, mut account: Account, request: Request<Body>)
     }
 }
 
-fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
+pub fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
     account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;

@@ -2,15 +2,12 @@
 //!
 //! The client never sees the forgetting. Where nobody accepts, it gets what the first one said.
 
-use std::sync::Arc;
-
 use super::Gateway;
 use super::account::Account;
 use super::failover::{Verdict, decide};
 use crate::binding::Binding;
 use crate::binding::place::Wanted;
 use crate::error::Error;
-use crate::key::Key;
 use crate::outcome::Answer;
 use crate::store::Budget;
 use crate::upstream::call::{Sent, send};
@@ -25,7 +22,7 @@ pub struct Search<'t> {
 
 impl Search<'_> {
     /// `refused`: what the first key answered.
-    pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Arc<Key>, Answer), Error> {
+    pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Binding, Answer), Error> {
         let Self { gateway, sent, wanted, guess } = self;
         let mut tried = vec![guess.key.organization_tag];
         while let Some(next) = gateway.bindings.elsewhere(wanted, guess, &tried) {
@@ -40,7 +37,7 @@ impl Search<'_> {
                 Verdict::Deliver(answer)
                     if answer.status.is_server_error() || answer.status == http::StatusCode::TOO_MANY_REQUESTS =>
                 {
-                    return Ok((next.key, answer));
+                    return Ok((next, answer));
                 }
                 Verdict::GiveUp(error) => return Err(error),
                 // It was not asked: a sibling is, if there is one.
@@ -50,6 +47,6 @@ impl Search<'_> {
         }
         gateway.bindings.give_up(wanted, &tried)?;
         account.bound(guess, false, gateway.registry.enter(&guess.key));
-        Ok((Arc::clone(&guess.key), refused))
+        Ok((guess.clone(), refused))
     }
 }
