@@ -13,6 +13,7 @@ mod recorder;
 mod redis;
 mod replica;
 mod simulator;
+mod socket;
 
 mod cluster;
 mod codex;
@@ -47,3 +48,7 @@ mod errors;
 mod http;
 mod leaving;
 mod limits;
+
+mod parting;
+mod upgrade;
+mod websocket;
