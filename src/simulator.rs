@@ -1,7 +1,7 @@
 //! An OpenAI to test against: organizations, projects, keys and regions, a prompt cache that is stricter than the real one, sealed
 //! reasoning, rate limits, every error on request, and a judge that records each turn it saw.
 //!
-//! Serves `POST /responses` and `GET /models`, with and without `/v1`, and its own `/_sim/...` paths. It never talks to anybody,
+//! Serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with and without `/v1`, and its own `/_sim/...` paths. It never talks to anybody,
 //! keeps nothing on disk, and reads, decides and counts by code of its own: what the gateway it judges reads too is read twice on purpose.
 //! What the last user text of a request may ask of it stands in `simulator/directive.rs`.
 
@@ -30,23 +30,35 @@ mod machine;
 mod diagnosis;
 mod fault;
 pub mod judge;
+pub mod sockets;
 mod stored;
 
 mod world;
 
+mod control;
 mod reply;
 mod stream;
 
+mod caller;
 mod turn;
+
+mod http;
+
+mod frame;
+mod lanes;
+mod local;
+
+mod connection;
+mod websocket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ::http::{HeaderValue, Response, StatusCode, header};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::routing::{get, post};
-use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use tokio_util::sync::CancellationToken;
 
@@ -55,22 +67,24 @@ use crate::task::Tasks;
 
 pub use fault::Fault;
 pub use settings::{Config, KeyConfig};
+pub use sockets::Order;
 
 use refusal::{Caller, Refusal};
+use websocket::Home;
 use world::World;
 
-/// Bytes of a scripted fault.
+/// Bytes of a word to the judge.
 const MOST_FAULT_BYTES: usize = 64 * 1024;
 
 /// The simulated upstream.
 pub struct Simulator {
-    world: World,
+    world: Arc<World>,
 }
 
 impl Simulator {
     /// Reads the keys' secrets. The error is one line and names no secret.
     pub fn new(config: &Config) -> Result<Arc<Self>, String> {
-        Ok(Arc::new(Self { world: World::new(config)? }))
+        Ok(Arc::new(Self { world: Arc::new(World::new(config)?) }))
     }
 
     /// Whether it may serve there: the judge shows what no stranger should see.
@@ -81,17 +95,21 @@ impl Simulator {
         Err(format!("the simulated upstream does not listen on {address}: set sim.expose = true if you mean it"))
     }
 
-    pub fn router(self: &Arc<Self>) -> Router {
+    fn router(self: &Arc<Self>, home: Home) -> Router {
         let mut router = Router::new()
+            .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
+            .route("/_sim/close", post(close))
             .route("/_sim/turns", get(async |State(simulator): Sim| json(&simulator.turns())))
             .route("/_sim/summary", get(async |State(simulator): Sim| json(&simulator.summary())))
             .route("/_sim/fault", post(add_fault).delete(clear_faults))
             .route("/_sim/reset", post(reset));
         for base in ["", "/v1"] {
+            let home = home.clone();
             router = router
                 .route(
                     &format!("{base}/responses"),
-                    post(async |State(simulator): Sim, request: Request| turn::serve(&simulator.world, request).await),
+                    post(async |State(simulator): Sim, request: Request| http::serve(&simulator.world, request).await)
+                        .get(move |State(simulator): Sim, request: Request| upgrade(simulator, home, request)),
                 )
                 .route(&format!("{base}/models"), get(models));
         }
@@ -101,7 +119,10 @@ impl Simulator {
     /// Serves until `closing`. An address that is not admitted is not served.
     pub async fn serve(self: Arc<Self>, listener: Listener, tasks: Tasks, closing: CancellationToken) {
         match listener.address().map_err(|error| error.to_string()).and_then(|address| self.admits(address)) {
-            Ok(()) => listener.serve(self.router(), tasks, closing).await,
+            Ok(()) => {
+                let home = Home { tasks: tasks.clone(), closing: closing.clone() };
+                listener.serve(self.router(home), tasks, closing).await;
+            }
             Err(error) => tracing::error!(%error, "simulated upstream not served"),
         }
     }
@@ -109,6 +130,16 @@ impl Simulator {
     /// Every turn on record, oldest first.
     pub fn turns(&self) -> Vec<judge::Turn> {
         self.world.judge.turns()
+    }
+
+    /// Every WebSocket on record, oldest first.
+    pub fn sockets(&self) -> Vec<sockets::Socket> {
+        self.world.sockets.all()
+    }
+
+    /// Closes the open WebSockets that an order fits, and returns how many.
+    pub fn close(&self, order: &Order) -> usize {
+        self.world.sockets.close(order)
     }
 
     pub fn summary(&self) -> judge::Summary {
@@ -131,14 +162,31 @@ impl Simulator {
 
 type Sim = State<Arc<Simulator>>;
 
+async fn upgrade(simulator: Arc<Simulator>, home: Home, request: Request) -> Response<Body> {
+    if simulator.world.config.websocket && websocket::is_upgrade(request.headers()) {
+        return websocket::serve(&simulator.world, home, request).await;
+    }
+    unknown(request).await
+}
+
+async fn close(State(simulator): Sim, request: Request) -> Response<Body> {
+    match read::<Order>(request, "invalid_order").await {
+        Ok(order) => typed(format!("{{\"closed\":{}}}", simulator.close(&order))),
+        Err(refusal) => refusal.response(),
+    }
+}
+
 async fn add_fault(State(simulator): Sim, request: Request) -> Response<Body> {
-    let refused = |error: String| Refusal::invalid(Some("invalid_fault"), None, error).response();
-    let bytes = match Limited::new(request.into_body(), MOST_FAULT_BYTES).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return refused(error.to_string()),
-    };
-    let added = serde_json::from_slice(&bytes).map_err(|error| error.to_string()).and_then(|fault| simulator.add_fault(fault));
-    added.map_or_else(refused, |()| no_content())
+    let refused = |error: String| Refusal::invalid(Some("invalid_fault"), None, error);
+    let added = read(request, "invalid_fault").await.and_then(|fault| simulator.add_fault(fault).map_err(refused));
+    added.map_or_else(|refusal| refusal.response(), |()| no_content())
+}
+
+/// The body of a request to the judge.
+async fn read<T: serde::de::DeserializeOwned>(request: Request, code: &str) -> Result<T, Refusal> {
+    let refused = |error: String| Refusal::invalid(Some(code), None, error);
+    let body = Limited::new(request.into_body(), MOST_FAULT_BYTES).collect().await.map_err(|error| refused(error.to_string()))?;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| refused(error.to_string()))
 }
 
 async fn clear_faults(State(simulator): Sim) -> Response<Body> {

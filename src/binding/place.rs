@@ -116,8 +116,7 @@ impl Places {
     /// The session's first choice among the keys within `reach`.
     pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let within: Vec<_> =
-            loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
+        let within: Vec<_> = loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
         let allowed = if common.is_empty() { within } else { common };

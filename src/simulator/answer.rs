@@ -1,7 +1,7 @@
 //! What the model says, and the events that say it: one answer in the shapes of the real service.
 //!
-//! Decides the order and the form of events and of the response object. Plays nothing: when an event is sent, and whether all of
-//! them are, is the stream's affair.
+//! Decides the order and the form of events and of the response object. Plays nothing: when an event is sent, whether all of
+//! them are, and over which transport, is decided elsewhere.
 
 use std::fmt::Arguments;
 
@@ -156,6 +156,23 @@ pub struct Answer {
     pub echo: String,
     /// Pads text events, as the service does unless asked not to.
     pub obfuscate: bool,
+    /// The named lane of a WebSocket, which every event repeats.
+    pub lane: Option<String>,
+}
+
+/// One event: the object that goes over the wire, and its type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub kind: &'static str,
+    pub json: String,
+}
+
+impl Event {
+    /// As it stands in a stream of server-sent events.
+    pub fn sse(&self) -> Bytes {
+        let Self { kind, json } = self;
+        Bytes::from(format!("event: {kind}\ndata: {json}\n\n"))
+    }
 }
 
 /// One event of the stream.
@@ -195,20 +212,22 @@ impl Answer {
         steps
     }
 
-    pub fn output_tokens(&self) -> u64 {
-        self.items.iter().map(Item::tokens).sum()
+    /// Of the first `items` of it.
+    pub fn output_tokens(&self, items: usize) -> u64 {
+        self.items.iter().take(items).map(Item::tokens).sum()
     }
 
     /// The response object at its end: the whole body of an answer that is not streamed.
     pub fn object(&self) -> String {
-        self.response("completed", "null", true)
+        self.response("completed", "null", "null", Some(&self.items))
     }
 
-    fn response(&self, status: &str, error: &str, whole: bool) -> String {
-        let output: Vec<String> = if whole { self.items.iter().map(Item::json).collect() } else { Vec::new() };
-        let usage = if whole { self.usage() } else { "null".into() };
+    /// `items` are those that were said to their end; none, and there is no usage either.
+    fn response(&self, status: &str, error: &str, details: &str, items: Option<&[Item]>) -> String {
+        let output: Vec<String> = items.unwrap_or_default().iter().map(Item::json).collect();
+        let usage = items.map_or_else(|| "null".into(), |items| self.usage(items));
         format!(
-            r#"{{"id":"{}","object":"response","created_at":{},"status":"{status}","background":false,"error":{error},"incomplete_details":null,{},"output":[{}],"usage":{usage}}}"#,
+            r#"{{"id":"{}","object":"response","created_at":{},"status":"{status}","background":false,"error":{error},"incomplete_details":{details},{},"output":[{}],"usage":{usage}}}"#,
             self.id,
             self.created_at,
             self.echo,
@@ -216,14 +235,14 @@ impl Answer {
         )
     }
 
-    fn usage(&self) -> String {
+    fn usage(&self, items: &[Item]) -> String {
         let Usage { input, cached, written, written_half_day } = self.usage;
         let details = written_half_day.map(|half_day| {
             let half_hour = written - half_day;
             format!(r#","cache_write_tokens_details":{{"ttl_30m_tokens":{half_hour},"ttl_12h_tokens":{half_day}}}"#)
         });
-        let reasoning: u64 = self.items.iter().filter(|item| matches!(item, Item::Reasoning { .. })).map(Item::tokens).sum();
-        let output = self.output_tokens();
+        let reasoning: u64 = items.iter().filter(|item| matches!(item, Item::Reasoning { .. })).map(Item::tokens).sum();
+        let output: u64 = items.iter().map(Item::tokens).sum();
         format!(
             r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":{cached},"cache_write_tokens":{written}{}}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":{reasoning}}},"total_tokens":{}}}"#,
             details.unwrap_or_default(),
@@ -231,18 +250,12 @@ impl Answer {
         )
     }
 
-    /// One event as it goes over the wire.
-    pub fn event(&self, step: Step, number: u64) -> Bytes {
+    /// One event of an answer that goes well.
+    pub fn event(&self, step: Step, number: u64) -> Event {
         match step {
-            Step::Created => {
-                frame("response.created", number, format_args!(r#""response":{}"#, self.response("in_progress", "null", false)))
-            }
-            Step::InProgress => frame(
-                "response.in_progress",
-                number,
-                format_args!(r#""response":{}"#, self.response("in_progress", "null", false)),
-            ),
-            Step::Completed => frame("response.completed", number, format_args!(r#""response":{}"#, self.object())),
+            Step::Created => self.tell("response.created", number, format_args!(r#""response":{}"#, self.begun())),
+            Step::InProgress => self.tell("response.in_progress", number, format_args!(r#""response":{}"#, self.begun())),
+            Step::Completed => self.tell("response.completed", number, format_args!(r#""response":{}"#, self.object())),
             Step::Added(index) => self.item_event("response.output_item.added", index, false, number),
             Step::Done(index) => self.item_event("response.output_item.done", index, true, number),
             Step::PartAdded(index) => {
@@ -276,40 +289,52 @@ impl Answer {
     }
 
     /// The event that ends a stream in failure. `error` is what stands inside `error` of a refusal.
-    pub fn failed(&self, error: &Value, number: u64) -> Bytes {
+    pub fn failed(&self, error: &Value, number: u64) -> Event {
         let error = format!(r#"{{"code":{},"message":{}}}"#, error["code"], error["message"]);
-        frame("response.failed", number, format_args!(r#""response":{}"#, self.response("failed", &error, false)))
+        self.tell("response.failed", number, format_args!(r#""response":{}"#, self.response("failed", &error, "null", None)))
+    }
+
+    /// The event that ends a stream early, with what was said to its end.
+    pub fn incomplete(&self, reason: &str, items: usize, number: u64) -> Event {
+        let details = format!(r#"{{"reason":"{reason}"}}"#);
+        let response = self.response("incomplete", "null", &details, Some(&self.items[..items]));
+        self.tell("response.incomplete", number, format_args!(r#""response":{response}"#))
+    }
+
+    fn begun(&self) -> String {
+        self.response("in_progress", "null", "null", None)
     }
 
     /// The bare, flat event that ends a stream in failure.
-    pub fn error(&self, error: &Value, number: u64) -> Bytes {
+    pub fn error(&self, error: &Value, number: u64) -> Event {
         let fields =
             format_args!(r#""code":{},"message":{},"param":{}"#, error["code"], error["message"], error["param"]).to_string();
-        frame("error", number, format_args!("{fields}"))
+        self.tell("error", number, format_args!("{fields}"))
     }
 
     fn text(&self, index: usize, event: Option<u64>) -> String {
         if let Item::Message { text, .. } = &self.items[index] { text.spelled(event) } else { "\"\"".into() }
     }
 
-    fn item_event(&self, kind: &str, index: usize, done: bool, number: u64) -> Bytes {
-        frame(kind, number, format_args!(r#""output_index":{index},"item":{}"#, self.items[index].spelled(done)))
+    fn item_event(&self, kind: &'static str, index: usize, done: bool, number: u64) -> Event {
+        self.tell(kind, number, format_args!(r#""output_index":{index},"item":{}"#, self.items[index].spelled(done)))
     }
 
-    fn part_event(&self, kind: &str, index: usize, fields: Arguments<'_>, number: u64) -> Bytes {
+    fn part_event(&self, kind: &'static str, index: usize, fields: Arguments<'_>, number: u64) -> Event {
         let id = self.items[index].id();
-        frame(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"content_index":0,{fields}"#))
+        self.tell(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"content_index":0,{fields}"#))
     }
 
-    fn call_event(&self, kind: &str, field: &str, index: usize, number: u64) -> Bytes {
+    fn call_event(&self, kind: &'static str, field: &str, index: usize, number: u64) -> Event {
         let arguments = if let Item::Call { arguments, .. } = &self.items[index] { quoted(arguments) } else { "\"\"".into() };
         let id = self.items[index].id();
-        frame(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"{field}":{arguments}"#))
+        self.tell(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"{field}":{arguments}"#))
     }
-}
 
-fn frame(kind: &str, number: u64, fields: Arguments<'_>) -> Bytes {
-    Bytes::from(format!("event: {kind}\ndata: {{\"type\":\"{kind}\",\"sequence_number\":{number},{fields}}}\n\n"))
+    fn tell(&self, kind: &'static str, number: u64, fields: Arguments<'_>) -> Event {
+        let lane = self.lane.as_ref().map(|lane| format!(r#","stream_id":{}"#, quoted(lane))).unwrap_or_default();
+        Event { kind, json: format!(r#"{{"type":"{kind}","sequence_number":{number}{lane},{fields}}}"#) }
+    }
 }
 
 #[cfg(test)]

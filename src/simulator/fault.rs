@@ -5,9 +5,11 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use serde::Deserialize;
 
 use super::key::Key;
+use super::refusal::{Caller, Refusal};
 use crate::setting::Span;
 
 /// Faults kept at once.
@@ -37,8 +39,21 @@ pub struct Fault {
     pub reset: bool,
     /// A `code` under status 200 comes as a bare `error` event instead of `response.failed`.
     pub error_event: bool,
+    /// Closes the WebSocket with this code: after `cut_after_events` events, after the error or the answer, or in place of it.
+    /// In a handshake: accepts, and closes at once.
+    pub close: Option<u16>,
+    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also WebSocket handshakes.
+    pub at: Option<At>,
     /// How many requests it strikes; absent, all until it is cleared.
     pub times: Option<u64>,
+}
+
+/// What a fault strikes: a turn over either transport, or the handshake of a WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum At {
+    Turn,
+    Handshake,
 }
 
 fn seconds_or_span<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -67,7 +82,22 @@ impl Fault {
 
     /// Whether it makes the key useless for whatever it is asked, not only for answers.
     fn concerns_the_key(&self) -> bool {
-        self.status == Some(401) && self.model.is_none() && self.session.is_none()
+        self.status == Some(401) && self.model.is_none() && self.session.is_none() && self.at.is_none()
+    }
+
+    /// The error that it answers with, under a status.
+    pub fn refusal(&self, status: StatusCode, key: &Key, model: &str) -> Refusal {
+        let caller = Caller { organization: &key.organization, project: &key.project, model, masked: &key.masked };
+        // A rate limit without a wait is terminal for Codex: the real one always names it.
+        let usual = (status == StatusCode::TOO_MANY_REQUESTS
+            && self.code.as_deref().is_none_or(|code| code == "rate_limit_exceeded"))
+        .then_some(Duration::from_secs(1));
+        let refusal = Refusal::scripted(status, self.code.as_deref(), caller, self.retry_after.or(usual));
+        Refusal { close: self.close, ..refusal }
+    }
+
+    fn strikes_at(&self, at: At) -> bool {
+        self.at.map_or(at == At::Turn || self.concerns_the_key(), |own| own == at)
     }
 }
 
@@ -80,6 +110,10 @@ impl Faults {
         if let Some(status) = fault.status.filter(|status| !(200..=599).contains(status)) {
             return Err(format!("{status} is no status that a fault can have"));
         }
+        // The codes that RFC 6455 lets an endpoint send.
+        if let Some(code) = fault.close.filter(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)) {
+            return Err(format!("{code} is no code that a WebSocket can be closed with"));
+        }
         if self.0.len() >= MOST_FAULTS {
             return Err(format!("{MOST_FAULTS} faults are enough"));
         }
@@ -91,9 +125,10 @@ impl Faults {
         self.0.clear();
     }
 
-    /// The fault that strikes this turn, counted.
-    pub fn strike(&mut self, key: &Key, model: Option<&str>, session: Option<&str>) -> Option<Fault> {
-        let index = self.0.iter().position(|fault| fault.times != Some(0) && fault.fits(key, model, session))?;
+    /// The fault that strikes here, counted.
+    pub fn strike(&mut self, at: At, key: &Key, model: Option<&str>, session: Option<&str>) -> Option<Fault> {
+        let strikes = |fault: &Fault| fault.times != Some(0) && fault.strikes_at(at) && fault.fits(key, model, session);
+        let index = self.0.iter().position(strikes)?;
         if let Some(times) = &mut self.0[index].times {
             *times -= 1;
         }
@@ -128,7 +163,7 @@ mod tests {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
         faults.add(fault(r#"{"key":"a-1","model":"gpt-5.4","status":429,"times":2}"#)).expect("added");
-        let mut strike = |model| faults.strike(&key(), Some(model), None).and_then(|fault| fault.status);
+        let mut strike = |model| faults.strike(At::Turn, &key(), Some(model), None).and_then(|fault| fault.status);
         assert_eq!(
             (strike("gpt-5.5"), strike("gpt-5.4"), strike("gpt-5.4"), strike("gpt-5.4")),
             (None, Some(429), Some(429), None)
@@ -142,6 +177,24 @@ mod tests {
         assert!(serde_json::from_str::<Fault>(r#"{"retry_after":-1}"#).is_err());
         assert!(serde_json::from_str::<Fault>(r#"{"statsu":1}"#).is_err());
         assert!(Faults::default().add(fault(r#"{"status":99}"#)).is_err());
+        assert!(Faults::default().add(fault(r#"{"close":1006}"#)).is_err(), "no endpoint sends it");
+    }
+
+    #[test]
+    fn a_handshake_is_struck_by_what_names_it_and_by_a_dead_key() {
+        let strikes = |json: &str, at| {
+            let mut faults = Faults::default();
+            faults.add(fault(json)).expect("added");
+            faults.strike(at, &key(), None, None).is_some()
+        };
+        for (json, handshake, turn) in [
+            (r#"{"status":401}"#, true, true),
+            (r#"{"status":429}"#, false, true),
+            (r#"{"status":429,"at":"handshake"}"#, true, false),
+            (r#"{"status":401,"at":"turn"}"#, false, true),
+        ] {
+            assert_eq!((strikes(json, At::Handshake), strikes(json, At::Turn)), (handshake, turn), "{json}");
+        }
     }
 
     #[test]
@@ -149,7 +202,7 @@ mod tests {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"key":"a-1","status":401,"times":1}"#)).expect("added");
         assert!(faults.of_key(&key()).is_some() && faults.of_key(&key()).is_some());
-        assert!(faults.strike(&key(), None, None).is_some());
+        assert!(faults.strike(At::Turn, &key(), None, None).is_some());
         assert!(faults.of_key(&key()).is_none());
     }
 }

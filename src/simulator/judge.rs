@@ -4,6 +4,7 @@
 //! session met, which bytes arrived, what was cached and what could have been. Bodies and secrets are not kept.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,7 +28,9 @@ pub enum Outcome {
     Refused,
     /// The stream ended in a scripted `response.failed` or `error` event.
     Failed,
-    /// Cut or reset by a scripted fault.
+    /// Ended early because its client, on a WebSocket, cancelled or steered it.
+    Incomplete,
+    /// Cut or reset by a scripted fault, or by the end of its WebSocket's time.
     Cut,
     /// The client was gone before the answer had gone out.
     ClientLeft,
@@ -67,6 +70,15 @@ pub struct Turn {
     /// The `x-codex-turn-state` it carried.
     pub turn_state: Option<String>,
     pub response_id: Option<String>,
+    /// The number of the WebSocket it was on, as `GET /_sim/sockets` has it.
+    pub connection: Option<u64>,
+    /// The WebSocket lane (`stream_id`) it named.
+    pub lane: Option<String>,
+    /// The type of the frame that began it, `response.create` or `response.steer`; nothing for a handshake.
+    pub frame: Option<String>,
+    pub previous_response_id: Option<String>,
+    /// It only prepared: `generate: false`, or a prewarm.
+    pub prewarm: bool,
     /// Every header name seen, sorted, each once.
     #[serde(with = "names")]
     pub headers: Arc<[String]>,
@@ -154,7 +166,7 @@ impl Judge {
             record.forgotten += 1;
         }
         record.turns.push_back(turn);
-        Entry { judge: Arc::clone(self), number, outcome: Outcome::ClientLeft, events: 0 }
+        Entry { judge: Arc::clone(self), number, outcome: Outcome::ClientLeft, events: 0, hung_up: None }
     }
 
     pub fn turns(&self) -> Vec<Turn> {
@@ -205,6 +217,8 @@ pub struct Entry {
     number: u64,
     outcome: Outcome,
     events: u64,
+    /// Set once it is the upstream that hangs up: what is unsaid then was cut.
+    hung_up: Option<Arc<AtomicBool>>,
 }
 
 impl Entry {
@@ -219,6 +233,11 @@ impl Entry {
         self.outcome = outcome;
     }
 
+    /// Whom to ask, when it is dropped unsaid, whose doing that was.
+    pub fn unless(&mut self, hung_up: &Arc<AtomicBool>) {
+        self.hung_up = Some(Arc::clone(hung_up));
+    }
+
     pub fn sent_event(&mut self) {
         self.events += 1;
     }
@@ -226,7 +245,9 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let (outcome, events) = (self.outcome, self.events);
+        let hung_up = self.hung_up.as_ref().is_some_and(|hung_up| hung_up.load(Ordering::Relaxed));
+        let outcome = if self.outcome == Outcome::ClientLeft && hung_up { Outcome::Cut } else { self.outcome };
+        let events = self.events;
         self.note(|turn| {
             (turn.outcome, turn.events, turn.finished_at) = (outcome, events, Some(now_millis()));
         });

@@ -22,6 +22,13 @@ pub struct Key {
     pub masked: String,
 }
 
+impl Key {
+    /// Its organization's and its project's name together: where what it stores is found again.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.organization, self.project)
+    }
+}
+
 /// All keys, by the hash of their secret.
 #[derive(Debug)]
 pub struct Keys(HashMap<[u8; 32], Arc<Key>>);

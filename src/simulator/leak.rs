@@ -30,12 +30,19 @@ pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
             return Err(leak(&format!("The header '{name}' came more than once.")));
         }
     }
+    Ok(())
+}
+
+/// A body's length is known from the start. A handshake has no body.
+pub fn framing(headers: &HeaderMap, is_handshake: bool) -> Result<(), Refusal> {
     let framing = |text: &str| Refusal::invalid(Some("simulator_framing"), None, text);
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return Err(framing("The body came with a transfer-encoding; its length was known to the client."));
     }
     let lengths: Vec<_> = headers.get_all(header::CONTENT_LENGTH).iter().collect();
     match lengths.as_slice() {
+        [] if is_handshake => Ok(()),
+        [length] if is_handshake && length.as_bytes() != b"0" => Err(framing("A handshake came with a body.")),
         [length] if length.to_str().is_ok_and(|text| text.bytes().all(|byte| byte.is_ascii_digit())) => Ok(()),
         [] => Err(framing("The body came without a content-length.")),
         _ => Err(framing("The body came with an ambiguous content-length.")),
@@ -80,7 +87,10 @@ mod tests {
         for wrong in
             [headers(&[]), headers(&["content-length", "transfer-encoding"]), headers(&["content-length", "content-length"])]
         {
-            assert_eq!(check(&wrong).expect_err("framing").code.as_deref(), Some("simulator_framing"));
+            assert_eq!(framing(&wrong, false).expect_err("framing").code.as_deref(), Some("simulator_framing"));
         }
+        assert_eq!(framing(&headers(&["content-length"]), false), Ok(()));
+        assert_eq!(framing(&headers(&[]), true), Ok(()));
+        assert!(framing(&headers(&["content-length"]), true).is_err(), "a handshake has no body");
     }
 }

@@ -57,6 +57,11 @@ pub fn regime(model: &str) -> Option<Regime> {
     (reasoning || model.starts_with("codex-")).then_some(Regime::Steps { tokens: 128 })
 }
 
+/// Whether a response of this model can be steered: GPT-6 and later.
+pub fn is_steerable(model: &str) -> bool {
+    model.strip_prefix("gpt-").and_then(version).is_some_and(|(major, _)| major >= 6)
+}
+
 /// How long a model of the steps regime remembers when the request does not say.
 pub fn usual_life(model: &str) -> Life {
     if RETAINED.iter().any(|family| model.starts_with(family)) { RETAINED_24H } else { IN_MEMORY }
@@ -100,6 +105,11 @@ mod tests {
         ] {
             assert_eq!(regime(model), expected, "{model}");
         }
+    }
+
+    #[test]
+    fn steering_began_with_gpt_6() {
+        assert!(is_steerable("gpt-6.1-sol") && !is_steerable("gpt-5.6-sol") && !is_steerable("o3"));
     }
 
     #[test]

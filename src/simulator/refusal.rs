@@ -20,6 +20,8 @@ pub struct Refusal {
     pub message: String,
     /// Sent as `retry-after` (whole seconds, rounded up) and `retry-after-ms`.
     pub retry_after: Option<Duration>,
+    /// Closes the WebSocket that it is said on, with this code.
+    pub close: Option<u16>,
 }
 
 /// Whom an error text names.
@@ -42,6 +44,7 @@ impl Refusal {
             param: param.map(str::to_owned),
             message: message.into(),
             retry_after: None,
+            close: None,
         }
     }
 
@@ -78,7 +81,21 @@ impl Refusal {
             param: (code == "invalid_prompt").then(|| "input".to_owned()),
             message,
             retry_after,
+            close: None,
         }
+    }
+
+    /// An error frame of a WebSocket: what a response would be, in one object. A named lane is told by its name.
+    pub fn frame(&self, lane: Option<&str>) -> String {
+        let mut frame = json!({"type": "error", "status": self.status.as_u16(), "error": self.error()});
+        if let Some(lane) = lane {
+            frame["stream_id"] = lane.into();
+        }
+        if let Some(span) = self.retry_after {
+            let (seconds, millis) = (span.as_millis().div_ceil(1000), span.as_millis());
+            frame["headers"] = json!({"retry-after": seconds.to_string(), "retry-after-ms": millis.to_string()});
+        }
+        frame.to_string()
     }
 }
 
@@ -150,6 +167,11 @@ fn wording(status: StatusCode, code: &str, caller: Caller<'_>, retry_after: Opti
         "project_spend_limit_exceeded" => {
             ("insufficient_quota", format!("Project {project} of organization {organization} has reached its monthly budget."))
         }
+        "previous_response_not_found" => (invalid, "Previous response not found.".into()),
+        "websocket_connection_limit_reached" => (
+            invalid,
+            "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.".into(),
+        ),
         "server_is_overloaded" => {
             ("service_unavailable_error", "Our servers are currently overloaded. Please try again later.".into())
         }
@@ -181,6 +203,17 @@ mod tests {
         let response = refusal.response();
         assert_eq!(response.headers()["retry-after"], "12");
         assert_eq!(response.headers()["retry-after-ms"], "11054");
+    }
+
+    #[test]
+    fn an_error_frame_says_all_that_a_response_would() {
+        let wait = Some(Duration::from_millis(1500));
+        let refusal = Refusal::scripted(StatusCode::TOO_MANY_REQUESTS, None, CALLER, wait);
+        let frame: serde_json::Value = serde_json::from_str(&refusal.frame(Some("side"))).expect("JSON");
+        assert_eq!((&frame["type"], &frame["status"], &frame["stream_id"]), (&json!("error"), &json!(429), &json!("side")));
+        assert_eq!((&frame["headers"]["retry-after"], &frame["error"]["code"]), (&json!("2"), &json!("rate_limit_exceeded")));
+        let plain: serde_json::Value = serde_json::from_str(&Refusal::invalid(None, None, "no").frame(None)).expect("JSON");
+        assert!(plain.get("stream_id").is_none() && plain.get("headers").is_none());
     }
 
     #[test]

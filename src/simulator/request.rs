@@ -48,6 +48,25 @@ const PARAMETERS: &[&str] = &[
     "user",
 ];
 
+/// What a frame of a WebSocket holds besides.
+const OF_A_FRAME: &[&str] = &["generate", "stream_id", "type"];
+
+/// How a request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Http,
+    WebSocket,
+}
+
+impl Transport {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::WebSocket => "websocket",
+        }
+    }
+}
+
 /// The shortest time that a breakpoint lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
@@ -88,17 +107,20 @@ pub struct Ask<'d> {
     pub prewarm: bool,
     pub comparison: Option<Cow<'d, str>>,
     pub tier: Cow<'d, str>,
+    /// The named lane of a WebSocket.
+    pub lane: Option<Cow<'d, str>>,
     /// The last input item asks for the history to be compacted.
     pub compact: bool,
 }
 
 impl<'d> Ask<'d> {
-    pub fn read(body: Value<'d>) -> Result<Self, Refusal> {
+    pub fn read(body: Value<'d>, transport: Transport) -> Result<Self, Refusal> {
         if body.kind() != Kind::Object {
             return Err(Refusal::invalid(None, None, "The request body must be a JSON object."));
         }
         for (name, _) in body.entries() {
-            if !PARAMETERS.iter().any(|known| name.is_text(known)) {
+            let framed = if transport == Transport::WebSocket { OF_A_FRAME } else { &[] };
+            if !PARAMETERS.iter().chain(framed).any(|known| name.is_text(known)) {
                 let name = name.text().unwrap_or_default();
                 return Err(Refusal::invalid(Some("unknown_parameter"), Some(&name), format!("Unknown parameter: '{name}'.")));
             }
@@ -138,7 +160,10 @@ impl<'d> Ask<'d> {
         truth(body, "parallel_tool_calls")?;
         Ok(Self {
             caching: caching(body, &model, regime, options)?,
-            prewarm: options.and_then(|options| options.get("prewarm")).and_then(Value::truth).unwrap_or(false),
+            // Over HTTP no frame could say so.
+            prewarm: truth(body, "generate")? == Some(false)
+                || options.and_then(|options| options.get("prewarm")).and_then(Value::truth).unwrap_or(false),
+            lane: text(body, "stream_id")?,
             comparison: options.map(|options| text(options, "comparison_response_id")).transpose()?.flatten(),
             stream: truth(body, "stream")?.unwrap_or(false),
             obfuscate: stream_options
@@ -303,9 +328,14 @@ impl OpenCalls {
         Ok(())
     }
 
+    /// Calls without their output.
+    pub fn open(&self) -> impl Iterator<Item = &String> {
+        self.made.difference(&self.answered)
+    }
+
     /// A call whose output never came cannot be gone on from.
     pub fn finish(&self) -> Result<(), Refusal> {
-        match self.made.difference(&self.answered).min() {
+        match self.open().min() {
             Some(id) => Err(Refusal::invalid(None, Some("input"), format!("No tool output found for function call {id}."))),
             None => Ok(()),
         }

@@ -20,7 +20,7 @@ pub struct Config {
     pub events: u32,
     /// Seals, filler text and the choice of machines follow from it; two simulators of one seed can open each other's seals.
     pub seed: u64,
-    /// Cache life, overflow and limits run this many times faster than real time, at least 1.
+    /// Cache life, overflow, limits and the 60 minutes of a WebSocket run this many times faster than real time, at least 1.
     pub time_scale: f64,
     /// Serves on an address that is not loopback. The judge shows what a real service never would.
     pub expose: bool,
@@ -30,6 +30,8 @@ pub struct Config {
     pub requests_per_minute: u64,
     /// Tokens a minute that each (organization, project, model) may use, in simulated time; cached ones count in full.
     pub tokens_per_minute: u64,
+    /// Speaks WebSocket mode. If not, an upgrade is answered like any unknown path: 404.
+    pub websocket: bool,
     pub key: Vec<KeyConfig>,
 }
 
@@ -70,6 +72,7 @@ impl Default for Config {
             // High enough that nobody meets them by accident, low enough to read as the numbers of a large account.
             requests_per_minute: 120_000,
             tokens_per_minute: 40_000_000_000,
+            websocket: true,
             key: Vec::new(),
         }
     }

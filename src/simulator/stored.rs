@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::answer::Item;
+use super::json::Document;
 use super::prefix::History;
 use super::refusal::Refusal;
 use super::request::OpenCalls;
@@ -16,6 +18,21 @@ const MOST_BYTES: usize = 256 << 20;
 pub struct Past {
     pub history: History,
     pub calls: OpenCalls,
+}
+
+impl Past {
+    /// The history once these items have been said.
+    pub fn followed_by(mut self, items: &[Item]) -> Self {
+        for item in items {
+            let json = item.json();
+            if let Ok(document) = Document::read(json.as_bytes()) {
+                self.history.take(document.root());
+                // An output alone could lack its call, and no answer holds one.
+                let _ = self.calls.take(document.root());
+            }
+        }
+        self
+    }
 }
 
 #[derive(Debug, Default)]

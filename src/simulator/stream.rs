@@ -1,15 +1,17 @@
-//! An answer on its way out: when each event is sent, and how the stream ends.
+//! An answer on its way out: when each event is said, and how the saying ends.
 //!
-//! Decides pauses, cuts and resets. A stream that is dropped before its terminal event was handed over was left by its client,
-//! and the judge is told so at once.
+//! Decides pauses, cuts, resets, and when a word of the client's ends it early. An answer that is dropped before its terminal
+//! event was handed over was left by its client, and the judge is told so at once.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 
-use super::answer::{Answer, Step};
+use super::answer::{Answer, Event, Step};
+use super::control::Control;
 use super::judge::{Entry, Outcome};
 use super::refusal::Refusal;
 
@@ -22,7 +24,7 @@ pub struct Pause {
     pub text: Option<Duration>,
 }
 
-/// How a stream ends before its time.
+/// How an answer ends before its time.
 #[derive(Clone, Debug)]
 pub enum End {
     /// As if all had been said, without a terminal event.
@@ -33,80 +35,158 @@ pub enum End {
     Failed(Refusal),
     /// A bare `error` event with this error.
     Error(Refusal),
+    /// An error frame of a WebSocket.
+    Frame(Refusal),
 }
 
-/// Where, after what silence and how a stream is cut.
+/// Where, after what silence and how an answer is cut.
 #[derive(Clone, Debug)]
 pub struct Cut {
     pub after: u64,
     pub stall: Duration,
     pub end: End,
+    /// A WebSocket is closed with this code, once the answer has ended in whatever way.
+    pub close: Option<u16>,
 }
 
-struct Play {
+/// What comes next on the wire.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    Event(Event),
+    /// Instead of the rest: an error frame of a WebSocket.
+    Refused(Refusal),
+    /// Nothing more will be said on this stream, or on this whole WebSocket.
+    Close(Option<u16>),
+    /// The connection breaks.
+    Broken,
+}
+
+/// One answer, said event by event.
+pub struct Play {
     answer: Answer,
-    steps: std::vec::IntoIter<Step>,
+    steps: Vec<Step>,
+    /// The next step.
+    at: usize,
+    /// Events said.
     sent: u64,
+    /// Items said to their end.
+    done: usize,
+    is_over: bool,
     pause: Pause,
     cut: Option<Cut>,
+    control: Arc<Control>,
     entry: Entry,
 }
 
-/// The body of a streamed answer.
-pub fn play(answer: Answer, pause: Pause, cut: Option<Cut>, entry: Entry) -> Body {
-    let steps = answer.steps().into_iter();
-    let play = Play { answer, steps, sent: 0, pause, cut, entry };
-    Body::from_stream(futures_util::stream::unfold(Some(play), async |play| play?.next().await))
-}
-
-type Next = Option<(io::Result<Bytes>, Option<Play>)>;
-
 impl Play {
-    async fn next(mut self) -> Next {
-        if let Some(cut) = self.cut.take_if(|cut| cut.after == self.sent) {
-            return self.end(cut).await;
+    pub fn new(answer: Answer, pause: Pause, cut: Option<Cut>, control: Arc<Control>, entry: Entry) -> Self {
+        let steps = answer.steps();
+        Self { answer, steps, at: 0, sent: 0, done: 0, is_over: false, pause, cut, control, entry }
+    }
+
+    /// Items said to their end so far.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    pub async fn next(&mut self) -> Option<Said> {
+        if self.is_over {
+            return self.cut.take().and_then(|cut| cut.close).map(|code| Said::Close(Some(code)));
         }
-        let step = self.steps.next()?;
+        if let Some(cut) = self.cut.take_if(|cut| cut.after == self.sent) {
+            return Some(self.end(cut).await);
+        }
+        let step = *self.steps.get(self.at)?;
+        if step != Step::Completed && self.between_items() && self.control.is_steered() {
+            return Some(self.stop("steered"));
+        }
         let pause = match (step, self.pause.text) {
             (Step::Delta(..), Some(text)) => text,
             _ if self.sent == 0 => Duration::ZERO,
             _ => self.pause.event,
         };
         if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.control.cancelled() => return Some(self.stop("cancelled")),
+            }
         }
-        let event = self.answer.event(step, self.sent);
-        self.sent += 1;
-        self.entry.sent_event();
-        if step == Step::Completed {
+        self.at += 1;
+        match step {
+            Step::Done(_) => self.done += 1,
             // A client may leave as soon as it has read this: that is the end of a turn, not of its patience.
-            self.entry.became(Outcome::Completed);
+            Step::Completed => self.over(Outcome::Completed),
+            _ => {}
         }
-        Some((Ok(event), Some(self)))
+        Some(self.say(self.answer.event(step, self.control.number())))
     }
 
-    async fn end(mut self, cut: Cut) -> Next {
+    fn between_items(&self) -> bool {
+        self.at.checked_sub(1).is_some_and(|last| matches!(self.steps[last], Step::Done(_)))
+    }
+
+    fn over(&mut self, outcome: Outcome) {
+        self.is_over = true;
+        self.entry.became(outcome);
+    }
+
+    fn say(&mut self, event: Event) -> Said {
+        if self.sent == 0 {
+            self.entry.note(|turn| turn.status = 200);
+        }
+        self.sent += 1;
+        self.entry.sent_event();
+        Said::Event(event)
+    }
+
+    /// Ends early by a word of the client's, with what was said to its end.
+    fn stop(&mut self, reason: &str) -> Said {
+        self.over(Outcome::Incomplete);
+        let tokens = self.answer.output_tokens(self.done);
+        self.entry.note(|turn| turn.output_tokens = tokens);
+        self.say(self.answer.incomplete(reason, self.done, self.control.number()))
+    }
+
+    async fn end(&mut self, cut: Cut) -> Said {
         if !cut.stall.is_zero() {
             tokio::time::sleep(cut.stall).await;
         }
-        let last = match cut.end {
+        let failed = match &cut.end {
             End::Clean => {
-                self.entry.became(Outcome::Cut);
-                return None;
+                self.over(Outcome::Cut);
+                return Said::Close(cut.close);
             }
             End::Broken => {
                 // What was said before is sent first: an error drops whatever still waits in the connection's buffer.
                 tokio::task::yield_now().await;
-                self.entry.became(Outcome::Cut);
-                return Some((Err(io::ErrorKind::ConnectionReset.into()), None));
+                self.over(Outcome::Cut);
+                return Said::Broken;
             }
-            End::Failed(refusal) => self.answer.failed(&refusal.error(), self.sent),
-            End::Error(refusal) => self.answer.error(&refusal.error(), self.sent),
+            End::Failed(refusal) => self.answer.failed(&refusal.error(), self.control.number()),
+            End::Error(refusal) => self.answer.error(&refusal.error(), self.control.number()),
+            End::Frame(refusal) => {
+                self.over(Outcome::Failed);
+                let said = Said::Refused(refusal.clone());
+                self.cut = Some(cut);
+                return said;
+            }
         };
-        self.entry.sent_event();
-        self.entry.became(Outcome::Failed);
-        Some((Ok(last), None))
+        self.over(Outcome::Failed);
+        self.cut = Some(cut);
+        self.say(failed)
     }
+}
+
+/// The body of an answer that is streamed over HTTP.
+pub fn body(play: Play) -> Body {
+    Body::from_stream(futures_util::stream::unfold(Some(play), async |play| {
+        let mut play = play?;
+        match play.next().await? {
+            Said::Event(event) => Some((Ok(event.sse()), Some(play))),
+            Said::Broken => Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), None)),
+            Said::Refused(_) | Said::Close(_) => None,
+        }
+    }))
 }
 
 /// A body that breaks the connection before its first byte.
@@ -116,8 +196,6 @@ pub fn broken() -> Body {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use http_body_util::BodyExt;
     use tokio::time::Instant;
 
@@ -135,7 +213,12 @@ mod tests {
             usage: Usage::default(),
             echo: r#""model":"m""#.into(),
             obfuscate: false,
+            lane: None,
         }
+    }
+
+    fn play(answer: Answer, pause: Pause, cut: Option<Cut>, entry: Entry) -> Body {
+        body(Play::new(answer, pause, cut, Arc::default(), entry))
     }
 
     async fn frames(mut body: Body) -> (usize, bool) {
@@ -162,7 +245,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cut_ends_the_stream_where_it_was_asked_to() {
         let judge = Arc::new(Judge::default());
-        let cut = |end| Some(Cut { after: 4, stall: Duration::from_secs(1), end });
+        let cut = |end| Some(Cut { after: 4, stall: Duration::from_secs(1), end, close: None });
         let play = |end| play(answer(3), Pause::default(), cut(end), judge.open(Turn::default()));
         assert_eq!(frames(play(End::Clean)).await, (4, false));
         assert_eq!(frames(play(End::Broken)).await, (4, true));
@@ -184,5 +267,46 @@ mod tests {
         drop(body);
         let outcomes: Vec<_> = judge.turns().iter().map(|turn| turn.outcome).collect();
         assert_eq!(outcomes, [Outcome::ClientLeft, Outcome::Completed]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_of_the_client_ends_an_answer_between_items_or_at_once() {
+        let judge = Arc::new(Judge::default());
+        let items = || {
+            let mut answer = answer(3);
+            answer.items.insert(0, Item::Reasoning { id: "rs_1".into(), sealed: None });
+            answer
+        };
+        let said = async |control: &Arc<Control>, word: fn(&Control)| {
+            let pause = Pause { event: Duration::from_millis(10), text: None };
+            let mut play = Play::new(items(), pause, None, Arc::clone(control), judge.open(Turn::default()));
+            let mut kinds = Vec::new();
+            while let Some(Said::Event(event)) = play.next().await {
+                kinds.push(event.kind);
+                word(control);
+            }
+            (kinds.len(), kinds.pop(), play.done())
+        };
+        let steer = |control: &Control| {
+            let _ = control.steer(crate::simulator::control::Steer { id: "s".into(), input: "[]".into(), sha256: String::new() });
+        };
+        assert_eq!(said(&Arc::default(), steer).await, (5, Some("response.incomplete"), 1));
+        assert_eq!(said(&Arc::default(), Control::cancel).await, (2, Some("response.incomplete"), 0));
+        assert!(judge.turns().iter().all(|turn| turn.outcome == Outcome::Incomplete));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_is_closed_after_an_answer_has_ended_in_whatever_way() {
+        let judge = Arc::new(Judge::default());
+        for (after, end, before) in
+            [(4, End::Clean, 4), (u64::MAX, End::Clean, 11), (4, End::Failed(Refusal::invalid(None, None, "no")), 5)]
+        {
+            let cut = Some(Cut { after, stall: Duration::ZERO, end, close: Some(1001) });
+            let mut play = Play::new(answer(3), Pause::default(), cut, Arc::default(), judge.open(Turn::default()));
+            for _ in 0..before {
+                assert!(matches!(play.next().await, Some(Said::Event(_))));
+            }
+            assert_eq!(play.next().await, Some(Said::Close(Some(1001))));
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 mod failing;
 mod serving;
+mod socket;
+mod talking;
 
 use std::time::Duration;
 

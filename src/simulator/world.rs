@@ -19,6 +19,7 @@ use super::prefix::{Prefix, digest};
 use super::request::{Ask, Caching};
 use super::seal::Sealer;
 use super::settings::Config;
+use super::sockets::Sockets;
 use super::stored::Stored;
 
 /// What turns leave behind for later ones.
@@ -72,6 +73,7 @@ pub struct World {
     pub keys: Keys,
     pub sealer: Sealer,
     pub judge: Arc<Judge>,
+    pub sockets: Arc<Sockets>,
     memory: Mutex<Memory>,
     /// Ids of one run never meet those of another, whatever the seed.
     run: [u8; 16],
@@ -88,6 +90,7 @@ impl World {
             keys: Keys::new(&config.key)?,
             sealer: Sealer::new(config.seed),
             judge: Arc::default(),
+            sockets: Arc::default(),
             memory: Mutex::new(Memory {
                 faults: Faults::default(),
                 limits: Limits::new(config.requests_per_minute, config.tokens_per_minute),
@@ -137,5 +140,6 @@ impl World {
         (memory.machines, memory.cache, memory.ideal) = (Machines::default(), Cache::default(), Cache::default());
         drop(memory);
         self.judge.clear();
+        self.sockets.clear();
     }
 }

@@ -50,7 +50,9 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
         Operation::Replace(id, old, new) => {
             format!("{:?}", store.replace(&name(*id), &value(*old), &value(*new), TTL, budget).await.unwrap())
         }
-        Operation::Merge(id, epoch) => format!("{:?}", store.merge(&name(*id), &value(*epoch), *epoch, TTL, budget).await.unwrap()),
+        Operation::Merge(id, epoch) => {
+            format!("{:?}", store.merge(&name(*id), &value(*epoch), *epoch, TTL, budget).await.unwrap())
+        }
         Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL, budget).await.unwrap()),
     }
 }

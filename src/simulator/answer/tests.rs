@@ -10,6 +10,7 @@ fn answer(items: Vec<Item>) -> Answer {
         usage: Usage { input: 2000, cached: 1024, written: 900, written_half_day: Some(100) },
         echo: r#""model":"gpt-6-sol","store":false"#.into(),
         obfuscate: true,
+        lane: None,
     }
 }
 
@@ -23,7 +24,7 @@ fn message(events: u64) -> Vec<Item> {
 /// The events as a client reads them: each one's name agrees with its data, which is JSON.
 fn read(answer: &Answer) -> Vec<Value> {
     let events = answer.steps().into_iter().enumerate().map(|(number, step)| {
-        let bytes = answer.event(step, number as u64);
+        let bytes = answer.event(step, number as u64).sse();
         let text = std::str::from_utf8(&bytes).expect("text");
         let (name, data) = text.strip_prefix("event: ").and_then(|rest| rest.split_once("\ndata: ")).expect("two lines");
         let data: Value =
@@ -98,10 +99,20 @@ fn a_big_event_has_its_size() {
 fn a_failure_is_said_in_both_forms() {
     let error = serde_json::json!({"code": "rate_limit_exceeded", "message": "Please try again in 2s.", "param": null});
     let (failed, bare) = (answer(vec![]).failed(&error, 3), answer(vec![]).error(&error, 3));
-    let data = |bytes: &Bytes| -> Value {
-        let text = std::str::from_utf8(bytes).expect("text");
-        serde_json::from_str(text.split_once("data: ").expect("data").1).expect("JSON")
-    };
+    let data = |event: &Event| -> Value { serde_json::from_str(&event.json).expect("JSON") };
     assert_eq!(data(&failed)["response"]["error"]["code"], "rate_limit_exceeded");
     assert_eq!(data(&bare)["code"], "rate_limit_exceeded");
+}
+
+#[test]
+fn an_answer_that_ends_early_says_why_and_repeats_its_lane() {
+    let answer = Answer { lane: Some("side".into()), ..answer(message(2)) };
+    let data: Value = serde_json::from_str(&answer.incomplete("steered", 1, 4).json).expect("JSON");
+    let response = &data["response"];
+    assert_eq!((data["stream_id"].as_str(), data["sequence_number"].as_u64()), (Some("side"), Some(4)));
+    assert_eq!(
+        (response["status"].as_str(), response["incomplete_details"]["reason"].as_str()),
+        (Some("incomplete"), Some("steered"))
+    );
+    assert_eq!((response["output"].as_array().map(Vec::len), response["usage"]["output_tokens"].as_u64()), (Some(1), Some(64)));
 }

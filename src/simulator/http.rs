@@ -1,0 +1,113 @@
+//! A turn over HTTP: read, recognized, answered with a stream or in one piece.
+//!
+//! The order is the real service's, with the judge's checks before it: what must never reach an upstream is refused even from
+//! nobody. Whatever happens, the turn is on record from its first header on, and a client that leaves is noticed by whoever
+//! holds the record's entry at that moment.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{HeaderValue, Request, Response, header};
+use tokio::time::Instant;
+
+use super::body::{self, WireFault};
+use super::caller::{TURN_STATE, describe, name, put, recognize};
+use super::judge::{Entry, Outcome, Turn};
+use super::key::Key;
+use super::leak;
+use super::limits::go_text;
+use super::refusal::Refusal;
+use super::request::Transport;
+use super::stream::{self, End, Play, broken};
+use super::turn::{self, Reply};
+use super::world::World;
+
+pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
+    let began = Instant::now();
+    let (parts, body) = request.into_parts();
+    let text = |name: &str| parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let entry = world.judge.open(Turn {
+        transport: Transport::Http.name().into(),
+        method_path: format!("{} {}", parts.method, parts.uri.path()),
+        session: text("session-id"),
+        content_length: text("content-length"),
+        turn_state: text(TURN_STATE),
+        headers: leak::names(&parts.headers).into(),
+        ..Turn::default()
+    });
+    let wire = body::read(body, &parts.headers).await;
+    entry.note(|turn| turn.body_sha256.clone_from(&wire.sha256));
+
+    let mut key = None;
+    let outcome = match wire.fault {
+        // Nobody is there to be told.
+        Some(WireFault::Incomplete) => return Refusal::invalid(None, None, "The request body ended early.").response(),
+        Some(WireFault::TooLarge) => Err(body::too_large()),
+        None => match recognize(world, &parts.headers, false) {
+            Ok(known) => {
+                entry.note(|turn| name(turn, &known));
+                let key = key.insert(known);
+                match body::decode(wire.bytes, &parts.headers) {
+                    Ok(bytes) => turn::answer(&asked(world, key, &bytes), &entry).await,
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            Err((known, refusal)) => {
+                entry.note(|turn| known.iter().for_each(|key| name(turn, key)));
+                Err(refusal)
+            }
+        },
+    };
+    let mut response = match outcome {
+        Ok(reply) => {
+            if let Some(key) = key.as_ref().filter(|_| reply.store) {
+                let past = reply.past.clone().followed_by(&reply.answer.items);
+                world.memory().stored.keep(&reply.answer.id, &key.place(), past);
+            }
+            respond(reply, entry)
+        }
+        Err(refusal) => refuse(&refusal, entry),
+    };
+    describe(world, began, key.as_deref(), &parts.headers, response.headers_mut());
+    response
+}
+
+fn asked<'a>(world: &'a World, key: &'a Key, bytes: &'a [u8]) -> turn::Request<'a> {
+    turn::Request { world, key, bytes, transport: Transport::Http, recall: &|_| None }
+}
+
+/// Answers with an error, and has it on record.
+pub fn refuse(refusal: &Refusal, mut entry: Entry) -> Response<Body> {
+    entry.note(|turn| (turn.status, turn.code) = (refusal.status.as_u16(), refusal.code.clone()));
+    entry.became(Outcome::Refused);
+    refusal.response()
+}
+
+fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
+    let Reply { answer, pause, stream, standing, cut, .. } = reply;
+    if cut.as_ref().is_some_and(|cut| matches!(cut.end, End::Broken) && cut.after == 0) {
+        entry.became(Outcome::Cut);
+        return Response::new(broken());
+    }
+    entry.note(|turn| turn.status = 200);
+    let kind = if stream { "text/event-stream; charset=utf-8" } else { "application/json" };
+    let body = if stream {
+        stream::body(Play::new(answer, pause, cut, Arc::default(), entry))
+    } else if cut.is_some() {
+        entry.became(Outcome::Cut);
+        broken()
+    } else {
+        entry.became(Outcome::Completed);
+        Body::from(answer.object())
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert("x-ratelimit-remaining-requests", HeaderValue::from(standing.requests_left));
+    headers.insert("x-ratelimit-remaining-tokens", HeaderValue::from(standing.tokens_left));
+    headers.insert("x-ratelimit-limit-requests", HeaderValue::from(standing.requests_limit));
+    headers.insert("x-ratelimit-limit-tokens", HeaderValue::from(standing.tokens_limit));
+    put(headers, "x-ratelimit-reset-requests", &go_text(standing.requests_reset));
+    put(headers, "x-ratelimit-reset-tokens", &go_text(standing.tokens_reset));
+    response
+}
