@@ -30,7 +30,7 @@ use crate::store::{self, Report, Store, Unavailable};
 use crate::task::Tasks;
 use crate::turn::Gateway;
 use crate::turn::replay::Replay;
-use crate::turn::socket::Sockets;
+use crate::turn::sockets::Sockets;
 
 /// How long a start waits for its store, so that the first turns find it. Without it the replica serves all the same.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use ::http::request::Parts;
-use ::http::{HeaderMap, HeaderValue, Request, Uri};
-use axum::body::Body;
+use ::http::{HeaderMap, HeaderValue, Uri};
 use tokio::time::Instant;
 
 use crate::binding::Binding;
@@ -13,7 +12,6 @@ use crate::binding::table::{Bindings, Found};
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
-use crate::key::Key;
 use crate::key::registry::Registry;
 use crate::metrics::Metrics;
 use crate::outcome::Answer;
@@ -34,14 +32,15 @@ pub mod frame;
 pub mod lanes;
 pub mod hop;
 pub mod parting;
+pub mod sockets;
 pub mod socket;
 pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
-use replay::{Replay, Text};
+use replay::Replay;
 use search::Search;
-use socket::Sockets;
+use sockets::Sockets;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
@@ -74,60 +73,7 @@ struct Sending<'t> {
     budget: Budget,
 }
 
-/// A handshake that was answered.
-struct Connected {
-    client: Arc<Client>,
-    binding: Binding,
-    answer: Answer,
-}
-
 impl Gateway {
-    /// A turn over HTTP, up to the head of its answer.
-    async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
-        let (head, body) = request.into_parts();
-        let (client, identity) = self.receive(account, &head)?;
-        let mut budget = self.bindings.budget();
-
-        // The store answers while the body is still coming.
-        let look_up = async {
-            match &identity.session {
-                Some(session) => Some(self.bindings.look_up(session, &mut budget).await),
-                None => None,
-            }
-        };
-        let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
-        let body = body?;
-        let whole = Instant::now();
-        let (identity, sealed) = self.glance(&client, &head.headers, &body, identity)?;
-        account.session(&identity);
-        let found = match (found, &identity.session) {
-            (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
-            (found, _) => found.unwrap_or(Ok(None)),
-        };
-
-        let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let wanted = self.wanted(&client, &head.headers, identity, carries_sealed, false);
-        let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
-        Ok((binding.key, answer))
-    }
-
-    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that binding needs.
-    async fn connect(&self, account: &mut Account, head: &Parts, nonce: &str) -> Result<Connected, Error> {
-        let (client, identity) = self.receive(account, head)?;
-        account.session(&identity);
-        let whole = Instant::now();
-        let mut budget = self.bindings.budget();
-        let found = match &identity.session {
-            Some(session) => self.bindings.look_up(session, &mut budget).await,
-            None => Ok(None),
-        };
-        let wanted = self.wanted(&client, &head.headers, identity, Sealed::Known(false), true);
-        let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
-        Ok(Connected { client, binding, answer })
-    }
-
     /// Who calls, and for which session, as far as the head tells.
     fn receive(&self, account: &mut Account, head: &Parts) -> Result<(Arc<Client>, Identity), Error> {
         let client = self.clients.get().authenticate(&head.headers)?;
@@ -190,32 +136,6 @@ impl Gateway {
                 }
             }
         }
-    }
-
-    /// All that is to be learned from the body's text, which is not kept: what the client asks for, the session where the
-    /// headers said nothing, and whether the text shows sealed content (`None`: it is the body itself, and can be asked later).
-    fn glance(
-        &self,
-        client: &Client,
-        headers: &HeaderMap,
-        body: &replay::Replayed,
-        mut identity: Identity,
-    ) -> Result<(Identity, Option<bool>), Error> {
-        let text = self.replay.text(headers, body)?;
-        let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
-        if !client.may_ask_for(peek.model.text()) {
-            return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
-        }
-        if identity.session.is_none() {
-            let by_body = self.identifier.by_body(&client.id, &peek, text.bytes().unwrap_or_default());
-            identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
-        }
-        let sealed = match &text {
-            Text::Plain(_) => None,
-            Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
-            Text::Unreadable => Some(true),
-        };
-        Ok((identity, sealed))
     }
 
     async fn deliver(&self, binding: Binding, answer: Answer, budget: &mut Budget) -> (Binding, Answer) {

@@ -51,7 +51,9 @@ impl Table {
         let keep = |key: Arc<Key>| match before.by_tag(key.tag) {
             Some(old) if !old.is_shown_like(&key) => key,
             Some(old) if old.is_placed_like(&key) && old.weight == key.weight => Arc::clone(old),
-            Some(old) => Arc::new(Key { connections: old.connections.clone(), upgrades: old.upgrades.clone(), ..Key::clone(&key) }),
+            Some(old) => {
+                Arc::new(Key { connections: old.connections.clone(), upgrades: old.upgrades.clone(), ..Key::clone(&key) })
+            }
             None => key,
         };
         Self::of(self.keys.into_iter().map(keep).collect())

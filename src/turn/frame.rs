@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn an_error_has_a_status_under_either_name() {
-        for (field, expected) in [(r#""status":401,"#, 401), (r#""status_code":429,"#, 429), ("", 400), (r#""status":"x","#, 400)] {
+        for (field, expected) in [(r#""status":401,"#, 401), (r#""status_code":429,"#, 429), ("", 400), (r#""status":"x","#, 400)]
+        {
             let text = format!(r#"{{"type":"error",{field}"error":{{"type":"t","code":"c"}}}}"#);
             let error = ErrorBody { code: Some("c".into()), class: Some("t".into()) };
             let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error);

@@ -12,7 +12,6 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
-use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
 use super::account::{Account, Caller};
@@ -21,13 +20,14 @@ use super::hop::{Frames, Incoming, Sink, leave};
 use super::lanes::Lanes;
 use super::parting::{End, farewells};
 use crate::binding::Binding;
+use crate::binding::place::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::key::health::diagnose;
-use crate::metrics::{BindingResult, Ending, Metrics};
+use crate::metrics::{BindingResult, Ending};
 use crate::outcome::ErrorBody;
-use crate::task::Tasks;
+use crate::session::lineage::Lineage;
 use crate::usage::tap::Reading;
 use crate::usage::terminal::{self, Terminal};
 
@@ -37,47 +37,11 @@ const SOON: Duration = Duration::from_secs(1);
 /// How long a client may take to hear why.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
-/// The WebSockets of one replica: what they share, and how they end with it.
-pub struct Sockets {
-    /// Owns them. The end of the replica waits for them as for any connection.
-    pub tasks: Tasks,
-    /// No further WebSocket is opened, and those that are open end.
-    pub closing: CancellationToken,
-    /// Within this time, each at a moment of its own: otherwise all clients would be back at once.
-    pub spread: Duration,
-    /// A silent peer is asked after this time, and given up after twice that.
-    pub ping: Duration,
-}
-
-impl Sockets {
-    fn moment(&self) -> Duration {
-        let mut random = [0; 2];
-        // Without randomness all go at once: they are served again all the same.
-        let _ = getrandom::fill(&mut random);
-        self.spread.mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX))
-    }
-}
-
-/// Counts as open until it is dropped.
-pub struct Open(Arc<Metrics>);
-
-impl Open {
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.websocket_opened();
-        Self(metrics)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.websocket_closed();
-    }
-}
-
 pub struct Socket {
     gateway: Arc<Gateway>,
     binding: Binding,
     client: Arc<Client>,
+    lineage: Lineage,
     caller: Caller,
     pass: Pass,
     to_client: Mutex<Sink>,
@@ -106,6 +70,7 @@ pub struct Connection {
     pub gateway: Arc<Gateway>,
     pub binding: Binding,
     pub client: Arc<Client>,
+    pub lineage: Lineage,
     pub caller: Caller,
     pub pass: Pass,
     pub domain_moved: bool,
@@ -114,21 +79,17 @@ pub struct Connection {
 impl Socket {
     /// Passes on what comes, until one end is gone or both are told to go.
     pub async fn run(connection: Connection, client: Frames, upstream: Frames) {
-        let Connection { gateway, binding, client: who, caller, pass, domain_moved } = connection;
+        let Connection { gateway, binding, client: who, lineage, caller, pass, domain_moved } = connection;
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books = Books {
-            lanes: Lanes::default(),
-            result: binding.result,
-            domain_moved,
-            is_passing: false,
-            is_confirmed: false,
-        };
+        let books =
+            Books { lanes: Lanes::default(), result: binding.result, domain_moved, is_passing: false, is_confirmed: false };
         let socket = Self {
             gateway,
             binding,
             client: who,
+            lineage,
             caller,
             pass,
             to_client: Mutex::new(to_client),
@@ -208,7 +169,7 @@ impl Socket {
                 Err(Error::new(Kind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found.")))
             }
             _ if !request.is_create => return Ok(()),
-            _ if !self.client.may_ask_for(request.model.as_deref()) => {
+            _ if !self.may_ask_for(request.model.as_deref()) => {
                 Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."))
             }
             _ if books.lanes.is_full() => {
@@ -225,6 +186,11 @@ impl Socket {
             }
             Err(error) => Err(self.refuse(&error, request.lane.as_deref())),
         }
+    }
+
+    /// By what its client may do now: it may be less than when it connected.
+    fn may_ask_for(&self, model: Option<&str>) -> bool {
+        self.gateway.clients.get().admit(self.pass).is_some_and(|client| client.may_ask_for(model))
     }
 
     fn refuse(&self, error: &Error, lane: Option<&str>) -> String {
@@ -248,22 +214,29 @@ impl Socket {
     async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
         let Event { lane, response_id, stage } = event;
         let lane = lane.as_deref();
-        let must_confirm = {
-            let mut books = self.books();
-            books.is_passing = true;
-            if let Some(id) = response_id {
-                books.lanes.issue(id);
-            }
-            match stage {
-                Stage::Created => self.created(&mut books, lane),
-                Stage::Ended(terminal) => self.ended(&mut books, lane, terminal, text.as_bytes()),
-                Stage::Refused(status, error) => return self.refused(&mut books, lane, status, &error).unwrap_or(text),
+        let must_confirm = match stage {
+            Stage::Created => self.created(&mut self.books_of(response_id), lane),
+            Stage::Ended(terminal) => self.ended(&mut self.books_of(response_id), lane, terminal, text.as_bytes()),
+            Stage::Refused(status, error) => {
+                let has_begun = refused(&mut self.books_of(response_id), lane, status);
+                let is_cured = self.is_cured_elsewhere(status, &error, has_begun).await;
+                return if is_cured { connect_anew(lane) } else { text };
             }
         };
         if must_confirm {
             self.gateway.bindings.confirm(&self.binding, &mut self.gateway.bindings.budget()).await;
         }
         text
+    }
+
+    /// The books, while an event is on its way to the client that may be of the response `id`.
+    fn books_of(&self, id: Option<String>) -> MutexGuard<'_, Books> {
+        let mut books = self.books();
+        books.is_passing = true;
+        if let Some(id) = id {
+            books.lanes.issue(id);
+        }
+        books
     }
 
     /// A response begins: the next one of its lane or, where the client waits for none, one that the upstream starts by itself.
@@ -297,22 +270,33 @@ impl Socket {
         must_confirm
     }
 
-    /// An error frame. What says that the key can serve no more, before the client has anything of the response, becomes the
-    /// word on which every client connects anew, and lands elsewhere: the key is out of use by then.
-    fn refused(&self, books: &mut Books, lane: Option<&str>, status: StatusCode, error: &ErrorBody) -> Option<Utf8Bytes> {
-        let turn = books.lanes.ended(lane);
-        let has_begun = turn.as_ref().is_some_and(|turn| turn.has_begun);
-        if let Some(mut turn) = turn {
-            turn.account.answered(status);
-            turn.account.relayed(Reading { terminal: Some(Terminal::Failed), usage: None }, None);
+    /// Whether the next connection lands where this error is not met: then its client is told to make one, if it has nothing of
+    /// the response yet. The key is out of use by then, or the session bound elsewhere.
+    async fn is_cured_elsewhere(&self, status: StatusCode, error: &ErrorBody, has_begun: bool) -> bool {
+        let is_foreign = error.code.as_deref() == Some("invalid_encrypted_content");
+        let is_cured = match diagnose(status, error) {
+            Some(ailment) => {
+                self.gateway.registry.disable(&self.binding.key, ailment);
+                true
+            }
+            None if is_foreign && !has_begun && self.binding.is_guess && !self.books().is_confirmed => {
+                let wanted = Wanted {
+                    session: self.binding.session.clone(),
+                    lineage: self.lineage.clone(),
+                    client: &self.client,
+                    carries_sealed: Sealed::Known(true),
+                    turn_state: None,
+                    by_websocket: true,
+                };
+                let bindings = &self.gateway.bindings;
+                bindings.guess_again(&wanted, &self.binding, &mut bindings.budget()).await
+            }
+            None => false,
+        };
+        if is_cured && !has_begun {
+            self.leaving.notify_one();
         }
-        self.gateway.registry.disable(&self.binding.key, diagnose(status, error)?);
-        if has_begun {
-            return None;
-        }
-        self.leaving.notify_one();
-        let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-        Some(Error::new(Kind::ConnectionLimit, message).to_frame(lane).into())
+        is_cured && !has_begun
     }
 
     /// Waits until something else than its two ends ends the connection.
@@ -320,9 +304,8 @@ impl Socket {
         let mut clients = self.gateway.clients.follow();
         loop {
             let admitted = self.gateway.clients.get().admit(self.pass).cloned();
-            let may_stay = |client: Arc<Client>| {
-                client.id == self.client.id && client.may_use_organization(&self.binding.key.organization)
-            };
+            let may_stay =
+                |client: Arc<Client>| client.id == self.client.id && client.may_use_organization(&self.binding.key.organization);
             if !admitted.is_some_and(may_stay) {
                 return End::Told(CloseCode::Policy, "the token was revoked");
             }
@@ -366,7 +349,6 @@ impl Socket {
             }
             drop(cut(turn.account));
         }
-        tracing::debug!(?end, "websocket closed");
         tokio::join!(
             leave(self.to_client, from_client, last, to_client, LAST_WORD),
             leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, LAST_WORD / 4),
@@ -377,6 +359,20 @@ impl Socket {
         // Every change is whole before anything can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The turn that its lane is at was answered with an error. Returns whether its client has anything of it.
+fn refused(books: &mut Books, lane: Option<&str>, status: StatusCode) -> bool {
+    let Some(mut turn) = books.lanes.ended(lane) else { return false };
+    turn.account.answered(status);
+    turn.account.relayed(Reading { terminal: Some(Terminal::Failed), usage: None }, None);
+    turn.has_begun
+}
+
+/// The word on which every client connects anew, with its full input.
+fn connect_anew(lane: Option<&str>) -> Utf8Bytes {
+    let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+    Error::new(Kind::ConnectionLimit, message).to_frame(lane).into()
 }
 
 /// The account of a turn that will not be answered to its end, and not because its client left.

@@ -7,9 +7,11 @@ use axum::body::Body;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -17,11 +19,18 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::account::Account;
 use super::hop::frames;
 use super::http::{guarded, pass_on};
-use super::socket::{Connection, Open, Socket};
-use super::{Connected, Gateway};
+use super::socket::{Connection, Socket};
+use super::sockets::Open;
+use super::{Gateway, Sending};
+use crate::binding::Binding;
+use crate::binding::place::Sealed;
+use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::metrics::Transport;
+use crate::outcome::Answer;
+use crate::session::lineage::Lineage;
+use crate::upstream::call::Ask;
 use crate::upstream::headers::returned;
 
 /// When a client should come again to a replica that leaves: the balancer knows by then.
@@ -59,6 +68,33 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Reque
     }
 }
 
+/// A handshake that was answered.
+struct Connected {
+    client: Arc<Client>,
+    lineage: Lineage,
+    binding: Binding,
+    answer: Answer,
+}
+
+impl Gateway {
+    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that binding needs.
+    async fn connect(&self, account: &mut Account, head: &Parts, nonce: &str) -> Result<Connected, Error> {
+        let (client, identity) = self.receive(account, head)?;
+        account.session(&identity);
+        let whole = Instant::now();
+        let mut budget = self.bindings.budget();
+        let found = match &identity.session {
+            Some(session) => self.bindings.look_up(session, &mut budget).await,
+            None => Ok(None),
+        };
+        let wanted = self.wanted(&client, &head.headers, identity, Sealed::Known(false), true);
+        let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
+        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
+        let lineage = wanted.lineage;
+        Ok(Connected { client, lineage, binding, answer })
+    }
+}
+
 /// What a handshake is answered with, where it is one.
 fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Error> {
     let headers = request.headers();
@@ -87,7 +123,7 @@ fn open(
     (client_connection, upstream_connection): (OnUpgrade, OnUpgrade),
     accepted: HeaderValue,
 ) -> Response<Body> {
-    let Connected { client, binding, answer } = connected;
+    let Connected { client, lineage, binding, answer } = connected;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -99,7 +135,8 @@ fn open(
 
     let open = Open::new(Arc::clone(&gateway.metrics));
     let (caller, domain_moved) = account.opened();
-    let connection = Connection { gateway: Arc::clone(gateway), binding, client, caller, pass: Pass::of(head), domain_moved };
+    let connection =
+        Connection { gateway: Arc::clone(gateway), binding, client, lineage, caller, pass: Pass::of(head), domain_moved };
     gateway.sockets.tasks.spawn(async move {
         let _open = open;
         // A client that has left by now leaves nothing behind: its upstream's connection goes with this task.

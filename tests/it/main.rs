@@ -52,3 +52,5 @@ mod limits;
 mod parting;
 mod upgrade;
 mod websocket;
+
+mod sockets;

@@ -68,7 +68,10 @@ async fn an_upstream_that_is_lost_in_mid_response_is_an_error_with_a_status() {
         assert_eq!(frames.iter().map(|frame| &frame["stream_id"]).collect::<Vec<_>>(), [&json!(null), &json!("a")]);
         for frame in frames {
             assert_eq!((&frame["type"], &frame["status"]), (&json!("error"), &json!(503)));
-            assert_eq!((&frame["error"]["code"], &frame["headers"]["retry-after"]), (&json!("upstream_interrupted"), &json!("1")));
+            assert_eq!(
+                (&frame["error"]["code"], &frame["headers"]["retry-after"]),
+                (&json!("upstream_interrupted"), &json!("1"))
+            );
         }
         assert_eq!(client.closed().await, 1011);
         cluster.replica().shows(r#"warmkey_turns_total{transport="websocket",outcome="cut"}"#, 2.0).await;

@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
 use crate::simulator::siblings;
-use crate::socket::{Socket, Upstream, completed, create, created, session, turn};
+use crate::socket::{Socket, Upstream, completed, create, created, open, session, turn};
 
 /// A cluster, and both ends of a WebSocket through it.
 async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {
@@ -163,9 +163,11 @@ async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
         assert_eq!(client.closed().await, 1001);
         cluster.replica().shows(&turns("upstream_error"), 1.0).await;
         // The next connection lands elsewhere.
-        let disabled = cluster.replica().metrics().await.sum_where(|series| {
-            series.starts_with("warmkey_key_state") && series.contains("state=\"disabled\"")
-        });
+        let disabled = cluster
+            .replica()
+            .metrics()
+            .await
+            .sum_where(|series| series.starts_with("warmkey_key_state") && series.contains("state=\"disabled\""));
         assert_eq!(disabled, 1.0);
         let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
         turn(&mut client, &mut there, "resp_1").await;
@@ -213,4 +215,61 @@ async fn a_slow_reader_holds_the_upstream_back() {
     .await;
     drop(client);
     within(ANSWER, "the upstream is let go", async { while there.0.send(event.clone()).await.is_ok() {} }).await;
+}
+
+#[tokio::test]
+async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up() {
+    for is_warm_up in [true, false] {
+        let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
+        let (cluster, upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
+        let ask = if is_warm_up { create(None).replace("\"tools\"", "\"generate\":false,\"tools\"") } else { create(None) };
+        client.send(&ask).await;
+        there.text().await;
+        // The first event is enough: what follows may be kept by a client whose answer is cut.
+        there.send(&created("resp_1")).await;
+        client.text().await;
+        drop((client, there));
+        let connecting = open(cluster.address(), ALICE, &[("session-id", "s")]);
+        let there = async {
+            upstream.asked().await.refuse("401 Unauthorized", "invalid_api_key").await;
+            match is_warm_up {
+                true => drop(upstream.accept().await),
+                false => {}
+            }
+        };
+        let (connected, ()) = tokio::join!(connecting, there);
+        match connected {
+            Ok(_) => assert!(is_warm_up, "what the session holds no other organization can open"),
+            Err(refused) => assert!(!is_warm_up && refused.status == 503, "{refused:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_forgotten_organization_is_found_again_by_connecting_anew() {
+    let keys = [siblings("org-a", 1), siblings("org-b", 1), siblings("org-c", 1)].concat();
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
+    let refusal = r#"{"type":"error","status":400,"error":{"code":"invalid_encrypted_content"}}"#;
+    let mut tried = Vec::new();
+    for attempt in 1..=3 {
+        let there = async {
+            let asked = upstream.asked().await;
+            tried.push(asked.key());
+            asked.accept("").await
+        };
+        let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), there);
+        client.send(&create(None)).await;
+        there.text().await;
+        there.send(refusal).await;
+        if attempt == 3 {
+            assert_eq!(client.text().await, refusal, "nobody is left to ask");
+        } else {
+            assert_eq!(client.json().await["error"]["code"], "websocket_connection_limit_reached");
+            assert_eq!(client.closed().await, 1001);
+        }
+    }
+    tried.sort_unstable();
+    tried.dedup();
+    assert_eq!(tried.len(), 3, "each organization was asked once");
 }
