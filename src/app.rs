@@ -9,7 +9,7 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use crate::binding::local::Local;
-use crate::binding::outage::keep_merging;
+use crate::binding::outage::{keep_listening, keep_merging};
 use crate::binding::place::Places;
 use crate::binding::table::Bindings;
 use crate::config::source::Seen;
@@ -79,7 +79,8 @@ impl Replica {
         tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
         let ttl = config.binding.ttl.0;
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
-        tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), ttl));
+        tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), Arc::clone(&registry), ttl));
+        tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
         let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
@@ -119,8 +120,18 @@ impl Replica {
 
     /// Leaves gently; `hurry` cuts it short. Returns whether every turn in flight came to its end.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
-        let is_done = self.drain.run(hurry).await;
-        self.voice.leave().await;
+        let closing = self.drain.closing.clone();
+        // Turns in flight may take long: once no new one is taken, nobody need wait for what this replica has.
+        let leaving = async {
+            closing.cancelled().await;
+            self.voice.leave().await;
+        };
+        let draining = async {
+            let is_done = self.drain.run(hurry).await;
+            closing.cancel();
+            is_done
+        };
+        let (is_done, ()) = tokio::join!(draining, leaving);
         self.tasks.join(LAST_TASKS).await;
         is_done
     }
@@ -169,7 +180,9 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     };
     let tasks = Tasks::new();
     let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
-    let result = match store.ready(STORE_PATIENCE).await {
+    // A Redis that says nothing is known for it only when the attempt to connect has ended.
+    let is_ready = store.ready(STORE_PATIENCE).await || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
+    let result = match is_ready {
         true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
         false => Err(format!("store.url: {}", store.fault().unwrap_or_else(|| "the store does not answer".into()))),
     };
@@ -185,7 +198,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
     let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
-                  PEXPIRE, TIME, HGETALL, HSET and HDEL";
+                  PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
     let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
@@ -195,7 +208,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     }
     // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
-    store.replace(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))

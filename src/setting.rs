@@ -65,9 +65,7 @@ impl SecretSource {
         };
         if secret.expose().is_empty() { Err(format!("the secret {self} is empty")) } else { Ok(secret) }
     }
-}
 
-impl SecretSource {
     /// Where its content may change while this process runs.
     pub fn file(&self) -> Option<&Path> {
         match self {

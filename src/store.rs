@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use crate::metrics::{Metrics, Operation};
@@ -29,6 +29,8 @@ mod sentinel;
 mod link;
 mod slots;
 mod cluster;
+mod lag;
+pub mod moved;
 pub mod memory;
 pub mod redis;
 #[cfg(test)]
@@ -38,7 +40,8 @@ mod outage;
 
 use address::Address;
 use memory::Memory;
-use redis::Redis;
+use moved::Moved;
+use redis::{Change, Redis};
 
 /// `[store]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -121,6 +124,9 @@ pub struct Roll {
 #[derive(Debug)]
 pub struct Budget(Duration);
 
+/// See [`Store::patient_budget`].
+const PATIENT: Duration = Duration::from_secs(1);
+
 /// Where shared state lives.
 pub struct Store {
     backend: Backend,
@@ -130,9 +136,9 @@ pub struct Store {
 }
 
 enum Backend {
-    /// What is in the same process always answers.
-    Memory(Arc<Memory>, watch::Sender<bool>),
-    Redis(Redis),
+    /// What is in the same process always answers, and nobody need be told.
+    Memory(Arc<Memory>, watch::Sender<bool>, broadcast::Sender<Moved>),
+    Redis(Box<Redis>),
     #[cfg(test)]
     Model(model::Model),
 }
@@ -143,7 +149,7 @@ impl Store {
         metrics.store_up(true);
         // A lock in the same process answers at once: the deadline is never met.
         Self {
-            backend: Backend::Memory(memory, watch::Sender::new(true)),
+            backend: Backend::Memory(memory, watch::Sender::new(true), broadcast::Sender::new(1)),
             prefix: String::new(),
             timeout: Duration::from_secs(1),
             metrics,
@@ -153,7 +159,12 @@ impl Store {
     /// State shared through Redis. Connects in the background: a Redis that is away delays no start.
     pub fn in_redis(settings: &Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
         let redis = Redis::open(settings, &metrics, tasks)?;
-        Ok(Self { backend: Backend::Redis(redis), prefix: settings.prefix.clone(), timeout: settings.timeout.0, metrics })
+        Ok(Self {
+            backend: Backend::Redis(Box::new(redis)),
+            prefix: settings.prefix.clone(),
+            timeout: settings.timeout.0,
+            metrics,
+        })
     }
 
     /// One replica's way to a store whose weather a test makes.
@@ -178,6 +189,11 @@ impl Store {
         }
     }
 
+    /// The time of what no turn waits for: a slow answer is as good as a fast one.
+    pub const fn patient_budget(&self) -> Budget {
+        Budget(PATIENT)
+    }
+
     /// The time that a turn has for all its store operations.
     pub fn budget(&self) -> Budget {
         Budget(self.timeout)
@@ -185,7 +201,7 @@ impl Store {
 
     pub async fn get(&self, id: &str, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory, _) => Ok(memory.get(id)),
+            Backend::Memory(memory, ..) => Ok(memory.get(id)),
             Backend::Redis(redis) => {
                 self.timed(Operation::Get, budget, async |until| redis.get(&self.name(id), until).await).await
             }
@@ -197,7 +213,7 @@ impl Store {
     /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
     pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory, _) => Ok(memory.claim(id, value, ttl)),
+            Backend::Memory(memory, ..) => Ok(memory.claim(id, value, ttl)),
             Backend::Redis(redis) => {
                 self.timed(Operation::Claim, budget, async |until| redis.claim(&self.name(id), value, ttl, until).await).await
             }
@@ -215,23 +231,37 @@ impl Store {
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
+        self.change(id, &Change { expected, new, ttl, is_move: false }, budget).await
+    }
+
+    /// As [`Self::replace`], for a session that moves to another key: other replicas hear of it, and what no replica of the
+    /// store has acknowledged is counted.
+    pub async fn rebind(
+        &self,
+        id: &str,
+        expected: &str,
+        new: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<Replaced, Unavailable> {
+        self.change(id, &Change { expected, new, ttl, is_move: true }, budget).await
+    }
+
+    async fn change(&self, id: &str, change: &Change<'_>, budget: &mut Budget) -> Result<Replaced, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory, _) => Ok(memory.replace(id, expected, new, ttl)),
+            Backend::Memory(memory, ..) => Ok(memory.replace(id, change.expected, change.new, change.ttl)),
             Backend::Redis(redis) => {
-                self.timed(Operation::Replace, budget, async |until| {
-                    redis.replace(&self.name(id), expected, new, ttl, until).await
-                })
-                .await
+                self.timed(Operation::Replace, budget, async |until| redis.replace(&self.name(id), change, until).await).await
             }
             #[cfg(test)]
-            Backend::Model(model) => model.replace(id, expected, new).await,
+            Backend::Model(model) => model.replace(id, change.expected, change.new).await,
         }
     }
 
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
     pub async fn extend(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
         match &self.backend {
-            Backend::Memory(memory, _) => {
+            Backend::Memory(memory, ..) => {
                 memory.extend(id, value, ttl);
                 Ok(())
             }
@@ -253,7 +283,7 @@ impl Store {
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
         match &self.backend {
-            Backend::Memory(memory, _) => Ok(memory.merge(id, value, epoch, ttl)),
+            Backend::Memory(memory, ..) => Ok(memory.merge(id, value, epoch, ttl)),
             Backend::Redis(redis) => {
                 self.timed(Operation::Merge, budget, async |until| redis.merge(&self.name(id), value, epoch, ttl, until).await)
                     .await
@@ -266,12 +296,23 @@ impl Store {
     /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one is one more than the newest;
     /// an older one that all live replicas have gone back to is renewed.
     pub async fn call_roll(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+        self.roll(report, false, budget).await
+    }
+
+    /// As [`Self::call_roll`], by a replica that may be back before others that live: nothing is renewed.
+    pub async fn call_roll_early(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+        self.roll(report, true, budget).await
+    }
+
+    async fn roll(&self, report: &Report<'_>, is_early: bool, budget: &mut Budget) -> Result<Roll, Unavailable> {
         match &self.backend {
             // Replicas of one process have one configuration.
             Backend::Memory(..) => Ok(Roll { ordinal: 1, others: Vec::new() }),
             Backend::Redis(redis) => {
-                self.timed(Operation::Roll, budget, async |until| redis.call_roll(&self.name("generations"), report, until).await)
-                    .await
+                self.timed(Operation::Roll, budget, async |until| {
+                    redis.call_roll(&self.name("generations"), report, is_early, until).await
+                })
+                .await
             }
             #[cfg(test)]
             Backend::Model(model) => model.call_roll(report).await,
@@ -281,10 +322,20 @@ impl Store {
     /// Whether all of the store answers, now and from now on.
     pub fn health(&self) -> watch::Receiver<bool> {
         match &self.backend {
-            Backend::Memory(_, up) => up.subscribe(),
+            Backend::Memory(_, up, _) => up.subscribe(),
             Backend::Redis(redis) => redis.health(),
             #[cfg(test)]
             Backend::Model(_) => watch::channel(true).1,
+        }
+    }
+
+    /// What replicas tell of rebinds from now on. What is lost here is found in the store by the next turn.
+    pub fn moved(&self) -> broadcast::Receiver<Moved> {
+        match &self.backend {
+            Backend::Memory(.., told) => told.subscribe(),
+            Backend::Redis(redis) => redis.moved(),
+            #[cfg(test)]
+            Backend::Model(_) => broadcast::channel(1).1,
         }
     }
 

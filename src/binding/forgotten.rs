@@ -65,7 +65,7 @@ impl Bindings {
             Written::Stored(record) => {
                 let next = next(record);
                 let (old, new) = (record.to_string(), next.to_string());
-                match self.store.replace(session.as_str(), &old, &new, self.ttl, budget).await {
+                match self.store.rebind(session.as_str(), &old, &new, self.ttl, budget).await {
                     Ok(Replaced::Done) => {
                         self.local.confirm(session, &next);
                         Written::Stored(next)

@@ -39,10 +39,12 @@ impl Bindings {
         if self.local.has_told(thread, session) {
             return;
         }
-        let (store, name, session, ttl) = (Arc::clone(&self.store), entry(thread), session.clone(), self.ttl);
+        let (store, local, ttl) = (Arc::clone(&self.store), Arc::clone(&self.local), self.ttl);
+        let (thread, session) = (thread.clone(), session.clone());
         self.tasks.spawn(async move {
-            // Lost: a fork of this thread goes where its parent's name leads, and finds its organization as any forgotten one.
-            let _ = store.extend(&name, session.as_str(), ttl, &mut store.budget()).await;
+            if store.extend(&entry(&thread), session.as_str(), ttl, &mut store.budget()).await.is_err() {
+                local.has_not_told(&thread);
+            }
         });
     }
 }

@@ -4,7 +4,7 @@
 //! session than one it believes (B4). An entry is believed for a time after the store last confirmed it, and the map is
 //! bounded.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +22,17 @@ pub struct Known {
     pub is_guess: bool,
 }
 
+/// What the store's word is worth beside what this replica knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Belief {
+    /// It is the newest there is.
+    Stored,
+    /// The store has not heard yet that this binding has served a turn.
+    Unsealed,
+    /// The store has lost, or has not heard of, a higher epoch.
+    Outdated,
+}
+
 pub struct Local {
     entries: Mutex<Entries>,
     belief: Duration,
@@ -29,8 +40,9 @@ pub struct Local {
 
 struct Entries {
     known: Expiring<Known>,
-    /// What the store has yet to hear of.
+    /// What the store has yet to hear of, and in which order: some may be in the order that are merged since.
     unmerged: HashSet<SessionId>,
+    order: VecDeque<SessionId>,
     /// The sessions of threads that are not root threads, as far as this replica has written them down.
     threads: Expiring<SessionId>,
 }
@@ -38,7 +50,8 @@ struct Entries {
 impl Local {
     /// At most `capacity` sessions, each believed for `belief` after the store last confirmed it.
     pub fn new(capacity: usize, belief: Duration) -> Self {
-        let entries = Entries { known: Expiring::new(capacity), unmerged: HashSet::new(), threads: Expiring::new(capacity) };
+        let (known, threads) = (Expiring::new(capacity), Expiring::new(capacity));
+        let entries = Entries { known, unmerged: HashSet::new(), order: VecDeque::new(), threads };
         Self { entries: Mutex::new(entries), belief }
     }
 
@@ -46,22 +59,25 @@ impl Local {
         self.lock().known.get(session.as_str()).map(|(known, _)| known.clone())
     }
 
-    /// The store holds `record`. Returns whether it is believed: a higher epoch is known otherwise.
-    pub fn confirm(&self, session: &SessionId, record: &Record) -> bool {
+    /// The store holds `record`.
+    pub fn confirm(&self, session: &SessionId, record: &Record) -> Belief {
         let mut entries = self.lock();
         if let Some((known, expiry)) = entries.known.get(session.as_str()) {
             if known.record.epoch > record.epoch {
-                return false;
+                return Belief::Outdated;
+            }
+            if known.record.is_sealed_form_of(record) {
+                return Belief::Unsealed;
             }
             // Most turns confirm what was confirmed a moment ago.
             let is_fresh = expiry - Instant::now() > self.belief / 4 * 3;
             if is_fresh && known.record == *record && !known.is_guess && !entries.unmerged.contains(session) {
-                return true;
+                return Belief::Stored;
             }
         }
         entries.unmerged.remove(session);
         entries.known.put(session.as_str(), Known { record: record.clone(), is_guess: false }, self.belief);
-        true
+        Belief::Stored
     }
 
     /// `record` was bound without the store's word. Belief in what the store did say is not renewed by it.
@@ -73,7 +89,9 @@ impl Local {
             None => self.belief,
         };
         entries.known.put(session.as_str(), Known { record: record.clone(), is_guess }, left);
-        entries.unmerged.insert(session.clone());
+        if entries.unmerged.insert(session.clone()) {
+            entries.order.push_back(session.clone());
+        }
     }
 
     /// The session is the store's to tell about again.
@@ -83,15 +101,28 @@ impl Local {
         entries.known.remove(session.as_str());
     }
 
-    /// What the store has yet to hear of.
-    pub fn unmerged(&self) -> Vec<(SessionId, Record)> {
+    /// How much the store has yet to hear of, at most.
+    pub fn count_unmerged(&self) -> usize {
+        self.lock().order.len()
+    }
+
+    /// The next `count` of what the store has yet to hear of, or fewer. They come round again until they are confirmed.
+    pub fn next_unmerged(&self, count: usize) -> Vec<(SessionId, Record)> {
         let mut entries = self.lock();
-        let Entries { known, unmerged, .. } = &mut *entries;
-        // What was given up for want of room, or is believed no longer, is nobody's to merge.
-        unmerged.retain(|session| known.get(session.as_str()).is_some());
-        let records =
-            unmerged.iter().filter_map(|session| Some((session.clone(), known.get(session.as_str())?.0.record.clone())));
-        records.collect()
+        let Entries { known, unmerged, order, .. } = &mut *entries;
+        let mut next = Vec::new();
+        for _ in 0..order.len().min(count) {
+            let Some(session) = order.pop_front() else { break };
+            match known.get(session.as_str()) {
+                Some((known, _)) if unmerged.contains(&session) => {
+                    next.push((session.clone(), known.record.clone()));
+                    order.push_back(session);
+                }
+                // What was given up for want of room, or is believed no longer, is nobody's to merge.
+                _ => drop(unmerged.remove(&session)),
+            }
+        }
+        next
     }
 
     /// Whether the store has been told of `thread` lately; from now on it has.
@@ -102,6 +133,11 @@ impl Local {
             entries.threads.put(thread.as_str(), session.clone(), self.belief / 2);
         }
         is_told
+    }
+
+    /// The store could not be told of `thread`.
+    pub fn has_not_told(&self, thread: &SessionId) {
+        self.lock().threads.remove(thread.as_str());
     }
 
     /// The session that `thread` belongs to.
@@ -134,21 +170,40 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_epoch_falls_while_it_is_believed() {
         let local = Local::new(8, HOUR);
-        assert!(local.confirm(&session(1), &record(2)));
-        assert!(!local.confirm(&session(1), &record(1)));
+        assert_eq!(local.confirm(&session(1), &record(2)), Belief::Stored);
+        assert_eq!(local.confirm(&session(1), &record(1)), Belief::Outdated);
         assert_eq!(local.recall(&session(1)).unwrap().record.epoch, 2);
         tokio::time::advance(HOUR).await;
         assert_eq!(local.recall(&session(1)), None);
-        assert!(local.confirm(&session(1), &record(1)));
+        assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_noted_is_unmerged_until_the_store_confirms_the_session() {
         let local = Local::new(8, HOUR);
         local.note(&session(1), &record(1), true);
-        assert_eq!(local.unmerged(), [(session(1), record(1))]);
-        assert!(local.confirm(&session(1), &record(1)));
-        assert!(local.unmerged().is_empty() && !local.recall(&session(1)).unwrap().is_guess);
+        assert_eq!(local.next_unmerged(9), [(session(1), record(1))]);
+        assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
+        assert!(local.next_unmerged(9).is_empty() && !local.recall(&session(1)).unwrap().is_guess);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seal_that_the_store_has_not_heard_of_is_not_forgotten() {
+        let local = Local::new(8, HOUR);
+        local.confirm(&session(1), &record(1));
+        local.note(&session(1), &record(1).sealed(), false);
+        assert_eq!(local.confirm(&session(1), &record(1)), Belief::Unsealed);
+        assert_eq!(local.next_unmerged(9), [(session(1), record(1).sealed())]);
+        assert_eq!(local.confirm(&session(1), &record(1).sealed()), Belief::Stored);
+        assert!(local.next_unmerged(9).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_merged_keeps_nobody_waiting() {
+        let local = Local::new(8, HOUR);
+        (0..5).for_each(|n| local.note(&session(n), &record(1), true));
+        let round: Vec<_> = (0..5).flat_map(|_| local.next_unmerged(2)).map(|(session, _)| session).collect();
+        assert_eq!(round, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4].map(session));
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,7 +214,7 @@ mod tests {
         local.note(&session(1), &record(2), false);
         tokio::time::advance(HOUR / 2).await;
         assert_eq!(local.recall(&session(1)), None);
-        assert!(local.unmerged().is_empty());
+        assert!(local.next_unmerged(9).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -168,7 +223,7 @@ mod tests {
         for n in 0..5 {
             local.note(&session(n), &record(1), true);
         }
-        assert_eq!(local.unmerged().len(), 2);
+        assert_eq!(local.next_unmerged(9).len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

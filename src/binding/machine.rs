@@ -42,6 +42,8 @@ enum Event {
     Reload(usize, usize),
     Roll(usize),
     Restart(usize),
+    /// A failover loses the last write of a session.
+    Loses(usize),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -56,6 +58,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..REPLICAS, 0..upstream::SETS.len()).prop_map(|(replica, set)| Event::Reload(replica, set)),
         2 => (0..REPLICAS).prop_map(Event::Roll),
         1 => (0..REPLICAS).prop_map(Event::Restart),
+        1 => (0..SESSIONS).prop_map(Event::Loses),
     ]
 }
 
@@ -92,7 +95,7 @@ impl Machine {
             Event::Merge(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
                 self.begin(Box::pin(async move {
-                    merge_all(&replica.store, &replica.local, TTL).await;
+                    merge_all(&replica.store, &replica.local, &replica.registry, TTL).await;
                 }));
             }
             Event::Reload(replica, set) => {
@@ -106,6 +109,10 @@ impl Machine {
             Event::Roll(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
                 self.begin(Box::pin(async move { replica.answer_roll().await }));
+            }
+            Event::Loses(session) => {
+                self.shared.lock().unwrap().loses(upstream::session(*session).as_str());
+                self.upstream.forgets(*session);
             }
             Event::Restart(number) => {
                 // Its turns end with it; what it wrote may still arrive, as any write.
@@ -214,7 +221,7 @@ fn search(flaw: Flaw, cases: u32) -> Result<(), String> {
 /// `WARMKEY_CASES=1000000` for a long run.
 #[test]
 fn no_interleaving_breaks_the_binding() {
-    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20_000);
+    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100_000);
     search(Flaw::None, cases).unwrap_or_else(|violation| panic!("{violation}"));
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::broadcast::error::RecvError;
 
 use super::Binding;
 use super::local::{Known, Local};
@@ -15,6 +16,7 @@ use super::record::{Record, state_tag};
 use super::select::Reach;
 use super::table::Bindings;
 use crate::error::Error;
+use crate::key::registry::Registry;
 use crate::session::SessionId;
 use crate::store::{Replaced, Store, Unavailable};
 
@@ -52,14 +54,23 @@ impl Bindings {
     fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
         match self.places.standing(wanted, &known.record) {
             Standing::Serves(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_guess)),
-            Standing::NotLoaded => self.spill(wanted, session, &known.record),
-            Standing::Gone => self.move_here(wanted, session, known),
+            // Its organization may be gone altogether, and nobody can be asked: what is not sealed goes on elsewhere.
+            Standing::NotLoaded => match (self.spill(wanted, session, &known.record), wanted.reach(&known.record)) {
+                (Err(_), Reach::Anywhere) => self.move_here(wanted, session, known, Reach::Anywhere),
+                (spilled, _) => spilled,
+            },
+            Standing::Gone => self.move_home(wanted, session, known),
         }
     }
 
-    /// Moves the session to the next key of its organization, on this replica until it can be merged. A guess stays one: it
-    /// must not win over what is stored by the number of its moves.
-    pub(super) fn move_here(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+    /// Moves the session to the next key of its organization.
+    pub(super) fn move_home(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+        self.move_here(wanted, session, known, Reach::Organization(known.record.organization))
+    }
+
+    /// Moves the session, on this replica until it can be merged. A guess stays one: it must not win over what is stored by the
+    /// number of its moves.
+    fn move_here(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known, reach: Reach) -> Result<Binding, Error> {
         // Another turn of the session was first.
         let newer = self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
         if let Some(newer) = &newer
@@ -68,7 +79,7 @@ impl Bindings {
             return Ok(Binding { has_moved: true, ..Binding::here(&key, session, newer.record.clone(), newer.is_guess) });
         }
         let known = newer.as_ref().unwrap_or(known);
-        let key = self.places.choose(wanted, session, Reach::Organization(known.record.organization))?;
+        let key = self.places.choose(wanted, session, reach)?;
         let mut next = known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
         if known.is_guess {
             next.epoch = known.record.epoch;
@@ -80,14 +91,14 @@ impl Bindings {
 }
 
 /// Merges what was bound without the store, as soon as the store answers again, for as long as the replica lives.
-pub async fn keep_merging(store: Arc<Store>, local: Arc<Local>, ttl: Duration) {
+pub async fn keep_merging(store: Arc<Store>, local: Arc<Local>, registry: Arc<Registry>, ttl: Duration) {
     let mut health = store.health();
     loop {
         tokio::select! {
             Ok(()) = health.changed() => {}
             () = tokio::time::sleep(MERGE_AGAIN) => {}
         }
-        let merged = merge_all(&store, &local, ttl).await;
+        let merged = merge_all(&store, &local, &registry, ttl).await;
         if merged > 0 {
             tracing::info!(merged, "what was bound without the store is in it now");
         }
@@ -95,10 +106,15 @@ pub async fn keep_merging(store: Arc<Store>, local: Arc<Local>, ttl: Duration) {
 }
 
 /// Merges what can be merged now. Returns how many bindings that were.
-pub async fn merge_all(store: &Store, local: &Local, ttl: Duration) -> usize {
-    let mut merged = 0;
-    for some in local.unmerged().chunks(MERGED_AT_ONCE) {
-        let done = join_all(some.iter().map(|(session, record)| merge(store, local, ttl, session, record))).await;
+pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: Duration) -> usize {
+    // Before, nobody could say later whether a key of it is removed or not loaded yet.
+    let generation = registry.loaded().ordinal();
+    let (mut merged, mut left) = (0, if generation == 0 { 0 } else { local.count_unmerged() });
+    while left > 0 {
+        let some = local.next_unmerged(MERGED_AT_ONCE.min(left));
+        left = if some.is_empty() { 0 } else { left - some.len().min(left) };
+        let each = some.iter().map(|(session, record)| merge(store, local, ttl, session, record.of_generation(generation)));
+        let done = join_all(each).await;
         merged += done.iter().filter(|done| done.is_ok()).count();
         if done.iter().all(Result::is_err) {
             break;
@@ -107,9 +123,26 @@ pub async fn merge_all(store: &Store, local: &Local, ttl: Duration) -> usize {
     merged
 }
 
-async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: &Record) -> Result<(), Unavailable> {
+/// Takes note of the moves that other replicas tell of, so that an outage finds this one with their word: for as long as the
+/// replica lives. What was missed is heard from the store at the session's next turn.
+pub async fn keep_listening(store: Arc<Store>, local: Arc<Local>) {
+    let mut moves = store.moved();
+    loop {
+        match moves.recv().await {
+            Ok(told) => {
+                if let (Some(session), Some(record)) = (SessionId::parse(&told.id), Record::parse(&told.value)) {
+                    local.confirm(&session, &record);
+                }
+            }
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: Record) -> Result<(), Unavailable> {
     let Some(text) = store.merge(session.as_str(), &record.to_string(), record.epoch, ttl, &mut store.budget()).await? else {
-        local.confirm(session, record);
+        local.confirm(session, &record);
         return Ok(());
     };
     let Some(stored) = Record::parse(&text) else {
@@ -117,8 +150,7 @@ async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId,
         return Ok(());
     };
     // The same binding, whose first answer came meanwhile.
-    let is_sealed_now = record.sealed && !stored.sealed && (record.key, record.epoch) == (stored.key, stored.epoch);
-    if is_sealed_now {
+    if record.is_sealed_form_of(&stored) {
         let sealed = stored.sealed();
         if store.replace(session.as_str(), &text, &sealed.to_string(), ttl, &mut store.budget()).await? == Replaced::Done {
             local.confirm(session, &sealed);

@@ -145,7 +145,10 @@ impl Places {
         let frozen = self.registry.frozen();
         let is_open = |key: &&Arc<Key>| frozen.is_common(key) && is_allowed(wanted, key);
         let allowed: Vec<_> = frozen.table.keys().iter().filter(is_open).collect();
-        let chosen = first(wanted.order(session), &allowed, |key| !frozen.is_gone(key)).ok_or_else(|| none_available(LATER))?;
+        let Some(chosen) = first(wanted.order(session), &allowed, |key| !frozen.is_gone(key)) else {
+            // Nothing of that moment is left for this client.
+            return self.choose(wanted, session, Reach::Anywhere);
+        };
         let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
         match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.registry.is_usable(key)) {
             Some(key) => Ok(Arc::clone(key)),

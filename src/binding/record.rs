@@ -41,11 +41,19 @@ impl Record {
         Self { key: key.tag, organization: key.organization_tag, epoch, generation, sealed, stale_state }
     }
 
-    /// The binding once it has served a turn, as a replica of `generation` has it. A writer that did not know its generation is
-    /// spoken for by the first one that does.
+    /// The binding once it has served a turn, as a replica of `generation` has it.
     pub fn confirmed(&self, generation: u32) -> Self {
-        let generation = if self.generation == 0 { generation } else { self.generation };
-        Self { sealed: true, generation, ..self.clone() }
+        Self { sealed: true, ..self.of_generation(generation) }
+    }
+
+    /// A writer that did not know its generation is spoken for by the first replica that does and has the key too.
+    pub fn of_generation(&self, generation: u32) -> Self {
+        Self { generation: if self.generation == 0 { generation } else { self.generation }, ..self.clone() }
+    }
+
+    /// Whether this is `other` once it has served a turn.
+    pub fn is_sealed_form_of(&self, other: &Self) -> bool {
+        self.sealed && !other.sealed && (self.key, self.epoch) == (other.key, other.epoch)
     }
 
     pub fn sealed(&self) -> Self {

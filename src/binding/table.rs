@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::local::{Known, Local};
+use super::local::{Belief, Known, Local};
 use super::place::{Places, Standing, Wanted, none_in_use, not_loaded};
 use super::record::{Record, state_tag};
 use super::select::Reach;
@@ -50,7 +50,7 @@ impl Bindings {
         match found {
             Ok(Some(held)) => self.adopt(wanted, session, &held, budget).await,
             Ok(None) => match self.local.recall(session) {
-                Some(known) => self.restore(wanted, session, known, budget).await,
+                Some(known) => self.restore(wanted, session, &known, budget).await,
                 None => self.create(wanted, session, budget).await,
             },
             Err(_) => self.without_store(wanted, session),
@@ -63,7 +63,7 @@ impl Bindings {
             (Some(session), Written::Stored(record)) => return self.replace(wanted, session, record.clone(), budget).await,
             (Some(session), Written::Here(record)) => {
                 let known = Known { record: record.clone(), is_guess: binding.is_guess };
-                return self.move_here(wanted, session, &known);
+                return self.move_home(wanted, session, &known);
             }
             // What the session's history holds is not known: its organization is not left.
             (Some(session), Written::Nowhere) => {
@@ -112,12 +112,17 @@ impl Bindings {
     /// Uses a stored binding, or moves it where its key can serve no more.
     async fn adopt(&self, wanted: &Wanted<'_>, session: &SessionId, held: &Held, budget: &mut Budget) -> Result<Binding, Error> {
         let Some(record) = Record::parse(&held.value) else { return self.beside_store(wanted, session) };
-        if self.local.confirm(session, &record) {
-            return self.use_stored(wanted, session, record, held.left, budget).await;
-        }
-        match self.local.recall(session) {
-            Some(known) => self.restore(wanted, session, known, budget).await,
-            None => self.use_stored(wanted, session, record, held.left, budget).await,
+        match self.local.confirm(session, &record) {
+            Belief::Stored => self.use_stored(wanted, session, record, held.left, budget).await,
+            Belief::Unsealed => {
+                self.seal(session, &record, &record.sealed(), budget).await;
+                self.use_stored(wanted, session, record.sealed(), held.left, budget).await
+            }
+            Belief::Outdated => match self.local.recall(session) {
+                Some(known) => self.restore(wanted, session, &known, budget).await,
+                // Belief in it has ended just now.
+                None => self.use_stored(wanted, session, record, held.left, budget).await,
+            },
         }
     }
 
@@ -126,10 +131,10 @@ impl Bindings {
         &self,
         wanted: &Wanted<'_>,
         session: &SessionId,
-        known: Known,
+        known: &Known,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let Known { record, .. } = known;
+        let record = known.record.of_generation(self.places.generation());
         let record = match self.store.merge(session.as_str(), &record.to_string(), record.epoch, self.ttl, budget).await {
             Ok(None) => record,
             Ok(Some(stored)) => match Record::parse(&stored) {
@@ -194,7 +199,7 @@ impl Bindings {
         for _ in 0..=self.places.count() {
             let key = self.places.choose(wanted, session, wanted.reach(&record))?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
-            let outcome = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
+            let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let binding = match outcome {
                 Ok(Replaced::Done) => {
                     tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
@@ -204,7 +209,12 @@ impl Bindings {
                 Err(_) => self.go_by(wanted, session, next, false)?,
                 Ok(Replaced::Lost(winner)) => {
                     let Some(winner) = Record::parse(&winner) else { return self.beside_store(wanted, session) };
-                    self.local.confirm(session, &winner);
+                    if self.local.confirm(session, &winner) == Belief::Outdated
+                        && let Some(known) = self.local.recall(session)
+                    {
+                        // The store has lost what it had a moment ago. Boxed, since restoring may come back here.
+                        return Box::pin(self.restore(wanted, session, &known, budget)).await;
+                    }
                     match self.places.standing(wanted, &winner) {
                         Standing::Serves(key) => Binding::stored(&key, session, winner, BindingResult::Existing),
                         Standing::NotLoaded => self.spill(wanted, session, &winner)?,

@@ -142,13 +142,6 @@ impl Registry {
         self.show_states(&disabled);
     }
 
-    /// Takes `table` into use while nothing is heard of the store.
-    pub fn reload(&self, table: Table) {
-        if let Some(next) = self.prepare(table) {
-            self.adopt(next, None);
-        }
-    }
-
     /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
     pub fn heard(&self, loaded: &Arc<Loaded>, roll: &Roll) {
         loaded.heard(roll);
@@ -168,7 +161,8 @@ impl Registry {
 
     /// The key that has taken the place of `key`, which was shown to its upstream otherwise.
     pub fn successor(&self, key: &Key) -> Option<Arc<Key>> {
-        self.loaded().table.by_tag(key.tag).filter(|now| !now.is_shown_like(key)).cloned()
+        let is_successor = |now: &&Arc<Key>| now.organization_tag == key.organization_tag && !now.is_shown_like(key);
+        self.loaded().table.by_tag(key.tag).filter(is_successor).cloned()
     }
 
     /// Keeps the books on the keys of `loaded`, and of those that turns in flight still use.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::generation::Loaded;
 use super::registry::Registry;
@@ -13,7 +13,10 @@ use crate::store::{Report, Roll, Store, Unavailable};
 /// Between two answers. A new key waits for at most as long before it takes sessions everywhere.
 const BEAT: Duration = Duration::from_secs(1);
 /// A replica that has said nothing for so long is no longer waited for.
-const LIFE: Duration = Duration::from_secs(5);
+const LIFE: Duration = Duration::from_secs(10);
+/// After the store was away its word on the others counts for nothing for so long: they may have to reconnect, and the roll may
+/// be lost or all names on it expired, so that the first one back would believe that it is alone.
+const GATHERING: Duration = Duration::from_secs(4);
 
 /// One replica's voice among the others.
 pub struct Voice {
@@ -21,13 +24,26 @@ pub struct Voice {
     registry: Arc<Registry>,
     /// Another one for each process.
     name: String,
-    /// Whether it has left. Held while it speaks: what it said last is the newest.
-    has_left: Mutex<bool>,
+    /// Held while it speaks: what it said last is the newest.
+    speech: Mutex<Speech>,
+}
+
+/// What has become of its words so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speech {
+    /// Each had an answer.
+    Fluent,
+    /// The last one was lost.
+    Lost,
+    /// One was lost before. From then on the answer is believed.
+    Resumed(Instant),
+    /// It has left, and says nothing more.
+    Over,
 }
 
 impl Voice {
     pub fn new(store: Arc<Store>, registry: Arc<Registry>, name: String) -> Self {
-        Self { store, registry, name, has_left: Mutex::new(false) }
+        Self { store, registry, name, speech: Mutex::new(Speech::Fluent) }
     }
 
     /// Answers for as long as the replica lives.
@@ -47,30 +63,78 @@ impl Voice {
 
     /// Answers once, and takes note of what the others have.
     pub async fn answer(&self) {
-        let has_left = self.has_left.lock().await;
+        let mut speech = self.speech.lock().await;
         let loaded = self.registry.loaded();
-        if !*has_left && let Ok(roll) = self.tell(&loaded, LIFE).await {
+        if let Some(roll) = self.tell(&mut speech, &loaded).await {
             self.registry.heard(&loaded, &roll);
         }
     }
 
     /// Takes `next` into use. The store hears of it first: from its first turn on its ordinal is known, unless the store is away.
     pub async fn introduce(&self, next: Arc<Loaded>) {
-        let _speaking = self.has_left.lock().await;
-        let roll = self.tell(&next, LIFE).await.ok();
+        let mut speech = self.speech.lock().await;
+        let roll = self.tell(&mut speech, &next).await;
         self.registry.adopt(next, roll.as_ref());
     }
 
     /// Lets the others know that this replica need not be waited for.
     pub async fn leave(&self) {
-        *self.has_left.lock().await = true;
+        *self.speech.lock().await = Speech::Over;
         // Lost: they find out after [`LIFE`].
-        let _ = self.tell(&self.registry.loaded(), Duration::ZERO).await;
+        let _ = self.call(&self.registry.loaded(), Duration::ZERO, false).await;
     }
 
-    async fn tell(&self, loaded: &Loaded, life: Duration) -> Result<Roll, Unavailable> {
+    /// What the others have, if that is known.
+    async fn tell(&self, speech: &mut Speech, loaded: &Loaded) -> Option<Roll> {
+        if *speech == Speech::Over {
+            return None;
+        }
+        let heard = self.call(loaded, LIFE, !speech.is_fluent()).await;
+        *speech = speech.followed_by(heard.is_ok(), Instant::now());
+        heard.ok().filter(|_| speech.is_fluent())
+    }
+
+    async fn call(&self, loaded: &Loaded, life: Duration, is_early: bool) -> Result<Roll, Unavailable> {
         let (fingerprint, keys) = (&loaded.fingerprint, loaded.tags());
         let report = Report { replica: &self.name, fingerprint, keys: &keys, ordinal: loaded.ordinal(), life };
-        self.store.call_roll(&report, &mut self.store.budget()).await
+        let mut budget = self.store.patient_budget();
+        match is_early {
+            true => self.store.call_roll_early(&report, &mut budget).await,
+            false => self.store.call_roll(&report, &mut budget).await,
+        }
+    }
+}
+
+impl Speech {
+    fn is_fluent(self) -> bool {
+        self == Self::Fluent
+    }
+
+    /// After one more word, which had an answer or was lost.
+    fn followed_by(self, is_answered: bool, now: Instant) -> Self {
+        match self {
+            Self::Over => Self::Over,
+            _ if !is_answered => Self::Lost,
+            Self::Lost => Self::Resumed(now + GATHERING),
+            Self::Resumed(until) if now < until => self,
+            Self::Resumed(_) | Self::Fluent => Self::Fluent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_loss_others_have_the_time_to_answer_too() {
+        let now = Instant::now();
+        let lost = Speech::Fluent.followed_by(false, now);
+        assert_eq!(lost, Speech::Lost);
+        let resumed = lost.followed_by(true, now);
+        assert_eq!(resumed.followed_by(true, now + GATHERING / 2), resumed);
+        assert_eq!(resumed.followed_by(false, now + GATHERING / 2), Speech::Lost, "and again from there");
+        assert_eq!(resumed.followed_by(true, now + GATHERING), Speech::Fluent);
+        assert_eq!(Speech::Over.followed_by(true, now), Speech::Over);
     }
 }

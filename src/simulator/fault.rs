@@ -24,6 +24,8 @@ pub struct Fault {
     pub project: Option<String>,
     pub model: Option<String>,
     pub session: Option<String>,
+    /// Only turns that merely prepare, or only those that do not: Codex begins every WebSocket with one that does.
+    pub prewarm: Option<bool>,
     /// Answered with this status; 200 is a stream that begins well and ends in `response.failed`.
     pub status: Option<u16>,
     /// The error's code; absent, the usual one of the status.
@@ -46,6 +48,16 @@ pub struct Fault {
     pub at: Option<At>,
     /// How many requests it strikes; absent, all until it is cleared.
     pub times: Option<u64>,
+}
+
+/// A request that a fault may strike, as far as it is known by then.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    pub at: At,
+    pub key: &'a Key,
+    pub model: Option<&'a str>,
+    pub session: Option<&'a str>,
+    pub prewarm: bool,
 }
 
 /// What a fault strikes: a turn over either transport, or the handshake of a WebSocket.
@@ -71,9 +83,12 @@ fn seconds_or_span<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<
 }
 
 impl Fault {
-    fn fits(&self, key: &Key, model: Option<&str>, session: Option<&str>) -> bool {
+    fn fits(&self, target: Target<'_>) -> bool {
+        let Target { at, key, model, session, prewarm } = target;
         let narrows = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
-        narrows(&self.key, Some(&key.id))
+        self.at.map_or(at == At::Turn || self.concerns_the_key(), |own| own == at)
+            && self.prewarm.is_none_or(|wanted| wanted == prewarm)
+            && narrows(&self.key, Some(&key.id))
             && narrows(&self.organization, Some(&key.organization))
             && narrows(&self.project, Some(&key.project))
             && narrows(&self.model, model)
@@ -82,7 +97,7 @@ impl Fault {
 
     /// Whether it makes the key useless for whatever it is asked, not only for answers.
     fn concerns_the_key(&self) -> bool {
-        self.status == Some(401) && self.model.is_none() && self.session.is_none() && self.at.is_none()
+        self.status == Some(401) && self.model.is_none() && self.session.is_none() && self.at.is_none() && self.prewarm.is_none()
     }
 
     /// The error that it answers with, under a status.
@@ -94,10 +109,6 @@ impl Fault {
         .then_some(Duration::from_secs(1));
         let refusal = Refusal::scripted(status, self.code.as_deref(), caller, self.retry_after.or(usual));
         Refusal { close: self.close, ..refusal }
-    }
-
-    fn strikes_at(&self, at: At) -> bool {
-        self.at.map_or(at == At::Turn || self.concerns_the_key(), |own| own == at)
     }
 }
 
@@ -126,9 +137,8 @@ impl Faults {
     }
 
     /// The fault that strikes here, counted.
-    pub fn strike(&mut self, at: At, key: &Key, model: Option<&str>, session: Option<&str>) -> Option<Fault> {
-        let strikes = |fault: &Fault| fault.times != Some(0) && fault.strikes_at(at) && fault.fits(key, model, session);
-        let index = self.0.iter().position(strikes)?;
+    pub fn strike(&mut self, target: Target<'_>) -> Option<Fault> {
+        let index = self.0.iter().position(|fault| fault.times != Some(0) && fault.fits(target))?;
         if let Some(times) = &mut self.0[index].times {
             *times -= 1;
         }
@@ -141,7 +151,8 @@ impl Faults {
 
     /// A standing fault of the key itself, which a probe meets as well. Does not count as a strike.
     pub fn of_key(&self, key: &Key) -> Option<Fault> {
-        self.0.iter().find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(key, None, None)).cloned()
+        let target = Target { at: At::Turn, key, model: None, session: None, prewarm: false };
+        self.0.iter().find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(target)).cloned()
     }
 }
 
@@ -154,6 +165,10 @@ mod tests {
         Key { id: text("a-1"), organization: text("org-a"), project: text("proj-1"), region: text("us"), masked: text("*") }
     }
 
+    fn strike(faults: &mut Faults, at: At, model: Option<&str>, prewarm: bool) -> Option<Fault> {
+        faults.strike(Target { at, key: &key(), model, session: None, prewarm })
+    }
+
     fn fault(json: &str) -> Fault {
         serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
     }
@@ -163,7 +178,7 @@ mod tests {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
         faults.add(fault(r#"{"key":"a-1","model":"gpt-5.4","status":429,"times":2}"#)).expect("added");
-        let mut strike = |model| faults.strike(At::Turn, &key(), Some(model), None).and_then(|fault| fault.status);
+        let mut strike = |model| strike(&mut faults, At::Turn, Some(model), false).and_then(|fault| fault.status);
         assert_eq!(
             (strike("gpt-5.5"), strike("gpt-5.4"), strike("gpt-5.4"), strike("gpt-5.4")),
             (None, Some(429), Some(429), None)
@@ -185,7 +200,7 @@ mod tests {
         let strikes = |json: &str, at| {
             let mut faults = Faults::default();
             faults.add(fault(json)).expect("added");
-            faults.strike(at, &key(), None, None).is_some()
+            strike(&mut faults, at, None, false).is_some()
         };
         for (json, handshake, turn) in [
             (r#"{"status":401}"#, true, true),
@@ -198,11 +213,18 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_can_let_prewarms_pass() {
+        let mut faults = Faults::default();
+        faults.add(fault(r#"{"status":500,"prewarm":false}"#)).expect("added");
+        assert!(strike(&mut faults, At::Turn, None, true).is_none() && strike(&mut faults, At::Turn, None, false).is_some());
+    }
+
+    #[test]
     fn a_probe_meets_a_dead_key_and_does_not_revive_it() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"key":"a-1","status":401,"times":1}"#)).expect("added");
         assert!(faults.of_key(&key()).is_some() && faults.of_key(&key()).is_some());
-        assert!(faults.strike(At::Turn, &key(), None, None).is_some());
+        assert!(strike(&mut faults, At::Turn, None, false).is_some());
         assert!(faults.of_key(&key()).is_none());
     }
 }

@@ -166,6 +166,11 @@ impl Play {
             End::Error(refusal) => self.answer.error(&refusal.error(), self.control.number()),
             End::Frame(refusal) => {
                 self.over(Outcome::Failed);
+                let begun = self.sent > 0;
+                self.entry.note(|turn| {
+                    turn.status = if begun { turn.status } else { refusal.status.as_u16() };
+                    turn.code.clone_from(&refusal.code);
+                });
                 let said = Said::Refused(refusal.clone());
                 self.cut = Some(cut);
                 return said;

@@ -1,8 +1,10 @@
 //! The whole simulator over a real socket, as a gateway meets it.
 
 mod failing;
+mod lanes;
 mod serving;
 mod socket;
+mod striking;
 mod talking;
 
 use std::time::Duration;

@@ -10,7 +10,7 @@ use http::StatusCode;
 use super::answer::{Answer, Usage};
 use super::caller::check_turn_state;
 use super::diagnosis::Trace;
-use super::fault::{At, Fault};
+use super::fault::{At, Fault, Target};
 use super::json::{Document, Value};
 use super::judge::{Entry, now_millis};
 use super::key::Key;
@@ -73,7 +73,14 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     if let Some(state) = &state {
         check_turn_state(world, key, state)?;
     }
-    let fault = world.memory().faults.strike(At::Turn, key, model.as_deref(), session.as_deref());
+    let target = Target {
+        at: At::Turn,
+        key,
+        model: model.as_deref(),
+        session: session.as_deref(),
+        prewarm: body.get("generate").and_then(Value::truth) == Some(false),
+    };
+    let fault = world.memory().faults.strike(target);
     let mut cut = None;
     if let Some(fault) = &fault {
         cut = strike(fault, request, model.as_deref().unwrap_or("")).await?;

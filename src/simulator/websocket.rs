@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::caller::{TURN_STATE, describe, name, recognize};
 use super::connection::{Connection, Out};
-use super::fault::At;
+use super::fault::{At, Target};
 use super::http::refuse;
 use super::judge::{Outcome, Turn};
 use super::key::Key;
@@ -166,7 +166,7 @@ async fn enter(
     let asked = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
     let accept =
         asked.and_then(|accept| HeaderValue::from_str(&accept).ok()).ok_or_else(|| invalid("There is no Sec-WebSocket-Key."))?;
-    let fault = world.memory().faults.strike(At::Handshake, key, None, session);
+    let fault = world.memory().faults.strike(Target { at: At::Handshake, key, model: None, session, prewarm: false });
     let Some(fault) = fault else { return Ok((accept, None)) };
     if let Some(stall) = fault.stall {
         tokio::time::sleep(stall.0).await;

@@ -2,8 +2,8 @@
 //!
 //! Several hosts are no URL, so they are read here. What is wrong is told without what was read: it may hold a password.
 
+use core::net::Ipv6Addr;
 use std::fmt;
-use std::net::Ipv6Addr;
 
 use crate::setting::Secret;
 

@@ -68,7 +68,11 @@ impl Cluster {
         let (mut result, mut sent_on);
         let mut is_asking = false;
         for _ in 0..=REDIRECTIONS {
-            let link = &table.members.get(host).ok_or(Fault::Away)?.link;
+            let Some(Member { link, .. }) = table.members.get(host) else {
+                // A primary that is new: the table learns of it.
+                self.stale.notify_one();
+                return Err(Fault::Away);
+            };
             result = match is_asking {
                 true => link.ask(&asking(question), until).await,
                 false => link.ask(question, until).await,
@@ -150,7 +154,7 @@ impl Cluster {
                 let mut connection = self.dialer.dial(&address, host, Shown::Everything).await?;
                 understood(&question().query_async(&mut connection).await?, host)
             };
-            timeout(self.dialer.patience(), asking).await.unwrap_or(Err(Fault::Silent))
+            timeout(self.dialer.patience(), asking).await.unwrap_or_else(|_| Err(self.dialer.late()))
         };
         let mut told: FuturesUnordered<_> = hosts.into_iter().map(one).collect();
         let mut last = Fault::Away;
@@ -173,7 +177,13 @@ impl Cluster {
             .primaries()
             .into_iter()
             .map(|host| {
-                let member = old.members.get(&host).cloned().unwrap_or_else(|| self.join(&host));
+                let member = match old.members.get(&host) {
+                    Some(member) => {
+                        member.link.prove_with_own(|name| slots.is_at(name, &host));
+                        member.clone()
+                    }
+                    None => self.join(&host, &slots),
+                };
                 (host, member)
             })
             .collect();
@@ -185,10 +195,11 @@ impl Cluster {
         }
     }
 
-    fn join(&self, host: &Host) -> Member {
+    fn join(&self, host: &Host, slots: &Slots) -> Member {
         let place = Place::Node(host.clone());
         let (dialer, faults) = (Arc::clone(&self.dialer), Arc::clone(&self.faults));
         let link = Arc::new(Link::new(dialer, place, faults, Arc::clone(&self.health), Arc::clone(&self.stale)));
+        link.prove_with_own(|name| slots.is_at(name, host));
         let (kept, end) = (Arc::clone(&link).keep(), CancellationToken::new());
         let ended = end.clone();
         self.tasks.spawn_until_stopped(async move {
@@ -221,13 +232,11 @@ fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, Fault> {
     slots.ok_or_else(|| Fault::Unready("the Cluster has given no slots to any node".into()))
 }
 
-/// The question as it is put to a node that does not have the name yet.
+/// The question as it is put to a node that does not have the name yet: the word counts for one command.
 fn asking(question: &Pipeline) -> Pipeline {
     let mut asking = pipe();
-    asking.cmd("ASKING").ignore();
     for command in question.cmd_iter() {
-        // Each command needs its own word.
-        asking.add_command(command.clone());
+        asking.cmd("ASKING").ignore().add_command(command.clone());
     }
     asking
 }

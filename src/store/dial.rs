@@ -5,9 +5,14 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use redis::aio::{MultiplexedConnection, PubSub};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, TlsCertificates};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisResult, TlsCertificates,
+};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::Settings;
 use super::address::{Address, Host, Kind};
@@ -70,24 +75,48 @@ impl Dialer {
         }
     }
 
-    /// Connects to `host`, waiting as long as it takes.
+    /// A connection to `host` that many share. Waits as long as it takes.
     pub async fn dial(&self, address: &Address, host: &Host, shown: Shown) -> Result<MultiplexedConnection, Fault> {
         let client = self.client(address, host, shown)?;
         let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connecting = async move { client.get_multiplexed_async_connection_with_config(&settings).await };
+        self.reach(address, connecting).await
+    }
+
+    /// A connection to `host` for what is published there. Waits as long as it takes.
+    pub async fn tune_in(&self, host: &Host) -> Result<PubSub, Fault> {
+        let address = self.address()?;
+        let client = self.client(&address, host, Shown::Everything)?;
+        self.reach(&address, async move { client.get_async_pubsub().await }).await
+    }
+
+    async fn reach<T: Send + 'static>(
+        &self,
+        address: &Address,
+        connecting: impl Future<Output = RedisResult<T>> + Send + 'static,
+    ) -> Result<T, Fault> {
         if !address.is_tls {
-            return Ok(client.get_multiplexed_async_connection_with_config(&settings).await?);
+            return Ok(connecting.await?);
         }
         // Reads the system's certificates anew each time, which blocks: that is no work for a thread that serves turns.
-        let (runtime, patience) = (tokio::runtime::Handle::current(), self.patience());
-        let connecting = tokio::task::spawn_blocking(move || {
+        let (runtime, given_up) = (Handle::current(), CancellationToken::new());
+        let _guard = given_up.clone().drop_guard();
+        let aside = spawn_blocking(move || {
             runtime.block_on(async {
-                tokio::time::timeout(patience, client.get_multiplexed_async_connection_with_config(&settings)).await
+                tokio::select! {
+                    result = connecting => result.map_err(Fault::from),
+                    () = given_up.cancelled() => Err(Fault::Away),
+                }
             })
         });
-        match connecting.await {
-            Ok(Ok(connection)) => Ok(connection?),
-            Ok(Err(_)) => Err(Fault::Unready("no greeting in time: perhaps it does not speak TLS on this port".into())),
-            Err(_) => Err(Fault::Away),
+        aside.await.unwrap_or(Err(Fault::Away))
+    }
+
+    /// What to say of a greeting that has taken longer than [`Self::patience`].
+    pub fn late(&self) -> Fault {
+        match self.address() {
+            Ok(address) if address.is_tls => Fault::Late("no greeting in time: perhaps it does not speak TLS on this port"),
+            _ => Fault::Late("no greeting in time"),
         }
     }
 

@@ -39,19 +39,8 @@ impl Fake {
         let kept = Arc::clone(&seen);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let number = {
-                    let mut connections = kept.connections.lock().unwrap();
-                    *connections += 1;
-                    *connections
-                };
                 let (seen, answer) = (Arc::clone(&kept), Arc::clone(&answer));
-                let mut cut = seen.cut.subscribe();
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = serve(stream, number, &seen, &*answer) => {}
-                        _ = cut.wait_for(|cut| *cut >= number) => {}
-                    }
-                });
+                tokio::spawn(async move { serve(stream, &seen, &*answer).await });
             }
         });
         Self { address, seen }
@@ -81,15 +70,31 @@ impl Fake {
     }
 }
 
-async fn serve(mut stream: TcpStream, number: usize, seen: &Seen, answer: &dyn Answer) {
+async fn serve(mut stream: TcpStream, seen: &Seen, answer: &dyn Answer) {
     let mut buffer = vec![0; 4096];
-    // What is written at once arrives at once: these commands are small.
-    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+    let mut cut = seen.cut.subscribe();
+    let mut number = None;
+    loop {
+        let read = tokio::select! {
+            read = stream.read(&mut buffer) => read,
+            _ = cut.wait_for(|cut| number.is_some_and(|number| *cut >= number)) => return,
+        };
+        // What is written at once arrives at once: these commands are small.
+        let Ok(read @ 1..) = read else { return };
         let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
         let lines: Vec<&str> = text.split("\r\n").collect();
         // `*2`, `$3`, `GET`, ...
         for command in lines.windows(5).filter(|lines| lines[0].starts_with('*')) {
             let name = if command[4].ends_with(":probe") { "PROBE" } else { command[2] };
+            if name == "SUBSCRIBE" {
+                // Who only listens is no connection that a test counts, and hears nothing.
+                return std::future::pending().await;
+            }
+            let number = *number.get_or_insert_with(|| {
+                let mut connections = seen.connections.lock().unwrap();
+                *connections += 1;
+                *connections
+            });
             seen.asked.lock().unwrap().push(name.to_owned());
             let is_hushed = number <= *seen.hushed.lock().unwrap();
             let said = if is_hushed { None } else { answer(number, name) };

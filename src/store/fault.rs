@@ -22,6 +22,8 @@ pub enum Fault {
     Away,
     /// No answer in time.
     Silent,
+    /// No connection in time.
+    Late(&'static str),
     /// What Redis said instead, or how the connection broke.
     Refused(RedisError),
     /// Nothing could even be asked.
@@ -49,7 +51,7 @@ impl Fault {
         let Self::Refused(error) = self else {
             return match self {
                 Self::Away => None,
-                Self::Silent => Some(StoreFailure::Timeout),
+                Self::Silent | Self::Late(_) => Some(StoreFailure::Timeout),
                 _ => Some(StoreFailure::Other),
             };
         };
@@ -108,6 +110,7 @@ impl fmt::Display for Fault {
         let error = match self {
             Self::Away => return f.write_str("not connected"),
             Self::Silent => return f.write_str("no answer in time"),
+            Self::Late(why) => return f.write_str(why),
             Self::Unready(why) => return f.write_str(why),
             Self::Refused(error) => error,
         };

@@ -17,12 +17,20 @@ use super::breaker::Breaker;
 use super::dial::{Dialer, Shown};
 use super::fault::{Fault, Faults};
 use super::health::Health;
-use super::sentinel;
+use super::sentinel::{self, Named};
 
 /// From one attempt to connect to the next, at least: the first one after a loss is made at once.
 const RECONNECT: Duration = Duration::from_millis(250);
+/// How often a connection in use is asked whether it still takes writes.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often the Sentinels are asked whether the primary in use is still one.
+const RENAMED: Duration = Duration::from_secs(5);
 /// So many answers in a row are proof.
 const PROOFS: u32 = 3;
+/// The name of what is written as proof.
+const PROBE: &str = "probe";
+/// So many names have one in every slot of a Cluster, nearly always.
+const NAMES: u32 = 50_000;
 /// How long a proof stays stored.
 const PROOF_LIFE_MS: u32 = 1_000;
 
@@ -42,6 +50,8 @@ pub struct Link {
     state: Mutex<State>,
     /// Word to the task that keeps the connection: look at the state.
     word: Notify,
+    /// What it writes to prove itself.
+    probe: Mutex<String>,
     /// Word to whoever else should know that the connection was given up.
     lost: Arc<Notify>,
 }
@@ -49,7 +59,7 @@ pub struct Link {
 enum State {
     Away,
     /// In use.
-    Up(Line),
+    Up(Box<Line>),
     /// No part of the store any more.
     Retired,
 }
@@ -66,7 +76,8 @@ impl Link {
     /// Away until [`Self::keep`] has connected it.
     pub fn new(dialer: Arc<Dialer>, place: Place, faults: Arc<Faults>, health: Arc<Health>, lost: Arc<Notify>) -> Self {
         health.loses();
-        Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), lost }
+        let probe = Mutex::new(dialer.name(PROBE));
+        Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), probe, lost }
     }
 
     /// Puts a question, and waits for the answer until `until`.
@@ -97,6 +108,19 @@ impl Link {
         matches!(*self.lock(), State::Up(_))
     }
 
+    /// From now on it proves itself with a name that `is_own` to its node of a Cluster: any other is refused before the node has
+    /// looked whether it can write at all.
+    pub fn prove_with_own(&self, is_own: impl Fn(&str) -> bool) {
+        let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_own(&probe) {
+            // Where the prefix pins all names to one node there is no other name: that others refuse it does no harm.
+            let mut names = (0..NAMES).map(|number| self.dialer.name(&format!("{number}:{PROBE}")));
+            if let Some(own) = names.find(|name| is_own(name)) {
+                *probe = own;
+            }
+        }
+    }
+
     /// It is no part of the store any more. Whoever waits for an answer still gets it.
     pub fn retire(&self) {
         if matches!(std::mem::replace(&mut *self.lock(), State::Retired), State::Away) {
@@ -114,7 +138,10 @@ impl Link {
                 Ok((host, connection)) => {
                     tracing::info!(node = %host, "connected to the store");
                     self.begin(number, host, connection);
-                    self.attend(number).await;
+                    tokio::select! {
+                        () = self.attend(number) => {}
+                        () = self.watch_name(number) => {}
+                    }
                 }
                 Err((host, fault)) => self.faults.note(&fault, host.as_ref()),
             }
@@ -124,7 +151,7 @@ impl Link {
     /// A connection that has proven itself.
     async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, Fault)> {
         let patience = self.dialer.patience();
-        let host = timeout(patience, self.find()).await.unwrap_or(Err(Fault::Silent)).map_err(|fault| (None, fault))?;
+        let Named { host, .. } = self.find().await.map_err(|fault| (None, fault))?;
         let reaching = async {
             let address = self.dialer.address()?;
             let mut connection = self.dialer.dial(&address, &host, Shown::Everything).await?;
@@ -133,32 +160,33 @@ impl Link {
                 self.probe(&mut connection).await?;
                 // What takes nearly all of a turn's time would make it wait again and again.
                 if began.elapsed() > self.dialer.timeout() * 3 / 4 {
-                    return Err(Fault::Silent);
+                    return Err(Fault::Late("it answers too late"));
                 }
             }
             Ok(connection)
         };
-        match timeout(patience, reaching).await.unwrap_or(Err(Fault::Silent)) {
+        match timeout(patience, reaching).await.unwrap_or_else(|_| Err(self.dialer.late())) {
             Ok(connection) => Ok((host, connection)),
             Err(fault) => Err((Some(host), fault)),
         }
     }
 
-    async fn find(&self) -> Result<Host, Fault> {
+    async fn find(&self) -> Result<Named, Fault> {
+        let certain = |host: &Host| Named { host: host.clone(), by_most: true };
         let address = match &self.place {
-            Place::Node(host) => return Ok(host.clone()),
+            Place::Node(host) => return Ok(certain(host)),
             Place::Named => self.dialer.address()?,
         };
         match &address.kind {
             Kind::Sentinel(master) => sentinel::primary(&self.dialer, &address, master).await,
-            _ => Ok(address.hosts[0].clone()),
+            _ => Ok(certain(&address.hosts[0])),
         }
     }
 
     /// A write, since one that only reads may be a replica. What Redis says against this one command is an answer too.
     async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
         let mut write = cmd("SET");
-        write.arg(self.dialer.name("probe")).arg("").arg("PX").arg(PROOF_LIFE_MS);
+        write.arg(self.probe.lock().unwrap_or_else(PoisonError::into_inner).as_str()).arg("").arg("PX").arg(PROOF_LIFE_MS);
         match write.exec_async(connection).await.map_err(Fault::from) {
             Err(fault) if fault.ends_connection() => Err(fault),
             Err(fault) => {
@@ -169,12 +197,27 @@ impl Link {
         }
     }
 
-    /// Returns when the connection is given up. A question without an answer makes it ask at once, again and again, so that the
-    /// breaker knows soon, however few turns there are.
+    /// Returns when most Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
+    /// what it is told from now on. What fewer say takes no connection away that works.
+    async fn watch_name(&self, number: u64) {
+        if !matches!((&self.place, self.dialer.kind()), (Place::Named, Kind::Sentinel(_))) {
+            return std::future::pending().await;
+        }
+        while let Some(host) = self.host() {
+            tokio::time::sleep(RENAMED).await;
+            let named = self.find().await;
+            if named.is_ok_and(|named| named.by_most && named.host != *host) {
+                self.give_up(number, "the Sentinels name another primary");
+            }
+        }
+    }
+
+    /// Returns when the connection is given up. Asks now and then, and after a question without an answer at once and again, so
+    /// that what has happened to the connection is known soon, however few turns there are.
     async fn attend(&self, number: u64) {
         while self.is_in_use(number) {
-            self.word.notified().await;
-            while let Some(mut connection) = self.doubtful(number) {
+            let mut is_due = timeout(HEARTBEAT, self.word.notified()).await.is_err();
+            while let Some(mut connection) = self.connection(number, std::mem::take(&mut is_due)) {
                 let asked = Instant::now();
                 match timeout(self.dialer.timeout(), self.probe(&mut connection)).await {
                     Ok(Ok(())) => self.answered(number),
@@ -188,7 +231,7 @@ impl Link {
     fn begin(&self, number: u64, host: Host, connection: MultiplexedConnection) {
         let mut state = self.lock();
         if matches!(*state, State::Away) {
-            *state = State::Up(Line { number, connection, host: Arc::new(host), breaker: Breaker::new(now()) });
+            *state = State::Up(Box::new(Line { number, connection, host: Arc::new(host), breaker: Breaker::new(now()) }));
             self.health.regains();
         }
     }
@@ -204,10 +247,10 @@ impl Link {
         matches!(&*self.lock(), State::Up(line) if line.number == number)
     }
 
-    /// The connection, if its last question has no answer.
-    fn doubtful(&self, number: u64) -> Option<MultiplexedConnection> {
+    /// The connection, if it is to be asked: because that is due, or its last question has no answer.
+    fn connection(&self, number: u64, is_due: bool) -> Option<MultiplexedConnection> {
         match &*self.lock() {
-            State::Up(line) if line.number == number && line.breaker.is_doubtful() => Some(line.connection.clone()),
+            State::Up(line) if line.number == number && (is_due || line.breaker.is_doubtful()) => Some(line.connection.clone()),
             _ => None,
         }
     }

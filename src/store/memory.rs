@@ -59,6 +59,11 @@ impl Memory {
         entries.put(id, value, ttl);
     }
 
+    #[cfg(test)]
+    pub fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Expiring<String>> {
         // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,14 +1,19 @@
 //! A store for state machines: each operation is a step of its own, and a test makes its weather and its flaws.
 //!
-//! It does what the scripts do, so that every interleaving of replicas, outages and lost answers can be played; that the
-//! scripts do the same is shown with a real Redis.
+//! Under it is the in-process store, which does what the scripts do (`tests/it/scripts.rs` shows it with a real Redis), so that
+//! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called by rules of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Poll;
+use std::time::Duration;
 
+use super::memory::Memory;
 use super::{Held, Replaced, Report, Roll, Unavailable};
+
+/// Longer than a case takes.
+const TTL: Duration = Duration::from_secs(3_600);
 
 /// How one replica reaches the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +55,7 @@ pub struct Write {
 pub struct Shared {
     pub flaw: Flaw,
     pub writes: Vec<Write>,
-    values: BTreeMap<String, String>,
+    values: Memory,
     /// The sets of keys by fingerprint: ordinal and tags.
     sets: BTreeMap<String, (u32, String)>,
     /// What each live replica has loaded.
@@ -59,17 +64,32 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(flaw: Flaw) -> Self {
-        Self { flaw, writes: Vec::new(), values: BTreeMap::new(), sets: BTreeMap::new(), replicas: BTreeMap::new() }
+        Self { flaw, writes: Vec::new(), values: Memory::new(1_000), sets: BTreeMap::new(), replicas: BTreeMap::new() }
     }
 
-    fn write(&mut self, id: &str, new: &str) {
-        let old = self.values.insert(id.into(), new.into());
-        self.writes.push(Write { id: id.into(), old, new: new.into() });
+    fn value(&self, id: &str) -> Option<String> {
+        self.values.get(id).map(|held| held.value)
     }
 
-    /// A replica that has died is no longer waited for.
-    pub fn expire(&mut self, replica: &str) {
-        self.replicas.remove(replica);
+    /// Does what the store does with a value, and keeps the record of it.
+    fn keeping<T>(&mut self, id: &str, operation: impl FnOnce(&Memory) -> T) -> T {
+        let old = self.value(id);
+        let answer = operation(&self.values);
+        match self.value(id) {
+            Some(new) if old.as_ref() != Some(&new) => self.writes.push(Write { id: id.into(), old, new }),
+            _ => {}
+        }
+        answer
+    }
+
+    /// A failover forgets the last write to `id`, and the record with it.
+    pub fn loses(&mut self, id: &str) {
+        let last = self.writes.iter().rev().find(|write| write.id == id).and_then(|write| write.old.clone());
+        match last {
+            Some(old) => overwrite(&self.values, id, &old),
+            None => self.values.remove(id),
+        }
+        self.writes.retain(|write| write.id != id);
     }
 }
 
@@ -87,44 +107,43 @@ impl Model {
 
     pub async fn get(&self, id: &str) -> Result<Option<Held>, Unavailable> {
         // A life that is never due: nothing is refreshed.
-        self.step(|shared| shared.values.get(id).map(|value| Held { value: value.clone(), left: std::time::Duration::MAX })).await
+        self.step(|shared| shared.value(id).map(|value| Held { value, left: Duration::MAX })).await
     }
 
     pub async fn claim(&self, id: &str, value: &str) -> Result<Option<String>, Unavailable> {
-        self.step(|shared| {
-            let stored = shared.values.get(id).cloned().filter(|_| shared.flaw != Flaw::PlainClaim);
-            if stored.is_none() {
-                shared.write(id, value);
+        self.step(|shared| match shared.flaw {
+            Flaw::PlainClaim => {
+                shared.keeping(id, |values| overwrite(values, id, value));
+                None
             }
-            stored
+            _ => shared.keeping(id, |values| values.claim(id, value, TTL)),
         })
         .await
     }
 
     pub async fn replace(&self, id: &str, expected: &str, new: &str) -> Result<Replaced, Unavailable> {
-        self.step(|shared| match shared.values.get(id).cloned() {
-            Some(stored) if !is_expected(shared.flaw, &stored, expected) => Replaced::Lost(stored),
-            _ => {
-                shared.write(id, new);
-                Replaced::Done
-            }
+        self.step(|shared| {
+            let stored = shared.value(id);
+            let key = |value: &str| value.split(' ').next().map(str::to_owned);
+            let expected = match (shared.flaw, &stored) {
+                (Flaw::PlainReplace, Some(stored)) => stored,
+                (Flaw::ReplaceByKey, Some(stored)) if key(stored) == key(expected) => stored,
+                _ => expected,
+            };
+            shared.keeping(id, |values| values.replace(id, expected, new, TTL))
         })
         .await
     }
 
     pub async fn merge(&self, id: &str, value: &str, epoch: u32) -> Result<Option<String>, Unavailable> {
         self.step(|shared| {
-            let stays = |stored: &String| match shared.flaw {
-                Flaw::MergeNothingOver => true,
-                Flaw::PlainMerge => false,
-                Flaw::MergeEqual => epoch_of(stored) > epoch,
-                _ => epoch_of(stored) >= epoch,
+            let epoch = match shared.flaw {
+                Flaw::MergeNothingOver => 0,
+                Flaw::PlainMerge => u32::MAX,
+                Flaw::MergeEqual => epoch + 1,
+                _ => epoch,
             };
-            let stored = shared.values.get(id).filter(|stored| stays(stored)).cloned();
-            if stored.is_none() {
-                shared.write(id, value);
-            }
-            stored
+            shared.keeping(id, |values| values.merge(id, value, epoch, TTL))
         })
         .await
     }
@@ -167,14 +186,6 @@ pub async fn pause() {
     poll_fn(|_| if std::mem::replace(&mut has_paused, true) { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
-fn is_expected(flaw: Flaw, stored: &str, expected: &str) -> bool {
-    match flaw {
-        Flaw::PlainReplace => true,
-        Flaw::ReplaceByKey => stored.split(' ').next() == expected.split(' ').next(),
-        _ => stored == expected,
-    }
-}
-
-fn epoch_of(value: &str) -> u32 {
-    value.split(' ').nth(1).unwrap().parse().unwrap()
+fn overwrite(values: &Memory, id: &str, value: &str) {
+    values.merge(id, value, u32::MAX, TTL);
 }

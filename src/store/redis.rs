@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{ErrorKind, FromRedisValue, Pipeline, Script, ServerErrorKind, pipe};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
-use super::address::Kind;
+use super::address::{Host, Kind};
 use super::cluster::Cluster;
 use super::dial::Dialer;
 use super::fault::{Fault, Faults};
 use super::health::Health;
+use super::lag::Lag;
 use super::link::{Link, Place};
+use super::moved::{Ear, Moved};
 use super::{Held, Replaced, Report, Roll, Settings, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
@@ -25,8 +27,16 @@ const EXTEND: &str = include_str!("extend.lua");
 const MERGE: &str = include_str!("merge.lua");
 const ROLL: &str = include_str!("roll.lua");
 
+/// So many rebinds a slow listener may be behind before it misses some.
+const HEARD: usize = 1_024;
+
 pub struct Redis {
     nodes: Nodes,
+    /// Where others hear of a rebind.
+    channel: String,
+    /// Where there are replicas that may lag: a lone Redis has none.
+    lag: Option<Arc<Lag>>,
+    told: broadcast::Sender<Moved>,
     faults: Arc<Faults>,
     health: Arc<Health>,
     replace: (Script, &'static str),
@@ -35,6 +45,16 @@ pub struct Redis {
     roll: (Script, &'static str),
 }
 
+/// A compare-and-set.
+pub struct Change<'c> {
+    pub expected: &'c str,
+    pub new: &'c str,
+    pub ttl: Duration,
+    /// To another key: others want to hear of it.
+    pub is_move: bool,
+}
+
+#[derive(Clone)]
 enum Nodes {
     One(Arc<Link>),
     Many(Arc<Cluster>),
@@ -46,6 +66,12 @@ impl Redis {
         let dialer = Arc::new(Dialer::new(settings)?);
         let (faults, health) = (Arc::new(Faults::new(Arc::clone(metrics))), Arc::new(Health::new(Arc::clone(metrics))));
         let (told, counted) = (Arc::clone(&faults), Arc::clone(&health));
+        let lag = (*dialer.kind() != Kind::One).then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
+        if let Some(lag) = &lag {
+            tasks.spawn_until_stopped(Arc::clone(lag).keep());
+        }
+        let (told_of, channel) = (broadcast::Sender::new(HEARD), dialer.name("moved"));
+        let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: told_of.clone() };
         let nodes = match dialer.kind() {
             Kind::One | Kind::Sentinel(_) => {
                 let link = Arc::new(Link::new(dialer, Place::Named, told, counted, Arc::new(Notify::new())));
@@ -58,13 +84,20 @@ impl Redis {
                 Nodes::Many(cluster)
             }
         };
+        let known = nodes.clone();
+        tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
         let [replace, extend, merge, roll] = [REPLACE, EXTEND, MERGE, ROLL].map(|text| (Script::new(text), text));
-        Ok(Self { nodes, faults, health, replace, extend, merge, roll })
+        Ok(Self { nodes, channel, lag, told: told_of, faults, health, replace, extend, merge, roll })
     }
 
     /// Whether all of it answers.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.health.watch()
+    }
+
+    /// What replicas tell of rebinds from now on.
+    pub fn moved(&self) -> broadcast::Receiver<Moved> {
+        self.told.subscribe()
     }
 
     /// The last thing that went wrong, in words.
@@ -87,15 +120,17 @@ impl Redis {
         Ok(stored)
     }
 
-    pub async fn replace(
-        &self,
-        name: &str,
-        expected: &str,
-        new: &str,
-        ttl: Duration,
-        until: Instant,
-    ) -> Result<Replaced, Unavailable> {
-        let stored: Option<String> = self.run(&self.replace, name, &[expected, new, &millis(ttl).to_string()], until).await?;
+    pub async fn replace(&self, name: &str, change: &Change<'_>, until: Instant) -> Result<Replaced, Unavailable> {
+        let Change { expected, new, ttl, is_move } = change;
+        let ttl = millis(*ttl).to_string();
+        // Whoever has it now: should that be lost a moment later, so may be what it stored.
+        let host = self.lag.as_ref().filter(|_| *is_move).and_then(|_| self.nodes.host(name));
+        let channel = if *is_move { self.channel.as_str() } else { "" };
+        let args = [expected, new, ttl.as_str(), channel];
+        let stored: Option<String> = self.run(&self.replace, name, &args, until).await?;
+        if let (None, Some(lag), Some(host)) = (&stored, &self.lag, host) {
+            lag.note(host, name);
+        }
         Ok(stored.map_or(Replaced::Done, Replaced::Lost))
     }
 
@@ -114,10 +149,10 @@ impl Redis {
         self.run(&self.merge, name, &[value, &epoch.to_string(), &millis(ttl).to_string()], until).await
     }
 
-    pub async fn call_roll(&self, name: &str, report: &Report<'_>, until: Instant) -> Result<Roll, Unavailable> {
+    pub async fn call_roll(&self, name: &str, report: &Report<'_>, is_early: bool, until: Instant) -> Result<Roll, Unavailable> {
         let Report { replica, fingerprint, keys, ordinal, life } = report;
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
-        let args = [*replica, *fingerprint, *keys, &ordinal, &life];
+        let args = [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
         let (ordinal, others) = self.run(&self.roll, name, &args, until).await?;
         Ok(Roll { ordinal, others })
     }
@@ -148,6 +183,24 @@ impl Redis {
         match &self.nodes {
             Nodes::One(link) => link.ask(question, until).await,
             Nodes::Many(cluster) => cluster.ask(name, question, until).await,
+        }
+    }
+}
+
+impl Nodes {
+    /// The one that has `name`, if it is connected.
+    fn host(&self, name: &str) -> Option<Arc<Host>> {
+        match self {
+            Self::One(link) => link.host(),
+            Self::Many(cluster) => cluster.host(name),
+        }
+    }
+
+    /// All that are connected.
+    fn hosts(&self) -> Vec<Arc<Host>> {
+        match self {
+            Self::One(link) => link.host().into_iter().collect(),
+            Self::Many(cluster) => cluster.hosts(),
         }
     }
 }

@@ -2,7 +2,8 @@
 -- `<ordinal> <tags of its keys>`.
 --
 -- Replica ARGV[1] has loaded the set of keys with the fingerprint ARGV[2] and the tags ARGV[3], whose ordinal was ARGV[4] when
--- it was last told, and lives ARGV[5] milliseconds without another word (0: it leaves). Answers the set's ordinal, and the tags
+-- it was last told, and lives ARGV[5] milliseconds without another word (0: it leaves). ARGV[6] is 1 where others that live may
+-- not have had the time to answer: that nobody else is there says nothing then. Answers the set's ordinal, and the tags
 -- of every other set that a live replica has loaded.
 local replica, fingerprint, life = 'r:' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -33,7 +34,7 @@ end
 local own = sets[fingerprint]
 if not own and tonumber(ARGV[4]) > 0 then
   own = { ordinal = tonumber(ARGV[4]) }
-elseif not own or (own.ordinal < newest and not next(live)) then
+elseif not own or (own.ordinal < newest and not next(live) and ARGV[6] ~= '1') then
   own = { ordinal = newest + 1 }
 end
 redis.call('HSET', KEYS[1], replica, string.format('%d %s', now + life, fingerprint),

@@ -3,8 +3,6 @@
 //! All are asked at once, since one that is dead or stopped must not hold up the others. What most of them say counts; whether
 //! that Redis takes writes is for the caller to try.
 
-use std::time::Duration;
-
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::cmd;
@@ -13,16 +11,21 @@ use super::address::{Address, Host};
 use super::dial::{Dialer, Shown};
 use super::fault::Fault;
 
-/// One Sentinel's time, greeting included.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Whom the Sentinels name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Named {
+    pub host: Host,
+    /// Whether most of all Sentinels do. Those that happened to answer may be the ones that are cut off.
+    pub by_most: bool,
+}
 
-pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result<Host, Fault> {
+pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result<Named, Fault> {
     let mut asked: FuturesUnordered<_> = address
         .hosts
         .iter()
         .map(async |sentinel| {
-            let answer = tokio::time::timeout(PATIENCE, ask(dialer, address, sentinel, master)).await;
-            answer.unwrap_or_else(|_| Err(Fault::Unready(format!("the Sentinel at {sentinel} does not answer"))))
+            let answer = tokio::time::timeout(dialer.patience(), ask(dialer, address, sentinel, master)).await;
+            answer.unwrap_or_else(|_| Err(Fault::Unready(format!("the Sentinel at {sentinel}: {}", dialer.late()))))
         })
         .collect();
     let mut votes: Vec<(Host, usize)> = Vec::new();
@@ -45,7 +48,7 @@ pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result
         }
     }
     let most = votes.into_iter().max_by_key(|(_, votes)| *votes);
-    most.map(|(host, _)| host).ok_or(last)
+    most.map(|(host, votes)| Named { host, by_most: votes * 2 > address.hosts.len() }).ok_or(last)
 }
 
 async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) -> Result<Host, Fault> {
@@ -64,4 +67,61 @@ async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) 
     let (name, port) =
         named.ok_or_else(|| Fault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}")))?;
     Ok(Host { name, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::Fake;
+    use super::super::*;
+    use super::*;
+    use crate::setting::Secret;
+
+    const NAMED: &str = "*2\r\n$8\r\n10.0.0.1\r\n$4\r\n6379";
+
+    async fn named_by(hosts: &[&Fake]) -> Result<Named, Fault> {
+        let hosts: Vec<String> = hosts.iter().map(|fake| fake.url().replace("redis://", "")).collect();
+        let url = SecretSource::Text(Secret::new(format!("redis-sentinel://:canary@{}/main", hosts.join(","))));
+        let settings = Settings { url, prefix: "w".into(), timeout: Span(Duration::from_millis(50)), ca_file: None };
+        let dialer = Dialer::new(&settings).unwrap();
+        primary(&dialer, &dialer.address().unwrap(), "main").await
+    }
+
+    #[tokio::test]
+    async fn most_decide_and_none_holds_up() {
+        let (right, silent) = (Fake::answering(|_, _| Some(NAMED)).await, Fake::answering(|_, _| None).await);
+        let also = Fake::answering(|_, _| Some(NAMED)).await;
+        let wrong = Fake::answering(|_, _| Some("*2\r\n$8\r\n10.0.0.2\r\n$4\r\n6379")).await;
+        let ignorant = Fake::answering(|_, _| Some("*-1")).await;
+        let expected = Host { name: "10.0.0.1".into(), port: 6379 };
+        for (hosts, by_most) in [
+            (&[&silent, &right][..], false),
+            (&[&ignorant, &right, &silent], false),
+            (&[&wrong, &right, &also], true),
+            (&[&silent, &also, &right], true),
+        ] {
+            let began = Instant::now();
+            assert_eq!(named_by(hosts).await.unwrap(), Named { host: expected.clone(), by_most });
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        }
+        assert!(named_by(&[&ignorant, &silent]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_password_is_shown_to_who_asks_for_one() {
+        let frank = Fake::answering(|_, _| Some(NAMED)).await;
+        named_by(&[&frank]).await.unwrap();
+        assert!(!frank.asked().contains(&"AUTH".to_owned()), "{:?}", frank.asked());
+        let has_seen = std::sync::atomic::AtomicBool::new(false);
+        let guarded = Fake::answering(move |_, command| match command {
+            "AUTH" => {
+                has_seen.store(true, std::sync::atomic::Ordering::Relaxed);
+                Some("+OK")
+            }
+            _ if has_seen.load(std::sync::atomic::Ordering::Relaxed) => Some(NAMED),
+            _ => Some("-NOAUTH Authentication required."),
+        })
+        .await;
+        named_by(&[&guarded]).await.unwrap();
+        assert_eq!(guarded.asked(), ["SENTINEL", "AUTH", "SENTINEL"]);
+    }
 }

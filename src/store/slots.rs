@@ -43,6 +43,11 @@ impl Slots {
         (slot <= *last).then_some(host)
     }
 
+    /// Whether `host` has `name`.
+    pub fn is_at(&self, name: &str, host: &Host) -> bool {
+        self.owner(slot(name)) == Some(host)
+    }
+
     pub fn primaries(&self) -> Vec<Host> {
         let mut hosts: Vec<_> = self.ranges.iter().map(|(.., host)| host.clone()).collect();
         hosts.sort_unstable();

@@ -118,6 +118,11 @@ enabled = false
         }
         return Run(self, f"codex-{self._runs}", [self._codex, "exec", "--skip-git-repo-check", *arguments], environment)
 
+    def metric(self, replica, name):
+        """The value of a metric without labels."""
+        lines = get(f"http://{self.admin[replica]}/metrics").decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(name + " "))
+
     def record(self, session):
         return [turn for turn in json.loads(get(f"http://{self.upstream}/_sim/turns")) if turn["session"] == session]
 
@@ -157,12 +162,18 @@ class Run:
         return sessions.pop()
 
 
-def judge(world, session, exchanges):
-    """One key for the whole session, a warm cache, and upstream saw the very bodies that the client sent, each of them once."""
+def arrived(world, session, exchanges):
+    """The record of a session: upstream saw the very bodies that the client sent, each of them once."""
     sent = sorted(exchange.body_sha256 for exchange in exchanges)
     recorded = lambda: (turns := world.record(session)) and len(turns) >= len(sent) and turns
     turns = wait_for(f"record of {len(sent)} turns", recorded, seconds=10)
     check(sorted(turn["body_sha256"] for turn in turns) == sent, f"bodies sent {sent}, bodies that arrived {turns}")
+    return turns
+
+
+def judge(world, session, exchanges):
+    """One key for the whole session, a warm cache, and nothing lost or sent twice."""
+    turns = arrived(world, session, exchanges)
     keys = {turn["key"] for turn in turns}
     check(len(keys) == 1, f"one key for session {session}, not {keys}")
     read, ideal = (sum(turn[column] for turn in turns) for column in ("cached_tokens", "ideal_cached_tokens"))
@@ -185,7 +196,40 @@ def a_session_resumed_on_the_other_replica(world):
     run.finish()
     check(run.session == before[-1].session, "resume began another session")
     check(run.exchanges[0].served_by != before[-1].served_by, "the same replica served again: nothing is shown")
-    judge(world, run.session, before + run.exchanges)
+    world.first = before + run.exchanges
+    judge(world, run.session, world.first)
+
+
+def resume_and_fork(world, times):
+    """Goes on with the first session and forks it, each turn by both replicas; all of it is on the one key of the first."""
+    parent = world.first[0].session
+    run = world.codex("resume", parent, "Once more, call the TOOL.")
+    run.finish()
+    check(run.session == parent, "resume began another session")
+    check({exchange.served_by for exchange in run.exchanges} == set(REPLICAS), "both replicas should have served")
+    world.first = world.first + run.exchanges
+    judge(world, parent, world.first)
+    (home,) = {turn["key"] for turn in world.record(parent)}
+    # A fork that inherits nothing would find the same key by chance, but not each time.
+    for _ in range(times):
+        run = world.codex("fork", parent, "Call the TOOL in the fork.")
+        run.finish()
+        check(run.session != parent, "fork went on with the session of its parent")
+        check({exchange.served_by for exchange in run.exchanges} == set(REPLICAS), "both replicas should have served")
+        arrived(world, run.session, run.exchanges)
+        keys = {turn["key"] for turn in world.record(run.session)}
+        check(keys == {home}, f"the parent's key {home} for the fork, not {keys}")
+
+
+def a_session_resumed_and_forked_while_redis_is_stopped(world):
+    world.parts.signal("redis", signal.SIGSTOP)
+    try:
+        resume_and_fork(world, 2)
+        check(all(world.metric(name, "warmkey_store_up") == 0 for name in REPLICAS), "Redis was not missed: nothing is shown")
+    finally:
+        world.parts.signal("redis", signal.SIGCONT)
+    wait_for("replicas that have found Redis", lambda: all(world.metric(name, "warmkey_store_up") == 1 for name in REPLICAS))
+    resume_and_fork(world, 1)
 
 
 def a_replica_killed_in_mid_stream(world):
@@ -214,7 +258,12 @@ def main():
     # Ended from outside, the children are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
-    scenarios = [a_turn_with_a_tool_call, a_session_resumed_on_the_other_replica, a_replica_killed_in_mid_stream]
+    scenarios = [
+        a_turn_with_a_tool_call,
+        a_session_resumed_on_the_other_replica,
+        a_session_resumed_and_forked_while_redis_is_stopped,
+        a_replica_killed_in_mid_stream,
+    ]
     failed = 0
     with Parts() as parts:
         try:

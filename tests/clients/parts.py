@@ -94,6 +94,9 @@ class Parts:
 
         return wait_for(f"line of {name} that it is ready", said, seconds).groups()
 
+    def signal(self, name, number):
+        self._children[name].send_signal(number)
+
     def kill(self, name):
         self._children[name].send_signal(signal.SIGKILL)
         self._children[name].wait(5)

@@ -13,11 +13,38 @@ use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
 use crate::patience::{SOON, eventually, ms};
 use crate::recorder::{Recorder, Step, completed};
+use crate::redis::shape::Shape;
 use crate::simulator::{Key, keys_by_session, path_of, siblings};
 use crate::wire::{Request, ask};
 
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
+
+/// The invariants that hold whatever the shape of Redis, each a module with its name and a test for each shape.
+macro_rules! on_every_redis {
+    ($($invariant:ident)*) => { $(
+        mod $invariant {
+            use crate::redis::shape::Shape;
+
+            #[tokio::test]
+            async fn on_one_redis() {
+                super::$invariant(Shape::Standalone).await;
+            }
+
+            #[tokio::test]
+            async fn on_sentinel() {
+                super::$invariant(Shape::Sentinel).await;
+            }
+
+            #[tokio::test]
+            async fn on_cluster() {
+                super::$invariant(Shape::Cluster).await;
+            }
+        }
+    )* };
+}
+
+on_every_redis! { b1_agreement b2_first_turn_race b3_single_winner_rebind b6_key_addition b10_restart_and_scale b16_sliding_ttl }
 
 /// Two organizations of three keys each; replica `number` would send nearly everything to a key of its own.
 fn weights(number: usize) -> Vec<Key> {
@@ -27,8 +54,8 @@ fn weights(number: usize) -> Vec<Key> {
 }
 
 /// Three replicas behind HAProxy that disagree about everything but what is stored.
-async fn disagreeing() -> Running {
-    let mut cluster = Cluster::new().keys(weights(0)).replicas(3).redis().balanced().start().await;
+async fn disagreeing(shape: Shape) -> Running {
+    let mut cluster = Cluster::new().keys(weights(0)).replicas(3).redis_as(shape).balanced().start().await;
     for number in 1..3 {
         cluster.change(|cluster| cluster.keys(weights(number)));
         cluster.replace(number).await;
@@ -42,9 +69,8 @@ async fn served_by_all(cluster: &Running) {
     }
 }
 
-#[tokio::test]
-async fn b1_agreement() {
-    let cluster = disagreeing().await;
+async fn b1_agreement(shape: Shape) {
+    let cluster = disagreeing(shape).await;
     let mut sessions = JoinSet::new();
     for _ in 0..20 {
         let mut codex = Codex::new(cluster.address(), ALICE);
@@ -65,9 +91,8 @@ async fn b1_agreement() {
     served_by_all(&cluster).await;
 }
 
-#[tokio::test]
-async fn b2_first_turn_race() {
-    let mut cluster = disagreeing().await;
+async fn b2_first_turn_race(shape: Shape) {
+    let mut cluster = disagreeing(shape).await;
     for _ in 0..6 {
         let root = Codex::new(cluster.address(), ALICE);
         let mut race = JoinSet::new();
@@ -82,13 +107,12 @@ async fn b2_first_turn_race() {
     }
     // One binding a session.
     cluster.shows(CREATED, 6.0).await;
-    assert_eq!(cluster.redis().bindings().await.len(), 6);
+    assert_eq!(cluster.store().bindings().await.len(), 6);
     served_by_all(&cluster).await;
 }
 
-#[tokio::test]
-async fn b3_single_winner_rebind() {
-    let mut cluster = disagreeing().await;
+async fn b3_single_winner_rebind(shape: Shape) {
+    let mut cluster = disagreeing(shape).await;
     for round in 1..=3_u32 {
         let mut root = Codex::new(cluster.address(), ALICE);
         root.turn("first").await.served();
@@ -112,11 +136,11 @@ async fn b3_single_winner_rebind() {
         let organization = |key: &str| turns.iter().find(|turn| turn.key == key).map(|turn| turn.organization.clone());
         let last = keys.pop().expect("there are two");
         assert_eq!(organization(&first[0]), organization(&last), "what is sealed stays in its organization");
-        let (_, value) = cluster.redis().binding().await;
+        let (_, value) = cluster.store().binding().await;
         assert_eq!(value.split(' ').nth(1), Some("2"), "the epoch has been incremented once: {value:?}");
         // The next round begins with all keys and no memory of the last one.
         cluster.upstream().heal().await;
-        let _: () = cluster.redis().ask(&["FLUSHALL"]).await;
+        cluster.store().tell(&["FLUSHALL"]).await;
         for number in 0..3 {
             cluster.change(|cluster| cluster.keys(weights(number)));
             cluster.replace(number).await;
@@ -124,10 +148,9 @@ async fn b3_single_winner_rebind() {
     }
 }
 
-#[tokio::test]
-async fn b6_key_addition() {
+async fn b6_key_addition(shape: Shape) {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
-    let mut cluster = knowing(&keys).await;
+    let mut cluster = knowing(&keys, shape).await;
     let mut sessions: Vec<Codex> = (0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect();
     for session in &mut sessions {
         session.turn("first").await.served();
@@ -153,10 +176,10 @@ async fn b6_key_addition() {
 }
 
 /// Two replicas that know these keys, and an upstream that also knows `org-b-new`.
-async fn knowing(keys: &[Key]) -> Running {
+async fn knowing(keys: &[Key], shape: Shape) -> Running {
     let all = [keys, &[Key::new("org-b-new", "org-b")]].concat();
     let keys = keys.to_vec();
-    let mut cluster = Cluster::new().keys(all).replicas(2).redis().balanced().start().await;
+    let mut cluster = Cluster::new().keys(all).replicas(2).redis_as(shape).balanced().start().await;
     cluster.change(|cluster| cluster.keys(keys));
     for number in 0..2 {
         cluster.replace(number).await;
@@ -164,9 +187,8 @@ async fn knowing(keys: &[Key]) -> Running {
     cluster
 }
 
-#[tokio::test]
-async fn b10_restart_and_scale() {
-    let mut cluster = disagreeing().await;
+async fn b10_restart_and_scale(shape: Shape) {
+    let mut cluster = disagreeing(shape).await;
     let mut sessions: Vec<Codex> = (0..10).map(|_| Codex::new(cluster.address(), ALICE).patient()).collect();
     for step in 0..5 {
         for session in &mut sessions {
@@ -195,25 +217,24 @@ async fn b10_restart_and_scale() {
     assert!(keys.len() == 10 && keys.values().all(|keys| keys.len() == 1), "one key a session: {keys:?}");
 }
 
-#[tokio::test]
-async fn b16_sliding_ttl() {
+async fn b16_sliding_ttl(shape: Shape) {
     let upstream = Recorder::answering(completed()).await;
     let ttl = "ttl = \"4s\"";
-    let mut cluster = Cluster::new().recorded_by(&upstream).replicas(2).redis().binding(ttl).start().await;
+    let mut cluster = Cluster::new().recorded_by(&upstream).replicas(2).redis_as(shape).binding(ttl).start().await;
     let addresses = [cluster.replicas[0].address(), cluster.replicas[1].address()];
     let turn = async |number: usize| {
         let request = Request::turn(ALICE, r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"x"}"#);
         assert_eq!(ask(addresses[number % 2], &request).await.status, 200);
     };
     turn(0).await;
-    let (name, _) = cluster.redis().binding().await;
+    let (name, _) = cluster.store().binding().await;
     // Used often, for twice its TTL.
     let began = Instant::now();
     let (mut number, mut refreshes, mut last) = (0, 0, 4_000);
     while began.elapsed() < Duration::from_secs(8) {
         turn(number).await;
         number += 1;
-        let left: i64 = cluster.redis().ask(&["PTTL", &name]).await;
+        let left: i64 = cluster.store().ask(&["PTTL", &name]).await;
         assert!(left > 1_500, "never close to its end: {left} ms");
         refreshes += u64::from(left > last);
         last = left;
@@ -224,18 +245,18 @@ async fn b16_sliding_ttl() {
     cluster.shows(CREATED, 1.0).await;
     cluster.shows(EXISTING, number as f64).await;
     // A refresh is due, and Redis takes no writes: no turn waits for it.
-    let redis = cluster.redis();
+    let redis = cluster.store();
     eventually(SOON, "a refresh is due", async || {
         let left: i64 = redis.ask(&["PTTL", &name]).await;
         (left < 2_900).then_some(())
     })
     .await;
-    let _: () = redis.ask(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
+    redis.tell(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
     let paused = Instant::now();
     turn(0).await;
     assert!(paused.elapsed() < ms(1_000), "a turn waits for no write: {:?}", paused.elapsed());
     // Unused for its TTL it ends, and the next turn binds anew.
-    let redis = cluster.redis();
+    let redis = cluster.store();
     eventually(SOON, "the end of an unused binding", async || redis.bindings().await.is_empty().then_some(())).await;
     turn(0).await;
     cluster.shows(CREATED, 2.0).await;
@@ -263,5 +284,5 @@ async fn b17_no_session() {
     }
     assert!(load.len() == 4 && load.values().all(|turns| (2..=6).contains(turns)), "spread by load: {load:?}");
     cluster.shows(r#"warmkey_bindings_total{result="none"}"#, 16.0).await;
-    assert_eq!(cluster.redis().bindings().await, Vec::<String>::new(), "nothing is bound");
+    assert_eq!(cluster.store().bindings().await, Vec::<String>::new(), "nothing is bound");
 }

@@ -48,10 +48,6 @@ impl Cable {
         Self { address, weather, fate, listening }
     }
 
-    pub const fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }

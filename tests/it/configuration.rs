@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::patience::{SOON, eventually, ms, within};
@@ -143,6 +144,10 @@ async fn check_reaches_the_store() {
     eventually(ms(5_000), "a check leaves nothing behind", is_empty).await;
     let nowhere = format!("redis://user:canary@{}", port::free());
     expect("no Redis there", "store.url", run("check", &GOOD.replace("memory:", &nowhere)).await);
+    // The kernel takes the connection, and nobody ever greets.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let url = format!("rediss://user:canary@{}", silent.local_addr().expect("it is bound"));
+    expect("nobody greets", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
 /// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a user without SET is refused.

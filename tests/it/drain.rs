@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
 use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
+use crate::simulator::siblings;
 use crate::wire::{Answer, Connection, Request, ask, try_ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
@@ -60,6 +61,22 @@ async fn a_turn_in_flight_is_finished() {
     upstream.release(1);
     client.finish(&mut answer).await;
     assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
+    assert_eq!(cluster.replicas[0].exit(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn who_drains_keeps_no_new_key_waiting() {
+    let (upstream, keys) = (holding().await, siblings("org-a", 2));
+    let cluster = Cluster::new().keys(keys[..1].to_vec()).replicas(2).redis().recorded_by(&upstream);
+    let mut cluster = cluster.start().await;
+    let (mut client, mut answer) = held(&cluster).await;
+    cluster.replica().terminate().await;
+    cluster.change(|cluster| cluster.keys(keys));
+    cluster.reload(1).await;
+    cluster.replicas[1].shows("warmkey_keys_waiting", 0.0).await;
+    upstream.release(1);
+    client.finish(&mut answer).await;
+    assert!(answer.whole, "it was still at it: {}", answer.text());
     assert_eq!(cluster.replicas[0].exit(SOON).await.code(), Some(0));
 }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
+
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
 use crate::patience::{SOON, eventually};
@@ -23,12 +25,16 @@ fn lopsided() -> Vec<Key> {
 
 /// Replicas with even weights, and sealed sessions from the time before that.
 async fn sealed(cluster: Cluster) -> (Running, Vec<Codex>) {
+    so_many_sealed(cluster, SESSIONS).await
+}
+
+async fn so_many_sealed(cluster: Cluster, count: usize) -> (Running, Vec<Codex>) {
     let mut cluster = cluster.keys(lopsided()).replicas(2).redis().start().await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 1.0).await;
     }
     let mut sessions = Vec::new();
-    for _ in 0..SESSIONS {
+    for _ in 0..count {
         let mut codex = Codex::new(cluster.address(), ALICE);
         codex.turn("first").await.served();
         sessions.push(codex);
@@ -121,4 +127,34 @@ async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
         let found: Vec<&Turn> = attempts.iter().filter(|turn| turn.is_served()).collect();
         assert!(found.len() == 2 && found[0].key == found[1].key, "both find the same key: {attempts:?}");
     }
+}
+
+/// An organization that is unwell keeps nobody from finding the right one behind it.
+#[tokio::test]
+async fn the_search_goes_past_an_organization_that_is_unwell() {
+    let (mut cluster, sessions) = so_many_sealed(Cluster::new(), 3 * SESSIONS).await;
+    cluster.redis().tell(&["FLUSHALL"]).await;
+    for number in 0..2 {
+        cluster.replace(number).await;
+        cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
+    }
+    let before = cluster.turns().await.len();
+    cluster.upstream().fault(json!({ "organization": "org-b", "status": 503, "code": "server_error" })).await;
+    let mut past = 0;
+    for mut codex in sessions {
+        codex.moves_to(cluster.address());
+        let ended = codex.turn("do you remember?").await;
+        let turns = cluster.turns().await;
+        let attempts = attempts(&turns[before..], &codex);
+        match attempts.first().map(|turn| turn.organization.as_str()) {
+            // Whether it is the right one nobody can know: the client tries again.
+            Some("org-b") => {}
+            _ => {
+                ended.served();
+                past += usize::from(attempts.iter().any(|turn| turn.status == 503));
+            }
+        }
+    }
+    // One of six begins at the third organization and goes on to the second.
+    assert!(past > 0, "nobody met it on the way: nothing is shown");
 }

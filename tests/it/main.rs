@@ -14,6 +14,7 @@ mod redis;
 mod replica;
 mod simulator;
 mod socket;
+mod store;
 
 mod cluster;
 mod codex;

@@ -64,6 +64,17 @@ async fn a_set_that_all_have_gone_back_to_is_the_newest_again() {
 }
 
 #[tokio::test]
+async fn who_is_early_renews_nothing() {
+    let roll = Roll::new().await;
+    for set in ["first", "second"] {
+        roll.tell("a", set, 0, LONG).await;
+    }
+    let early = ["EVAL", SCRIPT, "1", "w:generations", "a", "first", "tags of first", "1", "600000", "1"];
+    assert_eq!(roll.redis.ask::<(u32, Vec<String>)>(&early).await, (1, Vec::new()), "the others may still come");
+    assert_eq!(roll.ordinal("a", "first", 1).await, 3);
+}
+
+#[tokio::test]
 async fn a_store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
     let roll = Roll::new().await;
     for (replica, set) in [("a", "first"), ("a", "second"), ("a", "third"), ("b", "second")] {

@@ -45,15 +45,15 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     let value = |epoch: u32| format!("key {epoch} 1");
     let budget = &mut store.budget();
     match operation {
-        Operation::Get(id) => format!("{:?}", store.get(&name(*id), budget).await.unwrap().map(|held| held.value)),
-        Operation::Claim(id, epoch) => format!("{:?}", store.claim(&name(*id), &value(*epoch), TTL, budget).await.unwrap()),
+        Operation::Get(id) => format!("{:?}", store.get(&name(*id), budget).await.map(|held| held.map(|held| held.value))),
+        Operation::Claim(id, epoch) => format!("{:?}", store.claim(&name(*id), &value(*epoch), TTL, budget).await),
         Operation::Replace(id, old, new) => {
-            format!("{:?}", store.replace(&name(*id), &value(*old), &value(*new), TTL, budget).await.unwrap())
+            format!("{:?}", store.replace(&name(*id), &value(*old), &value(*new), TTL, budget).await)
         }
         Operation::Merge(id, epoch) => {
-            format!("{:?}", store.merge(&name(*id), &value(*epoch), *epoch, TTL, budget).await.unwrap())
+            format!("{:?}", store.merge(&name(*id), &value(*epoch), *epoch, TTL, budget).await)
         }
-        Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL, budget).await.unwrap()),
+        Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL, budget).await),
     }
 }
 

@@ -94,7 +94,7 @@ async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
     opened.expect("a WebSocket");
 
     // Behind a refusal, never: it would be another request to the upstream.
-    let smuggled = format!("POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n");
+    let smuggled = "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n";
     let there = async {
         let mut asked = upstream.asked().await;
         asked.stream.write_all(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await.expect("the answer is taken");
@@ -236,12 +236,15 @@ async fn a_new_session_goes_where_websocket_is_spoken() {
         let asking = ask(cluster.address(), &request);
         let there = async {
             tokio::select! {
-                asked = upstream.asked() => Some(asked.refuse("500 No", "server_error").await),
-                () = deaf.reached(seen + 1) => None,
+                asked = upstream.asked() => {
+                    asked.refuse("500 No", "server_error").await;
+                    false
+                }
+                () = deaf.reached(seen + 1) => true,
             }
         };
-        let (answer, there) = within(SOON, "an answer", async { tokio::join!(asking, there) }).await;
-        if there.is_none() {
+        let (answer, begins_here) = within(SOON, "an answer", async { tokio::join!(asking, there) }).await;
+        if begins_here {
             assert_eq!(answer.status, 200);
             stays += 1;
             assert_eq!(refused(&cluster, ALICE, &[("session-id", &name)]).await.status, 426);

@@ -232,9 +232,8 @@ async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with
         let connecting = open(cluster.address(), ALICE, &[("session-id", "s")]);
         let there = async {
             upstream.asked().await.refuse("401 Unauthorized", "invalid_api_key").await;
-            match is_warm_up {
-                true => drop(upstream.accept().await),
-                false => {}
+            if is_warm_up {
+                drop(upstream.accept().await);
             }
         };
         let (connected, ()) = tokio::join!(connecting, there);

@@ -92,6 +92,8 @@ pub struct Upstream {
     sealed: RefCell<BTreeMap<usize, BTreeSet<String>>>,
     /// The highest epoch that any replica has gone by, for each session.
     highest: RefCell<BTreeMap<usize, u32>>,
+    /// Sessions whose acknowledged writes were lost: B9 speaks of them, not B1.
+    lost: RefCell<BTreeSet<usize>>,
     peace: Cell<Option<usize>>,
     violation: RefCell<Option<String>>,
 }
@@ -108,6 +110,7 @@ impl Upstream {
             served: RefCell::default(),
             sealed: RefCell::default(),
             highest: RefCell::default(),
+            lost: RefCell::default(),
             peace: Cell::default(),
             violation: RefCell::default(),
         }
@@ -165,7 +168,8 @@ impl Upstream {
         self.sealed.borrow_mut().entry(turn.session).or_default().insert(turn.key.organization.clone());
         let last = self.served.borrow_mut().insert(turn.session, turn.clone());
         let Some(last) = last.filter(|last| last.key.tag != turn.key.tag) else { return };
-        let is_excused = (last.is_excused || turn.is_excused) && self.peace.get() != Some(turn.session);
+        let is_lost = self.lost.borrow().contains(&turn.session);
+        let is_excused = (last.is_excused || turn.is_excused || is_lost) && self.peace.get() != Some(turn.session);
         let since = last.began.min(turn.began);
         let is_excused = is_excused || self.has_moved(&last);
         if !is_excused && !self.has_trouble(last.key.tag, since) && !self.has_trouble(turn.key.tag, since) {
@@ -197,6 +201,14 @@ impl Upstream {
     /// Whether anything ever happened to `key`.
     fn is_sound(&self, key: Tag) -> bool {
         !self.troubles.borrow().iter().any(|(_, which)| Some(*which) == number(key))
+    }
+
+    pub fn forgets(&self, session: usize) {
+        self.lost.borrow_mut().insert(session);
+    }
+
+    fn has_lost(&self, id: &str) -> bool {
+        self.lost.borrow().iter().any(|number| session(*number).as_str() == id)
     }
 
     pub fn reaches(&self, session: usize, epoch: u32) {
@@ -240,6 +252,8 @@ pub fn wrong_write(upstream: &Upstream, writes: &[Write]) -> Option<String> {
         let is_move = old.key != new.key;
         let why = match () {
             () if new.epoch < old.epoch => "B11: an epoch falls",
+            // What was lost is put right as well as its replicas remember it.
+            () if upstream.has_lost(&write.id) => continue,
             () if is_move && new.epoch == old.epoch => "B3: a binding is replaced at its own epoch",
             () if new.epoch > old.epoch && !successors.insert((&write.id, old.epoch)) => "B3: an epoch has two successors",
             // A guess that was corrected moves to another organization without any trouble.

@@ -11,7 +11,7 @@ use super::Redis;
 use crate::patience::{SOON, eventually};
 
 /// What the Sentinels call the primary.
-const NAME: &str = "main";
+pub const NAME: &str = "main";
 const COPIER: [&str; 4] = ["--masteruser", "copier", "--masterauth", "copier"];
 
 pub struct Sentinel {
@@ -34,7 +34,7 @@ impl Sentinel {
         for node in &nodes[1..] {
             node.reports("replication", &["master_link_status:up"]).await;
         }
-        let sentinels = join_all((0..3).map(|_| sentinel(folder, &nodes))).await;
+        let sentinels = join_all((0..3).map(|_| watching(folder, nodes[0].address(), &[]))).await;
         let trio = Self { nodes, sentinels };
         for sentinel in &trio.sentinels {
             trio.introduce(sentinel).await;
@@ -117,8 +117,9 @@ impl Sentinel {
 /// Copies begin at once, and a node that answers late is not given up by the others.
 const NODE: [&str; 4] = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"];
 
-async fn sentinel(folder: &Path, nodes: &[Redis]) -> Redis {
-    let (host, port) = place(nodes[0].address());
+/// A Sentinel, with these arguments after its own, that watches the primary at this address.
+pub async fn watching(folder: &Path, primary: SocketAddr, arguments: &[String]) -> Redis {
+    let (host, port) = place(primary);
     Redis::launch(folder, |_, data| {
         let file = data.join("sentinel.conf");
         let text = format!(
@@ -126,7 +127,7 @@ async fn sentinel(folder: &Path, nodes: &[Redis]) -> Redis {
              sentinel failover-timeout {NAME} 5000\n"
         );
         std::fs::write(&file, text).expect("the temporary folder can be written");
-        vec![file.to_string_lossy().into_owned(), "--sentinel".into()]
+        [&[file.to_string_lossy().into_owned(), "--sentinel".into()], arguments].concat()
     })
     .await
 }

@@ -46,6 +46,10 @@ async fn a_password_that_is_rotated() {
     // What is wrong is said, and the passwords are not.
     let is_named = async || (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(());
     eventually(SOON, "a line of each replica about the password", is_named).await;
+    for replica in &cluster.replicas {
+        let series = format!("{FAILURES}{{reason=\"authentication\"}}");
+        assert!(replica.metrics().await.get(&series) > 0.0, "it is counted");
+    }
     write_url(&folder, &redis, "canary-new");
     for replica in &cluster.replicas {
         replica.shows(UP, 1.0).await;

@@ -26,8 +26,9 @@ async fn a_redis_that_is_full() {
     for setting in [["maxmemory-policy", "noeviction"], ["maxmemory", "1"]] {
         scene.cluster.redis().tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
     }
-    scene.endures(AWAY).await;
+    scene.does_without(AWAY).await;
     assert_eq!(scene.cluster.redis().bindings().await.len(), stored, "it was full");
+    scene.names("out_of_memory").await;
     scene.cluster.redis().tell(&["CONFIG", "SET", "maxmemory", "0"]).await;
     scene.recovers().await;
     let redis = scene.cluster.redis();
@@ -44,6 +45,7 @@ async fn a_redis_that_takes_no_writes() {
     let (host, port) = (nowhere.ip().to_string(), nowhere.port().to_string());
     scene.cluster.redis().tell(&["REPLICAOF", &host, &port]).await;
     scene.endures(AWAY).await;
+    scene.names("readonly").await;
     scene.cluster.redis().tell(&["REPLICAOF", "NO", "ONE"]).await;
     scene.recovers().await;
     let redis = scene.cluster.redis();
@@ -66,6 +68,7 @@ async fn a_redis_that_is_loading() {
     redis.send(&["DEBUG", "RELOAD"]).await;
     redis.reports("persistence", &["\nloading:1\r"]).await;
     scene.endures(ms(3_000)).await;
+    scene.names("loading").await;
     scene.cluster.redis().reports("persistence", &["\nloading:1\r"]).await;
     scene.cluster.redis().reports("persistence", &["\nloading:0\r"]).await;
     scene.recovers().await;

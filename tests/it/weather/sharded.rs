@@ -12,10 +12,12 @@ const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_whose_replica_takes_over() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
+    let before = scene.waits().await;
     scene.cluster.shards().kill_primary(0).await;
     scene.newcomers_join();
     scene.cluster.shards().failed_over(0).await;
     scene.recovers().await;
+    scene.has_waited_little(&before).await;
     scene.judge().await;
 }
 
@@ -78,7 +80,7 @@ async fn slots_that_move_under_load() {
         names.iter().map(|name| (slot_of(name), Shards::shard_of(name))).collect()
     };
     let moves: Vec<(u16, usize)> = slots.into_iter().collect();
-    let before = scene.errors().await;
+    let (failures, degraded) = (scene.failures().await, scene.degraded().await);
     for some in moves.chunks(40) {
         for (slot, shard) in some {
             scene.cluster.shards().open_move(*slot, *shard, (shard + 1) % 3).await;
@@ -89,7 +91,9 @@ async fn slots_that_move_under_load() {
         }
     }
     scene.goes_on(PERIOD).await;
-    // A machine that compiles meanwhile may be late once or twice.
-    assert!(scene.errors().await < before + 5.0, "a slot that moves is no outage: {} turns", scene.errors().await - before);
+    assert_eq!(scene.failures().await, failures, "a slot that moves is no failure");
+    // A machine that compiles meanwhile may be late now and then: not for a session of each of the slots.
+    let late = scene.degraded().await - degraded;
+    assert!(late < moves.len() as f64 / 5.0, "a slot that moves is no outage: {late} turns");
     scene.judge().await;
 }

@@ -1,0 +1,370 @@
+//! The store by itself, against every shape of Redis: what it answers, whom it follows, and how soon it is back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use warmkey::metrics::Metrics;
+use warmkey::setting::{Secret, SecretSource, Span};
+use warmkey::store::moved::Moved;
+use warmkey::store::{Replaced, Settings, Store};
+use warmkey::task::Tasks;
+
+use crate::cable::{Cable, Weather};
+use crate::patience::{SOON, eventually, ms};
+use crate::port;
+use crate::process::Folder;
+use crate::redis::Redis;
+use crate::redis::certificates::Certificates;
+use crate::redis::sentinel::{self, Sentinel};
+use crate::redis::shape::{self, Shape};
+use crate::redis::shards::{Shards, slot_of};
+
+const LONG: Duration = Duration::from_secs(60);
+
+struct Opened {
+    store: Store,
+    metrics: Arc<Metrics>,
+    /// They end with it.
+    _tasks: Tasks,
+}
+
+impl Opened {
+    fn of(settings: &Settings) -> Self {
+        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
+        let store = Store::in_redis(settings, Arc::clone(&metrics), &tasks).expect("the address is well formed");
+        Self { store, metrics, _tasks: tasks }
+    }
+
+    async fn ready(settings: &Settings) -> Self {
+        let opened = Self::of(settings);
+        assert!(opened.store.ready(SOON).await, "{:?}", opened.store.fault());
+        opened
+    }
+
+    async fn at(url: &str) -> Self {
+        Self::ready(&settings(url)).await
+    }
+
+    /// Whether a value is stored, as long as the store answers.
+    async fn finds(&self, id: &str) -> Option<bool> {
+        self.store.get(id, &mut self.store.budget()).await.ok().map(|held| held.is_some())
+    }
+
+    async fn claims(&self, id: &str) -> bool {
+        self.store.claim(id, "key 1 1", LONG, &mut self.store.budget()).await.is_ok()
+    }
+
+    async fn becomes(&self, up: bool) {
+        let mut health = self.store.health();
+        let turned = tokio::time::timeout(SOON, health.wait_for(|now| *now == up)).await;
+        assert!(turned.is_ok_and(|turned| turned.is_ok()), "{:?}", self.store.fault());
+    }
+
+    fn series(&self, name: &str) -> u64 {
+        let page = self.metrics.render();
+        page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
+    }
+
+    fn failures(&self, reason: &str) -> u64 {
+        self.series(&format!("warmkey_store_failures_total{{reason=\"{reason}\"}}"))
+    }
+}
+
+fn settings(url: &str) -> Settings {
+    // A machine that compiles meanwhile is slow.
+    Settings { url: SecretSource::Text(Secret::new(url)), prefix: "w".into(), timeout: Span(ms(200)), ca_file: None }
+}
+
+/// Ids whose names are in each shard, by the shard.
+fn one_of_each() -> Vec<String> {
+    let in_shard = |shard| (0..).map(|n| format!("s{n}")).find(|id| Shards::shard_of(&format!("w:{id}")) == shard);
+    (0..3).map(|shard| in_shard(shard).expect("there is one")).collect()
+}
+
+#[tokio::test]
+async fn a_store_does_the_same_in_every_shape() {
+    for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
+        let folder = Folder::new();
+        let redis = shape::Store::start(shape, folder.path(), &[]).await;
+        let opened = Opened::at(&redis.url()).await;
+        let store = &opened.store;
+        let mut heard = store.moved();
+        for id in one_of_each() {
+            assert_eq!(opened.finds(&id).await, Some(false), "{shape:?}");
+            assert!(opened.claims(&id).await);
+            assert_eq!(store.claim(&id, "other 1 1", LONG, &mut store.budget()).await.unwrap(), Some("key 1 1".into()));
+            redis.tell(&["SCRIPT", "FLUSH"]).await;
+            let budget = &mut store.budget();
+            assert_eq!(store.rebind(&id, "wrong", "x 2 1", LONG, budget).await.unwrap(), Replaced::Lost("key 1 1".into()));
+            // Listeners need a moment to be there; who listens from then on hears.
+            eventually(SOON, "a rebind is heard of", async || {
+                let done = store.rebind(&id, "key 1 1", "key 1 1", LONG, &mut store.budget()).await;
+                assert_eq!(done.unwrap(), Replaced::Done);
+                let told = tokio::time::timeout(ms(100), heard.recv()).await.ok()?;
+                (told == Ok(Moved { id: id.clone(), value: "key 1 1".into() })).then_some(())
+            })
+            .await;
+            assert_eq!(store.replace(&id, "key 1 1", "key 1 1 s", LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
+            store.extend(&id, "key 1 1 s", LONG * 2, &mut store.budget()).await.unwrap();
+            let held = store.get(&id, &mut store.budget()).await.unwrap().expect("it is stored");
+            assert!(held.value == "key 1 1 s" && held.left > LONG, "{held:?}");
+            assert_eq!(store.merge(&id, "key 3 1", 3, LONG, &mut store.budget()).await.unwrap(), None);
+        }
+        assert_eq!(opened.series("warmkey_lagging_rebinds_total"), 0, "{shape:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_stopped_is_left_and_found_again() {
+    let folder = Folder::new();
+    let redis = Redis::start(folder.path()).await;
+    let opened = Opened::at(&redis.url()).await;
+    redis.signal("STOP").await;
+    let began = Instant::now();
+    assert_eq!(opened.finds("s").await, None);
+    opened.becomes(false).await;
+    assert!(began.elapsed() < ms(200 * 5), "one silence and two more: {:?}", began.elapsed());
+    // Longer than an attempt to connect, so that one hangs when it goes on.
+    tokio::time::sleep(ms(1_500)).await;
+    redis.signal("CONT").await;
+    let began = Instant::now();
+    opened.becomes(true).await;
+    assert!(began.elapsed() < ms(2_000), "{:?}", began.elapsed());
+    assert_eq!(opened.finds("s").await, Some(false));
+}
+
+#[tokio::test]
+async fn a_slow_store_is_used_only_if_it_is_in_time() {
+    let folder = Folder::new();
+    let redis = Redis::start(folder.path()).await;
+    let cable = Cable::to(redis.address()).await;
+    cable.set(Weather::Slow(ms(300)));
+    let opened = Opened::of(&settings(&cable.url()));
+    assert!(!opened.store.ready(ms(3_000)).await, "it answers, too late");
+    cable.set(Weather::Slow(ms(10)));
+    opened.becomes(true).await;
+    assert_eq!(opened.finds("s").await, Some(false));
+}
+
+#[tokio::test]
+async fn a_failover_is_followed() {
+    let folder = Folder::new();
+    let mut trio = Sentinel::start(folder.path()).await;
+    let opened = Opened::at(&trio.url()).await;
+    assert!(opened.claims("s").await);
+    trio.primary().await.tell(&["WAIT", "2", "5000"]).await;
+    let dead = trio.kill_primary().await;
+    opened.becomes(false).await;
+    trio.failed_over(dead).await;
+    let began = Instant::now();
+    opened.becomes(true).await;
+    assert!(began.elapsed() < ms(2_000), "{:?}", began.elapsed());
+    assert_eq!(opened.finds("s").await, Some(true));
+}
+
+#[tokio::test]
+async fn a_rebind_that_no_replica_has_is_counted() {
+    let folder = Folder::new();
+    let trio = Sentinel::start(folder.path()).await;
+    let opened = Opened::at(&trio.url()).await;
+    assert!(opened.claims("s").await);
+    let rebind = async || {
+        let (store, value) = (&opened.store, "key 1 1");
+        assert_eq!(store.rebind("s", value, value, LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
+    };
+    rebind().await;
+    let primary = trio.primary().await;
+    eventually(SOON, "it was waited for", async || (primary.calls("wait").await > 0).then_some(())).await;
+    trio.cut_replicas_off().await;
+    for _ in 0..3 {
+        rebind().await;
+    }
+    let is_counted = async || (opened.series("warmkey_lagging_rebinds_total") == 3).then_some(());
+    eventually(SOON, "three rebinds lag, and the one before does not", is_counted).await;
+}
+
+#[tokio::test]
+async fn slots_that_move_are_followed() {
+    let folder = Folder::new();
+    let mut shards = Shards::start(folder.path()).await;
+    let opened = Opened::at(&shards.url()).await;
+    let id = &one_of_each()[0];
+    let slot = slot_of(&format!("w:{id}"));
+    assert!(opened.claims(id).await);
+    shards.open_move(slot, 0, 1).await;
+    assert_eq!(opened.finds(id).await, Some(true), "it has not moved yet");
+    shards.node(0).tell(&["DEL", &format!("w:{id}")]).await;
+    assert_eq!(opened.finds(id).await, Some(false), "asked for elsewhere");
+    assert!(opened.claims(id).await);
+    let (store, budget) = (&opened.store, &mut opened.store.budget());
+    assert_eq!(store.replace(id, "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
+    shards.finish_move(slot, 0, 1).await;
+    assert_eq!(shards.node(1).ask::<String>(&["GET", &format!("w:{id}")]).await, "key 2 1");
+    for _ in 0..10 {
+        assert_eq!(opened.finds(id).await, Some(true), "moved");
+    }
+    assert!(*opened.store.health().borrow());
+}
+
+#[tokio::test]
+async fn a_dead_shard_costs_only_its_own() {
+    let folder = Folder::new();
+    let mut shards = Shards::start(folder.path()).await;
+    let opened = Opened::at(&shards.url()).await;
+    let ids = one_of_each();
+    for id in &ids {
+        assert!(opened.claims(id).await);
+    }
+    for number in 0..3 {
+        let has_written =
+            async || (!shards.node(number).ask::<Vec<String>>(&["KEYS", "w:*probe"]).await.is_empty()).then_some(());
+        eventually(SOON, "each node has taken a write as proof", has_written).await;
+    }
+    shards.kill_shard(1).await;
+    opened.becomes(false).await;
+    let (began, mut found, mut late) = (Instant::now(), 0, 0);
+    while began.elapsed() < ms(3_000) {
+        let began = Instant::now();
+        assert_eq!(opened.finds(&ids[1]).await, None);
+        assert!(began.elapsed() < ms(20), "nobody waits for it: {:?}", began.elapsed());
+        for id in [&ids[0], &ids[2]] {
+            match opened.finds(id).await {
+                Some(is_there) => {
+                    assert!(is_there, "nothing is lost there");
+                    found += 1;
+                }
+                // A machine that compiles meanwhile is late now and then.
+                None => late += 1,
+            }
+        }
+        tokio::time::sleep(ms(20)).await;
+    }
+    assert!(found > late * 4, "the others answer: {found} times, and {late} times not");
+    shards.restart_shard(1).await;
+    opened.becomes(true).await;
+    assert_eq!(opened.finds(&ids[1]).await, Some(false), "it has forgotten all, and answers");
+}
+
+#[tokio::test]
+async fn a_shards_failover_is_followed() {
+    let folder = Folder::new();
+    let mut shards = Shards::start(folder.path()).await;
+    let opened = Opened::at(&shards.url()).await;
+    let id = &one_of_each()[2];
+    assert!(opened.claims(id).await);
+    shards.node(2).tell(&["WAIT", "1", "5000"]).await;
+    shards.kill_primary(2).await;
+    opened.becomes(false).await;
+    shards.failed_over(2).await;
+    let began = Instant::now();
+    opened.becomes(true).await;
+    assert!(began.elapsed() < ms(3_000), "{:?}", began.elapsed());
+    assert_eq!(opened.finds(id).await, Some(true));
+}
+
+#[tokio::test]
+async fn a_rotated_password_needs_no_restart() {
+    let folder = Folder::new();
+    let redis = Redis::start(folder.path()).await;
+    let rotate = async |password: &str| {
+        let rules = ["ACL", "SETUSER", "gateway", "reset", "on", &format!(">{password}"), "~w:*", "&w:*", "+@all"];
+        redis.tell(&rules).await;
+        redis.tell(&["CLIENT", "KILL", "USER", "gateway"]).await;
+    };
+    let write = |password: &str| folder.write("url", &format!("redis://gateway:{password}@{}\n", redis.address()));
+    rotate("canary-1").await;
+    let file = write("canary-1");
+    let opened = Opened::ready(&Settings { url: SecretSource::File(file), ..settings("") }).await;
+    rotate("canary-2").await;
+    opened.becomes(false).await;
+    let fault = async || opened.store.fault().filter(|fault| fault.contains("password"));
+    assert!(!eventually(SOON, "the old one is refused", fault).await.contains("canary"));
+    assert!(opened.failures("authentication") > 0);
+    write("canary-2");
+    opened.becomes(true).await;
+    assert_eq!(opened.finds("s").await, Some(false));
+}
+
+/// What the reference of the options says a user needs.
+#[tokio::test]
+async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
+    let words = include_str!("../../src/config/default.toml").lines().find_map(|line| line.strip_prefix("#   ACL SETUSER "));
+    let words = words.expect("the reference says which").replace("warmkey:", "w:").replace("PASSWORD", "canary");
+    for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
+        let folder = Folder::new();
+        let redis = shape::Store::start(shape, folder.path(), &[]).await;
+        let rules: Vec<&str> = ["ACL", "SETUSER"].into_iter().chain(words.split_whitespace()).collect();
+        redis.tell(&rules).await;
+        let name = words.split_whitespace().next().expect("a user");
+        let opened = Opened::at(&redis.url().replace("://", &format!("://{name}:canary@"))).await;
+        let store = &opened.store;
+        let mut heard = store.moved();
+        assert!(opened.claims("s").await);
+        assert_eq!(opened.finds("s").await, Some(true));
+        store.extend("s", "key 1 1", LONG, &mut store.budget()).await.unwrap();
+        store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
+        eventually(SOON, "a rebind is heard of", async || {
+            store.rebind("s", "key 2 1", "key 2 1", LONG, &mut store.budget()).await.unwrap();
+            tokio::time::timeout(ms(100), heard.recv()).await.ok()
+        })
+        .await
+        .unwrap();
+        assert_eq!((opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")), (0, 0), "{shape:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_trusted_or_the_fault_is_named() {
+    let folder = Folder::new();
+    let (good, other) = (Certificates::make(folder.path(), "good").await, Certificates::make(folder.path(), "other").await);
+    let encrypted = port::free();
+    let arguments = good.arguments(encrypted.port());
+    let redis = Redis::start_with(folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let at = |scheme: &str, port: u16, authority: Option<String>| Settings {
+        ca_file: authority.map(Into::into),
+        ..settings(&format!("{scheme}://127.0.0.1:{port}"))
+    };
+    let opened = Opened::ready(&at("rediss", encrypted.port(), Some(good.authority()))).await;
+    assert!(opened.claims("s").await);
+    for (wrong, word) in [
+        (at("rediss", encrypted.port(), Some(other.authority())), "not trusted"),
+        (at("rediss", encrypted.port(), None), "not trusted"),
+        (at("rediss", redis.address().port(), Some(good.authority())), "TLS"),
+        (at("redis", encrypted.port(), None), "TLS"),
+        (at("rediss", port::free().port(), Some(good.authority())), "refused"),
+    ] {
+        let opened = Opened::of(&wrong);
+        assert!(!opened.store.ready(ms(1_500)).await);
+        let fault = opened.store.fault().expect("something is wrong");
+        assert!(fault.contains(word), "{word}: {fault}");
+        assert!(opened.failures("connection") + opened.failures("timeout") + opened.failures("other") > 0, "{word}");
+    }
+}
+
+#[tokio::test]
+async fn sentinels_and_a_cluster_are_reached_through_tls() {
+    let folder = Folder::new();
+    let certificates = Certificates::make(folder.path(), "authority").await;
+    let start = async |more: &[&str]| {
+        let encrypted = port::free();
+        let arguments = certificates.arguments(encrypted.port());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        (Redis::start_with(folder.path(), &arguments).await, encrypted)
+    };
+    let reach = async |url: &str| {
+        let ca_file = Some(certificates.authority().into());
+        let opened = Opened::ready(&Settings { ca_file, ..settings(url) }).await;
+        assert!(opened.claims("s").await);
+        assert_eq!(opened.finds("s").await, Some(true), "{url}");
+    };
+    let (_primary, watched) = start(&[]).await;
+    let encrypted = port::free();
+    let _sentinel = sentinel::watching(folder.path(), watched, &certificates.arguments(encrypted.port())).await;
+    reach(&format!("rediss-sentinel://{encrypted}/{}", sentinel::NAME)).await;
+
+    let bus = port::free().port().to_string();
+    let (node, encrypted) = start(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus]).await;
+    node.tell(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+    reach(&format!("rediss-cluster://{encrypted}")).await;
+}
