@@ -30,9 +30,12 @@ use crate::store::{self, Report, Store, Unavailable};
 use crate::task::Tasks;
 use crate::turn::Gateway;
 use crate::turn::replay::Replay;
+use crate::turn::sockets::Sockets;
 
 /// How long a start waits for its store, so that the first turns find it. Without it the replica serves all the same.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// The time over which a leaving replica ends its WebSockets: their clients come back all at once otherwise.
+const SPREAD: Duration = Duration::from_secs(10);
 /// How long background tasks may take to end.
 const LAST_TASKS: Duration = Duration::from_millis(500);
 
@@ -82,6 +85,7 @@ impl Replica {
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
         }
+        let (connections, closing, readiness) = (Tasks::new(), CancellationToken::new(), Readiness::ready());
         let clients = Arc::new(Current::new(Arc::new(clients.opened(server.open))));
         let gateway = Arc::new(Gateway {
             clients: Arc::clone(&clients),
@@ -90,10 +94,16 @@ impl Replica {
             registry: Arc::clone(&registry),
             replay: Replay::new(server.max_body, server.replay_total),
             metrics: Arc::clone(&metrics),
+            sockets: Sockets {
+                tasks: connections.clone(),
+                closing: closing.clone(),
+                // Whoever has little time to leave in has no time to spread.
+                spread: SPREAD.min(server.drain.0 / 2),
+                ping: server.ping.0,
+            },
             tasks: tasks.clone(),
         });
 
-        let (connections, closing, readiness) = (Tasks::new(), CancellationToken::new(), Readiness::ready());
         tasks.spawn_until_stopped(client_listener.serve(client_routes(gateway), connections.clone(), closing.clone()));
         let admin = admin_routes(Arc::clone(&metrics), readiness.clone());
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));

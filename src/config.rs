@@ -105,6 +105,7 @@ impl Config {
         }
         for (name, span) in [
             ("server.header_timeout", self.server.header_timeout),
+            ("server.ping", self.server.ping),
             ("store.timeout", self.store.timeout),
             ("binding.ttl", self.binding.ttl),
         ] {

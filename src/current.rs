@@ -2,20 +2,27 @@
 //!
 //! Whoever asks keeps what it got to the end of what it is doing: a replacement comes before it or after it, never amid it.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-pub struct Current<T>(RwLock<Arc<T>>);
+use tokio::sync::watch;
+
+pub struct Current<T>(watch::Sender<Arc<T>>);
 
 impl<T> Current<T> {
     pub fn new(value: Arc<T>) -> Self {
-        Self(RwLock::new(value))
+        Self(watch::Sender::new(value))
     }
 
     pub fn get(&self) -> Arc<T> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.borrow())
     }
 
     pub fn set(&self, value: Arc<T>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = value;
+        self.0.send_replace(value);
+    }
+
+    /// For whoever lives longer than one value: tells of each one that follows.
+    pub fn follow(&self) -> watch::Receiver<Arc<T>> {
+        self.0.subscribe()
     }
 }

@@ -26,6 +26,9 @@ pub enum Kind {
     ModelNotAllowed,
     UnknownUrl,
     UpgradeRequired,
+    OriginNotAllowed,
+    PreviousResponseNotFound,
+    ConnectionLimit,
     InvalidJson,
     InvalidRequest,
     RequestTooLarge,
@@ -49,6 +52,11 @@ impl Kind {
             Self::UnknownUrl => (StatusCode::NOT_FOUND, "unknown_url", REQUEST, Fault::Client),
             // Codex goes on over HTTP at once and for good; any other refusal it tries again and again.
             Self::UpgradeRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_not_supported", REQUEST, Fault::Client),
+            // A page in a browser of somebody who may call, written by somebody who may not.
+            Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed", REQUEST, Fault::Client),
+            Self::PreviousResponseNotFound => (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client),
+            // In the real service's words, since it is what Codex always answers with a new connection and its full input.
+            Self::ConnectionLimit => (StatusCode::BAD_REQUEST, "websocket_connection_limit_reached", REQUEST, Fault::Gateway),
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json", REQUEST, Fault::Client),
             Self::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client),
             Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client),
@@ -123,6 +131,26 @@ impl Error {
         }
         response
     }
+
+    /// The error frame of a WebSocket, on the lane that it is about. It carries `status`: without one Codex ignores it.
+    pub fn to_frame(&self, lane: Option<&str>) -> String {
+        let (status, code, class, _) = self.kind.describe();
+        let text = |text: &str| serde_json::Value::from(text);
+        let mut frame = format!(r#"{{"type":"error","status":{}"#, status.as_u16());
+        if let Some(lane) = lane {
+            frame.push_str(&format!(r#","stream_id":{}"#, text(lane)));
+        }
+        frame.push_str(&format!(r#","error":{{"type":"{class}","code":"{code}","message":{}"#, text(&self.message)));
+        if self.kind == Kind::PreviousResponseNotFound {
+            frame.push_str(r#","param":"previous_response_id""#);
+        }
+        frame.push('}');
+        if let Some(wait) = self.retry_after {
+            frame.push_str(&format!(r#","headers":{{"retry-after":"{}"}}"#, whole_seconds(wait)));
+        }
+        frame.push('}');
+        frame
+    }
 }
 
 /// At least one second, rounded up.
@@ -139,6 +167,19 @@ mod tests {
         for (wait, told) in [(0, 1), (1, 1), (999, 1), (1_000, 1), (1_001, 2), (45_000, 45)] {
             assert_eq!(whole_seconds(Duration::from_millis(wait)), told, "{wait} ms");
         }
+    }
+
+    #[test]
+    fn a_frame_is_written_as_the_real_service_writes_it() {
+        let message = "Previous response with id 'resp_\"abc' not found.";
+        assert_eq!(
+            Error::new(Kind::PreviousResponseNotFound, message).to_frame(Some("a.b")),
+            r#"{"type":"error","status":400,"stream_id":"a.b","error":{"type":"invalid_request_error","code":"previous_response_not_found","message":"Previous response with id 'resp_\"abc' not found.","param":"previous_response_id"}}"#
+        );
+        assert_eq!(
+            Error::new(Kind::UpstreamInterrupted, "Lost.").retry_after(Duration::from_secs(1)).to_frame(None),
+            r#"{"type":"error","status":503,"error":{"type":"server_error","code":"upstream_interrupted","message":"Lost."},"headers":{"retry-after":"1"}}"#
+        );
     }
 
     #[test]

@@ -118,6 +118,8 @@ pub struct Upstream {
     pub first_byte_timeout: Duration,
     /// Between two bytes of an answer.
     pub idle_timeout: Duration,
+    /// Whether it can be asked for a WebSocket.
+    pub speaks_websocket: bool,
     /// How it is connected to.
     wiring: Wiring,
 }
@@ -179,6 +181,8 @@ pub struct Key {
     pub upstream: Arc<Upstream>,
     /// Connections of its own: a fault on one key's connection must not cut another key's streams.
     pub connections: reqwest::Client,
+    /// The same, but of HTTP/1.1 alone: what WebSockets are asked for on.
+    pub upgrades: reqwest::Client,
 }
 
 impl Key {

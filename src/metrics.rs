@@ -44,7 +44,7 @@ macro_rules! label {
 
 label! {
     /// How a turn reached us.
-    Transport { Http }
+    Transport { Http, Websocket }
 }
 label! {
     /// How a turn ended.
@@ -152,6 +152,7 @@ pub struct Metrics {
     reloads: Counter,
     reload_failures: Counter,
     active_turns: Gauge,
+    active_websockets: Gauge,
     store_up: Gauge,
     store_seconds: TimeFamily<OperationLabel>,
     store_failures: Family<FailureLabel, Counter>,
@@ -195,6 +196,8 @@ impl Metrics {
         registry.register("reload_failures", "Times that a changed configuration was refused", reload_failures.clone());
         let active_turns = Gauge::default();
         registry.register("active_turns", "Turns in flight", active_turns.clone());
+        let active_websockets = Gauge::default();
+        registry.register("active_websockets", "WebSockets of clients that are open", active_websockets.clone());
         let store_up = Gauge::default();
         registry.register("store_up", "1 while the store answers", store_up.clone());
         let store_seconds: TimeFamily<OperationLabel> = Family::new_with_constructor(short_times);
@@ -221,6 +224,7 @@ impl Metrics {
             reloads,
             reload_failures,
             active_turns,
+            active_websockets,
             store_up,
             store_seconds,
             store_failures,
@@ -236,6 +240,19 @@ impl Metrics {
         self.active_turns.dec();
         self.turns.get_or_create(&TurnLabels { transport, outcome }).inc();
         self.turn_seconds.get_or_create(&TransportLabel { transport }).observe(seconds);
+    }
+
+    /// What began as a turn is none: the handshake of a WebSocket, on which the turns come.
+    pub fn turn_void(&self) {
+        self.active_turns.dec();
+    }
+
+    pub fn websocket_opened(&self) {
+        self.active_websockets.inc();
+    }
+
+    pub fn websocket_closed(&self) {
+        self.active_websockets.dec();
     }
 
     pub fn overhead(&self, seconds: f64) {
@@ -354,6 +371,7 @@ mod tests {
             r#"warmkey_store_failures_total{reason="out_of_memory"} 1"#,
             "warmkey_lagging_rebinds_total 3",
             "warmkey_active_turns 0",
+            "warmkey_active_websockets 0",
             "warmkey_overhead_seconds_count 0",
             concat!(r#"warmkey_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
         ] {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
 
 /// How an attempt ended, before any byte of an answer has gone to the client.
@@ -14,6 +15,8 @@ pub enum Outcome {
     Unreachable(String),
     /// The connection broke after the turn may have been received.
     Interrupted(String),
+    /// A WebSocket was wanted, and the upstream does not speak it.
+    NotSpoken,
     /// Nothing came within the upstream's `first_byte_timeout`.
     Silent,
 }
@@ -26,6 +29,8 @@ pub struct Answer {
     pub head: Bytes,
     /// What is still to come; `None` once all of it was read.
     pub rest: Option<reqwest::Body>,
+    /// The connection itself, where that is the answer.
+    pub upgrade: Option<OnUpgrade>,
 }
 
 /// An error answer, and what its body says.

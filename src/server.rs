@@ -25,4 +25,6 @@ pub struct Settings {
     pub drain: Span,
     pub header_timeout: Span,
     pub open: bool,
+    /// A WebSocket's silent peer is asked after this time whether it is there.
+    pub ping: Span,
 }

@@ -57,7 +57,7 @@ impl TurnId {
         (id != [0; 16]).then_some(Self(id))
     }
 
-    fn random() -> Self {
+    pub fn random() -> Self {
         let mut id = [0; 16];
         // A name that repeats harms nothing but a log search: not worth failing a turn for.
         let _ = getrandom::fill(&mut id);

@@ -2,37 +2,45 @@
 
 use std::sync::Arc;
 
-use ::http::{HeaderValue, Request, Uri};
-use axum::body::Body;
+use ::http::request::Parts;
+use ::http::{HeaderMap, HeaderValue, Uri};
 use tokio::time::Instant;
 
 use crate::binding::Binding;
 use crate::binding::place::{Sealed, Wanted};
-use crate::binding::table::Bindings;
+use crate::binding::table::{Bindings, Found};
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
-use crate::key::Key;
 use crate::key::registry::Registry;
 use crate::metrics::Metrics;
 use crate::outcome::Answer;
 use crate::session::identify::{Identifier, Identity};
 use crate::store::Budget;
 use crate::task::Tasks;
-use crate::upstream::call::{Sent, send};
+use crate::upstream::call::{Ask, Sent, send};
 use crate::upstream::headers::TURN_STATE;
 
 pub mod account;
 pub mod failover;
 pub mod search;
-pub mod http;
-pub mod relay;
 pub mod replay;
+pub mod idle;
+pub mod relay;
+pub mod http;
+pub mod frame;
+pub mod lanes;
+pub mod hop;
+pub mod parting;
+pub mod sockets;
+pub mod socket;
+pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
-use replay::{Replay, Text};
+use replay::Replay;
 use search::Search;
+use sockets::Sockets;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
@@ -50,56 +58,68 @@ pub struct Gateway {
     /// The memory that request bodies are held in.
     pub replay: Replay,
     pub metrics: Arc<Metrics>,
+    /// The WebSockets that are open.
+    pub sockets: Sockets,
     /// Owns what outlives a turn.
     pub tasks: Tasks,
 }
 
+/// What is sent upstream, and with how much time for the store.
+struct Sending<'t> {
+    ask: Ask<'t>,
+    head: &'t Parts,
+    /// When all of it was here.
+    whole: Instant,
+    budget: Budget,
+}
+
 impl Gateway {
-    /// The spine: everything up to the head of an answer. Until then, and never after, a failed attempt may move to another key.
-    async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
-        let client = self.clients.get().authenticate(request.headers())?;
+    /// Who calls, and for which session, as far as the head tells.
+    fn receive(&self, account: &mut Account, head: &Parts) -> Result<(Arc<Client>, Identity), Error> {
+        let client = self.clients.get().authenticate(&head.headers)?;
         account.client(&client.id);
-        refuse_credentials(request.uri())?;
-        let (head, body) = request.into_parts();
+        refuse_credentials(&head.uri)?;
         let identity = self.identifier.by_headers(&client.id, &head.headers);
-        let mut budget = self.bindings.budget();
+        Ok((client, identity))
+    }
 
-        // The store answers while the body is still coming.
-        let look_up = async {
-            match &identity.session {
-                Some(session) => Some(self.bindings.look_up(session, &mut budget).await),
-                None => None,
-            }
-        };
-        let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
-        let body = body?;
-        let whole = Instant::now();
-        let (identity, sealed) = self.glance(&client, &head.headers, &body, identity)?;
-        account.session(&identity);
-        let found = match (found, &identity.session) {
-            (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
-            (found, _) => found.unwrap_or(Ok(None)),
-        };
+    fn wanted<'t>(
+        &self,
+        client: &'t Client,
+        headers: &'t HeaderMap,
+        identity: Identity,
+        carries_sealed: Sealed<'t>,
+        by_websocket: bool,
+    ) -> Wanted<'t> {
+        let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
+        let lineage = self.identifier.lineage(&client.id, headers);
+        Wanted { session: identity.session, lineage, client, carries_sealed, turn_state, by_websocket }
+    }
 
-        let sent = Sent { headers: &head.headers, query: head.uri.query(), body: &body.bytes };
-        let turn_state = head.headers.get(TURN_STATE).map(HeaderValue::as_bytes);
-        let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let lineage = self.identifier.lineage(&client.id, &head.headers);
-        let wanted = Wanted { session: identity.session, lineage, client: &client, carries_sealed, turn_state };
-        let mut binding = self.bindings.bind(&wanted, found, &mut budget).await?;
+    /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.
+    async fn serve(
+        &self,
+        account: &mut Account,
+        sending: &mut Sending<'_>,
+        wanted: &Wanted<'_>,
+        found: Found,
+    ) -> Result<(Binding, Answer), Error> {
+        let Sending { ask, head, whole, budget } = sending;
+        let sent = Sent { headers: &head.headers, query: head.uri.query(), ask: *ask };
+        let mut binding = self.bindings.bind(wanted, found, budget).await?;
         let first = Arc::clone(&binding.key);
-        account.overhead(whole);
+        account.overhead(*whole);
         loop {
             account.bound(&binding, !binding.key.shares_cache_with(&first), self.registry.enter(&binding.key));
-            let is_foreign_state = turn_state.is_some_and(|state| binding.is_foreign_state(state));
+            let is_foreign_state = wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
             match decide(send(&sent, &binding.key, is_foreign_state).await) {
-                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, &mut budget).await),
+                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, budget).await),
                 Verdict::GiveUp(error) => return Err(error),
                 Verdict::Foreign(answer) if binding.is_guess => {
-                    let search = Search { gateway: self, sent: &sent, wanted: &wanted, guess: &binding };
-                    return search.run(account, answer, &mut budget).await;
+                    let search = Search { gateway: self, sent: &sent, wanted, guess: &binding };
+                    return search.run(account, answer, budget).await;
                 }
-                Verdict::Foreign(answer) => return Ok((binding.key, answer)),
+                Verdict::Foreign(answer) => return Ok((binding, answer)),
                 Verdict::Move(ailment, answer) => {
                     if let Some(successor) = self.registry.successor(&binding.key) {
                         // Refused was what it showed before a reload.
@@ -107,10 +127,10 @@ impl Gateway {
                         continue;
                     }
                     self.registry.disable(&binding.key, ailment);
-                    binding = match self.bindings.rebind(&wanted, &binding, &mut budget).await {
+                    binding = match self.bindings.rebind(wanted, &binding, budget).await {
                         Ok(next) => next,
                         // Nowhere left: what the upstream says of its quota its client must hear; what it says of our key not.
-                        Err(_) if ailment.is_for_the_client() => return Ok((binding.key, answer)),
+                        Err(_) if ailment.is_for_the_client() => return Ok((binding, answer)),
                         Err(error) => return Err(error),
                     };
                 }
@@ -118,38 +138,12 @@ impl Gateway {
         }
     }
 
-    /// All that is to be learned from the body's text, which is not kept: what the client asks for, the session where the
-    /// headers said nothing, and whether the text shows sealed content (`None`: it is the body itself, and can be asked later).
-    fn glance(
-        &self,
-        client: &Client,
-        headers: &::http::HeaderMap,
-        body: &replay::Replayed,
-        mut identity: Identity,
-    ) -> Result<(Identity, Option<bool>), Error> {
-        let text = self.replay.text(headers, body)?;
-        let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
-        if !client.may_ask_for(peek.model.text()) {
-            return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
-        }
-        if identity.session.is_none() {
-            let by_body = self.identifier.by_body(&client.id, &peek, text.bytes().unwrap_or_default());
-            identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
-        }
-        let sealed = match &text {
-            Text::Plain(_) => None,
-            Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
-            Text::Unreadable => Some(true),
-        };
-        Ok((identity, sealed))
-    }
-
-    async fn deliver(&self, binding: Binding, answer: Answer, budget: &mut Budget) -> (Arc<Key>, Answer) {
+    async fn deliver(&self, binding: Binding, answer: Answer, budget: &mut Budget) -> (Binding, Answer) {
         if answer.status.is_success() {
             self.registry.has_served(&binding.key);
             self.bindings.confirm(&binding, budget).await;
         }
-        (binding.key, answer)
+        (binding, answer)
     }
 }
 

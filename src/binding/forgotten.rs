@@ -19,6 +19,29 @@ impl Bindings {
         Some(Binding { key, result: BindingResult::Rebound, has_moved: true, ..guess.clone() })
     }
 
+    /// The organization of `guess` cannot open the session's history, and the connection that found out has one key for life: the
+    /// session is bound to the next organization in its order, a guess again, which the next connection meets. Returns whether
+    /// there is one that was not tried. Each guess is an epoch, so that they come to an end without anybody keeping count.
+    pub async fn guess_again(&self, wanted: &Wanted<'_>, guess: &Binding, budget: &mut Budget) -> bool {
+        let (Some(session), Written::Stored(record)) = (&guess.session, &guess.written) else { return false };
+        let mut passed = Vec::new();
+        for _ in 0..record.epoch {
+            match self.places.elsewhere(wanted, session, &passed) {
+                Some(key) => passed.push(key.organization_tag),
+                None => return false,
+            }
+        }
+        let Some(key) = self.places.elsewhere(wanted, session, &passed) else { return false };
+        let next = record.moved_to(&key, self.places.generation(), None);
+        // Whoever was first knows as much, or better.
+        let replaced = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
+        if matches!(replaced, Ok(Replaced::Done)) {
+            tracing::info!(%session, key = %key.id, "session's organization guessed again");
+            self.local.confirm(session, &next);
+        }
+        replaced.is_ok()
+    }
+
     /// Nobody accepted: whether that is the last word. An organization out of use may be the right one, at another time.
     pub fn give_up(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Result<(), Error> {
         if self.places.is_exhaustive(wanted, tried) { Ok(()) } else { Err(none_in_use()) }

@@ -28,6 +28,8 @@ pub struct Wanted<'t> {
     pub carries_sealed: Sealed<'t>,
     /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
     pub turn_state: Option<&'t [u8]>,
+    /// It comes by WebSocket: a new session begins where that is spoken.
+    pub by_websocket: bool,
 }
 
 /// Where to look for content that only its organization can open.
@@ -118,7 +120,10 @@ impl Places {
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
         let allowed = if common.is_empty() { within } else { common };
-        if let Some(key) = first(wanted.order(session), &allowed, |key| self.registry.is_usable(key)) {
+        let is_usable = |key: &Key| self.registry.is_usable(key);
+        let is_preferred = |key: &Key| is_usable(key) && (key.upstream.speaks_websocket || !wanted.by_websocket);
+        let chosen = first(wanted.order(session), &allowed, is_preferred);
+        if let Some(key) = chosen.or_else(|| first(wanted.order(session), &allowed, is_usable)) {
             return Ok(Arc::clone(key));
         }
         let is_exhausted = |key: &&Arc<Key>| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_)));

@@ -9,10 +9,26 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
 
-use super::{Client, Clients, hash};
+use super::{Client, Clients, TokenHash, hash};
 use crate::error::{Error, Kind};
 
+/// What a client showed, kept as long as its connection lasts: a hash, never a token.
+#[derive(Clone, Copy)]
+pub struct Pass(Option<TokenHash>);
+
+impl Pass {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let shown = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
+        Self(shown.map(hash))
+    }
+}
+
 impl Clients {
+    /// Who `pass` stands for by now. `None`: it was revoked.
+    pub fn admit(&self, pass: Pass) -> Option<&Arc<Client>> {
+        pass.0.and_then(|hash| self.by_token.get(&hash)).or(self.anybody.as_ref())
+    }
+
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
         match (self.find(headers), &self.anybody) {
             (Ok(client), _) => Ok(client),
@@ -90,6 +106,17 @@ mod tests {
         ] {
             assert_eq!(ask(&clients, wrong).unwrap_err(), "invalid_api_key", "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_pass_is_good_for_as_long_as_its_token() {
+        let admitted = |open: bool, value: &str| {
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
+            clients(open).admit(Pass::of(&headers)).map(|client| client.id.to_string())
+        };
+        assert_eq!(admitted(false, "Bearer wk-alice").as_deref(), Some("alice"));
+        assert_eq!(admitted(false, "Bearer wk-carol"), None);
+        assert_eq!(admitted(true, "Bearer wk-carol").as_deref(), Some("open"));
     }
 
     #[test]

@@ -51,7 +51,9 @@ impl Table {
         let keep = |key: Arc<Key>| match before.by_tag(key.tag) {
             Some(old) if !old.is_shown_like(&key) => key,
             Some(old) if old.is_placed_like(&key) && old.weight == key.weight => Arc::clone(old),
-            Some(old) => Arc::new(Key { connections: old.connections.clone(), ..Key::clone(&key) }),
+            Some(old) => {
+                Arc::new(Key { connections: old.connections.clone(), upgrades: old.upgrades.clone(), ..Key::clone(&key) })
+            }
             None => key,
         };
         Self::of(self.keys.into_iter().map(keep).collect())
@@ -107,7 +109,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     let responses = reqwest::Url::parse(&format!("{}/responses", base.as_str().trim_end_matches('/')))
         .map_err(|_| "base_url: is no address that a path can be added to")?;
     if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
-        return Err("speaks: must have \"responses\": nothing else is served yet".into());
+        return Err("speaks: must have \"responses\": no upstream is served without".into());
     }
     for (option, span) in [
         ("connect_timeout", settings.connect_timeout),
@@ -131,6 +133,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
         responses,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
+        speaks_websocket: settings.speaks.as_ref().is_none_or(|speaks| speaks.contains(&Protocol::Websocket)),
         wiring: Wiring {
             connect_timeout: settings.connect_timeout.0,
             http2: settings.http2,
@@ -150,6 +153,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     if http::HeaderValue::from_str(secret.expose()).is_err() {
         return Err("secret: holds what no header can carry".into());
     }
+    let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
+    let upgrades = if upstream.wiring.http2 { connections(&upstream.wiring, false)? } else { pool.clone() };
     Ok(Arc::new(Key {
         id: settings.id.clone(),
         tag: Tag::of("key", settings.id.as_bytes()),
@@ -159,7 +164,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,
         secret,
-        connections: connections(&upstream.wiring)?,
+        connections: pool,
+        upgrades,
         upstream,
     }))
 }
@@ -168,7 +174,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
 const IDLE_CONNECTIONS: usize = 4096;
 
 /// A pool of connections that follows and decodes nothing, and adds nothing but an `accept: */*` where the client sent none.
-fn connections(wiring: &Wiring) -> Result<reqwest::Client, String> {
+fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -176,7 +182,7 @@ fn connections(wiring: &Wiring) -> Result<reqwest::Client, String> {
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .no_proxy();
-    if !wiring.http2 {
+    if !http2 {
         builder = builder.http1_only();
     }
     if let Some(address) = &wiring.proxy {

@@ -3,15 +3,14 @@
 
 use std::sync::Arc;
 
-use ::http::header::UPGRADE;
-use ::http::{HeaderValue, Request, Response};
+use ::http::{Request, Response};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::routing::post;
 
 use crate::error::{Error, Kind};
-use crate::turn::{Gateway, http};
+use crate::turn::{Gateway, http, websocket};
 
 type Shared = State<Arc<Gateway>>;
 
@@ -24,13 +23,11 @@ async fn serve(State(gateway): Shared, request: Request<Body>) -> Response<Body>
     http::serve(gateway, request).await
 }
 
-/// Codex asks for a WebSocket here, and takes a 426 as word to go on over HTTP at once.
 async fn upgrade(State(gateway): Shared, request: Request<Body>) -> Response<Body> {
-    let is_websocket = |protocol: &HeaderValue| protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
-    if request.headers().get(UPGRADE).is_some_and(is_websocket) {
-        return http::refuse(&gateway, &request, &Error::new(Kind::UpgradeRequired, "WebSocket is not served here: use HTTP."));
+    match websocket::is_wanted(request.headers()) {
+        true => websocket::serve(gateway, request).await,
+        false => unknown(State(gateway), request).await,
     }
-    unknown(State(gateway), request).await
 }
 
 async fn unknown(State(gateway): Shared, request: Request<Body>) -> Response<Body> {

@@ -21,7 +21,7 @@ pub enum Field {
 }
 
 impl Field {
-    fn of(raw: Option<&[u8]>) -> Self {
+    pub fn of(raw: Option<&[u8]>) -> Self {
         match raw {
             None | Some(b"null") => Self::Absent,
             Some(raw) if raw.len() > LONGEST => Self::Malformed,
@@ -62,7 +62,7 @@ impl Peek {
 }
 
 /// The field `name` of `raw`, if that is an object.
-fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
+pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
     let raw = raw.filter(|raw| raw.starts_with(b"{"))?;
     fields(raw, [name]).ok().map(|[field]| Field::of(field))
 }
@@ -98,7 +98,7 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// The top-level fields `names` of `body`, as written, last one wins. No object: none of them.
-fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[Option<&'b [u8]>; N], NotJson> {
+pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[Option<&'b [u8]>; N], NotJson> {
     let mut found = [None; N];
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Some(b'{') {

@@ -21,13 +21,22 @@ use crate::usage::terminal::Terminal;
 pub struct Account {
     pub id: TurnId,
     metrics: Arc<Metrics>,
+    transport: Transport,
     began: Instant,
-    client: Option<ClientId>,
-    session: Option<SessionId>,
+    caller: Caller,
     bound: Option<Bound>,
     status: Option<StatusCode>,
     ending: Option<Ending>,
     reading: Reading,
+    /// It turned out to be no turn.
+    is_void: bool,
+}
+
+/// Whose turn it is: the same for all turns of a WebSocket.
+#[derive(Clone, Default)]
+pub struct Caller {
+    client: Option<ClientId>,
+    session: Option<SessionId>,
 }
 
 struct Bound {
@@ -40,27 +49,44 @@ struct Bound {
 }
 
 impl Account {
-    pub fn open(metrics: Arc<Metrics>, headers: &HeaderMap) -> Self {
+    pub fn open(metrics: Arc<Metrics>, transport: Transport, headers: &HeaderMap) -> Self {
+        Self::begin(metrics, transport, TurnId::of(headers), Caller::default())
+    }
+
+    /// A turn on a WebSocket of `caller`.
+    pub fn of(caller: &Caller, metrics: Arc<Metrics>) -> Self {
+        Self::begin(metrics, Transport::Websocket, TurnId::random(), caller.clone())
+    }
+
+    fn begin(metrics: Arc<Metrics>, transport: Transport, id: TurnId, caller: Caller) -> Self {
         metrics.turn_began();
         Self {
-            id: TurnId::of(headers),
+            id,
             metrics,
+            transport,
             began: Instant::now(),
-            client: None,
-            session: None,
+            caller,
             bound: None,
             status: None,
             ending: None,
             reading: Reading::default(),
+            is_void: false,
         }
     }
 
+    /// What was accounted for is a WebSocket that is open now: the turns come on it, each with an account of its own.
+    /// Also returns whether it reads another cache than the one that the session began with.
+    pub fn opened(mut self) -> (Caller, bool) {
+        self.is_void = true;
+        (std::mem::take(&mut self.caller), self.bound.as_ref().is_some_and(|bound| bound.domain_moved))
+    }
+
     pub fn client(&mut self, client: &ClientId) {
-        self.client = Some(client.clone());
+        self.caller.client = Some(client.clone());
     }
 
     pub fn session(&mut self, identity: &Identity) {
-        self.session.clone_from(&identity.session);
+        self.caller.session.clone_from(&identity.session);
         if identity.skipped > 0 {
             self.metrics.malformed_signals(identity.skipped);
         }
@@ -129,13 +155,16 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        if self.is_void {
+            return self.metrics.turn_void();
+        }
         let ending = match self.ending {
             Some(ending) => ending,
             None if std::thread::panicking() => Ending::Unserved,
             None => Ending::ClientLeft,
         };
         let seconds = self.began.elapsed().as_secs_f64();
-        self.metrics.turn_ended(Transport::Http, ending, seconds);
+        self.metrics.turn_ended(self.transport, ending, seconds);
         if let Some(bound) = &self.bound {
             self.metrics.bound(bound.result);
             self.count_usage(bound, ending);
@@ -143,8 +172,9 @@ impl Drop for Account {
         let usage = self.reading.usage.as_ref();
         tracing::info!(
             turn = %self.id,
-            client = self.client.as_ref().map(ClientId::as_str),
-            session = self.session.as_ref().map(SessionId::as_str),
+            transport = self.transport.name(),
+            client = self.caller.client.as_ref().map(ClientId::as_str),
+            session = self.caller.session.as_ref().map(SessionId::as_str),
             key = self.bound.as_ref().map(|bound| bound.key.as_str()),
             organization = self.bound.as_ref().map(|bound| bound.organization.as_str()),
             binding = self.bound.as_ref().map(|bound| bound.result.name()),

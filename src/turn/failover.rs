@@ -35,6 +35,10 @@ pub fn decide(outcome: Outcome) -> Verdict {
                 .retry_after(Duration::from_secs(1))
                 .because(cause),
         ),
+        // Codex goes on over HTTP at once and for good, with the same key.
+        Outcome::NotSpoken => {
+            Verdict::GiveUp(Error::new(Kind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP."))
+        }
         Outcome::Silent => Verdict::GiveUp(Error::new(Kind::UpstreamTimeout, "The upstream did not answer in time.")),
     }
 }
@@ -48,7 +52,8 @@ mod tests {
     use http::{HeaderMap, StatusCode};
 
     fn answer(status: u16) -> Answer {
-        Answer { status: StatusCode::from_u16(status).unwrap(), headers: HeaderMap::new(), head: Bytes::new(), rest: None }
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer { status, headers: HeaderMap::new(), head: Bytes::new(), rest: None, upgrade: None }
     }
 
     fn refused(status: u16, code: &str) -> Verdict {
@@ -74,6 +79,7 @@ mod tests {
             (Outcome::Unreachable("refused".into()), "upstream_unreachable"),
             (Outcome::Interrupted("reset".into()), "upstream_interrupted"),
             (Outcome::Silent, "upstream_timeout"),
+            (Outcome::NotSpoken, "websocket_not_supported"),
         ] {
             assert!(matches!(decide(outcome), Verdict::GiveUp(error) if error.code() == code), "{code}");
         }

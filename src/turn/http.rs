@@ -1,19 +1,26 @@
-//! A turn over HTTP, from socket to socket: what surrounds the spine.
+//! A turn over HTTP, from socket to socket: its body is read, the spine finds an answer, the relay passes it on.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::body::Body;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use tokio::time::Instant;
 
-use super::Gateway;
 use super::account::Account;
 use super::relay::relay;
+use super::replay::{self, Replayed, Text};
+use super::{Gateway, Sending};
+use crate::binding::place::Sealed;
+use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::key::Key;
+use crate::metrics::Transport;
 use crate::outcome::Answer;
+use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
+use crate::upstream::call::Ask;
 use crate::upstream::headers::returned;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
@@ -21,19 +28,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
 pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Body> {
-    let account = Account::open(Arc::clone(&gateway.metrics), request.headers());
-    let id = account.id;
-    let turn = AssertUnwindSafe(answer(&gateway, account, request)).catch_unwind();
+    let account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
+    guarded(account.id, answer(&gateway, account, request)).await
+}
+
+/// An answer to the client, whatever becomes of `turn`.
+pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Body>>) -> Response<Body> {
     let failed = |_| {
         tracing::error!(turn = %id, "a turn panicked");
         Error::new(Kind::Internal, "The gateway failed on this turn.").to_response()
     };
-    named(turn.await.unwrap_or_else(failed), id)
+    named(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
 }
 
 /// A turn that is refused before anybody looks at it.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Body> {
-    let mut account = Account::open(Arc::clone(&gateway.metrics), request.headers());
+    let mut account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
     account.refused(error);
     named(error.to_response(), account.id)
 }
@@ -57,7 +67,7 @@ async fn answer(gateway: &Gateway, mut account: Account, request: Request<Body>)
     }
 }
 
-fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
+pub fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
     account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
@@ -65,4 +75,62 @@ fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -
     let (body, pump) = relay(answer, key.upstream.idle_timeout, account);
     gateway.tasks.spawn(pump.run());
     response.map(|()| Body::new(body))
+}
+
+impl Gateway {
+    /// A turn over HTTP, up to the head of its answer.
+    async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
+        let (head, body) = request.into_parts();
+        let (client, identity) = self.receive(account, &head)?;
+        let mut budget = self.bindings.budget();
+
+        // The store answers while the body is still coming.
+        let look_up = async {
+            match &identity.session {
+                Some(session) => Some(self.bindings.look_up(session, &mut budget).await),
+                None => None,
+            }
+        };
+        let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
+        let body = body?;
+        let whole = Instant::now();
+        let (identity, sealed) = self.glance(&client, &head.headers, &body, identity)?;
+        account.session(&identity);
+        let found = match (found, &identity.session) {
+            (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
+            (found, _) => found.unwrap_or(Ok(None)),
+        };
+
+        let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
+        let wanted = self.wanted(&client, &head.headers, identity, carries_sealed, false);
+        let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
+        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
+        Ok((binding.key, answer))
+    }
+
+    /// All that is to be learned from the body's text, which is not kept: what the client asks for, the session where the
+    /// headers said nothing, and whether the text shows sealed content (`None`: it is the body itself, and can be asked later).
+    fn glance(
+        &self,
+        client: &Client,
+        headers: &HeaderMap,
+        body: &Replayed,
+        mut identity: Identity,
+    ) -> Result<(Identity, Option<bool>), Error> {
+        let text = self.replay.text(headers, body)?;
+        let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
+        if !client.may_ask_for(peek.model.text()) {
+            return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
+        }
+        if identity.session.is_none() {
+            let by_body = self.identifier.by_body(&client.id, &peek, text.bytes().unwrap_or_default());
+            identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
+        }
+        let sealed = match &text {
+            Text::Plain(_) => None,
+            Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
+            Text::Unreadable => Some(true),
+        };
+        Ok((identity, sealed))
+    }
 }

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::account::Account;
+use super::idle::Idle;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::usage::tap::Tap;
@@ -262,34 +262,5 @@ impl Drop for Relay {
         passing.has_left = true;
         passing.ready.clear();
         wake(passing.writer.take());
-    }
-}
-
-/// How long nothing has come. One timer a stream, moved only when it goes off.
-struct Idle {
-    timeout: Duration,
-    last: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Idle {
-    fn new(timeout: Duration) -> Self {
-        Self { timeout, last: Instant::now(), timer: None }
-    }
-
-    fn stir(&mut self) {
-        self.last = Instant::now();
-    }
-
-    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let end = self.last + self.timeout;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
-        while timer.as_mut().poll(context).is_ready() {
-            if Instant::now() >= end {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(end);
-        }
-        Poll::Pending
     }
 }

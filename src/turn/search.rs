@@ -2,8 +2,6 @@
 //!
 //! The client never sees the forgetting. Where nobody accepts, it gets what the first one said.
 
-use std::sync::Arc;
-
 use http::StatusCode;
 
 use super::Gateway;
@@ -12,7 +10,6 @@ use super::failover::{Verdict, decide};
 use crate::binding::Binding;
 use crate::binding::place::Wanted;
 use crate::error::{Error, Kind};
-use crate::key::Key;
 use crate::outcome::Answer;
 use crate::store::Budget;
 use crate::upstream::call::{Sent, send};
@@ -27,7 +24,7 @@ pub struct Search<'t> {
 
 impl Search<'_> {
     /// `refused`: what the first key answered.
-    pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Arc<Key>, Answer), Error> {
+    pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Binding, Answer), Error> {
         let Self { gateway, sent, wanted, guess } = self;
         let mut tried = vec![guess.key.organization_tag];
         // What an organization said that may be the right one, at another time.
@@ -42,7 +39,7 @@ impl Search<'_> {
                 }
                 Verdict::Deliver(answer) if is_passing(answer.status) => {
                     tried.push(next.key.organization_tag);
-                    later.get_or_insert(Ok((next.key, answer)));
+                    later.get_or_insert(Ok((next, answer)));
                 }
                 // It has seen nothing of the turn.
                 Verdict::GiveUp(error) if error.kind == Kind::UpstreamUnreachable => {
@@ -60,7 +57,7 @@ impl Search<'_> {
         }
         gateway.bindings.give_up(wanted, &tried)?;
         account.bound(guess, false, gateway.registry.enter(&guess.key));
-        Ok((Arc::clone(&guess.key), refused))
+        Ok((guess.clone(), refused))
     }
 }
 

@@ -1,4 +1,4 @@
-//! One attempt: sends the client's bytes with a key's identity and reports what the upstream did.
+//! One attempt: sends the client's bytes, or its wish for a WebSocket, with a key's identity and reports what the upstream did.
 //!
 //! Retries nothing but a connection that did not come about, of which the upstream has seen nothing.
 
@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use flate2::bufread::MultiGzDecoder;
-use http::header::{CONTENT_ENCODING, HeaderMap, HeaderValue};
+use http::header::{
+    CONTENT_ENCODING, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::headers::outgoing;
+use super::headers::{outgoing, upgrading};
 use crate::key::Key;
 use crate::outcome::{Answer, ErrorBody, Outcome, Refusal};
 
@@ -21,22 +24,41 @@ const ERROR_BODY: usize = 64 * 1024;
 /// How long an error answer's body may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 
+/// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
 /// The turn as it is sent: the client's own bytes and headers.
 pub struct Sent<'t> {
     pub headers: &'t HeaderMap,
     pub query: Option<&'t str>,
-    pub body: &'t Bytes,
+    pub ask: Ask<'t>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub enum Ask<'t> {
+    /// The answer to this body.
+    Turn(&'t Bytes),
+    /// A WebSocket, for turns to come, with this `sec-websocket-key`.
+    WebSocket(&'t str),
 }
 
 /// Sends the turn with `key`. `foreign_state`: its `x-codex-turn-state` belongs to another key and stays here.
 pub async fn send(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> Outcome {
+    let (pool, patience) = match turn.ask {
+        Ask::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
+        Ask::WebSocket(_) => (&key.upgrades, key.upstream.first_byte_timeout.min(HANDSHAKE)),
+        Ask::Turn(_) => (&key.connections, key.upstream.first_byte_timeout),
+    };
     let mut again = true;
     loop {
-        let attempt =
-            tokio::time::timeout(key.upstream.first_byte_timeout, key.connections.execute(request(turn, key, foreign_state)));
+        let attempt = tokio::time::timeout(patience, pool.execute(request(turn, key, foreign_state)));
         match attempt.await {
             Err(_) => return Outcome::Silent,
-            Ok(Ok(response)) => return read(response).await,
+            Ok(Ok(response)) => match turn.ask {
+                Ask::WebSocket(nonce) => return read_handshake(response, nonce).await,
+                Ask::Turn(_) => return read(response.into()).await,
+            },
             Ok(Err(error)) if error.is_connect() && again => again = false,
             Ok(Err(error)) if error.is_connect() => return Outcome::Unreachable(causes(&error)),
             Ok(Err(error)) => return Outcome::Interrupted(causes(&error)),
@@ -49,17 +71,53 @@ fn request(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> reqwest::Request 
     if turn.query.is_some() {
         url.set_query(turn.query);
     }
-    let mut request = reqwest::Request::new(Method::POST, url);
-    *request.headers_mut() = outgoing(turn.headers, &key.secret, foreign_state);
-    // A body of known length: it is sent with an exact content-length, and shared, not copied, with another attempt.
-    *request.body_mut() = Some(turn.body.clone().into());
-    request
+    let headers = outgoing(turn.headers, &key.secret, foreign_state);
+    match turn.ask {
+        Ask::Turn(body) => {
+            let mut request = reqwest::Request::new(Method::POST, url);
+            *request.headers_mut() = headers;
+            // A body of known length: it is sent with an exact content-length, and shared, not copied, with another attempt.
+            *request.body_mut() = Some(body.clone().into());
+            request
+        }
+        Ask::WebSocket(nonce) => {
+            let mut request = reqwest::Request::new(Method::GET, url);
+            *request.headers_mut() = upgrading(headers, nonce);
+            request
+        }
+    }
+}
+
+/// What an upstream makes of the wish for a WebSocket.
+async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
+    let mut response = http::Response::<reqwest::Body>::from(response);
+    match response.status() {
+        StatusCode::SWITCHING_PROTOCOLS if is_accepted(response.headers(), nonce) => {
+            let upgrade = Some(hyper::upgrade::on(&mut response));
+            let (parts, _) = response.into_parts();
+            Outcome::Answered(Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade })
+        }
+        StatusCode::SWITCHING_PROTOCOLS => Outcome::Unreachable("its handshake is not that of a WebSocket".into()),
+        // Whatever it serves there, it is no WebSocket.
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UPGRADE_REQUIRED => Outcome::NotSpoken,
+        status if status.is_success() || status.is_redirection() => Outcome::NotSpoken,
+        _ => read(response).await,
+    }
+}
+
+/// RFC 6455, section 4.1: the answer is to our own key, and takes on nothing that was not offered.
+fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
+    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    headers.get(UPGRADE).is_some_and(is_websocket)
+        && headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == derive_accept_key(nonce.as_bytes()))
+        && !headers.contains_key(SEC_WEBSOCKET_EXTENSIONS)
+        && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
 }
 
 /// Reads as much of an answer as is needed to know what it is.
-async fn read(response: reqwest::Response) -> Outcome {
-    let (parts, mut rest) = http::Response::<reqwest::Body>::from(response).into_parts();
-    let mut answer = Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None };
+async fn read(response: http::Response<reqwest::Body>) -> Outcome {
+    let (parts, mut rest) = response.into_parts();
+    let mut answer = Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade: None };
     // The only statuses whose meaning for the key or the session depends on the body.
     if !matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS) {
         answer.rest = Some(rest);

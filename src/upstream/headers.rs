@@ -108,6 +108,17 @@ pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> Hea
     sent
 }
 
+/// The headers of a handshake, beside those that cross: a WebSocket without extensions or subprotocols.
+pub fn upgrading(mut headers: HeaderMap, nonce: &str) -> HeaderMap {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    if let Ok(nonce) = HeaderValue::try_from(nonce) {
+        headers.insert(header::SEC_WEBSOCKET_KEY, nonce);
+    }
+    headers
+}
+
 /// The headers of an answer that the client may see.
 pub fn returned(upstream: &HeaderMap, secret: &Secret) -> HeaderMap {
     let mut passed = HeaderMap::with_capacity(upstream.len() + 2);

@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 use crate::patience::{ANSWER, ms, within};
 use crate::wire::{Answer, Connection, Piece, Request};
 
+mod talk;
+
 /// The recorded first turn: what every session begins with.
 const FIRST_TURN: &str = include_str!("../fixtures/first-turn.body");
 
@@ -240,16 +242,21 @@ fn ends(body: &[u8]) -> bool {
     terminal.is_some_and(|at| memchr::memmem::find(&body[at..], b"\n\n").is_some())
 }
 
-/// The output items of an answer, as they were written.
-fn items(body: &[u8]) -> Vec<String> {
+/// The output item of an event, as it was written.
+fn items_of(data: &str) -> Option<String> {
     #[derive(Deserialize)]
     struct Done {
         item: Box<RawValue>,
     }
+    serde_json::from_str::<Done>(data).ok().map(|done| done.item.get().to_owned())
+}
+
+/// The output items of an answer, as they were written.
+fn items(body: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(body);
     let done = text.split("\n\n").filter(|event| event.starts_with("event: response.output_item.done\n"));
     let data = done.filter_map(|event| event.split_once("data: "));
-    data.map(|(_, data)| serde_json::from_str::<Done>(data).expect("an output item is JSON").item.get().to_owned()).collect()
+    data.map(|(_, data)| items_of(data).expect("an output item is JSON")).collect()
 }
 
 /// Asks on a new connection, and closes it as soon as the terminal event is there, before the stream has ended.

@@ -102,23 +102,6 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn an_upgrade_is_declined_in_the_way_that_codex_understands() {
-    let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    for target in ["/responses", "/v1/responses"] {
-        let handshake = Request::new("GET", target)
-            .bearer(ALICE)
-            .header("connection", "Upgrade")
-            .header("upgrade", "websocket")
-            .header("sec-websocket-version", "13")
-            .header("sec-websocket-key", "aMgmqkQqgExh1/SCvQpsDA==");
-        // Anything but 426 costs Codex seven handshakes and as many seconds.
-        assert_eq!(ask(cluster.address(), &handshake).await.status, 426, "{target}");
-    }
-    assert!(upstream.seen().is_empty());
-}
-
-#[tokio::test]
 async fn an_upstream_that_closes_its_idle_connections_costs_no_turn() {
     let mut steps = completed();
     steps.extend([Step::Pause(ms(20)), Step::Close]);

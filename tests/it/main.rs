@@ -13,6 +13,7 @@ mod recorder;
 mod redis;
 mod replica;
 mod simulator;
+mod socket;
 mod store;
 
 mod cluster;
@@ -48,3 +49,9 @@ mod errors;
 mod http;
 mod leaving;
 mod limits;
+
+mod parting;
+mod upgrade;
+mod websocket;
+
+mod sockets;

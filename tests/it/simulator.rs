@@ -45,6 +45,8 @@ pub fn siblings(organization: &str, count: usize) -> Vec<Key> {
 /// One line of the record.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Turn {
+    #[serde(default)]
+    pub transport: String,
     #[serde(deserialize_with = "or_nothing")]
     pub key: String,
     #[serde(deserialize_with = "or_nothing")]

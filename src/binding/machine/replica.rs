@@ -82,6 +82,7 @@ impl Replica {
             client: &self.client,
             carries_sealed: Sealed::Known(!history.is_empty()),
             turn_state: None,
+            by_websocket: false,
         };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;

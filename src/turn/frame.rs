@@ -1,0 +1,152 @@
+//! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as they are. Pure.
+
+use http::StatusCode;
+use memchr::memchr;
+
+use crate::outcome::ErrorBody;
+use crate::session::peek::{Field, fields, inner};
+use crate::session::scan::NotJson;
+use crate::usage::terminal::Terminal;
+
+/// What a client's message asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// It asks for a response: a turn begins.
+    pub is_create: bool,
+    /// `stream_id`. `None`: the one lane of a client that names none.
+    pub lane: Option<String>,
+    pub previous_response_id: Option<String>,
+    pub model: Option<String>,
+    /// It asks for no output: only that the cache be warm.
+    pub is_warm_up: bool,
+}
+
+impl Request {
+    pub fn read(text: &[u8]) -> Result<Self, NotJson> {
+        let names = ["type", "stream_id", "previous_response_id", "model", "generate", "prompt_cache_options"];
+        let [kind, lane, previous, model, generate, options] = fields(text, names)?;
+        let is_prewarm = || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
+        Ok(Self {
+            is_create: named(kind).as_deref() == Some("response.create"),
+            lane: named(lane),
+            previous_response_id: named(previous),
+            model: named(model),
+            is_warm_up: generate == Some(b"false") || is_prewarm(),
+        })
+    }
+}
+
+/// An upstream's message that the books depend on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Event {
+    pub lane: Option<String>,
+    pub response_id: Option<String>,
+    pub stage: Stage,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stage {
+    Created,
+    Ended(Terminal),
+    /// An `error` frame.
+    Refused(StatusCode, ErrorBody),
+}
+
+impl Event {
+    /// `None`: it changes nothing, as nearly all of them.
+    pub fn read(text: &[u8]) -> Option<Self> {
+        let own;
+        let name = match first_type(text) {
+            Some(name) => name,
+            None => {
+                own = fields(text, ["type"]).ok().and_then(|[kind]| named(kind))?;
+                own.as_bytes()
+            }
+        };
+        let stage = match name {
+            b"response.created" => Stage::Created,
+            b"error" => Stage::Refused(status(text), ErrorBody::parse(text)),
+            name => Stage::Ended(Terminal::of_event(name)?),
+        };
+        let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
+        let response_id = inner(response, "id").and_then(|id| id.text().map(str::to_owned));
+        Some(Self { lane: named(lane), response_id, stage })
+    }
+}
+
+/// The type of a message that begins with it, as the real service's do.
+fn first_type(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text;
+    for token in [&b"{"[..], br#""type""#, b":", b"\""] {
+        rest = rest.trim_ascii_start().strip_prefix(token)?;
+    }
+    let name = &rest[..memchr(b'"', rest)?];
+    (!name.contains(&b'\\')).then_some(name)
+}
+
+/// `status`, or as some write it, `status_code`. None of them: it is no HTTP error.
+fn status(text: &[u8]) -> StatusCode {
+    let found = fields(text, ["status", "status_code"]).unwrap_or_default();
+    let number = found.into_iter().flatten().find_map(|raw| std::str::from_utf8(raw).ok()?.parse().ok());
+    number.and_then(|number: u16| StatusCode::from_u16(number).ok()).unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+fn named(raw: Option<&[u8]>) -> Option<String> {
+    match Field::of(raw) {
+        Field::Text(text) => Some(text),
+        Field::Absent | Field::Malformed => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(text: &str) -> Option<Event> {
+        Event::read(text.as_bytes())
+    }
+
+    #[test]
+    fn a_request_is_read_wherever_its_fields_stand() {
+        let text = r#"{"model":"m","input":[{"type":"x"}],"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
+        let expected = Request {
+            is_create: true,
+            lane: Some("a".into()),
+            previous_response_id: Some("resp_1".into()),
+            model: Some("m".into()),
+            is_warm_up: true,
+        };
+        assert_eq!(Request::read(text.as_bytes()), Ok(expected));
+        let warm = |text: &str| Request::read(text.as_bytes()).unwrap().is_warm_up;
+        assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
+        assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));
+        assert_eq!(Request::read(br#"{"type":"response.later","previous_response_id":null}"#), Ok(Request::default()));
+        assert!(Request::read(b"{").is_err());
+    }
+
+    #[test]
+    fn only_the_ends_of_a_response_are_looked_at() {
+        assert_eq!(event(r#"{"type":"response.output_text.delta","delta":"response.completed"}"#), None);
+        assert_eq!(event(r#"{"type":"codex.rate_limits"}"#), None);
+        assert_eq!(event("no JSON"), None);
+        for text in [
+            r#"{"type":"response.completed","response":{"output":[],"id":"r"},"stream_id":"a"}"#,
+            r#"{"stream_id":"a","response":{"id":"r"},"type":"response.completed"}"#,
+            r#" { "type" : "response.completed", "stream_id": "a", "response":{"id":"r"}}"#,
+        ] {
+            let (lane, response_id) = (Some("a".into()), Some("r".into()));
+            assert_eq!(event(text), Some(Event { lane, response_id, stage: Stage::Ended(Terminal::Completed) }), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_has_a_status_under_either_name() {
+        for (field, expected) in [(r#""status":401,"#, 401), (r#""status_code":429,"#, 429), ("", 400), (r#""status":"x","#, 400)]
+        {
+            let text = format!(r#"{{"type":"error",{field}"error":{{"type":"t","code":"c"}}}}"#);
+            let error = ErrorBody { code: Some("c".into()), class: Some("t".into()) };
+            let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error);
+            assert_eq!(event(&text), Some(Event { lane: None, response_id: None, stage }), "{text}");
+        }
+    }
+}

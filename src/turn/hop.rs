@@ -1,0 +1,152 @@
+//! One hop of a WebSocket: how large and how silent a peer may be, and how it is left.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncReadExt;
+use tokio::sync::Mutex;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::idle::Idle;
+
+/// A larger message is refused. The real service's own limit is not known; a Codex turn is a few megabytes at the most.
+const LARGEST: usize = 16 * 1024 * 1024;
+/// What is read at a time. Defaults would cost a quarter of a megabyte a connection.
+const READ: usize = 8 * 1024;
+
+pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
+pub type Sink = SplitSink<Frames, Message>;
+
+/// The frames of a connection.
+pub async fn frames(connection: Upgraded, role: Role) -> Frames {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ)
+        .write_buffer_size(0)
+        .max_message_size(Some(LARGEST))
+        .max_frame_size(Some(LARGEST));
+    WebSocketStream::from_raw_socket(TokioIo::new(connection), role, Some(config)).await
+}
+
+/// How a peer was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It said so.
+    Closed(Option<CloseFrame>),
+    /// It is gone without a word, or silent for too long.
+    Gone,
+    /// It broke the protocol, and is told by this code.
+    Broke(CloseCode),
+}
+
+impl Lost {
+    fn of(error: &Error) -> Self {
+        match error {
+            Error::Capacity(_) => Self::Broke(CloseCode::Size),
+            Error::Utf8(_) => Self::Broke(CloseCode::Invalid),
+            Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Self::Gone,
+            Error::Protocol(_) => Self::Broke(CloseCode::Protocol),
+            _ => Self::Gone,
+        }
+    }
+}
+
+/// What a peer sends.
+pub struct Incoming {
+    frames: SplitStream<Frames>,
+    silence: Idle,
+    /// It was asked whether it is there, and has sent nothing since.
+    is_asked: bool,
+}
+
+impl Incoming {
+    pub fn new(frames: SplitStream<Frames>, ping: Duration) -> Self {
+        Self { frames, silence: Idle::new(ping), is_asked: false }
+    }
+
+    /// The next message to pass on. A silent peer is asked through `sink` whether it is there.
+    pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
+        loop {
+            let Self { frames, silence, .. } = self;
+            let heard = poll_fn(|context| match frames.poll_next_unpin(context) {
+                Poll::Ready(heard) => Poll::Ready(Some(heard)),
+                Poll::Pending => silence.poll_over(context).map(|()| None),
+            });
+            let message = match heard.await {
+                Some(Some(Ok(message))) => message,
+                Some(Some(Err(error))) => return Err(Lost::of(&error)),
+                Some(None) => return Err(Lost::Gone),
+                None if self.is_asked => return Err(Lost::Gone),
+                None => {
+                    self.silence.stir();
+                    self.is_asked = ping(sink);
+                    continue;
+                }
+            };
+            self.silence.stir();
+            self.is_asked = false;
+            match message {
+                Message::Close(word) => return Err(Lost::Closed(word)),
+                // Answered by the frames themselves.
+                Message::Ping(_) | Message::Pong(_) => {}
+                message => return Ok(message),
+            }
+        }
+    }
+}
+
+/// Whether the question went out. Where something else cannot get out, the peer is slow to read: it cannot be expected to answer.
+fn ping(sink: &Mutex<Sink>) -> bool {
+    let Ok(mut sink) = sink.try_lock() else { return false };
+    matches!(sink.send(Message::Ping(Bytes::new())).now_or_never(), Some(Ok(())))
+}
+
+/// What a peer is told at the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// It is gone.
+    None,
+    /// It has said so itself, and has its answer.
+    Echo,
+    Say(Option<CloseFrame>),
+}
+
+/// Leaves a peer, after these last messages, within `patience`.
+pub async fn leave(sink: Mutex<Sink>, from: Incoming, last: Vec<Message>, farewell: Farewell, patience: Duration) {
+    let Ok(mut frames) = sink.into_inner().reunite(from.frames) else { return };
+    let word = match farewell {
+        Farewell::None => return,
+        Farewell::Echo => None,
+        Farewell::Say(word) => Some(Message::Close(word)),
+    };
+    let is_broken = word.as_ref().is_some_and(is_reproach);
+    let leaving = async {
+        for message in last.into_iter().chain(word) {
+            frames.send(message).await?;
+        }
+        frames.flush().await?;
+        while let Some(Ok(_)) = frames.next().await {}
+        // A peer that broke the protocol is not understood any more; but were its bytes left unread, the connection would be
+        // reset under our last word.
+        let mut unread = [0; 1024];
+        while is_broken && frames.get_mut().read(&mut unread).await.is_ok_and(|count| count > 0) {}
+        Ok::<(), Error>(())
+    };
+    // Whoever does not hear the last word in time does not.
+    let _ = tokio::time::timeout(patience, leaving).await;
+}
+
+/// Whether it says that the peer broke the protocol.
+fn is_reproach(word: &Message) -> bool {
+    let Message::Close(Some(word)) = word else { return false };
+    matches!(word.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)
+}

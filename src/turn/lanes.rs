@@ -1,0 +1,124 @@
+//! Which turns of a WebSocket are in flight, lane by lane, and which response ids were issued on it. Pure.
+//!
+//! A lane (`stream_id`) answers one response after the other; lanes interleave. What is queued, cancelled or steered is the
+//! upstream's business: here is only kept what it said.
+
+use std::collections::VecDeque;
+
+/// So many ids are known to be the socket's own: more than the upstream itself keeps at hand.
+const ISSUED: usize = 1024;
+/// So many turns may be in flight or queued: far more than an upstream takes.
+const IN_FLIGHT: usize = 256;
+
+/// A turn in flight; `account`: whatever its owner keeps with it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Turn<T> {
+    pub account: T,
+    /// It asks for no output.
+    pub is_warm_up: bool,
+    /// The upstream has said that it began.
+    pub has_begun: bool,
+}
+
+pub struct Lanes<T> {
+    /// The turns of each lane that has any, the one that is answered first.
+    lanes: Vec<(Option<String>, VecDeque<Turn<T>>)>,
+    issued: VecDeque<String>,
+}
+
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        Self { lanes: Vec::new(), issued: VecDeque::new() }
+    }
+}
+
+impl<T> Lanes<T> {
+    pub fn is_idle(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.lanes.iter().map(|(_, turns)| turns.len()).sum::<usize>() >= IN_FLIGHT
+    }
+
+    /// The client asks for a response.
+    pub fn ask(&mut self, lane: Option<&str>, account: T, is_warm_up: bool) {
+        let at = self.find(lane).unwrap_or_else(|| {
+            self.lanes.push((lane.map(str::to_owned), VecDeque::new()));
+            self.lanes.len() - 1
+        });
+        self.lanes[at].1.push_back(Turn { account, is_warm_up, has_begun: false });
+    }
+
+    /// The turn that its lane is at.
+    pub fn current(&mut self, lane: Option<&str>) -> Option<&mut Turn<T>> {
+        let at = self.find(lane)?;
+        self.lanes[at].1.front_mut()
+    }
+
+    /// The turn that its lane is at has ended.
+    pub fn ended(&mut self, lane: Option<&str>) -> Option<Turn<T>> {
+        let at = self.find(lane)?;
+        let turn = self.lanes[at].1.pop_front();
+        if self.lanes[at].1.is_empty() {
+            self.lanes.swap_remove(at);
+        }
+        turn
+    }
+
+    /// Everything that is in flight, with its lane.
+    pub fn take_all(&mut self) -> Vec<(Option<String>, Turn<T>)> {
+        let lanes = std::mem::take(&mut self.lanes);
+        lanes.into_iter().flat_map(|(lane, turns)| turns.into_iter().map(move |turn| (lane.clone(), turn))).collect()
+    }
+
+    pub fn issue(&mut self, id: String) {
+        if !self.has_issued(&id) {
+            if self.issued.len() == ISSUED {
+                self.issued.pop_front();
+            }
+            self.issued.push_back(id);
+        }
+    }
+
+    /// The latest are asked for, nearly always.
+    pub fn has_issued(&self, id: &str) -> bool {
+        self.issued.iter().rev().any(|issued| issued == id)
+    }
+
+    fn find(&self, lane: Option<&str>) -> Option<usize> {
+        self.lanes.iter().position(|(name, _)| name.as_deref() == lane)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_answers_in_order_and_lanes_interleave() {
+        let mut lanes = Lanes::default();
+        for (lane, turn) in [(None, 1), (Some("a"), 2), (None, 3)] {
+            lanes.ask(lane, turn, turn == 1);
+        }
+        let turn = lanes.current(None).unwrap();
+        assert!(turn.is_warm_up && !turn.has_begun);
+        assert_eq!(lanes.current(Some("a")).map(|turn| turn.account), Some(2));
+        assert_eq!(lanes.ended(None).map(|turn| turn.account), Some(1));
+        assert_eq!(lanes.ended(None).map(|turn| turn.account), Some(3));
+        assert_eq!((lanes.ended(None), lanes.current(Some("b"))), (None, None));
+        assert!(!lanes.is_idle());
+        assert_eq!(lanes.take_all().len(), 1);
+        assert!(lanes.is_idle());
+    }
+
+    #[test]
+    fn ids_are_its_own_and_the_oldest_are_forgotten() {
+        let mut lanes = Lanes::<()>::default();
+        for number in 0..=ISSUED {
+            lanes.issue(format!("r{number}"));
+        }
+        lanes.issue("r1".into());
+        assert!(!lanes.has_issued("r0") && lanes.has_issued("r1") && lanes.has_issued(&format!("r{ISSUED}")));
+    }
+}

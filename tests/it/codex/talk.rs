@@ -1,0 +1,127 @@
+//! The same client over WebSocket: it warms up, then sends only what is new, on one connection for as long as that lives.
+
+use serde_json::{Value, json};
+
+use super::{Codex, items_of, uuid};
+use crate::patience::ms;
+use crate::socket::{Refused, Socket, open};
+
+/// How often Codex tries before it goes on over HTTP.
+const ATTEMPTS: u32 = 7;
+
+pub struct Talk {
+    pub codex: Codex,
+    connection: Option<Connection>,
+    /// How often it has connected.
+    pub connections: usize,
+}
+
+struct Connection {
+    socket: Socket,
+    /// What the next request goes on from, and how much of the input the upstream has with it.
+    previous: Option<(String, usize)>,
+}
+
+impl Codex {
+    pub fn by_websocket(self) -> Talk {
+        Talk { codex: self, connection: None, connections: 0 }
+    }
+}
+
+impl Talk {
+    /// Connects anew for the next turn, as after an interrupted one.
+    pub fn hang_up(&mut self) {
+        self.connection = None;
+    }
+
+    /// One turn to its end, through as many connections as it takes. The frame that was sent last, and its terminal event.
+    pub async fn turn(&mut self, text: &str) -> (String, Value) {
+        self.codex.begin(text);
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(ms(100 << attempt)).await;
+            }
+            if self.connection.is_none() && self.connect().await.is_err() {
+                continue;
+            }
+            let Some(connection) = &mut self.connection else { continue };
+            let count = self.codex.input.len();
+            let frame = self.codex.frame(connection.previous.take(), count, true);
+            if let Some((terminal, items)) = answer(&mut connection.socket, &frame).await {
+                self.codex.input.extend(items);
+                connection.previous = Some((id_of(&terminal), self.codex.input.len()));
+                return (frame, terminal);
+            }
+            self.connection = None;
+        }
+        panic!("the turn is served within {ATTEMPTS} attempts");
+    }
+
+    async fn connect(&mut self) -> Result<(), Refused> {
+        let codex = &self.codex;
+        let metadata = codex.metadata("");
+        let window = format!("{}:0", codex.thread);
+        let headers = [
+            ("x-codex-turn-metadata", metadata.as_str()),
+            ("x-client-request-id", &codex.thread),
+            ("session-id", &codex.session),
+            ("thread-id", &codex.thread),
+            ("x-codex-window-id", &window),
+        ];
+        let (mut socket, _) = open(codex.address, &codex.token, &headers).await?;
+        self.connections += 1;
+        let mut previous = None;
+        if self.connections == 1 {
+            let terminal = answer(&mut socket, &codex.frame(None, 1, false)).await;
+            previous = terminal.map(|(terminal, _)| (id_of(&terminal), 1));
+        }
+        self.connection = Some(Connection { socket, previous });
+        Ok(())
+    }
+}
+
+impl Codex {
+    /// A request for what the first `count` items of the input lead to; the upstream has some of them with `previous`.
+    fn frame(&self, previous: Option<(String, usize)>, count: usize, generate: bool) -> String {
+        let known = previous.as_ref().map_or(0, |(_, known)| *known);
+        let turn = uuid();
+        let new = Self { input: self.input[known..count].to_vec(), ..self.clone() };
+        let body = String::from_utf8(new.body(&self.metadata(&turn), &turn)).expect("a body is text");
+        let mut head = r#"{"type":"response.create","#.to_owned();
+        if let Some((id, _)) = previous {
+            head.push_str(&format!(r#""previous_response_id":{id:?},"#));
+        }
+        if !generate {
+            head.push_str(r#""generate":false,"#);
+        }
+        body.replacen('{', &head, 1)
+    }
+}
+
+/// The terminal event that answers `frame`, and the items that came before it. `None`: the connection is to be made anew.
+async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)> {
+    socket.send(frame).await;
+    let mut items = Vec::new();
+    loop {
+        let Some(Ok(message)) = socket.next().await else { return None };
+        let Ok(text) = message.into_text() else { return None };
+        let event: Value = serde_json::from_str(&text).ok()?;
+        match event["type"].as_str()? {
+            "response.output_item.done" => items.extend(items_of(&text)),
+            "response.completed" => return Some((event, items)),
+            "response.failed" | "response.incomplete" => panic!("the turn is completed: {text}"),
+            "error" => {
+                let is_anew = ["previous_response_not_found", "websocket_connection_limit_reached"]
+                    .iter()
+                    .any(|code| event["error"]["code"] == json!(code));
+                assert!(is_anew || event["status"].as_u64().is_some_and(|status| status >= 500), "the turn goes on: {text}");
+                return None;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn id_of(terminal: &Value) -> String {
+    terminal["response"]["id"].as_str().expect("a response has an id").to_owned()
+}
