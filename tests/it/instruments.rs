@@ -52,7 +52,7 @@ async fn a_trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
     let mut trio = Sentinel::start(folder.path()).await;
     let primary = trio.primary().await;
     primary.tell(&["SET", "copied", "1"]).await;
-    primary.tell(&["WAIT", "2", "5000"]).await;
+    primary.is_copied().await;
     trio.cut_replicas_off().await;
     trio.primary().await.tell(&["SET", "lost", "1"]).await;
     let dead = trio.kill_primary().await;
@@ -75,7 +75,7 @@ async fn a_sharded_redis_moves_its_slots_and_survives_its_primaries() {
     shards.open_move(slot, from, to).await;
     shards.finish_move(slot, from, to).await;
     assert_eq!(shards.node(to).ask::<u8>(&["GET", "name"]).await, 1);
-    shards.node(to).tell(&["WAIT", "1", "5000"]).await;
+    shards.node(to).is_copied().await;
     shards.kill_primary(to).await;
     shards.failed_over(to).await;
     assert_eq!(shards.primaries().await.len(), 3);

@@ -121,6 +121,20 @@ impl Redis {
         .await;
     }
 
+    /// Waits until its replicas have all that it has now. `WAIT` would speak for the writes of its own connection only.
+    pub async fn is_copied(&self) {
+        let offset =
+            |line: &str, name: &str| line.split([',', ':']).find_map(|part| part.strip_prefix(name)?.parse::<u64>().ok());
+        let info: String = self.ask(&["INFO", "replication"]).await;
+        let goal = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")?.parse::<u64>().ok());
+        eventually(SOON, "all that was written on every replica", async || {
+            let info: String = self.try_ask(&["INFO", "replication"]).await?;
+            let mut replicas = info.lines().filter_map(|line| offset(line, "offset="));
+            replicas.clone().next().filter(|_| replicas.all(|offset| Some(offset) >= goal)).map(|_| ())
+        })
+        .await;
+    }
+
     /// The name of every binding it holds: a session's id has 22 characters.
     pub async fn bindings(&self) -> Vec<String> {
         let names: Vec<String> = self.ask(&["KEYS", "warmkey:*"]).await;

@@ -153,7 +153,7 @@ async fn a_failover_is_followed() {
     let mut trio = Sentinel::start(folder.path()).await;
     let opened = Opened::at(&trio.url()).await;
     assert!(opened.claims("s").await);
-    trio.primary().await.tell(&["WAIT", "2", "5000"]).await;
+    trio.primary().await.is_copied().await;
     let dead = trio.kill_primary().await;
     opened.becomes(false).await;
     trio.failed_over(dead).await;
@@ -176,6 +176,7 @@ async fn a_rebind_that_no_replica_has_is_counted() {
     rebind().await;
     let primary = trio.primary().await;
     eventually(SOON, "it was waited for", async || (primary.calls("wait").await > 0).then_some(())).await;
+    primary.reports("clients", &["blocked_clients:0"]).await;
     trio.cut_replicas_off().await;
     for _ in 0..3 {
         rebind().await;
@@ -253,7 +254,7 @@ async fn a_shards_failover_is_followed() {
     let opened = Opened::at(&shards.url()).await;
     let id = &one_of_each()[2];
     assert!(opened.claims(id).await);
-    shards.node(2).tell(&["WAIT", "1", "5000"]).await;
+    shards.node(2).is_copied().await;
     shards.kill_primary(2).await;
     opened.becomes(false).await;
     shards.failed_over(2).await;

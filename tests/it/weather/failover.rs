@@ -49,7 +49,7 @@ async fn b9_failover() {
     sessions = turn_each(sessions).await;
     let dead = path_of(&cluster.turns().await, &sessions[0].session).remove(0);
     // Its replicas have everything until now, and nothing from now on.
-    cluster.store().tell(&["WAIT", "2", "5000"]).await;
+    cluster.sentinel().primary().await.is_copied().await;
     cluster.sentinel().cut_replicas_off().await;
     cluster.upstream().revoke(&dead).await;
     sessions = turn_each(sessions).await;
