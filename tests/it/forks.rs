@@ -105,5 +105,10 @@ async fn nobody_inherits_from_another_client() {
         fork.moves_to(cluster.address());
         fork.turn("what is this?").await;
     }
+    let replica = cluster.replica();
+    eventually(SOON, "all turns in the books", async || {
+        (replica.metrics().await.sum("warmkey_turns_total") >= SESSIONS as f64).then_some(())
+    })
+    .await;
     cluster.shows(INHERITED, 0.0).await;
 }

@@ -31,10 +31,15 @@ async fn a_redis_that_is_full() {
     scene.names("out_of_memory").await;
     scene.cluster.redis().tell(&["CONFIG", "SET", "maxmemory", "0"]).await;
     scene.recovers().await;
+    everything_is_stored(&mut scene).await;
+    scene.judge().await;
+}
+
+/// Waits until what was bound meanwhile is merged.
+async fn everything_is_stored(scene: &mut Scene) {
     let redis = scene.cluster.redis();
     let is_stored = async || (redis.bindings().await.len() == KNOWN + NEW).then_some(());
     eventually(SOON, "every binding in the store", is_stored).await;
-    scene.judge().await;
 }
 
 /// B-5: the primary has become a replica, of somebody who is not there.
@@ -48,9 +53,7 @@ async fn a_redis_that_takes_no_writes() {
     scene.names("readonly").await;
     scene.cluster.redis().tell(&["REPLICAOF", "NO", "ONE"]).await;
     scene.recovers().await;
-    let redis = scene.cluster.redis();
-    let is_stored = async || (redis.bindings().await.len() == KNOWN + NEW).then_some(());
-    eventually(SOON, "every binding in the store", is_stored).await;
+    everything_is_stored(&mut scene).await;
     scene.judge().await;
 }
 
