@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod telemetry;
 pub mod task;
 pub mod outcome;
+pub mod limit;
 pub mod store;
 
 // The sentence.

@@ -68,7 +68,7 @@ label! {
 }
 label! {
     /// What was asked of the store.
-    Operation { Get, Claim, Replace, Extend, Merge, Roll }
+    Operation { Get, Claim, Replace, Extend, Merge, Roll, Board }
 }
 label! {
     /// How the store failed: a question to it, or an attempt to connect.

@@ -1,7 +1,7 @@
 //! What lives where: the state that replicas share, behind a few atomic operations.
 //!
 //! Bindings are `<prefix>:<session id>` (a 22-character id; a 7-character prefix makes the key 30 bytes, which Redis keeps in
-//! 32), the roll of replicas and their sets of keys is the hash `<prefix>:generations`. The store knows names and values, and
+//! 32), the roll of replicas and their sets of keys is the hash `<prefix>:generations`, their board the hash `<prefix>:board`. The store knows names and values, and
 //! of what they mean only this: the second word of a binding is its epoch. "It is down" is a value: [`Unavailable`]. Nothing
 //! here is retried: one [`Budget`] covers all operations of a turn together.
 
@@ -19,6 +19,7 @@ use crate::task::Tasks;
 
 #[cfg(test)]
 pub mod model;
+pub mod board;
 pub mod expiring;
 pub mod address;
 mod breaker;
@@ -39,6 +40,7 @@ mod fake;
 mod outage;
 
 use address::Address;
+use board::{Board, Word};
 use memory::Memory;
 use moved::Moved;
 use redis::{Change, Redis};
@@ -316,6 +318,18 @@ impl Store {
             }
             #[cfg(test)]
             Backend::Model(model) => model.call_roll(report).await,
+        }
+    }
+
+    /// Says a word on the board of replicas, and hears what the others said.
+    pub async fn hear(&self, word: &Word<'_>, budget: &mut Budget) -> Result<Board, Unavailable> {
+        match &self.backend {
+            Backend::Memory(memory, ..) => Ok(memory.hear(word)),
+            Backend::Redis(redis) => {
+                self.timed(Operation::Board, budget, async |until| redis.hear(&self.name("board"), word, until).await).await
+            }
+            #[cfg(test)]
+            Backend::Model(_) => Ok(Board::default()),
         }
     }
 

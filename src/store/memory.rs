@@ -5,17 +5,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::board::{Board, InProcess, Word};
 use super::expiring::Expiring;
 use super::{Held, Replaced};
 
 /// A bounded map of values that expire.
 pub struct Memory {
     entries: Mutex<Expiring<String>>,
+    board: Mutex<InProcess>,
 }
 
 impl Memory {
     pub fn new(capacity: usize) -> Self {
-        Self { entries: Mutex::new(Expiring::new(capacity)) }
+        Self { entries: Mutex::new(Expiring::new(capacity)), board: Mutex::new(InProcess::new()) }
     }
 
     pub fn get(&self, id: &str) -> Option<Held> {
@@ -57,6 +59,11 @@ impl Memory {
         let mut entries = self.lock();
         let value = entries.get(id).map_or(value, |(stored, _)| stored).to_owned();
         entries.put(id, value, ttl);
+    }
+
+    pub fn hear(&self, word: &Word<'_>) -> Board {
+        // Every note is whole before anything can panic.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(word)
     }
 
     #[cfg(test)]

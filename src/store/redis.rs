@@ -11,6 +11,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use super::address::{Host, Kind};
+use super::board::{Board, Note, Word};
 use super::cluster::Cluster;
 use super::dial::Dialer;
 use super::fault::{Fault, Faults};
@@ -26,6 +27,7 @@ const REPLACE: &str = include_str!("replace.lua");
 const EXTEND: &str = include_str!("extend.lua");
 const MERGE: &str = include_str!("merge.lua");
 const ROLL: &str = include_str!("roll.lua");
+const BOARD: &str = include_str!("board.lua");
 
 /// So many rebinds a slow listener may be behind before it misses some.
 const HEARD: usize = 1_024;
@@ -43,6 +45,7 @@ pub struct Redis {
     extend: (Script, &'static str),
     merge: (Script, &'static str),
     roll: (Script, &'static str),
+    board: (Script, &'static str),
 }
 
 /// A compare-and-set.
@@ -86,8 +89,8 @@ impl Redis {
         };
         let known = nodes.clone();
         tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
-        let [replace, extend, merge, roll] = [REPLACE, EXTEND, MERGE, ROLL].map(|text| (Script::new(text), text));
-        Ok(Self { nodes, channel, lag, told: told_of, faults, health, replace, extend, merge, roll })
+        let [replace, extend, merge, roll, board] = [REPLACE, EXTEND, MERGE, ROLL, BOARD].map(|text| (Script::new(text), text));
+        Ok(Self { nodes, channel, lag, told: told_of, faults, health, replace, extend, merge, roll, board })
     }
 
     /// Whether all of it answers.
@@ -155,6 +158,22 @@ impl Redis {
         let args = [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
         let (ordinal, others) = self.run(&self.roll, name, &args, until).await?;
         Ok(Roll { ordinal, others })
+    }
+
+    pub async fn hear(&self, name: &str, word: &Word<'_>, until: Instant) -> Result<Board, Unavailable> {
+        let mut args = vec![word.replica.into(), word.life.as_millis().to_string(), word.load.into(), word.seen.to_string()];
+        for note in word.notes {
+            let life = note.life.map_or(0, millis);
+            args.extend([note.name.clone(), note.value.clone(), life.to_string(), note.stamp.to_string()]);
+        }
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let (now, version, told, loads): (u64, u64, Vec<String>, Vec<String>) = self.run(&self.board, name, &args, until).await?;
+        let note = |parts: &[String]| {
+            let [name, value, life, stamp] = parts else { return None };
+            let life = life.parse().ok().filter(|left| *left > 0).map(Duration::from_millis);
+            Some(Note { name: name.clone(), value: value.clone(), life, stamp: stamp.parse().ok()? })
+        };
+        Ok(Board { now, version, notes: told.chunks(4).filter_map(note).collect(), loads })
     }
 
     async fn run<T: FromRedisValue>(
