@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
@@ -12,9 +12,11 @@ use crate::binding::local::Local;
 use crate::binding::outage::{keep_listening, keep_merging};
 use crate::binding::place::Places;
 use crate::binding::table::Bindings;
+use crate::binding::trail::Trail;
 use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
 use crate::current::Current;
+use crate::key::pulse::Pulse;
 use crate::key::registry::Registry;
 use crate::key::roll::Voice;
 use crate::metrics::Metrics;
@@ -28,9 +30,12 @@ use crate::setting::Span;
 use crate::store::memory::Memory;
 use crate::store::{self, Report, Store, Unavailable};
 use crate::task::Tasks;
-use crate::turn::Gateway;
+use crate::turn::patience::Patience;
 use crate::turn::replay::Replay;
 use crate::turn::sockets::Sockets;
+use crate::turn::witness::Witnesses;
+use crate::turn::{Gateway, Options};
+use crate::upstream::probe::Prober;
 
 /// How long a start waits for its store, so that the first turns find it. Without it the replica serves all the same.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -46,6 +51,7 @@ pub struct Replica {
     tasks: Tasks,
     drain: Drain,
     voice: Arc<Voice>,
+    pulse: Arc<Pulse>,
     reload: Arc<Reload>,
 }
 
@@ -73,15 +79,28 @@ impl Replica {
             tracing::warn!("starting without the store: sessions go where their own order says");
         }
         let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
-        let voice = Arc::new(Voice::new(Arc::clone(&store), Arc::clone(&registry), replica_name()?));
+        let name = replica_name()?;
+        let voice = Arc::new(Voice::new(Arc::clone(&store), Arc::clone(&registry), name.clone()));
+        let pulse = Arc::new(Pulse::new(Arc::clone(&store), Arc::clone(&registry), name.clone()));
         // Before the first turn, so that it meets only keys that the other replicas know.
         voice.answer().await;
+        pulse.beat().await;
         tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
+        tasks.spawn_until_stopped(Arc::clone(&pulse).keep_beating());
+        let prober = Prober {
+            store: Arc::clone(&store),
+            registry: Arc::clone(&registry),
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+            name,
+        };
+        tasks.spawn_until_stopped(Arc::new(prober).keep_probing());
         let ttl = config.binding.ttl.0;
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
         tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), Arc::clone(&registry), ttl));
         tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
-        let bindings = Bindings::new(store, Places::new(Arc::clone(&registry)), local, ttl, tasks.clone());
+        let (places, trail) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)));
+        let bindings = Bindings::new(store, places, local, ttl, tasks.clone(), trail);
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
         }
@@ -94,6 +113,10 @@ impl Replica {
             registry: Arc::clone(&registry),
             replay: Replay::new(server.max_body, server.replay_total),
             metrics: Arc::clone(&metrics),
+            options: Options { wait: config.binding.wait.0, resends: config.failover.ambiguous },
+            patience: Patience::default(),
+            retries: Mutex::default(),
+            witnesses: Witnesses::default(),
             sockets: Sockets {
                 tasks: connections.clone(),
                 closing: closing.clone(),
@@ -109,7 +132,7 @@ impl Replica {
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
         let reload = Arc::new(Reload { fixed, voice: Arc::clone(&voice), registry, clients, metrics });
-        Ok(Self { client_address, admin_address, tasks, drain, voice, reload })
+        Ok(Self { client_address, admin_address, tasks, drain, voice, pulse, reload })
     }
 
     /// Follows the configuration `file`, which held what was `seen` when the replica started: takes what has changed into use,
@@ -132,6 +155,7 @@ impl Replica {
             is_done
         };
         let (is_done, ()) = tokio::join!(draining, leaving);
+        self.pulse.leave().await;
         self.tasks.join(LAST_TASKS).await;
         is_done
     }

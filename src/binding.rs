@@ -1,6 +1,6 @@
 //! Which key a session is bound to: the promise itself.
 //!
-//! `select` decides where a session would go, `place` where a turn may go, `record` how a binding is written down, `local` is
+//! `select` decides where a session would go, `place` where a turn may go, `trail` tells what was decided, `record` how a binding is written down, `local` is
 //! what this replica remembers; `table` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits,
 //! `forgotten` finds a session's organization again. The invariants B1 to B20 are its specification.
 
@@ -16,6 +16,7 @@ use crate::setting::Span;
 pub mod record;
 pub mod select;
 pub mod place;
+pub mod trail;
 pub mod local;
 pub mod table;
 pub mod outage;
@@ -32,6 +33,8 @@ use record::Record;
 pub struct Settings {
     /// A session that is not used for so long is forgotten.
     pub ttl: Span,
+    /// The longest wait in place for a key that is short.
+    pub wait: Span,
     /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what answers when Redis does not.
     pub memory: usize,
 }
@@ -57,6 +60,8 @@ pub struct Binding {
 pub enum Written {
     /// It is for this turn alone.
     Nowhere,
+    /// It is for this turn alone, and leaves what is stored as it is.
+    Beside(Record),
     /// The store is away: on this replica, until it can be merged.
     Here(Record),
     Stored(Record),
@@ -95,7 +100,7 @@ impl Binding {
     fn record(&self) -> Option<&Record> {
         match &self.written {
             Written::Nowhere => None,
-            Written::Here(record) | Written::Stored(record) => Some(record),
+            Written::Beside(record) | Written::Here(record) | Written::Stored(record) => Some(record),
         }
     }
 

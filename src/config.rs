@@ -12,7 +12,7 @@ use crate::key::{self, UpstreamSettings, table::Table};
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
-use crate::{binding, server, simulator, store, telemetry};
+use crate::{binding, server, simulator, store, telemetry, turn};
 
 pub mod fixed;
 pub mod source;
@@ -34,6 +34,7 @@ pub struct Config {
     pub store: store::Settings,
     pub ledger: Ledger,
     pub binding: binding::Settings,
+    pub failover: turn::FailoverSettings,
     pub hop: HopSettings,
     pub telemetry: telemetry::Settings,
     #[serde(default)]

@@ -34,6 +34,7 @@ pub enum Kind {
     RequestTooLarge,
     RequestTimeout,
     InsufficientQuota,
+    RateLimitExceeded,
     NoKeyAvailable,
     UpstreamUnreachable,
     UpstreamInterrupted,
@@ -65,6 +66,10 @@ impl Kind {
             Self::InsufficientQuota => {
                 (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", Fault::Upstream)
             }
+            // Codex waits as long as it is told, and tries again.
+            Self::RateLimitExceeded => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream)
+            }
             Self::NoKeyAvailable => (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway),
             Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream),
             Self::UpstreamInterrupted => (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream),
@@ -88,6 +93,12 @@ pub struct Error {
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: None, cause: None }
+    }
+
+    /// A limit that is passing. The wait is told in the words that clients look for, too.
+    pub fn limited(message: &str, wait: Duration) -> Self {
+        let message = format!("{message} Please try again in {}s.", whole_seconds(wait));
+        Self::new(Kind::RateLimitExceeded, message).retry_after(wait)
     }
 
     pub fn retry_after(mut self, wait: Duration) -> Self {

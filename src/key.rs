@@ -15,10 +15,15 @@ use sha2::{Digest, Sha256};
 use crate::setting::{Secret, SecretSource, Span};
 
 pub mod health;
+pub mod condition;
+pub mod conditions;
+pub mod load;
+pub mod room;
 pub mod table;
 pub mod generation;
 pub mod registry;
 pub mod roll;
+pub mod pulse;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -115,6 +120,8 @@ pub struct Upstream {
     pub name: String,
     /// Where turns are sent: `<base_url>/responses`.
     pub responses: reqwest::Url,
+    /// What a key may have: `<base_url>/models`.
+    pub models: reqwest::Url,
     pub first_byte_timeout: Duration,
     /// Between two bytes of an answer.
     pub idle_timeout: Duration,
@@ -174,10 +181,14 @@ pub struct Key {
     pub organization: String,
     pub organization_tag: Tag,
     pub project: String,
+    /// Of the project and its organization.
+    pub project_tag: Tag,
     pub region: String,
     /// Its share of new sessions. 0: keeps its sessions, takes no new ones.
     pub weight: u32,
     pub secret: Secret,
+    /// Of the id and the secret: what was learned of another secret says nothing of this one.
+    pub shown_tag: Tag,
     pub upstream: Arc<Upstream>,
     /// Connections of its own: a fault on one key's connection must not cut another key's streams.
     pub connections: reqwest::Client,

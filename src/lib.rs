@@ -19,8 +19,8 @@ pub mod current;
 pub mod metrics;
 pub mod telemetry;
 pub mod task;
-pub mod outcome;
 pub mod limit;
+pub mod outcome;
 pub mod store;
 
 // The sentence.

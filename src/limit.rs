@@ -20,9 +20,9 @@ pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let millis = text("retry-after-ms").and_then(|text| span(text.parse::<f64>().ok()? / 1_000.0));
     let told = millis.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)));
     let reset = || {
-        let used_up = ["requests", "tokens", "project-tokens"].into_iter().filter(|limit| {
-            text(&format!("x-ratelimit-remaining-{limit}")).and_then(count) == Some(0)
-        });
+        let used_up = ["requests", "tokens", "project-tokens"]
+            .into_iter()
+            .filter(|limit| text(&format!("x-ratelimit-remaining-{limit}")).and_then(count) == Some(0));
         used_up.filter_map(|limit| text(&format!("x-ratelimit-reset-{limit}")).and_then(go_span)).max()
     };
     told.or_else(reset).map(|wait| wait.min(LONGEST_WAIT))

@@ -3,7 +3,7 @@
 //! A registry that is passed, not a global recorder: several replicas may live in one process. Labels are closed sets; no
 //! session, model or path is ever one.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,69 +11,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-/// A closed set of label values under one label name.
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-        pub enum $name { $($variant),+ }
+mod label;
 
-        impl $name {
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// The value as metrics and logs show it.
-            pub fn name(self) -> String {
-                let mut name = String::new();
-                for letter in match self { $(Self::$variant => stringify!($variant)),+ }.chars() {
-                    if letter.is_ascii_uppercase() && !name.is_empty() {
-                        name.push('_');
-                    }
-                    name.push(letter.to_ascii_lowercase());
-                }
-                name
-            }
-        }
-
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> std::fmt::Result {
-                std::fmt::Write::write_str(encoder, &self.name())
-            }
-        }
-    };
-}
-
-label! {
-    /// How a turn reached us.
-    Transport { Http, Websocket }
-}
-label! {
-    /// How a turn ended.
-    Ending { Completed, Incomplete, Failed, UpstreamError, Cut, TimedOut, ClientLeft, Refused, Unserved }
-}
-label! {
-    /// Where a turn's binding came from.
-    BindingResult { Existing, Created, Inherited, Spilled, Rebound, Degraded, None }
-}
-label! {
-    /// Why a turn read nothing from the cache.
-    ColdReason { FirstTurn, KeyMoved, DomainMoved, Expired, PrefixChanged, ModelChanged, BelowMinimum, Upstream }
-}
-label! {
-    /// What the cache did with input tokens.
-    Cache { Read, Written, Uncached }
-}
-label! {
-    /// A key's state on this replica.
-    KeyState { Ready, Cooling, Probing, Disabled }
-}
-label! {
-    /// What was asked of the store.
-    Operation { Get, Claim, Replace, Extend, Merge, Roll, Board }
-}
-label! {
-    /// How the store failed: a question to it, or an attempt to connect.
-    StoreFailure { Timeout, Connection, Authentication, Readonly, OutOfMemory, Loading, Denied, Other }
-}
+pub use label::{BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Operation, Reason, StoreFailure, Transport};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct TurnLabels {
@@ -114,6 +54,12 @@ struct StateLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DecisionLabels {
+    decision: Decision,
+    reason: Reason,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OperationLabel {
     operation: Operation,
 }
@@ -148,6 +94,7 @@ pub struct Metrics {
     malformed_signals: Counter,
     cold_turns: Family<ColdLabel, Counter>,
     key_state: Family<StateLabels, Gauge>,
+    decisions: Family<DecisionLabels, Counter>,
     keys_waiting: Gauge,
     reloads: Counter,
     reload_failures: Counter,
@@ -188,6 +135,9 @@ impl Metrics {
         registry.register("cold_turns", "Turns that read nothing from the cache, by reason", cold_turns.clone());
         let key_state = Family::default();
         registry.register("key_state", "1 for the state that a key is in on this replica", key_state.clone());
+        let decisions = Family::default();
+        let help = "What was decided about turns whose key could not just serve them";
+        registry.register("decisions", help, decisions.clone());
         let keys_waiting = Gauge::default();
         registry.register("keys_waiting", "Keys that take no session until every live replica has them", keys_waiting.clone());
         let reloads = Counter::default();
@@ -220,6 +170,7 @@ impl Metrics {
             malformed_signals,
             cold_turns,
             key_state,
+            decisions,
             keys_waiting,
             reloads,
             reload_failures,
@@ -294,6 +245,10 @@ impl Metrics {
         for &state in KeyState::ALL {
             self.key_state.remove(&StateLabels { key: key.to_owned(), state });
         }
+    }
+
+    pub fn decided(&self, decision: Decision, reason: Reason) {
+        self.decisions.get_or_create(&DecisionLabels { decision, reason }).inc();
     }
 
     pub fn reloaded(&self) {

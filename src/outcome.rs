@@ -5,6 +5,8 @@ use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
 
+use crate::limit;
+
 /// How an attempt ended, before any byte of an answer has gone to the client.
 pub enum Outcome {
     /// An answer whose body is still to come, of any status that no decision needs the body of.
@@ -19,6 +21,16 @@ pub enum Outcome {
     NotSpoken,
     /// Nothing came within the upstream's `first_byte_timeout`.
     Silent,
+}
+
+impl Outcome {
+    /// What the upstream answered, if it did.
+    pub const fn answer(&self) -> Option<&Answer> {
+        match self {
+            Self::Answered(answer) | Self::Refused(Refusal { answer, .. }) => Some(answer),
+            _ => None,
+        }
+    }
 }
 
 /// An answer as it arrives.
@@ -44,6 +56,8 @@ pub struct Refusal {
 pub struct ErrorBody {
     pub code: Option<String>,
     pub class: Option<String>,
+    /// The request is larger than the limit that it was refused by.
+    pub is_beyond_limit: bool,
 }
 
 impl ErrorBody {
@@ -57,10 +71,15 @@ impl ErrorBody {
         struct Fields {
             code: Option<serde_json::Value>,
             r#type: Option<serde_json::Value>,
+            message: Option<serde_json::Value>,
         }
         let text = |value: Option<serde_json::Value>| value.as_ref().and_then(|v| v.as_str()).map(str::to_owned);
         match serde_json::from_slice::<Envelope>(body) {
-            Ok(Envelope { error }) => Self { code: text(error.code), class: text(error.r#type) },
+            Ok(Envelope { error }) => Self {
+                code: text(error.code),
+                class: text(error.r#type),
+                is_beyond_limit: text(error.message).is_some_and(|message| limit::is_beyond_limit(&message)),
+            },
             Err(_) => Self::default(),
         }
     }

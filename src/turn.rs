@@ -1,19 +1,24 @@
 //! A turn: one request and its answer, from authenticating its client to accounting for what it cost.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use ::http::request::Parts;
 use ::http::{HeaderMap, HeaderValue, Uri};
-use tokio::time::Instant;
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
 use crate::binding::place::{Sealed, Wanted};
 use crate::binding::table::{Bindings, Found};
+use crate::binding::trail::Step;
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
+use crate::key::conditions::Fitness;
 use crate::key::registry::Registry;
-use crate::metrics::Metrics;
+use crate::limit::{Retries, jittered};
+use crate::metrics::{Decision, Metrics, Reason};
 use crate::outcome::Answer;
 use crate::session::identify::{Identifier, Identity};
 use crate::store::Budget;
@@ -23,6 +28,8 @@ use crate::upstream::headers::TURN_STATE;
 
 pub mod account;
 pub mod failover;
+pub mod patience;
+pub mod witness;
 pub mod search;
 pub mod replay;
 pub mod idle;
@@ -33,17 +40,40 @@ pub mod lanes;
 pub mod hop;
 pub mod parting;
 pub mod sockets;
+pub mod remedy;
 pub mod socket;
 pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
+use patience::{Patience, chance, moment};
 use replay::Replay;
 use search::Search;
 use sockets::Sockets;
+use witness::Witnesses;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
+
+/// So often the upstream is asked at most where it fails.
+const ATTEMPTS: u32 = 3;
+
+/// `[failover]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverSettings {
+    /// Whether a turn that may already have been served is sent again.
+    pub ambiguous: bool,
+}
+
+/// How far a turn goes for its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The longest wait in place for a key that is short.
+    pub wait: Duration,
+    /// A turn that may already have been served is sent again.
+    pub resends: bool,
+}
 
 /// All that serving turns needs: one a replica, shared by its turns.
 pub struct Gateway {
@@ -58,6 +88,13 @@ pub struct Gateway {
     /// The memory that request bodies are held in.
     pub replay: Replay,
     pub metrics: Arc<Metrics>,
+    pub options: Options,
+    /// Who waits for keys.
+    pub patience: Patience,
+    /// What attempts may be repeated with.
+    pub retries: Mutex<Retries>,
+    /// Who was told that a model is not to be had.
+    pub witnesses: Witnesses,
     /// The WebSockets that are open.
     pub sockets: Sockets,
     /// Owns what outlives a turn.
@@ -88,12 +125,14 @@ impl Gateway {
         client: &'t Client,
         headers: &'t HeaderMap,
         identity: Identity,
+        model: &'t str,
         carries_sealed: Sealed<'t>,
         by_websocket: bool,
     ) -> Wanted<'t> {
         let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let lineage = self.identifier.lineage(&client.id, headers);
-        Wanted { session: identity.session, lineage, client, carries_sealed, turn_state, by_websocket }
+        let (session, patience, refused, failed) = (identity.session, self.options.wait, Vec::new(), Vec::new());
+        Wanted { session, lineage, client, carries_sealed, turn_state, by_websocket, model, patience, refused, failed }
     }
 
     /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.
@@ -101,7 +140,7 @@ impl Gateway {
         &self,
         account: &mut Account,
         sending: &mut Sending<'_>,
-        wanted: &Wanted<'_>,
+        wanted: &mut Wanted<'_>,
         found: Found,
     ) -> Result<(Binding, Answer), Error> {
         let Sending { ask, head, whole, budget } = sending;
@@ -109,42 +148,145 @@ impl Gateway {
         let mut binding = self.bindings.bind(wanted, found, budget).await?;
         let first = Arc::clone(&binding.key);
         account.overhead(*whole);
+        let mut retries = self.retries();
         loop {
-            account.bound(&binding, !binding.key.shares_cache_with(&first), self.registry.enter(&binding.key));
+            binding = self.wait(wanted, binding, budget).await?;
+            account.bound(&binding, !binding.key.shares_cache_with(&first), &self.registry);
             let is_foreign_state = wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
-            match decide(send(&sent, &binding.key, is_foreign_state).await) {
-                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, budget).await),
-                Verdict::GiveUp(error) => return Err(error),
+            let began = Instant::now();
+            let outcome = send(&sent, &binding.key, is_foreign_state).await;
+            if let Some(answer) = outcome.answer() {
+                self.registry.rooms.observe(&binding.key, &answer.headers);
+            }
+            match decide(outcome, self.options.resends, SystemTime::now()) {
+                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began, budget).await),
+                Verdict::Denied(answer) => {
+                    self.witnesses.heard(&self.registry, &binding.key, wanted);
+                    return Ok((binding, answer));
+                }
+                Verdict::GiveUp(error, reason) => {
+                    self.refuse(wanted, &binding, reason);
+                    return Err(error);
+                }
                 Verdict::Foreign(answer) if binding.is_guess => {
                     let search = Search { gateway: self, sent: &sent, wanted, guess: &binding };
                     return search.run(account, answer, budget).await;
                 }
                 Verdict::Foreign(answer) => return Ok((binding, answer)),
-                Verdict::Move(ailment, answer) => {
+                Verdict::Again(last) => match self.again(wanted, binding, &mut retries, budget).await {
+                    Ok(next) => binding = next,
+                    Err(binding) => return last.map(|answer| (binding, answer)),
+                },
+                Verdict::Limited(wait) => {
+                    self.registry.limit(&binding.key, wanted.model, wait);
+                    if retries == 0 {
+                        self.refuse(wanted, &binding, Reason::Limited);
+                        return Err(Error::limited("The upstream keys that may serve this session are cooling.", wait));
+                    }
+                    retries -= u32::from(wait > wanted.patience);
+                    binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
+                }
+                Verdict::Ailing(ailment) => {
                     if let Some(successor) = self.registry.successor(&binding.key) {
                         // Refused was what it showed before a reload.
                         binding.key = successor;
                         continue;
                     }
-                    self.registry.disable(&binding.key, ailment);
-                    binding = match self.bindings.rebind(wanted, &binding, budget).await {
-                        Ok(next) => next,
-                        // Nowhere left: what the upstream says of its quota its client must hear; what it says of our key not.
-                        Err(_) if ailment.is_for_the_client() => return Ok((binding, answer)),
-                        Err(error) => return Err(error),
-                    };
+                    self.registry.observe(&binding.key, ailment);
+                    // A key that is refused is asked whether that is meant before its sessions leave it.
+                    self.registry.settled(&binding.key).await;
+                    binding = self.elsewhere(wanted, &binding, ailment.into(), budget).await?;
                 }
             }
         }
     }
 
-    async fn deliver(&self, binding: Binding, answer: Answer, budget: &mut Budget) -> (Binding, Answer) {
+    /// Where the turn goes, now that its key has refused it for this `reason`.
+    async fn elsewhere(
+        &self,
+        wanted: &mut Wanted<'_>,
+        binding: &Binding,
+        reason: Reason,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
+        if reason != Reason::Limited {
+            wanted.refused.push(binding.key.tag);
+        }
+        let next = self.bindings.rebind(wanted, binding, budget).await;
+        if next.is_err() {
+            self.refuse(wanted, binding, reason);
+        }
+        next
+    }
+
+    /// Waits in place where the binding's key is short for a moment. Where that takes too long, or too many wait, another serves.
+    async fn wait(&self, wanted: &mut Wanted<'_>, mut binding: Binding, budget: &mut Budget) -> Result<Binding, Error> {
+        while let Fitness::Short(short) = self.registry.fitness(&binding.key, wanted.model) {
+            let place = self.patience.enter(&binding.key).filter(|_| short <= wanted.patience);
+            if let Some(_place) = place {
+                self.tell(wanted, &binding, Decision::Wait, Reason::Limited);
+                let pause = jittered(short, chance());
+                wanted.patience = wanted.patience.saturating_sub(pause);
+                sleep(pause).await;
+                continue;
+            }
+            wanted.patience = Duration::ZERO;
+            binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
+        }
+        Ok(binding)
+    }
+
+    /// One more attempt after the upstream has failed with the turn: first with the same key, then with a sibling. The error is
+    /// the binding as it was: there is no further attempt.
+    async fn again(
+        &self,
+        wanted: &mut Wanted<'_>,
+        binding: Binding,
+        retries: &mut u32,
+        budget: &mut Budget,
+    ) -> Result<Binding, Binding> {
+        let is_first = *retries == ATTEMPTS - 1;
+        if *retries == 0 || !lock(&self.retries).take() {
+            self.refuse(wanted, &binding, Reason::Failed);
+            return Err(binding);
+        }
+        *retries -= 1;
+        self.tell(wanted, &binding, Decision::Retry, Reason::Failed);
+        sleep(moment()).await;
+        if is_first {
+            return Ok(binding);
+        }
+        wanted.failed.push(binding.key.tag);
+        self.bindings.rebind(wanted, &binding, budget).await.map_err(|_| binding)
+    }
+
+    fn retries(&self) -> u32 {
+        lock(&self.retries).turn();
+        ATTEMPTS - 1
+    }
+
+    fn refuse(&self, wanted: &Wanted<'_>, binding: &Binding, reason: Reason) {
+        self.tell(wanted, binding, Decision::Refuse, reason);
+    }
+
+    fn tell(&self, wanted: &Wanted<'_>, binding: &Binding, decision: Decision, reason: Reason) {
+        let key = Some(&*binding.key);
+        let to = key.filter(|_| decision != Decision::Refuse);
+        self.bindings.trail.tell(&Step { session: wanted.session.as_ref(), decision, reason, from: key, to });
+    }
+
+    async fn deliver(&self, binding: Binding, answer: Answer, began: Instant, budget: &mut Budget) -> (Binding, Answer) {
         if answer.status.is_success() {
-            self.registry.has_served(&binding.key);
+            self.registry.has_served(&binding.key, began);
             self.bindings.confirm(&binding, budget).await;
         }
         (binding, answer)
     }
+}
+
+fn lock(retries: &Mutex<Retries>) -> MutexGuard<'_, Retries> {
+    // Nothing in it can panic.
+    retries.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refuse_credentials(uri: &Uri) -> Result<(), Error> {

@@ -6,10 +6,11 @@
 use super::place::{Wanted, none_in_use};
 use super::record::{Record, state_tag};
 use super::table::Bindings;
+use super::trail::Step;
 use super::{Binding, Written};
 use crate::error::Error;
 use crate::key::Tag;
-use crate::metrics::BindingResult;
+use crate::metrics::{BindingResult, Decision, Reason};
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
@@ -36,7 +37,7 @@ impl Bindings {
         // Whoever was first knows as much, or better.
         let replaced = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
         if matches!(replaced, Ok(Replaced::Done)) {
-            tracing::info!(%session, key = %key.id, "session's organization guessed again");
+            self.tell(session, Decision::Move, Reason::Forgotten, record, &key);
             self.local.confirm(session, &next);
         }
         replaced.is_ok()
@@ -53,9 +54,16 @@ impl Bindings {
         let Some(session) = &found.session else { return found };
         let next =
             |record: &Record| record.moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag)).sealed();
-        tracing::info!(%session, key = %found.key.id, organization = %found.key.organization, "session's organization found again");
+        let step = Step {
+            session: Some(session),
+            decision: Decision::Move,
+            reason: Reason::Forgotten,
+            from: None,
+            to: Some(&found.key),
+        };
+        self.trail.tell(&step);
         let written = match &found.written {
-            Written::Nowhere => Written::Nowhere,
+            Written::Nowhere | Written::Beside(_) => Written::Nowhere,
             Written::Here(record) => {
                 // What is stored of the session, if anything is, knows as much.
                 let next = Record { epoch: record.epoch, ..next(record) };

@@ -12,6 +12,7 @@ use std::task::{Context, Waker};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
+use tokio::time::Instant;
 
 use super::outage::merge_all;
 use crate::store::model::{Flaw, Shared, Weather};
@@ -90,7 +91,7 @@ impl Machine {
             Event::Recovers(key) => {
                 self.upstream.recovers(*key);
                 // That replicas hear of it is not the binding's business.
-                self.replicas.iter().for_each(|replica| replica.registry.has_served(&upstream::keys()[*key]));
+                self.replicas.iter().for_each(|replica| replica.registry.has_served(&upstream::keys()[*key], Instant::now()));
             }
             Event::Merge(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);

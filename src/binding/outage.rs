@@ -17,6 +17,7 @@ use super::select::Reach;
 use super::table::Bindings;
 use crate::error::Error;
 use crate::key::registry::Registry;
+use crate::metrics::{Decision, Reason};
 use crate::session::SessionId;
 use crate::store::{Replaced, Store, Unavailable};
 
@@ -51,26 +52,35 @@ impl Bindings {
         self.use_known(wanted, session, &known)
     }
 
-    fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+    pub(super) fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
         match self.places.standing(wanted, &known.record) {
             Standing::Serves(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_guess)),
             // Its organization may be gone altogether, and nobody can be asked: what is not sealed goes on elsewhere.
-            Standing::NotLoaded => match (self.spill(wanted, session, &known.record), wanted.reach(&known.record)) {
-                (Err(_), Reach::Anywhere) => self.move_here(wanted, session, known, Reach::Anywhere),
+            Standing::Aside(reason) => match (self.spill(wanted, session, &known.record, reason), wanted.reach(&known.record)) {
+                (Err(_), Reach::Anywhere) if reason != Reason::Failed => {
+                    self.move_here(wanted, session, known, Reach::Anywhere, reason)
+                }
                 (spilled, _) => spilled,
             },
-            Standing::Gone => self.move_home(wanted, session, known),
+            Standing::Gone(reason) => self.move_home(wanted, session, known, reason),
         }
     }
 
     /// Moves the session to the next key of its organization.
-    pub(super) fn move_home(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
-        self.move_here(wanted, session, known, Reach::Organization(known.record.organization))
+    fn move_home(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known, reason: Reason) -> Result<Binding, Error> {
+        self.move_here(wanted, session, known, Reach::Organization(known.record.organization), reason)
     }
 
     /// Moves the session, on this replica until it can be merged. A guess stays one: it must not win over what is stored by the
     /// number of its moves.
-    fn move_here(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known, reach: Reach) -> Result<Binding, Error> {
+    fn move_here(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        known: &Known,
+        reach: Reach,
+        reason: Reason,
+    ) -> Result<Binding, Error> {
         // Another turn of the session was first.
         let newer = self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
         if let Some(newer) = &newer
@@ -85,7 +95,7 @@ impl Bindings {
             next.epoch = known.record.epoch;
         }
         self.local.note(session, &next, known.is_guess);
-        tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved without the store");
+        self.tell(session, Decision::Move, reason, &known.record, &key);
         Ok(Binding { has_moved: true, ..Binding::here(&key, session, next, known.is_guess) })
     }
 }

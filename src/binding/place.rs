@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::record::Record;
-use super::select::{Reach, first};
+use super::select::{Reach, first, share};
 use crate::client::Client;
 use crate::error::{Error, Kind};
-use crate::key::health::Ailment;
+use crate::key::conditions::{Fitness, Why};
 use crate::key::registry::Registry;
 use crate::key::{Key, Tag};
+use crate::metrics::Reason;
 use crate::session::SessionId;
 use crate::session::lineage::Lineage;
 
@@ -30,6 +31,14 @@ pub struct Wanted<'t> {
     pub turn_state: Option<&'t [u8]>,
     /// It comes by WebSocket: a new session begins where that is spoken.
     pub by_websocket: bool,
+    /// What it asks for. Nothing: it does not say.
+    pub model: &'t str,
+    /// How long it may yet wait for a key that is short.
+    pub patience: Duration,
+    /// The keys that have refused it.
+    pub refused: Vec<Tag>,
+    /// The keys at which the upstream has failed with it.
+    pub failed: Vec<Tag>,
 }
 
 /// Where to look for content that only its organization can open.
@@ -70,10 +79,24 @@ impl Wanted<'_> {
 /// What this replica makes of a stored binding.
 pub enum Standing {
     Serves(Arc<Key>),
-    /// A newer set of keys, which this replica has not loaded, may have its key.
-    NotLoaded,
+    /// Its key cannot serve this turn, and stays the session's.
+    Aside(Reason),
     /// Its key can serve no more.
-    Gone,
+    Gone(Reason),
+}
+
+impl From<Why> for Reason {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Disabled => Self::Disabled,
+            Why::Drained => Self::Drained,
+            Why::Suspected => Self::Suspected,
+            Why::Rejected => Self::Rejected,
+            Why::Incident => Self::Incident,
+            Why::ExhaustedProject | Why::ExhaustedOrganization => Self::Exhausted,
+            Why::NoAccess => Self::NoAccess,
+        }
+    }
 }
 
 pub struct Places {
@@ -95,21 +118,72 @@ impl Places {
         self.registry.loaded().table.keys().len()
     }
 
-    pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
-        let loaded = self.registry.loaded();
-        let generation = loaded.ordinal();
+    /// The key of `record`, where it is loaded.
+    pub fn key_of(&self, record: &Record) -> Option<Arc<Key>> {
         // Under the same name in another organization it is another key.
-        match loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned() {
-            Some(key) if self.may_serve(wanted, &key) => Standing::Serves(key),
-            // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
-            Some(key) if record.epoch > 1 && is_allowed(wanted, &key) && self.registry.may_try(&key) => Standing::Serves(key),
-            Some(_) => Standing::Gone,
+        let loaded = self.registry.loaded();
+        loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
+    }
+
+    pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+        let generation = self.generation();
+        match self.key_of(record) {
+            Some(key) if !is_allowed(wanted, &key) => Standing::Gone(Reason::NotAllowed),
+            Some(key) if wanted.failed.contains(&key.tag) => Standing::Aside(Reason::Failed),
+            Some(key) => self.standing_of(wanted, record, key),
             // Only a replica of the same or a newer generation may call a key removed: 0 says nothing of either.
             None if generation == 0 || record.generation == 0 || record.generation > generation => {
                 self.registry.wants_reload();
-                Standing::NotLoaded
+                Standing::Aside(Reason::NotLoaded)
             }
-            None => Standing::Gone,
+            None => Standing::Gone(Reason::Removed),
+        }
+    }
+
+    fn standing_of(&self, wanted: &Wanted<'_>, record: &Record, key: Arc<Key>) -> Standing {
+        match self.registry.fitness(&key, wanted.model) {
+            Fitness::Well => Standing::Serves(key),
+            Fitness::Short(wait) if wait <= wanted.patience => Standing::Serves(key),
+            Fitness::Short(_) => Standing::Aside(Reason::Limited),
+            // The client is told what it may not have, where nobody can give it.
+            Fitness::Aside(why) => Standing::Aside(why.into()),
+            Fitness::Lost(_) if self.may_try(wanted, record, &key) => Standing::Serves(key),
+            // To a sealed session that is a shortage: its organization can still serve it, and its key will again.
+            Fitness::Lost(why @ Why::ExhaustedProject) if wanted.reach(record) != Reach::Anywhere => Standing::Aside(why.into()),
+            Fitness::Lost(why) => Standing::Gone(why.into()),
+        }
+    }
+
+    /// Whether the turn may find out if `key`, which is out of use, is so still: somebody moved the session here, whatever this
+    /// replica thinks of the key; or it is this turn that asks for all.
+    fn may_try(&self, wanted: &Wanted<'_>, record: &Record, key: &Key) -> bool {
+        let is_fresh = !wanted.refused.contains(&key.tag);
+        is_fresh && (self.registry.conditions.take_ticket(key) || record.epoch > 1 && self.registry.conditions.may_try(key))
+    }
+
+    /// Who serves the session's turn in place of its key: the next one in its order within the organization, which reads the same
+    /// cache if there is one that does.
+    pub fn sibling(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Option<Arc<Key>> {
+        let loaded = self.registry.loaded();
+        let is_open =
+            |key: &&Arc<Key>| key.organization_tag == record.organization && key.tag != record.key && is_allowed(wanted, key);
+        let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
+        let own = self.key_of(record);
+        let is_near = |key: &Key| own.as_ref().is_none_or(|own| own.region == key.region);
+        let can = |key: &Key| self.can_serve(wanted, key);
+        let order = wanted.order(session);
+        first(order, &open, |key| is_near(key) && can(key)).or_else(|| first(order, &open, can)).cloned()
+    }
+
+    /// Whether `key` can serve the turn now, or in as short a time as it may wait.
+    fn can_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        if wanted.failed.contains(&key.tag) {
+            return false;
+        }
+        match self.registry.fitness(key, wanted.model) {
+            Fitness::Well => true,
+            Fitness::Short(wait) => wait <= wanted.patience,
+            Fitness::Aside(_) | Fitness::Lost(_) => false,
         }
     }
 
@@ -120,22 +194,67 @@ impl Places {
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
         let allowed = if common.is_empty() { within } else { common };
-        let is_usable = |key: &Key| self.registry.is_usable(key);
-        let is_preferred = |key: &Key| is_usable(key) && (key.upstream.speaks_websocket || !wanted.by_websocket);
-        let chosen = first(wanted.order(session), &allowed, is_preferred);
-        if let Some(key) = chosen.or_else(|| first(wanted.order(session), &allowed, is_usable)) {
-            return Ok(Arc::clone(key));
+        let is_well = |key: &Key| !wanted.failed.contains(&key.tag) && self.registry.is_well(key, wanted.model);
+        let speaks = |key: &Key| key.upstream.speaks_websocket || !wanted.by_websocket;
+        let is_asked = |key: &Key| !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key);
+        let invites = self.inviting(session, &allowed);
+        let order = wanted.order(session);
+        let chosen = first(order, &allowed, |key| speaks(key) && (is_well(key) && invites(key) || is_asked(key)))
+            .or_else(|| first(order, &allowed, |key| is_well(key) && speaks(key)))
+            .or_else(|| first(order, &allowed, is_well))
+            .or_else(|| first(order, &allowed, |key| self.can_serve(wanted, key)));
+        match chosen {
+            Some(key) if !is_well(key) && is_asked(key) && !self.registry.conditions.take_ticket(key) => {
+                // Another turn was faster: now it is like any that is out of use.
+                self.choose(wanted, session, reach)
+            }
+            Some(key) => Ok(Arc::clone(key)),
+            None => Err(self.shortage(wanted, &allowed)),
         }
-        let is_exhausted = |key: &&Arc<Key>| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_)));
-        match reach {
-            // Waiting does not help, and no other organization can open the session's history.
-            Reach::Organization(_) if !allowed.is_empty() && allowed.iter().all(is_exhausted) => Err(Error::new(
+    }
+
+    /// Which of `allowed` a new session should come to: not those that have just recovered, are scarce or have more than their
+    /// share to do, unless that were too many of them.
+    fn inviting<'k>(&'k self, session: &SessionId, allowed: &'k [&'k Arc<Key>]) -> impl Fn(&Key) -> bool + 'k {
+        let turn_of = share(session.as_str());
+        let is_held = move |key: &Key| self.registry.rooms.is_scarce(key) || self.registry.conditions.ramp(key) <= turn_of;
+        let held = allowed.iter().filter(|key| is_held(key)).count();
+        let is_heeded = held <= (allowed.len() * 3 / 10).max(1);
+        move |key: &Key| {
+            let is_crowded = || {
+                let siblings: Vec<_> =
+                    allowed.iter().copied().filter(|other| other.organization_tag == key.organization_tag).collect();
+                self.registry.loads.is_above_share(key, &siblings)
+            };
+            !(is_heeded && is_held(key)) && !is_crowded()
+        }
+    }
+
+    /// What the client is told where none of `allowed` can serve.
+    pub fn shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
+        let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
+        let is_exhausted =
+            |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
+        let soonest =
+            fitness.iter().filter_map(|fitness| if let Fitness::Short(wait) = fitness { Some(*wait) } else { None }).min();
+        match soonest {
+            Some(wait) => Error::limited("Every upstream key that may serve this session is cooling.", wait),
+            // Waiting does not help.
+            None if !fitness.is_empty() && fitness.iter().all(is_exhausted) => Error::new(
                 Kind::InsufficientQuota,
-                "The quota of this session's organization is exhausted, and no other can go on with its history. Add credit to it, or start a new session.",
-            )
-            .retry_after(LATER)),
-            _ => Err(none_available(LATER)),
+                "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
+            ),
+            None if fitness.contains(&Fitness::Aside(Why::Incident)) => none_available(LATER / 6),
+            None if fitness.contains(&Fitness::Aside(Why::Suspected)) => none_available(SOON),
+            None => none_available(LATER),
         }
+    }
+
+    /// The same, for a session that cannot leave its organization.
+    pub fn shortage_within(&self, wanted: &Wanted<'_>, organization: Tag) -> Error {
+        let loaded = self.registry.loaded();
+        let is_open = |key: &&Arc<Key>| key.organization_tag == organization && is_allowed(wanted, key);
+        self.shortage(wanted, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
     }
 
     /// Where every replica would look for the session while nobody can be asked: by its order alone, over the keys of the
@@ -150,7 +269,7 @@ impl Places {
             return self.choose(wanted, session, Reach::Anywhere);
         };
         let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
-        match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.registry.is_usable(key)) {
+        match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.can_serve(wanted, key)) {
             Some(key) => Ok(Arc::clone(key)),
             None => self.choose(wanted, session, Reach::Organization(chosen.organization_tag)),
         }
@@ -162,9 +281,9 @@ impl Places {
         let loaded = self.registry.loaded();
         let is_open = |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
         let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
-        let is_usable = |key: &Key| self.registry.is_usable(key);
-        let chosen = first(wanted.order(session), &allowed, is_usable);
-        chosen.or_else(|| allowed.iter().copied().find(|key| is_usable(key))).cloned()
+        let can = |key: &Key| self.can_serve(wanted, key);
+        let chosen = first(wanted.order(session), &allowed, can);
+        chosen.or_else(|| allowed.iter().copied().find(|key| can(key))).cloned()
     }
 
     /// Whether every organization that the client may use was `tried`.
@@ -176,12 +295,9 @@ impl Places {
     /// The key with the least going on, for a turn without a session.
     pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let candidates = loaded.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
-        self.registry.least_loaded(candidates).cloned().ok_or_else(|| none_available(LATER))
-    }
-
-    fn may_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        is_allowed(wanted, key) && self.registry.is_usable(key)
+        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| key.weight > 0 && is_allowed(wanted, key)).collect();
+        let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
+        self.registry.loads.least(candidates).cloned().ok_or_else(|| self.shortage(wanted, &allowed))
     }
 }
 

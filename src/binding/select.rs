@@ -59,7 +59,16 @@ fn rank<T>(session: &str, items: &mut [T], describe: impl Fn(&T) -> (Tag, f64)) 
 
 /// Evenly spread over (0, 1), the same for the same session and tag everywhere.
 fn fraction(session: &str, tag: Tag) -> f64 {
-    let digest = Sha256::new().chain_update(session).chain_update(tag.to_string()).finalize();
+    evenly(session, &tag.to_string())
+}
+
+/// Whose turn it is where only a share of new sessions is taken: evenly spread over (0, 1), whatever the order of keys.
+pub fn share(session: &str) -> f64 {
+    evenly(session, "share")
+}
+
+fn evenly(session: &str, salt: &str) -> f64 {
+    let digest = Sha256::new().chain_update(session).chain_update(salt).finalize();
     let bits = digest.iter().take(8).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }

@@ -11,9 +11,11 @@ use super::local::{Belief, Known, Local};
 use super::place::{Places, Standing, Wanted, none_in_use, not_loaded};
 use super::record::{Record, state_tag};
 use super::select::Reach;
+use super::trail::{Step, Trail};
 use super::{Binding, Written};
 use crate::error::Error;
-use crate::metrics::BindingResult;
+use crate::key::Key;
+use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
@@ -27,11 +29,12 @@ pub struct Bindings {
     pub(super) local: Arc<Local>,
     pub(super) ttl: Duration,
     pub(super) tasks: Tasks,
+    pub trail: Trail,
 }
 
 impl Bindings {
-    pub fn new(store: Arc<Store>, places: Places, local: Arc<Local>, ttl: Duration, tasks: Tasks) -> Self {
-        Self { store, places, local, ttl, tasks }
+    pub fn new(store: Arc<Store>, places: Places, local: Arc<Local>, ttl: Duration, tasks: Tasks, trail: Trail) -> Self {
+        Self { store, places, local, ttl, tasks, trail }
     }
 
     /// The time that a turn has for all its store operations.
@@ -57,13 +60,16 @@ impl Bindings {
         }
     }
 
-    /// Moves the session away from `binding`'s key, which the registry has taken out of use.
+    /// Where the turn goes now that something is known of `binding`'s key that was not before: it stays, is served by a sibling,
+    /// or its session moves.
     pub async fn rebind(&self, wanted: &Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
-        let moved = match (&binding.session, &binding.written) {
-            (Some(session), Written::Stored(record)) => return self.replace(wanted, session, record.clone(), budget).await,
+        let next = match (&binding.session, &binding.written) {
+            (Some(session), Written::Stored(record) | Written::Beside(record)) => {
+                self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?
+            }
             (Some(session), Written::Here(record)) => {
                 let known = Known { record: record.clone(), is_guess: binding.is_guess };
-                return self.move_home(wanted, session, &known);
+                self.use_known(wanted, session, &known)?
             }
             // What the session's history holds is not known: its organization is not left.
             (Some(session), Written::Nowhere) => {
@@ -72,7 +78,29 @@ impl Bindings {
             }
             (None, _) => self.by_load(wanted)?,
         };
-        Ok(Binding { has_moved: true, ..moved })
+        if next.key.tag == binding.key.tag && next.written == binding.written {
+            return Ok(Binding { key: next.key, ..binding.clone() });
+        }
+        Ok(has_moved(next))
+    }
+
+    /// Whether another connection of the session would be served by another key than `binding`'s.
+    pub fn would_leave(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
+        let (Some(session), Some(record)) = (&binding.session, binding.record()) else {
+            return self.places.by_load(wanted).is_ok_and(|key| key.tag != binding.key.tag);
+        };
+        let has_sibling = || self.places.sibling(wanted, session, record).is_some();
+        let has_other = || self.places.choose(wanted, session, wanted.reach(record)).is_ok();
+        match self.places.standing(wanted, record) {
+            Standing::Serves(key) => key.tag != binding.key.tag,
+            Standing::Aside(reason) => has_sibling() || leaves(reason) && has_other(),
+            Standing::Gone(_) => has_other(),
+        }
+    }
+
+    /// What a client is told whose turn nobody can serve in place of `binding`'s key.
+    pub fn shortage(&self, wanted: &Wanted<'_>, binding: &Binding) -> Error {
+        self.places.shortage_within(wanted, binding.key.organization_tag)
     }
 
     /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
@@ -82,6 +110,9 @@ impl Bindings {
         let confirmed = |record: &Record| record.confirmed(self.places.generation());
         match &binding.written {
             Written::Nowhere => {}
+            Written::Beside(record) if record.sealed => {}
+            // A sibling's answer seals the session as well.
+            Written::Beside(record) => self.seal(session, record, &record.sealed(), budget).await,
             Written::Here(record) if confirmed(record) == *record => {}
             Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
             Written::Stored(record) if confirmed(record) != *record => {
@@ -172,8 +203,13 @@ impl Bindings {
                 let refresh = left < self.ttl / 4 * 3;
                 Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
             }
-            Standing::NotLoaded => self.spill(wanted, session, &record),
-            Standing::Gone => self.replace(wanted, session, record, budget).await,
+            Standing::Aside(reason) => match self.spill(wanted, session, &record, reason) {
+                Err(_) if leaves(reason) && wanted.reach(&record) == Reach::Anywhere => {
+                    self.replace(wanted, session, record, reason, budget).await
+                }
+                spilled => spilled,
+            },
+            Standing::Gone(reason) => self.replace(wanted, session, record, reason, budget).await,
         }
     }
 
@@ -205,6 +241,7 @@ impl Bindings {
         wanted: &Wanted<'_>,
         session: &SessionId,
         mut record: Record,
+        mut reason: Reason,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         for _ in 0..=self.places.count() {
@@ -214,7 +251,7 @@ impl Bindings {
             let held = match outcome {
                 Ok(Replaced::Done) => match self.newer(session, &next) {
                     None => {
-                        tracing::info!(%session, key = %key.id, epoch = next.epoch, "session moved");
+                        self.tell(session, Decision::Move, reason, &record, &key);
                         return Ok(has_moved(Binding::stored(&key, session, next, BindingResult::Rebound)));
                     }
                     Some(newer) => newer,
@@ -229,19 +266,38 @@ impl Bindings {
                 Standing::Serves(key) => {
                     return Ok(has_moved(Binding::stored(&key, session, held, BindingResult::Existing)));
                 }
-                Standing::NotLoaded => return self.spill(wanted, session, &held),
-                Standing::Gone => record = held,
+                Standing::Aside(reason) => return self.spill(wanted, session, &held, reason).map(has_moved),
+                Standing::Gone(now) => (record, reason) = (held, now),
             }
         }
         Err(none_in_use())
     }
 
-    /// Serves the turn from the session's organization and leaves the binding alone: its key is not loaded here yet.
-    pub(super) fn spill(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
-        let reach = Reach::Organization(record.organization);
-        let key = self.places.choose(wanted, session, reach).map_err(|_| not_loaded())?;
-        let is_guess = !record.sealed;
-        Ok(Binding { has_moved: true, is_guess, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
+    /// Serves the turn from the session's organization and leaves the binding alone.
+    pub(super) fn spill(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        record: &Record,
+        reason: Reason,
+    ) -> Result<Binding, Error> {
+        let own = self.places.key_of(record);
+        let key = match (self.places.sibling(wanted, session, record), own, reason) {
+            (Some(key), ..) => key,
+            // What nobody of its organization may have the client is told by its own key.
+            (None, Some(own), Reason::NoAccess) => own,
+            (None, _, Reason::NotLoaded) => return Err(not_loaded()),
+            (None, ..) => return Err(self.places.shortage_within(wanted, record.organization)),
+        };
+        self.tell(session, Decision::Spill, reason, record, &key);
+        let (is_guess, written) = (!record.sealed, Written::Beside(record.clone()));
+        let binding = Binding::new(&key, Some(session), written, BindingResult::Spilled);
+        Ok(Binding { has_moved: key.tag != record.key, is_guess, ..binding })
+    }
+
+    pub(super) fn tell(&self, session: &SessionId, decision: Decision, reason: Reason, record: &Record, to: &Key) {
+        let from = self.places.key_of(record);
+        self.trail.tell(&Step { session: Some(session), decision, reason, from: from.as_deref(), to: Some(to) });
     }
 
     /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.
@@ -253,6 +309,11 @@ impl Bindings {
     fn by_load(&self, wanted: &Wanted<'_>) -> Result<Binding, Error> {
         Ok(Binding::passing(&self.places.by_load(wanted)?, None, BindingResult::None))
     }
+}
+
+/// Whether a session that is not sealed leaves its organization for this, where nobody else in it can serve.
+const fn leaves(reason: Reason) -> bool {
+    matches!(reason, Reason::Limited | Reason::Disabled | Reason::Suspected | Reason::Exhausted)
 }
 
 fn has_moved(binding: Binding) -> Binding {

@@ -1,13 +1,17 @@
 //! Decides what an error answer says about the key it was shown, and how far that reaches. Pure.
 //!
-//! On `error.code`, then `error.type`, then the status. Never on the text of a message.
+//! On `error.code`, then `error.type`, then the status.
 
-use http::StatusCode;
+use std::time::{Duration, SystemTime};
 
+use http::{HeaderMap, StatusCode};
+
+use crate::limit;
+use crate::metrics::Reason;
 use crate::outcome::ErrorBody;
 
 /// How far an ailment reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     Key,
     Project,
@@ -15,12 +19,32 @@ pub enum Scope {
 }
 
 /// Why something is out of use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ailment {
     /// The upstream does not accept the key.
     Rejected(Scope),
     /// The quota is used up until somebody acts or a period ends.
     Exhausted(Scope),
+}
+
+/// What an error answer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Diagnosis {
+    /// Nothing about the key: it is the client's to hear.
+    Sound,
+    Ailing(Ailment),
+    /// The project takes no more of this model for so long; for how long, where the upstream says it.
+    Limited(Option<Duration>),
+    /// The organization's traffic grows too fast: no other key of it is better off, and no other organization should get it all.
+    TooSteep,
+    /// The project may not use this model, or the client asks for what is not there.
+    NoAccess,
+    /// The model has too much to do, whoever asks. When to come again, where the upstream says it.
+    Overloaded(Option<Duration>),
+    /// The upstream failed, and has said nothing of the answer.
+    Failed,
+    /// Another organization has sealed the session's history.
+    Foreign,
 }
 
 impl Ailment {
@@ -29,72 +53,112 @@ impl Ailment {
             Self::Rejected(scope) | Self::Exhausted(scope) => scope,
         }
     }
+}
 
-    /// Whether the upstream's own words tell the client something it can act on.
-    pub const fn is_for_the_client(self) -> bool {
-        matches!(self, Self::Exhausted(_))
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Rejected(_) => "rejected",
-            Self::Exhausted(_) => "exhausted",
+impl From<Ailment> for Reason {
+    fn from(ailment: Ailment) -> Self {
+        match ailment {
+            Ailment::Rejected(_) => Self::Rejected,
+            Ailment::Exhausted(_) => Self::Exhausted,
         }
     }
 }
 
-/// What `status` with `error` means for the key. `None`: it says nothing about the key.
-pub fn diagnose(status: StatusCode, error: &ErrorBody) -> Option<Ailment> {
+/// What `status` with `error` means. `headers`: those of the answer, or of the error frame.
+pub fn diagnose(status: StatusCode, error: &ErrorBody, headers: &HeaderMap, now: SystemTime) -> Diagnosis {
     let code = error.code.as_deref().unwrap_or_default();
+    let class = error.class.as_deref().unwrap_or_default();
     match status {
-        StatusCode::UNAUTHORIZED => Some(Ailment::Rejected(match code {
+        StatusCode::BAD_REQUEST if code == "invalid_encrypted_content" => Diagnosis::Foreign,
+        StatusCode::UNAUTHORIZED => Diagnosis::Ailing(Ailment::Rejected(match code {
             "account_deactivated" | "no_organization" | "mismatched_organization" => Scope::Organization,
             _ => Scope::Key,
         })),
-        StatusCode::TOO_MANY_REQUESTS => match code {
-            "project_spend_limit_exceeded" => Some(Ailment::Exhausted(Scope::Project)),
-            "credit_balance_exhausted"
-            | "organization_spend_limit_exceeded"
-            | "organization_usage_limit_exceeded"
-            | "insufficient_quota"
-            | "billing_hard_limit_reached" => Some(Ailment::Exhausted(Scope::Organization)),
-            _ if error.class.as_deref() == Some("insufficient_quota") => Some(Ailment::Exhausted(Scope::Organization)),
-            _ => None,
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => Diagnosis::NoAccess,
+        StatusCode::TOO_MANY_REQUESTS => match quota(code, class) {
+            Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
+            None if code == "slow_down" => Diagnosis::TooSteep,
+            None if error.is_beyond_limit => Diagnosis::Sound,
+            None => Diagnosis::Limited(limit::wait(headers, now)),
         },
-        _ => None,
+        StatusCode::SERVICE_UNAVAILABLE if matches!(code, "server_is_overloaded" | "slow_down") => {
+            Diagnosis::Overloaded(limit::wait(headers, now))
+        }
+        StatusCode::INTERNAL_SERVER_ERROR
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Diagnosis::Failed,
+        _ => Diagnosis::Sound,
     }
+}
+
+/// Whose quota is exhausted, if that is what it says.
+fn quota(code: &str, class: &str) -> Option<Scope> {
+    match code {
+        "project_spend_limit_exceeded" => Some(Scope::Project),
+        "credit_balance_exhausted"
+        | "organization_spend_limit_exceeded"
+        | "organization_usage_limit_exceeded"
+        | "insufficient_quota"
+        | "billing_hard_limit_reached" => Some(Scope::Organization),
+        _ => (class == "insufficient_quota").then_some(Scope::Organization),
+    }
+}
+
+/// A 403 of whatever code says that this place may not have it; a 404 only where it is about the model.
+fn is_about_access(status: StatusCode, code: &str) -> bool {
+    status == StatusCode::FORBIDDEN || code.starts_with("model_") || code.contains("unsupported_model")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Diagnosis::{Ailing, Failed, Foreign, Limited, NoAccess, Overloaded, Sound, TooSteep};
 
-    fn on(status: u16, code: &str, class: &str) -> Option<Ailment> {
+    fn on(status: u16, code: &str, class: &str) -> Diagnosis {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        diagnose(StatusCode::from_u16(status).unwrap(), &ErrorBody { code: text(code), class: text(class) })
+        let error = ErrorBody { code: text(code), class: text(class), is_beyond_limit: false };
+        diagnose(StatusCode::from_u16(status).unwrap(), &error, &HeaderMap::new(), SystemTime::now())
     }
 
     #[test]
     fn a_401_is_the_keys_or_its_organizations() {
-        assert_eq!(on(401, "invalid_api_key", ""), Some(Ailment::Rejected(Scope::Key)));
-        assert_eq!(on(401, "", ""), Some(Ailment::Rejected(Scope::Key)));
-        assert_eq!(on(401, "account_deactivated", ""), Some(Ailment::Rejected(Scope::Organization)));
+        assert_eq!(on(401, "invalid_api_key", ""), Ailing(Ailment::Rejected(Scope::Key)));
+        assert_eq!(on(401, "", ""), Ailing(Ailment::Rejected(Scope::Key)));
+        assert_eq!(on(401, "account_deactivated", ""), Ailing(Ailment::Rejected(Scope::Organization)));
     }
 
     #[test]
-    fn only_an_exhausted_429_is_an_ailment() {
-        assert_eq!(on(429, "credit_balance_exhausted", "insufficient_quota"), Some(Ailment::Exhausted(Scope::Organization)));
-        assert_eq!(on(429, "project_spend_limit_exceeded", "insufficient_quota"), Some(Ailment::Exhausted(Scope::Project)));
-        assert_eq!(on(429, "something_new", "insufficient_quota"), Some(Ailment::Exhausted(Scope::Organization)));
-        for passing in ["rate_limit_exceeded", "slow_down", ""] {
-            assert_eq!(on(429, passing, "requests"), None, "{passing}");
+    fn a_429_is_for_a_time_or_for_good() {
+        assert_eq!(on(429, "credit_balance_exhausted", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
+        assert_eq!(on(429, "project_spend_limit_exceeded", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Project)));
+        assert_eq!(on(429, "something_new", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
+        assert_eq!(on(429, "slow_down", "rate_limit_error"), TooSteep);
+        for passing in ["rate_limit_exceeded", ""] {
+            assert_eq!(on(429, passing, "requests"), Limited(None), "{passing}");
+        }
+        let too_large = ErrorBody { is_beyond_limit: true, ..ErrorBody::default() };
+        assert_eq!(diagnose(StatusCode::TOO_MANY_REQUESTS, &too_large, &HeaderMap::new(), SystemTime::now()), Sound);
+    }
+
+    #[test]
+    fn what_the_upstream_could_not_do_is_not_the_keys() {
+        assert_eq!(on(503, "server_is_overloaded", "service_unavailable_error"), Overloaded(None));
+        assert_eq!(on(503, "slow_down", "service_unavailable_error"), Overloaded(None));
+        for status in [500, 502, 503, 504] {
+            assert_eq!(on(status, "invalid_api_key", "insufficient_quota"), Failed, "{status}");
         }
     }
 
     #[test]
-    fn nothing_else_says_anything_about_the_key() {
-        for status in [200, 400, 403, 404, 500, 502, 503] {
-            assert_eq!(on(status, "invalid_api_key", "insufficient_quota"), None, "{status}");
+    fn access_is_the_projects_and_the_rest_is_the_clients() {
+        assert_eq!(on(403, "unsupported_country_region_territory", ""), NoAccess);
+        assert_eq!(on(404, "model_not_found", ""), NoAccess);
+        assert_eq!(on(400, "invalid_encrypted_content", ""), Foreign);
+        for (status, code) in
+            [(404, ""), (400, "model_not_found"), (413, ""), (422, ""), (501, ""), (529, ""), (200, "slow_down")]
+        {
+            assert_eq!(on(status, code, ""), Sound, "{status} {code}");
         }
     }
 }

@@ -1,95 +1,67 @@
-//! Which keys this replica has, and which of them it still uses.
+//! Which keys this replica has, and which of them it uses.
 //!
 //! The set of keys is replaced as a whole. While the store is away the set of the moment of loss goes on to say where sessions
 //! go, so that replicas that reload at different moments, or not at all, find the same.
 //!
-//! What the upstream rejected or exhausted is remembered by its scope and not used again by this replica. Other replicas
-//! find out by one failed attempt of their own: nothing here is shared yet. A key comes back when it has served a turn that
-//! another replica bound to it.
+//! What is known of a key's health is shared: see `conditions`. Here it becomes what a key can do for a turn.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use http::HeaderMap;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::Key;
+use super::condition::{Class, Condition, Subject};
+use super::conditions::{Conditions, Fitness, RAMP, Why};
 use super::generation::Loaded;
 use super::health::{Ailment, Scope};
+use super::load::Loads;
+use super::room::Rooms;
 use super::table::Table;
-use super::{Key, Tag};
 use crate::current::Current;
 use crate::metrics::{KeyState, Metrics};
 use crate::store::Roll;
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 
-/// What is out of use, by name of the thing that its scope means.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Subject {
-    Key(String),
-    Project(String, String),
-    Organization(String),
-}
-
-impl Subject {
-    fn of(key: &Key, scope: Scope) -> Self {
-        match scope {
-            Scope::Key => Self::Key(key.id.clone()),
-            Scope::Project => Self::Project(key.organization.clone(), key.project.clone()),
-            Scope::Organization => Self::Organization(key.organization.clone()),
-        }
-    }
-}
-
-/// What is known of something that is out of use.
-struct Illness {
-    ailment: Ailment,
-    /// When a turn last tried it all the same.
-    tried: Option<Instant>,
-}
-
-/// At most so often a key that is out of use here is tried because another replica binds sessions to it.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
-
-type Disabled = HashMap<Subject, Illness>;
+/// How long a turn waits for the word on its key.
+const SETTLED: Duration = Duration::from_secs(2);
 
 pub struct Registry {
     loaded: Current<Loaded>,
     /// The set on which the store had its last word.
     frozen: Current<Loaded>,
     reload_wanted: Notify,
+    /// Told when a key is suspected.
+    probe_wanted: Notify,
+    /// Counts what has changed of the conditions.
+    changes: watch::Sender<u64>,
     metrics: Arc<Metrics>,
-    disabled: RwLock<Disabled>,
-    /// Turns in flight on this replica, by key.
-    in_flight: RwLock<HashMap<Tag, Arc<AtomicUsize>>>,
-}
-
-/// One turn's place in its key's count, given back when dropped.
-pub struct InFlight(Arc<AtomicUsize>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    pub conditions: Conditions,
+    pub loads: Loads,
+    pub rooms: Rooms,
 }
 
 impl Registry {
     pub fn new(table: Table, metrics: Arc<Metrics>) -> Self {
-        for key in table.keys() {
-            metrics.key_state(&key.id, KeyState::Ready);
-        }
-        let in_flight = table.keys().iter().map(|key| (key.tag, Arc::default())).collect();
+        let loads = Loads::default();
+        loads.follow(table.keys());
         let loaded = Arc::new(Loaded::new(table));
-        Self {
+        let registry = Self {
             loaded: Current::new(Arc::clone(&loaded)),
             frozen: Current::new(loaded),
             reload_wanted: Notify::new(),
+            probe_wanted: Notify::new(),
+            changes: watch::Sender::new(0),
             metrics,
-            disabled: RwLock::default(),
-            in_flight: RwLock::new(in_flight),
-        }
+            conditions: Conditions::new(),
+            loads,
+            rooms: Rooms::default(),
+        };
+        registry.show_states();
+        registry
     }
 
     /// The set of keys in use. A turn asks once for each decision, so that a reload comes before or after it.
@@ -125,21 +97,10 @@ impl Registry {
         self.frozen.set(if is_left { frozen } else { Arc::clone(&next) });
         self.loaded.set(Arc::clone(&next));
         self.count(&next);
-
-        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
-        for old in before.table.keys() {
-            match next.table.by_tag(old.tag) {
-                None => self.metrics.key_removed(&old.id),
-                // What was learned of another secret, or by another way, says nothing of this one.
-                Some(key) if !key.is_shown_like(old) => drop(disabled.remove(&Subject::of(old, Scope::Key))),
-                Some(_) => {}
-            }
+        for gone in before.table.keys().iter().filter(|old| next.table.by_tag(old.tag).is_none()) {
+            self.metrics.key_removed(&gone.id);
         }
-        let is_known = |subject: &Subject| {
-            next.table.keys().iter().any(|key| SCOPES.iter().any(|scope| Subject::of(key, *scope) == *subject))
-        };
-        disabled.retain(|subject, _| is_known(subject));
-        self.show_states(&disabled);
+        self.has_changed();
     }
 
     /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
@@ -159,115 +120,171 @@ impl Registry {
         self.reload_wanted.notified().await;
     }
 
+    /// Waits until somebody suspects a key.
+    pub async fn probe_wanted(&self) {
+        self.probe_wanted.notified().await;
+    }
+
     /// The key that has taken the place of `key`, which was shown to its upstream otherwise.
     pub fn successor(&self, key: &Key) -> Option<Arc<Key>> {
         let is_successor = |now: &&Arc<Key>| now.organization_tag == key.organization_tag && !now.is_shown_like(key);
         self.loaded().table.by_tag(key.tag).filter(is_successor).cloned()
     }
 
-    /// Keeps the books on the keys of `loaded`, and of those that turns in flight still use.
     fn count(&self, loaded: &Loaded) {
-        let mut in_flight = self.in_flight.write().unwrap_or_else(PoisonError::into_inner);
-        in_flight.retain(|tag, count| loaded.table.by_tag(*tag).is_some() || Arc::strong_count(count) > 1);
-        for key in loaded.table.keys() {
-            in_flight.entry(key.tag).or_default();
-        }
+        self.loads.follow(loaded.table.keys());
         let waiting = loaded.table.keys().iter().filter(|key| !loaded.is_common(key)).count();
         self.metrics.keys_waiting(waiting);
     }
 
-    /// Counts a turn on `key` until the place is dropped.
-    pub fn enter(&self, key: &Key) -> InFlight {
-        let known = self.in_flight.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).cloned();
-        // A reload has just come, or has just taken the key away.
-        let add = || Arc::clone(self.in_flight.write().unwrap_or_else(PoisonError::into_inner).entry(key.tag).or_default());
-        let count = known.unwrap_or_else(add);
-        count.fetch_add(1, Ordering::Relaxed);
-        InFlight(count)
+    /// What `key` can do for a turn that asks for `model`.
+    pub fn fitness(&self, key: &Key, model: &str) -> Fitness {
+        self.conditions.fitness(key, model)
     }
 
-    /// The candidate with the fewest turns in flight for its weight.
-    pub fn least_loaded<'k>(&self, candidates: impl Iterator<Item = &'k Arc<Key>>) -> Option<&'k Arc<Key>> {
-        let in_flight = self.in_flight.read().unwrap_or_else(PoisonError::into_inner);
-        let load = |key: &Key| in_flight.get(&key.tag).map_or(0, |count| count.load(Ordering::Relaxed));
-        // Compared crosswise, so that nothing is divided.
-        candidates.min_by(|a, b| (load(a) as u64 * u64::from(b.weight)).cmp(&(load(b) as u64 * u64::from(a.weight))))
+    pub fn is_well(&self, key: &Key, model: &str) -> bool {
+        self.fitness(key, model) == Fitness::Well
     }
 
-    /// What keeps `key` from being used, if anything does.
-    pub fn ailment(&self, key: &Key) -> Option<Ailment> {
-        ailment(&self.disabled.read().unwrap_or_else(PoisonError::into_inner), key)
+    /// An upstream has answered a turn with `key` like this. A key that is refused is asked at once whether it is meant.
+    pub fn observe(&self, key: &Key, ailment: Ailment) {
+        self.note(key, ailment, Condition::from(ailment));
+        if matches!(ailment, Ailment::Rejected(_)) {
+            self.probe_wanted.notify_one();
+        }
     }
 
-    pub fn is_usable(&self, key: &Key) -> bool {
-        self.ailment(key).is_none()
+    /// Takes what `ailment` reaches out of use without asking again.
+    pub fn condemn(&self, key: &Key, ailment: Ailment) {
+        self.note(
+            key,
+            ailment,
+            match ailment {
+                Ailment::Rejected(_) => Condition::Rejected,
+                Ailment::Exhausted(_) => Condition::Exhausted,
+            },
+        );
     }
 
-    /// Whether a turn may try `key`, which is out of use here, because another replica has moved its session there since: what
-    /// was met here may have passed. Two replicas that each keep out another key would move a session to and fro for ever.
-    pub fn may_try(&self, key: &Key) -> bool {
-        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
+    fn note(&self, key: &Key, ailment: Ailment, condition: Condition) {
+        let subject = Subject::of(key, ailment.scope());
+        // A suspicion takes nothing back.
+        let is_known = condition == Condition::Suspected && self.conditions.is(subject, Condition::Rejected);
+        if !is_known && self.conditions.note(subject, condition, condition.life()) {
+            tracing::warn!(key = %key.id, organization = %key.organization, scope = ?ailment.scope(), "out of use: {}", condition.name());
+            self.has_changed();
+        }
+    }
+
+    /// The project of `key` takes no more of `model` for so long.
+    pub fn limit(&self, key: &Key, model: &str, wait: Duration) {
+        if self.conditions.note(Subject::model(key, model), Condition::Limited, Some(wait)) {
+            tracing::info!(key = %key.id, project = %key.project, seconds = wait.as_secs_f64(), "cooling");
+            self.has_changed();
+        }
+    }
+
+    /// The project of `key` may not use `model`, as more than one witness says.
+    pub fn deny(&self, key: &Key, model: &str) {
+        let denied = Condition::NoAccess;
+        if self.conditions.note(Subject::model(key, model), denied, denied.life()) {
+            tracing::warn!(key = %key.id, project = %key.project, "may not use a model");
+            self.has_changed();
+        }
+    }
+
+    /// `key` has served a turn that began at `began`: whatever was met before has passed.
+    pub fn has_served(&self, key: &Key, began: Instant) {
+        if self.conditions.is_empty() {
+            return;
+        }
         for scope in SCOPES {
-            if let Some(illness) = disabled.get_mut(&Subject::of(key, scope)) {
-                if illness.tried.is_some_and(|tried| now - tried < TRY_AGAIN) {
-                    return false;
-                }
-                illness.tried = Some(now);
+            let subject = Subject::of(key, scope);
+            if self.conditions.is_older(subject, began) {
+                self.recovered(subject, &key.id);
             }
         }
-        true
     }
 
-    /// `key` has served a turn: whatever kept it out of use has passed.
-    pub fn has_served(&self, key: &Key) {
-        if self.is_usable(key) {
-            return;
+    /// `key` has begun to answer on a connection that it was accepted for earlier: of its quota that says something.
+    pub fn has_answered(&self, key: &Key) {
+        for scope in [Scope::Project, Scope::Organization] {
+            let subject = Subject::of(key, scope);
+            if self.conditions.is(subject, Condition::Exhausted) {
+                self.recovered(subject, &key.id);
+            }
         }
-        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
-        for scope in SCOPES {
-            disabled.remove(&Subject::of(key, scope));
-        }
-        tracing::info!(key = %key.id, "in use again");
-        self.show_states(&disabled);
     }
 
-    /// Takes what `ailment` reaches out of use.
-    pub fn disable(&self, key: &Key, ailment: Ailment) {
-        let subject = Subject::of(key, ailment.scope());
-        let mut disabled = self.disabled.write().unwrap_or_else(PoisonError::into_inner);
-        let is_current = |loaded: &Loaded| loaded.table.by_tag(key.tag).is_some_and(|now| now.is_shown_like(key));
-        if ailment.scope() == Scope::Key && !is_current(&self.loaded()) {
-            // It was met with a secret that is replaced or removed since.
-            return;
-        }
-        let tried = disabled.get(&subject).map(|illness| illness.tried);
-        disabled.insert(subject, Illness { ailment, tried: tried.flatten() });
-        let news = tried.is_none();
-        if news {
-            tracing::warn!(key = %key.id, organization = %key.organization, scope = ?ailment.scope(), "out of use: {}", ailment.name());
-        }
-        self.show_states(&disabled);
+    /// Waits until it is known whether a suspected `key` is refused, for a moment at the most.
+    pub async fn settled(&self, key: &Key) {
+        let mut changes = self.follow();
+        let is_settled = || {
+            [Scope::Key, Scope::Organization]
+                .into_iter()
+                .all(|scope| !self.conditions.is(Subject::of(key, scope), Condition::Suspected))
+        };
+        let settling = async { while !is_settled() && changes.changed().await.is_ok() {} };
+        // Unsettled it stays aside.
+        let _ = tokio::time::timeout(SETTLED, settling).await;
     }
 
-    fn show_states(&self, disabled: &Disabled) {
+    /// Hears of each change of the conditions.
+    pub fn follow(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether an operator wants nobody on `key`.
+    pub fn is_closed(&self, key: &Key) -> bool {
+        matches!(self.fitness(key, ""), Fitness::Aside(Why::Disabled) | Fitness::Lost(Why::Drained))
+    }
+
+    /// What was out of use is in use again: new sessions come to it little by little.
+    pub fn recovered(&self, subject: Subject, name: &str) {
+        if self.conditions.end(subject, Class::Illness).is_some() {
+            tracing::info!(key = name, "in use again");
+            self.conditions.note(subject, Condition::Recovering, Some(RAMP));
+            self.has_changed();
+        }
+    }
+
+    /// Something is known that was not before.
+    pub fn has_changed(&self) {
+        let loaded = self.loaded();
+        self.conditions.consider(loaded.table.keys());
+        self.show_states();
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// The metric says for each key what it is in.
+    pub fn show_states(&self) {
         for key in self.loaded().table.keys() {
-            let state = if ailment(disabled, key).is_none() { KeyState::Ready } else { KeyState::Disabled };
-            self.metrics.key_state(&key.id, state);
+            self.metrics.key_state(&key.id, self.state(key));
         }
     }
-}
 
-fn ailment(disabled: &Disabled, key: &Key) -> Option<Ailment> {
-    if disabled.is_empty() {
-        return None;
+    pub fn state(&self, key: &Key) -> KeyState {
+        let conditions = self.conditions.of(key);
+        let is_any = |wanted: &[Condition]| conditions.iter().any(|(condition, _)| wanted.contains(condition));
+        match () {
+            () if matches!(self.fitness(key, ""), Fitness::Aside(_) | Fitness::Lost(_)) => KeyState::Disabled,
+            () if is_any(&[Condition::Limited, Condition::NoAccess]) => KeyState::Cooling,
+            () if is_any(&[Condition::Recovering]) => KeyState::Probing,
+            () => KeyState::Ready,
+        }
     }
-    SCOPES.into_iter().find_map(|scope| disabled.get(&Subject::of(key, scope)).map(|illness| illness.ailment))
+
+    /// What an answer's headers say of the limits of `key`'s project.
+    pub fn observe_limits(&self, key: &Key, headers: &HeaderMap) {
+        self.rooms.observe(key, headers);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const REJECTED: Ailment = Ailment::Rejected(Scope::Key);
 
     fn registry(sketch: &str) -> (Registry, Arc<Metrics>) {
         let metrics = Arc::new(Metrics::new());
@@ -310,33 +327,74 @@ mod tests {
     fn another_secret_deserves_a_try() {
         let (registry, _) = registry("a o 1 sk-old, b o 1 sk-b");
         let old = key(&registry, "a");
-        registry.disable(&old, Ailment::Rejected(Scope::Key));
-        assert!(registry.successor(&old).is_none() && !registry.is_usable(&old));
+        registry.condemn(&old, REJECTED);
+        assert!(registry.successor(&old).is_none() && !registry.is_well(&old, ""));
         reload(&registry, "a o 2 sk-old, b o 1 sk-b", Some(1));
-        assert!(!registry.is_usable(&key(&registry, "a")), "another weight heals nothing");
+        assert!(!registry.is_well(&key(&registry, "a"), ""), "another weight heals nothing");
         reload(&registry, "a o 1 sk-new, b o 1 sk-b", Some(1));
         let new = key(&registry, "a");
-        assert!(registry.is_usable(&new));
+        assert!(registry.is_well(&new, ""));
         assert!(registry.successor(&old).is_some_and(|key| Arc::ptr_eq(&key, &new)));
         // A turn that was sent with the old secret ends late.
-        registry.disable(&old, Ailment::Rejected(Scope::Key));
-        assert!(registry.is_usable(&new));
-        registry.disable(&new, Ailment::Rejected(Scope::Key));
-        assert!(!registry.is_usable(&new));
+        registry.condemn(&old, REJECTED);
+        assert!(registry.is_well(&new, ""));
+        registry.condemn(&new, REJECTED);
+        assert!(!registry.is_well(&new, ""));
     }
 
     #[test]
-    fn nothing_is_left_of_a_removed_key_once_its_turns_have_ended() {
+    fn nothing_is_shown_of_a_removed_key() {
         let (registry, metrics) = registry("a o 1 sk-a, b o 1 sk-b");
-        let b = key(&registry, "b");
-        registry.disable(&b, Ailment::Rejected(Scope::Key));
-        let turn = registry.enter(&b);
+        registry.condemn(&key(&registry, "b"), REJECTED);
+        assert!(metrics.render().contains(r#"key="b",state="disabled"} 1"#));
         reload(&registry, "a o 1 sk-a", Some(2));
         assert!(!metrics.render().contains("key=\"b\""), "{}", metrics.render());
-        assert!(registry.disabled.read().unwrap().is_empty());
-        assert_eq!(registry.in_flight.read().unwrap().len(), 2);
-        drop(turn);
-        registry.heard(&registry.loaded(), &Roll { ordinal: 2, others: Vec::new() });
-        assert_eq!(registry.in_flight.read().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_met_before_a_turn_began_has_passed_when_it_is_served() {
+        let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c o 1 sk-c");
+        let a = key(&registry, "a");
+        let before = Instant::now();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        registry.condemn(&a, REJECTED);
+        registry.has_served(&a, before);
+        assert!(!registry.is_well(&a, ""), "it began before the refusal");
+        registry.has_served(&a, Instant::now());
+        assert!(registry.is_well(&a, ""));
+        assert!(registry.conditions.ramp(&a) < 0.01 && registry.state(&a) == KeyState::Probing);
+        tokio::time::advance(RAMP / 2).await;
+        assert!((registry.conditions.ramp(&a) - 0.5).abs() < 0.01);
+        tokio::time::advance(RAMP).await;
+        assert!(registry.state(&a) == KeyState::Ready);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn most_keys_refused_at_once_is_the_upstreams_affair() {
+        let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
+        let keys = ["a", "b", "c"].map(|id| key(&registry, id));
+        registry.observe(&keys[0], REJECTED);
+        assert_eq!(registry.fitness(&keys[0], ""), Fitness::Aside(Why::Suspected));
+        registry.condemn(&keys[0], REJECTED);
+        assert_eq!(registry.fitness(&keys[0], ""), Fitness::Lost(Why::Rejected));
+        registry.observe(&keys[1], REJECTED);
+        assert_eq!(registry.fitness(&keys[0], ""), Fitness::Aside(Why::Incident));
+        registry.recovered(Subject::of(&keys[1], Scope::Key), "b");
+        assert_eq!(registry.fitness(&keys[0], ""), Fitness::Lost(Why::Rejected));
+        tokio::time::advance(Duration::from_secs(11)).await;
+        registry.condemn(&keys[1], REJECTED);
+        assert_eq!(registry.fitness(&keys[1], ""), Fitness::Lost(Why::Rejected), "one after the other they died");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_project_is_short_of_one_model_for_a_time() {
+        let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
+        let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
+        registry.limit(&a, "m", Duration::from_secs(5));
+        registry.limit(&b, "m", Duration::from_secs(1));
+        assert_eq!(registry.fitness(&b, "m"), Fitness::Short(Duration::from_secs(5)), "one project, and no word shortens it");
+        assert!(registry.is_well(&a, "n") && registry.is_well(&c, "m") && registry.state(&a) == KeyState::Cooling);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(registry.is_well(&a, "m"));
     }
 }

@@ -106,8 +106,11 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     if !base.username().is_empty() || base.password().is_some() || base.query().is_some() || base.fragment().is_some() {
         return Err("base_url: must hold no user, password, query or fragment".into());
     }
-    let responses = reqwest::Url::parse(&format!("{}/responses", base.as_str().trim_end_matches('/')))
-        .map_err(|_| "base_url: is no address that a path can be added to")?;
+    let below = |path: &str| {
+        reqwest::Url::parse(&format!("{}/{path}", base.as_str().trim_end_matches('/')))
+            .map_err(|_| "base_url: is no address that a path can be added to")
+    };
+    let (responses, models) = (below("responses")?, below("models")?);
     if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
         return Err("speaks: must have \"responses\": no upstream is served without".into());
     }
@@ -131,6 +134,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
         responses,
+        models,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
         speaks_websocket: settings.speaks.as_ref().is_none_or(|speaks| speaks.contains(&Protocol::Websocket)),
@@ -153,6 +157,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     if http::HeaderValue::from_str(secret.expose()).is_err() {
         return Err("secret: holds what no header can carry".into());
     }
+    let project = settings.project.clone().unwrap_or_default();
     let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
     let upgrades = if upstream.wiring.http2 { connections(&upstream.wiring, false)? } else { pool.clone() };
     Ok(Arc::new(Key {
@@ -160,9 +165,11 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         tag: Tag::of("key", settings.id.as_bytes()),
         organization: settings.organization.clone(),
         organization_tag: Tag::of("organization", settings.organization.as_bytes()),
-        project: settings.project.clone().unwrap_or_default(),
+        project_tag: Tag::of("project", format!("{}\0{project}", settings.organization).as_bytes()),
+        project,
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,
+        shown_tag: Tag::of("shown", format!("{}\0{}", settings.id, secret.expose()).as_bytes()),
         secret,
         connections: pool,
         upgrades,

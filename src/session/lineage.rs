@@ -45,6 +45,16 @@ pub fn forked_from(headers: &HeaderMap) -> Option<String> {
     metadata.forked_from_thread_id.filter(|id| is_well_formed(id.as_bytes()))
 }
 
+/// The model that a client is about to ask for, where it says so before it asks: in the handshake of a WebSocket.
+pub fn announced_model(headers: &HeaderMap) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        model: Option<String>,
+    }
+    let metadata: Metadata = serde_json::from_slice(headers.get(METADATA)?.as_bytes()).ok()?;
+    metadata.model.filter(|model| is_well_formed(model.as_bytes()))
+}
+
 /// The parent behind a hop's id: `<stored id>;parent=<the parent's>`.
 pub fn parent_of_hop(sticky: &[u8]) -> Option<&[u8]> {
     let parts = sticky.split(|byte| *byte == b';').skip(1);
@@ -80,6 +90,13 @@ mod tests {
             assert_eq!(parent(none), None, "{none}");
         }
         assert_eq!(forked_from(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_model_may_be_announced() {
+        let model = |metadata: &str| announced_model(&headers(&[(METADATA, metadata)]));
+        assert_eq!(model(r#"{"turn_id":"","model":"gpt-5.4"}"#).as_deref(), Some("gpt-5.4"));
+        assert_eq!((model("{}"), model(r#"{"model":7}"#), model("[")), (None, None, None));
     }
 
     #[test]

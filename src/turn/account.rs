@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, Fault};
-use crate::key::registry::InFlight;
+use crate::key::load::InFlight;
+use crate::key::registry::Registry;
 use crate::metrics::{BindingResult, Cache, Ending, Metrics, Transport};
 use crate::session::SessionId;
 use crate::session::identify::Identity;
@@ -93,13 +94,13 @@ impl Account {
     }
 
     /// The turn is about to be sent with `binding`'s key.
-    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, place: InFlight) {
+    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, registry: &Registry) {
         self.bound = Some(Bound {
             key: binding.key.id.clone(),
             organization: binding.key.organization.clone(),
             result: binding.result,
             domain_moved,
-            _place: place,
+            _place: registry.loads.enter(&binding.key),
         });
     }
 

@@ -1,87 +1,147 @@
 //! Decides what becomes of an attempt that has told the client nothing yet. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Kind};
-use crate::key::health::{Ailment, diagnose};
-use crate::outcome::{Answer, Outcome};
+use crate::key::health::{Ailment, Diagnosis, diagnose};
+use crate::limit;
+use crate::metrics::Reason;
+use crate::outcome::{Answer, Outcome, Refusal};
+
+/// When a client should try again what has failed once.
+const SOON: Duration = Duration::from_secs(1);
+/// And when a model has too much to do.
+const RELIEF: Duration = Duration::from_secs(5);
 
 /// What is done about an attempt's outcome.
 pub enum Verdict {
     /// The answer goes to the client as it is.
     Deliver(Answer),
-    /// The key is out of use; the turn goes to another one. Where there is none, `Answer` is all there is to tell.
-    Move(Ailment, Answer),
+    /// The key is out of use; the turn goes to another one.
+    Ailing(Ailment),
+    /// The key's project takes no more of this model for so long.
+    Limited(Duration),
+    /// The key's project may not use this model, or so it says: the client hears it.
+    Denied(Answer),
+    /// The upstream failed, or may have: the same turn may be served at the next attempt, here or by a sibling. Where none is
+    /// made, this is the last word.
+    Again(Result<Answer, Error>),
     /// The key's organization cannot open the session's history. Where nobody is to be asked instead, `Answer` is the last word.
     Foreign(Answer),
-    GiveUp(Error),
+    /// No other key would help.
+    GiveUp(Error, Reason),
 }
 
-pub fn decide(outcome: Outcome) -> Verdict {
+/// `resends`: a turn that may have been served already is sent again.
+pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
+    let uncertain = |error: Error| if resends { Verdict::Again(Err(error)) } else { Verdict::GiveUp(error, Reason::Failed) };
     match outcome {
         Outcome::Answered(answer) => Verdict::Deliver(answer),
-        Outcome::Refused(refusal) => match diagnose(refusal.answer.status, &refusal.error) {
-            Some(ailment) => Verdict::Move(ailment, refusal.answer),
-            None if refusal.error.code.as_deref() == Some("invalid_encrypted_content") => Verdict::Foreign(refusal.answer),
-            None => Verdict::Deliver(refusal.answer),
+        Outcome::Refused(Refusal { answer, error }) => match diagnose(answer.status, &error, &answer.headers, now) {
+            Diagnosis::Sound => Verdict::Deliver(answer),
+            Diagnosis::Ailing(ailment) => Verdict::Ailing(ailment),
+            Diagnosis::Limited(wait) => Verdict::Limited(limit::wait_or_usual(wait)),
+            Diagnosis::NoAccess => Verdict::Denied(answer),
+            Diagnosis::Failed => Verdict::Again(Ok(answer)),
+            Diagnosis::Foreign => Verdict::Foreign(answer),
+            Diagnosis::TooSteep => {
+                let wait = limit::wait_or_usual(limit::wait(&answer.headers, now));
+                let error = Error::limited("The upstream's organization takes no faster growth of its traffic.", wait);
+                Verdict::GiveUp(error, Reason::TooSteep)
+            }
+            Diagnosis::Overloaded(wait) => Verdict::GiveUp(overloaded(wait), Reason::Overloaded),
         },
         // The host's fault, never the key's.
         Outcome::Unreachable(cause) => {
-            Verdict::GiveUp(Error::new(Kind::UpstreamUnreachable, "The upstream could not be reached.").because(cause))
+            let error = Error::new(Kind::UpstreamUnreachable, "The upstream could not be reached.").because(cause);
+            Verdict::GiveUp(error, Reason::Unreachable)
         }
         // It may have been served, and billed: sending it again is for the client to decide.
-        Outcome::Interrupted(cause) => Verdict::GiveUp(
+        Outcome::Interrupted(cause) => uncertain(
             Error::new(Kind::UpstreamInterrupted, "The connection to the upstream was lost before it answered.")
-                .retry_after(Duration::from_secs(1))
+                .retry_after(SOON)
                 .because(cause),
         ),
+        Outcome::Silent => uncertain(Error::new(Kind::UpstreamTimeout, "The upstream did not answer in time.")),
         // Codex goes on over HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
-            Verdict::GiveUp(Error::new(Kind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP."))
+            let error = Error::new(Kind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP.");
+            Verdict::GiveUp(error, Reason::Unreachable)
         }
-        Outcome::Silent => Verdict::GiveUp(Error::new(Kind::UpstreamTimeout, "The upstream did not answer in time.")),
     }
+}
+
+/// The model has too much to do, whoever asks. Codex gives up on the upstream's own word for it.
+pub fn overloaded(wait: Option<Duration>) -> Error {
+    Error::new(Kind::NoKeyAvailable, "The model is overloaded, and no other key would help. Please try again in a moment.")
+        .retry_after(wait.unwrap_or(RELIEF))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::key::health::Scope;
-    use crate::outcome::{ErrorBody, Refusal};
+    use crate::outcome::ErrorBody;
     use bytes::Bytes;
-    use http::{HeaderMap, StatusCode};
+    use http::{HeaderMap, HeaderValue, StatusCode};
 
     fn answer(status: u16) -> Answer {
         let status = StatusCode::from_u16(status).unwrap();
         Answer { status, headers: HeaderMap::new(), head: Bytes::new(), rest: None, upgrade: None }
     }
 
-    fn refused(status: u16, code: &str) -> Verdict {
-        let error = ErrorBody { code: Some(code.into()), class: None };
-        decide(Outcome::Refused(Refusal { answer: answer(status), error }))
+    fn decided(outcome: Outcome) -> Verdict {
+        decide(outcome, false, SystemTime::UNIX_EPOCH)
+    }
+
+    fn refused(status: u16, code: &str, wait: Option<&'static str>) -> Verdict {
+        let mut answer = answer(status);
+        if let Some(wait) = wait {
+            answer.headers.insert("retry-after", HeaderValue::from_static(wait));
+        }
+        let error = ErrorBody { code: Some(code.into()), ..ErrorBody::default() };
+        decided(Outcome::Refused(Refusal { answer, error }))
     }
 
     #[test]
-    fn only_a_dead_or_exhausted_key_is_left() {
-        assert!(matches!(refused(401, "invalid_api_key"), Verdict::Move(Ailment::Rejected(Scope::Key), _)));
-        assert!(matches!(refused(429, "credit_balance_exhausted"), Verdict::Move(Ailment::Exhausted(Scope::Organization), _)));
-        assert!(matches!(refused(429, "rate_limit_exceeded"), Verdict::Deliver(_)));
-        assert!(matches!(refused(400, "invalid_encrypted_content"), Verdict::Foreign(_)));
-        assert!(matches!(refused(400, "invalid_value"), Verdict::Deliver(_)));
-        for status in [200, 400, 403, 404, 500, 503] {
-            assert!(matches!(decide(Outcome::Answered(answer(status))), Verdict::Deliver(_)), "{status}");
+    fn what_is_the_keys_moves_the_turn_and_what_is_the_clients_is_delivered() {
+        assert!(matches!(refused(401, "invalid_api_key", None), Verdict::Ailing(Ailment::Rejected(Scope::Key))));
+        let exhausted = Ailment::Exhausted(Scope::Organization);
+        assert!(matches!(refused(429, "credit_balance_exhausted", None), Verdict::Ailing(found) if found == exhausted));
+        assert!(matches!(refused(404, "model_not_found", None), Verdict::Denied(_)));
+        assert!(matches!(refused(400, "invalid_encrypted_content", None), Verdict::Foreign(_)));
+        assert!(matches!(refused(400, "invalid_value", None), Verdict::Deliver(_)));
+        for status in [200, 400, 404] {
+            assert!(matches!(decided(Outcome::Answered(answer(status))), Verdict::Deliver(_)), "{status}");
         }
     }
 
     #[test]
-    fn what_may_have_been_served_is_not_sent_again() {
+    fn a_passing_limit_is_a_wait() {
+        let limited = |wait| match refused(429, "rate_limit_exceeded", wait) {
+            Verdict::Limited(wait) => wait.as_secs(),
+            _ => panic!("it is limited"),
+        };
+        assert_eq!((limited(Some("3")), limited(Some("garbled"))), (3, 20));
+        let told = |verdict| match verdict {
+            Verdict::GiveUp(error, _) => (error.code(), error.retry_after.map(|wait| wait.as_secs())),
+            _ => panic!("no other key is tried"),
+        };
+        assert_eq!(told(refused(429, "slow_down", None)), ("rate_limit_exceeded", Some(20)));
+        assert_eq!(told(refused(503, "server_is_overloaded", Some("2"))), ("no_key_available", Some(2)));
+    }
+
+    #[test]
+    fn what_may_have_been_served_is_sent_again_only_where_that_is_allowed() {
         for (outcome, code) in [
             (Outcome::Unreachable("refused".into()), "upstream_unreachable"),
             (Outcome::Interrupted("reset".into()), "upstream_interrupted"),
             (Outcome::Silent, "upstream_timeout"),
             (Outcome::NotSpoken, "websocket_not_supported"),
         ] {
-            assert!(matches!(decide(outcome), Verdict::GiveUp(error) if error.code() == code), "{code}");
+            assert!(matches!(decided(outcome), Verdict::GiveUp(error, _) if error.code() == code), "{code}");
         }
+        assert!(matches!(decide(Outcome::Silent, true, SystemTime::UNIX_EPOCH), Verdict::Again(Err(_))));
+        assert!(matches!(refused(502, "", None), Verdict::Again(Ok(_))), "that is an answer");
     }
 }

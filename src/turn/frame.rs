@@ -1,6 +1,6 @@
 //! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as they are. Pure.
 
-use http::StatusCode;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
 use crate::outcome::ErrorBody;
@@ -48,8 +48,8 @@ pub struct Event {
 pub enum Stage {
     Created,
     Ended(Terminal),
-    /// An `error` frame.
-    Refused(StatusCode, ErrorBody),
+    /// An `error` frame, with the headers that it carries.
+    Refused(StatusCode, ErrorBody, HeaderMap),
 }
 
 impl Event {
@@ -65,7 +65,7 @@ impl Event {
         };
         let stage = match name {
             b"response.created" => Stage::Created,
-            b"error" => Stage::Refused(status(text), ErrorBody::parse(text)),
+            b"error" => Stage::Refused(status(text), ErrorBody::parse(text), headers(text)),
             name => Stage::Ended(Terminal::of_event(name)?),
         };
         let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
@@ -89,6 +89,23 @@ fn status(text: &[u8]) -> StatusCode {
     let found = fields(text, ["status", "status_code"]).unwrap_or_default();
     let number = found.into_iter().flatten().find_map(|raw| std::str::from_utf8(raw).ok()?.parse().ok());
     number.and_then(|number: u16| StatusCode::from_u16(number).ok()).unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+/// What it says of when to come again.
+fn headers(text: &[u8]) -> HeaderMap {
+    let [own, error] = fields(text, ["headers", "error"]).unwrap_or_default();
+    let inside = error.and_then(|raw| fields(raw, ["headers"]).ok()).and_then(|[inside]| inside);
+    let mut headers = HeaderMap::new();
+    for raw in [inside, own].into_iter().flatten() {
+        let Ok(pairs) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(raw) else { continue };
+        for (name, value) in pairs {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        }
+    }
+    headers
 }
 
 fn named(raw: Option<&[u8]>) -> Option<String> {
@@ -144,8 +161,8 @@ mod tests {
         for (field, expected) in [(r#""status":401,"#, 401), (r#""status_code":429,"#, 429), ("", 400), (r#""status":"x","#, 400)]
         {
             let text = format!(r#"{{"type":"error",{field}"error":{{"type":"t","code":"c"}}}}"#);
-            let error = ErrorBody { code: Some("c".into()), class: Some("t".into()) };
-            let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error);
+            let error = ErrorBody { code: Some("c".into()), class: Some("t".into()), ..ErrorBody::default() };
+            let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error, HeaderMap::new());
             assert_eq!(event(&text), Some(Event { lane: None, response_id: None, stage }), "{text}");
         }
     }

@@ -77,6 +77,15 @@ pub fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Accoun
     response.map(|()| Body::new(body))
 }
 
+/// What a look at a body finds.
+struct Glance {
+    identity: Identity,
+    /// Whether it shows sealed content. `None`: it is the body itself, and can be asked later.
+    sealed: Option<bool>,
+    /// Nothing: it does not say.
+    model: String,
+}
+
 impl Gateway {
     /// A turn over HTTP, up to the head of its answer.
     async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
@@ -94,7 +103,7 @@ impl Gateway {
         let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
         let body = body?;
         let whole = Instant::now();
-        let (identity, sealed) = self.glance(&client, &head.headers, &body, identity)?;
+        let Glance { identity, sealed, model } = self.glance(&client, &head.headers, &body, identity)?;
         account.session(&identity);
         let found = match (found, &identity.session) {
             (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
@@ -102,21 +111,15 @@ impl Gateway {
         };
 
         let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let wanted = self.wanted(&client, &head.headers, identity, carries_sealed, false);
+        let mut wanted = self.wanted(&client, &head.headers, identity, &model, carries_sealed, false);
         let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
+        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
         Ok((binding.key, answer))
     }
 
     /// All that is to be learned from the body's text, which is not kept: what the client asks for, the session where the
-    /// headers said nothing, and whether the text shows sealed content (`None`: it is the body itself, and can be asked later).
-    fn glance(
-        &self,
-        client: &Client,
-        headers: &HeaderMap,
-        body: &Replayed,
-        mut identity: Identity,
-    ) -> Result<(Identity, Option<bool>), Error> {
+    /// headers said nothing, and whether the text shows sealed content.
+    fn glance(&self, client: &Client, headers: &HeaderMap, body: &Replayed, mut identity: Identity) -> Result<Glance, Error> {
         let text = self.replay.text(headers, body)?;
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
         if !client.may_ask_for(peek.model.text()) {
@@ -131,6 +134,7 @@ impl Gateway {
             Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
             Text::Unreadable => Some(true),
         };
-        Ok((identity, sealed))
+        let model = peek.model.text().unwrap_or_default().to_owned();
+        Ok(Glance { identity, sealed, model })
     }
 }

@@ -2,14 +2,17 @@
 //!
 //! The client never sees the forgetting. Where nobody accepts, it gets what the first one said.
 
-use http::StatusCode;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
 
 use super::Gateway;
 use super::account::Account;
 use super::failover::{Verdict, decide};
 use crate::binding::Binding;
 use crate::binding::place::Wanted;
-use crate::error::{Error, Kind};
+use crate::error::Error;
+use crate::metrics::Reason;
 use crate::outcome::Answer;
 use crate::store::Budget;
 use crate::upstream::call::{Sent, send};
@@ -31,37 +34,39 @@ impl Search<'_> {
         let mut later = None;
         while let Some(next) = gateway.bindings.elsewhere(wanted, guess, &tried) {
             let moves_domain = !next.key.shares_cache_with(&guess.key);
-            account.bound(&next, moves_domain, gateway.registry.enter(&next.key));
-            match decide(send(sent, &next.key, true).await) {
+            account.bound(&next, moves_domain, &gateway.registry);
+            let began = Instant::now();
+            // One that fails or is short may be the right one, at another time.
+            match decide(send(sent, &next.key, true).await, false, SystemTime::now()) {
                 Verdict::Deliver(answer) if answer.status.is_success() => {
                     let found = gateway.bindings.correct(wanted, next, budget).await;
-                    return Ok(gateway.deliver(found, answer, budget).await);
+                    return Ok(gateway.deliver(found, answer, began, budget).await);
                 }
-                Verdict::Deliver(answer) if is_passing(answer.status) => {
+                Verdict::Again(Ok(answer)) => {
                     tried.push(next.key.organization_tag);
                     later.get_or_insert(Ok((next, answer)));
                 }
                 // It has seen nothing of the turn.
-                Verdict::GiveUp(error) if error.kind == Kind::UpstreamUnreachable => {
+                Verdict::GiveUp(error, Reason::Unreachable | Reason::Overloaded | Reason::TooSteep) => {
                     tried.push(next.key.organization_tag);
                     later.get_or_insert(Err(error));
                 }
-                Verdict::GiveUp(error) => return Err(error),
+                Verdict::GiveUp(error, _) | Verdict::Again(Err(error)) => return Err(error),
                 // It was not asked: a sibling is, if there is one.
-                Verdict::Move(ailment, _) => gateway.registry.disable(&next.key, ailment),
-                Verdict::Deliver(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
+                Verdict::Ailing(ailment) => gateway.registry.observe(&next.key, ailment),
+                Verdict::Limited(wait) => {
+                    gateway.registry.limit(&next.key, wanted.model, wait);
+                    tried.push(next.key.organization_tag);
+                    later.get_or_insert(Err(Error::limited("Every upstream key that may serve this session is cooling.", wait)));
+                }
+                Verdict::Deliver(_) | Verdict::Denied(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
             }
         }
         if let Some(later) = later {
             return later;
         }
         gateway.bindings.give_up(wanted, &tried)?;
-        account.bound(guess, false, gateway.registry.enter(&guess.key));
+        account.bound(guess, false, &gateway.registry);
         Ok((guess.clone(), refused))
     }
-}
-
-/// Whether the same turn may be answered otherwise at another time.
-fn is_passing(status: StatusCode) -> bool {
-    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }

@@ -4,7 +4,7 @@
 //! pongs. The books are kept from what passes, by lane, and never alter it; the only frames of our own are errors.
 
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{SinkExt, StreamExt};
 use http::StatusCode;
@@ -19,14 +19,14 @@ use super::frame::{Event, Request, Stage};
 use super::hop::{Frames, Incoming, Sink, leave};
 use super::lanes::Lanes;
 use super::parting::{End, farewells};
+use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
 use crate::binding::place::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
-use crate::key::health::diagnose;
+use crate::key::health::{Diagnosis, diagnose};
 use crate::metrics::{BindingResult, Ending};
-use crate::outcome::ErrorBody;
 use crate::session::lineage::Lineage;
 use crate::usage::tap::Reading;
 use crate::usage::terminal::{self, Terminal};
@@ -63,6 +63,8 @@ struct Books {
     /// Something is on its way to the client that was taken off the books already.
     is_passing: bool,
     is_confirmed: bool,
+    /// What the client asked for last.
+    model: String,
 }
 
 /// Who speaks through a socket, and where to.
@@ -83,8 +85,14 @@ impl Socket {
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books =
-            Books { lanes: Lanes::default(), result: binding.result, domain_moved, is_passing: false, is_confirmed: false };
+        let books = Books {
+            lanes: Lanes::default(),
+            result: binding.result,
+            domain_moved,
+            is_passing: false,
+            is_confirmed: false,
+            model: String::new(),
+        };
         let socket = Self {
             gateway,
             binding,
@@ -181,6 +189,7 @@ impl Socket {
         match refused {
             Ok(()) => {
                 let account = self.open(&mut books);
+                books.model = request.model.unwrap_or_default();
                 books.lanes.ask(request.lane.as_deref(), account, request.is_warm_up);
                 Ok(())
             }
@@ -202,7 +211,7 @@ impl Socket {
     fn open(&self, books: &mut Books) -> Account {
         let mut account = Account::of(&self.caller, Arc::clone(&self.gateway.metrics));
         let binding = Binding { result: books.result, ..self.binding.clone() };
-        account.bound(&binding, books.domain_moved, self.gateway.registry.enter(&binding.key));
+        account.bound(&binding, books.domain_moved, &self.gateway.registry);
         books.domain_moved = false;
         if matches!(books.result, BindingResult::Created | BindingResult::Inherited | BindingResult::Rebound) {
             books.result = BindingResult::Existing;
@@ -217,10 +226,12 @@ impl Socket {
         let must_confirm = match stage {
             Stage::Created => self.created(&mut self.books_of(response_id), lane),
             Stage::Ended(terminal) => self.ended(&mut self.books_of(response_id), lane, terminal, text.as_bytes()),
-            Stage::Refused(status, error) => {
+            Stage::Refused(status, error, headers) => {
                 let has_begun = refused(&mut self.books_of(response_id), lane, status);
-                let is_cured = self.is_cured_elsewhere(status, &error, has_begun).await;
-                return if is_cured { connect_anew(lane) } else { text };
+                let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
+                let may_guess = self.binding.is_guess && !self.books().is_confirmed;
+                let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess };
+                return self.instead(lane, refused).await.map_or(text, Utf8Bytes::from);
             }
         };
         if must_confirm {
@@ -242,7 +253,7 @@ impl Socket {
     /// A response begins: the next one of its lane or, where the client waits for none, one that the upstream starts by itself.
     /// Returns whether the binding has to be confirmed first: what follows only this organization can open.
     fn created(&self, books: &mut Books, lane: Option<&str>) -> bool {
-        self.gateway.registry.has_served(&self.binding.key);
+        self.gateway.registry.has_answered(&self.binding.key);
         if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
             // A lane has one response at a time: the one before is over, and nobody said how.
             drop(books.lanes.ended(lane).map(|turn| cut(turn.account)));
@@ -270,38 +281,31 @@ impl Socket {
         must_confirm
     }
 
-    /// Whether the next connection lands where this error is not met: then its client is told to make one, if it has nothing of
-    /// the response yet. The key is out of use by then, or the session bound elsewhere.
-    async fn is_cured_elsewhere(&self, status: StatusCode, error: &ErrorBody, has_begun: bool) -> bool {
-        let is_foreign = error.code.as_deref() == Some("invalid_encrypted_content");
-        let is_cured = match diagnose(status, error) {
-            Some(ailment) => {
-                self.gateway.registry.disable(&self.binding.key, ailment);
-                true
-            }
-            None if is_foreign && !has_begun && self.binding.is_guess && !self.books().is_confirmed => {
-                let wanted = Wanted {
-                    session: self.binding.session.clone(),
-                    lineage: self.lineage.clone(),
-                    client: &self.client,
-                    carries_sealed: Sealed::Known(true),
-                    turn_state: None,
-                    by_websocket: true,
-                };
-                let bindings = &self.gateway.bindings;
-                bindings.guess_again(&wanted, &self.binding, &mut bindings.budget()).await
-            }
-            None => false,
+    /// What the client hears in place of an error frame.
+    async fn instead(&self, lane: Option<&str>, refused: Refused<'_>) -> Option<String> {
+        let model = self.books().model.clone();
+        let mut wanted = Wanted {
+            session: self.binding.session.clone(),
+            lineage: self.lineage.clone(),
+            client: &self.client,
+            carries_sealed: Sealed::Known(refused.diagnosis == Diagnosis::Foreign),
+            turn_state: None,
+            by_websocket: true,
+            model: &model,
+            patience: self.gateway.options.wait,
+            refused: Vec::new(),
+            failed: Vec::new(),
         };
-        if is_cured && !has_begun {
+        let instead = Instead::of(&self.gateway, &self.binding, &mut wanted, refused).await;
+        if matches!(instead, Instead::Anew) {
             self.leaving.notify_one();
         }
-        is_cured && !has_begun
+        instead.to_frame(lane)
     }
 
     /// Waits until something else than its two ends ends the connection.
     async fn told(&self) -> End {
-        let mut clients = self.gateway.clients.follow();
+        let (mut clients, mut operators) = (self.gateway.clients.follow(), self.gateway.registry.follow());
         loop {
             let admitted = self.gateway.clients.get().admit(self.pass).cloned();
             let may_stay =
@@ -309,8 +313,12 @@ impl Socket {
             if !admitted.is_some_and(may_stay) {
                 return End::Told(CloseCode::Policy, "the token was revoked");
             }
+            if self.gateway.registry.is_closed(&self.binding.key) {
+                return self.between_turns().await;
+            }
             tokio::select! {
                 Ok(()) = clients.changed() => {}
+                Ok(()) = operators.changed() => {}
                 () = self.leaving.notified() => return self.between_turns().await,
                 () = self.gateway.sockets.closing.cancelled() => {
                     sleep(self.gateway.sockets.moment()).await;
@@ -367,12 +375,6 @@ fn refused(books: &mut Books, lane: Option<&str>, status: StatusCode) -> bool {
     turn.account.answered(status);
     turn.account.relayed(Reading { terminal: Some(Terminal::Failed), usage: None }, None);
     turn.has_begun
-}
-
-/// The word on which every client connects anew, with its full input.
-fn connect_anew(lane: Option<&str>) -> Utf8Bytes {
-    let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-    Error::new(Kind::ConnectionLimit, message).to_frame(lane).into()
 }
 
 /// The account of a turn that will not be answered to its end, and not because its client left.

@@ -29,7 +29,7 @@ use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::metrics::Transport;
 use crate::outcome::Answer;
-use crate::session::lineage::Lineage;
+use crate::session::lineage::{Lineage, announced_model};
 use crate::upstream::call::Ask;
 use crate::upstream::headers::returned;
 
@@ -87,9 +87,10 @@ impl Gateway {
             Some(session) => self.bindings.look_up(session, &mut budget).await,
             None => Ok(None),
         };
-        let wanted = self.wanted(&client, &head.headers, identity, Sealed::Known(false), true);
+        let model = announced_model(&head.headers).unwrap_or_default();
+        let mut wanted = self.wanted(&client, &head.headers, identity, &model, Sealed::Known(false), true);
         let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &wanted, found).await?;
+        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
         let lineage = wanted.lineage;
         Ok(Connected { client, lineage, binding, answer })
     }

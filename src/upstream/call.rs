@@ -118,8 +118,7 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
 async fn read(response: http::Response<reqwest::Body>) -> Outcome {
     let (parts, mut rest) = response.into_parts();
     let mut answer = Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade: None };
-    // The only statuses whose meaning for the key or the session depends on the body.
-    if !matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS) {
+    if !has_meaning(answer.status) {
         answer.rest = Some(rest);
         return Outcome::Answered(answer);
     }
@@ -138,6 +137,22 @@ async fn read(response: http::Response<reqwest::Body>) -> Outcome {
     answer.head = head.into();
     answer.rest = (!is_whole).then_some(rest);
     Outcome::Refused(Refusal { answer, error })
+}
+
+/// Whether what the answer means for the key, the session or the next attempt is known from its body alone.
+fn has_meaning(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::NOT_FOUND
+            | StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 /// An error body as text. Decoding is for reading only, and as bounded as the body: what comes out beyond that says nothing.

@@ -101,11 +101,17 @@ pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> Hea
         }
     }
     // Last, so that nothing a client nominates or sends can displace it.
-    if let Ok(mut value) = HeaderValue::try_from(format!("Bearer {}", secret.expose())) {
-        value.set_sensitive(true);
+    if let Some(value) = credential(secret) {
         sent.insert(header::AUTHORIZATION, value);
     }
     sent
+}
+
+/// What an upstream is shown.
+pub fn credential(secret: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The headers of a handshake, beside those that cross: a WebSocket without extensions or subprotocols.

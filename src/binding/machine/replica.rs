@@ -9,6 +9,7 @@ use super::upstream::{self, Answer, Served, Upstream, session};
 use crate::binding::local::Local;
 use crate::binding::place::{Places, Sealed, Wanted};
 use crate::binding::table::Bindings;
+use crate::binding::trail::Trail;
 use crate::binding::{Binding, Written};
 use crate::client::Client;
 use crate::key::health::{Ailment, Scope};
@@ -18,6 +19,7 @@ use crate::session::lineage::Lineage;
 use crate::store::model::{Model, Shared, pause};
 use crate::store::{Budget, Report, Store};
 use crate::task::Tasks;
+use tokio::time::Instant;
 
 pub const TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -45,7 +47,8 @@ impl Replica {
         let registry = Arc::new(Registry::new(upstream::set(set), Arc::clone(metrics)));
         let local = Arc::new(Local::new(100, TTL / 2));
         let places = Places::new(Arc::clone(&registry));
-        let bindings = Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new());
+        let bindings =
+            Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new(), Trail::new(Arc::clone(metrics)));
         let client = Client::unrestricted("alice");
         let (set, is_gone) = (Cell::new(set), Cell::new(false));
         Self {
@@ -76,13 +79,17 @@ impl Replica {
     pub async fn turn(&self, upstream: &Upstream, number: usize) {
         let began = (upstream.tick(), upstream.writes());
         let history = upstream.history(number);
-        let wanted = Wanted {
+        let mut wanted = Wanted {
             session: Some(session(number)),
             lineage: Lineage::default(),
             client: &self.client,
             carries_sealed: Sealed::Known(!history.is_empty()),
             turn_state: None,
             by_websocket: false,
+            model: "",
+            patience: Duration::ZERO,
+            refused: Vec::new(),
+            failed: Vec::new(),
         };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;
@@ -96,7 +103,8 @@ impl Replica {
             match upstream.ask(&binding.key, &history) {
                 Answer::Served => return self.serve(upstream, number, began, binding, false, &mut budget).await,
                 Answer::Dead => {
-                    self.registry.disable(&binding.key, Ailment::Rejected(Scope::Key));
+                    self.registry.condemn(&binding.key, Ailment::Rejected(Scope::Key));
+                    wanted.refused.push(binding.key.tag);
                     let moved = self.bindings.rebind(&wanted, &binding, &mut budget).await;
                     // Only now has its trouble come to an end.
                     upstream.troubles(&binding.key);
@@ -118,7 +126,7 @@ impl Replica {
                     let found = self.bindings.correct(&wanted, next, &mut budget).await;
                     return self.serve(upstream, number, began, found, true, &mut budget).await;
                 }
-                Answer::Dead => self.registry.disable(&next.key, Ailment::Rejected(Scope::Key)),
+                Answer::Dead => self.registry.condemn(&next.key, Ailment::Rejected(Scope::Key)),
                 Answer::Foreign => tried.push(next.key.organization_tag),
             }
         }
@@ -140,11 +148,11 @@ impl Replica {
         let is_blind = match &binding.written {
             Written::Here(record) => binding.is_guess || record.epoch < upstream.highest(number),
             Written::Stored(record) => record.epoch < upstream.highest(number),
-            Written::Nowhere => false,
+            Written::Nowhere | Written::Beside(_) => false,
         };
         let is_excused = is_blind || was_searched || binding.result == BindingResult::Spilled;
         upstream.serves(Served { session: number, key: Arc::clone(&binding.key), began, writes, is_excused });
-        self.registry.has_served(&binding.key);
+        self.registry.has_served(&binding.key, Instant::now());
         self.bindings.confirm(&binding, budget).await;
     }
 

@@ -1,0 +1,217 @@
+//! What is known of a key's health: each thing that can be the case, what it is the case of, and how it is told to the others.
+//! Pure.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::health::{Ailment, Scope};
+use super::{Key, Tag};
+
+/// What something is the case of, as all replicas name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    Key(Tag),
+    Project(Tag),
+    Organization(Tag),
+    /// What a project may have of a model.
+    Model(Tag, Tag),
+}
+
+impl Subject {
+    pub fn of(key: &Key, scope: Scope) -> Self {
+        match scope {
+            Scope::Key => Self::Key(key.shown_tag),
+            Scope::Project => Self::Project(key.project_tag),
+            Scope::Organization => Self::Organization(key.organization_tag),
+        }
+    }
+
+    /// `key` under its name, whatever its secret: whom an operator means.
+    pub const fn named(key: &Key) -> Self {
+        Self::Key(key.tag)
+    }
+
+    pub fn model(key: &Key, model: &str) -> Self {
+        Self::Model(key.project_tag, Tag::of("model", model.as_bytes()))
+    }
+
+    /// Its name among others.
+    pub fn name(self) -> String {
+        Place(self, Class::Illness).to_string()
+    }
+
+    /// Whether it is something of `key`'s.
+    pub fn concerns(self, key: &Key) -> bool {
+        match self {
+            Self::Key(tag) => tag == key.tag || tag == key.shown_tag,
+            Self::Project(tag) | Self::Model(tag, _) => tag == key.project_tag,
+            Self::Organization(tag) => tag == key.organization_tag,
+        }
+    }
+}
+
+/// What can be the case. Of each group of [`Class`] one holds at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Its upstream did not accept it, and has not been asked again yet.
+    Suspected,
+    /// Nor did it when it was asked again.
+    Rejected,
+    /// Its quota is used up.
+    Exhausted,
+    /// It takes no more for a while.
+    Limited,
+    /// It may not use a model.
+    NoAccess,
+    /// It was out of use until a moment ago: new sessions come to it little by little.
+    Recovering,
+    /// An operator's word: out of use.
+    Disabled,
+    /// An operator's word: its sessions go elsewhere.
+    Drained,
+    /// An operator's word, in place of the last one.
+    Enabled,
+}
+
+/// What excludes each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    Operator,
+    Illness,
+    Recovery,
+}
+
+impl Condition {
+    const ALL: [Self; 9] = [
+        Self::Suspected,
+        Self::Rejected,
+        Self::Exhausted,
+        Self::Limited,
+        Self::NoAccess,
+        Self::Recovering,
+        Self::Disabled,
+        Self::Drained,
+        Self::Enabled,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Suspected => "suspected",
+            Self::Rejected => "rejected",
+            Self::Exhausted => "exhausted",
+            Self::Limited => "limited",
+            Self::NoAccess => "no_access",
+            Self::Recovering => "recovering",
+            Self::Disabled => "disabled",
+            Self::Drained => "drained",
+            Self::Enabled => "enabled",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|condition| condition.name() == text)
+    }
+
+    pub const fn class(self) -> Class {
+        match self {
+            Self::Suspected | Self::Rejected | Self::Exhausted | Self::Limited | Self::NoAccess => Class::Illness,
+            Self::Recovering => Class::Recovery,
+            Self::Disabled | Self::Drained | Self::Enabled => Class::Operator,
+        }
+    }
+
+    /// For how long it is believed, unless more is known. `None`: until somebody says otherwise.
+    pub const fn life(self) -> Option<Duration> {
+        match self {
+            Self::Suspected | Self::Limited | Self::NoAccess | Self::Recovering => Some(Duration::from_secs(60)),
+            // Asked again long before.
+            Self::Rejected | Self::Exhausted => Some(Duration::from_secs(24 * 3_600)),
+            Self::Disabled | Self::Drained | Self::Enabled => None,
+        }
+    }
+
+    /// When it is asked whether it still holds.
+    pub const fn asked_again(self) -> Option<Duration> {
+        match self {
+            Self::Suspected => Some(Duration::from_secs(5)),
+            Self::Rejected => Some(Duration::from_secs(60)),
+            Self::Exhausted => Some(Duration::from_secs(600)),
+            _ => None,
+        }
+    }
+}
+
+impl From<Ailment> for Condition {
+    fn from(ailment: Ailment) -> Self {
+        match ailment {
+            Ailment::Rejected(_) => Self::Suspected,
+            Ailment::Exhausted(_) => Self::Exhausted,
+        }
+    }
+}
+
+/// A line of what is known: of what, and in which group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place(pub Subject, pub Class);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = match self.1 {
+            Class::Operator => 'o',
+            Class::Illness => 'i',
+            Class::Recovery => 'r',
+        };
+        match self.0 {
+            Subject::Key(tag) => write!(f, "{class}k{tag}"),
+            Subject::Project(tag) => write!(f, "{class}p{tag}"),
+            Subject::Organization(tag) => write!(f, "{class}g{tag}"),
+            Subject::Model(project, model) => write!(f, "{class}m{project}{model}"),
+        }
+    }
+}
+
+impl Place {
+    /// `None` for what this version does not understand.
+    pub fn parse(text: &str) -> Option<Self> {
+        let class = match text.get(..1)? {
+            "o" => Class::Operator,
+            "i" => Class::Illness,
+            "r" => Class::Recovery,
+            _ => return None,
+        };
+        let (kind, tags) = (text.get(1..2)?, text.get(2..)?);
+        Some(Self(
+            match kind {
+                "k" => Subject::Key(Tag::parse(tags)?),
+                "p" => Subject::Project(Tag::parse(tags)?),
+                "g" => Subject::Organization(Tag::parse(tags)?),
+                "m" => {
+                    let (project, model) = tags.split_at_checked(Tag::LENGTH)?;
+                    Subject::Model(Tag::parse(project)?, Tag::parse(model)?)
+                }
+                _ => return None,
+            },
+            class,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_is_understood() {
+        let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
+        for subject in [Subject::Key(a), Subject::Project(a), Subject::Organization(a), Subject::Model(a, b)] {
+            for condition in Condition::ALL {
+                let place = Place(subject, condition.class());
+                assert_eq!(Place::parse(&place.to_string()), Some(place));
+                assert_eq!(Condition::parse(condition.name()), Some(condition));
+            }
+        }
+        for nonsense in ["", "i", "ik", "ikshort", "xk12345678", "im12345678", "iz12345678", "ik12345678x"] {
+            assert_eq!(Place::parse(nonsense), None, "{nonsense}");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! What this replica knows of the health of keys: what it met itself, what others told, and what it has yet to tell them.
+//!
+//! Nothing here is believed longer than it was told for, and nothing waits for the store.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Key;
+use super::condition::{Class, Condition, Place, Subject};
+use super::health::Scope;
+use crate::store::board::{Board, Note};
+
+/// Keys that are refused within this time of each other are refused for one reason, which is the upstream's.
+const AT_ONCE: Duration = Duration::from_secs(10);
+/// At most so often a key that is out of use here alone is tried because another replica binds sessions to it.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+/// So long new sessions come to a key little by little.
+pub const RAMP: Duration = Duration::from_secs(60);
+
+/// What a key can do for a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fitness {
+    Well,
+    /// It takes no more of the model for so long.
+    Short(Duration),
+    /// Its sessions are served by others meanwhile, and stay its own.
+    Aside(Why),
+    /// Its sessions go elsewhere.
+    Lost(Why),
+}
+
+/// Why a key does not serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Why {
+    Disabled,
+    Drained,
+    Suspected,
+    Rejected,
+    /// Its upstream refuses most of all keys: that is not the keys' fault.
+    Incident,
+    ExhaustedProject,
+    ExhaustedOrganization,
+    NoAccess,
+}
+
+pub struct Conditions {
+    known: RwLock<Known>,
+    /// Told when there is something to tell.
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Known {
+    entries: HashMap<Place, Entry>,
+    /// What others have yet to hear.
+    untold: HashMap<Place, Note>,
+    /// The version of the board.
+    seen: u64,
+    /// See [`Why::Incident`].
+    is_incident: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    condition: Condition,
+    since: Instant,
+    until: Option<Instant>,
+    /// What the board has it under. 0: it has not.
+    stamp: u64,
+    /// When it was last asked whether it still holds, or a turn tried all the same.
+    asked: Option<Instant>,
+    /// This replica may find out, with one turn, whether it still holds.
+    has_ticket: bool,
+}
+
+impl Entry {
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+}
+
+impl Known {
+    fn find(&self, subject: Subject, class: Class, now: Instant) -> Option<&Entry> {
+        self.entries.get(&Place(subject, class)).filter(|entry| !entry.is_over(now))
+    }
+
+    /// What is the case of `key`, whatever is asked of it.
+    fn standing(&self, key: &Key, now: Instant) -> Option<(Scope, Condition)> {
+        let scopes = [Scope::Key, Scope::Organization, Scope::Project];
+        scopes
+            .into_iter()
+            .find_map(|scope| self.find(Subject::of(key, scope), Class::Illness, now).map(|entry| (scope, entry.condition)))
+    }
+
+    fn by_operator(&self, key: &Key, now: Instant) -> Option<Condition> {
+        let word = |subject| self.find(subject, Class::Operator, now).map(|entry| entry.condition);
+        let words = [word(Subject::Organization(key.organization_tag)), word(Subject::named(key))];
+        let is_said = |condition| words.contains(&Some(condition));
+        [Condition::Drained, Condition::Disabled].into_iter().find(|condition| is_said(*condition))
+    }
+}
+
+impl Conditions {
+    pub fn new() -> Self {
+        Self { known: RwLock::default(), news: Notify::new() }
+    }
+
+    /// What `key` can do for a turn that asks for `model`.
+    pub fn fitness(&self, key: &Key, model: &str) -> Fitness {
+        let known = self.read();
+        if known.entries.is_empty() {
+            return Fitness::Well;
+        }
+        let now = Instant::now();
+        match known.by_operator(key, now) {
+            Some(Condition::Drained) => return Fitness::Lost(Why::Drained),
+            Some(_) => return Fitness::Aside(Why::Disabled),
+            None => {}
+        }
+        match known.standing(key, now) {
+            Some((_, Condition::Suspected | Condition::Rejected)) if known.is_incident => return Fitness::Aside(Why::Incident),
+            Some((_, Condition::Suspected)) => return Fitness::Aside(Why::Suspected),
+            Some((_, Condition::Rejected)) => return Fitness::Lost(Why::Rejected),
+            Some((Scope::Project, Condition::Exhausted)) => return Fitness::Lost(Why::ExhaustedProject),
+            Some((_, Condition::Exhausted)) => return Fitness::Lost(Why::ExhaustedOrganization),
+            _ => {}
+        }
+        let of_model = known.find(Subject::model(key, model), Class::Illness, now);
+        match of_model {
+            Some(Entry { condition: Condition::NoAccess, .. }) => Fitness::Aside(Why::NoAccess),
+            Some(Entry { until: Some(until), .. }) => Fitness::Short(*until - now),
+            _ => Fitness::Well,
+        }
+    }
+
+    /// `condition` is the case of `subject`, for `life`. Returns whether that is news here.
+    pub fn note(&self, subject: Subject, condition: Condition, life: Option<Duration>) -> bool {
+        let place = Place(subject, condition.class());
+        let now = Instant::now();
+        let mut known = self.write();
+        let until = life.map(|life| now + life);
+        let old = known.entries.get(&place).filter(|entry| entry.condition == condition && !entry.is_over(now));
+        let is_news = old.is_none();
+        if old.is_some_and(|old| condition == Condition::Limited && old.until >= until) {
+            return false;
+        }
+        let asked = old.and_then(|old| old.asked);
+        known.entries.insert(place, Entry { condition, since: now, until, stamp: 0, asked, has_ticket: false });
+        known.untold.insert(place, Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 });
+        drop(known);
+        self.news.notify_one();
+        is_news
+    }
+
+    /// Whether `condition` is the case of `subject`.
+    pub fn is(&self, subject: Subject, condition: Condition) -> bool {
+        self.read().find(subject, condition.class(), Instant::now()).is_some_and(|entry| entry.condition == condition)
+    }
+
+    /// Whether `subject` is ill, and has been since before `began`.
+    pub fn is_older(&self, subject: Subject, began: Instant) -> bool {
+        self.read().find(subject, Class::Illness, Instant::now()).is_some_and(|entry| entry.since <= began)
+    }
+
+    /// Nothing of `class` is the case of `subject` any more. Returns what was, until now.
+    pub fn end(&self, subject: Subject, class: Class) -> Option<Condition> {
+        let place = Place(subject, class);
+        let mut known = self.write();
+        let ended = known.entries.remove(&place)?;
+        known.untold.insert(place, Note { name: place.to_string(), value: String::new(), life: None, stamp: 0 });
+        drop(known);
+        self.news.notify_one();
+        Some(ended.condition).filter(|_| !ended.is_over(Instant::now()))
+    }
+
+    /// Whether a turn may try `key`, which is out of use here and not for others, because one of them has moved its session there
+    /// since: what was met here may have passed. Two replicas that each keep out another key would move a session to and fro.
+    pub fn may_try(&self, key: &Key) -> bool {
+        let now = Instant::now();
+        let mut known = self.write();
+        if known.by_operator(key, now).is_some() {
+            return false;
+        }
+        for scope in [Scope::Key, Scope::Project, Scope::Organization] {
+            let Some(entry) = known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness)) else { continue };
+            if entry.stamp > 0 || entry.asked.is_some_and(|asked| now - asked < TRY_AGAIN) {
+                return false;
+            }
+            entry.asked = Some(now);
+        }
+        true
+    }
+
+    /// What is to be asked again by now. It counts as asked.
+    pub fn due(&self) -> Vec<(Subject, Condition)> {
+        let now = Instant::now();
+        let mut known = self.write();
+        let is_due = |entry: &Entry| {
+            let again = entry.condition.asked_again().filter(|_| !entry.is_over(now));
+            let last = match entry.condition {
+                Condition::Suspected => entry.asked,
+                _ => Some(entry.asked.map_or(entry.since, |asked| asked.max(entry.since))),
+            };
+            again.is_some_and(|again| last.is_none_or(|last| last + again <= now))
+        };
+        let due = known.entries.iter_mut().filter(|(_, entry)| is_due(entry));
+        let asked = due.map(|(place, entry)| {
+            entry.asked = Some(now);
+            (place.0, entry.condition)
+        });
+        asked.collect()
+    }
+
+    /// One turn may find out whether `subject` is still exhausted.
+    pub fn grant(&self, subject: Subject) {
+        if let Some(entry) = self.write().entries.get_mut(&Place(subject, Class::Illness)) {
+            entry.has_ticket = true;
+        }
+    }
+
+    /// Whether a turn may try `key` although it is exhausted; then it is the one that does.
+    pub fn take_ticket(&self, key: &Key) -> bool {
+        if !self.has_ticket(key) {
+            return false;
+        }
+        let mut known = self.write();
+        let mut took = false;
+        for scope in [Scope::Project, Scope::Organization] {
+            if let Some(entry) = known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness)) {
+                took |= std::mem::take(&mut entry.has_ticket);
+            }
+        }
+        took
+    }
+
+    pub fn has_ticket(&self, key: &Key) -> bool {
+        let known = self.read();
+        let entry = |scope| known.entries.get(&Place(Subject::of(key, scope), Class::Illness));
+        [Scope::Project, Scope::Organization].into_iter().any(|scope| entry(scope).is_some_and(|entry| entry.has_ticket))
+    }
+
+    /// The share of new sessions that come to `key`, 0 to 1.
+    pub fn ramp(&self, key: &Key) -> f64 {
+        let known = self.read();
+        if known.entries.is_empty() {
+            return 1.0;
+        }
+        let now = Instant::now();
+        let shares = [Scope::Key, Scope::Project, Scope::Organization].into_iter().filter_map(|scope| {
+            let entry = known.find(Subject::of(key, scope), Class::Recovery, now)?;
+            Some((now - entry.since).as_secs_f64() / RAMP.as_secs_f64())
+        });
+        shares.fold(1.0, f64::min)
+    }
+
+    /// What is the case of `key`, in words of the operator's, with what is left of it.
+    pub fn of(&self, key: &Key) -> Vec<(Condition, Option<Duration>)> {
+        let now = Instant::now();
+        let known = self.read();
+        let concerning = known.entries.iter().filter(|(place, entry)| place.0.concerns(key) && !entry.is_over(now));
+        let mut all: Vec<_> = concerning.map(|(_, entry)| (entry.condition, entry.until.map(|until| until - now))).collect();
+        all.sort_by_key(|(condition, left)| (condition.name(), *left));
+        all
+    }
+
+    /// Whether more than half of `keys` were refused at once, now that something has changed.
+    pub fn consider(&self, keys: &[Arc<Key>]) {
+        let now = Instant::now();
+        let mut known = self.write();
+        let refused: Vec<Instant> = keys
+            .iter()
+            .filter_map(|key| {
+                let onset = |scope| {
+                    let entry = known.find(Subject::of(key, scope), Class::Illness, now)?;
+                    matches!(entry.condition, Condition::Suspected | Condition::Rejected).then_some(entry.since)
+                };
+                onset(Scope::Key).or_else(|| onset(Scope::Organization))
+            })
+            .collect();
+        let last = refused.iter().max().copied();
+        let together = refused.iter().filter(|onset| last.is_some_and(|last| last - **onset <= AT_ONCE)).count();
+        known.is_incident = together * 2 > keys.len();
+    }
+
+    /// Waits until there is something to tell.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// What to tell, and which version of the board was seen.
+    pub fn word(&self) -> (u64, Vec<Note>) {
+        let known = self.read();
+        (known.seen, known.untold.values().cloned().collect())
+    }
+
+    /// The others have been told `notes`, and this is what the board says then. Returns whether anything is new.
+    pub fn heard(&self, told: &[Note], board: &Board) -> bool {
+        let now = Instant::now();
+        let mut known = self.write();
+        for note in told {
+            if let Some(place) = Place::parse(&note.name).filter(|place| known.untold.get(place) == Some(note)) {
+                known.untold.remove(&place);
+            }
+        }
+        if board.version == known.seen {
+            return false;
+        }
+        let has_lost = board.version < known.seen;
+        known.seen = board.version;
+        let mut said = HashMap::new();
+        for note in &board.notes {
+            let Some((place, condition)) = Place::parse(&note.name).zip(Condition::parse(&note.value)) else { continue };
+            said.insert(place, note.stamp);
+            let age = Duration::from_millis(board.now.saturating_sub(note.stamp));
+            let since = now.checked_sub(age).unwrap_or(now);
+            let until = note.life.map(|life| now + life);
+            if known.untold.contains_key(&place) {
+                continue;
+            }
+            let old = known.entries.get(&place).filter(|old| old.condition == condition).cloned();
+            let is_renewed = old.as_ref().is_some_and(|old| old.stamp != 0 && old.stamp < note.stamp);
+            let entry = match old {
+                Some(old) if !is_renewed => Entry { until, stamp: note.stamp, ..old },
+                Some(old) => Entry { since, until, stamp: note.stamp, asked: old.asked, condition, has_ticket: false },
+                None => Entry { condition, since, until, stamp: note.stamp, asked: None, has_ticket: false },
+            };
+            known.entries.insert(place, entry);
+        }
+        if has_lost {
+            // What the store has lost it hears again, with the time it was first told at.
+            let lost = known.entries.iter().filter(|(place, entry)| {
+                entry.stamp > 0 && !entry.is_over(now) && said.get(place).is_none_or(|stamp| *stamp < entry.stamp)
+            });
+            let again = |(place, entry): (&Place, &Entry)| {
+                let life = entry.until.map(|until| until - now);
+                (*place, Note { name: place.to_string(), value: entry.condition.name().into(), life, stamp: entry.stamp })
+            };
+            let lost: Vec<_> = lost.into_iter().map(again).collect();
+            known.untold.extend(lost);
+        } else {
+            known.entries.retain(|place, entry| entry.stamp == 0 || said.contains_key(place));
+        }
+        true
+    }
+
+    /// Gives up what is over.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.write().entries.retain(|_, entry| !entry.is_over(now));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.read().entries.is_empty()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        // Every change is whole before anything can panic.
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,143 @@
+//! Turns in flight, by key: on this replica, and, as far as it has heard, on the others.
+//!
+//! Each replica tells its own counts several times a second and is believed for seconds: what a crashed one left is gone with it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{Key, Tag};
+
+/// So many turns at once are no load, whatever others have.
+const LIGHT: u64 = 8;
+
+#[derive(Default)]
+pub struct Loads {
+    own: RwLock<HashMap<Tag, Arc<AtomicUsize>>>,
+    others: RwLock<HashMap<Tag, usize>>,
+}
+
+/// One turn's place in its key's count, given back when dropped.
+pub struct InFlight(Arc<AtomicUsize>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Loads {
+    /// Counts a turn on `key` until the place is dropped.
+    pub fn enter(&self, key: &Key) -> InFlight {
+        let known = self.own.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).cloned();
+        // A reload has just come, or has just taken the key away.
+        let add = || Arc::clone(self.own.write().unwrap_or_else(PoisonError::into_inner).entry(key.tag).or_default());
+        let count = known.unwrap_or_else(add);
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlight(count)
+    }
+
+    /// Keeps count of `keys`, and of those that turns in flight still use.
+    pub fn follow(&self, keys: &[Arc<Key>]) {
+        let mut own = self.own.write().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|tag, count| keys.iter().any(|key| key.tag == *tag) || Arc::strong_count(count) > 1);
+        for key in keys {
+            own.entry(key.tag).or_default();
+        }
+    }
+
+    /// Turns in flight on all replicas.
+    pub fn of(&self, key: &Key) -> usize {
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).copied();
+        self.own_of(key) + others.unwrap_or(0)
+    }
+
+    fn own_of(&self, key: &Key) -> usize {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        own.get(&key.tag).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// The candidate with the fewest turns in flight for its weight.
+    pub fn least<'k>(&self, candidates: impl Iterator<Item = &'k Arc<Key>>) -> Option<&'k Arc<Key>> {
+        let load = |key: &Key| self.of(key) as u64;
+        // Compared crosswise, so that nothing is divided.
+        candidates.min_by(|a, b| (load(a) * u64::from(b.weight)).cmp(&(load(b) * u64::from(a.weight))))
+    }
+
+    /// Whether `key` has more than its share of what `siblings`, itself among them, have in flight, and a quarter.
+    pub fn is_above_share(&self, key: &Key, siblings: &[&Arc<Key>]) -> bool {
+        let load = self.of(key) as u64;
+        if load < LIGHT {
+            return false;
+        }
+        let (all, weights) = siblings
+            .iter()
+            .fold((1, 0), |(all, weights), sibling| (all + self.of(sibling) as u64, weights + u64::from(sibling.weight)));
+        load * weights * 4 > all * u64::from(key.weight) * 5
+    }
+
+    /// What this replica has in flight, as the others are told: `<tag>=<count>`, with spaces between them.
+    pub fn told(&self) -> String {
+        let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
+        let counts = own.iter().map(|(tag, count)| (tag, count.load(Ordering::Relaxed))).filter(|(_, count)| *count > 0);
+        counts.map(|(tag, count)| format!("{tag}={count}")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What the others have told.
+    pub fn heard(&self, loads: &[String]) {
+        let mut sums = HashMap::new();
+        for (tag, count) in loads.iter().flat_map(|load| load.split(' ')).filter_map(|entry| entry.split_once('=')) {
+            if let (Some(tag), Ok(count)) = (Tag::parse(tag), count.parse::<usize>()) {
+                *sums.entry(tag).or_default() += count;
+            }
+        }
+        *self.others.write().unwrap_or_else(PoisonError::into_inner) = sums;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::table::Table;
+
+    #[test]
+    fn all_replicas_count() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let [a, b] = table.keys() else { panic!("two keys") };
+        let (one, two) = (Loads::default(), Loads::default());
+        let turns: Vec<_> = [a, a, b].map(|key| one.enter(key)).into();
+        two.heard(&[one.told(), "nonsense x=y".into()]);
+        let mine = two.enter(b);
+        assert_eq!((two.of(a), two.of(b)), (2, 2));
+        assert_eq!(two.least(table.keys().iter()).map(|key| key.id.as_str()), Some("a"), "the first of equals");
+        drop((turns, mine));
+        two.heard(&[one.told()]);
+        assert_eq!((one.told().as_str(), two.of(a), two.of(b)), ("", 0, 0));
+    }
+
+    #[test]
+    fn a_share_is_exceeded_by_a_quarter_and_by_more_than_a_few() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let keys: Vec<_> = table.keys().iter().collect();
+        let loads = Loads::default();
+        let is_above = |a: usize, b: usize| {
+            loads.heard(&[format!("{}={a} {}={b}", keys[0].tag, keys[1].tag)]);
+            loads.is_above_share(keys[0], &keys)
+        };
+        assert!(!is_above(7, 0) && is_above(8, 0));
+        assert!(!is_above(20, 18) && is_above(26, 14));
+    }
+
+    #[test]
+    fn a_removed_key_is_counted_until_its_turns_have_ended() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let loads = Loads::default();
+        loads.follow(table.keys());
+        let turn = loads.enter(&table.keys()[1]);
+        loads.follow(&table.keys()[..1]);
+        assert_eq!(loads.own.read().unwrap().len(), 2);
+        drop(turn);
+        loads.follow(&table.keys()[..1]);
+        assert_eq!(loads.own.read().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,74 @@
+//! A replica's pulse: several times a second it tells the others, on the board of the store, what it met and what it has in
+//! flight, and hears the same of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use super::registry::Registry;
+use crate::store::Store;
+use crate::store::board::Word;
+
+/// Between two beats. News are told at once, and heard within one.
+const BEAT: Duration = Duration::from_millis(200);
+/// What a replica that has said nothing for so long had in flight is over.
+const LIFE: Duration = Duration::from_secs(5);
+
+/// One replica's pulse.
+pub struct Pulse {
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    /// Another one for each process.
+    name: String,
+}
+
+impl Pulse {
+    pub fn new(store: Arc<Store>, registry: Arc<Registry>, name: String) -> Self {
+        Self { store, registry, name }
+    }
+
+    /// Beats for as long as the replica lives.
+    pub async fn keep_beating(self: Arc<Self>) {
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_empty = true;
+        loop {
+            tokio::select! {
+                _ = beat.tick() => {}
+                () = self.registry.conditions.news() => {}
+            }
+            self.beat().await;
+            let is_empty = self.registry.conditions.is_empty();
+            if !(is_empty && was_empty) {
+                // What is over is over by itself.
+                self.registry.conditions.sweep();
+                self.registry.show_states();
+            }
+            was_empty = is_empty;
+        }
+    }
+
+    /// Says one word, and takes note of the answer.
+    pub async fn beat(&self) {
+        self.say(LIFE).await;
+    }
+
+    /// What it has in flight is over.
+    pub async fn leave(&self) {
+        self.say(Duration::ZERO).await;
+    }
+
+    async fn say(&self, life: Duration) {
+        let (seen, notes) = self.registry.conditions.word();
+        let load = self.registry.loads.told();
+        let word = Word { replica: &self.name, life, load: &load, seen, notes: &notes };
+        // Lost: the next one tells it again.
+        if let Ok(board) = self.store.hear(&word, &mut self.store.patient_budget()).await {
+            self.registry.loads.heard(&board.loads);
+            if self.registry.conditions.heard(&notes, &board) {
+                self.registry.has_changed();
+            }
+        }
+    }
+}

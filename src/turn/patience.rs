@@ -1,0 +1,57 @@
+//! Waiting for a key that is short for a moment: in place, so that the session's cache stays warm, and never too many at once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::key::{Key, Tag};
+
+/// So many turns wait for one key on this replica.
+const WAITERS: usize = 64;
+/// A short time in which what failed by chance may succeed.
+const MOMENT: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+pub struct Patience {
+    places: Mutex<HashMap<Tag, Arc<Semaphore>>>,
+}
+
+impl Patience {
+    /// A place among those that wait for `key`, until it is dropped: also by a client that leaves. `None`: there is none.
+    pub fn enter(&self, key: &Key) -> Option<OwnedSemaphorePermit> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = places.entry(key.tag).or_insert_with(|| Arc::new(Semaphore::new(WAITERS)));
+        Arc::clone(place).try_acquire_owned().ok()
+    }
+}
+
+/// How long to wait before an attempt that repeats one that failed.
+pub fn moment() -> Duration {
+    MOMENT + MOMENT.mul_f64(chance())
+}
+
+/// Evenly spread over 0 to 1.
+pub fn chance() -> f64 {
+    let mut random = [0; 4];
+    // Without randomness all wait equally long.
+    let _ = getrandom::fill(&mut random);
+    f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::table::Table;
+
+    #[test]
+    fn places_are_few_and_come_back() {
+        let (patience, table) = (Patience::default(), Table::sketch("a o 1 sk-a, b o 1 sk-b"));
+        let [a, b] = table.keys() else { panic!("two keys") };
+        let mut waiting: Vec<_> = (0..WAITERS).map(|_| patience.enter(a).expect("a place")).collect();
+        assert!(patience.enter(a).is_none() && patience.enter(b).is_some());
+        waiting.pop();
+        assert!(patience.enter(a).is_some());
+    }
+}

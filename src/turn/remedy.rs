@@ -1,0 +1,85 @@
+//! What a client hears instead of an error frame: where the next connection will not meet the error, that it should make one;
+//! and of what is said of our keys only what is the client's business.
+
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+
+use super::Gateway;
+use super::failover::overloaded;
+use crate::binding::Binding;
+use crate::binding::place::Wanted;
+use crate::error::{Error, Kind};
+use crate::key::health::Diagnosis;
+use crate::limit::wait_or_usual;
+
+/// What the client hears.
+pub enum Instead {
+    /// What the upstream said.
+    Nothing,
+    Error(Error),
+    /// The word on which every client connects anew, with its full input. The key is out of use by then, or the session bound
+    /// elsewhere.
+    Anew,
+}
+
+/// A response that was refused on a connection.
+pub struct Refused<'r> {
+    pub diagnosis: Diagnosis,
+    pub headers: &'r HeaderMap,
+    /// The client has something of the response already.
+    pub has_begun: bool,
+    /// The session's organization was guessed, and has answered nothing yet.
+    pub may_guess: bool,
+}
+
+impl Instead {
+    /// `wanted`: the refused turn.
+    pub async fn of(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: Refused<'_>) -> Self {
+        let (bindings, key) = (&gateway.bindings, &binding.key);
+        let (is_cured, otherwise) = match refused.diagnosis {
+            Diagnosis::Ailing(ailment) => {
+                gateway.registry.observe(key, ailment);
+                wanted.refused.push(key.tag);
+                (bindings.would_leave(wanted, binding), Some(bindings.shortage(wanted, binding)))
+            }
+            Diagnosis::Limited(wait) => {
+                let wait = wait_or_usual(wait);
+                gateway.registry.limit(key, wanted.model, wait);
+                let error = Error::limited("The upstream takes no more of this model for the moment.", wait);
+                (bindings.would_leave(wanted, binding), Some(error).filter(|_| !is_told(refused.headers)))
+            }
+            Diagnosis::Foreign if refused.may_guess && !refused.has_begun => {
+                (bindings.guess_again(wanted, binding, &mut bindings.budget()).await, None)
+            }
+            Diagnosis::NoAccess => {
+                gateway.witnesses.heard(&gateway.registry, key, wanted);
+                (false, None)
+            }
+            Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
+            Diagnosis::Foreign | Diagnosis::TooSteep | Diagnosis::Failed | Diagnosis::Sound => (false, None),
+        };
+        match otherwise {
+            _ if refused.has_begun => Self::Nothing,
+            _ if is_cured => Self::Anew,
+            Some(error) => Self::Error(error),
+            None => Self::Nothing,
+        }
+    }
+
+    /// The frame in place of the upstream's.
+    pub fn to_frame(&self, lane: Option<&str>) -> Option<String> {
+        // In the words of the real service.
+        const ANEW: &str =
+            "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+        match self {
+            Self::Nothing => None,
+            Self::Error(error) => Some(error.to_frame(lane)),
+            Self::Anew => Some(Error::new(Kind::ConnectionLimit, ANEW).to_frame(lane)),
+        }
+    }
+}
+
+/// Whether an error frame says when to come again so that every client understands it.
+fn is_told(headers: &HeaderMap) -> bool {
+    headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).is_some_and(|text| text.parse::<u32>().is_ok())
+}

@@ -1,0 +1,62 @@
+//! Who was told that a model is not to be had. One client may ask for what nobody has; two are believed.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::binding::place::Wanted;
+use crate::client::ClientId;
+use crate::key::Key;
+use crate::key::condition::Subject;
+use crate::key::registry::Registry;
+
+/// So long a word waits for a second witness.
+const MEMORY: Duration = Duration::from_secs(60);
+/// So many words are kept: models are named by clients.
+const MOST: usize = 1_000;
+
+#[derive(Default)]
+pub struct Witnesses(Mutex<HashMap<Subject, (ClientId, Instant)>>);
+
+impl Witnesses {
+    /// `wanted`'s client was told so. With another client's word before it is true.
+    pub fn heard(&self, registry: &Registry, key: &Key, wanted: &Wanted<'_>) {
+        if self.is_second(Subject::model(key, wanted.model), &wanted.client.id, Instant::now()) {
+            registry.deny(key, wanted.model);
+        }
+    }
+
+    fn is_second(&self, subject: Subject, client: &ClientId, now: Instant) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_second = told.get(&subject).is_some_and(|(first, at)| first != client && now - *at < MEMORY);
+        if !is_second {
+            if told.len() >= MOST {
+                told.retain(|_, (_, at)| now - *at < MEMORY);
+            }
+            if told.len() < MOST {
+                told.insert(subject, (client.clone(), now));
+            }
+        }
+        is_second
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Client;
+    use crate::key::Tag;
+
+    #[test]
+    fn two_clients_are_believed_and_one_is_not() {
+        let (witnesses, now) = (Witnesses::default(), Instant::now());
+        let subject = |model: &[u8]| Subject::Model(Tag::of("project", b"p"), Tag::of("model", model));
+        let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
+        assert!(!witnesses.is_second(subject(b"m"), &alice, now) && !witnesses.is_second(subject(b"m"), &alice, now));
+        assert!(!witnesses.is_second(subject(b"n"), &bob, now), "of another model");
+        assert!(witnesses.is_second(subject(b"m"), &bob, now));
+        assert!(!witnesses.is_second(subject(b"m"), &bob, now + MEMORY), "that was long ago");
+    }
+}
