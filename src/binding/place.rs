@@ -9,6 +9,7 @@ use super::select::{Reach, first, share};
 use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::key::conditions::{Fitness, Why};
+use crate::key::generation::Loaded;
 use crate::key::registry::Registry;
 use crate::key::{Key, Tag};
 use crate::metrics::Reason;
@@ -125,6 +126,13 @@ impl Places {
         loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
     }
 
+    /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the most.
+    pub async fn settled(&self, record: &Record) {
+        if let Some(key) = self.key_of(record) {
+            self.registry.settled(&key).await;
+        }
+    }
+
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
         let generation = self.generation();
         match self.key_of(record) {
@@ -187,27 +195,50 @@ impl Places {
         }
     }
 
-    /// The session's first choice among the keys within `reach`.
-    pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
+    /// Where a new session begins: its first choice among the keys that should take one.
+    pub fn welcome(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
+        let allowed = self.common(&loaded, wanted, Reach::Anywhere);
+        let invites = self.inviting(session, &allowed);
+        let can = |key: &Key| self.is_well(wanted, key) && invites(key) || self.is_asked(wanted, key);
+        match first(wanted.order(session), &allowed, |key| speaks(wanted, key) && can(key)) {
+            Some(key) if self.is_well(wanted, key) || self.registry.conditions.take_ticket(key) => Ok(Arc::clone(key)),
+            _ => self.choose(wanted, session, Reach::Anywhere),
+        }
+    }
+
+    /// The keys within `reach` that all replicas have.
+    fn common<'k>(&self, loaded: &'k Loaded, wanted: &Wanted<'_>, reach: Reach) -> Vec<&'k Arc<Key>> {
         let within: Vec<_> = loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
-        let allowed = if common.is_empty() { within } else { common };
-        let is_well = |key: &Key| !wanted.failed.contains(&key.tag) && self.registry.is_well(key, wanted.model);
-        let speaks = |key: &Key| key.upstream.speaks_websocket || !wanted.by_websocket;
-        let is_asked = |key: &Key| !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key);
-        let invites = self.inviting(session, &allowed);
+        if common.is_empty() { within } else { common }
+    }
+
+    fn is_well(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        !wanted.failed.contains(&key.tag) && self.registry.is_well(key, wanted.model)
+    }
+
+    /// Whether the turn may find out if an exhausted `key` is so still.
+    fn is_asked(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
+    }
+
+    /// The session's first choice among the keys within `reach`.
+    pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
+        let loaded = self.registry.loaded();
+        let allowed = self.common(&loaded, wanted, reach);
+        let is_well = |key: &Key| self.is_well(wanted, key);
         let order = wanted.order(session);
-        let chosen = first(order, &allowed, |key| speaks(key) && (is_well(key) && invites(key) || is_asked(key)))
-            .or_else(|| first(order, &allowed, |key| is_well(key) && speaks(key)))
+        let chosen = first(order, &allowed, |key| is_well(key) && speaks(wanted, key))
             .or_else(|| first(order, &allowed, is_well))
             .or_else(|| first(order, &allowed, |key| self.can_serve(wanted, key)));
-        match chosen {
-            Some(key) if !is_well(key) && is_asked(key) && !self.registry.conditions.take_ticket(key) => {
-                // Another turn was faster: now it is like any that is out of use.
-                self.choose(wanted, session, reach)
-            }
+        if let Some(key) = chosen {
+            return Ok(Arc::clone(key));
+        }
+        // With nobody else left one turn may find out whether that is so still.
+        let asked = first(order, &allowed, |key| self.is_asked(wanted, key));
+        match asked.filter(|key| self.registry.conditions.take_ticket(key)) {
             Some(key) => Ok(Arc::clone(key)),
             None => Err(self.shortage(wanted, &allowed)),
         }
@@ -299,6 +330,10 @@ impl Places {
         let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
         self.registry.loads.least(candidates).cloned().ok_or_else(|| self.shortage(wanted, &allowed))
     }
+}
+
+fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {
+    key.upstream.speaks_websocket || !wanted.by_websocket
 }
 
 fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {

@@ -198,7 +198,13 @@ impl Bindings {
         left: Duration,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        match self.places.standing(wanted, &record) {
+        let mut standing = self.places.standing(wanted, &record);
+        if matches!(standing, Standing::Aside(Reason::Suspected)) {
+            // In a moment it is known whether its sessions leave it: better than to and fro.
+            self.places.settled(&record).await;
+            standing = self.places.standing(wanted, &record);
+        }
+        match standing {
             Standing::Serves(key) => {
                 let refresh = left < self.ttl / 4 * 3;
                 Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
@@ -218,7 +224,7 @@ impl Bindings {
         let (record, result) = match self.inherited(wanted, budget).await {
             Some(record) => (record, BindingResult::Inherited),
             None => {
-                let key = self.places.choose(wanted, session, Reach::Anywhere)?;
+                let key = self.places.welcome(wanted, session)?;
                 (Record::first(&key, self.places.generation()), BindingResult::Created)
             }
         };

@@ -51,7 +51,7 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     ("[store]", "[store]\nretries = 3", "retries"),
     ("[store]", "[binding]\nwait = \"5s\"\n[store]", "wait"),
-    ("[store]", "[failover]\nambiguous = true\n[store]", "failover"),
+    ("[store]", "[failover]\nambigous = true\n[store]", "ambigous"),
     (KEY, "", "key"),
     (SECRET, "secret = \"canary-short\"\n", "server.secret"),
     (SECRET, "secret = { env = \"WARMKEY_IT_IS_NOT_SET\" }\n", "WARMKEY_IT_IS_NOT_SET"),

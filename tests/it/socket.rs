@@ -144,15 +144,19 @@ impl Upstream {
         format!("http://{}/v1", self.0.local_addr().expect("a bound listener has an address"))
     }
 
-    /// The next request, which is not answered yet.
+    /// The next request, which is not answered yet. Who asks for models, to know whether a key is accepted, hears that it is not.
     pub async fn asked(&self) -> Asked {
         within(SOON, "a request upstream", async {
             loop {
                 let (mut stream, _) = self.0.accept().await.expect("the listener accepts");
                 stream.set_nodelay(true).expect("a socket has options");
-                if let Some((line, headers, rest)) = read_head(&mut stream).await {
-                    return Asked { line, headers, rest, stream };
+                let Some((line, headers, rest)) = read_head(&mut stream).await else { continue };
+                let asked = Asked { line, headers, rest, stream };
+                if !asked.line.contains("/models") {
+                    return asked;
                 }
+                // What was refused is meant.
+                asked.refuse("401 Unauthorized", "invalid_api_key").await;
             }
         })
         .await

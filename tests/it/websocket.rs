@@ -176,14 +176,29 @@ async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
 }
 
 #[tokio::test]
-async fn other_errors_pass_as_they_came() {
+async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
     let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-    for (status, code) in [(400, "invalid_value"), (429, "rate_limit_exceeded"), (503, "server_is_overloaded")] {
+    let refuse = async |client: &mut Socket, there: &mut Socket, refusal: &str| {
         client.send(&create(None)).await;
         there.text().await;
-        let refusal = format!(r#"{{"type":"error","status":{status},"error":{{"code":"{code}"}} }}"#);
-        there.send(&refusal).await;
-        assert_eq!(client.text().await, refusal);
+        there.send(refusal).await;
+        client.text().await
+    };
+    for refusal in [
+        r#"{"type":"error","status":400,"error":{"code":"invalid_value"} }"#,
+        r#"{"type":"error","status":500,"error":{"code":"server_error"} }"#,
+        r#"{"type":"error","status":429,"error":{"code":"slow_down"},"headers":{"retry-after":"9"} }"#,
+        r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"},"headers":{"retry-after":"1"} }"#,
+    ] {
+        assert_eq!(refuse(&mut client, &mut there, refusal).await, refusal);
+    }
+    // Codex gives up on these, as they are.
+    for (refusal, code, waits) in [
+        (r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"} }"#, "rate_limit_exceeded", "20"),
+        (r#"{"type":"error","status":503,"error":{"code":"server_is_overloaded"} }"#, "no_key_available", "5"),
+    ] {
+        let frame: serde_json::Value = serde_json::from_str(&refuse(&mut client, &mut there, refusal).await).expect("JSON");
+        assert_eq!((&frame["error"]["code"], &frame["headers"]["retry-after"]), (&json!(code), &json!(waits)));
     }
     // After the first event there is nothing to hide, and nobody to hide it for.
     turn(&mut client, &mut there, "resp_1").await;
