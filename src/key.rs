@@ -19,6 +19,7 @@ pub mod condition;
 pub mod conditions;
 pub mod load;
 pub mod room;
+pub mod surge;
 pub mod table;
 pub mod generation;
 pub mod registry;

@@ -17,7 +17,7 @@ use crate::current::Current;
 use crate::error::{Error, Kind};
 use crate::key::conditions::Fitness;
 use crate::key::registry::Registry;
-use crate::limit::{Retries, jittered};
+use crate::limit::{Retries, chance, jittered};
 use crate::metrics::{Decision, Metrics, Reason};
 use crate::outcome::Answer;
 use crate::session::identify::{Identifier, Identity};
@@ -46,7 +46,7 @@ pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
-use patience::{Patience, chance, moment};
+use patience::{Patience, moment};
 use replay::Replay;
 use search::Search;
 use sockets::Sockets;

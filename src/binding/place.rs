@@ -202,7 +202,10 @@ impl Places {
         let invites = self.inviting(session, &allowed);
         let can = |key: &Key| self.is_well(wanted, key) && invites(key) || self.is_asked(wanted, key);
         match first(wanted.order(session), &allowed, |key| speaks(wanted, key) && can(key)) {
-            Some(key) if self.is_well(wanted, key) || self.registry.conditions.take_ticket(key) => Ok(Arc::clone(key)),
+            Some(key) if self.is_well(wanted, key) || self.registry.conditions.take_ticket(key) => {
+                self.registry.surges.began(key);
+                Ok(Arc::clone(key))
+            }
             _ => self.choose(wanted, session, Reach::Anywhere),
         }
     }
@@ -222,6 +225,27 @@ impl Places {
     /// Whether the turn may find out if an exhausted `key` is so still.
     fn is_asked(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
         !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
+    }
+
+    /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one key at once. The error is how
+    /// long it is until the first choice takes one more, where all of them have too many.
+    pub fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Result<Arc<Key>, Duration>, Error> {
+        let loaded = self.registry.loaded();
+        let mut allowed = self.common(&loaded, wanted, reach);
+        let mut crowded = None;
+        loop {
+            let chosen = first(wanted.order(session), &allowed, |key| self.is_well(wanted, key) && speaks(wanted, key));
+            let Some(key) = chosen.cloned() else { break };
+            match self.registry.surges.admit(&key) {
+                Ok(()) => return Ok(Ok(key)),
+                Err(wait) => drop(crowded.get_or_insert(wait)),
+            }
+            allowed.retain(|other| other.tag != key.tag);
+        }
+        match crowded {
+            Some(wait) => Ok(Err(wait)),
+            None => self.choose(wanted, session, reach).map(Ok),
+        }
     }
 
     /// The session's first choice among the keys within `reach`.

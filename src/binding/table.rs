@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 use super::local::{Belief, Known, Local};
 use super::place::{Places, Standing, Wanted, none_in_use, not_loaded};
 use super::record::{Record, state_tag};
@@ -15,6 +17,7 @@ use super::trail::{Step, Trail};
 use super::{Binding, Written};
 use crate::error::Error;
 use crate::key::Key;
+use crate::limit::{chance, jittered};
 use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
@@ -251,7 +254,7 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         for _ in 0..=self.places.count() {
-            let key = self.places.choose(wanted, session, wanted.reach(&record))?;
+            let key = self.refuge(wanted, session, &record).await?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
             let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let held = match outcome {
@@ -277,6 +280,27 @@ impl Bindings {
             }
         }
         Err(none_in_use())
+    }
+
+    /// The key that the session moves to, once it takes one more.
+    async fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Arc<Key>, Error> {
+        let mut patience = wanted.patience;
+        loop {
+            let wait = match self.places.refuge(wanted, session, wanted.reach(record))? {
+                Ok(key) => return Ok(key),
+                Err(wait) => jittered(wait, chance()),
+            };
+            if wait > patience {
+                return Err(Error::limited("Too many sessions move to the keys that may serve this one.", wait));
+            }
+            patience -= wait;
+            self.tell_of(session, Decision::Wait, Reason::Crowded);
+            sleep(wait).await;
+        }
+    }
+
+    fn tell_of(&self, session: &SessionId, decision: Decision, reason: Reason) {
+        self.trail.tell(&Step { session: Some(session), decision, reason, from: None, to: None });
     }
 
     /// Serves the turn from the session's organization and leaves the binding alone.

@@ -105,6 +105,7 @@ impl Gateway {
         let whole = Instant::now();
         let Glance { identity, sealed, model } = self.glance(&client, &head.headers, &body, identity)?;
         account.session(&identity);
+        account.model(&model);
         let found = match (found, &identity.session) {
             (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),

@@ -27,6 +27,7 @@ use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::key::health::{Diagnosis, diagnose};
 use crate::metrics::{BindingResult, Ending};
+use crate::outcome::ErrorBody;
 use crate::session::lineage::Lineage;
 use crate::usage::tap::Reading;
 use crate::usage::terminal::{self, Terminal};
@@ -188,8 +189,9 @@ impl Socket {
         };
         match refused {
             Ok(()) => {
-                let account = self.open(&mut books);
+                let mut account = self.open(&mut books);
                 books.model = request.model.unwrap_or_default();
+                account.model(&books.model);
                 books.lanes.ask(request.lane.as_deref(), account, request.is_warm_up);
                 Ok(())
             }
@@ -276,7 +278,7 @@ impl Socket {
         let must_confirm = is_new && terminal != Terminal::Failed && self.created(books, lane);
         if let Some(mut turn) = books.lanes.ended(lane) {
             turn.account.answered(StatusCode::OK);
-            turn.account.relayed(Reading { terminal: Some(terminal), usage: terminal::of_event(text) }, None);
+            turn.account.relayed(reading(terminal, text), None);
         }
         must_confirm
     }
@@ -373,8 +375,13 @@ impl Socket {
 fn refused(books: &mut Books, lane: Option<&str>, status: StatusCode) -> bool {
     let Some(mut turn) = books.lanes.ended(lane) else { return false };
     turn.account.answered(status);
-    turn.account.relayed(Reading { terminal: Some(Terminal::Failed), usage: None }, None);
+    turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
     turn.has_begun
+}
+
+fn reading(terminal: Terminal, text: &[u8]) -> Reading {
+    let failure = if terminal == Terminal::Failed { ErrorBody::of_event(text) } else { None };
+    Reading { terminal: Some(terminal), usage: terminal::of_event(text), failure }
 }
 
 /// The account of a turn that will not be answered to its end, and not because its client left.

@@ -11,6 +11,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use memchr::{memchr, memchr2};
 
 use super::terminal::{self, Terminal, Usage};
+use crate::outcome::ErrorBody;
 
 /// A terminal event or a JSON answer longer than this passes unread.
 const KEPT: usize = 512 * 1024;
@@ -20,6 +21,8 @@ const KEPT: usize = 512 * 1024;
 pub struct Reading {
     pub terminal: Option<Terminal>,
     pub usage: Option<Usage>,
+    /// What a failed one says went wrong.
+    pub failure: Option<ErrorBody>,
 }
 
 /// A tap on one answer's body.
@@ -65,11 +68,11 @@ impl Tap {
     pub fn finish(&mut self, ended: bool) -> Reading {
         let Some(reader) = self.reader_mut() else {
             // What cannot be read is taken at its status.
-            return Reading { terminal: ended.then_some(Terminal::Completed), usage: None };
+            return Reading { terminal: ended.then_some(Terminal::Completed), ..Reading::default() };
         };
         if ended && !reader.is_stream {
             let (terminal, usage) = terminal::of_document(&reader.kept);
-            reader.reading = Reading { terminal: Some(terminal), usage };
+            reader.reading = Reading { terminal: Some(terminal), usage, failure: None };
         }
         std::mem::take(&mut reader.reading)
     }
@@ -200,7 +203,9 @@ impl Reader {
     fn end_line(&mut self) {
         if self.line == Line::Data {
             let usage = terminal::of_event(&self.kept);
-            self.reading = Reading { terminal: self.announced, usage };
+            let failed = self.announced == Some(Terminal::Failed);
+            let failure = if failed { ErrorBody::of_event(&self.kept) } else { None };
+            self.reading = Reading { terminal: self.announced, usage, failure };
         }
         self.kept.clear();
         self.is_too_long = false;
@@ -290,7 +295,7 @@ mod tests {
             cuts.sort_unstable();
             let chunks: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
             let reading = read(&headers("text/event-stream", None), &chunks);
-            prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage() });
+            prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage(), failure: None });
         }
     }
 
@@ -301,7 +306,7 @@ mod tests {
             for size in [1, text.len()] {
                 let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
                 let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
-                assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage() }, "{text}");
+                assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage(), failure: None }, "{text}");
             }
         }
     }
@@ -333,7 +338,7 @@ mod tests {
             tap.observe(chunk);
             assert!(tap.reader().unwrap().kept.capacity() <= 2 * KEPT);
         });
-        assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), usage: None });
+        assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), ..Reading::default() });
         assert_eq!(read(&headers("text/event-stream", Some("br")), &[b"?"]).usage, None);
         assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
     }

@@ -50,7 +50,7 @@ const BAD: &[(&str, &str, &str)] = &[
         "wieght",
     ),
     ("[store]", "[store]\nretries = 3", "retries"),
-    ("[store]", "[binding]\nwait = \"5s\"\n[store]", "wait"),
+    ("[store]", "[binding]\nwiat = \"5s\"\n[store]", "wiat"),
     ("[store]", "[failover]\nambigous = true\n[store]", "ambigous"),
     (KEY, "", "key"),
     (SECRET, "secret = \"canary-short\"\n", "server.secret"),

@@ -244,7 +244,7 @@ async fn a_new_session_goes_where_websocket_is_spoken() {
         let there = async {
             tokio::select! {
                 asked = upstream.asked() => {
-                    asked.refuse("500 No", "server_error").await;
+                    asked.refuse("400 No", "invalid_value").await;
                     false
                 }
                 () = deaf.reached(seen + 1) => true,
