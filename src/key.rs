@@ -25,6 +25,8 @@ pub mod generation;
 pub mod registry;
 pub mod roll;
 pub mod pulse;
+#[cfg(test)]
+mod agreement;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, Deserialize)]

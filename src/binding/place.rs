@@ -381,3 +381,6 @@ fn none_available(wait: Duration) -> Error {
     )
     .retry_after(wait)
 }
+
+#[cfg(test)]
+mod tests;

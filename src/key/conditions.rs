@@ -78,6 +78,15 @@ struct Entry {
 }
 
 impl Entry {
+    /// Whether it holds for about as long anyway: to say so again would only make it look new.
+    fn is_as_long(&self, until: Option<Instant>, now: Instant) -> bool {
+        match (self.until, until, self.condition) {
+            (Some(own), Some(until), Condition::Limited) => own >= until,
+            (Some(own), Some(until), _) => own - now >= (until - now) / 2,
+            (own, until, _) => own == until,
+        }
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until <= now)
     }
@@ -145,7 +154,7 @@ impl Conditions {
         let until = life.map(|life| now + life);
         let old = known.entries.get(&place).filter(|entry| entry.condition == condition && !entry.is_over(now));
         let is_news = old.is_none();
-        if old.is_some_and(|old| condition == Condition::Limited && old.until >= until) {
+        if old.is_some_and(|old| old.is_as_long(until, now)) {
             return false;
         }
         let (since, asked) = old.map_or((now, None), |old| (old.since, old.asked));
@@ -325,10 +334,8 @@ impl Conditions {
                 continue;
             }
             let old = known.entries.get(&place).filter(|old| old.condition == condition).cloned();
-            let is_renewed = old.as_ref().is_some_and(|old| old.stamp != 0 && old.stamp < note.stamp);
             let entry = match old {
-                Some(old) if !is_renewed => Entry { until, stamp: note.stamp, ..old },
-                Some(old) => Entry { since, until, stamp: note.stamp, asked: old.asked, condition, has_ticket: false },
+                Some(old) => Entry { until, stamp: note.stamp, ..old },
                 None => Entry { condition, since, until, stamp: note.stamp, asked: None, has_ticket: false },
             };
             known.entries.insert(place, entry);

@@ -67,6 +67,11 @@ impl Memory {
     }
 
     #[cfg(test)]
+    pub fn forget_board(&self) {
+        *self.board.lock().unwrap() = InProcess::new();
+    }
+
+    #[cfg(test)]
     pub fn remove(&self, id: &str) {
         self.lock().remove(id);
     }
