@@ -23,6 +23,7 @@ mod fixtures;
 mod instruments;
 mod load;
 
+mod demo;
 mod promise;
 
 mod binding;
