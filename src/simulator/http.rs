@@ -11,11 +11,10 @@ use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
 use super::body::{self, WireFault};
-use super::caller::{TURN_STATE, describe, name, put, recognize};
+use super::caller::{TURN_STATE, describe, name, recognize};
 use super::judge::{Entry, Outcome, Turn};
 use super::key::Key;
 use super::leak;
-use super::limits::go_text;
 use super::refusal::Refusal;
 use super::request::Transport;
 use super::stream::{self, End, Play, broken};
@@ -84,7 +83,7 @@ pub fn refuse(refusal: &Refusal, mut entry: Entry) -> Response<Body> {
 }
 
 fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
-    let Reply { answer, pause, stream, standing, cut, .. } = reply;
+    let Reply { answer, pause, stream, headers, cut, .. } = reply;
     if cut.as_ref().is_some_and(|cut| matches!(cut.end, End::Broken) && cut.after == 0) {
         entry.became(Outcome::Cut);
         return Response::new(broken());
@@ -101,13 +100,7 @@ fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
         Body::from(answer.object())
     };
     let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert("x-ratelimit-remaining-requests", HeaderValue::from(standing.requests_left));
-    headers.insert("x-ratelimit-remaining-tokens", HeaderValue::from(standing.tokens_left));
-    headers.insert("x-ratelimit-limit-requests", HeaderValue::from(standing.requests_limit));
-    headers.insert("x-ratelimit-limit-tokens", HeaderValue::from(standing.tokens_limit));
-    put(headers, "x-ratelimit-reset-requests", &go_text(standing.requests_reset));
-    put(headers, "x-ratelimit-reset-tokens", &go_text(standing.tokens_reset));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().extend(headers);
     response
 }

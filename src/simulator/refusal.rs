@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 /// An error answer in the OpenAI shape.
@@ -20,6 +20,8 @@ pub struct Refusal {
     pub message: String,
     /// Sent as `retry-after` (whole seconds, rounded up) and `retry-after-ms`.
     pub retry_after: Option<Duration>,
+    /// Sent besides, each in place of what else would be sent under its name.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Closes the WebSocket that it is said on, with this code.
     pub close: Option<u16>,
 }
@@ -44,6 +46,7 @@ impl Refusal {
             param: param.map(str::to_owned),
             message: message.into(),
             retry_after: None,
+            headers: Vec::new(),
             close: None,
         }
     }
@@ -62,12 +65,19 @@ impl Refusal {
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.extend(self.headers());
+        response
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
         if let Some(span) = self.retry_after {
             // Rounded up: a client that comes back early is refused again.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(span.as_millis().div_ceil(1000) as u64));
             headers.insert("retry-after-ms", HeaderValue::from(span.as_millis() as u64));
         }
-        response
+        headers.extend(self.headers.iter().cloned());
+        headers
     }
 
     /// The refusal that the real service gives under this status and code; of an unknown code, one in its shape.
@@ -81,6 +91,7 @@ impl Refusal {
             param: (code == "invalid_prompt").then(|| "input".to_owned()),
             message,
             retry_after,
+            headers: Vec::new(),
             close: None,
         }
     }
@@ -91,9 +102,8 @@ impl Refusal {
         if let Some(lane) = lane {
             frame["stream_id"] = lane.into();
         }
-        if let Some(span) = self.retry_after {
-            let (seconds, millis) = (span.as_millis().div_ceil(1000), span.as_millis());
-            frame["headers"] = json!({"retry-after": seconds.to_string(), "retry-after-ms": millis.to_string()});
+        for (name, value) in &self.headers() {
+            frame["headers"][name.as_str()] = String::from_utf8_lossy(value.as_bytes()).into();
         }
         frame.to_string()
     }

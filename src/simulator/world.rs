@@ -93,7 +93,7 @@ impl World {
             sockets: Arc::default(),
             memory: Mutex::new(Memory {
                 faults: Faults::default(),
-                limits: Limits::new(config.requests_per_minute, config.tokens_per_minute),
+                limits: Limits::new(config),
                 stored: Stored::default(),
                 traces: Traces::default(),
                 machines: Machines::default(),
