@@ -6,6 +6,7 @@
 //! What the last user text of a request may ask of it stands in `simulator/directive.rs`.
 
 mod clock;
+mod date;
 mod settings;
 
 mod answer;
@@ -29,6 +30,7 @@ mod machine;
 
 mod diagnosis;
 mod fault;
+mod faults;
 pub mod judge;
 pub mod sockets;
 mod stored;
@@ -65,7 +67,7 @@ use tokio_util::sync::CancellationToken;
 use crate::server::listener::Listener;
 use crate::task::Tasks;
 
-pub use fault::Fault;
+pub use fault::{Fault, Scope};
 pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
 
@@ -155,8 +157,9 @@ impl Simulator {
         self.world.memory().faults.add(fault)
     }
 
-    pub fn clear_faults(&self) {
-        self.world.memory().faults.clear();
+    /// Forgets the faults that name what `scope` names.
+    pub fn clear_faults(&self, scope: &Scope) {
+        self.world.memory().faults.clear(scope);
     }
 }
 
@@ -182,16 +185,23 @@ async fn add_fault(State(simulator): Sim, request: Request) -> Response<Body> {
     added.map_or_else(|refusal| refusal.response(), |()| no_content())
 }
 
-/// The body of a request to the judge.
+/// The body of a request to the judge; an empty one says nothing.
 async fn read<T: serde::de::DeserializeOwned>(request: Request, code: &str) -> Result<T, Refusal> {
     let refused = |error: String| Refusal::invalid(Some(code), None, error);
     let body = Limited::new(request.into_body(), MOST_FAULT_BYTES).collect().await.map_err(|error| refused(error.to_string()))?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|error| refused(error.to_string()))
+    let body = body.to_bytes();
+    serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }).map_err(|error| refused(error.to_string()))
 }
 
-async fn clear_faults(State(simulator): Sim) -> Response<Body> {
-    simulator.clear_faults();
-    no_content()
+async fn clear_faults(State(simulator): Sim, request: Request) -> Response<Body> {
+    let scope = read(request, "invalid_scope").await;
+    scope.map_or_else(
+        |refusal| refusal.response(),
+        |scope| {
+            simulator.clear_faults(&scope);
+            no_content()
+        },
+    )
 }
 
 async fn reset(State(simulator): Sim) -> Response<Body> {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 
 use super::answer::{Answer, Usage};
 use super::caller::check_turn_state;
@@ -16,7 +16,7 @@ use super::judge::{Entry, now_millis};
 use super::key::Key;
 use super::limits::{Limited, Standing, go_text};
 use super::prefix::{History, Prefix};
-use super::refusal::Refusal;
+use super::refusal::{Besides, Refusal};
 use super::reply::{self, Prompt};
 use super::request::{Ask, Caching, OpenCalls, Transport};
 use super::stored::Past;
@@ -44,7 +44,7 @@ pub struct Reply {
     /// The history that it answers.
     pub past: Past,
     /// What its head tells besides.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: HeaderMap,
     pub cut: Option<Cut>,
 }
 
@@ -92,8 +92,9 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     }
     let mut reply = Ask::read(body, transport)
         .and_then(|ask| read(request, &ask, entry))
-        .map_err(|refusal| if refusal.headers.is_empty() { told(refusal, request, model.as_deref()) } else { refusal })?;
+        .map_err(|refusal| if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal })?;
     reply.cut = cut;
+    reply.headers.extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
     let usage = &reply.answer.usage;
     let prefill = world.config.prefill.0.mul_f64((usage.input - usage.cached) as f64 / 1000.0);
     if !prefill.is_zero() {
@@ -216,9 +217,12 @@ fn count(request: &Request<'_>, model: Option<&str>) -> Option<Standing> {
 
 /// With where its project stands, where that is known.
 fn told(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal {
-    let standing = count(request, model);
-    let headers = standing.map(|standing| standing.headers(|span| request.world.clock.real(span)));
-    Refusal { headers: headers.unwrap_or_default(), ..refusal }
+    let besides = count(request, model).map(|standing| besides(request.world, &standing));
+    Refusal { besides, ..refusal }
+}
+
+fn besides(world: &World, standing: &Standing) -> Box<Besides> {
+    Box::new(Besides { headers: standing.headers(|span| world.clock.real(span)), html: None })
 }
 
 fn over_limit(world: &World, key: &Key, model: &str, tokens: u64, standing: &Standing, limited: Limited) -> Refusal {
@@ -246,7 +250,7 @@ fn over_limit(world: &World, key: &Key, model: &str, tokens: u64, standing: &Sta
         param: None,
         message: format!("{message} Visit https://platform.openai.com/account/rate-limits to learn more."),
         retry_after,
-        headers: standing.headers(|span| world.clock.real(span)),
+        besides: Some(besides(world, standing)),
         close: None,
     }
 }

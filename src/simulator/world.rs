@@ -10,7 +10,8 @@ use super::body::hex;
 use super::cache::{Cache, Served};
 use super::clock::Clock;
 use super::diagnosis::Traces;
-use super::fault::Faults;
+use super::fault::Scope;
+use super::faults::Faults;
 use super::judge::Judge;
 use super::key::{Key, Keys};
 use super::limits::Limits;
@@ -133,7 +134,7 @@ impl World {
     /// Forgets turns, faults and caches; keys, seals and the clock go on.
     pub fn reset(&self) {
         let mut memory = self.memory();
-        memory.faults.clear();
+        memory.faults.clear(&Scope::default());
         memory.limits.clear();
         memory.stored.clear();
         memory.traces.clear();
