@@ -32,6 +32,7 @@ mod diagnosis;
 mod fault;
 mod faults;
 pub mod judge;
+pub mod probes;
 pub mod sockets;
 mod stored;
 
@@ -45,6 +46,7 @@ mod caller;
 mod turn;
 
 mod http;
+mod probing;
 
 mod frame;
 mod lanes;
@@ -71,7 +73,7 @@ pub use fault::{Fault, Scope};
 pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
 
-use refusal::{Caller, Refusal};
+use refusal::Refusal;
 use websocket::Home;
 use world::World;
 
@@ -101,6 +103,7 @@ impl Simulator {
         let mut router = Router::new()
             .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
             .route("/_sim/close", post(close))
+            .route("/_sim/probes", get(async |State(simulator): Sim| json(&simulator.probes())))
             .route("/_sim/turns", get(async |State(simulator): Sim| json(&simulator.turns())))
             .route("/_sim/summary", get(async |State(simulator): Sim| json(&simulator.summary())))
             .route("/_sim/fault", post(add_fault).delete(clear_faults))
@@ -113,7 +116,12 @@ impl Simulator {
                     post(async |State(simulator): Sim, request: Request| http::serve(&simulator.world, request).await)
                         .get(move |State(simulator): Sim, request: Request| upgrade(simulator, home, request)),
                 )
-                .route(&format!("{base}/models"), get(models));
+                .route(
+                    &format!("{base}/models"),
+                    get(async |State(simulator): Sim, request: Request| {
+                        probing::serve(&simulator.world, request.headers()).await
+                    }),
+                );
         }
         router.method_not_allowed_fallback(unknown).fallback(unknown).with_state(Arc::clone(self))
     }
@@ -132,6 +140,11 @@ impl Simulator {
     /// Every turn on record, oldest first.
     pub fn turns(&self) -> Vec<judge::Turn> {
         self.world.judge.turns()
+    }
+
+    /// Every `GET /models` on record, oldest first.
+    pub fn probes(&self) -> Vec<probes::Probe> {
+        self.world.probes.all()
     }
 
     /// Every WebSocket on record, oldest first.
@@ -207,21 +220,6 @@ async fn clear_faults(State(simulator): Sim, request: Request) -> Response<Body>
 async fn reset(State(simulator): Sim) -> Response<Body> {
     simulator.reset();
     no_content()
-}
-
-/// The probe of a gateway: a key that is dead for answers is dead here too.
-async fn models(State(simulator): Sim, request: Request) -> Response<Body> {
-    let world = &simulator.world;
-    let key = match world.keys.authenticate(request.headers()) {
-        Ok(key) => key,
-        Err((_, refusal)) => return refusal.response(),
-    };
-    let fault = world.memory().faults.of_key(&key);
-    if let Some(fault) = fault {
-        let caller = Caller { organization: &key.organization, project: &key.project, model: "", masked: &key.masked };
-        return Refusal::scripted(StatusCode::UNAUTHORIZED, fault.code.as_deref(), caller, None).response();
-    }
-    typed(model::list())
 }
 
 async fn unknown(request: Request) -> Response<Body> {

@@ -52,7 +52,8 @@ pub struct Fault {
     /// Closes the WebSocket with this code: after `cut_after_events` events, after the error or the answer, or in place of it.
     /// In a handshake: accepts, and closes at once.
     pub close: Option<u16>,
-    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also WebSocket handshakes.
+    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also WebSocket handshakes and, without
+    /// counting them, probes.
     pub at: Option<At>,
     /// How many requests it strikes; absent, all until it is cleared.
     pub times: Option<u64>,
@@ -68,12 +69,13 @@ pub struct Target<'a> {
     pub prewarm: bool,
 }
 
-/// What a fault strikes: a turn over either transport, or the handshake of a WebSocket.
+/// What a fault strikes: a turn over either transport, the handshake of a WebSocket, or a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum At {
     Turn,
     Handshake,
+    Probe,
 }
 
 /// Which faults to clear: those that name what it names. `DELETE /_sim/fault` takes it as JSON.
@@ -144,7 +146,8 @@ impl Fault {
     pub fn fits(&self, target: Target<'_>) -> bool {
         let Target { at, key, model, session, prewarm } = target;
         let narrows = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
-        self.at.map_or(at == At::Turn || self.concerns_the_key(), |own| own == at)
+        let usually = at == At::Turn || at == At::Handshake && self.concerns_the_key();
+        self.at.map_or(usually, |own| own == at)
             && self.prewarm.is_none_or(|wanted| wanted == prewarm)
             && narrows(&self.key, Some(&key.id))
             && narrows(&self.organization, Some(&key.organization))

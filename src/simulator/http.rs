@@ -34,28 +34,21 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
         headers: leak::names(&parts.headers).into(),
         ..Turn::default()
     });
+    // Known by its headers alone, and in flight at its key from then on.
+    let known = recognize(world, &parts.headers, false);
+    let key = known.as_ref().map_or_else(|(key, _)| key.clone(), |key| Some(Arc::clone(key)));
+    entry.note(|turn| key.iter().for_each(|key| name(turn, key)));
     let wire = body::read(body, &parts.headers).await;
     entry.note(|turn| turn.body_sha256.clone_from(&wire.sha256));
-
-    let mut key = None;
-    let outcome = match wire.fault {
+    let outcome = match (wire.fault, known) {
         // Nobody is there to be told.
-        Some(WireFault::Incomplete) => return Refusal::invalid(None, None, "The request body ended early.").response(),
-        Some(WireFault::TooLarge) => Err(body::too_large()),
-        None => match recognize(world, &parts.headers, false) {
-            Ok(known) => {
-                entry.note(|turn| name(turn, &known));
-                let key = key.insert(known);
-                match body::decode(wire.bytes, &parts.headers) {
-                    Ok(bytes) => turn::answer(&asked(world, key, &bytes), &entry).await,
-                    Err(refusal) => Err(refusal),
-                }
-            }
-            Err((known, refusal)) => {
-                entry.note(|turn| known.iter().for_each(|key| name(turn, key)));
-                Err(refusal)
-            }
+        (Some(WireFault::Incomplete), _) => return Refusal::invalid(None, None, "The request body ended early.").response(),
+        (Some(WireFault::TooLarge), _) => Err(body::too_large()),
+        (None, Ok(key)) => match body::decode(wire.bytes, &parts.headers) {
+            Ok(bytes) => turn::answer(&asked(world, &key, &bytes), &entry).await,
+            Err(refusal) => Err(refusal),
         },
+        (None, Err((_, refusal))) => Err(refusal),
     };
     let mut response = match outcome {
         Ok(reply) => {

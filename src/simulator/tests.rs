@@ -3,6 +3,7 @@
 mod failing;
 mod lanes;
 mod limited;
+mod probed;
 mod scripted;
 mod serving;
 mod socket;

@@ -17,6 +17,7 @@ use super::key::{Key, Keys};
 use super::limits::Limits;
 use super::machine::Machines;
 use super::prefix::{Prefix, digest};
+use super::probes::Probes;
 use super::request::{Ask, Caching};
 use super::seal::Sealer;
 use super::settings::Config;
@@ -74,6 +75,7 @@ pub struct World {
     pub keys: Keys,
     pub sealer: Sealer,
     pub judge: Arc<Judge>,
+    pub probes: Probes,
     pub sockets: Arc<Sockets>,
     memory: Mutex<Memory>,
     /// Ids of one run never meet those of another, whatever the seed.
@@ -91,6 +93,7 @@ impl World {
             keys: Keys::new(&config.key)?,
             sealer: Sealer::new(config.seed),
             judge: Arc::default(),
+            probes: Probes::default(),
             sockets: Arc::default(),
             memory: Mutex::new(Memory {
                 faults: Faults::default(),
@@ -131,7 +134,7 @@ impl World {
         self.sealer.seal(kind, owner, u64::from_be_bytes(number), filler)
     }
 
-    /// Forgets turns, faults and caches; keys, seals and the clock go on.
+    /// Forgets turns, probes, faults and caches; keys, seals and the clock go on.
     pub fn reset(&self) {
         let mut memory = self.memory();
         memory.faults.clear(&Scope::default());
@@ -141,6 +144,7 @@ impl World {
         (memory.machines, memory.cache, memory.ideal) = (Machines::default(), Cache::default(), Cache::default());
         drop(memory);
         self.judge.clear();
+        self.probes.clear();
         self.sockets.clear();
     }
 }
