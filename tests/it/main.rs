@@ -24,6 +24,7 @@ mod instruments;
 mod load;
 
 mod demo;
+mod judge;
 mod promise;
 
 mod binding;
