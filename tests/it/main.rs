@@ -23,6 +23,8 @@ mod fixtures;
 mod instruments;
 mod load;
 
+mod demo;
+mod judge;
 mod promise;
 
 mod binding;
