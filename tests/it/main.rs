@@ -36,6 +36,7 @@ mod signals;
 mod weather;
 
 mod generations;
+mod health;
 mod reload;
 mod roll;
 mod scripts;

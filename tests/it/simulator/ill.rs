@@ -92,6 +92,16 @@ impl Ill {
         Self(json!({ "reset": true }))
     }
 
+    /// With this code, in place of the usual one.
+    pub fn code(self, code: &str) -> Self {
+        self.and("code", json!(code))
+    }
+
+    /// In these words.
+    pub fn message(self, text: &str) -> Self {
+        self.and("message", json!(text))
+    }
+
     pub fn key(self, id: &str) -> Self {
         self.and("key", json!(id))
     }
