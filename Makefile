@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-codex lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -24,6 +24,10 @@ test: ## everything but the real clients; installs redis-server, haproxy and ope
 	cargo test --locked --no-fail-fast
 
 # The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.
+test-long: ## what `make test` plays of ailing keys, with ten times as many sessions; minutes
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
+	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
+
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run

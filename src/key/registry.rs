@@ -247,9 +247,11 @@ impl Registry {
         self.changes.subscribe()
     }
 
-    /// Whether an operator wants nobody on `key`.
+    /// Whether an operator wants nobody on `key`, or has removed it.
     pub fn is_closed(&self, key: &Key) -> bool {
-        matches!(self.fitness(key, ""), Fitness::Aside(Why::Disabled) | Fitness::Lost(Why::Drained))
+        let loaded = self.loaded();
+        let is_there = loaded.table.by_tag(key.tag).is_some_and(|now| now.organization_tag == key.organization_tag);
+        !is_there || matches!(self.fitness(key, ""), Fitness::Aside(Why::Disabled) | Fitness::Lost(Why::Drained))
     }
 
     /// What was out of use is in use again: new sessions come to it little by little.

@@ -37,6 +37,7 @@ mod weather;
 
 mod generations;
 mod health;
+mod marathon;
 mod reload;
 mod roll;
 mod scripts;

@@ -90,6 +90,12 @@ impl Refused {
         json["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// How long a client waits that was told so, and one that was not.
+    pub fn wait(&self) -> std::time::Duration {
+        let told = value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok());
+        told.map_or_else(Default::default, std::time::Duration::from_secs)
+    }
+
     pub fn waits(&self) -> u64 {
         value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok()).expect("an integer retry-after")
     }
