@@ -290,12 +290,13 @@ impl Places {
         let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
         let is_exhausted =
             |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
+        let is_final = fitness.iter().any(is_exhausted) && fitness.iter().all(|fitness| matches!(fitness, Fitness::Lost(_)));
         let soonest =
             fitness.iter().filter_map(|fitness| if let Fitness::Short(wait) = fitness { Some(*wait) } else { None }).min();
         match soonest {
             Some(wait) => Error::limited("Every upstream key that may serve this session is cooling.", wait),
             // Waiting does not help.
-            None if !fitness.is_empty() && fitness.iter().all(is_exhausted) => Error::new(
+            None if is_final => Error::new(
                 Kind::InsufficientQuota,
                 "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
             ),
