@@ -182,11 +182,11 @@ impl Cluster {
             .iter()
             .map(|key| {
                 format!(
-                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = \"{}-main\"\nregion = \"us\"\n\
+                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n\
                      weight = {}\nsecret = {:?}\n",
                     key.id,
                     key.organization,
-                    key.organization,
+                    key.project(),
                     key.weight,
                     key.secret()
                 )

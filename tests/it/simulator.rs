@@ -16,6 +16,8 @@ use crate::wire::{Request, ask, get};
 pub struct Key {
     pub id: String,
     pub organization: String,
+    /// The project's name, if it is not its organization's only one.
+    pub own_project: Option<String>,
     pub weight: u32,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,
@@ -23,7 +25,16 @@ pub struct Key {
 
 impl Key {
     pub fn new(id: &str, organization: &str) -> Self {
-        Self { id: id.into(), organization: organization.into(), weight: 1, shown: None }
+        Self { id: id.into(), organization: organization.into(), own_project: None, weight: 1, shown: None }
+    }
+
+    pub fn in_project(mut self, project: &str) -> Self {
+        self.own_project = Some(project.into());
+        self
+    }
+
+    pub fn project(&self) -> String {
+        self.own_project.clone().unwrap_or_else(|| format!("{}-main", self.organization))
     }
 
     pub fn secret(&self) -> String {
@@ -63,6 +74,8 @@ pub struct Turn {
     pub status: u16,
     #[serde(default)]
     pub headers: Vec<String>,
+    pub response_id: Option<String>,
+    pub previous_response_id: Option<String>,
 }
 
 /// Whoever came without a known key is nobody.
@@ -104,11 +117,11 @@ impl Simulator {
         let mut text = format!("[sim]\n{options}\n");
         for key in keys {
             text.push_str(&format!(
-                "[[sim.key]]\nid = {:?}\nsecret = {:?}\norganization = {:?}\nproject = \"{}-main\"\nregion = \"us\"\n",
+                "[[sim.key]]\nid = {:?}\nsecret = {:?}\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n",
                 key.id,
                 key.secret(),
                 key.organization,
-                key.organization,
+                key.project(),
             ));
         }
         let file = folder.write("simulator.toml", &text);
