@@ -174,6 +174,7 @@ pub struct Key {
     pub organization: String,
     pub organization_tag: Tag,
     pub project: String,
+    pub project_tag: Tag,
     pub region: String,
     /// Its share of new sessions. 0: keeps its sessions, takes no new ones.
     pub weight: u32,

@@ -7,7 +7,9 @@ use ::http::{HeaderMap, HeaderValue, Uri};
 use tokio::time::Instant;
 
 use crate::binding::Binding;
+use crate::binding::owner::Owners;
 use crate::binding::place::{Sealed, Wanted};
+use crate::binding::select::Reach;
 use crate::binding::table::{Bindings, Found};
 use crate::client::{Client, Clients};
 use crate::current::Current;
@@ -27,6 +29,9 @@ pub mod search;
 pub mod replay;
 pub mod idle;
 pub mod relay;
+pub mod issued;
+pub mod held;
+pub mod owned;
 pub mod http;
 pub mod frame;
 pub mod lanes;
@@ -38,6 +43,7 @@ pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
+use owned::ForeignIds;
 use replay::Replay;
 use search::Search;
 use sockets::Sockets;
@@ -53,6 +59,10 @@ pub struct Gateway {
     pub identifier: Identifier,
     /// Which key a session is bound to.
     pub bindings: Bindings,
+    /// Whose a stored response is.
+    pub owners: Arc<Owners>,
+    /// What becomes of ids that never passed through here.
+    pub foreign_ids: ForeignIds,
     /// Which keys are in use.
     pub registry: Arc<Registry>,
     /// The memory that request bodies are held in.
@@ -93,7 +103,8 @@ impl Gateway {
     ) -> Wanted<'t> {
         let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let lineage = self.identifier.lineage(&client.id, headers);
-        Wanted { session: identity.session, lineage, client, carries_sealed, turn_state, by_websocket }
+        let within = Reach::Anywhere;
+        Wanted { session: identity.session, lineage, client, carries_sealed, turn_state, by_websocket, within }
     }
 
     /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.

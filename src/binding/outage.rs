@@ -60,6 +60,7 @@ impl Bindings {
                 (spilled, _) => spilled,
             },
             Standing::Gone => self.move_home(wanted, session, known),
+            Standing::Elsewhere => self.detour(wanted, session),
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Wanted<'t> {
     pub turn_state: Option<&'t [u8]>,
     /// It comes by WebSocket: a new session begins where that is spoken.
     pub by_websocket: bool,
+    /// What it may not leave, whatever its session is bound to: the project that stores the response it goes on from.
+    pub within: Reach,
 }
 
 /// Where to look for content that only its organization can open.
@@ -74,6 +76,8 @@ pub enum Standing {
     NotLoaded,
     /// Its key can serve no more.
     Gone,
+    /// It is to a key that this turn may not go to: the turn goes on from what another project has stored.
+    Elsewhere,
 }
 
 pub struct Places {
@@ -99,7 +103,11 @@ impl Places {
         let loaded = self.registry.loaded();
         let generation = loaded.ordinal();
         // Under the same name in another organization it is another key.
-        match loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned() {
+        let key = loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned();
+        if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
+            return Standing::Elsewhere;
+        }
+        match key {
             Some(key) if self.may_serve(wanted, &key) => Standing::Serves(key),
             // Somebody moved the session here, whatever this replica thinks of the key: worth a try.
             Some(key) if record.epoch > 1 && is_allowed(wanted, &key) && self.registry.may_try(&key) => Standing::Serves(key),
@@ -125,6 +133,14 @@ impl Places {
         let chosen = first(wanted.order(session), &allowed, is_preferred);
         if let Some(key) = chosen.or_else(|| first(wanted.order(session), &allowed, is_usable)) {
             return Ok(Arc::clone(key));
+        }
+        if let Reach::Project { .. } = wanted.within {
+            // What is stored there is nothing new to it.
+            return allowed
+                .iter()
+                .find(|key| is_usable(key))
+                .map(|key| Arc::clone(key))
+                .ok_or_else(|| self.out_of_project(wanted));
         }
         let is_exhausted = |key: &&Arc<Key>| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_)));
         match reach {
@@ -176,8 +192,36 @@ impl Places {
     /// The key with the least going on, for a turn without a session.
     pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let candidates = loaded.table.keys().iter().filter(|key| key.weight > 0 && self.may_serve(wanted, key));
-        self.registry.least_loaded(candidates).cloned().ok_or_else(|| none_available(LATER))
+        let takes_any = |key: &Key| key.weight > 0 || wanted.within != Reach::Anywhere;
+        let candidates = loaded.table.keys().iter().filter(|key| takes_any(key) && self.may_serve(wanted, key));
+        self.registry.least_loaded(candidates).cloned().ok_or_else(|| match wanted.within {
+            Reach::Anywhere | Reach::Organization(_) => none_available(LATER),
+            Reach::Project { .. } => self.out_of_project(wanted),
+        })
+    }
+
+    /// No key may serve a turn that goes on from what one project has stored: which one, and why.
+    fn out_of_project(&self, wanted: &Wanted<'_>) -> Error {
+        let loaded = self.registry.loaded();
+        let own: Vec<_> = loaded.table.keys().iter().filter(|key| is_allowed(wanted, key)).collect();
+        let Some(key) = own.first() else {
+            self.registry.wants_reload();
+            let message = "No upstream key of the project that stores the previous response is known. Its operator has been told; \
+                           try again, or start without `previous_response_id`.";
+            return Error::new(Kind::NoKeyAvailable, message).retry_after(SOON);
+        };
+        let project = [key.organization.as_str(), key.project.as_str()].join("/");
+        let project = project.trim_end_matches('/');
+        let is_exhausted = own.iter().all(|key| matches!(self.registry.ailment(key), Some(Ailment::Exhausted(_))));
+        let (kind, what) = match is_exhausted {
+            true => {
+                (Kind::InsufficientQuota, format!("The quota of {project}, which stores the previous response, is exhausted."))
+            }
+            false => {
+                (Kind::NoKeyAvailable, format!("No upstream key of {project}, which stores the previous response, is in use."))
+            }
+        };
+        Error::new(kind, format!("{what} Try again later, or start without `previous_response_id`.")).retry_after(LATER)
     }
 
     fn may_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
@@ -186,7 +230,7 @@ impl Places {
 }
 
 fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {
-    wanted.client.may_use_organization(&key.organization)
+    wanted.client.may_use_organization(&key.organization) && wanted.within.includes(key)
 }
 
 /// No key that may serve is in use.
@@ -205,4 +249,118 @@ fn none_available(wait: Duration) -> Error {
         "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
     )
     .retry_after(wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::health::Scope;
+    use crate::key::table::Table;
+    use crate::key::{Settings, UpstreamSettings};
+    use crate::metrics::Metrics;
+
+    /// `(id, organization, project, weight)`
+    const KEYS: [(&str, &str, &str, u32); 5] = [
+        ("a-1", "org-a", "one", 1),
+        ("a-2", "org-a", "one", 1),
+        ("a-3", "org-a", "two", 1),
+        ("a-4", "org-a", "idle", 0),
+        ("b-1", "org-b", "one", 1),
+    ];
+
+    fn places() -> (Places, Arc<Registry>) {
+        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+        let settings = KEYS.map(|(id, organization, project, weight)| {
+            let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
+                "weight": weight, "secret": "sk" });
+            serde_json::from_value::<Settings>(key).unwrap()
+        });
+        let registry = Arc::new(Registry::new(Table::new(&[upstream], &settings).unwrap(), Arc::new(Metrics::new())));
+        (Places::new(Arc::clone(&registry)), registry)
+    }
+
+    fn key(registry: &Registry, id: &str) -> Arc<Key> {
+        registry.loaded().table.by_tag(Tag::of("key", id.as_bytes())).cloned().unwrap()
+    }
+
+    fn project(organization: &str, project: &str) -> Reach {
+        let tag = |kind, name: &str| Tag::of(kind, name.as_bytes());
+        Reach::Project { organization: tag("organization", organization), project: tag("project", project) }
+    }
+
+    fn wanted(client: &Client, within: Reach) -> Wanted<'_> {
+        let (lineage, carries_sealed) = (Lineage::default(), Sealed::Known(false));
+        Wanted { session: None, lineage, client, carries_sealed, turn_state: None, by_websocket: false, within }
+    }
+
+    fn session(number: u32) -> SessionId {
+        SessionId::parse(&format!("{number:022}")).unwrap()
+    }
+
+    #[test]
+    fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
+        let (places, registry) = places();
+        let client = Client::unrestricted("alice");
+        for (within, expected) in [
+            (project("org-a", "one"), &["a-1", "a-2"][..]),
+            (project("org-a", "two"), &["a-3"]),
+            (project("org-a", "idle"), &["a-4"]),
+            (project("org-b", "one"), &["b-1"]),
+        ] {
+            let wanted = wanted(&client, within);
+            let mut used: Vec<_> =
+                (0..40).map(|number| places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()).collect();
+            used.extend((0..40).map(|number| places.default_of(&wanted, &session(number)).unwrap().id.clone()));
+            used.push(places.by_load(&wanted).unwrap().id.clone());
+            used.sort_unstable();
+            used.dedup();
+            assert_eq!(used, expected);
+            assert!(places.elsewhere(&wanted, &session(1), &[key(&registry, expected[0]).organization_tag]).is_none());
+        }
+    }
+
+    #[test]
+    fn a_binding_to_another_project_is_left_alone() {
+        let (places, registry) = places();
+        let client = Client::unrestricted("alice");
+        let standing = |record: &Record, within| match places.standing(&wanted(&client, within), record) {
+            Standing::Serves(key) => key.id.clone(),
+            Standing::Elsewhere => "elsewhere".into(),
+            Standing::Gone => "gone".into(),
+            Standing::NotLoaded => "not loaded".into(),
+        };
+        let (one, two) = (project("org-a", "one"), project("org-a", "two"));
+        let bound = Record::first(&key(&registry, "a-1"), 1);
+        assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["a-1", "a-1", "elsewhere"]);
+        // Whatever becomes of its key, that is for the session's other turns to find out.
+        registry.disable(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
+        assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["gone", "gone", "elsewhere"]);
+        let unknown = Record { key: Tag::of("key", b"new"), generation: 9, ..bound };
+        let other = project("org-b", "one");
+        assert_eq!(
+            [Reach::Anywhere, two, other].map(|within| standing(&unknown, within)),
+            ["not loaded", "not loaded", "elsewhere"]
+        );
+    }
+
+    #[test]
+    fn a_project_without_a_key_in_use_is_named() {
+        let (places, registry) = places();
+        let client = Client::unrestricted("alice");
+        let refused = |within| {
+            let wanted = wanted(&client, within);
+            let error = places.choose(&wanted, &session(1), Reach::Anywhere).err().unwrap();
+            assert_eq!(places.by_load(&wanted).err().map(|error| error.message), Some(error.message.clone()));
+            (error.status().as_u16(), error.retry_after.unwrap().as_secs(), error.message)
+        };
+        registry.disable(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
+        registry.disable(&key(&registry, "a-2"), Ailment::Exhausted(Scope::Key));
+        let (status, wait, message) = refused(project("org-a", "one"));
+        assert!((status, wait) == (503, 30) && message.contains("org-a/one"), "{status} {wait} {message}");
+        registry.disable(&key(&registry, "a-3"), Ailment::Exhausted(Scope::Project));
+        let (status, wait, message) = refused(project("org-a", "two"));
+        assert!((status, wait) == (429, 30) && message.contains("org-a/two"), "{status} {wait} {message}");
+        let (status, wait, _) = refused(project("org-a", "later"));
+        assert_eq!((status, wait), (503, 1), "another replica may have loaded it");
+    }
 }

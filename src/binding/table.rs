@@ -174,6 +174,7 @@ impl Bindings {
             }
             Standing::NotLoaded => self.spill(wanted, session, &record),
             Standing::Gone => self.replace(wanted, session, record, budget).await,
+            Standing::Elsewhere => self.detour(wanted, session),
         }
     }
 
@@ -231,6 +232,7 @@ impl Bindings {
                 }
                 Standing::NotLoaded => return self.spill(wanted, session, &held),
                 Standing::Gone => record = held,
+                Standing::Elsewhere => return self.detour(wanted, session),
             }
         }
         Err(none_in_use())
@@ -242,6 +244,12 @@ impl Bindings {
         let key = self.places.choose(wanted, session, reach).map_err(|_| not_loaded())?;
         let is_guess = !record.sealed;
         Ok(Binding { has_moved: true, is_guess, ..Binding::passing(&key, Some(session), BindingResult::Spilled) })
+    }
+
+    /// Serves the turn where the response is stored that it goes on from, and leaves the binding alone: it is to another project.
+    pub(super) fn detour(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+        let key = self.places.choose(wanted, session, wanted.within)?;
+        Ok(has_moved(Binding::passing(&key, Some(session), BindingResult::Spilled)))
     }
 
     /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.

@@ -161,6 +161,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         organization: settings.organization.clone(),
         organization_tag: Tag::of("organization", settings.organization.as_bytes()),
         project: settings.project.clone().unwrap_or_default(),
+        project_tag: Tag::of("project", settings.project.as_deref().unwrap_or_default().as_bytes()),
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,
         secret,

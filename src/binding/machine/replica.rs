@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::upstream::{self, Answer, Served, Upstream, session};
 use crate::binding::local::Local;
 use crate::binding::place::{Places, Sealed, Wanted};
+use crate::binding::select::Reach;
 use crate::binding::table::Bindings;
 use crate::binding::{Binding, Written};
 use crate::client::Client;
@@ -83,6 +84,7 @@ impl Replica {
             carries_sealed: Sealed::Known(!history.is_empty()),
             turn_state: None,
             by_websocket: false,
+            within: Reach::Anywhere,
         };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;
