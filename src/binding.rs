@@ -2,7 +2,8 @@
 //!
 //! `select` decides where a session would go, `place` where a turn may go, `trail` tells what was decided, `record` how a binding is written down, `local` is
 //! what this replica remembers; `table` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits,
-//! `forgotten` finds a session's organization again. The invariants B1 to B20 are its specification.
+//! `forgotten` finds a session's organization again; `owner` knows whose a stored response is, and where it is stored. The
+//! invariants B1 to B20 are its specification.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::setting::Span;
 
 pub mod record;
 pub mod select;
+pub mod wanted;
 pub mod place;
 pub mod trail;
 pub mod local;
@@ -22,6 +24,7 @@ pub mod table;
 pub mod outage;
 pub mod fork;
 pub mod forgotten;
+pub mod owner;
 #[cfg(test)]
 mod machine;
 

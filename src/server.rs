@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use crate::setting::{SecretSource, Size, Span};
+use crate::turn::owned::ForeignIds;
 
 pub mod admin;
 pub mod drain;
@@ -27,4 +28,6 @@ pub struct Settings {
     pub open: bool,
     /// A WebSocket's silent peer is asked after this time whether it is there.
     pub ping: Span,
+    /// What becomes of ids of stored things that never passed through here.
+    pub foreign_ids: ForeignIds,
 }

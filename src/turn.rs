@@ -9,9 +9,11 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
-use crate::binding::place::{Sealed, Wanted};
+use crate::binding::owner::Owners;
+use crate::binding::select::Reach;
 use crate::binding::table::{Bindings, Found};
 use crate::binding::trail::Step;
+use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
@@ -34,6 +36,9 @@ pub mod search;
 pub mod replay;
 pub mod idle;
 pub mod relay;
+pub mod issued;
+pub mod held;
+pub mod owned;
 pub mod http;
 pub mod frame;
 pub mod lanes;
@@ -46,6 +51,7 @@ pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
+use owned::ForeignIds;
 use patience::{Patience, moment};
 use replay::Replay;
 use search::Search;
@@ -83,6 +89,10 @@ pub struct Gateway {
     pub identifier: Identifier,
     /// Which key a session is bound to.
     pub bindings: Bindings,
+    /// Whose a stored response is.
+    pub owners: Arc<Owners>,
+    /// What becomes of ids that never passed through here.
+    pub foreign_ids: ForeignIds,
     /// Which keys are in use.
     pub registry: Arc<Registry>,
     /// The memory that request bodies are held in.
@@ -132,7 +142,8 @@ impl Gateway {
         let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let lineage = self.identifier.lineage(&client.id, headers);
         let (session, patience, refused, failed) = (identity.session, self.options.wait, Vec::new(), Vec::new());
-        Wanted { session, lineage, client, carries_sealed, turn_state, by_websocket, model, patience, refused, failed }
+        let within = Reach::Anywhere;
+        Wanted { session, lineage, client, carries_sealed, turn_state, by_websocket, model, patience, refused, failed, within }
     }
 
     /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.

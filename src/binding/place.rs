@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::record::Record;
 use super::select::{Reach, first, share};
-use crate::client::Client;
+use super::wanted::Wanted;
 use crate::error::{Error, Kind};
 use crate::key::conditions::{Fitness, Why};
 use crate::key::generation::Loaded;
@@ -14,68 +14,11 @@ use crate::key::registry::Registry;
 use crate::key::{Key, Tag};
 use crate::metrics::Reason;
 use crate::session::SessionId;
-use crate::session::lineage::Lineage;
 
 /// What a client is told when a key may be loaded in a moment.
 const SOON: Duration = Duration::from_secs(1);
 /// What a client is told when keys are out of use.
 const LATER: Duration = Duration::from_secs(30);
-
-/// A turn as binding sees it.
-pub struct Wanted<'t> {
-    pub session: Option<SessionId>,
-    pub lineage: Lineage,
-    pub client: &'t Client,
-    /// Whether the turn itself shows content that only its organization can open.
-    pub carries_sealed: Sealed<'t>,
-    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
-    pub turn_state: Option<&'t [u8]>,
-    /// It comes by WebSocket: a new session begins where that is spoken.
-    pub by_websocket: bool,
-    /// What it asks for. Nothing: it does not say.
-    pub model: &'t str,
-    /// How long it may yet wait for a key that is short.
-    pub patience: Duration,
-    /// The keys that have refused it.
-    pub refused: Vec<Tag>,
-    /// The keys at which the upstream has failed with it.
-    pub failed: Vec<Tag>,
-}
-
-/// Where to look for content that only its organization can open.
-#[derive(Clone, Copy)]
-pub enum Sealed<'t> {
-    Known(bool),
-    /// In this JSON text, which is only looked at when the answer matters.
-    In(&'t [u8]),
-}
-
-/// A field that only an organization's own blobs have. Inside a text its quotes would be escaped.
-const SEALED: &[u8] = br#""encrypted_content""#;
-
-impl Sealed<'_> {
-    pub fn is_sealed(self) -> bool {
-        match self {
-            Self::Known(sealed) => sealed,
-            Self::In(text) => memchr::memmem::find(text, SEALED).is_some(),
-        }
-    }
-}
-
-impl Wanted<'_> {
-    /// How far from `record`'s organization the turn may go.
-    pub fn reach(&self, record: &Record) -> Reach {
-        match record.sealed || self.carries_sealed.is_sealed() {
-            true => Reach::Organization(record.organization),
-            false => Reach::Anywhere,
-        }
-    }
-
-    /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent would.
-    fn order<'s>(&'s self, session: &'s SessionId) -> &'s str {
-        self.lineage.parent.as_ref().map_or(session, |parent| &parent.root).as_str()
-    }
-}
 
 /// What this replica makes of a stored binding.
 pub enum Standing {
@@ -84,6 +27,8 @@ pub enum Standing {
     Aside(Reason),
     /// Its key can serve no more.
     Gone(Reason),
+    /// It is to a key that this turn may not go to: the turn goes on from what another project has stored.
+    Elsewhere,
 }
 
 impl From<Why> for Reason {
@@ -134,8 +79,11 @@ impl Places {
     }
 
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
-        let generation = self.generation();
-        match self.key_of(record) {
+        let (generation, key) = (self.generation(), self.key_of(record));
+        if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
+            return Standing::Elsewhere;
+        }
+        match key {
             Some(key) if !is_allowed(wanted, &key) => Standing::Gone(Reason::NotAllowed),
             Some(key) if wanted.failed.contains(&key.tag) => Standing::Aside(Reason::Failed),
             Some(key) => self.standing_of(wanted, record, key),
@@ -260,6 +208,10 @@ impl Places {
         if let Some(key) = chosen {
             return Ok(Arc::clone(key));
         }
+        if let Some(key) = allowed.iter().find(|key| wanted.within != Reach::Anywhere && self.can_serve(wanted, key)) {
+            // What is stored there is nothing new to a key that takes nothing new.
+            return Ok(Arc::clone(key));
+        }
         // With nobody else left one turn may find out whether that is so still.
         let asked = first(order, &allowed, |key| self.is_asked(wanted, key));
         match asked.filter(|key| self.registry.conditions.take_ticket(key)) {
@@ -287,6 +239,24 @@ impl Places {
 
     /// What the client is told where none of `allowed` can serve.
     pub fn shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
+        let error = self.plain_shortage(wanted, allowed);
+        match (wanted.within, allowed.first()) {
+            (Reach::Project { .. }, None) => {
+                self.registry.wants_reload();
+                Error::new(Kind::NoKeyAvailable, "No upstream key of the project that stores the previous response is known.")
+                    .retry_after(SOON)
+            }
+            // Which one it is its client should know: it may go on without.
+            (Reach::Project { .. }, Some(key)) => {
+                let project = [key.organization.as_str(), key.project.as_str()].join("/");
+                let what = format!("The previous response is stored by {}.", project.trim_end_matches('/'));
+                Error { message: format!("{what} {}", error.message), ..error }
+            }
+            _ => error,
+        }
+    }
+
+    fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
         let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
         let is_exhausted =
             |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
@@ -351,7 +321,8 @@ impl Places {
     /// The key with the least going on, for a turn without a session.
     pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| key.weight > 0 && is_allowed(wanted, key)).collect();
+        let takes = |key: &Key| (key.weight > 0 || wanted.within != Reach::Anywhere) && is_allowed(wanted, key);
+        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| takes(key)).collect();
         let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
         self.registry.loads.least(candidates).cloned().ok_or_else(|| self.shortage(wanted, &allowed))
     }
@@ -362,7 +333,7 @@ fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {
 }
 
 fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {
-    wanted.client.may_use_organization(&key.organization)
+    wanted.client.may_use_organization(&key.organization) && wanted.within.includes(key)
 }
 
 /// No key that may serve is in use.
@@ -385,3 +356,5 @@ fn none_available(wait: Duration) -> Error {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod within;

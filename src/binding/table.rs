@@ -10,10 +10,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::local::{Belief, Known, Local};
-use super::place::{Places, Standing, Wanted, none_in_use, not_loaded};
+use super::place::{Places, Standing, none_in_use, not_loaded};
 use super::record::{Record, state_tag};
 use super::select::Reach;
 use super::trail::{Step, Trail};
+use super::wanted::Wanted;
 use super::{Binding, Written};
 use crate::error::Error;
 use crate::key::Key;
@@ -97,7 +98,7 @@ impl Bindings {
         match self.places.standing(wanted, record) {
             Standing::Serves(key) => key.tag != binding.key.tag,
             Standing::Aside(reason) => has_sibling() || leaves(reason) && has_other(),
-            Standing::Gone(_) => has_other(),
+            Standing::Gone(_) | Standing::Elsewhere => has_other(),
         }
     }
 
@@ -219,6 +220,7 @@ impl Bindings {
                 spilled => spilled,
             },
             Standing::Gone(reason) => self.replace(wanted, session, record, reason, budget).await,
+            Standing::Elsewhere => self.detour(wanted, session),
         }
     }
 
@@ -277,6 +279,7 @@ impl Bindings {
                 }
                 Standing::Aside(reason) => return self.spill(wanted, session, &held, reason).map(has_moved),
                 Standing::Gone(now) => (record, reason) = (held, now),
+                Standing::Elsewhere => return self.detour(wanted, session),
             }
         }
         Err(none_in_use())
@@ -328,6 +331,12 @@ impl Bindings {
     pub(super) fn tell(&self, session: &SessionId, decision: Decision, reason: Reason, record: &Record, to: &Key) {
         let from = self.places.key_of(record);
         self.trail.tell(&Step { session: Some(session), decision, reason, from: from.as_deref(), to: Some(to) });
+    }
+
+    /// Serves the turn where the response is stored that it goes on from, and leaves the binding alone: it is to another project.
+    pub(super) fn detour(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+        let key = self.places.choose(wanted, session, wanted.within)?;
+        Ok(has_moved(Binding::passing(&key, Some(session), BindingResult::Spilled)))
     }
 
     /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.

@@ -142,6 +142,11 @@ impl Account {
         self.reading = reading;
     }
 
+    /// The turn will not be answered to its end, and not because its client left.
+    pub fn cut(mut self) {
+        self.relayed(Reading::default(), Some(Ending::Cut));
+    }
+
     /// What the turn asks for.
     pub fn model(&mut self, model: &str) {
         model.clone_into(&mut self.model);

@@ -17,20 +17,21 @@ use super::Gateway;
 use super::account::{Account, Caller};
 use super::frame::{Event, Request, Stage};
 use super::hop::{Frames, Incoming, Sink, leave};
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Turn};
 use super::parting::{End, farewells};
 use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
-use crate::binding::place::{Sealed, Wanted};
+use crate::binding::owner::Owner;
+use crate::binding::select::Reach;
+use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::key::health::{Diagnosis, diagnose};
-use crate::metrics::{BindingResult, Ending};
-use crate::outcome::ErrorBody;
+use crate::metrics::BindingResult;
 use crate::session::lineage::Lineage;
 use crate::usage::tap::Reading;
-use crate::usage::terminal::{self, Terminal};
+use crate::usage::terminal::Terminal;
 
 /// When a client that was told to come again should.
 const SOON: Duration = Duration::from_secs(1);
@@ -66,6 +67,15 @@ struct Books {
     is_confirmed: bool,
     /// What the client asked for last.
     model: String,
+}
+
+/// What has to be written down before the client may have the first event of a response.
+#[derive(Default)]
+struct News {
+    /// What follows only this organization can open.
+    must_confirm: bool,
+    /// Others than this connection may go on from it, if the event does not say otherwise.
+    is_stored: bool,
 }
 
 /// Who speaks through a socket, and where to.
@@ -124,7 +134,7 @@ impl Socket {
                 Err(lost) => return End::Client(lost),
             };
             let refused = match &message {
-                Message::Text(text) => self.ask(text).err(),
+                Message::Text(text) => self.ask(text).await.err(),
                 _ => None,
             };
             let sent = match refused {
@@ -165,18 +175,18 @@ impl Socket {
     }
 
     /// Looks at what the client asks for. The error is the frame that it gets instead of an answer.
-    fn ask(&self, text: &str) -> Result<(), String> {
+    async fn ask(&self, text: &str) -> Result<(), String> {
         let invalid = |place| Error::new(Kind::InvalidJson, format!("The message stops being JSON at {place}."));
         let request = match Request::read(text.as_bytes()).map_err(invalid) {
             Ok(request) => request,
             Err(error) => return Err(self.refuse(&error, None)),
         };
+        // What was issued on this connection is its own: nobody is asked.
+        let elsewhere = request.previous_response_id.as_deref().filter(|id| !self.books().lanes.has_issued(id));
+        let may_go_on = self.gateway.may_go_on(&self.client.id, elsewhere, &self.binding.key).await;
         let mut books = self.books();
-        let refused = match &request.previous_response_id {
-            // What another connection was told, and be it this client's, cannot be told from what was never its own.
-            Some(id) if !books.lanes.has_issued(id) => {
-                Err(Error::new(Kind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found.")))
-            }
+        let refused = match may_go_on {
+            Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {
                 Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."))
@@ -192,7 +202,9 @@ impl Socket {
                 let mut account = self.open(&mut books);
                 books.model = request.model.unwrap_or_default();
                 account.model(&books.model);
-                books.lanes.ask(request.lane.as_deref(), account, request.is_warm_up);
+                let (is_warm_up, is_unstored) = (request.is_warm_up, request.is_unstored);
+                let turn = Turn { is_warm_up, is_unstored, ..Turn::new(account) };
+                books.lanes.ask(request.lane.as_deref(), turn);
                 Ok(())
             }
             Err(error) => Err(self.refuse(&error, request.lane.as_deref())),
@@ -223,64 +235,70 @@ impl Socket {
 
     /// Takes note of an event before the client has it. Returns what the client is to have.
     async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
-        let Event { lane, response_id, stage } = event;
-        let lane = lane.as_deref();
-        let must_confirm = match stage {
-            Stage::Created => self.created(&mut self.books_of(response_id), lane),
-            Stage::Ended(terminal) => self.ended(&mut self.books_of(response_id), lane, terminal, text.as_bytes()),
+        let Event { lane, response_id, is_unstored, stage } = event;
+        let (lane, id) = (lane.as_deref(), response_id.as_deref());
+        let news = match stage {
+            Stage::Created => self.created(&mut self.books_of(id), lane),
+            Stage::Ended(terminal) => self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes()),
             Stage::Refused(status, error, headers) => {
-                let has_begun = refused(&mut self.books_of(response_id), lane, status);
+                let has_begun = refused(&mut self.books_of(id), lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
                 let may_guess = self.binding.is_guess && !self.books().is_confirmed;
                 let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess };
                 return self.instead(lane, refused).await.map_or(text, Utf8Bytes::from);
             }
         };
-        if must_confirm {
-            self.gateway.bindings.confirm(&self.binding, &mut self.gateway.bindings.budget()).await;
+        let mut budget = self.gateway.bindings.budget();
+        if news.must_confirm {
+            self.gateway.bindings.confirm(&self.binding, &mut budget).await;
+        }
+        if let Some(id) = id.filter(|_| news.is_stored && !is_unstored) {
+            self.gateway.own(&self.client.id, id, Owner::of(&self.binding), &mut budget).await;
         }
         text
     }
 
     /// The books, while an event is on its way to the client that may be of the response `id`.
-    fn books_of(&self, id: Option<String>) -> MutexGuard<'_, Books> {
+    fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, Books> {
         let mut books = self.books();
         books.is_passing = true;
         if let Some(id) = id {
-            books.lanes.issue(id);
+            books.lanes.issue(id.to_owned());
         }
         books
     }
 
     /// A response begins: the next one of its lane or, where the client waits for none, one that the upstream starts by itself.
-    /// Returns whether the binding has to be confirmed first: what follows only this organization can open.
-    fn created(&self, books: &mut Books, lane: Option<&str>) -> bool {
+    fn created(&self, books: &mut Books, lane: Option<&str>) -> News {
         self.gateway.registry.has_answered(&self.binding.key);
         if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
             // A lane has one response at a time: the one before is over, and nobody said how.
-            drop(books.lanes.ended(lane).map(|turn| cut(turn.account)));
+            if let Some(turn) = books.lanes.ended(lane) {
+                turn.account.cut();
+            }
         }
         if books.lanes.current(lane).is_none() {
-            let account = self.open(books);
-            books.lanes.ask(lane, account, false);
+            let turn = Turn::new(self.open(books));
+            books.lanes.ask(lane, turn);
         }
-        let Some(turn) = books.lanes.current(lane) else { return false };
+        let Some(turn) = books.lanes.current(lane) else { return News::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
         // A warm-up is accepted by any organization: it shows nothing that is sealed, and is answered with nothing.
-        let must_confirm = !turn.is_warm_up && !books.is_confirmed;
-        books.is_confirmed |= must_confirm;
-        must_confirm
+        let news = News { must_confirm: !turn.is_warm_up && !books.is_confirmed, is_stored: !turn.is_unstored };
+        books.is_confirmed |= news.must_confirm;
+        news
     }
 
-    fn ended(&self, books: &mut Books, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> bool {
+    fn ended(&self, books: &mut Books, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> News {
         let is_new = books.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
-        let must_confirm = is_new && terminal != Terminal::Failed && self.created(books, lane);
+        let is_begin = is_new && terminal != Terminal::Failed;
+        let news = if is_begin { self.created(books, lane) } else { News::default() };
         if let Some(mut turn) = books.lanes.ended(lane) {
             turn.account.answered(StatusCode::OK);
-            turn.account.relayed(reading(terminal, text), None);
+            turn.account.relayed(Reading::of_event(terminal, text), None);
         }
-        must_confirm
+        news
     }
 
     /// What the client hears in place of an error frame.
@@ -297,6 +315,7 @@ impl Socket {
             patience: self.gateway.options.wait,
             refused: Vec::new(),
             failed: Vec::new(),
+            within: Reach::Anywhere,
         };
         let instead = Instead::of(&self.gateway, &self.binding, &mut wanted, refused).await;
         if matches!(instead, Instead::Anew) {
@@ -357,7 +376,7 @@ impl Socket {
                 let error = Error::new(Kind::UpstreamInterrupted, "The connection to the upstream was lost.").retry_after(SOON);
                 last.push(Message::text(error.to_frame(lane.as_deref())));
             }
-            drop(cut(turn.account));
+            turn.account.cut();
         }
         tokio::join!(
             leave(self.to_client, from_client, last, to_client, LAST_WORD),
@@ -377,15 +396,4 @@ fn refused(books: &mut Books, lane: Option<&str>, status: StatusCode) -> bool {
     turn.account.answered(status);
     turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
     turn.has_begun
-}
-
-fn reading(terminal: Terminal, text: &[u8]) -> Reading {
-    let failure = if terminal == Terminal::Failed { ErrorBody::of_event(text) } else { None };
-    Reading { terminal: Some(terminal), usage: terminal::of_event(text), failure }
-}
-
-/// The account of a turn that will not be answered to its end, and not because its client left.
-fn cut(mut account: Account) -> Account {
-    account.relayed(Reading::default(), Some(Ending::Cut));
-    account
 }

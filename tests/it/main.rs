@@ -32,6 +32,7 @@ mod failover;
 mod forgotten;
 mod forks;
 mod outage;
+mod ownership;
 mod signals;
 mod weather;
 

@@ -86,6 +86,8 @@ pub struct Turn {
     pub code: Option<String>,
     #[serde(default)]
     pub headers: Vec<String>,
+    pub response_id: Option<String>,
+    pub previous_response_id: Option<String>,
 }
 
 /// One `GET /models`.

@@ -6,10 +6,13 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::binding::wanted::Sealed;
+use crate::client::Client;
 use crate::key::condition::{Condition, Subject};
 use crate::key::health::{Ailment, Scope};
 use crate::key::table::Table;
 use crate::metrics::Metrics;
+use crate::session::lineage::Lineage;
 
 const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, a-3 org-a 0 sk-3, b-1 org-b 2 sk-4, b-2 org-b 1 sk-5, c-1 org-c 1 sk-6";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -87,6 +90,7 @@ proptest! {
             patience: PATIENCE,
             refused: Vec::new(),
             failed,
+            within: Reach::Anywhere,
         };
         let loaded = registry.loaded();
         let own = &loaded.table.keys()[bound];
@@ -110,6 +114,7 @@ proptest! {
         match places.standing(&wanted, &record) {
             Standing::Serves(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
             Standing::Aside(_) | Standing::Gone(Reason::NotAllowed) => {}
+            Standing::Elsewhere => prop_assert!(false, "it may go anywhere"),
             // What is left for good is left for a reason that lasts.
             Standing::Gone(reason) => {
                 prop_assert!(matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained), "{reason:?}");
