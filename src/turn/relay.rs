@@ -59,7 +59,9 @@ pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay
     tap.observe(&answer.head);
     let joined = BytesMut::from(&answer.head[..]);
     let idle = Idle::new(idle_timeout);
-    let pump = Pump { upstream: answer.rest, joined, idle, tap, account, pipe: Inlet(Arc::clone(&pipe)) };
+    // A client that knows the length leaves with the last byte: that is an end, too, here and below.
+    let upstream = answer.rest.filter(|upstream| !upstream.is_end_stream());
+    let pump = Pump { upstream, joined, idle, tap, account, pipe: Inlet(Arc::clone(&pipe)) };
     (Relay(pipe), pump)
 }
 
@@ -74,9 +76,7 @@ impl Pump {
 
     /// Takes one frame, or passes on what was taken before.
     fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<Over> {
-        let Some(upstream) = self.upstream.as_mut().filter(|upstream| !upstream.is_end_stream()) else {
-            return Poll::Ready(Over::Upstream(None));
-        };
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(Over::Upstream(None)) };
         if self.joined.len() >= FULL {
             self.pipe.push(self.joined.split().freeze());
         }
@@ -89,7 +89,6 @@ impl Pump {
             Poll::Ready(Some(Ok(frame))) => {
                 let data = frame.into_data().unwrap_or_default();
                 self.tap.observe(&data);
-                // A client that knows the length leaves with the last byte: that is an end, too.
                 let is_last = upstream.is_end_stream();
                 if self.joined.is_empty() && data.len() >= LARGE && !is_last {
                     self.idle.stir();
