@@ -22,7 +22,9 @@ use super::idle::Idle;
 /// A larger message is refused. The real service's own limit is not known; a Codex turn is a few megabytes at the most.
 const LARGEST: usize = 16 * 1024 * 1024;
 /// What is read at a time. Defaults would cost a quarter of a megabyte a connection.
-const READ: usize = 8 * 1024;
+const READ: usize = 4 * 1024;
+/// So much is joined into one write.
+const WRITE: usize = 4 * 1024;
 
 pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
 pub type Sink = SplitSink<Frames, Message>;
@@ -31,7 +33,7 @@ pub type Sink = SplitSink<Frames, Message>;
 pub async fn frames(connection: Upgraded, role: Role) -> Frames {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
-        .write_buffer_size(0)
+        .write_buffer_size(WRITE)
         .max_message_size(Some(LARGEST))
         .max_frame_size(Some(LARGEST));
     WebSocketStream::from_raw_socket(TokioIo::new(connection), role, Some(config)).await

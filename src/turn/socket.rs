@@ -6,12 +6,13 @@
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::poll_immediate;
 use futures_util::{SinkExt, StreamExt};
 use http::StatusCode;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::Gateway;
 use super::account::{Account, Caller};
@@ -148,10 +149,16 @@ impl Socket {
         }
     }
 
-    /// From the upstream to the client.
+    /// From the upstream to the client: what is there at the same moment goes in one write.
     async fn downward(&self, from: &mut Incoming) -> End {
         loop {
-            let message = match from.next(&self.to_upstream).await {
+            let ready = poll_immediate(from.next(&self.to_upstream)).await;
+            let message = match ready {
+                Some(message) => message,
+                None if self.flush().await.is_err() => return std::future::pending().await,
+                None => from.next(&self.to_upstream).await,
+            };
+            let message = match message {
                 Ok(message) => message,
                 Err(lost) => return End::Upstream(lost),
             };
@@ -159,19 +166,23 @@ impl Socket {
                 Message::Text(text) => Event::read(text.as_bytes()),
                 _ => None,
             };
-            let is_event = event.is_some();
             let message = match (event, message) {
                 (Some(event), Message::Text(text)) => Message::Text(self.note(event, text).await),
                 (_, message) => message,
             };
-            if self.to_client.lock().await.send(message).await.is_err() {
+            if self.to_client.lock().await.feed(message).await.is_err() {
                 return std::future::pending().await;
             }
-            if is_event {
-                self.books().is_passing = false;
-                self.quiet.notify_one();
-            }
         }
+    }
+
+    /// Everything that has come for the client is on its way.
+    async fn flush(&self) -> Result<(), tungstenite::Error> {
+        self.to_client.lock().await.flush().await?;
+        if std::mem::take(&mut self.books().is_passing) {
+            self.quiet.notify_one();
+        }
+        Ok(())
     }
 
     /// Looks at what the client asks for. The error is the frame that it gets instead of an answer.
