@@ -24,6 +24,7 @@ pub mod generation;
 pub mod registry;
 pub mod roll;
 pub mod pulse;
+pub mod operator;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, Deserialize)]
