@@ -1,8 +1,9 @@
 //! Which key a session is bound to: the promise itself.
 //!
-//! `select` decides where a session would go, `place` where a turn may go, `trail` tells what was decided, `record` how a binding is written down, `local` is
-//! what this replica remembers; `table` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits,
-//! `forgotten` finds a session's organization again. The invariants B1 to B20 are its specification.
+//! `select` decides where a session would go, `place` where a turn may go, `trail` tells what was decided, `record` how a binding
+//! is written down, `local` is what this replica remembers; `table` binds and moves, `outage` does so without the store, `fork`
+//! finds what a fork inherits, `forgotten` finds a session's organization again, `view` shows a session to operators. The
+//! invariants B1 to B20 are its specification.
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ pub mod table;
 pub mod outage;
 pub mod fork;
 pub mod forgotten;
+pub mod view;
 #[cfg(test)]
 mod machine;
 

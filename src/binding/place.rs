@@ -125,6 +125,12 @@ impl Places {
         loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
     }
 
+    /// What an organization is called, where a key of it is loaded.
+    pub fn organization(&self, tag: Tag) -> Option<String> {
+        let loaded = self.registry.loaded();
+        loaded.table.keys().iter().find(|key| key.organization_tag == tag).map(|key| key.organization.clone())
+    }
+
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
         let generation = self.generation();
         match self.key_of(record) {
