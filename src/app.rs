@@ -14,8 +14,8 @@ use crate::binding::place::Places;
 use crate::binding::table::Bindings;
 use crate::binding::trail::{Trail, keep_writing};
 use crate::client::authenticate::AdminToken;
-use crate::config::source::Seen;
 use crate::config::fixed::Fixed;
+use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
 use crate::current::Current;
 use crate::key::operator::Operator;
@@ -255,8 +255,9 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
     store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
-    store.append(&id, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
-    store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
+    let lines = format!("{id}.trail");
+    store.append(&lines, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
+    store.list(&lines, &mut store.budget()).await.map_err(refused(trail))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))

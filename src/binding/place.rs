@@ -146,6 +146,19 @@ impl Places {
         }
     }
 
+    /// Why nobody can serve the turn in place of `record`'s key.
+    pub fn reason(&self, wanted: &Wanted<'_>, record: &Record) -> Reason {
+        match self.key_of(record) {
+            None => Reason::NotLoaded,
+            Some(key) if !is_allowed(wanted, &key) => Reason::NotAllowed,
+            Some(key) => match self.registry.fitness(&key, wanted.model) {
+                Fitness::Aside(why) | Fitness::Lost(why) => why.into(),
+                Fitness::Short(_) => Reason::Limited,
+                Fitness::Well => Reason::Failed,
+            },
+        }
+    }
+
     fn standing_of(&self, wanted: &Wanted<'_>, record: &Record, key: Arc<Key>) -> Standing {
         match self.registry.fitness(&key, wanted.model) {
             Fitness::Well => Standing::Serves(key),

@@ -144,7 +144,9 @@ mod tests {
             token.authenticate(&map).map_err(|error| error.code())
         };
         assert_eq!(ask(&["Bearer wk-admin"]), Ok(()));
-        for wrong in [&[][..], &["Bearer wk-alice"], &["Bearer wk-admi"], &["Bearer wk-admin2"], &["Basic wk-admin"], &["Bearer "]] {
+        for wrong in
+            [&[][..], &["Bearer wk-alice"], &["Bearer wk-admi"], &["Bearer wk-admin2"], &["Basic wk-admin"], &["Bearer "]]
+        {
             assert_eq!(ask(wrong), Err("invalid_api_key"), "{wrong:?}");
         }
     }

@@ -221,6 +221,10 @@ mod tests {
         operator.registry.limit(&keys[0], "m", Duration::from_secs(60));
         operator.registry.condemn(&keys[2], Ailment::Rejected(Scope::Key));
         operator.say(&operator.find("b").unwrap(), Verb::Disable).await;
+        let exhausted = Subject::of(&keys[0], Scope::Organization);
+        operator.registry.conditions.grant(exhausted);
+        assert!(!operator.registry.conditions.has_ticket(&keys[1]), "nobody is let on it to find out");
+        assert!(operator.registry.conditions.has_ticket(&keys[0]));
         operator.say(&operator.find("org:o").unwrap(), Verb::Probe).await;
         let rejected = Fitness::Lost(Why::Rejected);
         assert_eq!(fitness(&operator), [Fitness::Well, Fitness::Aside(Why::Disabled), rejected]);

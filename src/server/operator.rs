@@ -128,9 +128,10 @@ impl Desk {
     }
 
     async fn say(&self, name: &str, verb: Verb) -> Told {
-        let meant = self.operator.find(name).ok_or_else(|| {
-            Error::new(Kind::UnknownUrl, format!("There is no key {name}. An organization is named org:ID."))
-        })?;
+        let meant = self
+            .operator
+            .find(name)
+            .ok_or_else(|| Error::new(Kind::UnknownUrl, format!("There is no key {name}. An organization is named org:ID.")))?;
         let shared = self.operator.say(&meant, verb).await;
         tracing::info!(name, word = verb.name(), shared, "an operator's word");
         let answers = match verb {

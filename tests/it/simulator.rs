@@ -61,6 +61,9 @@ pub struct Turn {
     #[serde(default)]
     pub ideal_cached_tokens: u64,
     pub status: u16,
+    /// What became of it; `open` while it is being answered.
+    #[serde(default)]
+    pub outcome: String,
     #[serde(default)]
     pub headers: Vec<String>,
 }
