@@ -13,10 +13,13 @@ use crate::binding::outage::{keep_listening, keep_merging};
 use crate::binding::owner::Owners;
 use crate::binding::place::Places;
 use crate::binding::table::Bindings;
-use crate::binding::trail::Trail;
+use crate::binding::trail::{Trail, keep_writing};
+use crate::client::authenticate::AdminToken;
+use crate::config::fixed::Fixed;
 use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
 use crate::current::Current;
+use crate::key::operator::Operator;
 use crate::key::pulse::Pulse;
 use crate::key::registry::Registry;
 use crate::key::roll::Voice;
@@ -25,6 +28,7 @@ use crate::reload::Reload;
 use crate::server::admin::admin_routes;
 use crate::server::drain::{Drain, Readiness};
 use crate::server::listener::Listener;
+use crate::server::operator::{Admission, Desk};
 use crate::server::routes::client_routes;
 use crate::session::identify::Identifier;
 use crate::setting::Span;
@@ -100,7 +104,8 @@ impl Replica {
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
         tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), Arc::clone(&registry), ttl));
         tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
-        let (places, trail) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)));
+        let (places, (trail, unwritten)) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)));
+        tasks.spawn_until_stopped(keep_writing(Arc::clone(&store), ttl, unwritten));
         let owners = Arc::new(Owners::new(Arc::clone(&store), ttl, config.binding.memory));
         tasks.spawn_until_stopped(Arc::clone(&owners).keep_telling());
         let bindings = Bindings::new(store, places, local, ttl, tasks.clone(), trail);
@@ -132,8 +137,10 @@ impl Replica {
             tasks: tasks.clone(),
         });
 
+        let operator = Operator::new(Arc::clone(&registry), Arc::clone(&pulse));
+        let desk = Desk { gateway: Arc::clone(&gateway), operator, admission: admission(&fixed) };
         tasks.spawn_until_stopped(client_listener.serve(client_routes(gateway), connections.clone(), closing.clone()));
-        let admin = admin_routes(Arc::clone(&metrics), readiness.clone());
+        let admin = admin_routes(Arc::clone(&metrics), readiness.clone(), Arc::new(desk));
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
         let reload = Arc::new(Reload { fixed, voice: Arc::clone(&voice), registry, clients, metrics });
@@ -166,6 +173,15 @@ impl Replica {
     }
 }
 
+/// Who may ask what operators ask.
+fn admission(fixed: &Fixed) -> Admission {
+    match &fixed.admin_token {
+        Some(token) => Admission::Token(AdminToken::new(token)),
+        None if fixed.config.server.admin_listen.ip().is_loopback() => Admission::Local,
+        None => Admission::Closed,
+    }
+}
+
 /// A name that no other process has.
 fn replica_name() -> Result<String, String> {
     let mut name = [0; 8];
@@ -189,8 +205,13 @@ pub fn describe(plan: &Plan) -> String {
         StoreChoice::Memory => "in this process: one replica only".to_owned(),
         StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
+    let operators = match admission(&plan.fixed) {
+        Admission::Token(_) => "whoever shows the admin token",
+        Admission::Local => "anybody on this machine: there is no server.admin_token",
+        Admission::Closed => "nobody: there is no server.admin_token",
+    };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
+        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
         server.listen,
         server.admin_listen,
         keys.len(),
@@ -235,9 +256,13 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     if !is_free || held.is_none_or(|held| held.value != first) {
         return Err("what is stored cannot be read back".into());
     }
+    let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts RPUSH, LTRIM and PEXPIRE";
     // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
     store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    let lines = format!("{id}.trail");
+    store.append(&lines, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
+    store.list(&lines, &mut store.budget()).await.map_err(refused(trail))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))

@@ -110,6 +110,11 @@ impl Clients {
         Self { anybody: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
     }
 
+    /// Whether a client may show `token`.
+    pub fn knows(&self, token: &Secret) -> bool {
+        self.by_token.contains_key(&hash(token.expose()))
+    }
+
     pub fn len(&self) -> usize {
         self.by_token.len()
     }

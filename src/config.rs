@@ -95,10 +95,11 @@ impl Config {
         }
         let store = keep(&mut faults, self.store_choice());
         let secret = store.as_ref().and_then(|store| keep(&mut faults, self.secret(store)));
-        let hop_secret = keep(
-            &mut faults,
-            self.hop.secret.as_ref().map(|source| source.read()).transpose().map_err(|why| format!("hop.secret: {why}")),
-        );
+        let optional = |name: &str, source: &Option<SecretSource>| {
+            source.as_ref().map(SecretSource::read).transpose().map_err(|why| format!("{name}: {why}"))
+        };
+        let admin_token = keep(&mut faults, optional("server.admin_token", &self.server.admin_token));
+        let hop_secret = keep(&mut faults, optional("hop.secret", &self.hop.secret));
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
@@ -132,9 +133,14 @@ impl Config {
                 faults.push(format!("client {}: organizations: no key belongs to any of them", client.id));
             }
         }
-        match (store, secret, hop_secret, table, clients) {
-            (Some(store), Some(secret), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
-                Ok(Plan { fixed: Fixed { config: self, secret, hop_secret, store }, table, clients })
+        if let (Some(Some(token)), Some(clients)) = (&admin_token, &clients)
+            && clients.knows(token)
+        {
+            faults.push("server.admin_token: is a client's token too".into());
+        }
+        match (store, secret, admin_token, hop_secret, table, clients) {
+            (Some(store), Some(secret), Some(admin_token), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
+                Ok(Plan { fixed: Fixed { config: self, secret, admin_token, hop_secret, store }, table, clients })
             }
             _ => Err(faults),
         }
@@ -142,7 +148,7 @@ impl Config {
 
     /// Every file that it names but the store's, which looks after its own.
     fn files(&self) -> impl Iterator<Item = &Path> {
-        let secrets = [&self.server.secret, &self.hop.secret].into_iter().flatten();
+        let secrets = [&self.server.secret, &self.server.admin_token, &self.hop.secret].into_iter().flatten();
         let secrets = secrets
             .chain(self.upstream.iter().filter_map(|upstream| upstream.proxy.as_ref()))
             .chain(self.key.iter().map(|key| &key.secret))
@@ -340,6 +346,11 @@ mod tests {
             ("[store]\nurl = \"redis-sentinel://u:sk-canary@a,b\"", "store.url"),
             ("[store]\nurl = \"redis-cluster://u:sk-canary@a,b/1\"", "store.url"),
             ("[store]\nurl = \"rediss://u:sk-canary@h\"\nca_file = \"/nowhere/ca.pem\"", "store.ca_file"),
+            (
+                "[server]\nadmin_token = \"canary\"\n[[client]]\nid = \"alice\"\ntoken = \"canary\"",
+                "server.admin_token: is a client's token too",
+            ),
+            ("[server]\nadmin_token = \"\"", "server.admin_token: "),
             (KEY, "two have the id a-1"),
             ("[server]\nmax_body = \"0B\"", "server.max_body"),
             ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),

@@ -25,6 +25,7 @@ pub mod generation;
 pub mod registry;
 pub mod roll;
 pub mod pulse;
+pub mod operator;
 #[cfg(test)]
 mod agreement;
 

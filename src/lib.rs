@@ -40,4 +40,5 @@ pub mod simulator;
 pub mod config;
 pub mod reload;
 pub mod app;
+pub mod operate;
 pub mod demo;

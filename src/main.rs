@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 use warmkey::app::Replica;
 use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
+use warmkey::key::operator::Verb;
+use warmkey::operate::{self, Failure};
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
@@ -38,6 +40,8 @@ enum Command {
     Simulate(Simulate),
     /// Validate the configuration, reach the store, and say what would run
     Check(File),
+    /// Say an operator's word on a key or an organization, through the admin listener of any one replica
+    Key(Operate),
 }
 
 #[derive(clap::Args)]
@@ -56,6 +60,38 @@ struct Simulate {
     listen: SocketAddr,
 }
 
+#[derive(clap::Args)]
+struct Operate {
+    #[command(subcommand)]
+    word: Word,
+    /// The configuration, which says where the admin listener is and what it wants to be shown
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    /// The admin listener, in place of the configured one
+    #[arg(long, global = true, value_name = "URL")]
+    admin: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Word {
+    /// Show all keys and how they are
+    List,
+    /// Out of use: its sessions are served by others of its organization, and stay its own
+    Disable(Meant),
+    /// In use again, after disable or drain
+    Enable(Meant),
+    /// No new sessions, and those that it has go elsewhere for good, each at its next turn
+    Drain(Meant),
+    /// Forget what was met, try it again, and say what its upstream answers
+    Probe(Meant),
+}
+
+#[derive(clap::Args)]
+struct Meant {
+    /// A key's id, or org:ID for all keys of an organization
+    id: String,
+}
+
 fn main() -> ExitCode {
     let line = match Line::try_parse() {
         Ok(line) => line,
@@ -71,6 +107,7 @@ fn main() -> ExitCode {
             Command::Demo => demo().await,
             Command::Simulate(simulate) => self::simulate(&simulate).await,
             Command::Check(file) => check(&file).await,
+            Command::Key(operate) => key(&operate).await,
         }
     });
     // What is left was told to end and did not: its connections are cut with the process.
@@ -186,6 +223,30 @@ async fn check(file: &File) -> ExitCode {
         println!("The store does what serving needs.");
     }
     ExitCode::SUCCESS
+}
+
+async fn key(Operate { word, config, admin }: &Operate) -> ExitCode {
+    let asking = async {
+        let replica = operate::Replica::find(config.as_deref(), admin.as_deref())?;
+        match word {
+            Word::List => replica.list().await,
+            Word::Disable(Meant { id }) => replica.say(id, Verb::Disable).await,
+            Word::Enable(Meant { id }) => replica.say(id, Verb::Enable).await,
+            Word::Drain(Meant { id }) => replica.say(id, Verb::Drain).await,
+            Word::Probe(Meant { id }) => replica.say(id, Verb::Probe).await,
+        }
+    };
+    match asking.await {
+        Ok(said) => {
+            print!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(Failure::Configuration(fault)) => {
+            eprintln!("{fault}");
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+        Err(Failure::Other(why)) => failed(&why),
+    }
 }
 
 fn plan(file: &File) -> Result<(Seen, Plan), ExitCode> {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::setting::{SecretSource, Size, Span};
 use crate::turn::owned::ForeignIds;
 
+pub mod operator;
 pub mod admin;
 pub mod drain;
 pub mod listener;
@@ -18,6 +19,8 @@ pub mod routes;
 pub struct Settings {
     pub listen: SocketAddr,
     pub admin_listen: SocketAddr,
+    /// What operators show there. Needed where strangers could.
+    pub admin_token: Option<SecretSource>,
     /// Keys the session hashes. Needed as soon as replicas share a store.
     pub secret: Option<SecretSource>,
     pub max_body: Size,

@@ -78,6 +78,12 @@ impl Places {
         }
     }
 
+    /// What an organization is called, where a key of it is loaded.
+    pub fn organization(&self, tag: Tag) -> Option<String> {
+        let loaded = self.registry.loaded();
+        loaded.table.keys().iter().find(|key| key.organization_tag == tag).map(|key| key.organization.clone())
+    }
+
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
         let (generation, key) = (self.generation(), self.key_of(record));
         if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
@@ -93,6 +99,19 @@ impl Places {
                 Standing::Aside(Reason::NotLoaded)
             }
             None => Standing::Gone(Reason::Removed),
+        }
+    }
+
+    /// Why nobody can serve the turn in place of `record`'s key.
+    pub fn reason(&self, wanted: &Wanted<'_>, record: &Record) -> Reason {
+        match self.key_of(record) {
+            None => Reason::NotLoaded,
+            Some(key) if !is_allowed(wanted, &key) => Reason::NotAllowed,
+            Some(key) => match self.registry.fitness(&key, wanted.model) {
+                Fitness::Aside(why) | Fitness::Lost(why) => why.into(),
+                Fitness::Short(_) => Reason::Limited,
+                Fitness::Well => Reason::Failed,
+            },
         }
     }
 

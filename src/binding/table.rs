@@ -52,6 +52,18 @@ impl Bindings {
     }
 
     pub async fn bind(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
+        let bound = self.find(wanted, found, budget).await;
+        if let (Err(_), Some(session)) = (&bound, &wanted.session)
+            && let Some(Known { record, .. }) = self.local.recall(session)
+        {
+            let (reason, from) = (self.places.reason(wanted, &record), self.places.key_of(&record));
+            let decision = Decision::Refuse;
+            self.trail.tell(&Step { session: Some(session), decision, reason, from: from.as_deref(), to: None });
+        }
+        bound
+    }
+
+    async fn find(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
         let Some(session) = &wanted.session else { return self.by_load(wanted) };
         self.tell_thread(wanted, session);
         match found {

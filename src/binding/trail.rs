@@ -1,14 +1,36 @@
-//! Tells what was decided about turns whose key could not just serve them: each time one log line and one metric.
+//! Tells what was decided about turns whose key could not just serve them: each time one log line, one metric, and a line in the
+//! trail of its session.
+//!
+//! A trail is written behind the backs of turns, and begins when something happens to a session: one that is only served leaves
+//! none. What cannot be written for a while waits, bounded; what can never be is in the log.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use serde::Serialize;
+use tokio::sync::mpsc;
 
 use crate::key::Key;
 use crate::metrics::{Decision, Metrics, Reason};
 use crate::session::SessionId;
+use crate::store::Store;
+
+/// Lines that wait to be written, at the most.
+const UNWRITTEN: usize = 8_192;
+/// Lines that are written together.
+const AT_ONCE: usize = 256;
+/// How often a store that answers, and does not take a line, is told it.
+const ATTEMPTS: usize = 3;
 
 pub struct Trail {
     metrics: Arc<Metrics>,
+    written: mpsc::Sender<(SessionId, String)>,
 }
+
+/// What is yet to be written down.
+pub struct Unwritten(mpsc::Receiver<(SessionId, String)>);
 
 /// What was decided about a turn.
 pub struct Step<'s> {
@@ -22,8 +44,9 @@ pub struct Step<'s> {
 }
 
 impl Trail {
-    pub const fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+    pub fn new(metrics: Arc<Metrics>) -> (Self, Unwritten) {
+        let (written, unwritten) = mpsc::channel(UNWRITTEN);
+        (Self { metrics, written }, Unwritten(unwritten))
     }
 
     pub fn tell(&self, step: &Step<'_>) {
@@ -38,5 +61,94 @@ impl Trail {
             key = id(to),
             "decision"
         );
+        if let Some(session) = session {
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_millis());
+            let id = |key: &Option<&Key>| id(key).unwrap_or_default();
+            let line = format!("{at} {} {} {} {}", decision.name(), reason.name(), id(from), id(to));
+            // Full: the store has been away for long, or never takes it.
+            let _ = self.written.try_send(((*session).clone(), line));
+        }
+    }
+}
+
+/// A line of a trail, as it is shown. It is written `<milliseconds since 1970> <decision> <reason> <from> <to>`; ids hold no space.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    pub at: u64,
+    pub decision: String,
+    pub reason: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
+}
+
+impl Mark {
+    /// `None` for what this version does not understand.
+    pub fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [at, decision, reason, from, to] = words[..] else { return None };
+        let id = |word: &str| Some(word.to_owned()).filter(|word| !word.is_empty());
+        Some(Self { at: at.parse().ok()?, decision: decision.into(), reason: reason.into(), from: id(from), to: id(to) })
+    }
+}
+
+/// The name of a session's trail.
+pub fn name(session: &SessionId) -> String {
+    format!("{session}.trail")
+}
+
+/// Writes down what is told, for as long as the replica lives.
+pub async fn keep_writing(store: Arc<Store>, ttl: Duration, Unwritten(mut unwritten): Unwritten) {
+    let mut some = Vec::new();
+    while unwritten.recv_many(&mut some, AT_ONCE).await > 0 {
+        let mut trails: HashMap<SessionId, Vec<String>> = HashMap::new();
+        for (session, line) in some.drain(..) {
+            trails.entry(session).or_default().push(line);
+        }
+        join_all(trails.iter().map(|(session, lines)| write(&store, ttl, session, lines))).await;
+    }
+}
+
+/// A write without an answer may have been done: written again, it is shown once.
+async fn write(store: &Store, ttl: Duration, session: &SessionId, lines: &[String]) {
+    let mut health = store.health();
+    for _ in 0..ATTEMPTS {
+        // Waits as long as the store is away.
+        let _ = health.wait_for(|is_up| *is_up).await;
+        if store.append(&name(session), lines, ttl, &mut store.patient_budget()).await.is_ok() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::table::Table;
+    use crate::store::memory::Memory;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_of_a_session_is_written_down() {
+        let metrics = Arc::new(Metrics::new());
+        let store = Arc::new(Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(&metrics)));
+        let (trail, unwritten) = Trail::new(metrics);
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let (a, b) = (&*table.keys()[0], &*table.keys()[1]);
+        let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
+        let step = |decision, reason, to| Step { session: Some(&session), decision, reason, from: Some(a), to };
+        trail.tell(&step(Decision::Spill, Reason::NoAccess, Some(b)));
+        trail.tell(&step(Decision::Refuse, Reason::Exhausted, None));
+        trail.tell(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
+        drop(trail);
+        keep_writing(Arc::clone(&store), Duration::from_secs(60), unwritten).await;
+        let lines = store.list(&name(&session), &mut store.budget()).await.unwrap();
+        let marks: Vec<_> = lines.iter().map(|line| Mark::parse(line).unwrap()).collect();
+        let [spilled, refused] = &marks[..] else { panic!("{lines:?}") };
+        assert_eq!((spilled.decision.as_str(), spilled.reason.as_str()), ("spill", "no_access"));
+        assert_eq!((spilled.from.as_deref(), spilled.to.as_deref()), (Some("a"), Some("b")));
+        assert_eq!((refused.decision.as_str(), refused.to.as_deref()), ("refuse", None));
+        assert!(spilled.at > 0 && lines[0].len() < 64, "{lines:?}");
+        for other in ["", "1 move removed a", "x move removed a b", "1 move removed a b c"] {
+            assert_eq!(Mark::parse(other), None, "{other}");
+        }
     }
 }

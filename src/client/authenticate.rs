@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq;
 
 use super::{Client, Clients, TokenHash, hash};
 use crate::error::{Error, Kind};
+use crate::setting::Secret;
 
 /// What a client showed, kept as long as its connection lasts: a hash, never a token.
 #[derive(Clone, Copy)]
@@ -38,17 +39,42 @@ impl Clients {
     }
 
     fn find(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
-        let refuse = |why: &str| Error::new(Kind::InvalidApiKey, why);
-        let mut shown = headers.get_all(AUTHORIZATION).iter();
-        let first = shown.next().ok_or_else(|| refuse("No token was given: send `Authorization: Bearer TOKEN`."))?;
-        if shown.any(|other| other != first) {
-            return Err(refuse("Two different tokens were given: send one."));
-        }
-        let unknown = || refuse("The token is unknown or revoked: ask whoever runs this gateway for another.");
-        let hash = hash(bearer(first.as_bytes()).ok_or_else(unknown)?);
+        let hash = shown(headers)?;
         let (known, client) = self.by_token.get_key_value(&hash).ok_or_else(unknown)?;
         if bool::from(known.ct_eq(&hash)) { Ok(Arc::clone(client)) } else { Err(unknown()) }
     }
+}
+
+/// What operators show. Kept like a client's: by its hash.
+pub struct AdminToken(TokenHash);
+
+impl AdminToken {
+    pub fn new(token: &Secret) -> Self {
+        Self(hash(token.expose()))
+    }
+
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<(), Error> {
+        let hash = shown(headers)?;
+        if bool::from(self.0.ct_eq(&hash)) { Ok(()) } else { Err(unknown()) }
+    }
+}
+
+/// The one token that was shown.
+fn shown(headers: &HeaderMap) -> Result<TokenHash, Error> {
+    let mut shown = headers.get_all(AUTHORIZATION).iter();
+    let first = shown.next().ok_or_else(|| refusal("No token was given: send `Authorization: Bearer TOKEN`."))?;
+    if shown.any(|other| other != first) {
+        return Err(refusal("Two different tokens were given: send one."));
+    }
+    bearer(first.as_bytes()).map(hash).ok_or_else(unknown)
+}
+
+fn unknown() -> Error {
+    refusal("The token is unknown or revoked: ask whoever runs this gateway for another.")
+}
+
+fn refusal(why: &str) -> Error {
+    Error::new(Kind::InvalidApiKey, why)
 }
 
 fn bearer(value: &[u8]) -> Option<&str> {
@@ -105,6 +131,23 @@ mod tests {
             &["Bearer wk-alice", "Bearer wk-bob"],
         ] {
             assert_eq!(ask(&clients, wrong).unwrap_err(), "invalid_api_key", "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn operators_show_a_token_of_their_own() {
+        let token = AdminToken::new(&Secret::new("wk-admin"));
+        let ask = |values: &[&str]| {
+            let headers = values.iter().map(|value| (AUTHORIZATION, value.parse().unwrap()));
+            let mut map = HeaderMap::new();
+            map.extend(headers);
+            token.authenticate(&map).map_err(|error| error.code())
+        };
+        assert_eq!(ask(&["Bearer wk-admin"]), Ok(()));
+        for wrong in
+            [&[][..], &["Bearer wk-alice"], &["Bearer wk-admi"], &["Bearer wk-admin2"], &["Basic wk-admin"], &["Bearer "]]
+        {
+            assert_eq!(ask(wrong), Err("invalid_api_key"), "{wrong:?}");
         }
     }
 

@@ -17,6 +17,7 @@ const OTHERS: [&str; 4] = ["upstream", "key", "client", "sim"];
 pub struct Fixed {
     pub config: Config,
     pub secret: Secret,
+    pub admin_token: Option<Secret>,
     pub hop_secret: Option<Secret>,
     pub store: StoreChoice,
 }
@@ -29,6 +30,9 @@ impl Fixed {
         let is_given = |fixed: &Self| fixed.config.server.secret.is_some();
         if is_given(self) && is_given(next) && self.secret != next.secret {
             names.insert("server.secret");
+        }
+        if self.admin_token != next.admin_token {
+            names.insert("server.admin_token");
         }
         if self.hop_secret != next.hop_secret {
             names.insert("hop.secret");
@@ -83,6 +87,7 @@ mod tests {
         assert_eq!(differ(&secret("old"), &secret("new")), "server.secret");
         assert_eq!(differ("", &secret("new")), "server.secret");
         assert_eq!(differ("[hop]\nsecret = \"a\"", ""), "hop.secret");
+        assert_eq!(differ("", "[server]\nadmin_token = \"a\""), "server.admin_token");
         let shown = format!("{:?}", plan(&secret("canary")).fixed.config);
         assert!(!shown.contains("canary"), "{shown}");
     }

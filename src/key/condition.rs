@@ -40,6 +40,16 @@ impl Subject {
         Place(self, Class::Illness).to_string()
     }
 
+    /// What it is, in a word of the operator's.
+    pub const fn scope(self) -> &'static str {
+        match self {
+            Self::Key(_) => "key",
+            Self::Project(_) => "project",
+            Self::Organization(_) => "organization",
+            Self::Model(..) => "model",
+        }
+    }
+
     /// Whether it is something of `key`'s.
     pub fn concerns(self, key: &Key) -> bool {
         match self {

@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use super::Key;
 use super::condition::{Class, Condition, Place, Subject};
 use super::health::Scope;
-use crate::store::board::{Board, Note};
+use crate::store::board::Note;
+
+mod exchange;
 
 /// Keys that are refused within this time of each other are refused for one reason, which is the upstream's.
 const AT_ONCE: Duration = Duration::from_secs(10);
@@ -251,6 +253,9 @@ impl Conditions {
 
     pub fn has_ticket(&self, key: &Key) -> bool {
         let known = self.read();
+        if known.by_operator(key, Instant::now()).is_some() {
+            return false;
+        }
         let entry = |scope| known.entries.get(&Place(Subject::of(key, scope), Class::Illness));
         [Scope::Project, Scope::Organization].into_iter().any(|scope| entry(scope).is_some_and(|entry| entry.has_ticket))
     }
@@ -269,14 +274,24 @@ impl Conditions {
         shares.fold(1.0, f64::min)
     }
 
-    /// What is the case of `key`, in words of the operator's, with what is left of it.
-    pub fn of(&self, key: &Key) -> Vec<(Condition, Option<Duration>)> {
+    /// What is the case of `key` and of what it belongs to, with what is left of it.
+    pub fn of(&self, key: &Key) -> Vec<(Subject, Condition, Option<Duration>)> {
         let now = Instant::now();
         let known = self.read();
         let concerning = known.entries.iter().filter(|(place, entry)| place.0.concerns(key) && !entry.is_over(now));
-        let mut all: Vec<_> = concerning.map(|(_, entry)| (entry.condition, entry.until.map(|until| until - now))).collect();
-        all.sort_by_key(|(condition, left)| (condition.name(), *left));
+        let told = |(place, entry): (&Place, &Entry)| (place.0, entry.condition, entry.until.map(|until| until - now));
+        let mut all: Vec<_> = concerning.map(told).collect();
+        all.sort_by_key(|(subject, condition, _)| (condition.name(), subject.name()));
         all
+    }
+
+    /// Whatever was met of what `is_meant`, it is tried again, by all and at once. Returns what was held against it.
+    pub fn forget(&self, is_meant: impl Fn(Subject) -> bool) -> Vec<Condition> {
+        let is_met = |place: &&Place| place.1 != Class::Operator && is_meant(place.0);
+        let met: Vec<Place> = self.read().entries.keys().filter(is_met).copied().collect();
+        let mut forgotten: Vec<_> = met.into_iter().filter_map(|Place(subject, class)| self.end(subject, class)).collect();
+        forgotten.sort_by_key(|condition| condition.name());
+        forgotten
     }
 
     /// Whether more than half of `keys` were refused at once, now that something has changed.
@@ -296,65 +311,6 @@ impl Conditions {
         let last = refused.iter().max().copied();
         let together = refused.iter().filter(|onset| last.is_some_and(|last| last - **onset <= AT_ONCE)).count();
         known.is_incident = together * 2 > keys.len();
-    }
-
-    /// Waits until there is something to tell.
-    pub async fn news(&self) {
-        self.news.notified().await;
-    }
-
-    /// What to tell, and which version of the board was seen.
-    pub fn word(&self) -> (u64, Vec<Note>) {
-        let known = self.read();
-        (known.seen, known.untold.values().cloned().collect())
-    }
-
-    /// The others have been told `notes`, and this is what the board says then. Returns whether anything is new.
-    pub fn heard(&self, told: &[Note], board: &Board) -> bool {
-        let now = Instant::now();
-        let mut known = self.write();
-        for note in told {
-            if let Some(place) = Place::parse(&note.name).filter(|place| known.untold.get(place) == Some(note)) {
-                known.untold.remove(&place);
-            }
-        }
-        if board.version == known.seen {
-            return false;
-        }
-        let has_lost = board.version < known.seen;
-        known.seen = board.version;
-        let mut said = HashMap::new();
-        for note in &board.notes {
-            let Some((place, condition)) = Place::parse(&note.name).zip(Condition::parse(&note.value)) else { continue };
-            said.insert(place, note.stamp);
-            let age = Duration::from_millis(board.now.saturating_sub(note.stamp));
-            let since = now.checked_sub(age).unwrap_or(now);
-            let until = note.life.map(|life| now + life);
-            if known.untold.contains_key(&place) {
-                continue;
-            }
-            let old = known.entries.get(&place).filter(|old| old.condition == condition).cloned();
-            let entry = match old {
-                Some(old) => Entry { until, stamp: note.stamp, ..old },
-                None => Entry { condition, since, until, stamp: note.stamp, asked: None, has_ticket: false },
-            };
-            known.entries.insert(place, entry);
-        }
-        if has_lost {
-            // What the store has lost it hears again, with the time it was first told at.
-            let lost = known.entries.iter().filter(|(place, entry)| {
-                entry.stamp > 0 && !entry.is_over(now) && said.get(place).is_none_or(|stamp| *stamp < entry.stamp)
-            });
-            let again = |(place, entry): (&Place, &Entry)| {
-                let life = entry.until.map(|until| until - now);
-                (*place, Note { name: place.to_string(), value: entry.condition.name().into(), life, stamp: entry.stamp })
-            };
-            let lost: Vec<_> = lost.into_iter().map(again).collect();
-            known.untold.extend(lost);
-        } else {
-            known.entries.retain(|place, entry| entry.stamp == 0 || said.contains_key(place));
-        }
-        true
     }
 
     /// Gives up what is over.

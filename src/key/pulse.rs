@@ -2,9 +2,11 @@
 //! flight, and hears the same of them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::registry::Registry;
 use crate::store::Store;
@@ -21,11 +23,14 @@ pub struct Pulse {
     registry: Arc<Registry>,
     /// Another one for each process.
     name: String,
+    /// Whoever speaks has this, so that answers are heard in the order in which they were given: when one was heard last.
+    heard: Mutex<Instant>,
+    has_left: AtomicBool,
 }
 
 impl Pulse {
     pub fn new(store: Arc<Store>, registry: Arc<Registry>, name: String) -> Self {
-        Self { store, registry, name }
+        Self { store, registry, name, heard: Mutex::new(Instant::now()), has_left: AtomicBool::new(false) }
     }
 
     /// Beats for as long as the replica lives.
@@ -51,24 +56,28 @@ impl Pulse {
 
     /// Says one word, and takes note of the answer.
     pub async fn beat(&self) {
-        self.say(LIFE).await;
-    }
-
-    /// What it has in flight is over.
-    pub async fn leave(&self) {
-        self.say(Duration::ZERO).await;
-    }
-
-    async fn say(&self, life: Duration) {
+        let mut heard = self.heard.lock().await;
         let (seen, notes) = self.registry.conditions.word();
         let load = self.registry.loads.told();
+        let life = if self.has_left.load(Ordering::Relaxed) { Duration::ZERO } else { LIFE };
         let word = Word { replica: &self.name, life, load: &load, seen, notes: &notes };
-        // Lost: the next one tells it again.
-        if let Ok(board) = self.store.hear(&word, &mut self.store.patient_budget()).await {
-            self.registry.loads.heard(&board.loads);
-            if self.registry.conditions.heard(&notes, &board) {
-                self.registry.has_changed();
+        match self.store.hear(&word, &mut self.store.patient_budget()).await {
+            Ok(board) => {
+                *heard = Instant::now();
+                self.registry.loads.heard(&board.loads);
+                if self.registry.conditions.heard(&notes, &board) {
+                    self.registry.has_changed();
+                }
             }
+            // Lost: the next one tells it again. What others had in flight is not believed for longer than they would be.
+            Err(_) if heard.elapsed() > LIFE => self.registry.loads.heard(&[]),
+            Err(_) => {}
         }
+    }
+
+    /// What it has in flight is over: the others are told now, and nothing else from now on.
+    pub async fn leave(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
+        self.beat().await;
     }
 }

@@ -280,7 +280,7 @@ impl Registry {
 
     pub fn state(&self, key: &Key) -> KeyState {
         let conditions = self.conditions.of(key);
-        let is_any = |wanted: &[Condition]| conditions.iter().any(|(condition, _)| wanted.contains(condition));
+        let is_any = |wanted: &[Condition]| conditions.iter().any(|(_, condition, _)| wanted.contains(condition));
         match () {
             () if matches!(self.fitness(key, ""), Fitness::Aside(_) | Fitness::Lost(_)) => KeyState::Disabled,
             () if is_any(&[Condition::Limited, Condition::NoAccess]) => KeyState::Cooling,

@@ -7,21 +7,24 @@ use tokio::time::Instant;
 
 use super::board::{Board, InProcess, Word};
 use super::expiring::Expiring;
+use super::trail::LONGEST;
 use super::{Held, Replaced};
 
-/// A bounded map of values that expire.
+/// A bounded map of values that expire, and one of trails.
 pub struct Memory {
     bindings: Mutex<Expiring<String>>,
     /// What stands beside them, under a session's or a response's id and a suffix: there may be far more of it, and it pushes no
     /// binding out.
     beside: Mutex<Expiring<String>>,
+    trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<InProcess>,
 }
 
 impl Memory {
     pub fn new(capacity: usize) -> Self {
         let map = || Mutex::new(Expiring::new(capacity));
-        Self { bindings: map(), beside: map(), board: Mutex::new(InProcess::new()) }
+        let trails = Mutex::new(Expiring::new(capacity));
+        Self { bindings: map(), beside: map(), trails, board: Mutex::new(InProcess::new()) }
     }
 
     pub fn get(&self, id: &str) -> Option<Held> {
@@ -68,6 +71,20 @@ impl Memory {
     pub fn hear(&self, word: &Word<'_>) -> Board {
         // Every note is whole before anything can panic.
         self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(word)
+    }
+
+    pub fn append(&self, id: &str, lines: &[String], ttl: Duration) {
+        // A trail is whole before anything can panic.
+        let mut trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trail = trails.get(id).map(|(trail, _)| trail.clone()).unwrap_or_default();
+        trail.extend_from_slice(lines);
+        trail.drain(..trail.len().saturating_sub(LONGEST));
+        trails.put(id, trail, ttl);
+    }
+
+    pub fn list(&self, id: &str) -> Vec<String> {
+        let trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
+        trails.get(id).map(|(trail, _)| trail.clone()).unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -135,6 +152,18 @@ mod tests {
         assert_eq!(memory.merge("s", "b 3 1", 3, HOUR), None);
         memory.claim("newer", "unknown", HOUR);
         assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some("unknown".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trail_keeps_its_newest_lines_for_a_time() {
+        let memory = Memory::new(8);
+        let lines = |range: std::ops::Range<usize>| range.map(|number| number.to_string()).collect::<Vec<_>>();
+        memory.append("s", &lines(0..3), HOUR);
+        memory.append("s", &lines(3..LONGEST + 2), HOUR);
+        assert_eq!(memory.list("s"), lines(2..LONGEST + 2));
+        assert_eq!(memory.get("s"), None, "it is no binding");
+        tokio::time::advance(HOUR).await;
+        assert_eq!(memory.list("s"), lines(0..0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -148,6 +148,14 @@ impl Model {
         .await
     }
 
+    pub async fn append(&self, id: &str, lines: &[String]) -> Result<(), Unavailable> {
+        self.step(|shared| shared.values.append(id, lines, TTL)).await
+    }
+
+    pub async fn list(&self, id: &str) -> Result<Vec<String>, Unavailable> {
+        self.step(|shared| shared.values.list(id)).await
+    }
+
     pub async fn call_roll(&self, report: &Report<'_>) -> Result<Roll, Unavailable> {
         self.step(|shared| {
             shared.replicas.insert(report.replica.into(), report.fingerprint.into());

@@ -19,6 +19,7 @@ use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, Place};
 use super::moved::{Ear, Moved};
+use super::trail::LONGEST;
 use super::{Held, Replaced, Report, Roll, Settings, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
@@ -28,6 +29,7 @@ const EXTEND: &str = include_str!("extend.lua");
 const MERGE: &str = include_str!("merge.lua");
 const ROLL: &str = include_str!("roll.lua");
 const BOARD: &str = include_str!("board.lua");
+const TRAIL: &str = include_str!("trail.lua");
 
 /// So many rebinds a slow listener may be behind before it misses some.
 const HEARD: usize = 1_024;
@@ -46,6 +48,7 @@ pub struct Redis {
     merge: (Script, &'static str),
     roll: (Script, &'static str),
     board: (Script, &'static str),
+    trail: (Script, &'static str),
 }
 
 /// A compare-and-set.
@@ -89,8 +92,9 @@ impl Redis {
         };
         let known = nodes.clone();
         tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
-        let [replace, extend, merge, roll, board] = [REPLACE, EXTEND, MERGE, ROLL, BOARD].map(|text| (Script::new(text), text));
-        Ok(Self { nodes, channel, lag, told: told_of, faults, health, replace, extend, merge, roll, board })
+        let scripts = [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
+        let [replace, extend, merge, roll, board, trail] = scripts;
+        Ok(Self { nodes, channel, lag, told: told_of, faults, health, replace, extend, merge, roll, board, trail })
     }
 
     /// Whether all of it answers.
@@ -174,6 +178,19 @@ impl Redis {
             Some(Note { name: name.clone(), value: value.clone(), life, stamp: stamp.parse().ok()? })
         };
         Ok(Board { now, version, notes: told.chunks(4).filter_map(note).collect(), loads })
+    }
+
+    pub async fn append(&self, name: &str, lines: &[String], ttl: Duration, until: Instant) -> Result<(), Unavailable> {
+        let (most, ttl) = (LONGEST.to_string(), millis(ttl).to_string());
+        let args: Vec<_> = [&most, &ttl].into_iter().chain(lines).map(String::as_str).collect();
+        self.run(&self.trail, name, &args, until).await
+    }
+
+    pub async fn list(&self, name: &str, until: Instant) -> Result<Vec<String>, Unavailable> {
+        let mut range = pipe();
+        range.lrange(name, 0, -1);
+        let (lines,) = self.ask(name, &range, until).await?;
+        Ok(lines)
     }
 
     async fn run<T: FromRedisValue>(

@@ -161,6 +161,8 @@ async fn check_does_what_serving_needs() {
         ("-@scripting", "EVAL"),
         ("-eval", "EVAL"),
         ("-hset", "HSET"),
+        ("-rpush", "RPUSH"),
+        ("-lrange", "LRANGE"),
         ("resetkeys", "SET NX GET"),
     ] {
         let rules = ["ACL", "SETUSER", "gateway", "reset", "on", ">canary", "~*", "+@all", refused];

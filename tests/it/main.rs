@@ -18,6 +18,7 @@ mod store;
 
 mod cluster;
 mod codex;
+mod desk;
 mod fixtures;
 
 mod instruments;
@@ -54,6 +55,11 @@ mod errors;
 mod http;
 mod leaving;
 mod limits;
+
+mod admin;
+mod in_flight;
+mod operator;
+mod trail;
 
 mod parting;
 mod upgrade;

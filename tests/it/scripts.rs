@@ -26,6 +26,8 @@ enum Operation {
     Replace(usize, u32, u32),
     Merge(usize, u32),
     Extend(usize, u32),
+    Append(usize, u32),
+    List(usize),
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -35,7 +37,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         (id.clone(), epoch.clone()).prop_map(|(id, epoch)| Operation::Claim(id, epoch)),
         (id.clone(), epoch.clone(), epoch.clone()).prop_map(|(id, old, new)| Operation::Replace(id, old, new)),
         (id.clone(), epoch.clone()).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
-        (id, epoch).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
+        (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
+        // Of so many that the oldest go.
+        (id.clone(), 1..20_u32).prop_map(|(id, lines)| Operation::Append(id, lines)),
+        id.prop_map(Operation::List),
     ]
 }
 
@@ -53,6 +58,11 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
         Operation::Merge(id, epoch) => {
             format!("{:?}", store.merge(&name(*id), &value(*epoch), *epoch, TTL, budget).await)
         }
+        Operation::Append(id, lines) => {
+            let lines: Vec<String> = (0..*lines).map(|line| format!("{line} of {lines}")).collect();
+            format!("{:?}", store.append(&format!("{}.trail", name(*id)), &lines, TTL, budget).await)
+        }
+        Operation::List(id) => format!("{:?}", store.list(&format!("{}.trail", name(*id)), budget).await),
         Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL, budget).await),
     }
 }

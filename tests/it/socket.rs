@@ -239,6 +239,11 @@ pub fn create(previous: Option<&str>) -> String {
     )
 }
 
+/// A `response.create` with this text, and with nothing that the simulator does not know.
+pub fn plain(text: &str) -> String {
+    create(None).replace(r"h\u00e9\n", text).replace(r#", "odd" : 1.0e2"#, "")
+}
+
 pub fn created(id: &str) -> String {
     format!(r#"{{"type":"response.created","sequence_number":0,"response":{{"id":{id:?},"status":"in_progress","usage":null}}}}"#)
 }

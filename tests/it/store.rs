@@ -305,6 +305,8 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         assert_eq!(opened.finds("s").await, Some(true));
         store.extend("s", "key 1 1", LONG, &mut store.budget()).await.unwrap();
         store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
+        store.append("s.trail", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
+        assert_eq!(store.list("s.trail", &mut store.budget()).await.unwrap(), ["a line"]);
         eventually(SOON, "a rebind is heard of", async || {
             store.rebind("s", "key 2 1", "key 2 1", LONG, &mut store.budget()).await.unwrap();
             tokio::time::timeout(ms(100), heard.recv()).await.ok()

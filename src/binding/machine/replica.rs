@@ -50,7 +50,7 @@ impl Replica {
         let local = Arc::new(Local::new(100, TTL / 2));
         let places = Places::new(Arc::clone(&registry));
         let bindings =
-            Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new(), Trail::new(Arc::clone(metrics)));
+            Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new(), Trail::new(Arc::clone(metrics)).0);
         let client = Client::unrestricted("alice");
         let (set, is_gone) = (Cell::new(set), Cell::new(false));
         Self {

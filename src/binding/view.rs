@@ -1,0 +1,56 @@
+//! A session as operators see it: where it is bound, and what was decided about it. Changes nothing, its life in the store least
+//! of all.
+
+use serde::Serialize;
+
+use super::record::Record;
+use super::table::Bindings;
+use super::trail::{Mark, name};
+use crate::session::SessionId;
+
+/// All that is known of a session.
+#[derive(Debug, Serialize)]
+pub struct View {
+    pub session: String,
+    pub binding: Option<Bound>,
+    /// The oldest first; nothing if it was only ever served.
+    pub trail: Vec<Mark>,
+}
+
+/// A binding, as names. A key that is configured no more has none.
+#[derive(Debug, Serialize)]
+pub struct Bound {
+    pub key: Option<String>,
+    pub organization: Option<String>,
+    pub epoch: u32,
+    pub generation: u32,
+    pub sealed: bool,
+    /// Whether the store said so. Else it is what this replica remembers.
+    pub stored: bool,
+}
+
+impl Bindings {
+    /// `None`: there is nothing.
+    pub async fn view(&self, session: &SessionId) -> Option<View> {
+        let held = self.store.get(session.as_str(), &mut self.store.patient_budget()).await;
+        let lines = self.store.list(&name(session), &mut self.store.patient_budget()).await.unwrap_or_default();
+        let stored = held.ok().map(|held| held.and_then(|held| Record::parse(&held.value)));
+        let record = match stored {
+            Some(stored) => stored.map(|record| (record, true)),
+            None => self.local.recall(session).map(|known| (known.record, false)),
+        };
+        let binding = record.map(|(record, stored)| self.named(&record, stored));
+        let mut trail: Vec<_> = lines.iter().filter_map(|line| Mark::parse(line)).collect();
+        // Replicas write as they come to it.
+        trail.sort_by_key(|mark| mark.at);
+        trail.dedup();
+        (binding.is_some() || !trail.is_empty()).then(|| View { session: session.to_string(), binding, trail })
+    }
+
+    fn named(&self, record: &Record, stored: bool) -> Bound {
+        let Record { epoch, generation, sealed, .. } = *record;
+        let key = self.places.key_of(record).map(|key| key.id.clone());
+        let organization = self.places.organization(record.organization);
+        Bound { key, organization, epoch, generation, sealed, stored }
+    }
+}

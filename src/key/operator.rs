@@ -1,0 +1,254 @@
+//! The operator's word on keys: out of use, drained, in use again, to be tried again.
+//!
+//! A word is taken here at once and told to the other replicas in the same breath; where the store is away it is told as soon as
+//! that is back. Asks no upstream, and shows no secret.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::condition::{Condition, Subject};
+use super::pulse::Pulse;
+use super::registry::Registry;
+use super::{Key, Tag};
+
+/// How an organization is named, since a key may be called like it.
+const ORGANIZATION: &str = "org:";
+
+/// What an operator says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Out of use. Its sessions are served by others of its organization, and stay its own.
+    Disable,
+    /// In use again, whatever was said before.
+    Enable,
+    /// Its sessions go elsewhere, for good.
+    Drain,
+    /// Whatever was met is forgotten: it is tried again.
+    Probe,
+}
+
+impl Verb {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Disable, Self::Enable, Self::Drain, Self::Probe].into_iter().find(|verb| verb.name() == text)
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Enable => "enable",
+            Self::Drain => "drain",
+            Self::Probe => "probe",
+        }
+    }
+
+    /// What is the case from then on.
+    const fn condition(self) -> Option<Condition> {
+        match self {
+            Self::Disable => Some(Condition::Disabled),
+            // Another word, not none: a replica that was away must not bring the one before back.
+            Self::Enable => Some(Condition::Enabled),
+            Self::Drain => Some(Condition::Drained),
+            Self::Probe => None,
+        }
+    }
+}
+
+/// Whom an operator means.
+pub struct Meant {
+    subject: Subject,
+    /// Never empty.
+    pub keys: Vec<Arc<Key>>,
+}
+
+/// A key as operators see it.
+#[derive(Debug, Serialize)]
+pub struct View {
+    pub id: String,
+    pub organization: String,
+    pub project: String,
+    pub region: String,
+    pub weight: u32,
+    /// `ready`, `cooling`, `probing` or `disabled`.
+    pub state: String,
+    pub conditions: Vec<Reason>,
+    /// Turns, on all replicas.
+    pub in_flight: usize,
+    pub upstream: String,
+    /// Of the id and the secret: tells whether replicas show the same one, and nothing of it.
+    pub fingerprint: String,
+}
+
+/// Something that is the case of a key, or of what it belongs to.
+#[derive(Debug, Serialize)]
+pub struct Reason {
+    pub reason: &'static str,
+    /// `key`, `project`, `organization` or `model`.
+    pub scope: &'static str,
+    /// Nothing: until somebody says otherwise.
+    pub seconds_left: Option<f64>,
+}
+
+pub struct Operator {
+    registry: Arc<Registry>,
+    pulse: Arc<Pulse>,
+}
+
+impl Operator {
+    pub const fn new(registry: Arc<Registry>, pulse: Arc<Pulse>) -> Self {
+        Self { registry, pulse }
+    }
+
+    /// The key of this id, or all keys of the organization in `org:ID`.
+    pub fn find(&self, name: &str) -> Option<Meant> {
+        let loaded = self.registry.loaded();
+        let keys = |is_meant: &dyn Fn(&Key) -> bool| -> Vec<Arc<Key>> {
+            loaded.table.keys().iter().filter(|key| is_meant(key)).cloned().collect()
+        };
+        let named = keys(&|key| key.id == name);
+        let meant = match (named.first(), name.strip_prefix(ORGANIZATION)) {
+            (Some(key), _) => Meant { subject: Subject::named(key), keys: named },
+            (None, Some(organization)) => {
+                let subject = Subject::Organization(Tag::of("organization", organization.as_bytes()));
+                Meant { subject, keys: keys(&|key| key.organization == organization) }
+            }
+            (None, None) => return None,
+        };
+        (!meant.keys.is_empty()).then_some(meant)
+    }
+
+    /// Takes the word, and tells it. Returns whether the others have been told.
+    pub async fn say(&self, meant: &Meant, verb: Verb) -> bool {
+        let conditions = &self.registry.conditions;
+        match verb.condition() {
+            Some(condition) => {
+                conditions.note(meant.subject, condition, condition.life());
+            }
+            None => {
+                // What was told a moment ago is to be forgotten too.
+                self.pulse.beat().await;
+                conditions.forget(|subject| meant.keys.iter().any(|key| subject.concerns(key)));
+            }
+        }
+        self.registry.has_changed();
+        self.pulse.beat().await;
+        conditions.is_told()
+    }
+
+    /// All keys, with what is known of them on all replicas now.
+    pub async fn all(&self) -> Vec<View> {
+        self.pulse.beat().await;
+        self.views(self.registry.loaded().table.keys())
+    }
+
+    pub fn views(&self, keys: &[Arc<Key>]) -> Vec<View> {
+        keys.iter().map(|key| self.view(key)).collect()
+    }
+
+    fn view(&self, key: &Key) -> View {
+        let conditions = self.registry.conditions.of(key).into_iter();
+        // Nothing is the case of a key that was enabled.
+        let conditions = conditions.filter(|(_, condition, _)| *condition != Condition::Enabled);
+        let reason = |(subject, condition, left): (Subject, Condition, Option<Duration>)| Reason {
+            reason: condition.name(),
+            scope: subject.scope(),
+            // Tenths are enough.
+            seconds_left: left.map(|left| (left.as_secs_f64() * 10.0).round() / 10.0),
+        };
+        View {
+            id: key.id.clone(),
+            organization: key.organization.clone(),
+            project: key.project.clone(),
+            region: key.region.clone(),
+            weight: key.weight,
+            state: self.registry.state(key).name(),
+            conditions: conditions.map(reason).collect(),
+            in_flight: self.registry.loads.of(key),
+            upstream: key.upstream.name.clone(),
+            fingerprint: key.shown_tag.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::conditions::{Fitness, Why};
+    use crate::key::health::{Ailment, Scope};
+    use crate::key::table::Table;
+    use crate::metrics::Metrics;
+    use crate::store::Store;
+    use crate::store::memory::Memory;
+
+    fn operator() -> Operator {
+        let metrics = Arc::new(Metrics::new());
+        let store = Arc::new(Store::in_memory(Arc::new(Memory::new(10)), Arc::clone(&metrics)));
+        let table = Table::sketch("a o 1 sk-canary-a, b o 0 sk-canary-b, c p 1 sk-canary-c");
+        let registry = Arc::new(Registry::new(table, metrics));
+        Operator::new(Arc::clone(&registry), Arc::new(Pulse::new(store, registry, "one".into())))
+    }
+
+    fn fitness(operator: &Operator) -> Vec<Fitness> {
+        operator.registry.loaded().table.keys().iter().map(|key| operator.registry.fitness(key, "")).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_holds_until_another_one_ends_it() {
+        let operator = operator();
+        let (key, organization) = (operator.find("a").unwrap(), operator.find("org:o").unwrap());
+        assert_eq!((key.keys.len(), organization.keys.len()), (1, 2));
+        assert!(operator.find("o").is_none() && operator.find("org:q").is_none() && operator.find("").is_none());
+        let (disabled, drained) = (Fitness::Aside(Why::Disabled), Fitness::Lost(Why::Drained));
+        assert!(operator.say(&key, Verb::Disable).await);
+        tokio::time::advance(Duration::from_secs(1_000_000)).await;
+        assert_eq!(fitness(&operator), [disabled, Fitness::Well, Fitness::Well]);
+        operator.say(&organization, Verb::Drain).await;
+        assert_eq!(fitness(&operator), [drained, drained, Fitness::Well]);
+        operator.say(&organization, Verb::Enable).await;
+        assert_eq!(fitness(&operator), [disabled, Fitness::Well, Fitness::Well], "its own word was not ended");
+        operator.say(&key, Verb::Enable).await;
+        assert_eq!(fitness(&operator), [Fitness::Well; 3]);
+        assert!(operator.all().await.iter().all(|view| view.state == "ready" && view.conditions.is_empty()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_forgets_what_was_met_and_no_word() {
+        let operator = operator();
+        let keys = operator.registry.loaded().table.keys().to_vec();
+        operator.registry.condemn(&keys[0], Ailment::Exhausted(Scope::Organization));
+        operator.registry.condemn(&keys[1], Ailment::Rejected(Scope::Key));
+        operator.registry.limit(&keys[0], "m", Duration::from_secs(60));
+        operator.registry.condemn(&keys[2], Ailment::Rejected(Scope::Key));
+        operator.say(&operator.find("b").unwrap(), Verb::Disable).await;
+        let exhausted = Subject::of(&keys[0], Scope::Organization);
+        operator.registry.conditions.grant(exhausted);
+        assert!(!operator.registry.conditions.has_ticket(&keys[1]), "nobody is let on it to find out");
+        assert!(operator.registry.conditions.has_ticket(&keys[0]));
+        operator.say(&operator.find("org:o").unwrap(), Verb::Probe).await;
+        let rejected = Fitness::Lost(Why::Rejected);
+        assert_eq!(fitness(&operator), [Fitness::Well, Fitness::Aside(Why::Disabled), rejected]);
+        assert!(operator.registry.conditions.ramp(&keys[0]) > 0.99, "nothing comes back little by little");
+        operator.say(&operator.find("b").unwrap(), Verb::Enable).await;
+        assert_eq!(fitness(&operator), [Fitness::Well, Fitness::Well, rejected], "and what was met of it is forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_shown_is_what_is_the_case_and_no_secret() {
+        let operator = operator();
+        let keys = operator.registry.loaded().table.keys().to_vec();
+        operator.registry.condemn(&keys[0], Ailment::Exhausted(Scope::Organization));
+        operator.say(&operator.find("b").unwrap(), Verb::Drain).await;
+        let _turn = operator.registry.loads.enter(&keys[1]);
+        let shown = serde_json::to_string(&operator.all().await).unwrap();
+        assert!(!shown.contains("canary"), "{shown}");
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(shown[0]["conditions"][0]["scope"], "organization");
+        assert_eq!(shown[0]["conditions"][0]["reason"], "exhausted");
+        assert_eq!(shown[0]["conditions"][0]["seconds_left"], 86_400.0);
+        assert_eq!((&shown[1]["in_flight"], &shown[1]["weight"]), (&1.into(), &0.into()));
+        assert_eq!(shown[1]["conditions"][0]["reason"], "drained");
+        assert_eq!(shown[1]["conditions"][0]["seconds_left"], serde_json::Value::Null);
+        assert_eq!((&shown[2]["state"], &shown[2]["fingerprint"]), (&"ready".into(), &keys[2].shown_tag.to_string().into()));
+    }
+}

@@ -1,0 +1,6 @@
+-- A trail: the newest ARGV[1] of its lines, for ARGV[2] milliseconds from now on. The arguments after these are added to it.
+for i = 3, #ARGV do
+  redis.call('RPUSH', KEYS[1], ARGV[i])
+end
+redis.call('LTRIM', KEYS[1], -tonumber(ARGV[1]), -1)
+redis.call('PEXPIRE', KEYS[1], ARGV[2])

@@ -1,0 +1,150 @@
+//! B18: how many turns each key has in flight, by every replica's word, judged by the upstream's own count.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::Codex;
+use crate::desk::TOKEN;
+use crate::patience::{ANSWER, SOON, eventually, ms, within};
+use crate::simulator::siblings;
+use crate::socket::{Socket, plain, session};
+use crate::wire::Connection;
+
+/// The counts are as true as this.
+const LIVE: Duration = ms(250);
+/// What a crash leaves is gone by then.
+const CRASHED: Duration = Duration::from_secs(10);
+
+type Counts = BTreeMap<String, u64>;
+
+/// What the upstream is answering, by key.
+async fn open(cluster: &Running) -> Counts {
+    let mut counts = Counts::new();
+    for turn in cluster.turns().await.iter().filter(|turn| turn.outcome == "open") {
+        *counts.entry(turn.key.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// Waits until the upstream is answering so many turns.
+async fn answering(cluster: &Running, count: u64) -> Counts {
+    let what = format!("{count} turns in flight upstream");
+    eventually(SOON, &what, async || Some(open(cluster).await).filter(|open| open.values().sum::<u64>() == count)).await
+}
+
+/// Every replica in `numbers` has these counts, by a question that is asked after `limit` at the latest.
+async fn agree(cluster: &Running, numbers: &[usize], expected: &Counts, limit: Duration, what: &str) {
+    let began = Instant::now();
+    for number in numbers {
+        loop {
+            let asked = began.elapsed();
+            let keys = cluster.replicas[*number].keys().await;
+            let count = |key: &serde_json::Value| {
+                (key["id"].as_str().expect("an id").to_owned(), key["in_flight"].as_u64().expect("a count"))
+            };
+            let counts: Counts = keys.iter().map(count).filter(|(_, count)| *count > 0).collect();
+            if counts == *expected {
+                break;
+            }
+            assert!(asked < limit, "{what}: replica {number} counts {counts:?} after {asked:?}, and there are {expected:?}");
+        }
+    }
+}
+
+/// A stream that has begun, of a turn that takes this long.
+async fn stream(cluster: &Running, number: usize, pace: &str) -> Connection {
+    let address = cluster.replicas[number].address();
+    let (request, _) = Codex::new(address, ALICE).begin(pace);
+    let mut connection = Connection::open(address).await;
+    let answer = within(ANSWER, "a head", connection.ask(&request)).await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    connection
+}
+
+/// The same on a WebSocket.
+async fn talk(cluster: &Running, number: usize, pace: &str) -> Socket {
+    let mut socket = session(cluster.replicas[number].address(), ALICE, &crate::codex::uuid()).await;
+    socket.send(&plain(pace)).await;
+    while socket.json().await["type"] != "response.created" {}
+    socket
+}
+
+#[tokio::test]
+async fn b18_in_flight_counts() {
+    const LONG: &str = "SLOW:600x1s";
+    let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
+    let cluster = Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"));
+    let mut cluster = cluster.start().await;
+    let mut streams = [Vec::new(), Vec::new(), Vec::new()];
+    let mut talks = [Vec::new(), Vec::new(), Vec::new()];
+    let mut count = 0;
+    for number in 0..3 {
+        for _ in 0..4 {
+            streams[number].push(stream(&cluster, number, LONG).await);
+            talks[number].push(talk(&cluster, number, LONG).await);
+            count += 2;
+        }
+        let open = answering(&cluster, count).await;
+        agree(&cluster, &[0, 1, 2], &open, LIVE, "turns that have begun").await;
+    }
+    // A WebSocket without a turn has nothing in flight.
+    let quiet = session(cluster.replicas[1].address(), ALICE, "quiet").await;
+    agree(&cluster, &[0, 1, 2], &answering(&cluster, count).await, LIVE, "a connection").await;
+    drop(quiet);
+
+    // Clients that leave.
+    streams[0].truncate(1);
+    talks[1].truncate(2);
+    count -= 5;
+    let open = answering(&cluster, count).await;
+    agree(&cluster, &[0, 1, 2], &open, LIVE, "clients that have left").await;
+
+    // The store forgets, and hears it again.
+    cluster.redis().tell(&["FLUSHALL"]).await;
+    agree(&cluster, &[0, 1, 2], &open, LIVE, "after a flush").await;
+
+    // A replica that leaves is counted until its last turn has ended, and not a moment longer.
+    streams[2].clear();
+    talks[2].clear();
+    count -= 8;
+    answering(&cluster, count).await;
+    let last = stream(&cluster, 2, "SLOW:4x1s").await;
+    cluster.replicas[2].terminate().await;
+    cluster.replicas[2].says("waiting for turns in flight").await;
+    agree(&cluster, &[0, 1], &answering(&cluster, count + 1).await, LIVE, "a replica that drains").await;
+    assert_eq!(cluster.replicas[2].exit(SOON).await.code(), Some(0));
+    agree(&cluster, &[0, 1], &answering(&cluster, count).await, LIVE, "a replica that has left").await;
+    drop(last);
+
+    // One that is told twice leaves its turns behind, and none of them is counted.
+    cluster.restart(2).await;
+    let cut = (stream(&cluster, 2, LONG).await, talk(&cluster, 2, LONG).await);
+    agree(&cluster, &[0, 1, 2], &answering(&cluster, count + 2).await, LIVE, "a replica that is back").await;
+    cluster.replicas[2].terminate().await;
+    cluster.replicas[2].says("draining").await;
+    cluster.replicas[2].terminate().await;
+    cluster.replicas[2].exit(SOON).await;
+    agree(&cluster, &[0, 1], &answering(&cluster, count).await, LIVE, "a replica that was told twice").await;
+    drop(cut);
+
+    // A crash.
+    cluster.replicas[1].kill().await;
+    count -= 6;
+    let open = answering(&cluster, count).await;
+    agree(&cluster, &[0], &open, CRASHED, "a replica that has crashed").await;
+
+    // And the store's: what is not known of others is not believed for long.
+    streams[0].clear();
+    talks[0].truncate(1);
+    agree(&cluster, &[0], &answering(&cluster, 1).await, LIVE, "one is left").await;
+    cluster.restart(1).await;
+    let _other = stream(&cluster, 1, LONG).await;
+    let both = answering(&cluster, 2).await;
+    agree(&cluster, &[0, 1], &both, LIVE, "one each").await;
+    cluster.redis().kill().await;
+    cluster.replicas[1].kill().await;
+    agree(&cluster, &[0], &answering(&cluster, 1).await, CRASHED, "without the store").await;
+}

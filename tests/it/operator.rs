@@ -1,0 +1,314 @@
+//! The operator's word on keys: heard by all replicas at once, over either transport, and not forgotten.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::{Codex, uuid};
+use crate::desk::TOKEN;
+use crate::patience::{SOON, eventually, ms};
+use crate::simulator::{Key, Turn, path_of, siblings};
+use crate::socket::{Socket, plain, session};
+
+const DISABLED: &str = "disabled";
+const READY: &str = "ready";
+
+fn three_replicas() -> Cluster {
+    let keys = [siblings("org-a", 3), siblings("org-b", 1)].concat();
+    Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"))
+}
+
+/// Sessions that have each had a turn.
+async fn begun(cluster: &Running, count: usize) -> Vec<Codex> {
+    let mut sessions = Vec::new();
+    for number in 0..count {
+        let mut codex = Codex::new(cluster.replicas[number % 3].address(), ALICE);
+        codex.turn("first").await.served();
+        sessions.push(codex);
+    }
+    sessions
+}
+
+/// A turn of each, at another replica than the last one.
+async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) {
+    for (number, codex) in sessions.iter_mut().enumerate() {
+        codex.moves_to(cluster.replicas[(number + round) % 3].address());
+        codex.turn("again").await.served();
+    }
+}
+
+fn first_key(turns: &[Turn], codex: &Codex) -> String {
+    path_of(turns, &codex.session).remove(0)
+}
+
+/// A key of org-a that one of `sessions` is bound to.
+fn a_key_of(turns: &[Turn], sessions: &[Codex]) -> String {
+    let keys = sessions.iter().map(|codex| first_key(turns, codex));
+    keys.into_iter().find(|key| key.starts_with("org-a")).expect("a session in org-a")
+}
+
+/// A session in this organization, after its first turn.
+async fn begun_in(cluster: &Running, organization: &str) -> Codex {
+    loop {
+        let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
+        codex.turn("first").await.served();
+        if first_key(&cluster.turns().await, &codex).starts_with(organization) {
+            return codex;
+        }
+    }
+}
+
+/// A WebSocket of a session that is bound to this key, after its first turn.
+async fn socket_on(cluster: &Running, replica: usize, key: &str) -> Socket {
+    loop {
+        let id = uuid();
+        let mut socket = session(cluster.replicas[replica].address(), ALICE, &id).await;
+        socket.send(&plain("hello")).await;
+        while socket.json().await["type"] != "response.completed" {}
+        if path_of(&cluster.turns().await, &id) == [key] {
+            return socket;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
+    let cluster = three_replicas().start().await;
+    let mut sessions = begun(&cluster, 12).await;
+    let before = cluster.turns().await;
+    let key = a_key_of(&before, &sessions);
+    let done = cluster.replicas[1].word("disable", &key).await;
+    assert_eq!((&done["shared"], &done["keys"][0]["state"]), (&json!(true), &json!(DISABLED)), "{done}");
+    cluster.all_have(&key, DISABLED).await;
+    for round in 1..3 {
+        turn_each(&cluster, &mut sessions, round).await;
+    }
+    sessions.extend(begun(&cluster, 12).await);
+    let turns = cluster.turns().await;
+    assert!(turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key), "nobody was sent there");
+    for codex in &sessions[..12] {
+        let path = path_of(&turns, &codex.session);
+        let is_bound = path[0] == key;
+        assert_eq!(path.len(), if is_bound { 2 } else { 1 }, "one sibling stands in, and nobody else moves: {path:?}");
+        assert!(!is_bound || path[1].starts_with("org-a"), "within the organization: {path:?}");
+    }
+    // Through another replica than the word before.
+    cluster.replicas[2].word("enable", &key).await;
+    cluster.all_have(&key, READY).await;
+    turn_each(&cluster, &mut sessions, 0).await;
+    let turns = cluster.turns().await;
+    for codex in &sessions[..12] {
+        let path = path_of(&turns, &codex.session);
+        assert!(path.last() == path.first(), "its sessions are back: {path:?}");
+    }
+    for codex in &sessions[12..] {
+        assert_eq!(path_of(&turns, &codex.session).len(), 1, "and nobody else comes");
+    }
+}
+
+#[tokio::test]
+async fn a_drained_key_is_left_for_good() {
+    let cluster = three_replicas().start().await;
+    let mut sessions = begun(&cluster, 12).await;
+    let before = cluster.turns().await;
+    let key = a_key_of(&before, &sessions);
+    cluster.replicas[0].word("drain", &key).await;
+    cluster.all_have(&key, DISABLED).await;
+    turn_each(&cluster, &mut sessions, 1).await;
+    begun(&cluster, 12).await;
+    let turns = cluster.turns().await;
+    assert!(turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key), "nobody was sent there");
+    cluster.replicas[1].word("enable", &key).await;
+    cluster.all_have(&key, READY).await;
+    for round in 2..4 {
+        turn_each(&cluster, &mut sessions, round).await;
+    }
+    let turns = cluster.turns().await;
+    for codex in &sessions {
+        let path = path_of(&turns, &codex.session);
+        assert_eq!(path.len(), if path[0] == key { 2 } else { 1 }, "moved once, and not back: {path:?}");
+        assert_eq!(path.iter().map(|key| &key[..5]).collect::<BTreeSet<_>>().len(), 1, "its history is sealed: {path:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_hears_the_word_between_its_turns() {
+    let cluster = three_replicas().start().await;
+    for verb in ["disable", "drain"] {
+        let mut talk = Codex::new(cluster.replicas[0].address(), ALICE).by_websocket();
+        talk.turn("one").await;
+        let key = first_key(&cluster.turns().await, &talk.codex);
+        let mut quiet = socket_on(&cluster, 1, &key).await;
+        let mut busy = socket_on(&cluster, 2, &key).await;
+        busy.send(&plain("SLOW:4x1s")).await;
+        while busy.json().await["type"] != "response.created" {}
+        cluster.replicas[1].word(verb, &key).await;
+        assert_eq!(quiet.closed().await, 1001, "{verb}");
+        // A response that has begun comes to its end.
+        while busy.json().await["type"] != "response.completed" {}
+        assert_eq!(busy.closed().await, 1001, "{verb}");
+        talk.turn("two").await;
+        cluster.replicas[2].word("enable", &key).await;
+        cluster.all_have(&key, READY).await;
+        talk.turn("three").await;
+        talk.hang_up();
+        talk.turn("four").await;
+        let path = path_of(&cluster.turns().await, &talk.codex.session);
+        let expected = if verb == "disable" { 3 } else { 2 };
+        assert_eq!((path.len(), &path[0]), (expected, &key), "{verb}: {path:?}");
+        assert!(verb == "drain" || path[2] == key, "back on its own with the next connection: {path:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_word_on_an_organization_is_one_on_all_its_keys() {
+    let cluster = three_replicas().start().await;
+    let mut there = begun_in(&cluster, "org-b").await;
+    let before = cluster.turns().await;
+    let done = cluster.replicas[0].word("disable", "org:org-b").await;
+    assert_eq!(done["keys"].as_array().map(Vec::len), Some(1), "{done}");
+    cluster.all_have("org-b-1", DISABLED).await;
+    // What it knows only its organization can open: it waits for it.
+    let ended = there.turn("nobody may").await;
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+    assert!(ended.answer.header("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok()));
+    begun(&cluster, 12).await;
+    let turns = cluster.turns().await;
+    assert!(turns[before.len()..].iter().all(|turn| turn.organization == "org-a"), "new sessions go elsewhere");
+    // Its own word still stands when that on its organization is ended.
+    cluster.replicas[1].word("drain", "org-b-1").await;
+    cluster.replicas[1].word("enable", "org:org-b").await;
+    assert_eq!(cluster.replicas[2].key("org-b-1").await["conditions"][0]["reason"], "drained");
+    cluster.replicas[1].word("enable", "org-b-1").await;
+    cluster.all_have("org-b-1", READY).await;
+    there.turn("as before").await.served();
+    assert_eq!(path_of(&cluster.turns().await, &there.session), ["org-b-1"]);
+}
+
+#[tokio::test]
+async fn a_word_outlives_replicas_and_the_store() {
+    let mut cluster = three_replicas().server("drain", "\"2s\"").start().await;
+    cluster.replicas[0].word("disable", "org-a-1").await;
+    cluster.replicas[0].word("drain", "org:org-b").await;
+    cluster.replicas[1].word("disable", "org-a-2").await;
+    cluster.replicas[2].word("enable", "org-a-2").await;
+    let holds = async |cluster: &Running| {
+        cluster.all_have("org-a-1", DISABLED).await;
+        cluster.all_have("org-a-2", READY).await;
+        cluster.all_have("org-b-1", DISABLED).await;
+    };
+    holds(&cluster).await;
+    for number in 0..3 {
+        cluster.replicas[number].terminate().await;
+        assert_eq!(cluster.replicas[number].exit(SOON).await.code(), Some(0));
+        cluster.restart(number).await;
+        holds(&cluster).await;
+    }
+    // One replica has been away while another word was said, and comes back to a store that has lost all of them.
+    cluster.redis().tell(&["FLUSHALL"]).await;
+    cluster.replicas[0].kill().await;
+    cluster.restart(0).await;
+    holds(&cluster).await;
+    let told: Vec<String> = cluster.redis().ask(&["HVALS", "warmkey:board"]).await;
+    let count = |word: &str| told.iter().filter(|value| value.ends_with(word)).count();
+    assert_eq!((count(" disabled"), count(" drained"), count(" enabled")), (1, 1, 1), "{told:?}");
+    cluster.redis().kill().await;
+    cluster.redis().restart().await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    for number in 0..2 {
+        cluster.replace(number).await;
+        holds(&cluster).await;
+    }
+    begun(&cluster, 12).await;
+    let used: BTreeSet<String> = cluster.turns().await.into_iter().map(|turn| turn.key).collect();
+    assert_eq!(used, BTreeSet::from(["org-a-2", "org-a-3"].map(String::from)));
+}
+
+#[tokio::test]
+async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
+    let mut cluster = three_replicas().start().await;
+    let mut sessions = begun(&cluster, 6).await;
+    cluster.redis().kill().await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 0.0).await;
+    }
+    let done = cluster.replicas[0].word("disable", "org-a-1").await;
+    assert_eq!((&done["shared"], &done["keys"][0]["state"]), (&json!(false), &json!(DISABLED)), "{done}");
+    let before = cluster.turns().await.len();
+    for codex in &mut sessions {
+        codex.moves_to(cluster.replicas[0].address());
+        codex.turn("without the store").await.served();
+    }
+    assert!(cluster.turns().await[before..].iter().all(|turn| turn.key != "org-a-1"), "it is heeded here");
+    assert_eq!(cluster.replicas[1].key("org-a-1").await["state"], READY);
+    cluster.redis().restart().await;
+    eventually(SOON, "the others have heard", async || {
+        let mut states = BTreeSet::new();
+        for replica in &cluster.replicas {
+            states.insert(replica.key("org-a-1").await["state"].to_string());
+        }
+        (states == BTreeSet::from([format!("{DISABLED:?}")])).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_probe_brings_back_what_has_been_put_right() {
+    let cluster = three_replicas().start().await;
+    let mut sessions = begun(&cluster, 8).await;
+    let mut there = begun_in(&cluster, "org-a").await;
+    cluster.upstream().exhaust("org-a").await;
+    there.turn("no credit").await;
+    cluster.all_have("org-a-2", DISABLED).await;
+    cluster.upstream().heal().await;
+    assert_eq!(there.turn("nobody has been told").await.answer.status, 429);
+    let done = cluster.replicas[2].word("probe", "org:org-a").await;
+    let answers = done["answers"].as_array().expect("answers");
+    assert!(
+        answers.len() == 3 && answers.iter().all(|answer| answer["status"] == 200 && answer["is_accepted"] == true),
+        "{done}"
+    );
+    for key in ["org-a-1", "org-a-2", "org-a-3"] {
+        // Ready, not coming back little by little.
+        cluster.all_have(key, READY).await;
+    }
+    there.turn("topped up").await.served();
+    // What has not been put right stays out of use.
+    cluster.upstream().revoke("org-a-2").await;
+    let done = cluster.replicas[0].word("probe", "org-a-2").await;
+    assert_eq!((&done["answers"][0]["status"], &done["answers"][0]["is_accepted"]), (&json!(401), &json!(false)), "{done}");
+    assert_eq!(done["keys"][0]["conditions"][0]["reason"], "rejected", "{done}");
+    cluster.all_have("org-a-2", DISABLED).await;
+    turn_each(&cluster, &mut sessions, 1).await;
+    assert!(cluster.turns().await.iter().all(|turn| turn.status != 401), "no turn had to find that out");
+}
+
+#[tokio::test]
+async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
+    let mut cluster = three_replicas().start().await;
+    let mut sessions = begun(&cluster, 12).await;
+    let before = cluster.turns().await;
+    let key = a_key_of(&before, &sessions);
+    let keys: Vec<Key> = [siblings("org-a", 3), siblings("org-b", 1)].concat();
+    let emptied = keys.into_iter().map(|one| Key { weight: u32::from(one.id != key), ..one }).collect();
+    cluster.change(|cluster| cluster.keys(emptied));
+    for number in 0..3 {
+        cluster.reload(number).await;
+    }
+    turn_each(&cluster, &mut sessions, 1).await;
+    let kept = cluster.turns().await;
+    for codex in &sessions {
+        assert_eq!(path_of(&kept, &codex.session).len(), 1, "nobody moves");
+    }
+    assert!(kept[before.len()..].iter().any(|turn| turn.key == key));
+    begun(&cluster, 24).await;
+    assert!(cluster.turns().await[kept.len()..].iter().all(|turn| turn.key != key), "nobody new comes");
+    assert_eq!(cluster.replicas[1].key(&key).await["weight"], 0);
+    eventually(ms(2_000), "nothing in flight", async || {
+        cluster.replicas[1].keys().await.iter().all(|key| key["in_flight"] == 0).then_some(())
+    })
+    .await;
+}
