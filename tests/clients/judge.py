@@ -1,0 +1,59 @@
+"""What must be true of a session, by the simulated upstream's record and by what the recorders saw on either side."""
+
+import json
+
+from parts import check, wait_for
+from recorder import sha256
+
+
+def arrived(world, session, exchanges):
+    """The record of a session: the upstream saw the very turns that the client sent, each of them once."""
+    sent = sorted(sha256(turn) for exchange in exchanges for turn in exchange.turns)
+    recorded = lambda: (turns := world.record(session)) and len(turns) >= len(sent) and ended(turns) and turns
+    turns = wait_for(f"record of {len(sent)} turns", recorded, seconds=10)
+    came = sorted(turn["body_sha256"] for turn in turns)
+    check(came == sent, f"turns sent {sent}, turns that arrived {came}")
+    return turns
+
+
+def ended(turns):
+    return all(turn["outcome"] != "open" for turn in turns)
+
+
+def answers(turns):
+    """Those that were answered to their end, and did not only prepare."""
+    return [turn for turn in turns if turn["outcome"] == "completed" and not turn["prewarm"]]
+
+
+def judge(world, session, exchanges, served, warm=True, broken=()):
+    """One key for the whole session, a warm cache, and nothing lost, changed or answered twice.
+
+    `served`: how many answers there must be. `broken`: WebSockets that were cut, and may have heard less than was said.
+    """
+    turns = arrived(world, session, exchanges)
+    keys = {turn["key"] for turn in turns} | {socket["key"] for socket in world.sockets(session)}
+    check(len(keys) == 1, f"one key for session {session}, not {keys}")
+    told = [f"{turn['transport']} {turn['outcome']}" for turn in turns]
+    check(len(answers(turns)) == served, f"{served} answers and not {told}")
+    if warm:
+        read, ideal = (sum(turn[column] for turn in turns) for column in ("cached_tokens", "ideal_cached_tokens"))
+        check(ideal > 0 and read >= 0.99 * ideal, f"{read} tokens read from the cache, of {ideal} that one key alone would have read")
+    unaltered(world, session, exchanges, broken)
+
+
+def unaltered(world, session, exchanges, broken=()):
+    """What a WebSocket's client said its upstream heard, and the other way round, message by message and byte for byte."""
+    for outer in exchanges:
+        if not (outer.is_socket and outer.said.texts):
+            continue
+        inner = [one for one in world.inner.exchanges if one.session == session and one.said.texts[:1] == outer.said.texts[:1]]
+        check(len(inner) == 1, f"one WebSocket upstream for each of the client's, not {len(inner)}")
+        upward = lambda: inner[0].said.texts == outer.said.texts
+        wait_for("what the client said, upstream", upward)
+        count = len(outer.heard.texts) if outer in broken else None
+        downward = lambda: inner[0].heard.texts[:count] == outer.heard.texts
+        wait_for("what the upstream said, at the client", downward)
+
+
+def types(texts):
+    return [json.loads(text).get("type") for text in texts]
