@@ -84,12 +84,14 @@ class Process:
     """One process of Codex, and what went over the wire since it began."""
 
     def __init__(self, world, name, child, before):
-        self.world, self._name, self._child, self._before = world, name, child, before
+        self.world, self._name, self._child = world, name, child
+        # Which of the recorder's exchanges are its own.
+        self._before, self._after = before, None
 
     @property
     def exchanges(self):
         """Requests that Codex made for the model: it asks for other things too."""
-        return [one for one in self.world.recorder.exchanges[self._before :] if one.is_turn or one.wants_socket]
+        return [one for one in self.world.recorder.exchanges[self._before : self._after] if one.is_turn or one.wants_socket]
 
     @property
     def sockets(self):
@@ -112,6 +114,7 @@ class Process:
         except subprocess.TimeoutExpired as error:
             raise Failure(f"codex did not end within {TURN_SECONDS} s") from error
         check(status == 0, f"codex ended with {status}")
+        self._after = len(self.world.recorder.exchanges)
 
 
 class Run(Process):
@@ -180,6 +183,12 @@ class Talk(Process):
 
     def turn(self, text):
         return self.end(self.begin(text))
+
+    def compact(self):
+        """Has the history of the thread replaced by a shorter one."""
+        before = len(self.told("turn/completed"))
+        self._ask("thread/compact/start", threadId=self.thread)
+        wait_for("shorter history", lambda: len(self.told("turn/completed")) > before, TURN_SECONDS)
 
     def interrupt(self, turn):
         self._ask("turn/interrupt", threadId=self.thread, turnId=turn)

@@ -29,13 +29,14 @@ def main():
     if len(found) != 1:
         sys.exit(f"one Codex binary below {chosen.codex} was expected, not {found}")
     program = os.path.abspath(found[0])
+    home = lambda world: Codex(world, program, "codex")
     acts = [
-        ("common", {}, over_http.SCENARIOS + over_socket.SCENARIOS),
-        ("hasty", {"simulator": "time_scale = 900"}, over_socket.WITHIN_THE_LIMIT),
-        ("deaf", {"simulator": "websocket = false"}, over_socket.WITHOUT),
-        ("shy", {"upstream": 'speaks = ["responses"]'}, over_socket.WITHOUT),
+        ("both transports", {}, over_http.SCENARIOS + over_socket.SCENARIOS, home),
+        ("an hour in four seconds", {"simulator": "time_scale = 900"}, over_socket.WITHIN_THE_LIMIT, home),
+        ("an upstream without WebSocket", {"simulator": "websocket = false"}, over_socket.WITHOUT, home),
+        ("a pool without WebSocket", {"upstream": 'speaks = ["responses"]'}, over_socket.WITHOUT, home),
     ]
-    return play(chosen.warmkey, acts, lambda world: Codex(world, program, "codex"), " ".join(chosen.words))
+    return play(chosen.warmkey, acts, " ".join(chosen.words))
 
 
 if __name__ == "__main__":

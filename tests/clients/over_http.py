@@ -65,7 +65,7 @@ def a_session_resumed_and_forked_while_redis_is_stopped(codex):
 
 
 def a_replica_killed_in_mid_stream(codex):
-    run = codex.exec("SLOW:60x100ms please, a long story.", by_socket=False)
+    run = codex.exec("SLOW:30x100ms please, a long story.", by_socket=False)
     streaming = lambda: run.exchanges and len(run.exchanges[0].events("response.output_text.delta")) >= 2
     wait_for("answer that streams", streaming, seconds=60)
     broken = run.exchanges[0]
@@ -76,7 +76,6 @@ def a_replica_killed_in_mid_stream(codex):
     check(not broken.events("response.completed"), "the broken answer had been complete: nothing is shown")
     check(run.exchanges[-1].served_by not in (None, broken.served_by), "the killed replica answered")
     judge(codex.world, run.session, run.exchanges, served=1)
-    codex.world.revive(broken.served_by)
 
 
 SCENARIOS = [

@@ -142,6 +142,8 @@ class Recorder:
         asked = []
         with client, socket.create_connection(self.towards, 5) as server, contextlib.suppress(OSError):
             server.settimeout(None)
+            for side in (client, server):
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._back, args=(server, client, asked), daemon=True).start()
             came = client.makefile("rb")
             while head := came.readline():

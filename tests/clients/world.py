@@ -94,10 +94,13 @@ token = "{self.token}"
         wait_for(f"end of {name}", lambda: self.parts.status(name) is not None, 20)
         return self.parts.status(name)
 
-    def revive(self, replica):
-        """Starts a replica that has ended, where it was, and waits until the balancer sends it clients again."""
-        self._serve(replica)
-        wait_for(f"{replica} behind the balancer", lambda: self._served_by() == replica)
+    def complete(self):
+        """Starts what has ended, where it was, and waits until the balancer sends it clients again."""
+        gone = [replica for replica in REPLICAS if self.parts.status(self.called(replica)) is not None]
+        for replica in gone:
+            self._serve(replica)
+        for replica in gone:
+            wait_for(f"{replica} behind the balancer", lambda: self._served_by() == replica)
 
     def _served_by(self):
         """Who answers behind the balancer, this time."""
@@ -119,7 +122,8 @@ token = "{self.token}"
         return [json.loads(line) for line in found]
 
     def _simulated(self, page, order=None):
-        return json.loads(get(f"http://{self.upstream}/_sim/{page}", order))
+        answer = get(f"http://{self.upstream}/_sim/{page}", order)
+        return json.loads(answer) if answer else None
 
     def record(self, session):
         """The turns of a session, as the upstream saw them. A handshake that it refused is none."""
