@@ -19,6 +19,7 @@ mod store;
 mod cluster;
 mod codex;
 mod fixtures;
+mod frames;
 
 mod instruments;
 mod load;
@@ -54,4 +55,5 @@ mod parting;
 mod upgrade;
 mod websocket;
 
+mod rfc6455;
 mod sockets;
