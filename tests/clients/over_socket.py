@@ -15,6 +15,12 @@ def only(sockets):
     return sockets[0]
 
 
+def goes_on(talk, replica):
+    """The other replica serves what comes after this one, all of it on one connection."""
+    served_by = [one.served_by for one in talk.sockets]
+    check(len(served_by) == 2 and served_by[0] == replica != served_by[1], f"{replica} first and then the other one: {served_by}")
+
+
 def unseen(talk):
     """Its user has seen nothing of what went on."""
     check(not talk.errors(), f"the user was told {talk.errors()}")
@@ -96,7 +102,7 @@ def a_replica_killed_in_mid_turn(codex):
     talk.finish()
     unseen(talk)
     check(len(broken.events("response.completed")) == 2, "the broken answer had been complete: nothing is shown")
-    check([one.served_by == broken.served_by for one in talk.sockets] == [True, False], "the other replica goes on, on one connection")
+    goes_on(talk, broken.served_by)
     judge(codex.world, talk.session, talk.exchanges, served=4, broken=[broken])
 
 
@@ -111,7 +117,7 @@ def a_replica_that_leaves_between_turns(codex):
     talk.finish()
     unseen(talk)
     check(codex.world.ended(leaving.served_by) == 0, "a replica that was told to leave ends well")
-    check([one.served_by == leaving.served_by for one in talk.sockets] == [True, False], "the other replica goes on, on one connection")
+    goes_on(talk, leaving.served_by)
     judge(codex.world, talk.session, talk.exchanges, served=3)
 
 
@@ -127,7 +133,7 @@ def a_replica_that_leaves_in_mid_turn(codex):
     talk.finish()
     unseen(talk)
     check(codex.world.ended(leaving.served_by) == 0, "a replica that was told to leave ends well")
-    check([one.served_by == leaving.served_by for one in talk.sockets] == [True, False], "the other replica goes on, on one connection")
+    goes_on(talk, leaving.served_by)
     judge(codex.world, talk.session, talk.exchanges, served=3)
 
 
@@ -182,12 +188,15 @@ def a_key_that_is_revoked_between_turns(codex):
     (revoked,) = {turn["key"] for turn in before}
     world.fault(key=revoked, status=401, code="invalid_api_key")
     check(talk.turn("And again?"), "an answer has a text")
-    check(talk.turn("Call the TOOL."), "an answer has a text")
     talk.finish()
     unseen(talk)
+    # By either replica, of which one has not met the refusal itself.
+    for _ in REPLICAS:
+        codex.exec("resume", talk.session, "And what was it that you did?", by_socket=True).finish()
     turns = world.record(talk.session)
     keys = [turn["key"] for turn in answers(turns)]
-    check(len(keys) == 5 and set(keys[:2]) == {revoked} and len(set(keys[2:])) == 1 and revoked not in keys[2:], f"one move: {keys}")
+    moved_to = set(keys[2:])
+    check(keys[:2] == [revoked] * 2 and len(keys) == 5 and len(moved_to) == 1 and revoked not in moved_to, f"one move: {keys}")
     check(len({turn["organization"] for turn in turns}) == 1, "what its history holds no other organization can open")
 
 
@@ -210,19 +219,21 @@ def an_upstream_that_closes_at_its_limit(codex):
     """Sixty minutes are four seconds here."""
     world, talk = codex.world, codex.talk()
     expired = lambda: sum(socket["expired"] for socket in world.sockets(talk.session))
-    talk.turn(SLOW.format(25))
-    check(expired() == 0, "the first answer should have been in time")
-    # Over the limit in its middle; and then nothing is going on when the time is up.
-    talk.turn(SLOW.format(25))
-    check(expired() == 1, "the limit should have been met")
-    wait_for("limit that is met between turns", lambda: expired() == 2)
+    cut = lambda: sum(turn["outcome"] == "cut" for turn in world.record(talk.session))
+    # Until it is met in mid-turn; it may fall between two of them.
+    turns = 0
+    while not (turns and cut()):
+        check(turns < 20, "the limit should have been met")
+        talk.turn(SLOW.format(15))
+        turns += 1
+    check(cut() == 1, f"one answer is cut, and comes whole on the next connection; not {cut()}")
+    before = expired()
+    wait_for("limit that is met while nothing is going on", lambda: expired() == before + 1)
     talk.turn("Call the TOOL.")
     talk.finish()
-    check(len(talk.sockets) == 3, f"a connection for each that has expired and one more, not {len(talk.sockets)}")
-    outcomes = [turn["outcome"] for turn in world.record(talk.session) if not turn["prewarm"]]
-    check(outcomes == ["completed", "cut", "completed", "completed", "completed"], f"one answer was cut, not {outcomes}")
-    # The cache forgets as fast as the time goes.
-    judge(world, talk.session, talk.exchanges, served=4, warm=False)
+    check(len(talk.sockets) == before + 2, f"a connection for each that has expired and one more, not {len(talk.sockets)}")
+    # The cache forgets as fast as the time goes; and what is said in the moment of the limit may meet nobody.
+    judge(world, talk.session, talk.exchanges, served=turns + 2, warm=False, broken=talk.sockets[:-1])
 
 
 WITHIN_THE_LIMIT = [an_upstream_that_closes_at_its_limit]

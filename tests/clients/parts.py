@@ -117,7 +117,7 @@ class Parts:
 
 
 def free_port():
-    """A port for what must keep its address over a restart: below the ephemeral ones, so that no connection takes it meanwhile."""
+    """A port for what keeps its address over a restart: below the ephemeral ones, so that no connection takes it meanwhile."""
     while True:
         port = random.randrange(12_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -71,7 +71,8 @@ class Scene:
         check(status == 0, f"the scene ended with {status}:\n{self._log()}")
         with open(self._said, encoding="utf-8") as said:
             answers = json.load(said)
-        check(len(answers) == count and all(one["status"] == "completed" and one["text"] for one in answers), f"{count} answers: {answers}")
+        are_whole = all(one["status"] == "completed" and one["text"] for one in answers)
+        check(len(answers) == count and are_whole, f"{count} answers and not {answers}")
         return answers
 
 

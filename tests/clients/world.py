@@ -42,7 +42,7 @@ class World:
 
     def _simulate(self, options):
         keys = "".join(
-            f'[[sim.key]]\nid = "{name}"\nsecret = "{secret}"\norganization = "{organization}"\nproject = "{organization}-project"\n'
+            f'[[sim.key]]\nid = "{name}"\nsecret = "{secret}"\norganization = "{organization}"\n'
             for name, organization, secret in self._keys
         )
         config = self.parts.path(self.called("simulate.toml"), f"[sim]\n{options}\n{keys}")
