@@ -42,6 +42,7 @@ pub mod owned;
 pub mod http;
 pub mod frame;
 pub mod lanes;
+pub mod books;
 pub mod hop;
 pub mod parting;
 pub mod sockets;

@@ -52,10 +52,11 @@ fn say(code: CloseCode, reason: &'static str) -> Farewell {
     Farewell::Say(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// The other end's word, where it may be sent. Without a code there is nothing in it that could not.
+/// The other end's word, where it may be sent. Without a code there is nothing in it that could not. That the protocol was broken
+/// is a matter of one hop: said of frames that were ours, or by the frames themselves in place of a word that must not be.
 fn carried(word: Option<&CloseFrame>) -> Farewell {
     match word {
-        Some(word) if !word.code.is_allowed() => say(CloseCode::Error, ""),
+        Some(word) if !word.code.is_allowed() || word.code == CloseCode::Protocol => say(CloseCode::Error, ""),
         word => Farewell::Say(word.cloned()),
     }
 }
@@ -83,7 +84,7 @@ mod tests {
             let (client, upstream) = farewells(&End::Client(Lost::Closed(word(sent))), true);
             assert_eq!((client, upstream), (Farewell::Echo, Farewell::Say(word(sent))));
         }
-        for unsendable in [0, 1005, 1006, 1015, 2000, 5000] {
+        for unsendable in [0, 1002, 1005, 1006, 1015, 2000, 5000] {
             assert_eq!(code(farewells(&End::Upstream(Lost::Closed(word(unsendable))), false).0), 1011, "{unsendable}");
         }
         assert_eq!(farewells(&End::Upstream(Lost::Closed(None)), false).0, Farewell::Say(None));

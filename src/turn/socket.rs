@@ -16,9 +16,10 @@ use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::Gateway;
 use super::account::{Account, Caller};
+use super::books::{Books, News};
 use super::frame::{Event, Request, Stage};
 use super::hop::{Frames, Incoming, Sink, leave};
-use super::lanes::{Lanes, Turn};
+use super::lanes::Turn;
 use super::parting::{End, farewells};
 use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
@@ -56,29 +57,6 @@ pub struct Socket {
     leaving: Notify,
 }
 
-/// What is kept of the turns.
-struct Books {
-    lanes: Lanes<Account>,
-    /// Where the next turn's binding comes from.
-    result: BindingResult,
-    /// The first turn reads another cache than the session's turns before.
-    domain_moved: bool,
-    /// Something is on its way to the client that was taken off the books already.
-    is_passing: bool,
-    is_confirmed: bool,
-    /// What the client asked for last.
-    model: String,
-}
-
-/// What has to be written down before the client may have the first event of a response.
-#[derive(Default)]
-struct News {
-    /// What follows only this organization can open.
-    must_confirm: bool,
-    /// Others than this connection may go on from it, if the event does not say otherwise.
-    is_stored: bool,
-}
-
 /// Who speaks through a socket, and where to.
 pub struct Connection {
     pub gateway: Arc<Gateway>,
@@ -97,14 +75,7 @@ impl Socket {
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books = Books {
-            lanes: Lanes::default(),
-            result: binding.result,
-            domain_moved,
-            is_passing: false,
-            is_confirmed: false,
-            model: String::new(),
-        };
+        let books = Books::new(binding.result, domain_moved);
         let socket = Self {
             gateway,
             binding,
@@ -252,7 +223,7 @@ impl Socket {
             Stage::Created => self.created(&mut self.books_of(id), lane),
             Stage::Ended(terminal) => self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes()),
             Stage::Refused(status, error, headers) => {
-                let has_begun = refused(&mut self.books_of(id), lane, status);
+                let has_begun = self.books_of(id).refused(lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
                 let may_guess = self.binding.is_guess && !self.books().is_confirmed;
                 let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess };
@@ -399,12 +370,4 @@ impl Socket {
         // Every change is whole before anything can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The turn that its lane is at was answered with an error. Returns whether its client has anything of it.
-fn refused(books: &mut Books, lane: Option<&str>, status: StatusCode) -> bool {
-    let Some(mut turn) = books.lanes.ended(lane) else { return false };
-    turn.account.answered(status);
-    turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-    turn.has_begun
 }

@@ -20,6 +20,7 @@ mod cluster;
 mod codex;
 mod desk;
 mod fixtures;
+mod frames;
 
 mod instruments;
 mod load;
@@ -65,4 +66,5 @@ mod parting;
 mod upgrade;
 mod websocket;
 
+mod rfc6455;
 mod sockets;

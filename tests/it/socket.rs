@@ -69,11 +69,6 @@ impl Socket {
         let word = CloseFrame { code: code.into(), reason: reason.into() };
         self.0.send(Message::Close(Some(word))).await.expect("the connection is open");
     }
-
-    /// These bytes, framed or not.
-    pub async fn raw(&mut self, bytes: &[u8]) {
-        self.0.get_mut().write_all(bytes).await.expect("the connection is open");
-    }
 }
 
 /// What a handshake was answered with, if not with a WebSocket.

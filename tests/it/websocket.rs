@@ -46,24 +46,6 @@ async fn text_passes_as_it_came_in_both_directions() {
 }
 
 #[tokio::test]
-async fn a_message_passes_however_its_bytes_arrive() {
-    let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-    // Two fragments with a ping between them, a byte at a time.
-    let text = create(None);
-    let (first, second) = text.as_bytes().split_at(100);
-    for (head, part) in [(0x01, first), (0x89, b"p"), (0x80, second)] {
-        let length = part.len();
-        let size = if length < 126 { vec![0x80 | length as u8] } else { [&[0xfe][..], &(length as u16).to_be_bytes()].concat() };
-        let mask = [7, 1, 2, 3];
-        let masked = part.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        for byte in [head].into_iter().chain(size).chain(mask).chain(masked) {
-            client.raw(&[byte]).await;
-        }
-    }
-    assert_eq!(there.text().await, text);
-}
-
-#[tokio::test]
 async fn every_response_is_a_turn_in_the_books() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
     let replica = cluster.replica();
