@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-codex lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -9,9 +9,16 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO_TARGET_DIR ?= target
 WARMKEY := $(CARGO_TARGET_DIR)/debug/warmkey
 
-# The Codex CLI that the client tests drive: one version, so that a red test means a change of ours.
+# The clients that the client tests drive: one version of each, so that a red test means a change of ours. That of the npm
+# package openai is the last one for the node of Debian 12: what follows asks for 22.
 CODEX_VERSION := 0.169
 CODEX := target/codex-$(CODEX_VERSION)
+OPENAI_PYTHON_VERSION := 3.57.0
+OPENAI_PYTHON := target/openai-python-$(OPENAI_PYTHON_VERSION)
+WEBSOCKETS_VERSION := 15.0.1
+OPENAI_NODE_VERSION := 6.49.0
+OPENAI_NODE := target/openai-node-$(OPENAI_NODE_VERSION)
+WS_VERSION := 8.23.0
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -24,6 +31,10 @@ test: ## everything but the real clients; installs redis-server, haproxy and ope
 	cargo test --locked --no-fail-fast
 
 # The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.
+test-long: ## what `make test` plays of ailing keys, with ten times as many sessions; minutes
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
+	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
+
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run
@@ -32,6 +43,21 @@ test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replica
 $(CODEX)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(CODEX) --no-fund --no-audit --loglevel=error @openai/codex@$(CODEX_VERSION)
+
+test-sdk: $(OPENAI_PYTHON)/complete $(OPENAI_NODE)/package-lock.json ## OpenAI's own SDKs, for Python and for node, through two replicas; installs what they need like `make test`
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy
+	cargo test --locked --no-run
+	python3 -B tests/clients/sdk.py --python $(OPENAI_PYTHON) --node $(OPENAI_NODE) --warmkey $(WARMKEY)
+
+$(OPENAI_PYTHON)/complete:
+	@sh tests/need.sh python3:python3 pip3:python3-pip
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-warn-conflicts \
+		--target $(OPENAI_PYTHON) openai==$(OPENAI_PYTHON_VERSION) websockets==$(WEBSOCKETS_VERSION)
+	touch $@
+
+$(OPENAI_NODE)/package-lock.json:
+	@sh tests/need.sh node:nodejs npm:npm
+	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
 
 lint: format-check clippy ## formatting and clippy, warnings denied
 

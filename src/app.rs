@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::binding::local::Local;
 use crate::binding::outage::{keep_listening, keep_merging};
+use crate::binding::owner::Owners;
 use crate::binding::place::Places;
 use crate::binding::table::Bindings;
 use crate::binding::trail::{Trail, keep_writing};
@@ -105,6 +106,8 @@ impl Replica {
         tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
         let (places, (trail, unwritten)) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)));
         tasks.spawn_until_stopped(keep_writing(Arc::clone(&store), ttl, unwritten));
+        let owners = Arc::new(Owners::new(Arc::clone(&store), ttl, config.binding.memory));
+        tasks.spawn_until_stopped(Arc::clone(&owners).keep_telling());
         let bindings = Bindings::new(store, places, local, ttl, tasks.clone(), trail);
         if clients.is_empty() && !server.open {
             tracing::warn!("no client has a token: every turn will be answered 401");
@@ -115,6 +118,8 @@ impl Replica {
             clients: Arc::clone(&clients),
             identifier: Identifier::new(&fixed.secret, fixed.hop_secret.clone()),
             bindings,
+            owners,
+            foreign_ids: server.foreign_ids,
             registry: Arc::clone(&registry),
             replay: Replay::new(server.max_body, server.replay_total),
             metrics: Arc::clone(&metrics),

@@ -1,8 +1,9 @@
 //! Which key a session is bound to: the promise itself.
 //!
-//! `select` decides where a session would go, `place` where a turn may go, `trail` tells what was decided, `record` how a binding
-//! is written down, `local` is what this replica remembers; `table` binds and moves, `outage` does so without the store, `fork`
-//! finds what a fork inherits, `forgotten` finds a session's organization again, `view` shows a session to operators. The
+//! `select` decides where a session would go, `wanted` is a turn as binding sees it, `place` where it may go, `trail` tells what
+//! was decided, `record` how a binding is written down, `local` is what this replica remembers; `table` binds and moves, `outage`
+//! does so without the store, `fork` finds what a fork inherits, `forgotten` finds a session's organization again; `owner` knows
+//! whose a stored response is, and where it is stored; `view` shows a session to operators. The
 //! invariants B1 to B20 are its specification.
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::setting::Span;
 
 pub mod record;
 pub mod select;
+pub mod wanted;
 pub mod place;
 pub mod trail;
 pub mod local;
@@ -23,6 +25,7 @@ pub mod table;
 pub mod outage;
 pub mod fork;
 pub mod forgotten;
+pub mod owner;
 pub mod view;
 #[cfg(test)]
 mod machine;

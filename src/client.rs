@@ -62,6 +62,11 @@ impl Client {
         Self { id: ClientId::new(id), organizations: Vec::new(), models: Vec::new() }
     }
 
+    #[cfg(test)]
+    pub fn of_organizations(id: &str, organizations: &[&str]) -> Self {
+        Self { organizations: organizations.iter().map(|name| (*name).to_owned()).collect(), ..Self::unrestricted(id) }
+    }
+
     /// Whether both may do the same, in whatever order it is written.
     fn has_rights_of(&self, other: &Self) -> bool {
         let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();

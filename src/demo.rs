@@ -24,6 +24,7 @@ mod script;
 mod table;
 
 use peer::Routing;
+use play::Transport;
 use script::Session;
 use table::{Row, Table};
 
@@ -44,18 +45,13 @@ pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
         [("single key", Routing::Single), ("round robin", Routing::RoundRobin), ("user sticky", Routing::UserSticky)]
     {
         let proxy = peer::start(routing, upstream.address, &tasks).map_err(|error| error.to_string())?;
-        table.add(upstream.play(name, proxy, &sessions, out).await?);
+        table.add(upstream.play(name, Transport::Http, proxy, &sessions, out).await?);
     }
 
-    let memory = Arc::new(Memory::new(10_000));
-    let mut replicas = Vec::new();
-    for _ in 0..REPLICAS {
-        let plan = Config::parse(&upstream.gateway_config())?.plan().map_err(|faults| faults.join("; "))?;
-        replicas.push(Replica::start(plan, Some(Arc::clone(&memory))).await?);
+    for (name, transport) in [("warmkey http", Transport::Http), ("warmkey websocket", Transport::WebSocket)] {
+        let (balancer, _replicas) = upstream.gateway(&tasks).await?;
+        table.add(upstream.play(name, transport, balancer, &sessions, out).await?);
     }
-    let balancer = balance::start(replicas.iter().map(|replica| replica.client_address).collect(), &tasks);
-    table.add(upstream.play("warmkey http", balancer.map_err(|error| error.to_string())?, &sessions, out).await?);
-    table.not_yet("warmkey websocket");
     let _ = writeln!(out, "\n{table}");
     Ok(table.is_pass())
 }
@@ -85,6 +81,18 @@ impl Upstream {
         Ok(Config::parse(&format!("[sim]\ntime_scale = {TIME_SCALE}.0\nprefill = \"5ms\"\n{keys}"))?.sim)
     }
 
+    /// Replicas of Warmkey behind a balancer, which know of no session yet.
+    async fn gateway(&self, tasks: &Tasks) -> Result<(SocketAddr, Vec<Replica>), String> {
+        let memory = Arc::new(Memory::new(10_000));
+        let mut replicas = Vec::new();
+        for _ in 0..REPLICAS {
+            let plan = Config::parse(&self.gateway_config())?.plan().map_err(|faults| faults.join("; "))?;
+            replicas.push(Replica::start(plan, Some(Arc::clone(&memory))).await?);
+        }
+        let balancer = balance::start(replicas.iter().map(|replica| replica.client_address).collect(), tasks);
+        Ok((balancer.map_err(|error| error.to_string())?, replicas))
+    }
+
     fn gateway_config(&self) -> String {
         let keys: String = KEYS
             .iter()
@@ -107,6 +115,7 @@ impl Upstream {
     async fn play(
         &self,
         name: &'static str,
+        transport: Transport,
         proxy: SocketAddr,
         sessions: &[Session],
         out: &mut impl Write,
@@ -116,7 +125,7 @@ impl Upstream {
         let _ = out.flush();
         self.simulator.reset();
         let began = Instant::now();
-        let first_token = play::all(sessions, proxy).await?;
+        let first_token = play::all(sessions, transport, proxy).await?;
         let _ = writeln!(out, "{:.1} s", began.elapsed().as_secs_f64());
         Ok(Row::new(name, &self.simulator.turns(), first_token))
     }
@@ -129,4 +138,46 @@ fn secret(id: &str) -> String {
 
 fn bind() -> std::io::Result<Listener> {
     Listener::bind((Ipv4Addr::LOCALHOST, 0).into(), std::time::Duration::from_secs(10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulator::judge::Turn;
+
+    #[tokio::test]
+    async fn over_a_websocket_a_session_is_played_as_codex_plays_it() {
+        let tasks = Tasks::new();
+        let upstream = Upstream::start(&tasks).expect("an upstream");
+        let (balancer, _replicas) = upstream.gateway(&tasks).await.expect("a gateway");
+        let sessions = &script::sessions()[..1];
+        let row = upstream.play("", Transport::WebSocket, balancer, sessions, &mut Vec::new()).await;
+        assert!(row.is_ok(), "{:?}", row.err());
+
+        // The root's connection, the sub-agent's, and the root's second one.
+        let turns = upstream.simulator.turns();
+        let on = |socket: &simulator::sockets::Socket| {
+            let own = turns.iter().filter(|turn| turn.connection == Some(socket.connection));
+            own.map(|turn| (turn.prewarm, turn.previous_response_id.is_some())).collect::<Vec<_>>()
+        };
+        let (root, subagent) = (&sessions[0].root, sessions[0].subagent.as_ref().expect("a sub-agent"));
+        let dropped = root.drops_at.expect("a drop");
+        let (begun, alone, next) = ((true, false), (false, false), (false, true));
+        let mut expected = vec![
+            [vec![begun], vec![next; dropped]].concat(),
+            [vec![begun], vec![next; subagent.turns]].concat(),
+            [vec![alone], vec![next; root.turns - dropped - 1]].concat(),
+        ];
+        let mut played: Vec<_> = upstream.simulator.sockets().iter().map(on).collect();
+        expected.sort();
+        played.sort();
+        assert_eq!(played, expected);
+
+        // The whole history is what the upstream had remembered: after the drop all of it is read from the cache.
+        let whole = |turn: &&Turn| !turn.prewarm && turn.previous_response_id.is_none();
+        let whole = turns.iter().find(whole).expect("a turn without a response before it");
+        let before = turns.iter().filter(|turn| turn.at < whole.at && turn.input_tokens < whole.input_tokens);
+        let longest = before.map(|turn| turn.input_tokens).max().expect("turns before it");
+        assert!(whole.cached_tokens + 128 >= longest, "{} of {longest}", whole.cached_tokens);
+    }
 }

@@ -128,7 +128,8 @@ impl Error {
         let (status, code, class, fault) = self.kind.describe();
         // In the order in which the real service writes them.
         let message = serde_json::Value::from(self.message.as_str());
-        let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":null,"code":"{code}"}}}}"#);
+        let param = if self.kind == Kind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
+        let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#);
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();

@@ -19,12 +19,15 @@ pub mod condition;
 pub mod conditions;
 pub mod load;
 pub mod room;
+pub mod surge;
 pub mod table;
 pub mod generation;
 pub mod registry;
 pub mod roll;
 pub mod pulse;
 pub mod operator;
+#[cfg(test)]
+mod agreement;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, Deserialize)]

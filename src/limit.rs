@@ -1,4 +1,4 @@
-//! What an upstream says of its limits, and the arithmetic of our own. Pure: the time and chance are arguments.
+//! What an upstream says of its limits, and the arithmetic of our own. Pure but for [`chance`]: the time is an argument.
 //!
 //! Reads with tolerance, since what is misread costs a key its turns: what makes no sense says nothing, and no wait is believed
 //! beyond [`LONGEST_WAIT`].
@@ -75,6 +75,13 @@ pub fn go_span(text: &str) -> Option<Duration> {
     if text.is_empty() { None } else { span(seconds) }
 }
 
+/// When to come again, by the words of a message: `Please try again in 11.054s.` Only where no header says it.
+pub fn wait_in(message: &str) -> Option<Duration> {
+    let (_, rest) = message.split_once("try again in ")?;
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(rest.len());
+    go_span(rest[..end].trim_end_matches('.')).map(|wait| wait.min(LONGEST_WAIT))
+}
+
 /// What is left of a project's limits, as shares of them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Headroom {
@@ -110,6 +117,14 @@ pub fn is_beyond_limit(message: &str) -> bool {
 /// `span`, and at most a quarter more by chance (0 to 1): what waits for one moment must not all come at it.
 pub fn jittered(span: Duration, chance: f64) -> Duration {
     span + (span / 4).mul_f64(chance)
+}
+
+/// Evenly spread over 0 to 1.
+pub fn chance() -> f64 {
+    let mut random = [0; 4];
+    // Without randomness all wait equally long.
+    let _ = getrandom::fill(&mut random);
+    f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX)
 }
 
 /// A generic cell rate algorithm: `burst` at once, and then one each `interval`.
@@ -225,6 +240,14 @@ mod tests {
     }
 
     #[test]
+    fn a_message_may_say_when_to_come_again() {
+        let told = |message: &str| wait_in(message).map(|wait| wait.as_millis());
+        assert_eq!(told("Requested 12528. Please try again in 11.054s. Visit https://x"), Some(11_054));
+        assert_eq!(told("Please try again in 120ms."), Some(120));
+        assert_eq!((told("Please try again in a moment."), told("Please try again later.")), (None, None));
+    }
+
+    #[test]
     fn a_request_may_be_larger_than_its_limit() {
         let message = |limit: &str, requested: &str| {
             format!("Rate limit reached on tokens per min (TPM): Limit {limit}, Used 22999, Requested {requested}. Please try")
@@ -244,6 +267,8 @@ mod tests {
                 prop_assert!(headroom(&all).is_some_and(|room| room.reset <= LONGEST_WAIT));
             }
             is_beyond_limit(&text);
+            let wait = wait_in(&format!("try again in {text}"));
+            prop_assert!(wait.unwrap_or_default() <= LONGEST_WAIT);
         }
 
         #[test]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use crate::setting::{SecretSource, Size, Span};
+use crate::turn::owned::ForeignIds;
 
 pub mod operator;
 pub mod admin;
@@ -30,4 +31,6 @@ pub struct Settings {
     pub open: bool,
     /// A WebSocket's silent peer is asked after this time whether it is there.
     pub ping: Span,
+    /// What becomes of ids of stored things that never passed through here.
+    pub foreign_ids: ForeignIds,
 }

@@ -43,6 +43,8 @@ pub enum Kind {
     Conversation,
     /// A thread of a session: a sub-agent's, as forks name it.
     Thread,
+    /// A response that its upstream stores.
+    Response,
     /// The hash of a stable prefix.
     Derived,
 }
@@ -80,6 +82,17 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// A response that its upstream stores, as everything behind this module knows it: hashed as a session's id is, so that no
+/// client can find, meet or tell apart another one's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ResponseId(SessionId);
+
+impl ResponseId {
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
 /// Turns signals into stored ids.
 #[derive(Clone)]
 pub struct Hasher {
@@ -100,6 +113,7 @@ impl Hasher {
             Kind::Session => b"session",
             Kind::Conversation => b"conversation",
             Kind::Thread => b"thread",
+            Kind::Response => b"response",
             Kind::Derived => b"derived",
         };
         for part in [client.as_str().as_bytes(), kind].into_iter().chain(parts) {

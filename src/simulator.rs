@@ -6,6 +6,7 @@
 //! What the last user text of a request may ask of it stands in `simulator/directive.rs`.
 
 mod clock;
+mod date;
 mod settings;
 
 mod answer;
@@ -29,7 +30,9 @@ mod machine;
 
 mod diagnosis;
 mod fault;
+mod faults;
 pub mod judge;
+pub mod probes;
 pub mod sockets;
 mod stored;
 
@@ -43,6 +46,7 @@ mod caller;
 mod turn;
 
 mod http;
+mod probing;
 
 mod frame;
 mod lanes;
@@ -65,11 +69,11 @@ use tokio_util::sync::CancellationToken;
 use crate::server::listener::Listener;
 use crate::task::Tasks;
 
-pub use fault::Fault;
+pub use fault::{Fault, Scope};
 pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
 
-use refusal::{Caller, Refusal};
+use refusal::Refusal;
 use websocket::Home;
 use world::World;
 
@@ -99,6 +103,7 @@ impl Simulator {
         let mut router = Router::new()
             .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
             .route("/_sim/close", post(close))
+            .route("/_sim/probes", get(async |State(simulator): Sim| json(&simulator.probes())))
             .route("/_sim/turns", get(async |State(simulator): Sim| json(&simulator.turns())))
             .route("/_sim/summary", get(async |State(simulator): Sim| json(&simulator.summary())))
             .route("/_sim/fault", post(add_fault).delete(clear_faults))
@@ -111,7 +116,12 @@ impl Simulator {
                     post(async |State(simulator): Sim, request: Request| http::serve(&simulator.world, request).await)
                         .get(move |State(simulator): Sim, request: Request| upgrade(simulator, home, request)),
                 )
-                .route(&format!("{base}/models"), get(models));
+                .route(
+                    &format!("{base}/models"),
+                    get(async |State(simulator): Sim, request: Request| {
+                        probing::serve(&simulator.world, request.headers()).await
+                    }),
+                );
         }
         router.method_not_allowed_fallback(unknown).fallback(unknown).with_state(Arc::clone(self))
     }
@@ -130,6 +140,11 @@ impl Simulator {
     /// Every turn on record, oldest first.
     pub fn turns(&self) -> Vec<judge::Turn> {
         self.world.judge.turns()
+    }
+
+    /// Every `GET /models` on record, oldest first.
+    pub fn probes(&self) -> Vec<probes::Probe> {
+        self.world.probes.all()
     }
 
     /// Every WebSocket on record, oldest first.
@@ -155,8 +170,9 @@ impl Simulator {
         self.world.memory().faults.add(fault)
     }
 
-    pub fn clear_faults(&self) {
-        self.world.memory().faults.clear();
+    /// Forgets the faults that name what `scope` names.
+    pub fn clear_faults(&self, scope: &Scope) {
+        self.world.memory().faults.clear(scope);
     }
 }
 
@@ -182,36 +198,28 @@ async fn add_fault(State(simulator): Sim, request: Request) -> Response<Body> {
     added.map_or_else(|refusal| refusal.response(), |()| no_content())
 }
 
-/// The body of a request to the judge.
+/// The body of a request to the judge; an empty one says nothing.
 async fn read<T: serde::de::DeserializeOwned>(request: Request, code: &str) -> Result<T, Refusal> {
     let refused = |error: String| Refusal::invalid(Some(code), None, error);
     let body = Limited::new(request.into_body(), MOST_FAULT_BYTES).collect().await.map_err(|error| refused(error.to_string()))?;
-    serde_json::from_slice(&body.to_bytes()).map_err(|error| refused(error.to_string()))
+    let body = body.to_bytes();
+    serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }).map_err(|error| refused(error.to_string()))
 }
 
-async fn clear_faults(State(simulator): Sim) -> Response<Body> {
-    simulator.clear_faults();
-    no_content()
+async fn clear_faults(State(simulator): Sim, request: Request) -> Response<Body> {
+    let scope = read(request, "invalid_scope").await;
+    scope.map_or_else(
+        |refusal| refusal.response(),
+        |scope| {
+            simulator.clear_faults(&scope);
+            no_content()
+        },
+    )
 }
 
 async fn reset(State(simulator): Sim) -> Response<Body> {
     simulator.reset();
     no_content()
-}
-
-/// The probe of a gateway: a key that is dead for answers is dead here too.
-async fn models(State(simulator): Sim, request: Request) -> Response<Body> {
-    let world = &simulator.world;
-    let key = match world.keys.authenticate(request.headers()) {
-        Ok(key) => key,
-        Err((_, refusal)) => return refusal.response(),
-    };
-    let fault = world.memory().faults.of_key(&key);
-    if let Some(fault) = fault {
-        let caller = Caller { organization: &key.organization, project: &key.project, model: "", masked: &key.masked };
-        return Refusal::scripted(StatusCode::UNAUTHORIZED, fault.code.as_deref(), caller, None).response();
-    }
-    typed(model::list())
 }
 
 async fn unknown(request: Request) -> Response<Body> {

@@ -1,9 +1,11 @@
 //! What lives where: the state that replicas share, behind a few atomic operations.
 //!
 //! Bindings are `<prefix>:<session id>` (a 22-character id; a 7-character prefix makes the key 30 bytes, which Redis keeps in
-//! 32), what was decided about a session is the list `<prefix>:<session id>.trail`, the roll of replicas and their sets of keys is the hash `<prefix>:generations`, their board the hash `<prefix>:board`. The store knows names and values, and
-//! of what they mean only this: the second word of a binding is its epoch. "It is down" is a value: [`Unavailable`]. Nothing
-//! here is retried: one [`Budget`] covers all operations of a turn together.
+//! 32). Beside them are what was decided about a session, the list `<prefix>:<session id>.trail`, the sessions of threads,
+//! `<prefix>:<thread>.thread`, and the owners of stored responses, `<prefix>:<response>.response`; the roll of replicas and their
+//! sets of keys is the hash `<prefix>:generations`, their board the hash `<prefix>:board`. The store knows names and values, and
+//! of what they mean only this: the second word of a binding is its epoch. "It is down" is a value: [`Unavailable`]. Nothing here
+//! is retried: one [`Budget`] covers all operations of a turn together.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -9,15 +9,17 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
-use crate::binding::place::{Sealed, Wanted};
+use crate::binding::owner::Owners;
+use crate::binding::select::Reach;
 use crate::binding::table::{Bindings, Found};
 use crate::binding::trail::Step;
+use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::error::{Error, Kind};
 use crate::key::conditions::Fitness;
 use crate::key::registry::Registry;
-use crate::limit::{Retries, jittered};
+use crate::limit::{Retries, chance, jittered};
 use crate::metrics::{Decision, Metrics, Reason};
 use crate::outcome::Answer;
 use crate::session::identify::{Identifier, Identity};
@@ -34,9 +36,13 @@ pub mod search;
 pub mod replay;
 pub mod idle;
 pub mod relay;
+pub mod issued;
+pub mod held;
+pub mod owned;
 pub mod http;
 pub mod frame;
 pub mod lanes;
+pub mod books;
 pub mod hop;
 pub mod parting;
 pub mod sockets;
@@ -46,7 +52,8 @@ pub mod websocket;
 
 use account::Account;
 use failover::{Verdict, decide};
-use patience::{Patience, chance, moment};
+use owned::ForeignIds;
+use patience::{Patience, moment};
 use replay::Replay;
 use search::Search;
 use sockets::Sockets;
@@ -83,6 +90,10 @@ pub struct Gateway {
     pub identifier: Identifier,
     /// Which key a session is bound to.
     pub bindings: Bindings,
+    /// Whose a stored response is.
+    pub owners: Arc<Owners>,
+    /// What becomes of ids that never passed through here.
+    pub foreign_ids: ForeignIds,
     /// Which keys are in use.
     pub registry: Arc<Registry>,
     /// The memory that request bodies are held in.
@@ -132,7 +143,8 @@ impl Gateway {
         let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let lineage = self.identifier.lineage(&client.id, headers);
         let (session, patience, refused, failed) = (identity.session, self.options.wait, Vec::new(), Vec::new());
-        Wanted { session, lineage, client, carries_sealed, turn_state, by_websocket, model, patience, refused, failed }
+        let within = Reach::Anywhere;
+        Wanted { session, lineage, client, carries_sealed, turn_state, by_websocket, model, patience, refused, failed, within }
     }
 
     /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.

@@ -3,10 +3,11 @@
 //! Only the organization that sealed a session's history can open it. A turn whose binding is a guess and whose history the
 //! upstream could not open is tried once with each other organization, and the one that accepts is bound.
 
-use super::place::{Wanted, none_in_use};
+use super::place::none_in_use;
 use super::record::{Record, state_tag};
 use super::table::Bindings;
 use super::trail::Step;
+use super::wanted::Wanted;
 use super::{Binding, Written};
 use crate::error::Error;
 use crate::key::Tag;

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::place::Wanted;
 use super::record::Record;
 use super::table::Bindings;
+use super::wanted::Wanted;
 use crate::session::SessionId;
 use crate::store::{Budget, Store};
 

@@ -11,10 +11,11 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::Binding;
 use super::local::{Known, Local};
-use super::place::{Standing, Wanted};
+use super::place::Standing;
 use super::record::{Record, state_tag};
 use super::select::Reach;
 use super::table::Bindings;
+use super::wanted::Wanted;
 use crate::error::Error;
 use crate::key::registry::Registry;
 use crate::metrics::{Decision, Reason};
@@ -63,6 +64,7 @@ impl Bindings {
                 (spilled, _) => spilled,
             },
             Standing::Gone(reason) => self.move_home(wanted, session, known, reason),
+            Standing::Elsewhere => self.detour(wanted, session),
         }
     }
 

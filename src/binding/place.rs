@@ -6,75 +6,19 @@ use std::time::Duration;
 
 use super::record::Record;
 use super::select::{Reach, first, share};
-use crate::client::Client;
+use super::wanted::Wanted;
 use crate::error::{Error, Kind};
 use crate::key::conditions::{Fitness, Why};
+use crate::key::generation::Loaded;
 use crate::key::registry::Registry;
 use crate::key::{Key, Tag};
 use crate::metrics::Reason;
 use crate::session::SessionId;
-use crate::session::lineage::Lineage;
 
 /// What a client is told when a key may be loaded in a moment.
 const SOON: Duration = Duration::from_secs(1);
 /// What a client is told when keys are out of use.
 const LATER: Duration = Duration::from_secs(30);
-
-/// A turn as binding sees it.
-pub struct Wanted<'t> {
-    pub session: Option<SessionId>,
-    pub lineage: Lineage,
-    pub client: &'t Client,
-    /// Whether the turn itself shows content that only its organization can open.
-    pub carries_sealed: Sealed<'t>,
-    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
-    pub turn_state: Option<&'t [u8]>,
-    /// It comes by WebSocket: a new session begins where that is spoken.
-    pub by_websocket: bool,
-    /// What it asks for. Nothing: it does not say.
-    pub model: &'t str,
-    /// How long it may yet wait for a key that is short.
-    pub patience: Duration,
-    /// The keys that have refused it.
-    pub refused: Vec<Tag>,
-    /// The keys at which the upstream has failed with it.
-    pub failed: Vec<Tag>,
-}
-
-/// Where to look for content that only its organization can open.
-#[derive(Clone, Copy)]
-pub enum Sealed<'t> {
-    Known(bool),
-    /// In this JSON text, which is only looked at when the answer matters.
-    In(&'t [u8]),
-}
-
-/// A field that only an organization's own blobs have. Inside a text its quotes would be escaped.
-const SEALED: &[u8] = br#""encrypted_content""#;
-
-impl Sealed<'_> {
-    pub fn is_sealed(self) -> bool {
-        match self {
-            Self::Known(sealed) => sealed,
-            Self::In(text) => memchr::memmem::find(text, SEALED).is_some(),
-        }
-    }
-}
-
-impl Wanted<'_> {
-    /// How far from `record`'s organization the turn may go.
-    pub fn reach(&self, record: &Record) -> Reach {
-        match record.sealed || self.carries_sealed.is_sealed() {
-            true => Reach::Organization(record.organization),
-            false => Reach::Anywhere,
-        }
-    }
-
-    /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent would.
-    fn order<'s>(&'s self, session: &'s SessionId) -> &'s str {
-        self.lineage.parent.as_ref().map_or(session, |parent| &parent.root).as_str()
-    }
-}
 
 /// What this replica makes of a stored binding.
 pub enum Standing {
@@ -83,6 +27,8 @@ pub enum Standing {
     Aside(Reason),
     /// Its key can serve no more.
     Gone(Reason),
+    /// It is to a key that this turn may not go to: the turn goes on from what another project has stored.
+    Elsewhere,
 }
 
 impl From<Why> for Reason {
@@ -125,6 +71,13 @@ impl Places {
         loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
     }
 
+    /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the most.
+    pub async fn settled(&self, record: &Record) {
+        if let Some(key) = self.key_of(record) {
+            self.registry.settled(&key).await;
+        }
+    }
+
     /// What an organization is called, where a key of it is loaded.
     pub fn organization(&self, tag: Tag) -> Option<String> {
         let loaded = self.registry.loaded();
@@ -132,8 +85,11 @@ impl Places {
     }
 
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
-        let generation = self.generation();
-        match self.key_of(record) {
+        let (generation, key) = (self.generation(), self.key_of(record));
+        if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
+            return Standing::Elsewhere;
+        }
+        match key {
             Some(key) if !is_allowed(wanted, &key) => Standing::Gone(Reason::NotAllowed),
             Some(key) if wanted.failed.contains(&key.tag) => Standing::Aside(Reason::Failed),
             Some(key) => self.standing_of(wanted, record, key),
@@ -206,27 +162,78 @@ impl Places {
         }
     }
 
-    /// The session's first choice among the keys within `reach`.
-    pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
+    /// Where a new session begins: its first choice among the keys that should take one.
+    pub fn welcome(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
+        let allowed = self.common(&loaded, wanted, Reach::Anywhere);
+        let invites = self.inviting(session, &allowed);
+        let can = |key: &Key| self.is_well(wanted, key) && invites(key) || self.is_asked(wanted, key);
+        match first(wanted.order(session), &allowed, |key| speaks(wanted, key) && can(key)) {
+            Some(key) if self.is_well(wanted, key) || self.registry.conditions.take_ticket(key) => {
+                self.registry.surges.began(key);
+                Ok(Arc::clone(key))
+            }
+            _ => self.choose(wanted, session, Reach::Anywhere),
+        }
+    }
+
+    /// The keys within `reach` that all replicas have.
+    fn common<'k>(&self, loaded: &'k Loaded, wanted: &Wanted<'_>, reach: Reach) -> Vec<&'k Arc<Key>> {
         let within: Vec<_> = loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
-        let allowed = if common.is_empty() { within } else { common };
-        let is_well = |key: &Key| !wanted.failed.contains(&key.tag) && self.registry.is_well(key, wanted.model);
-        let speaks = |key: &Key| key.upstream.speaks_websocket || !wanted.by_websocket;
-        let is_asked = |key: &Key| !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key);
-        let invites = self.inviting(session, &allowed);
+        if common.is_empty() { within } else { common }
+    }
+
+    fn is_well(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        !wanted.failed.contains(&key.tag) && self.registry.is_well(key, wanted.model)
+    }
+
+    /// Whether the turn may find out if an exhausted `key` is so still.
+    fn is_asked(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
+    }
+
+    /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one key at once. The error is how
+    /// long it is until the first choice takes one more, where all of them have too many.
+    pub fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Result<Arc<Key>, Duration>, Error> {
+        let loaded = self.registry.loaded();
+        let mut allowed = self.common(&loaded, wanted, reach);
+        let mut crowded = None;
+        loop {
+            let chosen = first(wanted.order(session), &allowed, |key| self.is_well(wanted, key) && speaks(wanted, key));
+            let Some(key) = chosen.cloned() else { break };
+            match self.registry.surges.admit(&key) {
+                Ok(()) => return Ok(Ok(key)),
+                Err(wait) => drop(crowded.get_or_insert(wait)),
+            }
+            allowed.retain(|other| other.tag != key.tag);
+        }
+        match crowded {
+            Some(wait) => Ok(Err(wait)),
+            None => self.choose(wanted, session, reach).map(Ok),
+        }
+    }
+
+    /// The session's first choice among the keys within `reach`.
+    pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
+        let loaded = self.registry.loaded();
+        let allowed = self.common(&loaded, wanted, reach);
+        let is_well = |key: &Key| self.is_well(wanted, key);
         let order = wanted.order(session);
-        let chosen = first(order, &allowed, |key| speaks(key) && (is_well(key) && invites(key) || is_asked(key)))
-            .or_else(|| first(order, &allowed, |key| is_well(key) && speaks(key)))
+        let chosen = first(order, &allowed, |key| is_well(key) && speaks(wanted, key))
             .or_else(|| first(order, &allowed, is_well))
             .or_else(|| first(order, &allowed, |key| self.can_serve(wanted, key)));
-        match chosen {
-            Some(key) if !is_well(key) && is_asked(key) && !self.registry.conditions.take_ticket(key) => {
-                // Another turn was faster: now it is like any that is out of use.
-                self.choose(wanted, session, reach)
-            }
+        if let Some(key) = chosen {
+            return Ok(Arc::clone(key));
+        }
+        if let Some(key) = allowed.iter().find(|key| wanted.within != Reach::Anywhere && self.can_serve(wanted, key)) {
+            // What is stored there is nothing new to a key that takes nothing new.
+            return Ok(Arc::clone(key));
+        }
+        // With nobody else left one turn may find out whether that is so still.
+        let asked = first(order, &allowed, |key| self.is_asked(wanted, key));
+        match asked.filter(|key| self.registry.conditions.take_ticket(key)) {
             Some(key) => Ok(Arc::clone(key)),
             None => Err(self.shortage(wanted, &allowed)),
         }
@@ -251,15 +258,34 @@ impl Places {
 
     /// What the client is told where none of `allowed` can serve.
     pub fn shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
+        let error = self.plain_shortage(wanted, allowed);
+        match (wanted.within, allowed.first()) {
+            (Reach::Project { .. }, None) => {
+                self.registry.wants_reload();
+                Error::new(Kind::NoKeyAvailable, "No upstream key of the project that stores the previous response is known.")
+                    .retry_after(SOON)
+            }
+            // Which one it is its client should know: it may go on without.
+            (Reach::Project { .. }, Some(key)) => {
+                let project = [key.organization.as_str(), key.project.as_str()].join("/");
+                let what = format!("The previous response is stored by {}.", project.trim_end_matches('/'));
+                Error { message: format!("{what} {}", error.message), ..error }
+            }
+            _ => error,
+        }
+    }
+
+    fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
         let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
         let is_exhausted =
             |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
+        let is_final = fitness.iter().any(is_exhausted) && fitness.iter().all(|fitness| matches!(fitness, Fitness::Lost(_)));
         let soonest =
             fitness.iter().filter_map(|fitness| if let Fitness::Short(wait) = fitness { Some(*wait) } else { None }).min();
         match soonest {
             Some(wait) => Error::limited("Every upstream key that may serve this session is cooling.", wait),
             // Waiting does not help.
-            None if !fitness.is_empty() && fitness.iter().all(is_exhausted) => Error::new(
+            None if is_final => Error::new(
                 Kind::InsufficientQuota,
                 "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
             ),
@@ -314,14 +340,19 @@ impl Places {
     /// The key with the least going on, for a turn without a session.
     pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| key.weight > 0 && is_allowed(wanted, key)).collect();
+        let takes = |key: &Key| (key.weight > 0 || wanted.within != Reach::Anywhere) && is_allowed(wanted, key);
+        let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| takes(key)).collect();
         let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
         self.registry.loads.least(candidates).cloned().ok_or_else(|| self.shortage(wanted, &allowed))
     }
 }
 
+fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {
+    key.upstream.speaks_websocket || !wanted.by_websocket
+}
+
 fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {
-    wanted.client.may_use_organization(&key.organization)
+    wanted.client.may_use_organization(&key.organization) && wanted.within.includes(key)
 }
 
 /// No key that may serve is in use.
@@ -341,3 +372,8 @@ fn none_available(wait: Duration) -> Error {
     )
     .retry_after(wait)
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod within;

@@ -9,12 +9,17 @@ use sha2::{Digest, Sha256};
 
 use crate::key::{Key, Tag};
 
-/// How far from its present organization a turn may go.
+/// How far a turn may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     Anywhere,
     /// Its history holds what only this organization can open.
     Organization(Tag),
+    /// It goes on from what only this project of the organization has stored.
+    Project {
+        organization: Tag,
+        project: Tag,
+    },
 }
 
 impl Reach {
@@ -22,6 +27,15 @@ impl Reach {
         match self {
             Self::Anywhere => true,
             Self::Organization(organization) => key.organization_tag == organization,
+            Self::Project { organization, project } => key.organization_tag == organization && key.project_tag == project,
+        }
+    }
+
+    /// Whether it may lead to keys of `tag`'s organization.
+    pub fn touches(self, tag: Tag) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Organization(organization) | Self::Project { organization, .. } => organization == tag,
         }
     }
 }

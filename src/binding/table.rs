@@ -7,14 +7,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 use super::local::{Belief, Known, Local};
-use super::place::{Places, Standing, Wanted, none_in_use, not_loaded};
+use super::place::{Places, Standing, none_in_use, not_loaded};
 use super::record::{Record, state_tag};
 use super::select::Reach;
 use super::trail::{Step, Trail};
+use super::wanted::Wanted;
 use super::{Binding, Written};
 use crate::error::Error;
 use crate::key::Key;
+use crate::limit::{chance, jittered};
 use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
@@ -106,7 +110,7 @@ impl Bindings {
         match self.places.standing(wanted, record) {
             Standing::Serves(key) => key.tag != binding.key.tag,
             Standing::Aside(reason) => has_sibling() || leaves(reason) && has_other(),
-            Standing::Gone(_) => has_other(),
+            Standing::Gone(_) | Standing::Elsewhere => has_other(),
         }
     }
 
@@ -210,7 +214,13 @@ impl Bindings {
         left: Duration,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        match self.places.standing(wanted, &record) {
+        let mut standing = self.places.standing(wanted, &record);
+        if matches!(standing, Standing::Aside(Reason::Suspected)) {
+            // In a moment it is known whether its sessions leave it: better than to and fro.
+            self.places.settled(&record).await;
+            standing = self.places.standing(wanted, &record);
+        }
+        match standing {
             Standing::Serves(key) => {
                 let refresh = left < self.ttl / 4 * 3;
                 Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
@@ -222,6 +232,7 @@ impl Bindings {
                 spilled => spilled,
             },
             Standing::Gone(reason) => self.replace(wanted, session, record, reason, budget).await,
+            Standing::Elsewhere => self.detour(wanted, session),
         }
     }
 
@@ -230,7 +241,7 @@ impl Bindings {
         let (record, result) = match self.inherited(wanted, budget).await {
             Some(record) => (record, BindingResult::Inherited),
             None => {
-                let key = self.places.choose(wanted, session, Reach::Anywhere)?;
+                let key = self.places.welcome(wanted, session)?;
                 (Record::first(&key, self.places.generation()), BindingResult::Created)
             }
         };
@@ -257,7 +268,7 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         for _ in 0..=self.places.count() {
-            let key = self.places.choose(wanted, session, wanted.reach(&record))?;
+            let key = self.refuge(wanted, session, &record).await?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
             let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let held = match outcome {
@@ -280,9 +291,31 @@ impl Bindings {
                 }
                 Standing::Aside(reason) => return self.spill(wanted, session, &held, reason).map(has_moved),
                 Standing::Gone(now) => (record, reason) = (held, now),
+                Standing::Elsewhere => return self.detour(wanted, session),
             }
         }
         Err(none_in_use())
+    }
+
+    /// The key that the session moves to, once it takes one more.
+    async fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Arc<Key>, Error> {
+        let mut patience = wanted.patience;
+        loop {
+            let wait = match self.places.refuge(wanted, session, wanted.reach(record))? {
+                Ok(key) => return Ok(key),
+                Err(wait) => jittered(wait, chance()),
+            };
+            if wait > patience {
+                return Err(Error::limited("Too many sessions move to the keys that may serve this one.", wait));
+            }
+            patience -= wait;
+            self.tell_of(session, Decision::Wait, Reason::Crowded);
+            sleep(wait).await;
+        }
+    }
+
+    fn tell_of(&self, session: &SessionId, decision: Decision, reason: Reason) {
+        self.trail.tell(&Step { session: Some(session), decision, reason, from: None, to: None });
     }
 
     /// Serves the turn from the session's organization and leaves the binding alone.
@@ -310,6 +343,12 @@ impl Bindings {
     pub(super) fn tell(&self, session: &SessionId, decision: Decision, reason: Reason, record: &Record, to: &Key) {
         let from = self.places.key_of(record);
         self.trail.tell(&Step { session: Some(session), decision, reason, from: from.as_deref(), to: Some(to) });
+    }
+
+    /// Serves the turn where the response is stored that it goes on from, and leaves the binding alone: it is to another project.
+    pub(super) fn detour(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+        let key = self.places.choose(wanted, session, wanted.within)?;
+        Ok(has_moved(Binding::passing(&key, Some(session), BindingResult::Spilled)))
     }
 
     /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.

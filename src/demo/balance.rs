@@ -20,6 +20,10 @@ pub fn start(replicas: Vec<SocketAddr>, tasks: &Tasks) -> std::io::Result<Socket
             let replica = replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()];
             owner.spawn(async move {
                 if let Ok(mut replica) = TcpStream::connect(replica).await {
+                    // As any balancer does: what comes in pieces is not held back until it makes a whole one.
+                    for end in [&client, &replica] {
+                        let _ = end.set_nodelay(true);
+                    }
                     // Either side may leave as it likes.
                     let _ = copy_bidirectional(&mut client, &mut replica).await;
                 }

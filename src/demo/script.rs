@@ -1,7 +1,8 @@
 //! The sessions that are played: shaped as Codex shapes them, the same for every way of routing.
 //!
 //! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn appends: reasoning that only its
-//! organization can open, a tool call, the tool's output. A few sessions spawn a sub-agent, which shares their session id.
+//! organization can open, a tool call, the tool's output. A few sessions spawn a sub-agent, which shares their session id. Over a
+//! WebSocket, each session loses its connection once.
 
 use serde_json::json;
 
@@ -15,6 +16,9 @@ const OUTPUT: std::ops::Range<usize> = 8_000..40_000;
 const SPAWNS: usize = 4;
 const SPAWN_AT: usize = 4;
 const SUBAGENT_TURNS: usize = 3;
+/// The turns before which a session's connection is dropped, one of them in each session: late enough that there is a history to
+/// lose, and not all at once.
+const DROPS: std::ops::Range<usize> = 3..10;
 /// One model of each cache regime.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
 
@@ -32,6 +36,8 @@ pub struct Session {
 pub struct Thread {
     pub id: String,
     pub turns: usize,
+    /// Before this turn its WebSocket is dropped, as by a user who interrupts the last one.
+    pub drops_at: Option<usize>,
     seed: u64,
 }
 
@@ -42,10 +48,16 @@ pub fn sessions() -> Vec<Session> {
             // Some people work more than others.
             user: [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4][number % 12] + usize::from(number == 23),
             model: MODELS[number % MODELS.len()],
-            root: Thread { id: uuid(number, 0), turns: TURNS, seed: number as u64 * 1_000 + 1 },
+            root: Thread {
+                id: uuid(number, 0),
+                turns: TURNS,
+                drops_at: Some(DROPS.start + number % DROPS.len()),
+                seed: number as u64 * 1_000 + 1,
+            },
             subagent: (number % SPAWNS == 0).then(|| Thread {
                 id: uuid(number, 1),
                 turns: SUBAGENT_TURNS,
+                drops_at: None,
                 seed: number as u64 * 1_000 + 2,
             }),
         })
@@ -63,15 +75,33 @@ impl Session {
 
     /// A turn's body with `history` as its input. Everything but the input is the same each time.
     pub fn body(&self, history: &[String]) -> String {
-        let (model, id, input) = (self.model, &self.id, history.join(","));
+        self.object("", "", history, "")
+    }
+
+    /// A turn as a WebSocket's frame, going on from `previous` with what is new since then.
+    pub fn frame(&self, previous: Option<&str>, new: &[String]) -> String {
+        let previous = previous.map(|id| format!(r#""previous_response_id":"{id}","#)).unwrap_or_default();
+        self.object(r#""type":"response.create","#, &previous, new, "")
+    }
+
+    /// The frame that a WebSocket begins with: the upstream reads `prefix` into its cache and answers nothing.
+    pub fn prewarm(&self, prefix: &[String]) -> String {
+        self.object(r#""type":"response.create","#, "", prefix, r#""generate":false,"#)
+    }
+
+    fn object(&self, kind: &str, previous: &str, input: &[String], generate: &str) -> String {
+        let (model, id, input) = (self.model, &self.id, input.join(","));
         format!(
-            r#"{{"model":"{model}","stream":true,"input":[{input}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":"high"}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":"{id}","client_metadata":{{"session_id":"{id}"}}}}"#,
+            r#"{{{kind}"model":"{model}","stream":true,{previous}"input":[{input}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":"high"}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":"{id}",{generate}"client_metadata":{{"session_id":"{id}"}}}}"#,
             tools()
         )
     }
 }
 
 impl Thread {
+    /// Items of the opening that are the same in every session: what a prewarm holds.
+    pub const PREFIX: usize = 1;
+
     /// What stands before the first turn.
     pub fn opening(&self) -> Vec<String> {
         vec![
@@ -150,5 +180,22 @@ mod tests {
         history.extend((0..TURNS).map(|turn| session.root.reply(turn, None)));
         assert!((200_000..600_000).contains(&session.body(&history).len()));
         assert!(session.body(&history).starts_with(session.body(&history[..4]).split_once("],\"tools\"").unwrap().0));
+        let drops = |thread: &Thread| thread.drops_at.is_some_and(|turn| (1..thread.turns).contains(&turn));
+        assert!(sessions.iter().all(|session| drops(&session.root)));
+    }
+
+    #[test]
+    fn a_frame_is_the_body_and_says_what_it_goes_on_from() {
+        let session = &sessions()[0];
+        let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        let input = [message("user", "hello")];
+        let (body, frame, prewarm) = (session.body(&input), session.frame(Some("resp_1"), &input), session.prewarm(&input));
+        let (body, mut frame, mut prewarm) = (read(body), read(frame), read(prewarm));
+        for (frame, added) in [(&mut frame, "previous_response_id"), (&mut prewarm, "generate")] {
+            let fields = frame.as_object_mut().unwrap();
+            assert_eq!(fields.remove("type").unwrap(), "response.create");
+            assert!(fields.remove(added).is_some());
+            assert_eq!(*frame, body);
+        }
     }
 }

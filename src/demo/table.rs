@@ -14,6 +14,12 @@ const WRITE_PRICE: f64 = 1.25;
 const PROMISED: f64 = 0.99;
 
 /// What one way of routing came to, by the upstream's record.
+///
+/// Over a WebSocket Codex has the beginning of a turn read into the cache before it asks for the turn: a prewarm, which is on
+/// record as a turn of its own. Counted like the others it would be flattered twice, by input that no client asked to have
+/// answered, and by a first turn that finds warm what was computed for it a moment ago. So a prewarm and the turn that it
+/// prepares are one: their input is the turn's, and what either of them had to compute was computed. That is what the same
+/// turn is over HTTP, where nothing is prepared. What is paid is paid, for both of them.
 pub struct Row {
     name: &'static str,
     /// Cached part of the input tokens.
@@ -32,8 +38,11 @@ impl Row {
     pub fn new(name: &'static str, turns: &[Turn], first_token: Duration) -> Self {
         let served: Vec<&Turn> = turns.iter().filter(|turn| turn.outcome != Outcome::Refused).collect();
         let sum = |count: fn(&Turn) -> u64| served.iter().map(|turn| count(turn)).sum::<u64>() as f64;
-        let (input, cached, written) =
+        let (read, cached, written) =
             (sum(|turn| turn.input_tokens), sum(|turn| turn.cached_tokens), sum(|turn| turn.cache_write_tokens));
+        let input = sum(|turn| if turn.prewarm { 0 } else { turn.input_tokens });
+        // All that was not computed, for a turn or before it.
+        let (saved, ideal) = (input - (read - cached), input - (read - sum(|turn| turn.ideal_cached_tokens)));
         let mut keys: HashMap<&str, HashSet<&str>> = HashMap::new();
         let mut load: HashMap<&str, usize> = HashMap::new();
         for turn in turns {
@@ -44,10 +53,10 @@ impl Row {
         let counts = || keys.values().map(HashSet::len);
         Self {
             name,
-            cached: cached / input,
-            ideal: cached / sum(|turn| turn.ideal_cached_tokens),
+            cached: saved / input,
+            ideal: saved / ideal,
             keys_per_session: (counts().sum::<usize>() as f64 / keys.len() as f64, counts().max().unwrap_or(0)),
-            cost: (input - cached - written) + cached * READ_PRICE + written * WRITE_PRICE,
+            cost: (read - cached - written) + cached * READ_PRICE + written * WRITE_PRICE,
             first_token,
             refused: turns.len() - served.len(),
             busiest_key: load.values().copied().max().unwrap_or(0) as f64 / turns.len() as f64,
@@ -59,16 +68,11 @@ impl Row {
 #[derive(Default)]
 pub struct Table {
     rows: Vec<Row>,
-    not_yet: Vec<&'static str>,
 }
 
 impl Table {
     pub fn add(&mut self, row: Row) {
         self.rows.push(row);
-    }
-
-    pub fn not_yet(&mut self, name: &'static str) {
-        self.not_yet.push(name);
     }
 
     /// Whether each Warmkey row kept the promise.
@@ -100,13 +104,11 @@ impl fmt::Display for Table {
                 row.busiest_key * 100.0,
             )?;
         }
-        for name in &self.not_yet {
-            writeln!(f, "{name:<17}  not yet")?;
-        }
         writeln!(
             f,
             "\n\
-             cached share   input tokens that the upstream read from its prompt cache, of all input tokens\n\
+             cached share   input tokens that the upstream read from its prompt cache, of all input tokens; what a WebSocket\n\
+             \x20              has it compute before a turn counts as computed for that turn\n\
              of the ideal   the same, of what an upstream that never forgets would have read\n\
              cost, token    against the single key: what the input costs, how long the first token takes\n\
              refused        400s for reasoning that another organization sealed: each one ends a Codex session\n\
@@ -146,6 +148,29 @@ mod tests {
         assert!(!table(&[turn("s", "a", 700), turn("t", "b", 800)]).is_pass(), "too little cached");
         assert!(!table(&[turn("s", "a", 800), turn("s", "b", 800)]).is_pass(), "two keys for one session");
         assert!(!Table::default().is_pass(), "nothing shown");
+    }
+
+    #[test]
+    fn each_warmkey_row_has_to_keep_it() {
+        let mut table = table(&[turn("s", "a", 800)]);
+        table.add(Row::new("warmkey websocket", &[turn("s", "a", 700)], Duration::from_millis(10)));
+        assert!(!table.is_pass());
+    }
+
+    /// A first turn that finds nothing cached, and a second one that finds the first, over HTTP and over a WebSocket.
+    #[test]
+    fn a_prewarm_is_the_beginning_of_the_turn_that_it_prepares() {
+        let turn = |input, cached, ideal| Turn { input_tokens: input, ideal_cached_tokens: ideal, ..turn("s", "a", cached) };
+        let prewarm = |cached| Turn { prewarm: true, ..turn(900, cached, 0) };
+        let row = |turns: &[Turn]| Row::new("warmkey", turns, Duration::ZERO);
+        let http = row(&[turn(1_000, 0, 0), turn(2_000, 1_000, 1_000)]);
+        let socket = row(&[prewarm(0), turn(1_000, 900, 900), turn(2_000, 1_000, 1_000)]);
+        assert_eq!((socket.cached, socket.ideal), (http.cached, http.ideal));
+        assert!(socket.cost > http.cost, "what was prepared was paid for");
+        let wasted = row(&[prewarm(0), turn(1_000, 0, 900), turn(2_000, 1_000, 1_000)]);
+        assert!(wasted.cached < http.cached && wasted.ideal < 1.0, "prepared on one key, asked for on another");
+        let shared = row(&[prewarm(900), turn(1_000, 900, 900), turn(2_000, 1_000, 1_000)]);
+        assert!(shared.cached > http.cached, "another thread of its session had prepared it");
     }
 
     #[test]

@@ -80,6 +80,15 @@ struct Entry {
 }
 
 impl Entry {
+    /// Whether it holds for about as long anyway: to say so again would only make it look new.
+    fn is_as_long(&self, until: Option<Instant>, now: Instant) -> bool {
+        match (self.until, until, self.condition) {
+            (Some(own), Some(until), Condition::Limited) => own >= until,
+            (Some(own), Some(until), _) => own - now >= (until - now) / 2,
+            (own, until, _) => own == until,
+        }
+    }
+
     fn is_over(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until <= now)
     }
@@ -147,11 +156,11 @@ impl Conditions {
         let until = life.map(|life| now + life);
         let old = known.entries.get(&place).filter(|entry| entry.condition == condition && !entry.is_over(now));
         let is_news = old.is_none();
-        if old.is_some_and(|old| condition == Condition::Limited && old.until >= until) {
+        if old.is_some_and(|old| old.is_as_long(until, now)) {
             return false;
         }
-        let asked = old.and_then(|old| old.asked);
-        known.entries.insert(place, Entry { condition, since: now, until, stamp: 0, asked, has_ticket: false });
+        let (since, asked) = old.map_or((now, None), |old| (old.since, old.asked));
+        known.entries.insert(place, Entry { condition, since, until, stamp: 0, asked, has_ticket: false });
         known.untold.insert(place, Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 });
         drop(known);
         self.news.notify_one();
@@ -197,24 +206,27 @@ impl Conditions {
         true
     }
 
-    /// What is to be asked again by now. It counts as asked.
-    pub fn due(&self) -> Vec<(Subject, Condition)> {
+    /// What is to be asked again by now, and how long it is until the next time. It counts as asked.
+    pub fn due(&self) -> Vec<(Subject, Condition, Duration)> {
         let now = Instant::now();
         let mut known = self.write();
-        let is_due = |entry: &Entry| {
-            let again = entry.condition.asked_again().filter(|_| !entry.is_over(now));
-            let last = match entry.condition {
-                Condition::Suspected => entry.asked,
-                _ => Some(entry.asked.map_or(entry.since, |asked| asked.max(entry.since))),
-            };
-            again.is_some_and(|again| last.is_none_or(|last| last + again <= now))
+        let is_incident = known.is_incident;
+        let pause = |entry: &Entry| match entry.condition {
+            // It will be over for all at once.
+            Condition::Rejected if is_incident => Condition::Suspected.asked_again(),
+            condition => condition.asked_again(),
         };
-        let due = known.entries.iter_mut().filter(|(_, entry)| is_due(entry));
-        let asked = due.map(|(place, entry)| {
+        let is_due = |entry: &Entry, pause: Duration| match (entry.condition, entry.asked) {
+            (Condition::Suspected, None) => true,
+            (_, asked) => asked.map_or(entry.since, |asked| asked.max(entry.since)) + pause <= now,
+        };
+        let live = known.entries.iter_mut().filter(|(_, entry)| !entry.is_over(now));
+        let due = live.filter_map(|(place, entry)| {
+            let pause = pause(entry).filter(|pause| is_due(entry, *pause))?;
             entry.asked = Some(now);
-            (place.0, entry.condition)
+            Some((place.0, entry.condition, pause))
         });
-        asked.collect()
+        due.collect()
     }
 
     /// One turn may find out whether `subject` is still exhausted.

@@ -79,7 +79,7 @@ pub fn diagnose(status: StatusCode, error: &ErrorBody, headers: &HeaderMap, now:
             Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
             None if code == "slow_down" => Diagnosis::TooSteep,
             None if error.is_beyond_limit => Diagnosis::Sound,
-            None => Diagnosis::Limited(limit::wait(headers, now)),
+            None => Diagnosis::Limited(limit::wait(headers, now).or(error.wait)),
         },
         StatusCode::SERVICE_UNAVAILABLE if matches!(code, "server_is_overloaded" | "slow_down") => {
             Diagnosis::Overloaded(limit::wait(headers, now))
@@ -89,6 +89,16 @@ pub fn diagnose(status: StatusCode, error: &ErrorBody, headers: &HeaderMap, now:
         | StatusCode::SERVICE_UNAVAILABLE
         | StatusCode::GATEWAY_TIMEOUT => Diagnosis::Failed,
         _ => Diagnosis::Sound,
+    }
+}
+
+/// What the failure of an answer that had begun well says of the key.
+pub fn diagnose_failure(error: &ErrorBody) -> Diagnosis {
+    let (code, class) = (error.code.as_deref().unwrap_or_default(), error.class.as_deref().unwrap_or_default());
+    match quota(code, class) {
+        Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
+        None if code == "rate_limit_exceeded" => Diagnosis::Limited(error.wait),
+        None => Diagnosis::Sound,
     }
 }
 
@@ -117,7 +127,7 @@ mod tests {
 
     fn on(status: u16, code: &str, class: &str) -> Diagnosis {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let error = ErrorBody { code: text(code), class: text(class), is_beyond_limit: false };
+        let error = ErrorBody { code: text(code), class: text(class), ..ErrorBody::default() };
         diagnose(StatusCode::from_u16(status).unwrap(), &error, &HeaderMap::new(), SystemTime::now())
     }
 

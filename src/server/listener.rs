@@ -3,10 +3,13 @@
 //! Speaks HTTP/1.1 and cleartext HTTP/2 with prior knowledge. Knows nothing of routes.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -90,31 +93,32 @@ where
         // A peer that is gone without a word is found out.
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(header_timeout);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
 
     // hyper has one timeout for an idle connection and for a head that trickles in. Its own is the long one; a new connection,
     // whose peer has yet to show that it means well, has the short one here.
-    let greeting = tokio::time::sleep(header_timeout);
-    tokio::pin!(greeting);
-    let mut waiting = true;
-    let mut open = true;
-    loop {
-        tokio::select! {
-            // The connection is what is woken, nearly always.
-            biased;
-            // How a connection broke is the peer's affair: whoever served a turn on it has recorded the turn.
-            _ = &mut connection => return,
-            () = &mut greeting, if waiting => {
-                if !greeted.load(Ordering::Relaxed) {
-                    return;
-                }
-                waiting = false;
-            }
-            () = closing.cancelled(), if open => {
+    let mut greeting = pin!(tokio::time::sleep(header_timeout));
+    let mut ending = pin!(closing.cancelled());
+    let (mut is_listening, mut is_open) = (false, true);
+    poll_fn(|context| {
+        // The connection is what is woken, nearly always. How it broke is the peer's affair: whoever served a turn on it has
+        // recorded the turn.
+        if connection.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        if !greeted.load(Ordering::Relaxed) && greeting.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        // Asked once, it wakes this task by itself.
+        if is_open && (!is_listening || closing.is_cancelled()) {
+            is_listening = true;
+            if ending.as_mut().poll(context).is_ready() {
+                is_open = false;
                 connection.as_mut().graceful_shutdown();
-                open = false;
+                return connection.as_mut().poll(context).map(|_| ());
             }
         }
-    }
+        Poll::Pending
+    })
+    .await;
 }

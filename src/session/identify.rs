@@ -5,7 +5,7 @@ use subtle::ConstantTimeEq;
 
 use super::lineage::{Lineage, Parent, forked_from, parent_of_hop, thread};
 use super::peek::{Field, Peek, stable_prefix};
-use super::{Hasher, Kind, SESSION_HEADERS, SessionId, is_well_formed};
+use super::{Hasher, Kind, ResponseId, SESSION_HEADERS, SessionId, is_well_formed};
 use crate::client::ClientId;
 use crate::setting::Secret;
 
@@ -49,17 +49,23 @@ impl Identifier {
         self.name(client, search)
     }
 
-    /// By the body, where the headers said nothing: signals 4, 5 and 7.
-    pub fn by_body(&self, client: &ClientId, peek: &Peek, body: &[u8]) -> Identity {
+    /// By the body, where the headers said nothing: signals 4 and 5.
+    pub fn by_body(&self, client: &ClientId, peek: &Peek) -> Identity {
         let mut search = Search::default();
         search.field(&peek.prompt_cache_key, Kind::Session);
         search.field(&peek.session_id, Kind::Session);
         search.field(&peek.conversation, Kind::Conversation);
-        let mut identity = self.name(client, search);
-        if identity.session.is_none() {
-            identity.session = stable_prefix(body).map(|parts| self.hasher.id(client, Kind::Derived, parts));
-        }
-        identity
+        self.name(client, search)
+    }
+
+    /// By what stays the same of the body, where nothing names a session: signal 7.
+    pub fn derived(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
+        stable_prefix(body).map(|parts| self.hasher.id(client, Kind::Derived, parts))
+    }
+
+    /// The response that this client calls `id`.
+    pub fn response(&self, client: &ClientId, id: &str) -> ResponseId {
+        ResponseId(self.hasher.id(client, Kind::Response, [id.as_bytes()]))
     }
 
     /// Where the turn's session comes from, and which thread of it this is.
@@ -137,8 +143,9 @@ mod tests {
         if by_headers.session.is_some() {
             return by_headers;
         }
-        let by_body = identifier.by_body(&client, &Peek::at(body.as_bytes()).unwrap(), body.as_bytes());
-        Identity { skipped: by_headers.skipped + by_body.skipped, ..by_body }
+        let by_body = identifier.by_body(&client, &Peek::at(body.as_bytes()).unwrap());
+        let session = by_body.session.or_else(|| identifier.derived(&client, body.as_bytes()));
+        Identity { session, skipped: by_headers.skipped + by_body.skipped }
     }
 
     fn id(client: &str, headers: &[(&'static str, &str)], body: &str) -> String {
@@ -168,6 +175,17 @@ mod tests {
     fn equal_ids_of_two_clients_are_two_sessions() {
         assert_ne!(id("a", &[("session-id", "s")], "{}"), id("b", &[("session-id", "s")], "{}"));
         assert_ne!(id("a", &[], r#"{"input":"hi"}"#), id("b", &[], r#"{"input":"hi"}"#));
+    }
+
+    #[test]
+    fn a_response_is_its_clients_own_and_no_session() {
+        let identifier = Identifier::new(&Secret::new(SECRET), None);
+        let response = |client: &str, id: &str| identifier.response(&ClientId::new(client), id).as_str().to_owned();
+        assert_eq!(response("a", "resp_1"), response("a", "resp_1"));
+        assert_ne!(response("a", "resp_1"), response("b", "resp_1"));
+        assert_ne!(response("a", "resp_1"), response("a", "resp_2"));
+        assert_ne!(response("a", "resp_1"), id("a", &[("session-id", "resp_1")], "{}"));
+        assert_eq!(response("a", "").len(), SessionId::LENGTH);
     }
 
     #[test]

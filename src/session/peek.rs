@@ -35,6 +35,15 @@ impl Field {
             Self::Absent | Self::Malformed => None,
         }
     }
+
+    /// As the id of something: what is no text is an id that nobody has issued.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Absent => None,
+            Self::Malformed => Some(""),
+            Self::Text(text) => Some(text),
+        }
+    }
 }
 
 /// What one look at a body finds.
@@ -46,17 +55,22 @@ pub struct Peek {
     pub session_id: Field,
     /// `conversation`, as a string or as `conversation.id`
     pub conversation: Field,
+    pub previous_response_id: Field,
+    /// `store: false`: nobody will find the response again. Without a word the upstream keeps it.
+    pub is_unstored: bool,
 }
 
 impl Peek {
     pub fn at(body: &[u8]) -> Result<Self, NotJson> {
-        let [model, key, metadata, conversation] =
-            fields(body, ["model", "prompt_cache_key", "client_metadata", "conversation"])?;
+        let names = ["model", "prompt_cache_key", "client_metadata", "conversation", "previous_response_id", "store"];
+        let [model, key, metadata, conversation, previous, store] = fields(body, names)?;
         Ok(Self {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
             session_id: inner(metadata, "session_id").unwrap_or_default(),
             conversation: inner(conversation, "id").unwrap_or_else(|| Field::of(conversation)),
+            previous_response_id: Field::of(previous),
+            is_unstored: store == Some(b"false"),
         })
     }
 }
@@ -140,10 +154,14 @@ mod tests {
     #[test]
     fn it_finds_what_routing_needs() {
         let peek = Peek::at(br#"{"model":"gpt-5.4","input":[{"prompt_cache_key":"inner"}],"prompt_cache_key":"k","client_metadata":{"a":1,"session_id":"s"},"conversation":{"id":"c"}}"#).unwrap();
-        assert_eq!(
-            peek,
-            Peek { model: text("gpt-5.4"), prompt_cache_key: text("k"), session_id: text("s"), conversation: text("c") }
-        );
+        let expected = Peek {
+            model: text("gpt-5.4"),
+            prompt_cache_key: text("k"),
+            session_id: text("s"),
+            conversation: text("c"),
+            ..Peek::default()
+        };
+        assert_eq!(peek, expected);
         assert_eq!(Peek::at(br#"{"conversation":"c"}"#).unwrap().conversation, text("c"));
     }
 
@@ -164,10 +182,34 @@ mod tests {
                 model: malformed.clone(),
                 prompt_cache_key: malformed.clone(),
                 session_id: Field::Absent,
-                conversation: malformed
+                conversation: malformed,
+                ..Peek::default()
             }
         );
         assert_eq!(Peek::at(br#"{"prompt_cache_key":null}"#).unwrap(), Peek::default());
+    }
+
+    #[test]
+    fn what_is_gone_on_from_is_an_id_whatever_it_is() {
+        let id = |body: &[u8]| Peek::at(body).unwrap().previous_response_id.id().map(str::to_owned);
+        assert_eq!(id(br#"{"previous_response_id":"resp_1"}"#).as_deref(), Some("resp_1"));
+        assert_eq!(id(br#"{"previous\u005fresponse_id":"a","previous_response_id":"\u0062"}"#).as_deref(), Some("b"));
+        for nothing in [&b"{}"[..], br#"{"previous_response_id":null}"#, br#"{"input":{"previous_response_id":"x"}}"#] {
+            assert_eq!(id(nothing), None);
+        }
+        let long = format!(r#"{{"previous_response_id":"{}"}}"#, "x".repeat(LONGEST));
+        for nobodys in [br#"{"previous_response_id":7}"#, &br#"{"previous_response_id":"\ud800"}"#[..], long.as_bytes()] {
+            assert_eq!(id(nobodys).as_deref(), Some(""));
+        }
+    }
+
+    #[test]
+    fn a_response_is_stored_unless_its_request_says_no() {
+        let is_unstored = |body: &[u8]| Peek::at(body).unwrap().is_unstored;
+        assert!(is_unstored(br#"{"store" : false}"#) && is_unstored(br#"{"store":true,"store":false}"#));
+        for stored in [&b"{}"[..], br#"{"store":true}"#, br#"{"store":null}"#, br#"{"store":"false"}"#, b"[]"] {
+            assert!(!is_unstored(stored));
+        }
     }
 
     #[test]

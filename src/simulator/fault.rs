@@ -1,19 +1,18 @@
-//! Scripted faults: which request fails, and how.
+//! A scripted fault: what it narrows to, and what it answers with.
 //!
-//! Decides by key, organization, project, model and session; each fault strikes so many times, or until it is cleared. The first
-//! one added that fits wins. Plays nothing itself.
+//! Decides by key, organization, project, model and session. What is scripted is sent as it stands, whatever it means. Plays
+//! nothing itself.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::StatusCode;
-use serde::Deserialize;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::{Deserialize, Deserializer};
 
+use super::date::http_text;
 use super::key::Key;
-use super::refusal::{Caller, Refusal};
+use super::refusal::{Besides, Caller, Refusal, usual_code};
 use crate::setting::Span;
-
-/// Faults kept at once.
-const MOST_FAULTS: usize = 10_000;
 
 /// One scripted fault: what it narrows to, and what happens. `POST /_sim/fault` takes it as JSON.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -30,9 +29,18 @@ pub struct Fault {
     pub status: Option<u16>,
     /// The error's code; absent, the usual one of the status.
     pub code: Option<String>,
-    /// `5` (seconds) or `"1500ms"`.
-    #[serde(deserialize_with = "seconds_or_span")]
-    pub retry_after: Option<Duration>,
+    /// The error's message; absent, the usual one.
+    pub message: Option<String>,
+    /// Sent instead of the error, as a page that stands before the service sends it. A WebSocket's frame has no room for one.
+    pub html: Option<String>,
+    /// When to come back: `5` (seconds), `"1500ms"`, or `false`: not a word of it, in no header and in no message.
+    pub retry_after: Wait,
+    /// The time to come back goes out as a date.
+    pub retry_after_date: bool,
+    /// Instead of a time to come back, and whatever it means.
+    pub retry_after_text: Option<String>,
+    /// Sent besides, each in place of what else would be sent under its name; where nothing is refused, with the answer.
+    pub headers: BTreeMap<String, String>,
     /// Waits so long, in real time: before the headers, or after `cut_after_events` events.
     pub stall: Option<Span>,
     /// Ends the stream after so many events, without a terminal one.
@@ -44,7 +52,8 @@ pub struct Fault {
     /// Closes the WebSocket with this code: after `cut_after_events` events, after the error or the answer, or in place of it.
     /// In a handshake: accepts, and closes at once.
     pub close: Option<u16>,
-    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also WebSocket handshakes.
+    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also WebSocket handshakes and, without
+    /// counting them, probes.
     pub at: Option<At>,
     /// How many requests it strikes; absent, all until it is cleared.
     pub times: Option<u64>,
@@ -60,33 +69,85 @@ pub struct Target<'a> {
     pub prewarm: bool,
 }
 
-/// What a fault strikes: a turn over either transport, or the handshake of a WebSocket.
+/// What a fault strikes: a turn over either transport, the handshake of a WebSocket, or a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum At {
     Turn,
     Handshake,
+    Probe,
 }
 
-fn seconds_or_span<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Seconds(f64),
-        Span(Span),
-    }
-    match Option::<Written>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(Written::Span(span)) => Ok(Some(span.0)),
-        Some(Written::Seconds(seconds)) => Duration::try_from_secs_f64(seconds).map(Some).map_err(serde::de::Error::custom),
+/// Which faults to clear: those that name what it names. `DELETE /_sim/fault` takes it as JSON.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scope {
+    pub key: Option<String>,
+    pub organization: Option<String>,
+    pub project: Option<String>,
+    pub model: Option<String>,
+    pub session: Option<String>,
+}
+
+/// When a refusal says to come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wait {
+    /// As the real service does: a rate limit names a time, and nothing else does.
+    #[default]
+    Usual,
+    Never,
+    For(Duration),
+}
+
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Said(bool),
+            Seconds(f64),
+            Span(Span),
+        }
+        let wrong = |text: String| serde::de::Error::custom(text);
+        match Option::<Written>::deserialize(deserializer)? {
+            None => Ok(Self::Usual),
+            Some(Written::Said(false)) => Ok(Self::Never),
+            Some(Written::Said(true)) => Err(wrong("retry_after: a time, or false".into())),
+            Some(Written::Span(span)) => Ok(Self::For(span.0)),
+            Some(Written::Seconds(seconds)) => {
+                Duration::try_from_secs_f64(seconds).map(Self::For).map_err(|error| wrong(error.to_string()))
+            }
+        }
     }
 }
 
 impl Fault {
-    fn fits(&self, target: Target<'_>) -> bool {
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        if let Some(status) = self.status.filter(|status| !(200..=599).contains(status)) {
+            return Err(format!("{status} is no status that a fault can have"));
+        }
+        // The codes that RFC 6455 lets an endpoint send.
+        if let Some(code) = self.close.filter(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)) {
+            return Err(format!("{code} is no code that a WebSocket can be closed with"));
+        }
+        self.headers().map(drop)
+    }
+
+    pub fn is_of(&self, scope: &Scope) -> bool {
+        let names = |wanted: &Option<String>, own: &Option<String>| wanted.is_none() || wanted == own;
+        names(&scope.key, &self.key)
+            && names(&scope.organization, &self.organization)
+            && names(&scope.project, &self.project)
+            && names(&scope.model, &self.model)
+            && names(&scope.session, &self.session)
+    }
+
+    pub fn fits(&self, target: Target<'_>) -> bool {
         let Target { at, key, model, session, prewarm } = target;
         let narrows = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
-        self.at.map_or(at == At::Turn || self.concerns_the_key(), |own| own == at)
+        let usually = at == At::Turn || at == At::Handshake && self.concerns_the_key();
+        self.at.map_or(usually, |own| own == at)
             && self.prewarm.is_none_or(|wanted| wanted == prewarm)
             && narrows(&self.key, Some(&key.id))
             && narrows(&self.organization, Some(&key.organization))
@@ -96,63 +157,55 @@ impl Fault {
     }
 
     /// Whether it makes the key useless for whatever it is asked, not only for answers.
-    fn concerns_the_key(&self) -> bool {
+    pub fn concerns_the_key(&self) -> bool {
         self.status == Some(401) && self.model.is_none() && self.session.is_none() && self.at.is_none() && self.prewarm.is_none()
     }
 
     /// The error that it answers with, under a status.
     pub fn refusal(&self, status: StatusCode, key: &Key, model: &str) -> Refusal {
         let caller = Caller { organization: &key.organization, project: &key.project, model, masked: &key.masked };
-        // A rate limit without a wait is terminal for Codex: the real one always names it.
-        let usual = (status == StatusCode::TOO_MANY_REQUESTS
-            && self.code.as_deref().is_none_or(|code| code == "rate_limit_exceeded"))
-        .then_some(Duration::from_secs(1));
-        let refusal = Refusal::scripted(status, self.code.as_deref(), caller, self.retry_after.or(usual));
-        Refusal { close: self.close, ..refusal }
-    }
-}
-
-/// The faults that wait for their requests.
-#[derive(Debug, Default)]
-pub struct Faults(Vec<Fault>);
-
-impl Faults {
-    pub fn add(&mut self, fault: Fault) -> Result<(), String> {
-        if let Some(status) = fault.status.filter(|status| !(200..=599).contains(status)) {
-            return Err(format!("{status} is no status that a fault can have"));
+        let wait = match self.retry_after {
+            _ if self.retry_after_text.is_some() => None,
+            Wait::For(span) => Some(span),
+            Wait::Never => None,
+            Wait::Usual => {
+                let is_limit = self.code.as_deref().unwrap_or(usual_code(status)) == "rate_limit_exceeded";
+                is_limit.then_some(Duration::from_secs(1))
+            }
+        };
+        let mut refusal = Refusal::scripted(status, self.code.as_deref(), caller, wait);
+        let headers = self.told(wait);
+        if headers.contains_key(header::RETRY_AFTER) {
+            refusal.retry_after = None;
         }
-        // The codes that RFC 6455 lets an endpoint send.
-        if let Some(code) = fault.close.filter(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)) {
-            return Err(format!("{code} is no code that a WebSocket can be closed with"));
+        if let Some(message) = &self.message {
+            refusal.message.clone_from(message);
         }
-        if self.0.len() >= MOST_FAULTS {
-            return Err(format!("{MOST_FAULTS} faults are enough"));
-        }
-        self.0.push(fault);
-        Ok(())
+        let besides = Some(Box::new(Besides { headers, html: self.html.clone() }));
+        Refusal { close: self.close, besides, ..refusal }
     }
 
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// The headers that are scripted; `wait` is the time to come back, if one is told.
+    pub fn told(&self, wait: Option<Duration>) -> HeaderMap {
+        let mut headers = self.headers().unwrap_or_default();
+        if let Some(wait) = wait.filter(|_| self.retry_after_date && !headers.contains_key(header::RETRY_AFTER)) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            // Rounded up: a client that comes back early is refused again.
+            let then = (now + wait).as_millis().div_ceil(1000) as u64;
+            headers.extend(HeaderValue::try_from(http_text(then)).map(|date| (header::RETRY_AFTER, date)));
+        }
+        headers
     }
 
-    /// The fault that strikes here, counted.
-    pub fn strike(&mut self, target: Target<'_>) -> Option<Fault> {
-        let index = self.0.iter().position(|fault| fault.times != Some(0) && fault.fits(target))?;
-        if let Some(times) = &mut self.0[index].times {
-            *times -= 1;
-        }
-        let fault = self.0[index].clone();
-        if fault.times == Some(0) {
-            self.0.remove(index);
-        }
-        Some(fault)
-    }
-
-    /// A standing fault of the key itself, which a probe meets as well. Does not count as a strike.
-    pub fn of_key(&self, key: &Key) -> Option<Fault> {
-        let target = Target { at: At::Turn, key, model: None, session: None, prewarm: false };
-        self.0.iter().find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(target)).cloned()
+    fn headers(&self) -> Result<HeaderMap, String> {
+        let own = self.headers.iter().map(|(name, value)| (name.as_str(), value));
+        let text = self.retry_after_text.iter().map(|text| (header::RETRY_AFTER.as_str(), text));
+        own.chain(text)
+            .map(|(name, value)| match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                (Ok(name), Ok(value)) => Ok((name, value)),
+                _ => Err(format!("{name}: {value:?} cannot be a header")),
+            })
+            .collect()
     }
 }
 
@@ -160,71 +213,68 @@ impl Faults {
 mod tests {
     use super::*;
 
-    fn key() -> Key {
+    fn refusal(json: &str) -> Refusal {
         let text = |text: &str| text.to_owned();
-        Key { id: text("a-1"), organization: text("org-a"), project: text("proj-1"), region: text("us"), masked: text("*") }
+        let key = Key { id: text("a"), organization: text("org"), project: text("p"), region: text("us"), masked: text("*") };
+        let fault: Fault = serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"));
+        let status = StatusCode::from_u16(fault.status.expect("a status")).expect("a status");
+        fault.refusal(status, &key, "gpt-5.4")
     }
 
-    fn strike(faults: &mut Faults, at: At, model: Option<&str>, prewarm: bool) -> Option<Fault> {
-        faults.strike(Target { at, key: &key(), model, session: None, prewarm })
-    }
-
-    fn fault(json: &str) -> Fault {
-        serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"))
-    }
-
-    #[test]
-    fn a_fault_strikes_whom_it_names_as_often_as_it_says() {
-        let mut faults = Faults::default();
-        faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
-        faults.add(fault(r#"{"key":"a-1","model":"gpt-5.4","status":429,"times":2}"#)).expect("added");
-        let mut strike = |model| strike(&mut faults, At::Turn, Some(model), false).and_then(|fault| fault.status);
-        assert_eq!(
-            (strike("gpt-5.5"), strike("gpt-5.4"), strike("gpt-5.4"), strike("gpt-5.4")),
-            (None, Some(429), Some(429), None)
-        );
+    /// `retry-after`, `retry-after-ms`, and whether the message says it too.
+    fn told(json: &str) -> (Option<String>, Option<String>, bool) {
+        let refusal = refusal(json);
+        let response = refusal.response();
+        let text = |name: &str| response.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
+        (text("retry-after"), text("retry-after-ms"), refusal.message.contains("try again in"))
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_span() {
-        assert_eq!(fault(r#"{"retry_after":2}"#).retry_after, Some(Duration::from_secs(2)));
-        assert_eq!(fault(r#"{"retry_after":"1500ms"}"#).retry_after, Some(Duration::from_millis(1500)));
-        assert!(serde_json::from_str::<Fault>(r#"{"retry_after":-1}"#).is_err());
-        assert!(serde_json::from_str::<Fault>(r#"{"statsu":1}"#).is_err());
-        assert!(Faults::default().add(fault(r#"{"status":99}"#)).is_err());
-        assert!(Faults::default().add(fault(r#"{"close":1006}"#)).is_err(), "no endpoint sends it");
-    }
-
-    #[test]
-    fn a_handshake_is_struck_by_what_names_it_and_by_a_dead_key() {
-        let strikes = |json: &str, at| {
-            let mut faults = Faults::default();
-            faults.add(fault(json)).expect("added");
-            strike(&mut faults, at, None, false).is_some()
-        };
-        for (json, handshake, turn) in [
-            (r#"{"status":401}"#, true, true),
-            (r#"{"status":429}"#, false, true),
-            (r#"{"status":429,"at":"handshake"}"#, true, false),
-            (r#"{"status":401,"at":"turn"}"#, false, true),
-        ] {
-            assert_eq!((strikes(json, At::Handshake), strikes(json, At::Turn)), (handshake, turn), "{json}");
+    fn a_limit_says_when_to_come_back_unless_it_is_told_to_be_silent() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(told(r#"{"status":429}"#), (some("1"), some("1000"), true));
+        assert_eq!(told(r#"{"status":429,"retry_after":2}"#), (some("2"), some("2000"), true));
+        assert_eq!(told(r#"{"status":429,"retry_after":"1500ms"}"#), (some("2"), some("1500"), true));
+        assert_eq!(told(r#"{"status":429,"retry_after":false}"#), (None, None, false));
+        assert_eq!(told(r#"{"status":429,"code":"credit_balance_exhausted"}"#), (None, None, false));
+        assert_eq!(told(r#"{"status":503,"retry_after":3}"#), (some("3"), some("3000"), false));
+        for verbatim in ["soon", "-5", "1.5", "", "99999999999999999999"] {
+            let fault = format!(r#"{{"status":429,"retry_after_text":"{verbatim}"}}"#);
+            assert_eq!(told(&fault), (some(verbatim), None, false));
         }
+        let (date, millis, _) = told(r#"{"status":429,"retry_after":30,"retry_after_date":true}"#);
+        assert!(date.is_some_and(|date| date.ends_with(" GMT")) && millis.is_none());
     }
 
     #[test]
-    fn a_fault_can_let_prewarms_pass() {
-        let mut faults = Faults::default();
-        faults.add(fault(r#"{"status":500,"prewarm":false}"#)).expect("added");
-        assert!(strike(&mut faults, At::Turn, None, true).is_none() && strike(&mut faults, At::Turn, None, false).is_some());
+    fn headers_message_and_page_are_sent_as_they_stand() {
+        let refusal = refusal(
+            r#"{"status":502,"message":"no","html":"<html>","headers":{"x-ratelimit-remaining-requests":"0","content-type":"text/plain"}}"#,
+        );
+        let response = refusal.response();
+        assert_eq!(
+            (&response.headers()["x-ratelimit-remaining-requests"], &response.headers()["content-type"]),
+            (&"0".parse().unwrap(), &"text/plain".parse().unwrap())
+        );
+        let page = refusal.besides.and_then(|besides| besides.html);
+        assert_eq!((refusal.message.as_str(), page.as_deref()), ("no", Some("<html>")));
     }
 
     #[test]
-    fn a_probe_meets_a_dead_key_and_does_not_revive_it() {
-        let mut faults = Faults::default();
-        faults.add(fault(r#"{"key":"a-1","status":401,"times":1}"#)).expect("added");
-        assert!(faults.of_key(&key()).is_some() && faults.of_key(&key()).is_some());
-        assert!(strike(&mut faults, At::Turn, None, false).is_some());
-        assert!(faults.of_key(&key()).is_none());
+    fn what_cannot_be_sent_is_no_fault() {
+        let check =
+            |json: &str| serde_json::from_str::<Fault>(json).map_err(|error| error.to_string()).and_then(|fault| fault.check());
+        assert_eq!(check(r#"{"status":429,"retry_after":2}"#), Ok(()));
+        for wrong in [
+            r#"{"retry_after":-1}"#,
+            r#"{"retry_after":true}"#,
+            r#"{"statsu":1}"#,
+            r#"{"status":99}"#,
+            r#"{"close":1006}"#,
+            r#"{"headers":{"a b":"c"}}"#,
+            r#"{"retry_after_text":"a\nb"}"#,
+        ] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -11,11 +11,10 @@ use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
 use super::body::{self, WireFault};
-use super::caller::{TURN_STATE, describe, name, put, recognize};
+use super::caller::{TURN_STATE, describe, name, recognize};
 use super::judge::{Entry, Outcome, Turn};
 use super::key::Key;
 use super::leak;
-use super::limits::go_text;
 use super::refusal::Refusal;
 use super::request::Transport;
 use super::stream::{self, End, Play, broken};
@@ -35,28 +34,21 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
         headers: leak::names(&parts.headers).into(),
         ..Turn::default()
     });
+    // Known by its headers alone, and in flight at its key from then on.
+    let known = recognize(world, &parts.headers, false);
+    let key = known.as_ref().map_or_else(|(key, _)| key.clone(), |key| Some(Arc::clone(key)));
+    entry.note(|turn| key.iter().for_each(|key| name(turn, key)));
     let wire = body::read(body, &parts.headers).await;
     entry.note(|turn| turn.body_sha256.clone_from(&wire.sha256));
-
-    let mut key = None;
-    let outcome = match wire.fault {
+    let outcome = match (wire.fault, known) {
         // Nobody is there to be told.
-        Some(WireFault::Incomplete) => return Refusal::invalid(None, None, "The request body ended early.").response(),
-        Some(WireFault::TooLarge) => Err(body::too_large()),
-        None => match recognize(world, &parts.headers, false) {
-            Ok(known) => {
-                entry.note(|turn| name(turn, &known));
-                let key = key.insert(known);
-                match body::decode(wire.bytes, &parts.headers) {
-                    Ok(bytes) => turn::answer(&asked(world, key, &bytes), &entry).await,
-                    Err(refusal) => Err(refusal),
-                }
-            }
-            Err((known, refusal)) => {
-                entry.note(|turn| known.iter().for_each(|key| name(turn, key)));
-                Err(refusal)
-            }
+        (Some(WireFault::Incomplete), _) => return Refusal::invalid(None, None, "The request body ended early.").response(),
+        (Some(WireFault::TooLarge), _) => Err(body::too_large()),
+        (None, Ok(key)) => match body::decode(wire.bytes, &parts.headers) {
+            Ok(bytes) => turn::answer(&asked(world, &key, &bytes), &entry).await,
+            Err(refusal) => Err(refusal),
         },
+        (None, Err((_, refusal))) => Err(refusal),
     };
     let mut response = match outcome {
         Ok(reply) => {
@@ -84,7 +76,7 @@ pub fn refuse(refusal: &Refusal, mut entry: Entry) -> Response<Body> {
 }
 
 fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
-    let Reply { answer, pause, stream, standing, cut, .. } = reply;
+    let Reply { answer, pause, stream, headers, cut, .. } = reply;
     if cut.as_ref().is_some_and(|cut| matches!(cut.end, End::Broken) && cut.after == 0) {
         entry.became(Outcome::Cut);
         return Response::new(broken());
@@ -101,13 +93,7 @@ fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
         Body::from(answer.object())
     };
     let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert("x-ratelimit-remaining-requests", HeaderValue::from(standing.requests_left));
-    headers.insert("x-ratelimit-remaining-tokens", HeaderValue::from(standing.tokens_left));
-    headers.insert("x-ratelimit-limit-requests", HeaderValue::from(standing.requests_limit));
-    headers.insert("x-ratelimit-limit-tokens", HeaderValue::from(standing.tokens_limit));
-    put(headers, "x-ratelimit-reset-requests", &go_text(standing.requests_reset));
-    put(headers, "x-ratelimit-reset-tokens", &go_text(standing.tokens_reset));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().extend(headers);
     response
 }

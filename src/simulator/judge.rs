@@ -118,6 +118,8 @@ pub struct Summary {
     pub outcomes: BTreeMap<Outcome, u64>,
     /// Turns of each key.
     pub keys: BTreeMap<String, u64>,
+    /// Turns of each key that are being read or answered at this moment, or wait in a lane.
+    pub in_flight: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -182,6 +184,9 @@ impl Judge {
             *summary.outcomes.entry(turn.outcome).or_default() += 1;
             if let Some(key) = &turn.key {
                 *summary.keys.entry(key.clone()).or_default() += 1;
+                if turn.outcome == Outcome::Open {
+                    *summary.in_flight.entry(key.clone()).or_default() += 1;
+                }
             }
             if turn.status != 200 {
                 continue;
@@ -287,6 +292,16 @@ mod tests {
         let summary = judge.summary();
         assert_eq!((summary.sessions, summary.keys_per_session_max, summary.keys_per_session_mean), (2, 2, 1.5));
         assert_eq!((summary.input_tokens, summary.statuses[&429], summary.keys["b"]), (30, 1, 2));
+    }
+
+    #[test]
+    fn a_turn_is_in_flight_at_its_key_until_it_has_ended() {
+        let judge = Arc::new(Judge::default());
+        let turn = |key: &str| judge.open(Turn { key: Some(key.into()), ..Turn::default() });
+        let (one, two, _other) = (turn("a"), turn("a"), turn("b"));
+        assert_eq!(judge.summary().in_flight, BTreeMap::from([("a".into(), 2), ("b".into(), 1)]));
+        drop((one, two));
+        assert_eq!(judge.summary().in_flight, BTreeMap::from([("b".into(), 1)]));
     }
 
     #[test]

@@ -25,8 +25,13 @@ pub struct Key {
 impl Key {
     /// Its organization's and its project's name together: where what it stores is found again.
     pub fn place(&self) -> String {
-        format!("{}/{}", self.organization, self.project)
+        place(&self.organization, &self.project)
     }
+}
+
+/// A project's name, as nobody else has it.
+pub fn place(organization: &str, project: &str) -> String {
+    format!("{organization}/{project}")
 }
 
 /// All keys, by the hash of their secret.
@@ -115,6 +120,8 @@ mod tests {
             organization: organization.into(),
             project: "default".into(),
             region: "us".into(),
+            requests_per_minute: None,
+            tokens_per_minute: None,
         }
     }
 

@@ -5,6 +5,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::key::place;
+use super::settings::Config;
+
 /// Places remembered; those that have long been refilled are forgotten first.
 const MOST_PLACES: usize = 10_000;
 
@@ -28,72 +33,106 @@ impl Bucket {
     }
 }
 
-/// Which of the two limits it was.
+/// What a minute allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    pub requests: u64,
+    pub tokens: u64,
+}
+
+/// Which limit refuses a request, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
-    Requests,
-    Tokens,
+    Requests(Duration),
+    Tokens(Duration),
+    /// It is more than a whole minute allows: no time to wait would help.
+    TooLarge,
 }
 
 /// Where a place stands after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    pub requests_limit: u64,
-    pub tokens_limit: u64,
+    pub limit: Allowance,
     pub requests_left: u64,
     pub tokens_left: u64,
     pub requests_reset: Duration,
     pub tokens_reset: Duration,
-    /// Which limit refuses it, and for how long.
-    pub refused: Option<(Limited, Duration)>,
+    pub refused: Option<Limited>,
 }
 
-/// All places, and the two limits that each of them has.
+impl Standing {
+    /// As every answer that got so far tells it. `real` is what a client feels of a span.
+    pub fn headers(&self, real: impl Fn(Duration) -> Duration) -> HeaderMap {
+        let reset = |span| HeaderValue::try_from(go_text(real(span))).unwrap_or(HeaderValue::from_static("0s"));
+        [
+            ("x-ratelimit-limit-requests", HeaderValue::from(self.limit.requests)),
+            ("x-ratelimit-limit-tokens", HeaderValue::from(self.limit.tokens)),
+            ("x-ratelimit-remaining-requests", HeaderValue::from(self.requests_left)),
+            ("x-ratelimit-remaining-tokens", HeaderValue::from(self.tokens_left)),
+            ("x-ratelimit-reset-requests", reset(self.requests_reset)),
+            ("x-ratelimit-reset-tokens", reset(self.tokens_reset)),
+        ]
+        .into_iter()
+        .map(|(name, value)| (HeaderName::from_static(name), value))
+        .collect()
+    }
+}
+
+/// All places, and what each of them may use.
 #[derive(Debug)]
 pub struct Limits {
-    requests_per_minute: u64,
-    tokens_per_minute: u64,
-    places: HashMap<String, (Bucket, Bucket)>,
+    usual: Allowance,
+    /// Of the projects that have less.
+    projects: HashMap<String, Allowance>,
+    /// By project and model.
+    places: HashMap<(String, String), (Bucket, Bucket)>,
 }
 
 impl Limits {
-    pub fn new(requests_per_minute: u64, tokens_per_minute: u64) -> Self {
-        Self { requests_per_minute, tokens_per_minute, places: HashMap::new() }
+    /// Of what `[sim]` and the keys of a project say, the stricter counts.
+    pub fn new(config: &Config) -> Self {
+        let usual = Allowance { requests: config.requests_per_minute, tokens: config.tokens_per_minute };
+        let mut projects = HashMap::new();
+        for key in &config.key {
+            let project = projects.entry(place(&key.organization, &key.project)).or_insert(usual);
+            project.requests = project.requests.min(key.requests_per_minute.unwrap_or(u64::MAX));
+            project.tokens = project.tokens.min(key.tokens_per_minute.unwrap_or(u64::MAX));
+        }
+        Self { usual, projects, places: HashMap::new() }
     }
 
     pub fn clear(&mut self) {
         self.places.clear();
     }
 
-    pub fn take(&mut self, now: Duration, place: &str, tokens: u64) -> Standing {
-        let (requests_limit, tokens_limit) = (self.requests_per_minute, self.tokens_per_minute);
+    /// `project` is its place: its organization's name and its own.
+    pub fn take(&mut self, now: Duration, project: &str, model: &str, tokens: u64) -> Standing {
+        let limit = self.projects.get(project).copied().unwrap_or(self.usual);
         if self.places.len() >= MOST_PLACES {
             self.places.retain(|_, (requests, _)| now.saturating_sub(requests.at) < Duration::from_secs(60));
         }
         let full = |limit: u64| Bucket { left: limit as f64, at: now };
-        if !self.places.contains_key(place) {
-            self.places.insert(place.to_owned(), (full(requests_limit), full(tokens_limit)));
-        }
-        let (mut requests, mut used) = self.places[place];
-        requests.refill(now, requests_limit);
-        used.refill(now, tokens_limit);
+        let place = self.places.entry((project.to_owned(), model.to_owned()));
+        let (requests, used) = place.or_insert((full(limit.requests), full(limit.tokens)));
+        requests.refill(now, limit.requests);
+        used.refill(now, limit.tokens);
         let refused = if requests.left < 1.0 {
-            Some((Limited::Requests, requests.wait(1, requests_limit)))
+            Some(Limited::Requests(requests.wait(1, limit.requests)))
+        } else if tokens > limit.tokens {
+            Some(Limited::TooLarge)
         } else if used.left < tokens as f64 {
-            Some((Limited::Tokens, used.wait(tokens, tokens_limit)))
+            Some(Limited::Tokens(used.wait(tokens, limit.tokens)))
         } else {
             used.left -= tokens as f64;
             None
         };
         requests.left = (requests.left - 1.0).max(0.0);
-        self.places.insert(place.to_owned(), (requests, used));
         Standing {
-            requests_limit,
-            tokens_limit,
+            limit,
             requests_left: requests.left as u64,
             tokens_left: used.left as u64,
-            requests_reset: requests.wait(requests_limit, requests_limit),
-            tokens_reset: used.wait(tokens_limit, tokens_limit),
+            requests_reset: requests.wait(limit.requests, limit.requests),
+            tokens_reset: used.wait(limit.tokens, limit.tokens),
             refused,
         }
     }
@@ -116,17 +155,53 @@ pub fn go_text(span: Duration) -> String {
 mod tests {
     use super::*;
 
+    fn limits(json: &str) -> Limits {
+        Limits::new(&serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}")))
+    }
+
     #[test]
     fn a_place_may_make_so_many_requests_and_use_so_many_tokens_a_minute() {
-        let mut limits = Limits::new(2, 1000);
-        let zero = Duration::ZERO;
-        assert_eq!(limits.take(zero, "a", 900).refused, None);
-        assert_eq!(limits.take(zero, "a", 200).refused, Some((Limited::Tokens, Duration::from_secs(6))));
-        assert_eq!(limits.take(zero, "a", 1).refused, Some((Limited::Requests, Duration::from_secs(30))));
-        assert_eq!(limits.take(zero, "b", 200).refused, None);
-        let later = limits.take(Duration::from_secs(60), "a", 200);
+        let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
+        let mut take = |seconds, model, tokens| limits.take(Duration::from_secs(seconds), "org/p", model, tokens);
+        assert_eq!(take(0, "a", 900).refused, None);
+        assert_eq!(take(0, "a", 200).refused, Some(Limited::Tokens(Duration::from_secs(6))));
+        assert_eq!(take(0, "a", 1).refused, Some(Limited::Requests(Duration::from_secs(30))));
+        assert_eq!(take(0, "b", 200).refused, None);
+        assert_eq!(take(0, "b", 1001).refused, Some(Limited::TooLarge), "waiting would not help");
+        let later = take(60, "a", 200);
         assert_eq!((later.refused, later.requests_left, later.tokens_left), (None, 1, 800));
         assert_eq!(later.tokens_reset, Duration::from_secs(12));
+    }
+
+    #[test]
+    fn a_project_may_have_less_than_its_sibling_and_never_more_than_all() {
+        let key = |project: &str, limit: &str| format!(r#"{{"secret":"s","organization":"org","project":"{project}"{limit}}}"#);
+        let keys = [
+            key("short", r#","requests_per_minute":3"#),
+            key("short", r#","requests_per_minute":2,"tokens_per_minute":70"#),
+            key("long", r#","requests_per_minute":900"#),
+        ];
+        let mut limits = limits(&format!(r#"{{"requests_per_minute":5,"tokens_per_minute":100,"key":[{}]}}"#, keys.join(",")));
+        let mut limit = |project| limits.take(Duration::ZERO, project, "m", 1).limit;
+        assert_eq!(limit("org/short"), Allowance { requests: 2, tokens: 70 });
+        assert_eq!(limit("org/long"), Allowance { requests: 5, tokens: 100 });
+        assert_eq!(limit("other/short"), Allowance { requests: 5, tokens: 100 });
+    }
+
+    #[test]
+    fn a_standing_is_told_in_the_time_of_its_client() {
+        let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
+        let headers = limits.take(Duration::ZERO, "org/p", "m", 500).headers(|span| span / 60);
+        for (name, value) in [
+            ("limit-requests", "2"),
+            ("limit-tokens", "1000"),
+            ("remaining-requests", "1"),
+            ("remaining-tokens", "500"),
+            ("reset-requests", "500ms"),
+            ("reset-tokens", "500ms"),
+        ] {
+            assert_eq!(headers[format!("x-ratelimit-{name}")], value, "{name}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 /// An error answer in the OpenAI shape.
@@ -16,12 +16,23 @@ pub struct Refusal {
     pub status: StatusCode,
     pub kind: &'static str,
     pub code: Option<String>,
-    pub param: Option<String>,
+    pub param: Option<Box<str>>,
     pub message: String,
     /// Sent as `retry-after` (whole seconds, rounded up) and `retry-after-ms`.
     pub retry_after: Option<Duration>,
+    /// Few refusals have any.
+    pub besides: Option<Box<Besides>>,
     /// Closes the WebSocket that it is said on, with this code.
     pub close: Option<u16>,
+}
+
+/// What is sent besides an error, or in its place.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Besides {
+    /// Each in place of what else would be sent under its name.
+    pub headers: HeaderMap,
+    /// In place of the error.
+    pub html: Option<String>,
 }
 
 /// Whom an error text names.
@@ -41,9 +52,10 @@ impl Refusal {
             status: StatusCode::BAD_REQUEST,
             kind: "invalid_request_error",
             code: code.map(str::to_owned),
-            param: param.map(str::to_owned),
+            param: param.map(Into::into),
             message: message.into(),
             retry_after: None,
+            besides: None,
             close: None,
         }
     }
@@ -58,16 +70,26 @@ impl Refusal {
     }
 
     pub fn response(&self) -> Response<Body> {
-        let mut response = Response::new(Body::from(json!({"error": self.error()}).to_string()));
+        let (kind, body) = match self.besides.as_ref().and_then(|besides| besides.html.as_ref()) {
+            Some(page) => ("text/html; charset=UTF-8", page.clone()),
+            None => ("application/json", json!({"error": self.error()}).to_string()),
+        };
+        let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        response.headers_mut().extend(self.headers());
+        response
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
         if let Some(span) = self.retry_after {
             // Rounded up: a client that comes back early is refused again.
             headers.insert(header::RETRY_AFTER, HeaderValue::from(span.as_millis().div_ceil(1000) as u64));
             headers.insert("retry-after-ms", HeaderValue::from(span.as_millis() as u64));
         }
-        response
+        headers.extend(self.besides.as_ref().map(|besides| besides.headers.clone()).unwrap_or_default());
+        headers
     }
 
     /// The refusal that the real service gives under this status and code; of an unknown code, one in its shape.
@@ -78,9 +100,10 @@ impl Refusal {
             status,
             kind,
             code: (!code.is_empty()).then(|| code.to_owned()),
-            param: (code == "invalid_prompt").then(|| "input".to_owned()),
+            param: (code == "invalid_prompt").then(|| "input".into()),
             message,
             retry_after,
+            besides: None,
             close: None,
         }
     }
@@ -91,16 +114,15 @@ impl Refusal {
         if let Some(lane) = lane {
             frame["stream_id"] = lane.into();
         }
-        if let Some(span) = self.retry_after {
-            let (seconds, millis) = (span.as_millis().div_ceil(1000), span.as_millis());
-            frame["headers"] = json!({"retry-after": seconds.to_string(), "retry-after-ms": millis.to_string()});
+        for (name, value) in &self.headers() {
+            frame["headers"][name.as_str()] = String::from_utf8_lossy(value.as_bytes()).into();
         }
         frame.to_string()
     }
 }
 
 /// The code that a status carries when nothing else is said.
-fn usual_code(status: StatusCode) -> &'static str {
+pub fn usual_code(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "invalid_api_key",
         403 => "unsupported_country_region_territory",
@@ -141,10 +163,12 @@ fn wording(status: StatusCode, code: &str, caller: Caller<'_>, retry_after: Opti
             (invalid, "Your input exceeds the context window of this model. Please adjust your input and try again.".into())
         }
         "rate_limit_exceeded" => {
-            let wait = wait_text(retry_after.unwrap_or(Duration::from_secs(1)));
             let mut message = format!("Rate limit reached for {model} in organization {organization}");
-            // Writing into a String cannot fail.
-            let _ = write!(message, " on tokens per min (TPM): Limit 30000, Used 22999, Requested 12528. Please try again in {wait}.");
+            message.push_str(" on tokens per min (TPM): Limit 30000, Used 22999, Requested 12528.");
+            if let Some(wait) = retry_after {
+                // Writing into a String cannot fail.
+                let _ = write!(message, " Please try again in {}.", wait_text(wait));
+            }
             message.push_str(" Visit https://platform.openai.com/account/rate-limits to learn more.");
             ("tokens", message)
         }

@@ -48,6 +48,10 @@ pub struct KeyConfig {
     pub project: String,
     #[serde(default = "default_region")]
     pub region: String,
+    /// Of its project, where that is less than `[sim]` allows each.
+    pub requests_per_minute: Option<u64>,
+    /// Of its project, where that is less than `[sim]` allows each.
+    pub tokens_per_minute: Option<u64>,
 }
 
 fn default_project() -> String {
@@ -90,8 +94,9 @@ impl Config {
         if !(1..=1024).contains(&self.machines) {
             return Err("sim.machines must be between 1 and 1024".into());
         }
-        if self.requests_per_minute == 0 || self.tokens_per_minute == 0 {
-            return Err("sim.requests_per_minute and sim.tokens_per_minute must be at least 1".into());
+        let of_keys = self.key.iter().flat_map(|key| [key.requests_per_minute, key.tokens_per_minute]).flatten();
+        if [self.requests_per_minute, self.tokens_per_minute].into_iter().chain(of_keys).any(|limit| limit == 0) {
+            return Err("requests_per_minute and tokens_per_minute, of sim and of a sim.key, must be at least 1".into());
         }
         Ok(())
     }
@@ -110,6 +115,10 @@ mod tests {
         assert!(serde_json::from_str::<Config>(r#"{"evnts":1}"#).is_err());
     }
 
+    fn key(json: &str) -> KeyConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
     #[test]
     fn what_makes_no_sense_is_refused() {
         for wrong in [
@@ -118,6 +127,7 @@ mod tests {
             Config { events: 0, ..Config::default() },
             Config { machines: 0, ..Config::default() },
             Config { tokens_per_minute: 0, ..Config::default() },
+            Config { key: vec![key(r#"{"secret":"s","organization":"o","requests_per_minute":0}"#)], ..Config::default() },
         ] {
             assert!(wrong.check().is_err());
         }

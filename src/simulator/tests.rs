@@ -2,6 +2,9 @@
 
 mod failing;
 mod lanes;
+mod limited;
+mod probed;
+mod scripted;
 mod serving;
 mod socket;
 mod striking;
@@ -29,14 +32,20 @@ fn key(id: &str, organization: &str, project: &str) -> KeyConfig {
         organization: organization.into(),
         project: project.into(),
         region: "us".into(),
+        requests_per_minute: None,
+        tokens_per_minute: None,
     }
 }
 
-async fn upstream_with(config: Config) -> Upstream {
+fn keys() -> Vec<KeyConfig> {
     let keys = [key("a-1", "org-a", "one"), key("a-2", "org-a", "two"), key("b-1", "org-b", "one"), key("eu-1", "org-a", "far")];
-    let keys =
-        keys.into_iter().map(|key| if key.project == "far" { KeyConfig { region: "eu".into(), ..key } } else { key }).collect();
-    let simulator = Simulator::new(&Config { key: keys, ..config }).expect("keys");
+    keys.into_iter().map(|key| if key.project == "far" { KeyConfig { region: "eu".into(), ..key } } else { key }).collect()
+}
+
+/// With keys of its own, or with the usual ones.
+async fn upstream_with(config: Config) -> Upstream {
+    let key = if config.key.is_empty() { keys() } else { config.key.clone() };
+    let simulator = Simulator::new(&Config { key, ..config }).expect("keys");
     let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), Duration::from_secs(5)).expect("a port");
     let address = listener.address().expect("bound");
     let (tasks, closing) = (Tasks::new(), CancellationToken::new());

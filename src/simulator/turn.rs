@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 
 use super::answer::{Answer, Usage};
 use super::caller::check_turn_state;
@@ -16,7 +16,7 @@ use super::judge::{Entry, now_millis};
 use super::key::Key;
 use super::limits::{Limited, Standing, go_text};
 use super::prefix::{History, Prefix};
-use super::refusal::Refusal;
+use super::refusal::{Besides, Refusal};
 use super::reply::{self, Prompt};
 use super::request::{Ask, Caching, OpenCalls, Transport};
 use super::stored::Past;
@@ -43,7 +43,8 @@ pub struct Reply {
     pub store: bool,
     /// The history that it answers.
     pub past: Past,
-    pub standing: Standing,
+    /// What its head tells besides.
+    pub headers: HeaderMap,
     pub cut: Option<Cut>,
 }
 
@@ -83,11 +84,17 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     let fault = world.memory().faults.strike(target);
     let mut cut = None;
     if let Some(fault) = &fault {
-        cut = strike(fault, request, model.as_deref().unwrap_or("")).await?;
+        let struck = strike(fault, request, model.as_deref().unwrap_or("")).await;
+        // A refusal that is scripted tells what its script says, and no more.
+        cut = struck.inspect_err(|_| {
+            count(request, model.as_deref());
+        })?;
     }
-    let ask = Ask::read(body, transport)?;
-    let mut reply = read(request, &ask, entry)?;
+    let mut reply = Ask::read(body, transport)
+        .and_then(|ask| read(request, &ask, entry))
+        .map_err(|refusal| if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal })?;
     reply.cut = cut;
+    reply.headers.extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
     let usage = &reply.answer.usage;
     let prefill = world.config.prefill.0.mul_f64((usage.input - usage.cached) as f64 / 1000.0);
     if !prefill.is_zero() {
@@ -148,9 +155,9 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
     let now = world.clock.now();
     let (standing, reading) = {
         let mut memory = world.memory();
-        let standing = memory.limits.take(now, &format!("{project}/{}", ask.model), prefix.tokens);
-        if let Some((limited, wait)) = standing.refused {
-            return Err(over_limit(world, key, &ask.model, prefix.tokens, limited, wait));
+        let standing = memory.limits.take(now, &project, &ask.model, prefix.tokens);
+        if let Some(limited) = standing.refused {
+            return Err(over_limit(world, key, &ask.model, prefix.tokens, &standing, limited));
         }
         (standing, memory.serve(now, world.config.machines, key, ask, &prefix))
     };
@@ -186,7 +193,8 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         turn.prewarm = ask.prewarm;
     });
     let pause = Pause { event: world.config.event_delay.0, text: prompt.directive.pause };
-    Ok(Reply { model: ask.model.to_string(), answer, pause, stream: ask.stream, store: ask.store, past, standing, cut: None })
+    let (model, headers) = (ask.model.to_string(), standing.headers(|span| world.clock.real(span)));
+    Ok(Reply { model, answer, pause, stream: ask.stream, store: ask.store, past, headers, cut: None })
 }
 
 fn take(world: &World, key: &Key, input: Value<'_>, history: &mut History, calls: &mut OpenCalls) -> Result<(), Refusal> {
@@ -201,24 +209,48 @@ fn take(world: &World, key: &Key, input: Value<'_>, history: &mut History, calls
     })
 }
 
-fn over_limit(world: &World, key: &Key, model: &str, tokens: u64, limited: Limited, wait: Duration) -> Refusal {
-    let wait = world.clock.real(wait);
-    let (kind, name, limit) = match limited {
-        Limited::Requests => ("requests", "requests per min (RPM)", world.config.requests_per_minute),
-        Limited::Tokens => ("tokens", "tokens per min (TPM)", world.config.tokens_per_minute),
+/// A request that is refused for another reason counts like the others.
+fn count(request: &Request<'_>, model: Option<&str>) -> Option<Standing> {
+    let Request { world, key, .. } = *request;
+    Some(world.memory().limits.take(world.clock.now(), &key.place(), model?, 0))
+}
+
+/// With where its project stands, where that is known.
+fn told(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal {
+    let besides = count(request, model).map(|standing| besides(request.world, &standing));
+    Refusal { besides, ..refusal }
+}
+
+fn besides(world: &World, standing: &Standing) -> Box<Besides> {
+    Box::new(Besides { headers: standing.headers(|span| world.clock.real(span)), html: None })
+}
+
+fn over_limit(world: &World, key: &Key, model: &str, tokens: u64, standing: &Standing, limited: Limited) -> Refusal {
+    let (kind, name, limit, requested, wait) = match limited {
+        Limited::Requests(wait) => ("requests", "requests per min (RPM)", standing.limit.requests, 1, Some(wait)),
+        Limited::Tokens(wait) => ("tokens", "tokens per min (TPM)", standing.limit.tokens, tokens, Some(wait)),
+        Limited::TooLarge => ("tokens", "tokens per min (TPM)", standing.limit.tokens, tokens, None),
     };
-    let message = format!(
-        "Rate limit reached for {model} in organization {} on {name}: Limit {limit}, Used {limit}, Requested {tokens}. Please try again in {}. Visit https://platform.openai.com/account/rate-limits to learn more.",
-        key.organization,
-        go_text(wait)
-    );
+    let retry_after = wait.map(|wait| world.clock.real(wait));
+    let place = format!("for {model} in organization {} on {name}: Limit {limit}", key.organization);
+    let message = match retry_after {
+        Some(wait) => {
+            format!("Rate limit reached {place}, Used {limit}, Requested {requested}. Please try again in {}.", go_text(wait))
+        }
+        None => {
+            format!(
+                "Request too large {place}, Requested {requested}. The input or output tokens must be reduced in order to run successfully."
+            )
+        }
+    };
     Refusal {
         status: StatusCode::TOO_MANY_REQUESTS,
         kind,
         code: Some("rate_limit_exceeded".into()),
         param: None,
-        message,
-        retry_after: Some(wait),
+        message: format!("{message} Visit https://platform.openai.com/account/rate-limits to learn more."),
+        retry_after,
+        besides: Some(besides(world, standing)),
         close: None,
     }
 }

@@ -92,8 +92,8 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
         name(&mut opening, key);
         line.of(key);
     }
-    let (key, accept, farewell) = match (key, entered) {
-        (Some(key), Ok((accept, farewell))) => (key, accept, farewell),
+    let (key, accepted) = match (key, entered) {
+        (Some(key), Ok(accepted)) => (key, accepted),
         (key, entered) => {
             // Like any request that is refused, it is a turn on record.
             let mut entry = world.judge.open(Turn { turn_state: text(TURN_STATE), ..opening });
@@ -116,7 +116,8 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
     describe(world, began, Some(&key), &headers, response.headers_mut());
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accepted.proof);
+    response.headers_mut().extend(accepted.headers);
 
     let order = line.accepted();
     let (out, said) = mpsc::channel(QUEUE);
@@ -140,7 +141,7 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
                 .max_message_size(Some(MOST_BYTES))
                 .max_frame_size(Some(MOST_BYTES));
             let wire = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-            hold(wire, connection, order, said, farewell, closing).await;
+            hold(wire, connection, order, said, accepted.farewell, closing).await;
         }
     });
     response
@@ -152,29 +153,31 @@ enum Entrance {
     Broken,
 }
 
-/// What a handshake is accepted with, and the close code that it then gets at once.
-async fn enter(
-    world: &World,
-    headers: &HeaderMap,
-    key: &Key,
-    session: Option<&str>,
-) -> Result<(HeaderValue, Option<u16>), Entrance> {
+/// What a handshake is accepted with.
+struct Accepted {
+    proof: HeaderValue,
+    headers: HeaderMap,
+    /// The close code that it then gets at once.
+    farewell: Option<u16>,
+}
+
+async fn enter(world: &World, headers: &HeaderMap, key: &Key, session: Option<&str>) -> Result<Accepted, Entrance> {
     let invalid = |message: &str| Entrance::Refused(Refusal::invalid(None, None, message));
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(invalid("The WebSocket version must be 13."));
     }
     let asked = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
-    let accept =
-        asked.and_then(|accept| HeaderValue::from_str(&accept).ok()).ok_or_else(|| invalid("There is no Sec-WebSocket-Key."))?;
+    let proof =
+        asked.and_then(|proof| HeaderValue::from_str(&proof).ok()).ok_or_else(|| invalid("There is no Sec-WebSocket-Key."))?;
     let fault = world.memory().faults.strike(Target { at: At::Handshake, key, model: None, session, prewarm: false });
-    let Some(fault) = fault else { return Ok((accept, None)) };
+    let Some(fault) = fault else { return Ok(Accepted { proof, headers: HeaderMap::new(), farewell: None }) };
     if let Some(stall) = fault.stall {
         tokio::time::sleep(stall.0).await;
     }
     match fault.status.and_then(|status| StatusCode::from_u16(status).ok()) {
         Some(status) if status != StatusCode::OK => Err(Entrance::Refused(fault.refusal(status, key, "this model"))),
         _ if fault.reset => Err(Entrance::Broken),
-        _ => Ok((accept, fault.close)),
+        _ => Ok(Accepted { proof, headers: fault.told(None), farewell: fault.close }),
     }
 }
 

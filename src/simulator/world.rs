@@ -10,12 +10,14 @@ use super::body::hex;
 use super::cache::{Cache, Served};
 use super::clock::Clock;
 use super::diagnosis::Traces;
-use super::fault::Faults;
+use super::fault::Scope;
+use super::faults::Faults;
 use super::judge::Judge;
 use super::key::{Key, Keys};
 use super::limits::Limits;
 use super::machine::Machines;
 use super::prefix::{Prefix, digest};
+use super::probes::Probes;
 use super::request::{Ask, Caching};
 use super::seal::Sealer;
 use super::settings::Config;
@@ -73,6 +75,7 @@ pub struct World {
     pub keys: Keys,
     pub sealer: Sealer,
     pub judge: Arc<Judge>,
+    pub probes: Probes,
     pub sockets: Arc<Sockets>,
     memory: Mutex<Memory>,
     /// Ids of one run never meet those of another, whatever the seed.
@@ -90,10 +93,11 @@ impl World {
             keys: Keys::new(&config.key)?,
             sealer: Sealer::new(config.seed),
             judge: Arc::default(),
+            probes: Probes::default(),
             sockets: Arc::default(),
             memory: Mutex::new(Memory {
                 faults: Faults::default(),
-                limits: Limits::new(config.requests_per_minute, config.tokens_per_minute),
+                limits: Limits::new(config),
                 stored: Stored::default(),
                 traces: Traces::default(),
                 machines: Machines::default(),
@@ -130,16 +134,17 @@ impl World {
         self.sealer.seal(kind, owner, u64::from_be_bytes(number), filler)
     }
 
-    /// Forgets turns, faults and caches; keys, seals and the clock go on.
+    /// Forgets turns, probes, faults and caches; keys, seals and the clock go on.
     pub fn reset(&self) {
         let mut memory = self.memory();
-        memory.faults.clear();
+        memory.faults.clear(&Scope::default());
         memory.limits.clear();
         memory.stored.clear();
         memory.traces.clear();
         (memory.machines, memory.cache, memory.ideal) = (Machines::default(), Cache::default(), Cache::default());
         drop(memory);
         self.judge.clear();
+        self.probes.clear();
         self.sockets.clear();
     }
 }

@@ -12,25 +12,29 @@ use super::{Held, Replaced};
 
 /// A bounded map of values that expire, and one of trails.
 pub struct Memory {
-    entries: Mutex<Expiring<String>>,
+    bindings: Mutex<Expiring<String>>,
+    /// What stands beside them, under a session's or a response's id and a suffix: there may be far more of it, and it pushes no
+    /// binding out.
+    beside: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<InProcess>,
 }
 
 impl Memory {
     pub fn new(capacity: usize) -> Self {
-        let (entries, trails) = (Mutex::new(Expiring::new(capacity)), Mutex::new(Expiring::new(capacity)));
-        Self { entries, trails, board: Mutex::new(InProcess::new()) }
+        let map = || Mutex::new(Expiring::new(capacity));
+        let trails = Mutex::new(Expiring::new(capacity));
+        Self { bindings: map(), beside: map(), trails, board: Mutex::new(InProcess::new()) }
     }
 
     pub fn get(&self, id: &str) -> Option<Held> {
-        let entries = self.lock();
+        let entries = self.lock(id);
         let (value, expiry) = entries.get(id)?;
         Some(Held { value: value.clone(), left: expiry.saturating_duration_since(Instant::now()) })
     }
 
     pub fn claim(&self, id: &str, value: &str, ttl: Duration) -> Option<String> {
-        let mut entries = self.lock();
+        let mut entries = self.lock(id);
         let stored = entries.get(id).map(|(value, _)| value.clone());
         if stored.is_none() {
             entries.put(id, value.to_owned(), ttl);
@@ -39,7 +43,7 @@ impl Memory {
     }
 
     pub fn replace(&self, id: &str, expected: &str, new: &str, ttl: Duration) -> Replaced {
-        let mut entries = self.lock();
+        let mut entries = self.lock(id);
         match entries.get(id) {
             Some((stored, _)) if stored != expected => Replaced::Lost(stored.clone()),
             _ => {
@@ -50,7 +54,7 @@ impl Memory {
     }
 
     pub fn merge(&self, id: &str, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
-        let mut entries = self.lock();
+        let mut entries = self.lock(id);
         let stored = entries.get(id).filter(|(stored, _)| epoch_of(stored) >= epoch).map(|(stored, _)| stored.clone());
         if stored.is_none() {
             entries.put(id, value.to_owned(), ttl);
@@ -59,7 +63,7 @@ impl Memory {
     }
 
     pub fn extend(&self, id: &str, value: &str, ttl: Duration) {
-        let mut entries = self.lock();
+        let mut entries = self.lock(id);
         let value = entries.get(id).map_or(value, |(stored, _)| stored).to_owned();
         entries.put(id, value, ttl);
     }
@@ -84,13 +88,19 @@ impl Memory {
     }
 
     #[cfg(test)]
-    pub fn remove(&self, id: &str) {
-        self.lock().remove(id);
+    pub fn forget_board(&self) {
+        *self.board.lock().unwrap() = InProcess::new();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Expiring<String>> {
+    #[cfg(test)]
+    pub fn remove(&self, id: &str) {
+        self.lock(id).remove(id);
+    }
+
+    fn lock(&self, id: &str) -> MutexGuard<'_, Expiring<String>> {
+        let entries = if id.contains('.') { &self.beside } else { &self.bindings };
         // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,6 +123,15 @@ mod tests {
         tokio::time::advance(HOUR).await;
         assert_eq!(memory.get("s"), None);
         assert_eq!(memory.claim("s", "b", HOUR), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stands_beside_bindings_pushes_none_out() {
+        let memory = Memory::new(8);
+        memory.claim("s", "a", HOUR);
+        (0..50).for_each(|number| drop(memory.claim(&format!("{number}.response"), "b", HOUR)));
+        assert_eq!(memory.get("s").map(|held| held.value), Some("a".into()));
+        assert!(memory.get("49.response").is_some() && memory.get("0.response").is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::memory::Memory;
@@ -191,7 +191,14 @@ impl Model {
 /// Gives way once.
 pub async fn pause() {
     let mut has_paused = false;
-    poll_fn(|_| if std::mem::replace(&mut has_paused, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+    let step = |context: &mut Context<'_>| match std::mem::replace(&mut has_paused, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    };
+    poll_fn(step).await;
 }
 
 fn overwrite(values: &Memory, id: &str, value: &str) {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, Fault};
+use crate::key::Key;
 use crate::key::load::InFlight;
 use crate::key::registry::Registry;
 use crate::metrics::{BindingResult, Cache, Ending, Metrics, Transport};
@@ -31,6 +32,7 @@ pub struct Account {
     reading: Reading,
     /// It turned out to be no turn.
     is_void: bool,
+    model: String,
 }
 
 /// Whose turn it is: the same for all turns of a WebSocket.
@@ -41,8 +43,8 @@ pub struct Caller {
 }
 
 struct Bound {
-    key: String,
-    organization: String,
+    key: Arc<Key>,
+    registry: Arc<Registry>,
     result: BindingResult,
     /// The key that served reads another cache than the one that the turn began with.
     domain_moved: bool,
@@ -72,6 +74,7 @@ impl Account {
             ending: None,
             reading: Reading::default(),
             is_void: false,
+            model: String::new(),
         }
     }
 
@@ -94,10 +97,10 @@ impl Account {
     }
 
     /// The turn is about to be sent with `binding`'s key.
-    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, registry: &Registry) {
+    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, registry: &Arc<Registry>) {
         self.bound = Some(Bound {
-            key: binding.key.id.clone(),
-            organization: binding.key.organization.clone(),
+            key: Arc::clone(&binding.key),
+            registry: Arc::clone(registry),
             result: binding.result,
             domain_moved,
             _place: registry.loads.enter(&binding.key),
@@ -133,7 +136,20 @@ impl Account {
             (None, Some(broken)) => broken,
             (None, None) => Ending::Cut,
         });
+        if let (Some(failure), Some(bound)) = (&reading.failure, &self.bound) {
+            bound.registry.observe_failure(&bound.key, &self.model, failure);
+        }
         self.reading = reading;
+    }
+
+    /// The turn will not be answered to its end, and not because its client left.
+    pub fn cut(mut self) {
+        self.relayed(Reading::default(), Some(Ending::Cut));
+    }
+
+    /// What the turn asks for.
+    pub fn model(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
     }
 
     fn count_usage(&self, bound: &Bound, ending: Ending) {
@@ -145,9 +161,9 @@ impl Account {
         };
         let uncached = usage.input.saturating_sub(usage.cached + usage.written);
         for (cache, tokens) in [(Cache::Read, usage.cached), (Cache::Written, usage.written), (Cache::Uncached, uncached)] {
-            self.metrics.input_tokens(&bound.key, cache, tokens);
+            self.metrics.input_tokens(&bound.key.id, cache, tokens);
         }
-        self.metrics.output_tokens(&bound.key, usage.output);
+        self.metrics.output_tokens(&bound.key.id, usage.output);
         if let Some(reason) = cold::reason(bound.result, bound.domain_moved, usage) {
             self.metrics.cold_turn(reason);
         }
@@ -176,8 +192,8 @@ impl Drop for Account {
             transport = self.transport.name(),
             client = self.caller.client.as_ref().map(ClientId::as_str),
             session = self.caller.session.as_ref().map(SessionId::as_str),
-            key = self.bound.as_ref().map(|bound| bound.key.as_str()),
-            organization = self.bound.as_ref().map(|bound| bound.organization.as_str()),
+            key = self.bound.as_ref().map(|bound| bound.key.id.as_str()),
+            organization = self.bound.as_ref().map(|bound| bound.key.organization.as_str()),
             binding = self.bound.as_ref().map(|bound| bound.result.name()),
             status = self.status.map(|status| status.as_u16()),
             outcome = ending.name(),

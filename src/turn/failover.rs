@@ -84,6 +84,7 @@ mod tests {
     use crate::outcome::ErrorBody;
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, StatusCode};
+    use proptest::prelude::*;
 
     fn answer(status: u16) -> Answer {
         let status = StatusCode::from_u16(status).unwrap();
@@ -143,5 +144,37 @@ mod tests {
         }
         assert!(matches!(decide(Outcome::Silent, true, SystemTime::UNIX_EPOCH), Verdict::Again(Err(_))));
         assert!(matches!(refused(502, "", None), Verdict::Again(Ok(_))), "that is an answer");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_decided_by_the_rules(
+            status in 200..600_u16,
+            code in prop::option::of(prop::sample::select(vec!["invalid_api_key", "rate_limit_exceeded", "slow_down", "insufficient_quota",
+                "project_spend_limit_exceeded", "server_is_overloaded", "invalid_encrypted_content", "model_not_found", "x"])),
+            wait in prop::option::of("[ -~]{0,12}"),
+            is_beyond_limit: bool,
+            resends: bool,
+        ) {
+            let mut answer = answer(status);
+            if let Some(value) = wait.and_then(|wait| HeaderValue::try_from(wait).ok()) {
+                answer.headers.insert("retry-after", value);
+            }
+            let error = ErrorBody { code: code.map(str::to_owned), is_beyond_limit, ..ErrorBody::default() };
+            let verdict = decide(Outcome::Refused(Refusal { answer, error }), resends, SystemTime::UNIX_EPOCH);
+            let expected = match (status, &verdict) {
+                (401, Verdict::Ailing(_)) | (403 | 404, Verdict::Denied(_)) | (400, Verdict::Foreign(_)) => true,
+                // Codex gives up on a limit that does not say how long it holds.
+                (429 | 503, Verdict::GiveUp(error, _)) => error.retry_after.is_some(),
+                (429, Verdict::Limited(wait)) => *wait <= limit::LONGEST_WAIT,
+                (429, Verdict::Ailing(Ailment::Exhausted(_))) => true,
+                (500 | 502 | 503 | 504, Verdict::Again(Ok(_))) => true,
+                (401 | 500 | 502..=504, _) => false,
+                (429, Verdict::Deliver(_)) => is_beyond_limit,
+                (_, Verdict::Deliver(answer)) => answer.status.as_u16() == status,
+                _ => false,
+            };
+            prop_assert!(expected, "{status} {code:?}");
+        }
     }
 }

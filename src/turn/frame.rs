@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
 use crate::outcome::ErrorBody;
-use crate::session::peek::{Field, fields, inner};
+use crate::session::peek::{Field, fields};
 use crate::session::scan::NotJson;
 use crate::usage::terminal::Terminal;
 
@@ -19,19 +19,22 @@ pub struct Request {
     pub model: Option<String>,
     /// It asks for no output: only that the cache be warm.
     pub is_warm_up: bool,
+    /// `store: false`: the response lives on this connection alone.
+    pub is_unstored: bool,
 }
 
 impl Request {
     pub fn read(text: &[u8]) -> Result<Self, NotJson> {
-        let names = ["type", "stream_id", "previous_response_id", "model", "generate", "prompt_cache_options"];
-        let [kind, lane, previous, model, generate, options] = fields(text, names)?;
+        let names = ["type", "stream_id", "previous_response_id", "model", "generate", "prompt_cache_options", "store"];
+        let [kind, lane, previous, model, generate, options, store] = fields(text, names)?;
         let is_prewarm = || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
         Ok(Self {
             is_create: named(kind).as_deref() == Some("response.create"),
             lane: named(lane),
-            previous_response_id: named(previous),
+            previous_response_id: Field::of(previous).id().map(str::to_owned),
             model: named(model),
             is_warm_up: generate == Some(b"false") || is_prewarm(),
+            is_unstored: store == Some(b"false"),
         })
     }
 }
@@ -41,6 +44,8 @@ impl Request {
 pub struct Event {
     pub lane: Option<String>,
     pub response_id: Option<String>,
+    /// It says of its response that it is not stored.
+    pub is_unstored: bool,
     pub stage: Stage,
 }
 
@@ -69,8 +74,8 @@ impl Event {
             name => Stage::Ended(Terminal::of_event(name)?),
         };
         let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
-        let response_id = inner(response, "id").and_then(|id| id.text().map(str::to_owned));
-        Some(Self { lane: named(lane), response_id, stage })
+        let [id, store] = response.and_then(|response| fields(response, ["id", "store"]).ok()).unwrap_or_default();
+        Some(Self { lane: named(lane), response_id: named(id), is_unstored: store == Some(b"false"), stage })
     }
 }
 
@@ -125,13 +130,14 @@ mod tests {
 
     #[test]
     fn a_request_is_read_wherever_its_fields_stand() {
-        let text = r#"{"model":"m","input":[{"type":"x"}],"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
+        let text = r#"{"model":"m","input":[{"type":"x"}],"store":false,"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
         let expected = Request {
             is_create: true,
             lane: Some("a".into()),
             previous_response_id: Some("resp_1".into()),
             model: Some("m".into()),
             is_warm_up: true,
+            is_unstored: true,
         };
         assert_eq!(Request::read(text.as_bytes()), Ok(expected));
         let warm = |text: &str| Request::read(text.as_bytes()).unwrap().is_warm_up;
@@ -152,8 +158,12 @@ mod tests {
             r#" { "type" : "response.completed", "stream_id": "a", "response":{"id":"r"}}"#,
         ] {
             let (lane, response_id) = (Some("a".into()), Some("r".into()));
-            assert_eq!(event(text), Some(Event { lane, response_id, stage: Stage::Ended(Terminal::Completed) }), "{text}");
+            let stage = Stage::Ended(Terminal::Completed);
+            assert_eq!(event(text), Some(Event { lane, response_id, is_unstored: false, stage }), "{text}");
         }
+        assert!(
+            event(r#"{"type":"response.created","response":{"store":false,"id":"r"}}"#).is_some_and(|event| event.is_unstored)
+        );
     }
 
     #[test]
@@ -163,7 +173,7 @@ mod tests {
             let text = format!(r#"{{"type":"error",{field}"error":{{"type":"t","code":"c"}}}}"#);
             let error = ErrorBody { code: Some("c".into()), class: Some("t".into()), ..ErrorBody::default() };
             let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error, HeaderMap::new());
-            assert_eq!(event(&text), Some(Event { lane: None, response_id: None, stage }), "{text}");
+            assert_eq!(event(&text), Some(Event { lane: None, response_id: None, is_unstored: false, stage }), "{text}");
         }
     }
 }

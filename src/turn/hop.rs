@@ -9,7 +9,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
@@ -22,7 +22,12 @@ use super::idle::Idle;
 /// A larger message is refused. The real service's own limit is not known; a Codex turn is a few megabytes at the most.
 const LARGEST: usize = 16 * 1024 * 1024;
 /// What is read at a time. Defaults would cost a quarter of a megabyte a connection.
-const READ: usize = 8 * 1024;
+const READ: usize = 4 * 1024;
+/// So much is joined into one write.
+const WRITE: usize = 4 * 1024;
+/// So many answers to pings may wait for a peer that does not read. Beyond it no more is read from that peer either: the frames
+/// themselves would pile up answers without end.
+const OWED: usize = 256;
 
 pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
 pub type Sink = SplitSink<Frames, Message>;
@@ -31,7 +36,7 @@ pub type Sink = SplitSink<Frames, Message>;
 pub async fn frames(connection: Upgraded, role: Role) -> Frames {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
-        .write_buffer_size(0)
+        .write_buffer_size(WRITE)
         .max_message_size(Some(LARGEST))
         .max_frame_size(Some(LARGEST));
     WebSocketStream::from_raw_socket(TokioIo::new(connection), role, Some(config)).await
@@ -66,11 +71,13 @@ pub struct Incoming {
     silence: Idle,
     /// It was asked whether it is there, and has sent nothing since.
     is_asked: bool,
+    /// Pings whose answers could not get out at once.
+    owed: usize,
 }
 
 impl Incoming {
     pub fn new(frames: SplitStream<Frames>, ping: Duration) -> Self {
-        Self { frames, silence: Idle::new(ping), is_asked: false }
+        Self { frames, silence: Idle::new(ping), is_asked: false, owed: 0 }
     }
 
     /// The next message to pass on. A silent peer is asked through `sink` whether it is there.
@@ -96,10 +103,22 @@ impl Incoming {
             self.is_asked = false;
             match message {
                 Message::Close(word) => return Err(Lost::Closed(word)),
-                // Answered by the frames themselves.
-                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Ping(_) => self.answer(sink).await,
+                Message::Pong(_) => {}
                 message => return Ok(message),
             }
+        }
+    }
+
+    /// Sees to it that the answer to a ping, which the frames have ready, gets out. Only somebody who is owed many is waited for:
+    /// a peer may well read no more for now because it has so much to say.
+    async fn answer(&mut self, sink: &Mutex<Sink>) {
+        let is_out = sink.try_lock().is_ok_and(|mut sink| matches!(sink.flush().now_or_never(), Some(Ok(()))));
+        self.owed = if is_out { 0 } else { self.owed + 1 };
+        if self.owed > OWED {
+            // A peer that is gone is found by whoever reads from it.
+            let _ = sink.lock().await.flush().await;
+            self.owed = 0;
         }
     }
 }
@@ -134,11 +153,13 @@ pub async fn leave(sink: Mutex<Sink>, from: Incoming, last: Vec<Message>, farewe
             frames.send(message).await?;
         }
         frames.flush().await?;
+        if is_broken {
+            // It is not understood any more; but were its bytes left unread, the connection would be reset under our last word.
+            let (stream, mut unread) = (frames.get_mut(), [0; 1024]);
+            stream.shutdown().await?;
+            while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
+        }
         while let Some(Ok(_)) = frames.next().await {}
-        // A peer that broke the protocol is not understood any more; but were its bytes left unread, the connection would be
-        // reset under our last word.
-        let mut unread = [0; 1024];
-        while is_broken && frames.get_mut().read(&mut unread).await.is_ok_and(|count| count > 0) {}
         Ok::<(), Error>(())
     };
     // Whoever does not hear the last word in time does not.

@@ -9,19 +9,24 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 
 use super::account::Account;
+use super::held::held;
+use super::owned::ForeignIds;
 use super::relay::relay;
 use super::replay::{self, Replayed, Text};
 use super::{Gateway, Sending};
-use crate::binding::place::Sealed;
+use crate::binding::owner::Owner;
+use crate::binding::select::Reach;
+use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::key::Key;
 use crate::metrics::Transport;
 use crate::outcome::Answer;
+use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
 use crate::upstream::call::Ask;
-use crate::upstream::headers::returned;
+use crate::upstream::headers::{keep_readable, returned};
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,7 +62,7 @@ fn named(mut response: Response<Body>, id: TurnId) -> Response<Body> {
     response
 }
 
-async fn answer(gateway: &Gateway, mut account: Account, request: Request<Body>) -> Response<Body> {
+async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Body> {
     match gateway.exchange(&mut account, request).await {
         Ok((key, answer)) => pass_on(gateway, &key, answer, account),
         Err(error) => {
@@ -77,19 +82,25 @@ pub fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Accoun
     response.map(|()| Body::new(body))
 }
 
-/// What a look at a body finds.
+/// What one look at a body's text tells.
 struct Glance {
     identity: Identity,
+    /// The session of the text itself, where nothing in it or around it names one.
+    derived: Option<SessionId>,
+    /// The response that the turn goes on from.
+    previous: Option<String>,
+    /// Nobody will find the answer again.
+    is_unstored: bool,
     /// Whether it shows sealed content. `None`: it is the body itself, and can be asked later.
-    sealed: Option<bool>,
-    /// Nothing: it does not say.
+    is_sealed: Option<bool>,
+    /// What it asks for. Nothing: it does not say.
     model: String,
 }
 
 impl Gateway {
     /// A turn over HTTP, up to the head of its answer.
-    async fn exchange(&self, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
-        let (head, body) = request.into_parts();
+    async fn exchange(self: &Arc<Self>, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
+        let (mut head, body) = request.into_parts();
         let (client, identity) = self.receive(account, &head)?;
         let mut budget = self.bindings.budget();
 
@@ -103,38 +114,61 @@ impl Gateway {
         let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
         let body = body?;
         let whole = Instant::now();
-        let Glance { identity, sealed, model } = self.glance(&client, &head.headers, &body, identity)?;
+        let Glance { mut identity, derived, previous, is_unstored, is_sealed, model } =
+            self.glance(&client, &head.headers, &body, identity)?;
+        let origin = self.origin(&client.id, previous.as_deref(), &mut budget).await;
+        let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
+        identity.session = identity.session.or_else(of_origin).or(derived);
         account.session(&identity);
+        account.model(&model);
+        let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
         let found = match (found, &identity.session) {
             (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
         };
 
-        let carries_sealed = sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let mut wanted = self.wanted(&client, &head.headers, identity, &model, carries_sealed, false);
+        if !is_unstored {
+            keep_readable(&mut head.headers);
+        }
+        let carries_sealed = is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
+        let mut wanted = Wanted { within, ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false) };
         let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
+        let (binding, mut answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
+        if !is_unstored && answer.status.is_success() {
+            let (gateway, client, owner) = (Arc::clone(self), client.id.clone(), Owner::of(&binding));
+            let mut budget = sending.budget;
+            let write_down = move |id: String| async move { gateway.own(&client, &id, owner, &mut budget).await };
+            answer.rest = answer.rest.map(|rest| held(rest, &answer.headers, write_down));
+        }
         Ok((binding.key, answer))
     }
 
-    /// All that is to be learned from the body's text, which is not kept: what the client asks for, the session where the
-    /// headers said nothing, and whether the text shows sealed content.
+    /// All that is to be learned from the body's text, which is not kept.
     fn glance(&self, client: &Client, headers: &HeaderMap, body: &Replayed, mut identity: Identity) -> Result<Glance, Error> {
         let text = self.replay.text(headers, body)?;
+        if matches!(text, Text::Unreadable) && self.foreign_ids == ForeignIds::Refuse {
+            let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
+            return Err(Error::new(Kind::InvalidRequest, message));
+        }
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
         if !client.may_ask_for(peek.model.text()) {
             return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
         }
+        let mut derived = None;
         if identity.session.is_none() {
-            let by_body = self.identifier.by_body(&client.id, &peek, text.bytes().unwrap_or_default());
+            let by_body = self.identifier.by_body(&client.id, &peek);
             identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
         }
-        let sealed = match &text {
+        if identity.session.is_none() {
+            derived = self.identifier.derived(&client.id, text.bytes().unwrap_or_default());
+        }
+        let is_sealed = match &text {
             Text::Plain(_) => None,
             Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
             Text::Unreadable => Some(true),
         };
+        let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        Ok(Glance { identity, sealed, model })
+        Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, model })
     }
 }

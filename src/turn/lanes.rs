@@ -16,8 +16,17 @@ pub struct Turn<T> {
     pub account: T,
     /// It asks for no output.
     pub is_warm_up: bool,
+    /// Its response is not to be stored.
+    pub is_unstored: bool,
     /// The upstream has said that it began.
     pub has_begun: bool,
+}
+
+impl<T> Turn<T> {
+    /// One that nobody asked for in so many words.
+    pub const fn new(account: T) -> Self {
+        Self { account, is_warm_up: false, is_unstored: false, has_begun: false }
+    }
 }
 
 pub struct Lanes<T> {
@@ -42,12 +51,12 @@ impl<T> Lanes<T> {
     }
 
     /// The client asks for a response.
-    pub fn ask(&mut self, lane: Option<&str>, account: T, is_warm_up: bool) {
+    pub fn ask(&mut self, lane: Option<&str>, turn: Turn<T>) {
         let at = self.find(lane).unwrap_or_else(|| {
             self.lanes.push((lane.map(str::to_owned), VecDeque::new()));
             self.lanes.len() - 1
         });
-        self.lanes[at].1.push_back(Turn { account, is_warm_up, has_begun: false });
+        self.lanes[at].1.push_back(turn);
     }
 
     /// The turn that its lane is at.
@@ -99,7 +108,7 @@ mod tests {
     fn a_lane_answers_in_order_and_lanes_interleave() {
         let mut lanes = Lanes::default();
         for (lane, turn) in [(None, 1), (Some("a"), 2), (None, 3)] {
-            lanes.ask(lane, turn, turn == 1);
+            lanes.ask(lane, Turn { is_warm_up: turn == 1, ..Turn::new(turn) });
         }
         let turn = lanes.current(None).unwrap();
         assert!(turn.is_warm_up && !turn.has_begun);

@@ -7,6 +7,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::hop::{Farewell, Lost};
+use crate::error::{Error, Kind};
 
 /// Why a WebSocket ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,14 +42,21 @@ pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
     }
 }
 
+/// The frame on which every client connects anew, with its full input.
+pub fn connect_anew(lane: Option<&str>) -> String {
+    let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+    Error::new(Kind::ConnectionLimit, message).to_frame(lane)
+}
+
 fn say(code: CloseCode, reason: &'static str) -> Farewell {
     Farewell::Say(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// The other end's word, where it may be sent. Without a code there is nothing in it that could not.
+/// The other end's word, where it may be sent. Without a code there is nothing in it that could not. That the protocol was broken
+/// is a matter of one hop: said of frames that were ours, or by the frames themselves in place of a word that must not be.
 fn carried(word: Option<&CloseFrame>) -> Farewell {
     match word {
-        Some(word) if !word.code.is_allowed() => say(CloseCode::Error, ""),
+        Some(word) if !word.code.is_allowed() || word.code == CloseCode::Protocol => say(CloseCode::Error, ""),
         word => Farewell::Say(word.cloned()),
     }
 }
@@ -76,7 +84,7 @@ mod tests {
             let (client, upstream) = farewells(&End::Client(Lost::Closed(word(sent))), true);
             assert_eq!((client, upstream), (Farewell::Echo, Farewell::Say(word(sent))));
         }
-        for unsendable in [0, 1005, 1006, 1015, 2000, 5000] {
+        for unsendable in [0, 1002, 1005, 1006, 1015, 2000, 5000] {
             assert_eq!(code(farewells(&End::Upstream(Lost::Closed(word(unsendable))), false).0), 1011, "{unsendable}");
         }
         assert_eq!(farewells(&End::Upstream(Lost::Closed(None)), false).0, Farewell::Say(None));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::key::{Key, Tag};
+use crate::limit::chance;
 
 /// So many turns wait for one key on this replica.
 const WAITERS: usize = 64;
@@ -30,14 +31,6 @@ impl Patience {
 /// How long to wait before an attempt that repeats one that failed.
 pub fn moment() -> Duration {
     MOMENT + MOMENT.mul_f64(chance())
-}
-
-/// Evenly spread over 0 to 1.
-pub fn chance() -> f64 {
-    let mut random = [0; 4];
-    // Without randomness all wait equally long.
-    let _ = getrandom::fill(&mut random);
-    f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

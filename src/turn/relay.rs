@@ -2,8 +2,8 @@
 //!
 //! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that is woken for each of them
 //! writes each by itself. Here a task of the turn's own takes the frames, joins those that are ready at the same moment, and
-//! wakes the connection once for all of them. What has come is never held back for a timer: when nothing more is ready, the
-//! upstream's connection gets the chance to fetch more, then everything goes on its way.
+//! wakes the connection once for all of them. What has come is never held back for a timer: after each frame the upstream's
+//! connection gets the chance to hand over another, and when there is none everything goes on its way.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -27,8 +27,6 @@ const FULL: usize = 16 * 1024;
 const LARGE: usize = 8 * 1024;
 /// So much waits for a slow reader; then the upstream waits too.
 const AHEAD: usize = 64 * 1024;
-/// How often the upstream's connection is let go before.
-const YIELDS: u8 = 1;
 /// How long the end of an answer is waited for when its client has left after the last word.
 const EPILOGUE: Duration = Duration::from_secs(1);
 
@@ -39,7 +37,6 @@ pub struct Relay(Arc<Pipe>);
 pub struct Pump {
     upstream: Option<reqwest::Body>,
     joined: BytesMut,
-    yields: u8,
     idle: Idle,
     tap: Tap,
     account: Account,
@@ -62,61 +59,58 @@ pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay
     tap.observe(&answer.head);
     let joined = BytesMut::from(&answer.head[..]);
     let idle = Idle::new(idle_timeout);
-    let pump = Pump { upstream: answer.rest, joined, yields: 0, idle, tap, account, pipe: Inlet(Arc::clone(&pipe)) };
+    // A client that knows the length leaves with the last byte: that is an end, too, here and below.
+    let upstream = answer.rest.filter(|upstream| !upstream.is_end_stream());
+    let pump = Pump { upstream, joined, idle, tap, account, pipe: Inlet(Arc::clone(&pipe)) };
     (Relay(pipe), pump)
 }
 
 impl Pump {
     pub async fn run(mut self) {
-        loop {
-            match poll_fn(|context| self.poll_next(context)).await {
-                Next::Frame(data) => self.take(data),
-                Next::End(broken) => return self.end(broken),
-                Next::Left if self.tap.is_over() => return self.finish().await,
-                Next::Left => return self.account.relayed(self.tap.finish(false), Some(Ending::ClientLeft)),
-            }
+        match poll_fn(|context| self.poll_over(context)).await {
+            Over::Upstream(broken) => self.end(broken),
+            Over::Client if self.tap.is_over() => self.finish().await,
+            Over::Client => self.account.relayed(self.tap.finish(false), Some(Ending::ClientLeft)),
         }
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        // A client that knows the length leaves with the last byte: that is an end, too.
-        let Some(upstream) = self.upstream.as_mut().filter(|upstream| !upstream.is_end_stream()) else {
-            return Poll::Ready(Next::End(None));
-        };
+    /// Takes one frame, or passes on what was taken before.
+    fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<Over> {
+        let Some(upstream) = &mut self.upstream else { return Poll::Ready(Over::Upstream(None)) };
         if self.joined.len() >= FULL {
             self.pipe.push(self.joined.split().freeze());
         }
         match self.pipe.poll_room(context) {
             Poll::Ready(true) => {}
-            Poll::Ready(false) => return Poll::Ready(Next::Left),
+            Poll::Ready(false) => return Poll::Ready(Over::Client),
             Poll::Pending => return Poll::Pending,
         }
-        match Pin::new(upstream).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Next::Frame(frame.into_data().unwrap_or_default())),
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Next::End(Some(Broken::Cut))),
-            Poll::Ready(None) => Poll::Ready(Next::End(None)),
-            Poll::Pending if !self.joined.is_empty() && self.yields < YIELDS => {
-                self.yields += 1;
+        match Pin::new(&mut *upstream).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let data = frame.into_data().unwrap_or_default();
+                self.tap.observe(&data);
+                let is_last = upstream.is_end_stream();
+                if self.joined.is_empty() && data.len() >= LARGE && !is_last {
+                    self.idle.stir();
+                    self.pipe.push(data);
+                } else {
+                    self.joined.extend_from_slice(&data);
+                }
+                if is_last {
+                    return Poll::Ready(Over::Upstream(None));
+                }
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Over::Upstream(Some(Broken::Cut))),
+            Poll::Ready(None) => Poll::Ready(Over::Upstream(None)),
             Poll::Pending => {
                 if !self.joined.is_empty() {
+                    self.idle.stir();
                     self.pipe.push(self.joined.split().freeze());
                 }
-                self.idle.poll_over(context).map(|()| Next::End(Some(Broken::Stalled)))
+                self.idle.poll_over(context).map(|()| Over::Upstream(Some(Broken::Stalled)))
             }
-        }
-    }
-
-    fn take(&mut self, data: Bytes) {
-        self.yields = 0;
-        self.idle.stir();
-        self.tap.observe(&data);
-        if self.joined.is_empty() && data.len() >= LARGE {
-            self.pipe.push(data);
-        } else {
-            self.joined.extend_from_slice(&data);
         }
     }
 
@@ -142,11 +136,10 @@ impl Pump {
     }
 }
 
-enum Next {
-    Frame(Bytes),
-    End(Option<Broken>),
-    /// The client is gone.
-    Left,
+/// What is over.
+enum Over {
+    Upstream(Option<Broken>),
+    Client,
 }
 
 /// The pump's end of the pipe. However the pump ends, nobody waits for more.

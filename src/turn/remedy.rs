@@ -7,7 +7,7 @@ use http::header::RETRY_AFTER;
 use super::Gateway;
 use super::failover::overloaded;
 use crate::binding::Binding;
-use crate::binding::place::Wanted;
+use crate::binding::wanted::Wanted;
 use crate::error::{Error, Kind};
 use crate::key::health::Diagnosis;
 use crate::limit::wait_or_usual;

@@ -10,7 +10,7 @@ use super::Gateway;
 use super::account::Account;
 use super::failover::{Verdict, decide};
 use crate::binding::Binding;
-use crate::binding::place::Wanted;
+use crate::binding::wanted::Wanted;
 use crate::error::Error;
 use crate::metrics::Reason;
 use crate::outcome::Answer;

@@ -6,30 +6,34 @@
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::poll_immediate;
 use futures_util::{SinkExt, StreamExt};
 use http::StatusCode;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::Gateway;
 use super::account::{Account, Caller};
+use super::books::{Books, News};
 use super::frame::{Event, Request, Stage};
 use super::hop::{Frames, Incoming, Sink, leave};
-use super::lanes::Lanes;
+use super::lanes::Turn;
 use super::parting::{End, farewells};
 use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
-use crate::binding::place::{Sealed, Wanted};
+use crate::binding::owner::Owner;
+use crate::binding::select::Reach;
+use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::key::health::{Diagnosis, diagnose};
-use crate::metrics::{BindingResult, Ending};
+use crate::metrics::BindingResult;
 use crate::session::lineage::Lineage;
 use crate::usage::tap::Reading;
-use crate::usage::terminal::{self, Terminal};
+use crate::usage::terminal::Terminal;
 
 /// When a client that was told to come again should.
 const SOON: Duration = Duration::from_secs(1);
@@ -53,20 +57,6 @@ pub struct Socket {
     leaving: Notify,
 }
 
-/// What is kept of the turns.
-struct Books {
-    lanes: Lanes<Account>,
-    /// Where the next turn's binding comes from.
-    result: BindingResult,
-    /// The first turn reads another cache than the session's turns before.
-    domain_moved: bool,
-    /// Something is on its way to the client that was taken off the books already.
-    is_passing: bool,
-    is_confirmed: bool,
-    /// What the client asked for last.
-    model: String,
-}
-
 /// Who speaks through a socket, and where to.
 pub struct Connection {
     pub gateway: Arc<Gateway>,
@@ -85,14 +75,7 @@ impl Socket {
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books = Books {
-            lanes: Lanes::default(),
-            result: binding.result,
-            domain_moved,
-            is_passing: false,
-            is_confirmed: false,
-            model: String::new(),
-        };
+        let books = Books::new(binding.result, domain_moved);
         let socket = Self {
             gateway,
             binding,
@@ -123,7 +106,7 @@ impl Socket {
                 Err(lost) => return End::Client(lost),
             };
             let refused = match &message {
-                Message::Text(text) => self.ask(text).err(),
+                Message::Text(text) => self.ask(text).await.err(),
                 _ => None,
             };
             let sent = match refused {
@@ -137,10 +120,16 @@ impl Socket {
         }
     }
 
-    /// From the upstream to the client.
+    /// From the upstream to the client: what is there at the same moment goes in one write.
     async fn downward(&self, from: &mut Incoming) -> End {
         loop {
-            let message = match from.next(&self.to_upstream).await {
+            let ready = poll_immediate(from.next(&self.to_upstream)).await;
+            let message = match ready {
+                Some(message) => message,
+                None if self.flush().await.is_err() => return std::future::pending().await,
+                None => from.next(&self.to_upstream).await,
+            };
+            let message = match message {
                 Ok(message) => message,
                 Err(lost) => return End::Upstream(lost),
             };
@@ -148,34 +137,38 @@ impl Socket {
                 Message::Text(text) => Event::read(text.as_bytes()),
                 _ => None,
             };
-            let is_event = event.is_some();
             let message = match (event, message) {
                 (Some(event), Message::Text(text)) => Message::Text(self.note(event, text).await),
                 (_, message) => message,
             };
-            if self.to_client.lock().await.send(message).await.is_err() {
+            if self.to_client.lock().await.feed(message).await.is_err() {
                 return std::future::pending().await;
-            }
-            if is_event {
-                self.books().is_passing = false;
-                self.quiet.notify_one();
             }
         }
     }
 
+    /// Everything that has come for the client is on its way.
+    async fn flush(&self) -> Result<(), tungstenite::Error> {
+        self.to_client.lock().await.flush().await?;
+        if std::mem::take(&mut self.books().is_passing) {
+            self.quiet.notify_one();
+        }
+        Ok(())
+    }
+
     /// Looks at what the client asks for. The error is the frame that it gets instead of an answer.
-    fn ask(&self, text: &str) -> Result<(), String> {
+    async fn ask(&self, text: &str) -> Result<(), String> {
         let invalid = |place| Error::new(Kind::InvalidJson, format!("The message stops being JSON at {place}."));
         let request = match Request::read(text.as_bytes()).map_err(invalid) {
             Ok(request) => request,
             Err(error) => return Err(self.refuse(&error, None)),
         };
+        // What was issued on this connection is its own: nobody is asked.
+        let elsewhere = request.previous_response_id.as_deref().filter(|id| !self.books().lanes.has_issued(id));
+        let may_go_on = self.gateway.may_go_on(&self.client.id, elsewhere, &self.binding.key).await;
         let mut books = self.books();
-        let refused = match &request.previous_response_id {
-            // What another connection was told, and be it this client's, cannot be told from what was never its own.
-            Some(id) if !books.lanes.has_issued(id) => {
-                Err(Error::new(Kind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found.")))
-            }
+        let refused = match may_go_on {
+            Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {
                 Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."))
@@ -188,9 +181,12 @@ impl Socket {
         };
         match refused {
             Ok(()) => {
-                let account = self.open(&mut books);
+                let mut account = self.open(&mut books);
                 books.model = request.model.unwrap_or_default();
-                books.lanes.ask(request.lane.as_deref(), account, request.is_warm_up);
+                account.model(&books.model);
+                let (is_warm_up, is_unstored) = (request.is_warm_up, request.is_unstored);
+                let turn = Turn { is_warm_up, is_unstored, ..Turn::new(account) };
+                books.lanes.ask(request.lane.as_deref(), turn);
                 Ok(())
             }
             Err(error) => Err(self.refuse(&error, request.lane.as_deref())),
@@ -221,64 +217,70 @@ impl Socket {
 
     /// Takes note of an event before the client has it. Returns what the client is to have.
     async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
-        let Event { lane, response_id, stage } = event;
-        let lane = lane.as_deref();
-        let must_confirm = match stage {
-            Stage::Created => self.created(&mut self.books_of(response_id), lane),
-            Stage::Ended(terminal) => self.ended(&mut self.books_of(response_id), lane, terminal, text.as_bytes()),
+        let Event { lane, response_id, is_unstored, stage } = event;
+        let (lane, id) = (lane.as_deref(), response_id.as_deref());
+        let news = match stage {
+            Stage::Created => self.created(&mut self.books_of(id), lane),
+            Stage::Ended(terminal) => self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes()),
             Stage::Refused(status, error, headers) => {
-                let has_begun = refused(&mut self.books_of(response_id), lane, status);
+                let has_begun = self.books_of(id).refused(lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
                 let may_guess = self.binding.is_guess && !self.books().is_confirmed;
                 let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess };
                 return self.instead(lane, refused).await.map_or(text, Utf8Bytes::from);
             }
         };
-        if must_confirm {
-            self.gateway.bindings.confirm(&self.binding, &mut self.gateway.bindings.budget()).await;
+        let mut budget = self.gateway.bindings.budget();
+        if news.must_confirm {
+            self.gateway.bindings.confirm(&self.binding, &mut budget).await;
+        }
+        if let Some(id) = id.filter(|_| news.is_stored && !is_unstored) {
+            self.gateway.own(&self.client.id, id, Owner::of(&self.binding), &mut budget).await;
         }
         text
     }
 
     /// The books, while an event is on its way to the client that may be of the response `id`.
-    fn books_of(&self, id: Option<String>) -> MutexGuard<'_, Books> {
+    fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, Books> {
         let mut books = self.books();
         books.is_passing = true;
         if let Some(id) = id {
-            books.lanes.issue(id);
+            books.lanes.issue(id.to_owned());
         }
         books
     }
 
     /// A response begins: the next one of its lane or, where the client waits for none, one that the upstream starts by itself.
-    /// Returns whether the binding has to be confirmed first: what follows only this organization can open.
-    fn created(&self, books: &mut Books, lane: Option<&str>) -> bool {
+    fn created(&self, books: &mut Books, lane: Option<&str>) -> News {
         self.gateway.registry.has_answered(&self.binding.key);
         if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
             // A lane has one response at a time: the one before is over, and nobody said how.
-            drop(books.lanes.ended(lane).map(|turn| cut(turn.account)));
+            if let Some(turn) = books.lanes.ended(lane) {
+                turn.account.cut();
+            }
         }
         if books.lanes.current(lane).is_none() {
-            let account = self.open(books);
-            books.lanes.ask(lane, account, false);
+            let turn = Turn::new(self.open(books));
+            books.lanes.ask(lane, turn);
         }
-        let Some(turn) = books.lanes.current(lane) else { return false };
+        let Some(turn) = books.lanes.current(lane) else { return News::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
         // A warm-up is accepted by any organization: it shows nothing that is sealed, and is answered with nothing.
-        let must_confirm = !turn.is_warm_up && !books.is_confirmed;
-        books.is_confirmed |= must_confirm;
-        must_confirm
+        let news = News { must_confirm: !turn.is_warm_up && !books.is_confirmed, is_stored: !turn.is_unstored };
+        books.is_confirmed |= news.must_confirm;
+        news
     }
 
-    fn ended(&self, books: &mut Books, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> bool {
+    fn ended(&self, books: &mut Books, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> News {
         let is_new = books.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
-        let must_confirm = is_new && terminal != Terminal::Failed && self.created(books, lane);
+        let is_begin = is_new && terminal != Terminal::Failed;
+        let news = if is_begin { self.created(books, lane) } else { News::default() };
         if let Some(mut turn) = books.lanes.ended(lane) {
             turn.account.answered(StatusCode::OK);
-            turn.account.relayed(Reading { terminal: Some(terminal), usage: terminal::of_event(text) }, None);
+            turn.account.relayed(Reading::of_event(terminal, text), None);
         }
-        must_confirm
+        news
     }
 
     /// What the client hears in place of an error frame.
@@ -295,6 +297,7 @@ impl Socket {
             patience: self.gateway.options.wait,
             refused: Vec::new(),
             failed: Vec::new(),
+            within: Reach::Anywhere,
         };
         let instead = Instead::of(&self.gateway, &self.binding, &mut wanted, refused).await;
         if matches!(instead, Instead::Anew) {
@@ -355,7 +358,7 @@ impl Socket {
                 let error = Error::new(Kind::UpstreamInterrupted, "The connection to the upstream was lost.").retry_after(SOON);
                 last.push(Message::text(error.to_frame(lane.as_deref())));
             }
-            drop(cut(turn.account));
+            turn.account.cut();
         }
         tokio::join!(
             leave(self.to_client, from_client, last, to_client, LAST_WORD),
@@ -367,18 +370,4 @@ impl Socket {
         // Every change is whole before anything can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The turn that its lane is at was answered with an error. Returns whether its client has anything of it.
-fn refused(books: &mut Books, lane: Option<&str>, status: StatusCode) -> bool {
-    let Some(mut turn) = books.lanes.ended(lane) else { return false };
-    turn.account.answered(status);
-    turn.account.relayed(Reading { terminal: Some(Terminal::Failed), usage: None }, None);
-    turn.has_begun
-}
-
-/// The account of a turn that will not be answered to its end, and not because its client left.
-fn cut(mut account: Account) -> Account {
-    account.relayed(Reading::default(), Some(Ending::Cut));
-    account
 }

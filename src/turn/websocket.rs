@@ -23,7 +23,7 @@ use super::socket::{Connection, Socket};
 use super::sockets::Open;
 use super::{Gateway, Sending};
 use crate::binding::Binding;
-use crate::binding::place::Sealed;
+use crate::binding::wanted::Sealed;
 use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::binding::place::Wanted;
+use crate::binding::wanted::Wanted;
 use crate::client::ClientId;
 use crate::key::Key;
 use crate::key::condition::Subject;

@@ -114,6 +114,21 @@ pub fn credential(secret: &Secret) -> Option<HeaderValue> {
     Some(value)
 }
 
+/// Takes out of `client`'s headers the encodings of an answer that are not read here. What is left is the client's own word.
+pub fn keep_readable(client: &mut HeaderMap) {
+    let is_readable = |coding: &&str| {
+        let name = coding.split(';').next().unwrap_or_default().trim();
+        ["identity", "gzip", "zstd"].iter().any(|readable| name.eq_ignore_ascii_case(readable))
+    };
+    let values = client.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
+    let (kept, taken): (Vec<_>, Vec<_>) =
+        values.flat_map(|value| value.split(',')).map(str::trim).filter(|coding| !coding.is_empty()).partition(is_readable);
+    if !taken.is_empty() {
+        let kept = if kept.is_empty() { "identity".to_owned() } else { kept.join(", ") };
+        client.insert(header::ACCEPT_ENCODING, HeaderValue::try_from(kept).expect("it was part of a header"));
+    }
+}
+
 /// The headers of a handshake, beside those that cross: a WebSocket without extensions or subprotocols.
 pub fn upgrading(mut headers: HeaderMap, nonce: &str) -> HeaderMap {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -211,6 +226,30 @@ mod tests {
         }
         let sent = outgoing(&client, &Secret::new("sk"), false);
         assert_eq!(sent.get_all("x-openai-thing").iter().collect::<Vec<_>>(), ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn what_is_to_be_read_comes_in_an_encoding_that_is() {
+        for (asked, kept) in [
+            ("gzip, deflate, br, zstd", "gzip, zstd"),
+            ("br;q=1.0, GZIP;q=0.8, *;q=0.1", "GZIP;q=0.8"),
+            ("br, deflate", "identity"),
+            ("*", "identity"),
+            // The client's own bytes, where nothing has to go.
+            ("gzip,identity;q=0", "gzip,identity;q=0"),
+            ("", ""),
+        ] {
+            let mut headers = map(&[("accept-encoding", asked)]);
+            keep_readable(&mut headers);
+            assert_eq!(headers.get_all("accept-encoding").iter().collect::<Vec<_>>(), [kept], "{asked}");
+        }
+        let mut twice = map(&[("accept-encoding", "br")]);
+        twice.append("accept-encoding", HeaderValue::from_static("zstd"));
+        keep_readable(&mut twice);
+        assert_eq!(twice.get_all("accept-encoding").iter().collect::<Vec<_>>(), ["zstd"]);
+        let mut none = map(&[]);
+        keep_readable(&mut none);
+        assert!(none.is_empty(), "nothing is added");
     }
 
     #[test]

@@ -22,8 +22,6 @@ use crate::task::Tasks;
 const BEAT: Duration = Duration::from_secs(1);
 /// How long an upstream may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// For so long one replica asks for all.
-const LEASE: Duration = Duration::from_secs(50);
 
 /// One replica's questions.
 pub struct Prober {
@@ -45,18 +43,19 @@ impl Prober {
                 _ = beat.tick() => {}
                 () = self.registry.probe_wanted() => {}
             }
-            for (subject, condition) in self.registry.conditions.due() {
+            for (subject, condition, pause) in self.registry.conditions.due() {
                 let prober = Arc::clone(&self);
-                self.tasks.spawn(async move { prober.ask(subject, condition).await });
+                self.tasks.spawn(async move { prober.ask(subject, condition, pause).await });
             }
         }
     }
 
-    async fn ask(&self, subject: Subject, condition: Condition) {
+    /// `pause`: until the next time.
+    async fn ask(&self, subject: Subject, condition: Condition, pause: Duration) {
         match condition {
             Condition::Suspected => self.confirm(subject).await,
-            Condition::Rejected if self.is_elected(subject).await => self.confirm(subject).await,
-            Condition::Exhausted if self.is_elected(subject).await => {
+            Condition::Rejected if self.is_elected(subject, pause).await => self.confirm(subject).await,
+            Condition::Exhausted if self.is_elected(subject, pause).await => {
                 self.metrics.decided(Decision::Probe, Reason::Exhausted);
                 tracing::info!(decision = "probe", reason = "exhausted", "a new session may try");
                 self.registry.conditions.grant(subject);
@@ -66,9 +65,9 @@ impl Prober {
     }
 
     /// Whether this replica asks for all. Without the store each asks for itself.
-    async fn is_elected(&self, subject: Subject) -> bool {
+    async fn is_elected(&self, subject: Subject, pause: Duration) -> bool {
         let lease = format!("probe:{}", subject.name());
-        let claimed = self.store.claim(&lease, &self.name, LEASE, &mut self.store.patient_budget()).await;
+        let claimed = self.store.claim(&lease, &self.name, pause / 5 * 4, &mut self.store.patient_budget()).await;
         !matches!(claimed, Ok(Some(_)))
     }
 

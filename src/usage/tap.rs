@@ -5,12 +5,13 @@
 
 use std::io::Write;
 
-use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::CONTENT_TYPE;
 use memchr::{memchr, memchr2};
 
+use super::decoder::Decoder;
 use super::terminal::{self, Terminal, Usage};
+use crate::outcome::ErrorBody;
 
 /// A terminal event or a JSON answer longer than this passes unread.
 const KEPT: usize = 512 * 1024;
@@ -20,76 +21,46 @@ const KEPT: usize = 512 * 1024;
 pub struct Reading {
     pub terminal: Option<Terminal>,
     pub usage: Option<Usage>,
+    /// What a failed one says went wrong.
+    pub failure: Option<ErrorBody>,
+}
+
+impl Reading {
+    /// What an event says that ends an answer.
+    pub fn of_event(terminal: Terminal, data: &[u8]) -> Self {
+        let failure = if terminal == Terminal::Failed { ErrorBody::of_event(data) } else { None };
+        Self { terminal: Some(terminal), usage: terminal::of_event(data), failure }
+    }
 }
 
 /// A tap on one answer's body.
-pub struct Tap(Decoder);
-
-enum Decoder {
-    Plain(Reader),
-    Gzip(MultiGzDecoder<Reader>),
-    Zstd(zstd::stream::write::Decoder<'static, Reader>),
-    /// An encoding that is not read: the answer passes, its usage stays unknown.
-    Blind,
-}
+pub struct Tap(Decoder<Reader>);
 
 impl Tap {
     pub fn new(headers: &HeaderMap) -> Self {
-        let reader = Reader::new(headers);
-        Self(match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
-            None | Some(b"identity") => Decoder::Plain(reader),
-            Some(b"gzip") => Decoder::Gzip(MultiGzDecoder::new(reader)),
-            Some(b"zstd") => zstd::stream::write::Decoder::new(reader).map_or(Decoder::Blind, Decoder::Zstd),
-            Some(_) => Decoder::Blind,
-        })
+        Self(Decoder::new(headers, Reader::new(headers)))
     }
 
     pub fn observe(&mut self, chunk: &[u8]) {
-        let result = match &mut self.0 {
-            Decoder::Plain(reader) => reader.write_all(chunk),
-            Decoder::Gzip(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
-            Decoder::Zstd(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
-            Decoder::Blind => Ok(()),
-        };
-        if result.is_err() {
-            self.0 = Decoder::Blind;
-        }
+        self.0.observe(chunk);
     }
 
     /// Whether the upstream has said all it has to say.
     pub fn is_over(&self) -> bool {
-        self.reader().is_some_and(|reader| reader.reading.terminal.is_some())
+        self.0.reader().is_some_and(|reader| reader.reading.terminal.is_some())
     }
 
     /// What was learned; `ended`: the body came to its end.
     pub fn finish(&mut self, ended: bool) -> Reading {
-        let Some(reader) = self.reader_mut() else {
+        let Some(reader) = self.0.reader_mut() else {
             // What cannot be read is taken at its status.
-            return Reading { terminal: ended.then_some(Terminal::Completed), usage: None };
+            return Reading { terminal: ended.then_some(Terminal::Completed), ..Reading::default() };
         };
         if ended && !reader.is_stream {
             let (terminal, usage) = terminal::of_document(&reader.kept);
-            reader.reading = Reading { terminal: Some(terminal), usage };
+            reader.reading = Reading { terminal: Some(terminal), usage, failure: None };
         }
         std::mem::take(&mut reader.reading)
-    }
-
-    fn reader(&self) -> Option<&Reader> {
-        match &self.0 {
-            Decoder::Plain(reader) => Some(reader),
-            Decoder::Gzip(decoder) => Some(decoder.get_ref()),
-            Decoder::Zstd(decoder) => Some(decoder.get_ref()),
-            Decoder::Blind => None,
-        }
-    }
-
-    fn reader_mut(&mut self) -> Option<&mut Reader> {
-        match &mut self.0 {
-            Decoder::Plain(reader) => Some(reader),
-            Decoder::Gzip(decoder) => Some(decoder.get_mut()),
-            Decoder::Zstd(decoder) => Some(decoder.get_mut()),
-            Decoder::Blind => None,
-        }
     }
 }
 
@@ -198,9 +169,8 @@ impl Reader {
     }
 
     fn end_line(&mut self) {
-        if self.line == Line::Data {
-            let usage = terminal::of_event(&self.kept);
-            self.reading = Reading { terminal: self.announced, usage };
+        if let (Line::Data, Some(terminal)) = (self.line, self.announced) {
+            self.reading = Reading::of_event(terminal, &self.kept);
         }
         self.kept.clear();
         self.is_too_long = false;
@@ -209,7 +179,7 @@ impl Reader {
 }
 
 /// The value of a field line, without the one space that may stand before it.
-fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let value = line.strip_prefix(name)?;
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
@@ -241,6 +211,7 @@ impl Write for Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::CONTENT_ENCODING;
     use proptest::prelude::*;
 
     const USAGE: &str = r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
@@ -290,7 +261,7 @@ mod tests {
             cuts.sort_unstable();
             let chunks: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
             let reading = read(&headers("text/event-stream", None), &chunks);
-            prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage() });
+            prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage(), failure: None });
         }
     }
 
@@ -301,7 +272,7 @@ mod tests {
             for size in [1, text.len()] {
                 let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
                 let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
-                assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage() }, "{text}");
+                assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage(), failure: None }, "{text}");
             }
         }
     }
@@ -331,9 +302,9 @@ mod tests {
         let mut tap = Tap::new(&headers("text/event-stream", None));
         long.as_bytes().chunks(10_000).for_each(|chunk| {
             tap.observe(chunk);
-            assert!(tap.reader().unwrap().kept.capacity() <= 2 * KEPT);
+            assert!(tap.0.reader().unwrap().kept.capacity() <= 2 * KEPT);
         });
-        assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), usage: None });
+        assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), ..Reading::default() });
         assert_eq!(read(&headers("text/event-stream", Some("br")), &[b"?"]).usage, None);
         assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
     }

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// How the upstream itself says that an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ struct Diagnostics {
 
 /// A field's value, or its default where it is null or of another type: one odd field makes no other unreadable.
 fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(field: D) -> Result<T, D::Error> {
-    Ok(serde_json::from_value(Value::deserialize(field)?).unwrap_or_default())
+    Ok(serde_json::from_str(<&RawValue>::deserialize(field)?.get()).unwrap_or_default())
 }
 
 impl Response {

@@ -1,12 +1,12 @@
-"""What stands around a real client in its tests: child processes, and a pass-through that sees every byte.
+"""What stands around a real client in its tests: child processes, a Redis, a balancer without affinity.
 
 Nothing here knows the client or judges an answer. Every wait has a bound, every child is ended by its own id.
 """
 
 import contextlib
-import hashlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -36,9 +36,11 @@ def wait_for(what, probe, seconds=15):
     return answer
 
 
-def get(url):
+def get(url, order=None):
+    """The body of an answer; with an `order`, it is posted as JSON."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=5) as answer:
+    body = None if order is None else json.dumps(order).encode()
+    with opener.open(url, body, timeout=5) as answer:
         return answer.read()
 
 
@@ -65,12 +67,15 @@ class Parts:
                 file.write(text)
         return path
 
-    def start(self, name, command, environment=None, output=None, **options):
-        """Starts a child in a process group of its own that also ends when this process does, however it ends."""
-        log = open(self.path(f"{name}.log"), "wb")
+    def start(self, name, command, environment=None, feed=subprocess.DEVNULL, output=None, **options):
+        """Starts a child in a process group of its own that also ends when this process does, however it ends.
+
+        One that takes the place of another of its name goes on with the same log.
+        """
+        log = open(self.path(f"{name}.log"), "ab")
         child = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *command],
-            stdin=subprocess.DEVNULL,
+            stdin=feed,
             stdout=output or log,
             stderr=log,
             start_new_session=True,
@@ -98,8 +103,12 @@ class Parts:
         self._children[name].send_signal(number)
 
     def kill(self, name):
-        self._children[name].send_signal(signal.SIGKILL)
+        self.signal(name, signal.SIGKILL)
         self._children[name].wait(5)
+
+    def status(self, name):
+        """What the child called `name` has ended with; nothing as long as it runs."""
+        return self._children[name].poll()
 
     def tails(self, lines=40):
         for name in self._children:
@@ -107,13 +116,21 @@ class Parts:
             yield f"-- {name}, the last {lines} lines\n  {kept}"
 
 
-def start_redis(parts):
+def free_port():
+    """A port for what keeps its address over a restart: below the ephemeral ones, so that no connection takes it meanwhile."""
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def start_redis(parts, name):
     """A Redis of our own: a port can be taken between asking and binding, so the one that answers is asked for its id."""
     for _ in range(3):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         options = ["--bind", "127.0.0.1", "--port", str(port), "--dir", parts.folder, "--save", "", "--appendonly", "no"]
-        child = parts.start("redis", ["redis-server", *options])
+        child = parts.start(name, ["redis-server", *options])
 
         def is_ours():
             if child.poll() is not None:
@@ -125,15 +142,15 @@ def start_redis(parts):
 
         if wait_for("answer from redis", is_ours) == "ours":
             return f"redis://127.0.0.1:{port}/"
-    raise Failure(f"redis did not start:\n{parts.log('redis')}")
+    raise Failure(f"redis did not start:\n{parts.log(name)}")
 
 
-def start_haproxy(parts, replicas):
+def start_haproxy(parts, name, replicas):
     """Round robin over the replicas, no affinity; every answer says in x-served-by who gave it."""
     servers = ""
-    for name, address, admin in replicas:
+    for replica, address, admin in replicas:
         host, port = admin.split(":")
-        servers += f"    server {name} {address} check addr {host} port {port}\n"
+        servers += f"    server {replica} {address} check addr {host} port {port}\n"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.set_inheritable(True)
         config = f"""
@@ -154,72 +171,5 @@ backend replicas
     option httpchk GET /readyz
     http-response set-header x-served-by %s
 {servers}"""
-        parts.start("haproxy", ["haproxy", "-db", "-f", parts.path("haproxy.cfg", config)], pass_fds=[listener.fileno()])
+        parts.start(name, ["haproxy", "-db", "-f", parts.path(f"{name}.cfg", config)], pass_fds=[listener.fileno()])
         return listener.getsockname()[:2]
-
-
-class Exchange:
-    """A request as the client sent it, and what has come back so far."""
-
-    def __init__(self, head, body):
-        session = re.search(rb"^session-id: *(\S+)\r$", head, re.M | re.I)
-        self.session = session and session[1].decode()
-        self.body = body
-        self.body_sha256 = hashlib.sha256(body).hexdigest()
-        self.answer = b""
-
-    @property
-    def served_by(self):
-        found = re.search(rb"^x-served-by: *(\S+)\r$", self.answer, re.M | re.I)
-        return found and found[1].decode()
-
-    def events(self, kind):
-        """The payloads of the server-sent events of one kind that have come so far."""
-        found = re.findall(rb"^event: *" + kind.encode() + rb"\r?\ndata: *(.*)\r?\n", self.answer, re.M)
-        return [json.loads(payload) for payload in found]
-
-
-class Recorder:
-    """Stands between the client and the balancer, passes every byte as it comes and keeps the exchanges in order."""
-
-    def __init__(self, towards):
-        self.exchanges = []
-        self._towards = towards
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            client, _ = self._listener.accept()
-            threading.Thread(target=self._pass, args=(client,), daemon=True).start()
-
-    def _pass(self, client):
-        """One connection: requests forth here, answers back in a thread of their own, until either side is gone."""
-        asked = []
-        with client, socket.create_connection(self._towards, 5) as balancer, contextlib.suppress(OSError):
-            balancer.settimeout(None)
-            threading.Thread(target=self._back, args=(balancer, client, asked), daemon=True).start()
-            came = client.makefile("rb")
-            while head := came.readline():
-                while not head.endswith(b"\r\n\r\n") and (line := came.readline()):
-                    head += line
-                check(b"\r\ntransfer-encoding:" not in head.lower(), "the recorder reads no chunked request")
-                length = re.search(rb"^content-length: *(\d+)\r$", head, re.M | re.I)
-                asked.append(Exchange(head, came.read(int(length[1]) if length else 0)))
-                self.exchanges.append(asked[-1])
-                balancer.sendall(head + asked[-1].body)
-            self._end(client, balancer)
-
-    def _back(self, balancer, client, asked):
-        with contextlib.suppress(OSError):
-            while data := balancer.recv(65536):
-                asked[-1].answer += data
-                client.sendall(data)
-        self._end(client, balancer)
-
-    @staticmethod
-    def _end(*sides):
-        for side in sides:
-            with contextlib.suppress(OSError):
-                side.shutdown(socket.SHUT_RDWR)

@@ -60,7 +60,7 @@ async fn every_end_of_a_turn_has_its_name() {
     ends("a cut document", "cut", &turn, short).await;
     ends("a quiet stream", "timed_out", &turn, quiet).await;
     ends("an upstream's refusal", "upstream_error", &turn, json("400 Bad Request", error)).await;
-    ends("an upstream's limit", "upstream_error", &turn, json("429 Too Many Requests", limited)).await;
+    ends("an upstream's limit", "unserved", &turn, json("429 Too Many Requests", limited)).await;
     ends("an upstream's failure", "upstream_error", &turn, json("500 Internal Server Error", "oops")).await;
     ends("no JSON", "refused", &Request::turn(ALICE, "no JSON"), completed()).await;
     ends("no token", "refused", &Request::turn("unknown", BODY), completed()).await;

@@ -1,4 +1,4 @@
-//! What lies between a replica and Redis, for a test to slow, silence, cut and mend at any moment.
+//! What lies between a replica and its Redis, or its upstream, for a test to slow, silence, cut and mend at any moment.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -39,15 +39,20 @@ pub struct Cable {
 }
 
 impl Cable {
-    pub async fn to(redis: SocketAddr) -> Self {
+    pub async fn to(far: SocketAddr) -> Self {
         // Its port is still its own after nobody has listened for a while.
         let address = port::free();
         let (weather, fate) = (watch::Sender::new(Weather::Fair), watch::Sender::new(Fate::Close));
         let listener = TcpListener::bind(address).await.expect("a free port can be bound");
-        let listening = tokio::spawn(listen(listener, address, redis, weather.clone(), fate.clone()));
+        let listening = tokio::spawn(listen(listener, address, far, weather.clone(), fate.clone()));
         Self { address, weather, fate, listening }
     }
 
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Of the Redis at its far end.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
@@ -84,7 +89,7 @@ impl Drop for Cable {
 async fn listen(
     listener: TcpListener,
     address: SocketAddr,
-    redis: SocketAddr,
+    far: SocketAddr,
     weather: watch::Sender<Weather>,
     fate: watch::Sender<Fate>,
 ) {
@@ -109,18 +114,23 @@ async fn listen(
             _ = changes.changed() => {}
             Some(_) = connections.join_next() => {}
             Ok((near, _)) = accepting => {
-                connections.spawn(connect(near, redis, weather.subscribe(), fate.subscribe()));
+                connections.spawn(connect(near, far, weather.subscribe(), fate.subscribe()));
             }
         }
     }
 }
 
-async fn connect(mut near: TcpStream, redis: SocketAddr, mut weather: watch::Receiver<Weather>, mut fate: watch::Receiver<Fate>) {
+async fn connect(
+    mut near: TcpStream,
+    address: SocketAddr,
+    mut weather: watch::Receiver<Weather>,
+    mut fate: watch::Receiver<Fate>,
+) {
     let mut far = None;
     let carrying = async {
         // The greeting of a peer that is silent is silence too.
         let _ = weather.wait_for(|weather| *weather != Weather::Silent).await;
-        let Ok(stream) = TcpStream::connect(redis).await else { return };
+        let Ok(stream) = TcpStream::connect(address).await else { return };
         let _ = (near.set_nodelay(true), stream.set_nodelay(true));
         let far = far.insert(stream);
         let ((from_near, to_near), (from_far, to_far)) = (near.split(), far.split());

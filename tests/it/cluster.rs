@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use crate::balancer::Balancer;
+use crate::cable::Cable;
 use crate::patience::{SOON, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
@@ -33,6 +34,7 @@ pub struct Cluster {
     /// As they stand in the configuration.
     store_urls: Vec<String>,
     is_balanced: bool,
+    is_cabled: bool,
     upstream: Option<String>,
     simulator: String,
     server: Vec<(String, String)>,
@@ -53,6 +55,7 @@ impl Cluster {
             redis_arguments: Vec::new(),
             store_urls: Vec::new(),
             is_balanced: false,
+            is_cabled: false,
             upstream: None,
             simulator: String::new(),
             server: vec![
@@ -127,6 +130,12 @@ impl Cluster {
         self
     }
 
+    /// A cable lies before the simulator, for a test to cut.
+    pub const fn cabled(mut self) -> Self {
+        self.is_cabled = true;
+        self
+    }
+
     /// The upstream is this recorder, not the simulator.
     pub fn recorded_by(self, recorder: &Recorder) -> Self {
         self.upstream_at(&recorder.url())
@@ -182,11 +191,11 @@ impl Cluster {
             .iter()
             .map(|key| {
                 format!(
-                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = \"{}-main\"\nregion = \"us\"\n\
+                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n\
                      weight = {}\nsecret = {:?}\n",
                     key.id,
                     key.organization,
-                    key.organization,
+                    key.project,
                     key.weight,
                     key.secret()
                 )
@@ -209,11 +218,15 @@ impl Cluster {
             Some(_) => None,
             None => Some(Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator).await),
         };
+        let cable = match &simulator {
+            Some(simulator) if self.is_cabled => Some(Cable::to(simulator.address()).await),
+            _ => None,
+        };
         let store = match self.redis {
             Some(shape) => Some(Store::start(shape, folder.path(), &self.redis_arguments).await),
             None => None,
         };
-        let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, simulator, folder };
+        let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, cable, simulator, folder };
         for number in 0..running.description.replicas {
             let text = running.configuration(number);
             running.replicas.push(Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await);
@@ -230,6 +243,7 @@ impl Cluster {
 pub struct Running {
     balancer: Option<Balancer>,
     pub replicas: Vec<Replica>,
+    cable: Option<Cable>,
     simulator: Option<Simulator>,
     store: Option<Store>,
     description: Cluster,
@@ -239,10 +253,11 @@ pub struct Running {
 impl Running {
     /// What replica `number` is told.
     fn configuration(&self, number: usize) -> String {
-        let upstream = match (&self.description.upstream, &self.simulator) {
-            (Some(url), _) => url.clone(),
-            (None, Some(simulator)) => simulator.url(),
-            (None, None) => unreachable!("a cluster has an upstream"),
+        let upstream = match (&self.description.upstream, &self.cable, &self.simulator) {
+            (Some(url), ..) => url.clone(),
+            (None, Some(cable), _) => format!("http://{}/v1", cable.address()),
+            (None, None, Some(simulator)) => simulator.url(),
+            (None, None, None) => unreachable!("a cluster has an upstream"),
         };
         let elsewhere = &self.description.store_urls;
         let own = self.store.as_ref().map(|store| format!("{:?}", store.url()));
@@ -262,6 +277,11 @@ impl Running {
 
     pub fn upstream(&self) -> &Simulator {
         self.simulator.as_ref().expect("this cluster's upstream is the simulator")
+    }
+
+    /// The way to the simulator.
+    pub fn cable(&self) -> &Cable {
+        self.cable.as_ref().expect("this cluster has a cable")
     }
 
     /// The one Redis.

@@ -15,6 +15,8 @@ use crate::wire::{Answer, Connection, Piece, Request};
 
 mod talk;
 
+pub use talk::Talk;
+
 /// The recorded first turn: what every session begins with.
 const FIRST_TURN: &str = include_str!("../fixtures/first-turn.body");
 

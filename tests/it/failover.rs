@@ -137,17 +137,22 @@ async fn a_sealed_session_moves_within_its_organization_only() {
     assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
 }
 
-/// Each replica keeps out the key that the other one uses: what each of them met has long passed.
+/// Both keys were refused for a time, at different moments: what the upstream takes back all replicas know.
 #[tokio::test]
-async fn replicas_that_met_different_failures_agree_again() {
+async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
     let cluster = Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().start().await;
     for (number, key) in ["org-a-1", "org-a-2"].into_iter().enumerate() {
         cluster.upstream().revoke(key).await;
         let before = refused(&cluster.turns().await, 401);
         while refused(&cluster.turns().await, 401) == before {
-            Codex::new(cluster.replicas[number].address(), ALICE).turn("meets the failure").await.served();
+            Codex::new(cluster.replicas[number].address(), ALICE).turn("meets the failure").await;
         }
         cluster.upstream().heal().await;
+    }
+    for replica in &cluster.replicas {
+        for key in ["org-a-1", "org-a-2"] {
+            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+        }
     }
     let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
     for turn in 0..8 {
@@ -155,7 +160,7 @@ async fn replicas_that_met_different_failures_agree_again() {
         codex.turn("to and fro").await.served();
     }
     let path = path_of(&cluster.turns().await, &codex.session);
-    assert_eq!(path, ["org-a-2", "org-a-1"], "one move, then peace");
+    assert_eq!(path.len(), 1, "peace: {path:?}");
 }
 
 #[tokio::test]

@@ -20,10 +20,13 @@ mod cluster;
 mod codex;
 mod desk;
 mod fixtures;
+mod frames;
 
 mod instruments;
 mod load;
 
+mod demo;
+mod judge;
 mod promise;
 
 mod binding;
@@ -31,10 +34,13 @@ mod failover;
 mod forgotten;
 mod forks;
 mod outage;
+mod ownership;
 mod signals;
 mod weather;
 
 mod generations;
+mod health;
+mod marathon;
 mod reload;
 mod roll;
 mod scripts;
@@ -60,4 +66,5 @@ mod parting;
 mod upgrade;
 mod websocket;
 
+mod rfc6455;
 mod sockets;

@@ -1,10 +1,9 @@
-//! How a WebSocket ends: by either end, by the gateway, by breaking the protocol.
+//! How a WebSocket ends: by either end, or by the gateway. What both are told of a close or a breach: `rfc6455`.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Message;
 
 use crate::cluster::{ALICE, BOB, Cluster, Running};
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
@@ -76,56 +75,6 @@ async fn an_upstream_that_is_lost_in_mid_response_is_an_error_with_a_status() {
         assert_eq!(client.closed().await, 1011);
         cluster.replica().shows(r#"warmkey_turns_total{transport="websocket",outcome="cut"}"#, 2.0).await;
     }
-}
-
-#[tokio::test]
-async fn a_word_of_one_end_is_carried_to_the_other() {
-    for code in [1000, 1001, 1008, 1009, 1012, 1013, 4000] {
-        let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-        there.close(code, "because").await;
-        match client.next().await {
-            Some(Ok(Message::Close(Some(word)))) => assert_eq!((u16::from(word.code), word.reason.as_str()), (code, "because")),
-            other => panic!("{code} and not {other:?}"),
-        }
-        let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-        client.close(code, "because").await;
-        assert_eq!(there.closed().await, code);
-        assert_eq!(client.closed().await, code, "and it has its answer");
-    }
-}
-
-#[tokio::test]
-async fn what_breaks_the_protocol_is_told_so() {
-    let long = |length: u64| [&[0x81, 0xff][..], &length.to_be_bytes(), &[0; 4]].concat();
-    let text = |bytes: &[u8]| [&[0x81, 0x80 | bytes.len() as u8, 0, 0, 0, 0][..], bytes].concat();
-    for (bytes, code) in [
-        (long((16 << 20) + 1), 1009),
-        (long(u64::MAX >> 1), 1009),
-        (vec![0x81, 0x02, b'h', b'i'], 1002),
-        (vec![0xc1, 0x80, 0, 0, 0, 0], 1002),
-        (vec![0x83, 0x80, 0, 0, 0, 0], 1002),
-        (vec![0x80, 0x80, 0, 0, 0, 0], 1002),
-        (vec![0x09, 0x80, 0, 0, 0, 0], 1002),
-        (vec![0x88, 0x81, 0, 0, 0, 0, 3], 1002),
-        (text(b"\xff\xfe"), 1007),
-        (text(b"\xed\xa0\x80"), 1007),
-    ] {
-        let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-        client.raw(&bytes).await;
-        // The connection is not cut under the word, whatever else was on its way.
-        client.raw(&[0; 100]).await;
-        assert_eq!(client.closed().await, code, "{:02x?}", &bytes[..2]);
-        assert_eq!(there.closed().await, 1001);
-        cluster.replica().shows("warmkey_active_websockets", 0.0).await;
-    }
-}
-
-#[tokio::test]
-async fn an_upstream_that_breaks_the_protocol_is_lost() {
-    let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-    there.raw(&[0x81, 0x81, 0, 0, 0, 0, b'x']).await;
-    assert_eq!(there.closed().await, 1002);
-    assert_eq!(client.closed().await, 1001);
 }
 
 #[tokio::test]

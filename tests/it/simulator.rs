@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -11,19 +12,39 @@ use crate::patience::{SOON, eventually};
 use crate::process::{Folder, Process, WARMKEY};
 use crate::wire::{Request, ask, get};
 
+mod ill;
+
+pub use ill::Ill;
+
 /// A key of the upstream, as gateway and simulator both know it. Its secret follows from its id.
 #[derive(Clone)]
 pub struct Key {
     pub id: String,
     pub organization: String,
+    pub project: String,
     pub weight: u32,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,
+    /// Lines of its `[[sim.key]]`.
+    pub limits: String,
 }
 
 impl Key {
     pub fn new(id: &str, organization: &str) -> Self {
-        Self { id: id.into(), organization: organization.into(), weight: 1, shown: None }
+        let (id, organization, project) = (id.into(), organization.into(), format!("{organization}-main"));
+        Self { id, organization, project, weight: 1, shown: None, limits: String::new() }
+    }
+
+    /// In another project than the one that all keys of its organization are in.
+    pub fn of_project(mut self, project: &str) -> Self {
+        self.project = project.into();
+        self
+    }
+
+    /// Its project may make so many requests a minute and use so many tokens, of each model.
+    pub fn limited(mut self, requests: u64, tokens: u64) -> Self {
+        self.limits = format!("requests_per_minute = {requests}\ntokens_per_minute = {tokens}\n");
+        self
     }
 
     pub fn secret(&self) -> String {
@@ -61,11 +82,23 @@ pub struct Turn {
     #[serde(default)]
     pub ideal_cached_tokens: u64,
     pub status: u16,
+    /// The code of a refusal.
+    pub code: Option<String>,
     /// What became of it; `open` while it is being answered.
     #[serde(default)]
     pub outcome: String,
     #[serde(default)]
     pub headers: Vec<String>,
+    pub response_id: Option<String>,
+    pub previous_response_id: Option<String>,
+}
+
+/// One `GET /models`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Probe {
+    #[serde(deserialize_with = "or_nothing")]
+    pub key: String,
+    pub status: u16,
 }
 
 /// Whoever came without a known key is nobody.
@@ -77,6 +110,13 @@ impl Turn {
     pub const fn is_served(&self) -> bool {
         self.status == 200
     }
+}
+
+/// How often each status was answered, over every attempt.
+pub fn statuses(turns: &[Turn]) -> BTreeMap<u16, usize> {
+    let mut counts = BTreeMap::new();
+    turns.iter().for_each(|turn| *counts.entry(turn.status).or_default() += 1);
+    counts
 }
 
 /// The keys that served each session.
@@ -107,11 +147,12 @@ impl Simulator {
         let mut text = format!("[sim]\n{options}\n");
         for key in keys {
             text.push_str(&format!(
-                "[[sim.key]]\nid = {:?}\nsecret = {:?}\norganization = {:?}\nproject = \"{}-main\"\nregion = \"us\"\n",
+                "[[sim.key]]\nid = {:?}\nsecret = {:?}\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n{}",
                 key.id,
                 key.secret(),
                 key.organization,
-                key.organization,
+                key.project,
+                key.limits,
             ));
         }
         let file = folder.write("simulator.toml", &text);
@@ -132,8 +173,26 @@ impl Simulator {
     }
 
     pub async fn turns(&self) -> Vec<Turn> {
-        let answer = get(self.address, "/_sim/turns").await;
-        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("the record is readable ({error}): {}", answer.text()))
+        self.read("/_sim/turns").await
+    }
+
+    /// Who has asked for the models, oldest first.
+    pub async fn probes(&self) -> Vec<Probe> {
+        self.read("/_sim/probes").await
+    }
+
+    /// How many turns are in flight at each key that has any.
+    pub async fn in_flight(&self) -> BTreeMap<String, u64> {
+        #[derive(Deserialize)]
+        struct Summary {
+            in_flight: BTreeMap<String, u64>,
+        }
+        self.read::<Summary>("/_sim/summary").await.in_flight
+    }
+
+    async fn read<T: DeserializeOwned>(&self, page: &str) -> T {
+        let answer = get(self.address, page).await;
+        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{page} is readable ({error}): {}", answer.text()))
     }
 
     /// Waits until the record holds `count` turns.
@@ -151,18 +210,33 @@ impl Simulator {
         assert!(answer.status < 300, "the simulator takes the fault: {}", answer.text());
     }
 
+    /// From now on this is wrong with it.
+    pub async fn ails(&self, ill: Ill) {
+        self.fault(ill.0).await;
+    }
+
     /// From now on the upstream knows nothing of this key.
     pub async fn revoke(&self, key: &str) {
-        self.fault(json!({ "key": key, "status": 401, "code": "invalid_api_key" })).await;
+        self.ails(Ill::revoked().key(key)).await;
     }
 
     /// The organization's credit is gone.
     pub async fn exhaust(&self, organization: &str) {
-        self.fault(json!({ "organization": organization, "status": 429, "code": "credit_balance_exhausted" })).await;
+        self.ails(Ill::exhausted().organization(organization)).await;
     }
 
+    /// Nothing is wrong with it any more.
     pub async fn heal(&self) {
-        let answer = ask(self.address, &Request::new("DELETE", "/_sim/fault")).await;
+        self.heal_only(json!({})).await;
+    }
+
+    /// What names this key is over; what is wrong with others stays.
+    pub async fn heal_key(&self, key: &str) {
+        self.heal_only(json!({ "key": key })).await;
+    }
+
+    async fn heal_only(&self, scope: Value) {
+        let answer = ask(self.address, &Request::new("DELETE", "/_sim/fault").body(scope.to_string())).await;
         assert!(answer.status < 300, "the simulator clears its faults: {}", answer.text());
     }
 }

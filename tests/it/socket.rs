@@ -69,11 +69,6 @@ impl Socket {
         let word = CloseFrame { code: code.into(), reason: reason.into() };
         self.0.send(Message::Close(Some(word))).await.expect("the connection is open");
     }
-
-    /// These bytes, framed or not.
-    pub async fn raw(&mut self, bytes: &[u8]) {
-        self.0.get_mut().write_all(bytes).await.expect("the connection is open");
-    }
 }
 
 /// What a handshake was answered with, if not with a WebSocket.
@@ -88,6 +83,12 @@ impl Refused {
     pub fn code(&self) -> String {
         let json: serde_json::Value = serde_json::from_str(&self.body).expect("an error is JSON");
         json["error"]["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// How long a client waits that was told so, and one that was not.
+    pub fn wait(&self) -> std::time::Duration {
+        let told = value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok());
+        told.map_or_else(Default::default, std::time::Duration::from_secs)
     }
 
     pub fn waits(&self) -> u64 {
@@ -144,15 +145,19 @@ impl Upstream {
         format!("http://{}/v1", self.0.local_addr().expect("a bound listener has an address"))
     }
 
-    /// The next request, which is not answered yet.
+    /// The next request, which is not answered yet. Who asks for models, to know whether a key is accepted, hears that it is not.
     pub async fn asked(&self) -> Asked {
         within(SOON, "a request upstream", async {
             loop {
                 let (mut stream, _) = self.0.accept().await.expect("the listener accepts");
                 stream.set_nodelay(true).expect("a socket has options");
-                if let Some((line, headers, rest)) = read_head(&mut stream).await {
-                    return Asked { line, headers, rest, stream };
+                let Some((line, headers, rest)) = read_head(&mut stream).await else { continue };
+                let asked = Asked { line, headers, rest, stream };
+                if !asked.line.contains("/models") {
+                    return asked;
                 }
+                // What was refused is meant.
+                asked.refuse("401 Unauthorized", "invalid_api_key").await;
             }
         })
         .await

@@ -97,13 +97,13 @@ async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
     let smuggled = "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n";
     let there = async {
         let mut asked = upstream.asked().await;
-        asked.stream.write_all(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await.expect("the answer is taken");
+        asked.stream.write_all(b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n").await.expect("the answer is taken");
         let mut rest = asked.rest;
         let _ = tokio::time::timeout(ms(300), asked.stream.read_to_end(&mut rest)).await;
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     };
     let (opened, ()) = tokio::join!(open_with(cluster.address(), &request, smuggled.as_bytes()), there);
-    assert_eq!(opened.err().expect("it is refused").status, 500);
+    assert_eq!(opened.err().expect("it is refused").status, 400);
 }
 
 #[tokio::test]
@@ -159,14 +159,21 @@ async fn an_upstream_without_websocket_is_told_so_that_codex_goes_on_over_http()
 }
 
 #[tokio::test]
-async fn other_refusals_pass() {
-    let upstream = Upstream::start().await;
-    let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
-    for (status, code) in [(400, "invalid_value"), (429, "rate_limit_exceeded"), (503, "server_is_overloaded")] {
+async fn other_refusals_pass_or_say_when_to_come_again() {
+    for (status, code, own, waits) in [
+        (400, "invalid_value", "invalid_value", None),
+        (429, "rate_limit_exceeded", "rate_limit_exceeded", Some(20)),
+        (503, "server_is_overloaded", "no_key_available", Some(5)),
+    ] {
+        let upstream = Upstream::start().await;
+        let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
         let line = format!("{status} X");
         let there = async { upstream.asked().await.refuse(&line, code).await };
         let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[]), there);
-        assert_eq!((refusal.status, refusal.code().as_str()), (status, code));
+        assert_eq!((refusal.status, refusal.code().as_str()), (status, own));
+        let told =
+            refusal.headers.iter().find(|(name, _)| name == "retry-after").and_then(|(_, value)| value.parse::<u64>().ok());
+        assert_eq!(told, waits, "{code}");
     }
 }
 
@@ -237,7 +244,7 @@ async fn a_new_session_goes_where_websocket_is_spoken() {
         let there = async {
             tokio::select! {
                 asked = upstream.asked() => {
-                    asked.refuse("500 No", "server_error").await;
+                    asked.refuse("400 No", "invalid_value").await;
                     false
                 }
                 () = deaf.reached(seen + 1) => true,

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use super::upstream::{self, Answer, Served, Upstream, session};
 use crate::binding::local::Local;
-use crate::binding::place::{Places, Sealed, Wanted};
+use crate::binding::place::Places;
+use crate::binding::select::Reach;
 use crate::binding::table::Bindings;
 use crate::binding::trail::Trail;
+use crate::binding::wanted::{Sealed, Wanted};
 use crate::binding::{Binding, Written};
 use crate::client::Client;
 use crate::key::health::{Ailment, Scope};
@@ -90,6 +92,7 @@ impl Replica {
             patience: Duration::ZERO,
             refused: Vec::new(),
             failed: Vec::new(),
+            within: Reach::Anywhere,
         };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;

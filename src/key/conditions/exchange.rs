@@ -56,10 +56,8 @@ impl Conditions {
             let since = now.checked_sub(age).unwrap_or(now);
             let until = note.life.map(|life| now + life);
             let old = old.filter(|old| old.condition == condition).cloned();
-            let is_renewed = old.as_ref().is_some_and(|old| old.stamp != 0 && old.stamp < note.stamp);
             let entry = match old {
-                Some(old) if !is_renewed => Entry { until, stamp: note.stamp, ..old },
-                Some(old) => Entry { since, until, stamp: note.stamp, asked: old.asked, condition, has_ticket: false },
+                Some(old) => Entry { until, stamp: note.stamp, ..old },
                 None => Entry { condition, since, until, stamp: note.stamp, asked: None, has_ticket: false },
             };
             known.entries.insert(place, entry);

@@ -1,5 +1,7 @@
 //! The same client over WebSocket: it warms up, then sends only what is new, on one connection for as long as that lives.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{Codex, items_of, uuid};
@@ -41,7 +43,10 @@ impl Talk {
             if attempt > 0 {
                 tokio::time::sleep(ms(100 << attempt)).await;
             }
-            if self.connection.is_none() && self.connect().await.is_err() {
+            if self.connection.is_none()
+                && let Err(refused) = self.connect().await
+            {
+                tokio::time::sleep(refused.wait()).await;
                 continue;
             }
             let Some(connection) = &mut self.connection else { continue };
@@ -111,6 +116,10 @@ async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)
             "response.completed" => return Some((event, items)),
             "response.failed" | "response.incomplete" => panic!("the turn is completed: {text}"),
             "error" => {
+                if let Some(wait) = event["headers"]["retry-after"].as_str().and_then(|wait| wait.parse().ok()) {
+                    tokio::time::sleep(Duration::from_secs(wait)).await;
+                    return None;
+                }
                 let is_anew = ["previous_response_not_found", "websocket_connection_limit_reached"]
                     .iter()
                     .any(|code| event["error"]["code"] == json!(code));

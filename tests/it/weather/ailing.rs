@@ -81,7 +81,7 @@ async fn a_redis_that_is_loading() {
 /// B-15: a script that is not known is sent along, in the same turn.
 #[tokio::test]
 async fn a_redis_that_has_forgotten_its_scripts() {
-    let mut cluster = Cluster::new().keys(siblings("org-a", 3)).redis().start().await;
+    let mut cluster = Cluster::new().keys(siblings("org-a", 6)).redis().start().await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let forget = async |cluster: &mut Running| cluster.redis().tell(&["SCRIPT", "FLUSH"]).await;
     let mut codex = Codex::new(cluster.address(), ALICE);

@@ -1,0 +1,128 @@
+//! Whatever is known of keys, a turn goes only where it may.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::binding::wanted::Sealed;
+use crate::client::Client;
+use crate::key::condition::{Condition, Subject};
+use crate::key::health::{Ailment, Scope};
+use crate::key::table::Table;
+use crate::metrics::Metrics;
+use crate::session::lineage::Lineage;
+
+const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, a-3 org-a 0 sk-3, b-1 org-b 2 sk-4, b-2 org-b 1 sk-5, c-1 org-c 1 sk-6";
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug)]
+enum Case {
+    Rejected(usize),
+    Suspected(usize),
+    Exhausted(usize, Scope),
+    Limited(usize, u64),
+    Denied(usize),
+    Disabled(usize),
+    Drained(usize),
+    Failed(usize),
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let key = || 0..6_usize;
+    let scope = prop_oneof![Just(Scope::Project), Just(Scope::Organization)];
+    prop_oneof![
+        key().prop_map(Case::Rejected),
+        key().prop_map(Case::Suspected),
+        (key(), scope).prop_map(|(key, scope)| Case::Exhausted(key, scope)),
+        (key(), 1..60_u64).prop_map(|(key, wait)| Case::Limited(key, wait)),
+        key().prop_map(Case::Denied),
+        key().prop_map(Case::Disabled),
+        key().prop_map(Case::Drained),
+        key().prop_map(Case::Failed),
+    ]
+}
+
+fn registry(cases: &[Case], failed: &mut Vec<Tag>) -> Arc<Registry> {
+    // Its keys have connections of their own: once is enough.
+    static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
+    let registry = Arc::new(Registry::new(TABLE.clone(), Arc::new(Metrics::new())));
+    let loaded = registry.loaded();
+    let key = |number: usize| &loaded.table.keys()[number];
+    for case in cases {
+        match *case {
+            Case::Rejected(number) => registry.condemn(key(number), Ailment::Rejected(Scope::Key)),
+            Case::Suspected(number) => registry.observe(key(number), Ailment::Rejected(Scope::Key)),
+            Case::Exhausted(number, scope) => registry.observe(key(number), Ailment::Exhausted(scope)),
+            Case::Limited(number, wait) => registry.limit(key(number), "m", Duration::from_secs(wait)),
+            Case::Denied(number) => registry.deny(key(number), "m"),
+            Case::Disabled(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Disabled, None)),
+            Case::Drained(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Drained, None)),
+            Case::Failed(number) => failed.push(key(number).tag),
+        }
+    }
+    registry
+}
+
+proptest! {
+    #[test]
+    fn a_turn_goes_only_where_it_may(
+        cases in prop::collection::vec(case(), 0..8),
+        session in "[a-z]{22}",
+        bound in 0..6_usize,
+        is_sealed: bool,
+        organizations in prop::sample::subsequence(vec!["org-a", "org-b", "org-c"], 0..=3),
+    ) {
+        let mut failed = Vec::new();
+        let registry = registry(&cases, &mut failed);
+        let places = Places::new(Arc::clone(&registry));
+        let client = Client::of_organizations("alice", &organizations);
+        let session = SessionId::parse(&session).unwrap();
+        let wanted = Wanted {
+            session: Some(session.clone()),
+            lineage: Lineage::default(),
+            client: &client,
+            carries_sealed: Sealed::Known(false),
+            turn_state: None,
+            by_websocket: false,
+            model: "m",
+            patience: PATIENCE,
+            refused: Vec::new(),
+            failed,
+            within: Reach::Anywhere,
+        };
+        let loaded = registry.loaded();
+        let own = &loaded.table.keys()[bound];
+        let record = Record { sealed: is_sealed, generation: 1, ..Record::first(own, 1) };
+        loaded.heard(&crate::store::Roll { ordinal: 1, others: Vec::new() });
+        let may = |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
+        let can = |key: &Key| {
+            let is_short = matches!(registry.fitness(key, "m"), Fitness::Short(wait) if wait <= PATIENCE);
+            !wanted.failed.contains(&key.tag) && (registry.is_well(key, "m") || is_short)
+        };
+        for key in [places.welcome(&wanted, &session).ok(), places.choose(&wanted, &session, Reach::Anywhere).ok()].iter().flatten() {
+            prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
+        }
+        let home = Reach::Organization(record.organization);
+        for key in [places.choose(&wanted, &session, home).ok(), places.sibling(&wanted, &session, &record)].iter().flatten() {
+            prop_assert!(may(key) && can(key) && key.organization == own.organization, "{} is not at home", key.id);
+        }
+        if let Ok(Ok(key)) = places.refuge(&wanted, &session, wanted.reach(&record)) {
+            prop_assert!(may(&key) && can(&key) && (!is_sealed || key.organization == own.organization), "{} is no refuge", key.id);
+        }
+        match places.standing(&wanted, &record) {
+            Standing::Serves(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
+            Standing::Aside(_) | Standing::Gone(Reason::NotAllowed) => {}
+            Standing::Elsewhere => prop_assert!(false, "it may go anywhere"),
+            // What is left for good is left for a reason that lasts.
+            Standing::Gone(reason) => {
+                prop_assert!(matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained), "{reason:?}");
+                prop_assert!(!registry.is_well(own, "m"));
+            }
+        }
+        let shortage = places.shortage_within(&wanted, record.organization);
+        let is_final = shortage.kind == Kind::InsufficientQuota;
+        prop_assert!(is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)), "{shortage:?}");
+    }
+}

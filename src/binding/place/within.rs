@@ -1,0 +1,124 @@
+//! Turns that go on from what one project has stored.
+
+use super::*;
+use crate::binding::wanted::Sealed;
+use crate::client::Client;
+use crate::key::health::{Ailment, Scope};
+use crate::key::table::Table;
+use crate::key::{Settings, UpstreamSettings};
+use crate::metrics::Metrics;
+use crate::session::lineage::Lineage;
+
+/// `(id, organization, project, weight)`
+const KEYS: [(&str, &str, &str, u32); 5] = [
+    ("a-1", "org-a", "one", 1),
+    ("a-2", "org-a", "one", 1),
+    ("a-3", "org-a", "two", 1),
+    ("a-4", "org-a", "idle", 0),
+    ("b-1", "org-b", "one", 1),
+];
+
+fn places() -> (Places, Arc<Registry>) {
+    let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+    let settings = KEYS.map(|(id, organization, project, weight)| {
+        let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
+            "weight": weight, "secret": "sk" });
+        serde_json::from_value::<Settings>(key).unwrap()
+    });
+    let registry = Arc::new(Registry::new(Table::new(&[upstream], &settings).unwrap(), Arc::new(Metrics::new())));
+    (Places::new(Arc::clone(&registry)), registry)
+}
+
+fn key(registry: &Registry, id: &str) -> Arc<Key> {
+    registry.loaded().table.by_tag(Tag::of("key", id.as_bytes())).cloned().unwrap()
+}
+
+fn project(organization: &str, project: &str) -> Reach {
+    let project = Tag::of("project", format!("{organization}\0{project}").as_bytes());
+    Reach::Project { organization: Tag::of("organization", organization.as_bytes()), project }
+}
+
+fn wanted(client: &Client, within: Reach) -> Wanted<'_> {
+    let (lineage, carries_sealed) = (Lineage::default(), Sealed::Known(false));
+    Wanted {
+        session: None,
+        lineage,
+        client,
+        carries_sealed,
+        turn_state: None,
+        by_websocket: false,
+        model: "",
+        patience: Duration::ZERO,
+        refused: Vec::new(),
+        failed: Vec::new(),
+        within,
+    }
+}
+
+fn session(number: u32) -> SessionId {
+    SessionId::parse(&format!("{number:022}")).unwrap()
+}
+
+#[test]
+fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
+    let (places, registry) = places();
+    let client = Client::unrestricted("alice");
+    for (within, expected) in [
+        (project("org-a", "one"), &["a-1", "a-2"][..]),
+        (project("org-a", "two"), &["a-3"]),
+        (project("org-a", "idle"), &["a-4"]),
+        (project("org-b", "one"), &["b-1"]),
+    ] {
+        let wanted = wanted(&client, within);
+        let mut used: Vec<_> =
+            (0..40).map(|number| places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()).collect();
+        used.extend((0..40).map(|number| places.default_of(&wanted, &session(number)).unwrap().id.clone()));
+        used.push(places.by_load(&wanted).unwrap().id.clone());
+        used.sort_unstable();
+        used.dedup();
+        assert_eq!(used, expected);
+        assert!(places.elsewhere(&wanted, &session(1), &[key(&registry, expected[0]).organization_tag]).is_none());
+    }
+}
+
+#[test]
+fn a_binding_to_another_project_is_left_alone() {
+    let (places, registry) = places();
+    let client = Client::unrestricted("alice");
+    let standing = |record: &Record, within| match places.standing(&wanted(&client, within), record) {
+        Standing::Serves(key) => key.id.clone(),
+        Standing::Elsewhere => "elsewhere".into(),
+        Standing::Gone(_) => "gone".into(),
+        Standing::Aside(_) => "not loaded".into(),
+    };
+    let (one, two) = (project("org-a", "one"), project("org-a", "two"));
+    let bound = Record::first(&key(&registry, "a-1"), 1);
+    assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["a-1", "a-1", "elsewhere"]);
+    // Whatever becomes of its key, that is for the session's other turns to find out.
+    registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
+    assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["gone", "gone", "elsewhere"]);
+    let unknown = Record { key: Tag::of("key", b"new"), generation: 9, ..bound };
+    let other = project("org-b", "one");
+    assert_eq!([Reach::Anywhere, two, other].map(|within| standing(&unknown, within)), ["not loaded", "not loaded", "elsewhere"]);
+}
+
+#[test]
+fn a_project_without_a_key_in_use_is_named() {
+    let (places, registry) = places();
+    let client = Client::unrestricted("alice");
+    let refused = |within| {
+        let wanted = wanted(&client, within);
+        let error = places.choose(&wanted, &session(1), Reach::Anywhere).err().unwrap();
+        assert_eq!(places.by_load(&wanted).err().map(|error| error.message), Some(error.message.clone()));
+        (error.status().as_u16(), error.retry_after.map(|wait| wait.as_secs()), error.message)
+    };
+    registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
+    registry.condemn(&key(&registry, "a-2"), Ailment::Rejected(Scope::Key));
+    let (status, wait, message) = refused(project("org-a", "one"));
+    assert!((status, wait) == (503, Some(30)) && message.contains("org-a/one"), "{status} {wait:?} {message}");
+    registry.condemn(&key(&registry, "a-3"), Ailment::Exhausted(Scope::Project));
+    let (status, wait, message) = refused(project("org-a", "two"));
+    assert!((status, wait) == (429, None) && message.contains("org-a/two"), "{status} {wait:?} {message}");
+    let (status, wait, _) = refused(project("org-a", "later"));
+    assert_eq!((status, wait), (503, Some(1)), "another replica may have loaded it");
+}

@@ -1,0 +1,50 @@
+//! A turn over HTTP: a connection a request, the whole history each time.
+
+use std::time::Instant;
+
+use http_body_util::BodyExt;
+
+use super::{Answer, Completed, Player};
+use crate::demo::script::token;
+
+pub fn client() -> Result<reqwest::Client, String> {
+    let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build();
+    client.map_err(|error| error.to_string())
+}
+
+pub async fn ask(player: Player<'_>, history: &[String], client: &reqwest::Client) -> Result<Answer, String> {
+    let Player { session, thread, proxy } = player;
+    let request = client
+        .post(format!("http://{proxy}/v1/responses"))
+        .header("authorization", format!("Bearer {}", token(session.user)))
+        .header("content-type", "application/json")
+        .header("accept", "text/event-stream")
+        .header("session-id", &session.id)
+        .header("thread-id", &thread.id)
+        .body(session.body(history));
+    let response = request.send().await.map_err(|error| error.to_string())?;
+    let status = response.status().as_u16();
+    let mut body = http::Response::<reqwest::Body>::from(response).into_body();
+    let (mut text, mut first_token) = (Vec::new(), None);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| error.to_string())?;
+        text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        first_token.get_or_insert_with(Instant::now);
+        // The last word: Codex does not wait for the end behind it.
+        if text.ends_with(b"\n\n") && memchr::memmem::find(&text, b"event: response.completed").is_some() {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let completed = if status == 200 { Ok(completed(&text)?) } else { Err((status, text)) };
+    Ok(Answer { first_token: first_token.unwrap_or_else(Instant::now), completed })
+}
+
+/// The last word of a stream.
+fn completed(stream: &str) -> Result<Completed, String> {
+    let data = stream
+        .split_once("event: response.completed\n")
+        .and_then(|(_, rest)| rest.lines().next()?.strip_prefix("data: "))
+        .ok_or("an answer ended without response.completed")?;
+    serde_json::from_str(data).map_err(|error| error.to_string())
+}

@@ -1,0 +1,136 @@
+//! Whatever replicas meet, each by itself, a beat later all of them think the same of every key.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::time::{Instant, advance};
+
+use super::condition::{Class, Condition, Subject};
+use super::conditions::Fitness;
+use super::health::{Ailment, Scope};
+use super::pulse::Pulse;
+use super::registry::Registry;
+use super::table::Table;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::store::memory::Memory;
+
+const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, b-1 org-b 1 sk-3, c-1 org-c 1 sk-4, d-1 org-d 1 sk-5";
+const REPLICAS: usize = 3;
+const MODELS: [&str; 2] = ["m", "n"];
+
+#[derive(Clone, Debug)]
+enum Event {
+    Refused(usize, Scope),
+    Confirmed(usize),
+    Exhausted(usize, Scope),
+    Limited(usize, usize, u64),
+    Served(usize),
+    Disabled(usize),
+    Enabled(usize),
+    Passes(u64),
+    /// The store forgets everything.
+    Lost,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let key = 0..5_usize;
+    let scope = || prop_oneof![Just(Scope::Project), Just(Scope::Organization)];
+    prop_oneof![
+        (key.clone(), prop_oneof![Just(Scope::Key), Just(Scope::Organization)])
+            .prop_map(|(key, scope)| Event::Refused(key, scope)),
+        key.clone().prop_map(Event::Confirmed),
+        (key.clone(), scope()).prop_map(|(key, scope)| Event::Exhausted(key, scope)),
+        (key.clone(), 0..2_usize, 1..90_u64).prop_map(|(key, model, wait)| Event::Limited(key, model, wait)),
+        key.clone().prop_map(Event::Served),
+        key.clone().prop_map(Event::Disabled),
+        key.prop_map(Event::Enabled),
+        (1..70_u64).prop_map(Event::Passes),
+        Just(Event::Lost),
+    ]
+}
+
+struct Replica {
+    registry: Arc<Registry>,
+    memory: Arc<Memory>,
+    pulse: Pulse,
+}
+
+impl Replica {
+    fn new(name: usize, memory: &Arc<Memory>) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        // Its keys have connections of their own: once is enough.
+        static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
+        let registry = Arc::new(Registry::new(TABLE.clone(), Arc::clone(&metrics)));
+        let store = Arc::new(Store::in_memory(Arc::clone(memory), metrics));
+        let pulse = Pulse::new(store, Arc::clone(&registry), format!("r{name}"));
+        Self { registry, memory: Arc::clone(memory), pulse }
+    }
+
+    async fn meets(&self, event: &Event) {
+        let keys = self.registry.loaded();
+        let key = |number: &usize| &keys.table.keys()[*number];
+        match event {
+            Event::Refused(number, scope) => self.registry.observe(key(number), Ailment::Rejected(*scope)),
+            Event::Confirmed(number) => self.registry.condemn(key(number), Ailment::Rejected(Scope::Key)),
+            Event::Exhausted(number, scope) => self.registry.observe(key(number), Ailment::Exhausted(*scope)),
+            Event::Limited(number, model, wait) => {
+                self.registry.limit(key(number), MODELS[*model], Duration::from_secs(*wait));
+            }
+            Event::Served(number) => self.registry.has_served(key(number), Instant::now()),
+            Event::Disabled(number) => self.says(Subject::named(key(number)), Condition::Disabled),
+            Event::Enabled(number) => self.says(Subject::named(key(number)), Condition::Enabled),
+            Event::Passes(seconds) => advance(Duration::from_secs(*seconds)).await,
+            Event::Lost => self.memory.forget_board(),
+        }
+    }
+
+    fn says(&self, subject: Subject, word: Condition) {
+        assert!(word.class() == Class::Operator);
+        self.registry.conditions.note(subject, word, None);
+        self.registry.has_changed();
+    }
+
+    /// What it thinks of each key, for each model.
+    fn thinks(&self) -> Vec<String> {
+        let keys = self.registry.loaded();
+        let pairs = keys.table.keys().iter().flat_map(|key| MODELS.map(|model| (key, model)));
+        let fitness = pairs.map(|(key, model)| match self.registry.fitness(key, model) {
+            Fitness::Short(_) => format!("{} {model}: short", key.id),
+            other => format!("{} {model}: {other:?}", key.id),
+        });
+        fitness.collect()
+    }
+}
+
+async fn play(events: &[(usize, Event)]) -> Result<(), TestCaseError> {
+    let memory = Arc::new(Memory::new(100));
+    let replicas: Vec<_> = (0..REPLICAS).map(|number| Replica::new(number, &memory)).collect();
+    for (replica, event) in events {
+        replicas[*replica].meets(event).await;
+        // News are told at once, and heard within a beat.
+        replicas[*replica].pulse.beat().await;
+        advance(Duration::from_millis(200)).await;
+        for _ in 0..2 {
+            for replica in &replicas {
+                replica.pulse.beat().await;
+            }
+        }
+        let expected = replicas[0].thinks();
+        for other in &replicas[1..] {
+            prop_assert_eq!(&other.thinks(), &expected, "after {:?}", event);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn replicas_agree(events in prop::collection::vec((0..REPLICAS, event()), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(play(&events))?;
+    }
+}

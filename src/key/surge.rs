@@ -1,0 +1,112 @@
+//! How many sessions come to a key from others that can serve no more: their first turns read nothing from the cache, and too
+//! many of them at once would make it short as well.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Key, Tag};
+use crate::limit::Rate;
+
+/// The usual rate of new sessions is what came in this time.
+const WINDOW: Duration = Duration::from_secs(60);
+/// A key to which fewer new sessions come takes as many moved ones as one to which so many come each second: that is no herd.
+const LEAST: f64 = 5.0;
+/// Moved sessions come at twice the usual rate at the most, this many seconds' worth of them at once.
+const TIMES: f64 = 2.0;
+const AT_ONCE: f64 = 3.0;
+
+/// What this replica sends to each key.
+pub struct Surges {
+    origin: Instant,
+    keys: Mutex<HashMap<Tag, Flow>>,
+}
+
+#[derive(Default)]
+struct Flow {
+    /// New sessions in this window and in the one before.
+    counts: [u32; 2],
+    window: u64,
+    moved: Rate,
+}
+
+impl Flow {
+    /// New sessions a second.
+    fn usual(&mut self, now: Duration) -> f64 {
+        let window = now.as_secs() / WINDOW.as_secs();
+        match window - self.window {
+            0 => {}
+            1 => self.counts = [0, self.counts[0]],
+            _ => self.counts = [0, 0],
+        }
+        self.window = window;
+        let passed = (now.as_secs_f64() / WINDOW.as_secs_f64()).fract();
+        let [this, last] = self.counts.map(f64::from);
+        (this + last * (1.0 - passed)) / WINDOW.as_secs_f64()
+    }
+}
+
+impl Default for Surges {
+    fn default() -> Self {
+        Self { origin: Instant::now(), keys: Mutex::default() }
+    }
+}
+
+impl Surges {
+    /// A new session begins on `key`.
+    pub fn began(&self, key: &Key) {
+        self.on(key, |flow, now| {
+            flow.usual(now);
+            flow.counts[0] += 1;
+        });
+    }
+
+    /// Whether a session may move to `key` now; then it does. The error says when one may.
+    pub fn admit(&self, key: &Key) -> Result<(), Duration> {
+        self.on(key, |flow, now| {
+            let rate = flow.usual(now).max(LEAST) * TIMES;
+            let interval = Duration::from_secs_f64(1.0 / rate);
+            flow.moved.take(now, interval, (rate * AT_ONCE) as u32)
+        })
+    }
+
+    fn on<T>(&self, key: &Key, act: impl FnOnce(&mut Flow, Duration) -> T) -> T {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        act(keys.entry(key.tag).or_default(), self.origin.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::table::Table;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_herd_comes_at_twice_the_usual_rate() {
+        let table = Table::sketch("busy o 1 sk-a, quiet o 1 sk-b");
+        let ([busy, quiet], surges) = (table.keys(), Surges::default()) else { panic!("two keys") };
+        for _ in 0..1_200 {
+            surges.began(busy);
+            tokio::time::advance(Duration::from_millis(50)).await;
+        }
+        let mut admitted = [0, 0];
+        for _ in 0..10_000 {
+            for (key, count) in [busy, quiet].into_iter().zip(&mut admitted) {
+                *count += u32::from(surges.admit(key).is_ok());
+            }
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        // Twenty and five a second, for ten seconds and the three of the beginning.
+        assert!((400..=530).contains(&admitted[0]), "{admitted:?}");
+        assert!((100..=135).contains(&admitted[1]), "{admitted:?}");
+        let wait = loop {
+            if let Err(wait) = surges.admit(quiet) {
+                break wait;
+            }
+        };
+        tokio::time::advance(wait).await;
+        assert!(surges.admit(quiet).is_ok());
+    }
+}

@@ -1,0 +1,46 @@
+//! What a WebSocket keeps of the turns on it.
+
+use http::StatusCode;
+
+use super::account::Account;
+use super::lanes::Lanes;
+use crate::metrics::BindingResult;
+use crate::usage::tap::Reading;
+use crate::usage::terminal::Terminal;
+
+pub struct Books {
+    pub lanes: Lanes<Account>,
+    /// Where the next turn's binding comes from.
+    pub result: BindingResult,
+    /// The first turn reads another cache than the session's turns before.
+    pub domain_moved: bool,
+    /// Something is on its way to the client that was taken off the books already.
+    pub is_passing: bool,
+    pub is_confirmed: bool,
+    /// What the client asked for last.
+    pub model: String,
+}
+
+/// What has to be written down before the client may have the first event of a response.
+#[derive(Default)]
+pub struct News {
+    /// What follows only this organization can open.
+    pub must_confirm: bool,
+    /// Others than this connection may go on from it, if the event does not say otherwise.
+    pub is_stored: bool,
+}
+
+impl Books {
+    pub fn new(result: BindingResult, domain_moved: bool) -> Self {
+        let (is_passing, is_confirmed) = (false, false);
+        Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed, model: String::new() }
+    }
+
+    /// The turn that its lane is at was answered with an error. Returns whether its client has anything of it.
+    pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> bool {
+        let Some(mut turn) = self.lanes.ended(lane) else { return false };
+        turn.account.answered(status);
+        turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
+        turn.has_begun
+    }
+}

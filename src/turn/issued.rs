@@ -1,0 +1,208 @@
+//! Finds the id of the response that an answer tells of, in a copy of its bytes as they pass. Pure.
+//!
+//! Never later than with the byte that completes it. An id stands near the beginning of an answer: what comes long after that is
+//! not looked at.
+
+use std::io::Write;
+
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use memchr::memchr2;
+
+use crate::session::peek::Field;
+use crate::session::scan::Scanner;
+use crate::usage::decoder::Decoder;
+use crate::usage::tap::field;
+
+/// So much of an answer is looked at.
+const LOOKED_AT: usize = 64 * 1024;
+
+/// What an answer has told so far.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    NotYet,
+    Id(String),
+    /// It tells none, or in an encoding that is not read.
+    Nothing,
+}
+
+/// Looks for the id in one answer.
+pub struct Finder(Decoder<Text>);
+
+impl Finder {
+    pub fn new(headers: &HeaderMap) -> Self {
+        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        let is_stream = kind.starts_with(b"text/event-stream");
+        Self(Decoder::new(headers, Text { is_stream, kept: Vec::new(), length: 0 }))
+    }
+
+    /// Looks at what comes next.
+    pub fn look(&mut self, chunk: &[u8]) -> Found {
+        self.0.observe(chunk);
+        let Some(text) = self.0.reader_mut() else { return Found::Nothing };
+        match text.id() {
+            Some(id) => Found::Id(id),
+            None if text.length > LOOKED_AT => Found::Nothing,
+            None => Found::NotYet,
+        }
+    }
+}
+
+/// The text of an answer as far as it has come: of a stream, the line that has not ended yet.
+struct Text {
+    is_stream: bool,
+    kept: Vec<u8>,
+    length: usize,
+}
+
+impl Text {
+    fn id(&mut self) -> Option<String> {
+        if !self.is_stream {
+            return find(&mut Scanner::new(&self.kept), &["id"]);
+        }
+        let mut rest = &self.kept[..];
+        while let Some(end) = memchr2(b'\n', b'\r', rest) {
+            let (line, more) = rest.split_at(end);
+            if let Some(id) = of_line(line) {
+                return Some(id);
+            }
+            rest = &more[1..];
+        }
+        let id = of_line(rest);
+        self.kept.drain(..self.kept.len() - rest.len());
+        id
+    }
+}
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = LOOKED_AT.saturating_sub(self.length);
+        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.length += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The id that a line of a stream tells, as far as the line has come.
+fn of_line(line: &[u8]) -> Option<String> {
+    let data = field(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line), b"data:")?;
+    find(&mut Scanner::new(data), &["response", "id"])
+}
+
+/// The text that `path` leads to in an object that may be cut anywhere behind it.
+fn find(scanner: &mut Scanner<'_>, path: &[&str]) -> Option<String> {
+    let (name, path) = path.split_first()?;
+    scanner.take(b'{').then_some(())?;
+    loop {
+        let key = scanner.string().ok()?;
+        scanner.expect(b':').ok()?;
+        if key[1..key.len() - 1] == *name.as_bytes() {
+            return match path {
+                [] => Field::of(scanner.string().ok()).text().map(str::to_owned),
+                path => find(scanner, path),
+            };
+        }
+        scanner.value().ok()?;
+        scanner.expect(b',').ok()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::header::CONTENT_ENCODING;
+    use proptest::prelude::*;
+
+    const STREAM: &str = "text/event-stream; charset=utf-8";
+    const JSON: &str = "application/json";
+
+    fn finder(kind: &'static str, encoding: Option<&'static str>) -> Finder {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+        if let Some(encoding) = encoding {
+            headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
+        }
+        Finder::new(&headers)
+    }
+
+    /// What is found in `text`, and how much of it had to come for that.
+    fn found(kind: &'static str, text: &[u8], size: usize) -> (Found, usize) {
+        let (mut finder, mut seen) = (finder(kind, None), 0);
+        for chunk in text.chunks(size) {
+            seen += chunk.len();
+            match finder.look(chunk) {
+                Found::NotYet => {}
+                last => return (last, seen),
+            }
+        }
+        (Found::NotYet, seen)
+    }
+
+    fn is(id: &str) -> Found {
+        Found::Id(id.into())
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_found_with_the_byte_that_completes_it(newline in 0usize..3, size in 1usize..400, space in "[ \t]{0,2}") {
+            let newline = ["\n", "\r\n", "\r"][newline];
+            let events = [
+                "\u{feff}: a comment, data: {\"response\":{\"id\":\"no\"}}",
+                "",
+                "event: codex.rate_limits",
+                r#"data: {"type":"codex.rate_limits","id":"no","response":null}"#,
+                "",
+                "event: response.created",
+                &format!(r#"data: {{"type":{space}"response.created","sequence_number":0,"response":{{"object":{{"id":"no"}},"id" :{space}"resp_\u0031"#),
+            ];
+            let before = events.join(newline).replace("data: ", if size % 2 == 0 { "data:" } else { "data: " });
+            let text = format!("{before}\",\"status\":\"in_progress\"}}}}{newline}{newline}");
+            let (found, seen) = found(STREAM, text.as_bytes(), size);
+            prop_assert_eq!(found, is("resp_1"));
+            prop_assert_eq!(seen, (before.len() + 1).div_ceil(size).saturating_mul(size).min(text.len()));
+        }
+
+        #[test]
+        fn no_answer_is_fatal(text in proptest::collection::vec(any::<u8>(), 0..400), size in 1usize..50) {
+            for kind in [STREAM, JSON] {
+                found(kind, &text, size);
+            }
+        }
+    }
+
+    #[test]
+    fn a_documents_own_id_is_found_wherever_it_stands() {
+        assert_eq!(found(JSON, br#"{"id":"resp_1","object":"response""#, 5), (is("resp_1"), 15));
+        assert_eq!(found(JSON, br#" {"output":[{"id":"no"}],"n":1.0e2,"id":"resp_1"}"#, 500).0, is("resp_1"));
+        for nothing in [&br#"{"output":[{"id":"no"}]}"#[..], br#"{"id":7}"#, b"[]", b"", b"<html>", br#"{"id":null,"id":"#] {
+            assert_eq!(found(JSON, nothing, 3).0, Found::NotYet, "{}", String::from_utf8_lossy(nothing));
+        }
+    }
+
+    #[test]
+    fn what_comes_too_late_is_not_looked_for() {
+        let late =
+            format!("data: {{\"type\":\"x\"}}\n\n{}\ndata: {{\"response\":{{\"id\":\"r\"}}}}\n\n", ":\n".repeat(LOOKED_AT / 2));
+        for size in [1, 7, 1_000, late.len()] {
+            assert_eq!(found(STREAM, late.as_bytes(), size).0, Found::Nothing, "{size}");
+        }
+        let mut finder = finder(STREAM, None);
+        finder.look(late.as_bytes());
+        assert!(finder.0.reader().unwrap().kept.capacity() <= 2 * LOOKED_AT);
+    }
+
+    #[test]
+    fn an_encoded_answer_tells_it_too() {
+        let text = b"data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(text).unwrap();
+        for (encoding, bytes) in [("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(&text[..], 1).unwrap())] {
+            assert_eq!(finder(STREAM, Some(encoding)).look(&bytes), is("resp_1"), "{encoding}");
+        }
+        assert_eq!(finder(STREAM, Some("br")).look(text), Found::Nothing);
+    }
+}

@@ -1,0 +1,63 @@
+//! Whose response a turn goes on from, and whose it makes.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Gateway;
+use crate::binding::owner::Owner;
+use crate::client::ClientId;
+use crate::error::{Error, Kind};
+use crate::key::Key;
+use crate::store::Budget;
+
+/// When a client should ask again that the store could not speak for.
+const SOON: Duration = Duration::from_secs(1);
+
+/// `server.foreign_ids`: what becomes of a turn that goes on from what never passed through here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForeignIds {
+    /// It is answered as if there were no such thing: it may be another client's.
+    #[default]
+    Refuse,
+    /// It goes where its session is. For a gateway that is new before keys that its clients have used.
+    Pass,
+}
+
+impl Gateway {
+    /// The owner of the response that `client` goes on from and calls `id`. `None`: there is none, or it is nobody's that is known
+    /// here, and passes all the same. An id of another client takes the same way to the same end as one that nobody has issued.
+    pub async fn origin(&self, client: &ClientId, id: Option<&str>, budget: &mut Budget) -> Result<Option<Owner>, Error> {
+        let Some(id) = id else { return Ok(None) };
+        let response = self.identifier.response(client, id);
+        match (self.owners.find(&response, budget).await, self.foreign_ids) {
+            (Ok(Some(owner)), _) => Ok(Some(owner)),
+            (_, ForeignIds::Pass) => Ok(None),
+            (Ok(None), ForeignIds::Refuse) => Err(not_found(id)),
+            // Said to be gone it would be given up; and it may be another client's.
+            (Err(away), ForeignIds::Refuse) => {
+                let message = "It cannot be told at the moment where the previous response is stored: try again.";
+                Err(Error::new(Kind::NoKeyAvailable, message).retry_after(SOON).because(away.to_string()))
+            }
+        }
+    }
+
+    /// Whether a turn of `client` may go on from `id` on a connection that has this key for life: only what it finds there.
+    pub async fn may_go_on(&self, client: &ClientId, id: Option<&str>, key: &Key) -> Result<(), Error> {
+        let Some(id) = id else { return Ok(()) };
+        let origin = self.origin(client, Some(id), &mut self.bindings.budget()).await?;
+        let is_at_hand = origin.is_none_or(|owner| owner.reach().includes(key));
+        if is_at_hand { Ok(()) } else { Err(not_found(id)) }
+    }
+
+    /// Writes down whose the response is that `client` will call `id`.
+    pub async fn own(&self, client: &ClientId, id: &str, owner: Owner, budget: &mut Budget) {
+        self.owners.keep(&self.identifier.response(client, id), owner, budget).await;
+    }
+}
+
+/// What the real service says of an id that it does not know.
+fn not_found(id: &str) -> Error {
+    Error::new(Kind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found."))
+}

@@ -1,0 +1,175 @@
+"""A pass-through that sees every byte: HTTP requests with their answers, and the messages of WebSockets, both ways.
+
+It keeps what it saw and alters nothing; what it is worth is for those to say who ask.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import socket
+import threading
+
+from parts import check
+
+TEXT, CLOSE = 1, 8
+
+
+class Messages:
+    """What was said in one direction of a WebSocket, read out of bytes that come in pieces."""
+
+    def __init__(self):
+        self.texts = []
+        self.close = None
+        self._bytes = bytearray()
+        self._part = b""
+
+    def feed(self, data):
+        self._bytes += data
+        while frame := self._frame():
+            head, payload = frame
+            check(head & 0x70 == 0, f"a frame with bits that nobody agreed on: {head:#x}")
+            if head & 15 == CLOSE:
+                self.close = int.from_bytes(payload[:2], "big") or 1005
+            elif head & 15 <= TEXT:
+                self._part += payload
+                if head & 0x80:
+                    self.texts.append(self._part)
+                    self._part = b""
+
+    def _frame(self):
+        """The next frame, once all of it is there: its first byte and its payload."""
+        seen = self._bytes
+        if len(seen) < 2:
+            return None
+        length, at = seen[1] & 0x7F, 2
+        if length > 125:
+            size = 2 if length == 126 else 8
+            length, at = int.from_bytes(seen[2 : 2 + size], "big"), 2 + size
+        mask = seen[at : at + 4] if seen[1] & 0x80 else b""
+        at += len(mask)
+        if (seen[1] & 0x80 and len(mask) < 4) or len(seen) < at + length:
+            return None
+        head, payload = seen[0], bytes(seen[at : at + length])
+        del seen[: at + length]
+        return head, xor(payload, mask) if mask else payload
+
+
+def xor(payload, mask):
+    spread = (bytes(mask) * (len(payload) // 4 + 1))[: len(payload)]
+    return (int.from_bytes(payload, "big") ^ int.from_bytes(spread, "big")).to_bytes(len(payload), "big")
+
+
+class Exchange:
+    """A request as the client sent it, and what has come back so far; or a WebSocket and what was said on it."""
+
+    def __init__(self, head, body):
+        session = re.search(rb"^session-id: *(\S+)\r$", head, re.M | re.I)
+        self.session = session and session[1].decode()
+        self.wants_socket = re.search(rb"^upgrade: *websocket\r$", head, re.M | re.I) is not None
+        self.is_turn = head.startswith(b"POST ")
+        self.body = body
+        self.answer = b""
+        # Whether there is a whole head of an answer.
+        self.is_answered = threading.Event()
+        self.said, self.heard = Messages(), Messages()
+
+    def take(self, data):
+        """More of the answer."""
+        if self.is_answered.is_set() and self.is_socket:
+            self.heard.feed(data)
+            return
+        self.answer += data
+        if self.is_answered.is_set() or b"\r\n\r\n" not in self.answer:
+            return
+        if self.is_socket:
+            head, end, rest = self.answer.partition(b"\r\n\r\n")
+            self.answer = head + end
+            self.heard.feed(rest)
+        self.is_answered.set()
+
+    @property
+    def status(self):
+        found = re.match(rb"HTTP/1.1 (\d+) ", self.answer)
+        return found and int(found[1])
+
+    @property
+    def is_socket(self):
+        return self.wants_socket and self.status == 101
+
+    @property
+    def served_by(self):
+        found = re.search(rb"^x-served-by: *(\S+)\r$", self.answer, re.M | re.I)
+        return found and found[1].decode()
+
+    @property
+    def turns(self):
+        """The bodies of the turns that were asked for."""
+        if self.is_turn:
+            return [self.body]
+        return [text for text in list(self.said.texts) if json.loads(text).get("type") == "response.create"]
+
+    def events(self, kind):
+        """The payloads of the events of one kind that have come so far."""
+        if self.is_socket:
+            events = (json.loads(text) for text in list(self.heard.texts))
+            return [event for event in events if event.get("type") == kind]
+        found = re.findall(rb"^event: *" + kind.encode() + rb"\r?\ndata: *(.*)\r?\n", self.answer, re.M)
+        return [json.loads(payload) for payload in found]
+
+
+def sha256(body):
+    return hashlib.sha256(body).hexdigest()
+
+
+class Recorder:
+    """Stands before an address, passes every byte as it comes and keeps the exchanges in order."""
+
+    def __init__(self, towards):
+        self.exchanges = []
+        self.towards = towards
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            client, _ = self._listener.accept()
+            threading.Thread(target=self._pass, args=(client,), daemon=True).start()
+
+    def _pass(self, client):
+        """One connection: requests forth here, answers back in a thread of their own, until either side is gone."""
+        asked = []
+        with client, socket.create_connection(self.towards, 5) as server, contextlib.suppress(OSError):
+            server.settimeout(None)
+            for side in (client, server):
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self._back, args=(server, client, asked), daemon=True).start()
+            came = client.makefile("rb")
+            while head := came.readline():
+                while not head.endswith(b"\r\n\r\n") and (line := came.readline()):
+                    head += line
+                check(b"\r\ntransfer-encoding:" not in head.lower(), "the recorder reads no chunked request")
+                length = re.search(rb"^content-length: *(\d+)\r$", head, re.M | re.I)
+                exchange = Exchange(head, came.read(int(length[1]) if length else 0))
+                asked.append(exchange)
+                self.exchanges.append(exchange)
+                server.sendall(head + exchange.body)
+                if exchange.wants_socket and exchange.is_answered.wait(30) and exchange.is_socket:
+                    while data := came.read1(65536):
+                        exchange.said.feed(data)
+                        server.sendall(data)
+            self._end(client, server)
+
+    def _back(self, server, client, asked):
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                asked[-1].take(data)
+                client.sendall(data)
+        self._end(client, server)
+
+    @staticmethod
+    def _end(*sides):
+        for side in sides:
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)

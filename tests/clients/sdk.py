@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""OpenAI's own SDKs through two replicas behind a balancer without affinity, judged by the simulated upstream's record.
+
+    sdk.py --python FOLDER --node FOLDER --warmkey BINARY [WORDS]
+
+The folders are where pip and npm have put the packages. Prints a line a scenario, those whose name has the words if there
+are any; exits 1 when one has failed.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+
+from judge import judge
+from parts import Failure, check, wait_for
+from stage import play
+from world import REPLICAS
+
+SECONDS = 60
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Sdk:
+    """One of the SDKs, to play scenes with."""
+
+    def __init__(self, world, command, folder):
+        self.world = world
+        self._command, self._folder = command, os.path.abspath(folder)
+        self._runs = 0
+
+    def begin(self, scene):
+        self._runs += 1
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": self.world.parts.folder,
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": self._folder,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "SDK": self._folder,
+            "OPENAI_BASE_URL": f"http://{self.world.recorder.address}/v1",
+            "OPENAI_API_KEY": self.world.token,
+        }
+        return Scene(self.world, f"scene-{self._runs}", [*self._command, scene], environment)
+
+
+class Scene:
+    """A program that plays one scene of one session."""
+
+    def __init__(self, world, name, command, environment):
+        self.session = secrets.token_hex(16)
+        self._world, self._before = world, len(world.recorder.exchanges)
+        self._said = world.parts.path(f"{name}.out")
+        self._log = lambda: world.parts.log(name)
+        with open(self._said, "wb") as output:
+            self._child = world.parts.start(name, [*command, self.session], environment, output=output)
+
+    @property
+    def exchanges(self):
+        return self._world.recorder.exchanges[self._before :]
+
+    def answers(self, count):
+        """What it has printed at its good end: answers with a text."""
+        try:
+            status = self._child.wait(SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Failure(f"the scene did not end within {SECONDS} s") from error
+        check(status == 0, f"the scene ended with {status}:\n{self._log()}")
+        with open(self._said, encoding="utf-8") as said:
+            answers = json.load(said)
+        are_whole = all(one["status"] == "completed" and one["text"] for one in answers)
+        check(len(answers) == count and are_whole, f"{count} answers and not {answers}")
+        return answers
+
+
+def a_plain_and_a_streamed_answer_over_http(sdk):
+    scene = sdk.begin("over_http")
+    scene.answers(2)
+    check(len(scene.exchanges) == 2, f"one request for each answer, not {len(scene.exchanges)}")
+    judge(sdk.world, scene.session, scene.exchanges, served=2)
+
+
+def two_turns_on_one_websocket(sdk):
+    scene = sdk.begin("two_turns")
+    first, second = scene.answers(2)
+    check(len(scene.exchanges) == 1, f"one WebSocket for both, not {len(scene.exchanges)}")
+    judge(sdk.world, scene.session, scene.exchanges, served=2)
+    went_on = [turn["previous_response_id"] for turn in sdk.world.record(scene.session)]
+    check(went_on == [None, first["id"]] and second["id"] != first["id"], f"the second goes on from the first: {went_on}")
+
+
+def two_lanes_of_one_websocket(sdk):
+    scene = sdk.begin("two_lanes")
+    answers = scene.answers(4)
+    check(len(scene.exchanges) == 1, f"one WebSocket for all, not {len(scene.exchanges)}")
+    # Both cold, since neither could read what the other was just writing.
+    judge(sdk.world, scene.session, scene.exchanges, served=4)
+    turns = sdk.world.record(scene.session)
+    for lane in "ab":
+        own = [one["id"] for one in answers if one["lane"] == lane]
+        went_on = [turn["previous_response_id"] for turn in turns if turn["lane"] == lane]
+        check(len(own) == 2 and went_on == [None, own[0]], f"lane {lane} goes on from {went_on}, having been answered {own}")
+    events = [json.loads(text).get("stream_id") for text in scene.exchanges[0].heard.texts]
+    changes = sum(one != other for one, other in zip(events, events[1:]))
+    check(changes > 4, f"lanes interleave, and do not follow each other: {events}")
+
+
+def a_connection_that_is_closed_as_a_replica_leaves(sdk):
+    world, scene = sdk.world, sdk.begin("a_connection_that_is_closed")
+    wait_for("first answer", lambda: any(one.events("response.completed") for one in scene.exchanges))
+    leaving = scene.exchanges[0]
+    world.signal(leaving.served_by, signal.SIGTERM)
+    scene.answers(2)
+    check(leaving.heard.close == 1001, f"going away is 1001, not {leaving.heard.close}")
+    check(world.ended(leaving.served_by) == 0, "a replica that was told to leave ends well")
+    check({one.served_by for one in scene.exchanges} == set(REPLICAS) and len(scene.exchanges) == 2, "the other replica goes on")
+    judge(world, scene.session, scene.exchanges, served=2)
+
+
+SCENARIOS = [
+    a_plain_and_a_streamed_answer_over_http,
+    two_turns_on_one_websocket,
+    two_lanes_of_one_websocket,
+    a_connection_that_is_closed_as_a_replica_leaves,
+]
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--python", required=True)
+    options.add_argument("--node", required=True)
+    options.add_argument("--warmkey", required=True)
+    options.add_argument("words", nargs="*")
+    chosen = options.parse_args()
+    sdks = [
+        ("openai-python", [sys.executable, os.path.join(HERE, "turns.py")], chosen.python),
+        ("openai-node", ["node", os.path.join(HERE, "turns.mjs")], chosen.node),
+    ]
+    acts = [(name, {}, SCENARIOS, lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
+    return play(chosen.warmkey, acts, " ".join(chosen.words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

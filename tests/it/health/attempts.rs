@@ -1,0 +1,126 @@
+//! 5xx and broken connections: how often a turn is sent, and what its client hears.
+
+use std::time::{Duration, Instant};
+
+use super::{attempts, decided, goes_on, last_of, one_of, path, pool, three};
+use crate::cable::Weather;
+use crate::cluster::{ALICE, Cluster};
+use crate::codex::Codex;
+use crate::errors::waits;
+use crate::simulator::{Ill, siblings};
+
+/// C11: the same key once more, then a sibling, and the binding stays.
+#[tokio::test]
+async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
+    for (status, times) in [(500, 1), (502, 2), (503, 2), (504, 1)] {
+        let cluster = three().keys(pool()).start().await;
+        let (mut codex, turn) = one_of(&cluster, "org-a").await;
+        let before = cluster.turns().await.len();
+        cluster.upstream().ails(Ill::down(status).code("server_error").session(&codex.session).times(times)).await;
+        codex.turn("goes on").await.served();
+        let mut sent = attempts(&cluster, &codex, before).await;
+        let (served_by, _) = sent.pop().expect("it was served");
+        assert_eq!(sent, vec![(turn.key.clone(), status); times as usize]);
+        assert_eq!(served_by == turn.key, times == 1, "the same key once more, then a sibling: {served_by}");
+        assert!(served_by.starts_with("org-a"));
+        goes_on(&cluster, &mut codex, 3).await;
+        assert_eq!(last_of(&cluster, &codex).await.key, turn.key, "home again");
+    }
+}
+
+/// At most three attempts, and a fifth more than was offered, whatever fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_fails_always_is_not_sent_much_more_often() {
+    let cluster = Cluster::new().keys(pool()).start().await;
+    cluster.upstream().ails(Ill::down(503).code("server_error")).await;
+    let (offered, began) = (120, Instant::now());
+    for number in 0..offered {
+        let ended = Codex::new(cluster.address(), ALICE).turn("fails").await;
+        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "server_error"), "turn {number}");
+    }
+    let turns = cluster.turns().await;
+    assert!(turns.len() * 10 <= offered * 12, "{} attempts for {offered} turns", turns.len());
+    let mut by_session = std::collections::BTreeMap::<_, usize>::new();
+    turns.iter().for_each(|turn| *by_session.entry(turn.session.clone()).or_default() += 1);
+    assert!(by_session.values().all(|count| *count <= 3));
+    assert!(turns.len() > offered, "some were tried again");
+    assert!(began.elapsed() < Duration::from_secs(60), "and nobody waited long");
+    for key in ["org-a-1", "org-b-1"] {
+        cluster.replica().shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
+    }
+}
+
+/// Another key does not help: the client is told when to come again, in words that do not end its turn.
+#[tokio::test]
+async fn an_overloaded_model_is_not_shopped_around() {
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let before = cluster.turns().await.len();
+    cluster.upstream().ails(Ill::overloaded().session(&codex.session).times(1)).await;
+    let ended = codex.turn("overloaded").await;
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"));
+    assert!(waits(&ended.answer) >= 1);
+    assert_eq!(attempts(&cluster, &codex, before).await, [(turn.key, 503)]);
+}
+
+/// B15: what may have been served is sent once, unless its operator wants it otherwise.
+#[tokio::test]
+async fn b15_at_most_once() {
+    for resends in [false, true] {
+        let cluster = Cluster::new().keys(pool()).binding(&format!("[failover]\nambiguous = {resends}")).start().await;
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        codex.turn("first").await.served();
+        let before = cluster.turns().await.len();
+        cluster.upstream().ails(Ill::breaking().times(1)).await;
+        let ended = codex.turn("breaks").await;
+        match resends {
+            true => assert_eq!(ended.answer.status, 200),
+            false => {
+                assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "upstream_interrupted"));
+                assert!(waits(&ended.answer) >= 1);
+            }
+        }
+        let sent = cluster.turns().await.len() - before;
+        assert_eq!(sent, if resends { 2 } else { 1 });
+    }
+    // A refusal is an answer: what the upstream refused it has not served.
+    let cluster = Cluster::new().keys(pool()).start().await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    codex.turn("first").await.served();
+    for (ill, more) in [(Ill::down(400), 0), (Ill::down(413), 0), (Ill::down(422), 0), (Ill::down(500).code("server_error"), 1)] {
+        let before = cluster.turns().await.len();
+        cluster.upstream().ails(ill.times(1)).await;
+        codex.turn("refused").await;
+        assert_eq!(cluster.turns().await.len() - before, 1 + more);
+    }
+}
+
+/// C1: nobody is there: a fault of the host's, and no key's.
+#[tokio::test]
+async fn an_upstream_that_is_not_there_condemns_nobody() {
+    let cluster = Cluster::new().keys(siblings("org-a", 3)).cabled().start().await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    codex.turn("first").await.served();
+    cluster.cable().set(Weather::Refused);
+    let ended = codex.turn("nobody").await;
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (502, "upstream_unreachable"));
+    for key in ["org-a-1", "org-a-2", "org-a-3"] {
+        cluster.replica().shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
+    }
+    cluster.cable().set(Weather::Fair);
+    codex.turn("back").await.served();
+    assert_eq!(path(&cluster, &codex).await.len(), 1);
+}
+
+/// C19: what fails inside an answer is passed on, and its limit is known.
+#[tokio::test]
+async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
+    let cluster = Cluster::new().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    cluster.upstream().ails(Ill::failing("insufficient_quota").session(&codex.session).times(1)).await;
+    let ended = codex.turn("fails").await;
+    assert!(ended.answer.status == 200 && ended.answer.text().contains("event: response.failed"));
+    cluster.replica().shows(&format!("warmkey_key_state{{key=\"{}\",state=\"disabled\"}}", turn.key), 1.0).await;
+    assert_eq!(codex.turn("known").await.answer.code(), "insufficient_quota");
+    assert!(decided(&cluster, "refuse", "exhausted").await >= 0.0);
+}

@@ -1,0 +1,41 @@
+//! Many sessions of one key that dies at once.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::sessions;
+use crate::cluster::Cluster;
+use crate::simulator::{path_of, siblings};
+
+/// B13: they come to the others little by little: at twice the rate of five a second, and three seconds' worth of that at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b13_herd() {
+    let cluster = Cluster::new().keys(siblings("org-a", 2)).start().await;
+    let mut all = sessions(&cluster, 150).await;
+    let turns = cluster.turns().await;
+    all.retain(|codex| path_of(&turns, &codex.session) == ["org-a-1"]);
+    let herd = all.len();
+    assert!(herd > 50, "{herd}");
+    cluster.upstream().revoke("org-a-1").await;
+    let began = Instant::now();
+    let mut turns = JoinSet::new();
+    for mut codex in all {
+        codex = codex.patient();
+        turns.spawn(async move {
+            codex.turn("moves").await.served();
+        });
+    }
+    // As they come: what is in the record at any moment is within what may have come.
+    while !turns.is_empty() {
+        tokio::select! {
+            ended = turns.join_next() => ended.expect("one is left").expect("all are served"),
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let record = cluster.turns().await;
+        let moved = record.iter().filter(|turn| turn.key == "org-a-2" && turn.is_served()).count();
+        let own = 150 - herd;
+        assert!(moved - own <= 31 + (10.0 * seconds) as usize, "{} have come after {seconds} s", moved - own);
+    }
+}

@@ -1,0 +1,176 @@
+//! 429: for a moment, for long, for good.
+
+use std::time::{Duration, Instant};
+
+use super::{all_know, attempts, decided, goes_on, last_of, one_of, path, pool, three};
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::Codex;
+use crate::errors::waits;
+use crate::simulator::{Ill, Key, siblings};
+
+/// C4: a short wait is waited for in place.
+#[tokio::test]
+async fn a_key_that_is_short_for_a_moment_is_waited_for() {
+    let cluster = three().keys(pool()).start().await;
+    for ill in [Ill::limited(1), Ill::limited_until(2), Ill::limited_in_silence().header("retry-after-ms", "900")] {
+        let (mut codex, _) = one_of(&cluster, "org-a").await;
+        let (before, began) = (cluster.turns().await.len(), Instant::now());
+        cluster.upstream().ails(ill.session(&codex.session).times(1)).await;
+        codex.turn("waits").await.served();
+        assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
+        let home = path(&cluster, &codex).await;
+        assert_eq!(home.len(), 1, "{home:?}");
+        assert_eq!(attempts(&cluster, &codex, before).await, [(home[0].clone(), 429), (home[0].clone(), 200)]);
+    }
+    assert!(decided(&cluster, "wait", "limited").await >= 3.0);
+    assert_eq!(decided(&cluster, "spill", "limited").await + decided(&cluster, "move", "limited").await, 0.0);
+}
+
+/// C5: for longer, another project of the organization serves, always the same one, and the binding stays.
+#[tokio::test]
+async fn a_longer_shortage_is_spilled_and_comes_to_its_end() {
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    cluster.upstream().ails(Ill::limited(7).session(&codex.session).times(1)).await;
+    let began = Instant::now();
+    goes_on(&cluster, &mut codex, 1).await;
+    all_know(&cluster, &turn.key, "cooling").await;
+    goes_on(&cluster, &mut codex, 3).await;
+    let spilled = path(&cluster, &codex).await;
+    assert_eq!((spilled.len(), &spilled[0]), (2, &turn.key), "{spilled:?}");
+    let sibling = last_of(&cluster, &codex).await;
+    assert_eq!(sibling.organization, "org-a");
+    let is_main = |key: &str| ["org-a-1", "org-a-2"].contains(&key);
+    assert_ne!(is_main(&sibling.key), is_main(&turn.key), "of the other project");
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody waited");
+    // What one replica met all of them know.
+    assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
+    // It is over: home again, of itself.
+    tokio::time::sleep_until((began + Duration::from_millis(7_300)).into()).await;
+    goes_on(&cluster, &mut codex, 3).await;
+    assert_eq!(path(&cluster, &codex).await, [turn.key.clone(), spilled[1].clone(), turn.key], "the binding was left alone");
+}
+
+/// C5: with no other project, a session that is not sealed goes elsewhere, and one that is hears when to come again.
+#[tokio::test]
+async fn what_cannot_leave_is_told_the_truth() {
+    let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 2)].concat()).start().await;
+    let (mut sealed, turn) = one_of(&cluster, "org-a").await;
+    cluster.upstream().ails(Ill::limited(3_000).organization("org-a")).await;
+    let before = cluster.turns().await.len();
+    for number in 0..3 {
+        sealed.moves_to(cluster.replicas[number].address());
+        let ended = sealed.turn("nowhere to go").await;
+        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
+        all_know(&cluster, &turn.key, "cooling").await;
+        let wait = waits(&ended.answer);
+        assert!((2_990..=3_000).contains(&wait), "{wait}");
+        let message = ended.answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(message.ends_with(&format!("Please try again in {wait}s.")), "{message}");
+    }
+    assert_eq!(attempts(&cluster, &sealed, before).await, [(turn.key, 429)], "the upstream is not asked again");
+    for number in 0..6 {
+        let mut new = Codex::new(cluster.replicas[number % 3].address(), ALICE);
+        new.turn("first").await.served();
+        assert_eq!(last_of(&cluster, &new).await.organization, "org-b");
+    }
+    assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
+}
+
+/// Other models of the same project are not short.
+#[tokio::test]
+async fn a_limit_is_of_one_model() {
+    let cluster = three().keys(siblings("org-a", 1)).start().await;
+    cluster.upstream().ails(Ill::limited(3_000).model("gpt-5.4")).await;
+    let limited = Codex::new(cluster.address(), ALICE).turn("first").await;
+    assert_eq!(limited.answer.status, 429);
+    for number in 0..3 {
+        Codex::new(cluster.replicas[number].address(), ALICE).model("gpt-5.5").turn("first").await.served();
+    }
+}
+
+/// A limit that says nothing, or nonsense, holds for a usual time, and clients are told a whole number.
+#[tokio::test]
+async fn nonsense_is_clamped() {
+    for ill in [
+        Ill::limited_in_silence(),
+        Ill::limited_in_words("soon"),
+        Ill::limited_in_words("-5"),
+        Ill::limited_in_words("99999999999"),
+        Ill::limited_in_words("1e400"),
+    ] {
+        let cluster = three().replicas(1).keys(siblings("org-a", 1)).start().await;
+        cluster.upstream().ails(ill.clone()).await;
+        let ended = Codex::new(cluster.address(), ALICE).turn("first").await;
+        assert_eq!(ended.answer.status, 429, "{ill:?}");
+        assert!((1..=3_600).contains(&waits(&ended.answer)), "{ill:?}: {}", waits(&ended.answer));
+    }
+}
+
+/// The ramp is too steep, or the request too large: nothing cools, and nobody else is asked.
+#[tokio::test]
+async fn what_is_not_the_keys_fault_cools_nothing() {
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let before = cluster.turns().await.len();
+    cluster.upstream().ails(Ill::too_steep().session(&codex.session).times(1)).await;
+    let ended = codex.turn("too steep").await;
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
+    assert!(waits(&ended.answer) >= 1);
+    cluster
+        .upstream()
+        .ails(
+            Ill::limited_in_silence()
+                .message("Request too large for gpt-5.4 on tokens per min (TPM): Limit 30000, Requested 40000.")
+                .session(&codex.session)
+                .times(1),
+        )
+        .await;
+    let ended = codex.turn("too large").await;
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
+    assert!(ended.answer.text().contains("Request too large"), "it is passed on: {}", ended.answer.text());
+    assert_eq!(attempts(&cluster, &codex, before).await, [(turn.key.clone(), 429), (turn.key.clone(), 429)]);
+    goes_on(&cluster, &mut codex, 3).await;
+    assert_eq!(path(&cluster, &codex).await, [turn.key]);
+}
+
+/// C6: a project that has spent its money: its sealed sessions go on in another project, and come back.
+#[tokio::test]
+async fn an_exhausted_project_is_served_by_its_sibling() {
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
+    cluster.upstream().ails(Ill::overspent().project(project)).await;
+    goes_on(&cluster, &mut codex, 1).await;
+    all_know(&cluster, &turn.key, "disabled").await;
+    goes_on(&cluster, &mut codex, 3).await;
+    let path = path(&cluster, &codex).await;
+    assert_eq!((path.len(), &path[0]), (2, &turn.key), "{path:?}");
+    assert_eq!(last_of(&cluster, &codex).await.organization, "org-a");
+    assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1, "one refusal speaks for all");
+}
+
+/// What answers say of limits decides where new sessions begin, and moves no other.
+#[tokio::test]
+async fn new_sessions_prefer_where_there_is_room() {
+    let keys = [Key::new("org-a-1", "org-a").limited(40, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
+    let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
+    let mut all = super::sessions(&cluster, 30).await;
+    let turns = cluster.turns().await;
+    let homes: Vec<_> = all.iter().map(|codex| crate::simulator::path_of(&turns, &codex.session).remove(0)).collect();
+    let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
+    assert!(count(&homes) >= 8, "both take sessions at first: {homes:?}");
+    // Until a tenth is left.
+    while !is_scarce(&cluster).await {
+        let first = homes.iter().position(|home| home == "org-a-1").expect("some session is there");
+        all[first].turn("uses it up").await;
+    }
+    let new = super::sessions(&cluster, 20).await;
+    let turns = cluster.turns().await;
+    let fresh: Vec<_> = new.iter().map(|codex| crate::simulator::path_of(&turns, &codex.session).remove(0)).collect();
+    assert_eq!(count(&fresh), 0, "{fresh:?}");
+}
+
+async fn is_scarce(cluster: &Running) -> bool {
+    cluster.turns().await.iter().filter(|turn| turn.key == "org-a-1").count() >= 37
+}

@@ -1,0 +1,152 @@
+//! 401, 403, 404: what a key may do no more, or never could.
+
+use std::collections::BTreeSet;
+
+use super::{all_know, attempts, goes_on, last_of, one_of, path, pool, sessions, three};
+use crate::cluster::{ALICE, BOB};
+use crate::codex::Codex;
+use crate::errors::waits;
+use crate::patience::{SOON, eventually};
+use crate::simulator::{Ill, path_of, siblings};
+
+/// C8: one refusal, one question, and within a second nobody uses it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_died_on_one_replica_is_unused_on_all() {
+    let cluster = three().keys(pool()).start().await;
+    let mut all = sessions(&cluster, 24).await;
+    let turns = cluster.turns().await;
+    let (mut first, turn) = one_of(&cluster, "org-a").await;
+    let dead = turn.key;
+    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
+    assert!(homes.contains(&dead), "others are on it: {homes:?}");
+    cluster.upstream().revoke(&dead).await;
+    let ended = first.turn("meets it").await.served();
+    assert!(!ended.answer.text().contains("Incorrect API key"));
+    all_know(&cluster, &dead, "disabled").await;
+    let before = cluster.turns().await.len();
+    for codex in &mut all {
+        goes_on(&cluster, codex, 2).await;
+    }
+    let turns = cluster.turns().await;
+    assert!(turns[before..].iter().all(|turn| turn.key != dead), "nobody tried it again");
+    for (codex, home) in all.iter().zip(&homes) {
+        let path = path_of(&turns, &codex.session);
+        match *home == dead {
+            true => assert!(path.len() == 2 && path[1].starts_with("org-a"), "one move, at home: {path:?}"),
+            false => assert_eq!(path.len(), 1, "{path:?}"),
+        }
+    }
+    let probes = cluster.upstream().probes().await;
+    assert!(probes.iter().any(|probe| probe.key == dead && probe.status == 401), "it was asked: {probes:?}");
+}
+
+/// A refusal that was not meant changes nothing.
+#[tokio::test]
+async fn a_key_that_is_accepted_when_asked_again_keeps_its_sessions() {
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    cluster.upstream().ails(Ill::revoked().session(&codex.session).times(1)).await;
+    goes_on(&cluster, &mut codex, 4).await;
+    assert_eq!(path(&cluster, &codex).await, [turn.key]);
+}
+
+/// B12: what a dead key leaves is spread over its organization, and nothing goes elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b12_spread() {
+    let keys = [siblings("org-a", 4), siblings("org-b", 2)].concat();
+    let cluster = three().keys(keys).start().await;
+    let mut all = sessions(&cluster, 120).await;
+    let turns = cluster.turns().await;
+    cluster.upstream().revoke("org-a-1").await;
+    all.retain(|codex| path_of(&turns, &codex.session) == ["org-a-1"]);
+    assert!(all.len() >= 10, "{}", all.len());
+    for codex in &mut all {
+        codex.turn("moves").await.served();
+    }
+    let turns = cluster.turns().await;
+    for survivor in ["org-a-2", "org-a-3", "org-a-4"] {
+        let count = all.iter().filter(|codex| path_of(&turns, &codex.session).pop().as_deref() == Some(survivor)).count();
+        assert!(count > 0, "{survivor} takes some of {}", all.len());
+    }
+    assert!(all.iter().all(|codex| path_of(&turns, &codex.session).iter().all(|key| key.starts_with("org-a"))));
+}
+
+/// Most keys at once are refused for a reason that is the upstream's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_incident_moves_nobody() {
+    let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
+    let mut all = sessions(&cluster, 12).await;
+    let before = cluster.turns().await;
+    cluster.upstream().ails(Ill::revoked()).await;
+    for codex in &mut all {
+        let ended = codex.turn("incident").await;
+        if ended.answer.status != 200 {
+            assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+            assert!(waits(&ended.answer) >= 1);
+        }
+    }
+    cluster.upstream().heal().await;
+    for key in ["org-a-1", "org-a-2", "org-b-1"] {
+        cluster.replicas[0].shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+    }
+    for codex in &mut all {
+        eventually(SOON, "served again", async || (codex.turn("over").await.answer.status == 200).then_some(())).await;
+    }
+    let turns = cluster.turns().await;
+    let moved = all.iter().filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session)).count();
+    // Whoever came first could not know that it was one.
+    assert!(moved <= 6, "{moved} of 12 have moved");
+}
+
+/// C9: the client hears it; only two witnesses make it the project's.
+#[tokio::test]
+async fn what_a_project_may_not_is_believed_of_two_clients() {
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    for ill in [Ill::withdrawn(), Ill::forbidden()] {
+        let before = cluster.turns().await.len();
+        cluster.upstream().ails(ill.session(&codex.session).times(1)).await;
+        let ended = codex.turn("not for you").await;
+        assert!(matches!(ended.answer.status, 403 | 404), "{}", ended.answer.status);
+        assert_eq!(attempts(&cluster, &codex, before).await.len(), 1, "nobody else is asked");
+    }
+    goes_on(&cluster, &mut codex, 3).await;
+    assert_eq!(path(&cluster, &codex).await, [turn.key.clone()], "one client's word changes nothing");
+    let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
+    cluster.upstream().ails(Ill::withdrawn().project(project).model("gpt-6")).await;
+    let mut told = BTreeSet::new();
+    for number in 0..40 {
+        let client = if number % 2 == 0 { ALICE } else { BOB };
+        let mut one = Codex::new(cluster.address(), client).model("gpt-6");
+        if one.turn("first").await.answer.status == 404 {
+            assert!(told.len() < 2, "two were told: then it is known");
+            told.insert(client);
+        }
+    }
+    assert_eq!(told.len(), 2);
+    // A session that lives there and asks for the model is served by a sibling, and stays what it is.
+    codex.moves_to(cluster.address());
+    let mut other = codex.clone().model("gpt-6");
+    other.turn("the other model").await.served();
+    assert_eq!(last_of(&cluster, &other).await.organization, "org-a");
+    goes_on(&cluster, &mut codex, 1).await;
+    assert_eq!(last_of(&cluster, &codex).await.key, turn.key);
+}
+
+/// Exhausted for good, and known to all: a sealed session stops at once with what its user should do.
+#[tokio::test]
+async fn an_exhausted_organization_is_told_once() {
+    let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
+    let (mut codex, _) = one_of(&cluster, "org-a").await;
+    cluster.upstream().exhaust("org-a").await;
+    let before = cluster.turns().await.len();
+    for number in 0..3 {
+        codex.moves_to(cluster.replicas[number].address());
+        let ended = codex.turn("no credit").await;
+        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "insufficient_quota"));
+        assert_eq!((ended.answer.header("x-should-retry"), ended.answer.header("retry-after")), (Some("false"), None));
+        assert!(ended.answer.text().contains("Add credit"), "{}", ended.answer.text());
+        all_know(&cluster, "org-a-1", "disabled").await;
+    }
+    assert_eq!(attempts(&cluster, &codex, before).await.len(), 1);
+}

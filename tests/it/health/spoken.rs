@@ -1,0 +1,53 @@
+//! The same over WebSocket: what cannot be cured on a connection is cured by the next one.
+
+use super::{last_of, pool, three};
+use crate::cluster::{ALICE, Running};
+use crate::codex::Codex;
+use crate::simulator::{Ill, path_of, siblings};
+use crate::socket::{Refused, open};
+
+async fn talks(cluster: &Running) -> (crate::codex::Talk, String) {
+    loop {
+        let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
+        talk.turn("first").await;
+        let turn = last_of(cluster, &talk.codex).await;
+        if turn.organization == "org-a" {
+            return (talk, turn.key);
+        }
+    }
+}
+
+/// What is refused before it begins is served by a sibling, on the next connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_turn_lands_on_a_sibling() {
+    for (ill, comes_back) in [(Ill::limited(3_000), true), (Ill::revoked(), false), (Ill::overspent(), true)] {
+        let cluster = three().keys(pool()).start().await;
+        let (mut talk, home) = talks(&cluster).await;
+        let project = if ["org-a-1", "org-a-2"].contains(&home.as_str()) { "org-a-main" } else { "side" };
+        let ill = if comes_back { ill.project(project) } else { ill.key(&home) };
+        cluster.upstream().ails(ill).await;
+        talk.turn("elsewhere").await;
+        talk.turn("and stays there").await;
+        let path = path_of(&cluster.turns().await, &talk.codex.session);
+        assert_eq!((path.len(), &path[0]), (2, &home), "{path:?}");
+        assert!(path[1].starts_with("org-a"), "{path:?}");
+        assert_eq!(talk.connections, 2, "one more connection, and no more");
+    }
+}
+
+/// A handshake waits, spills, or says when to come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_knows_what_is_short() {
+    let cluster = three().keys(siblings("org-a", 2)).start().await;
+    let (mut talk, home) = talks(&cluster).await;
+    talk.hang_up();
+    cluster.upstream().ails(Ill::limited(1).at_handshakes().times(1)).await;
+    talk.turn("waits for the connection").await;
+    assert_eq!(path_of(&cluster.turns().await, &talk.codex.session), [home]);
+    talk.hang_up();
+    cluster.upstream().ails(Ill::limited(3_000).at_handshakes()).await;
+    let headers = [("session-id", talk.codex.session.as_str())];
+    let refused: Refused = open(cluster.address(), ALICE, &headers).await.err().expect("it is refused");
+    assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limit_exceeded"));
+    assert!(refused.waits() > 2_900);
+}

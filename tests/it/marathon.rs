@@ -1,0 +1,265 @@
+//! Everything at once and for long: twenty keys, three replicas, sessions over both transports, and keys that fall ill, come and
+//! go meanwhile. `WARMKEY_LONG=1` (`make test-long`) plays ten times as many sessions.
+//!
+//! Judged by the upstream's record, phase by phase: a session may leave its key only where that phase has taken the key from it,
+//! or made it short; and never its organization.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::{Codex, Talk};
+use crate::redis::shape::Shape;
+use crate::simulator::{Ill, Key, Turn};
+
+/// Of each session, in each phase.
+const TURNS: usize = 3;
+/// On the simulator's clock Codex's own pace: beyond fifteen turns a minute the cache of a single key overflows, too.
+const PACE: Duration = Duration::from_millis(400);
+const AT_ONCE: usize = 48;
+
+/// Four organizations of five keys; two of them have a second project.
+fn keys() -> Vec<Key> {
+    let key = |organization: &str, number: usize| {
+        let key = Key::new(&format!("{organization}-{number}"), organization);
+        if number > 3 && matches!(organization, "org-a" | "org-b") {
+            key.of_project(&format!("{organization}-side"))
+        } else {
+            key
+        }
+    };
+    ["org-a", "org-b", "org-c", "org-d"].iter().flat_map(|name| (1..=5).map(move |number| key(name, number))).collect()
+}
+
+enum Player {
+    Http(Codex),
+    Socket(Talk),
+}
+
+impl Player {
+    fn session(&self) -> &str {
+        match self {
+            Self::Http(codex) => &codex.session,
+            Self::Socket(talk) => &talk.codex.session,
+        }
+    }
+
+    /// The code of what its client had to stop at, if it had to.
+    async fn turn(&mut self) -> Option<String> {
+        match self {
+            Self::Http(codex) => {
+                let ended = codex.turn("and on").await;
+                (!ended.completed).then(|| format!("{} {}", ended.answer.status, ended.answer.code()))
+            }
+            Self::Socket(talk) => {
+                talk.turn("and on").await;
+                None
+            }
+        }
+    }
+}
+
+/// What a phase does to keys.
+#[derive(Default)]
+struct Trouble {
+    /// Their sessions must go elsewhere.
+    lost: BTreeSet<String>,
+    /// Their sessions may be served elsewhere.
+    short: BTreeSet<String>,
+}
+
+impl Trouble {
+    fn lost(keys: &[&str]) -> Self {
+        Self { lost: keys.iter().map(|key| (*key).into()).collect(), ..Self::default() }
+    }
+
+    fn short(keys: &[&str]) -> Self {
+        Self { short: keys.iter().map(|key| (*key).into()).collect(), ..Self::default() }
+    }
+}
+
+struct Marathon {
+    cluster: Running,
+    players: Vec<Player>,
+    /// The key and organization of each session, and the key that served it last.
+    homes: BTreeMap<String, (String, String)>,
+    last: BTreeMap<String, String>,
+    played: usize,
+    crossings: usize,
+    unforced: usize,
+    failed: Vec<String>,
+}
+
+impl Marathon {
+    async fn start(sessions: usize) -> Self {
+        let cluster = Cluster::new().keys(keys()).spare(vec![Key::new("org-b-6", "org-b")]).replicas(3).redis_as(Shape::Sentinel);
+        let cluster = cluster.balanced().simulator("time_scale = 10.0").start().await;
+        let player = |number: usize| {
+            let codex = Codex::new(cluster.address(), ALICE).patient();
+            if number % 2 == 0 { Player::Http(codex) } else { Player::Socket(codex.by_websocket()) }
+        };
+        let players = (0..sessions).map(player).collect();
+        Self {
+            cluster,
+            players,
+            homes: BTreeMap::new(),
+            last: BTreeMap::new(),
+            played: 0,
+            crossings: 0,
+            unforced: 0,
+            failed: Vec::new(),
+        }
+    }
+
+    /// All sessions play, and what the upstream saw of it is judged.
+    async fn phase(&mut self, name: &str, trouble: &Trouble) {
+        let (before, began) = (self.cluster.turns().await.len(), Instant::now());
+        let places = Arc::new(Semaphore::new(AT_ONCE));
+        let mut playing = JoinSet::new();
+        for mut player in self.players.drain(..) {
+            let places = Arc::clone(&places);
+            playing.spawn(async move {
+                let _place = places.acquire_owned().await.expect("nobody closes it");
+                let mut failures = Vec::new();
+                for _ in 0..TURNS {
+                    failures.extend(player.turn().await);
+                    tokio::time::sleep(PACE).await;
+                }
+                (player, failures)
+            });
+        }
+        let mut failed = Vec::new();
+        while let Some(played) = playing.join_next().await {
+            let (player, failures) = played.expect("a player ends");
+            failed.extend(failures);
+            self.players.push(player);
+        }
+        let turns = self.cluster.turns().await.split_off(before);
+        self.played += self.players.len() * TURNS;
+        self.judge(&turns, trouble);
+        let sum = |of: fn(&Turn) -> u64| turns.iter().filter(|turn| turn.is_served()).map(of).sum::<u64>() as f64;
+        let (cached, ideal) = (sum(|turn| turn.cached_tokens), sum(|turn| turn.ideal_cached_tokens));
+        println!(
+            "{name:<28} {:>6} attempts in {:>5.1} s, cached {:.1} %, {:.1} % of the ideal, {} failed; so far {} unforced moves, {} crossings",
+            turns.len(),
+            began.elapsed().as_secs_f64(),
+            100.0 * cached / sum(|turn| turn.input_tokens),
+            100.0 * cached / ideal,
+            failed.len(),
+            self.unforced,
+            self.crossings,
+        );
+        self.failed.extend(failed.into_iter().map(|failure| format!("{name}: {failure}")));
+    }
+
+    fn judge(&mut self, turns: &[Turn], trouble: &Trouble) {
+        for player in &self.players {
+            let own = turns.iter().filter(|turn| turn.is_served() && turn.session.as_deref() == Some(player.session()));
+            for turn in own {
+                let last = self.last.insert(player.session().to_owned(), turn.key.clone());
+                // A connection has one key for life, also where it was opened while the session's own key was short.
+                let is_same_connection = turn.transport == "websocket" && last.as_ref() == Some(&turn.key);
+                let Some((home, organization)) = self.homes.get_mut(player.session()) else {
+                    self.homes.insert(player.session().to_owned(), (turn.key.clone(), turn.organization.clone()));
+                    continue;
+                };
+                if *organization != turn.organization {
+                    println!("{} crossed from {organization} to {}", player.session(), turn.organization);
+                    self.crossings += 1;
+                } else if *home == turn.key || trouble.short.contains(home) || is_same_connection {
+                } else if trouble.lost.contains(home) {
+                    *home = turn.key.clone();
+                } else {
+                    println!("{} went from {home} to {}", player.session(), turn.key);
+                    self.unforced += 1;
+                    *home = turn.key.clone();
+                }
+            }
+        }
+    }
+
+    /// Waits until no replica knows of anything passing.
+    async fn calms_down(&self) {
+        for replica in &self.cluster.replicas {
+            for key in keys() {
+                replica.shows(&format!("warmkey_key_state{{key=\"{}\",state=\"cooling\"}}", key.id), 0.0).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_stay_whatever_happens_to_keys() {
+    let is_long = std::env::var_os("WARMKEY_LONG").is_some();
+    let mut marathon = Marathon::start(if is_long { 2_000 } else { 200 }).await;
+    let many = if is_long { 400 } else { 40 };
+    marathon.phase("calm", &Trouble::default()).await;
+
+    // One project is waited for, one is left to its sibling for a while.
+    marathon.cluster.upstream().ails(Ill::limited(2).project("org-c-main").times(many)).await;
+    marathon.cluster.upstream().ails(Ill::limited(8).project("org-a-side").times(many / 10)).await;
+    marathon.phase("limits", &Trouble::short(&["org-a-4", "org-a-5"])).await;
+    marathon.cluster.upstream().heal().await;
+    marathon.calms_down().await;
+
+    marathon.cluster.upstream().ails(Ill::down(502).code("server_error").key("org-b-1").times(many / 4)).await;
+    marathon.phase("failures", &Trouble::short(&["org-b-1"])).await;
+    marathon.cluster.upstream().heal().await;
+
+    marathon.cluster.upstream().revoke("org-a-1").await;
+    marathon.cluster.upstream().revoke("org-d-1").await;
+    marathon.phase("two keys revoked", &Trouble::lost(&["org-a-1", "org-d-1"])).await;
+
+    let changed: Vec<Key> = keys().into_iter().filter(|key| key.id != "org-c-2").chain([Key::new("org-b-6", "org-b")]).collect();
+    marathon.cluster.change(|description| description.keys(changed));
+    for number in 0..3 {
+        marathon.cluster.reload(number).await;
+    }
+    marathon.phase("one key removed, one added", &Trouble::lost(&["org-c-2"])).await;
+
+    marathon.cluster.replicas[0].kill().await;
+    marathon.phase("a replica killed", &Trouble::default()).await;
+    marathon.cluster.restart(0).await;
+    marathon.phase("a replica restarted", &Trouble::default()).await;
+
+    marathon.cluster.sentinel().primary().await.is_copied().await;
+    marathon.cluster.sentinel().cut_replicas_off().await;
+    marathon.cluster.upstream().revoke("org-b-2").await;
+    marathon.phase("writes that will be lost", &Trouble::lost(&["org-b-2"])).await;
+    let killed = marathon.cluster.sentinel().kill_primary().await;
+    marathon.phase("Redis fails over", &Trouble::lost(&["org-b-2"])).await;
+    marathon.cluster.sentinel().failed_over(killed).await;
+    for replica in &marathon.cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    // Sessions that slept meanwhile would be told of by the store, which has lost their moves: none did.
+    marathon.phase("calm again", &Trouble::default()).await;
+
+    println!(
+        "{} turns of {} sessions: {} unforced moves, {} crossings, {} failed",
+        marathon.played,
+        marathon.players.len(),
+        marathon.unforced,
+        marathon.crossings,
+        marathon.failed.len()
+    );
+    assert!(
+        marathon.failed.is_empty(),
+        "turns failed for want of trying: {:?}",
+        &marathon.failed[..marathon.failed.len().min(5)]
+    );
+    assert_eq!((marathon.unforced, marathon.crossings), (0, 0));
+
+    // What nobody can cure its clients are told at once, and others go on.
+    marathon.players.retain(|player| matches!(player, Player::Http(_)));
+    marathon.cluster.upstream().exhaust("org-d").await;
+    let of_d = marathon.homes.values().filter(|(_, organization)| organization == "org-d").count();
+    marathon.phase("an organization exhausted", &Trouble::short(&["org-d-2", "org-d-3", "org-d-4", "org-d-5"])).await;
+    assert!(of_d > 0 && !marathon.failed.is_empty());
+    assert!(marathon.failed.iter().all(|failure| failure.ends_with("429 insufficient_quota")), "{:?}", marathon.failed.first());
+    assert_eq!((marathon.unforced, marathon.crossings), (0, 0));
+}
