@@ -34,11 +34,9 @@ impl Bindings {
     pub async fn view(&self, session: &SessionId) -> Option<View> {
         let held = self.store.get(session.as_str(), &mut self.store.patient_budget()).await;
         let lines = self.store.list(&name(session), &mut self.store.patient_budget()).await.unwrap_or_default();
-        let stored = held.ok().map(|held| held.and_then(|held| Record::parse(&held.value)));
-        let record = match stored {
-            Some(stored) => stored.map(|record| (record, true)),
-            None => self.local.recall(session).map(|known| (known.record, false)),
-        };
+        let stored = held.ok().flatten().and_then(|held| Record::parse(&held.value));
+        let remembered = || self.local.recall(session).map(|known| (known.record, false));
+        let record = stored.map(|record| (record, true)).or_else(remembered);
         let binding = record.map(|(record, stored)| self.named(&record, stored));
         let mut trail: Vec<_> = lines.iter().filter_map(|line| Mark::parse(line)).collect();
         // Replicas write as they come to it.

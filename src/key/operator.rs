@@ -216,6 +216,9 @@ mod tests {
     async fn a_probe_forgets_what_was_met_and_no_word() {
         let operator = operator();
         let keys = operator.registry.loaded().table.keys().to_vec();
+        operator.registry.condemn(&keys[0], Ailment::Rejected(Scope::Key));
+        operator.registry.recovered(Subject::of(&keys[0], Scope::Key), "a");
+        assert!(operator.registry.conditions.ramp(&keys[0]) < 0.01);
         operator.registry.condemn(&keys[0], Ailment::Exhausted(Scope::Organization));
         operator.registry.condemn(&keys[1], Ailment::Rejected(Scope::Key));
         operator.registry.limit(&keys[0], "m", Duration::from_secs(60));

@@ -20,19 +20,11 @@ const CRASHED: Duration = Duration::from_secs(10);
 
 type Counts = BTreeMap<String, u64>;
 
-/// What the upstream is answering, by key.
-async fn open(cluster: &Running) -> Counts {
-    let mut counts = Counts::new();
-    for turn in cluster.turns().await.iter().filter(|turn| turn.outcome == "open") {
-        *counts.entry(turn.key.clone()).or_default() += 1;
-    }
-    counts
-}
-
 /// Waits until the upstream is answering so many turns.
 async fn answering(cluster: &Running, count: u64) -> Counts {
     let what = format!("{count} turns in flight upstream");
-    eventually(SOON, &what, async || Some(open(cluster).await).filter(|open| open.values().sum::<u64>() == count)).await
+    let is_all = |open: &Counts| open.values().sum::<u64>() == count;
+    eventually(SOON, &what, async || Some(cluster.upstream().in_flight().await).filter(is_all)).await
 }
 
 /// Every replica in `numbers` has these counts, by a question that is asked after `limit` at the latest.

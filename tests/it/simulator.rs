@@ -84,9 +84,6 @@ pub struct Turn {
     pub status: u16,
     /// The code of a refusal.
     pub code: Option<String>,
-    /// What became of it; `open` while it is being answered.
-    #[serde(default)]
-    pub outcome: String,
     #[serde(default)]
     pub headers: Vec<String>,
     pub response_id: Option<String>,
