@@ -38,7 +38,7 @@ fn keys() -> Vec<Key> {
 }
 
 enum Player {
-    Http(Codex),
+    Http(Box<Codex>),
     Socket(Box<Talk>),
 }
 
@@ -102,7 +102,7 @@ impl Marathon {
         let cluster = cluster.balanced().simulator("time_scale = 10.0").start().await;
         let player = |number: usize| {
             let codex = Codex::new(cluster.address(), ALICE).patient();
-            if number.is_multiple_of(2) { Player::Http(codex) } else { Player::Socket(Box::new(codex.by_websocket())) }
+            if number.is_multiple_of(2) { Player::Http(Box::new(codex)) } else { Player::Socket(Box::new(codex.by_websocket())) }
         };
         let players = (0..sessions).map(player).collect();
         Self {
