@@ -108,13 +108,18 @@ class Process:
         """What it said to whoever reads its errors."""
         return self.world.parts.log(self._name)
 
-    def _end(self):
+    def stops(self):
+        """Waits for the end, whatever it is, and returns its exit code."""
         try:
             status = self._child.wait(TURN_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise Failure(f"codex did not end within {TURN_SECONDS} s") from error
-        check(status == 0, f"codex ended with {status}")
         self._after = len(self.world.recorder.exchanges)
+        return status
+
+    def _end(self):
+        status = self.stops()
+        check(status == 0, f"codex ended with {status}")
 
 
 class Run(Process):

@@ -12,6 +12,7 @@ import glob
 import os
 import sys
 
+import ailing
 import over_http
 import over_socket
 from cli import Codex
@@ -32,6 +33,7 @@ def main():
     home = lambda world: Codex(world, program, "codex")
     acts = [
         ("both transports", {}, over_http.SCENARIOS + over_socket.SCENARIOS, home),
+        ("keys that fall ill", {}, ailing.SCENARIOS, home),
         ("an hour in four seconds", {"simulator": "time_scale = 900"}, over_socket.WITHIN_THE_LIMIT, home),
         ("an upstream without WebSocket", {"simulator": "websocket = false"}, over_socket.WITHOUT, home),
         ("a pool without WebSocket", {"upstream": 'speaks = ["responses"]'}, over_socket.WITHOUT, home),

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 
+from ailing import on_one_key
 from judge import judge
 from parts import Failure, check, wait_for
 from stage import play
@@ -32,7 +33,8 @@ class Sdk:
         self._command, self._folder = command, os.path.abspath(folder)
         self._runs = 0
 
-    def begin(self, scene):
+    def begin(self, scene, before=None, session=None):
+        """`before`: done before it asks for anything; `session`: an old one that goes on."""
         self._runs += 1
         environment = {
             "PATH": os.environ["PATH"],
@@ -44,14 +46,16 @@ class Sdk:
             "OPENAI_BASE_URL": f"http://{self.world.recorder.address}/v1",
             "OPENAI_API_KEY": self.world.token,
         }
-        return Scene(self.world, f"scene-{self._runs}", [*self._command, scene], environment)
+        return Scene(self.world, f"scene-{self._runs}", [*self._command, scene], environment, before, session)
 
 
 class Scene:
     """A program that plays one scene of one session."""
 
-    def __init__(self, world, name, command, environment):
-        self.session = secrets.token_hex(16)
+    def __init__(self, world, name, command, environment, before, session):
+        self.session = session or secrets.token_hex(16)
+        if before:
+            before(self)
         self._world, self._before = world, len(world.recorder.exchanges)
         self._said = world.parts.path(f"{name}.out")
         self._log = lambda: world.parts.log(name)
@@ -62,15 +66,19 @@ class Scene:
     def exchanges(self):
         return self._world.recorder.exchanges[self._before :]
 
-    def answers(self, count):
-        """What it has printed at its good end: answers with a text."""
+    def printed(self):
+        """What it has printed at its good end."""
         try:
             status = self._child.wait(SECONDS)
         except subprocess.TimeoutExpired as error:
             raise Failure(f"the scene did not end within {SECONDS} s") from error
         check(status == 0, f"the scene ended with {status}:\n{self._log()}")
         with open(self._said, encoding="utf-8") as said:
-            answers = json.load(said)
+            return json.load(said)
+
+    def answers(self, count):
+        """Answers with a text, and nothing else."""
+        answers = self.printed()
         are_whole = all(one["status"] == "completed" and one["text"] for one in answers)
         check(len(answers) == count and are_whole, f"{count} answers and not {answers}")
         return answers
@@ -120,12 +128,38 @@ def a_connection_that_is_closed_as_a_replica_leaves(sdk):
     judge(world, scene.session, scene.exchanges, served=2)
 
 
+def trouble_that_passes(sdk):
+    for fault in [{"status": 429, "retry_after": 1}, {"status": 503, "code": "server_is_overloaded", "retry_after": 1}, {"status": 500}]:
+        scene = sdk.begin("in_trouble", lambda scene: sdk.world.fault(session=scene.session, times=1, **fault))
+        scene.answers(2)
+        on_one_key(sdk.world, scene.session, served=2)
+
+
+def a_key_that_is_revoked_and_a_quota_that_is_gone(sdk):
+    world, scene = sdk.world, sdk.begin("in_trouble")
+    scene.answers(2)
+    (turn, _) = world.record(scene.session)
+    world.fault(key=turn["key"], status=401, code="invalid_api_key")
+    scene = sdk.begin("in_trouble", session=scene.session)
+    scene.answers(2)
+    (moved,) = {turn["key"] for turn in world.record(scene.session)[-2:]}
+    check(moved != turn["key"] and moved[0] == turn["key"][0], f"within its organization, from {turn['key']} to {moved}")
+    world.fault(organization=turn["organization"], status=429, code="credit_balance_exhausted")
+    scene = sdk.begin("in_trouble", session=scene.session)
+    told = [one["status"] for one in scene.printed()]
+    check(told == ["insufficient_quota"] * 2, f"what it stops with: {told}")
+    check(len(scene.exchanges) == 2, f"told once, it does not ask again: {len(scene.exchanges)}")
+
+
 SCENARIOS = [
     a_plain_and_a_streamed_answer_over_http,
     two_turns_on_one_websocket,
     two_lanes_of_one_websocket,
     a_connection_that_is_closed_as_a_replica_leaves,
 ]
+
+
+IN_TROUBLE = [trouble_that_passes, a_key_that_is_revoked_and_a_quota_that_is_gone]
 
 
 def main():
@@ -139,7 +173,8 @@ def main():
         ("openai-python", [sys.executable, os.path.join(HERE, "turns.py")], chosen.python),
         ("openai-node", ["node", os.path.join(HERE, "turns.mjs")], chosen.node),
     ]
-    acts = [(name, {}, SCENARIOS, lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
+    # What an error is to its users both are told alike: one of them is enough.
+    acts = [(name, {}, SCENARIOS + (IN_TROUBLE if name == "openai-python" else []), lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
     return play(chosen.warmkey, acts, " ".join(chosen.words))
 
 

@@ -6,7 +6,7 @@ Prints the answers as JSON, `{id, lane, status, text}` in order of their ends. W
 import json
 import sys
 
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 
 
 def asking(session):
@@ -82,7 +82,18 @@ def a_connection_that_is_closed(client, session):
         yield from answers(connection, 2)
 
 
-SCENES = {scene.__name__: scene for scene in (over_http, two_turns, two_lanes, a_connection_that_is_closed)}
+def in_trouble(client, session):
+    """As its users have it: it tries again by itself. An error that it gives up with is shown like an answer."""
+    patient = client.with_options(max_retries=2)
+    for text in ("one", "two"):
+        try:
+            ask = {"prompt_cache_key": session, **asking(session)}
+            yield shown(patient.responses.create(input=[said(text)], **ask))
+        except APIStatusError as error:
+            yield {"id": None, "lane": None, "status": error.code, "text": error.message}
+
+
+SCENES = {scene.__name__: scene for scene in (over_http, two_turns, two_lanes, a_connection_that_is_closed, in_trouble)}
 
 if __name__ == "__main__":
     print(json.dumps(list(SCENES[sys.argv[1]](OpenAI(max_retries=0), sys.argv[2]))))
