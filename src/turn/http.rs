@@ -64,7 +64,7 @@ fn named(mut response: Response<Body>, id: TurnId) -> Response<Body> {
 
 async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Body> {
     match gateway.exchange(&mut account, request).await {
-        Ok((key, answer)) => pass_on(gateway, &key, answer, account),
+        Ok((key, answer)) => pass_on(gateway, &key, answer, account).await,
         Err(error) => {
             account.refused(&error);
             error.to_response()
@@ -72,13 +72,13 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<B
     }
 }
 
-pub fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
+pub async fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
     account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
     let (body, pump) = relay(answer, key.upstream.idle_timeout, account);
-    gateway.tasks.spawn(pump.run());
+    pump.start(&gateway.tasks).await;
     response.map(|()| Body::new(body))
 }
 

@@ -1,7 +1,7 @@
 //! How long nothing has come on a stream.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -11,23 +11,26 @@ pub struct Idle {
     timeout: Duration,
     last: Instant,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Something has come since the timer was asked to wake the stream's task.
+    /// Whom the timer wakes.
+    waker: Option<Waker>,
+    /// Something has come since the timer was looked at.
     is_stirred: bool,
 }
 
 impl Idle {
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, last: Instant::now(), timer: None, is_stirred: false }
+        Self { timeout, last: Instant::now(), timer: None, waker: None, is_stirred: false }
     }
 
-    pub fn stir(&mut self) {
-        self.last = Instant::now();
+    /// Something has come. Returns how long nothing had.
+    pub fn stir(&mut self) -> Duration {
+        let now = Instant::now();
         self.is_stirred = true;
+        now - std::mem::replace(&mut self.last, now)
     }
 
-    /// To be asked by one task, which the timer wakes.
     pub fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if std::mem::take(&mut self.is_stirred) && self.timer.as_ref().is_some_and(|timer| self.last < timer.deadline()) {
+        if std::mem::take(&mut self.is_stirred) && self.is_asleep(context.waker()) {
             return Poll::Pending;
         }
         let end = self.last + self.timeout;
@@ -38,6 +41,47 @@ impl Idle {
             }
             timer.as_mut().reset(end);
         }
+        self.waker.get_or_insert_with(|| context.waker().clone()).clone_from(context.waker());
         Poll::Pending
+    }
+
+    /// Whether the timer had not gone off when something came last, and will wake `waker` when it does.
+    fn is_asleep(&self, waker: &Waker) -> bool {
+        let is_ahead = self.timer.as_ref().is_some_and(|timer| self.last < timer.deadline());
+        is_ahead && self.waker.as_ref().is_some_and(|asked| asked.will_wake(waker))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::time::{advance, timeout};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// How long after now silence is noticed.
+    async fn silence(idle: &mut Idle) -> Duration {
+        let began = Instant::now();
+        timeout(SECOND * 9, poll_fn(|context| idle.poll_over(context))).await.expect("whoever asks is woken");
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_wakes_whoever_asked_last() {
+        let mut idle = Idle::new(SECOND);
+        assert!(idle.poll_over(&mut Context::from_waker(Waker::noop())).is_pending());
+        advance(SECOND / 2).await;
+        idle.stir();
+        assert_eq!(silence(&mut idle).await, SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_went_off_unheard_is_set_again() {
+        let mut idle = Idle::new(SECOND);
+        assert!(poll_fn(|context| Poll::Ready(idle.poll_over(context))).await.is_pending());
+        advance(SECOND * 3 / 2).await;
+        assert_eq!(idle.stir(), SECOND * 3 / 2);
+        assert_eq!(silence(&mut idle).await, SECOND);
     }
 }

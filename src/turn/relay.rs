@@ -2,8 +2,8 @@
 //!
 //! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that is woken for each of them
 //! writes each by itself. Here a task of the turn's own takes the frames, joins those that are ready at the same moment, and
-//! wakes the connection once for all of them. What has come is never held back for a timer: after each frame the upstream's
-//! connection gets the chance to hand over another, and when there is none everything goes on its way.
+//! wakes the connection once for all of them. What has come is never held back for a timer: where frames follow each other
+//! closely the upstream's connection gets the chance to hand over another, and when there is none everything goes on its way.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -13,16 +13,20 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::poll_immediate;
 use http_body::{Body, Frame};
 
 use super::account::Account;
 use super::idle::Idle;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
+use crate::task::Tasks;
 use crate::usage::tap::Tap;
 
 /// So much is passed on without waiting for company.
 const FULL: usize = 16 * 1024;
+/// A frame that comes so long after the one before comes alone, nearly always: it goes at once.
+const COMPANY: Duration = Duration::from_millis(1);
 /// A frame of this size gains nothing from being copied.
 const LARGE: usize = 8 * 1024;
 /// So much waits for a slow reader; then the upstream waits too.
@@ -52,7 +56,7 @@ enum Broken {
     Stalled,
 }
 
-/// Both ends of an answer's way: what the relay sends is what the pump must spawn.
+/// Both ends of an answer's way: the relay sends what the pump, once it is started, takes.
 pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay, Pump) {
     let pipe = Arc::new(Pipe(Mutex::default()));
     let mut tap = Tap::new(&answer.headers);
@@ -66,8 +70,21 @@ pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay
 }
 
 impl Pump {
-    pub async fn run(mut self) {
-        match poll_fn(|context| self.poll_over(context)).await {
+    /// Passes the answer on. What is here as a whole goes with its head, in one write; the rest has a task of its own.
+    pub async fn start(mut self, tasks: &Tasks) {
+        match poll_immediate(poll_fn(|context| self.poll_over(context))).await {
+            Some(over) => self.stop(over).await,
+            None => tasks.spawn(self.run()),
+        }
+    }
+
+    async fn run(mut self) {
+        let over = poll_fn(|context| self.poll_over(context)).await;
+        self.stop(over).await;
+    }
+
+    async fn stop(mut self, over: Over) {
+        match over {
             Over::Upstream(broken) => self.end(broken),
             Over::Client if self.tap.is_over() => self.finish().await,
             Over::Client => self.account.relayed(self.tap.finish(false), Some(Ending::ClientLeft)),
@@ -77,40 +94,39 @@ impl Pump {
     /// Takes one frame, or passes on what was taken before.
     fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<Over> {
         let Some(upstream) = &mut self.upstream else { return Poll::Ready(Over::Upstream(None)) };
-        if self.joined.len() >= FULL {
-            self.pipe.push(self.joined.split().freeze());
-        }
-        match self.pipe.poll_room(context) {
-            Poll::Ready(true) => {}
-            Poll::Ready(false) => return Poll::Ready(Over::Client),
-            Poll::Pending => return Poll::Pending,
-        }
-        match Pin::new(&mut *upstream).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let data = frame.into_data().unwrap_or_default();
-                self.tap.observe(&data);
-                let is_last = upstream.is_end_stream();
-                if self.joined.is_empty() && data.len() >= LARGE && !is_last {
-                    self.idle.stir();
-                    self.pipe.push(data);
-                } else {
-                    self.joined.extend_from_slice(&data);
+        loop {
+            if self.joined.len() >= FULL {
+                self.pipe.push(self.joined.split().freeze());
+            }
+            match self.pipe.poll_room(context) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(Over::Client),
+                Poll::Pending => return Poll::Pending,
+            }
+            let data = match Pin::new(&mut *upstream).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Over::Upstream(Some(Broken::Cut))),
+                Poll::Ready(None) => return Poll::Ready(Over::Upstream(None)),
+                Poll::Pending => {
+                    if !self.joined.is_empty() {
+                        self.pipe.push(self.joined.split().freeze());
+                    }
+                    return self.idle.poll_over(context).map(|()| Over::Upstream(Some(Broken::Stalled)));
                 }
-                if is_last {
-                    return Poll::Ready(Over::Upstream(None));
-                }
+            };
+            self.tap.observe(&data);
+            let is_first = self.joined.is_empty();
+            let is_alone = is_first && (self.idle.stir() > COMPANY || data.len() >= LARGE);
+            if upstream.is_end_stream() {
+                self.joined.extend_from_slice(&data);
+                return Poll::Ready(Over::Upstream(None));
+            }
+            if !is_alone {
+                self.joined.extend_from_slice(&data);
                 context.waker().wake_by_ref();
-                Poll::Pending
+                return Poll::Pending;
             }
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Over::Upstream(Some(Broken::Cut))),
-            Poll::Ready(None) => Poll::Ready(Over::Upstream(None)),
-            Poll::Pending => {
-                if !self.joined.is_empty() {
-                    self.idle.stir();
-                    self.pipe.push(self.joined.split().freeze());
-                }
-                self.idle.poll_over(context).map(|()| Over::Upstream(Some(Broken::Stalled)))
-            }
+            self.pipe.push(data);
         }
     }
 
