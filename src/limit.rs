@@ -10,6 +10,8 @@ use http::header::RETRY_AFTER;
 
 /// No key is left alone for longer on one word of its upstream: limits are per minute, the longest of them per day.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+/// What says "now" has just said no.
+const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 /// When to come back where nothing says when: limits are refilled within a minute.
 const USUAL_WAIT: Duration = Duration::from_secs(20);
 
@@ -30,7 +32,7 @@ pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 /// The same where a wait is needed.
 pub fn wait_or_usual(told: Option<Duration>) -> Duration {
-    told.unwrap_or(USUAL_WAIT)
+    told.map_or(USUAL_WAIT, |told| told.max(SHORTEST_WAIT))
 }
 
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {

@@ -195,7 +195,7 @@ impl Gateway {
                         self.refuse(wanted, &binding, Reason::Limited);
                         return Err(Error::limited("The upstream keys that may serve this session are cooling.", wait));
                     }
-                    retries -= u32::from(wait > wanted.patience);
+                    retries -= 1;
                     binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
                 }
                 Verdict::Ailing(ailment) => {

@@ -23,17 +23,21 @@ impl Bindings {
 
     /// The organization of `guess` cannot open the session's history, and the connection that found out has one key for life: the
     /// session is bound to the next organization in its order, a guess again, which the next connection meets. Returns whether
-    /// there is one that was not tried. Each guess is an epoch, so that they come to an end without anybody keeping count.
-    pub async fn guess_again(&self, wanted: &Wanted<'_>, guess: &Binding, budget: &mut Budget) -> bool {
-        let (Some(session), Written::Stored(record)) = (&guess.session, &guess.written) else { return false };
+    /// there is one that was not tried; the error, that one is out of use. Each guess is an epoch, so that they come to an end without anybody keeping count.
+    pub async fn guess_again(&self, wanted: &Wanted<'_>, guess: &Binding, budget: &mut Budget) -> Result<bool, Error> {
+        let (Some(session), Written::Stored(record) | Written::Beside(record)) = (&guess.session, &guess.written) else {
+            return Ok(false);
+        };
         let mut passed = Vec::new();
         for _ in 0..record.epoch {
             match self.places.elsewhere(wanted, session, &passed) {
                 Some(key) => passed.push(key.organization_tag),
-                None => return false,
+                None => return self.give_up(wanted, &passed).map(|()| false),
             }
         }
-        let Some(key) = self.places.elsewhere(wanted, session, &passed) else { return false };
+        let Some(key) = self.places.elsewhere(wanted, session, &passed) else {
+            return self.give_up(wanted, &passed).map(|()| false);
+        };
         let next = record.moved_to(&key, self.places.generation(), None);
         // Whoever was first knows as much, or better.
         let replaced = self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
@@ -41,7 +45,7 @@ impl Bindings {
             self.tell(session, Decision::Move, Reason::Forgotten, record, &key);
             self.local.confirm(session, &next);
         }
-        replaced.is_ok()
+        Ok(replaced.is_ok())
     }
 
     /// Nobody accepted: whether that is the last word. An organization out of use may be the right one, at another time.
@@ -64,14 +68,14 @@ impl Bindings {
         };
         self.trail.tell(&step);
         let written = match &found.written {
-            Written::Nowhere | Written::Beside(_) => Written::Nowhere,
+            Written::Nowhere => Written::Nowhere,
             Written::Here(record) => {
                 // What is stored of the session, if anything is, knows as much.
                 let next = Record { epoch: record.epoch, ..next(record) };
                 self.local.note(session, &next, false);
                 Written::Here(next)
             }
-            Written::Stored(record) => {
+            Written::Stored(record) | Written::Beside(record) => {
                 let next = next(record);
                 let (old, new) = (record.to_string(), next.to_string());
                 match self.store.rebind(session.as_str(), &old, &new, self.ttl, budget).await {

@@ -58,7 +58,7 @@ impl Bindings {
             Standing::Serves(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_guess)),
             // Its organization may be gone altogether, and nobody can be asked: what is not sealed goes on elsewhere.
             Standing::Aside(reason) => match (self.spill(wanted, session, &known.record, reason), wanted.reach(&known.record)) {
-                (Err(_), Reach::Anywhere) if reason != Reason::Failed => {
+                (Err(_), Reach::Anywhere) if reason == Reason::NotLoaded => {
                     self.move_here(wanted, session, known, Reach::Anywhere, reason)
                 }
                 (spilled, _) => spilled,

@@ -145,7 +145,7 @@ impl Places {
         let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let own = self.key_of(record);
         let is_near = |key: &Key| own.as_ref().is_none_or(|own| own.region == key.region);
-        let can = |key: &Key| self.can_serve(wanted, key);
+        let can = |key: &Key| speaks(wanted, key) && self.can_serve(wanted, key);
         let order = wanted.order(session);
         first(order, &open, |key| is_near(key) && can(key)).or_else(|| first(order, &open, can)).cloned()
     }
@@ -295,11 +295,18 @@ impl Places {
         }
     }
 
-    /// The same, for a session that cannot leave its organization.
-    pub fn shortage_within(&self, wanted: &Wanted<'_>, organization: Tag) -> Error {
+    /// The same for whoever may go within `reach`.
+    pub fn shortage_of(&self, wanted: &Wanted<'_>, reach: Reach) -> Error {
         let loaded = self.registry.loaded();
-        let is_open = |key: &&Arc<Key>| key.organization_tag == organization && is_allowed(wanted, key);
+        let is_open = |key: &&Arc<Key>| reach.includes(key) && is_allowed(wanted, key);
         self.shortage(wanted, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
+    }
+
+    /// Whether some key within `reach` can serve the turn.
+    pub fn has_any(&self, wanted: &Wanted<'_>, reach: Reach) -> bool {
+        let loaded = self.registry.loaded();
+        let can = |key: &Arc<Key>| reach.includes(key) && is_allowed(wanted, key) && self.can_serve(wanted, key);
+        loaded.table.keys().iter().any(can)
     }
 
     /// Where every replica would look for the session while nobody can be asked: by its order alone, over the keys of the
@@ -316,7 +323,10 @@ impl Places {
         let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
         match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.can_serve(wanted, key)) {
             Some(key) => Ok(Arc::clone(key)),
-            None => self.choose(wanted, session, Reach::Organization(chosen.organization_tag)),
+            // It is a guess: nobody is told for good by it.
+            None => self
+                .choose(wanted, session, Reach::Organization(chosen.organization_tag))
+                .map_err(|error| if error.kind == Kind::InsufficientQuota { none_available(LATER) } else { error }),
         }
     }
 

@@ -106,7 +106,7 @@ impl Bindings {
             return self.places.by_load(wanted).is_ok_and(|key| key.tag != binding.key.tag);
         };
         let has_sibling = || self.places.sibling(wanted, session, record).is_some();
-        let has_other = || self.places.choose(wanted, session, wanted.reach(record)).is_ok();
+        let has_other = || self.places.has_any(wanted, wanted.reach(record));
         match self.places.standing(wanted, record) {
             Standing::Serves(key) => key.tag != binding.key.tag,
             Standing::Aside(reason) => has_sibling() || leaves(reason) && has_other(),
@@ -116,7 +116,7 @@ impl Bindings {
 
     /// What a client is told whose turn nobody can serve in place of `binding`'s key.
     pub fn shortage(&self, wanted: &Wanted<'_>, binding: &Binding) -> Error {
-        self.places.shortage_within(wanted, binding.key.organization_tag)
+        self.places.shortage_of(wanted, binding.record().map_or(Reach::Anywhere, |record| wanted.reach(record)))
     }
 
     /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
@@ -238,16 +238,20 @@ impl Bindings {
 
     /// A session's first binding, by the first of all turns that try.
     async fn create(&self, wanted: &Wanted<'_>, session: &SessionId, budget: &mut Budget) -> Result<Binding, Error> {
-        let (record, result) = match self.inherited(wanted, budget).await {
-            Some(record) => (record, BindingResult::Inherited),
+        let (record, result, chosen) = match self.inherited(wanted, budget).await {
+            Some(record) => (record, BindingResult::Inherited, None),
             None => {
                 let key = self.places.welcome(wanted, session)?;
-                (Record::first(&key, self.places.generation()), BindingResult::Created)
+                (Record::first(&key, self.places.generation()), BindingResult::Created, Some(key))
             }
         };
         match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
             Ok(None) => {
-                let record = self.newer(session, &record).unwrap_or(record);
+                let newer = self.newer(session, &record);
+                if let (None, Some(key)) = (&newer, chosen) {
+                    return Ok(Binding { is_guess: true, ..Binding::stored(&key, session, record, result) });
+                }
+                let record = newer.unwrap_or(record);
                 let binding = self.use_stored(wanted, session, record, self.ttl, budget).await?;
                 let result = if binding.result == BindingResult::Existing { result } else { binding.result };
                 Ok(Binding { result, is_guess: true, ..binding })
@@ -299,7 +303,7 @@ impl Bindings {
 
     /// The key that the session moves to, once it takes one more.
     async fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Arc<Key>, Error> {
-        let mut patience = wanted.patience;
+        let (mut patience, mut is_told) = (wanted.patience, false);
         loop {
             let wait = match self.places.refuge(wanted, session, wanted.reach(record))? {
                 Ok(key) => return Ok(key),
@@ -309,7 +313,9 @@ impl Bindings {
                 return Err(Error::limited("Too many sessions move to the keys that may serve this one.", wait));
             }
             patience -= wait;
-            self.tell_of(session, Decision::Wait, Reason::Crowded);
+            if !std::mem::replace(&mut is_told, true) {
+                self.tell_of(session, Decision::Wait, Reason::Crowded);
+            }
             sleep(wait).await;
         }
     }
@@ -332,7 +338,7 @@ impl Bindings {
             // What nobody of its organization may have the client is told by its own key.
             (None, Some(own), Reason::NoAccess) => own,
             (None, _, Reason::NotLoaded) => return Err(not_loaded()),
-            (None, ..) => return Err(self.places.shortage_within(wanted, record.organization)),
+            (None, ..) => return Err(self.places.shortage_of(wanted, Reach::Organization(record.organization))),
         };
         self.tell(session, Decision::Spill, reason, record, &key);
         let (is_guess, written) = (!record.sealed, Written::Beside(record.clone()));
@@ -368,7 +374,7 @@ impl Bindings {
 
 /// Whether a session that is not sealed leaves its organization for this, where nobody else in it can serve.
 const fn leaves(reason: Reason) -> bool {
-    matches!(reason, Reason::Limited | Reason::Disabled | Reason::Suspected | Reason::Exhausted)
+    matches!(reason, Reason::Limited | Reason::Disabled | Reason::Exhausted)
 }
 
 fn has_moved(binding: Binding) -> Binding {

@@ -307,7 +307,9 @@ impl Conditions {
             .collect();
         let last = refused.iter().max().copied();
         let together = refused.iter().filter(|onset| last.is_some_and(|last| last - **onset <= AT_ONCE)).count();
-        known.is_incident = together * 2 > keys.len();
+        // Once it is one it stays one until most are accepted again, however late the others are met.
+        let most = keys.len();
+        known.is_incident = together * 2 > most || known.is_incident && refused.len() * 2 > most;
     }
 
     /// Gives up what is over.

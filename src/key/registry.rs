@@ -152,8 +152,13 @@ impl Registry {
 
     /// An upstream has answered a turn with `key` like this. A key that is refused is asked at once whether it is meant.
     pub fn observe(&self, key: &Key, ailment: Ailment) {
+        let is_rejected = matches!(ailment, Ailment::Rejected(_));
+        if is_rejected && self.conditions.is(Subject::of(key, ailment.scope()), Condition::Recovering) {
+            // It was asked a moment ago, and accepted: whatever that is worth, turns it refuses.
+            return self.condemn(key, ailment);
+        }
         self.note(key, ailment, Condition::from(ailment));
-        if matches!(ailment, Ailment::Rejected(_)) {
+        if is_rejected {
             self.probe_wanted.notify_one();
         }
     }

@@ -147,6 +147,10 @@ impl Account {
         self.relayed(Reading::default(), Some(Ending::Cut));
     }
 
+    pub fn asked(&self) -> &str {
+        &self.model
+    }
+
     /// What the turn asks for.
     pub fn model(&mut self, model: &str) {
         model.clone_into(&mut self.model);

@@ -36,11 +36,12 @@ impl Books {
         Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed, model: String::new() }
     }
 
-    /// The turn that its lane is at was answered with an error. Returns whether its client has anything of it.
-    pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> bool {
-        let Some(mut turn) = self.lanes.ended(lane) else { return false };
+    /// The turn that its lane is at was answered with an error. Returns whether its client has anything of it, and what it had
+    /// asked for.
+    pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> (bool, String) {
+        let Some(mut turn) = self.lanes.ended(lane) else { return (false, self.model.clone()) };
         turn.account.answered(status);
         turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        turn.has_begun
+        (turn.has_begun, turn.account.asked().to_owned())
     }
 }

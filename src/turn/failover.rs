@@ -44,11 +44,7 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Diagnosis::NoAccess => Verdict::Denied(answer),
             Diagnosis::Failed => Verdict::Again(Ok(answer)),
             Diagnosis::Foreign => Verdict::Foreign(answer),
-            Diagnosis::TooSteep => {
-                let wait = limit::wait_or_usual(limit::wait(&answer.headers, now));
-                let error = Error::limited("The upstream's organization takes no faster growth of its traffic.", wait);
-                Verdict::GiveUp(error, Reason::TooSteep)
-            }
+            Diagnosis::TooSteep => Verdict::GiveUp(too_steep(limit::wait(&answer.headers, now)), Reason::TooSteep),
             Diagnosis::Overloaded(wait) => Verdict::GiveUp(overloaded(wait), Reason::Overloaded),
         },
         // The host's fault, never the key's.
@@ -69,6 +65,11 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Verdict::GiveUp(error, Reason::Unreachable)
         }
     }
+}
+
+/// The traffic grows too fast. Without a time Codex would give up.
+pub fn too_steep(wait: Option<Duration>) -> Error {
+    Error::limited("The upstream's organization takes no faster growth of its traffic.", limit::wait_or_usual(wait))
 }
 
 /// The model has too much to do, whoever asks. Codex gives up on the upstream's own word for it.

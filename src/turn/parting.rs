@@ -7,7 +7,6 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::hop::{Farewell, Lost};
-use crate::error::{Error, Kind};
 
 /// Why a WebSocket ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,12 +39,6 @@ pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
         }
         End::Told(code, reason) => (say(*code, reason), away()),
     }
-}
-
-/// The frame on which every client connects anew, with its full input.
-pub fn connect_anew(lane: Option<&str>) -> String {
-    let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-    Error::new(Kind::ConnectionLimit, message).to_frame(lane)
 }
 
 fn say(code: CloseCode, reason: &'static str) -> Farewell {

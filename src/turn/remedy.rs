@@ -5,11 +5,11 @@ use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
 use super::Gateway;
-use super::failover::overloaded;
+use super::failover::{overloaded, too_steep};
 use crate::binding::Binding;
 use crate::binding::wanted::Wanted;
 use crate::error::{Error, Kind};
-use crate::key::health::Diagnosis;
+use crate::key::health::{Ailment, Diagnosis};
 use crate::limit::wait_or_usual;
 
 /// What the client hears.
@@ -36,6 +36,7 @@ impl Instead {
     /// `wanted`: the refused turn.
     pub async fn of(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: Refused<'_>) -> Self {
         let (bindings, key) = (&gateway.bindings, &binding.key);
+        let is_rejected = matches!(refused.diagnosis, Diagnosis::Ailing(Ailment::Rejected(_)));
         let (is_cured, otherwise) = match refused.diagnosis {
             Diagnosis::Ailing(ailment) => {
                 gateway.registry.observe(key, ailment);
@@ -49,16 +50,22 @@ impl Instead {
                 (bindings.would_leave(wanted, binding), Some(error).filter(|_| !is_told(refused.headers)))
             }
             Diagnosis::Foreign if refused.may_guess && !refused.has_begun => {
-                (bindings.guess_again(wanted, binding, &mut bindings.budget()).await, None)
+                match bindings.guess_again(wanted, binding, &mut bindings.budget()).await {
+                    Ok(has_other) => (has_other, None),
+                    Err(later) => (false, Some(later)),
+                }
             }
             Diagnosis::NoAccess => {
                 gateway.witnesses.heard(&gateway.registry, key, wanted);
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
-            Diagnosis::Foreign | Diagnosis::TooSteep | Diagnosis::Failed | Diagnosis::Sound => (false, None),
+            Diagnosis::TooSteep => (false, Some(too_steep(None)).filter(|_| !is_told(refused.headers))),
+            Diagnosis::Foreign | Diagnosis::Failed | Diagnosis::Sound => (false, None),
         };
         match otherwise {
+            // What is said of our key is never the client's business; anything else it may hear in the upstream's words.
+            Some(error) if refused.has_begun && is_rejected => Self::Error(error),
             _ if refused.has_begun => Self::Nothing,
             _ if is_cured => Self::Anew,
             Some(error) => Self::Error(error),

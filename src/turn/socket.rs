@@ -227,11 +227,11 @@ impl Socket {
             Stage::Created => self.created(&mut self.books_of(id), lane),
             Stage::Ended(terminal) => self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes()),
             Stage::Refused(status, error, headers) => {
-                let has_begun = self.books_of(id).refused(lane, status);
+                let (has_begun, model) = self.books_of(id).refused(lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
                 let may_guess = self.binding.is_guess && !self.books().is_confirmed;
                 let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess };
-                return self.instead(lane, refused).await.map_or(text, Utf8Bytes::from);
+                return self.instead(lane, &model, refused).await.map_or(text, Utf8Bytes::from);
             }
         };
         let mut budget = self.gateway.bindings.budget();
@@ -288,8 +288,7 @@ impl Socket {
     }
 
     /// What the client hears in place of an error frame.
-    async fn instead(&self, lane: Option<&str>, refused: Refused<'_>) -> Option<String> {
-        let model = self.books().model.clone();
+    async fn instead(&self, lane: Option<&str>, model: &str, refused: Refused<'_>) -> Option<String> {
         let mut wanted = Wanted {
             session: self.binding.session.clone(),
             lineage: self.lineage.clone(),
@@ -297,7 +296,7 @@ impl Socket {
             carries_sealed: Sealed::Known(refused.diagnosis == Diagnosis::Foreign),
             turn_state: None,
             by_websocket: true,
-            model: &model,
+            model,
             patience: self.gateway.options.wait,
             refused: Vec::new(),
             failed: Vec::new(),
@@ -313,6 +312,12 @@ impl Socket {
     /// Waits until something else than its two ends ends the connection.
     async fn told(&self) -> End {
         let (mut clients, mut operators) = (self.gateway.clients.follow(), self.gateway.registry.follow());
+        let closing = async {
+            self.gateway.sockets.closing.cancelled().await;
+            sleep(self.gateway.sockets.moment()).await;
+        };
+        tokio::pin!(closing);
+        let mut is_leaving = false;
         loop {
             let admitted = self.gateway.clients.get().admit(self.pass).cloned();
             let may_stay =
@@ -320,33 +325,25 @@ impl Socket {
             if !admitted.is_some_and(may_stay) {
                 return End::Told(CloseCode::Policy, "the token was revoked");
             }
-            if self.gateway.registry.is_closed(&self.binding.key) {
-                return self.between_turns().await;
+            is_leaving |= self.gateway.registry.is_closed(&self.binding.key);
+            let quiet = self.quiet.notified();
+            if is_leaving && self.is_quiet() {
+                return End::Told(CloseCode::Away, "");
             }
             tokio::select! {
                 Ok(()) = clients.changed() => {}
                 Ok(()) = operators.changed() => {}
-                () = self.leaving.notified() => return self.between_turns().await,
-                () = self.gateway.sockets.closing.cancelled() => {
-                    sleep(self.gateway.sockets.moment()).await;
-                    return self.between_turns().await;
-                }
+                () = quiet, if is_leaving => {}
+                () = self.leaving.notified(), if !is_leaving => is_leaving = true,
+                () = &mut closing, if !is_leaving => is_leaving = true,
             }
         }
     }
 
-    async fn between_turns(&self) -> End {
-        loop {
-            let quiet = self.quiet.notified();
-            let is_quiet = {
-                let books = self.books();
-                books.lanes.is_idle() && !books.is_passing
-            };
-            if is_quiet {
-                return End::Told(CloseCode::Away, "");
-            }
-            quiet.await;
-        }
+    /// Whether nothing is in flight, nor on its way to the client.
+    fn is_quiet(&self) -> bool {
+        let books = self.books();
+        books.lanes.is_idle() && !books.is_passing
     }
 
     /// Both ends are told why, and each turn in flight that it will have no answer.

@@ -74,7 +74,10 @@ impl Prober {
     /// Asks the upstream whether it accepts a key that it has refused.
     async fn confirm(&self, subject: Subject) {
         let loaded = self.registry.loaded();
-        let Some(key) = loaded.table.keys().iter().find(|key| subject.concerns(key)) else { return };
+        // One that is refused by itself says nothing of its organization.
+        let is_sound = |key: &&Arc<Key>| !self.registry.conditions.is(Subject::of(key, Scope::Key), Condition::Rejected);
+        let concerned = || loaded.table.keys().iter().filter(|key| subject.concerns(key));
+        let Some(key) = concerned().find(is_sound).or_else(|| concerned().next()) else { return };
         let scope = if matches!(subject, Subject::Organization(_)) { Scope::Organization } else { Scope::Key };
         self.metrics.decided(Decision::Probe, Reason::Rejected);
         let status = is_accepted(key).await;

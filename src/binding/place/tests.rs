@@ -121,7 +121,7 @@ proptest! {
                 prop_assert!(!registry.is_well(own, "m"));
             }
         }
-        let shortage = places.shortage_within(&wanted, record.organization);
+        let shortage = places.shortage_of(&wanted, home);
         let is_final = shortage.kind == Kind::InsufficientQuota;
         prop_assert!(is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)), "{shortage:?}");
     }

@@ -98,12 +98,15 @@ async fn nonsense_is_clamped() {
         Ill::limited_in_words("-5"),
         Ill::limited_in_words("99999999999"),
         Ill::limited_in_words("1e400"),
+        Ill::limited_in_words("0"),
+        Ill::limited_in_silence().header("retry-after-ms", "0"),
     ] {
         let cluster = three().replicas(1).keys(siblings("org-a", 1)).start().await;
         cluster.upstream().ails(ill.clone()).await;
         let ended = Codex::new(cluster.address(), ALICE).turn("first").await;
         assert_eq!(ended.answer.status, 429, "{ill:?}");
         assert!((1..=3_600).contains(&waits(&ended.answer)), "{ill:?}: {}", waits(&ended.answer));
+        assert!(cluster.turns().await.len() <= 3, "{ill:?}: it was not asked again and again");
     }
 }
 
