@@ -72,8 +72,7 @@ async fn what_happens_to_a_session_is_in_its_trail() {
         replica.shows("warmkey_store_up", 0.0).await;
     }
     cluster.upstream().exhaust("org-a").await;
-    // The drained key has credit neither, but nobody has asked it.
-    assert_eq!(codex.turn("no credit").await.answer.status, 503);
+    assert_eq!(codex.turn("no credit").await.answer.status, 429);
     let shown = cluster.replicas[1].session(&id).await;
     assert_eq!((&shown["binding"]["key"], &shown["binding"]["stored"]), (&json!(sibling), &json!(false)), "{shown}");
     cluster.redis().restart().await;
