@@ -64,7 +64,7 @@ impl Bindings {
                 (spilled, _) => spilled,
             },
             Standing::Gone(reason) => self.move_home(wanted, session, known, reason),
-            Standing::Elsewhere => self.detour(wanted, session),
+            Standing::Elsewhere => self.detour(wanted, session, &known.record),
         }
     }
 

@@ -252,7 +252,7 @@ impl Places {
                     allowed.iter().copied().filter(|other| other.organization_tag == key.organization_tag).collect();
                 self.registry.loads.is_above_share(key, &siblings)
             };
-            !(is_heeded && is_held(key)) && !is_crowded()
+            !(is_crowded() || is_heeded && is_held(key))
         }
     }
 

@@ -232,7 +232,7 @@ impl Bindings {
                 spilled => spilled,
             },
             Standing::Gone(reason) => self.replace(wanted, session, record, reason, budget).await,
-            Standing::Elsewhere => self.detour(wanted, session),
+            Standing::Elsewhere => self.detour(wanted, session, &record),
         }
     }
 
@@ -291,7 +291,7 @@ impl Bindings {
                 }
                 Standing::Aside(reason) => return self.spill(wanted, session, &held, reason).map(has_moved),
                 Standing::Gone(now) => (record, reason) = (held, now),
-                Standing::Elsewhere => return self.detour(wanted, session),
+                Standing::Elsewhere => return self.detour(wanted, session, &held),
             }
         }
         Err(none_in_use())
@@ -346,9 +346,13 @@ impl Bindings {
     }
 
     /// Serves the turn where the response is stored that it goes on from, and leaves the binding alone: it is to another project.
-    pub(super) fn detour(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+    /// An answer of the session's own organization seals it as a sibling's would.
+    pub(super) fn detour(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
         let key = self.places.choose(wanted, session, wanted.within)?;
-        Ok(has_moved(Binding::passing(&key, Some(session), BindingResult::Spilled)))
+        self.tell(session, Decision::Spill, Reason::Stored, record, &key);
+        let is_home = key.organization_tag == record.organization;
+        let written = if is_home { Written::Beside(record.clone()) } else { Written::Nowhere };
+        Ok(has_moved(Binding::new(&key, Some(session), written, BindingResult::Spilled)))
     }
 
     /// What is stored was written by a newer version: it knows better, so its word is neither used nor overwritten.

@@ -49,6 +49,7 @@ pub enum Why {
     NoAccess,
 }
 
+#[derive(Default)]
 pub struct Conditions {
     known: RwLock<Known>,
     /// Told when there is something to tell.
@@ -116,10 +117,6 @@ impl Known {
 }
 
 impl Conditions {
-    pub fn new() -> Self {
-        Self { known: RwLock::default(), news: Notify::new() }
-    }
-
     /// What `key` can do for a turn that asks for `model`.
     pub fn fitness(&self, key: &Key, model: &str) -> Fitness {
         let known = self.read();

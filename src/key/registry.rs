@@ -59,7 +59,7 @@ impl Registry {
             probe_wanted: Notify::new(),
             changes: watch::Sender::new(0),
             metrics,
-            conditions: Conditions::new(),
+            conditions: Conditions::default(),
             loads,
             rooms: Rooms::default(),
             surges: Surges::default(),

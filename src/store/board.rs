@@ -61,11 +61,13 @@ struct Kept {
     text: String,
 }
 
-impl InProcess {
-    pub fn new() -> Self {
+impl Default for InProcess {
+    fn default() -> Self {
         Self { origin: Instant::now(), version: 0, notes: BTreeMap::new(), replicas: BTreeMap::new() }
     }
+}
 
+impl InProcess {
     pub fn hear(&mut self, word: &Word<'_>) -> Board {
         // From 1 on: no stamp is 0.
         let now = millis(self.origin.elapsed()) + 1;
@@ -136,7 +138,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_one_notes_all_hear_once() {
-        let mut board = InProcess::new();
+        let mut board = InProcess::default();
         let own = say(&mut board, "one", 0, &[note("a", "ill", 1_000), note("b", "off", 0)]);
         assert_eq!(names(&own), "a=ill b=off ");
         let other = say(&mut board, "two", 0, &[]);
@@ -151,20 +153,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_same_word_shortens_no_life_and_an_old_one_replaces_nothing_newer() {
-        let mut board = InProcess::new();
+        let mut board = InProcess::default();
         say(&mut board, "one", 0, &[note("a", "ill", 9_000)]);
         let again = say(&mut board, "one", 0, &[note("a", "ill", 1_000)]);
         assert_eq!(again.notes[0].life, Some(Duration::from_millis(9_000)));
         let lost = Note { stamp: again.notes[0].stamp - 1, ..note("a", "well", 0) };
         assert_eq!(names(&say(&mut board, "two", 0, std::slice::from_ref(&lost))), "a=ill ");
-        let mut fresh = InProcess::new();
+        let mut fresh = InProcess::default();
         let told = say(&mut fresh, "two", 0, std::slice::from_ref(&lost));
         assert_eq!((names(&told).as_str(), told.notes[0].stamp), ("a=well ", lost.stamp));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_or_is_silent_does_nothing_any_more() {
-        let mut board = InProcess::new();
+        let mut board = InProcess::default();
         for replica in ["one", "two", "three"] {
             say(&mut board, replica, 0, &[]);
         }

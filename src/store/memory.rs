@@ -24,7 +24,7 @@ impl Memory {
     pub fn new(capacity: usize) -> Self {
         let map = || Mutex::new(Expiring::new(capacity));
         let trails = Mutex::new(Expiring::new(capacity));
-        Self { bindings: map(), beside: map(), trails, board: Mutex::new(InProcess::new()) }
+        Self { bindings: map(), beside: map(), trails, board: Mutex::new(InProcess::default()) }
     }
 
     pub fn get(&self, id: &str) -> Option<Held> {
@@ -89,7 +89,7 @@ impl Memory {
 
     #[cfg(test)]
     pub fn forget_board(&self) {
-        *self.board.lock().unwrap() = InProcess::new();
+        *self.board.lock().unwrap() = InProcess::default();
     }
 
     #[cfg(test)]

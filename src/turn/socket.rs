@@ -131,7 +131,11 @@ impl Socket {
             };
             let message = match message {
                 Ok(message) => message,
-                Err(lost) => return End::Upstream(lost),
+                Err(lost) => {
+                    // What came before has come.
+                    let _ = self.flush().await;
+                    return End::Upstream(lost);
+                }
             };
             let event = match &message {
                 Message::Text(text) => Event::read(text.as_bytes()),

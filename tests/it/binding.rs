@@ -145,6 +145,11 @@ async fn b3_single_winner_rebind(shape: Shape) {
             cluster.change(|cluster| cluster.keys(weights(number)));
             cluster.replace(number).await;
         }
+        // What replicas know they tell each other again.
+        cluster.replicas[0].word("probe", &first[0]).await;
+        for replica in &cluster.replicas {
+            replica.shows(&format!("warmkey_key_state{{key=\"{}\",state=\"ready\"}}", first[0]), 1.0).await;
+        }
     }
 }
 

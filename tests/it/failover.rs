@@ -149,8 +149,9 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
         }
         cluster.upstream().heal().await;
     }
-    for replica in &cluster.replicas {
-        for key in ["org-a-1", "org-a-2"] {
+    for key in ["org-a-1", "org-a-2"] {
+        cluster.replicas[1].word("probe", key).await;
+        for replica in &cluster.replicas {
             replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
         }
     }

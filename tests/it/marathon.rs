@@ -4,6 +4,8 @@
 //! Judged by the upstream's record, phase by phase: a session may leave its key only where that phase has taken the key from it,
 //! or made it short; and never its organization.
 
+#![expect(clippy::print_stdout, reason = "what it prints is the figures of a phase, for those who ask with --nocapture")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,8 +38,8 @@ fn keys() -> Vec<Key> {
 }
 
 enum Player {
-    Http(Codex),
-    Socket(Talk),
+    Http(Box<Codex>),
+    Socket(Box<Talk>),
 }
 
 impl Player {
@@ -100,7 +102,7 @@ impl Marathon {
         let cluster = cluster.balanced().simulator("time_scale = 10.0").start().await;
         let player = |number: usize| {
             let codex = Codex::new(cluster.address(), ALICE).patient();
-            if number % 2 == 0 { Player::Http(codex) } else { Player::Socket(codex.by_websocket()) }
+            if number.is_multiple_of(2) { Player::Http(Box::new(codex)) } else { Player::Socket(Box::new(codex.by_websocket())) }
         };
         let players = (0..sessions).map(player).collect();
         Self {

@@ -106,28 +106,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_store_that_has_lost_an_operators_word_hears_it_again_whatever_else_it_hears() {
-        let (one, two) = (Conditions::new(), Conditions::new());
-        let mut board = InProcess::new();
+        let (one, two) = (Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
         say(&one, Condition::Disabled);
         beat(&one, &mut board);
         beat(&two, &mut board);
         assert!(one.is_told() && two.is(subject(), Condition::Disabled));
         // Another word comes before anybody has seen that the board is empty: its version does not fall.
-        let mut board = InProcess::new();
+        let mut board = InProcess::default();
         tokio::time::advance(Duration::from_secs(60)).await;
         two.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(9)));
         for one in [&two, &two, &one] {
             beat(one, &mut board);
         }
-        let fresh = Conditions::new();
+        let fresh = Conditions::default();
         beat(&fresh, &mut board);
         assert!([&one, &two, &fresh].iter().all(|one| one.is(subject(), Condition::Disabled)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_old_word_does_not_come_back() {
-        let (one, two, away) = (Conditions::new(), Conditions::new(), Conditions::new());
-        let mut board = InProcess::new();
+        let (one, two, away) = (Conditions::default(), Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
         say(&one, Condition::Disabled);
         for each in [&one, &two, &away] {
             beat(each, &mut board);
@@ -137,7 +137,7 @@ mod tests {
         beat(&one, &mut board);
         beat(&two, &mut board);
         // The store is emptied, and the first one to speak was away meanwhile.
-        let mut board = InProcess::new();
+        let mut board = InProcess::default();
         for each in [&away, &away, &one, &one, &two, &away] {
             beat(each, &mut board);
         }
@@ -146,8 +146,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_met_is_over_once_the_board_does_not_say_it_any_more() {
-        let (one, two) = (Conditions::new(), Conditions::new());
-        let mut board = InProcess::new();
+        let (one, two) = (Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
         say(&one, Condition::Rejected);
         beat(&one, &mut board);
         beat(&two, &mut board);

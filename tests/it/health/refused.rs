@@ -111,7 +111,7 @@ async fn what_a_project_may_not_is_believed_of_two_clients() {
         assert_eq!(attempts(&cluster, &codex, before).await.len(), 1, "nobody else is asked");
     }
     goes_on(&cluster, &mut codex, 3).await;
-    assert_eq!(path(&cluster, &codex).await, [turn.key.clone()], "one client's word changes nothing");
+    assert_eq!(path(&cluster, &codex).await, std::slice::from_ref(&turn.key), "one client's word changes nothing");
     let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
     cluster.upstream().ails(Ill::withdrawn().project(project).model("gpt-6")).await;
     let mut told = BTreeSet::new();
