@@ -134,7 +134,8 @@ async fn a_drained_key_is_left_for_good() {
 
 #[tokio::test]
 async fn a_websocket_hears_the_word_between_its_turns() {
-    let cluster = three_replicas().start().await;
+    // Wherever a session begins, there is a sibling to go to.
+    let cluster = three_replicas().keys(siblings("org-a", 3)).start().await;
     for verb in ["disable", "drain"] {
         let mut talk = Codex::new(cluster.replicas[0].address(), ALICE).by_websocket();
         talk.turn("one").await;
