@@ -305,11 +305,9 @@ impl Conditions {
                 onset(Scope::Key).or_else(|| onset(Scope::Organization))
             })
             .collect();
-        let last = refused.iter().max().copied();
-        let together = refused.iter().filter(|onset| last.is_some_and(|last| last - **onset <= AT_ONCE)).count();
-        // Once it is one it stays one until most are accepted again, however late the others are met.
-        let most = keys.len();
-        known.is_incident = together * 2 > most || known.is_incident && refused.len() * 2 > most;
+        // Whenever that was: it stays one until most are accepted again, however late the others are met.
+        let until = |last: &Instant| refused.iter().filter(|onset| **onset <= *last && *last - **onset <= AT_ONCE).count();
+        known.is_incident = refused.iter().any(|last| until(last) * 2 > keys.len());
     }
 
     /// Gives up what is over.

@@ -40,6 +40,7 @@ impl Instead {
         let (is_cured, otherwise) = match refused.diagnosis {
             Diagnosis::Ailing(ailment) => {
                 gateway.registry.observe(key, ailment);
+                gateway.registry.settled(key).await;
                 wanted.refused.push(key.tag);
                 (bindings.would_leave(wanted, binding), Some(bindings.shortage(wanted, binding)))
             }

@@ -163,6 +163,14 @@ impl Upstream {
         .await
     }
 
+    /// The question whether a key is accepted is answered: it is not.
+    pub async fn is_probed(&self) {
+        let (mut stream, _) = within(SOON, "a probe", self.0.accept()).await.expect("the listener accepts");
+        let (line, headers, rest) = read_head(&mut stream).await.expect("a request has a head");
+        assert!(line.contains("/models"), "{line}");
+        Asked { line, headers, rest, stream }.refuse("401 Unauthorized", "invalid_api_key").await;
+    }
+
     /// The next WebSocket.
     pub async fn accept(&self) -> Socket {
         self.asked().await.accept("").await

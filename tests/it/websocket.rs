@@ -138,7 +138,12 @@ async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
         there.text().await;
         let refusal = json!({ "type": "error", "status": status, "error": { "type": "t", "code": code, "message": "canary" } });
         there.send(&refusal.to_string()).await;
-        let frame = client.json().await;
+        let asked = async {
+            if status == 401 {
+                upstream.is_probed().await;
+            }
+        };
+        let (frame, ()) = tokio::join!(client.json(), asked);
         let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
         let error = json!({ "type": "invalid_request_error", "code": "websocket_connection_limit_reached", "message": message });
         assert_eq!(frame, json!({ "type": "error", "status": 400, "error": error }));
