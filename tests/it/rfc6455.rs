@@ -213,13 +213,12 @@ async fn a_close_is_answered_and_carried_to_the_other_end() {
     let (_cluster, upstream, address) = gateway().await;
     let reason = "é".repeat(61);
     for side in SIDES {
-        for code in [1000, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000, 4999] {
+        for code in [1000_u16, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000, 4999] {
             let (mut here, mut there) = open(address, &upstream, side).await;
-            says(&mut here, code, &reason).await;
-            // Whatever comes behind it is not looked at.
-            here.frame(TEXT, &json("after")).await;
-            assert_eq!(here.closed().await, code, "{side:?}");
             let word = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
+            // Whatever comes behind it is not looked at. Later it would find nobody, and be answered with a reset.
+            here.send(&[side.frame(CLOSE, &word), side.frame(TEXT, &json("after"))].concat()).await;
+            assert_eq!(here.closed().await, code, "{side:?}");
             assert_eq!(there.next().await, (CLOSE, word), "{side:?}");
             says(&mut there, code, "").await;
             there.ends().await;

@@ -54,7 +54,11 @@ async fn a_dead_shard_concerns_only_its_own_sessions() {
         for (codex, shard) in &mut sessions {
             let before = counts(cluster.replica()).await;
             codex.turn("a shard is dead").await.served();
-            let after = counts(cluster.replica()).await;
+            let after = eventually(SOON, "the turn in the books", async || {
+                let after = counts(cluster.replica()).await;
+                (after != before).then_some(after)
+            })
+            .await;
             let (existing, degraded) = (after.0 - before.0, after.1 - before.1);
             let expected = if *shard == 2 { (0.0, 1.0) } else { (1.0, 0.0) };
             assert_eq!((existing, degraded), expected, "round {round}, shard {shard}");
