@@ -56,6 +56,7 @@ def a_key_is_revoked(codex, by_socket):
     keys = [turn["key"] for turn in answers(codex.world.record(run.session))]
     check(len(set(keys[1:])) == 1 and keys[0] != keys[1], f"one move: {keys}")
     check(keys[1].startswith(first["key"][0]), f"within its organization: {keys}")
+    codex.world.heal(first["key"])
 
 
 def an_organization_is_exhausted(codex):

@@ -36,11 +36,12 @@ def wait_for(what, probe, seconds=15):
     return answer
 
 
-def get(url, order=None):
+def get(url, order=None, method=None):
     """The body of an answer; with an `order`, it is posted as JSON."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     body = None if order is None else json.dumps(order).encode()
-    with opener.open(url, body, timeout=5) as answer:
+    request = urllib.request.Request(url, body, method=method)
+    with opener.open(request, timeout=5) as answer:
         return answer.read()
 
 

@@ -140,3 +140,10 @@ token = "{self.token}"
 
     def fault(self, **fault):
         self._simulated("fault", fault)
+
+    def heal(self, key):
+        """The upstream has no fault any more, and all replicas know that this key is well."""
+        get(f"http://{self.upstream}/_sim/fault", method="DELETE")
+        get(f"http://{self.admin[REPLICAS[0]]}/keys/{key}/probe", {})
+        state = lambda replica: {one["id"]: one["state"] for one in json.loads(get(f"http://{self.admin[replica]}/keys"))}
+        wait_for(f"{key} in use again", lambda: all(state(replica)[key] != "disabled" for replica in REPLICAS))
