@@ -101,6 +101,12 @@ impl Error {
         Self::new(Kind::RateLimitExceeded, message).retry_after(wait)
     }
 
+    /// As a handshake is told it: that a key is short is no limit of the connection's, and every client comes again after a 503.
+    pub fn for_handshake(self) -> Self {
+        let kind = if self.kind == Kind::RateLimitExceeded { Kind::NoKeyAvailable } else { self.kind };
+        Self { kind, ..self }
+    }
+
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self

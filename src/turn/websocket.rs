@@ -90,7 +90,8 @@ impl Gateway {
         let model = announced_model(&head.headers).unwrap_or_default();
         let mut wanted = self.wanted(&client, &head.headers, identity, &model, Sealed::Known(false), true);
         let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
+        let served = self.serve(account, &mut sending, &mut wanted, found).await;
+        let (binding, answer) = served.map_err(|error| error.for_handshake())?;
         let lineage = wanted.lineage;
         Ok(Connected { client, lineage, binding, answer })
     }

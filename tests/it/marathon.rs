@@ -198,7 +198,8 @@ impl Marathon {
 async fn sessions_stay_whatever_happens_to_keys() {
     let is_long = std::env::var_os("WARMKEY_LONG").is_some();
     let mut marathon = Marathon::start(if is_long { 2_000 } else { 200 }).await;
-    let many = if is_long { 400 } else { 40 };
+    // As often with many sessions as with few: a limit that struck each of them would outlast what clients bear.
+    let many = 40;
     marathon.phase("calm", &Trouble::default()).await;
 
     // One project is waited for, one is left to its sibling for a while.
