@@ -11,6 +11,9 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 /// Tells the official SDKs whether another try can help; without it they try again by status alone.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
+/// How often it is looked whether an exhausted quota is there again.
+const QUOTA: Duration = Duration::from_secs(600);
+
 /// Who failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -129,6 +132,11 @@ impl Error {
         self.kind.describe().3
     }
 
+    /// When to come again, where that is told. Every 429 tells it, also one that its code makes final.
+    fn wait(&self) -> Option<Duration> {
+        self.retry_after.or((self.kind == Kind::InsufficientQuota).then_some(QUOTA))
+    }
+
     /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on anything else.
     pub fn to_response(&self) -> Response<Body> {
         let (status, code, class, fault) = self.kind.describe();
@@ -144,7 +152,7 @@ impl Error {
         if is_final || self.kind == Kind::InsufficientQuota {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
-        if let Some(wait) = self.retry_after {
+        if let Some(wait) = self.wait() {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
         }
         response
@@ -163,7 +171,7 @@ impl Error {
             frame.push_str(r#","param":"previous_response_id""#);
         }
         frame.push('}');
-        if let Some(wait) = self.retry_after {
+        if let Some(wait) = self.wait() {
             frame.push_str(&format!(r#","headers":{{"retry-after":"{}"}}"#, whole_seconds(wait)));
         }
         frame.push('}');

@@ -330,9 +330,8 @@ async fn a_project_that_cannot_serve_is_named_and_nobody_serves_instead() {
             let answer = chain.after(&id).asks(json!({})).await;
             assert_eq!((answer.status, answer.code().as_str()), (status, code), "{}", answer.text());
             assert!(answer.text().contains("org-a/two"), "{}", answer.text());
-            // Where credit is gone waiting does not help.
             let wait = answer.header("retry-after").and_then(|wait| wait.parse::<u32>().ok());
-            assert_eq!(wait.is_some_and(|wait| wait > 0), code != "insufficient_quota", "{wait:?}");
+            assert!(wait.is_some_and(|wait| wait > 0), "{wait:?}");
         }
         let turns = cluster.turns().await;
         let gone_on = turns.iter().filter(|turn| turn.previous_response_id.is_some());

@@ -144,7 +144,7 @@ async fn an_exhausted_organization_is_told_once() {
         codex.moves_to(cluster.replicas[number].address());
         let ended = codex.turn("no credit").await;
         assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "insufficient_quota"));
-        assert_eq!((ended.answer.header("x-should-retry"), ended.answer.header("retry-after")), (Some("false"), None));
+        assert_eq!((ended.answer.header("x-should-retry"), ended.answer.header("retry-after")), (Some("false"), Some("600")));
         assert!(ended.answer.text().contains("Add credit"), "{}", ended.answer.text());
         all_know(&cluster, "org-a-1", "disabled").await;
     }
