@@ -124,5 +124,5 @@ async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
     assert!(ended.answer.status == 200 && ended.answer.text().contains("event: response.failed"));
     cluster.replica().shows(&format!("warmkey_key_state{{key=\"{}\",state=\"disabled\"}}", turn.key), 1.0).await;
     assert_eq!(codex.turn("known").await.answer.code(), "insufficient_quota");
-    assert!(decided(&cluster, "refuse", "exhausted").await >= 0.0);
+    assert!(decided(&cluster, "refuse", "exhausted").await >= 1.0, "and it is told");
 }
