@@ -68,6 +68,12 @@ impl Default for InProcess {
 }
 
 impl InProcess {
+    /// Loses everything but its clock, as a store does that comes back empty.
+    #[cfg(test)]
+    pub fn forget(&mut self) {
+        *self = Self { origin: self.origin, ..Self::default() };
+    }
+
     pub fn hear(&mut self, word: &Word<'_>) -> Board {
         // From 1 on: no stamp is 0.
         let now = millis(self.origin.elapsed()) + 1;

@@ -89,7 +89,7 @@ impl Memory {
 
     #[cfg(test)]
     pub fn forget_board(&self) {
-        *self.board.lock().unwrap() = InProcess::default();
+        self.board.lock().unwrap().forget();
     }
 
     #[cfg(test)]

@@ -113,7 +113,7 @@ mod tests {
         beat(&two, &mut board);
         assert!(one.is_told() && two.is(subject(), Condition::Disabled));
         // Another word comes before anybody has seen that the board is empty: its version does not fall.
-        let mut board = InProcess::default();
+        board.forget();
         tokio::time::advance(Duration::from_secs(60)).await;
         two.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(9)));
         for one in [&two, &two, &one] {
@@ -137,7 +137,8 @@ mod tests {
         beat(&one, &mut board);
         beat(&two, &mut board);
         // The store is emptied, and the first one to speak was away meanwhile.
-        let mut board = InProcess::default();
+        board.forget();
+        tokio::time::advance(Duration::from_secs(1)).await;
         for each in [&away, &away, &one, &one, &two, &away] {
             beat(each, &mut board);
         }
