@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::balancer::Balancer;
 use crate::cable::Cable;
-use crate::patience::{SOON, eventually};
+use crate::patience::{SOON, Watchdog, eventually};
 use crate::process::Folder;
 use crate::recorder::Recorder;
 use crate::redis::Redis;
@@ -226,7 +226,16 @@ impl Cluster {
             Some(shape) => Some(Store::start(shape, folder.path(), &self.redis_arguments).await),
             None => None,
         };
-        let mut running = Running { description: self, replicas: Vec::new(), balancer: None, store, cable, simulator, folder };
+        let mut running = Running {
+            description: self,
+            replicas: Vec::new(),
+            balancer: None,
+            store,
+            cable,
+            simulator,
+            folder,
+            _watchdog: Watchdog::new(),
+        };
         for number in 0..running.description.replicas {
             let text = running.configuration(number);
             running.replicas.push(Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await);
@@ -248,6 +257,7 @@ pub struct Running {
     store: Option<Store>,
     description: Cluster,
     folder: Folder,
+    _watchdog: Watchdog,
 }
 
 impl Running {

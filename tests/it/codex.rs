@@ -101,7 +101,7 @@ impl Codex {
         self
     }
 
-    /// Tries again as Codex does: on a connection that fails or breaks, on 5xx, and on 429 with a wait.
+    /// Tries again as Codex does: on a connection that fails or breaks, on 5xx, and on 429 with a wait, unless it is for good.
     pub const fn patient(mut self) -> Self {
         self.patience = 5;
         self
@@ -221,6 +221,7 @@ impl Codex {
             let wait = match &answer {
                 _ if completed || attempts > self.patience => None,
                 None => Some(pause),
+                Some(answer) if answer.status == 429 && answer.code() == "insufficient_quota" => None,
                 Some(answer) if answer.status == 429 => {
                     answer.header("retry-after").and_then(|wait| wait.parse().ok()).map(Duration::from_secs)
                 }

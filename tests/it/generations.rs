@@ -55,13 +55,16 @@ impl Players {
 
 /// How many of `count` new sessions each key serves.
 async fn newcomers(cluster: &Running, count: usize) -> BTreeMap<String, usize> {
-    let mut keys = BTreeMap::new();
+    let mut sessions = Vec::new();
     for number in 0..count {
         let mut codex = Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
         codex.turn("first").await.served();
-        for key in path_of(&cluster.turns().await, &codex.session) {
-            *keys.entry(key).or_default() += 1;
-        }
+        sessions.push(codex.session);
+    }
+    let turns = cluster.turns().await;
+    let mut keys = BTreeMap::new();
+    for key in sessions.iter().flat_map(|session| path_of(&turns, session)) {
+        *keys.entry(key).or_default() += 1;
     }
     keys
 }

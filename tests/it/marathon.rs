@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::{Codex, Talk};
+use crate::patience::is_long;
 use crate::redis::shape::Shape;
 use crate::simulator::{Ill, Key, Turn};
 
@@ -196,8 +197,7 @@ impl Marathon {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_stay_whatever_happens_to_keys() {
-    let is_long = std::env::var_os("WARMKEY_LONG").is_some();
-    let mut marathon = Marathon::start(if is_long { 2_000 } else { 200 }).await;
+    let mut marathon = Marathon::start(if is_long() { 2_000 } else { 200 }).await;
     // As often with many sessions as with few: a limit that struck each of them would outlast what clients bear.
     let many = 40;
     marathon.phase("calm", &Trouble::default()).await;

@@ -1,6 +1,8 @@
 //! Bounded waiting. Every wait of a test has a limit and a name, and waits for a state, never for time to pass.
 
 use std::future::Future;
+use std::io::Write;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -9,6 +11,36 @@ use tokio::time::{Instant, sleep, timeout};
 pub const SOON: Duration = Duration::from_secs(20);
 /// How long a whole answer may take.
 pub const ANSWER: Duration = Duration::from_secs(60);
+
+/// How long a whole test may take. It ends by its own waits long before.
+const TEST: Duration = Duration::from_secs(5 * 60);
+const LONG_TEST: Duration = Duration::from_secs(40 * 60);
+
+/// Whether the long versions of tests are asked for.
+pub fn is_long() -> bool {
+    std::env::var_os("WARMKEY_LONG").is_some()
+}
+
+/// Ends everything if it is not dropped in time, by name: a test that hangs must not be one that nobody hears of.
+pub struct Watchdog {
+    _is_over: Sender<()>,
+}
+
+impl Watchdog {
+    pub fn new() -> Self {
+        let (is_over, ending) = channel::<()>();
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
+        let limit = if is_long() { LONG_TEST } else { TEST };
+        std::thread::spawn(move || {
+            if ending.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                // Past the capture of what tests print.
+                let _ = writeln!(std::io::stderr(), "{test}: not over within {limit:?}");
+                std::process::exit(101);
+            }
+        });
+        Self { _is_over: is_over }
+    }
+}
 
 pub const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)

@@ -116,6 +116,7 @@ async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)
             "response.completed" => return Some((event, items)),
             "response.failed" | "response.incomplete" => panic!("the turn is completed: {text}"),
             "error" => {
+                assert_ne!(event["error"]["code"], "insufficient_quota", "the turn goes on: {text}");
                 if let Some(wait) = event["headers"]["retry-after"].as_str().and_then(|wait| wait.parse().ok()) {
                     tokio::time::sleep(Duration::from_secs(wait)).await;
                     return None;

@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::cable::{Cable, Weather};
+use crate::patience::is_long;
 use crate::process::Folder;
 use crate::redis::Redis;
 
 /// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a minute.
 fn a_long_time() -> Duration {
-    if std::env::var_os("WARMKEY_LONG").is_some() { Duration::from_secs(60) } else { AWAY }
+    if is_long() { Duration::from_secs(60) } else { AWAY }
 }
 
 /// Three replicas, each with a cable of its own to the one Redis.
