@@ -20,6 +20,7 @@ pub mod conditions;
 pub mod load;
 pub mod room;
 pub mod surge;
+pub mod resolve;
 pub mod table;
 pub mod generation;
 pub mod registry;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::resolve::Resolver;
 use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
 
 /// All keys, in the order of the configuration.
@@ -186,6 +187,7 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .connect_timeout(wiring.connect_timeout)
+        .dns_resolver(Resolver::shared())
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .no_proxy();

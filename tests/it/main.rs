@@ -40,6 +40,7 @@ mod weather;
 
 mod generations;
 mod health;
+mod hosts;
 mod marathon;
 mod reload;
 mod roll;

@@ -18,23 +18,31 @@ impl Certificates {
         let made = Self { folder };
         let authority = [&["-subj", "/CN=warmkey test authority", "-addext", "keyUsage=critical,keyCertSign"][..]].concat();
         made.certify("ca", &authority).await;
-        let (ca, key) = (made.path("ca.pem"), made.path("ca.key"));
-        let server = ["-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"];
-        let signed = ["-addext", "basicConstraints=critical,CA:FALSE", "-CA", &ca, "-CAkey", &key];
-        made.certify("server", &[&server[..], &signed].concat()).await;
+        made.server("server", "IP:127.0.0.1,DNS:localhost").await;
         made
+    }
+
+    /// Another server that the authority vouches for under `names`.
+    pub async fn server(&self, name: &str, names: &str) {
+        let (ca, key, names) = (self.path("ca.pem"), self.path("ca.key"), format!("subjectAltName={names}"));
+        self.certify(name, &[&plain(&names)[..], &["-CA", &ca, "-CAkey", &key]].concat()).await;
+    }
+
+    /// The same, until yesterday.
+    pub async fn expired(&self, name: &str, names: &str) {
+        let (ca, key, own) = (self.path("ca.pem"), self.path("ca.key"), self.path(&format!("{name}.pem")));
+        self.certify(name, &plain(&format!("subjectAltName={names}"))).await;
+        run(Command::new("openssl").args(["x509", "-in", &own, "-CA", &ca, "-CAkey", &key, "-days", "-1", "-out", &own])).await;
     }
 
     async fn certify(&self, name: &str, options: &[&str]) {
         let mut command = Command::new("openssl");
         command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
         command.arg("-keyout").arg(self.path(&format!("{name}.key"))).arg("-out").arg(self.path(&format!("{name}.pem")));
-        command.args(options).stdin(Stdio::null()).kill_on_drop(true);
-        let output = within(SOON, "openssl", command.output()).await.expect("openssl runs: install the package openssl");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        run(command.args(options)).await;
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
@@ -55,4 +63,14 @@ impl Certificates {
         ]
         .concat()
     }
+}
+
+const fn plain(names: &str) -> [&str; 6] {
+    ["-subj", "/CN=server", "-addext", names, "-addext", "basicConstraints=critical,CA:FALSE"]
+}
+
+async fn run(command: &mut Command) {
+    let command = command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = within(SOON, "openssl", command.output()).await.expect("openssl runs: install the package openssl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,0 +1,105 @@
+//! Upstreams that are not reached, or are not who they should be: names that nobody knows, certificates that nobody may trust. That
+//! is the host's fault: no key is condemned for it, and nothing is sent to whoever answers.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+
+use crate::cluster::{ALICE, Cluster, Running};
+use crate::codex::Codex;
+use crate::patience::{SOON, eventually};
+use crate::port;
+use crate::process::{Folder, Process};
+use crate::redis::certificates::Certificates;
+use crate::simulator::siblings;
+
+const KEYS: [&str; 2] = ["org-a-1", "org-a-2"];
+
+/// Three replicas of a pool whose upstream is there, and with a Redis.
+async fn three(upstream: &str, options: &str) -> Running {
+    Cluster::new().keys(siblings("org-a", 2)).replicas(3).redis().upstream_at(upstream).upstream(options).start().await
+}
+
+/// Every replica says so, and thinks no worse of its keys.
+async fn is_unreachable(cluster: &Running) {
+    for replica in &cluster.replicas {
+        let ended = Codex::new(replica.address(), ALICE).turn("nobody").await;
+        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (502, "upstream_unreachable"), "{}", ended.answer.text());
+        for key in KEYS {
+            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
+        }
+    }
+}
+
+/// C2: whether the name server knows no such name or does not answer is all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_nobody_knows_condemns_nobody() {
+    is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;
+}
+
+/// A server with this certificate, and what it is sent first on each connection.
+struct Server {
+    _openssl: Process,
+    address: SocketAddr,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Server {
+    async fn start(folder: &Folder, certificates: &Certificates, name: &str) -> Self {
+        let behind = port::free();
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-quiet", "-www", "-accept", &behind.to_string()]);
+        command.args(["-cert", &certificates.path(&format!("{name}.pem")), "-key", &certificates.path(&format!("{name}.key"))]);
+        let openssl = Process::start(name, command, folder.path(), "openssl");
+        eventually(SOON, "openssl listens", async || TcpStream::connect(behind).await.ok().map(drop)).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
+        let (address, heard) = (listener.local_addr().expect("it is bound"), Arc::new(Mutex::new(Vec::new())));
+        let hearing = Arc::clone(&heard);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut first = [0];
+                let hearing = Arc::clone(&hearing);
+                tokio::spawn(async move {
+                    if near.peek(&mut first).await.is_ok() {
+                        hearing.lock().expect("no holder panics").push(first[0]);
+                    }
+                    if let Ok(mut far) = TcpStream::connect(behind).await {
+                        let _ = copy_bidirectional(&mut near, &mut far).await;
+                    }
+                    let _ = near.shutdown().await;
+                });
+            }
+        });
+        Self { _openssl: openssl, address, heard }
+    }
+
+    fn heard(&self) -> Vec<u8> {
+        self.heard.lock().expect("no holder panics").clone()
+    }
+}
+
+/// C3: another authority's, another host's, an expired one: nobody is told anything, least of all in plain text, and nobody asks
+/// again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_is_not_to_be_trusted_is_told_nothing() {
+    let folder = Folder::new();
+    let (trusted, other) = (Certificates::make(folder.path(), "trusted").await, Certificates::make(folder.path(), "other").await);
+    trusted.server("elsewhere", "DNS:elsewhere.example").await;
+    trusted.expired("expired", "IP:127.0.0.1").await;
+    let options = format!("ca_file = {:?}\nfirst_byte_timeout = \"1s\"\n", trusted.authority());
+    for (certificates, name) in [(&other, "server"), (&trusted, "elsewhere"), (&trusted, "expired")] {
+        let server = Server::start(&folder, certificates, name).await;
+        let cluster = three(&format!("https://{}/v1", server.address), &options).await;
+        is_unreachable(&cluster).await;
+        let heard = server.heard();
+        // 22: a TLS handshake. Once, and once more.
+        assert!(heard.len() == 2 * cluster.replicas.len() && heard.iter().all(|byte| *byte == 22), "{name}: {heard:?}");
+    }
+    // A good one is trusted, so that it is the certificates that the others were refused for. It is no upstream, and says nothing.
+    let server = Server::start(&folder, &trusted, "server").await;
+    let cluster = three(&format!("https://{}/v1", server.address), &options).await;
+    assert_eq!(Codex::new(cluster.address(), ALICE).turn("somebody").await.answer.code(), "upstream_timeout");
+}
