@@ -30,18 +30,30 @@ pub struct News {
     pub is_stored: bool,
 }
 
+/// A turn that was answered with an error.
+pub struct Failed {
+    /// Its client has something of an answer.
+    pub has_begun: bool,
+    /// What it had asked for.
+    pub model: String,
+    /// It, or a turn before it, has shown content that only its organization can open.
+    pub is_sealed: bool,
+}
+
 impl Books {
     pub fn new(result: BindingResult, domain_moved: bool) -> Self {
         let (is_passing, is_confirmed) = (false, false);
         Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed, model: String::new() }
     }
 
-    /// The turn that its lane is at was answered with an error. Returns whether its client has anything of it, and what it had
-    /// asked for.
-    pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> (bool, String) {
-        let Some(mut turn) = self.lanes.ended(lane) else { return (false, self.model.clone()) };
+    /// The turn that its lane is at was answered with an error.
+    pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
+        let is_sealed = self.is_confirmed;
+        let Some(mut turn) = self.lanes.ended(lane) else {
+            return Failed { has_begun: false, model: self.model.clone(), is_sealed };
+        };
         turn.account.answered(status);
         turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        (turn.has_begun, turn.account.asked().to_owned())
+        Failed { has_begun: turn.has_begun, model: turn.account.asked().to_owned(), is_sealed: is_sealed || turn.shows_sealed }
     }
 }

@@ -18,6 +18,8 @@ pub struct Turn<T> {
     pub is_warm_up: bool,
     /// Its response is not to be stored.
     pub is_unstored: bool,
+    /// It shows content that only its organization can open.
+    pub shows_sealed: bool,
     /// The upstream has said that it began.
     pub has_begun: bool,
 }
@@ -25,7 +27,7 @@ pub struct Turn<T> {
 impl<T> Turn<T> {
     /// One that nobody asked for in so many words.
     pub const fn new(account: T) -> Self {
-        Self { account, is_warm_up: false, is_unstored: false, has_begun: false }
+        Self { account, is_warm_up: false, is_unstored: false, shows_sealed: false, has_begun: false }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::binding::wanted::Wanted;
 use crate::error::{Error, Kind};
 use crate::key::health::{Ailment, Diagnosis};
 use crate::limit::wait_or_usual;
+use crate::metrics::{Decision, Reason};
 
 /// What the client hears.
 pub enum Instead {
@@ -30,11 +31,38 @@ pub struct Refused<'r> {
     pub has_begun: bool,
     /// The session's organization was guessed, and has answered nothing yet.
     pub may_guess: bool,
+    /// The connection's handshake named the model: the next one will be for it, too.
+    pub is_announced: bool,
+}
+
+impl Refused<'_> {
+    /// Why the client does not get its answer, if that is not its own doing.
+    fn reason(&self) -> Option<Reason> {
+        match self.diagnosis {
+            Diagnosis::Ailing(ailment) => Some(ailment.into()),
+            Diagnosis::Limited(_) => Some(Reason::Limited),
+            Diagnosis::TooSteep => Some(Reason::TooSteep),
+            Diagnosis::NoAccess => Some(Reason::NoAccess),
+            Diagnosis::Overloaded(_) => Some(Reason::Overloaded),
+            Diagnosis::Failed => Some(Reason::Failed),
+            Diagnosis::Foreign => Some(Reason::Forgotten).filter(|_| self.may_guess),
+            Diagnosis::Sound => None,
+        }
+    }
 }
 
 impl Instead {
     /// `wanted`: the refused turn.
     pub async fn of(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: Refused<'_>) -> Self {
+        let instead = Self::decide(gateway, binding, wanted, &refused).await;
+        if let Some(reason) = refused.reason() {
+            let decision = if matches!(instead, Self::Anew) { Decision::Retry } else { Decision::Refuse };
+            gateway.tell(wanted, binding, decision, reason);
+        }
+        instead
+    }
+
+    async fn decide(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: &Refused<'_>) -> Self {
         let (bindings, key) = (&gateway.bindings, &binding.key);
         let is_rejected = matches!(refused.diagnosis, Diagnosis::Ailing(Ailment::Rejected(_)));
         let (is_cured, otherwise) = match refused.diagnosis {
@@ -48,7 +76,9 @@ impl Instead {
                 let wait = wait_or_usual(wait);
                 gateway.registry.limit(key, wanted.model, wait);
                 let error = Error::limited("The upstream takes no more of this model for the moment.", wait);
-                (bindings.would_leave(wanted, binding), Some(error).filter(|_| !is_told(refused.headers)))
+                // A handshake that names no model would find the same key again.
+                let is_cured = refused.is_announced && bindings.would_leave(wanted, binding);
+                (is_cured, Some(error).filter(|_| !is_told(refused.headers)))
             }
             Diagnosis::Foreign if refused.may_guess && !refused.has_begun => {
                 match bindings.guess_again(wanted, binding, &mut bindings.budget()).await {

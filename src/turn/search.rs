@@ -51,7 +51,10 @@ impl Search<'_> {
                     tried.push(next.key.organization_tag);
                     later.get_or_insert(Err(error));
                 }
-                Verdict::GiveUp(error, _) | Verdict::Again(Err(error)) => return Err(error),
+                Verdict::GiveUp(error, _) | Verdict::Again(Err(error)) => {
+                    gateway.refuse(wanted, guess, Reason::Forgotten);
+                    return Err(error);
+                }
                 // It was not asked: a sibling is, if there is one.
                 Verdict::Ailing(ailment) => gateway.registry.observe(&next.key, ailment),
                 Verdict::Limited(wait) => {
@@ -62,6 +65,7 @@ impl Search<'_> {
                 Verdict::Deliver(_) | Verdict::Denied(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
             }
         }
+        gateway.refuse(wanted, guess, Reason::Forgotten);
         if let Some(later) = later {
             return later;
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::future::poll_immediate;
 use futures_util::{SinkExt, StreamExt};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use super::Gateway;
 use super::account::{Account, Caller};
-use super::books::{Books, News};
+use super::books::{Books, Failed, News};
 use super::frame::{Event, Request, Stage};
 use super::hop::{Frames, Incoming, Sink, leave};
 use super::lanes::Turn;
@@ -46,6 +46,7 @@ pub struct Socket {
     binding: Binding,
     client: Arc<Client>,
     lineage: Lineage,
+    announced: String,
     caller: Caller,
     pass: Pass,
     to_client: Mutex<Sink>,
@@ -63,6 +64,8 @@ pub struct Connection {
     pub binding: Binding,
     pub client: Arc<Client>,
     pub lineage: Lineage,
+    /// The model that its handshake named. Nothing: none.
+    pub announced: String,
     pub caller: Caller,
     pub pass: Pass,
     pub domain_moved: bool,
@@ -71,7 +74,7 @@ pub struct Connection {
 impl Socket {
     /// Passes on what comes, until one end is gone or both are told to go.
     pub async fn run(connection: Connection, client: Frames, upstream: Frames) {
-        let Connection { gateway, binding, client: who, lineage, caller, pass, domain_moved } = connection;
+        let Connection { gateway, binding, client: who, lineage, announced, caller, pass, domain_moved } = connection;
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
@@ -81,6 +84,7 @@ impl Socket {
             binding,
             client: who,
             lineage,
+            announced,
             caller,
             pass,
             to_client: Mutex::new(to_client),
@@ -189,7 +193,9 @@ impl Socket {
                 books.model = request.model.unwrap_or_default();
                 account.model(&books.model);
                 let (is_warm_up, is_unstored) = (request.is_warm_up, request.is_unstored);
-                let turn = Turn { is_warm_up, is_unstored, ..Turn::new(account) };
+                // Once something was answered it makes no difference.
+                let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
+                let turn = Turn { is_warm_up, is_unstored, shows_sealed, ..Turn::new(account) };
                 books.lanes.ask(request.lane.as_deref(), turn);
                 Ok(())
             }
@@ -227,11 +233,9 @@ impl Socket {
             Stage::Created => self.created(&mut self.books_of(id), lane),
             Stage::Ended(terminal) => self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes()),
             Stage::Refused(status, error, headers) => {
-                let (has_begun, model) = self.books_of(id).refused(lane, status);
+                let failed = self.books_of(id).refused(lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
-                let may_guess = self.binding.is_guess && !self.books().is_confirmed;
-                let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess };
-                return self.instead(lane, &model, refused).await.map_or(text, Utf8Bytes::from);
+                return self.instead(lane, &failed, diagnosis, &headers).await.map_or(text, Utf8Bytes::from);
             }
         };
         let mut budget = self.gateway.bindings.budget();
@@ -288,12 +292,16 @@ impl Socket {
     }
 
     /// What the client hears in place of an error frame.
-    async fn instead(&self, lane: Option<&str>, model: &str, refused: Refused<'_>) -> Option<String> {
+    async fn instead(&self, lane: Option<&str>, failed: &Failed, diagnosis: Diagnosis, headers: &HeaderMap) -> Option<String> {
+        let Failed { has_begun, model, is_sealed } = failed;
+        let may_guess = self.binding.is_guess && !self.books().is_confirmed;
+        let is_announced = self.announced == *model;
+        let refused = Refused { diagnosis, headers, has_begun: *has_begun, may_guess, is_announced };
         let mut wanted = Wanted {
             session: self.binding.session.clone(),
             lineage: self.lineage.clone(),
             client: &self.client,
-            carries_sealed: Sealed::Known(refused.diagnosis == Diagnosis::Foreign),
+            carries_sealed: Sealed::Known(*is_sealed || diagnosis == Diagnosis::Foreign),
             turn_state: None,
             by_websocket: true,
             model,

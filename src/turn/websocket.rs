@@ -72,6 +72,7 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Reque
 struct Connected {
     client: Arc<Client>,
     lineage: Lineage,
+    announced: String,
     binding: Binding,
     answer: Answer,
 }
@@ -93,7 +94,7 @@ impl Gateway {
         let served = self.serve(account, &mut sending, &mut wanted, found).await;
         let (binding, answer) = served.map_err(|error| error.for_handshake())?;
         let lineage = wanted.lineage;
-        Ok(Connected { client, lineage, binding, answer })
+        Ok(Connected { client, lineage, announced: model, binding, answer })
     }
 }
 
@@ -125,7 +126,7 @@ fn open(
     (client_connection, upstream_connection): (OnUpgrade, OnUpgrade),
     accepted: HeaderValue,
 ) -> Response<Body> {
-    let Connected { client, lineage, binding, answer } = connected;
+    let Connected { client, lineage, announced, binding, answer } = connected;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -137,8 +138,8 @@ fn open(
 
     let open = Open::new(Arc::clone(&gateway.metrics));
     let (caller, domain_moved) = account.opened();
-    let connection =
-        Connection { gateway: Arc::clone(gateway), binding, client, lineage, caller, pass: Pass::of(head), domain_moved };
+    let (owner, pass) = (Arc::clone(gateway), Pass::of(head));
+    let connection = Connection { gateway: owner, binding, client, lineage, announced, caller, pass, domain_moved };
     gateway.sockets.tasks.spawn(async move {
         let _open = open;
         // A client that has left by now leaves nothing behind: its upstream's connection goes with this task.
