@@ -168,7 +168,7 @@ impl Gateway {
             let began = Instant::now();
             let outcome = send(&sent, &binding.key, is_foreign_state).await;
             if let Some(answer) = outcome.answer() {
-                self.registry.rooms.observe(&binding.key, &answer.headers);
+                self.registry.rooms.observe(&binding.key, wanted.model, &answer.headers);
             }
             match decide(outcome, self.options.resends, SystemTime::now()) {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began, budget).await),

@@ -162,19 +162,27 @@ impl Places {
         }
     }
 
-    /// Where a new session begins: its first choice among the keys that should take one.
+    /// Where a new session begins: in its first organization that takes one, with its first key there that has room for it.
     pub fn welcome(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, wanted, Reach::Anywhere);
-        let invites = self.inviting(session, &allowed);
-        let can = |key: &Key| self.is_well(wanted, key) && invites(key) || self.is_asked(wanted, key);
-        match first(wanted.order(session), &allowed, |key| speaks(wanted, key) && can(key)) {
-            Some(key) if self.is_well(wanted, key) || self.registry.conditions.take_ticket(key) => {
-                self.registry.surges.began(key);
-                Ok(Arc::clone(key))
-            }
-            _ => self.choose(wanted, session, Reach::Anywhere),
+        let (order, is_back) = (wanted.order(session), self.is_back(session, &allowed));
+        let is_open = |key: &Key| speaks(wanted, key) && self.is_well(wanted, key) && is_back(key);
+        let Some(own) = first(order, &allowed, |key| is_open(key) || speaks(wanted, key) && self.is_asked(wanted, key)) else {
+            return self.choose(wanted, session, Reach::Anywhere);
+        };
+        if !self.is_well(wanted, own) {
+            return match self.registry.conditions.take_ticket(own) {
+                true => Ok(Arc::clone(own)),
+                false => self.choose(wanted, session, Reach::Anywhere),
+            };
         }
+        let siblings: Vec<_> = allowed.iter().copied().filter(|key| key.organization_tag == own.organization_tag).collect();
+        let has_room =
+            |key: &Key| !self.registry.rooms.is_scarce(key, wanted.model) && !self.registry.loads.is_above_share(key, &siblings);
+        let key = first(order, &siblings, |key| is_open(key) && has_room(key)).unwrap_or(own);
+        self.registry.surges.began(key);
+        Ok(Arc::clone(key))
     }
 
     /// The keys within `reach` that all replicas have.
@@ -239,21 +247,14 @@ impl Places {
         }
     }
 
-    /// Which of `allowed` a new session should come to: not those that have just recovered, are scarce or have more than their
-    /// share to do, unless that were too many of them.
-    fn inviting<'k>(&'k self, session: &SessionId, allowed: &'k [&'k Arc<Key>]) -> impl Fn(&Key) -> bool + 'k {
+    /// Whether a new session may come to a key of `allowed`: not yet to one that has just recovered, unless that were too many of
+    /// them.
+    fn is_back<'k>(&'k self, session: &SessionId, allowed: &[&'k Arc<Key>]) -> impl Fn(&Key) -> bool + 'k {
         let turn_of = share(session.as_str());
-        let is_held = move |key: &Key| self.registry.rooms.is_scarce(key) || self.registry.conditions.ramp(key) <= turn_of;
+        let is_held = move |key: &Key| self.registry.conditions.ramp(key) <= turn_of;
         let held = allowed.iter().filter(|key| is_held(key)).count();
         let is_heeded = held <= (allowed.len() * 3 / 10).max(1);
-        move |key: &Key| {
-            let is_crowded = || {
-                let siblings: Vec<_> =
-                    allowed.iter().copied().filter(|other| other.organization_tag == key.organization_tag).collect();
-                self.registry.loads.is_above_share(key, &siblings)
-            };
-            !(is_crowded() || is_heeded && is_held(key))
-        }
+        move |key: &Key| !(is_heeded && is_held(key))
     }
 
     /// What the client is told where none of `allowed` can serve.

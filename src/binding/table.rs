@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::local::{Belief, Known, Local};
@@ -24,6 +25,9 @@ use crate::session::SessionId;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
 
+/// So many turns wait on this replica until a key takes one more moved session.
+const CROWD: usize = 256;
+
 /// What a look into the store found.
 pub type Found = Result<Option<Held>, Unavailable>;
 
@@ -34,11 +38,13 @@ pub struct Bindings {
     pub(super) ttl: Duration,
     pub(super) tasks: Tasks,
     pub trail: Trail,
+    /// Places for those that wait to move.
+    crowd: Semaphore,
 }
 
 impl Bindings {
     pub fn new(store: Arc<Store>, places: Places, local: Arc<Local>, ttl: Duration, tasks: Tasks, trail: Trail) -> Self {
-        Self { store, places, local, ttl, tasks, trail }
+        Self { store, places, local, ttl, tasks, trail, crowd: Semaphore::new(CROWD) }
     }
 
     /// The time that a turn has for all its store operations.
@@ -271,8 +277,9 @@ impl Bindings {
         mut reason: Reason,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
+        let mut patience = wanted.patience;
         for _ in 0..=self.places.count() {
-            let key = self.refuge(wanted, session, &record).await?;
+            let key = self.refuge(wanted, session, &record, &mut patience).await?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
             let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
             let held = match outcome {
@@ -302,26 +309,32 @@ impl Bindings {
     }
 
     /// The key that the session moves to, once it takes one more.
-    async fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Arc<Key>, Error> {
-        let (mut patience, mut is_told) = (wanted.patience, false);
+    async fn refuge(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        record: &Record,
+        patience: &mut Duration,
+    ) -> Result<Arc<Key>, Error> {
+        // Dropped by a client that leaves, too.
+        let mut place = None;
         loop {
             let wait = match self.places.refuge(wanted, session, wanted.reach(record))? {
                 Ok(key) => return Ok(key),
                 Err(wait) => jittered(wait, chance()),
             };
-            if wait > patience {
+            if place.is_none() {
+                place = self.crowd.try_acquire().ok().inspect(|_| {
+                    let (decision, reason) = (Decision::Wait, Reason::Crowded);
+                    self.trail.tell(&Step { session: Some(session), decision, reason, from: None, to: None });
+                });
+            }
+            if wait > *patience || place.is_none() {
                 return Err(Error::limited("Too many sessions move to the keys that may serve this one.", wait));
             }
-            patience -= wait;
-            if !std::mem::replace(&mut is_told, true) {
-                self.tell_of(session, Decision::Wait, Reason::Crowded);
-            }
+            *patience -= wait;
             sleep(wait).await;
         }
-    }
-
-    fn tell_of(&self, session: &SessionId, decision: Decision, reason: Reason) {
-        self.trail.tell(&Step { session: Some(session), decision, reason, from: None, to: None });
     }
 
     /// Serves the turn from the session's organization and leaves the binding alone.

@@ -1,5 +1,5 @@
-//! What the upstream's own headers say is left of each project's limits. New sessions prefer where there is room; nothing that
-//! lives moves for it.
+//! What the upstream's own headers say is left of each project's limits for a model. New sessions prefer where there is room;
+//! nothing that lives moves for it.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -7,33 +7,44 @@ use std::sync::{PoisonError, RwLock};
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use super::{Key, Tag};
+use super::Key;
+use super::condition::Subject;
 use crate::limit::headroom;
 
 /// A project with less than this left of a limit is scarce.
 const SCARCE: f64 = 0.1;
 
-/// The projects that are scarce, and until when.
+/// So many are kept: models are named by clients.
+const MOST: usize = 1_000;
+
+/// What is scarce, and until when.
 #[derive(Default)]
-pub struct Rooms(RwLock<HashMap<Tag, Instant>>);
+pub struct Rooms(RwLock<HashMap<Subject, Instant>>);
 
 impl Rooms {
-    /// `key`'s upstream has answered with `headers`.
-    pub fn observe(&self, key: &Key, headers: &HeaderMap) {
+    /// `key`'s upstream has answered a turn for `model` with `headers`.
+    pub fn observe(&self, key: &Key, model: &str, headers: &HeaderMap) {
         let Some(room) = headroom(headers) else { return };
-        let is_known = self.is_scarce(key);
+        let (subject, now) = (Subject::model(key, model), Instant::now());
+        let is_known = self.is_scarce(key, model);
         if room.left < SCARCE {
-            // Refilled steadily: there is room again long before the limit is whole.
-            let until = Instant::now() + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE));
-            self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key.project_tag, until);
+            let mut rooms = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            if rooms.len() >= MOST {
+                rooms.retain(|_, until| *until > now);
+            }
+            if rooms.len() < MOST {
+                // Refilled steadily: there is room again long before the limit is whole.
+                rooms.insert(subject, now + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE)));
+            }
         } else if is_known {
-            self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&key.project_tag);
+            self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&subject);
         }
     }
 
-    pub fn is_scarce(&self, key: &Key) -> bool {
+    /// Whether `key`'s project has little left for `model`.
+    pub fn is_scarce(&self, key: &Key, model: &str) -> bool {
         let rooms = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        rooms.get(&key.project_tag).is_some_and(|until| *until > Instant::now())
+        !rooms.is_empty() && rooms.get(&Subject::model(key, model)).is_some_and(|until| *until > Instant::now())
     }
 }
 
@@ -53,16 +64,16 @@ mod tests {
             let name = |what: &str| HeaderName::try_from(format!("x-ratelimit-{what}-requests")).unwrap();
             list.into_iter().map(|(what, value)| (name(what), HeaderValue::try_from(value).unwrap())).collect::<HeaderMap>()
         };
-        rooms.observe(key, &left(50));
-        assert!(!rooms.is_scarce(key));
-        rooms.observe(key, &left(5));
-        assert!(rooms.is_scarce(key));
-        rooms.observe(key, &HeaderMap::new());
-        assert!(rooms.is_scarce(key), "who says nothing changes nothing");
-        rooms.observe(key, &left(40));
-        assert!(!rooms.is_scarce(key));
-        rooms.observe(key, &left(0));
+        rooms.observe(key, "m", &left(50));
+        assert!(!rooms.is_scarce(key, "m"));
+        rooms.observe(key, "m", &left(5));
+        assert!(rooms.is_scarce(key, "m") && !rooms.is_scarce(key, "n"));
+        rooms.observe(key, "m", &HeaderMap::new());
+        assert!(rooms.is_scarce(key, "m"), "who says nothing changes nothing");
+        rooms.observe(key, "m", &left(40));
+        assert!(!rooms.is_scarce(key, "m"));
+        rooms.observe(key, "m", &left(0));
         tokio::time::advance(Duration::from_secs(13)).await;
-        assert!(!rooms.is_scarce(key));
+        assert!(!rooms.is_scarce(key, "m"));
     }
 }

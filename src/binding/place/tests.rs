@@ -65,6 +65,61 @@ fn registry(cases: &[Case], failed: &mut Vec<Tag>) -> Arc<Registry> {
     registry
 }
 
+fn wanted<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Wanted<'t> {
+    Wanted {
+        session: Some(session.clone()),
+        lineage: Lineage::default(),
+        client,
+        carries_sealed: Sealed::Known(false),
+        turn_state: None,
+        by_websocket: false,
+        model: "m",
+        patience: PATIENCE,
+        refused: Vec::new(),
+        failed,
+        within: Reach::Anywhere,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_while_that_recovers() {
+    let registry = registry(&[], &mut Vec::new());
+    let (places, client) = (Places::new(Arc::clone(&registry)), Client::unrestricted("alice"));
+    let begin = || {
+        let sessions = (0..300).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
+        sessions
+            .map(|session| places.welcome(&wanted(&session, &client, Vec::new()), &session).unwrap().id.clone())
+            .collect::<Vec<_>>()
+    };
+    let keys = registry.loaded().table.keys().to_vec();
+    let count = |homes: &[String], prefix: &str| homes.iter().filter(|home| home.starts_with(prefix)).count();
+    let calm = begin();
+    assert!(["a-1", "a-2", "b-1", "b-2", "c-1"].iter().all(|key| count(&calm, key) > 20), "{calm:?}");
+
+    // b-1 has more than its share to do, and the one project of org-c has nothing left.
+    registry.loads.heard(&[format!("{}=40", keys[3].tag)]);
+    let limits = [("limit", "100"), ("remaining", "0"), ("reset", "60s")];
+    let named = |(what, value)| {
+        let name = format!("x-ratelimit-{what}-requests");
+        (http::HeaderName::try_from(name).unwrap(), http::HeaderValue::from_static(value))
+    };
+    registry.rooms.observe(&keys[5], "m", &limits.into_iter().map(named).collect());
+    let full = begin();
+    assert_eq!(count(&full, "b-1"), 0);
+    assert!(calm.iter().zip(&full).all(|(calm, full)| calm == full || calm == "b-1" && full == "b-2"), "{full:?}");
+
+    registry.loads.heard(&[]);
+    registry.condemn(&keys[5], Ailment::Rejected(Scope::Key));
+    assert_eq!(count(&begin(), "c-1"), 0);
+    registry.recovered(Subject::of(&keys[5], Scope::Key), "c-1");
+    let mut shares = Vec::new();
+    for _ in 0..3 {
+        shares.push(count(&begin(), "c-1"));
+        tokio::time::advance(Duration::from_secs(30)).await;
+    }
+    assert!(shares[0] == 0 && shares[1] > 5 && shares[1] < shares[2] && shares[2] == count(&calm, "c-1"), "{shares:?}");
+}
+
 proptest! {
     #[test]
     fn a_turn_goes_only_where_it_may(
@@ -79,19 +134,7 @@ proptest! {
         let places = Places::new(Arc::clone(&registry));
         let client = Client::of_organizations("alice", &organizations);
         let session = SessionId::parse(&session).unwrap();
-        let wanted = Wanted {
-            session: Some(session.clone()),
-            lineage: Lineage::default(),
-            client: &client,
-            carries_sealed: Sealed::Known(false),
-            turn_state: None,
-            by_websocket: false,
-            model: "m",
-            patience: PATIENCE,
-            refused: Vec::new(),
-            failed,
-            within: Reach::Anywhere,
-        };
+        let wanted = wanted(&session, &client, failed);
         let loaded = registry.loaded();
         let own = &loaded.table.keys()[bound];
         let record = Record { sealed: is_sealed, generation: 1, ..Record::first(own, 1) };
