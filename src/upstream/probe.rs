@@ -101,3 +101,52 @@ pub async fn is_accepted(key: &Key) -> Option<StatusCode> {
     let answer = tokio::time::timeout(PATIENCE, key.connections.execute(request)).await.ok()?.ok()?;
     Some(answer.status())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::conditions::Fitness;
+    use crate::key::pulse::Pulse;
+    use crate::key::table::Table;
+    use crate::store::memory::Memory;
+    use tokio::time::{Instant, sleep};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
+        let memory = Arc::new(Memory::new(100));
+        let tasks = Tasks::default();
+        let replicas: Vec<_> = ["one", "two"]
+            .into_iter()
+            .map(|name| {
+                let metrics = Arc::new(Metrics::new());
+                let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a, b o 1 sk-b"), Arc::clone(&metrics)));
+                let store = Arc::new(Store::in_memory(Arc::clone(&memory), Arc::clone(&metrics)));
+                let pulse = Pulse::new(Arc::clone(&store), Arc::clone(&registry), name.into());
+                tasks.spawn(async move { Arc::new(pulse).keep_beating().await });
+                let prober = Prober { store, registry: Arc::clone(&registry), metrics, tasks: tasks.clone(), name: name.into() };
+                tasks.spawn(Arc::new(prober).keep_probing());
+                registry
+            })
+            .collect();
+        let key = replicas[0].loaded().table.keys()[0].clone();
+        let tickets = || replicas.iter().filter(|registry| registry.conditions.take_ticket(&key)).count();
+        let all = |is: fn(Fitness) -> bool| replicas.iter().all(|registry| is(registry.fitness(&key, "")));
+        replicas[0].condemn(&key, Ailment::Exhausted(Scope::Organization));
+        sleep(Duration::from_secs(590)).await;
+        assert_eq!(tickets(), 0);
+        for _ in 0..2 {
+            sleep(Duration::from_secs(20)).await;
+            assert_eq!(tickets(), 1, "one replica asks for all, and one turn of it");
+            assert!(all(|fitness| matches!(fitness, Fitness::Lost(_))), "for the others it is out of use meanwhile");
+            // It was refused again.
+            replicas[0].condemn(&key, Ailment::Exhausted(Scope::Organization));
+            sleep(Duration::from_secs(580)).await;
+        }
+        sleep(Duration::from_secs(20)).await;
+        let served = replicas.iter().find(|registry| registry.conditions.take_ticket(&key)).expect("one may try");
+        served.has_served(&key, Instant::now());
+        sleep(Duration::from_secs(1)).await;
+        assert!(all(|fitness| fitness == Fitness::Well), "all hear that it is back");
+        assert!(replicas.iter().all(|registry| registry.conditions.ramp(&key) < 0.1), "and come to it little by little");
+    }
+}

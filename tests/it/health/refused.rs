@@ -40,6 +40,38 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     assert!(probes.iter().any(|probe| probe.key == dead && probe.status == 401), "it was asked: {probes:?}");
 }
 
+/// B7: a key that is accepted again takes new sessions, and none comes back that has left it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b7_no_fail_back() {
+    let cluster = three().keys(pool()).start().await;
+    let mut all = sessions(&cluster, 24).await;
+    let turns = cluster.turns().await;
+    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
+    let dead = homes[0].clone();
+    cluster.upstream().revoke(&dead).await;
+    for codex in &mut all {
+        goes_on(&cluster, codex, 1).await;
+    }
+    all_know(&cluster, &dead, "disabled").await;
+    cluster.upstream().heal().await;
+    cluster.replicas[1].word("probe", &dead).await;
+    all_know(&cluster, &dead, "ready").await;
+    let recovered = cluster.turns().await.len();
+    for codex in &mut all {
+        goes_on(&cluster, codex, 3).await;
+    }
+    sessions(&cluster, 40).await;
+    let turns = cluster.turns().await;
+    let (before, after) = turns.split_at(recovered);
+    for (codex, home) in all.iter().zip(&homes) {
+        let refuge = path_of(before, &codex.session).pop();
+        assert_eq!(refuge.as_ref() == Some(home), *home != dead, "{home} is dead, or not: {refuge:?}");
+        assert_eq!(path_of(after, &codex.session).first(), refuge.as_ref(), "it stays where it went");
+        assert_eq!(path_of(after, &codex.session).len(), 1);
+    }
+    assert!(after.iter().any(|turn| turn.key == dead), "new sessions come to it");
+}
+
 /// A refusal that was not meant changes nothing.
 #[tokio::test]
 async fn a_key_that_is_accepted_when_asked_again_keeps_its_sessions() {
