@@ -12,7 +12,7 @@ use crate::patience::{SOON, eventually, ms};
 use crate::port;
 use crate::process::Folder;
 use crate::redis::Redis;
-use crate::simulator::{keys_by_session, path_of, siblings};
+use crate::simulator::{Key, keys_by_session, path_of, siblings};
 
 /// A turn's own time here, beside what it waits for the store: a machine that compiles meanwhile is slow.
 const SLACK: Duration = Duration::from_secs(2);
@@ -122,4 +122,35 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
         (cluster.replica().metrics().await.get(EXISTING) > before).then_some(())
     })
     .await;
+}
+
+/// Sessions that began when there was one organization, and come to a replica that never met them: their order begins elsewhere
+/// now. Each guess takes a connection.
+#[tokio::test]
+async fn a_websocket_finds_its_organization_again_without_redis() {
+    let new: Vec<Key> = ["org-b", "org-c"].map(|name| Key { weight: 20, ..Key::new(&format!("{name}-1"), name) }).into();
+    let cluster = Cluster::new().keys(siblings("org-a", 1)).spare(new.clone()).replicas(2).redis();
+    let mut cluster = cluster.store("timeout = \"300ms\"").start().await;
+    let mut talks = Vec::new();
+    for _ in 0..6 {
+        let mut talk = Codex::new(cluster.replicas[0].address(), ALICE).by_websocket();
+        talk.turn("first").await;
+        talk.hang_up();
+        talks.push(talk);
+    }
+    cluster.change(|cluster| cluster.keys([siblings("org-a", 1), new].concat()));
+    for number in 0..2 {
+        cluster.reload(number).await;
+    }
+    cluster.shows("warmkey_keys_waiting", 0.0).await;
+    cluster.redis().kill().await;
+    cluster.shows("warmkey_store_up", 0.0).await;
+    for talk in &mut talks {
+        talk.codex.moves_to(cluster.replicas[1].address());
+        talk.turn("found again").await;
+        talk.turn("and stays there").await;
+    }
+    let turns = cluster.turns().await;
+    let asked = turns.iter().filter(|turn| turn.status == 400).count();
+    assert!((6..=12).contains(&asked) && turns.iter().all(|turn| !turn.is_served() || turn.organization == "org-a"), "{asked}");
 }
