@@ -13,6 +13,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::setting::{Secret, SecretSource, Span};
+use resolve::Resolver;
 
 pub mod health;
 pub mod condition;
@@ -144,6 +145,7 @@ struct Wiring {
     proxy: Option<Secret>,
     /// PEM certificates.
     authorities: Option<Vec<u8>>,
+    resolver: Resolver,
 }
 
 /// A name in the store: 48 bits of SHA-256, 8 characters, so that a binding's size does not depend on how things are called.

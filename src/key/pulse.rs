@@ -12,8 +12,8 @@ use super::registry::Registry;
 use crate::store::Store;
 use crate::store::board::Word;
 
-/// Between two beats. News are told at once, and heard within one.
-const BEAT: Duration = Duration::from_millis(200);
+/// Between two beats. News are told at once and heard within one; what is in flight is told within one and heard within two.
+const BEAT: Duration = Duration::from_millis(100);
 /// What a replica that has said nothing for so long had in flight is over.
 const LIFE: Duration = Duration::from_secs(5);
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -13,17 +13,18 @@ use tokio::time::timeout;
 /// How long a name server may take where it is known where the upstream was. Where it is not, its `connect_timeout` is the limit.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Where each name was found last. As many as upstreams and proxies are configured.
-#[derive(Clone, Default)]
+/// Where each name was found last: an upstream's, and its proxy's.
+#[derive(Clone, Debug, Default)]
 pub struct Resolver(Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>);
 
-impl Resolver {
-    /// The one of this process: a name means the same to all that connect.
-    pub fn shared() -> Self {
-        static SHARED: LazyLock<Resolver> = LazyLock::new(Resolver::default);
-        SHARED.clone()
+impl PartialEq for Resolver {
+    /// What was found is nothing that an upstream is told from another by.
+    fn eq(&self, _: &Self) -> bool {
+        true
     }
+}
 
+impl Resolver {
     /// What `asked` finds, or what was found before.
     async fn find(&self, name: &str, asked: impl Future<Output = io::Result<Vec<SocketAddr>>>) -> io::Result<Vec<SocketAddr>> {
         let Some(before) = self.known().get(name).cloned() else {
@@ -49,7 +50,7 @@ impl Resolver {
         }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
         // Every change is whole before anything can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -144,6 +144,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
             http2: settings.http2,
             proxy,
             authorities: authorities.transpose()?,
+            resolver: Resolver::default(),
         },
     }))
 }
@@ -187,7 +188,7 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .connect_timeout(wiring.connect_timeout)
-        .dns_resolver(Resolver::shared())
+        .dns_resolver(wiring.resolver.clone())
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .no_proxy();

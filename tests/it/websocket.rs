@@ -162,6 +162,33 @@ async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
     }
 }
 
+/// Only a handshake that names the model finds another key, and only what is not sealed another organization.
+#[tokio::test]
+async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
+    let anew = "websocket_connection_limit_reached";
+    for (is_announced, is_sealed, code, decision) in [
+        (true, false, anew, "retry"),
+        (true, true, "rate_limit_exceeded", "refuse"),
+        (false, false, "rate_limit_exceeded", "refuse"),
+    ] {
+        let upstream = Upstream::start().await;
+        let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
+        let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
+        let metadata = if is_announced { r#"{"model":"gpt-5.4"}"# } else { "{}" };
+        let headers = [("session-id", "s"), ("x-codex-turn-metadata", metadata)];
+        let (client, mut there) = tokio::join!(open(cluster.address(), ALICE, &headers), upstream.accept());
+        let (mut client, _) = client.expect("it is accepted");
+        let sealed = r#"[{"type":"reasoning","encrypted_content":"x"}, "#;
+        let ask = if is_sealed { create(None).replacen('[', sealed, 1) } else { create(None) };
+        client.send(&ask).await;
+        there.text().await;
+        there.send(r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"}}"#).await;
+        assert_eq!(client.json().await["error"]["code"], code, "{is_announced} {is_sealed}");
+        let decided = format!("warmkey_decisions_total{{decision={decision:?},reason=\"limited\"}}");
+        cluster.replica().shows(&decided, 1.0).await;
+    }
+}
+
 #[tokio::test]
 async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
     let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
