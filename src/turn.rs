@@ -263,13 +263,19 @@ impl Gateway {
             return Err(binding);
         }
         *retries -= 1;
-        self.tell(wanted, &binding, Decision::Retry, Reason::Failed);
         sleep(moment()).await;
-        if is_first {
-            return Ok(binding);
+        let next = match is_first {
+            true => Ok(binding),
+            false => {
+                wanted.failed.push(binding.key.tag);
+                self.bindings.rebind(wanted, &binding, budget).await.map_err(|_| binding)
+            }
+        };
+        match &next {
+            Ok(binding) => self.tell(wanted, binding, Decision::Retry, Reason::Failed),
+            Err(binding) => self.refuse(wanted, binding, Reason::Failed),
         }
-        wanted.failed.push(binding.key.tag);
-        self.bindings.rebind(wanted, &binding, budget).await.map_err(|_| binding)
+        next
     }
 
     fn retries(&self) -> u32 {

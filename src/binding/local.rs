@@ -11,8 +11,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::record::Record;
+use crate::key::Tag;
 use crate::session::SessionId;
 use crate::store::expiring::Expiring;
+
+/// So long an organization that could not open a session's history is not asked again on this replica: longer than a client takes
+/// to connect to each of them.
+const RULED_OUT: Duration = Duration::from_secs(300);
 
 /// What is believed of a session's binding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +50,15 @@ struct Entries {
     order: VecDeque<SessionId>,
     /// The sessions of threads that are not root threads, as far as this replica has written them down.
     threads: Expiring<SessionId>,
+    /// The organizations that could not open a session's history.
+    ruled_out: Expiring<Vec<Tag>>,
 }
 
 impl Local {
     /// At most `capacity` sessions, each believed for `belief` after the store last confirmed it.
     pub fn new(capacity: usize, belief: Duration) -> Self {
-        let (known, threads) = (Expiring::new(capacity), Expiring::new(capacity));
-        let entries = Entries { known, unmerged: HashSet::new(), order: VecDeque::new(), threads };
+        let (known, threads, ruled_out) = (Expiring::new(capacity), Expiring::new(capacity), Expiring::new(capacity));
+        let entries = Entries { known, unmerged: HashSet::new(), order: VecDeque::new(), threads, ruled_out };
         Self { entries: Mutex::new(entries), belief }
     }
 
@@ -143,6 +150,17 @@ impl Local {
     /// The session that `thread` belongs to.
     pub fn session_of(&self, thread: &SessionId) -> Option<SessionId> {
         self.lock().threads.get(thread.as_str()).map(|(session, _)| session.clone())
+    }
+
+    /// `organization` could not open the session's history. Returns all that could not, lately.
+    pub fn rule_out(&self, session: &SessionId, organization: Tag) -> Vec<Tag> {
+        let mut entries = self.lock();
+        let mut all = entries.ruled_out.get(session.as_str()).map(|(all, _)| all.clone()).unwrap_or_default();
+        if !all.contains(&organization) {
+            all.push(organization);
+        }
+        entries.ruled_out.put(session.as_str(), all.clone(), RULED_OUT);
+        all
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {

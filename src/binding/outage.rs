@@ -17,7 +17,6 @@ use super::select::Reach;
 use super::table::Bindings;
 use super::wanted::Wanted;
 use crate::error::Error;
-use crate::key::Tag;
 use crate::key::registry::Registry;
 use crate::metrics::{Decision, Reason};
 use crate::session::SessionId;
@@ -33,21 +32,11 @@ impl Bindings {
         if let Some(known) = self.local.recall(session) {
             return self.use_known(wanted, session, &known);
         }
-        let record = self.guessed(wanted, session)?;
+        let record = match self.inherited_here(wanted) {
+            Some(record) => record,
+            None => Record::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation()),
+        };
         self.go_by(wanted, session, record, true)
-    }
-
-    /// What every replica would guess that has to.
-    fn guessed(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Record, Error> {
-        match self.inherited_here(wanted) {
-            Some(record) => Ok(record),
-            None => Ok(Record::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation())),
-        }
-    }
-
-    /// The organization that a session is looked for in first.
-    pub(super) fn first_guess(&self, wanted: &Wanted<'_>, session: &SessionId) -> Option<Tag> {
-        self.guessed(wanted, session).ok().map(|record| record.organization)
     }
 
     /// Goes by `record` until the store can be asked, unless this replica knows better: it may have been written, or may not.

@@ -85,6 +85,16 @@ impl Places {
     }
 
     pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+        self.judge(wanted, record, |key| self.may_try(wanted, record, key))
+    }
+
+    /// The same for a turn that is not served now, and tries nothing.
+    pub fn standing_later(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+        self.judge(wanted, record, |_| false)
+    }
+
+    /// `tries`: whether the turn finds out if a key that is out of use is so still.
+    fn judge(&self, wanted: &Wanted<'_>, record: &Record, tries: impl FnOnce(&Key) -> bool) -> Standing {
         let (generation, key) = (self.generation(), self.key_of(record));
         if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
             return Standing::Elsewhere;
@@ -92,7 +102,7 @@ impl Places {
         match key {
             Some(key) if !is_allowed(wanted, &key) => Standing::Gone(Reason::NotAllowed),
             Some(key) if wanted.failed.contains(&key.tag) => Standing::Aside(Reason::Failed),
-            Some(key) => self.standing_of(wanted, record, key),
+            Some(key) => self.standing_of(wanted, record, key, tries),
             // Only a replica of the same or a newer generation may call a key removed: 0 says nothing of either.
             None if generation == 0 || record.generation == 0 || record.generation > generation => {
                 self.registry.wants_reload();
@@ -115,14 +125,14 @@ impl Places {
         }
     }
 
-    fn standing_of(&self, wanted: &Wanted<'_>, record: &Record, key: Arc<Key>) -> Standing {
+    fn standing_of(&self, wanted: &Wanted<'_>, record: &Record, key: Arc<Key>, tries: impl FnOnce(&Key) -> bool) -> Standing {
         match self.registry.fitness(&key, wanted.model) {
             Fitness::Well => Standing::Serves(key),
             Fitness::Short(wait) if wait <= wanted.patience => Standing::Serves(key),
             Fitness::Short(_) => Standing::Aside(Reason::Limited),
             // The client is told what it may not have, where nobody can give it.
             Fitness::Aside(why) => Standing::Aside(why.into()),
-            Fitness::Lost(_) if self.may_try(wanted, record, &key) => Standing::Serves(key),
+            Fitness::Lost(_) if tries(&key) => Standing::Serves(key),
             // To a sealed session that is a shortage: its organization can still serve it, and its key will again.
             Fitness::Lost(why @ Why::ExhaustedProject) if wanted.reach(record) != Reach::Anywhere => Standing::Aside(why.into()),
             Fitness::Lost(why) => Standing::Gone(why.into()),
@@ -278,9 +288,9 @@ impl Places {
 
     fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
         let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
-        let is_exhausted =
-            |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
-        let is_final = fitness.iter().any(is_exhausted) && fitness.iter().all(|fitness| matches!(fitness, Fitness::Lost(_)));
+        let is_out = |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
+        // Whatever an operator says of some of them besides.
+        let is_final = fitness.iter().any(is_out) && allowed.iter().all(|key| self.registry.is_exhausted(key));
         let soonest =
             fitness.iter().filter_map(|fitness| if let Fitness::Short(wait) = fitness { Some(*wait) } else { None }).min();
         match soonest {
@@ -342,10 +352,12 @@ impl Places {
         chosen.or_else(|| allowed.iter().copied().find(|key| can(key))).cloned()
     }
 
-    /// Whether every organization that the client may use was `tried`.
-    pub fn is_exhaustive(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> bool {
+    /// What is the matter with the organizations that the client may use and that were not `tried`, if there are any.
+    pub fn shortage_beside(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Option<Error> {
         let loaded = self.registry.loaded();
-        loaded.table.keys().iter().all(|key| tried.contains(&key.organization_tag) || !is_allowed(wanted, key))
+        let is_left = |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
+        let left: Vec<_> = loaded.table.keys().iter().filter(is_left).collect();
+        (!left.is_empty()).then(|| self.shortage(wanted, &left))
     }
 
     /// The key with the least going on, for a turn without a session.

@@ -1,8 +1,8 @@
 //! Binds a turn to the key of its session, and moves a session when its key can serve no more.
 //!
-//! A live binding changes only when its key is dead or gone: never for load, weights, a new key, a recovered key, a restart.
-//! Every change is a compare-and-set with one winner; losers use the winner's key. The store being away is no error: `outage`
-//! answers then.
+//! A live binding changes only when its key is dead or gone or, before anything is sealed, short for long: never for load, weights,
+//! a new key, a recovered key, a restart. Every change is a compare-and-set with one winner; losers use the winner's key. The store
+//! being away is no error: `outage` answers then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::select::Reach;
 use super::trail::{Step, Trail};
 use super::wanted::Wanted;
 use super::{Binding, Written};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::key::Key;
 use crate::limit::{chance, jittered};
 use crate::metrics::{BindingResult, Decision, Reason};
@@ -59,12 +59,15 @@ impl Bindings {
 
     pub async fn bind(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
         let bound = self.find(wanted, found, budget).await;
-        if let (Err(_), Some(session)) = (&bound, &wanted.session)
-            && let Some(Known { record, .. }) = self.local.recall(session)
-        {
-            let (reason, from) = (self.places.reason(wanted, &record), self.places.key_of(&record));
-            let decision = Decision::Refuse;
-            self.trail.tell(&Step { session: Some(session), decision, reason, from: from.as_deref(), to: None });
+        if let Err(error) = &bound {
+            let session = wanted.session.as_ref();
+            let (reason, from) = match session.and_then(|session| self.local.recall(session)) {
+                Some(Known { record, .. }) => (self.places.reason(wanted, &record), self.places.key_of(&record)),
+                None if error.kind == Kind::InsufficientQuota => (Reason::Exhausted, None),
+                None if error.kind == Kind::RateLimitExceeded => (Reason::Limited, None),
+                None => (Reason::NoneInUse, None),
+            };
+            self.trail.tell(&Step { session, decision: Decision::Refuse, reason, from: from.as_deref(), to: None });
         }
         bound
     }
@@ -112,17 +115,18 @@ impl Bindings {
             return self.places.by_load(wanted).is_ok_and(|key| key.tag != binding.key.tag);
         };
         let has_sibling = || self.places.sibling(wanted, session, record).is_some();
-        let has_other = || self.places.has_any(wanted, wanted.reach(record));
-        match self.places.standing(wanted, record) {
+        match self.places.standing_later(wanted, record) {
             Standing::Serves(key) => key.tag != binding.key.tag,
-            Standing::Aside(reason) => has_sibling() || leaves(reason) && has_other(),
-            Standing::Gone(_) | Standing::Elsewhere => has_other(),
+            Standing::Aside(reason) => {
+                has_sibling() || may_leave(wanted, record, reason) && self.places.has_any(wanted, Reach::Anywhere)
+            }
+            Standing::Gone(_) | Standing::Elsewhere => self.places.has_any(wanted, wanted.last_reach(record)),
         }
     }
 
     /// What a client is told whose turn nobody can serve in place of `binding`'s key.
     pub fn shortage(&self, wanted: &Wanted<'_>, binding: &Binding) -> Error {
-        self.places.shortage_of(wanted, binding.record().map_or(Reach::Anywhere, |record| wanted.reach(record)))
+        self.places.shortage_of(wanted, binding.record().map_or(Reach::Anywhere, |record| wanted.last_reach(record)))
     }
 
     /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
@@ -232,9 +236,7 @@ impl Bindings {
                 Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
             }
             Standing::Aside(reason) => match self.spill(wanted, session, &record, reason) {
-                Err(_) if leaves(reason) && wanted.reach(&record) == Reach::Anywhere => {
-                    self.replace(wanted, session, record, reason, budget).await
-                }
+                Err(_) if may_leave(wanted, &record, reason) => self.replace(wanted, session, record, reason, budget).await,
                 spilled => spilled,
             },
             Standing::Gone(reason) => self.replace(wanted, session, record, reason, budget).await,
@@ -319,18 +321,23 @@ impl Bindings {
         // Dropped by a client that leaves, too.
         let mut place = None;
         loop {
-            let wait = match self.places.refuge(wanted, session, wanted.reach(record))? {
+            let within = |reach| self.places.refuge(wanted, session, reach);
+            let found = match (wanted.reach(record), wanted.last_reach(record)) {
+                (reach, last) if reach != last => within(reach).or_else(|_| within(last)),
+                (reach, _) => within(reach),
+            };
+            let wait = match found? {
                 Ok(key) => return Ok(key),
                 Err(wait) => jittered(wait, chance()),
             };
-            if place.is_none() {
-                place = self.crowd.try_acquire().ok().inspect(|_| {
-                    let (decision, reason) = (Decision::Wait, Reason::Crowded);
-                    self.trail.tell(&Step { session: Some(session), decision, reason, from: None, to: None });
-                });
-            }
+            let is_first = place.is_none();
+            place = place.or_else(|| self.crowd.try_acquire().ok().filter(|_| wait <= *patience));
             if wait > *patience || place.is_none() {
                 return Err(Error::limited("Too many sessions move to the keys that may serve this one.", wait));
+            }
+            if is_first {
+                let (decision, reason) = (Decision::Wait, Reason::Crowded);
+                self.trail.tell(&Step { session: Some(session), decision, reason, from: None, to: None });
             }
             *patience -= wait;
             sleep(wait).await;
@@ -385,9 +392,14 @@ impl Bindings {
     }
 }
 
-/// Whether a session that is not sealed leaves its organization for this, where nobody else in it can serve.
-const fn leaves(reason: Reason) -> bool {
-    matches!(reason, Reason::Limited | Reason::Disabled | Reason::Exhausted)
+/// Whether a session leaves its organization for this, where nobody else in it can serve. One whose history may be elsewhere does
+/// so only for what lasts.
+fn may_leave(wanted: &Wanted<'_>, record: &Record, reason: Reason) -> bool {
+    match reason {
+        Reason::Limited | Reason::Disabled => wanted.reach(record) == Reach::Anywhere,
+        Reason::Exhausted => wanted.last_reach(record) == Reach::Anywhere,
+        _ => false,
+    }
 }
 
 fn has_moved(binding: Binding) -> Binding {

@@ -61,6 +61,11 @@ impl Wanted<'_> {
         }
     }
 
+    /// The same once that organization can serve no more: one that was only guessed is given up.
+    pub fn last_reach(&self, record: &Record) -> Reach {
+        if record.sealed { Reach::Organization(record.organization) } else { Reach::Anywhere }
+    }
+
     /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent would.
     pub fn order<'s>(&'s self, session: &'s SessionId) -> &'s str {
         self.lineage.parent.as_ref().map_or(session, |parent| &parent.root).as_str()

@@ -59,8 +59,8 @@ pub struct Conditions {
 #[derive(Default)]
 struct Known {
     entries: HashMap<Place, Entry>,
-    /// What others have yet to hear.
-    untold: HashMap<Place, Note>,
+    /// What others have yet to hear, and as of when.
+    untold: HashMap<Place, (Note, Instant)>,
     /// The version of the board.
     seen: u64,
     /// See [`Why::Incident`].
@@ -158,7 +158,7 @@ impl Conditions {
         }
         let (since, asked) = old.map_or((now, None), |old| (old.since, old.asked));
         known.entries.insert(place, Entry { condition, since, until, stamp: 0, asked, has_ticket: false });
-        known.untold.insert(place, Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 });
+        known.untold.insert(place, (Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 }, now));
         drop(known);
         self.news.notify_one();
         is_news
@@ -179,7 +179,8 @@ impl Conditions {
         let place = Place(subject, class);
         let mut known = self.write();
         let ended = known.entries.remove(&place)?;
-        known.untold.insert(place, Note { name: place.to_string(), value: String::new(), life: None, stamp: 0 });
+        let over = Note { name: place.to_string(), value: String::new(), life: None, stamp: 0 };
+        known.untold.insert(place, (over, Instant::now()));
         drop(known);
         self.news.notify_one();
         Some(ended.condition).filter(|_| !ended.is_over(Instant::now()))

@@ -36,7 +36,8 @@ pub enum Diagnosis {
     /// The project takes no more of this model for so long; for how long, where the upstream says it.
     Limited(Option<Duration>),
     /// The organization's traffic grows too fast: no other key of it is better off, and no other organization should get it all.
-    TooSteep,
+    /// When to come again, where the upstream says it.
+    TooSteep(Option<Duration>),
     /// The project may not use this model, or the client asks for what is not there.
     NoAccess,
     /// The model has too much to do, whoever asks. When to come again, where the upstream says it.
@@ -77,7 +78,7 @@ pub fn diagnose(status: StatusCode, error: &ErrorBody, headers: &HeaderMap, now:
         StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => Diagnosis::NoAccess,
         StatusCode::TOO_MANY_REQUESTS => match quota(code, class) {
             Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
-            None if code == "slow_down" => Diagnosis::TooSteep,
+            None if code == "slow_down" => Diagnosis::TooSteep(limit::wait(headers, now).or(error.wait)),
             None if error.is_beyond_limit => Diagnosis::Sound,
             None => Diagnosis::Limited(limit::wait(headers, now).or(error.wait)),
         },
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(on(429, "credit_balance_exhausted", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
         assert_eq!(on(429, "project_spend_limit_exceeded", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Project)));
         assert_eq!(on(429, "something_new", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
-        assert_eq!(on(429, "slow_down", "rate_limit_error"), TooSteep);
+        assert_eq!(on(429, "slow_down", "rate_limit_error"), TooSteep(None));
         for passing in ["rate_limit_exceeded", ""] {
             assert_eq!(on(429, passing, "requests"), Limited(None), "{passing}");
         }

@@ -146,6 +146,13 @@ impl Registry {
         self.conditions.fitness(key, model)
     }
 
+    /// Whether the quota of `key`'s project or organization is used up.
+    pub fn is_exhausted(&self, key: &Key) -> bool {
+        [Scope::Project, Scope::Organization]
+            .into_iter()
+            .any(|scope| self.conditions.is(Subject::of(key, scope), Condition::Exhausted))
+    }
+
     pub fn is_well(&self, key: &Key, model: &str) -> bool {
         self.fitness(key, model) == Fitness::Well
     }

@@ -10,21 +10,29 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::time::timeout;
 
-/// How long a name server may take where it is known where the upstream was. Where it is not, its `connect_timeout` is the limit.
+/// How long a name server may take at the most where it is known where the upstream was.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where each name was found last: an upstream's, and its proxy's.
-#[derive(Clone, Debug, Default)]
-pub struct Resolver(Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>);
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    patience: Duration,
+    known: Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>,
+}
 
 impl PartialEq for Resolver {
     /// What was found is nothing that an upstream is told from another by.
-    fn eq(&self, _: &Self) -> bool {
-        true
+    fn eq(&self, other: &Self) -> bool {
+        self.patience == other.patience
     }
 }
 
 impl Resolver {
+    /// `connect_timeout`: for the name and the connection together.
+    pub fn new(connect_timeout: Duration) -> Self {
+        Self { patience: PATIENCE.min(connect_timeout / 2), known: Arc::default() }
+    }
+
     /// What `asked` finds, or what was found before.
     async fn find(&self, name: &str, asked: impl Future<Output = io::Result<Vec<SocketAddr>>>) -> io::Result<Vec<SocketAddr>> {
         let Some(before) = self.known().get(name).cloned() else {
@@ -32,7 +40,7 @@ impl Resolver {
             self.remember(name, &found);
             return Ok(found);
         };
-        match timeout(PATIENCE, asked).await {
+        match timeout(self.patience, asked).await {
             Ok(Ok(found)) if !found.is_empty() => {
                 self.remember(name, &found);
                 Ok(found)
@@ -52,7 +60,7 @@ impl Resolver {
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
         // Every change is whole before anything can panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,14 +86,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn while_no_name_server_answers_an_upstream_is_where_it_was() {
-        let resolver = Resolver::default();
+        let resolver = Resolver::new(Duration::from_secs(1));
         let nothing = || async { Err(io::Error::other("no such name")) };
         assert!(resolver.find("a", nothing()).await.is_err() && resolver.find("a", found(&[])).await.unwrap().is_empty());
         let first = resolver.find("a", found(&["10.0.0.1:0", "10.0.0.2:0"])).await.unwrap();
         assert_eq!(first.len(), 2);
         assert_eq!(resolver.find("a", nothing()).await.unwrap(), first);
         assert_eq!(resolver.find("a", found(&[])).await.unwrap(), first);
-        assert_eq!(resolver.find("a", std::future::pending()).await.unwrap(), first, "nor is it waited for long");
+        let soon = timeout(Duration::from_millis(501), resolver.find("a", std::future::pending()));
+        assert_eq!(soon.await.unwrap().unwrap(), first, "nor is it waited for long");
         assert!(resolver.find("b", nothing()).await.is_err(), "of another name nothing is known");
         let moved = resolver.find("a", found(&["10.0.0.3:0"])).await.unwrap();
         assert_eq!(resolver.find("a", nothing()).await.unwrap(), moved, "it has moved");

@@ -144,7 +144,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
             http2: settings.http2,
             proxy,
             authorities: authorities.transpose()?,
-            resolver: Resolver::default(),
+            resolver: Resolver::new(settings.connect_timeout.0),
         },
     }))
 }

@@ -65,7 +65,7 @@ label! {
     /// Why it was decided.
     Reason {
         Suspected, Rejected, Incident, Exhausted, Limited, TooSteep, Overloaded, NoAccess, Failed, Crowded, Disabled, Drained,
-        Removed, NotLoaded, NotAllowed, Forgotten, Stored, Unreachable,
+        Removed, NotLoaded, NotAllowed, NoneInUse, Forgotten, Stored, Unreachable,
     }
 }
 label! {

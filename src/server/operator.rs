@@ -10,18 +10,18 @@ use axum::extract::{Path, Request, State};
 use axum::routing::{get, post};
 use futures_util::future::join_all;
 use http::header::{CONTENT_TYPE, ORIGIN};
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Response};
 use serde::Serialize;
 
 use crate::client::authenticate::AdminToken;
 use crate::error::{Error, Kind};
 use crate::key::Key;
-use crate::key::health::{Ailment, Scope};
+use crate::key::health::Ailment;
 use crate::key::operator::{Operator, Verb, View};
 use crate::session::SessionId;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;
-use crate::upstream::probe::is_accepted;
+use crate::upstream::probe::ask;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -143,9 +143,9 @@ impl Desk {
 
     /// Asks the upstream, at no cost, whether it accepts a key. Turns need not try one that it does not.
     async fn probe(&self, key: &Key) -> Answer {
-        let status = is_accepted(key).await;
-        if status == Some(StatusCode::UNAUTHORIZED) {
-            self.gateway.registry.condemn(key, Ailment::Rejected(Scope::Key));
+        let (status, refused) = ask(key).await.unzip();
+        if let Some(scope) = refused.flatten() {
+            self.gateway.registry.condemn(key, Ailment::Rejected(scope));
         }
         Answer {
             key: key.id.clone(),

@@ -44,7 +44,7 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Diagnosis::NoAccess => Verdict::Denied(answer),
             Diagnosis::Failed => Verdict::Again(Ok(answer)),
             Diagnosis::Foreign => Verdict::Foreign(answer),
-            Diagnosis::TooSteep => Verdict::GiveUp(too_steep(limit::wait(&answer.headers, now)), Reason::TooSteep),
+            Diagnosis::TooSteep(wait) => Verdict::GiveUp(too_steep(wait), Reason::TooSteep),
             Diagnosis::Overloaded(wait) => Verdict::GiveUp(overloaded(wait), Reason::Overloaded),
         },
         // The host's fault, never the key's.
@@ -58,7 +58,7 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
                 .retry_after(SOON)
                 .because(cause),
         ),
-        Outcome::Silent => uncertain(Error::new(Kind::UpstreamTimeout, "The upstream did not answer in time.")),
+        Outcome::Silent => uncertain(Error::new(Kind::UpstreamTimeout, "The upstream did not answer in time.").retry_after(SOON)),
         // Codex goes on over HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
             let error = Error::new(Kind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP.");

@@ -41,7 +41,7 @@ impl Refused<'_> {
         match self.diagnosis {
             Diagnosis::Ailing(ailment) => Some(ailment.into()),
             Diagnosis::Limited(_) => Some(Reason::Limited),
-            Diagnosis::TooSteep => Some(Reason::TooSteep),
+            Diagnosis::TooSteep(_) => Some(Reason::TooSteep),
             Diagnosis::NoAccess => Some(Reason::NoAccess),
             Diagnosis::Overloaded(_) => Some(Reason::Overloaded),
             Diagnosis::Failed => Some(Reason::Failed),
@@ -70,7 +70,9 @@ impl Instead {
                 gateway.registry.observe(key, ailment);
                 gateway.registry.settled(key).await;
                 wanted.refused.push(key.tag);
-                (bindings.would_leave(wanted, binding), Some(bindings.shortage(wanted, binding)))
+                // Accepted when it was asked again, the same one serves the next connection.
+                let is_cured = gateway.registry.is_well(key, wanted.model) || bindings.would_leave(wanted, binding);
+                (is_cured, Some(bindings.shortage(wanted, binding)))
             }
             Diagnosis::Limited(wait) => {
                 let wait = wait_or_usual(wait);
@@ -91,7 +93,7 @@ impl Instead {
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
-            Diagnosis::TooSteep => (false, Some(too_steep(None)).filter(|_| !is_told(refused.headers))),
+            Diagnosis::TooSteep(wait) => (false, Some(too_steep(wait)).filter(|_| !is_told(refused.headers))),
             Diagnosis::Foreign | Diagnosis::Failed | Diagnosis::Sound => (false, None),
         };
         match otherwise {

@@ -30,8 +30,9 @@ impl Search<'_> {
     pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Binding, Answer), Error> {
         let Self { gateway, sent, wanted, guess } = self;
         let mut tried = vec![guess.key.organization_tag];
-        // What an organization said that may be the right one, at another time.
-        let mut later = None;
+        // What an organization said that may be the right one, at another time; and what one said that could open the history, and
+        // had another fault to find.
+        let (mut later, mut other) = (None, None);
         while let Some(next) = gateway.bindings.elsewhere(wanted, guess, &tried) {
             let moves_domain = !next.key.shares_cache_with(&guess.key);
             account.bound(&next, moves_domain, &gateway.registry);
@@ -62,8 +63,15 @@ impl Search<'_> {
                     tried.push(next.key.organization_tag);
                     later.get_or_insert(Err(Error::limited("Every upstream key that may serve this session is cooling.", wait)));
                 }
-                Verdict::Deliver(_) | Verdict::Denied(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
+                Verdict::Deliver(answer) => {
+                    tried.push(next.key.organization_tag);
+                    other.get_or_insert((next, answer));
+                }
+                Verdict::Denied(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
             }
+        }
+        if let Some(other) = other {
+            return Ok(other);
         }
         gateway.refuse(wanted, guess, Reason::Forgotten);
         if let Some(later) = later {

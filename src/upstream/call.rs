@@ -115,7 +115,7 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
 }
 
 /// Reads as much of an answer as is needed to know what it is.
-async fn read(response: http::Response<reqwest::Body>) -> Outcome {
+pub async fn read(response: http::Response<reqwest::Body>) -> Outcome {
     let (parts, mut rest) = response.into_parts();
     let mut answer = Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade: None };
     if !has_meaning(answer.status) {

@@ -4,22 +4,26 @@
 //! replica at a time lets one try.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use tokio::time::MissedTickBehavior;
 
+use super::call;
 use super::headers::credential;
 use crate::key::Key;
 use crate::key::condition::{Condition, Subject};
-use crate::key::health::{Ailment, Scope};
+use crate::key::health::{Ailment, Diagnosis, Scope, diagnose};
 use crate::key::registry::Registry;
 use crate::metrics::{Decision, Metrics, Reason};
+use crate::outcome::{Outcome, Refusal};
 use crate::store::Store;
 use crate::task::Tasks;
 
 /// How often it is looked whether something is to be asked.
 const BEAT: Duration = Duration::from_secs(1);
+/// So many keys of an organization are asked at the most, where one after the other is refused by itself.
+const WITNESSES: usize = 3;
 /// How long an upstream may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -74,32 +78,53 @@ impl Prober {
     /// Asks the upstream whether it accepts a key that it has refused.
     async fn confirm(&self, subject: Subject) {
         let loaded = self.registry.loaded();
-        // One that is refused by itself says nothing of its organization.
-        let is_sound = |key: &&Arc<Key>| !self.registry.conditions.is(Subject::of(key, Scope::Key), Condition::Rejected);
-        let concerned = || loaded.table.keys().iter().filter(|key| subject.concerns(key));
-        let Some(key) = concerned().find(is_sound).or_else(|| concerned().next()) else { return };
-        let scope = if matches!(subject, Subject::Organization(_)) { Scope::Organization } else { Scope::Key };
-        self.metrics.decided(Decision::Probe, Reason::Rejected);
-        let status = is_accepted(key).await;
-        let told = status.map_or("no answer".into(), |status| status.as_u16().to_string());
-        tracing::info!(decision = "probe", reason = "rejected", key = %key.id, answer = told, "asked whether a key is accepted");
-        match status {
-            Some(StatusCode::UNAUTHORIZED) => self.registry.condemn(key, Ailment::Rejected(scope)),
-            // Whatever else it says, it says it to a key that it knows.
-            Some(status) if !status.is_server_error() => self.registry.recovered(subject, &key.id),
-            Some(_) | None => {}
+        let is_organization = matches!(subject, Subject::Organization(_));
+        let is_rejected = |key: &&Arc<Key>| self.registry.conditions.is(Subject::of(key, Scope::Key), Condition::Rejected);
+        let mut concerned: Vec<_> = loaded.table.keys().iter().filter(|key| subject.concerns(key)).collect();
+        concerned.sort_by_key(is_rejected);
+        for key in concerned.into_iter().take(if is_organization { WITNESSES } else { 1 }) {
+            self.metrics.decided(Decision::Probe, Reason::Rejected);
+            let answer = ask(key).await;
+            let told = answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
+            tracing::info!(decision = "probe", reason = "rejected", key = %key.id, answer = told, "asked whether a key is accepted");
+            return match answer {
+                // One that is refused by itself says nothing of its organization: another one is asked.
+                Some((_, Some(Scope::Key))) if is_organization => {
+                    self.registry.condemn(key, Ailment::Rejected(Scope::Key));
+                    continue;
+                }
+                Some((_, Some(scope))) => self.registry.condemn(key, Ailment::Rejected(scope)),
+                // Whatever else it says, it says it to a key that it knows.
+                Some((status, None)) if !status.is_server_error() => self.registry.recovered(subject, &key.id),
+                Some(_) | None => {}
+            };
+        }
+        if is_organization {
+            // Each of them was refused by itself.
+            self.registry.recovered(subject, "");
         }
     }
 }
 
-/// What `GET /models` is answered with. `None`: with nothing.
-pub async fn is_accepted(key: &Key) -> Option<StatusCode> {
+/// What `GET /models` is answered with, and what it refuses the key by, if it does. `None`: with nothing.
+pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     let mut request = reqwest::Request::new(Method::GET, key.upstream.models.clone());
     if let Some(value) = credential(&key.secret) {
         request.headers_mut().insert(http::header::AUTHORIZATION, value);
     }
-    let answer = tokio::time::timeout(PATIENCE, key.connections.execute(request)).await.ok()?.ok()?;
-    Some(answer.status())
+    let asked = async {
+        let answer = key.connections.execute(request).await.ok()?;
+        Some(call::read(answer.into()).await)
+    };
+    let outcome = tokio::time::timeout(PATIENCE, asked).await.ok()??;
+    let scope = match &outcome {
+        Outcome::Refused(Refusal { answer, error }) => match diagnose(answer.status, error, &answer.headers, SystemTime::now()) {
+            Diagnosis::Ailing(Ailment::Rejected(scope)) => Some(scope),
+            _ => None,
+        },
+        _ => None,
+    };
+    Some((outcome.answer()?.status, scope))
 }
 
 #[cfg(test)]

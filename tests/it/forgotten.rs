@@ -158,3 +158,39 @@ async fn the_search_goes_past_an_organization_that_is_unwell() {
     // One of six begins at the third organization and goes on to the second.
     assert!(past > 0, "nobody met it on the way: nothing is shown");
 }
+
+/// Where a session is looked for first there may be no quota left: it is not that organization's word that counts.
+#[tokio::test]
+async fn a_guess_that_is_exhausted_is_given_up() {
+    let (mut cluster, sessions) = sealed(Cluster::new()).await;
+    let turns = cluster.turns().await;
+    cluster.redis().tell(&["FLUSHALL"]).await;
+    for number in 0..2 {
+        cluster.replace(number).await;
+        cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
+    }
+    for organization in ["org-b", "org-c"] {
+        cluster.upstream().exhaust(organization).await;
+    }
+    let before = turns.len();
+    let mut asked = 0;
+    for (number, mut codex) in sessions.into_iter().enumerate() {
+        let home = attempts(&turns, &codex)[0].organization.clone();
+        codex.moves_to(cluster.replicas[number % 2].address());
+        let session = codex.clone();
+        if home != "org-a" {
+            assert_eq!(codex.turn("your own is exhausted").await.answer.code(), "insufficient_quota");
+        } else if number % 3 == 0 {
+            let mut talk = codex.by_websocket();
+            talk.turn("do you remember?").await;
+            talk.turn("and now?").await;
+        } else {
+            codex.turn("do you remember?").await.served();
+            codex.turn("and now?").await.served();
+        }
+        let attempts = attempts(&cluster.turns().await[before..], &session);
+        assert!(attempts.iter().all(|turn| !turn.is_served() || turn.organization == "org-a"), "{attempts:?}");
+        asked += attempts.iter().filter(|turn| turn.status == 429).count();
+    }
+    assert!(asked > 0, "nobody met one that is exhausted: nothing is shown");
+}

@@ -166,7 +166,14 @@ impl Marathon {
 
     fn judge(&mut self, turns: &[Turn], trouble: &Trouble) {
         for player in &self.players {
-            let own = turns.iter().filter(|turn| turn.is_served() && turn.session.as_deref() == Some(player.session()));
+            let all = turns.iter().filter(|turn| turn.session.as_deref() == Some(player.session()));
+            let home = self.homes.get(player.session()).map(|(_, organization)| organization.clone());
+            // Refused there as a foreign one, and found again: that is a crossing, too.
+            self.crossings += all
+                .clone()
+                .filter(|turn| !turn.is_served() && home.as_ref().is_some_and(|home| *home != turn.organization))
+                .count();
+            let own = all.filter(|turn| turn.is_served());
             for turn in own {
                 let last = self.last.insert(player.session().to_owned(), turn.key.clone());
                 // A connection has one key for life, also where it was opened while the session's own key was short.

@@ -120,6 +120,44 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
     assert!(shares[0] == 0 && shares[1] > 5 && shares[1] < shares[2] && shares[2] == count(&calm, "c-1"), "{shares:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
+    let registry = registry(&[], &mut Vec::new());
+    let (places, client) = (Places::new(Arc::clone(&registry)), Client::unrestricted("alice"));
+    let keys = registry.loaded().table.keys().to_vec();
+    let recover = |number: usize| {
+        registry.condemn(&keys[number], Ailment::Rejected(Scope::Key));
+        registry.recovered(Subject::of(&keys[number], Scope::Key), "it");
+    };
+    let on = |home: &str| {
+        let sessions = (0..200).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
+        let homes = sessions.map(|session| places.welcome(&wanted(&session, &client, Vec::new()), &session).unwrap());
+        homes.filter(|key| key.id == home).count()
+    };
+    recover(5);
+    assert_eq!(on("c-1"), 0, "one of five");
+    recover(3);
+    assert!(on("c-1") > 20 && on("b-1") > 20, "two of five would be too many");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_exhausted_everywhere_is_told_for_good() {
+    let client = Client::of_organizations("alice", &["org-a", "org-b"]);
+    let told = |cases: &[Case], reach: &str| {
+        let registry = registry(cases, &mut Vec::new());
+        let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
+        let reach =
+            if reach.is_empty() { Reach::Anywhere } else { Reach::Organization(Tag::of("organization", reach.as_bytes())) };
+        Places::new(registry).shortage_of(&wanted(&session, &client, Vec::new()), reach).kind
+    };
+    let (a, b) = (Case::Exhausted(0, Scope::Organization), Case::Exhausted(3, Scope::Organization));
+    assert_eq!(told(&[a], "org-a"), Kind::InsufficientQuota);
+    assert_eq!(told(&[a, b], ""), Kind::InsufficientQuota);
+    assert_eq!(told(&[a, Case::Disabled(1)], "org-a"), Kind::InsufficientQuota, "an operator's word on one of them helps nobody");
+    assert_eq!(told(&[a, Case::Rejected(3), Case::Rejected(4)], ""), Kind::NoKeyAvailable, "others are only refused");
+    assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), Kind::NoKeyAvailable);
+}
+
 proptest! {
     #[test]
     fn a_turn_goes_only_where_it_may(

@@ -20,8 +20,18 @@ impl Conditions {
 
     /// What to tell, and which version of the board was seen.
     pub fn word(&self) -> (u64, Vec<Note>) {
-        let known = self.read();
-        (known.seen, known.untold.values().cloned().collect())
+        if self.is_told() {
+            return (self.read().seen, Vec::new());
+        }
+        let now = Instant::now();
+        let mut known = self.write();
+        // However long nobody could be told: it holds for no longer than it did here.
+        known.untold.retain(|_, (note, at)| {
+            let passed = now - std::mem::replace(at, now);
+            note.life = note.life.map(|life| life.saturating_sub(passed));
+            note.life != Some(Duration::ZERO)
+        });
+        (known.seen, known.untold.values().map(|(note, _)| note.clone()).collect())
     }
 
     /// Whether the others have been told everything.
@@ -34,7 +44,9 @@ impl Conditions {
         let now = Instant::now();
         let mut known = self.write();
         for note in told {
-            if let Some(place) = Place::parse(&note.name).filter(|place| known.untold.get(place) == Some(note)) {
+            if let Some(place) =
+                Place::parse(&note.name).filter(|place| known.untold.get(place).is_some_and(|(told, _)| told == note))
+            {
                 known.untold.remove(&place);
             }
         }
@@ -70,7 +82,7 @@ impl Conditions {
         });
         let again = |(place, entry): (&Place, &Entry)| {
             let life = entry.until.map(|until| until - now);
-            (*place, Note { name: place.to_string(), value: entry.condition.name().into(), life, stamp: entry.stamp })
+            (*place, (Note { name: place.to_string(), value: entry.condition.name().into(), life, stamp: entry.stamp }, now))
         };
         let lost: Vec<_> = lost.map(again).collect();
         if !lost.is_empty() {
@@ -122,6 +134,24 @@ mod tests {
         let fresh = Conditions::default();
         beat(&fresh, &mut board);
         assert!([&one, &two, &fresh].iter().all(|one| one.is(subject(), Condition::Disabled)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_told_holds_for_no_longer_for_it() {
+        let (one, two) = (Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
+        one.note(subject(), Condition::Limited, Some(Duration::from_secs(90)));
+        one.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(20)));
+        // The store is away.
+        for _ in 0..60 {
+            one.word();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        beat(&one, &mut board);
+        beat(&two, &mut board);
+        assert!(two.is(subject(), Condition::Limited) && !two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited));
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert!(!one.is(subject(), Condition::Limited) && !two.is(subject(), Condition::Limited));
     }
 
     #[tokio::test(start_paused = true)]
