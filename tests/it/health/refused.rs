@@ -1,12 +1,13 @@
 //! 401, 403, 404: what a key may do no more, or never could.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{all_know, attempts, goes_on, last_of, one_of, path, pool, sessions, three};
 use crate::cluster::{ALICE, BOB};
 use crate::codex::Codex;
 use crate::errors::waits;
-use crate::patience::{SOON, eventually};
+use crate::patience::{SOON, eventually, within};
 use crate::simulator::{Ill, path_of, siblings};
 
 /// C8: one refusal, one question, and within a second nobody uses it.
@@ -22,7 +23,7 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     cluster.upstream().revoke(&dead).await;
     let ended = first.turn("meets it").await.served();
     assert!(!ended.answer.text().contains("Incorrect API key"));
-    all_know(&cluster, &dead, "disabled").await;
+    within(Duration::from_secs(1), "all replicas know", all_know(&cluster, &dead, "disabled")).await;
     let before = cluster.turns().await.len();
     for codex in &mut all {
         goes_on(&cluster, codex, 2).await;
@@ -101,6 +102,42 @@ async fn b12_spread() {
         assert!(count > 0, "{survivor} takes some of {}", all.len());
     }
     assert!(all.iter().all(|codex| path_of(&turns, &codex.session).iter().all(|key| key.starts_with("org-a"))));
+}
+
+/// Where there are others to go to: whoever came before it was known to be an incident may have moved, and nobody after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_incident_moves_nobody_who_could_move() {
+    let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
+    let mut all = sessions(&cluster, 30).await;
+    let turns = cluster.turns().await;
+    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
+    let refused = ["org-a-1", "org-b-1", "org-b-2"];
+    for key in refused {
+        cluster.upstream().revoke(key).await;
+    }
+    for key in refused {
+        let first = homes.iter().position(|home| home == key).expect("each key has a session");
+        all[first].turn("meets it").await.served();
+        all_know(&cluster, key, "disabled").await;
+    }
+    for codex in &mut all {
+        goes_on(&cluster, codex, 1).await;
+    }
+    cluster.upstream().heal().await;
+    for key in refused {
+        for replica in &cluster.replicas {
+            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+        }
+    }
+    for codex in &mut all {
+        goes_on(&cluster, codex, 1).await;
+    }
+    let turns = cluster.turns().await;
+    let ends = all.iter().map(|codex| path_of(&turns, &codex.session).pop());
+    let moved = ends.zip(&homes).filter(|(end, home)| end.as_ref() != Some(*home)).count();
+    assert!(moved <= refused.len(), "{moved} of {} have moved", all.len());
+    let concerned = homes.iter().filter(|home| refused.contains(&home.as_str())).count();
+    assert!(concerned > 2 * refused.len(), "too few to show anything: {concerned}");
 }
 
 /// Most keys at once are refused for a reason that is the upstream's.
