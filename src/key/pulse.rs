@@ -65,6 +65,7 @@ impl Pulse {
             Ok(board) => {
                 *heard = Instant::now();
                 self.registry.loads.heard(&board.loads);
+                self.registry.surges.share(board.loads.len() + 1);
                 if self.registry.conditions.heard(&notes, &board) {
                     self.registry.has_changed();
                 }

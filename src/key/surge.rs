@@ -2,6 +2,7 @@
 //! many of them at once would make it short as well.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use crate::limit::Rate;
 
 /// The usual rate of new sessions is what came in this time.
 const WINDOW: Duration = Duration::from_secs(60);
-/// A key to which fewer new sessions come takes as many moved ones as one to which so many come each second: that is no herd.
+/// A key to which fewer new sessions come, on all replicas, takes as many moved ones as one to which so many come each second: that
+/// is no herd.
 const LEAST: f64 = 5.0;
 /// Moved sessions come at twice the usual rate at the most, this many seconds' worth of them at once.
 const TIMES: f64 = 2.0;
@@ -21,6 +23,8 @@ const AT_ONCE: f64 = 3.0;
 /// What this replica sends to each key.
 pub struct Surges {
     origin: Instant,
+    /// How many replicas there are, as far as was heard last.
+    replicas: AtomicUsize,
     keys: Mutex<HashMap<Tag, Flow>>,
 }
 
@@ -50,11 +54,16 @@ impl Flow {
 
 impl Default for Surges {
     fn default() -> Self {
-        Self { origin: Instant::now(), keys: Mutex::default() }
+        Self { origin: Instant::now(), replicas: AtomicUsize::new(1), keys: Mutex::default() }
     }
 }
 
 impl Surges {
+    /// So many replicas share what a key takes.
+    pub fn share(&self, replicas: usize) {
+        self.replicas.store(replicas.max(1), Ordering::Relaxed);
+    }
+
     /// A new session begins on `key`.
     pub fn began(&self, key: &Key) {
         self.on(key, |flow, now| {
@@ -65,10 +74,11 @@ impl Surges {
 
     /// Whether a session may move to `key` now; then it does. The error says when one may.
     pub fn admit(&self, key: &Key) -> Result<(), Duration> {
+        let least = LEAST / self.replicas.load(Ordering::Relaxed) as f64;
         self.on(key, |flow, now| {
-            let rate = flow.usual(now).max(LEAST) * TIMES;
+            let rate = flow.usual(now).max(least) * TIMES;
             let interval = Duration::from_secs_f64(1.0 / rate);
-            flow.moved.take(now, interval, (rate * AT_ONCE) as u32)
+            flow.moved.take(now, interval, (rate * AT_ONCE).max(1.0) as u32)
         })
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{attempts, decided, goes_on, last_of, one_of, path, pool, three};
 use crate::cable::Weather;
-use crate::cluster::{ALICE, Cluster};
+use crate::cluster::ALICE;
 use crate::codex::Codex;
 use crate::errors::waits;
 use crate::patience::{SOON, eventually};
@@ -32,7 +32,7 @@ async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
 /// At most three attempts, and a fifth more than was offered, whatever fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_always_is_not_sent_much_more_often() {
-    let cluster = Cluster::new().keys(pool()).start().await;
+    let cluster = three().keys(pool()).start().await;
     cluster.upstream().ails(Ill::down(503).code("server_error")).await;
     let (offered, began) = (120, Instant::now());
     for number in 0..offered {
@@ -68,7 +68,7 @@ async fn an_overloaded_model_is_not_shopped_around() {
 #[tokio::test]
 async fn b15_at_most_once() {
     for resends in [false, true] {
-        let cluster = Cluster::new().keys(pool()).binding(&format!("[failover]\nambiguous = {resends}")).start().await;
+        let cluster = three().keys(pool()).binding(&format!("[failover]\nambiguous = {resends}")).start().await;
         let mut codex = Codex::new(cluster.address(), ALICE);
         codex.turn("first").await.served();
         let before = cluster.turns().await.len();
@@ -85,7 +85,7 @@ async fn b15_at_most_once() {
         assert_eq!(sent, if resends { 2 } else { 1 });
     }
     // A refusal is an answer: what the upstream refused it has not served.
-    let cluster = Cluster::new().keys(pool()).start().await;
+    let cluster = three().keys(pool()).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     for (ill, more) in [(Ill::down(400), 0), (Ill::down(413), 0), (Ill::down(422), 0), (Ill::down(500).code("server_error"), 1)] {
@@ -99,7 +99,7 @@ async fn b15_at_most_once() {
 /// C1: nobody is there: a fault of the host's, and no key's.
 #[tokio::test]
 async fn an_upstream_that_is_not_there_condemns_nobody() {
-    let cluster = Cluster::new().keys(siblings("org-a", 3)).cabled().start().await;
+    let cluster = three().keys(siblings("org-a", 3)).cabled().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     cluster.cable().set(Weather::Refused);
@@ -117,7 +117,7 @@ async fn an_upstream_that_is_not_there_condemns_nobody() {
 /// C19: what fails inside an answer is passed on, and its limit is known.
 #[tokio::test]
 async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
-    let cluster = Cluster::new().keys(pool()).start().await;
+    let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = one_of(&cluster, "org-a").await;
     cluster.upstream().ails(Ill::failing("insufficient_quota").session(&codex.session).times(1)).await;
     let ended = codex.turn("fails").await;

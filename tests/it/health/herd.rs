@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::sessions;
-use crate::cluster::Cluster;
+use super::{sessions, three};
 use crate::simulator::{path_of, siblings};
 
-/// B13: they come to the others little by little: at twice the rate of five a second, and three seconds' worth of that at once.
+/// B13: they come to the others little by little: at twice the rate of five a second, and three seconds' worth of that at once, by
+/// all replicas together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b13_herd() {
-    let cluster = Cluster::new().keys(siblings("org-a", 2)).start().await;
+    let cluster = three().keys(siblings("org-a", 2)).start().await;
     let mut all = sessions(&cluster, 150).await;
     let turns = cluster.turns().await;
     all.retain(|codex| path_of(&turns, &codex.session) == ["org-a-1"]);
