@@ -26,6 +26,8 @@ enum Case {
     Denied(usize),
     Disabled(usize),
     Drained(usize),
+    Enabled(usize),
+    Served(usize),
     Failed(usize),
 }
 
@@ -40,6 +42,8 @@ fn case() -> impl Strategy<Value = Case> {
         key().prop_map(Case::Denied),
         key().prop_map(Case::Disabled),
         key().prop_map(Case::Drained),
+        key().prop_map(Case::Enabled),
+        key().prop_map(Case::Served),
         key().prop_map(Case::Failed),
     ]
 }
@@ -48,6 +52,11 @@ fn registry(cases: &[Case], failed: &mut Vec<Tag>) -> Arc<Registry> {
     // Its keys have connections of their own: once is enough.
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
     let registry = Arc::new(Registry::new(TABLE.clone(), Arc::new(Metrics::new())));
+    play(&registry, cases, failed);
+    registry
+}
+
+fn play(registry: &Registry, cases: &[Case], failed: &mut Vec<Tag>) {
     let loaded = registry.loaded();
     let key = |number: usize| &loaded.table.keys()[number];
     for case in cases {
@@ -59,10 +68,12 @@ fn registry(cases: &[Case], failed: &mut Vec<Tag>) -> Arc<Registry> {
             Case::Denied(number) => registry.deny(key(number), "m"),
             Case::Disabled(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Disabled, None)),
             Case::Drained(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Drained, None)),
+            Case::Enabled(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Enabled, None)),
+            Case::Served(number) => registry.has_served(key(number), tokio::time::Instant::now()),
             Case::Failed(number) => failed.push(key(number).tag),
         }
     }
-    registry
+    registry.has_changed();
 }
 
 fn wanted<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Wanted<'t> {
@@ -158,52 +169,73 @@ async fn only_what_is_exhausted_everywhere_is_told_for_good() {
     assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), Kind::NoKeyAvailable);
 }
 
+/// What is true of every decision about a turn of `session`, which is bound to the key `bound`.
+fn check(
+    registry: &Arc<Registry>,
+    session: &SessionId,
+    (bound, is_sealed): (usize, bool),
+    organizations: &[&str],
+    failed: Vec<Tag>,
+) -> Result<(), TestCaseError> {
+    let places = Places::new(Arc::clone(registry));
+    let client = Client::of_organizations("alice", organizations);
+    let wanted = wanted(session, &client, failed);
+    let loaded = registry.loaded();
+    let own = &loaded.table.keys()[bound];
+    let record = Record { sealed: is_sealed, generation: 1, ..Record::first(own, 1) };
+    loaded.heard(&crate::store::Roll { ordinal: 1, others: Vec::new() });
+    let may = |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
+    let can = |key: &Key| {
+        let is_short = matches!(registry.fitness(key, "m"), Fitness::Short(wait) if wait <= PATIENCE);
+        !wanted.failed.contains(&key.tag) && (registry.is_well(key, "m") || is_short)
+    };
+    for key in [places.welcome(&wanted, session).ok(), places.choose(&wanted, session, Reach::Anywhere).ok()].iter().flatten() {
+        prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
+    }
+    let home = Reach::Organization(record.organization);
+    for key in [places.choose(&wanted, session, home).ok(), places.sibling(&wanted, session, &record)].iter().flatten() {
+        prop_assert!(may(key) && can(key) && key.organization == own.organization, "{} is not at home", key.id);
+    }
+    if let Ok(Ok(key)) = places.refuge(&wanted, session, wanted.reach(&record)) {
+        prop_assert!(may(&key) && can(&key) && (!is_sealed || key.organization == own.organization), "{} is no refuge", key.id);
+    }
+    match places.standing(&wanted, &record) {
+        Standing::Serves(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
+        Standing::Aside(_) | Standing::Gone(Reason::NotAllowed) => {}
+        Standing::Elsewhere => prop_assert!(false, "it may go anywhere"),
+        // What is left for good is left for a reason that lasts.
+        Standing::Gone(reason) => {
+            prop_assert!(matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained), "{reason:?}");
+            prop_assert!(!registry.is_well(own, "m"));
+        }
+    }
+    let shortage = places.shortage_of(&wanted, home);
+    let is_final = shortage.kind == Kind::InsufficientQuota;
+    prop_assert!(is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)), "{shortage:?}");
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn a_turn_goes_only_where_it_may(
-        cases in prop::collection::vec(case(), 0..8),
+        history in prop::collection::vec((prop::collection::vec(case(), 0..4), 0..90_u64), 1..6),
         session in "[a-z]{22}",
-        bound in 0..6_usize,
-        is_sealed: bool,
+        bound in (0..6_usize, any::<bool>()),
         organizations in prop::sample::subsequence(vec!["org-a", "org-b", "org-c"], 0..=3),
     ) {
-        let mut failed = Vec::new();
-        let registry = registry(&cases, &mut failed);
-        let places = Places::new(Arc::clone(&registry));
-        let client = Client::of_organizations("alice", &organizations);
-        let session = SessionId::parse(&session).unwrap();
-        let wanted = wanted(&session, &client, failed);
-        let loaded = registry.loaded();
-        let own = &loaded.table.keys()[bound];
-        let record = Record { sealed: is_sealed, generation: 1, ..Record::first(own, 1) };
-        loaded.heard(&crate::store::Roll { ordinal: 1, others: Vec::new() });
-        let may = |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
-        let can = |key: &Key| {
-            let is_short = matches!(registry.fitness(key, "m"), Fitness::Short(wait) if wait <= PATIENCE);
-            !wanted.failed.contains(&key.tag) && (registry.is_well(key, "m") || is_short)
-        };
-        for key in [places.welcome(&wanted, &session).ok(), places.choose(&wanted, &session, Reach::Anywhere).ok()].iter().flatten() {
-            prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
-        }
-        let home = Reach::Organization(record.organization);
-        for key in [places.choose(&wanted, &session, home).ok(), places.sibling(&wanted, &session, &record)].iter().flatten() {
-            prop_assert!(may(key) && can(key) && key.organization == own.organization, "{} is not at home", key.id);
-        }
-        if let Ok(Ok(key)) = places.refuge(&wanted, &session, wanted.reach(&record)) {
-            prop_assert!(may(&key) && can(&key) && (!is_sealed || key.organization == own.organization), "{} is no refuge", key.id);
-        }
-        match places.standing(&wanted, &record) {
-            Standing::Serves(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
-            Standing::Aside(_) | Standing::Gone(Reason::NotAllowed) => {}
-            Standing::Elsewhere => prop_assert!(false, "it may go anywhere"),
-            // What is left for good is left for a reason that lasts.
-            Standing::Gone(reason) => {
-                prop_assert!(matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained), "{reason:?}");
-                prop_assert!(!registry.is_well(own, "m"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (registry, session) = (registry(&[], &mut Vec::new()), SessionId::parse(&session).unwrap());
+            for (cases, seconds) in &history {
+                // Where the upstream has failed is forgotten with the turn.
+                let mut failed = Vec::new();
+                play(&registry, cases, &mut failed);
+                check(&registry, &session, bound, &organizations, failed)?;
+                tokio::time::advance(Duration::from_secs(*seconds)).await;
+                registry.has_changed();
+                check(&registry, &session, bound, &organizations, Vec::new())?;
             }
-        }
-        let shortage = places.shortage_of(&wanted, home);
-        let is_final = shortage.kind == Kind::InsufficientQuota;
-        prop_assert!(is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)), "{shortage:?}");
+            Ok::<(), TestCaseError>(())
+        })?;
     }
 }
