@@ -31,6 +31,7 @@ pub enum Kind {
     UpgradeRequired,
     OriginNotAllowed,
     PreviousResponseNotFound,
+    ConversationNotFound,
     ConnectionLimit,
     InvalidJson,
     InvalidRequest,
@@ -59,6 +60,7 @@ impl Kind {
             // A page in a browser of somebody who may call, written by somebody who may not.
             Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed", REQUEST, Fault::Client),
             Self::PreviousResponseNotFound => (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client),
+            Self::ConversationNotFound => (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client),
             // In the real service's words, since it is what Codex always answers with a new connection and its full input.
             Self::ConnectionLimit => (StatusCode::BAD_REQUEST, "websocket_connection_limit_reached", REQUEST, Fault::Gateway),
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json", REQUEST, Fault::Client),

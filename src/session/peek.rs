@@ -68,11 +68,16 @@ impl Peek {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
             session_id: inner(metadata, "session_id").unwrap_or_default(),
-            conversation: inner(conversation, "id").unwrap_or_else(|| Field::of(conversation)),
+            conversation: identified(conversation),
             previous_response_id: Field::of(previous),
             is_unstored: store == Some(b"false"),
         })
     }
+}
+
+/// What is named by its id, or by an object that has it.
+pub fn identified(raw: Option<&[u8]>) -> Field {
+    inner(raw, "id").unwrap_or_else(|| Field::of(raw))
 }
 
 /// The field `name` of `raw`, if that is an object.

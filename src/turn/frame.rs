@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
 use crate::outcome::ErrorBody;
-use crate::session::peek::{Field, fields};
+use crate::session::peek::{Field, fields, identified};
 use crate::session::scan::NotJson;
 use crate::usage::terminal::Terminal;
 
@@ -16,6 +16,7 @@ pub struct Request {
     /// `stream_id`. `None`: the one lane of a client that names none.
     pub lane: Option<String>,
     pub previous_response_id: Option<String>,
+    pub conversation: Option<String>,
     pub model: Option<String>,
     /// It asks for no output: only that the cache be warm.
     pub is_warm_up: bool,
@@ -25,13 +26,15 @@ pub struct Request {
 
 impl Request {
     pub fn read(text: &[u8]) -> Result<Self, NotJson> {
-        let names = ["type", "stream_id", "previous_response_id", "model", "generate", "prompt_cache_options", "store"];
-        let [kind, lane, previous, model, generate, options, store] = fields(text, names)?;
+        let names =
+            ["type", "stream_id", "previous_response_id", "conversation", "model", "generate", "prompt_cache_options", "store"];
+        let [kind, lane, previous, conversation, model, generate, options, store] = fields(text, names)?;
         let is_prewarm = || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
         Ok(Self {
             is_create: named(kind).as_deref() == Some("response.create"),
             lane: named(lane),
             previous_response_id: Field::of(previous).id().map(str::to_owned),
+            conversation: identified(conversation).id().map(str::to_owned),
             model: named(model),
             is_warm_up: generate == Some(b"false") || is_prewarm(),
             is_unstored: store == Some(b"false"),
@@ -135,11 +138,18 @@ mod tests {
             is_create: true,
             lane: Some("a".into()),
             previous_response_id: Some("resp_1".into()),
+            conversation: None,
             model: Some("m".into()),
             is_warm_up: true,
             is_unstored: true,
         };
         assert_eq!(Request::read(text.as_bytes()), Ok(expected));
+        let conversation = |text: &str| Request::read(text.as_bytes()).unwrap().conversation;
+        assert_eq!(conversation(r#"{"conversation":{"id":"c"}}"#).as_deref(), Some("c"));
+        assert_eq!(
+            (conversation(r#"{"conversation":null}"#), conversation(r#"{"conversation":7}"#)),
+            (None, Some(String::new()))
+        );
         let warm = |text: &str| Request::read(text.as_bytes()).unwrap().is_warm_up;
         assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
         assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));

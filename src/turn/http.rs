@@ -154,6 +154,7 @@ impl Gateway {
         if !client.may_ask_for(peek.model.text()) {
             return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
         }
+        self.may_converse(peek.conversation.id())?;
         let mut derived = None;
         if identity.session.is_none() {
             let by_body = self.identifier.by_body(&client.id, &peek);

@@ -43,6 +43,16 @@ impl Gateway {
         }
     }
 
+    /// A conversation is kept by an upstream. None passes through here that could be told from another client's.
+    pub fn may_converse(&self, conversation: Option<&str>) -> Result<(), Error> {
+        match conversation {
+            Some(id) if self.foreign_ids == ForeignIds::Refuse => {
+                Err(Error::new(Kind::ConversationNotFound, format!("Conversation with id '{id}' not found.")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a turn of `client` may go on from `id` on a connection that has this key for life: only what it finds there.
     pub async fn may_go_on(&self, client: &ClientId, id: Option<&str>, key: &Key) -> Result<(), Error> {
         let Some(id) = id else { return Ok(()) };

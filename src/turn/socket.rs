@@ -175,7 +175,7 @@ impl Socket {
         let elsewhere = request.previous_response_id.as_deref().filter(|id| !self.books().lanes.has_issued(id));
         let may_go_on = self.gateway.may_go_on(&self.client.id, elsewhere, &self.binding.key).await;
         let mut books = self.books();
-        let refused = match may_go_on {
+        let refused = match may_go_on.and_then(|()| self.gateway.may_converse(request.conversation.as_deref())) {
             Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {

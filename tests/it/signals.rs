@@ -38,7 +38,7 @@ const KNOWN: (f64, f64) = (0.0, 1.0);
 #[tokio::test]
 async fn every_signal_names_a_session_and_the_strongest_wins() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let cluster = Cluster::new().recorded_by(&upstream).server("foreign_ids", "\"pass\"").start().await;
     let by_header = ["session-id", "session_id", "x-session-id", "conversation-id", "conversation_id"];
     for name in by_header {
         let request = |value: &str| turn(json!({ "prompt_cache_key": crate::codex::uuid() })).header(name, value);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::codex::Codex;
 use crate::recorder::{Recorder, Step, answer, chunk, stream_head};
+use crate::socket::{plain, session};
 
 #[tokio::test]
 async fn what_is_not_stored_costs_nothing_and_is_found_by_nobody() {
@@ -52,6 +53,24 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
         let answer = ask(cluster.address(), &request).await;
         assert_eq!(cluster.turns().await.len(), if is_passed { 4 } else { 1 }, "{}", answer.text());
         assert!(is_passed || (answer.status, answer.code().as_str()) == (400, "invalid_request"));
+    }
+}
+
+/// Nothing that passes here makes a conversation: whoever names one has it from elsewhere, or from somebody else.
+#[tokio::test]
+async fn a_conversation_is_unknown_unless_the_operator_says_so() {
+    for foreign_ids in ["refuse", "pass"] {
+        let cluster = Cluster::new().keys(keys(0)).server("foreign_ids", &format!("{foreign_ids:?}")).start().await;
+        for conversation in [json!("conv_1"), json!({ "id": "conv_1" })] {
+            let answer = Chain::new(cluster.address()).asks(json!({ "conversation": conversation })).await;
+            assert_eq!(answer.status, 404, "{}", answer.text());
+            assert!(answer.text().contains("Conversation with id 'conv_1' not found."), "{}", answer.text());
+        }
+        let mut socket = session(cluster.address(), ALICE, "s").await;
+        socket.send(&plain("x").replacen('{', r#"{"conversation":"conv_1","#, 1)).await;
+        let refused = socket.json().await;
+        assert_eq!((&refused["type"], &refused["status"]), (&json!("error"), &json!(404)), "{refused}");
+        assert_eq!(cluster.turns().await.is_empty(), foreign_ids == "refuse", "{foreign_ids}: who has said so");
     }
 }
 
