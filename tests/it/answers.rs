@@ -3,6 +3,7 @@
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::sha256;
 use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
+use crate::simulator::siblings;
 use crate::wire::{Answer, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
@@ -122,4 +123,52 @@ async fn a_cut_stream_is_seen_cut() {
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
         assert_eq!(cluster.replica().metrics().await.get(r#"warmkey_turns_total{transport="http",outcome="completed"}"#), 0.0);
     }
+}
+
+/// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the bytes are the client's. It is told,
+/// once a turn, and not in its words.
+#[tokio::test]
+async fn a_secret_in_a_body_is_counted_and_passes() {
+    let upstream = Recorder::start(|seen| {
+        let echo = format!("data: {{\"authorization\":\"Bearer {0}\",\"again\":\"{0}\"}}\n\n", seen.key());
+        let (half, other) = echo.split_at(echo.find("canary").expect("it is a secret of the tests"));
+        match seen.header("session-id") {
+            Some("json") => {
+                vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", echo.as_bytes()))]
+            }
+            Some("refused") => {
+                vec![Step::Send(answer("400 Bad Request", "content-type: application/json\r\n", echo.as_bytes()))]
+            }
+            Some("stream") => stream(&[b"data: {}\n\n", echo.as_bytes(), echo.as_bytes(), COMPLETED.as_bytes()]),
+            Some("split") => {
+                let mut steps = stream(&[half.as_bytes(), other.as_bytes(), COMPLETED.as_bytes()]);
+                steps.insert(2, Step::Pause(crate::patience::ms(100)));
+                steps
+            }
+            _ => completed(),
+        }
+    })
+    .await;
+    let cluster = Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
+    let echo = "data: {\"authorization\":\"Bearer sk-canary-org-a-1\",\"again\":\"sk-canary-org-a-1\"}\n\n";
+    let whole = |events: &[&str]| events.concat();
+    for (count, (session, status, body)) in [
+        ("silent", 200, whole(&["event: response.created\ndata: {\"type\":\"response.created\"}\n\n", COMPLETED])),
+        ("json", 200, whole(&[echo])),
+        ("refused", 400, whole(&[echo])),
+        ("stream", 200, whole(&["data: {}\n\n", echo, echo, COMPLETED])),
+        ("split", 200, whole(&[echo, COMPLETED])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let got = ask(cluster.address(), &Request::turn(ALICE, BODY).header("session-id", session)).await;
+        assert_eq!((got.status, got.text(), got.whole), (status, body, true), "{session}");
+        cluster.shows("warmkey_credential_echoes_total", f64::from(u8::try_from(count).expect("they are few"))).await;
+    }
+    let log = cluster.logs();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("holds the secret")).collect();
+    assert!(told.len() == 4 && told.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")), "{log}");
+    let page = cluster.replica().probe("/metrics").await.text();
+    assert!(!log.contains("canary") && !page.contains("canary"), "and never what it is");
 }
