@@ -175,6 +175,8 @@ async fn a_secret_in_a_body_is_counted_and_passes() {
 }
 
 /// C30: a 204 and a 304 have no body, whatever is sent as one: not even what looks like the next turn's answer.
+/// Where it comes so late that the next turn was sent before, nothing tells it from that turn's answer: by then it is one (RFC
+/// 9112, section 6.3).
 #[tokio::test]
 async fn a_body_where_none_may_be_answers_nobody() {
     let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");
