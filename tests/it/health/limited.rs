@@ -156,19 +156,20 @@ async fn an_exhausted_project_is_served_by_its_sibling() {
 /// What answers say of limits decides where new sessions begin, and moves no other.
 #[tokio::test]
 async fn new_sessions_prefer_where_there_is_room() {
-    let keys = [Key::new("org-a-1", "org-a").limited(200, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
+    let keys = [Key::new("org-a-1", "org-a").limited(400, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
     let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
     let mut all = super::sessions(&cluster, 30).await;
     let turns = cluster.turns().await;
     let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
-    assert!(count(&homes) >= 8, "both take sessions at first: {homes:?}");
+    assert!((4..=26).contains(&count(&homes)), "both take sessions at first: {homes:?}");
     let there: Vec<_> = (0..all.len()).filter(|number| homes[*number] == "org-a-1").collect();
-    // Until less than a tenth is left.
+    // Until little more is left than they need: less than a tenth, and a turn for each.
+    let need = there.len() + 3;
     for number in there.into_iter().cycle() {
         let ended = all[number].turn("uses it up").await.served();
         let left = ended.answer.header("x-ratelimit-remaining-requests").expect("the upstream says what is left");
-        if left.parse::<u32>().expect("a number") < 19 {
+        if left.parse::<usize>().expect("a number") < need {
             break;
         }
     }
