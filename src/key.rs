@@ -13,8 +13,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::setting::{Secret, SecretSource, Span};
+use echo::Echo;
 use resolve::Resolver;
 
+pub mod echo;
 pub mod health;
 pub mod condition;
 pub mod conditions;
@@ -194,6 +196,8 @@ pub struct Key {
     /// Its share of new sessions. 0: keeps its sessions, takes no new ones.
     pub weight: u32,
     pub secret: Secret,
+    /// Tells whether an answer says the secret.
+    pub echo: Echo,
     /// Of the id and the secret: what was learned of another secret says nothing of this one.
     pub shown_tag: Tag,
     pub upstream: Arc<Upstream>,

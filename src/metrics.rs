@@ -90,6 +90,7 @@ pub struct Metrics {
     input_tokens: Family<InputLabels, Counter>,
     output_tokens: Family<KeyLabel, Counter>,
     usage_missing: Counter,
+    credential_echoes: Counter,
     bindings: Family<BindingLabel, Counter>,
     malformed_signals: Counter,
     cold_turns: Family<ColdLabel, Counter>,
@@ -127,6 +128,9 @@ impl Metrics {
         registry.register("output_tokens", "Output tokens", output_tokens.clone());
         let usage_missing = Counter::default();
         registry.register("usage_missing", "Answered turns whose usage could not be read", usage_missing.clone());
+        let credential_echoes = Counter::default();
+        let help = "Answers whose body held the secret of the key that their upstream was shown";
+        registry.register("credential_echoes", help, credential_echoes.clone());
         let bindings = Family::default();
         registry.register("bindings", "Turns by where their binding came from", bindings.clone());
         let malformed_signals = Counter::default();
@@ -166,6 +170,7 @@ impl Metrics {
             input_tokens,
             output_tokens,
             usage_missing,
+            credential_echoes,
             bindings,
             malformed_signals,
             cold_turns,
@@ -220,6 +225,10 @@ impl Metrics {
 
     pub fn usage_missing(&self) {
         self.usage_missing.inc();
+    }
+
+    pub fn credential_echoed(&self) {
+        self.credential_echoes.inc();
     }
 
     pub fn bound(&self, result: BindingResult) {
@@ -325,6 +334,7 @@ mod tests {
             r#"warmkey_store_seconds_count{operation="get"} 1"#,
             r#"warmkey_store_failures_total{reason="out_of_memory"} 1"#,
             "warmkey_lagging_rebinds_total 3",
+            "warmkey_credential_echoes_total 0",
             "warmkey_active_turns 0",
             "warmkey_active_websockets 0",
             "warmkey_overhead_seconds_count 0",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::echo::Echo;
 use super::resolve::Resolver;
 use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
 
@@ -172,6 +173,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,
         shown_tag: Tag::of("shown", format!("{}\0{}", settings.id, secret.expose()).as_bytes()),
+        echo: Echo::of(&secret),
         secret,
         connections: pool,
         upgrades,

@@ -124,6 +124,13 @@ impl Account {
         }
     }
 
+    /// The answer says the key's secret. It passes as it came; whose upstream does that should hear of it.
+    pub fn echoed(&self) {
+        self.metrics.credential_echoed();
+        let key = self.bound.as_ref().map(|bound| bound.key.id.as_str());
+        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of the key that it was shown");
+    }
+
     /// The answer's body is over, or will not go on: `broken` says why not.
     pub fn relayed(&mut self, reading: Reading, broken: Option<Ending>) {
         let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);

@@ -77,7 +77,7 @@ pub async fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: 
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
-    let (body, pump) = relay(answer, key.upstream.idle_timeout, account);
+    let (body, pump) = relay(answer, key, account);
     pump.start(&gateway.tasks).await;
     response.map(|()| Body::new(body))
 }

@@ -18,6 +18,8 @@ use http_body::{Body, Frame};
 
 use super::account::Account;
 use super::idle::Idle;
+use crate::key::Key;
+use crate::key::echo::Ear;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::task::Tasks;
@@ -43,6 +45,7 @@ pub struct Pump {
     joined: BytesMut,
     idle: Idle,
     tap: Tap,
+    ear: Ear,
     account: Account,
     pipe: Inlet,
 }
@@ -57,15 +60,19 @@ enum Broken {
 }
 
 /// Both ends of an answer's way: the relay sends what the pump, once it is started, takes.
-pub fn relay(answer: Answer, idle_timeout: Duration, account: Account) -> (Relay, Pump) {
+pub fn relay(answer: Answer, key: &Key, account: Account) -> (Relay, Pump) {
     let pipe = Arc::new(Pipe(Mutex::default()));
     let mut tap = Tap::new(&answer.headers);
     tap.observe(&answer.head);
+    let mut ear = key.echo.listen();
+    if ear.hears(&answer.head) {
+        account.echoed();
+    }
     let joined = BytesMut::from(&answer.head[..]);
-    let idle = Idle::new(idle_timeout);
+    let idle = Idle::new(key.upstream.idle_timeout);
     // A client that knows the length leaves with the last byte: that is an end, too, here and below.
     let upstream = answer.rest.filter(|upstream| !upstream.is_end_stream());
-    let pump = Pump { upstream, joined, idle, tap, account, pipe: Inlet(Arc::clone(&pipe)) };
+    let pump = Pump { upstream, joined, idle, tap, ear, account, pipe: Inlet(Arc::clone(&pipe)) };
     (Relay(pipe), pump)
 }
 
@@ -115,6 +122,9 @@ impl Pump {
                 }
             };
             self.tap.observe(&data);
+            if self.ear.hears(&data) {
+                self.account.echoed();
+            }
             let is_first = self.joined.is_empty();
             let is_alone = is_first && (self.idle.stir() > COMPANY || data.len() >= LARGE);
             if upstream.is_end_stream() {

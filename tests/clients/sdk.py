@@ -135,6 +135,26 @@ def trouble_that_passes(sdk):
         on_one_key(sdk.world, scene.session, served=2)
 
 
+def a_stream_that_is_cut(sdk):
+    # Broken off, or ended well without the last word: either is an error to its user, and the turn after it is none.
+    # The upstream waits a moment before, as a reset overtakes what was sent.
+    for fault, error in [({"reset": True}, "APIConnectionError"), ({}, "RuntimeError")]:
+        scene = sdk.begin("in_trouble")
+        scene.answers(2)
+        cut = lambda scene: sdk.world.fault(session=scene.session, times=1, cut_after_events=6, stall="300ms", **fault)
+        scene = sdk.begin("in_a_stream", before=cut, session=scene.session)
+        broken, whole = scene.printed()
+        check(broken["status"] == error, f"what its user sees: {broken}")
+        check(whole["status"] == "completed" and whole["text"], f"the next turn is answered: {whole}")
+        check(len(scene.exchanges) == 2, f"nobody asks again for what has begun: {len(scene.exchanges)}")
+        first, second = scene.exchanges
+        made_up = [kind for kind in ("response.completed", "response.failed", "error") if first.events(kind)]
+        check(first.events("response.created") and not made_up, f"an answer that began, and nothing made up: {made_up}")
+        check(len(second.events("response.completed")) == 1, "and one that came to its end")
+        on_one_key(sdk.world, scene.session, served=3)
+        check(len(sdk.world.record(scene.session)) == 4, "each turn reached the upstream once")
+
+
 def a_key_that_is_revoked_and_a_quota_that_is_gone(sdk):
     world, scene = sdk.world, sdk.begin("in_trouble")
     scene.answers(2)
@@ -159,7 +179,7 @@ SCENARIOS = [
 ]
 
 
-IN_TROUBLE = [trouble_that_passes, a_key_that_is_revoked_and_a_quota_that_is_gone]
+IN_TROUBLE = [trouble_that_passes, a_stream_that_is_cut, a_key_that_is_revoked_and_a_quota_that_is_gone]
 
 
 def main():

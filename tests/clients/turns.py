@@ -6,7 +6,7 @@ Prints the answers as JSON, `{id, lane, status, text}` in order of their ends. W
 import json
 import sys
 
-from openai import APIStatusError, OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI
 
 
 def asking(session):
@@ -93,7 +93,25 @@ def in_trouble(client, session):
             yield {"id": None, "lane": None, "status": error.code, "text": error.message}
 
 
-SCENES = {scene.__name__: scene for scene in (over_http, two_turns, two_lanes, a_connection_that_is_closed, in_trouble)}
+def in_a_stream(client, session):
+    """Two streamed turns, as its users have them. An error is shown by its name, with what had come of the text."""
+    patient = client.with_options(max_retries=2)
+    for text in ("three", "four"):
+        come = ""
+        ask = {"prompt_cache_key": session, **asking(session)}
+        try:
+            with patient.responses.stream(input=[said(text)], **ask) as stream:
+                for event in stream:
+                    come += event.delta if event.type == "response.output_text.delta" else ""
+                yield shown(stream.get_final_response())
+        except (APIConnectionError, RuntimeError) as error:
+            yield {"id": None, "lane": None, "status": type(error).__name__, "text": come}
+
+
+SCENES = {
+    scene.__name__: scene
+    for scene in (over_http, two_turns, two_lanes, a_connection_that_is_closed, in_trouble, in_a_stream)
+}
 
 if __name__ == "__main__":
     print(json.dumps(list(SCENES[sys.argv[1]](OpenAI(max_retries=0), sys.argv[2]))))

@@ -2,8 +2,10 @@
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::sha256;
+use crate::patience::{ANSWER, ms, within};
 use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
-use crate::wire::{Answer, Request, ask};
+use crate::simulator::siblings;
+use crate::wire::{Answer, Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 
@@ -116,10 +118,88 @@ async fn an_interim_answer_comes_before_the_real_one() {
 async fn a_cut_stream_is_seen_cut() {
     let event = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
     for end in [Step::Close, Step::Reset] {
-        let steps = vec![Step::Send(stream_head("")), Step::Send(chunk(event)), Step::Pause(crate::patience::ms(200)), end];
+        let steps = vec![Step::Send(stream_head("")), Step::Send(chunk(event)), Step::Pause(ms(200)), end];
         let (got, _upstream, cluster) = answered(steps).await;
         assert_eq!((got.status, got.body.as_slice(), got.whole), (200, event.as_slice(), false));
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
         assert_eq!(cluster.replica().metrics().await.get(r#"warmkey_turns_total{transport="http",outcome="completed"}"#), 0.0);
+    }
+}
+
+/// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the bytes are the client's. It is told,
+/// once a turn, and not in its words.
+#[tokio::test]
+async fn a_secret_in_a_body_is_counted_and_passes() {
+    let upstream = Recorder::start(|seen| {
+        let echo = format!("data: {{\"authorization\":\"Bearer {0}\",\"again\":\"{0}\"}}\n\n", seen.key());
+        let (half, other) = echo.split_at(echo.find("canary").expect("it is a secret of the tests"));
+        match seen.header("session-id") {
+            Some("json") => {
+                vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", echo.as_bytes()))]
+            }
+            Some("refused") => {
+                vec![Step::Send(answer("400 Bad Request", "content-type: application/json\r\n", echo.as_bytes()))]
+            }
+            Some("stream") => stream(&[b"data: {}\n\n", echo.as_bytes(), echo.as_bytes(), COMPLETED.as_bytes()]),
+            Some("split") => {
+                let mut steps = stream(&[half.as_bytes(), other.as_bytes(), COMPLETED.as_bytes()]);
+                steps.insert(2, Step::Pause(ms(100)));
+                steps
+            }
+            _ => completed(),
+        }
+    })
+    .await;
+    let cluster = Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
+    let echo = "data: {\"authorization\":\"Bearer sk-canary-org-a-1\",\"again\":\"sk-canary-org-a-1\"}\n\n";
+    let whole = |events: &[&str]| events.concat();
+    for (count, (session, status, body)) in [
+        ("silent", 200, whole(&["event: response.created\ndata: {\"type\":\"response.created\"}\n\n", COMPLETED])),
+        ("json", 200, whole(&[echo])),
+        ("refused", 400, whole(&[echo])),
+        ("stream", 200, whole(&["data: {}\n\n", echo, echo, COMPLETED])),
+        ("split", 200, whole(&[echo, COMPLETED])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let got = ask(cluster.address(), &Request::turn(ALICE, BODY).header("session-id", session)).await;
+        assert_eq!((got.status, got.text(), got.whole), (status, body, true), "{session}");
+        cluster.shows("warmkey_credential_echoes_total", f64::from(u8::try_from(count).expect("they are few"))).await;
+    }
+    let log = cluster.logs();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("holds the secret")).collect();
+    assert!(told.len() == 4 && told.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")), "{log}");
+    let page = cluster.replica().probe("/metrics").await.text();
+    assert!(!log.contains("canary") && !page.contains("canary"), "and never what it is");
+}
+
+/// C30: a 204 and a 304 have no body, whatever is sent as one: not even what looks like the next turn's answer.
+/// Where it comes so late that the next turn was sent before, nothing tells it from that turn's answer: by then it is one (RFC
+/// 9112, section 6.3).
+#[tokio::test]
+async fn a_body_where_none_may_be_answers_nobody() {
+    let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");
+    let chunked = [b"transfer-encoding: chunked\r\n\r\n", chunk(&forged).as_slice(), b"0\r\n\r\n"].concat();
+    let sized = [format!("content-length: {}\r\n\r\n", forged.len()).as_bytes(), &forged].concat();
+    let unannounced = [b"\r\n", forged.as_slice()].concat();
+    for status in [204, 304] {
+        for rest in [&chunked, &sized, &unannounced] {
+            let bodiless = [format!("HTTP/1.1 {status} x\r\n").as_bytes(), rest].concat();
+            let upstream = Recorder::start(move |seen| match seen.header("session-id") {
+                Some("bodiless") => vec![Step::Send(bodiless.clone())],
+                _ => vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", b"{}"))],
+            })
+            .await;
+            let cluster = Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
+            let mut client = Connection::open(cluster.address()).await;
+            for (session, expected) in [("bodiless", (status, "")), ("other", (200, "{}"))].repeat(4) {
+                let request = Request::turn(ALICE, BODY).header("session-id", session);
+                let mut got = within(ANSWER, "an answer", client.ask(&request)).await.expect("the connection lives on");
+                client.finish(&mut got).await;
+                assert_eq!(((got.status, got.text().as_str()), got.whole), (expected, true), "{session}");
+            }
+            assert_eq!(upstream.seen().len(), 8, "each was asked for once");
+        }
     }
 }

@@ -136,6 +136,38 @@ async fn a_stream_that_only_pauses_goes_on() {
     assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
 }
 
+/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends that, or whoever waits.
+#[tokio::test]
+async fn an_upstream_that_thinks_before_its_first_byte_is_waited_for() {
+    let thinking = ms(1_500);
+    let upstream = Recorder::start(move |seen| match seen.header("session-id") {
+        Some("leaves") => vec![Step::Hold],
+        _ => [vec![Step::Pause(thinking)], completed()].concat(),
+    })
+    .await;
+    let options = "connect_timeout = \"500ms\"\nidle_timeout = \"500ms\"\nfirst_byte_timeout = \"60s\"";
+    let cluster = Cluster::new().recorded_by(&upstream).upstream(options).start().await;
+    let (began, mut leaving) = (Instant::now(), Connection::open(cluster.address()).await);
+    let of = |session: &str| Request::turn(ALICE, BODY).header("session-id", session);
+    let (never, later) = (of("leaves"), of("stays"));
+    let answer = tokio::select! {
+        _ = leaving.ask(&never) => panic!("there is no answer"),
+        answer = ask(cluster.address(), &later) => answer,
+    };
+    assert!(began.elapsed() >= thinking && answer.status == 200 && answer.whole);
+    assert!(answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
+    // By now the other has waited as long.
+    let left = Instant::now();
+    drop(leaving);
+    let number = upstream.seen().iter().position(|seen| seen.header("session-id") == Some("leaves")).expect("it was asked");
+    let cancelled = upstream.left(number).await;
+    assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
+    cluster.replica().shows("warmkey_active_turns", 0.0).await;
+    assert_eq!((turns(&cluster, "completed").await, turns(&cluster, "client_left").await), (1.0, 1.0));
+    assert_eq!(upstream.seen().len(), 2, "neither was asked for again");
+    assert_eq!(cluster.replica().metrics().await.sum("warmkey_decisions_total"), 0.0);
+}
+
 #[tokio::test]
 async fn events_are_passed_on_as_they_come() {
     let upstream = Recorder::answering(vec![

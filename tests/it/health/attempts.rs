@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{attempts, decided, goes_on, last_of, one_of, path, pool, three};
 use crate::cable::Weather;
-use crate::cluster::ALICE;
+use crate::cluster::{ALICE, BOB};
 use crate::codex::Codex;
 use crate::errors::waits;
 use crate::patience::{SOON, eventually};
@@ -93,6 +93,47 @@ async fn b15_at_most_once() {
         cluster.upstream().ails(ill.times(1)).await;
         codex.turn("refused").await;
         assert_eq!(cluster.turns().await.len() - before, 1 + more);
+    }
+}
+
+/// C10: what is wrong with a request says nothing of the key, whoever hears it and however often.
+#[tokio::test]
+async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
+    let cluster = three().keys(pool()).start().await;
+    let mut all = vec![Codex::new(cluster.address(), ALICE), Codex::new(cluster.address(), BOB)];
+    for codex in &mut all {
+        codex.turn("first").await.served();
+    }
+    let states = async || {
+        let mut states = Vec::new();
+        for replica in &cluster.replicas {
+            let page = replica.probe("/metrics").await.text();
+            states.extend(page.lines().filter(|line| line.starts_with("warmkey_key_state{")).map(str::to_owned));
+        }
+        states
+    };
+    let (before, decisions) = (states().await, "warmkey_decisions_total");
+    assert_eq!(before.iter().filter(|line| line.contains("\"ready\"} ") && line.ends_with(" 1")).count(), 3 * pool().len());
+    for (status, code) in [(400, "invalid_value"), (404, "not_found"), (413, "request_too_large"), (422, "unprocessable")] {
+        for codex in &mut all {
+            for number in 0..3 {
+                codex.moves_to(cluster.replicas[number].address());
+                let sent = cluster.turns().await.len();
+                cluster.upstream().ails(Ill::down(status).code(code).session(&codex.session).times(1)).await;
+                let ended = codex.turn("refused").await;
+                assert_eq!((ended.answer.status, ended.answer.code().as_str()), (status, code));
+                let home = path(&cluster, codex).await;
+                assert_eq!(attempts(&cluster, codex, sent).await, [(home[0].clone(), status)], "one attempt, at home");
+            }
+        }
+    }
+    for codex in &mut all {
+        goes_on(&cluster, codex, 3).await;
+        assert_eq!(path(&cluster, codex).await.len(), 1);
+    }
+    assert_eq!(states().await, before, "no state of any key at any replica");
+    for replica in &cluster.replicas {
+        assert!(replica.metrics().await.sum(decisions).abs() < f64::EPSILON, "and nothing was decided");
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{all_know, attempts, decided, goes_on, last_of, one_of, path, pool, three};
-use crate::cluster::{ALICE, Cluster, Running};
+use crate::cluster::{ALICE, Cluster};
 use crate::codex::Codex;
 use crate::errors::waits;
-use crate::simulator::{Ill, Key, siblings};
+use crate::simulator::{Ill, Key, path_of, siblings};
 
 /// C4: a short wait is waited for in place.
 #[tokio::test]
@@ -156,24 +156,33 @@ async fn an_exhausted_project_is_served_by_its_sibling() {
 /// What answers say of limits decides where new sessions begin, and moves no other.
 #[tokio::test]
 async fn new_sessions_prefer_where_there_is_room() {
-    let keys = [Key::new("org-a-1", "org-a").limited(40, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
+    let keys = [Key::new("org-a-1", "org-a").limited(400, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
     let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
     let mut all = super::sessions(&cluster, 30).await;
     let turns = cluster.turns().await;
-    let homes: Vec<_> = all.iter().map(|codex| crate::simulator::path_of(&turns, &codex.session).remove(0)).collect();
+    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
-    assert!(count(&homes) >= 8, "both take sessions at first: {homes:?}");
-    // Until a tenth is left.
-    while !is_scarce(&cluster).await {
-        let first = homes.iter().position(|home| home == "org-a-1").expect("some session is there");
-        all[first].turn("uses it up").await;
+    assert!((4..=26).contains(&count(&homes)), "both take sessions at first: {homes:?}");
+    let there: Vec<_> = (0..all.len()).filter(|number| homes[*number] == "org-a-1").collect();
+    // Until little more is left than they need: less than a tenth, and a turn for each.
+    let need = there.len() + 3;
+    for number in there.into_iter().cycle() {
+        let ended = all[number].turn("uses it up").await.served();
+        let left = ended.answer.header("x-ratelimit-remaining-requests").expect("the upstream says what is left");
+        if left.parse::<usize>().expect("a number") < need {
+            break;
+        }
+    }
+    let scarce = cluster.turns().await.len();
+    for codex in &mut all {
+        codex.turn("goes on").await.served();
     }
     let new = super::sessions(&cluster, 20).await;
     let turns = cluster.turns().await;
-    let fresh: Vec<_> = new.iter().map(|codex| crate::simulator::path_of(&turns, &codex.session).remove(0)).collect();
+    let fresh: Vec<_> = new.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     assert_eq!(count(&fresh), 0, "{fresh:?}");
-}
-
-async fn is_scarce(cluster: &Running) -> bool {
-    cluster.turns().await.iter().filter(|turn| turn.key == "org-a-1").count() >= 37
+    for (codex, home) in all.iter().zip(&homes) {
+        assert_eq!(path_of(&turns, &codex.session), std::slice::from_ref(home), "who lives there stays");
+        assert_eq!(path_of(&turns[scarce..], &codex.session).len(), 1, "and has gone on");
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{all_know, attempts, goes_on, last_of, one_of, path, pool, sessions, three};
-use crate::cluster::{ALICE, BOB};
+use crate::cluster::{ALICE, BOB, Running};
 use crate::codex::Codex;
 use crate::errors::waits;
 use crate::patience::{SOON, eventually, within};
@@ -218,4 +218,57 @@ async fn an_exhausted_organization_is_told_once() {
         all_know(&cluster, "org-a-1", "disabled").await;
     }
     assert_eq!(attempts(&cluster, &codex, before).await.len(), 1);
+}
+
+/// A session that is bound in this organization and has no answer of it: nothing seals it.
+async fn one_that_is_not_sealed(cluster: &Running, organization: &str) -> Codex {
+    for _ in 0..40 {
+        let mut codex = Codex::new(cluster.address(), ALICE);
+        cluster.upstream().ails(Ill::down(422).session(&codex.session).times(1)).await;
+        assert_eq!(codex.turn("first").await.answer.status, 422);
+        if last_of(cluster, &codex).await.organization == organization {
+            return codex;
+        }
+    }
+    panic!("some session begins in {organization}");
+}
+
+/// A 401 that is about an organization is about all its keys, everywhere: who can leave does, who cannot is told when to come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
+    let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
+    let (mut sealed, turn) = one_of(&cluster, "org-a").await;
+    let mut unsealed = one_that_is_not_sealed(&cluster, "org-a").await;
+    cluster.upstream().ails(Ill::deactivated().organization("org-a")).await;
+    let told = async |sealed: &mut Codex| {
+        let ended = sealed.turn("nowhere to go").await;
+        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+        assert!(waits(&ended.answer) >= 1 && !ended.answer.text().contains("deactivated"), "{}", ended.answer.text());
+    };
+    told(&mut sealed).await;
+    for key in ["org-a-1", "org-a-2"] {
+        all_know(&cluster, key, "disabled").await;
+    }
+    let known = cluster.turns().await.len();
+    for replica in &cluster.replicas {
+        sealed.moves_to(replica.address());
+        told(&mut sealed).await;
+        unsealed.moves_to(replica.address());
+        unsealed.turn("elsewhere").await.served();
+    }
+    sessions(&cluster, 12).await;
+    let turns = cluster.turns().await;
+    assert!(turns[known..].iter().all(|turn| turn.organization == "org-b"), "nobody tried it again");
+    let refuge = path_of(&turns, &unsealed.session);
+    assert_eq!(refuge.len(), 1, "one move: {refuge:?}");
+    // Accepted again.
+    cluster.upstream().heal().await;
+    cluster.replicas[1].word("probe", "org:org-a").await;
+    for key in ["org-a-1", "org-a-2"] {
+        all_know(&cluster, key, "ready").await;
+    }
+    goes_on(&cluster, &mut sealed, 3).await;
+    assert_eq!(path(&cluster, &sealed).await, [turn.key], "at home, as if nothing had been");
+    goes_on(&cluster, &mut unsealed, 3).await;
+    assert_eq!(path(&cluster, &unsealed).await, refuge, "and who has left stays away");
 }

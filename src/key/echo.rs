@@ -1,0 +1,93 @@
+//! Whether an upstream says the secret that it was shown, in the bytes of an answer as they pass. Pure.
+//!
+//! Changes nothing of what passes. Opens nothing either: a secret in a compressed body, or one that is escaped, is not found.
+
+use std::fmt;
+use std::sync::Arc;
+
+use memchr::memmem::Finder;
+
+use crate::setting::Secret;
+
+/// What one key's secret is found with: built once, for all answers.
+#[derive(Clone)]
+pub struct Echo(Arc<Finder<'static>>);
+
+/// An ear for one answer.
+pub struct Ear {
+    finder: Arc<Finder<'static>>,
+    /// The end of what has passed, shorter than the secret by one byte: what follows may complete it.
+    end: Vec<u8>,
+    has_heard: bool,
+}
+
+impl Echo {
+    pub fn of(secret: &Secret) -> Self {
+        Self(Arc::new(Finder::new(secret.expose()).into_owned()))
+    }
+
+    pub fn listen(&self) -> Ear {
+        // Nothing is everywhere.
+        let has_heard = self.0.needle().is_empty();
+        Ear { finder: Arc::clone(&self.0), end: Vec::new(), has_heard }
+    }
+}
+
+impl fmt::Debug for Echo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Echo")
+    }
+}
+
+impl Ear {
+    /// Whether the secret is said here for the first time, be it only that its last byte is.
+    pub fn hears(&mut self, passing: &[u8]) -> bool {
+        if self.has_heard {
+            return false;
+        }
+        let kept = self.finder.needle().len() - 1;
+        self.end.extend_from_slice(&passing[..passing.len().min(kept)]);
+        self.has_heard = self.finder.find(&self.end).is_some() || self.finder.find(passing).is_some();
+        if passing.len() > kept {
+            self.end.clear();
+            self.end.extend_from_slice(&passing[passing.len() - kept..]);
+        } else {
+            self.end.drain(..self.end.len().saturating_sub(kept));
+        }
+        self.has_heard
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(secret: &str, pieces: &[&[u8]]) -> usize {
+        let mut ear = Echo::of(&Secret::new(secret)).listen();
+        pieces.iter().filter(|piece| ear.hears(piece)).count()
+    }
+
+    #[test]
+    fn a_secret_is_heard_once_wherever_it_is_split() {
+        let said = b"data: {\"authorization\":\"Bearer sk-ab-abc\"}\n\n";
+        for secret in ["sk-ab-abc", "c", "data", "\n\n"] {
+            for at in 0..=said.len() {
+                assert_eq!(heard(secret, &[&said[..at], &said[at..]]), 1, "{secret} at {at}");
+                assert_eq!(heard(secret, &[&said[..at], b"", &said[at..], said]), 1, "{secret} at {at}");
+            }
+            assert_eq!(heard(secret, &said.chunks(1).collect::<Vec<_>>()), 1, "{secret} byte by byte");
+            assert_eq!(heard(secret, &said.chunks(4).collect::<Vec<_>>()), 1, "{secret} in fours");
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_is_not_heard() {
+        assert_eq!(heard("sk-abc", &[b"sk-ab", b"sk-ab", b"", b"x", b"c sk-ab", b"-c"]), 0);
+        assert_eq!(heard("", &[b"anything"]), 0);
+    }
+
+    #[test]
+    fn it_does_not_say_the_secret_itself() {
+        assert_eq!(format!("{:?}", Echo::of(&Secret::new("sk-canary"))), "Echo");
+    }
+}
