@@ -22,6 +22,7 @@ pub mod place;
 pub mod trail;
 pub mod local;
 pub mod table;
+pub mod seal;
 pub mod outage;
 pub mod fork;
 pub mod forgotten;

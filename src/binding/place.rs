@@ -15,10 +15,9 @@ use crate::key::{Key, Tag};
 use crate::metrics::Reason;
 use crate::session::SessionId;
 
-/// What a client is told when a key may be loaded in a moment.
-const SOON: Duration = Duration::from_secs(1);
-/// What a client is told when keys are out of use.
-const LATER: Duration = Duration::from_secs(30);
+mod shortage;
+
+pub use shortage::{none_in_use, not_loaded};
 
 /// What this replica makes of a stored binding.
 pub enum Standing {
@@ -267,52 +266,6 @@ impl Places {
         move |key: &Key| !(is_heeded && is_held(key))
     }
 
-    /// What the client is told where none of `allowed` can serve.
-    pub fn shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
-        let error = self.plain_shortage(wanted, allowed);
-        match (wanted.within, allowed.first()) {
-            (Reach::Project { .. }, None) => {
-                self.registry.wants_reload();
-                Error::new(Kind::NoKeyAvailable, "No upstream key of the project that stores the previous response is known.")
-                    .retry_after(SOON)
-            }
-            // Which one it is its client should know: it may go on without.
-            (Reach::Project { .. }, Some(key)) => {
-                let project = [key.organization.as_str(), key.project.as_str()].join("/");
-                let what = format!("The previous response is stored by {}.", project.trim_end_matches('/'));
-                Error { message: format!("{what} {}", error.message), ..error }
-            }
-            _ => error,
-        }
-    }
-
-    fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
-        let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
-        let is_out = |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
-        // Whatever an operator says of some of them besides.
-        let is_final = fitness.iter().any(is_out) && allowed.iter().all(|key| self.registry.is_exhausted(key));
-        let soonest =
-            fitness.iter().filter_map(|fitness| if let Fitness::Short(wait) = fitness { Some(*wait) } else { None }).min();
-        match soonest {
-            Some(wait) => Error::limited("Every upstream key that may serve this session is cooling.", wait),
-            // Waiting does not help.
-            None if is_final => Error::new(
-                Kind::InsufficientQuota,
-                "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
-            ),
-            None if fitness.contains(&Fitness::Aside(Why::Incident)) => none_available(LATER / 6),
-            None if fitness.contains(&Fitness::Aside(Why::Suspected)) => none_available(SOON),
-            None => none_available(LATER),
-        }
-    }
-
-    /// The same for whoever may go within `reach`.
-    pub fn shortage_of(&self, wanted: &Wanted<'_>, reach: Reach) -> Error {
-        let loaded = self.registry.loaded();
-        let is_open = |key: &&Arc<Key>| reach.includes(key) && is_allowed(wanted, key);
-        self.shortage(wanted, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
-    }
-
     /// Whether some key within `reach` can serve the turn.
     pub fn has_any(&self, wanted: &Wanted<'_>, reach: Reach) -> bool {
         let loaded = self.registry.loaded();
@@ -337,7 +290,7 @@ impl Places {
             // It is a guess: nobody is told for good by it.
             None => self
                 .choose(wanted, session, Reach::Organization(chosen.organization_tag))
-                .map_err(|error| if error.kind == Kind::InsufficientQuota { none_available(LATER) } else { error }),
+                .map_err(|error| if error.kind == Kind::InsufficientQuota { none_in_use() } else { error }),
         }
     }
 
@@ -350,14 +303,6 @@ impl Places {
         let can = |key: &Key| self.can_serve(wanted, key);
         let chosen = first(wanted.order(session), &allowed, can);
         chosen.or_else(|| allowed.iter().copied().find(|key| can(key))).cloned()
-    }
-
-    /// What is the matter with the organizations that the client may use and that were not `tried`, if there are any.
-    pub fn shortage_beside(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Option<Error> {
-        let loaded = self.registry.loaded();
-        let is_left = |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
-        let left: Vec<_> = loaded.table.keys().iter().filter(is_left).collect();
-        (!left.is_empty()).then(|| self.shortage(wanted, &left))
     }
 
     /// The key with the least going on, for a turn without a session.
@@ -376,24 +321,6 @@ fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {
 
 fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {
     wanted.client.may_use_organization(&key.organization) && wanted.within.includes(key)
-}
-
-/// No key that may serve is in use.
-pub fn none_in_use() -> Error {
-    none_available(LATER)
-}
-
-/// The session's key is not loaded here yet, and none beside it may serve.
-pub fn not_loaded() -> Error {
-    none_available(SOON)
-}
-
-fn none_available(wait: Duration) -> Error {
-    Error::new(
-        Kind::NoKeyAvailable,
-        "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
-    )
-    .retry_after(wait)
 }
 
 #[cfg(test)]

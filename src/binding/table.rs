@@ -129,43 +129,6 @@ impl Bindings {
         self.places.shortage_of(wanted, binding.record().map_or(Reach::Anywhere, |record| wanted.last_reach(record)))
     }
 
-    /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
-    /// then. A stored life that is due starts anew, behind the turn's back.
-    pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
-        let Some(session) = &binding.session else { return };
-        let confirmed = |record: &Record| record.confirmed(self.places.generation());
-        match &binding.written {
-            Written::Nowhere => {}
-            Written::Beside(record) if record.sealed => {}
-            // A sibling's answer seals the session as well.
-            Written::Beside(record) => self.seal(session, record, &record.sealed(), budget).await,
-            Written::Here(record) if confirmed(record) == *record => {}
-            Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
-            Written::Stored(record) if confirmed(record) != *record => {
-                self.seal(session, record, &confirmed(record), budget).await;
-            }
-            Written::Stored(record) if binding.refresh => {
-                let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
-                self.tasks.spawn(async move {
-                    // Lost: the next turn does it again.
-                    let _ = store.extend(session.as_str(), &stored, ttl, &mut store.budget()).await;
-                });
-            }
-            Written::Stored(_) => {}
-        }
-    }
-
-    async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, budget: &mut Budget) {
-        match self.store.replace(session.as_str(), &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
-            Ok(Replaced::Done) => {
-                self.local.confirm(session, sealed);
-            }
-            // Another turn of the session was first: with the same word, or with a move that comes later.
-            Ok(Replaced::Lost(_)) => {}
-            Err(_) => self.local.note(session, sealed, false),
-        }
-    }
-
     /// Uses a stored binding, or moves it where its key can serve no more.
     async fn adopt(&self, wanted: &Wanted<'_>, session: &SessionId, held: &Held, budget: &mut Budget) -> Result<Binding, Error> {
         let Some(record) = Record::parse(&held.value) else { return self.beside_store(wanted, session) };

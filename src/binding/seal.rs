@@ -1,0 +1,48 @@
+//! Seals a session: what an organization has answered only that organization can open.
+
+use std::sync::Arc;
+
+use super::record::Record;
+use super::table::Bindings;
+use super::{Binding, Written};
+use crate::session::SessionId;
+use crate::store::{Budget, Replaced};
+
+impl Bindings {
+    /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
+    /// then. A stored life that is due starts anew, behind the turn's back.
+    pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
+        let Some(session) = &binding.session else { return };
+        let confirmed = |record: &Record| record.confirmed(self.places.generation());
+        match &binding.written {
+            Written::Nowhere => {}
+            Written::Beside(record) if record.sealed => {}
+            // A sibling's answer seals the session as well.
+            Written::Beside(record) => self.seal(session, record, &record.sealed(), budget).await,
+            Written::Here(record) if confirmed(record) == *record => {}
+            Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
+            Written::Stored(record) if confirmed(record) != *record => {
+                self.seal(session, record, &confirmed(record), budget).await;
+            }
+            Written::Stored(record) if binding.refresh => {
+                let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
+                self.tasks.spawn(async move {
+                    // Lost: the next turn does it again.
+                    let _ = store.extend(session.as_str(), &stored, ttl, &mut store.budget()).await;
+                });
+            }
+            Written::Stored(_) => {}
+        }
+    }
+
+    pub(super) async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, budget: &mut Budget) {
+        match self.store.replace(session.as_str(), &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
+            Ok(Replaced::Done) => {
+                self.local.confirm(session, sealed);
+            }
+            // Another turn of the session was first: with the same word, or with a move that comes later.
+            Ok(Replaced::Lost(_)) => {}
+            Err(_) => self.local.note(session, sealed, false),
+        }
+    }
+}
