@@ -53,7 +53,7 @@ pub mod websocket;
 use account::Account;
 use failover::{Verdict, decide};
 use owned::ForeignIds;
-use patience::{Patience, moment};
+use patience::{Patience, insisting, moment};
 use replay::Replay;
 use search::Search;
 use sockets::Sockets;
@@ -160,7 +160,7 @@ impl Gateway {
         let mut binding = self.bindings.bind(wanted, found, budget).await?;
         let first = Arc::clone(&binding.key);
         account.overhead(*whole);
-        let mut retries = self.retries();
+        let (mut retries, mut limits) = (self.retries(), 0);
         loop {
             binding = self.wait(wanted, binding, budget).await?;
             account.bound(&binding, !binding.key.shares_cache_with(&first), &self.registry);
@@ -189,13 +189,18 @@ impl Gateway {
                     Ok(next) => binding = next,
                     Err(binding) => return last.map(|answer| (binding, answer)),
                 },
-                Verdict::Limited(wait) => {
+                Verdict::Limited(told) => {
+                    let wait = told.max(insisting(limits));
                     self.registry.limit(&binding.key, wanted.model, wait);
                     if retries == 0 {
                         self.refuse(wanted, &binding, Reason::Limited);
                         return Err(Error::limited("The upstream keys that may serve this session are cooling.", wait));
                     }
-                    retries -= 1;
+                    (retries, limits) = (retries - 1, limits + 1);
+                    let patience = std::mem::take(&mut wanted.patience);
+                    if limits == 1 || !self.bindings.has_sibling(wanted, &binding) {
+                        wanted.patience = patience;
+                    }
                     binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
                 }
                 Verdict::Ailing(ailment) => {

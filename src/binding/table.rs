@@ -111,17 +111,23 @@ impl Bindings {
 
     /// Whether another connection of the session would be served by another key than `binding`'s.
     pub fn would_leave(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
-        let (Some(session), Some(record)) = (&binding.session, binding.record()) else {
+        let (Some(_), Some(record)) = (&binding.session, binding.record()) else {
             return self.places.by_load(wanted).is_ok_and(|key| key.tag != binding.key.tag);
         };
-        let has_sibling = || self.places.sibling(wanted, session, record).is_some();
         match self.places.standing_later(wanted, record) {
             Standing::Serves(key) => key.tag != binding.key.tag,
             Standing::Aside(reason) => {
-                has_sibling() || may_leave(wanted, record, reason) && self.places.has_any(wanted, Reach::Anywhere)
+                self.has_sibling(wanted, binding)
+                    || may_leave(wanted, record, reason) && self.places.has_any(wanted, Reach::Anywhere)
             }
             Standing::Gone(_) | Standing::Elsewhere => self.places.has_any(wanted, wanted.last_reach(record)),
         }
+    }
+
+    /// Whether another key of the session's organization can serve the turn.
+    pub fn has_sibling(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
+        let bound = binding.session.as_ref().zip(binding.record());
+        bound.is_some_and(|(session, record)| self.places.sibling(wanted, session, record).is_some())
     }
 
     /// What a client is told whose turn nobody can serve in place of `binding`'s key.

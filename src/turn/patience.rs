@@ -11,6 +11,8 @@ use crate::limit::chance;
 
 /// So many turns wait for one key on this replica.
 const WAITERS: usize = 64;
+/// How long a key is left alone at least that is short again.
+const INSISTING: Duration = Duration::from_secs(1);
 /// A short time in which what failed by chance may succeed.
 const MOMENT: Duration = Duration::from_millis(100);
 
@@ -31,6 +33,11 @@ impl Patience {
 /// How long to wait before an attempt that repeats one that failed.
 pub fn moment() -> Duration {
     MOMENT + MOMENT.mul_f64(chance())
+}
+
+/// How long a key is left alone at least that a turn was told of so often before that it is short: "in a moment" was not true then.
+pub fn insisting(told: u32) -> Duration {
+    INSISTING * told
 }
 
 #[cfg(test)]

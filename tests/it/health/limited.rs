@@ -26,6 +26,29 @@ async fn a_key_that_is_short_for_a_moment_is_waited_for() {
     assert_eq!(decided(&cluster, "spill", "limited").await + decided(&cluster, "move", "limited").await, 0.0);
 }
 
+/// "In a moment", again and again: another project serves, and where there is none it is asked less often.
+#[tokio::test]
+async fn a_moment_that_does_not_end_is_no_moment() {
+    let moment = || Ill::limited_in_silence().header("retry-after-ms", "100");
+    let cluster = three().keys(pool()).start().await;
+    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
+    let before = cluster.turns().await.len();
+    cluster.upstream().ails(moment().project(project)).await;
+    codex.turn("is served beside").await.served();
+    let beside = attempts(&cluster, &codex, before).await;
+    assert_eq!((beside.len(), &beside[..2]), (3, &[(turn.key.clone(), 429), (turn.key.clone(), 429)][..]), "{beside:?}");
+    assert!(beside[2].0.starts_with("org-a"), "{beside:?}");
+
+    let cluster = three().keys(siblings("org-a", 1)).start().await;
+    let (mut codex, _) = one_of(&cluster, "org-a").await;
+    let (before, began) = (cluster.turns().await.len(), Instant::now());
+    cluster.upstream().ails(moment().times(2)).await;
+    codex.turn("is waited for").await.served();
+    assert_eq!(attempts(&cluster, &codex, before).await.len(), 3);
+    assert!(began.elapsed() >= Duration::from_millis(1_100), "{:?}", began.elapsed());
+}
+
 /// C5: for longer, another project of the organization serves, always the same one, and the binding stays.
 #[tokio::test]
 async fn a_longer_shortage_is_spilled_and_comes_to_its_end() {
