@@ -119,6 +119,13 @@ async fn b11_recovery() {
     };
 
     back(&cluster, &cable).await;
+    // What each replica met alone is over: only where sessions are bound counts now.
+    for key in [&home, &once] {
+        cluster.replicas[0].word("probe", key).await;
+        for replica in &cluster.replicas {
+            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+        }
+    }
     eventually(SOON, "what began is stored", async || (redis.bindings().await.len() >= known).then_some(())).await;
     assert_eq!(by(&cluster, 1, &mut begun_here).await, begun, "where nothing was stored");
     let merged = async || {
