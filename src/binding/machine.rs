@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestError, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use tokio::time::Instant;
 
 use super::outage::merge_all;
@@ -209,21 +209,45 @@ fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
     machine.violation().map_or(Ok(()), Err)
 }
 
-fn search(flaw: Flaw, cases: u32) -> Result<(), String> {
+/// Plays `cases` histories: the same each time, or others.
+fn search(flaw: Flaw, cases: u32, others: bool) -> Result<(), String> {
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
-    let tested = TestRunner::new(config)
-        .run(&prop::collection::vec(event(), 1..40), |events| play(flaw, &events).map_err(TestCaseError::fail));
+    let same = || TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = if others { TestRunner::new(config) } else { TestRunner::new_with_rng(config, same()) };
+    let tested = runner.run(&prop::collection::vec(event(), 1..40), |events| play(flaw, &events).map_err(TestCaseError::fail));
     tested.map_err(|error| match error {
         TestError::Fail(why, events) => format!("{why}\nafter {events:#?}"),
         TestError::Abort(why) => why.to_string(),
     })
 }
 
-/// `WARMKEY_CASES=1000000` for a long run.
+/// A suite that fails by chance says nothing of a change: it plays the same histories each time. `WARMKEY_CASES=1000000` looks for
+/// others.
 #[test]
 fn no_interleaving_breaks_the_binding() {
-    let cases = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100_000);
-    search(Flaw::None, cases).unwrap_or_else(|violation| panic!("{violation}"));
+    let asked = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok());
+    search(Flaw::None, asked.unwrap_or(100_000), asked.is_some()).unwrap_or_else(|violation| panic!("{violation}"));
+}
+
+/// Found by chance once: a move that the store has taken and nobody has heard of, when its replica is cut off and the key recovers.
+#[test]
+fn a_move_that_nobody_has_heard_of_is_no_breach() {
+    let events = [
+        Event::Dies(0),
+        Event::Dies(2),
+        Event::Turn(1, 1),
+        Event::Steps(vec![0; 8]),
+        Event::Turn(2, 1),
+        Event::Turn(0, 0),
+        Event::Turn(0, 0),
+        Event::Steps(vec![3, 3, 0]),
+        Event::Restart(2),
+        Event::Recovers(0),
+        Event::Turn(0, 0),
+        Event::Weather(1, Weather::Away),
+        Event::Turn(1, 1),
+    ];
+    assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
 #[test]
@@ -231,6 +255,6 @@ fn every_wrong_script_is_caught() {
     for flaw in
         [Flaw::PlainClaim, Flaw::PlainReplace, Flaw::ReplaceByKey, Flaw::MergeNothingOver, Flaw::PlainMerge, Flaw::MergeEqual]
     {
-        assert!(search(flaw, 100_000).is_err(), "{flaw:?} breaks nothing that is looked at");
+        assert!(search(flaw, 100_000, false).is_err(), "{flaw:?} breaks nothing that is looked at");
     }
 }

@@ -149,7 +149,9 @@ impl Replica {
     ) {
         // Nobody could know where the session was, or that another replica has moved it since and cannot tell.
         let is_blind = match &binding.written {
-            Written::Here(record) => binding.is_guess || record.epoch < upstream.highest(number),
+            Written::Here(record) => {
+                binding.is_guess || record.epoch < upstream.highest(number).max(upstream.highest_written(number))
+            }
             Written::Stored(record) => record.epoch < upstream.highest(number),
             Written::Nowhere | Written::Beside(_) => false,
         };

@@ -221,6 +221,13 @@ impl Upstream {
         self.highest.borrow().get(&session).copied().unwrap_or_default()
     }
 
+    /// The highest epoch that the store has taken, whether or not anybody has heard of it.
+    pub fn highest_written(&self, number: usize) -> u32 {
+        let shared = self.shared.lock().unwrap();
+        let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
+        own.filter_map(|write| Record::parse(&write.new)).map(|record| record.epoch).max().unwrap_or_default()
+    }
+
     /// From now on nothing excuses this session's turns.
     pub fn expects_peace(&self, session: usize) {
         self.peace.set(Some(session));
