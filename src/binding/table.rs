@@ -291,10 +291,7 @@ impl Bindings {
         let mut place = None;
         loop {
             let within = |reach| self.places.refuge(wanted, session, reach);
-            let found = match (wanted.reach(record), wanted.last_reach(record)) {
-                (reach, last) if reach != last => within(reach).or_else(|_| within(last)),
-                (reach, _) => within(reach),
-            };
+            let found = within(wanted.reach(record)).or_else(|_| within(wanted.last_reach(record)));
             let wait = match found? {
                 Ok(key) => return Ok(key),
                 Err(wait) => jittered(wait, chance()),

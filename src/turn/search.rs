@@ -70,15 +70,19 @@ impl Search<'_> {
                 Verdict::Denied(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
             }
         }
+        // Whose answer is passed on is accounted for, not who was asked last.
+        let mut pass_on = |(binding, answer): (Binding, Answer)| {
+            account.bound(&binding, !binding.key.shares_cache_with(&guess.key), &gateway.registry);
+            (binding, answer)
+        };
         if let Some(other) = other {
-            return Ok(other);
+            return Ok(pass_on(other));
         }
         gateway.refuse(wanted, guess, Reason::Forgotten);
         if let Some(later) = later {
-            return later;
+            return later.map(pass_on);
         }
         gateway.bindings.give_up(wanted, &tried)?;
-        account.bound(guess, false, &gateway.registry);
-        Ok((guess.clone(), refused))
+        Ok(pass_on((guess.clone(), refused)))
     }
 }
