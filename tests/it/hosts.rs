@@ -8,12 +8,12 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
+use crate::certificates::Certificates;
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
 use crate::patience::{SOON, eventually};
 use crate::port;
 use crate::process::{Folder, Process};
-use crate::redis::certificates::Certificates;
 use crate::simulator::siblings;
 
 const KEYS: [&str; 2] = ["org-a-1", "org-a-2"];
@@ -34,7 +34,7 @@ async fn is_unreachable(cluster: &Running) {
     }
 }
 
-/// C2: whether the name server knows no such name or does not answer is all the same.
+/// C2, of a name that was never found. Which fault that is, no such name or no answer, is up to this machine's name servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_nobody_knows_condemns_nobody() {
     is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;

@@ -4,11 +4,11 @@ use crate::balancer::Balancer;
 use crate::cable::{Cable, Weather};
 use tokio::time::Instant;
 
+use crate::certificates::Certificates;
 use crate::patience::{SOON, eventually, ms, within};
 use crate::process::Folder;
 use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
 use crate::redis::Redis;
-use crate::redis::certificates::Certificates;
 use crate::redis::sentinel::Sentinel;
 use crate::redis::shards::{Shards, slot_of};
 use crate::wire::{Request, ask};

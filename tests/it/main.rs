@@ -5,6 +5,7 @@
 mod patience;
 mod port;
 mod process;
+mod certificates;
 mod wire;
 
 mod balancer;

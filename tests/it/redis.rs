@@ -12,7 +12,6 @@ use crate::patience::{SOON, eventually, within};
 use crate::port;
 use crate::process::Process;
 
-pub mod certificates;
 pub mod sentinel;
 pub mod shape;
 pub mod shards;

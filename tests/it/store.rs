@@ -11,11 +11,11 @@ use warmkey::store::{Replaced, Settings, Store};
 use warmkey::task::Tasks;
 
 use crate::cable::{Cable, Weather};
+use crate::certificates::Certificates;
 use crate::patience::{SOON, eventually, ms};
 use crate::port;
 use crate::process::Folder;
 use crate::redis::Redis;
-use crate::redis::certificates::Certificates;
 use crate::redis::sentinel::{self, Sentinel};
 use crate::redis::shape::{self, Shape};
 use crate::redis::shards::{Shards, slot_of};

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::certificates::Certificates;
 use crate::process::Folder;
 use crate::redis::Redis;
-use crate::redis::certificates::Certificates;
 
 const UP: &str = "warmkey_store_up";
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
