@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
 use crate::binding::owner::Owners;
-use crate::binding::select::Reach;
 use crate::binding::table::{Bindings, Found};
 use crate::binding::trail::Step;
 use crate::binding::wanted::{Sealed, Wanted};
@@ -142,9 +141,8 @@ impl Gateway {
     ) -> Wanted<'t> {
         let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let lineage = self.identifier.lineage(&client.id, headers);
-        let (session, patience, refused, failed) = (identity.session, self.options.wait, Vec::new(), Vec::new());
-        let within = Reach::Anywhere;
-        Wanted { session, lineage, client, carries_sealed, turn_state, by_websocket, model, patience, refused, failed, within }
+        let (session, patience) = (identity.session, self.options.wait);
+        Wanted { session, lineage, carries_sealed, turn_state, by_websocket, model, patience, ..Wanted::of(client) }
     }
 
     /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.

@@ -52,7 +52,24 @@ impl Sealed<'_> {
     }
 }
 
-impl Wanted<'_> {
+impl<'t> Wanted<'t> {
+    /// A turn of `client` of which nothing else is known.
+    pub fn of(client: &'t Client) -> Self {
+        Self {
+            session: None,
+            lineage: Lineage::default(),
+            client,
+            carries_sealed: Sealed::Known(false),
+            turn_state: None,
+            by_websocket: false,
+            model: "",
+            patience: Duration::ZERO,
+            refused: Vec::new(),
+            failed: Vec::new(),
+            within: Reach::Anywhere,
+        }
+    }
+
     /// How far from `record`'s organization the turn may go.
     pub fn reach(&self, record: &Record) -> Reach {
         match record.sealed || self.carries_sealed.is_sealed() {

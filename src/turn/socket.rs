@@ -24,7 +24,6 @@ use super::parting::{End, farewells};
 use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
 use crate::binding::owner::Owner;
-use crate::binding::select::Reach;
 use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
@@ -300,15 +299,11 @@ impl Socket {
         let mut wanted = Wanted {
             session: self.binding.session.clone(),
             lineage: self.lineage.clone(),
-            client: &self.client,
             carries_sealed: Sealed::Known(*is_sealed || diagnosis == Diagnosis::Foreign),
-            turn_state: None,
             by_websocket: true,
             model,
             patience: self.gateway.options.wait,
-            refused: Vec::new(),
-            failed: Vec::new(),
-            within: Reach::Anywhere,
+            ..Wanted::of(&self.client)
         };
         let instead = Instead::of(&self.gateway, &self.binding, &mut wanted, refused).await;
         if matches!(instead, Instead::Anew) {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::upstream::{self, Answer, Served, Upstream, session};
 use crate::binding::local::Local;
 use crate::binding::place::Places;
-use crate::binding::select::Reach;
 use crate::binding::table::Bindings;
 use crate::binding::trail::Trail;
 use crate::binding::wanted::{Sealed, Wanted};
@@ -17,7 +16,6 @@ use crate::client::Client;
 use crate::key::health::{Ailment, Scope};
 use crate::key::registry::Registry;
 use crate::metrics::{BindingResult, Metrics};
-use crate::session::lineage::Lineage;
 use crate::store::model::{Model, Shared, pause};
 use crate::store::{Budget, Report, Store};
 use crate::task::Tasks;
@@ -81,19 +79,8 @@ impl Replica {
     pub async fn turn(&self, upstream: &Upstream, number: usize) {
         let began = (upstream.tick(), upstream.writes());
         let history = upstream.history(number);
-        let mut wanted = Wanted {
-            session: Some(session(number)),
-            lineage: Lineage::default(),
-            client: &self.client,
-            carries_sealed: Sealed::Known(!history.is_empty()),
-            turn_state: None,
-            by_websocket: false,
-            model: "",
-            patience: Duration::ZERO,
-            refused: Vec::new(),
-            failed: Vec::new(),
-            within: Reach::Anywhere,
-        };
+        let carries_sealed = Sealed::Known(!history.is_empty());
+        let mut wanted = Wanted { session: Some(session(number)), carries_sealed, ..Wanted::of(&self.client) };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;
         let Ok(mut binding) = self.bindings.bind(&wanted, found, &mut budget).await else { return };

@@ -6,13 +6,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::binding::wanted::Sealed;
 use crate::client::Client;
 use crate::key::condition::{Condition, Subject};
 use crate::key::health::{Ailment, Scope};
 use crate::key::table::Table;
 use crate::metrics::Metrics;
-use crate::session::lineage::Lineage;
 
 const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, a-3 org-a 0 sk-3, b-1 org-b 2 sk-4, b-2 org-b 1 sk-5, c-1 org-c 1 sk-6";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,19 +75,7 @@ fn play(registry: &Registry, cases: &[Case], failed: &mut Vec<Tag>) {
 }
 
 fn wanted<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Wanted<'t> {
-    Wanted {
-        session: Some(session.clone()),
-        lineage: Lineage::default(),
-        client,
-        carries_sealed: Sealed::Known(false),
-        turn_state: None,
-        by_websocket: false,
-        model: "m",
-        patience: PATIENCE,
-        refused: Vec::new(),
-        failed,
-        within: Reach::Anywhere,
-    }
+    Wanted { session: Some(session.clone()), model: "m", patience: PATIENCE, failed, ..Wanted::of(client) }
 }
 
 #[tokio::test(start_paused = true)]

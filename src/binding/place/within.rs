@@ -1,13 +1,11 @@
 //! Turns that go on from what one project has stored.
 
 use super::*;
-use crate::binding::wanted::Sealed;
 use crate::client::Client;
 use crate::key::health::{Ailment, Scope};
 use crate::key::table::Table;
 use crate::key::{Settings, UpstreamSettings};
 use crate::metrics::Metrics;
-use crate::session::lineage::Lineage;
 
 /// `(id, organization, project, weight)`
 const KEYS: [(&str, &str, &str, u32); 5] = [
@@ -39,20 +37,7 @@ fn project(organization: &str, project: &str) -> Reach {
 }
 
 fn wanted(client: &Client, within: Reach) -> Wanted<'_> {
-    let (lineage, carries_sealed) = (Lineage::default(), Sealed::Known(false));
-    Wanted {
-        session: None,
-        lineage,
-        client,
-        carries_sealed,
-        turn_state: None,
-        by_websocket: false,
-        model: "",
-        patience: Duration::ZERO,
-        refused: Vec::new(),
-        failed: Vec::new(),
-        within,
-    }
+    Wanted { within, ..Wanted::of(client) }
 }
 
 fn session(number: u32) -> SessionId {
