@@ -250,6 +250,30 @@ fn a_move_that_nobody_has_heard_of_is_no_breach() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
+/// Found by chance once: a turn that a sibling serves, while another one moves the session away from a key that is back by then.
+#[test]
+fn a_turn_beside_the_binding_learns_of_its_move() {
+    let events = [
+        Event::Turn(0, 0),
+        Event::Dies(2),
+        Event::Steps(vec![0, 0, 0, 0, 0, 0]),
+        Event::Roll(0),
+        Event::Roll(0),
+        Event::Turn(0, 0),
+        Event::Turn(0, 0),
+        Event::Reload(0, 2),
+        Event::Steps(vec![3, 0, 3, 0, 2, 0, 2, 2, 0, 2]),
+        Event::Reload(0, 0),
+        Event::Dies(1),
+        Event::Turn(0, 0),
+        Event::Turn(0, 0),
+        Event::Turn(0, 0),
+        Event::Turn(0, 0),
+        Event::Turn(0, 0),
+    ];
+    assert_eq!(play(Flaw::None, &events), Ok(()));
+}
+
 #[test]
 fn every_wrong_script_is_caught() {
     for flaw in

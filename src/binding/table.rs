@@ -89,9 +89,11 @@ impl Bindings {
     /// or its session moves.
     pub async fn rebind(&self, wanted: &Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
         let next = match (&binding.session, &binding.written) {
-            (Some(session), Written::Stored(record) | Written::Beside(record)) => {
-                self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?
-            }
+            (Some(session), Written::Stored(record) | Written::Beside(record)) => match self.local.recall(session) {
+                // Another turn of the session has moved it meanwhile.
+                Some(known) if known.record.epoch > record.epoch => self.restore(wanted, session, &known, budget).await?,
+                _ => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
+            },
             (Some(session), Written::Here(record)) => {
                 let known = Known { record: record.clone(), is_guess: binding.is_guess };
                 self.use_known(wanted, session, &known)?
