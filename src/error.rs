@@ -32,6 +32,7 @@ pub enum Kind {
     OriginNotAllowed,
     PreviousResponseNotFound,
     ConversationNotFound,
+    FileNotFound,
     ConnectionLimit,
     InvalidJson,
     InvalidRequest,
@@ -61,6 +62,7 @@ impl Kind {
             Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed", REQUEST, Fault::Client),
             Self::PreviousResponseNotFound => (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client),
             Self::ConversationNotFound => (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client),
+            Self::FileNotFound => (StatusCode::NOT_FOUND, "file_not_found", REQUEST, Fault::Client),
             // In the real service's words, since it is what Codex always answers with a new connection and its full input.
             Self::ConnectionLimit => (StatusCode::BAD_REQUEST, "websocket_connection_limit_reached", REQUEST, Fault::Gateway),
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json", REQUEST, Fault::Client),

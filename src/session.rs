@@ -12,6 +12,7 @@ use crate::client::ClientId;
 use crate::setting::{Secret, SecretSource};
 
 mod quotes;
+pub mod references;
 pub mod scan;
 pub mod peek;
 pub mod lineage;

@@ -70,6 +70,11 @@ impl Places {
         loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
     }
 
+    /// The project that stores what turns of `record`'s session refer to.
+    pub fn project_of(&self, record: &Record) -> Reach {
+        self.key_of(record).map_or(Reach::Nowhere, |key| Reach::project_of(&key))
+    }
+
     /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the most.
     pub async fn settled(&self, record: &Record) {
         if let Some(key) = self.key_of(record) {

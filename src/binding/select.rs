@@ -15,17 +15,24 @@ pub enum Reach {
     Anywhere,
     /// Its history holds what only this organization can open.
     Organization(Tag),
-    /// It goes on from what only this project of the organization has stored.
+    /// It goes on from, or refers to, what only this project of the organization has stored.
     Project {
         organization: Tag,
         project: Tag,
     },
+    /// It refers to what a project has stored of which no key is loaded.
+    Nowhere,
 }
 
 impl Reach {
+    pub const fn project_of(key: &Key) -> Self {
+        Self::Project { organization: key.organization_tag, project: key.project_tag }
+    }
+
     pub fn includes(self, key: &Key) -> bool {
         match self {
             Self::Anywhere => true,
+            Self::Nowhere => false,
             Self::Organization(organization) => key.organization_tag == organization,
             Self::Project { organization, project } => key.organization_tag == organization && key.project_tag == project,
         }
@@ -35,6 +42,7 @@ impl Reach {
     pub fn touches(self, tag: Tag) -> bool {
         match self {
             Self::Anywhere => true,
+            Self::Nowhere => false,
             Self::Organization(organization) | Self::Project { organization, .. } => organization == tag,
         }
     }

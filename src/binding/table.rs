@@ -57,7 +57,7 @@ impl Bindings {
         self.store.get(session.as_str(), budget).await
     }
 
-    pub async fn bind(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
+    pub async fn bind(&self, wanted: &mut Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
         let bound = self.find(wanted, found, budget).await;
         if let Err(error) = &bound {
             let session = wanted.session.as_ref();
@@ -72,9 +72,12 @@ impl Bindings {
         bound
     }
 
-    async fn find(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
-        let Some(session) = &wanted.session else { return self.by_load(wanted) };
+    async fn find(&self, wanted: &mut Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
+        let Some(session) = &wanted.session.clone() else { return self.by_load(wanted) };
         self.tell_thread(wanted, session);
+        if wanted.is_held {
+            self.hold(wanted, session, &found, budget).await;
+        }
         match found {
             Ok(Some(held)) => self.adopt(wanted, session, &held, budget).await,
             Ok(None) => match self.local.recall(session) {
@@ -130,6 +133,14 @@ impl Bindings {
     pub fn has_sibling(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
         let bound = binding.session.as_ref().zip(binding.record());
         bound.is_some_and(|(session, record)| self.places.sibling(wanted, session, record).is_some())
+    }
+
+    /// Whether `binding`'s key is of the project that its session is bound to, as far as that is known.
+    pub fn is_home(&self, binding: &Binding) -> bool {
+        match &binding.written {
+            Written::Beside(record) => self.places.project_of(record).includes(&binding.key),
+            Written::Nowhere | Written::Here(_) | Written::Stored(_) => true,
+        }
     }
 
     /// What a client is told whose turn nobody can serve in place of `binding`'s key.

@@ -28,7 +28,9 @@ pub struct Wanted<'t> {
     pub refused: Vec<Tag>,
     /// The keys at which the upstream has failed with it.
     pub failed: Vec<Tag>,
-    /// What it may not leave, whatever its session is bound to: the project that stores the response it goes on from.
+    /// It refers to what only the project of its session can find.
+    pub is_held: bool,
+    /// What it may not leave, whatever its session is bound to: the project that stores what it goes on from or refers to.
     pub within: Reach,
 }
 
@@ -66,21 +68,25 @@ impl<'t> Wanted<'t> {
             patience: Duration::ZERO,
             refused: Vec::new(),
             failed: Vec::new(),
+            is_held: false,
             within: Reach::Anywhere,
         }
     }
 
     /// How far from `record`'s organization the turn may go.
     pub fn reach(&self, record: &Record) -> Reach {
-        match record.sealed || self.carries_sealed.is_sealed() {
-            true => Reach::Organization(record.organization),
-            false => Reach::Anywhere,
+        match self.within {
+            Reach::Anywhere if record.sealed || self.carries_sealed.is_sealed() => Reach::Organization(record.organization),
+            within => within,
         }
     }
 
     /// The same once that organization can serve no more: one that was only guessed is given up.
     pub fn last_reach(&self, record: &Record) -> Reach {
-        if record.sealed { Reach::Organization(record.organization) } else { Reach::Anywhere }
+        match self.within {
+            Reach::Anywhere if record.sealed => Reach::Organization(record.organization),
+            within => within,
+        }
     }
 
     /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent would.

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use super::references::References;
 use super::scan::{NotJson, Scanner};
 
 /// No field that routing needs is longer, as written: what is, is not copied.
@@ -58,12 +59,13 @@ pub struct Peek {
     pub previous_response_id: Field,
     /// `store: false`: nobody will find the response again. Without a word the upstream keeps it.
     pub is_unstored: bool,
+    pub references: References,
 }
 
 impl Peek {
     pub fn at(body: &[u8]) -> Result<Self, NotJson> {
         let names = ["model", "prompt_cache_key", "client_metadata", "conversation", "previous_response_id", "store"];
-        let [model, key, metadata, conversation, previous, store] = fields(body, names)?;
+        let ([model, key, metadata, conversation, previous, store], references) = look(body, names)?;
         Ok(Self {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
@@ -71,6 +73,7 @@ impl Peek {
             conversation: identified(conversation),
             previous_response_id: Field::of(previous),
             is_unstored: store == Some(b"false"),
+            references,
         })
     }
 }
@@ -118,7 +121,12 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
 
 /// The top-level fields `names` of `body`, as written, last one wins. No object: none of them.
 pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[Option<&'b [u8]>; N], NotJson> {
-    let mut found = [None; N];
+    look(body, names).map(|(found, _)| found)
+}
+
+/// The same, and what the body refers to.
+pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<([Option<&'b [u8]>; N], References), NotJson> {
+    let (mut found, mut references) = ([None; N], References::default());
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Some(b'{') {
         scanner.value()?;
@@ -130,6 +138,12 @@ pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[O
             if let Some(place) = names.iter().position(|name| name.as_bytes() == &*key) {
                 found[place] = Some(value);
             }
+            let inside = scanner.references();
+            match &*key {
+                b"input" | b"tools" => references.add(inside),
+                b"prompt" if inner(Some(value), "id").is_some_and(|id| id != Field::Absent) => references.found(false),
+                _ => {}
+            }
             if !scanner.take(b',') {
                 scanner.expect(b'}')?;
                 break;
@@ -137,11 +151,11 @@ pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[O
         }
     }
     scanner.end()?;
-    Ok(found)
+    Ok((found, references))
 }
 
-/// A key without its quotes. One that is no Unicode is none that is looked for.
-fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
+/// A field's name without its quotes. One that is no Unicode is none that is looked for.
+pub fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
     match key.contains(&b'\\') {
         false => Cow::Borrowed(&key[1..key.len() - 1]),
         true => Cow::Owned(serde_json::from_slice::<String>(key).unwrap_or_default().into_bytes()),

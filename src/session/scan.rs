@@ -1,10 +1,11 @@
-//! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing, knows no names. Pure.
+//! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing. Pure.
 //!
 //! Every turn's body goes through here once. Bodies are mostly strings full of escapes, so all quotes that are not escaped are
 //! found first, 64 bytes at a time and without a branch a byte; then it steps from quote to quote. It accepts what RFC 8259
 //! does, at any depth, and more than that only in strings: text that is not read need not be valid Unicode.
 
 use super::quotes::Quotes;
+use super::references::References;
 
 /// The text stops being JSON at this byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +17,8 @@ pub struct Scanner<'t> {
     text: &'t [u8],
     at: usize,
     quotes: Quotes,
+    /// What the fields inside the values that were stepped over refer to.
+    references: References,
 }
 
 /// Which brackets are open, innermost last: a bit each, since a body may consist of nothing else.
@@ -52,7 +55,7 @@ impl Brackets {
 
 impl<'t> Scanner<'t> {
     pub fn new(text: &'t [u8]) -> Self {
-        Self { text, at: 0, quotes: Quotes::of(text) }
+        Self { text, at: 0, quotes: Quotes::of(text), references: References::default() }
     }
 
     /// The next byte that is no white space, which stays the next one.
@@ -143,9 +146,17 @@ impl<'t> Scanner<'t> {
         }
     }
 
+    /// What the values refer to that were stepped over since this was asked last.
+    pub fn references(&mut self) -> References {
+        std::mem::take(&mut self.references)
+    }
+
     fn key(&mut self) -> Result<(), NotJson> {
-        self.string()?;
-        self.expect(b':')
+        let name = self.string()?;
+        self.expect(b':')?;
+        self.peek();
+        self.references.look(name, &self.text[self.at..]);
+        Ok(())
     }
 
     /// From the opening quote over the closing one.

@@ -10,6 +10,7 @@ use http::StatusCode;
 use super::answer::{Item, Text, quoted};
 use super::directive::Directive;
 use super::json::{Kind, Value};
+use super::key::Key;
 use super::refusal::Refusal;
 use super::request::{Ask, Caching, Ttl, item_type};
 use super::seal::Broken;
@@ -99,8 +100,8 @@ pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) 
     vec![reasoning, last]
 }
 
-/// Sealed content must be ours and this organization's; what was never stored cannot be referred to.
-pub fn check(world: &World, organization: &str, item: Value<'_>) -> Result<(), Refusal> {
+/// Sealed content must be ours and this organization's; what was never stored cannot be referred to, nor another project's file.
+pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     if item_type(item) == "item_reference" {
         let id = item.get("id").and_then(Value::text).unwrap_or_default();
         let message = format!(
@@ -109,12 +110,13 @@ pub fn check(world: &World, organization: &str, item: Value<'_>) -> Result<(), R
         return Err(Refusal::invalid(None, Some("input"), message).with_status(StatusCode::NOT_FOUND));
     }
     let parts = item.get("content").filter(|content| content.kind() == Kind::Array);
-    let sealed = std::iter::once(item)
-        .chain(parts.into_iter().flat_map(Value::items))
-        .filter_map(|holder| holder.get("encrypted_content"));
-    for content in sealed {
+    let holders: Vec<_> = std::iter::once(item).chain(parts.into_iter().flat_map(Value::items)).collect();
+    for id in holders.iter().filter_map(|holder| holder.get("file_id").and_then(Value::text)) {
+        find_file(&id, &key.project)?;
+    }
+    for content in holders.iter().filter_map(|holder| holder.get("encrypted_content")) {
         let text = content.text().unwrap_or_default();
-        let reason = match world.sealer.open(CONTENT, organization, &text) {
+        let reason = match world.sealer.open(CONTENT, &key.organization, &text) {
             Ok(()) => continue,
             Err(Broken::Foreign) => "Encrypted content organization_id did not match the target organization.",
             Err(Broken::Garbage) => "Encrypted content could not be decrypted or parsed.",
@@ -127,6 +129,18 @@ pub fn check(world: &World, organization: &str, item: Value<'_>) -> Result<(), R
         return Err(Refusal::invalid(Some("invalid_encrypted_content"), None, message));
     }
     Ok(())
+}
+
+/// There is one file of each name: in the project that its id tells, `file-<project>-<name>`.
+fn find_file(id: &str, project: &str) -> Result<(), Refusal> {
+    let found = id.strip_prefix("file-").and_then(|rest| rest.strip_prefix(project)).is_some_and(|name| name.starts_with('-'));
+    match found {
+        true => Ok(()),
+        false => {
+            let message = format!("File with ID '{id}' not found.");
+            Err(Refusal::invalid(None, Some("input"), message).with_status(StatusCode::NOT_FOUND))
+        }
+    }
 }
 
 /// `gAAA...wxyz`: a blob as error texts show it.

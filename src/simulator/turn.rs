@@ -202,7 +202,7 @@ fn take(world: &World, key: &Key, input: Value<'_>, history: &mut History, calls
         history.take_text(input);
     }
     input.items().try_for_each(|item| {
-        reply::check(world, &key.organization, item)?;
+        reply::check(world, key, item)?;
         calls.take(item)?;
         history.take(item);
         Ok(())

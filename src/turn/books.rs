@@ -38,6 +38,8 @@ pub struct Failed {
     pub model: String,
     /// It, or a turn before it, has shown content that only its organization can open.
     pub is_sealed: bool,
+    /// It refers to what only this project can find.
+    pub is_held: bool,
 }
 
 impl Books {
@@ -50,10 +52,11 @@ impl Books {
     pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
         let is_sealed = self.is_confirmed;
         let Some(mut turn) = self.lanes.ended(lane) else {
-            return Failed { has_begun: false, model: self.model.clone(), is_sealed };
+            return Failed { has_begun: false, model: self.model.clone(), is_sealed, is_held: false };
         };
         turn.account.answered(status);
         turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        Failed { has_begun: turn.has_begun, model: turn.account.asked().to_owned(), is_sealed: is_sealed || turn.shows_sealed }
+        let (has_begun, model, is_held) = (turn.has_begun, turn.account.asked().to_owned(), turn.is_held);
+        Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, is_held }
     }
 }

@@ -4,7 +4,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
 use crate::outcome::ErrorBody;
-use crate::session::peek::{Field, fields, identified};
+use crate::session::peek::{Field, fields, identified, look};
+use crate::session::references::References;
 use crate::session::scan::NotJson;
 use crate::usage::terminal::Terminal;
 
@@ -22,13 +23,14 @@ pub struct Request {
     pub is_warm_up: bool,
     /// `store: false`: the response lives on this connection alone.
     pub is_unstored: bool,
+    pub references: References,
 }
 
 impl Request {
     pub fn read(text: &[u8]) -> Result<Self, NotJson> {
         let names =
             ["type", "stream_id", "previous_response_id", "conversation", "model", "generate", "prompt_cache_options", "store"];
-        let [kind, lane, previous, conversation, model, generate, options, store] = fields(text, names)?;
+        let ([kind, lane, previous, conversation, model, generate, options, store], references) = look(text, names)?;
         let is_prewarm = || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
         Ok(Self {
             is_create: named(kind).as_deref() == Some("response.create"),
@@ -38,6 +40,7 @@ impl Request {
             model: named(model),
             is_warm_up: generate == Some(b"false") || is_prewarm(),
             is_unstored: store == Some(b"false"),
+            references,
         })
     }
 }
@@ -142,6 +145,7 @@ mod tests {
             model: Some("m".into()),
             is_warm_up: true,
             is_unstored: true,
+            references: References::default(),
         };
         assert_eq!(Request::read(text.as_bytes()), Ok(expected));
         let conversation = |text: &str| Request::read(text.as_bytes()).unwrap().conversation;

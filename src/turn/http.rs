@@ -93,6 +93,8 @@ struct Glance {
     is_unstored: bool,
     /// Whether it shows sealed content. `None`: it is the body itself, and can be asked later.
     is_sealed: Option<bool>,
+    /// It refers to what only the project of its session can find.
+    is_held: bool,
     /// What it asks for. Nothing: it does not say.
     model: String,
 }
@@ -114,7 +116,7 @@ impl Gateway {
         let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
         let body = body?;
         let whole = Instant::now();
-        let Glance { mut identity, derived, previous, is_unstored, is_sealed, model } =
+        let Glance { mut identity, derived, previous, is_unstored, is_sealed, is_held, model } =
             self.glance(&client, &head.headers, &body, identity)?;
         let origin = self.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
@@ -131,7 +133,8 @@ impl Gateway {
             keep_readable(&mut head.headers);
         }
         let carries_sealed = is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let mut wanted = Wanted { within, ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false) };
+        let mut wanted =
+            Wanted { is_held, within, ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false) };
         let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
         let (binding, mut answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
         if !is_unstored && answer.status.is_success() {
@@ -155,6 +158,7 @@ impl Gateway {
             return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
         }
         self.may_converse(peek.conversation.id())?;
+        self.may_refer(peek.references)?;
         let mut derived = None;
         if identity.session.is_none() {
             let by_body = self.identifier.by_body(&client.id, &peek);
@@ -170,6 +174,7 @@ impl Gateway {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, model })
+        let is_held = peek.references.any || matches!(text, Text::Unreadable);
+        Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, is_held, model })
     }
 }

@@ -20,6 +20,8 @@ pub struct Turn<T> {
     pub is_unstored: bool,
     /// It shows content that only its organization can open.
     pub shows_sealed: bool,
+    /// It refers to what only this project can find.
+    pub is_held: bool,
     /// The upstream has said that it began.
     pub has_begun: bool,
 }
@@ -27,7 +29,7 @@ pub struct Turn<T> {
 impl<T> Turn<T> {
     /// One that nobody asked for in so many words.
     pub const fn new(account: T) -> Self {
-        Self { account, is_warm_up: false, is_unstored: false, shows_sealed: false, has_begun: false }
+        Self { account, is_warm_up: false, is_unstored: false, shows_sealed: false, is_held: false, has_begun: false }
     }
 }
 

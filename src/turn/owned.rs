@@ -5,14 +5,19 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Gateway;
+use crate::binding::Binding;
 use crate::binding::owner::Owner;
 use crate::client::ClientId;
 use crate::error::{Error, Kind};
 use crate::key::Key;
+use crate::session::references::References;
 use crate::store::Budget;
 
 /// When a client should ask again that the store could not speak for.
 const SOON: Duration = Duration::from_secs(1);
+
+const FOREIGN_FILE: &str = "A file or vector store that did not pass through this gateway is not found here. \
+    Its operator can let such ids pass (`server.foreign_ids`).";
 
 /// `server.foreign_ids`: what becomes of a turn that goes on from what never passed through here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -50,6 +55,26 @@ impl Gateway {
                 Err(Error::new(Kind::ConversationNotFound, format!("Conversation with id '{id}' not found.")))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Files and vector stores are made beside the gateway: none passes through here that could be told from another client's.
+    pub fn may_refer(&self, references: References) -> Result<(), Error> {
+        match references.foreign && self.foreign_ids == ForeignIds::Refuse {
+            true => Err(Error::new(Kind::FileNotFound, FOREIGN_FILE)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a turn that refers to what its session's project stores finds it with the key that serves it.
+    pub fn may_refer_here(&self, references: References, binding: &Binding) -> Result<(), Error> {
+        self.may_refer(references)?;
+        match references.any && !self.bindings.is_home(binding) {
+            true => {
+                Err(Error::new(Kind::NoKeyAvailable, "The project that stores what this turn refers to cannot serve it now.")
+                    .retry_after(SOON))
+            }
+            false => Ok(()),
         }
     }
 

@@ -24,6 +24,7 @@ use super::parting::{End, farewells};
 use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
 use crate::binding::owner::Owner;
+use crate::binding::select::Reach;
 use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
@@ -174,7 +175,9 @@ impl Socket {
         let elsewhere = request.previous_response_id.as_deref().filter(|id| !self.books().lanes.has_issued(id));
         let may_go_on = self.gateway.may_go_on(&self.client.id, elsewhere, &self.binding.key).await;
         let mut books = self.books();
-        let refused = match may_go_on.and_then(|()| self.gateway.may_converse(request.conversation.as_deref())) {
+        let may_refer = || self.gateway.may_refer_here(request.references, &self.binding);
+        let may_converse = || self.gateway.may_converse(request.conversation.as_deref());
+        let refused = match may_go_on.and_then(|()| may_converse()).and_then(|()| may_refer()) {
             Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {
@@ -194,7 +197,8 @@ impl Socket {
                 let (is_warm_up, is_unstored) = (request.is_warm_up, request.is_unstored);
                 // Once something was answered it makes no difference.
                 let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
-                let turn = Turn { is_warm_up, is_unstored, shows_sealed, ..Turn::new(account) };
+                let is_held = request.references.any;
+                let turn = Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
                 books.lanes.ask(request.lane.as_deref(), turn);
                 Ok(())
             }
@@ -292,7 +296,7 @@ impl Socket {
 
     /// What the client hears in place of an error frame.
     async fn instead(&self, lane: Option<&str>, failed: &Failed, diagnosis: Diagnosis, headers: &HeaderMap) -> Option<String> {
-        let Failed { has_begun, model, is_sealed } = failed;
+        let Failed { has_begun, model, is_sealed, is_held } = failed;
         let may_guess = self.binding.is_guess && !self.books().is_confirmed;
         let is_announced = self.announced == *model;
         let refused = Refused { diagnosis, headers, has_begun: *has_begun, may_guess, is_announced };
@@ -303,6 +307,7 @@ impl Socket {
             by_websocket: true,
             model,
             patience: self.gateway.options.wait,
+            within: if *is_held && !may_guess { Reach::project_of(&self.binding.key) } else { Reach::Anywhere },
             ..Wanted::of(&self.client)
         };
         let instead = Instead::of(&self.gateway, &self.binding, &mut wanted, refused).await;

@@ -17,6 +17,7 @@ use crate::redis::Redis;
 use crate::simulator::{Key, Turn};
 use crate::wire::{Answer, Connection, Piece, Request, ask};
 
+mod files;
 mod issued;
 mod socket;
 

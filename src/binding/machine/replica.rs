@@ -83,7 +83,7 @@ impl Replica {
         let mut wanted = Wanted { session: Some(session(number)), carries_sealed, ..Wanted::of(&self.client) };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;
-        let Ok(mut binding) = self.bindings.bind(&wanted, found, &mut budget).await else { return };
+        let Ok(mut binding) = self.bindings.bind(&mut wanted, found, &mut budget).await else { return };
         loop {
             if self.is_gone.get() {
                 return;

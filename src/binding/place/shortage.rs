@@ -20,15 +20,15 @@ impl Places {
     pub fn shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
         let error = self.plain_shortage(wanted, allowed);
         match (wanted.within, allowed.first()) {
-            (Reach::Project { .. }, None) => {
+            (Reach::Project { .. } | Reach::Nowhere, None) => {
                 self.registry.wants_reload();
-                Error::new(Kind::NoKeyAvailable, "No upstream key of the project that stores the previous response is known.")
+                Error::new(Kind::NoKeyAvailable, "No upstream key of the project is known that stores what this turn refers to.")
                     .retry_after(SOON)
             }
             // Which one it is its client should know: it may go on without.
             (Reach::Project { .. }, Some(key)) => {
                 let project = [key.organization.as_str(), key.project.as_str()].join("/");
-                let what = format!("The previous response is stored by {}.", project.trim_end_matches('/'));
+                let what = format!("What this turn refers to is stored by {}.", project.trim_end_matches('/'));
                 Error { message: format!("{what} {}", error.message), ..error }
             }
             _ => error,
