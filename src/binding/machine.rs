@@ -274,6 +274,26 @@ fn a_turn_beside_the_binding_learns_of_its_move() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
+/// Found by chance once: a key that only one replica has, and another one's newer set does without.
+#[test]
+fn a_key_that_a_newer_set_lacks_is_removed() {
+    let events = [
+        Event::Weather(2, Weather::Away),
+        Event::Turn(2, 0),
+        Event::Steps(vec![0; 3]),
+        Event::Roll(1),
+        Event::Turn(1, 0),
+        Event::Reload(1, 1),
+        Event::Dies(2),
+        Event::Steps(vec![0; 10]),
+        Event::Reload(0, 2),
+        Event::Roll(0),
+        Event::Turn(0, 0),
+        Event::Steps(vec![0; 5]),
+    ];
+    assert_eq!(play(Flaw::None, &events), Ok(()));
+}
+
 #[test]
 fn every_wrong_script_is_caught() {
     for flaw in

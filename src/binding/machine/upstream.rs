@@ -142,11 +142,18 @@ impl Upstream {
         for key in 0..KEYS.len() {
             match (SETS[old].contains(&key), SETS[set].contains(&key)) {
                 (true, false) => self.trouble(key),
+                // By a set that is newer than another replica's it is removed, although this one never had it.
+                (false, false) if old != set && self.is_loaded(key) => self.trouble(key),
                 // Until now it was removed, for somebody.
                 (false, true) => self.returned.borrow_mut().push((self.tick(), key)),
                 _ => {}
             }
         }
+    }
+
+    /// Whether some replica has gone over to a set that holds it.
+    fn is_loaded(&self, key: usize) -> bool {
+        self.sets.borrow().values().any(|set| SETS[*set].contains(&key))
     }
 
     fn trouble(&self, key: usize) {
