@@ -42,7 +42,7 @@ pub struct Answer {
     /// What was already read of the body.
     pub head: Bytes,
     /// What is still to come; `None` once all of it was read.
-    pub rest: Option<reqwest::Body>,
+    pub rest: Option<reqwest::Response>,
     /// The connection itself, where that is the answer.
     pub upgrade: Option<OnUpgrade>,
 }

@@ -34,6 +34,7 @@ pub mod witness;
 pub mod search;
 pub mod replay;
 pub mod idle;
+pub mod passage;
 pub mod relay;
 pub mod issued;
 pub mod held;

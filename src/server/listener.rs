@@ -85,7 +85,13 @@ where
         service.clone().call(request)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout.max(KEEP_ALIVE)).max_buf_size(BUFFER);
+    // Copying an event costs less than handing it over in three pieces.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout.max(KEEP_ALIVE))
+        .max_buf_size(BUFFER)
+        .writev(false);
     builder
         .http2()
         .timer(TokioTimer::new())

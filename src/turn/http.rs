@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 
 use super::account::Account;
-use super::held::held;
+use super::held::Hold;
 use super::owned::ForeignIds;
 use super::relay::relay;
 use super::replay::{self, Replayed, Text};
@@ -64,7 +64,7 @@ fn named(mut response: Response<Body>, id: TurnId) -> Response<Body> {
 
 async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Body> {
     match gateway.exchange(&mut account, request).await {
-        Ok((key, answer)) => pass_on(gateway, &key, answer, account).await,
+        Ok((key, answer, hold)) => pass_on(gateway, &key, answer, hold, account).await,
         Err(error) => {
             account.refused(&error);
             error.to_response()
@@ -72,12 +72,13 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<B
     }
 }
 
-pub async fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, mut account: Account) -> Response<Body> {
+/// `hold`: what the answer's bytes may have to wait for.
+pub async fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, hold: Option<Hold>, mut account: Account) -> Response<Body> {
     account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
-    let (body, pump) = relay(answer, key, account);
+    let (body, pump) = relay(answer, key, hold, account);
     pump.start(&gateway.tasks).await;
     response.map(|()| Body::new(body))
 }
@@ -101,7 +102,11 @@ struct Glance {
 
 impl Gateway {
     /// A turn over HTTP, up to the head of its answer.
-    async fn exchange(self: &Arc<Self>, account: &mut Account, request: Request<Body>) -> Result<(Arc<Key>, Answer), Error> {
+    async fn exchange(
+        self: &Arc<Self>,
+        account: &mut Account,
+        request: Request<Body>,
+    ) -> Result<(Arc<Key>, Answer, Option<Hold>), Error> {
         let (mut head, body) = request.into_parts();
         let (client, identity) = self.receive(account, &head)?;
         let mut budget = self.bindings.budget();
@@ -136,14 +141,14 @@ impl Gateway {
         let mut wanted =
             Wanted { is_held, within, ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false) };
         let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
-        let (binding, mut answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
-        if !is_unstored && answer.status.is_success() {
+        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
+        let hold = (!is_unstored && answer.status.is_success()).then(|| {
             let (gateway, client, owner) = (Arc::clone(self), client.id.clone(), Owner::of(&binding));
             let mut budget = sending.budget;
             let write_down = move |id: String| async move { gateway.own(&client, &id, owner, &mut budget).await };
-            answer.rest = answer.rest.map(|rest| held(rest, &answer.headers, write_down));
-        }
-        Ok((binding.key, answer))
+            Hold::new(&answer.headers, write_down)
+        });
+        Ok((binding.key, answer, hold))
     }
 
     /// All that is to be learned from the body's text, which is not kept.

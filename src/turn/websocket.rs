@@ -59,7 +59,7 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Reque
     match connected {
         Ok((accepted, mut connected)) => match connected.answer.upgrade.take() {
             Some(upstream) => open(gateway, account, &head.headers, connected, (client, upstream), accepted),
-            None => pass_on(gateway, &connected.binding.key, connected.answer, account).await,
+            None => pass_on(gateway, &connected.binding.key, connected.answer, None, account).await,
         },
         Err(error) => {
             account.refused(&error);

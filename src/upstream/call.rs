@@ -12,7 +12,6 @@ use http::header::{
     CONTENT_ENCODING, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
 use http::{Method, StatusCode};
-use http_body_util::BodyExt;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::headers::{outgoing, upgrading};
@@ -57,7 +56,7 @@ pub async fn send(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> Outcome {
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match turn.ask {
                 Ask::WebSocket(nonce) => return read_handshake(response, nonce).await,
-                Ask::Turn(_) => return read(response.into()).await,
+                Ask::Turn(_) => return read(response).await,
             },
             Ok(Err(error)) if error.is_connect() && again => again = false,
             Ok(Err(error)) if error.is_connect() => return Outcome::Unreachable(causes(&error)),
@@ -90,9 +89,9 @@ fn request(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> reqwest::Request 
 
 /// What an upstream makes of the wish for a WebSocket.
 async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
-    let mut response = http::Response::<reqwest::Body>::from(response);
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS if is_accepted(response.headers(), nonce) => {
+            let mut response = http::Response::<reqwest::Body>::from(response);
             let upgrade = Some(hyper::upgrade::on(&mut response));
             let (parts, _) = response.into_parts();
             Outcome::Answered(Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade })
@@ -115,9 +114,9 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
 }
 
 /// Reads as much of an answer as is needed to know what it is.
-pub async fn read(response: http::Response<reqwest::Body>) -> Outcome {
-    let (parts, mut rest) = response.into_parts();
-    let mut answer = Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade: None };
+pub async fn read(mut rest: reqwest::Response) -> Outcome {
+    let (status, headers) = (rest.status(), std::mem::take(rest.headers_mut()));
+    let mut answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
     if !has_meaning(answer.status) {
         answer.rest = Some(rest);
         return Outcome::Answered(answer);
@@ -125,9 +124,9 @@ pub async fn read(response: http::Response<reqwest::Body>) -> Outcome {
     let mut head = Vec::new();
     let whole = async {
         while head.len() < ERROR_BODY {
-            match rest.frame().await {
-                Some(Ok(frame)) => head.extend_from_slice(frame.data_ref().map_or(&[], |data| data)),
-                Some(Err(_)) | None => return true,
+            match rest.chunk().await {
+                Ok(Some(data)) => head.extend_from_slice(&data),
+                Ok(None) | Err(_) => return true,
             }
         }
         false

@@ -5,7 +5,7 @@ use crate::codex::sha256;
 use crate::patience::{ANSWER, ms, within};
 use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
 use crate::simulator::siblings;
-use crate::wire::{Answer, Connection, Request, ask};
+use crate::wire::{Answer, Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 
@@ -44,6 +44,50 @@ async fn a_stream_is_the_same_bytes_however_it_is_written() {
         assert_eq!(String::from_utf8_lossy(&answer.body), String::from_utf8_lossy(&pieces.concat()), "{number}");
         assert!(answer.body == pieces.concat() && answer.whole, "{number}: the same bytes and the same end");
     }
+}
+
+/// The bytes of an answer up to `length`, and in how many pieces they came.
+async fn pieces(connection: &mut Connection, length: usize) -> (Vec<u8>, usize) {
+    let (mut bytes, mut count) = (Vec::new(), 0);
+    while bytes.len() < length {
+        let Piece::Bytes(piece) = within(ANSWER, "what was sent comes", connection.piece()).await else {
+            panic!("it goes on: {}", String::from_utf8_lossy(&bytes))
+        };
+        bytes.extend(piece);
+        count += 1;
+    }
+    (bytes, count)
+}
+
+#[tokio::test]
+async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_are_joined() {
+    const CROWD: usize = 60;
+    let alone = b"data: {\"alone\":true}\n\n";
+    let crowd = b"data: {}\n\n".repeat(CROWD);
+    let written: Vec<u8> = (0..CROWD).flat_map(|_| chunk(b"data: {}\n\n")).collect();
+    let mut steps = vec![Step::Send(stream_head(""))];
+    for _ in 0..4 {
+        // Nothing more comes until its client has what came.
+        for bytes in [chunk(alone), chunk(alone), written.clone()] {
+            steps.extend([Step::Pause(ms(5)), Step::Send(bytes), Step::Hold]);
+        }
+    }
+    steps.extend([Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())]);
+    let upstream = Recorder::answering(steps).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let mut connection = Connection::open(cluster.address()).await;
+    let mut answer = connection.ask(&Request::turn(ALICE, BODY)).await.expect("an answer");
+    for _ in 0..4 {
+        for _ in 0..2 {
+            assert_eq!(pieces(&mut connection, alone.len()).await.0, alone);
+            upstream.release(1);
+        }
+        let (bytes, count) = pieces(&mut connection, crowd.len()).await;
+        assert!(bytes == crowd && count <= CROWD / 4, "{count} pieces");
+        upstream.release(1);
+    }
+    connection.finish(&mut answer).await;
+    assert!(answer.whole && answer.body == COMPLETED.as_bytes());
 }
 
 #[tokio::test]

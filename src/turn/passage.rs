@@ -1,0 +1,237 @@
+//! An answer between its upstream and its client: what is taken of it and not yet sent, and what is learned as it passes.
+//!
+//! One of two takes the upstream's frames: the relay itself, or the pump. Which of them, and when, is told there.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::account::Account;
+use super::held::Hold;
+use super::idle::Idle;
+use crate::key::Key;
+use crate::key::echo::Ear;
+use crate::metrics::Ending;
+use crate::outcome::Answer;
+use crate::usage::tap::Tap;
+
+/// A frame that comes so long after the one before comes alone, nearly always: it goes at once.
+const COMPANY: Duration = Duration::from_millis(1);
+/// A frame of this size gains nothing from being copied.
+const LARGE: usize = 8 * 1024;
+/// So much waits for a slow reader; then the upstream waits too.
+const AHEAD: usize = 64 * 1024;
+
+/// Why an answer cannot go on. The connection to the client is cut, so that it sees a cut answer as what it is.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub enum Broken {
+    #[error("the upstream's answer was cut")]
+    Cut,
+    #[error("the upstream's answer stalled")]
+    Stalled,
+}
+
+pub struct Passage {
+    upstream: Option<reqwest::Response>,
+    hold: Option<Hold>,
+    /// Frames that came at the same moment.
+    pub joined: BytesMut,
+    idle: Idle,
+    tap: Tap,
+    ear: Ear,
+    account: Option<Account>,
+    ready: VecDeque<Bytes>,
+    length: usize,
+    /// Nothing follows; or this follows.
+    closed: Option<Option<Broken>>,
+    pub has_left: bool,
+    /// Frames come one by one: the relay takes them.
+    pub is_paced: bool,
+    /// Woken when something is ready.
+    pub reader: Option<Waker>,
+    /// Woken when there is room, company, or nobody to read.
+    pub writer: Option<Waker>,
+}
+
+/// What the upstream has sent.
+pub enum Next {
+    /// So long after the one before that it comes alone.
+    Alone(Bytes),
+    /// It is not worth joining with others.
+    Large(Bytes),
+    InCompany(Bytes),
+    Last(Bytes),
+    End(Option<Broken>),
+}
+
+impl Passage {
+    pub fn new(answer: Answer, key: &Key, hold: Option<Hold>, account: Account) -> Self {
+        let mut tap = Tap::new(&answer.headers);
+        tap.observe(&answer.head);
+        let mut ear = key.echo.listen();
+        if ear.hears(&answer.head) {
+            account.echoed();
+        }
+        Self {
+            // A client that knows the length leaves with the last byte: that is an end, too, here and below.
+            upstream: answer.rest.filter(|upstream| !is_end(upstream)),
+            hold,
+            joined: BytesMut::from(&answer.head[..]),
+            idle: Idle::new(key.upstream.idle_timeout),
+            tap,
+            ear,
+            account: Some(account),
+            ready: VecDeque::new(),
+            length: 0,
+            closed: None,
+            has_left: false,
+            is_paced: false,
+            reader: None,
+            writer: None,
+        }
+    }
+
+    /// Takes the upstream's next frame, or finds out that none comes.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+        let data = match self.poll_data(context) {
+            Poll::Ready(Ok(Some(data))) => data,
+            Poll::Ready(Ok(None)) => return Poll::Ready(Next::End(None)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Next::End(Some(Broken::Cut))),
+            Poll::Pending => return self.idle.poll_over(context).map(|()| Next::End(Some(Broken::Stalled))),
+        };
+        let is_last = self.hold.is_none() && self.upstream.as_ref().is_some_and(is_end);
+        self.tap.observe(&data);
+        if self.ear.hears(&data)
+            && let Some(account) = &self.account
+        {
+            account.echoed();
+        }
+        let since = self.idle.stir();
+        Poll::Ready(match () {
+            () if is_last => Next::Last(data),
+            () if !self.joined.is_empty() => Next::InCompany(data),
+            () if since > COMPANY => Next::Alone(data),
+            () if data.len() >= LARGE => Next::Large(data),
+            () => Next::InCompany(data),
+        })
+    }
+
+    fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<reqwest::Result<Option<Bytes>>> {
+        loop {
+            if let Some(hold) = &mut self.hold {
+                let kept = ready!(hold.poll_kept(context));
+                if hold.is_over() {
+                    self.hold = None;
+                }
+                if kept.is_some() {
+                    return Poll::Ready(Ok(kept));
+                }
+            }
+            let Some(upstream) = &mut self.upstream else { return Poll::Ready(Ok(None)) };
+            // It keeps nothing from one time to the next.
+            let data = ready!(pin!(upstream.chunk()).poll(context))?;
+            match (&mut self.hold, data) {
+                (Some(hold), Some(data)) => {
+                    if let Some(data) = hold.offer(data) {
+                        return Poll::Ready(Ok(Some(data)));
+                    }
+                }
+                (_, data) => return Poll::Ready(Ok(data)),
+            }
+        }
+    }
+
+    pub fn push(&mut self, data: Bytes) {
+        self.length += data.len();
+        self.ready.push_back(data);
+        wake(&mut self.reader);
+    }
+
+    /// What was joined goes on its way.
+    pub fn flush(&mut self) {
+        if !self.joined.is_empty() {
+            let data = self.joined.split().freeze();
+            self.push(data);
+        }
+    }
+
+    /// Takes what is ready, if anything is.
+    pub fn pop(&mut self) -> Option<Bytes> {
+        let data = self.ready.pop_front()?;
+        let was_full = self.is_full();
+        self.length -= data.len();
+        if was_full && !self.is_full() {
+            wake(&mut self.writer);
+        }
+        Some(data)
+    }
+
+    pub const fn is_full(&self) -> bool {
+        self.length >= AHEAD
+    }
+
+    /// The upstream is done with, one way or the other. Accounted for before the client can have read the last byte.
+    pub fn end(&mut self, broken: Option<Broken>) {
+        if self.closed.is_some() {
+            return;
+        }
+        let ending = broken.map(|broken| match broken {
+            Broken::Cut => Ending::Cut,
+            Broken::Stalled => Ending::TimedOut,
+        });
+        if let Some(mut account) = self.account.take() {
+            account.relayed(self.tap.finish(broken.is_none()), ending);
+        }
+        self.flush();
+        self.upstream = None;
+        self.closed = Some(broken);
+        wake(&mut self.reader);
+        wake(&mut self.writer);
+    }
+
+    /// The client has left. Returns what is left of an answer whose last word was said: Codex leaves before the last chunk, and
+    /// reading on to the end keeps the upstream's connection alive.
+    pub fn leave(&mut self) -> Option<reqwest::Response> {
+        let mut account = self.account.take()?;
+        if self.tap.is_over() {
+            account.relayed(self.tap.finish(false), None);
+            return self.upstream.take();
+        }
+        account.relayed(self.tap.finish(false), Some(Ending::ClientLeft));
+        None
+    }
+
+    pub const fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
+    /// Nothing is ready, nor will be.
+    pub fn is_over(&self) -> bool {
+        self.ready.is_empty() && matches!(self.closed, Some(None))
+    }
+
+    /// What follows what was ready, once something is known of that.
+    pub fn close(&mut self) -> Option<Option<Broken>> {
+        self.closed.as_mut().map(Option::take)
+    }
+
+    pub fn abandon(&mut self) {
+        self.has_left = true;
+        self.ready.clear();
+        wake(&mut self.writer);
+    }
+}
+
+/// Whether nothing is left of a body whose length is known.
+fn is_end(upstream: &reqwest::Response) -> bool {
+    upstream.content_length() == Some(0)
+}
+
+pub fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
