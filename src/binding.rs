@@ -2,7 +2,7 @@
 //!
 //! `select` decides where a session would go, `wanted` is a turn as binding sees it, `place` where it may go, `trail` tells what
 //! was decided, `record` how a binding is written down, `local` is what this replica remembers; `table` binds and moves, `outage`
-//! does so without the store, `fork` finds what a fork inherits, `forgotten` finds a session's organization again; `owner` knows
+//! does so without the store, `fork` finds what a fork inherits, `home` which project a turn is held to, `forgotten` finds a session's organization again; `owner` knows
 //! whose a stored response is, and where it is stored; `view` shows a session to operators. The
 //! invariants B1 to B20 are its specification.
 
@@ -25,6 +25,7 @@ pub mod table;
 pub mod seal;
 pub mod outage;
 pub mod fork;
+pub mod home;
 pub mod forgotten;
 pub mod owner;
 pub mod view;

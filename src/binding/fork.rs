@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use super::record::Record;
-use super::select::Reach;
-use super::table::{Bindings, Found};
+use super::table::Bindings;
 use super::wanted::Wanted;
 use crate::session::SessionId;
 use crate::store::{Budget, Store};
@@ -32,24 +31,6 @@ impl Bindings {
         let parent = wanted.lineage.parent.as_ref()?;
         let of_thread = || self.local.recall(&self.local.session_of(&parent.thread)?);
         self.local.recall(&parent.root).or_else(of_thread).map(|known| heir(known.record))
-    }
-
-    /// Holds a turn to the project of its session, or of the one that it is a fork of. Where nothing was served that anybody
-    /// remembers, it is not known.
-    pub(super) async fn hold(&self, wanted: &mut Wanted<'_>, session: &SessionId, found: &Found, budget: &mut Budget) {
-        if wanted.within != Reach::Anywhere {
-            return;
-        }
-        let held = found.as_ref().ok().and_then(Option::as_ref);
-        let stored = held.and_then(|held| Record::parse(&held.value));
-        let known = self.local.recall(session).filter(|known| !known.is_guess).map(|known| known.record);
-        let home = match stored.into_iter().chain(known).max_by_key(|record| record.epoch) {
-            None if found.is_ok() => self.inherited(wanted, budget).await,
-            None => self.inherited_here(wanted),
-            home => home,
-        };
-        let home = home.filter(|record| record.sealed);
-        wanted.within = home.map_or(Reach::Anywhere, |record| self.places.project_of(&record));
     }
 
     /// Lets forks find the session of this turn's thread, unless that was done lately.

@@ -17,7 +17,7 @@ use crate::session::SessionId;
 
 mod shortage;
 
-pub use shortage::{none_in_use, not_loaded};
+pub use shortage::{none_in_use, not_loaded, untold};
 
 /// What this replica makes of a stored binding.
 pub enum Standing {
@@ -73,6 +73,11 @@ impl Places {
     /// The project that stores what turns of `record`'s session refer to.
     pub fn project_of(&self, record: &Record) -> Reach {
         self.key_of(record).map_or(Reach::Nowhere, |key| Reach::project_of(&key))
+    }
+
+    /// Whether the key of `record` is loaded and well.
+    pub fn is_at_hand(&self, record: &Record, model: &str) -> bool {
+        self.key_of(record).is_some_and(|key| self.registry.is_well(&key, model))
     }
 
     /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the most.
@@ -159,9 +164,11 @@ impl Places {
         let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let own = self.key_of(record);
         let is_near = |key: &Key| own.as_ref().is_none_or(|own| own.region == key.region);
+        // What is made there the session's next turns find.
+        let is_next = |key: &Key| is_near(key) && own.as_ref().is_some_and(|own| own.project_tag == key.project_tag);
         let can = |key: &Key| speaks(wanted, key) && self.can_serve(wanted, key);
-        let order = wanted.order(session);
-        first(order, &open, |key| is_near(key) && can(key)).or_else(|| first(order, &open, can)).cloned()
+        let nearest = |is: &dyn Fn(&Key) -> bool| first(wanted.order(session), &open, |key| is(key) && can(key));
+        nearest(&is_next).or_else(|| nearest(&is_near)).or_else(|| nearest(&|_| true)).cloned()
     }
 
     /// Whether `key` can serve the turn now, or in as short a time as it may wait.

@@ -58,7 +58,10 @@ impl Bindings {
     }
 
     pub async fn bind(&self, wanted: &mut Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
-        let bound = self.find(wanted, found, budget).await;
+        let bound = match self.hold(wanted, &found, budget).await {
+            Ok(()) => self.find(wanted, found, budget).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &bound {
             let session = wanted.session.as_ref();
             let (reason, from) = match session.and_then(|session| self.local.recall(session)) {
@@ -72,12 +75,9 @@ impl Bindings {
         bound
     }
 
-    async fn find(&self, wanted: &mut Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
-        let Some(session) = &wanted.session.clone() else { return self.by_load(wanted) };
+    async fn find(&self, wanted: &Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
+        let Some(session) = &wanted.session else { return self.by_load(wanted) };
         self.tell_thread(wanted, session);
-        if wanted.is_held {
-            self.hold(wanted, session, &found, budget).await;
-        }
         match found {
             Ok(Some(held)) => self.adopt(wanted, session, &held, budget).await,
             Ok(None) => match self.local.recall(session) {
@@ -90,15 +90,18 @@ impl Bindings {
 
     /// Where the turn goes now that something is known of `binding`'s key that was not before: it stays, is served by a sibling,
     /// or its session moves.
-    pub async fn rebind(&self, wanted: &Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
+    pub async fn rebind(&self, wanted: &mut Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
+        self.hold_again(wanted);
+        // Another turn of the session may have moved it meanwhile.
+        let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
+        let newer = known.filter(|known| binding.record().is_some_and(|record| known.record.epoch > record.epoch));
         let next = match (&binding.session, &binding.written) {
-            (Some(session), Written::Stored(record) | Written::Beside(record)) => match self.local.recall(session) {
-                // Another turn of the session has moved it meanwhile.
-                Some(known) if known.record.epoch > record.epoch => self.restore(wanted, session, &known, budget).await?,
-                _ => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
+            (Some(session), Written::Stored(record) | Written::Beside(record)) => match newer {
+                Some(known) => self.restore(wanted, session, &known, budget).await?,
+                None => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
             },
             (Some(session), Written::Here(record)) => {
-                let known = Known { record: record.clone(), is_guess: binding.is_guess };
+                let known = newer.unwrap_or(Known { record: record.clone(), is_guess: binding.is_guess });
                 self.use_known(wanted, session, &known)?
             }
             // What the session's history holds is not known: its organization is not left.
@@ -133,14 +136,6 @@ impl Bindings {
     pub fn has_sibling(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
         let bound = binding.session.as_ref().zip(binding.record());
         bound.is_some_and(|(session, record)| self.places.sibling(wanted, session, record).is_some())
-    }
-
-    /// Whether `binding`'s key is of the project that its session is bound to, as far as that is known.
-    pub fn is_home(&self, binding: &Binding) -> bool {
-        match &binding.written {
-            Written::Beside(record) => self.places.project_of(record).includes(&binding.key),
-            Written::Nowhere | Written::Here(_) | Written::Stored(_) => true,
-        }
     }
 
     /// What a client is told whose turn nobody can serve in place of `binding`'s key.

@@ -73,6 +73,11 @@ impl<'t> Wanted<'t> {
         }
     }
 
+    /// Whether it has to be held to a project, and nobody has said yet to which.
+    pub fn is_unheld(&self) -> bool {
+        self.is_held && self.within == Reach::Anywhere
+    }
+
     /// How far from `record`'s organization the turn may go.
     pub fn reach(&self, record: &Record) -> Reach {
         match self.within {

@@ -3,8 +3,7 @@
 //! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass. What is not JSON at all is an
 //! error, since nothing could be checked.
 
-use std::borrow::Cow;
-
+use super::quotes::unescaped;
 use super::references::References;
 use super::scan::{NotJson, Scanner};
 
@@ -139,10 +138,11 @@ pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<([Op
                 found[place] = Some(value);
             }
             let inside = scanner.references();
-            match &*key {
-                b"input" | b"tools" => references.add(inside),
-                b"prompt" if inner(Some(value), "id").is_some_and(|id| id != Field::Absent) => references.found(false),
-                _ => {}
+            if let b"input" | b"tools" | b"prompt" = &*key {
+                references.add(inside);
+            }
+            if *key == *b"prompt" && inner(Some(value), "id").is_some_and(|id| id != Field::Absent) {
+                references.find_own();
             }
             if !scanner.take(b',') {
                 scanner.expect(b'}')?;
@@ -152,14 +152,6 @@ pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<([Op
     }
     scanner.end()?;
     Ok((found, references))
-}
-
-/// A field's name without its quotes. One that is no Unicode is none that is looked for.
-pub fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
-    match key.contains(&b'\\') {
-        false => Cow::Borrowed(&key[1..key.len() - 1]),
-        true => Cow::Owned(serde_json::from_slice::<String>(key).unwrap_or_default().into_bytes()),
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! follows from a few operations on whole words. The idea is that of simdjson (Langdale and Lemire, 2019), in portable Rust that
 //! the compiler turns into vector instructions.
 
+use std::borrow::Cow;
+
 const BLOCK: usize = 64;
 /// Bits at even places.
 const EVEN: u64 = 0x5555_5555_5555_5555;
@@ -63,6 +65,14 @@ impl Quotes {
         if self.bad_escape.is_none() {
             self.bad_escape = bits(escaped).map(|bit| base + bit).find(|at| !is_escape(text.get(*at..).unwrap_or_default()));
         }
+    }
+}
+
+/// A field's name without its quotes. One that is no Unicode is none that is looked for.
+pub fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
+    match key.contains(&b'\\') {
+        false => Cow::Borrowed(&key[1..key.len() - 1]),
+        true => Cow::Owned(serde_json::from_slice::<String>(key).unwrap_or_default().into_bytes()),
     }
 }
 

@@ -3,7 +3,9 @@
 //! Where a reference may stand is told by OpenAI's API reference for responses; the names are looked at wherever they stand inside
 //! `input` and `tools`, on the scanner's one way through the body.
 
-use super::peek::unescaped;
+use memchr::memchr;
+
+use super::quotes::unescaped;
 
 /// No name that is looked for and has an escape in it is shorter.
 const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
@@ -11,40 +13,49 @@ const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
 /// What a body refers to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct References {
-    /// To something that only the project finds which stores it.
-    pub any: bool,
-    /// To a file or a vector store: neither is made by a response, so it never passed through here.
-    pub foreign: bool,
+    /// There is something that only the project finds which stores it.
+    pub are_held: bool,
+    /// There is a file or a vector store: neither is made by a response, so it never passed through here.
+    pub are_foreign: bool,
 }
 
 impl References {
-    /// Takes note of a field, as written: its name in quotes, and the text that begins with its value.
+    /// Takes note of a field, as written: its name in quotes, and the text that begins with its value. `is_first`: of its object.
     #[inline]
-    pub fn look(&mut self, name: &[u8], value: &[u8]) {
+    pub fn look(&mut self, name: &[u8], value: &[u8], is_first: bool) {
         match name {
-            br#""type""# => self.any |= value.starts_with(br#""item_reference""#),
-            // A container's own files, which an answer cites, are called otherwise.
-            br#""file_id""# if is_text(value) => self.found(!value.starts_with(br#""cfile"#)),
-            br#""file_ids""# | br#""vector_store_ids""# if is_list(value) => self.found(true),
-            br#""container_id""# | br#""container""# if is_text(value) => self.found(false),
+            br#""type""# if value.starts_with(br#""item_reference""#) => self.find_own(),
+            // The type may be left out: an item of nothing but its id.
+            br#""id""# if is_first && is_alone(value) => self.find_own(),
+            br#""file_id""# if value.starts_with(br#""file"#) => self.find_foreign(),
+            br#""file_ids""# if list(value).is_some_and(|list| list.starts_with(br#""file"#)) => self.find_foreign(),
+            br#""vector_store_ids""# if list(value).is_some_and(|list| list.starts_with(br#""vs_"#)) => self.find_foreign(),
+            // Files of a container too, which an answer cites.
+            br#""file_id""# | br#""container_id""# | br#""container""# | br#""skill_id""# if is_text(value) => self.find_own(),
+            br#""file_ids""# | br#""vector_store_ids""# if list(value).is_some_and(|list| !list.starts_with(b"]")) => {
+                self.find_own()
+            }
             name if name.len() >= SHORTEST_ESCAPED && name.contains(&b'\\') => {
                 let plain = unescaped(name);
                 if !plain.contains(&b'\\') {
-                    self.look(&[b"\"", &plain[..], b"\""].concat(), value);
+                    self.look(&[b"\"", &plain[..], b"\""].concat(), value, is_first);
                 }
             }
             _ => {}
         }
     }
 
-    pub fn found(&mut self, foreign: bool) {
-        self.any = true;
-        self.foreign |= foreign;
+    pub const fn find_own(&mut self) {
+        self.are_held = true;
     }
 
-    pub fn add(&mut self, other: Self) {
-        self.any |= other.any;
-        self.foreign |= other.foreign;
+    const fn find_foreign(&mut self) {
+        (self.are_held, self.are_foreign) = (true, true);
+    }
+
+    pub const fn add(&mut self, other: Self) {
+        self.are_held |= other.are_held;
+        self.are_foreign |= other.are_foreign;
     }
 }
 
@@ -53,9 +64,15 @@ fn is_text(value: &[u8]) -> bool {
     matches!(value, [b'"', first, ..] if *first != b'"')
 }
 
-/// An array that is not empty.
-fn is_list(value: &[u8]) -> bool {
-    value.strip_prefix(b"[").is_some_and(|rest| !rest.trim_ascii_start().starts_with(b"]"))
+/// The inside of an array, from its first element on.
+fn list(value: &[u8]) -> Option<&[u8]> {
+    value.strip_prefix(b"[").map(<[u8]>::trim_ascii_start)
+}
+
+/// A string behind which its object ends.
+fn is_alone(value: &[u8]) -> bool {
+    let end = value.strip_prefix(b"\"").and_then(|text| memchr(b'"', text).map(|end| &text[end + 1..]));
+    is_text(value) && end.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"}"))
 }
 
 #[cfg(test)]
@@ -64,7 +81,7 @@ mod tests {
 
     fn found(body: &str) -> (bool, bool) {
         let references = Peek::at(body.as_bytes()).unwrap().references;
-        (references.any, references.foreign)
+        (references.are_held, references.are_foreign)
     }
 
     #[test]
@@ -79,7 +96,12 @@ mod tests {
             (r#"{"input":[{"type":"code_interpreter_call","id":"ci_1","container_id":"cntr_1"}]}"#, false),
             (r#"{"input":[{"annotations":[{"container_id":"cntr_1","file_id":"cfile_1"}]}]}"#, false),
             (r#"{"input":[{"type":"item_reference","id":"msg_1"}]}"#, false),
+            (r#"{"input":[{"id":"msg_1"}]}"#, false),
+            (r#"{"input":[{"role":"user","content":"x"},{ "id" : "msg_1" }]}"#, false),
+            (r#"{"tools":[{"type":"shell","environment":{"skills":[{"type":"skill_reference","skill_id":"skill_1"}]}}]}"#, false),
             (r#"{"prompt":{"id":"pmpt_1"},"input":"hello"}"#, false),
+            (r#"{"prompt":{"variables":{"x":{"type":"input_file","file_id":"file-1"}}}}"#, true),
+            (r#"{"tools":[{"type":"file_search","vector_store_ids":["other"]}]}"#, false),
             (r#"{"in\u0070ut":[{"file_id":"file-1"}],"input":[]}"#, true),
         ] {
             assert_eq!(found(body), (true, foreign), "{body}");
@@ -96,6 +118,7 @@ mod tests {
             r#"{"input":[{"file_id":null},{"file_id":""},{"file_ids":[]}]}"#,
             r#"{"metadata":{"file_id":"file-1"},"prompt_cache_key":"file_id"}"#,
             r#"{"prompt":{"id":null}}"#,
+            r#"{"input":[{"id":"rs_1","type":"reasoning","summary":[]},{"type":"message","id":"msg_1"},{"id":""}]}"#,
             r#"{"file_id":"file-1"}"#,
         ] {
             assert_eq!(found(body), (false, false), "{body}");

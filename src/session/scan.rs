@@ -107,7 +107,7 @@ impl<'t> Scanner<'t> {
                     self.at += 1;
                     open.push(true);
                     if self.peek() != Some(b'}') {
-                        self.key()?;
+                        self.key(true)?;
                         continue;
                     }
                 }
@@ -133,7 +133,7 @@ impl<'t> Scanner<'t> {
                     Some(b',') => {
                         self.at += 1;
                         if is_object {
-                            self.key()?;
+                            self.key(false)?;
                         }
                         break;
                     }
@@ -151,11 +151,12 @@ impl<'t> Scanner<'t> {
         std::mem::take(&mut self.references)
     }
 
-    fn key(&mut self) -> Result<(), NotJson> {
+    /// The name of a field; `is_first`: of its object.
+    fn key(&mut self, is_first: bool) -> Result<(), NotJson> {
         let name = self.string()?;
         self.expect(b':')?;
         self.peek();
-        self.references.look(name, &self.text[self.at..]);
+        self.references.look(name, &self.text[self.at..], is_first);
         Ok(())
     }
 

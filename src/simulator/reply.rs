@@ -111,8 +111,8 @@ pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     }
     let parts = item.get("content").filter(|content| content.kind() == Kind::Array);
     let holders: Vec<_> = std::iter::once(item).chain(parts.into_iter().flat_map(Value::items)).collect();
-    for id in holders.iter().filter_map(|holder| holder.get("file_id").and_then(Value::text)) {
-        find_file(&id, &key.project)?;
+    for id in holders.iter().flat_map(|holder| ["file_id", "container_id"].map(|name| holder.get(name).and_then(Value::text))) {
+        id.map_or(Ok(()), |id| find(&id, key))?;
     }
     for content in holders.iter().filter_map(|holder| holder.get("encrypted_content")) {
         let text = content.text().unwrap_or_default();
@@ -131,16 +131,21 @@ pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// There is one file of each name: in the project that its id tells, `file-<project>-<name>`.
-fn find_file(id: &str, project: &str) -> Result<(), Refusal> {
-    let found = id.strip_prefix("file-").and_then(|rest| rest.strip_prefix(project)).is_some_and(|name| name.starts_with('-'));
-    match found {
-        true => Ok(()),
-        false => {
-            let message = format!("File with ID '{id}' not found.");
-            Err(Refusal::invalid(None, Some("input"), message).with_status(StatusCode::NOT_FOUND))
-        }
+/// What tools search and work in must be this project's too.
+pub fn check_tool(key: &Key, tool: Value<'_>) -> Result<(), Refusal> {
+    let stores = tool.get("vector_store_ids").into_iter().flat_map(|ids| ids.items().collect::<Vec<_>>());
+    let mut ids = stores.chain(tool.get("container")).filter_map(Value::text);
+    ids.try_for_each(|id| find(&id, key))
+}
+
+/// There is one thing of each name: in the project that its id tells, `<kind>-<organization>-<project>-<name>`.
+fn find(id: &str, key: &Key) -> Result<(), Refusal> {
+    let place = id.find(['-', '_']).map(|at| &id[at + 1..]);
+    let is_here = place.is_some_and(|place| place.starts_with(&format!("{}-{}-", key.organization, key.project)));
+    if is_here {
+        return Ok(());
     }
+    Err(Refusal::invalid(None, Some("input"), format!("'{id}' not found.")).with_status(StatusCode::NOT_FOUND))
 }
 
 /// `gAAA...wxyz`: a blob as error texts show it.

@@ -147,6 +147,7 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         Some(id) => (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &project), Ok)?,
         None => Past::default(),
     };
+    ask.tools.into_iter().flat_map(Value::items).try_for_each(|tool| reply::check_tool(key, tool))?;
     take(world, key, ask.input, &mut past.history, &mut past.calls)?;
     past.calls.finish()?;
 

@@ -129,6 +129,8 @@ impl Gateway {
         account.session(&identity);
         account.model(&model);
         let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
+        // Whose it is that it goes on from, where nobody here knows, is for its session's project to say.
+        let is_held = is_held || previous.is_some() && within == Reach::Anywhere;
         let found = match (found, &identity.session) {
             (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
@@ -179,7 +181,7 @@ impl Gateway {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        let is_held = peek.references.any || matches!(text, Text::Unreadable);
+        let is_held = peek.references.are_held || peek.conversation.id().is_some() || matches!(text, Text::Unreadable);
         Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, is_held, model })
     }
 }

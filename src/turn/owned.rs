@@ -5,11 +5,13 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Gateway;
+use super::frame::Request;
+use super::remedy::anew;
 use crate::binding::Binding;
 use crate::binding::owner::Owner;
+use crate::binding::place::untold;
 use crate::client::ClientId;
 use crate::error::{Error, Kind};
-use crate::key::Key;
 use crate::session::references::References;
 use crate::store::Budget;
 
@@ -28,6 +30,13 @@ pub enum ForeignIds {
     Refuse,
     /// It goes where its session is. For a gateway that is new before keys that its clients have used.
     Pass,
+}
+
+/// A connection that has one key for life.
+pub struct Served<'b> {
+    pub binding: &'b Binding,
+    /// Its session was served on it.
+    pub has_served: bool,
 }
 
 impl Gateway {
@@ -60,30 +69,33 @@ impl Gateway {
 
     /// Files and vector stores are made beside the gateway: none passes through here that could be told from another client's.
     pub fn may_refer(&self, references: References) -> Result<(), Error> {
-        match references.foreign && self.foreign_ids == ForeignIds::Refuse {
+        match references.are_foreign && self.foreign_ids == ForeignIds::Refuse {
             true => Err(Error::new(Kind::FileNotFound, FOREIGN_FILE)),
             false => Ok(()),
         }
     }
 
-    /// Whether a turn that refers to what its session's project stores finds it with the key that serves it.
-    pub fn may_refer_here(&self, references: References, binding: &Binding) -> Result<(), Error> {
-        self.may_refer(references)?;
-        match references.any && !self.bindings.is_home(binding) {
-            true => {
-                Err(Error::new(Kind::NoKeyAvailable, "The project that stores what this turn refers to cannot serve it now.")
-                    .retry_after(SOON))
-            }
-            false => Ok(()),
+    /// Whether a turn of `client` may ask for this on a connection that has `binding`'s key for life: it goes on only from what it
+    /// finds there. `is_own`: what it goes on from was issued on the connection. Returns whether it refers to what nobody but the
+    /// project finds that its session is bound to.
+    pub async fn may_ask(&self, client: &ClientId, request: &Request, is_own: bool, on: &Served<'_>) -> Result<bool, Error> {
+        let previous = request.previous_response_id.as_deref().filter(|_| !is_own);
+        let origin = self.origin(client, previous, &mut self.bindings.budget()).await?;
+        if let (Some(id), Some(owner)) = (previous, &origin)
+            && !owner.reach().includes(&on.binding.key)
+        {
+            return Err(not_found(id));
         }
-    }
-
-    /// Whether a turn of `client` may go on from `id` on a connection that has this key for life: only what it finds there.
-    pub async fn may_go_on(&self, client: &ClientId, id: Option<&str>, key: &Key) -> Result<(), Error> {
-        let Some(id) = id else { return Ok(()) };
-        let origin = self.origin(client, Some(id), &mut self.bindings.budget()).await?;
-        let is_at_hand = origin.is_none_or(|owner| owner.reach().includes(key));
-        if is_at_hand { Ok(()) } else { Err(not_found(id)) }
+        self.may_converse(request.conversation.as_deref())?;
+        self.may_refer(request.references)?;
+        let is_unknown = previous.is_some() && origin.is_none() || request.conversation.is_some();
+        let is_held = is_unknown || request.references.are_held;
+        match is_held && !self.bindings.is_home(on.binding, on.has_served) {
+            // The next connection finds it.
+            true if self.bindings.is_home_well(on.binding, request.model.as_deref().unwrap_or_default()) => Err(anew()),
+            true => Err(untold()),
+            false => Ok(is_held),
+        }
     }
 
     /// Writes down whose the response is that `client` will call `id`.

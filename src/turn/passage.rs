@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::Version;
 
 use super::account::Account;
 use super::held::Hold;
@@ -16,7 +17,7 @@ use crate::key::Key;
 use crate::key::echo::Ear;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
-use crate::usage::tap::Tap;
+use crate::usage::tap::{Reading, Tap};
 
 /// A frame that comes so long after the one before comes alone, nearly always: it goes at once.
 const COMPANY: Duration = Duration::from_millis(1);
@@ -102,7 +103,8 @@ impl Passage {
             Poll::Ready(Err(_)) => return Poll::Ready(Next::End(Some(Broken::Cut))),
             Poll::Pending => return self.idle.poll_over(context).map(|()| Next::End(Some(Broken::Stalled))),
         };
-        let is_last = self.hold.is_none() && self.upstream.as_ref().is_some_and(is_end);
+        let keeps_some = self.hold.as_ref().is_some_and(Hold::keeps_some);
+        let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
         self.tap.observe(&data);
         if self.ear.hears(&data)
             && let Some(account) = &self.account
@@ -218,6 +220,13 @@ impl Passage {
         self.closed.as_mut().map(Option::take)
     }
 
+    /// Something has panicked: what its turn came to is not known.
+    pub fn fail(&mut self) {
+        if let Some(mut account) = self.account.take() {
+            account.relayed(Reading::default(), Some(Ending::Unserved));
+        }
+    }
+
     pub fn abandon(&mut self) {
         self.has_left = true;
         self.ready.clear();
@@ -225,9 +234,9 @@ impl Passage {
     }
 }
 
-/// Whether nothing is left of a body whose length is known.
+/// Whether nothing is left of a body whose length is known. HTTP/2 says the end by itself, and has to be heard out.
 fn is_end(upstream: &reqwest::Response) -> bool {
-    upstream.content_length() == Some(0)
+    upstream.version() < Version::HTTP_2 && upstream.content_length() == Some(0)
 }
 
 pub fn wake(waker: &mut Option<Waker>) {

@@ -8,7 +8,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -162,6 +162,9 @@ fn will_wake(waker: &mut Option<Waker>, context: &Context<'_>) {
 }
 
 fn lock(passage: &Mutex<Passage>) -> MutexGuard<'_, Passage> {
-    // Every change is whole before anything can panic.
-    passage.lock().unwrap_or_else(PoisonError::into_inner)
+    passage.lock().unwrap_or_else(|poisoned| {
+        let mut passage = poisoned.into_inner();
+        passage.fail();
+        passage
+    })
 }

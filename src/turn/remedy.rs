@@ -108,15 +108,19 @@ impl Instead {
 
     /// The frame in place of the upstream's.
     pub fn to_frame(&self, lane: Option<&str>) -> Option<String> {
-        // In the words of the real service.
-        const ANEW: &str =
-            "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
         match self {
             Self::Nothing => None,
             Self::Error(error) => Some(error.to_frame(lane)),
-            Self::Anew => Some(Error::new(Kind::ConnectionLimit, ANEW).to_frame(lane)),
+            Self::Anew => Some(anew().to_frame(lane)),
         }
     }
+}
+
+/// That a client should connect anew, in the words of the real service.
+pub fn anew() -> Error {
+    const ANEW: &str =
+        "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+    Error::new(Kind::ConnectionLimit, ANEW)
 }
 
 /// Whether an error frame says when to come again so that every client understands it.

@@ -20,6 +20,7 @@ use super::books::{Books, Failed, News};
 use super::frame::{Event, Request, Stage};
 use super::hop::{Frames, Incoming, Sink, leave};
 use super::lanes::Turn;
+use super::owned::Served;
 use super::parting::{End, farewells};
 use super::remedy::{Instead, Refused};
 use crate::binding::Binding;
@@ -172,12 +173,14 @@ impl Socket {
             Err(error) => return Err(self.refuse(&error, None)),
         };
         // What was issued on this connection is its own: nobody is asked.
-        let elsewhere = request.previous_response_id.as_deref().filter(|id| !self.books().lanes.has_issued(id));
-        let may_go_on = self.gateway.may_go_on(&self.client.id, elsewhere, &self.binding.key).await;
+        let (is_own, has_served) = {
+            let books = self.books();
+            (request.previous_response_id.as_deref().is_some_and(|id| books.lanes.has_issued(id)), books.is_confirmed)
+        };
+        let on = Served { binding: &self.binding, has_served };
+        let may_ask = self.gateway.may_ask(&self.client.id, &request, is_own, &on).await;
         let mut books = self.books();
-        let may_refer = || self.gateway.may_refer_here(request.references, &self.binding);
-        let may_converse = || self.gateway.may_converse(request.conversation.as_deref());
-        let refused = match may_go_on.and_then(|()| may_converse()).and_then(|()| may_refer()) {
+        let refused = match may_ask {
             Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {
@@ -187,22 +190,26 @@ impl Socket {
                 let error = Error::new(Kind::NoKeyAvailable, "Too many responses are in flight on this connection.");
                 Err(error.retry_after(SOON))
             }
-            _ => Ok(()),
+            Ok(is_held) => Ok(is_held),
         };
         match refused {
-            Ok(()) => {
+            Ok(is_held) => {
                 let mut account = self.open(&mut books);
                 books.model = request.model.unwrap_or_default();
                 account.model(&books.model);
                 let (is_warm_up, is_unstored) = (request.is_warm_up, request.is_unstored);
                 // Once something was answered it makes no difference.
                 let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
-                let is_held = request.references.any;
                 let turn = Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
                 books.lanes.ask(request.lane.as_deref(), turn);
                 Ok(())
             }
-            Err(error) => Err(self.refuse(&error, request.lane.as_deref())),
+            Err(error) => {
+                if error.kind == Kind::ConnectionLimit {
+                    self.leaving.notify_one();
+                }
+                Err(self.refuse(&error, request.lane.as_deref()))
+            }
         }
     }
 

@@ -95,7 +95,7 @@ impl Replica {
                 Answer::Dead => {
                     self.registry.condemn(&binding.key, Ailment::Rejected(Scope::Key));
                     wanted.refused.push(binding.key.tag);
-                    let moved = self.bindings.rebind(&wanted, &binding, &mut budget).await;
+                    let moved = self.bindings.rebind(&mut wanted, &binding, &mut budget).await;
                     // Only now has its trouble come to an end.
                     upstream.troubles(&binding.key);
                     match moved {

@@ -81,6 +81,12 @@ pub fn not_loaded() -> Error {
     none_available(SOON)
 }
 
+/// Nobody can say at the moment which project stores what the turn refers to.
+pub fn untold() -> Error {
+    let message = "It cannot be told at the moment which project stores what this turn refers to: try again.";
+    Error::new(Kind::NoKeyAvailable, message).retry_after(SOON)
+}
+
 fn none_available(wait: Duration) -> Error {
     Error::new(
         Kind::NoKeyAvailable,

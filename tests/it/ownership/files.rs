@@ -1,21 +1,26 @@
 //! Files, and what else a project stores apart from responses: only that project finds them.
 //!
-//! The simulator finds a file in the project that its id names, and nowhere else.
+//! The simulator finds such a thing in the project that its id names, and nowhere else.
 
 use super::*;
 use crate::simulator::Ill;
 use crate::socket::{Socket, open, session};
 
-fn refers_to(file: &str) -> Value {
-    json!({ "input": [{ "type": "message", "role": "user", "content": [
-        { "type": "input_text", "text": uuid() }, { "type": "input_file", "file_id": file } ] }] })
+/// Fields of turns that refer to what project `place` stores: a file, a vector store, a container.
+fn referring(place: &str) -> [Value; 3] {
+    let file = json!({ "type": "input_file", "file_id": format!("file-{place}-7") });
+    [
+        json!({ "input": [{ "type": "message", "role": "user", "content": [{ "type": "input_text", "text": uuid() }, file] }] }),
+        json!({ "tools": [{ "type": "file_search", "vector_store_ids": [format!("vs_{place}-7")] }] }),
+        json!({ "tools": [{ "type": "code_interpreter", "container": format!("cntr_{place}-7") }] }),
+    ]
 }
 
-/// A turn on a socket that refers to `file`, if it is one: the key that served it, or the code of the error that answered it.
-async fn asks(socket: &mut Socket, file: Option<&str>) -> Result<(), (u64, String)> {
+/// A turn on a socket with these fields: how it ended, if not well.
+async fn asks(socket: &mut Socket, fields: &Value) -> Result<(), (u64, String)> {
     let mut frame = json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": false });
-    if let Some(file) = file {
-        frame["input"] = refers_to(file)["input"].clone();
+    for (name, value) in fields.as_object().expect("fields") {
+        frame[name] = value.clone();
     }
     socket.send(&frame.to_string()).await;
     loop {
@@ -38,78 +43,127 @@ async fn bound_to(cluster: &Running, key: &str) -> Chain {
     Chain::new(cluster.address()).of_session(&name)
 }
 
-/// Who was asked with a file since then, with which status.
+/// Which keys were asked since then, and what they answered.
 async fn asked_since(cluster: &Running, before: usize) -> Vec<(String, u16)> {
     cluster.turns().await.into_iter().skip(before).map(|turn| (turn.key, turn.status)).collect()
 }
 
-async fn passing() -> Running {
-    Cluster::new().keys(two_projects()).redis().server("foreign_ids", "\"pass\"").start().await
+fn passing() -> Cluster {
+    Cluster::new().keys(two_projects()).redis().server("foreign_ids", "\"pass\"")
 }
 
 #[tokio::test]
-async fn a_turn_that_refers_to_a_file_is_served_by_its_sessions_project_or_by_nobody() {
-    let cluster = passing().await;
+async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere() {
+    let cluster = passing().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     let name = chain.session.clone().expect("a session");
-    assert_eq!(chain.asks(refers_to("file-one-7")).await.status, 200);
+    for fields in referring("org-a-one") {
+        assert_eq!(chain.asks(fields).await.status, 200);
+    }
     cluster.upstream().ails(Ill::limited(3_000).key("a-1")).await;
     let before = cluster.turns().await.len();
-    let plain = chain.asks(json!({})).await;
-    let held = chain.asks(refers_to("file-one-7")).await;
-    // So does its fork, whose history it is.
-    let mut fields = refers_to("file-one-7");
-    fields["model"] = json!("gpt-5.4");
-    let metadata = json!({ "forked_from_thread_id": name }).to_string();
-    let fork = Request::turn(ALICE, fields.to_string()).header("session-id", &uuid()).header("x-codex-turn-metadata", &metadata);
-    let forked = ask(cluster.address(), &fork).await;
-    for refused in [held, forked] {
-        assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limit_exceeded"), "{}", refused.text());
-        assert!(refused.text().contains("org-a/one"), "{}", refused.text());
-        let wait: u64 = refused.header("retry-after").and_then(|wait| wait.parse().ok()).expect("when to come again");
-        assert!((2_900..=3_000).contains(&wait), "{wait}");
+    assert_eq!(chain.asks(json!({})).await.status, 200);
+    let away = ("a-3".to_owned(), 200);
+    assert_eq!(asked_since(&cluster, before).await, [("a-1".into(), 429), away.clone()], "one that refers to nothing is spilled");
+    let before = cluster.turns().await.len();
+    for mut fields in referring("org-a-one") {
+        let held = chain.asks(fields.clone()).await;
+        // So does its fork, whose history it is.
+        fields["model"] = json!("gpt-5.4");
+        let metadata = json!({ "forked_from_thread_id": name }).to_string();
+        let fork = Request::turn(ALICE, fields.to_string()).header("session-id", &uuid());
+        let forked = ask(cluster.address(), &fork.header("x-codex-turn-metadata", &metadata)).await;
+        for refused in [held, forked] {
+            assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limit_exceeded"), "{}", refused.text());
+            assert!(refused.text().contains("org-a/one"), "{}", refused.text());
+            let wait: u64 = refused.header("retry-after").and_then(|wait| wait.parse().ok()).expect("when to come again");
+            assert!((2_900..=3_000).contains(&wait), "{wait}");
+        }
     }
+    assert!(asked_since(&cluster, before).await.is_empty(), "nobody was asked instead");
     // A socket has one key for life.
     let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
     let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
-    assert_eq!(asks(&mut socket, None).await, Ok(()));
-    assert_eq!(asks(&mut socket, Some("file-one-7")).await, Err((503, "no_key_available".into())));
-    assert_eq!(asks(&mut socket, None).await, Ok(()));
-    assert_eq!(plain.status, 200);
-    let away = ("a-3".to_owned(), 200);
-    assert_eq!(asked_since(&cluster, before).await, [("a-1".into(), 429), away.clone(), away.clone(), away]);
+    assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
+    for fields in [&referring("org-a-one")[..], &[json!({ "conversation": "conv_1" })]].concat() {
+        assert_eq!(asks(&mut socket, &fields).await, Err((503, "no_key_available".into())), "{fields}");
+    }
+    assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
+    assert_eq!(asked_since(&cluster, before).await, [away.clone(), away]);
+}
+
+#[tokio::test]
+async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has() {
+    let cluster = passing().start().await;
+    let chain = bound_to(&cluster, "a-1").await;
+    let name = chain.session.clone().expect("a session");
+    cluster.upstream().ails(Ill::limited(6).key("a-1").times(1)).await;
+    assert_eq!(chain.asks(json!({})).await.status, 200);
+    let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
+    let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
+    assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
+    let [file, ..] = referring("org-a-one");
+    assert_eq!(asks(&mut socket, &file).await, Err((503, "no_key_available".into())));
+    let is_told_to_leave = async || {
+        let refused = asks(&mut socket, &file).await.expect_err("it is not found here");
+        (refused.1 == "websocket_connection_limit_reached").then_some(())
+    };
+    eventually(ms(8_000), "its key is well again", is_told_to_leave).await;
+    let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("its own key takes it");
+    assert_eq!(asks(&mut socket, &file).await, Ok(()));
 }
 
 #[tokio::test]
 async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
-    let cluster = passing().await;
+    let cluster = passing().replicas(2).balanced().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     cluster.upstream().revoke("a-1").await;
     let before = cluster.turns().await.len();
-    for _ in 0..3 {
-        let refused = chain.asks(refers_to("file-one-7")).await;
+    for fields in referring("org-a-one") {
+        let refused = chain.asks(fields).await;
         assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"), "{}", refused.text());
     }
-    assert!(asked_since(&cluster, before).await.iter().all(|(key, status)| (key.as_str(), *status) == ("a-1", 401)));
-    let before = cluster.turns().await.len();
+    let asked = asked_since(&cluster, before).await;
+    assert!(!asked.is_empty() && asked.iter().all(|(key, status)| (key.as_str(), *status) == ("a-1", 401)), "{asked:?}");
     assert_eq!(chain.asks(json!({})).await.status, 200);
-    assert_eq!(asked_since(&cluster, before).await, [("a-3".into(), 200)], "one that refers to nothing takes the session along");
-    assert_eq!(chain.asks(refers_to("file-two-7")).await.status, 200);
+    let asked = asked_since(&cluster, before).await;
+    assert_eq!(asked.last(), Some(&("a-3".into(), 200)), "one that refers to nothing takes the session along");
+    for fields in referring("org-a-two") {
+        assert_eq!(chain.asks(fields).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn while_nobody_can_say_whose_it_is_a_turn_waits() {
+    let mut cluster = passing().replicas(2).store("timeout = \"300ms\"").start().await;
+    let chain = bound_to(&cluster, "a-1").await;
+    let there = Chain { address: cluster.replicas[1].address(), ..chain.clone() };
+    cluster.redis().kill().await;
+    for fields in referring("org-a-one") {
+        assert_eq!(chain.asks(fields.clone()).await.status, 200, "its replica remembers");
+        let untold = there.asks(fields).await;
+        assert_eq!((untold.status, untold.code().as_str()), (503, "no_key_available"), "{}", untold.text());
+        assert_eq!(untold.header("retry-after"), Some("1"));
+    }
+    let mut socket = session(there.address, ALICE, &there.session.clone().expect("a session")).await;
+    assert_eq!(asks(&mut socket, &referring("org-a-one")[0]).await, Err((503, "no_key_available".into())));
 }
 
 #[tokio::test]
 async fn files_that_never_passed_through_here_are_not_found() {
     let cluster = Cluster::new().keys(two_projects()).start().await;
     let chain = Chain::new(cluster.address()).of_session("s");
-    let stores = json!({ "tools": [{ "type": "file_search", "vector_store_ids": ["vs_1"] }] });
-    for fields in [refers_to("file-one-7"), stores] {
-        let refused = chain.asks(fields).await;
-        assert_eq!((refused.status, refused.code().as_str()), (404, "file_not_found"), "{}", refused.text());
-    }
     let mut socket = session(cluster.address(), ALICE, "s").await;
-    assert_eq!(asks(&mut socket, Some("file-one-7")).await, Err((404, "file_not_found".into())));
+    let [file, store, container] = referring("org-a-one");
+    for fields in [&file, &store] {
+        let refused = chain.asks(fields.clone()).await;
+        assert_eq!((refused.status, refused.code().as_str()), (404, "file_not_found"), "{}", refused.text());
+        assert_eq!(asks(&mut socket, fields).await, Err((404, "file_not_found".into())));
+    }
     assert!(cluster.turns().await.is_empty(), "nothing of it went upstream");
-    // What is only spoken of is nobody's.
-    assert_eq!(chain.asks(json!({ "input": r#"{"file_id":"file-one-7"}"# })).await.status, 200);
-    assert_eq!(asks(&mut socket, None).await, Ok(()));
+    // A container comes into being in an answer; what is only spoken of is nobody's.
+    assert_ne!(chain.asks(container).await.code(), "file_not_found");
+    assert_eq!(chain.asks(json!({ "input": file.to_string() })).await.status, 200);
+    assert_eq!(cluster.turns().await.len(), 2);
+    assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
 }
