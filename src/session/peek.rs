@@ -118,13 +118,16 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     }
 }
 
+/// Fields as they are written, in the order of the names that were looked for.
+type Fields<'b, const N: usize> = [Option<&'b [u8]>; N];
+
 /// The top-level fields `names` of `body`, as written, last one wins. No object: none of them.
-pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<[Option<&'b [u8]>; N], NotJson> {
+pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<Fields<'b, N>, NotJson> {
     look(body, names).map(|(found, _)| found)
 }
 
 /// The same, and what the body refers to.
-pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<([Option<&'b [u8]>; N], References), NotJson> {
+pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<(Fields<'b, N>, References), NotJson> {
     let (mut found, mut references) = ([None; N], References::default());
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Some(b'{') {

@@ -161,6 +161,7 @@ fn will_wake(waker: &mut Option<Waker>, context: &Context<'_>) {
     }
 }
 
+/// However a panic has left it: nothing more than its end is asked of it then.
 fn lock(passage: &Mutex<Passage>) -> MutexGuard<'_, Passage> {
     passage.lock().unwrap_or_else(|poisoned| {
         let mut passage = poisoned.into_inner();

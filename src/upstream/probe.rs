@@ -114,7 +114,7 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     }
     let asked = async {
         let answer = key.connections.execute(request).await.ok()?;
-        Some(call::read(answer.into()).await)
+        Some(call::read(answer).await)
     };
     let outcome = tokio::time::timeout(PATIENCE, asked).await.ok()??;
     let scope = match &outcome {
