@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use http::header::RETRY_AFTER;
+
 use crate::error::{Error, Kind};
 use crate::key::health::{Ailment, Diagnosis, diagnose};
 use crate::limit;
@@ -42,7 +44,7 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Diagnosis::Ailing(ailment) => Verdict::Ailing(ailment),
             Diagnosis::Limited(wait) => Verdict::Limited(limit::wait_or_usual(wait)),
             Diagnosis::NoAccess => Verdict::Denied(answer),
-            Diagnosis::Failed => Verdict::Again(Ok(answer)),
+            Diagnosis::Failed => Verdict::Again(Ok(passing(answer))),
             Diagnosis::Foreign => Verdict::Foreign(answer),
             Diagnosis::TooSteep(wait) => Verdict::GiveUp(too_steep(wait), Reason::TooSteep),
             Diagnosis::Overloaded(wait) => Verdict::GiveUp(overloaded(wait), Reason::Overloaded),
@@ -65,6 +67,12 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Verdict::GiveUp(error, Reason::Unreachable)
         }
     }
+}
+
+/// A failure as its client hears of it if it is the last word: with a time, so that all do not come again at once.
+fn passing(mut answer: Answer) -> Answer {
+    answer.headers.entry(RETRY_AFTER).or_insert_with(|| SOON.as_secs().into());
+    answer
 }
 
 /// The traffic grows too fast. Without a time Codex would give up.

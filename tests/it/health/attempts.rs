@@ -29,7 +29,7 @@ async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
     }
 }
 
-/// At most three attempts, and a fifth more than was offered, whatever fails.
+/// C12: at most three attempts, and a fifth more than was offered, whatever fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_always_is_not_sent_much_more_often() {
     let cluster = three().keys(pool()).start().await;
@@ -38,6 +38,7 @@ async fn what_fails_always_is_not_sent_much_more_often() {
     for number in 0..offered {
         let ended = Codex::new(cluster.address(), ALICE).turn("fails").await;
         assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "server_error"), "turn {number}");
+        assert!(waits(&ended.answer) >= 1, "turn {number}");
     }
     let turns = cluster.turns().await;
     assert!(turns.len() * 10 <= offered * 12, "{} attempts for {offered} turns", turns.len());
