@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use memchr::memchr_iter;
 use memchr::memmem::Finder;
 
 use crate::setting::Secret;
@@ -16,7 +17,7 @@ pub struct Echo(Arc<Finder<'static>>);
 /// An ear for one answer.
 pub struct Ear {
     finder: Arc<Finder<'static>>,
-    /// The end of what has passed, shorter than the secret by one byte: what follows may complete it.
+    /// The end of what has passed, where the secret begins with it: what follows may complete it.
     end: Vec<u8>,
     has_heard: bool,
 }
@@ -46,21 +47,34 @@ impl Ear {
             return false;
         }
         let kept = self.finder.needle().len() - 1;
-        self.end.extend_from_slice(&passing[..passing.len().min(kept)]);
-        self.has_heard = self.finder.find(&self.end).is_some() || self.finder.find(passing).is_some();
-        if passing.len() > kept {
-            self.end.clear();
-            self.end.extend_from_slice(&passing[passing.len() - kept..]);
+        self.has_heard = self.finder.find(passing).is_some();
+        let has_begun = !self.end.is_empty();
+        if has_begun {
+            self.end.extend_from_slice(&passing[..passing.len().min(kept)]);
+            self.has_heard |= self.finder.find(&self.end).is_some();
+        }
+        if has_begun && passing.len() <= kept {
+            let begun = self.begun(&self.end[self.end.len().saturating_sub(kept)..]).len();
+            self.end.drain(..self.end.len() - begun);
         } else {
-            self.end.drain(..self.end.len().saturating_sub(kept));
+            self.end.clear();
+            self.end.extend_from_slice(self.begun(&passing[passing.len().saturating_sub(kept)..]));
         }
         self.has_heard
+    }
+
+    /// The longest end of `text` that the secret begins with.
+    fn begun<'t>(&self, text: &'t [u8]) -> &'t [u8] {
+        let needle = self.finder.needle();
+        let found = memchr_iter(needle[0], text).map(|at| &text[at..]).find(|end| needle.starts_with(end));
+        found.unwrap_or_default()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn heard(secret: &str, pieces: &[&[u8]]) -> usize {
         let mut ear = Echo::of(&Secret::new(secret)).listen();
@@ -77,6 +91,16 @@ mod tests {
             }
             assert_eq!(heard(secret, &said.chunks(1).collect::<Vec<_>>()), 1, "{secret} byte by byte");
             assert_eq!(heard(secret, &said.chunks(4).collect::<Vec<_>>()), 1, "{secret} in fours");
+        }
+    }
+
+    proptest! {
+        /// A secret of few letters begins and breaks off again and again.
+        #[test]
+        fn it_hears_what_the_whole_text_holds(secret in "[ab]{1,5}", pieces in prop::collection::vec("[ab]{0,7}", 0..12)) {
+            let pieces: Vec<_> = pieces.iter().map(String::as_bytes).collect();
+            let is_said = String::from_utf8(pieces.concat()).unwrap().contains(&secret);
+            prop_assert_eq!(heard(&secret, &pieces), usize::from(is_said));
         }
     }
 
