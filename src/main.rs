@@ -19,10 +19,6 @@ use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
 
-/// With huge pages, as the build is told (`.cargo/config.toml`).
-#[global_allocator]
-static HEAP: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 /// The command line or the configuration cannot run (sysexits.h: EX_USAGE).
 const BAD_CONFIGURATION: u8 = 64;
 
