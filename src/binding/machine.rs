@@ -294,6 +294,26 @@ fn a_key_that_a_newer_set_lacks_is_removed() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
+/// Found by chance twice: a session that begins with another key than its order's first, and a replica that cannot hear of it
+/// finds its organization by a search, which ends with the first.
+#[test]
+fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
+    let events = [
+        Event::Dies(0),
+        Event::Dies(2),
+        Event::Turn(2, 0),
+        Event::Steps(vec![0; 6]),
+        Event::Weather(1, Weather::Away),
+        Event::Turn(2, 1),
+        Event::Recovers(0),
+        Event::Steps(vec![5, 1]),
+        Event::Turn(1, 1),
+        Event::Recovers(2),
+        Event::Turn(1, 1),
+    ];
+    assert_eq!(play(Flaw::None, &events), Ok(()));
+}
+
 #[test]
 fn every_wrong_script_is_caught() {
     for flaw in

@@ -137,7 +137,8 @@ impl Replica {
         // Nobody could know where the session was, or that another replica has moved it since and cannot tell.
         let is_blind = match &binding.written {
             Written::Here(record) => {
-                binding.is_guess || record.epoch < upstream.highest(number).max(upstream.highest_written(number))
+                let highest = upstream.highest(number).max(upstream.highest_written(number));
+                binding.is_guess || record.epoch < highest || upstream.has_other(number, record)
             }
             Written::Stored(record) => record.epoch < upstream.highest(number),
             Written::Nowhere | Written::Beside(_) => false,

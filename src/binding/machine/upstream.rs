@@ -235,6 +235,13 @@ impl Upstream {
         own.filter_map(|write| Record::parse(&write.new)).map(|record| record.epoch).max().unwrap_or_default()
     }
 
+    /// Whether the store has taken another key at the epoch of `record`, which a replica goes by that cannot ask it: B8's exception.
+    pub fn has_other(&self, number: usize, record: &Record) -> bool {
+        let shared = self.shared.lock().unwrap();
+        let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
+        own.filter_map(|write| Record::parse(&write.new)).any(|other| other.epoch == record.epoch && other.key != record.key)
+    }
+
     /// From now on nothing excuses this session's turns.
     pub fn expects_peace(&self, session: usize) {
         self.peace.set(Some(session));
