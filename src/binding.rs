@@ -2,9 +2,9 @@
 //!
 //! `select` decides where a session would go, `wanted` is a turn as binding sees it, `place` where it may go, `trail` tells what
 //! was decided, `record` how a binding is written down, `local` is what this replica remembers; `table` binds and moves, `outage`
-//! does so without the store, `fork` finds what a fork inherits, `home` which project a turn is held to, `forgotten` finds a session's organization again; `owner` knows
-//! whose a stored response is, and where it is stored; `view` shows a session to operators. The
-//! invariants B1 to B20 are its specification.
+//! does so without the store, `fork` finds what a fork inherits, `home` which project a turn is held to, `forgotten` finds a
+//! session's organization again; `owner` knows whose a stored response is, and where it is stored; `view` shows a session to
+//! operators. The invariants B1 to B20 are its specification.
 
 use std::sync::Arc;
 

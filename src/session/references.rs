@@ -1,7 +1,7 @@
 //! References in a body to what a project stores apart from its responses: no other project finds it. Pure.
 //!
 //! Where a reference may stand is told by OpenAI's API reference for responses; the names are looked at wherever they stand inside
-//! `input` and `tools`, on the scanner's one way through the body.
+//! `input`, `tools` and `prompt`, on the scanner's one way through the body.
 
 use memchr::memchr;
 

@@ -1,7 +1,5 @@
 //! Whose response a turn goes on from, and whose it makes.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 
 use super::Gateway;
@@ -14,9 +12,6 @@ use crate::client::ClientId;
 use crate::error::{Error, Kind};
 use crate::session::references::References;
 use crate::store::Budget;
-
-/// When a client should ask again that the store could not speak for.
-const SOON: Duration = Duration::from_secs(1);
 
 const FOREIGN_FILE: &str = "A file or vector store that did not pass through this gateway is not found here. \
     Its operator can let such ids pass (`server.foreign_ids`).";
@@ -50,10 +45,7 @@ impl Gateway {
             (_, ForeignIds::Pass) => Ok(None),
             (Ok(None), ForeignIds::Refuse) => Err(not_found(id)),
             // Said to be gone it would be given up; and it may be another client's.
-            (Err(away), ForeignIds::Refuse) => {
-                let message = "It cannot be told at the moment where the previous response is stored: try again.";
-                Err(Error::new(Kind::NoKeyAvailable, message).retry_after(SOON).because(away.to_string()))
-            }
+            (Err(away), ForeignIds::Refuse) => Err(untold().because(away.to_string())),
         }
     }
 

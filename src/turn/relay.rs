@@ -65,7 +65,7 @@ impl Pump {
             if passage.is_closed() || passage.has_left {
                 return Poll::Ready(());
             }
-            will_wake(&mut passage.writer, context);
+            register(&mut passage.writer, context);
             if passage.is_paced || passage.is_full() {
                 return Poll::Pending;
             }
@@ -137,7 +137,7 @@ impl Body for Relay {
         match passage.close() {
             Some(broken) => Poll::Ready(broken.map(|broken| Err(broken.into()))),
             None => {
-                will_wake(&mut passage.reader, context);
+                register(&mut passage.reader, context);
                 Poll::Pending
             }
         }
@@ -155,7 +155,7 @@ impl Drop for Relay {
 }
 
 /// Whoever asks now is woken next.
-fn will_wake(waker: &mut Option<Waker>, context: &Context<'_>) {
+fn register(waker: &mut Option<Waker>, context: &Context<'_>) {
     if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
         *waker = Some(context.waker().clone());
     }

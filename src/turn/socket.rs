@@ -180,7 +180,7 @@ impl Socket {
         let on = Served { binding: &self.binding, has_served };
         let may_ask = self.gateway.may_ask(&self.client.id, &request, is_own, &on).await;
         let mut books = self.books();
-        let refused = match may_ask {
+        let asked = match may_ask {
             Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {
@@ -192,7 +192,7 @@ impl Socket {
             }
             Ok(is_held) => Ok(is_held),
         };
-        match refused {
+        match asked {
             Ok(is_held) => {
                 let mut account = self.open(&mut books);
                 books.model = request.model.unwrap_or_default();

@@ -88,6 +88,18 @@ fn a_binding_to_another_project_is_left_alone() {
 }
 
 #[test]
+fn a_key_of_the_same_project_serves_in_its_place_first() {
+    let (places, registry) = places();
+    let client = Client::unrestricted("alice");
+    let wanted = wanted(&client, Reach::Anywhere);
+    let bound = Record::first(&key(&registry, "a-1"), 1);
+    let sibling = |number| places.sibling(&wanted, &session(number), &bound).map(|key| key.id.clone());
+    assert!((0..40).all(|number| sibling(number).as_deref() == Some("a-2")));
+    registry.condemn(&key(&registry, "a-2"), Ailment::Rejected(Scope::Key));
+    assert!((0..40).all(|number| sibling(number).as_deref() == Some("a-3")), "one of another project is better than none");
+}
+
+#[test]
 fn a_project_without_a_key_in_use_is_named() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
@@ -106,4 +118,6 @@ fn a_project_without_a_key_in_use_is_named() {
     assert!((status, wait) == (429, None) && message.contains("org-a/two"), "{status} {wait:?} {message}");
     let (status, wait, _) = refused(project("org-a", "later"));
     assert_eq!((status, wait), (503, Some(1)), "another replica may have loaded it");
+    let (status, wait, _) = refused(Reach::Nowhere);
+    assert_eq!((status, wait), (503, Some(1)), "nor does anybody else serve instead");
 }
