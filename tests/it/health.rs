@@ -32,6 +32,12 @@ async fn sessions(cluster: &Running, count: usize) -> Vec<Codex> {
     all
 }
 
+/// The key that each of these sessions began with.
+async fn homes(cluster: &Running, all: &[Codex]) -> Vec<String> {
+    let turns = cluster.turns().await;
+    all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect()
+}
+
 /// A session that is bound in this organization.
 async fn one_of(cluster: &Running, organization: &str) -> (Codex, Turn) {
     for _ in 0..40 {

@@ -182,8 +182,7 @@ async fn new_sessions_prefer_where_there_is_room() {
     let keys = [Key::new("org-a-1", "org-a").limited(400, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
     let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
     let mut all = super::sessions(&cluster, 30).await;
-    let turns = cluster.turns().await;
-    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
+    let homes = super::homes(&cluster, &all).await;
     let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
     assert!((4..=26).contains(&count(&homes)), "both take sessions at first: {homes:?}");
     let there: Vec<_> = (0..all.len()).filter(|number| homes[*number] == "org-a-1").collect();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{all_know, attempts, goes_on, last_of, one_of, path, pool, sessions, three};
+use super::{all_know, attempts, goes_on, homes, last_of, one_of, path, pool, sessions, three};
 use crate::cluster::{ALICE, BOB, Running};
 use crate::codex::Codex;
 use crate::errors::waits;
@@ -15,8 +15,7 @@ use crate::simulator::{Ill, path_of, siblings};
 async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     let cluster = three().keys(pool()).start().await;
     let mut all = sessions(&cluster, 24).await;
-    let turns = cluster.turns().await;
-    let mut homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
+    let mut homes = homes(&cluster, &all).await;
     let count = |key: &String| homes.iter().filter(|home| *home == key).count();
     let dead = homes.iter().filter(|home| home.starts_with("org-a")).max_by_key(|home| count(home)).cloned();
     let dead = dead.expect("some begin in org-a");
@@ -49,8 +48,7 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
 async fn b7_no_fail_back() {
     let cluster = three().keys(pool()).start().await;
     let mut all = sessions(&cluster, 24).await;
-    let turns = cluster.turns().await;
-    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
+    let homes = homes(&cluster, &all).await;
     let dead = homes[0].clone();
     cluster.upstream().revoke(&dead).await;
     for codex in &mut all {
@@ -112,9 +110,15 @@ async fn b12_spread() {
 async fn an_incident_moves_nobody_who_could_move() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
     let mut all = sessions(&cluster, 30).await;
-    let turns = cluster.turns().await;
-    let homes: Vec<_> = all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     let refused = ["org-a-1", "org-b-1", "org-b-2"];
+    let homes = loop {
+        let found = homes(&cluster, &all).await;
+        if refused.iter().all(|key| found.iter().any(|home| home == key)) {
+            break found;
+        }
+        assert!(all.len() < 300, "each key takes a session in a hundred: {found:?}");
+        all.extend(sessions(&cluster, 3).await);
+    };
     for key in refused {
         cluster.upstream().revoke(key).await;
     }
