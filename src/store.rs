@@ -227,6 +227,24 @@ impl Store {
         }
     }
 
+    /// As [`Self::claim`], of what others would not expect: they hear of it.
+    pub async fn announce(
+        &self,
+        id: &str,
+        value: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<Option<String>, Unavailable> {
+        match &self.backend {
+            Backend::Redis(redis) => {
+                // No epoch is lower.
+                let claim = async |until| redis.merge(&self.name(id), value, 1, ttl, until).await;
+                self.timed(Operation::Claim, budget, claim).await
+            }
+            _ => self.claim(id, value, ttl, budget).await,
+        }
+    }
+
     /// Compare-and-set: stores `new` where `expected` or nothing is stored.
     pub async fn replace(
         &self,
@@ -278,7 +296,8 @@ impl Store {
         }
     }
 
-    /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored. `None`: done; otherwise what stays.
+    /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored; other replicas hear of it. `None`: done;
+    /// otherwise what stays.
     pub async fn merge(
         &self,
         id: &str,

@@ -290,13 +290,12 @@ impl Places {
     /// preferred: the others would get there too, by one refused attempt.
     pub fn default_of(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let frozen = self.registry.frozen();
-        let is_open = |key: &&Arc<Key>| frozen.is_common(key) && is_allowed(wanted, key);
-        let allowed: Vec<_> = frozen.table.keys().iter().filter(is_open).collect();
-        let Some(chosen) = first(wanted.order(session), &allowed, |key| !frozen.is_gone(key)) else {
+        let Some(chosen) = expected(&frozen, wanted, session) else {
             // Nothing of that moment is left for this client.
             return self.choose(wanted, session, Reach::Anywhere);
         };
-        let home: Vec<_> = allowed.into_iter().filter(|key| key.organization_tag == chosen.organization_tag).collect();
+        let is_home = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
+        let home: Vec<_> = open_of(&frozen, wanted).filter(is_home).collect();
         match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.can_serve(wanted, key)) {
             Some(key) => Ok(Arc::clone(key)),
             // It is a guess: nobody is told for good by it.
@@ -304,6 +303,11 @@ impl Places {
                 .choose(wanted, session, Reach::Organization(chosen.organization_tag))
                 .map_err(|error| if error.kind == Kind::InsufficientQuota { none_in_use() } else { error }),
         }
+    }
+
+    /// Whether every replica would look for the session at `key` while nobody can be asked, were all keys well.
+    pub fn is_default(&self, wanted: &Wanted<'_>, session: &SessionId, key: &Key) -> bool {
+        expected(&self.registry.frozen(), wanted, session).is_some_and(|default| default.tag == key.tag)
     }
 
     /// A key in use outside the organizations that were `tried`: the session's first choice, or one that takes no new sessions
@@ -325,6 +329,16 @@ impl Places {
         let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
         self.registry.loads.least(candidates).cloned().ok_or_else(|| self.shortage(wanted, &allowed))
     }
+}
+
+/// The keys of `frozen` that go into the order of a session whose binding the store cannot tell.
+fn open_of<'f>(frozen: &'f Loaded, wanted: &Wanted<'_>) -> impl Iterator<Item = &'f Arc<Key>> {
+    frozen.table.keys().iter().filter(|key| frozen.is_common(key) && is_allowed(wanted, key))
+}
+
+/// The first of them that is left, whatever is known of its health.
+fn expected<'f>(frozen: &'f Loaded, wanted: &Wanted<'_>, session: &SessionId) -> Option<&'f Arc<Key>> {
+    first(wanted.order(session), &open_of(frozen, wanted).collect::<Vec<_>>(), |key| !frozen.is_gone(key))
 }
 
 fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {

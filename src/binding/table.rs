@@ -230,7 +230,14 @@ impl Bindings {
                 (Record::first(&key, self.places.generation()), BindingResult::Created, Some(key))
             }
         };
-        match self.store.claim(session.as_str(), &record.to_string(), self.ttl, budget).await {
+        let (id, value) = (session.as_str(), record.to_string());
+        // Should the store be lost, another replica would look for it by its order alone.
+        let is_expected = chosen.as_ref().is_some_and(|key| self.places.is_default(wanted, session, key));
+        let claimed = match is_expected {
+            true => self.store.claim(id, &value, self.ttl, budget).await,
+            false => self.store.announce(id, &value, self.ttl, budget).await,
+        };
+        match claimed {
             Ok(None) => {
                 let newer = self.newer(session, &record);
                 if let (None, Some(key)) = (&newer, chosen) {

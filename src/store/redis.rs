@@ -130,14 +130,10 @@ impl Redis {
     pub async fn replace(&self, name: &str, change: &Change<'_>, until: Instant) -> Result<Replaced, Unavailable> {
         let Change { expected, new, ttl, is_move } = change;
         let ttl = millis(*ttl).to_string();
-        // Whoever has it now: should that be lost a moment later, so may be what it stored.
-        let host = self.lag.as_ref().filter(|_| *is_move).and_then(|_| self.nodes.host(name));
-        let channel = if *is_move { self.channel.as_str() } else { "" };
-        let args = [expected, new, ttl.as_str(), channel];
-        let stored: Option<String> = self.run(&self.replace, name, &args, until).await?;
-        if let (None, Some(lag), Some(host)) = (&stored, &self.lag, host) {
-            lag.note(host, name);
-        }
+        let stored = match is_move {
+            true => self.run_told(&self.replace, name, &[expected, new, &ttl, &self.channel], until).await?,
+            false => self.run(&self.replace, name, &[expected, new, &ttl, ""], until).await?,
+        };
         Ok(stored.map_or(Replaced::Done, Replaced::Lost))
     }
 
@@ -153,7 +149,8 @@ impl Redis {
         ttl: Duration,
         until: Instant,
     ) -> Result<Option<String>, Unavailable> {
-        self.run(&self.merge, name, &[value, &epoch.to_string(), &millis(ttl).to_string()], until).await
+        let (epoch, ttl) = (epoch.to_string(), millis(ttl).to_string());
+        self.run_told(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await
     }
 
     pub async fn call_roll(&self, name: &str, report: &Report<'_>, is_early: bool, until: Instant) -> Result<Roll, Unavailable> {
@@ -191,6 +188,23 @@ impl Redis {
         range.lrange(name, 0, -1);
         let (lines,) = self.ask(name, &range, until).await?;
         Ok(lines)
+    }
+
+    /// Runs a script whose writes the others hear of; what no replica of the store has acknowledged of them is counted.
+    async fn run_told(
+        &self,
+        script: &(Script, &str),
+        name: &str,
+        args: &[&str],
+        until: Instant,
+    ) -> Result<Option<String>, Unavailable> {
+        // Whoever has it now: should that be lost a moment later, so may be what it stored.
+        let host = self.lag.as_ref().and_then(|_| self.nodes.host(name));
+        let stored = self.run(script, name, args, until).await?;
+        if let (None, Some(lag), Some(host)) = (&stored, &self.lag, host) {
+            lag.note(host, name);
+        }
+        Ok(stored)
     }
 
     async fn run<T: FromRedisValue>(

@@ -84,3 +84,38 @@ async fn b9_failover() {
     };
     eventually(SOON, "the metric that bounds what may drift", lagging).await;
 }
+
+/// B9: a session that began elsewhere than its order says is known to all, also when the store has lost it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b9_first_bindings() {
+    let cluster = Cluster::new().keys(siblings("org-a", 4)).replicas(2).redis_as(Shape::Sentinel).store("");
+    let mut cluster = cluster.start().await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    cluster.replicas[0].word("disable", "org-a-1").await;
+    cluster.all_have("org-a-1", "disabled").await;
+    cluster.sentinel().primary().await.is_copied().await;
+    cluster.sentinel().cut_replicas_off().await;
+    let mut sessions: Vec<Codex> = (0..24).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect();
+    sessions = turn_each(sessions).await;
+    let before = cluster.turns().await;
+    cluster.replicas[0].word("enable", "org-a-1").await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_key_state{key=\"org-a-1\",state=\"disabled\"}", 0.0).await;
+    }
+
+    let killed = cluster.sentinel().kill_primary().await;
+    for number in [1, 0] {
+        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions = turn_each(sessions).await;
+    }
+    cluster.sentinel().failed_over(killed).await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_store_up", 1.0).await;
+    }
+    sessions = turn_each(sessions).await;
+    let turns = cluster.turns().await;
+    let others = sessions.iter().filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session)).count();
+    assert_eq!(others, 0, "of {} sessions", sessions.len());
+}
