@@ -1,10 +1,10 @@
 //! Which key a session is bound to: the promise itself.
 //!
 //! `select` decides where a session would go, `wanted` is a turn as binding sees it, `place` where it may go, `trail` tells what
-//! was decided, `record` how a binding is written down, `local` is what this replica remembers; `table` binds and moves, `outage`
-//! does so without the store, `fork` finds what a fork inherits, `home` which project a turn is held to, `forgotten` finds a
-//! session's organization again; `owner` knows whose a stored response is, and where it is stored; `view` shows a session to
-//! operators. The invariants B1 to B20 are its specification.
+//! was decided, `record` how a binding is written down, `local` is what this replica remembers, `hearsay` what it hears of others;
+//! `table` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits, `home` which project a turn is
+//! held to, `forgotten` finds a session's organization again; `owner` knows whose a stored response is, and where it is stored;
+//! `view` shows a session to operators. The invariants B1 to B20 are its specification.
 
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ pub mod local;
 pub mod table;
 pub mod seal;
 pub mod outage;
+pub mod hearsay;
 pub mod fork;
 pub mod home;
 pub mod forgotten;

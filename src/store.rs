@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::metrics::{Metrics, Operation};
@@ -33,7 +33,7 @@ mod link;
 mod slots;
 mod cluster;
 mod lag;
-pub mod moved;
+pub mod news;
 pub mod memory;
 pub mod redis;
 pub mod trail;
@@ -45,8 +45,7 @@ mod outage;
 use address::Address;
 use board::{Board, Word};
 use memory::Memory;
-use moved::Moved;
-use redis::{Change, Redis};
+use redis::{Change, Merge, Redis};
 
 /// `[store]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -142,7 +141,7 @@ pub struct Store {
 
 enum Backend {
     /// What is in the same process always answers, and nobody need be told.
-    Memory(Arc<Memory>, watch::Sender<bool>, broadcast::Sender<Moved>),
+    Memory(Arc<Memory>, watch::Sender<bool>),
     Redis(Box<Redis>),
     #[cfg(test)]
     Model(model::Model),
@@ -154,7 +153,7 @@ impl Store {
         metrics.store_up(true);
         // A lock in the same process answers at once: the deadline is never met.
         Self {
-            backend: Backend::Memory(memory, watch::Sender::new(true), broadcast::Sender::new(1)),
+            backend: Backend::Memory(memory, watch::Sender::new(true)),
             prefix: String::new(),
             timeout: Duration::from_secs(1),
             metrics,
@@ -215,33 +214,40 @@ impl Store {
         }
     }
 
-    /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
+    /// Stores `value`, which is of the first epoch, where nothing is stored; other replicas hear of it. `None`: done; otherwise the
+    /// value that somebody else stored before.
     pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => Ok(memory.claim(id, value, ttl)),
-            Backend::Redis(redis) => {
-                self.timed(Operation::Claim, budget, async |until| redis.claim(&self.name(id), value, ttl, until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(model) => model.claim(id, value).await,
-        }
+        self.first(id, value, ttl, budget, true).await
     }
 
-    /// As [`Self::claim`], of what others would not expect: they hear of it.
-    pub async fn announce(
+    /// As [`Self::claim`], of what others would not find without the store: what no replica of it has acknowledged is counted.
+    pub async fn claim_elsewhere(
         &self,
         id: &str,
         value: &str,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
+        self.first(id, value, ttl, budget, false).await
+    }
+
+    async fn first(
+        &self,
+        id: &str,
+        value: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+        is_expected: bool,
+    ) -> Result<Option<String>, Unavailable> {
         match &self.backend {
+            Backend::Memory(memory, ..) => Ok(memory.claim(id, value, ttl)),
             Backend::Redis(redis) => {
                 // No epoch is lower.
-                let claim = async |until| redis.merge(&self.name(id), value, 1, ttl, until).await;
-                self.timed(Operation::Claim, budget, claim).await
+                let first = Merge { value, epoch: 1, ttl, is_expected };
+                self.timed(Operation::Claim, budget, async |until| redis.merge(&self.name(id), &first, until).await).await
             }
-            _ => self.claim(id, value, ttl, budget).await,
+            #[cfg(test)]
+            Backend::Model(model) => model.claim(id, value).await,
         }
     }
 
@@ -309,8 +315,8 @@ impl Store {
         match &self.backend {
             Backend::Memory(memory, ..) => Ok(memory.merge(id, value, epoch, ttl)),
             Backend::Redis(redis) => {
-                self.timed(Operation::Merge, budget, async |until| redis.merge(&self.name(id), value, epoch, ttl, until).await)
-                    .await
+                let merge = Merge { value, epoch, ttl, is_expected: false };
+                self.timed(Operation::Merge, budget, async |until| redis.merge(&self.name(id), &merge, until).await).await
             }
             #[cfg(test)]
             Backend::Model(model) => model.merge(id, value, epoch).await,
@@ -358,20 +364,10 @@ impl Store {
     /// Whether all of the store answers, now and from now on.
     pub fn health(&self) -> watch::Receiver<bool> {
         match &self.backend {
-            Backend::Memory(_, up, _) => up.subscribe(),
+            Backend::Memory(_, up) => up.subscribe(),
             Backend::Redis(redis) => redis.health(),
             #[cfg(test)]
             Backend::Model(_) => watch::channel(true).1,
-        }
-    }
-
-    /// What replicas tell of rebinds from now on. What is lost here is found in the store by the next turn.
-    pub fn moved(&self) -> broadcast::Receiver<Moved> {
-        match &self.backend {
-            Backend::Memory(.., told) => told.subscribe(),
-            Backend::Redis(redis) => redis.moved(),
-            #[cfg(test)]
-            Backend::Model(_) => broadcast::channel(1).1,
         }
     }
 

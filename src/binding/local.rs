@@ -66,6 +66,11 @@ impl Local {
         self.lock().known.get(session.as_str()).map(|(known, _)| known.clone())
     }
 
+    /// Whether one more would cost another its place.
+    pub fn is_full(&self) -> bool {
+        self.lock().known.is_full()
+    }
+
     /// The store holds `record`.
     pub fn confirm(&self, session: &SessionId, record: &Record) -> Belief {
         let mut entries = self.lock();

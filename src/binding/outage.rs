@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::broadcast::error::RecvError;
 
 use super::Binding;
 use super::local::{Known, Local};
@@ -132,23 +131,6 @@ pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: D
         }
     }
     merged
-}
-
-/// Takes note of the moves that other replicas tell of, so that an outage finds this one with their word: for as long as the
-/// replica lives. What was missed is heard from the store at the session's next turn.
-pub async fn keep_listening(store: Arc<Store>, local: Arc<Local>) {
-    let mut moves = store.moved();
-    loop {
-        match moves.recv().await {
-            Ok(told) => {
-                if let (Some(session), Some(record)) = (SessionId::parse(&told.id), Record::parse(&told.value)) {
-                    local.confirm(&session, &record);
-                }
-            }
-            Err(RecvError::Lagged(_)) => {}
-            Err(RecvError::Closed) => return,
-        }
-    }
 }
 
 async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: Record) -> Result<(), Unavailable> {

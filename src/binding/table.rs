@@ -235,7 +235,7 @@ impl Bindings {
         let is_expected = chosen.as_ref().is_some_and(|key| self.places.is_default(wanted, session, key));
         let claimed = match is_expected {
             true => self.store.claim(id, &value, self.ttl, budget).await,
-            false => self.store.announce(id, &value, self.ttl, budget).await,
+            false => self.store.claim_elsewhere(id, &value, self.ttl, budget).await,
         };
         match claimed {
             Ok(None) => {

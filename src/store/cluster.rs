@@ -92,6 +92,12 @@ impl Cluster {
         Err(Fault::Unready("the nodes of the Cluster send a question round".into()))
     }
 
+    /// Puts a question to `node` about what it has.
+    pub async fn ask_node<T: FromRedisValue>(&self, node: &Host, question: &Pipeline, until: Instant) -> Result<T, Fault> {
+        let member = self.table().members.get(node).cloned().ok_or(Fault::Away)?;
+        member.link.ask(question, until).await
+    }
+
     /// The node that has `name`, as far as is known.
     pub fn host(&self, name: &str) -> Option<Arc<Host>> {
         let table = self.table();

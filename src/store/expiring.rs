@@ -45,6 +45,11 @@ impl<V> Expiring<V> {
         self.by_id.insert(id, (value, expiry));
     }
 
+    /// Whether one more would cost another its place, were none expired.
+    pub fn is_full(&self) -> bool {
+        self.by_id.len() >= self.capacity
+    }
+
     pub fn remove(&mut self, id: &str) {
         if let Some((_, expiry)) = self.by_id.remove(id) {
             self.by_expiry.remove(&expiry);

@@ -1,4 +1,5 @@
-//! How many rebinds no replica of the store has acknowledged: a failover may lose so many, and hardly more.
+//! How many bindings that others would not expect, rebinds above all, no replica of the store has acknowledged: a failover may
+//! lose so many, and hardly more.
 //!
 //! `WAIT` blocks its connection, so it has some of its own, and nobody's turn waits for it. What comes while it waits is counted
 //! together: the queue is a number.

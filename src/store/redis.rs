@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use redis::{ErrorKind, FromRedisValue, Pipeline, Script, ServerErrorKind, pipe};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use super::fault::{Fault, Faults};
 use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, Place};
-use super::moved::{Ear, Moved};
+use super::news::{Ear, News};
 use super::trail::LONGEST;
 use super::{Held, Replaced, Report, Roll, Settings, Unavailable};
 use crate::metrics::Metrics;
@@ -31,16 +32,24 @@ const ROLL: &str = include_str!("roll.lua");
 const BOARD: &str = include_str!("board.lua");
 const TRAIL: &str = include_str!("trail.lua");
 
-/// So many rebinds a slow listener may be behind before it misses some.
+/// So much a slow listener may be behind before it misses some.
 const HEARD: usize = 1_024;
+
+/// A session id has so many characters.
+const ID: usize = 22;
+/// So many names a node looks at in one step of a walk.
+const SCANNED: u32 = 250;
 
 pub struct Redis {
     nodes: Nodes,
-    /// Where others hear of a rebind.
+    /// Where others hear of a binding.
     channel: String,
     /// Where there are replicas that may lag: a lone Redis has none.
     lag: Option<Arc<Lag>>,
-    told: broadcast::Sender<Moved>,
+    told: broadcast::Sender<News>,
+    tuned: watch::Sender<u64>,
+    /// What names of bindings look like to `SCAN`.
+    pattern: String,
     faults: Arc<Faults>,
     health: Arc<Health>,
     replace: (Script, &'static str),
@@ -60,6 +69,15 @@ pub struct Change<'c> {
     pub is_move: bool,
 }
 
+/// What is stored where nothing or a lower epoch is.
+pub struct Merge<'m> {
+    pub value: &'m str,
+    pub epoch: u32,
+    pub ttl: Duration,
+    /// Others would find the same without it.
+    pub is_expected: bool,
+}
+
 #[derive(Clone)]
 enum Nodes {
     One(Arc<Link>),
@@ -76,8 +94,10 @@ impl Redis {
         if let Some(lag) = &lag {
             tasks.spawn_until_stopped(Arc::clone(lag).keep());
         }
-        let (told_of, channel) = (broadcast::Sender::new(HEARD), dialer.name("moved"));
-        let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: told_of.clone() };
+        let (told_of, tuned) = (broadcast::Sender::new(HEARD), watch::Sender::new(0));
+        let (channel, pattern) = (dialer.name("moved"), pattern(&dialer.name("")));
+        let (told_to, heard_by) = (told_of.clone(), tuned.clone());
+        let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: told_to, tuned: heard_by };
         let nodes = match dialer.kind() {
             Kind::One | Kind::Sentinel(_) => {
                 let link = Arc::new(Link::new(dialer, Place::Named, told, counted, Arc::new(Notify::new())));
@@ -94,7 +114,22 @@ impl Redis {
         tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
         let scripts = [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
         let [replace, extend, merge, roll, board, trail] = scripts;
-        Ok(Self { nodes, channel, lag, told: told_of, faults, health, replace, extend, merge, roll, board, trail })
+        Ok(Self {
+            nodes,
+            channel,
+            lag,
+            told: told_of,
+            tuned,
+            pattern,
+            faults,
+            health,
+            replace,
+            extend,
+            merge,
+            roll,
+            board,
+            trail,
+        })
     }
 
     /// Whether all of it answers.
@@ -102,9 +137,33 @@ impl Redis {
         self.health.watch()
     }
 
-    /// What replicas tell of rebinds from now on.
-    pub fn moved(&self) -> broadcast::Receiver<Moved> {
+    /// What replicas tell of their bindings from now on.
+    pub fn news(&self) -> broadcast::Receiver<News> {
         self.told.subscribe()
+    }
+
+    /// Counts how often it began to listen to them.
+    pub fn tuned(&self) -> watch::Receiver<u64> {
+        self.tuned.subscribe()
+    }
+
+    /// The nodes that answer.
+    pub fn hosts(&self) -> Vec<Arc<Host>> {
+        self.nodes.hosts()
+    }
+
+    /// Some of what is bound on `node`, and the cursor of the next part: 0 is the end.
+    pub async fn scan(&self, node: &Host, cursor: u64, until: Instant) -> Result<(u64, Vec<News>), Unavailable> {
+        let mut scan = pipe();
+        scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED).arg("TYPE").arg("string");
+        let ((next, names),): ((u64, Vec<String>),) = match &self.nodes {
+            Nodes::One(link) => link.ask(&scan, until).await?,
+            Nodes::Many(cluster) => cluster.ask_node(node, &scan, until).await?,
+        };
+        let held = try_join_all(names.iter().map(|name| self.get(name, until))).await?;
+        let id = |name: &str| name.get(name.len().saturating_sub(ID)..).unwrap_or_default().to_owned();
+        let news = names.iter().zip(held).filter_map(|(name, held)| Some(News { id: id(name), value: held?.value }));
+        Ok((next, news.collect()))
     }
 
     /// The last thing that went wrong, in words.
@@ -120,20 +179,14 @@ impl Redis {
         Ok(value.map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
     }
 
-    pub async fn claim(&self, name: &str, value: &str, ttl: Duration, until: Instant) -> Result<Option<String>, Unavailable> {
-        let mut set = pipe();
-        set.cmd("SET").arg(name).arg(value).arg("NX").arg("GET").arg("PX").arg(millis(ttl));
-        let (stored,) = self.ask(name, &set, until).await?;
-        Ok(stored)
-    }
-
     pub async fn replace(&self, name: &str, change: &Change<'_>, until: Instant) -> Result<Replaced, Unavailable> {
         let Change { expected, new, ttl, is_move } = change;
         let ttl = millis(*ttl).to_string();
-        let stored = match is_move {
-            true => self.run_told(&self.replace, name, &[expected, new, &ttl, &self.channel], until).await?,
-            false => self.run(&self.replace, name, &[expected, new, &ttl, ""], until).await?,
-        };
+        let (lag, channel) = (self.lagging(name, *is_move), if *is_move { self.channel.as_str() } else { "" });
+        let stored = self.run(&self.replace, name, &[expected, new, ttl.as_str(), channel], until).await?;
+        if let (None, Some((lag, host))) = (&stored, lag) {
+            lag.note(host, name);
+        }
         Ok(stored.map_or(Replaced::Done, Replaced::Lost))
     }
 
@@ -141,16 +194,14 @@ impl Redis {
         self.run(&self.extend, name, &[value, &millis(ttl).to_string(), &millis(ttl / 4 * 3).to_string()], until).await
     }
 
-    pub async fn merge(
-        &self,
-        name: &str,
-        value: &str,
-        epoch: u32,
-        ttl: Duration,
-        until: Instant,
-    ) -> Result<Option<String>, Unavailable> {
-        let (epoch, ttl) = (epoch.to_string(), millis(ttl).to_string());
-        self.run_told(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await
+    pub async fn merge(&self, name: &str, merge: &Merge<'_>, until: Instant) -> Result<Option<String>, Unavailable> {
+        let Merge { value, epoch, ttl, is_expected } = merge;
+        let (epoch, ttl, lag) = (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
+        let stored = self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
+        if let (None, Some((lag, host))) = (&stored, lag) {
+            lag.note(host, name);
+        }
+        Ok(stored)
     }
 
     pub async fn call_roll(&self, name: &str, report: &Report<'_>, is_early: bool, until: Instant) -> Result<Roll, Unavailable> {
@@ -190,21 +241,11 @@ impl Redis {
         Ok(lines)
     }
 
-    /// Runs a script whose writes the others hear of; what no replica of the store has acknowledged of them is counted.
-    async fn run_told(
-        &self,
-        script: &(Script, &str),
-        name: &str,
-        args: &[&str],
-        until: Instant,
-    ) -> Result<Option<String>, Unavailable> {
-        // Whoever has it now: should that be lost a moment later, so may be what it stored.
-        let host = self.lag.as_ref().and_then(|_| self.nodes.host(name));
-        let stored = self.run(script, name, args, until).await?;
-        if let (None, Some(lag), Some(host)) = (&stored, &self.lag, host) {
-            lag.note(host, name);
-        }
-        Ok(stored)
+    /// Who counts a write under `name` that `is_counted` until a replica of the store has it, and the node that has it now: should
+    /// that be lost a moment later, so may be what it stored.
+    fn lagging(&self, name: &str, is_counted: bool) -> Option<(&Lag, Arc<Host>)> {
+        let lag = self.lag.as_deref().filter(|_| is_counted)?;
+        Some((lag, self.nodes.host(name)?))
     }
 
     async fn run<T: FromRedisValue>(
@@ -253,6 +294,12 @@ impl Nodes {
             Self::Many(cluster) => cluster.hosts(),
         }
     }
+}
+
+/// The names of all bindings: `prefix`, and an id as long as a session's.
+fn pattern(prefix: &str) -> String {
+    let literal = prefix.chars().flat_map(|letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)]);
+    literal.flatten().chain(std::iter::repeat_n('?', ID)).collect()
 }
 
 /// Redis refuses a life of zero.

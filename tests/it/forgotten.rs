@@ -98,12 +98,12 @@ async fn sealed_sessions_survive_a_flush_and_a_restart() {
 async fn sealed_sessions_survive_their_bindings() {
     let (mut cluster, mut sessions) = sealed(Cluster::new().binding("ttl = \"3s\"")).await;
     cluster.change(|cluster| cluster.binding(""));
+    let redis = cluster.redis();
+    eventually(SOON, "the end of all bindings", async || redis.bindings().await.is_empty().then_some(())).await;
     for number in 0..2 {
         cluster.replace(number).await;
         cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
     }
-    let redis = cluster.redis();
-    eventually(SOON, "the end of all bindings", async || redis.bindings().await.is_empty().then_some(())).await;
     resume(&cluster, &mut sessions).await;
 }
 

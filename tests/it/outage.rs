@@ -124,8 +124,8 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
     .await;
 }
 
-/// Sessions that began when there was one organization, and come to a replica that never met them: their order begins elsewhere
-/// now. Each guess takes a connection.
+/// Sessions that began when there was one organization, and come to a replica that was started since, without anybody who could
+/// tell it of them: their order begins elsewhere now. Each guess takes a connection.
 #[tokio::test]
 async fn a_websocket_finds_its_organization_again_without_redis() {
     let new: Vec<Key> = ["org-b", "org-c"].map(|name| Key { weight: 20, ..Key::new(&format!("{name}-1"), name) }).into();
@@ -145,6 +145,7 @@ async fn a_websocket_finds_its_organization_again_without_redis() {
     cluster.shows("warmkey_keys_waiting", 0.0).await;
     cluster.redis().kill().await;
     cluster.shows("warmkey_store_up", 0.0).await;
+    cluster.replace(1).await;
     for talk in &mut talks {
         talk.codex.moves_to(cluster.replicas[1].address());
         talk.turn("found again").await;

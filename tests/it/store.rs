@@ -1,18 +1,19 @@
 //! The store by itself, against every shape of Redis: what it answers, whom it follows, and how soon it is back.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use warmkey::metrics::Metrics;
 use warmkey::setting::{Secret, SecretSource, Span};
-use warmkey::store::moved::Moved;
+use warmkey::store::news::News;
 use warmkey::store::{Replaced, Settings, Store};
 use warmkey::task::Tasks;
 
 use crate::cable::{Cable, Weather};
 use crate::certificates::Certificates;
-use crate::patience::{SOON, eventually, ms};
+use crate::patience::{SOON, eventually, ms, within};
 use crate::port;
 use crate::process::Folder;
 use crate::redis::Redis;
@@ -89,7 +90,8 @@ async fn a_store_does_the_same_in_every_shape() {
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let opened = Opened::at(&redis.url()).await;
         let store = &opened.store;
-        let mut heard = store.moved();
+        let mut heard = store.news();
+        within(SOON, "it listens", store.tuned().wait_for(|count| *count > 0)).await.expect("it lives");
         for id in one_of_each() {
             assert_eq!(opened.finds(&id).await, Some(false), "{shape:?}");
             assert!(opened.claims(&id).await);
@@ -97,28 +99,46 @@ async fn a_store_does_the_same_in_every_shape() {
             redis.tell(&["SCRIPT", "FLUSH"]).await;
             let budget = &mut store.budget();
             assert_eq!(store.rebind(&id, "wrong", "x 2 1", LONG, budget).await.unwrap(), Replaced::Lost("key 1 1".into()));
-            // Listeners need a moment to be there; who listens from then on hears.
-            eventually(SOON, "a rebind is heard of", async || {
-                let done = store.rebind(&id, "key 1 1", "key 1 1", LONG, &mut store.budget()).await;
-                assert_eq!(done.unwrap(), Replaced::Done);
-                let told = tokio::time::timeout(ms(100), heard.recv()).await.ok()?;
-                (told == Ok(Moved { id: id.clone(), value: "key 1 1".into() })).then_some(())
-            })
-            .await;
-            assert_eq!(store.replace(&id, "key 1 1", "key 1 1 s", LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
-            store.extend(&id, "key 1 1 s", LONG * 2, &mut store.budget()).await.unwrap();
+            let budget = &mut store.budget();
+            assert_eq!(store.rebind(&id, "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
+            assert_eq!(store.replace(&id, "key 2 1", "key 2 1 s", LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
+            store.extend(&id, "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
             let held = store.get(&id, &mut store.budget()).await.unwrap().expect("it is stored");
-            assert!(held.value == "key 1 1 s" && held.left > LONG, "{held:?}");
+            assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
             assert_eq!(store.merge(&id, "key 3 1", 3, LONG, &mut store.budget()).await.unwrap(), None);
             assert_eq!(store.merge(&id, "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
-            assert_eq!(store.announce(&id, "key 1 1", LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
-            let new = format!("{id}-new");
-            assert_eq!(store.announce(&new, "key 1 1", LONG, &mut store.budget()).await.unwrap(), None);
-            let is = |id: &str, value: &str| Moved { id: id.into(), value: value.into() };
-            let told = [heard.recv().await.unwrap(), heard.recv().await.unwrap()];
-            assert_eq!(told, [is(&id, "key 3 1"), is(&new, "key 1 1")], "{shape:?}: what was stored, and nothing else");
+            assert_eq!(store.claim_elsewhere(&id, "key 1 1", LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
+            // What was stored is told, and nothing else: no seal, no longer life, no word that lost.
+            for value in ["key 1 1", "key 2 1", "key 3 1"] {
+                let told = within(SOON, "a binding is heard of", heard.recv()).await;
+                assert_eq!(told.unwrap(), News { id: id.clone(), value: value.into() }, "{shape:?}");
+            }
         }
         assert_eq!(opened.series("warmkey_lagging_rebinds_total"), 0, "{shape:?}");
+    }
+}
+
+/// Whoever begins to listen reads what was told before.
+#[tokio::test]
+async fn what_is_bound_can_be_walked_through() {
+    for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
+        let folder = Folder::new();
+        let redis = shape::Store::start(shape, folder.path(), &[]).await;
+        let (opened, other) = (Opened::at(&redis.url()).await, Opened::at(&redis.url()).await);
+        let store = &opened.store;
+        let expected: BTreeMap<String, String> = (0..1_500).map(|n| (format!("{n:022}"), format!("key {n} 1"))).collect();
+        for (id, value) in &expected {
+            assert_eq!(store.claim(id, value, LONG, &mut store.budget()).await.unwrap(), None);
+        }
+        // Beside them is what is no binding.
+        store.extend(&format!("{:022}.thread", 1), "x", LONG, &mut store.budget()).await.unwrap();
+        store.append(&format!("{:022}.trail", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
+        store.append(&format!("{:022}", 2_000), &["a list".into()], LONG, &mut store.budget()).await.unwrap();
+        let (mut walk, mut found) = (other.store.walk(), BTreeMap::new());
+        while let Some(some) = other.store.step(&mut walk, &mut other.store.patient_budget()).await.unwrap() {
+            found.extend(some.into_iter().map(|news| (news.id, news.value)));
+        }
+        assert_eq!(found, expected, "{shape:?}");
     }
 }
 
@@ -189,7 +209,7 @@ async fn a_rebind_that_no_replica_has_is_counted() {
     rebind().await;
     // What is lost, and whoever has not heard of it does not expect, is one more in the same count.
     assert_eq!(store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), None);
-    assert_eq!(store.announce("t", "key 1 1", LONG, &mut store.budget()).await.unwrap(), None);
+    assert_eq!(store.claim_elsewhere("t", "key 1 1", LONG, &mut store.budget()).await.unwrap(), None);
     assert!(store.merge("s", "key 1 1", 1, LONG, &mut store.budget()).await.unwrap().is_some());
     let is_counted = async || (opened.series("warmkey_lagging_rebinds_total") == 3).then_some(());
     eventually(SOON, "three of them lag, and the one before does not", is_counted).await;
@@ -310,19 +330,16 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         let name = words.split_whitespace().next().expect("a user");
         let opened = Opened::at(&redis.url().replace("://", &format!("://{name}:canary@"))).await;
         let store = &opened.store;
-        let mut heard = store.moved();
+        let mut heard = store.news();
+        within(SOON, "it listens", store.tuned().wait_for(|count| *count > 0)).await.expect("it lives");
         assert!(opened.claims("s").await);
         assert_eq!(opened.finds("s").await, Some(true));
         store.extend("s", "key 1 1", LONG, &mut store.budget()).await.unwrap();
         store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
         store.append("s.trail", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
         assert_eq!(store.list("s.trail", &mut store.budget()).await.unwrap(), ["a line"]);
-        eventually(SOON, "a rebind is heard of", async || {
-            store.rebind("s", "key 2 1", "key 2 1", LONG, &mut store.budget()).await.ok()?;
-            tokio::time::timeout(ms(100), heard.recv()).await.ok()
-        })
-        .await
-        .unwrap();
+        within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
+        store.step(&mut store.walk(), &mut store.patient_budget()).await.unwrap();
         assert_eq!((opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")), (0, 0), "{shape:?}");
     }
 }

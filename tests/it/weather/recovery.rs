@@ -182,11 +182,13 @@ async fn b8_store_outage() {
     }
     let mut sessions = turn_each((0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect()).await;
     cluster.change(|cluster| cluster.keys(keys()).store(""));
+    cluster.redis().tell(&["FLUSHALL"]).await;
     for number in 0..3 {
         cluster.replace(number).await;
+        cluster.replicas[number].says("what is bound in the store is known").await;
     }
     let mut strangers = sessions.split_off(20);
-    // The first replica knows half of them, the others nobody.
+    // Half of them the first replica meets again, and the others hear of it.
     sessions = introduce(&cluster, 0, sessions).await;
     let home = |turns: &[crate::simulator::Turn]| -> BTreeMap<String, (String, String)> {
         let served = turns.iter().filter(|turn| turn.is_served());
@@ -194,9 +196,12 @@ async fn b8_store_outage() {
     };
     let before = home(&cluster.turns().await);
     cluster.redis().signal("STOP").await;
-    sessions = turn_each(sessions).await;
-    let during = home(&cluster.turns().await);
-    assert!(sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]), "who is remembered stays");
+    for number in 0..3 {
+        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions = turn_each(sessions).await;
+        let during = home(&cluster.turns().await);
+        assert!(sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]), "who is remembered stays");
+    }
     // Nobody remembers the others: the two replicas still agree, and leave no organization.
     let mut homes = Vec::new();
     for number in [1, 2] {
