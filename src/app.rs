@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
-use crate::binding::hearsay::{keep_listening, keep_reading};
+use crate::binding::hearsay::Hearsay;
 use crate::binding::local::Local;
 use crate::binding::outage::keep_merging;
 use crate::binding::owner::Owners;
@@ -104,8 +104,7 @@ impl Replica {
         let ttl = config.binding.ttl.0;
         let local = Arc::new(Local::new(config.binding.memory, ttl / 2));
         tasks.spawn_until_stopped(keep_merging(Arc::clone(&store), Arc::clone(&local), Arc::clone(&registry), ttl));
-        tasks.spawn_until_stopped(keep_listening(Arc::clone(&store), Arc::clone(&local)));
-        tasks.spawn_until_stopped(keep_reading(Arc::clone(&store), Arc::clone(&local)));
+        tasks.spawn_until_stopped(Hearsay::new(&store, &local).keep());
         let (places, (trail, unwritten)) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)));
         tasks.spawn_until_stopped(keep_writing(Arc::clone(&store), ttl, unwritten));
         let owners = Arc::new(Owners::new(Arc::clone(&store), ttl, config.binding.memory));
@@ -247,7 +246,7 @@ const REHEARSAL: Duration = Duration::from_secs(10);
 
 async fn rehearse(store: &Store) -> Result<(), String> {
     let refused = |what: &'static str| move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim());
-    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may EVALSHA and EVAL, and in scripts GET and SET";
+    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
     let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
                   PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
@@ -265,6 +264,8 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     let lines = format!("{id}.trail");
     store.append(&lines, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
     store.list(&lines, &mut store.budget()).await.map_err(refused(trail))?;
+    let walk = "reading what is bound does not work: it takes a user who may SCAN";
+    store.walk().map_err(refused(walk))?.step().await.unwrap_or(Ok(Vec::new())).map_err(refused(walk))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))

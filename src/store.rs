@@ -214,44 +214,35 @@ impl Store {
         }
     }
 
-    /// Stores `value`, which is of the first epoch, where nothing is stored; other replicas hear of it. `None`: done; otherwise the
-    /// value that somebody else stored before.
+    /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
     pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
-        self.first(id, value, ttl, budget, true).await
-    }
-
-    /// As [`Self::claim`], of what others would not find without the store: what no replica of it has acknowledged is counted.
-    pub async fn claim_elsewhere(
-        &self,
-        id: &str,
-        value: &str,
-        ttl: Duration,
-        budget: &mut Budget,
-    ) -> Result<Option<String>, Unavailable> {
-        self.first(id, value, ttl, budget, false).await
-    }
-
-    async fn first(
-        &self,
-        id: &str,
-        value: &str,
-        ttl: Duration,
-        budget: &mut Budget,
-        is_expected: bool,
-    ) -> Result<Option<String>, Unavailable> {
         match &self.backend {
             Backend::Memory(memory, ..) => Ok(memory.claim(id, value, ttl)),
             Backend::Redis(redis) => {
-                // No epoch is lower.
-                let first = Merge { value, epoch: 1, ttl, is_expected };
-                self.timed(Operation::Claim, budget, async |until| redis.merge(&self.name(id), &first, until).await).await
+                self.timed(Operation::Claim, budget, async |until| redis.claim(&self.name(id), value, ttl, until).await).await
             }
             #[cfg(test)]
             Backend::Model(model) => model.claim(id, value).await,
         }
     }
 
-    /// Compare-and-set: stores `new` where `expected` or nothing is stored.
+    /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other replicas hear of it. What they
+    /// would not find without the store, and no replica of the store has acknowledged, is counted.
+    pub async fn begin(
+        &self,
+        id: &str,
+        value: &str,
+        is_expected: bool,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<Option<String>, Unavailable> {
+        let Backend::Redis(redis) = &self.backend else { return self.claim(id, value, ttl, budget).await };
+        // No epoch is lower.
+        let first = Merge { value, epoch: 1, ttl, is_expected };
+        self.timed(Operation::Claim, budget, async |until| redis.merge(&self.name(id), &first, until).await).await
+    }
+
+    /// Compare-and-set: stores `new` where `expected` or nothing is stored; other replicas hear of it.
     pub async fn replace(
         &self,
         id: &str,
@@ -263,8 +254,7 @@ impl Store {
         self.change(id, &Change { expected, new, ttl, is_move: false }, budget).await
     }
 
-    /// As [`Self::replace`], for a session that moves to another key: other replicas hear of it, and what no replica of the
-    /// store has acknowledged is counted.
+    /// As [`Self::replace`], for a session that moves to another key: what no replica of the store has acknowledged is counted.
     pub async fn rebind(
         &self,
         id: &str,

@@ -66,9 +66,11 @@ impl Local {
         self.lock().known.get(session.as_str()).map(|(known, _)| known.clone())
     }
 
-    /// Whether one more would cost another its place.
-    pub fn is_full(&self) -> bool {
-        self.lock().known.is_full()
+    /// Somebody says that the store holds `record`: taken note of where that costs no other session its place.
+    pub fn hear(&self, session: &SessionId, record: &Record) {
+        if self.lock().known.has_room(session.as_str()) {
+            self.confirm(session, record);
+        }
     }
 
     /// The store holds `record`.
@@ -247,6 +249,17 @@ mod tests {
             local.note(&session(n), &record(1), true);
         }
         assert_eq!(local.next_unmerged(9).len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_heard_costs_nobody_a_place_and_lowers_no_epoch() {
+        let local = Local::new(2, HOUR);
+        (0..2).for_each(|n| local.note(&session(n), &record(2), true));
+        local.hear(&session(0), &record(1));
+        local.hear(&session(1), &record(3));
+        local.hear(&session(2), &record(1));
+        let known: Vec<_> = (0..3).map(|n| local.recall(&session(n)).map(|known| known.record.epoch)).collect();
+        assert_eq!(known, [Some(2), Some(3), None]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -233,11 +233,7 @@ impl Bindings {
         let (id, value) = (session.as_str(), record.to_string());
         // Should the store be lost, another replica would look for it by its order alone.
         let is_expected = chosen.as_ref().is_some_and(|key| self.places.is_default(wanted, session, key));
-        let claimed = match is_expected {
-            true => self.store.claim(id, &value, self.ttl, budget).await,
-            false => self.store.claim_elsewhere(id, &value, self.ttl, budget).await,
-        };
-        match claimed {
+        match self.store.begin(id, &value, is_expected, self.ttl, budget).await {
             Ok(None) => {
                 let newer = self.newer(session, &record);
                 if let (None, Some(key)) = (&newer, chosen) {

@@ -70,7 +70,7 @@ label! {
 }
 label! {
     /// What was asked of the store.
-    Operation { Get, Claim, Replace, Extend, Merge, Roll, Board, Append, List, Scan }
+    Operation { Get, Claim, Replace, Extend, Merge, Roll, Board, Append, List }
 }
 label! {
     /// How the store failed: a question to it, or an attempt to connect.

@@ -92,16 +92,15 @@ impl Cluster {
         Err(Fault::Unready("the nodes of the Cluster send a question round".into()))
     }
 
-    /// Puts a question to `node` about what it has.
-    pub async fn ask_node<T: FromRedisValue>(&self, node: &Host, question: &Pipeline, until: Instant) -> Result<T, Fault> {
-        let member = self.table().members.get(node).cloned().ok_or(Fault::Away)?;
-        member.link.ask(question, until).await
-    }
-
     /// The node that has `name`, as far as is known.
     pub fn host(&self, name: &str) -> Option<Arc<Host>> {
         let table = self.table();
         table.members.get(table.slots.owner(slot(name))?)?.link.host()
+    }
+
+    /// All that have slots, whether they answer or not.
+    pub fn primaries(&self) -> Vec<Arc<Host>> {
+        self.table().members.keys().cloned().map(Arc::new).collect()
     }
 
     /// All nodes that answer.

@@ -33,21 +33,27 @@ impl<V> Expiring<V> {
     pub fn put(&mut self, id: &str, value: V, ttl: Duration) {
         let now = Instant::now();
         self.remove(id);
-        while let Some(soonest) = self.by_expiry.first_entry() {
-            if soonest.key().0 > now && self.by_id.len() < self.capacity {
-                break;
-            }
-            self.by_id.remove(&soonest.remove());
-        }
+        self.leave(self.capacity - 1, now);
         self.writes += 1;
         let (id, expiry) = (Arc::<str>::from(id), (now + ttl, self.writes));
         self.by_expiry.insert(expiry, Arc::clone(&id));
         self.by_id.insert(id, (value, expiry));
     }
 
-    /// Whether one more would cost another its place, were none expired.
-    pub fn is_full(&self) -> bool {
-        self.by_id.len() >= self.capacity
+    /// Whether `id` has a place, or can have one that costs no other its own.
+    pub fn has_room(&mut self, id: &str) -> bool {
+        self.leave(self.capacity, Instant::now());
+        self.by_id.contains_key(id) || self.by_id.len() < self.capacity
+    }
+
+    /// Leaves at most `count`, and none that has expired.
+    fn leave(&mut self, count: usize, now: Instant) {
+        while let Some(soonest) = self.by_expiry.first_entry() {
+            if soonest.key().0 > now && self.by_id.len() <= count {
+                break;
+            }
+            self.by_id.remove(&soonest.remove());
+        }
     }
 
     pub fn remove(&mut self, id: &str) {
@@ -85,6 +91,16 @@ mod tests {
             assert_eq!(map.get(&n.to_string()).is_some(), n > 400, "{n}: the last 99 and nobody else");
         }
         assert!(map.get("used").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_is_what_costs_nobody_a_place() {
+        let mut map = Expiring::new(2);
+        map.put("a", 0, HOUR);
+        map.put("b", 0, HOUR * 2);
+        assert!(map.has_room("a") && !map.has_room("c"));
+        tokio::time::advance(HOUR).await;
+        assert!(map.has_room("c") && map.get("b").is_some());
     }
 
     #[tokio::test(start_paused = true)]

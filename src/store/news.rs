@@ -6,16 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use redis::aio::PubSub;
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::{Pipeline, RedisResult, cmd};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::address::Host;
-use super::dial::Dialer;
+use super::dial::{Dialer, Shown};
 use super::fault::{Fault, Faults};
-use super::{Backend, Budget, Store, Unavailable};
-use crate::metrics::Operation;
+use super::{Backend, Store, Unavailable};
 
+/// A session id has so many characters.
+const ID: usize = 22;
+/// So many names a node looks at in one step of a walk: a tenth of a millisecond.
+const SCANNED: u32 = 100;
 /// From one attempt to the next, at least.
 const RETUNE: Duration = Duration::from_millis(250);
 /// How often it makes sure that there is still somebody who could speak, and that it is the right one.
@@ -27,13 +31,6 @@ pub struct News {
     /// The session's id, and what is stored under it.
     pub id: String,
     pub value: String,
-}
-
-/// How far a walk through all that is bound has come.
-pub struct Walk {
-    /// The nodes that are left, of which the last is the next; and where in it.
-    pub nodes: Vec<Arc<Host>>,
-    pub cursor: u64,
 }
 
 pub struct Ear {
@@ -100,6 +97,88 @@ impl Ear {
     }
 }
 
+/// A walk through all that is bound, on connections of its own: no turn waits behind it.
+pub struct Walk {
+    reader: Option<Reader>,
+    /// The nodes that are left, of which the last is the one that it is at.
+    nodes: Vec<Arc<Host>>,
+    cursor: u64,
+    connection: Option<MultiplexedConnection>,
+}
+
+struct Reader {
+    dialer: Arc<Dialer>,
+    /// What names of bindings look like.
+    pattern: String,
+}
+
+impl Walk {
+    /// Some more of it; `None`: that was all. A node that fails is left out.
+    pub async fn step(&mut self) -> Option<Result<Vec<News>, Unavailable>> {
+        let (reader, node) = (self.reader.as_ref()?, self.nodes.last().cloned()?);
+        let reading = reader.read(&node, self.connection.take(), self.cursor);
+        let read = timeout(reader.dialer.patience(), reading).await.unwrap_or_else(|_| Err(Fault::Silent));
+        let (result, left) = match read {
+            Ok((connection, cursor, news)) => (Ok(news), Some((connection, cursor)).filter(|_| cursor != 0)),
+            Err(fault) => (Err(fault.into()), None),
+        };
+        match left {
+            Some((connection, cursor)) => (self.connection, self.cursor) = (Some(connection), cursor),
+            None => {
+                self.nodes.pop();
+                self.cursor = 0;
+            }
+        }
+        Some(result)
+    }
+}
+
+impl Reader {
+    async fn read(
+        &self,
+        node: &Host,
+        connection: Option<MultiplexedConnection>,
+        cursor: u64,
+    ) -> Result<(MultiplexedConnection, u64, Vec<News>), Fault> {
+        let mut connection = match connection {
+            Some(connection) => connection,
+            None => self.dialer.dial(&self.dialer.address()?, node, Shown::Everything).await?,
+        };
+        let mut scan = cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED);
+        let (next, names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
+        let mut values = Pipeline::with_capacity(names.len());
+        values.ignore_errors();
+        for name in &names {
+            values.get(name);
+        }
+        let values: Vec<RedisResult<Option<String>>> =
+            if names.is_empty() { Vec::new() } else { values.query_async(&mut connection).await? };
+        let id = |name: &str| name.get(name.len().saturating_sub(ID)..).unwrap_or_default().to_owned();
+        // What has moved to another node, or is no text, is nobody's loss.
+        let news = names.iter().zip(values).filter_map(|(name, value)| Some(News { id: id(name), value: value.ok()?? }));
+        Ok((connection, next, news.collect()))
+    }
+}
+
+/// The names of all bindings: `prefix`, and an id as long as a session's.
+fn pattern(prefix: &str) -> String {
+    let literal = prefix.chars().flat_map(|letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)]);
+    literal.flatten().chain(std::iter::repeat_n('?', ID)).collect()
+}
+
+impl Walk {
+    /// Through what `nodes` have: all that is bound, or nothing.
+    pub fn through(dialer: &Arc<Dialer>, nodes: Vec<Arc<Host>>) -> Self {
+        let reader = Reader { dialer: Arc::clone(dialer), pattern: pattern(&dialer.name("")) };
+        Self { reader: Some(reader), nodes, cursor: 0, connection: None }
+    }
+
+    const fn empty() -> Self {
+        Self { reader: None, nodes: Vec::new(), cursor: 0, connection: None }
+    }
+}
+
 impl Store {
     /// What replicas tell of their bindings from now on.
     pub fn news(&self) -> broadcast::Receiver<News> {
@@ -117,24 +196,10 @@ impl Store {
         }
     }
 
-    /// A walk through all that is bound on the nodes that answer now.
-    pub fn walk(&self) -> Walk {
-        let nodes = match &self.backend {
-            Backend::Redis(redis) => redis.hosts(),
-            _ => Vec::new(),
-        };
-        Walk { nodes, cursor: 0 }
-    }
-
-    /// Some more of it. `None`: that was all.
-    pub async fn step(&self, walk: &mut Walk, budget: &mut Budget) -> Result<Option<Vec<News>>, Unavailable> {
-        let (Backend::Redis(redis), Some(node)) = (&self.backend, walk.nodes.last().cloned()) else { return Ok(None) };
-        let cursor = walk.cursor;
-        let (cursor, news) = self.timed(Operation::Scan, budget, async |until| redis.scan(&node, cursor, until).await).await?;
-        walk.cursor = cursor;
-        if cursor == 0 {
-            walk.nodes.pop();
+    pub fn walk(&self) -> Result<Walk, Unavailable> {
+        match &self.backend {
+            Backend::Redis(redis) => redis.walk(),
+            _ => Ok(Walk::empty()),
         }
-        Ok(Some(news))
     }
 }

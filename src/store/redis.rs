@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use redis::{ErrorKind, FromRedisValue, Pipeline, Script, ServerErrorKind, pipe};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
@@ -19,7 +18,7 @@ use super::fault::{Fault, Faults};
 use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, Place};
-use super::news::{Ear, News};
+use super::news::{Ear, News, Walk};
 use super::trail::LONGEST;
 use super::{Held, Replaced, Report, Roll, Settings, Unavailable};
 use crate::metrics::Metrics;
@@ -35,21 +34,15 @@ const TRAIL: &str = include_str!("trail.lua");
 /// So much a slow listener may be behind before it misses some.
 const HEARD: usize = 1_024;
 
-/// A session id has so many characters.
-const ID: usize = 22;
-/// So many names a node looks at in one step of a walk.
-const SCANNED: u32 = 250;
-
 pub struct Redis {
+    dialer: Arc<Dialer>,
     nodes: Nodes,
     /// Where others hear of a binding.
     channel: String,
     /// Where there are replicas that may lag: a lone Redis has none.
     lag: Option<Arc<Lag>>,
-    told: broadcast::Sender<News>,
+    news: broadcast::Sender<News>,
     tuned: watch::Sender<u64>,
-    /// What names of bindings look like to `SCAN`.
-    pattern: String,
     faults: Arc<Faults>,
     health: Arc<Health>,
     replace: (Script, &'static str),
@@ -65,7 +58,7 @@ pub struct Change<'c> {
     pub expected: &'c str,
     pub new: &'c str,
     pub ttl: Duration,
-    /// To another key: others want to hear of it.
+    /// To another key, where others would not find it without the store.
     pub is_move: bool,
 }
 
@@ -94,18 +87,17 @@ impl Redis {
         if let Some(lag) = &lag {
             tasks.spawn_until_stopped(Arc::clone(lag).keep());
         }
-        let (told_of, tuned) = (broadcast::Sender::new(HEARD), watch::Sender::new(0));
-        let (channel, pattern) = (dialer.name("moved"), pattern(&dialer.name("")));
-        let (told_to, heard_by) = (told_of.clone(), tuned.clone());
-        let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: told_to, tuned: heard_by };
+        let (news, tuned, channel) = (broadcast::Sender::new(HEARD), watch::Sender::new(0), dialer.name("moved"));
+        let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: news.clone(), tuned: tuned.clone() };
+        let kept = Arc::clone(&dialer);
         let nodes = match dialer.kind() {
             Kind::One | Kind::Sentinel(_) => {
-                let link = Arc::new(Link::new(dialer, Place::Named, told, counted, Arc::new(Notify::new())));
+                let link = Arc::new(Link::new(kept, Place::Named, told, counted, Arc::new(Notify::new())));
                 tasks.spawn_until_stopped(Arc::clone(&link).keep());
                 Nodes::One(link)
             }
             Kind::Cluster => {
-                let cluster = Arc::new(Cluster::new(dialer, told, counted, tasks.clone()));
+                let cluster = Arc::new(Cluster::new(kept, told, counted, tasks.clone()));
                 tasks.spawn_until_stopped(Arc::clone(&cluster).keep());
                 Nodes::Many(cluster)
             }
@@ -114,22 +106,7 @@ impl Redis {
         tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
         let scripts = [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
         let [replace, extend, merge, roll, board, trail] = scripts;
-        Ok(Self {
-            nodes,
-            channel,
-            lag,
-            told: told_of,
-            tuned,
-            pattern,
-            faults,
-            health,
-            replace,
-            extend,
-            merge,
-            roll,
-            board,
-            trail,
-        })
+        Ok(Self { dialer, nodes, channel, lag, news, tuned, faults, health, replace, extend, merge, roll, board, trail })
     }
 
     /// Whether all of it answers.
@@ -139,7 +116,7 @@ impl Redis {
 
     /// What replicas tell of their bindings from now on.
     pub fn news(&self) -> broadcast::Receiver<News> {
-        self.told.subscribe()
+        self.news.subscribe()
     }
 
     /// Counts how often it began to listen to them.
@@ -147,23 +124,16 @@ impl Redis {
         self.tuned.subscribe()
     }
 
-    /// The nodes that answer.
-    pub fn hosts(&self) -> Vec<Arc<Host>> {
-        self.nodes.hosts()
-    }
-
-    /// Some of what is bound on `node`, and the cursor of the next part: 0 is the end.
-    pub async fn scan(&self, node: &Host, cursor: u64, until: Instant) -> Result<(u64, Vec<News>), Unavailable> {
-        let mut scan = pipe();
-        scan.cmd("SCAN").arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED).arg("TYPE").arg("string");
-        let ((next, names),): ((u64, Vec<String>),) = match &self.nodes {
-            Nodes::One(link) => link.ask(&scan, until).await?,
-            Nodes::Many(cluster) => cluster.ask_node(node, &scan, until).await?,
+    /// A walk through all that is bound.
+    pub fn walk(&self) -> Result<Walk, Unavailable> {
+        let nodes = match &self.nodes {
+            Nodes::One(link) => link.host().into_iter().collect(),
+            Nodes::Many(cluster) => cluster.primaries(),
         };
-        let held = try_join_all(names.iter().map(|name| self.get(name, until))).await?;
-        let id = |name: &str| name.get(name.len().saturating_sub(ID)..).unwrap_or_default().to_owned();
-        let news = names.iter().zip(held).filter_map(|(name, held)| Some(News { id: id(name), value: held?.value }));
-        Ok((next, news.collect()))
+        if nodes.is_empty() {
+            return Err(Fault::Away.into());
+        }
+        Ok(Walk::through(&self.dialer, nodes))
     }
 
     /// The last thing that went wrong, in words.
@@ -179,11 +149,18 @@ impl Redis {
         Ok(value.map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
     }
 
+    /// Stores `value` where nothing is stored.
+    pub async fn claim(&self, name: &str, value: &str, ttl: Duration, until: Instant) -> Result<Option<String>, Unavailable> {
+        let mut set = pipe();
+        set.cmd("SET").arg(name).arg(value).arg("NX").arg("GET").arg("PX").arg(millis(ttl));
+        let (stored,) = self.ask(name, &set, until).await?;
+        Ok(stored)
+    }
+
     pub async fn replace(&self, name: &str, change: &Change<'_>, until: Instant) -> Result<Replaced, Unavailable> {
         let Change { expected, new, ttl, is_move } = change;
-        let ttl = millis(*ttl).to_string();
-        let (lag, channel) = (self.lagging(name, *is_move), if *is_move { self.channel.as_str() } else { "" });
-        let stored = self.run(&self.replace, name, &[expected, new, ttl.as_str(), channel], until).await?;
+        let (ttl, lag) = (millis(*ttl).to_string(), self.lagging(name, *is_move));
+        let stored = self.run(&self.replace, name, &[expected, new, &ttl, &self.channel], until).await?;
         if let (None, Some((lag, host))) = (&stored, lag) {
             lag.note(host, name);
         }
@@ -197,8 +174,10 @@ impl Redis {
     pub async fn merge(&self, name: &str, merge: &Merge<'_>, until: Instant) -> Result<Option<String>, Unavailable> {
         let Merge { value, epoch, ttl, is_expected } = merge;
         let (epoch, ttl, lag) = (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
-        let stored = self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
-        if let (None, Some((lag, host))) = (&stored, lag) {
+        let stored: Option<String> = self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
+        // The same: stored by a write whose answer was lost.
+        let is_there = stored.as_ref().is_none_or(|stored| stored == value);
+        if let (true, Some((lag, host))) = (is_there, lag) {
             lag.note(host, name);
         }
         Ok(stored)
@@ -294,12 +273,6 @@ impl Nodes {
             Self::Many(cluster) => cluster.hosts(),
         }
     }
-}
-
-/// The names of all bindings: `prefix`, and an id as long as a session's.
-fn pattern(prefix: &str) -> String {
-    let literal = prefix.chars().flat_map(|letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)]);
-    literal.flatten().chain(std::iter::repeat_n('?', ID)).collect()
 }
 
 /// Redis refuses a life of zero.

@@ -150,7 +150,7 @@ async fn check_reaches_the_store() {
     expect("nobody greets", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
-/// A Redis that greets and then refuses what serving needs.
+/// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a user without SET is refused.
 #[tokio::test]
 async fn check_does_what_serving_needs() {
     let folder = Folder::new();
@@ -163,7 +163,8 @@ async fn check_does_what_serving_needs() {
         ("-hset", "HSET"),
         ("-rpush", "RPUSH"),
         ("-lrange", "LRANGE"),
-        ("resetkeys", "GET and SET"),
+        ("-scan", "SCAN"),
+        ("resetkeys", "SET NX GET"),
     ] {
         let rules = ["ACL", "SETUSER", "gateway", "reset", "on", ">canary", "~*", "+@all", refused];
         assert_eq!(redis.ask::<String>(&rules).await, "OK");

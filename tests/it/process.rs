@@ -53,6 +53,8 @@ pub struct Process {
     child: Child,
     pid: u32,
     log: PathBuf,
+    /// What a process before it had written there.
+    before: usize,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -61,6 +63,7 @@ impl Process {
     pub fn start(name: &str, mut command: Command, folder: &Path, package: &str) -> Self {
         let log = folder.join(format!("{name}.log"));
         let sink = File::options().create(true).append(true).open(&log).expect("the temporary folder can be written");
+        let before = sink.metadata().map_or(0, |file| usize::try_from(file.len()).unwrap_or(usize::MAX));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
         let mut child = match command.spawn() {
             Ok(child) => child,
@@ -68,7 +71,7 @@ impl Process {
         };
         let lines = BufReader::new(child.stdout.take().expect("standard output is piped")).lines();
         let pid = child.id().expect("a process that was just started has an id");
-        Self { name: name.into(), child, pid, log, lines }
+        Self { name: name.into(), child, pid, log, before, lines }
     }
 
     pub const fn pid(&self) -> u32 {
@@ -80,9 +83,15 @@ impl Process {
         within(SOON, &format!("a line of {}", self.name), self.lines.next_line()).await.expect("standard output is text")
     }
 
-    /// Everything it said on standard error so far.
+    /// Everything it said on standard error so far, and what a process of its name said before.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Everything that it said itself.
+    pub fn said(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(log.get(self.before..).unwrap_or_default()).into_owned()
     }
 
     /// Sends `TERM`, `KILL`, `STOP`, ...

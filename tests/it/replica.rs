@@ -69,15 +69,10 @@ impl Replica {
         self.process.signal("HUP").await;
     }
 
-    /// What it has logged so far, in all its lives.
-    pub fn log(&self) -> String {
-        self.process.log()
-    }
-
-    /// Waits until it has logged this.
+    /// Waits until it has logged this since it was started.
     pub async fn says(&self, text: &str) {
         let what = format!("{} says {text}", self.name);
-        eventually(SOON, &what, async || self.log().contains(text).then_some(())).await;
+        eventually(SOON, &what, async || self.process.said().contains(text).then_some(())).await;
     }
 
     /// Asks it to end.

@@ -22,8 +22,8 @@ const TTL: Duration = Duration::from_secs(600);
 enum Operation {
     Get(usize),
     Claim(usize, u32),
-    /// A claim is of the first epoch.
-    ClaimElsewhere(usize),
+    /// A claim of the first epoch.
+    Begin(usize),
     /// Expects the value of one epoch, and stores another's.
     Replace(usize, u32, u32),
     Merge(usize, u32),
@@ -40,7 +40,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         (id.clone(), epoch.clone(), epoch.clone()).prop_map(|(id, old, new)| Operation::Replace(id, old, new)),
         (id.clone(), epoch.clone()).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
         (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
-        id.clone().prop_map(Operation::ClaimElsewhere),
+        id.clone().prop_map(Operation::Begin),
         // Of so many that the oldest go.
         (id.clone(), 1..20_u32).prop_map(|(id, lines)| Operation::Append(id, lines)),
         id.prop_map(Operation::List),
@@ -55,7 +55,7 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     match operation {
         Operation::Get(id) => format!("{:?}", store.get(&name(*id), budget).await.map(|held| held.map(|held| held.value))),
         Operation::Claim(id, epoch) => format!("{:?}", store.claim(&name(*id), &value(*epoch), TTL, budget).await),
-        Operation::ClaimElsewhere(id) => format!("{:?}", store.claim_elsewhere(&name(*id), &value(1), TTL, budget).await),
+        Operation::Begin(id) => format!("{:?}", store.begin(&name(*id), &value(1), false, TTL, budget).await),
         Operation::Replace(id, old, new) => {
             format!("{:?}", store.replace(&name(*id), &value(*old), &value(*new), TTL, budget).await)
         }

@@ -1,13 +1,11 @@
 //! The store by itself, against every shape of Redis: what it answers, whom it follows, and how soon it is back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use warmkey::metrics::Metrics;
 use warmkey::setting::{Secret, SecretSource, Span};
-use warmkey::store::news::News;
 use warmkey::store::{Replaced, Settings, Store};
 use warmkey::task::Tasks;
 
@@ -20,6 +18,8 @@ use crate::redis::Redis;
 use crate::redis::sentinel::{self, Sentinel};
 use crate::redis::shape::{self, Shape};
 use crate::redis::shards::{Shards, slot_of};
+
+mod walk;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -107,38 +107,19 @@ async fn a_store_does_the_same_in_every_shape() {
             assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
             assert_eq!(store.merge(&id, "key 3 1", 3, LONG, &mut store.budget()).await.unwrap(), None);
             assert_eq!(store.merge(&id, "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
-            assert_eq!(store.claim_elsewhere(&id, "key 1 1", LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
-            // What was stored is told, and nothing else: no seal, no longer life, no word that lost.
-            for value in ["key 1 1", "key 2 1", "key 3 1"] {
-                let told = within(SOON, "a binding is heard of", heard.recv()).await;
-                assert_eq!(told.unwrap(), News { id: id.clone(), value: value.into() }, "{shape:?}");
+            assert_eq!(store.begin(&id, "key 1 1", false, LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
+            let next = format!("{id}-next");
+            assert_eq!(store.begin(&next, "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
+            // What was stored is told, and nothing else: no claim, no longer life, no word that lost. Of one session in order.
+            let (mut told, mut told_next) = (Vec::new(), Vec::new());
+            while told.len() < 3 || told_next.is_empty() {
+                let news = within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
+                if news.id == next { &mut told_next } else { &mut told }.push(news.value);
             }
+            assert_eq!(told, ["key 2 1", "key 2 1 s", "key 3 1"], "{shape:?}");
+            assert_eq!(told_next, ["key 1 1"], "{shape:?}");
         }
         assert_eq!(opened.series("warmkey_lagging_rebinds_total"), 0, "{shape:?}");
-    }
-}
-
-/// Whoever begins to listen reads what was told before.
-#[tokio::test]
-async fn what_is_bound_can_be_walked_through() {
-    for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
-        let folder = Folder::new();
-        let redis = shape::Store::start(shape, folder.path(), &[]).await;
-        let (opened, other) = (Opened::at(&redis.url()).await, Opened::at(&redis.url()).await);
-        let store = &opened.store;
-        let expected: BTreeMap<String, String> = (0..1_500).map(|n| (format!("{n:022}"), format!("key {n} 1"))).collect();
-        for (id, value) in &expected {
-            assert_eq!(store.claim(id, value, LONG, &mut store.budget()).await.unwrap(), None);
-        }
-        // Beside them is what is no binding.
-        store.extend(&format!("{:022}.thread", 1), "x", LONG, &mut store.budget()).await.unwrap();
-        store.append(&format!("{:022}.trail", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
-        store.append(&format!("{:022}", 2_000), &["a list".into()], LONG, &mut store.budget()).await.unwrap();
-        let (mut walk, mut found) = (other.store.walk(), BTreeMap::new());
-        while let Some(some) = other.store.step(&mut walk, &mut other.store.patient_budget()).await.unwrap() {
-            found.extend(some.into_iter().map(|news| (news.id, news.value)));
-        }
-        assert_eq!(found, expected, "{shape:?}");
     }
 }
 
@@ -209,7 +190,8 @@ async fn a_rebind_that_no_replica_has_is_counted() {
     rebind().await;
     // What is lost, and whoever has not heard of it does not expect, is one more in the same count.
     assert_eq!(store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), None);
-    assert_eq!(store.claim_elsewhere("t", "key 1 1", LONG, &mut store.budget()).await.unwrap(), None);
+    assert_eq!(store.begin("t", "key 1 1", false, LONG, &mut store.budget()).await.unwrap(), None);
+    assert_eq!(store.begin("u", "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
     assert!(store.merge("s", "key 1 1", 1, LONG, &mut store.budget()).await.unwrap().is_some());
     let is_counted = async || (opened.series("warmkey_lagging_rebinds_total") == 3).then_some(());
     eventually(SOON, "three of them lag, and the one before does not", is_counted).await;
@@ -339,7 +321,7 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         store.append("s.trail", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
         assert_eq!(store.list("s.trail", &mut store.budget()).await.unwrap(), ["a line"]);
         within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
-        store.step(&mut store.walk(), &mut store.patient_budget()).await.unwrap();
+        assert!(store.walk().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
         assert_eq!((opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")), (0, 0), "{shape:?}");
     }
 }

@@ -219,3 +219,17 @@ async fn b8_store_outage() {
         replica.shows(UP, 1.0).await;
     }
 }
+
+/// What could not be read is read once it can be: until then the replica knows what it is told.
+#[tokio::test]
+async fn what_was_bound_is_read_as_soon_as_it_can_be() {
+    let mut cluster = Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().store("").start().await;
+    for replica in &cluster.replicas {
+        replica.says("what is bound in the store is known").await;
+    }
+    cluster.redis().tell(&["ACL", "SETUSER", "default", "-scan"]).await;
+    cluster.replace(1).await;
+    cluster.replicas[1].says("what is bound in the store is not all known here").await;
+    cluster.redis().tell(&["ACL", "SETUSER", "default", "+scan"]).await;
+    cluster.replicas[1].says("what is bound in the store is known").await;
+}

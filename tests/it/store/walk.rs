@@ -1,0 +1,29 @@
+//! What was bound before somebody listened.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// Whoever begins to listen reads what was told before.
+#[tokio::test]
+async fn what_is_bound_can_be_walked_through() {
+    for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
+        let folder = Folder::new();
+        let redis = shape::Store::start(shape, folder.path(), &[]).await;
+        let (opened, other) = (Opened::at(&redis.url()).await, Opened::at(&redis.url()).await);
+        let store = &opened.store;
+        let expected: BTreeMap<String, String> = (0..1_500).map(|n| (format!("{n:022}"), format!("key {n} 1"))).collect();
+        for (id, value) in &expected {
+            assert_eq!(store.begin(id, value, true, LONG, &mut store.budget()).await.unwrap(), None);
+        }
+        // Beside them is what is no binding.
+        store.extend(&format!("{:022}.thread", 1), "x", LONG, &mut store.budget()).await.unwrap();
+        store.append(&format!("{:022}.trail", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
+        store.append(&format!("{:022}", 2_000), &["a list".into()], LONG, &mut store.budget()).await.unwrap();
+        let (mut walk, mut found) = (other.store.walk().unwrap(), BTreeMap::new());
+        while let Some(some) = walk.step().await {
+            found.extend(some.unwrap().into_iter().map(|news| (news.id, news.value)));
+        }
+        assert_eq!(found, expected, "{shape:?}");
+    }
+}
