@@ -14,6 +14,7 @@ use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
 use warmkey::key::operator::Verb;
 use warmkey::operate::{self, Failure};
+use warmkey::pages;
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
@@ -97,6 +98,9 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(other) => return instead_of_running(&other),
     };
+    if matches!(line.command, Command::Serve(_)) {
+        pages::ask_for_huge();
+    }
     let runtime = match runtime().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),

@@ -36,6 +36,7 @@ mod forgotten;
 mod forks;
 mod outage;
 mod ownership;
+mod pages;
 mod signals;
 mod weather;
 
