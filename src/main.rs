@@ -145,9 +145,9 @@ async fn serve(file: &File) -> ExitCode {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
-    // It would end the process, and every turn with it, from the first moment on.
-    let hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
+    // They would end the process, and every turn with it, from the first moment on.
+    let (hangup, _taken) = match signal(SignalKind::hangup()).and_then(|hangup| Ok((hangup, signal(SignalKind::pipe())?))) {
+        Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
     let replica = match Replica::start(plan, None).await {

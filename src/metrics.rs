@@ -159,7 +159,7 @@ impl Metrics {
         let store_failures = Family::default();
         registry.register("store_failures", "Failed questions to the store and attempts to connect", store_failures.clone());
         let lagging_rebinds = Counter::default();
-        let help = "Bindings to another key than the default that no replica of the store acknowledged in time";
+        let help = "Bindings, but for first ones to the default key, that no replica of the store acknowledged in time";
         registry.register("lagging_rebinds", help, lagging_rebinds.clone());
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         Self {

@@ -32,7 +32,7 @@ impl Bindings {
         let next = record.moved_to(&key, self.places.generation(), None);
         let replaced = match &guess.written {
             Written::Stored(_) | Written::Beside(_) => {
-                Some(self.store.replace(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await)
+                Some(self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await)
             }
             Written::Here(_) | Written::Nowhere => None,
         };

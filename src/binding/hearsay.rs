@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use super::local::Local;
 use super::record::Record;
+use crate::limit::{chance, jittered};
 use crate::session::SessionId;
 use crate::store::news::News;
 use crate::store::{Store, Unavailable};
@@ -43,7 +44,11 @@ impl Hearsay {
         let mut news = self.store.news();
         loop {
             match news.recv().await {
-                Ok(told) => self.heed(&told),
+                Ok(told) => {
+                    if let Some((session, record)) = understood(&told) {
+                        self.local.hear(&session, &record);
+                    }
+                }
                 Err(RecvError::Lagged(_)) => self.missed.notify_one(),
                 Err(RecvError::Closed) => return,
             }
@@ -61,13 +66,19 @@ impl Hearsay {
                 },
                 () = self.missed.notified() => {}
             }
+            if last > 1 {
+                // All replicas lose a store together.
+                sleep(AGAIN.mul_f64(chance())).await;
+            }
             let mut pause = AGAIN;
             while let Err(Unavailable(why)) = self.read_all().await {
                 if pause == AGAIN {
                     tracing::warn!(why, "what is bound in the store is not all known here");
                 }
-                sleep(pause).await;
-                pause = SELDOM.min(pause * 2);
+                tokio::select! {
+                    () = sleep(jittered(pause, chance())) => pause = SELDOM.min(pause * 2),
+                    Ok(()) = tuned.changed() => (last, pause) = (*tuned.borrow(), AGAIN),
+                }
             }
         }
     }
@@ -78,8 +89,12 @@ impl Hearsay {
         while let Some(some) = walk.step().await {
             match some {
                 Ok(some) => {
-                    some.iter().for_each(|known| self.heed(known));
                     bindings += some.len();
+                    for (news, left) in &some {
+                        if let Some((session, record)) = understood(news) {
+                            self.local.read(&session, &record, *left);
+                        }
+                    }
                 }
                 Err(why) => failure = Some(why),
             }
@@ -93,10 +108,9 @@ impl Hearsay {
             }
         }
     }
+}
 
-    fn heed(&self, News { id, value }: &News) {
-        if let (Some(session), Some(record)) = (SessionId::parse(id), Record::parse(value)) {
-            self.local.hear(&session, &record);
-        }
-    }
+/// `None`: a newer version wrote it.
+fn understood(News { id, value }: &News) -> Option<(SessionId, Record)> {
+    Some((SessionId::parse(id)?, Record::parse(value)?))
 }

@@ -66,32 +66,23 @@ impl Local {
         self.lock().known.get(session.as_str()).map(|(known, _)| known.clone())
     }
 
-    /// Somebody says that the store holds `record`: taken note of where that costs no other session its place.
-    pub fn hear(&self, session: &SessionId, record: &Record) {
-        if self.lock().known.has_room(session.as_str()) {
-            self.confirm(session, record);
-        }
-    }
-
     /// The store holds `record`.
     pub fn confirm(&self, session: &SessionId, record: &Record) -> Belief {
+        self.lock().confirm(session, record, self.belief)
+    }
+
+    /// Another replica tells that the store holds `record`. It is believed for half as long, so that what this replica serves
+    /// itself keeps its place.
+    pub fn hear(&self, session: &SessionId, record: &Record) {
+        self.lock().confirm(session, record, self.belief / 2);
+    }
+
+    /// The store has held `record` for a while, and does for `left`. That costs nobody a place.
+    pub fn read(&self, session: &SessionId, record: &Record, left: Duration) {
         let mut entries = self.lock();
-        if let Some((known, expiry)) = entries.known.get(session.as_str()) {
-            if known.record.epoch > record.epoch {
-                return Belief::Outdated;
-            }
-            if known.record.is_sealed_form_of(record) {
-                return Belief::Unsealed;
-            }
-            // Most turns confirm what was confirmed a moment ago.
-            let is_fresh = expiry - Instant::now() > self.belief / 4 * 3;
-            if is_fresh && known.record == *record && !known.is_guess && !entries.unmerged.contains(session) {
-                return Belief::Stored;
-            }
+        if entries.known.has_room(session.as_str()) {
+            entries.confirm(session, record, left.min(self.belief / 2));
         }
-        entries.unmerged.remove(session);
-        entries.known.put(session.as_str(), Known { record: record.clone(), is_guess: false }, self.belief);
-        Belief::Stored
     }
 
     /// `record` was bound without the store's word. Belief in what the store did say is not renewed by it.
@@ -176,6 +167,31 @@ impl Local {
     }
 }
 
+impl Entries {
+    /// The store holds `record`, which is believed for `belief` from now on, or for as long as it was.
+    fn confirm(&mut self, session: &SessionId, record: &Record, mut belief: Duration) -> Belief {
+        if let Some((known, expiry)) = self.known.get(session.as_str()) {
+            if known.record.epoch > record.epoch {
+                return Belief::Outdated;
+            }
+            if known.record.is_sealed_form_of(record) {
+                return Belief::Unsealed;
+            }
+            if known.record == *record && !known.is_guess && !self.unmerged.contains(session) {
+                let left = expiry - Instant::now();
+                // Most turns confirm what was confirmed a moment ago.
+                if left > belief / 4 * 3 {
+                    return Belief::Stored;
+                }
+                belief = belief.max(left);
+            }
+        }
+        self.unmerged.remove(session);
+        self.known.put(session.as_str(), Known { record: record.clone(), is_guess: false }, belief);
+        Belief::Stored
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,14 +268,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_heard_costs_nobody_a_place_and_lowers_no_epoch() {
-        let local = Local::new(2, HOUR);
+    async fn what_is_read_costs_nobody_a_place_lowers_no_epoch_and_is_believed_while_it_is_stored() {
+        let local = Local::new(3, HOUR);
         (0..2).for_each(|n| local.note(&session(n), &record(2), true));
+        local.read(&session(0), &record(1), HOUR);
+        local.read(&session(1), &record(3), HOUR / 4);
+        local.read(&session(2), &record(1), HOUR);
+        local.read(&session(3), &record(1), HOUR);
+        let epochs = || (0..4).map(|n| local.recall(&session(n)).map(|known| known.record.epoch)).collect::<Vec<_>>();
+        assert_eq!(epochs(), [Some(2), Some(3), Some(1), None]);
+        tokio::time::advance(HOUR / 4).await;
+        assert_eq!(epochs(), [Some(2), None, Some(1), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_served_keeps_its_place_before_what_is_heard() {
+        let local = Local::new(2, HOUR);
+        local.confirm(&session(0), &record(1));
         local.hear(&session(0), &record(1));
-        local.hear(&session(1), &record(3));
-        local.hear(&session(2), &record(1));
-        let known: Vec<_> = (0..3).map(|n| local.recall(&session(n)).map(|known| known.record.epoch)).collect();
-        assert_eq!(known, [Some(2), Some(3), None]);
+        for n in 1..9 {
+            local.hear(&session(n), &record(1));
+        }
+        assert!(local.recall(&session(0)).is_some() && local.recall(&session(8)).is_some());
+        tokio::time::advance(HOUR / 2).await;
+        assert!(local.recall(&session(0)).is_some() && local.recall(&session(8)).is_none());
     }
 
     #[tokio::test(start_paused = true)]

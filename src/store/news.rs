@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use redis::aio::{MultiplexedConnection, PubSub};
-use redis::{Pipeline, RedisResult, cmd};
+use redis::{Pipeline, cmd};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -108,19 +108,36 @@ pub struct Walk {
 
 struct Reader {
     dialer: Arc<Dialer>,
+    faults: Arc<Faults>,
     /// What names of bindings look like.
     pattern: String,
 }
 
+/// What was read in one step: each binding and how long it still lives.
+pub type Read = Vec<(News, Duration)>;
+
 impl Walk {
-    /// Some more of it; `None`: that was all. A node that fails is left out.
-    pub async fn step(&mut self) -> Option<Result<Vec<News>, Unavailable>> {
+    /// Through what `nodes` have.
+    pub fn through(dialer: &Arc<Dialer>, faults: &Arc<Faults>, nodes: Vec<Arc<Host>>) -> Self {
+        let (dialer, faults, pattern) = (Arc::clone(dialer), Arc::clone(faults), pattern(&dialer.name("")));
+        Self { reader: Some(Reader { dialer, faults, pattern }), nodes, cursor: 0, connection: None }
+    }
+
+    const fn empty() -> Self {
+        Self { reader: None, nodes: Vec::new(), cursor: 0, connection: None }
+    }
+
+    /// Some more of it; `None`: that was all. A node that fails is left out from there on.
+    pub async fn step(&mut self) -> Option<Result<Read, Unavailable>> {
         let (reader, node) = (self.reader.as_ref()?, self.nodes.last().cloned()?);
         let reading = reader.read(&node, self.connection.take(), self.cursor);
         let read = timeout(reader.dialer.patience(), reading).await.unwrap_or_else(|_| Err(Fault::Silent));
         let (result, left) = match read {
-            Ok((connection, cursor, news)) => (Ok(news), Some((connection, cursor)).filter(|_| cursor != 0)),
-            Err(fault) => (Err(fault.into()), None),
+            Ok((connection, cursor, some)) => (Ok(some), Some((connection, cursor)).filter(|_| cursor != 0)),
+            Err(fault) => {
+                reader.faults.note(&fault, Some(&node));
+                (Err(fault.into()), None)
+            }
         };
         match left {
             Some((connection, cursor)) => (self.connection, self.cursor) = (Some(connection), cursor),
@@ -139,25 +156,28 @@ impl Reader {
         node: &Host,
         connection: Option<MultiplexedConnection>,
         cursor: u64,
-    ) -> Result<(MultiplexedConnection, u64, Vec<News>), Fault> {
+    ) -> Result<(MultiplexedConnection, u64, Read), Fault> {
         let mut connection = match connection {
             Some(connection) => connection,
             None => self.dialer.dial(&self.dialer.address()?, node, Shown::Everything).await?,
         };
         let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED);
+        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED).arg("TYPE").arg("string");
         let (next, names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
-        let mut values = Pipeline::with_capacity(names.len());
-        values.ignore_errors();
-        for name in &names {
-            values.get(name);
+        if names.is_empty() {
+            return Ok((connection, next, Vec::new()));
         }
-        let values: Vec<RedisResult<Option<String>>> =
-            if names.is_empty() { Vec::new() } else { values.query_async(&mut connection).await? };
+        let mut all = Pipeline::with_capacity(names.len() * 2);
+        for name in &names {
+            all.get(name).pttl(name);
+        }
+        let held: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
         let id = |name: &str| name.get(name.len().saturating_sub(ID)..).unwrap_or_default().to_owned();
-        // What has moved to another node, or is no text, is nobody's loss.
-        let news = names.iter().zip(values).filter_map(|(name, value)| Some(News { id: id(name), value: value.ok()?? }));
-        Ok((connection, next, news.collect()))
+        let some = names.iter().zip(held).filter_map(|(name, (value, life))| {
+            // Negative: gone meanwhile, or stored without an end by a hand that was not ours.
+            Some((News { id: id(name), value: value? }, Duration::from_millis(life.try_into().ok()?)))
+        });
+        Ok((connection, next, some.collect()))
     }
 }
 
@@ -165,18 +185,6 @@ impl Reader {
 fn pattern(prefix: &str) -> String {
     let literal = prefix.chars().flat_map(|letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)]);
     literal.flatten().chain(std::iter::repeat_n('?', ID)).collect()
-}
-
-impl Walk {
-    /// Through what `nodes` have: all that is bound, or nothing.
-    pub fn through(dialer: &Arc<Dialer>, nodes: Vec<Arc<Host>>) -> Self {
-        let reader = Reader { dialer: Arc::clone(dialer), pattern: pattern(&dialer.name("")) };
-        Self { reader: Some(reader), nodes, cursor: 0, connection: None }
-    }
-
-    const fn empty() -> Self {
-        Self { reader: None, nodes: Vec::new(), cursor: 0, connection: None }
-    }
 }
 
 impl Store {

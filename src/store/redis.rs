@@ -133,7 +133,7 @@ impl Redis {
         if nodes.is_empty() {
             return Err(Fault::Away.into());
         }
-        Ok(Walk::through(&self.dialer, nodes))
+        Ok(Walk::through(&self.dialer, &self.faults, nodes))
     }
 
     /// The last thing that went wrong, in words.
@@ -168,7 +168,8 @@ impl Redis {
     }
 
     pub async fn extend(&self, name: &str, value: &str, ttl: Duration, until: Instant) -> Result<(), Unavailable> {
-        self.run(&self.extend, name, &[value, &millis(ttl).to_string(), &millis(ttl / 4 * 3).to_string()], until).await
+        let (life, due) = (millis(ttl).to_string(), millis(ttl / 4 * 3).to_string());
+        self.run(&self.extend, name, &[value, &life, &due, &self.channel], until).await
     }
 
     pub async fn merge(&self, name: &str, merge: &Merge<'_>, until: Instant) -> Result<Option<String>, Unavailable> {

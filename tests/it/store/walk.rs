@@ -22,7 +22,9 @@ async fn what_is_bound_can_be_walked_through() {
         store.append(&format!("{:022}", 2_000), &["a list".into()], LONG, &mut store.budget()).await.unwrap();
         let (mut walk, mut found) = (other.store.walk().unwrap(), BTreeMap::new());
         while let Some(some) = walk.step().await {
-            found.extend(some.unwrap().into_iter().map(|news| (news.id, news.value)));
+            let some = some.unwrap();
+            assert!(some.iter().all(|(_, left)| (LONG / 2..=LONG).contains(left)), "{shape:?}");
+            found.extend(some.into_iter().map(|(news, _)| (news.id, news.value)));
         }
         assert_eq!(found, expected, "{shape:?}");
     }

@@ -111,7 +111,7 @@ async fn b9_first_bindings() {
     }
 
     let killed = cluster.sentinel().kill_primary().await;
-    for number in [1, 2, 0] {
+    for number in [2, 1, 0] {
         sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
         sessions = turn_each(sessions).await;
     }
