@@ -18,7 +18,6 @@ pub mod setting;
 pub mod current;
 pub mod metrics;
 pub mod telemetry;
-pub mod pages;
 pub mod task;
 pub mod limit;
 pub mod outcome;

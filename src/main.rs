@@ -14,7 +14,6 @@ use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
 use warmkey::key::operator::Verb;
 use warmkey::operate::{self, Failure};
-use warmkey::pages;
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
@@ -98,9 +97,6 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(other) => return instead_of_running(&other),
     };
-    if matches!(line.command, Command::Serve(_)) {
-        pages::ask_for_huge();
-    }
     let runtime = match runtime().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
@@ -145,9 +141,9 @@ async fn serve(file: &File) -> ExitCode {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
-    // They would end the process, and every turn with it, from the first moment on.
-    let (hangup, _taken) = match signal(SignalKind::hangup()).and_then(|hangup| Ok((hangup, signal(SignalKind::pipe())?))) {
-        Ok(both) => both,
+    // It would end the process, and every turn with it, from the first moment on.
+    let hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
         Err(error) => return failed(&error.to_string()),
     };
     let replica = match Replica::start(plan, None).await {

@@ -36,7 +36,6 @@ mod forgotten;
 mod forks;
 mod outage;
 mod ownership;
-mod pages;
 mod signals;
 mod weather;
 

@@ -106,7 +106,7 @@ async fn run(name: &str, folder: &Path, text: &str, listen: SocketAddr, admin: S
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, addressed(text, listen, admin)).expect("the temporary folder can be written");
     let mut command = Command::new(WARMKEY);
-    command.arg("serve").arg("--config").arg(file).env_remove("GLIBC_TUNABLES").env_remove("WARMKEY_ANEW");
+    command.arg("serve").arg("--config").arg(file);
     let mut process = Process::start(name, command, folder, "warmkey");
     let Some(line) = process.line().await else {
         panic!("{name} becomes ready, and not: {}", process.exit(SOON).await);
