@@ -57,7 +57,7 @@ impl Hearsay {
 
     /// Reads what is bound already, each time that news may have been missed.
     async fn keep_reading(&self) {
-        let (mut tuned, mut last) = (self.store.tuned(), 0);
+        let (mut tuned, mut last, mut is_first) = (self.store.tuned(), 0, true);
         loop {
             tokio::select! {
                 count = tuned.wait_for(|count| *count != last) => match count {
@@ -66,8 +66,8 @@ impl Hearsay {
                 },
                 () = self.missed.notified() => {}
             }
-            if last > 1 {
-                // All replicas lose a store together.
+            if !std::mem::take(&mut is_first) {
+                // All replicas lose a store together, and what is told too fast once may be so again.
                 sleep(AGAIN.mul_f64(chance())).await;
             }
             let mut pause = AGAIN;
