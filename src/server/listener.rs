@@ -7,7 +7,6 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
@@ -78,10 +77,9 @@ where
 {
     // Events are small and each one is awaited by a person.
     let _ = stream.set_nodelay(true);
-    let greeted = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&greeted);
+    let greeted = &AtomicBool::new(false);
     let service = service_fn(move |request| {
-        seen.store(true, Ordering::Relaxed);
+        greeted.store(true, Ordering::Relaxed);
         service.clone().call(request)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

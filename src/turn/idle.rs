@@ -1,38 +1,30 @@
 //! How long nothing has come on a stream.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// One timer a stream, moved only when it goes off, and looked at only when it may have.
+/// One timer a stream, moved only when it goes off.
 pub struct Idle {
     timeout: Duration,
     last: Instant,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Whom the timer wakes.
-    waker: Option<Waker>,
-    /// Something has come since the timer was looked at.
-    is_stirred: bool,
 }
 
 impl Idle {
     pub fn new(timeout: Duration) -> Self {
-        Self { timeout, last: Instant::now(), timer: None, waker: None, is_stirred: false }
+        Self { timeout, last: Instant::now(), timer: None }
     }
 
     /// Something has come. Returns how long nothing had.
     pub fn stir(&mut self) -> Duration {
         let now = Instant::now();
-        self.is_stirred = true;
         now - std::mem::replace(&mut self.last, now)
     }
 
     pub fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if std::mem::take(&mut self.is_stirred) && self.is_asleep(context.waker()) {
-            return Poll::Pending;
-        }
         let end = self.last + self.timeout;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
         while timer.as_mut().poll(context).is_ready() {
@@ -41,14 +33,7 @@ impl Idle {
             }
             timer.as_mut().reset(end);
         }
-        self.waker.get_or_insert_with(|| context.waker().clone()).clone_from(context.waker());
         Poll::Pending
-    }
-
-    /// Whether the timer had not gone off when something came last, and will wake `waker` when it does.
-    fn is_asleep(&self, waker: &Waker) -> bool {
-        let is_ahead = self.timer.as_ref().is_some_and(|timer| self.last < timer.deadline());
-        is_ahead && self.waker.as_ref().is_some_and(|asked| asked.will_wake(waker))
     }
 }
 
@@ -56,6 +41,7 @@ impl Idle {
 mod tests {
     use super::*;
     use std::future::poll_fn;
+    use std::task::Waker;
     use tokio::time::{advance, timeout};
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -35,15 +35,17 @@ pub enum Broken {
     Stalled,
 }
 
+/// Boxed is what is not looked at for every event: what is lies close together, for memory that a thousand streams share is what
+/// an event costs here.
 pub struct Passage {
     upstream: Option<reqwest::Response>,
-    hold: Option<Hold>,
+    hold: Option<Box<Hold>>,
     /// Frames that came at the same moment.
     pub joined: BytesMut,
-    idle: Idle,
+    pub idle: Idle,
     tap: Tap,
     ear: Ear,
-    account: Option<Account>,
+    account: Option<Box<Account>>,
     ready: VecDeque<Bytes>,
     length: usize,
     /// Nothing follows; or this follows.
@@ -79,12 +81,12 @@ impl Passage {
         Self {
             // A client that knows the length leaves with the last byte: that is an end, too, here and below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
-            hold,
+            hold: hold.map(Box::new),
             joined: BytesMut::from(&answer.head[..]),
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
             ear,
-            account: Some(account),
+            account: Some(Box::new(account)),
             ready: VecDeque::new(),
             length: 0,
             closed: None,
@@ -97,13 +99,12 @@ impl Passage {
 
     /// Takes the upstream's next frame, or finds out that none comes.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
-        let data = match self.poll_data(context) {
-            Poll::Ready(Ok(Some(data))) => data,
-            Poll::Ready(Ok(None)) => return Poll::Ready(Next::End(None)),
-            Poll::Ready(Err(_)) => return Poll::Ready(Next::End(Some(Broken::Cut))),
-            Poll::Pending => return self.idle.poll_over(context).map(|()| Next::End(Some(Broken::Stalled))),
+        let data = match ready!(self.poll_data(context)) {
+            Ok(Some(data)) => data,
+            Ok(None) => return Poll::Ready(Next::End(None)),
+            Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
         };
-        let keeps_some = self.hold.as_ref().is_some_and(Hold::keeps_some);
+        let keeps_some = self.hold.as_ref().is_some_and(|hold| hold.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
         self.tap.observe(&data);
         if self.ear.hears(&data)

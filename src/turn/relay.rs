@@ -4,12 +4,13 @@
 //! writes each by itself. Where frames come one by one, as most do, the client's connection takes them itself, and nobody else is
 //! woken. Where they follow each other closely, a task of the turn's own takes them: it joins those that are ready at the same
 //! moment, and wakes the connection once for all of them. What has come is never held back for a timer: the upstream's connection
-//! gets the chance to hand over another frame, and when there is none everything goes on its way.
+//! gets the chance to hand over another frame, and when there is none everything goes on its way. Whoever takes the frames, it is
+//! that task that listens for silence.
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,8 +32,8 @@ const EPILOGUE: Duration = Duration::from_secs(1);
 /// The body that a client is sent. Dropping it before its end cancels the upstream request.
 pub struct Relay(Arc<Mutex<Passage>>);
 
-/// Passes an answer on where its frames have company, and sees to its end if its client leaves. However it ends, nobody waits for
-/// more.
+/// Passes an answer on where its frames have company, listens for silence, and sees to its end if its client leaves. However it
+/// ends, nobody waits for more.
 pub struct Pump(Arc<Mutex<Passage>>);
 
 /// Both ends of an answer's way: the relay sends what it or the pump, once that is started, takes.
@@ -66,13 +67,19 @@ impl Pump {
                 return Poll::Ready(());
             }
             register(&mut passage.writer, context);
-            if passage.is_paced || passage.is_full() {
+            if passage.is_full() {
                 return Poll::Pending;
+            }
+            if passage.is_paced {
+                ready!(passage.idle.poll_over(context));
+                // Unless something has come that its client had no time for.
+                passage.is_paced = false;
             }
             match passage.poll_next(context) {
                 Poll::Pending => {
                     passage.flush();
-                    return Poll::Pending;
+                    ready!(passage.idle.poll_over(context));
+                    passage.end(Some(Broken::Stalled));
                 }
                 Poll::Ready(Next::InCompany(data)) => {
                     passage.joined.extend_from_slice(&data);
@@ -163,9 +170,12 @@ fn register(waker: &mut Option<Waker>, context: &Context<'_>) {
 
 /// However a panic has left it: nothing more than its end is asked of it then.
 fn lock(passage: &Mutex<Passage>) -> MutexGuard<'_, Passage> {
-    passage.lock().unwrap_or_else(|poisoned| {
-        let mut passage = poisoned.into_inner();
-        passage.fail();
-        passage
-    })
+    passage.lock().unwrap_or_else(failed)
+}
+
+#[cold]
+fn failed(poisoned: PoisonError<MutexGuard<'_, Passage>>) -> MutexGuard<'_, Passage> {
+    let mut passage = poisoned.into_inner();
+    passage.fail();
+    passage
 }

@@ -9,8 +9,8 @@ use http::header::CONTENT_ENCODING;
 /// What decodes for a reader of type `R`, in the encoding that an answer has.
 pub enum Decoder<R: Write> {
     Plain(R),
-    Gzip(MultiGzDecoder<R>),
-    Zstd(zstd::stream::write::Decoder<'static, R>),
+    Gzip(Box<MultiGzDecoder<R>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, R>>),
     /// An encoding that is not read, or bytes that are not of it: the answer passes, and nothing is known of it.
     Blind,
 }
@@ -19,8 +19,10 @@ impl<R: Write> Decoder<R> {
     pub fn new(headers: &HeaderMap, reader: R) -> Self {
         match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
             None | Some(b"identity") => Self::Plain(reader),
-            Some(b"gzip") => Self::Gzip(MultiGzDecoder::new(reader)),
-            Some(b"zstd") => zstd::stream::write::Decoder::new(reader).map_or(Self::Blind, Self::Zstd),
+            Some(b"gzip") => Self::Gzip(Box::new(MultiGzDecoder::new(reader))),
+            Some(b"zstd") => {
+                zstd::stream::write::Decoder::new(reader).map_or(Self::Blind, |decoder| Self::Zstd(Box::new(decoder)))
+            }
             Some(_) => Self::Blind,
         }
     }

@@ -47,7 +47,7 @@ impl Tap {
 
     /// Whether the upstream has said all it has to say.
     pub fn is_over(&self) -> bool {
-        self.0.reader().is_some_and(|reader| reader.reading.terminal.is_some())
+        self.0.reader().is_some_and(|reader| reader.reading.is_some())
     }
 
     /// What was learned; `ended`: the body came to its end.
@@ -58,9 +58,9 @@ impl Tap {
         };
         if ended && !reader.is_stream {
             let (terminal, usage) = terminal::of_document(&reader.kept);
-            reader.reading = Reading { terminal: Some(terminal), usage, failure: None };
+            return Reading { terminal: Some(terminal), usage, failure: None };
         }
-        std::mem::take(&mut reader.reading)
+        reader.reading.take().map_or_else(Reading::default, |reading| *reading)
     }
 }
 
@@ -76,7 +76,7 @@ struct Reader {
     is_too_long: bool,
     /// `\r` was the last byte: a `\n` that follows belongs to it.
     after_return: bool,
-    reading: Reading,
+    reading: Option<Box<Reading>>,
 }
 
 /// What the current line of a stream is.
@@ -170,7 +170,7 @@ impl Reader {
 
     fn end_line(&mut self) {
         if let (Line::Data, Some(terminal)) = (self.line, self.announced) {
-            self.reading = Reading::of_event(terminal, &self.kept);
+            self.reading = Some(Box::new(Reading::of_event(terminal, &self.kept)));
         }
         self.kept.clear();
         self.is_too_long = false;

@@ -12,6 +12,8 @@ use crate::wire::{Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
+/// More than what lies between an upstream and a client holds.
+const EVENTS: usize = 1_500;
 
 async fn asked(address: SocketAddr) -> Connection {
     let mut client = Connection::open(address).await;
@@ -112,13 +114,37 @@ async fn a_stream_that_never_ends_after_its_terminal_event_is_not_drained_for_lo
 
 #[tokio::test]
 async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
-    let upstream = Recorder::answering(vec![Step::Send(stream_head("")), Step::Send(chunk(CREATED)), Step::Hold]).await;
-    let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"700ms\"").start().await;
-    let answer = within(SOON, "the end", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
-    assert_eq!((answer.status, answer.body.as_slice(), answer.whole), (200, CREATED, false), "cut, and nothing made up");
-    upstream.left(0).await;
-    cluster.replica().shows("warmkey_active_turns", 0.0).await;
-    assert_eq!(turns(&cluster, "completed").await, 0.0);
+    // After its first event, and after some that came one by one.
+    for events in [1, 4] {
+        let some = std::iter::repeat_n([Step::Send(chunk(CREATED)), Step::Pause(ms(30))], events).flatten();
+        let upstream =
+            Recorder::answering([Step::Send(stream_head(""))].into_iter().chain(some).chain([Step::Hold]).collect()).await;
+        let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"700ms\"").start().await;
+        let began = Instant::now();
+        let answer = within(SOON, "the end", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
+        assert!(began.elapsed() < ms(2_500), "{:?}", began.elapsed());
+        assert_eq!((answer.status, answer.body, answer.whole), (200, CREATED.repeat(events), false), "cut, and nothing made up");
+        upstream.left(0).await;
+        cluster.replica().shows("warmkey_active_turns", 0.0).await;
+        assert_eq!(turns(&cluster, "completed").await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_its_time_is_no_silence() {
+    let event = format!("data: {}\n\n", "x".repeat(7_000)).into_bytes();
+    let some = std::iter::repeat_n([Step::Send(chunk(&event)), Step::Pause(ms(2))], EVENTS).flatten();
+    let last = [Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())];
+    let upstream = Recorder::answering([Step::Send(stream_head(""))].into_iter().chain(some).chain(last).collect()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"300ms\"").start().await;
+    let request = Request::turn(ALICE, BODY);
+    let mut client = Connection::open(cluster.address()).await;
+    let mut answer = within(ANSWER, "a head", client.ask(&request)).await.expect("an answer");
+    // Long enough that every buffer on the way is full, and that nothing has moved for longer than silence may last.
+    tokio::time::sleep(ms(3_000)).await;
+    assert!(!upstream.seen()[0].answered, "the upstream waits, too");
+    client.finish(&mut answer).await;
+    assert!(answer.whole && answer.body.len() == event.len() * EVENTS + COMPLETED.len(), "{}", answer.body.len());
 }
 
 #[tokio::test]
