@@ -20,8 +20,8 @@ use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
 
-/// What has one size lies together: a stream's event touches fewer pages than with the system's. Huge pages are off (`no_thp`), for
-/// each large message that is announced would take one.
+/// What has one size lies together: a stream's event touches fewer pages than with the system's. It asks for no huge pages
+/// (`no_thp`), for each large message that is announced would take one.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

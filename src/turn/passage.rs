@@ -137,11 +137,10 @@ impl Passage {
             // It keeps nothing from one time to the next.
             let data = ready!(pin!(upstream.chunk()).poll(context))?;
             match (&mut self.hold, data) {
-                (Some(hold), Some(data)) => {
-                    if let Some(data) = hold.offer(data) {
-                        return Poll::Ready(Ok(Some(data)));
-                    }
-                }
+                (Some(hold), Some(data)) => match hold.offer(data) {
+                    None => _ = self.idle.stir(),
+                    passed => return Poll::Ready(Ok(passed)),
+                },
                 (_, data) => return Poll::Ready(Ok(data)),
             }
         }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::patience::{ANSWER, within};
 
@@ -152,8 +152,19 @@ pub struct Connection {
 
 impl Connection {
     pub async fn try_open(address: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
+        Self::of(TcpStream::connect(address).await?)
+    }
+
+    /// One of a client whom few bytes keep waiting: its system takes little that it has not read.
+    pub async fn narrow(address: SocketAddr) -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4 * 1024)?;
+        Self::of(socket.connect(address).await?)
+    }
+
+    fn of(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_nodelay(true)?;
+        let address = stream.peer_addr()?;
         let (read, write) = stream.into_split();
         Ok(Self { address, read, write, buffer: Vec::new(), left: Left::Nothing })
     }
