@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use warmkey::app::Replica;
@@ -19,11 +18,6 @@ use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
-
-/// What has one size lies together: a stream's event touches fewer pages than with the system's. It asks for no huge pages
-/// (`no_thp`), for each large message that is announced would take one.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The command line or the configuration cannot run (sysexits.h: EX_USAGE).
 const BAD_CONFIGURATION: u8 = 64;
