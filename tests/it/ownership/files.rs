@@ -137,8 +137,10 @@ async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
 async fn while_nobody_can_say_whose_it_is_a_turn_waits() {
     let mut cluster = passing().replicas(2).store("timeout = \"300ms\"").start().await;
     let chain = bound_to(&cluster, "a-1").await;
-    let there = Chain { address: cluster.replicas[1].address(), ..chain.clone() };
     cluster.redis().kill().await;
+    // What it has heard of the session so far is gone with it, and now there is nobody to tell it.
+    cluster.replace(1).await;
+    let there = Chain { address: cluster.replicas[1].address(), ..chain.clone() };
     for fields in referring("org-a-one") {
         assert_eq!(chain.asks(fields.clone()).await.status, 200, "its replica remembers");
         let untold = there.asks(fields).await;
