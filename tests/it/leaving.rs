@@ -13,7 +13,7 @@ use crate::wire::{Connection, Piece, Request, ask};
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
 /// More than what lies between the gateway and a client that does not read holds.
-const EVENTS: usize = 300;
+const EVENTS: usize = 1_500;
 
 async fn asked(address: SocketAddr) -> Connection {
     let mut client = Connection::open(address).await;
@@ -133,15 +133,15 @@ async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
 #[tokio::test]
 async fn a_client_that_takes_its_time_is_no_silence() {
     let event = format!("data: {}\n\n", "x".repeat(7_000)).into_bytes();
-    let some = std::iter::repeat_n([Step::Send(chunk(&event)), Step::Pause(ms(10))], EVENTS).flatten();
+    let some = std::iter::repeat_n([Step::Send(chunk(&event)), Step::Pause(ms(2))], EVENTS).flatten();
     let last = [Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())];
     let upstream = Recorder::answering([Step::Send(stream_head(""))].into_iter().chain(some).chain(last).collect()).await;
     let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"700ms\"").start().await;
     let request = Request::turn(ALICE, BODY);
     let mut client = Connection::narrow(cluster.address()).await.expect("the listener accepts");
     let mut answer = within(ANSWER, "a head", client.ask(&request)).await.expect("an answer");
-    // The upstream goes on. What it says reaches nobody for several times as long as it might be silent.
-    tokio::time::sleep(ms(3_000)).await;
+    // The upstream goes on. Half of it fills what lies between; then nothing moves for longer than it might be silent.
+    tokio::time::sleep(ms(4_000)).await;
     within(ANSWER, "the rest", client.finish(&mut answer)).await;
     assert!(answer.whole && answer.body.len() == event.len() * EVENTS + COMPLETED.len(), "{}", answer.body.len());
 }
