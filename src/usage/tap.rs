@@ -117,23 +117,25 @@ impl Reader {
             bytes = &bytes[1..];
         }
         while !bytes.is_empty() {
-            let end = memchr2(b'\n', b'\r', bytes);
-            self.read_line(&bytes[..end.unwrap_or(bytes.len())], end.is_some());
-            let Some(end) = end else { return };
+            let Some(end) = memchr2(b'\n', b'\r', bytes) else { return self.read_part(bytes, false) };
+            let line = &bytes[..end];
+            if self.line == Line::Start && self.kept.is_empty() {
+                self.classify(line, true);
+            } else {
+                self.read_part(line, true);
+            }
+            self.end_line();
             let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
             self.after_return = bytes[end..] == *b"\r";
             bytes = &bytes[end + width..];
         }
     }
 
-    fn read_line(&mut self, part: &[u8], is_whole: bool) {
+    fn read_part(&mut self, part: &[u8], is_whole: bool) {
         match self.line {
             Line::Skipped => {}
             Line::Data => self.keep(part),
             Line::Start => self.read_start(part, is_whole),
-        }
-        if is_whole {
-            self.end_line();
         }
     }
 
@@ -154,10 +156,6 @@ impl Reader {
         self.line = Line::Skipped;
         if is_whole && line.is_empty() {
             self.announced = None;
-        } else if let Some(name) = field(line, b"event:") {
-            if is_whole {
-                self.announced = Terminal::of_event(name);
-            }
         } else if let Some(data) = field(line, b"data:") {
             self.announced = self.announced.or_else(|| unnamed(data));
             if self.announced.is_some() {
@@ -165,6 +163,8 @@ impl Reader {
                 self.kept.clear();
                 self.keep(data);
             }
+        } else if is_whole && let Some(name) = field(line, b"event:") {
+            self.announced = Terminal::of_event(name);
         }
     }
 
@@ -186,6 +186,12 @@ pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
 
 /// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`, with any white space.
 fn unnamed(data: &[u8]) -> Option<Terminal> {
+    // One letter tells most from an end: `response.output_text.delta`.
+    if let Some(name) = data.strip_prefix(br#"{"type":"response."#)
+        && !matches!(name.first(), Some(b'c' | b'i' | b'f'))
+    {
+        return None;
+    }
     let mut rest = data;
     for token in [&b"{"[..], br#""type""#, b":", b"\""] {
         rest = rest.trim_ascii_start().strip_prefix(token)?;
@@ -267,12 +273,23 @@ mod tests {
 
     #[test]
     fn an_event_without_a_name_is_known_by_its_type() {
+        let names = [
+            ("response.completed", Some(Terminal::Completed)),
+            ("response.incomplete", Some(Terminal::Incomplete)),
+            ("response.failed", Some(Terminal::Failed)),
+            ("error", Some(Terminal::Failed)),
+            ("response.created", None),
+            ("response.output_text.delta", None),
+            ("response.", None),
+        ];
         for start in [r#"{"type":"#, r#"{"type": "#, r#" { "type" : "#, "{\t\"type\":\t"] {
-            let text = format!("data: {start}\"response.incomplete\",\"response\":{{\"usage\":{USAGE}}}}}\n\n");
-            for size in [1, text.len()] {
-                let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
-                let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
-                assert_eq!(reading, Reading { terminal: Some(Terminal::Incomplete), usage: usage(), failure: None }, "{text}");
+            for (name, terminal) in names {
+                let text = format!("data: {start}\"{name}\",\"response\":{{\"usage\":{USAGE}}}}}\n\n");
+                for size in [1, text.len()] {
+                    let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
+                    let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
+                    assert_eq!((reading.terminal, reading.usage), (terminal, terminal.and_then(|_| usage())), "{text}");
+                }
             }
         }
     }
