@@ -30,7 +30,7 @@ use crate::server::admin::admin_routes;
 use crate::server::drain::{Drain, Readiness};
 use crate::server::listener::Listener;
 use crate::server::operator::{Admission, Desk};
-use crate::server::routes::client_routes;
+use crate::server::routes::ClientRoutes;
 use crate::session::identify::Identifier;
 use crate::setting::Span;
 use crate::store::memory::Memory;
@@ -140,7 +140,7 @@ impl Replica {
 
         let operator = Operator::new(Arc::clone(&registry), Arc::clone(&pulse));
         let desk = Desk { gateway: Arc::clone(&gateway), operator, admission: admission(&fixed) };
-        tasks.spawn_until_stopped(client_listener.serve(client_routes(gateway), connections.clone(), closing.clone()));
+        tasks.spawn_until_stopped(client_listener.serve(ClientRoutes(gateway), connections.clone(), closing.clone()));
         let admin = admin_routes(Arc::clone(&metrics), readiness.clone(), Arc::new(desk));
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
@@ -142,13 +141,13 @@ impl Error {
     }
 
     /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on anything else.
-    pub fn to_response(&self) -> Response<Body> {
+    pub fn to_response<B: From<String>>(&self) -> Response<B> {
         let (status, code, class, fault) = self.kind.describe();
         // In the order in which the real service writes them.
         let message = serde_json::Value::from(self.message.as_str());
         let param = if self.kind == Kind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
         let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#);
-        let mut response = Response::new(Body::from(body));
+        let mut response = Response::new(B::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -214,10 +213,10 @@ mod tests {
 
     #[test]
     fn what_the_client_did_wrong_is_not_worth_another_try() {
-        let response = Error::new(Kind::InvalidJson, "no JSON").to_response();
+        let response = Error::new(Kind::InvalidJson, "no JSON").to_response::<String>();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         assert_eq!(response.headers()[SHOULD_RETRY], "false");
-        let response = Error::new(Kind::NoKeyAvailable, "none").retry_after(Duration::from_secs(1)).to_response();
+        let response = Error::new(Kind::NoKeyAvailable, "none").retry_after(Duration::from_secs(1)).to_response::<String>();
         assert_eq!(response.headers().get(SHOULD_RETRY), None);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
     }

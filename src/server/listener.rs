@@ -3,6 +3,7 @@
 //! Speaks HTTP/1.1 and cleartext HTTP/2 with prior knowledge. Knows nothing of routes.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -11,8 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::body::Body;
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -51,10 +53,11 @@ impl Listener {
     }
 
     /// Accepts until `closing`; from then on no connection is accepted and each one ends after its request in flight.
-    pub async fn serve<S>(self, service: S, tasks: Tasks, closing: CancellationToken)
+    pub async fn serve<S, B>(self, service: S, tasks: Tasks, closing: CancellationToken)
     where
-        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
         loop {
             let accepted = tokio::select! {
@@ -70,10 +73,11 @@ impl Listener {
     }
 }
 
-async fn connection<S>(stream: TcpStream, service: S, header_timeout: Duration, closing: CancellationToken)
+async fn connection<S, B>(stream: TcpStream, service: S, header_timeout: Duration, closing: CancellationToken)
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     // Events are small and each one is awaited by a person.
     let _ = stream.set_nodelay(true);
@@ -103,15 +107,20 @@ where
     // whose peer has yet to show that it means well, has the short one here.
     let mut greeting = pin!(tokio::time::sleep(header_timeout));
     let mut ending = pin!(closing.cancelled());
-    let (mut is_listening, mut is_open) = (false, true);
-    poll_fn(|context| {
+    let closing = closing.clone();
+    let (mut is_new, mut is_listening, mut is_open) = (true, false, true);
+    // What is looked at for each event is moved into it, and so lies together.
+    poll_fn(move |context| {
         // The connection is what is woken, nearly always. How it broke is the peer's affair: whoever served a turn on it has
         // recorded the turn.
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        if !greeted.load(Ordering::Relaxed) && greeting.as_mut().poll(context).is_ready() {
-            return Poll::Ready(());
+        if is_new {
+            is_new = !greeted.load(Ordering::Relaxed);
+            if is_new && greeting.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
         }
         // Asked once, it wakes this task by itself.
         if is_open && (!is_listening || closing.is_cancelled()) {

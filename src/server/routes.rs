@@ -1,36 +1,48 @@
 //! What clients may ask for. Everything else is answered as an unknown URL, whatever the upstream would make of it: its
 //! account-wide endpoints would cross clients.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use ::http::{Request, Response};
-use axum::Router;
+use ::http::{Method, Request, Response};
 use axum::body::Body;
-use axum::extract::State;
-use axum::routing::post;
+use futures_util::FutureExt;
+use hyper::body::Incoming;
+use tower_service::Service;
 
 use crate::error::{Error, Kind};
+use crate::turn::relay::Outgoing;
 use crate::turn::{Gateway, http, websocket};
 
-type Shared = State<Arc<Gateway>>;
+/// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for it.
+#[derive(Clone)]
+pub struct ClientRoutes(pub Arc<Gateway>);
 
-pub fn client_routes(gateway: Arc<Gateway>) -> Router {
-    let responses = || post(serve).get(upgrade).fallback(unknown);
-    Router::new().route("/responses", responses()).route("/v1/responses", responses()).fallback(unknown).with_state(gateway)
-}
+impl Service<Request<Incoming>> for ClientRoutes {
+    type Response = Response<Outgoing>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Outgoing>, Infallible>> + Send>>;
 
-async fn serve(State(gateway): Shared, request: Request<Body>) -> Response<Body> {
-    http::serve(gateway, request).await
-}
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
 
-async fn upgrade(State(gateway): Shared, request: Request<Body>) -> Response<Body> {
-    match websocket::is_wanted(request.headers()) {
-        true => websocket::serve(gateway, request).await,
-        false => unknown(State(gateway), request).await,
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        Box::pin(answer(Arc::clone(&self.0), request.map(Body::new)).map(Ok))
     }
 }
 
-async fn unknown(State(gateway): Shared, request: Request<Body>) -> Response<Body> {
-    let message = format!("Unknown request URL: {} {}.", request.method(), request.uri().path());
-    http::refuse(&gateway, &request, &Error::new(Kind::UnknownUrl, message))
+async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
+    match (request.uri().path(), request.method()) {
+        ("/responses" | "/v1/responses", &Method::POST) => http::serve(gateway, request).await,
+        ("/responses" | "/v1/responses", &Method::GET) if websocket::is_wanted(request.headers()) => {
+            websocket::serve(gateway, request).await
+        }
+        (path, method) => {
+            let message = format!("Unknown request URL: {method} {path}.");
+            http::refuse(&gateway, &request, &Error::new(Kind::UnknownUrl, message))
+        }
+    }
 }

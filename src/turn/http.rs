@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::account::Account;
 use super::held::Hold;
 use super::owned::ForeignIds;
-use super::relay::relay;
+use super::relay::{Outgoing, relay};
 use super::replay::{self, Replayed, Text};
 use super::{Gateway, Sending};
 use crate::binding::owner::Owner;
@@ -32,13 +32,13 @@ const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
-pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Body> {
+pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
     let account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
     guarded(account.id, answer(&gateway, account, request)).await
 }
 
 /// An answer to the client, whatever becomes of `turn`.
-pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Body>>) -> Response<Body> {
+pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Outgoing>>) -> Response<Outgoing> {
     let failed = |_| {
         tracing::error!(turn = %id, "a turn panicked");
         Error::new(Kind::Internal, "The gateway failed on this turn.").to_response()
@@ -47,14 +47,14 @@ pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Body>>) -> 
 }
 
 /// A turn that is refused before anybody looks at it.
-pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Body> {
+pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
     let mut account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
     account.refused(error);
     named(error.to_response(), account.id)
 }
 
 /// Every answer carries its turn's name, and a request id even if no upstream gave one.
-fn named(mut response: Response<Body>, id: TurnId) -> Response<Body> {
+fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
     if let Ok(name) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().entry(REQUEST_ID).or_insert_with(|| name.clone());
         response.headers_mut().insert(TURN, name);
@@ -62,7 +62,7 @@ fn named(mut response: Response<Body>, id: TurnId) -> Response<Body> {
     response
 }
 
-async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Body> {
+async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Outgoing> {
     match gateway.exchange(&mut account, request).await {
         Ok((key, answer, hold)) => pass_on(gateway, &key, answer, hold, account).await,
         Err(error) => {
@@ -73,14 +73,20 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<B
 }
 
 /// `hold`: what the answer's bytes may have to wait for.
-pub async fn pass_on(gateway: &Gateway, key: &Key, answer: Answer, hold: Option<Hold>, mut account: Account) -> Response<Body> {
+pub async fn pass_on(
+    gateway: &Gateway,
+    key: &Key,
+    answer: Answer,
+    hold: Option<Hold>,
+    mut account: Account,
+) -> Response<Outgoing> {
     account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
     let (body, pump) = relay(answer, key, hold, account);
     pump.start(&gateway.tasks).await;
-    response.map(|()| Body::new(body))
+    response.map(|()| Outgoing::Relayed(body))
 }
 
 /// What one look at a body's text tells.

@@ -35,28 +35,29 @@ pub enum Broken {
     Stalled,
 }
 
-/// Boxed is what is not looked at for every event: what is lies close together, for memory that a thousand streams share is what
-/// an event costs here.
+/// What is looked at for every event lies together, for memory that a thousand streams share is what an event costs here: the
+/// order of the fields is that of the memory, and what is seldom looked at is boxed or stands last.
+#[repr(C)]
 pub struct Passage {
-    upstream: Option<reqwest::Response>,
-    hold: Option<Box<Hold>>,
-    /// Frames that came at the same moment.
-    pub joined: BytesMut,
-    pub idle: Idle,
-    tap: Tap,
-    ear: Ear,
-    account: Option<Box<Account>>,
-    ready: VecDeque<Bytes>,
-    length: usize,
     /// Nothing follows; or this follows.
     closed: Option<Option<Broken>>,
-    pub has_left: bool,
     /// Frames come one by one: the relay takes them.
     pub is_paced: bool,
+    pub has_left: bool,
+    hold: Option<Box<Hold>>,
+    tap: Tap,
+    ear: Ear,
+    pub idle: Idle,
+    ready: VecDeque<Bytes>,
+    /// Frames that came at the same moment.
+    pub joined: BytesMut,
     /// Woken when something is ready.
     pub reader: Option<Waker>,
+    upstream: Option<reqwest::Response>,
     /// Woken when there is room, company, or nobody to read.
     pub writer: Option<Waker>,
+    length: usize,
+    account: Option<Box<Account>>,
 }
 
 /// What the upstream has sent.

@@ -7,6 +7,7 @@
 //! gets the chance to hand over another frame, and when there is none everything goes on its way. Whoever takes the frames, it is
 //! that task that listens for silence.
 
+use std::error::Error;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::poll_immediate;
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
 
 use super::account::Account;
 use super::held::Hold;
@@ -118,7 +119,7 @@ impl Drop for Pump {
 
 impl Body for Relay {
     type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = Box<dyn Error + Send + Sync>;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let passage = &mut *lock(&self.0);
@@ -158,6 +159,44 @@ impl Body for Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         lock(&self.0).abandon();
+    }
+}
+
+/// What a client is sent. Not axum's body: that is a box of its own, and an event of a slow stream pays for each line of memory.
+pub enum Outgoing {
+    Relayed(Relay),
+    Own(axum::body::Body),
+}
+
+impl From<String> for Outgoing {
+    fn from(text: String) -> Self {
+        Self::Own(text.into())
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Relayed(relay) => Pin::new(relay).poll_frame(context),
+            Self::Own(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Relayed(relay) => relay.is_end_stream(),
+            Self::Own(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Relayed(relay) => relay.size_hint(),
+            Self::Own(body) => body.size_hint(),
+        }
     }
 }
 

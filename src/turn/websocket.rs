@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use super::account::Account;
 use super::hop::frames;
 use super::http::{guarded, pass_on};
+use super::relay::Outgoing;
 use super::socket::{Connection, Socket};
 use super::sockets::Open;
 use super::{Gateway, Sending};
@@ -42,12 +43,12 @@ pub fn is_wanted(headers: &HeaderMap) -> bool {
 }
 
 /// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted ours.
-pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Body> {
+pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
     let account = Account::open(Arc::clone(&gateway.metrics), Transport::Websocket, request.headers());
     guarded(account.id, answer(&gateway, account, request)).await
 }
 
-async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Request<Body>) -> Response<Body> {
+async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Request<Body>) -> Response<Outgoing> {
     let nonce = generate_key();
     let client = hyper::upgrade::on(&mut request);
     let accepted = accept(gateway, &request);
@@ -125,9 +126,9 @@ fn open(
     connected: Connected,
     (client_connection, upstream_connection): (OnUpgrade, OnUpgrade),
     accepted: HeaderValue,
-) -> Response<Body> {
+) -> Response<Outgoing> {
     let Connected { client, lineage, announced, binding, answer } = connected;
-    let mut response = Response::new(Body::empty());
+    let mut response = Response::new(Outgoing::Own(Body::empty()));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     *headers = returned(&answer.headers, &binding.key.secret);
