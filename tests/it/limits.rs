@@ -89,7 +89,7 @@ async fn many_compressed_bodies_share_the_memory_for_bodies() {
         assert!(matches!(status, 200 | 503), "{status}");
     }
     let grown = cluster.replica().process().peak().saturating_sub(before);
-    assert!(grown < 64 << 20, "{} MiB more", grown >> 20);
+    assert!(grown < 48 << 20, "{} MiB more", grown >> 20);
 }
 
 #[tokio::test]
