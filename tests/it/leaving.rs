@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
+use crate::port::unread;
 use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
 use crate::wire::{Connection, Piece, Request, ask};
 
@@ -14,6 +15,10 @@ const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"i
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
 /// More than what lies between the gateway and a client that does not read holds.
 const EVENTS: usize = 1_500;
+/// More than comes at once: bytes that the gateway does not read while it sleeps.
+const HELD_BACK: u64 = 32 * 1024;
+/// How long that test's upstream may be silent.
+const IDLE: Duration = ms(700);
 
 async fn asked(address: SocketAddr) -> Connection {
     let mut client = Connection::open(address).await;
@@ -136,12 +141,19 @@ async fn a_client_that_takes_its_time_is_no_silence() {
     let some = std::iter::repeat_n([Step::Send(chunk(&event)), Step::Pause(ms(2))], EVENTS).flatten();
     let last = [Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())];
     let upstream = Recorder::answering([Step::Send(stream_head(""))].into_iter().chain(some).chain(last).collect()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"700ms\"").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).upstream(&format!("idle_timeout = \"{}ms\"", IDLE.as_millis())).start().await;
     let request = Request::turn(ALICE, BODY);
     let mut client = Connection::narrow(cluster.address()).await.expect("the listener accepts");
     let mut answer = within(ANSWER, "a head", client.ask(&request)).await.expect("an answer");
-    // The upstream goes on. Half of it fills what lies between; then nothing moves for longer than it might be silent.
-    tokio::time::sleep(ms(4_000)).await;
+    // The upstream goes on until nothing fits into what lies between.
+    eventually(ANSWER, "a stream at rest", async || {
+        let held_back: u64 = unread(upstream.address().port()).iter().sum();
+        (held_back > HELD_BACK && cluster.replica().process().sleeps()).then_some(())
+    })
+    .await;
+    // And then nothing moves for longer than an upstream may be silent.
+    tokio::time::sleep(IDLE * 2).await;
     within(ANSWER, "the rest", client.finish(&mut answer)).await;
     assert!(answer.whole && answer.body.len() == event.len() * EVENTS + COMPLETED.len(), "{}", answer.body.len());
 }

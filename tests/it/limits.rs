@@ -1,6 +1,5 @@
 //! What one client may take: bytes of a body, bytes of all bodies, time for its headers, memory for a stream that it does not read.
 
-use std::fs;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -9,6 +8,7 @@ use crate::cluster::{ALICE, Cluster};
 use crate::codex::sha256;
 use crate::errors::waits;
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
+use crate::port::unread;
 use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
 use crate::wire::{Connection, Request, ask};
 
@@ -153,9 +153,9 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
         readers.push(reader);
     }
     // Everybody is held back: for each reader there are bytes that the gateway could read, and it sleeps.
-    let pid = cluster.replica().process().pid();
     eventually(ANSWER, "streams at rest", async || {
-        (waiting(upstream.address().port()) == READERS as usize && sleeps(pid)).then_some(())
+        let held_back = unread(upstream.address().port()).len();
+        (held_back == READERS as usize && cluster.replica().process().sleeps()).then_some(())
     })
     .await;
     assert!(upstream.flooded() > READERS * event.len() as u64);
@@ -164,23 +164,4 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
     // And it ends with them.
     drop(readers);
     cluster.replica().shows("warmkey_active_turns", 0.0).await;
-}
-
-/// How many connections to this port hold bytes that their owner has not read yet.
-fn waiting(port: u16) -> usize {
-    let peer = format!(":{port:04X}");
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux shows its connections");
-    // Number, local address, remote address, state, bytes to send ':' bytes to read, all in hexadecimal digits.
-    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    rows.filter(|row| row[2].ends_with(&peer) && !row[4].ends_with(":00000000")).count()
-}
-
-/// Whether no thread of the process has anything to do.
-fn sleeps(pid: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs");
-    threads.flatten().all(|thread| {
-        let line = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        // The name may hold anything, parentheses too.
-        line.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
-    })
 }

@@ -128,6 +128,16 @@ impl Process {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process runs").count()
     }
 
+    /// Whether none of its threads has anything to do.
+    pub fn sleeps(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");
+        threads.flatten().all(|thread| {
+            let line = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The name may hold anything, parentheses too.
+            line.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+        })
+    }
+
     fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
         let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a process has resident memory");
