@@ -6,9 +6,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ::http::header::CONTENT_LENGTH;
 use ::http::{Method, Request, Response};
 use axum::body::Body;
 use futures_util::FutureExt;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tower_service::Service;
 
@@ -34,6 +36,14 @@ impl Service<Request<Incoming>> for ClientRoutes {
     }
 }
 
+/// What hyper does by itself over HTTP/1.1 alone: HEAD is answered with the length of what is not sent.
+fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    response.map(|_| Outgoing::Own(Body::empty()))
+}
+
 async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
     match (request.uri().path(), request.method()) {
         ("/responses" | "/v1/responses", &Method::POST) => http::serve(gateway, request).await,
@@ -42,7 +52,8 @@ async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgo
         }
         (path, method) => {
             let message = format!("Unknown request URL: {method} {path}.");
-            http::refuse(&gateway, &request, &Error::new(Kind::UnknownUrl, message))
+            let response = http::refuse(&gateway, &request, &Error::new(Kind::UnknownUrl, message));
+            if method == Method::HEAD { without_body(response) } else { response }
         }
     }
 }

@@ -36,6 +36,25 @@ async fn an_http2_client_is_served_the_same() {
     }
 }
 
+/// Over either version the length of what GET would be answered, and nothing of it.
+#[tokio::test]
+async fn head_is_answered_without_a_body() {
+    let cluster = Cluster::new().start().await;
+    let http1 = reqwest::Client::builder().no_proxy().build().expect("a client is made");
+    for client in [http1, http2()] {
+        for path in ["/responses", "/elsewhere"] {
+            let url = format!("http://{}{path}", cluster.address());
+            let told = within(ANSWER, "an answer", client.get(&url).send()).await.expect("an answer");
+            let body = told.bytes().await.expect("a body");
+            // HEAD is a byte longer than GET, and the message says which it was.
+            let answer = within(ANSWER, "a head", client.head(&url).send()).await.expect("an answer");
+            assert_eq!(answer.status(), 404);
+            assert_eq!(answer.headers()["content-length"], (body.len() + 1).to_string());
+            assert_eq!(within(ANSWER, "its end", answer.bytes()).await.expect("no more"), "");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
     let hold = vec![
