@@ -145,10 +145,14 @@ impl Reader {
             self.classify(part, is_whole);
             return;
         }
-        self.keep(part);
+        let (start, rest) = part.split_at(part.len().min(START - self.kept.len()));
+        self.keep(start);
         if is_whole || self.kept.len() >= START {
             let line = std::mem::take(&mut self.kept);
-            self.classify(&line, is_whole);
+            self.classify(&line, is_whole && rest.is_empty());
+            if self.line == Line::Data {
+                self.keep(rest);
+            }
         }
     }
 
@@ -292,6 +296,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_stands_in_the_middle_of_a_line_is_no_line() {
+        let line = format!("x{}", "x".repeat(KEPT + 1));
+        let kind = headers("text/event-stream", None);
+        let reading = read(&kind, &[b"x", line.as_bytes(), b"data: {\"type\":\"response.completed\"}\n\n"]);
+        assert_eq!(reading, Reading::default());
     }
 
     #[test]
