@@ -20,9 +20,8 @@ use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
 
-/// What has one size lies together: an event of a slow stream and a small turn cost less than with the system's allocator. Huge
-/// pages are off (`no_thp`), and large memory is the system's to keep (`.cargo/config.toml`): both would take memory that nobody
-/// uses.
+/// What has one size lies together: an event of a slow stream and a small turn cost less than with the system's allocator. It asks
+/// for no huge pages, and gives large memory back at once (`.cargo/config.toml`): both would take memory that nobody uses.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
