@@ -118,12 +118,7 @@ impl Reader {
         }
         while !bytes.is_empty() {
             let Some(end) = memchr2(b'\n', b'\r', bytes) else { return self.read_part(bytes, false) };
-            let line = &bytes[..end];
-            if self.line == Line::Start && self.kept.is_empty() {
-                self.classify(line, true);
-            } else {
-                self.read_part(line, true);
-            }
+            self.read_part(&bytes[..end], true);
             self.end_line();
             let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
             self.after_return = bytes[end..] == *b"\r";
