@@ -13,25 +13,13 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::setting::{Secret, SecretSource, Span};
-use echo::Echo;
+use leak::Echo;
 use resolve::Resolver;
 
-pub mod echo;
-pub mod health;
-pub mod condition;
-pub mod conditions;
-pub mod load;
-pub mod room;
-pub mod surge;
+pub mod leak;
 pub mod resolve;
 pub mod table;
 pub mod generation;
-pub mod registry;
-pub mod roll;
-pub mod pulse;
-pub mod operator;
-#[cfg(test)]
-mod agreement;
 
 /// One `[[upstream]]`.
 #[derive(Clone, Debug, Deserialize)]

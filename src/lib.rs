@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod telemetry;
 pub mod task;
 pub mod limit;
+pub mod wire;
 pub mod outcome;
 pub mod store;
 
@@ -27,6 +28,7 @@ pub mod store;
 pub mod client;
 pub mod session;
 pub mod key;
+pub mod health;
 pub mod binding;
 pub mod upstream;
 pub mod usage;

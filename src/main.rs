@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use warmkey::app::Replica;
 use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
-use warmkey::key::operator::Verb;
+use warmkey::health::operator::Verb;
 use warmkey::operate::{self, Failure};
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;

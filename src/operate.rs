@@ -12,7 +12,7 @@ use reqwest::{Request, Url};
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::key::operator::Verb;
+use crate::health::operator::Verb;
 use crate::setting::Secret;
 
 /// How long a replica may take: it may be asking an upstream.

@@ -16,8 +16,8 @@ use crate::config::Plan;
 use crate::config::fixed::Fixed;
 use crate::config::source::{self, Seen};
 use crate::current::Current;
-use crate::key::registry::Registry;
-use crate::key::roll::Voice;
+use crate::health::registry::Registry;
+use crate::health::roll::Voice;
 use crate::metrics::Metrics;
 
 /// From one look at the files to the next.

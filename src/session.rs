@@ -11,10 +11,6 @@ use sha2::Sha256;
 use crate::client::ClientId;
 use crate::setting::{Secret, SecretSource};
 
-mod quotes;
-pub mod references;
-pub mod scan;
-pub mod peek;
 pub mod lineage;
 pub mod identify;
 

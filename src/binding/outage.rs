@@ -16,7 +16,7 @@ use super::select::Reach;
 use super::table::Bindings;
 use super::wanted::Wanted;
 use crate::error::Error;
-use crate::key::registry::Registry;
+use crate::health::registry::Registry;
 use crate::metrics::{Decision, Reason};
 use crate::session::SessionId;
 use crate::store::{Replaced, Store, Unavailable};

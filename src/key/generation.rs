@@ -7,8 +7,8 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use super::table::Table;
-use super::{Key, Tag};
+use crate::key::table::Table;
+use crate::key::{Key, Tag};
 use crate::store::Roll;
 
 /// A set of keys, and its place among the sets of all replicas.

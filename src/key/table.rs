@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::echo::Echo;
-use super::resolve::Resolver;
-use super::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
+use crate::key::leak::Echo;
+use crate::key::resolve::Resolver;
+use crate::key::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
 
 /// All keys, in the order of the configuration.
 #[derive(Clone)]

@@ -15,9 +15,9 @@ use serde::Serialize;
 
 use crate::client::authenticate::AdminToken;
 use crate::error::{Error, Kind};
+use crate::health::diagnose::Ailment;
+use crate::health::operator::{Operator, Verb, View};
 use crate::key::Key;
-use crate::key::health::Ailment;
-use crate::key::operator::{Operator, Verb, View};
 use crate::session::SessionId;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;

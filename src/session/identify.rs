@@ -3,11 +3,11 @@
 use http::HeaderMap;
 use subtle::ConstantTimeEq;
 
-use super::lineage::{Lineage, Parent, forked_from, parent_of_hop, thread};
-use super::peek::{Field, Peek, stable_prefix};
-use super::{Hasher, Kind, ResponseId, SESSION_HEADERS, SessionId, is_well_formed};
 use crate::client::ClientId;
+use crate::session::lineage::{Lineage, Parent, forked_from, parent_of_hop, thread};
+use crate::session::{Hasher, Kind, ResponseId, SESSION_HEADERS, SessionId, is_well_formed};
 use crate::setting::Secret;
+use crate::wire::peek::{Field, Peek, stable_prefix};
 
 /// Where an edge Warmkey puts its stored id, and the secret it is believed by.
 pub const STICKY: &str = "yai-sticky-session";

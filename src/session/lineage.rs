@@ -6,7 +6,7 @@
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::{SESSION_HEADERS, SessionId, is_well_formed};
+use crate::session::{SESSION_HEADERS, SessionId, is_well_formed};
 
 const METADATA: &str = "x-codex-turn-metadata";
 const FORKED_FROM: &[u8] = b"forked_from_thread_id";

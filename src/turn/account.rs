@@ -8,16 +8,16 @@ use tokio::time::Instant;
 use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, Fault};
+use crate::health::load::InFlight;
+use crate::health::registry::Registry;
 use crate::key::Key;
-use crate::key::load::InFlight;
-use crate::key::registry::Registry;
 use crate::metrics::{BindingResult, Cache, Ending, Metrics, Transport};
 use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
 use crate::usage::cold;
 use crate::usage::tap::Reading;
-use crate::usage::terminal::Terminal;
+use crate::wire::terminal::Terminal;
 
 /// The books of one turn. Whoever drops it ends the turn: as [`Ending::ClientLeft`] unless something else was said.
 pub struct Account {

@@ -6,7 +6,7 @@ use super::account::Account;
 use super::lanes::Lanes;
 use crate::metrics::BindingResult;
 use crate::usage::tap::Reading;
-use crate::usage::terminal::Terminal;
+use crate::wire::terminal::Terminal;
 
 pub struct Books {
     pub lanes: Lanes<Account>,

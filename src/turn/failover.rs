@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use http::header::RETRY_AFTER;
 
 use crate::error::{Error, Kind};
-use crate::key::health::{Ailment, Diagnosis, diagnose};
+use crate::health::diagnose::{Ailment, Diagnosis, diagnose};
 use crate::limit;
 use crate::metrics::Reason;
 use crate::outcome::{Answer, Outcome, Refusal};
@@ -89,7 +89,7 @@ pub fn overloaded(wait: Option<Duration>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::health::Scope;
+    use crate::health::diagnose::Scope;
     use crate::outcome::ErrorBody;
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, StatusCode};

@@ -4,10 +4,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use memchr::memchr;
 
 use crate::outcome::ErrorBody;
-use crate::session::peek::{Field, fields, identified, look};
-use crate::session::references::References;
-use crate::session::scan::NotJson;
-use crate::usage::terminal::Terminal;
+use crate::wire::peek::{Field, fields, identified, look};
+use crate::wire::references::References;
+use crate::wire::scan::NotJson;
+use crate::wire::terminal::Terminal;
 
 /// What a client's message asks for.
 #[derive(Debug, Default, PartialEq, Eq)]

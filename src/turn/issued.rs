@@ -9,10 +9,10 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use memchr::memchr2;
 
-use crate::session::peek::Field;
-use crate::session::scan::Scanner;
-use crate::usage::decoder::Decoder;
 use crate::usage::tap::field;
+use crate::wire::decoder::Decoder;
+use crate::wire::peek::Field;
+use crate::wire::scan::Scanner;
 
 /// So much of an answer is looked at.
 const LOOKED_AT: usize = 64 * 1024;

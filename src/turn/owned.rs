@@ -10,8 +10,8 @@ use crate::binding::owner::Owner;
 use crate::binding::place::untold;
 use crate::client::ClientId;
 use crate::error::{Error, Kind};
-use crate::session::references::References;
 use crate::store::Budget;
+use crate::wire::references::References;
 
 const FOREIGN_FILE: &str = "A file or vector store that did not pass through this gateway is not found here. \
     Its operator can let such ids pass (`server.foreign_ids`).";

@@ -14,7 +14,7 @@ use super::account::Account;
 use super::held::Hold;
 use super::idle::Idle;
 use crate::key::Key;
-use crate::key::echo::Ear;
+use crate::key::leak::Ear;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::usage::tap::{Reading, Tap};

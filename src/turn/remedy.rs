@@ -9,7 +9,7 @@ use super::failover::{overloaded, too_steep};
 use crate::binding::Binding;
 use crate::binding::wanted::Wanted;
 use crate::error::{Error, Kind};
-use crate::key::health::{Ailment, Diagnosis};
+use crate::health::diagnose::{Ailment, Diagnosis};
 use crate::limit::wait_or_usual;
 use crate::metrics::{Decision, Reason};
 

@@ -14,8 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error::{Error, Kind};
-use crate::session::peek::Peek;
 use crate::setting::Size;
+use crate::wire::peek::Peek;
 
 /// What the memory for bodies is counted in: a permit is a `u32`, and a body may be larger.
 const UNIT: usize = 4 * 1024;

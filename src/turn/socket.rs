@@ -30,11 +30,11 @@ use crate::binding::wanted::{Sealed, Wanted};
 use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
-use crate::key::health::{Diagnosis, diagnose};
+use crate::health::diagnose::{Diagnosis, diagnose};
 use crate::metrics::BindingResult;
 use crate::session::lineage::Lineage;
 use crate::usage::tap::Reading;
-use crate::usage::terminal::Terminal;
+use crate::wire::terminal::Terminal;
 
 /// When a client that was told to come again should.
 const SOON: Duration = Duration::from_secs(1);

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use crate::binding::wanted::Wanted;
 use crate::client::ClientId;
+use crate::health::condition::Subject;
+use crate::health::registry::Registry;
 use crate::key::Key;
-use crate::key::condition::Subject;
-use crate::key::registry::Registry;
 
 /// So long a word waits for a second witness.
 const MEMORY: Duration = Duration::from_secs(60);

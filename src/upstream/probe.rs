@@ -11,10 +11,10 @@ use tokio::time::MissedTickBehavior;
 
 use super::call;
 use super::headers::credential;
+use crate::health::condition::{Condition, Subject};
+use crate::health::diagnose::{Ailment, Diagnosis, Scope, diagnose};
+use crate::health::registry::Registry;
 use crate::key::Key;
-use crate::key::condition::{Condition, Subject};
-use crate::key::health::{Ailment, Diagnosis, Scope, diagnose};
-use crate::key::registry::Registry;
 use crate::metrics::{Decision, Metrics, Reason};
 use crate::outcome::{Outcome, Refusal};
 use crate::store::Store;
@@ -130,8 +130,8 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::conditions::Fitness;
-    use crate::key::pulse::Pulse;
+    use crate::health::conditions::Fitness;
+    use crate::health::pulse::Pulse;
     use crate::key::table::Table;
     use crate::store::memory::Memory;
     use tokio::time::{Instant, sleep};

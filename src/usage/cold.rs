@@ -1,7 +1,7 @@
 //! Decides why a turn read nothing from the cache. Pure.
 
-use super::terminal::Usage;
 use crate::metrics::{BindingResult, ColdReason};
+use crate::wire::terminal::Usage;
 
 /// The shortest prefix that any model caches, in tokens.
 const MINIMUM: u64 = 1_024;

@@ -9,9 +9,9 @@ use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use memchr::{memchr, memchr2};
 
-use super::decoder::Decoder;
-use super::terminal::{self, Terminal, Usage};
 use crate::outcome::ErrorBody;
+use crate::wire::decoder::Decoder;
+use crate::wire::terminal::{self, Terminal, Usage};
 
 /// A terminal event or a JSON answer longer than this passes unread.
 const KEPT: usize = 512 * 1024;

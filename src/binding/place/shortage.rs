@@ -7,7 +7,7 @@ use super::{Places, is_allowed};
 use crate::binding::select::Reach;
 use crate::binding::wanted::Wanted;
 use crate::error::{Error, Kind};
-use crate::key::conditions::{Fitness, Why};
+use crate::health::conditions::{Fitness, Why};
 use crate::key::{Key, Tag};
 
 /// What a client is told when a key may be loaded in a moment.

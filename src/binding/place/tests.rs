@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::client::Client;
-use crate::key::condition::{Condition, Subject};
-use crate::key::health::{Ailment, Scope};
+use crate::health::condition::{Condition, Subject};
+use crate::health::diagnose::{Ailment, Scope};
 use crate::key::table::Table;
 use crate::metrics::Metrics;
 

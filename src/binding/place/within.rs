@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::client::Client;
-use crate::key::health::{Ailment, Scope};
+use crate::health::diagnose::{Ailment, Scope};
 use crate::key::table::Table;
 use crate::key::{Settings, UpstreamSettings};
 use crate::metrics::Metrics;

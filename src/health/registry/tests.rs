@@ -1,6 +1,6 @@
 //! What is known of keys, as turns meet it.
 
-use super::*;
+use crate::health::registry::*;
 
 const REJECTED: Ailment = Ailment::Rejected(Scope::Key);
 

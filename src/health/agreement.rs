@@ -6,12 +6,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::time::{Instant, advance};
 
-use super::condition::{Class, Condition, Subject};
-use super::conditions::Fitness;
-use super::health::{Ailment, Scope};
-use super::pulse::Pulse;
-use super::registry::Registry;
-use super::table::Table;
+use crate::health::condition::{Class, Condition, Subject};
+use crate::health::conditions::Fitness;
+use crate::health::diagnose::{Ailment, Scope};
+use crate::health::pulse::Pulse;
+use crate::health::registry::Registry;
+use crate::key::table::Table;
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::store::memory::Memory;

@@ -4,8 +4,8 @@
 //! found first, 64 bytes at a time and without a branch a byte; then it steps from quote to quote. It accepts what RFC 8259
 //! does, at any depth, and more than that only in strings: text that is not read need not be valid Unicode.
 
-use super::quotes::Quotes;
-use super::references::References;
+use crate::wire::quotes::Quotes;
+use crate::wire::references::References;
 
 /// The text stops being JSON at this byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

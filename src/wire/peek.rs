@@ -3,9 +3,9 @@
 //! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass. What is not JSON at all is an
 //! error, since nothing could be checked.
 
-use super::quotes::unescaped;
-use super::references::References;
-use super::scan::{NotJson, Scanner};
+use crate::wire::quotes::unescaped;
+use crate::wire::references::References;
+use crate::wire::scan::{NotJson, Scanner};
 
 /// No field that routing needs is longer, as written: what is, is not copied.
 const LONGEST: usize = 2048;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::condition::{Condition, Subject};
-use super::pulse::Pulse;
-use super::registry::Registry;
-use super::{Key, Tag};
+use crate::health::condition::{Condition, Subject};
+use crate::health::pulse::Pulse;
+use crate::health::registry::Registry;
+use crate::key::{Key, Tag};
 
 /// How an organization is named, since a key may be called like it.
 const ORGANIZATION: &str = "org:";
@@ -174,8 +174,8 @@ impl Operator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::conditions::{Fitness, Why};
-    use crate::key::health::{Ailment, Scope};
+    use crate::health::conditions::{Fitness, Why};
+    use crate::health::diagnose::{Ailment, Scope};
     use crate::key::table::Table;
     use crate::metrics::Metrics;
     use crate::store::Store;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{Key, Tag};
+use crate::key::{Key, Tag};
 
 /// So many turns at once are no load, whatever others have.
 const LIGHT: u64 = 8;

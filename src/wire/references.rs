@@ -5,7 +5,7 @@
 
 use memchr::memchr;
 
-use super::quotes::unescaped;
+use crate::wire::quotes::unescaped;
 
 /// No name that is looked for and has an escape in it is shorter.
 const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
@@ -77,7 +77,7 @@ fn is_alone(value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::session::peek::Peek;
+    use crate::wire::peek::Peek;
 
     fn found(body: &str) -> (bool, bool) {
         let references = Peek::at(body.as_bytes()).unwrap().references;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Key, Tag};
+use crate::key::{Key, Tag};
 use crate::limit::Rate;
 
 /// The usual rate of new sessions is what came in this time.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Conditions, Entry};
-use crate::key::condition::{Class, Condition, Place};
+use crate::health::condition::{Class, Condition, Place};
+use crate::health::conditions::{Conditions, Entry};
 use crate::store::board::{Board, Note};
 
 impl Conditions {
@@ -97,8 +97,8 @@ impl Conditions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::condition::Subject;
     use crate::key::Tag;
-    use crate::key::condition::Subject;
     use crate::store::board::{InProcess, Word};
 
     fn subject() -> Subject {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::registry::Registry;
+use crate::health::registry::Registry;
 use crate::store::Store;
 use crate::store::board::Word;
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Key;
-use super::condition::{Class, Condition, Place, Subject};
-use super::health::Scope;
+use crate::health::condition::{Class, Condition, Place, Subject};
+use crate::health::diagnose::Scope;
+use crate::key::Key;
 use crate::store::board::Note;
 
 mod exchange;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::generation::Loaded;
-use super::registry::Registry;
+use crate::health::registry::Registry;
+use crate::key::generation::Loaded;
 use crate::store::{Report, Roll, Store, Unavailable};
 
 /// Between two answers. A new key waits for at most as long before it takes sessions everywhere.

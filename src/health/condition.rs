@@ -4,8 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::health::{Ailment, Scope};
-use super::{Key, Tag};
+use crate::health::diagnose::{Ailment, Scope};
+use crate::key::{Key, Tag};
 
 /// What something is the case of, as all replicas name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

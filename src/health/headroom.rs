@@ -7,8 +7,8 @@ use std::sync::{PoisonError, RwLock};
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use super::Key;
-use super::condition::Subject;
+use crate::health::condition::Subject;
+use crate::key::Key;
 use crate::limit::headroom;
 
 /// A project with less than this left of a limit is scarce.

@@ -1,0 +1,8 @@
+//! OpenAI's dialect, as bytes: JSON that is scanned and never rebuilt, events, error bodies. Pure.
+
+mod quotes;
+pub mod references;
+pub mod scan;
+pub mod peek;
+pub mod decoder;
+pub mod terminal;
