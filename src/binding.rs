@@ -17,18 +17,18 @@ use crate::setting::Span;
 
 pub mod record;
 pub mod select;
-pub mod wanted;
+pub mod demand;
 pub mod place;
 pub mod trail;
 pub mod local;
-pub mod table;
+pub mod bind;
 pub mod seal;
 pub mod outage;
-pub mod hearsay;
+pub mod gossip;
 pub mod fork;
-pub mod home;
+pub mod project;
 pub mod forgotten;
-pub mod owner;
+pub mod ownership;
 pub mod view;
 #[cfg(test)]
 mod machine;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use crate::setting::{SecretSource, Size, Span};
-use crate::turn::owned::ForeignIds;
+use crate::turn::ownership::ForeignIds;
 
 pub mod operator;
 pub mod admin;

@@ -3,11 +3,11 @@
 //! Only the organization that sealed a session's history can open it. A turn whose binding is a guess and whose history the
 //! upstream could not open is tried once with each other organization, and the one that accepts is bound.
 
-use super::record::{Record, state_tag};
-use super::table::Bindings;
-use super::trail::Step;
-use super::wanted::Wanted;
-use super::{Binding, Written};
+use crate::binding::bind::Bindings;
+use crate::binding::demand::Wanted;
+use crate::binding::record::{Record, state_tag};
+use crate::binding::trail::Step;
+use crate::binding::{Binding, Written};
 use crate::error::Error;
 use crate::key::Tag;
 use crate::metrics::{BindingResult, Decision, Reason};

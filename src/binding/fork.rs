@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::record::Record;
-use super::table::Bindings;
-use super::wanted::Wanted;
+use crate::binding::bind::Bindings;
+use crate::binding::demand::Wanted;
+use crate::binding::record::Record;
 use crate::session::SessionId;
 use crate::store::{Budget, Store};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::record::Record;
+use crate::binding::record::Record;
 use crate::key::Tag;
 use crate::session::SessionId;
 use crate::store::expiring::Expiring;

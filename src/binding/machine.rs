@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 use tokio::time::Instant;
 
-use super::outage::merge_all;
+use crate::binding::outage::merge_all;
 use crate::store::model::{Flaw, Shared, Weather};
 
 mod replica;

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::Binding;
-use super::local::{Known, Local};
-use super::place::Standing;
-use super::record::{Record, state_tag};
-use super::select::Reach;
-use super::table::Bindings;
-use super::wanted::Wanted;
+use crate::binding::Binding;
+use crate::binding::bind::Bindings;
+use crate::binding::demand::Wanted;
+use crate::binding::local::{Known, Local};
+use crate::binding::place::Standing;
+use crate::binding::record::{Record, state_tag};
+use crate::binding::select::Reach;
 use crate::error::Error;
 use crate::health::registry::Registry;
 use crate::metrics::{Decision, Reason};

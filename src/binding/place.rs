@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::record::Record;
-use super::select::{Reach, first, share};
-use super::wanted::Wanted;
+use crate::binding::demand::Wanted;
+use crate::binding::record::Record;
+use crate::binding::select::{Reach, first, share};
 use crate::error::{Error, Kind};
 use crate::health::conditions::{Fitness, Why};
 use crate::health::registry::Registry;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::record::Record;
-use super::table::Bindings;
-use super::{Binding, Written};
+use crate::binding::bind::Bindings;
+use crate::binding::record::Record;
+use crate::binding::{Binding, Written};
 use crate::session::SessionId;
 use crate::store::{Budget, Replaced};
 

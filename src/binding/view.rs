@@ -3,9 +3,9 @@
 
 use serde::Serialize;
 
-use super::record::Record;
-use super::table::Bindings;
-use super::trail::{Mark, name};
+use crate::binding::bind::Bindings;
+use crate::binding::record::Record;
+use crate::binding::trail::{Mark, name};
 use crate::session::SessionId;
 
 /// All that is known of a session.

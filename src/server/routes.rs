@@ -15,8 +15,10 @@ use hyper::body::Incoming;
 use tower_service::Service;
 
 use crate::error::{Error, Kind};
-use crate::turn::relay::Outgoing;
-use crate::turn::{Gateway, http, websocket};
+use crate::turn::Gateway;
+use crate::turn::http::exchange as http;
+use crate::turn::http::relay::Outgoing;
+use crate::turn::websocket::handshake as websocket;
 
 /// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for it.
 #[derive(Clone)]

@@ -6,16 +6,16 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::Gateway;
-use super::account::Account;
-use super::failover::{Verdict, decide};
 use crate::binding::Binding;
-use crate::binding::wanted::Wanted;
+use crate::binding::demand::Wanted;
 use crate::error::Error;
 use crate::metrics::Reason;
 use crate::outcome::Answer;
 use crate::store::Budget;
-use crate::upstream::call::{Sent, send};
+use crate::turn::Gateway;
+use crate::turn::account::Account;
+use crate::turn::verdict::{Verdict, decide};
+use crate::upstream::attempt::{Sent, send};
 
 /// A turn that its first key could not serve, because another organization has sealed its history.
 pub struct Search<'t> {

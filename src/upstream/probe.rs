@@ -9,8 +9,6 @@ use std::time::{Duration, SystemTime};
 use http::{Method, StatusCode};
 use tokio::time::MissedTickBehavior;
 
-use super::call;
-use super::headers::credential;
 use crate::health::condition::{Condition, Subject};
 use crate::health::diagnose::{Ailment, Diagnosis, Scope, diagnose};
 use crate::health::registry::Registry;
@@ -19,6 +17,8 @@ use crate::metrics::{Decision, Metrics, Reason};
 use crate::outcome::{Outcome, Refusal};
 use crate::store::Store;
 use crate::task::Tasks;
+use crate::upstream::attempt::read;
+use crate::upstream::headers::credential;
 
 /// How often it is looked whether something is to be asked.
 const BEAT: Duration = Duration::from_secs(1);
@@ -114,7 +114,7 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     }
     let asked = async {
         let answer = key.connections.execute(request).await.ok()?;
-        Some(call::read(answer).await)
+        Some(read(answer).await)
     };
     let outcome = tokio::time::timeout(PATIENCE, asked).await.ok()??;
     let scope = match &outcome {

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::upstream::{self, Answer, Served, Upstream, session};
+use crate::binding::bind::Bindings;
+use crate::binding::demand::{Sealed, Wanted};
 use crate::binding::local::Local;
 use crate::binding::place::Places;
-use crate::binding::table::Bindings;
 use crate::binding::trail::Trail;
-use crate::binding::wanted::{Sealed, Wanted};
 use crate::binding::{Binding, Written};
 use crate::client::Client;
 use crate::health::diagnose::{Ailment, Scope};

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Places, is_allowed};
+use crate::binding::demand::Wanted;
 use crate::binding::select::Reach;
-use crate::binding::wanted::Wanted;
 use crate::error::{Error, Kind};
 use crate::health::conditions::{Fitness, Why};
 use crate::key::{Key, Tag};

@@ -10,13 +10,13 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Version;
 
-use super::account::Account;
-use super::held::Hold;
-use super::idle::Idle;
 use crate::key::Key;
 use crate::key::leak::Ear;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
+use crate::turn::account::Account;
+use crate::turn::http::id_gate::Hold;
+use crate::turn::http::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
 
 /// A frame that comes so long after the one before comes alone, nearly always: it goes at once.

@@ -14,9 +14,9 @@ use http::header::{
 use http::{Method, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::headers::{outgoing, upgrading};
 use crate::key::Key;
 use crate::outcome::{Answer, ErrorBody, Outcome, Refusal};
+use crate::upstream::headers::{outgoing, upgrading};
 
 /// What is read of an error answer to learn its meaning. Real ones are a few hundred bytes.
 const ERROR_BODY: usize = 64 * 1024;

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::sleep;
 
-use super::local::Local;
-use super::record::Record;
+use crate::binding::local::Local;
+use crate::binding::record::Record;
 use crate::limit::{chance, jittered};
 use crate::session::SessionId;
 use crate::store::news::News;

@@ -6,7 +6,7 @@
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use super::hop::{Farewell, Lost};
+use crate::turn::websocket::peer::{Farewell, Lost};
 
 /// Why a WebSocket ends.
 #[derive(Clone, Debug, PartialEq, Eq)]

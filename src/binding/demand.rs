@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::record::Record;
-use super::select::Reach;
+use crate::binding::record::Record;
+use crate::binding::select::Reach;
 use crate::client::Client;
 use crate::key::Tag;
 use crate::session::SessionId;

@@ -13,8 +13,8 @@ use futures_util::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Binding;
-use super::select::Reach;
+use crate::binding::Binding;
+use crate::binding::select::Reach;
 use crate::key::Tag;
 use crate::session::{ResponseId, SessionId};
 use crate::store::expiring::Expiring;

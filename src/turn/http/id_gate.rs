@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 
-use super::issued::{Finder, Found};
+use crate::turn::http::response_id::{Finder, Found};
 
 type Writing = Pin<Box<dyn Future<Output = ()> + Send>>;
 type WriteDown = Box<dyn FnOnce(String) -> Writing + Send>;

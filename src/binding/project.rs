@@ -2,12 +2,12 @@
 //!
 //! It is that of its session. A session that is served elsewhere for a turn, or moves, leaves behind what its project stores.
 
-use super::local::Known;
-use super::place::untold;
-use super::record::Record;
-use super::table::{Bindings, Found};
-use super::wanted::Wanted;
-use super::{Binding, Written};
+use crate::binding::bind::{Bindings, Found};
+use crate::binding::demand::Wanted;
+use crate::binding::local::Known;
+use crate::binding::place::untold;
+use crate::binding::record::Record;
+use crate::binding::{Binding, Written};
 use crate::error::Error;
 use crate::store::Budget;
 

@@ -4,14 +4,14 @@
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
-use super::Gateway;
-use super::failover::{overloaded, too_steep};
 use crate::binding::Binding;
-use crate::binding::wanted::Wanted;
+use crate::binding::demand::Wanted;
 use crate::error::{Error, Kind};
 use crate::health::diagnose::{Ailment, Diagnosis};
 use crate::limit::wait_or_usual;
 use crate::metrics::{Decision, Reason};
+use crate::turn::Gateway;
+use crate::turn::verdict::{overloaded, too_steep};
 
 /// What the client hears.
 pub enum Instead {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::binding::wanted::Wanted;
+use crate::binding::demand::Wanted;
 use crate::client::ClientId;
 use crate::health::condition::Subject;
 use crate::health::registry::Registry;

@@ -18,12 +18,12 @@ use bytes::Bytes;
 use futures_util::future::poll_immediate;
 use http_body::{Body, Frame, SizeHint};
 
-use super::account::Account;
-use super::held::Hold;
-use super::passage::{Broken, Next, Passage, wake};
 use crate::key::Key;
 use crate::outcome::Answer;
 use crate::task::Tasks;
+use crate::turn::account::Account;
+use crate::turn::http::id_gate::Hold;
+use crate::turn::http::passage::{Broken, Next, Passage, wake};
 
 /// So much is passed on without waiting for company.
 const FULL: usize = 16 * 1024;

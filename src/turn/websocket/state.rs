@@ -2,9 +2,9 @@
 
 use http::StatusCode;
 
-use super::account::Account;
-use super::lanes::Lanes;
 use crate::metrics::BindingResult;
+use crate::turn::account::Account;
+use crate::turn::websocket::lanes::Lanes;
 use crate::usage::tap::Reading;
 use crate::wire::terminal::Terminal;
 

@@ -1,0 +1,193 @@
+//! A turn over HTTP, from socket to socket: its body is read, the spine finds an answer, the relay passes it on.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::body::Body;
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use tokio::time::Instant;
+
+use crate::binding::demand::{Sealed, Wanted};
+use crate::binding::ownership::Owner;
+use crate::binding::select::Reach;
+use crate::client::Client;
+use crate::error::{Error, Kind};
+use crate::key::Key;
+use crate::metrics::Transport;
+use crate::outcome::Answer;
+use crate::session::SessionId;
+use crate::session::identify::Identity;
+use crate::telemetry::TurnId;
+use crate::turn::account::Account;
+use crate::turn::http::id_gate::Hold;
+use crate::turn::http::relay::{Outgoing, relay};
+use crate::turn::http::replay::{self, Replayed, Text};
+use crate::turn::ownership::ForeignIds;
+use crate::turn::{Gateway, Sending};
+use crate::upstream::attempt::Ask;
+use crate::upstream::headers::{keep_readable, returned};
+
+const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
+pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
+    let account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
+    guarded(account.id, answer(&gateway, account, request)).await
+}
+
+/// An answer to the client, whatever becomes of `turn`.
+pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Outgoing>>) -> Response<Outgoing> {
+    let failed = |_| {
+        tracing::error!(turn = %id, "a turn panicked");
+        Error::new(Kind::Internal, "The gateway failed on this turn.").to_response()
+    };
+    named(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
+}
+
+/// A turn that is refused before anybody looks at it.
+pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
+    let mut account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
+    account.refused(error);
+    named(error.to_response(), account.id)
+}
+
+/// Every answer carries its turn's name, and a request id even if no upstream gave one.
+fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
+    if let Ok(name) = HeaderValue::try_from(id.to_string()) {
+        response.headers_mut().entry(REQUEST_ID).or_insert_with(|| name.clone());
+        response.headers_mut().insert(TURN, name);
+    }
+    response
+}
+
+async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Outgoing> {
+    match gateway.exchange(&mut account, request).await {
+        Ok((key, answer, hold)) => pass_on(gateway, &key, answer, hold, account).await,
+        Err(error) => {
+            account.refused(&error);
+            error.to_response()
+        }
+    }
+}
+
+/// `hold`: what the answer's bytes may have to wait for.
+pub async fn pass_on(
+    gateway: &Gateway,
+    key: &Key,
+    answer: Answer,
+    hold: Option<Hold>,
+    mut account: Account,
+) -> Response<Outgoing> {
+    account.answered(answer.status);
+    let mut response = Response::new(());
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = returned(&answer.headers, &key.secret);
+    let (body, pump) = relay(answer, key, hold, account);
+    pump.start(&gateway.tasks).await;
+    response.map(|()| Outgoing::Relayed(body))
+}
+
+/// What one look at a body's text tells.
+struct Glance {
+    identity: Identity,
+    /// The session of the text itself, where nothing in it or around it names one.
+    derived: Option<SessionId>,
+    /// The response that the turn goes on from.
+    previous: Option<String>,
+    /// Nobody will find the answer again.
+    is_unstored: bool,
+    /// Whether it shows sealed content. `None`: it is the body itself, and can be asked later.
+    is_sealed: Option<bool>,
+    /// It refers to what only the project of its session can find.
+    is_held: bool,
+    /// What it asks for. Nothing: it does not say.
+    model: String,
+}
+
+impl Gateway {
+    /// A turn over HTTP, up to the head of its answer.
+    async fn exchange(
+        self: &Arc<Self>,
+        account: &mut Account,
+        request: Request<Body>,
+    ) -> Result<(Arc<Key>, Answer, Option<Hold>), Error> {
+        let (mut head, body) = request.into_parts();
+        let (client, identity) = self.receive(account, &head)?;
+        let mut budget = self.bindings.budget();
+
+        // The store answers while the body is still coming.
+        let look_up = async {
+            match &identity.session {
+                Some(session) => Some(self.bindings.look_up(session, &mut budget).await),
+                None => None,
+            }
+        };
+        let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
+        let body = body?;
+        let whole = Instant::now();
+        let Glance { mut identity, derived, previous, is_unstored, is_sealed, is_held, model } =
+            self.glance(&client, &head.headers, &body, identity)?;
+        let origin = self.origin(&client.id, previous.as_deref(), &mut budget).await;
+        let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
+        identity.session = identity.session.or_else(of_origin).or(derived);
+        account.session(&identity);
+        account.model(&model);
+        let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
+        // Whose it is that it goes on from, where nobody here knows, is for its session's project to say.
+        let is_held = is_held || previous.is_some() && within == Reach::Anywhere;
+        let found = match (found, &identity.session) {
+            (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
+            (found, _) => found.unwrap_or(Ok(None)),
+        };
+
+        if !is_unstored {
+            keep_readable(&mut head.headers);
+        }
+        let carries_sealed = is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
+        let mut wanted =
+            Wanted { is_held, within, ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false) };
+        let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
+        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
+        let hold = (!is_unstored && answer.status.is_success()).then(|| {
+            let (gateway, client, owner) = (Arc::clone(self), client.id.clone(), Owner::of(&binding));
+            let mut budget = sending.budget;
+            let write_down = move |id: String| async move { gateway.own(&client, &id, owner, &mut budget).await };
+            Hold::new(&answer.headers, write_down)
+        });
+        Ok((binding.key, answer, hold))
+    }
+
+    /// All that is to be learned from the body's text, which is not kept.
+    fn glance(&self, client: &Client, headers: &HeaderMap, body: &Replayed, mut identity: Identity) -> Result<Glance, Error> {
+        let text = self.replay.text(headers, body)?;
+        if matches!(text, Text::Unreadable) && self.foreign_ids == ForeignIds::Refuse {
+            let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
+            return Err(Error::new(Kind::InvalidRequest, message));
+        }
+        let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
+        if !client.may_ask_for(peek.model.text()) {
+            return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
+        }
+        self.may_converse(peek.conversation.id())?;
+        self.may_refer(peek.references)?;
+        let mut derived = None;
+        if identity.session.is_none() {
+            let by_body = self.identifier.by_body(&client.id, &peek);
+            identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
+        }
+        if identity.session.is_none() {
+            derived = self.identifier.derived(&client.id, text.bytes().unwrap_or_default());
+        }
+        let is_sealed = match &text {
+            Text::Plain(_) => None,
+            Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
+            Text::Unreadable => Some(true),
+        };
+        let previous = peek.previous_response_id.id().map(str::to_owned);
+        let model = peek.model.text().unwrap_or_default().to_owned();
+        let is_held = peek.references.are_held || peek.conversation.id().is_some() || matches!(text, Text::Unreadable);
+        Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, is_held, model })
+    }
+}

@@ -1,0 +1,187 @@
+//! A WebSocket up to its first message: its handshake is answered once the upstream has answered ours.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use crate::binding::Binding;
+use crate::binding::demand::Sealed;
+use crate::client::Client;
+use crate::client::authenticate::Pass;
+use crate::error::{Error, Kind};
+use crate::metrics::Transport;
+use crate::outcome::Answer;
+use crate::session::lineage::{Lineage, announced_model};
+use crate::turn::account::Account;
+use crate::turn::http::exchange::{guarded, pass_on};
+use crate::turn::http::relay::Outgoing;
+use crate::turn::websocket::peer::frames;
+use crate::turn::websocket::socket::{Connection, Socket};
+use crate::turn::websocket::sockets::Open;
+use crate::turn::{Gateway, Sending};
+use crate::upstream::attempt::Ask;
+use crate::upstream::headers::returned;
+
+/// When a client should come again to a replica that leaves: the balancer knows by then.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Whether a request is for a WebSocket.
+pub fn is_wanted(headers: &HeaderMap) -> bool {
+    names(headers, UPGRADE, "websocket")
+}
+
+/// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted ours.
+pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
+    let account = Account::open(Arc::clone(&gateway.metrics), Transport::Websocket, request.headers());
+    guarded(account.id, answer(&gateway, account, request)).await
+}
+
+async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Request<Body>) -> Response<Outgoing> {
+    let nonce = generate_key();
+    let client = hyper::upgrade::on(&mut request);
+    let accepted = accept(gateway, &request);
+    let (head, _) = request.into_parts();
+    let connected = match accepted {
+        Ok(accepted) => gateway.connect(&mut account, &head, &nonce).await.map(|connected| (accepted, connected)),
+        Err(error) => Err(error),
+    };
+    match connected {
+        Ok((accepted, mut connected)) => match connected.answer.upgrade.take() {
+            Some(upstream) => open(gateway, account, &head.headers, connected, (client, upstream), accepted),
+            None => pass_on(gateway, &connected.binding.key, connected.answer, None, account).await,
+        },
+        Err(error) => {
+            account.refused(&error);
+            error.to_response()
+        }
+    }
+}
+
+/// A handshake that was answered.
+struct Connected {
+    client: Arc<Client>,
+    lineage: Lineage,
+    announced: String,
+    binding: Binding,
+    answer: Answer,
+}
+
+impl Gateway {
+    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that binding needs.
+    async fn connect(&self, account: &mut Account, head: &Parts, nonce: &str) -> Result<Connected, Error> {
+        let (client, identity) = self.receive(account, head)?;
+        account.session(&identity);
+        let whole = Instant::now();
+        let mut budget = self.bindings.budget();
+        let found = match &identity.session {
+            Some(session) => self.bindings.look_up(session, &mut budget).await,
+            None => Ok(None),
+        };
+        let model = announced_model(&head.headers).unwrap_or_default();
+        let mut wanted = self.wanted(&client, &head.headers, identity, &model, Sealed::Known(false), true);
+        let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
+        let served = self.serve(account, &mut sending, &mut wanted, found).await;
+        let (binding, answer) = served.map_err(|error| error.for_handshake())?;
+        let lineage = wanted.lineage;
+        Ok(Connected { client, lineage, announced: model, binding, answer })
+    }
+}
+
+/// What a handshake is answered with, where it is one.
+fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Error> {
+    let headers = request.headers();
+    let is_handshake = request.version() == Version::HTTP_11
+        && names(headers, CONNECTION, "upgrade")
+        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
+        && request.body().is_end_stream();
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake);
+    let accepted = key.and_then(|key| HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok());
+    let accepted = accepted.ok_or_else(|| Error::new(Kind::InvalidRequest, "This is not the handshake of a WebSocket."))?;
+    if is_cross_origin(headers) {
+        return Err(Error::new(Kind::OriginNotAllowed, "Pages of other origins may not connect."));
+    }
+    if gateway.sockets.closing.is_cancelled() {
+        return Err(Error::new(Kind::NoKeyAvailable, "This replica is leaving: connect again.").retry_after(SOON));
+    }
+    Ok(accepted)
+}
+
+/// Both connections are made into one; the turns that come on it are its own to account for.
+fn open(
+    gateway: &Arc<Gateway>,
+    account: Account,
+    head: &HeaderMap,
+    connected: Connected,
+    (client_connection, upstream_connection): (OnUpgrade, OnUpgrade),
+    accepted: HeaderValue,
+) -> Response<Outgoing> {
+    let Connected { client, lineage, announced, binding, answer } = connected;
+    let mut response = Response::new(Outgoing::Own(Body::empty()));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    *headers = returned(&answer.headers, &binding.key.secret);
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_ACCEPT, accepted);
+
+    let open = Open::new(Arc::clone(&gateway.metrics));
+    let (caller, domain_moved) = account.opened();
+    let (owner, pass) = (Arc::clone(gateway), Pass::of(head));
+    let connection = Connection { gateway: owner, binding, client, lineage, announced, caller, pass, domain_moved };
+    gateway.sockets.tasks.spawn(async move {
+        let _open = open;
+        // A client that has left by now leaves nothing behind: its upstream's connection goes with this task.
+        let (Ok(client), Ok(upstream)) = tokio::join!(client_connection, upstream_connection) else { return };
+        let (client, upstream) = (frames(client, Role::Server).await, frames(upstream, Role::Client).await);
+        Socket::run(connection, client, upstream).await;
+    });
+    response
+}
+
+/// Whether a list header holds `word`.
+fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
+}
+
+/// Browsers let any page open a WebSocket anywhere, and say whose page it is.
+fn is_cross_origin(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+    text(ORIGIN).is_some_and(|origin| {
+        let authority = origin.split_once("://").map(|(_, authority)| authority);
+        !authority.zip(text(HOST)).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_may_connect_only_where_it_came_from() {
+        let is_cross = |origin: Option<&str>| {
+            let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway:8080"))]);
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, origin.parse().unwrap());
+            }
+            is_cross_origin(&headers)
+        };
+        assert!(!is_cross(None) && !is_cross(Some("http://gateway:8080")));
+        for origin in ["https://evil.example", "null", "http://gateway", "http://gateway:8080.evil.example", ""] {
+            assert!(is_cross(Some(origin)), "{origin}");
+        }
+    }
+}
