@@ -42,6 +42,7 @@ use crate::turn::waiting::Patience;
 use crate::turn::websocket::sockets::Sockets;
 use crate::turn::{Gateway, Options};
 use crate::upstream::probe::Prober;
+use crate::usage::books::Books;
 
 /// How long a start waits for its store, so that the first turns find it. Without it the replica serves all the same.
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -123,6 +124,7 @@ impl Replica {
             foreign_ids: server.foreign_ids,
             registry: Arc::clone(&registry),
             replay: Replay::new(server.max_body, server.replay_total),
+            books: Arc::new(Books::new(Arc::clone(&metrics))),
             metrics: Arc::clone(&metrics),
             options: Options { wait: config.binding.wait.0, resends: config.failover.ambiguous },
             patience: Patience::default(),

@@ -26,6 +26,7 @@ use crate::store::Budget;
 use crate::task::Tasks;
 use crate::upstream::attempt::{Ask, Sent, send};
 use crate::upstream::headers::TURN_STATE;
+use crate::usage::books::Books;
 
 pub mod account;
 pub mod verdict;
@@ -84,6 +85,8 @@ pub struct Gateway {
     pub registry: Arc<Registry>,
     /// The memory that request bodies are held in.
     pub replay: Replay,
+    /// Where the end of each turn is told.
+    pub books: Arc<Books>,
     pub metrics: Arc<Metrics>,
     pub options: Options,
     /// Who waits for keys.
@@ -148,7 +151,7 @@ impl Gateway {
         let (mut retries, mut limits) = (self.retries(), 0);
         loop {
             binding = self.wait(wanted, binding, budget).await?;
-            account.bound(&binding, !binding.key.shares_cache_with(&first), &self.registry);
+            account.bound(&binding, !binding.key.shares_cache_with(&first), &self.registry.loads);
             let is_foreign_state = wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
             let began = Instant::now();
             let outcome = send(&sent, &binding.key, is_foreign_state).await;

@@ -2,3 +2,5 @@
 
 pub mod cold;
 pub mod tap;
+pub mod record;
+pub mod books;

@@ -1,4 +1,4 @@
-//! What a turn did, told once however it ends: one log line, its metrics, its place in its key's count.
+//! The guard of one turn: gathers what is learned while the turn runs, and makes its record however the turn ends.
 
 use std::sync::Arc;
 
@@ -8,31 +8,30 @@ use tokio::time::Instant;
 use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, Fault};
-use crate::health::load::InFlight;
-use crate::health::registry::Registry;
-use crate::key::Key;
-use crate::metrics::{BindingResult, Cache, Ending, Metrics, Transport};
+use crate::health::load::{InFlight, Loads};
+use crate::metrics::{Ending, Transport};
 use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
-use crate::usage::cold;
+use crate::usage::books::Books;
+use crate::usage::record::{Record, Service};
 use crate::usage::tap::Reading;
 use crate::wire::terminal::Terminal;
 
-/// The books of one turn. Whoever drops it ends the turn: as [`Ending::ClientLeft`] unless something else was said.
+/// Dropping an account ends its turn: as [`Ending::ClientLeft`] unless another end was noted.
 pub struct Account {
     pub id: TurnId,
-    metrics: Arc<Metrics>,
+    books: Arc<Books>,
     transport: Transport,
     began: Instant,
     caller: Caller,
-    bound: Option<Bound>,
+    service: Option<(Service, InFlight)>,
+    model: String,
     status: Option<StatusCode>,
     ending: Option<Ending>,
     reading: Reading,
     /// It turned out to be no turn.
     is_void: bool,
-    model: String,
 }
 
 /// Whose turn it is: the same for all turns of a WebSocket.
@@ -42,47 +41,40 @@ pub struct Caller {
     session: Option<SessionId>,
 }
 
-struct Bound {
-    key: Arc<Key>,
-    registry: Arc<Registry>,
-    result: BindingResult,
-    /// The key that served reads another cache than the one that the turn began with.
-    domain_moved: bool,
-    _place: InFlight,
-}
-
 impl Account {
-    pub fn open(metrics: Arc<Metrics>, transport: Transport, headers: &HeaderMap) -> Self {
-        Self::begin(metrics, transport, TurnId::of(headers), Caller::default())
+    /// A turn whose head has come.
+    pub fn open(books: Arc<Books>, transport: Transport, headers: &HeaderMap) -> Self {
+        Self::begin(books, transport, TurnId::of(headers), Caller::default())
     }
 
     /// A turn on a WebSocket of `caller`.
-    pub fn of(caller: &Caller, metrics: Arc<Metrics>) -> Self {
-        Self::begin(metrics, Transport::Websocket, TurnId::random(), caller.clone())
+    pub fn of(caller: &Caller, books: Arc<Books>) -> Self {
+        Self::begin(books, Transport::Websocket, TurnId::random(), caller.clone())
     }
 
-    fn begin(metrics: Arc<Metrics>, transport: Transport, id: TurnId, caller: Caller) -> Self {
-        metrics.turn_began();
+    fn begin(books: Arc<Books>, transport: Transport, id: TurnId, caller: Caller) -> Self {
+        books.open();
         Self {
             id,
-            metrics,
+            books,
             transport,
             began: Instant::now(),
             caller,
-            bound: None,
+            service: None,
+            model: String::new(),
             status: None,
             ending: None,
             reading: Reading::default(),
             is_void: false,
-            model: String::new(),
         }
     }
 
-    /// What was accounted for is a WebSocket that is open now: the turns come on it, each with an account of its own.
-    /// Also returns whether it reads another cache than the one that the session began with.
+    /// The handshake that this account was opened for succeeded: each turn on its WebSocket gets an account of its own.
+    /// Returns also whether the socket's key reads another cache than the key that the session began with.
     pub fn opened(mut self) -> (Caller, bool) {
         self.is_void = true;
-        (std::mem::take(&mut self.caller), self.bound.as_ref().is_some_and(|bound| bound.domain_moved))
+        let domain_moved = self.service.as_ref().is_some_and(|(service, _)| service.domain_moved);
+        (std::mem::take(&mut self.caller), domain_moved)
     }
 
     pub fn client(&mut self, client: &ClientId) {
@@ -91,25 +83,28 @@ impl Account {
 
     pub fn session(&mut self, identity: &Identity) {
         self.caller.session.clone_from(&identity.session);
-        if identity.skipped > 0 {
-            self.metrics.malformed_signals(identity.skipped);
-        }
+        self.books.malformed_signals(identity.skipped);
     }
 
-    /// The turn is about to be sent with `binding`'s key.
-    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, registry: &Arc<Registry>) {
-        self.bound = Some(Bound {
-            key: Arc::clone(&binding.key),
-            registry: Arc::clone(registry),
-            result: binding.result,
-            domain_moved,
-            _place: registry.loads.enter(&binding.key),
-        });
+    /// Notes the model that the client asks for.
+    pub fn model(&mut self, model: &str) {
+        model.clone_into(&mut self.model);
     }
 
-    /// What the gateway itself added, from the body's last byte to the upstream request.
+    /// The model that the client asked for; empty where it named none.
+    pub fn asked(&self) -> &str {
+        &self.model
+    }
+
+    /// The turn is about to be sent with `binding`'s key, and counts as in flight on it.
+    pub fn bound(&mut self, binding: &Binding, domain_moved: bool, loads: &Loads) {
+        let service = Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
+        self.service = Some((service, loads.enter(&binding.key)));
+    }
+
+    /// Notes what the gateway itself took since the request's last byte came.
     pub fn overhead(&self, since: Instant) {
-        self.metrics.overhead(since.elapsed().as_secs_f64());
+        self.books.overhead(since.elapsed().as_secs_f64());
     }
 
     pub fn answered(&mut self, status: StatusCode) {
@@ -124,10 +119,10 @@ impl Account {
         }
     }
 
-    /// The answer says the key's secret. It passes as it came; whose upstream does that should hear of it.
-    pub fn echoed(&self) {
-        self.metrics.credential_echoed();
-        let key = self.bound.as_ref().map(|bound| bound.key.id.as_str());
+    /// The answer holds the key's secret. Its bytes pass as they came; the operator is warned.
+    pub fn leaked(&self) {
+        self.books.leaked();
+        let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
         tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of the key that it was shown");
     }
 
@@ -136,16 +131,13 @@ impl Account {
         let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);
         self.ending = Some(match (reading.terminal, broken) {
             _ if is_error => Ending::UpstreamError,
-            // Whatever happens to the connection after the last word changes nothing.
+            // Whatever happens to the connection after the terminal event changes nothing.
             (Some(Terminal::Completed), _) => Ending::Completed,
             (Some(Terminal::Incomplete), _) => Ending::Incomplete,
             (Some(Terminal::Failed), _) => Ending::Failed,
             (None, Some(broken)) => broken,
             (None, None) => Ending::Cut,
         });
-        if let (Some(failure), Some(bound)) = (&reading.failure, &self.bound) {
-            bound.registry.observe_failure(&bound.key, &self.model, failure);
-        }
         self.reading = reading;
     }
 
@@ -154,29 +146,24 @@ impl Account {
         self.relayed(Reading::default(), Some(Ending::Cut));
     }
 
-    pub fn asked(&self) -> &str {
-        &self.model
-    }
-
-    /// What the turn asks for.
-    pub fn model(&mut self, model: &str) {
-        model.clone_into(&mut self.model);
-    }
-
-    fn count_usage(&self, bound: &Bound, ending: Ending) {
-        let Some(usage) = &self.reading.usage else {
-            if matches!(ending, Ending::Completed | Ending::Incomplete) {
-                self.metrics.usage_missing();
-            }
-            return;
+    fn record(&mut self) -> Record {
+        let ending = match self.ending {
+            Some(ending) => ending,
+            None if std::thread::panicking() => Ending::Unserved,
+            None => Ending::ClientLeft,
         };
-        let uncached = usage.input.saturating_sub(usage.cached + usage.written);
-        for (cache, tokens) in [(Cache::Read, usage.cached), (Cache::Written, usage.written), (Cache::Uncached, uncached)] {
-            self.metrics.input_tokens(&bound.key.id, cache, tokens);
-        }
-        self.metrics.output_tokens(&bound.key.id, usage.output);
-        if let Some(reason) = cold::reason(bound.result, bound.domain_moved, usage) {
-            self.metrics.cold_turn(reason);
+        let caller = std::mem::take(&mut self.caller);
+        Record {
+            id: self.id,
+            transport: self.transport,
+            client: caller.client,
+            session: caller.session,
+            service: self.service.take().map(|(service, _)| service),
+            model: std::mem::take(&mut self.model),
+            status: self.status,
+            ending,
+            usage: self.reading.usage.take(),
+            duration: self.began.elapsed(),
         }
     }
 }
@@ -184,35 +171,9 @@ impl Account {
 impl Drop for Account {
     fn drop(&mut self) {
         if self.is_void {
-            return self.metrics.turn_void();
+            return self.books.void();
         }
-        let ending = match self.ending {
-            Some(ending) => ending,
-            None if std::thread::panicking() => Ending::Unserved,
-            None => Ending::ClientLeft,
-        };
-        let seconds = self.began.elapsed().as_secs_f64();
-        self.metrics.turn_ended(self.transport, ending, seconds);
-        if let Some(bound) = &self.bound {
-            self.metrics.bound(bound.result);
-            self.count_usage(bound, ending);
-        }
-        let usage = self.reading.usage.as_ref();
-        tracing::info!(
-            turn = %self.id,
-            transport = self.transport.name(),
-            client = self.caller.client.as_ref().map(ClientId::as_str),
-            session = self.caller.session.as_ref().map(SessionId::as_str),
-            key = self.bound.as_ref().map(|bound| bound.key.id.as_str()),
-            organization = self.bound.as_ref().map(|bound| bound.key.organization.as_str()),
-            binding = self.bound.as_ref().map(|bound| bound.result.name()),
-            status = self.status.map(|status| status.as_u16()),
-            outcome = ending.name(),
-            input_tokens = usage.map(|usage| usage.input),
-            cached_tokens = usage.map(|usage| usage.cached),
-            output_tokens = usage.map(|usage| usage.output),
-            seconds,
-            "turn"
-        );
+        let record = self.record();
+        self.books.tell(&record);
     }
 }

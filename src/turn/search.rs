@@ -35,7 +35,7 @@ impl Search<'_> {
         let (mut later, mut other) = (None, None);
         while let Some(next) = gateway.bindings.elsewhere(wanted, guess, &tried) {
             let moves_domain = !next.key.shares_cache_with(&guess.key);
-            account.bound(&next, moves_domain, &gateway.registry);
+            account.bound(&next, moves_domain, &gateway.registry.loads);
             let began = Instant::now();
             // One that fails or is short may be the right one, at another time.
             match decide(send(sent, &next.key, true).await, false, SystemTime::now()) {
@@ -72,7 +72,7 @@ impl Search<'_> {
         }
         // Whose answer is passed on is accounted for, not who was asked last.
         let mut pass_on = |(binding, answer): (Binding, Answer)| {
-            account.bound(&binding, !binding.key.shares_cache_with(&guess.key), &gateway.registry);
+            account.bound(&binding, !binding.key.shares_cache_with(&guess.key), &gateway.registry.loads);
             (binding, answer)
         };
         if let Some(other) = other {

@@ -21,6 +21,7 @@ use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
 use crate::turn::account::Account;
 use crate::turn::http::id_gate::Hold;
+use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, Replayed, Text};
 use crate::turn::ownership::ForeignIds;
@@ -33,7 +34,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
 pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
-    let account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
+    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
     guarded(account.id, answer(&gateway, account, request)).await
 }
 
@@ -48,7 +49,7 @@ pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Outgoing>>)
 
 /// A turn that is refused before anybody looks at it.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
-    let mut account = Account::open(Arc::clone(&gateway.metrics), Transport::Http, request.headers());
+    let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
     account.refused(error);
     named(error.to_response(), account.id)
 }
@@ -75,7 +76,7 @@ async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<B
 /// `hold`: what the answer's bytes may have to wait for.
 pub async fn pass_on(
     gateway: &Gateway,
-    key: &Key,
+    key: &Arc<Key>,
     answer: Answer,
     hold: Option<Hold>,
     mut account: Account,
@@ -84,7 +85,8 @@ pub async fn pass_on(
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
-    let (body, pump) = relay(answer, key, hold, account);
+    let (body, pump) =
+        relay(answer, key, hold, Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(key) });
     pump.start(&gateway.tasks).await;
     response.map(|()| Outgoing::Relayed(body))
 }

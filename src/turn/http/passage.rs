@@ -4,12 +4,14 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::Version;
 
+use crate::health::registry::Registry;
 use crate::key::Key;
 use crate::key::leak::Ear;
 use crate::metrics::Ending;
@@ -35,6 +37,23 @@ pub enum Broken {
     Stalled,
 }
 
+/// A turn whose answer passes, with what its end may say about its key.
+pub struct Course {
+    pub account: Account,
+    pub registry: Arc<Registry>,
+    pub key: Arc<Key>,
+}
+
+impl Course {
+    /// The answer is over, or will not go on. A failure that it states counts for its key's health.
+    fn end(mut self, reading: Reading, broken: Option<Ending>) {
+        if let Some(failure) = &reading.failure {
+            self.registry.observe_failure(&self.key, self.account.asked(), failure);
+        }
+        self.account.relayed(reading, broken);
+    }
+}
+
 /// What is looked at for every event lies together, for memory that a thousand streams share is what an event costs here: the
 /// order of the fields is that of the memory, and what is seldom looked at is boxed or stands last.
 #[repr(C)]
@@ -57,7 +76,8 @@ pub struct Passage {
     /// Woken when there is room, company, or nobody to read.
     pub writer: Option<Waker>,
     length: usize,
-    account: Option<Box<Account>>,
+    /// `None`: the end is noted.
+    turn: Option<Box<Course>>,
 }
 
 /// What the upstream has sent.
@@ -72,12 +92,12 @@ pub enum Next {
 }
 
 impl Passage {
-    pub fn new(answer: Answer, key: &Key, hold: Option<Hold>, account: Account) -> Self {
+    pub fn new(answer: Answer, key: &Key, hold: Option<Hold>, turn: Course) -> Self {
         let mut tap = Tap::new(&answer.headers);
         tap.observe(&answer.head);
         let mut ear = key.echo.listen();
         if ear.hears(&answer.head) {
-            account.echoed();
+            turn.account.leaked();
         }
         Self {
             // A client that knows the length leaves with the last byte: that is an end, too, here and below.
@@ -87,7 +107,7 @@ impl Passage {
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
             ear,
-            account: Some(Box::new(account)),
+            turn: Some(Box::new(turn)),
             ready: VecDeque::new(),
             length: 0,
             closed: None,
@@ -109,9 +129,9 @@ impl Passage {
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
         self.tap.observe(&data);
         if self.ear.hears(&data)
-            && let Some(account) = &self.account
+            && let Some(turn) = &self.turn
         {
-            account.echoed();
+            turn.account.leaked();
         }
         let since = self.idle.stir();
         Poll::Ready(match () {
@@ -185,8 +205,8 @@ impl Passage {
             Broken::Cut => Ending::Cut,
             Broken::Stalled => Ending::TimedOut,
         });
-        if let Some(mut account) = self.account.take() {
-            account.relayed(self.tap.finish(broken.is_none()), ending);
+        if let Some(turn) = self.turn.take() {
+            turn.end(self.tap.finish(broken.is_none()), ending);
         }
         self.flush();
         self.upstream = None;
@@ -198,12 +218,12 @@ impl Passage {
     /// The client has left. Returns what is left of an answer whose last word was said: Codex leaves before the last chunk, and
     /// reading on to the end keeps the upstream's connection alive.
     pub fn leave(&mut self) -> Option<reqwest::Response> {
-        let mut account = self.account.take()?;
+        let turn = self.turn.take()?;
         if self.tap.is_over() {
-            account.relayed(self.tap.finish(false), None);
+            turn.end(self.tap.finish(false), None);
             return self.upstream.take();
         }
-        account.relayed(self.tap.finish(false), Some(Ending::ClientLeft));
+        turn.end(self.tap.finish(false), Some(Ending::ClientLeft));
         None
     }
 
@@ -223,8 +243,8 @@ impl Passage {
 
     /// Something has panicked: what its turn came to is not known.
     pub fn fail(&mut self) {
-        if let Some(mut account) = self.account.take() {
-            account.relayed(Reading::default(), Some(Ending::Unserved));
+        if let Some(turn) = self.turn.take() {
+            turn.end(Reading::default(), Some(Ending::Unserved));
         }
     }
 

@@ -21,9 +21,8 @@ use http_body::{Body, Frame, SizeHint};
 use crate::key::Key;
 use crate::outcome::Answer;
 use crate::task::Tasks;
-use crate::turn::account::Account;
 use crate::turn::http::id_gate::Hold;
-use crate::turn::http::passage::{Broken, Next, Passage, wake};
+use crate::turn::http::passage::{Broken, Course, Next, Passage, wake};
 
 /// So much is passed on without waiting for company.
 const FULL: usize = 16 * 1024;
@@ -38,8 +37,8 @@ pub struct Relay(Arc<Mutex<Passage>>);
 pub struct Pump(Arc<Mutex<Passage>>);
 
 /// Both ends of an answer's way: the relay sends what it or the pump, once that is started, takes.
-pub fn relay(answer: Answer, key: &Key, hold: Option<Hold>, account: Account) -> (Relay, Pump) {
-    let passage = Arc::new(Mutex::new(Passage::new(answer, key, hold, account)));
+pub fn relay(answer: Answer, key: &Key, hold: Option<Hold>, turn: Course) -> (Relay, Pump) {
+    let passage = Arc::new(Mutex::new(Passage::new(answer, key, hold, turn)));
     (Relay(Arc::clone(&passage)), Pump(passage))
 }
 

@@ -44,7 +44,7 @@ pub fn is_wanted(headers: &HeaderMap) -> bool {
 
 /// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted ours.
 pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
-    let account = Account::open(Arc::clone(&gateway.metrics), Transport::Websocket, request.headers());
+    let account = Account::open(Arc::clone(&gateway.books), Transport::Websocket, request.headers());
     guarded(account.id, answer(&gateway, account, request)).await
 }
 

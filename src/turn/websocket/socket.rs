@@ -219,15 +219,15 @@ impl Socket {
     }
 
     fn refuse(&self, error: &Error, lane: Option<&str>) -> String {
-        Account::of(&self.caller, Arc::clone(&self.gateway.metrics)).refused(error);
+        Account::of(&self.caller, Arc::clone(&self.gateway.books)).refused(error);
         error.to_frame(lane)
     }
 
     /// The account of a turn that begins.
     fn open(&self, books: &mut Books) -> Account {
-        let mut account = Account::of(&self.caller, Arc::clone(&self.gateway.metrics));
+        let mut account = Account::of(&self.caller, Arc::clone(&self.gateway.books));
         let binding = Binding { result: books.result, ..self.binding.clone() };
-        account.bound(&binding, books.domain_moved, &self.gateway.registry);
+        account.bound(&binding, books.domain_moved, &self.gateway.registry.loads);
         books.domain_moved = false;
         if matches!(books.result, BindingResult::Created | BindingResult::Inherited | BindingResult::Rebound) {
             books.result = BindingResult::Existing;
@@ -296,7 +296,11 @@ impl Socket {
         let news = if is_begin { self.created(books, lane) } else { News::default() };
         if let Some(mut turn) = books.lanes.ended(lane) {
             turn.account.answered(StatusCode::OK);
-            turn.account.relayed(Reading::of_event(terminal, text), None);
+            let reading = Reading::of_event(terminal, text);
+            if let Some(failure) = &reading.failure {
+                self.gateway.registry.observe_failure(&self.binding.key, turn.account.asked(), failure);
+            }
+            turn.account.relayed(reading, None);
         }
         news
     }

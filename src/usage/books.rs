@@ -1,0 +1,92 @@
+//! Tells what turns were: a line in the log and the metrics, both from the turn's record.
+
+use std::sync::Arc;
+
+use crate::client::ClientId;
+use crate::metrics::{Cache, Metrics};
+use crate::session::SessionId;
+use crate::usage::record::Record;
+
+/// The readers of every turn's record on this replica.
+pub struct Books {
+    metrics: Arc<Metrics>,
+}
+
+impl Books {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+
+    /// A turn has begun: it is in flight until [`Self::tell`] or [`Self::void`].
+    pub fn open(&self) {
+        self.metrics.turn_began();
+    }
+
+    /// What was opened is no turn: it was the handshake of a WebSocket.
+    pub fn void(&self) {
+        self.metrics.turn_void();
+    }
+
+    /// The gateway itself took `seconds` between the request's last byte and the upstream request.
+    pub fn overhead(&self, seconds: f64) {
+        self.metrics.overhead(seconds);
+    }
+
+    /// `count` session signals of a turn were malformed, and skipped.
+    pub fn malformed_signals(&self, count: u64) {
+        if count > 0 {
+            self.metrics.malformed_signals(count);
+        }
+    }
+
+    /// An answer holds the secret of the key that its upstream was shown.
+    pub fn leaked(&self) {
+        self.metrics.credential_echoed();
+    }
+
+    /// A turn has ended.
+    pub fn tell(&self, record: &Record) {
+        self.count(record);
+        log(record);
+    }
+
+    fn count(&self, record: &Record) {
+        let metrics = &self.metrics;
+        metrics.turn_ended(record.transport, record.ending, record.duration.as_secs_f64());
+        let Some(service) = &record.service else { return };
+        metrics.bound(service.result);
+        if record.lacks_usage() {
+            metrics.usage_missing();
+        }
+        let Some(usage) = &record.usage else { return };
+        let key = &service.key.id;
+        let uncached = usage.input.saturating_sub(usage.cached + usage.written);
+        metrics.input_tokens(key, Cache::Read, usage.cached);
+        metrics.input_tokens(key, Cache::Written, usage.written);
+        metrics.input_tokens(key, Cache::Uncached, uncached);
+        metrics.output_tokens(key, usage.output);
+        if let Some(reason) = record.cold_reason() {
+            metrics.cold_turn(reason);
+        }
+    }
+}
+
+fn log(record: &Record) {
+    let (service, usage) = (record.service.as_ref(), record.usage.as_ref());
+    tracing::info!(
+        turn = %record.id,
+        transport = record.transport.name(),
+        client = record.client.as_ref().map(ClientId::as_str),
+        session = record.session.as_ref().map(SessionId::as_str),
+        key = service.map(|service| service.key.id.as_str()),
+        organization = service.map(|service| service.key.organization.as_str()),
+        binding = service.map(|service| service.result.name()),
+        status = record.status.map(|status| status.as_u16()),
+        outcome = record.ending.name(),
+        input_tokens = usage.map(|usage| usage.input),
+        cached_tokens = usage.map(|usage| usage.cached),
+        output_tokens = usage.map(|usage| usage.output),
+        seconds = record.duration.as_secs_f64(),
+        "turn"
+    );
+}

@@ -1,0 +1,56 @@
+//! What a turn was: plain data, built once when the turn ends. Everything that is told of a turn is told from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::client::ClientId;
+use crate::key::Key;
+use crate::metrics::{BindingResult, ColdReason, Ending, Transport};
+use crate::session::SessionId;
+use crate::telemetry::TurnId;
+use crate::usage::cold;
+use crate::wire::terminal::Usage;
+
+/// One turn, after its end.
+pub struct Record {
+    pub id: TurnId,
+    pub transport: Transport,
+    /// `None`: the turn was refused before its client was known.
+    pub client: Option<ClientId>,
+    /// `None`: the turn names no session.
+    pub session: Option<SessionId>,
+    /// `None`: no key was chosen.
+    pub service: Option<Service>,
+    /// The model that the client asked for; empty where it named none.
+    pub model: String,
+    /// The status that the client was sent. `None`: it was sent none.
+    pub status: Option<StatusCode>,
+    pub ending: Ending,
+    /// `None`: the upstream stated no usage, which is not the same as none.
+    pub usage: Option<Usage>,
+    pub duration: Duration,
+}
+
+/// Which key served a turn, and where that key came from.
+pub struct Service {
+    pub key: Arc<Key>,
+    pub result: BindingResult,
+    /// The key reads another prompt cache than the key that the turn began with.
+    pub domain_moved: bool,
+}
+
+impl Record {
+    /// Why the turn read nothing from the cache. `None`: it did, or nothing is known of it.
+    pub fn cold_reason(&self) -> Option<ColdReason> {
+        let (service, usage) = (self.service.as_ref()?, self.usage.as_ref()?);
+        cold::reason(service.result, service.domain_moved, usage)
+    }
+
+    /// Whether the upstream answered, and the usage that an answer carries is not there.
+    pub fn lacks_usage(&self) -> bool {
+        let is_answered = matches!(self.ending, Ending::Completed | Ending::Incomplete);
+        is_answered && self.service.is_some() && self.usage.is_none()
+    }
+}
