@@ -34,6 +34,7 @@ use crate::server::routes::ClientRoutes;
 use crate::session::identify::Identifier;
 use crate::setting::Span;
 use crate::store::memory::Memory;
+use crate::store::name::Name;
 use crate::store::{self, Report, Store, Unavailable};
 use crate::task::Tasks;
 use crate::turn::corroboration::Witnesses;
@@ -263,12 +264,11 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     // As good as deleting. The roll, which serving keeps for good, gets its end by being extended.
     let life = Duration::from_millis(1);
     store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
-    let lines = format!("{id}.trail");
-    store.append(&lines, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
-    store.list(&lines, &mut store.budget()).await.map_err(refused(trail))?;
+    store.append(&id, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
+    store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
     let walk = "reading what is bound does not work: it takes a user who may SCAN";
     store.walk().map_err(refused(walk))?.step().await.unwrap_or(Ok(Vec::new())).map_err(refused(walk))?;
     let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
-    store.extend("generations", "", life, &mut store.budget()).await.map_err(refused(script))
+    store.extend(Name::Membership, "", life, &mut store.budget()).await.map_err(refused(script))
 }

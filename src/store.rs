@@ -1,26 +1,24 @@
-//! What lives where: the state that replicas share, behind a few atomic operations.
+//! The state that replicas share, behind a few atomic operations.
 //!
-//! Bindings are `<prefix>:<session id>` (a 22-character id; a 7-character prefix makes the key 30 bytes, which Redis keeps in
-//! 32). Beside them are what was decided about a session, the list `<prefix>:<session id>.trail`, the sessions of threads,
-//! `<prefix>:<thread>.thread`, and the owners of stored responses, `<prefix>:<response>.response`; the roll of replicas and their
-//! sets of keys is the hash `<prefix>:generations`, their board the hash `<prefix>:board`. The store knows names and values, and
-//! of what they mean only this: the second word of a binding is its epoch. "It is down" is a value: [`Unavailable`]. Nothing here
-//! is retried: one [`Budget`] covers all operations of a turn together.
+//! The store knows names ([`name::Name`]) and values. Of what values mean it knows one thing: the second word of a binding is its
+//! epoch. "The store is down" is a value, [`Unavailable`]. Nothing here is retried: one [`Budget`] covers all operations of a
+//! turn together.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::sync::{broadcast, watch};
 
-use crate::metrics::{Metrics, Operation};
+use crate::metrics::Metrics;
 use crate::setting::{SecretSource, Span};
 use crate::task::Tasks;
 
 #[cfg(test)]
 pub mod model;
+pub mod name;
+pub mod backend;
 pub mod board;
 pub mod expiring;
 pub mod address;
@@ -36,6 +34,7 @@ mod lag;
 pub mod news;
 pub mod memory;
 pub mod redis;
+pub mod shared;
 pub mod trail;
 #[cfg(test)]
 mod fake;
@@ -43,9 +42,13 @@ mod fake;
 mod outage;
 
 use address::Address;
+use backend::{Backend, Change, Merge};
 use board::{Board, Word};
-use memory::Memory;
-use redis::{Change, Merge, Redis};
+use memory::{InProcess, Memory};
+use name::Name;
+use news::{News, Walk};
+use redis::Redis;
+use shared::Shared;
 
 /// `[store]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -133,48 +136,43 @@ const PATIENT: Duration = Duration::from_secs(1);
 
 /// Where shared state lives.
 pub struct Store {
-    backend: Backend,
-    prefix: String,
+    backend: Box<dyn Backend>,
     timeout: Duration,
+    #[cfg(test)]
     metrics: Arc<Metrics>,
 }
 
-enum Backend {
-    /// What is in the same process always answers, and nobody need be told.
-    Memory(Arc<Memory>, watch::Sender<bool>),
-    Redis(Box<Redis>),
-    #[cfg(test)]
-    Model(model::Model),
-}
+/// In the same process a lock answers at once: no deadline is ever met.
+const IN_PROCESS: Duration = Duration::from_secs(1);
 
 impl Store {
     /// The state of one replica, or of several in one process.
     pub fn in_memory(memory: Arc<Memory>, metrics: Arc<Metrics>) -> Self {
         metrics.store_up(true);
-        // A lock in the same process answers at once: the deadline is never met.
-        Self {
-            backend: Backend::Memory(memory, watch::Sender::new(true)),
-            prefix: String::new(),
-            timeout: Duration::from_secs(1),
-            metrics,
-        }
+        Self::over(InProcess::new(memory), IN_PROCESS, metrics)
     }
 
     /// State shared through Redis. Connects in the background: a Redis that is away delays no start.
     pub fn in_redis(settings: &Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
         let redis = Redis::open(settings, &metrics, tasks)?;
-        Ok(Self {
-            backend: Backend::Redis(Box::new(redis)),
-            prefix: settings.prefix.clone(),
-            timeout: settings.timeout.0,
-            metrics,
-        })
+        let shared = Shared::new(redis, settings.prefix.clone(), Arc::clone(&metrics));
+        Ok(Self::over(shared, settings.timeout.0, metrics))
     }
 
     /// One replica's way to a store whose weather a test makes.
     #[cfg(test)]
     pub fn in_model(model: model::Model, metrics: Arc<Metrics>) -> Self {
-        Self { backend: Backend::Model(model), prefix: String::new(), timeout: Duration::from_secs(1), metrics }
+        Self::over(model, IN_PROCESS, metrics)
+    }
+
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests look at a store's metrics"))]
+    fn over(backend: impl Backend + 'static, timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        Self {
+            backend: Box::new(backend),
+            timeout,
+            #[cfg(test)]
+            metrics,
+        }
     }
 
     /// Waits until the store can answer, at most `patience`. Returns whether it can.
@@ -185,12 +183,7 @@ impl Store {
 
     /// The last thing that went wrong with the store, in words.
     pub fn fault(&self) -> Option<String> {
-        match &self.backend {
-            Backend::Memory(..) => None,
-            Backend::Redis(redis) => redis.fault(),
-            #[cfg(test)]
-            Backend::Model(_) => None,
-        }
+        self.backend.fault()
     }
 
     /// The time of what no turn waits for: a slow answer is as good as a fast one.
@@ -199,187 +192,131 @@ impl Store {
     }
 
     /// The time that a turn has for all its store operations.
-    pub fn budget(&self) -> Budget {
+    pub const fn budget(&self) -> Budget {
         Budget(self.timeout)
     }
 
-    pub async fn get(&self, id: &str, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => Ok(memory.get(id)),
-            Backend::Redis(redis) => {
-                self.timed(Operation::Get, budget, async |until| redis.get(&self.name(id), until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(model) => model.get(id).await,
-        }
+    pub async fn get<'n>(&self, name: impl Into<Name<'n>>, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
+        self.backend.get(name.into(), budget).await
     }
 
     /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
-    pub async fn claim(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<Option<String>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => Ok(memory.claim(id, value, ttl)),
-            Backend::Redis(redis) => {
-                self.timed(Operation::Claim, budget, async |until| redis.claim(&self.name(id), value, ttl, until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(model) => model.claim(id, value).await,
-        }
+    pub async fn claim<'n>(
+        &self,
+        name: impl Into<Name<'n>>,
+        value: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<Option<String>, Unavailable> {
+        self.backend.claim(name.into(), value, ttl, budget).await
     }
 
-    /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other replicas hear of it. What they
-    /// would not find without the store, and no replica of the store has acknowledged, is counted.
-    pub async fn begin(
+    /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other replicas hear of it. Unless
+    /// they would find the same without the store (`is_expected`), a binding that no replica of the store acknowledges is counted.
+    pub async fn begin<'n>(
         &self,
-        id: &str,
+        name: impl Into<Name<'n>>,
         value: &str,
         is_expected: bool,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
-        let Backend::Redis(redis) = &self.backend else { return self.claim(id, value, ttl, budget).await };
         // No epoch is lower.
-        let first = Merge { value, epoch: 1, ttl, is_expected };
-        self.timed(Operation::Claim, budget, async |until| redis.merge(&self.name(id), &first, until).await).await
+        self.backend.begin(name.into(), Merge { value, epoch: 1, ttl, is_expected }, budget).await
     }
 
     /// Compare-and-set: stores `new` where `expected` or nothing is stored; other replicas hear of it.
-    pub async fn replace(
+    pub async fn replace<'n>(
         &self,
-        id: &str,
+        name: impl Into<Name<'n>>,
         expected: &str,
         new: &str,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
-        self.change(id, &Change { expected, new, ttl, is_move: false }, budget).await
+        self.backend.replace(name.into(), Change { expected, new, ttl, is_move: false }, budget).await
     }
 
     /// As [`Self::replace`], for a session that moves to another key: what no replica of the store has acknowledged is counted.
-    pub async fn rebind(
+    pub async fn rebind<'n>(
         &self,
-        id: &str,
+        name: impl Into<Name<'n>>,
         expected: &str,
         new: &str,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
-        self.change(id, &Change { expected, new, ttl, is_move: true }, budget).await
-    }
-
-    async fn change(&self, id: &str, change: &Change<'_>, budget: &mut Budget) -> Result<Replaced, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => Ok(memory.replace(id, change.expected, change.new, change.ttl)),
-            Backend::Redis(redis) => {
-                self.timed(Operation::Replace, budget, async |until| redis.replace(&self.name(id), change, until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(model) => model.replace(id, change.expected, change.new).await,
-        }
+        self.backend.replace(name.into(), Change { expected, new, ttl, is_move: true }, budget).await
     }
 
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
-    pub async fn extend(&self, id: &str, value: &str, ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => {
-                memory.extend(id, value, ttl);
-                Ok(())
-            }
-            Backend::Redis(redis) => {
-                self.timed(Operation::Extend, budget, async |until| redis.extend(&self.name(id), value, ttl, until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(_) => Ok(()),
-        }
+    pub async fn extend<'n>(
+        &self,
+        name: impl Into<Name<'n>>,
+        value: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Unavailable> {
+        self.backend.extend(name.into(), value, ttl, budget).await
     }
 
     /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored; other replicas hear of it. `None`: done;
     /// otherwise what stays.
-    pub async fn merge(
+    pub async fn merge<'n>(
         &self,
-        id: &str,
+        name: impl Into<Name<'n>>,
         value: &str,
         epoch: u32,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => Ok(memory.merge(id, value, epoch, ttl)),
-            Backend::Redis(redis) => {
-                let merge = Merge { value, epoch, ttl, is_expected: false };
-                self.timed(Operation::Merge, budget, async |until| redis.merge(&self.name(id), &merge, until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(model) => model.merge(id, value, epoch).await,
-        }
+        self.backend.merge(name.into(), Merge { value, epoch, ttl, is_expected: false }, budget).await
+    }
+
+    /// Adds `lines` to the end of a session's trail, which lives for `ttl` from now on and keeps its newest
+    /// [`trail::LONGEST`] lines.
+    pub async fn append(&self, session: &str, lines: &[String], ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
+        self.backend.append(session, lines, ttl, budget).await
+    }
+
+    /// The lines of a session's trail, the oldest first.
+    pub async fn list(&self, session: &str, budget: &mut Budget) -> Result<Vec<String>, Unavailable> {
+        self.backend.list(session, budget).await
     }
 
     /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one is one more than the newest;
     /// an older one that all live replicas have gone back to is renewed.
     pub async fn call_roll(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
-        self.roll(report, false, budget).await
+        self.backend.roll(report, false, budget).await
     }
 
     /// As [`Self::call_roll`], by a replica that may be back before others that live: nothing is renewed.
     pub async fn call_roll_early(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
-        self.roll(report, true, budget).await
-    }
-
-    async fn roll(&self, report: &Report<'_>, is_early: bool, budget: &mut Budget) -> Result<Roll, Unavailable> {
-        match &self.backend {
-            // Replicas of one process have one configuration.
-            Backend::Memory(..) => Ok(Roll { ordinal: 1, others: Vec::new() }),
-            Backend::Redis(redis) => {
-                self.timed(Operation::Roll, budget, async |until| {
-                    redis.call_roll(&self.name("generations"), report, is_early, until).await
-                })
-                .await
-            }
-            #[cfg(test)]
-            Backend::Model(model) => model.call_roll(report).await,
-        }
+        self.backend.roll(report, true, budget).await
     }
 
     /// Says a word on the board of replicas, and hears what the others said.
     pub async fn hear(&self, word: &Word<'_>, budget: &mut Budget) -> Result<Board, Unavailable> {
-        match &self.backend {
-            Backend::Memory(memory, ..) => Ok(memory.hear(word)),
-            Backend::Redis(redis) => {
-                self.timed(Operation::Board, budget, async |until| redis.hear(&self.name("board"), word, until).await).await
-            }
-            #[cfg(test)]
-            Backend::Model(_) => Ok(Board::default()),
-        }
+        self.backend.hear(word, budget).await
     }
 
     /// Whether all of the store answers, now and from now on.
     pub fn health(&self) -> watch::Receiver<bool> {
-        match &self.backend {
-            Backend::Memory(_, up) => up.subscribe(),
-            Backend::Redis(redis) => redis.health(),
-            #[cfg(test)]
-            Backend::Model(_) => watch::channel(true).1,
-        }
+        self.backend.health()
     }
 
-    fn name(&self, id: &str) -> String {
-        format!("{}:{id}", self.prefix)
+    /// The bindings that replicas announce from now on.
+    pub fn news(&self) -> broadcast::Receiver<News> {
+        self.backend.news()
     }
 
-    async fn timed<T>(
-        &self,
-        operation: Operation,
-        budget: &mut Budget,
-        work: impl AsyncFnOnce(Instant) -> Result<T, Unavailable>,
-    ) -> Result<T, Unavailable> {
-        if budget.0.is_zero() {
-            // Not even begun: a write would leave although nobody waits for it.
-            return Err(Unavailable("no time is left".into()));
-        }
-        let began = Instant::now();
-        let result = work(began + budget.0).await;
-        let took = began.elapsed();
-        budget.0 = budget.0.saturating_sub(took);
-        self.metrics.store_took(operation, took.as_secs_f64());
-        result
+    /// Counts how often the store began to listen to announcements: earlier ones may have been missed, and are read in a
+    /// [`Self::walk`].
+    pub fn tuned(&self) -> watch::Receiver<u64> {
+        self.backend.tuned()
+    }
+
+    pub fn walk(&self) -> Result<Walk, Unavailable> {
+        self.backend.walk()
     }
 }

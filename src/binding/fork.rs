@@ -9,6 +9,7 @@ use crate::binding::bind::Bindings;
 use crate::binding::demand::Wanted;
 use crate::binding::record::Record;
 use crate::session::SessionId;
+use crate::store::name::Name;
 use crate::store::{Budget, Store};
 
 impl Bindings {
@@ -19,7 +20,7 @@ impl Bindings {
         if let Some(record) = binding_of(&self.store, &parent.root, budget).await {
             return Some(heir(record));
         }
-        let session = self.store.get(&entry(&parent.thread), budget).await.ok().flatten();
+        let session = self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
         match session.and_then(|held| SessionId::parse(&held.value)) {
             Some(session) => binding_of(&self.store, &session, budget).await.map(heir),
             None => self.inherited_here(wanted),
@@ -42,16 +43,11 @@ impl Bindings {
         let (store, local, ttl) = (Arc::clone(&self.store), Arc::clone(&self.local), self.ttl);
         let (thread, session) = (thread.clone(), session.clone());
         self.tasks.spawn(async move {
-            if store.extend(&entry(&thread), session.as_str(), ttl, &mut store.budget()).await.is_err() {
+            if store.extend(Name::Thread(thread.as_str()), session.as_str(), ttl, &mut store.budget()).await.is_err() {
                 local.has_not_told(&thread);
             }
         });
     }
-}
-
-/// The name under which a thread's session is stored: not a session's, whose length is another.
-fn entry(thread: &SessionId) -> String {
-    format!("{thread}.thread")
 }
 
 async fn binding_of(store: &Store, session: &SessionId, budget: &mut Budget) -> Option<Record> {

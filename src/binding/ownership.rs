@@ -18,6 +18,7 @@ use crate::binding::select::Reach;
 use crate::key::Tag;
 use crate::session::{ResponseId, SessionId};
 use crate::store::expiring::Expiring;
+use crate::store::name::Name;
 use crate::store::{Budget, Store, Unavailable};
 
 /// Between attempts to tell the store while it answers: a single write may have failed.
@@ -97,7 +98,7 @@ impl Owners {
 
     /// The owner of a response, if it is known. The store being away is an error only where this replica does not know it either.
     pub async fn find(&self, response: &ResponseId, budget: &mut Budget) -> Result<Option<Owner>, Unavailable> {
-        match self.store.get(&entry(response), budget).await {
+        match self.store.get(Name::Response(response.as_str()), budget).await {
             Ok(Some(held)) => {
                 let owner = Owner::parse(&held.value).ok_or_else(|| Unavailable("it speaks of a newer version".into()))?;
                 self.lock().owners.put(response.as_str(), owner.clone(), held.left.min(self.ttl));
@@ -167,7 +168,7 @@ impl Owners {
 
     /// An id is issued once: what is stored already is the same word.
     async fn tell(&self, response: &ResponseId, owner: &Owner, left: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
-        self.store.claim(&entry(response), &owner.to_string(), left, budget).await.map(drop)
+        self.store.claim(Name::Response(response.as_str()), &owner.to_string(), left, budget).await.map(drop)
     }
 
     /// What this replica remembers, and for how long it still does.
@@ -180,11 +181,6 @@ impl Owners {
         // Every write is whole before the lock is given back.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The name under which a response's owner is stored: not a session's, whose length is another.
-fn entry(response: &ResponseId) -> String {
-    format!("{}.response", response.as_str())
 }
 
 #[cfg(test)]
@@ -282,7 +278,7 @@ mod tests {
     async fn what_the_store_has_lost_it_is_told_again() {
         let (one, two) = two();
         one.keep("r").await;
-        one.model.shared.lock().unwrap().loses(&entry(&response("r")));
+        one.model.shared.lock().unwrap().loses(&Name::Response(response("r").as_str()).to_string());
         assert_eq!(two.knows("r").await, Some(false));
         assert_eq!(one.knows("r").await, Some(true));
         assert!(one.owners.catch_up().await);

@@ -91,11 +91,6 @@ impl Mark {
     }
 }
 
-/// The name of a session's trail.
-pub fn name(session: &SessionId) -> String {
-    format!("{session}.trail")
-}
-
 /// Writes down what is told, for as long as the replica lives.
 pub async fn keep_writing(store: Arc<Store>, ttl: Duration, Unwritten(mut unwritten): Unwritten) {
     let mut some = Vec::new();
@@ -114,7 +109,7 @@ async fn write(store: &Store, ttl: Duration, session: &SessionId, lines: &[Strin
     for _ in 0..ATTEMPTS {
         // Waits as long as the store is away.
         let _ = health.wait_for(|is_up| *is_up).await;
-        if store.append(&name(session), lines, ttl, &mut store.patient_budget()).await.is_ok() {
+        if store.append(session.as_str(), lines, ttl, &mut store.patient_budget()).await.is_ok() {
             return;
         }
     }
@@ -140,7 +135,7 @@ mod tests {
         trail.tell(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
         drop(trail);
         keep_writing(Arc::clone(&store), Duration::from_secs(60), unwritten).await;
-        let lines = store.list(&name(&session), &mut store.budget()).await.unwrap();
+        let lines = store.list(session.as_str(), &mut store.budget()).await.unwrap();
         let marks: Vec<_> = lines.iter().map(|line| Mark::parse(line).unwrap()).collect();
         let [spilled, refused] = &marks[..] else { panic!("{lines:?}") };
         assert_eq!((spilled.decision.as_str(), spilled.reason.as_str()), ("spill", "no_access"));

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::binding::bind::Bindings;
 use crate::binding::record::Record;
-use crate::binding::trail::{Mark, name};
+use crate::binding::trail::Mark;
 use crate::session::SessionId;
 
 /// All that is known of a session.
@@ -33,7 +33,7 @@ impl Bindings {
     /// `None`: there is nothing.
     pub async fn view(&self, session: &SessionId) -> Option<View> {
         let held = self.store.get(session.as_str(), &mut self.store.patient_budget()).await;
-        let lines = self.store.list(&name(session), &mut self.store.patient_budget()).await.unwrap_or_default();
+        let lines = self.store.list(session.as_str(), &mut self.store.patient_budget()).await.unwrap_or_default();
         let stored = held.ok().flatten().and_then(|held| Record::parse(&held.value));
         let remembered = || self.local.recall(session).map(|known| (known.record, false));
         let record = stored.map(|record| (record, true)).or_else(remembered);

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use super::address::{Address, Host, Kind};
 use super::fault::Fault;
+use super::name::Name;
 
 /// How long the kernel believes in a peer that acknowledges nothing, asked or not.
 const VANISHED: Duration = Duration::from_secs(5);
@@ -61,9 +62,20 @@ impl Dialer {
         CONNECT.max(self.timeout() * 2)
     }
 
-    /// A name in the store for what is not a session's.
-    pub fn name(&self, what: &str) -> String {
-        format!("{}:{what}", self.settings.prefix)
+    /// `name` as it is spelled in this deployment's store.
+    pub fn name(&self, name: Name<'_>) -> String {
+        name.under(&self.settings.prefix)
+    }
+
+    /// The part of `text` that follows this deployment's prefix: `None` for a name of another deployment.
+    pub fn bare<'t>(&self, text: &'t str) -> Option<&'t str> {
+        text.strip_prefix(&*self.settings.prefix)?.strip_prefix(':')
+    }
+
+    /// What the names of this deployment look like to `SCAN`.
+    pub fn pattern(&self) -> String {
+        let escaped = |letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)];
+        self.settings.prefix.chars().flat_map(escaped).flatten().chain(":*".chars()).collect()
     }
 
     /// The address as it is written now.

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::address::Host;
 use super::dial::{Dialer, Shown};
+use super::name::Name;
 use crate::metrics::Metrics;
 
 /// How long a replica has to acknowledge, and how long finding that out may take.
@@ -90,7 +91,7 @@ impl Lag {
     async fn acknowledgements(&self, pool: Option<&Pool>, name: &str) -> Option<u64> {
         let mut connection = pool?.get().await.ok()?;
         let mut question = pipe();
-        question.cmd("SET").arg(self.dialer.name(&format!("lag:{{{name}}}"))).arg("").arg("PX").arg(ACKNOWLEDGE_MS).ignore();
+        question.cmd("SET").arg(self.dialer.name(Name::Lag(name))).arg("").arg("PX").arg(ACKNOWLEDGE_MS).ignore();
         question.cmd("WAIT").arg(1).arg(ACKNOWLEDGE_MS);
         let (replicas,) = question.query_async(&mut connection).await.ok()?;
         Some(replicas)

@@ -17,6 +17,7 @@ use super::breaker::Breaker;
 use super::dial::{Dialer, Shown};
 use super::fault::{Fault, Faults};
 use super::health::Health;
+use super::name::Name;
 use super::sentinel::{self, Named};
 
 /// From one attempt to connect to the next, at least: the first one after a loss is made at once.
@@ -27,8 +28,6 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const RENAMED: Duration = Duration::from_secs(5);
 /// So many answers in a row are proof.
 const PROOFS: u32 = 3;
-/// The name of what is written as proof.
-const PROBE: &str = "probe";
 /// So many names have one in every slot of a Cluster, nearly always.
 const NAMES: u32 = 50_000;
 /// How long a proof stays stored.
@@ -76,7 +75,7 @@ impl Link {
     /// Away until [`Self::keep`] has connected it.
     pub fn new(dialer: Arc<Dialer>, place: Place, faults: Arc<Faults>, health: Arc<Health>, lost: Arc<Notify>) -> Self {
         health.loses();
-        let probe = Mutex::new(dialer.name(PROBE));
+        let probe = Mutex::new(dialer.name(Name::Proof(None)));
         Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), probe, lost }
     }
 
@@ -114,7 +113,7 @@ impl Link {
         let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_own(&probe) {
             // Where the prefix pins all names to one node there is no other name: that others refuse it does no harm.
-            let mut names = (0..NAMES).map(|number| self.dialer.name(&format!("{number}:{PROBE}")));
+            let mut names = (0..NAMES).map(|number| self.dialer.name(Name::Proof(Some(number))));
             if let Some(own) = names.find(|name| is_own(name)) {
                 *probe = own;
             }

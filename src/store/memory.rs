@@ -1,14 +1,18 @@
 //! The store of one process: a bounded map with the same operations as Redis.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::board::{Board, InProcess, Word};
+use super::backend::{Backend, Change, Merge, Pending};
+use super::board::{self, Board, Word};
 use super::expiring::Expiring;
+use super::name::Name;
 use super::trail::LONGEST;
-use super::{Held, Replaced};
+use super::{Budget, Held, Replaced, Report, Roll};
 
 /// A bounded map of values that expire, and one of trails.
 pub struct Memory {
@@ -17,55 +21,55 @@ pub struct Memory {
     /// binding out.
     beside: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
-    board: Mutex<InProcess>,
+    board: Mutex<board::InProcess>,
 }
 
 impl Memory {
     pub fn new(capacity: usize) -> Self {
         let map = || Mutex::new(Expiring::new(capacity));
         let trails = Mutex::new(Expiring::new(capacity));
-        Self { bindings: map(), beside: map(), trails, board: Mutex::new(InProcess::default()) }
+        Self { bindings: map(), beside: map(), trails, board: Mutex::new(board::InProcess::default()) }
     }
 
-    pub fn get(&self, id: &str) -> Option<Held> {
-        let entries = self.lock(id);
-        let (value, expiry) = entries.get(id)?;
+    pub fn get<'n>(&self, name: impl Into<Name<'n>>) -> Option<Held> {
+        let (entries, id) = self.lock(name.into());
+        let (value, expiry) = entries.get(&id)?;
         Some(Held { value: value.clone(), left: expiry.saturating_duration_since(Instant::now()) })
     }
 
-    pub fn claim(&self, id: &str, value: &str, ttl: Duration) -> Option<String> {
-        let mut entries = self.lock(id);
-        let stored = entries.get(id).map(|(value, _)| value.clone());
+    pub fn claim<'n>(&self, name: impl Into<Name<'n>>, value: &str, ttl: Duration) -> Option<String> {
+        let (mut entries, id) = self.lock(name.into());
+        let stored = entries.get(&id).map(|(value, _)| value.clone());
         if stored.is_none() {
-            entries.put(id, value.to_owned(), ttl);
+            entries.put(&id, value.to_owned(), ttl);
         }
         stored
     }
 
-    pub fn replace(&self, id: &str, expected: &str, new: &str, ttl: Duration) -> Replaced {
-        let mut entries = self.lock(id);
-        match entries.get(id) {
+    pub fn replace<'n>(&self, name: impl Into<Name<'n>>, expected: &str, new: &str, ttl: Duration) -> Replaced {
+        let (mut entries, id) = self.lock(name.into());
+        match entries.get(&id) {
             Some((stored, _)) if stored != expected => Replaced::Lost(stored.clone()),
             _ => {
-                entries.put(id, new.to_owned(), ttl);
+                entries.put(&id, new.to_owned(), ttl);
                 Replaced::Done
             }
         }
     }
 
-    pub fn merge(&self, id: &str, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
-        let mut entries = self.lock(id);
-        let stored = entries.get(id).filter(|(stored, _)| epoch_of(stored) >= epoch).map(|(stored, _)| stored.clone());
+    pub fn merge<'n>(&self, name: impl Into<Name<'n>>, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
+        let (mut entries, id) = self.lock(name.into());
+        let stored = entries.get(&id).filter(|(stored, _)| epoch_of(stored) >= epoch).map(|(stored, _)| stored.clone());
         if stored.is_none() {
-            entries.put(id, value.to_owned(), ttl);
+            entries.put(&id, value.to_owned(), ttl);
         }
         stored
     }
 
-    pub fn extend(&self, id: &str, value: &str, ttl: Duration) {
-        let mut entries = self.lock(id);
-        let value = entries.get(id).map_or(value, |(stored, _)| stored).to_owned();
-        entries.put(id, value, ttl);
+    pub fn extend<'n>(&self, name: impl Into<Name<'n>>, value: &str, ttl: Duration) {
+        let (mut entries, id) = self.lock(name.into());
+        let value = entries.get(&id).map_or(value, |(stored, _)| stored).to_owned();
+        entries.put(&id, value, ttl);
     }
 
     pub fn hear(&self, word: &Word<'_>) -> Board {
@@ -73,18 +77,18 @@ impl Memory {
         self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(word)
     }
 
-    pub fn append(&self, id: &str, lines: &[String], ttl: Duration) {
+    pub fn append(&self, session: &str, lines: &[String], ttl: Duration) {
         // A trail is whole before anything can panic.
         let mut trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut trail = trails.get(id).map(|(trail, _)| trail.clone()).unwrap_or_default();
+        let mut trail = trails.get(session).map(|(trail, _)| trail.clone()).unwrap_or_default();
         trail.extend_from_slice(lines);
         trail.drain(..trail.len().saturating_sub(LONGEST));
-        trails.put(id, trail, ttl);
+        trails.put(session, trail, ttl);
     }
 
-    pub fn list(&self, id: &str) -> Vec<String> {
+    pub fn list(&self, session: &str) -> Vec<String> {
         let trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
-        trails.get(id).map(|(trail, _)| trail.clone()).unwrap_or_default()
+        trails.get(session).map(|(trail, _)| trail.clone()).unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -93,14 +97,19 @@ impl Memory {
     }
 
     #[cfg(test)]
-    pub fn remove(&self, id: &str) {
-        self.lock(id).remove(id);
+    pub fn remove<'n>(&self, name: impl Into<Name<'n>>) {
+        let (mut entries, id) = self.lock(name.into());
+        entries.remove(&id);
     }
 
-    fn lock(&self, id: &str) -> MutexGuard<'_, Expiring<String>> {
-        let entries = if id.contains('.') { &self.beside } else { &self.bindings };
+    /// The map that holds `name`, and what the map calls it.
+    fn lock<'n>(&self, name: Name<'n>) -> (MutexGuard<'_, Expiring<String>>, Cow<'n, str>) {
+        let (entries, id) = match name {
+            Name::Binding(session) => (&self.bindings, session.into()),
+            other => (&self.beside, other.to_string().into()),
+        };
         // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
-        entries.lock().unwrap_or_else(PoisonError::into_inner)
+        (entries.lock().unwrap_or_else(PoisonError::into_inner), id)
     }
 }
 
@@ -175,5 +184,71 @@ mod tests {
         assert_eq!(memory.get("s"), Some(Held { value: "a".into(), left: HOUR }));
         memory.extend("t", "b", HOUR);
         assert_eq!(memory.get("t").map(|held| held.value), Some("b".into()));
+    }
+}
+
+/// The memory of one process as a store: it always answers.
+pub struct InProcess {
+    memory: Arc<Memory>,
+    up: watch::Sender<bool>,
+}
+
+impl InProcess {
+    pub fn new(memory: Arc<Memory>) -> Self {
+        Self { memory, up: watch::Sender::new(true) }
+    }
+}
+
+/// An answer that is there.
+fn at_once<'a, T: Send + 'a>(answer: T) -> Pending<'a, T> {
+    Box::pin(std::future::ready(Ok(answer)))
+}
+
+impl Backend for InProcess {
+    fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
+        at_once(self.memory.get(name))
+    }
+
+    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+        at_once(self.memory.claim(name, value, ttl))
+    }
+
+    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, _: &'a mut Budget) -> Pending<'a, Replaced> {
+        at_once(self.memory.replace(name, change.expected, change.new, change.ttl))
+    }
+
+    fn extend<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+        self.memory.extend(name, value, ttl);
+        at_once(())
+    }
+
+    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+        at_once(self.memory.merge(name, merge.value, merge.epoch, merge.ttl))
+    }
+
+    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+        at_once(self.memory.claim(name, merge.value, merge.ttl))
+    }
+
+    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], ttl: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+        self.memory.append(session, lines, ttl);
+        at_once(())
+    }
+
+    fn list<'a>(&'a self, session: &'a str, _: &'a mut Budget) -> Pending<'a, Vec<String>> {
+        at_once(self.memory.list(session))
+    }
+
+    /// Replicas of one process have one configuration.
+    fn roll<'a>(&'a self, _: &'a Report<'a>, _: bool, _: &'a mut Budget) -> Pending<'a, Roll> {
+        at_once(Roll { ordinal: 1, others: Vec::new() })
+    }
+
+    fn hear<'a>(&'a self, word: &'a Word<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
+        at_once(self.memory.hear(word))
+    }
+
+    fn health(&self) -> watch::Receiver<bool> {
+        self.up.subscribe()
     }
 }

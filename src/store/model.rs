@@ -9,8 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
+use super::backend::{Backend, Change, Merge, Pending};
+use super::board::{Board, Word};
 use super::memory::Memory;
-use super::{Held, Replaced, Report, Roll, Unavailable};
+use super::name::Name;
+use super::{Budget, Held, Replaced, Report, Roll, Unavailable};
 
 /// Longer than a case takes.
 const TTL: Duration = Duration::from_secs(3_600);
@@ -105,59 +110,87 @@ impl Model {
         Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)) }
     }
 
-    pub async fn get(&self, id: &str) -> Result<Option<Held>, Unavailable> {
-        // A life that is never due: nothing is refreshed.
-        self.step(|shared| shared.value(id).map(|value| Held { value, left: Duration::MAX })).await
+    /// One operation: other replicas may go first.
+    fn step<'a, T: Send + 'a>(&'a self, operation: impl FnOnce(&mut Shared) -> T + Send + 'a) -> Pending<'a, T> {
+        Box::pin(async move {
+            pause().await;
+            let weather = *self.weather.lock().unwrap();
+            let unavailable = || Unavailable(format!("{weather:?}"));
+            if weather == Weather::Away {
+                return Err(unavailable());
+            }
+            let answer = operation(&mut self.lock());
+            if weather == Weather::Fair { Ok(answer) } else { Err(unavailable()) }
+        })
     }
 
-    pub async fn claim(&self, id: &str, value: &str) -> Result<Option<String>, Unavailable> {
-        self.step(|shared| match shared.flaw {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap()
+    }
+}
+
+impl Backend for Model {
+    fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
+        // A life that is never due: nothing is refreshed.
+        self.step(move |shared| shared.value(&name.to_string()).map(|value| Held { value, left: Duration::MAX }))
+    }
+
+    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, _: Duration, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+        let id = name.to_string();
+        self.step(move |shared| match shared.flaw {
             Flaw::PlainClaim => {
-                shared.keeping(id, |values| overwrite(values, id, value));
+                shared.keeping(&id, |values| overwrite(values, &id, value));
                 None
             }
-            _ => shared.keeping(id, |values| values.claim(id, value, TTL)),
+            _ => shared.keeping(&id, |values| values.claim(&id, value, TTL)),
         })
-        .await
     }
 
-    pub async fn replace(&self, id: &str, expected: &str, new: &str) -> Result<Replaced, Unavailable> {
-        self.step(|shared| {
-            let stored = shared.value(id);
+    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
+        self.claim(name, merge.value, merge.ttl, budget)
+    }
+
+    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, _: &'a mut Budget) -> Pending<'a, Replaced> {
+        let id = name.to_string();
+        self.step(move |shared| {
+            let stored = shared.value(&id);
             let key = |value: &str| value.split(' ').next().map(str::to_owned);
             let expected = match (shared.flaw, &stored) {
                 (Flaw::PlainReplace, Some(stored)) => stored,
-                (Flaw::ReplaceByKey, Some(stored)) if key(stored) == key(expected) => stored,
-                _ => expected,
+                (Flaw::ReplaceByKey, Some(stored)) if key(stored) == key(change.expected) => stored,
+                _ => change.expected,
             };
-            shared.keeping(id, |values| values.replace(id, expected, new, TTL))
+            shared.keeping(&id, |values| values.replace(&id, expected, change.new, TTL))
         })
-        .await
     }
 
-    pub async fn merge(&self, id: &str, value: &str, epoch: u32) -> Result<Option<String>, Unavailable> {
-        self.step(|shared| {
+    fn extend<'a>(&'a self, _: Name<'a>, _: &'a str, _: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+        let id = name.to_string();
+        self.step(move |shared| {
             let epoch = match shared.flaw {
                 Flaw::MergeNothingOver => 0,
                 Flaw::PlainMerge => u32::MAX,
-                Flaw::MergeEqual => epoch + 1,
-                _ => epoch,
+                Flaw::MergeEqual => merge.epoch + 1,
+                _ => merge.epoch,
             };
-            shared.keeping(id, |values| values.merge(id, value, epoch, TTL))
+            shared.keeping(&id, |values| values.merge(&id, merge.value, epoch, TTL))
         })
-        .await
     }
 
-    pub async fn append(&self, id: &str, lines: &[String]) -> Result<(), Unavailable> {
-        self.step(|shared| shared.values.append(id, lines, TTL)).await
+    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], _: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+        self.step(move |shared| shared.values.append(session, lines, TTL))
     }
 
-    pub async fn list(&self, id: &str) -> Result<Vec<String>, Unavailable> {
-        self.step(|shared| shared.values.list(id)).await
+    fn list<'a>(&'a self, session: &'a str, _: &'a mut Budget) -> Pending<'a, Vec<String>> {
+        self.step(move |shared| shared.values.list(session))
     }
 
-    pub async fn call_roll(&self, report: &Report<'_>) -> Result<Roll, Unavailable> {
-        self.step(|shared| {
+    fn roll<'a>(&'a self, report: &'a Report<'a>, _: bool, _: &'a mut Budget) -> Pending<'a, Roll> {
+        self.step(move |shared| {
             shared.replicas.insert(report.replica.into(), report.fingerprint.into());
             let live: BTreeSet<_> = shared.replicas.values().filter(|print| *print != report.fingerprint).cloned().collect();
             let newest = shared.sets.values().map(|(ordinal, _)| *ordinal).max().unwrap_or(0);
@@ -168,23 +201,14 @@ impl Model {
             shared.sets.insert(report.fingerprint.into(), (ordinal, report.keys.into()));
             Roll { ordinal, others: live.iter().map(|print| shared.sets[print].1.clone()).collect() }
         })
-        .await
     }
 
-    /// One operation: other replicas may go first.
-    async fn step<T>(&self, operation: impl FnOnce(&mut Shared) -> T) -> Result<T, Unavailable> {
-        pause().await;
-        let weather = *self.weather.lock().unwrap();
-        let unavailable = || Unavailable(format!("{weather:?}"));
-        if weather == Weather::Away {
-            return Err(unavailable());
-        }
-        let answer = operation(&mut self.lock());
-        if weather == Weather::Fair { Ok(answer) } else { Err(unavailable()) }
+    fn hear<'a>(&'a self, _: &'a Word<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
+        Box::pin(std::future::ready(Ok(Board::default())))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap()
+    fn health(&self) -> watch::Receiver<bool> {
+        watch::channel(true).1
     }
 }
 

@@ -11,13 +11,12 @@ use redis::{Pipeline, cmd};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::Unavailable;
 use super::address::Host;
 use super::dial::{Dialer, Shown};
 use super::fault::{Fault, Faults};
-use super::{Backend, Store, Unavailable};
+use super::name::Name;
 
-/// A session id has so many characters.
-const ID: usize = 22;
 /// So many names a node looks at in one step of a walk: a tenth of a millisecond.
 const SCANNED: u32 = 100;
 /// From one attempt to the next, at least.
@@ -51,7 +50,7 @@ impl Ear {
             let Some(host) = nodes().into_iter().next() else { continue };
             let tuning = async {
                 let mut heard = self.dialer.tune_in(&host).await?;
-                heard.subscribe(self.dialer.name("moved")).await?;
+                heard.subscribe(self.dialer.name(Name::Announcements)).await?;
                 Ok(heard)
             };
             match timeout(self.dialer.patience(), tuning).await.unwrap_or(Err(Fault::Silent)) {
@@ -92,7 +91,7 @@ impl Ear {
 
     fn understood(&self, payload: &[u8]) -> Option<News> {
         let (name, value) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
-        let id = name.strip_prefix(&self.dialer.name(""))?;
+        let id = self.dialer.bare(name)?;
         Some(News { id: id.to_owned(), value: value.to_owned() })
     }
 }
@@ -109,7 +108,7 @@ pub struct Walk {
 struct Reader {
     dialer: Arc<Dialer>,
     faults: Arc<Faults>,
-    /// What names of bindings look like.
+    /// What the deployment's names look like.
     pattern: String,
 }
 
@@ -119,11 +118,12 @@ pub type Read = Vec<(News, Duration)>;
 impl Walk {
     /// Through what `nodes` have.
     pub fn through(dialer: &Arc<Dialer>, faults: &Arc<Faults>, nodes: Vec<Arc<Host>>) -> Self {
-        let (dialer, faults, pattern) = (Arc::clone(dialer), Arc::clone(faults), pattern(&dialer.name("")));
-        Self { reader: Some(Reader { dialer, faults, pattern }), nodes, cursor: 0, connection: None }
+        let reader = Reader { dialer: Arc::clone(dialer), faults: Arc::clone(faults), pattern: dialer.pattern() };
+        Self { reader: Some(reader), nodes, cursor: 0, connection: None }
     }
 
-    const fn empty() -> Self {
+    /// Nothing is bound but in this process.
+    pub const fn empty() -> Self {
         Self { reader: None, nodes: Vec::new(), cursor: 0, connection: None }
     }
 
@@ -163,7 +163,8 @@ impl Reader {
         };
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED).arg("TYPE").arg("string");
-        let (next, names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
+        let (next, mut names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
+        names.retain(|name| self.session(name).is_some());
         if names.is_empty() {
             return Ok((connection, next, Vec::new()));
         }
@@ -172,42 +173,19 @@ impl Reader {
             all.get(name).pttl(name);
         }
         let held: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
-        let id = |name: &str| name.get(name.len().saturating_sub(ID)..).unwrap_or_default().to_owned();
         let some = names.iter().zip(held).filter_map(|(name, (value, life))| {
+            let id = self.session(name)?.to_owned();
             // Negative: gone meanwhile, or stored without an end by a hand that was not ours.
-            Some((News { id: id(name), value: value? }, Duration::from_millis(life.try_into().ok()?)))
+            Some((News { id, value: value? }, Duration::from_millis(life.try_into().ok()?)))
         });
         Ok((connection, next, some.collect()))
     }
-}
 
-/// The names of all bindings: `prefix`, and an id as long as a session's.
-fn pattern(prefix: &str) -> String {
-    let literal = prefix.chars().flat_map(|letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)]);
-    literal.flatten().chain(std::iter::repeat_n('?', ID)).collect()
-}
-
-impl Store {
-    /// What replicas tell of their bindings from now on.
-    pub fn news(&self) -> broadcast::Receiver<News> {
-        match &self.backend {
-            Backend::Redis(redis) => redis.news(),
-            _ => broadcast::channel(1).1,
-        }
-    }
-
-    /// Counts how often it began to listen to news: what was told before may have been missed, and is read in a [`Self::walk`].
-    pub fn tuned(&self) -> watch::Receiver<u64> {
-        match &self.backend {
-            Backend::Redis(redis) => redis.tuned(),
-            _ => watch::channel(0).1,
-        }
-    }
-
-    pub fn walk(&self) -> Result<Walk, Unavailable> {
-        match &self.backend {
-            Backend::Redis(redis) => redis.walk(),
-            _ => Ok(Walk::empty()),
+    /// The session whose binding is stored under `name`.
+    fn session<'n>(&self, name: &'n str) -> Option<&'n str> {
+        match Name::of_value(self.dialer.bare(name)?)? {
+            Name::Binding(session) => Some(session),
+            _ => None,
         }
     }
 }

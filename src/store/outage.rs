@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::time::Instant;
+
 use super::fake::Fake;
 use super::*;
 use crate::setting::Secret;

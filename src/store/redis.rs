@@ -11,6 +11,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use super::address::{Host, Kind};
+use super::backend::{Change, Merge};
 use super::board::{Board, Note, Word};
 use super::cluster::Cluster;
 use super::dial::Dialer;
@@ -18,6 +19,7 @@ use super::fault::{Fault, Faults};
 use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, Place};
+use super::name::Name;
 use super::news::{Ear, News, Walk};
 use super::trail::LONGEST;
 use super::{Held, Replaced, Report, Roll, Settings, Unavailable};
@@ -53,24 +55,6 @@ pub struct Redis {
     trail: (Script, &'static str),
 }
 
-/// A compare-and-set.
-pub struct Change<'c> {
-    pub expected: &'c str,
-    pub new: &'c str,
-    pub ttl: Duration,
-    /// To another key, where others would not find it without the store.
-    pub is_move: bool,
-}
-
-/// What is stored where nothing or a lower epoch is.
-pub struct Merge<'m> {
-    pub value: &'m str,
-    pub epoch: u32,
-    pub ttl: Duration,
-    /// Others would find the same without it.
-    pub is_expected: bool,
-}
-
 #[derive(Clone)]
 enum Nodes {
     One(Arc<Link>),
@@ -87,7 +71,7 @@ impl Redis {
         if let Some(lag) = &lag {
             tasks.spawn_until_stopped(Arc::clone(lag).keep());
         }
-        let (news, tuned, channel) = (broadcast::Sender::new(HEARD), watch::Sender::new(0), dialer.name("moved"));
+        let (news, tuned, channel) = (broadcast::Sender::new(HEARD), watch::Sender::new(0), dialer.name(Name::Announcements));
         let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: news.clone(), tuned: tuned.clone() };
         let kept = Arc::clone(&dialer);
         let nodes = match dialer.kind() {

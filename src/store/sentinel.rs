@@ -71,6 +71,8 @@ async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) 
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::super::fake::Fake;
     use super::super::*;
     use super::*;

@@ -16,6 +16,7 @@ use crate::key::Key;
 use crate::metrics::{Decision, Metrics, Reason};
 use crate::outcome::{Outcome, Refusal};
 use crate::store::Store;
+use crate::store::name::Name;
 use crate::task::Tasks;
 use crate::upstream::attempt::read;
 use crate::upstream::headers::credential;
@@ -70,8 +71,8 @@ impl Prober {
 
     /// Whether this replica asks for all. Without the store each asks for itself.
     async fn is_elected(&self, subject: Subject, pause: Duration) -> bool {
-        let lease = format!("probe:{}", subject.name());
-        let claimed = self.store.claim(&lease, &self.name, pause / 5 * 4, &mut self.store.patient_budget()).await;
+        let subject = subject.name();
+        let claimed = self.store.claim(Name::Probe(&subject), &self.name, pause / 5 * 4, &mut self.store.patient_budget()).await;
         !matches!(claimed, Ok(Some(_)))
     }
 

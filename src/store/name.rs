@@ -1,0 +1,121 @@
+//! Every name under which something is stored: the one place where names are made, and told apart. Pure.
+
+use std::fmt;
+
+/// A name in the store, without the deployment's prefix.
+///
+/// Other versions store under the same names: a name's spelling never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name<'n> {
+    /// A session's binding, by the session's id of 22 characters. With a prefix of 7 characters the name is 30 bytes, which Redis
+    /// keeps in 32.
+    Binding(&'n str),
+    /// What was decided about a session, by the session's id.
+    Trail(&'n str),
+    /// The session of a thread, by the thread's id.
+    Thread(&'n str),
+    /// The owner of a stored response, by the response's id.
+    Response(&'n str),
+    /// Which replica probes a subject for all, by the subject's name.
+    Probe(&'n str),
+    /// Which replicas live, and which sets of keys they have.
+    Membership,
+    /// What replicas tell each other at once.
+    Board,
+    /// The channel on which bindings are announced.
+    Announcements,
+    /// What a connection writes to show that it can; a numbered one lies in another slot of a Cluster.
+    Proof(Option<u32>),
+    /// What is written beside the full name of a binding, in its slot, to see replicas of the store acknowledge it.
+    Lag(&'n str),
+}
+
+impl<'n> Name<'n> {
+    /// The name that is spelled `text`, of those that hold a plain value: `None` for a name of another kind.
+    pub fn of_value(text: &'n str) -> Option<Self> {
+        match text.rsplit_once('.') {
+            Some((id, "thread")) => Some(Self::Thread(id)),
+            Some((id, "response")) => Some(Self::Response(id)),
+            Some(_) => None,
+            None if text.contains(':') || text == PROOF => None,
+            None => Some(Self::Binding(text)),
+        }
+    }
+
+    /// The name as `prefix` has it.
+    pub fn under(&self, prefix: &str) -> String {
+        format!("{prefix}:{self}")
+    }
+
+    /// Whether the name is a binding's.
+    pub const fn is_binding(&self) -> bool {
+        matches!(self, Self::Binding(_))
+    }
+}
+
+const PROOF: &str = "probe";
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Binding(session) => f.write_str(session),
+            Self::Trail(session) => write!(f, "{session}.trail"),
+            Self::Thread(thread) => write!(f, "{thread}.thread"),
+            Self::Response(response) => write!(f, "{response}.response"),
+            Self::Probe(subject) => write!(f, "probe:{subject}"),
+            Self::Membership => f.write_str("generations"),
+            Self::Board => f.write_str("board"),
+            Self::Announcements => f.write_str("moved"),
+            Self::Proof(None) => f.write_str(PROOF),
+            Self::Proof(Some(number)) => write!(f, "{number}:{PROOF}"),
+            Self::Lag(name) => write!(f, "lag:{{{name}}}"),
+        }
+    }
+}
+
+/// A bare id is a session's.
+impl<'n> From<&'n str> for Name<'n> {
+    fn from(session: &'n str) -> Self {
+        Self::Binding(session)
+    }
+}
+
+impl<'n> From<&'n String> for Name<'n> {
+    fn from(session: &'n String) -> Self {
+        Self::Binding(session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_spelled_as_every_version_spells_them() {
+        for (name, spelled) in [
+            (Name::Binding("0123456789abcdefghijkl"), "w:0123456789abcdefghijkl"),
+            (Name::Trail("s"), "w:s.trail"),
+            (Name::Thread("t"), "w:t.thread"),
+            (Name::Response("r"), "w:r.response"),
+            (Name::Probe("key:a"), "w:probe:key:a"),
+            (Name::Membership, "w:generations"),
+            (Name::Board, "w:board"),
+            (Name::Announcements, "w:moved"),
+            (Name::Proof(None), "w:probe"),
+            (Name::Proof(Some(7)), "w:7:probe"),
+            (Name::Lag("w:s"), "w:lag:{w:s}"),
+        ] {
+            assert_eq!(name.under("w"), spelled);
+        }
+    }
+
+    #[test]
+    fn name_of_a_value_is_told_by_its_suffix() {
+        for value in [Name::Binding("s"), Name::Thread("t"), Name::Response("r")] {
+            assert_eq!(Name::of_value(&value.to_string()), Some(value));
+        }
+        for other in [Name::Trail("s"), Name::Probe("key:a"), Name::Proof(None), Name::Proof(Some(7)), Name::Lag("w:s")] {
+            assert_eq!(Name::of_value(&other.to_string()), None, "{other}");
+        }
+    }
+}

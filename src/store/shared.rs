@@ -1,0 +1,136 @@
+//! A Redis as a store: under which names things are stored, and how long each operation took.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+
+use super::backend::{Backend, Change, Merge, Pending};
+use super::board::{Board, Word};
+use super::name::Name;
+use super::news::{News, Walk};
+use super::redis::Redis;
+use super::{Budget, Held, Replaced, Report, Roll, Unavailable};
+use crate::metrics::{Metrics, Operation};
+
+pub struct Shared {
+    redis: Redis,
+    prefix: String,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    pub fn new(redis: Redis, prefix: String, metrics: Arc<Metrics>) -> Self {
+        Self { redis, prefix, metrics }
+    }
+
+    /// Asks with what is left of `budget`, and takes the time that the answer took from it.
+    fn timed<'a, T: Send + 'a, F: Future<Output = Result<T, Unavailable>> + Send + 'a>(
+        &'a self,
+        operation: Operation,
+        name: Name<'_>,
+        budget: &'a mut Budget,
+        ask: impl FnOnce(&'a Redis, String, Instant) -> F + Send + 'a,
+    ) -> Pending<'a, T> {
+        let name = name.under(&self.prefix);
+        Box::pin(async move {
+            if budget.0.is_zero() {
+                // Not even begun: a write would leave although nobody waits for it.
+                return Err(Unavailable("no time is left".into()));
+            }
+            let began = Instant::now();
+            let result = ask(&self.redis, name, began + budget.0).await;
+            let took = began.elapsed();
+            budget.0 = budget.0.saturating_sub(took);
+            self.metrics.store_took(operation, took.as_secs_f64());
+            result
+        })
+    }
+}
+
+impl Backend for Shared {
+    fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>> {
+        self.timed(Operation::Get, name, budget, move |redis, name, until| async move { redis.get(&name, until).await })
+    }
+
+    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
+        self.timed(Operation::Claim, name, budget, move |redis, name, until| async move {
+            redis.claim(&name, value, ttl, until).await
+        })
+    }
+
+    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, budget: &'a mut Budget) -> Pending<'a, Replaced> {
+        self.timed(Operation::Replace, name, budget, move |redis, name, until| async move {
+            redis.replace(&name, &change, until).await
+        })
+    }
+
+    fn extend<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, budget: &'a mut Budget) -> Pending<'a, ()> {
+        self.timed(Operation::Extend, name, budget, move |redis, name, until| async move {
+            redis.extend(&name, value, ttl, until).await
+        })
+    }
+
+    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
+        self.timed(
+            Operation::Merge,
+            name,
+            budget,
+            move |redis, name, until| async move { redis.merge(&name, &merge, until).await },
+        )
+    }
+
+    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
+        self.timed(
+            Operation::Claim,
+            name,
+            budget,
+            move |redis, name, until| async move { redis.merge(&name, &merge, until).await },
+        )
+    }
+
+    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], ttl: Duration, budget: &'a mut Budget) -> Pending<'a, ()> {
+        self.timed(Operation::Append, Name::Trail(session), budget, move |redis, name, until| async move {
+            redis.append(&name, lines, ttl, until).await
+        })
+    }
+
+    fn list<'a>(&'a self, session: &'a str, budget: &'a mut Budget) -> Pending<'a, Vec<String>> {
+        self.timed(Operation::List, Name::Trail(session), budget, move |redis, name, until| async move {
+            redis.list(&name, until).await
+        })
+    }
+
+    fn roll<'a>(&'a self, report: &'a Report<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, Roll> {
+        self.timed(Operation::Roll, Name::Membership, budget, move |redis, name, until| async move {
+            redis.call_roll(&name, report, is_early, until).await
+        })
+    }
+
+    fn hear<'a>(&'a self, word: &'a Word<'a>, budget: &'a mut Budget) -> Pending<'a, Board> {
+        self.timed(Operation::Board, Name::Board, budget, move |redis, name, until| async move {
+            redis.hear(&name, word, until).await
+        })
+    }
+
+    fn health(&self) -> watch::Receiver<bool> {
+        self.redis.health()
+    }
+
+    fn fault(&self) -> Option<String> {
+        self.redis.fault()
+    }
+
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.redis.news()
+    }
+
+    fn tuned(&self) -> watch::Receiver<u64> {
+        self.redis.tuned()
+    }
+
+    fn walk(&self) -> Result<Walk, Unavailable> {
+        self.redis.walk()
+    }
+}
