@@ -20,11 +20,12 @@ use crate::config::fixed::Fixed;
 use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
 use crate::current::Current;
+use crate::health::membership::Membership;
 use crate::health::operator::Operator;
-use crate::health::pulse::Pulse;
 use crate::health::registry::Registry;
-use crate::health::roll::Voice;
 use crate::metrics::Metrics;
+use crate::peers::heartbeat::Heartbeat;
+use crate::peers::membership::Member;
 use crate::reload::Reload;
 use crate::server::admin::admin_routes;
 use crate::server::drain::{Drain, Readiness};
@@ -58,8 +59,8 @@ pub struct Replica {
     pub admin_address: SocketAddr,
     tasks: Tasks,
     drain: Drain,
-    voice: Arc<Voice>,
-    pulse: Arc<Pulse>,
+    membership: Arc<Membership>,
+    heartbeat: Arc<Heartbeat>,
     reload: Arc<Reload>,
 }
 
@@ -88,13 +89,15 @@ impl Replica {
         }
         let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
         let name = replica_name()?;
-        let voice = Arc::new(Voice::new(Arc::clone(&store), Arc::clone(&registry), name.clone()));
-        let pulse = Arc::new(Pulse::new(Arc::clone(&store), Arc::clone(&registry), name.clone()));
+        let member = Member::new(Arc::clone(&store), name.clone());
+        let membership = Arc::new(Membership::new(member, Arc::clone(&registry)));
+        let (topic, replicas) = (Arc::clone(&registry) as _, Arc::clone(&registry.replicas));
+        let heartbeat = Arc::new(Heartbeat::new(Arc::clone(&store), topic, replicas, name.clone()));
         // Before the first turn, so that it meets only keys that the other replicas know.
-        voice.answer().await;
-        pulse.beat().await;
-        tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
-        tasks.spawn_until_stopped(Arc::clone(&pulse).keep_beating());
+        membership.exchange().await;
+        heartbeat.exchange().await;
+        tasks.spawn_until_stopped(Arc::clone(&membership).run());
+        tasks.spawn_until_stopped(Arc::clone(&heartbeat).run());
         let prober = Prober {
             store: Arc::clone(&store),
             registry: Arc::clone(&registry),
@@ -141,14 +144,14 @@ impl Replica {
             tasks: tasks.clone(),
         });
 
-        let operator = Operator::new(Arc::clone(&registry), Arc::clone(&pulse));
+        let operator = Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat));
         let desk = Desk { gateway: Arc::clone(&gateway), operator, admission: admission(&fixed) };
         tasks.spawn_until_stopped(client_listener.serve(ClientRoutes(gateway), connections.clone(), closing.clone()));
         let admin = admin_routes(Arc::clone(&metrics), readiness.clone(), Arc::new(desk));
         tasks.spawn_until_stopped(admin_listener.serve(admin, tasks.clone(), CancellationToken::new()));
         let drain = Drain { readiness, closing, connections, delay: server.drain_delay.0, grace: server.drain.0 };
-        let reload = Arc::new(Reload { fixed, voice: Arc::clone(&voice), registry, clients, metrics });
-        Ok(Self { client_address, admin_address, tasks, drain, voice, pulse, reload })
+        let reload = Arc::new(Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics });
+        Ok(Self { client_address, admin_address, tasks, drain, membership, heartbeat, reload })
     }
 
     /// Follows the configuration `file`, which held what was `seen` when the replica started: takes what has changed into use,
@@ -163,7 +166,7 @@ impl Replica {
         // Turns in flight may take long: once no new one is taken, nobody need wait for what this replica has.
         let leaving = async {
             closing.cancelled().await;
-            self.voice.leave().await;
+            self.membership.leave().await;
         };
         let draining = async {
             let is_done = self.drain.run(hurry).await;
@@ -171,7 +174,7 @@ impl Replica {
             is_done
         };
         let (is_done, ()) = tokio::join!(draining, leaving);
-        self.pulse.leave().await;
+        self.heartbeat.leave().await;
         self.tasks.join(LAST_TASKS).await;
         is_done
     }

@@ -7,8 +7,7 @@ pub mod load;
 pub mod headroom;
 pub mod herd;
 pub mod registry;
-pub mod roll;
-pub mod pulse;
+pub mod membership;
 pub mod operator;
 #[cfg(test)]
 mod agreement;

@@ -23,6 +23,7 @@ pub mod limit;
 pub mod wire;
 pub mod outcome;
 pub mod store;
+pub mod peers;
 
 // The sentence.
 pub mod client;

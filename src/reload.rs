@@ -16,8 +16,8 @@ use crate::config::Plan;
 use crate::config::fixed::Fixed;
 use crate::config::source::{self, Seen};
 use crate::current::Current;
+use crate::health::membership::Membership;
 use crate::health::registry::Registry;
-use crate::health::roll::Voice;
 use crate::metrics::Metrics;
 
 /// From one look at the files to the next.
@@ -30,7 +30,7 @@ const SETTLED: Duration = Duration::from_millis(200);
 /// What a reload changes, and what it must not.
 pub struct Reload {
     pub fixed: Fixed,
-    pub voice: Arc<Voice>,
+    pub membership: Arc<Membership>,
     pub registry: Arc<Registry>,
     pub clients: Arc<Current<Clients>>,
     pub metrics: Arc<Metrics>,
@@ -85,7 +85,7 @@ impl Reload {
         let (keys, tokens) = (table.keys().len(), clients.len());
         // First the keys, so that a new client finds those that it may use.
         if let Some(next) = self.registry.prepare(table) {
-            self.voice.introduce(next).await;
+            self.membership.introduce(next).await;
         }
         // Who is let in without a token depends on where this replica listens.
         self.clients.set(Arc::new(clients.opened(self.fixed.config.server.open)));

@@ -9,10 +9,10 @@ use tokio::time::{Instant, advance};
 use crate::health::condition::{Class, Condition, Subject};
 use crate::health::conditions::Fitness;
 use crate::health::diagnose::{Ailment, Scope};
-use crate::health::pulse::Pulse;
 use crate::health::registry::Registry;
 use crate::key::table::Table;
 use crate::metrics::Metrics;
+use crate::peers::heartbeat::Heartbeat;
 use crate::store::Store;
 use crate::store::memory::Memory;
 
@@ -54,7 +54,7 @@ fn event() -> impl Strategy<Value = Event> {
 struct Replica {
     registry: Arc<Registry>,
     memory: Arc<Memory>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
 }
 
 impl Replica {
@@ -64,8 +64,9 @@ impl Replica {
         static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
         let registry = Arc::new(Registry::new(TABLE.clone(), Arc::clone(&metrics)));
         let store = Arc::new(Store::in_memory(Arc::clone(memory), metrics));
-        let pulse = Pulse::new(store, Arc::clone(&registry), format!("r{name}"));
-        Self { registry, memory: Arc::clone(memory), pulse }
+        let replicas = Arc::clone(&registry.replicas);
+        let heartbeat = Heartbeat::new(store, Arc::clone(&registry) as _, replicas, format!("r{name}"));
+        Self { registry, memory: Arc::clone(memory), heartbeat }
     }
 
     async fn meets(&self, event: &Event) {
@@ -110,11 +111,11 @@ async fn play(events: &[(usize, Event)]) -> Result<(), TestCaseError> {
     for (replica, event) in events {
         replicas[*replica].meets(event).await;
         // News are told at once, and heard within a beat.
-        replicas[*replica].pulse.beat().await;
+        replicas[*replica].heartbeat.exchange().await;
         advance(Duration::from_millis(200)).await;
         for _ in 0..2 {
             for replica in &replicas {
-                replica.pulse.beat().await;
+                replica.heartbeat.exchange().await;
             }
         }
         let expected = replicas[0].thinks();

@@ -2,14 +2,14 @@
 //! many of them at once would make it short as well.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::key::{Key, Tag};
 use crate::limit::Rate;
+use crate::peers::replicas::Replicas;
 
 /// The usual rate of new sessions is what came in this time.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -23,8 +23,8 @@ const AT_ONCE: f64 = 3.0;
 /// What this replica sends to each key.
 pub struct Surges {
     origin: Instant,
-    /// How many replicas there are, as far as was heard last.
-    replicas: AtomicUsize,
+    /// They share what a key takes.
+    replicas: Arc<Replicas>,
     keys: Mutex<HashMap<Tag, Flow>>,
 }
 
@@ -52,16 +52,9 @@ impl Flow {
     }
 }
 
-impl Default for Surges {
-    fn default() -> Self {
-        Self { origin: Instant::now(), replicas: AtomicUsize::new(1), keys: Mutex::default() }
-    }
-}
-
 impl Surges {
-    /// So many replicas share what a key takes.
-    pub fn share(&self, replicas: usize) {
-        self.replicas.store(replicas.max(1), Ordering::Relaxed);
+    pub fn new(replicas: Arc<Replicas>) -> Self {
+        Self { origin: Instant::now(), replicas, keys: Mutex::default() }
     }
 
     /// A new session begins on `key`.
@@ -74,7 +67,7 @@ impl Surges {
 
     /// Whether a session may move to `key` now; then it does. The error says when one may.
     pub fn admit(&self, key: &Key) -> Result<(), Duration> {
-        let least = LEAST / self.replicas.load(Ordering::Relaxed) as f64;
+        let least = LEAST / self.replicas.count() as f64;
         self.on(key, |flow, now| {
             let rate = flow.usual(now).max(least) * TIMES;
             let interval = Duration::from_secs_f64(1.0 / rate);
@@ -96,7 +89,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_herd_comes_at_twice_the_usual_rate() {
         let table = Table::sketch("busy o 1 sk-a, quiet o 1 sk-b");
-        let ([busy, quiet], surges) = (table.keys(), Surges::default()) else { panic!("two keys") };
+        let ([busy, quiet], surges) = (table.keys(), Surges::new(Arc::default())) else { panic!("two keys") };
         for _ in 0..1_200 {
             surges.began(busy);
             tokio::time::advance(Duration::from_millis(50)).await;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::health::condition::{Condition, Subject};
-use crate::health::pulse::Pulse;
 use crate::health::registry::Registry;
 use crate::key::{Key, Tag};
+use crate::peers::heartbeat::Heartbeat;
 
 /// How an organization is named, since a key may be called like it.
 const ORGANIZATION: &str = "org:";
@@ -92,12 +92,12 @@ pub struct Reason {
 
 pub struct Operator {
     registry: Arc<Registry>,
-    pulse: Arc<Pulse>,
+    heartbeat: Arc<Heartbeat>,
 }
 
 impl Operator {
-    pub const fn new(registry: Arc<Registry>, pulse: Arc<Pulse>) -> Self {
-        Self { registry, pulse }
+    pub const fn new(registry: Arc<Registry>, heartbeat: Arc<Heartbeat>) -> Self {
+        Self { registry, heartbeat }
     }
 
     /// The key of this id, or all keys of the organization in `org:ID`.
@@ -127,18 +127,18 @@ impl Operator {
             }
             None => {
                 // What was told a moment ago is to be forgotten too.
-                self.pulse.beat().await;
+                self.heartbeat.exchange().await;
                 conditions.forget(|subject| meant.keys.iter().any(|key| subject.concerns(key)));
             }
         }
         self.registry.has_changed();
-        self.pulse.beat().await;
+        self.heartbeat.exchange().await;
         conditions.is_told()
     }
 
     /// All keys, with what is known of them on all replicas now.
     pub async fn all(&self) -> Vec<View> {
-        self.pulse.beat().await;
+        self.heartbeat.exchange().await;
         self.views(self.registry.loaded().table.keys())
     }
 
@@ -186,7 +186,9 @@ mod tests {
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(10)), Arc::clone(&metrics)));
         let table = Table::sketch("a o 1 sk-canary-a, b o 0 sk-canary-b, c p 1 sk-canary-c");
         let registry = Arc::new(Registry::new(table, metrics));
-        Operator::new(Arc::clone(&registry), Arc::new(Pulse::new(store, registry, "one".into())))
+        let replicas = Arc::clone(&registry.replicas);
+        let heartbeat = Heartbeat::new(store, Arc::clone(&registry) as _, replicas, "one".into());
+        Operator::new(registry, Arc::new(heartbeat))
     }
 
     fn fitness(operator: &Operator) -> Vec<Fitness> {

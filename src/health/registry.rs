@@ -5,6 +5,7 @@
 //!
 //! What is known of a key's health is shared: see `conditions`. Here it becomes what a key can do for a turn.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,10 @@ use crate::key::table::Table;
 use crate::limit::wait_or_usual;
 use crate::metrics::{KeyState, Metrics};
 use crate::outcome::ErrorBody;
+use crate::peers::heartbeat::{Told, Topic};
+use crate::peers::replicas::Replicas;
 use crate::store::Roll;
+use crate::store::board::{Board, Note};
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 
@@ -45,11 +49,13 @@ pub struct Registry {
     pub loads: Loads,
     pub rooms: Rooms,
     pub surges: Surges,
+    /// How many replicas share the keys.
+    pub replicas: Arc<Replicas>,
 }
 
 impl Registry {
     pub fn new(table: Table, metrics: Arc<Metrics>) -> Self {
-        let loads = Loads::default();
+        let (loads, replicas) = (Loads::default(), Arc::<Replicas>::default());
         loads.follow(table.keys());
         let loaded = Arc::new(Loaded::new(table));
         let registry = Self {
@@ -62,7 +68,8 @@ impl Registry {
             conditions: Conditions::default(),
             loads,
             rooms: Rooms::default(),
-            surges: Surges::default(),
+            surges: Surges::new(Arc::clone(&replicas)),
+            replicas,
         };
         registry.show_states();
         registry
@@ -298,6 +305,38 @@ impl Registry {
             () if is_any(&[Condition::Limited, Condition::NoAccess]) => KeyState::Cooling,
             () if is_any(&[Condition::Recovering]) => KeyState::Probing,
             () => KeyState::Ready,
+        }
+    }
+}
+
+/// What replicas tell each other of keys: what they met of them, and what they have in flight on each.
+impl Topic for Registry {
+    fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.conditions.news())
+    }
+
+    fn report(&self) -> Told {
+        let (seen, notes) = self.conditions.word();
+        Told { seen, notes, load: self.loads.told() }
+    }
+
+    fn hear(&self, told: &[Note], board: &Board) {
+        self.loads.heard(&board.loads);
+        if self.conditions.heard(told, board) {
+            self.has_changed();
+        }
+    }
+
+    fn hear_nothing(&self) {
+        self.loads.heard(&[]);
+    }
+
+    fn sweep(&self) {
+        // What is over leaves a state to show.
+        let was_empty = self.conditions.is_empty();
+        self.conditions.sweep();
+        if !was_empty {
+            self.show_states();
         }
     }
 }

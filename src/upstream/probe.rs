@@ -132,8 +132,8 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
 mod tests {
     use super::*;
     use crate::health::conditions::Fitness;
-    use crate::health::pulse::Pulse;
     use crate::key::table::Table;
+    use crate::peers::heartbeat::Heartbeat;
     use crate::store::memory::Memory;
     use tokio::time::{Instant, sleep};
 
@@ -147,8 +147,9 @@ mod tests {
                 let metrics = Arc::new(Metrics::new());
                 let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a, b o 1 sk-b"), Arc::clone(&metrics)));
                 let store = Arc::new(Store::in_memory(Arc::clone(&memory), Arc::clone(&metrics)));
-                let pulse = Pulse::new(Arc::clone(&store), Arc::clone(&registry), name.into());
-                tasks.spawn(async move { Arc::new(pulse).keep_beating().await });
+                let (topic, replicas) = (Arc::clone(&registry) as _, Arc::clone(&registry.replicas));
+                let heartbeat = Heartbeat::new(Arc::clone(&store), topic, replicas, name.into());
+                tasks.spawn(async move { Arc::new(heartbeat).run().await });
                 let prober = Prober { store, registry: Arc::clone(&registry), metrics, tasks: tasks.clone(), name: name.into() };
                 tasks.spawn(Arc::new(prober).keep_probing());
                 registry
