@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk mutants lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -19,6 +19,12 @@ WEBSOCKETS_VERSION := 15.0.1
 OPENAI_NODE_VERSION := 6.49.0
 OPENAI_NODE := target/openai-node-$(OPENAI_NODE_VERSION)
 WS_VERSION := 8.23.0
+
+CARGO_MUTANTS_VERSION := 27.1.0
+CARGO_MUTANTS := target/tools/bin/cargo-mutants
+# What `make mutants` compares with, and what it passes on: MUTANTS_BASE=HEAD~3, MUTANTS="--file 'src/binding/**' --shard 0/16".
+MUTANTS_BASE ?= HEAD
+MUTANTS ?= --in-diff target/mutants.diff
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -58,6 +64,14 @@ $(OPENAI_PYTHON)/complete:
 $(OPENAI_NODE)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
+
+mutants: $(CARGO_MUTANTS) ## plant faults in what differs from MUTANTS_BASE (HEAD), and name those that no unit test notices
+	git diff $(MUTANTS_BASE) -- src > target/mutants.diff
+	cargo test --locked --lib --no-run
+	$(CARGO_MUTANTS) mutants --output target $(MUTANTS)
+
+$(CARGO_MUTANTS):
+	cargo install cargo-mutants --locked --version $(CARGO_MUTANTS_VERSION) --root target/tools
 
 lint: format-check clippy ## formatting and clippy, warnings denied
 
