@@ -18,9 +18,12 @@ async fn store(fake: &Fake) -> (Store, Tasks) {
 }
 
 fn opened(fake: &Fake, metrics: Arc<Metrics>, tasks: &Tasks) -> Store {
+    Store::in_redis(&settings(fake), metrics, tasks).unwrap()
+}
+
+fn settings(fake: &Fake) -> Settings {
     let url = SecretSource::Text(Secret::new(fake.url()));
-    let settings = Settings { url, prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None };
-    Store::in_redis(&settings, metrics, tasks).unwrap()
+    Settings { url, prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None }
 }
 
 /// Waits until this is the state.
@@ -216,4 +219,36 @@ async fn nobody_waits_for_a_store_that_is_away() {
     assert_eq!(count(&fake, "GET"), before);
     fake.hush(0);
     assert!(store.ready(LONG).await);
+}
+
+#[tokio::test]
+async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
+    use super::dial::Dialer;
+    use super::fault::Faults;
+    use super::health::Health;
+    use super::link::{Link, Place};
+    let fake = Fake::answering(|_, _| Some("$-1")).await;
+    let dialer = Arc::new(Dialer::new(&settings(&fake)).unwrap());
+    let metrics = Arc::new(Metrics::new());
+    let (faults, health) = (Arc::new(Faults::new(Arc::clone(&metrics))), Arc::new(Health::new(metrics)));
+    let link = || {
+        let host = dialer.address().unwrap().hosts.remove(0);
+        let (dialer, faults, health) = (Arc::clone(&dialer), Arc::clone(&faults), Arc::clone(&health));
+        Arc::new(Link::new(dialer, Place::Node(host), faults, health, Arc::default()))
+    };
+    let one = link();
+    assert!(!health.is_up(), "it is not connected yet");
+    let keeping = tokio::spawn(Arc::clone(&one).keep());
+    until("a connection", || health.is_up()).await;
+    let other = link();
+    one.retire();
+    assert!(!health.is_up(), "the other one is still missing");
+    other.retire();
+    assert!(health.is_up());
+    // It may have been about to connect: that does not bring it back.
+    let before = fake.connections();
+    until("another connection", || fake.connections() > before).await;
+    until("its proofs", || count(&fake, "PROBE") >= 6).await;
+    assert!(!one.is_up() && health.is_up());
+    keeping.abort();
 }
