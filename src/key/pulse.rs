@@ -144,6 +144,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_over_is_over_by_itself_and_shown_so() {
+        let metrics = Arc::new(Metrics::new());
+        // Without the store, which would say that it is over.
+        let model = Model::new(&Arc::new(Lock::new(Shared::new(Flaw::None))));
+        *model.weather.lock().unwrap() = Weather::Away;
+        let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a"), Arc::clone(&metrics)));
+        let store = Arc::new(Store::in_model(model, Arc::clone(&metrics)));
+        let one = Arc::new(Pulse::new(store, registry, "one".into()));
+        let is_shown = |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
+        let beating = tokio::spawn(Arc::clone(&one).keep_beating());
+        let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
+        let mut changes = one.registry.follow();
+        one.registry.limit(&key, "m", BEAT * 10);
+        changes.changed().await.unwrap();
+        tokio::time::sleep(BEAT * 9).await;
+        assert!(!one.registry.conditions.is_empty() && is_shown("cooling"));
+        tokio::time::sleep(BEAT * 2).await;
+        assert!(one.registry.conditions.is_empty() && is_shown("ready"));
+        beating.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_met_is_told_at_once() {
         let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
         let ((one, _), (two, _)) = (replica(&shared, "one"), replica(&shared, "two"));

@@ -267,6 +267,8 @@ mod tests {
         };
         assert_eq!([is_kept("a"), is_kept("b"), is_kept("c")], [true, false, false]);
         assert_eq!(after.keys().iter().map(|key| key.weight).collect::<Vec<_>>(), [2, 1, 1]);
+        let moved = Table::sketch("a org-z 1 sk-a").keeping(&before);
+        assert_eq!(moved.keys()[0].organization, "org-z", "the same secret in another place");
         assert!(!after.is_same(&before) && before.fingerprint() == after.fingerprint());
         let reordered = Table::sketch("b org-b 1 sk-b, c org-c 1 sk-c, a org-a 1 sk-a").keeping(&before);
         assert!(reordered.is_same(&before) && !reordered.is_same(&after));
