@@ -335,7 +335,7 @@ impl Store {
                 .await
             }
             #[cfg(test)]
-            Backend::Model(model) => model.call_roll(report).await,
+            Backend::Model(model) => model.call_roll(report, is_early).await,
         }
     }
 
@@ -347,7 +347,7 @@ impl Store {
                 self.timed(Operation::Board, budget, async |until| redis.hear(&self.name("board"), word, until).await).await
             }
             #[cfg(test)]
-            Backend::Model(_) => Ok(Board::default()),
+            Backend::Model(model) => model.hear(word).await,
         }
     }
 

@@ -82,3 +82,102 @@ impl Pulse {
         self.beat().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+
+    use super::*;
+    use crate::key::condition::{Condition, Subject};
+    use crate::key::table::Table;
+    use crate::metrics::Metrics;
+    use crate::store::model::{Flaw, Model, Shared, Weather};
+
+    fn replica(shared: &Arc<Lock<Shared>>, name: &str) -> (Pulse, Model) {
+        let (model, metrics) = (Model::new(shared), Arc::new(Metrics::new()));
+        let store = Arc::new(Store::in_model(model.clone(), Arc::clone(&metrics)));
+        let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a"), metrics));
+        (Pulse::new(store, registry, name.into()), model)
+    }
+
+    fn in_flight(pulse: &Pulse) -> usize {
+        pulse.registry.loads.of(&pulse.registry.loaded().table.keys()[0])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_others_have_in_flight_is_believed_for_as_long_as_they_are() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let ((one, weather), (two, _)) = (replica(&shared, "one"), replica(&shared, "two"));
+        let key = Arc::clone(&two.registry.loaded().table.keys()[0]);
+        let turns: Vec<_> = (0..3).map(|_| two.registry.loads.enter(&key)).collect();
+        two.beat().await;
+        one.beat().await;
+        assert_eq!(in_flight(&one), 3);
+        *weather.weather.lock().unwrap() = Weather::Away;
+        tokio::time::advance(LIFE).await;
+        one.beat().await;
+        assert_eq!(in_flight(&one), 3, "the other one may live on");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        one.beat().await;
+        assert_eq!(in_flight(&one), 0);
+        *weather.weather.lock().unwrap() = Weather::Fair;
+        two.beat().await;
+        one.beat().await;
+        assert_eq!(in_flight(&one), 3);
+        // It leaves, and a beat that was due all the same does not bring it back.
+        two.leave().await;
+        two.beat().await;
+        one.beat().await;
+        assert_eq!((in_flight(&one), turns.len()), (0, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replicas_share_what_a_key_takes() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let ((one, _), (two, _)) = (replica(&shared, "one"), replica(&shared, "two"));
+        let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
+        let admitted = |pulse: &Pulse| (0..100).filter(|_| pulse.registry.surges.admit(&key).is_ok()).count();
+        two.beat().await;
+        assert_eq!(admitted(&two), 30, "alone");
+        one.beat().await;
+        assert_eq!(admitted(&one), 15, "one of two");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_over_is_over_by_itself_and_shown_so() {
+        let metrics = Arc::new(Metrics::new());
+        // Without the store, which would say that it is over.
+        let model = Model::new(&Arc::new(Lock::new(Shared::new(Flaw::None))));
+        *model.weather.lock().unwrap() = Weather::Away;
+        let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a"), Arc::clone(&metrics)));
+        let store = Arc::new(Store::in_model(model, Arc::clone(&metrics)));
+        let one = Arc::new(Pulse::new(store, registry, "one".into()));
+        let is_shown = |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
+        let beating = tokio::spawn(Arc::clone(&one).keep_beating());
+        let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
+        let mut changes = one.registry.follow();
+        one.registry.limit(&key, "m", BEAT * 10);
+        changes.changed().await.unwrap();
+        tokio::time::sleep(BEAT * 9).await;
+        assert!(!one.registry.conditions.is_empty() && is_shown("cooling"));
+        tokio::time::sleep(BEAT * 2).await;
+        assert!(one.registry.conditions.is_empty() && is_shown("ready"));
+        beating.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_met_is_told_at_once() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let ((one, _), (two, _)) = (replica(&shared, "one"), replica(&shared, "two"));
+        let (one, ended) = (Arc::new(one), Instant::now() + BEAT * 3 / 2);
+        let beating = tokio::spawn(Arc::clone(&one).keep_beating());
+        tokio::time::sleep_until(ended).await;
+        let subject = Subject::of(&one.registry.loaded().table.keys()[0], crate::key::health::Scope::Key);
+        one.registry.conditions.note(subject, Condition::Rejected, Condition::Rejected.life());
+        // Long before the next beat is due.
+        tokio::time::sleep(BEAT / 4).await;
+        two.beat().await;
+        assert!(two.registry.conditions.is(subject, Condition::Rejected));
+        beating.abort();
+    }
+}

@@ -124,7 +124,83 @@ impl Speech {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex as Lock;
+
     use super::*;
+    use crate::key::table::Table;
+    use crate::metrics::Metrics;
+    use crate::store::model::{Flaw, Model, Shared, Weather};
+
+    const FIRST: &str = "a o 1 sk-a, b o 1 sk-b";
+    const SECOND: &str = "a o 1 sk-a, c o 1 sk-c";
+
+    fn store(shared: &Arc<Lock<Shared>>) -> (Model, Arc<Store>) {
+        let model = Model::new(shared);
+        (model.clone(), Arc::new(Store::in_model(model, Arc::new(Metrics::new()))))
+    }
+
+    fn voice(store: &Arc<Store>, name: &str) -> Voice {
+        let registry = Arc::new(Registry::new(Table::sketch(FIRST), Arc::new(Metrics::new())));
+        Voice::new(Arc::clone(store), registry, name.into())
+    }
+
+    /// Takes another set into use.
+    async fn loads(voice: &Voice, sketch: &str) {
+        voice.introduce(voice.registry.prepare(Table::sketch(sketch)).expect("it is another set")).await;
+    }
+
+    fn ordinal(voice: &Voice) -> u32 {
+        voice.registry.loaded().ordinal()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_was_cut_off_renews_nothing_before_others_may_have_answered() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let (model, store) = store(&shared);
+        let voice = voice(&store, "one");
+        voice.answer().await;
+        assert_eq!(ordinal(&voice), 1);
+        loads(&voice, SECOND).await;
+        assert_eq!(ordinal(&voice), 2, "it is told before the set is in use");
+        let renewed = || shared.lock().unwrap().ordinal(&voice.registry.loaded().fingerprint);
+        *model.weather.lock().unwrap() = Weather::Away;
+        loads(&voice, FIRST).await;
+        assert_eq!(ordinal(&voice), 0);
+        *model.weather.lock().unwrap() = Weather::Fair;
+        for pause in [Duration::ZERO, GATHERING - Duration::from_secs(1), Duration::from_secs(1)] {
+            tokio::time::advance(pause).await;
+            assert_eq!(ordinal(&voice), 0, "what is answered so early is not believed");
+            voice.answer().await;
+            assert_eq!(renewed(), Some(1), "another replica may have the newer set, and answer any moment");
+        }
+        assert_eq!(ordinal(&voice), 1);
+        voice.answer().await;
+        assert_eq!((ordinal(&voice), renewed()), (3, Some(3)), "nobody else is there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_others_live_with_is_heard_of_and_a_replica_that_has_left_is_silent() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let (_, store) = store(&shared);
+        let (one, two) = (voice(&store, "one"), voice(&store, "two"));
+        one.answer().await;
+        two.answer().await;
+        loads(&one, SECOND).await;
+        let common = |voice: &Voice| {
+            let loaded = voice.registry.loaded();
+            loaded.table.keys().iter().filter(|key| loaded.is_common(key)).map(|key| key.id.as_str()).collect::<String>()
+        };
+        assert_eq!(common(&one), "a", "the other one has not loaded it");
+        two.answer().await;
+        assert_eq!(common(&two), "a");
+        two.leave().await;
+        assert_eq!(shared.lock().unwrap().live(), ["one"]);
+        two.answer().await;
+        loads(&two, SECOND).await;
+        assert_eq!(shared.lock().unwrap().live(), ["one"], "it says nothing more");
+        one.answer().await;
+        assert_eq!(common(&one), "ac");
+    }
 
     #[test]
     fn after_a_loss_others_have_the_time_to_answer_too() {

@@ -1,7 +1,8 @@
 //! A store for state machines: each operation is a step of its own, and a test makes its weather and its flaws.
 //!
 //! Under it is the in-process store, which does what the scripts do (`tests/it/scripts.rs` shows it with a real Redis), so that
-//! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called by rules of its own.
+//! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called
+//! as `roll.lua` calls it, but that no replica's life ends by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::board::{Board, Word};
 use super::memory::Memory;
 use super::{Held, Replaced, Report, Roll, Unavailable};
 
@@ -65,6 +67,16 @@ pub struct Shared {
 impl Shared {
     pub fn new(flaw: Flaw) -> Self {
         Self { flaw, writes: Vec::new(), values: Memory::new(1_000), sets: BTreeMap::new(), replicas: BTreeMap::new() }
+    }
+
+    /// The ordinal of a set of keys, if one was ever told.
+    pub fn ordinal(&self, fingerprint: &str) -> Option<u32> {
+        self.sets.get(fingerprint).map(|(ordinal, _)| *ordinal)
+    }
+
+    /// The names of the replicas that live.
+    pub fn live(&self) -> Vec<&str> {
+        self.replicas.keys().map(String::as_str).collect()
     }
 
     fn value(&self, id: &str) -> Option<String> {
@@ -156,13 +168,22 @@ impl Model {
         self.step(|shared| shared.values.list(id)).await
     }
 
-    pub async fn call_roll(&self, report: &Report<'_>) -> Result<Roll, Unavailable> {
+    pub async fn hear(&self, word: &Word<'_>) -> Result<Board, Unavailable> {
+        self.step(|shared| shared.values.hear(word)).await
+    }
+
+    pub async fn call_roll(&self, report: &Report<'_>, is_early: bool) -> Result<Roll, Unavailable> {
         self.step(|shared| {
+            if report.life.is_zero() {
+                shared.replicas.remove(report.replica);
+                return Roll { ordinal: 0, others: Vec::new() };
+            }
             shared.replicas.insert(report.replica.into(), report.fingerprint.into());
             let live: BTreeSet<_> = shared.replicas.values().filter(|print| *print != report.fingerprint).cloned().collect();
             let newest = shared.sets.values().map(|(ordinal, _)| *ordinal).max().unwrap_or(0);
             let ordinal = match shared.sets.get(report.fingerprint) {
-                Some((ordinal, _)) if *ordinal == newest || !live.is_empty() => *ordinal,
+                Some((ordinal, _)) if *ordinal == newest || !live.is_empty() || is_early => *ordinal,
+                None if report.ordinal > 0 => report.ordinal,
                 _ => newest + 1,
             };
             shared.sets.insert(report.fingerprint.into(), (ordinal, report.keys.into()));

@@ -211,3 +211,18 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_means_the_prefix_as_it_is_and_names_of_an_ids_length() {
+        let any = "?".repeat(22);
+        for (prefix, expected) in
+            [("warmkey:", "warmkey:".to_owned()), ("w*:", r"w\*:".to_owned()), (r"a?[b-c]^\:", r"a\?\[b-c\]\^\\:".to_owned())]
+        {
+            assert_eq!(pattern(prefix), expected + &any, "{prefix}");
+        }
+    }
+}
