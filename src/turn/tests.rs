@@ -37,7 +37,7 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
         owners: Arc::new(Owners::new(store, TTL, 100)),
         foreign_ids: ForeignIds::Refuse,
         registry,
-        replay: Replay::new(Size(1024), Size(1024)),
+        replay: Replay::new(Size(1 << 20), Size(1 << 20)),
         metrics,
         options: Options { wait: PATIENCE, resends: false },
         patience: Patience::default(),

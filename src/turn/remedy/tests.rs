@@ -27,8 +27,8 @@ struct Case {
 }
 
 /// What the client hears: nothing else than the upstream said, a code with its wait, or that it should connect anew. And what was
-/// decided: a retry, or a refusal.
-async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) -> (String, [u32; 2]) {
+/// decided: a retry, a refusal, a move of the session.
+async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) -> (String, [u32; 3]) {
     let (gateway, client) = (gateway(keys), Client::unrestricted("alice"));
     let (mut wanted, binding, _) = bound(&gateway, &client).await;
     wanted.carries_sealed = Sealed::Known(case.is_sealed);
@@ -46,7 +46,7 @@ async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) ->
         Instead::Error(error) => format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs())),
         Instead::Anew => "anew".into(),
     };
-    (said, [count("retry"), count("refuse")])
+    (said, [count("retry"), count("refuse"), count("move")])
 }
 
 async fn is_heard(what: &str, keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case, expected: &str) {
@@ -54,7 +54,9 @@ async fn is_heard(what: &str, keys: &[(&str, &str, &str)], diagnosis: Diagnosis,
     assert_eq!(said, expected, "{what}");
     let is_told = diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.may_guess);
     let is_anew = expected == "anew";
-    assert_eq!(decided, [u32::from(is_anew), u32::from(is_told && !is_anew)], "{what}");
+    // Where the next connection has to look elsewhere, its session is bound there by then, and never otherwise.
+    let is_moved = is_anew && diagnosis == Diagnosis::Foreign;
+    assert_eq!(decided, [is_anew, is_told && !is_anew, is_moved].map(u32::from), "{what}");
 }
 
 #[tokio::test(start_paused = true)]
