@@ -320,3 +320,6 @@ fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
         false => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

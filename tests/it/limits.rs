@@ -124,6 +124,21 @@ async fn headers_that_do_not_come_end_the_connection() {
     }
 }
 
+/// A balancer keeps its connections for later: the time for headers is not the time between requests.
+#[tokio::test]
+async fn a_connection_that_has_asked_before_may_be_idle() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).server("header_timeout", "\"1s\"").start().await;
+    let mut connection = Connection::open(cluster.address()).await;
+    for pause in [ms(0), ms(2_500)] {
+        sleep(pause).await;
+        let turn = Request::turn(ALICE, body(100));
+        let mut answer = within(ANSWER, "an answer", connection.ask(&turn)).await.expect("it is open");
+        connection.finish(&mut answer).await;
+        assert_eq!((answer.status, answer.whole), (200, true));
+    }
+}
+
 #[tokio::test]
 async fn headers_that_drip_end_the_connection() {
     let cluster = Cluster::new().server("header_timeout", "\"1s\"").start().await;
