@@ -247,7 +247,7 @@ async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex>) -
     let replica = &cluster.replicas[number];
     sessions.iter_mut().for_each(|session| session.moves_to(replica.address()));
     replica.shows("warmkey_store_up", 1.0).await;
-    for _ in 0..5 {
+    for _ in 0..20 {
         let (degraded, all) = bindings(replica).await;
         sessions = turn_each(sessions).await;
         // A turn is in the books a moment after its client has it.
