@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::cable::{Cable, Weather};
-use crate::patience::found;
 use crate::process::Folder;
 use crate::redis::Redis;
 use crate::simulator::path_of;
