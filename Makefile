@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk mutants lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -40,6 +40,11 @@ test: ## everything but the real clients; installs redis-server, haproxy and ope
 test-long: ## what `make test` plays of ailing keys, with ten times as many sessions; minutes
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
 	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
+
+test-busy: ## `make test` three times beside an endless loop on each core and 50,000 connections in TIME-WAIT; as root
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl python3:python3
+	cargo test --locked --no-run
+	for run in 1 2 3; do python3 -B tests/busy.py $(MAKE) test || exit; done
 
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3

@@ -8,7 +8,6 @@ use crate::cluster::{ALICE, Cluster};
 use crate::codex::sha256;
 use crate::errors::waits;
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::port::unread;
 use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
 use crate::wire::{Connection, Request, ask};
 
@@ -168,12 +167,8 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
         readers.push(reader);
     }
     // Everybody is held back: for each reader there are bytes that the gateway could read, and it sleeps.
-    eventually(ANSWER, "streams at rest", async || {
-        let held_back = unread(upstream.address().port()).len();
-        (held_back == READERS as usize && cluster.replica().process().sleeps()).then_some(())
-    })
-    .await;
-    assert!(upstream.flooded() > READERS * event.len() as u64);
+    upstream.rests(READERS as usize, cluster.replica().process()).await;
+    assert!(upstream.repeats() > READERS);
     let grown = cluster.replica().process().resident().saturating_sub(before);
     assert!(grown < READERS << 20, "{} KiB a reader", grown / READERS / 1024);
     // And it ends with them.

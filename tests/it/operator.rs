@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::{Codex, uuid};
 use crate::desk::TOKEN;
-use crate::patience::{SOON, eventually, ms};
+use crate::patience::{SOON, eventually, found, ms};
 use crate::simulator::{Key, Turn, path_of, siblings};
 use crate::socket::{Socket, plain, session};
 
@@ -50,26 +50,24 @@ fn a_key_of(turns: &[Turn], sessions: &[Codex]) -> String {
 
 /// A session in this organization, after its first turn.
 async fn begun_in(cluster: &Running, organization: &str) -> Codex {
-    loop {
+    found("a session in an organization", async || {
         let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
         codex.turn("first").await.served();
-        if first_key(&cluster.turns().await, &codex).starts_with(organization) {
-            return codex;
-        }
-    }
+        first_key(&cluster.turns().await, &codex).starts_with(organization).then_some(codex)
+    })
+    .await
 }
 
 /// A WebSocket of a session that is bound to this key, after its first turn.
 async fn socket_on(cluster: &Running, replica: usize, key: &str) -> Socket {
-    loop {
+    found("a WebSocket on a key", async || {
         let id = uuid();
         let mut socket = session(cluster.replicas[replica].address(), ALICE, &id).await;
         socket.send(&plain("hello")).await;
         while socket.json().await["type"] != "response.completed" {}
-        if path_of(&cluster.turns().await, &id) == [key] {
-            return socket;
-        }
-    }
+        (path_of(&cluster.turns().await, &id) == [key]).then_some(socket)
+    })
+    .await
 }
 
 #[tokio::test]
