@@ -48,6 +48,8 @@ impl Owner {
 
     /// `None` for what this version does not understand.
     fn parse(text: &str) -> Option<Self> {
+        // Tags are ASCII.
+        let text = text.is_ascii().then_some(text)?;
         let (place, session) = text.split_once(' ').map_or((text, None), |(place, session)| (place, Some(session)));
         let (organization, project) = place.split_at_checked(Tag::LENGTH)?;
         let session = session.map(|id| SessionId::parse(id).ok_or(())).transpose().ok()?;
@@ -325,6 +327,7 @@ mod tests {
             "short",
             "aaaaaaaabbbbbbb",
             "aaaaaaaabbbbbbbbc",
+            "aaaaaaaabbbbbb\u{e9}",
             "aaaaaaaabbbbbbbb ",
             "aaaaaaaabbbbbbbb x",
             "aaaaaaaabbbbbbbb 0123456789abcdefghijkl x",

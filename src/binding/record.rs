@@ -62,7 +62,8 @@ impl Record {
 
     /// `None` for what this version does not understand.
     pub fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
+        // Tags are ASCII: another one could not be written as it was read, and no compare-and-set would find it.
+        let mut words = text.is_ascii().then_some(text)?.split(' ');
         let (key, organization) = words.next()?.split_at_checked(Tag::LENGTH)?;
         let mut record = Self {
             key: Tag::parse(key)?,
@@ -138,6 +139,7 @@ mod tests {
             "aaaaaaaabbbbbbbb 1 1 x",
             "aaaaaaaabbbbbbbb -1 1",
             "aaaaaaaabbbbbbbbc 1 1",
+            "aaaaaaaabbbbbbbb 1 1 ~stat\u{e9}ta",
         ] {
             assert_eq!(Record::parse(other), None, "{other}");
         }
