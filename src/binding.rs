@@ -32,6 +32,8 @@ pub mod owner;
 pub mod view;
 #[cfg(test)]
 mod machine;
+#[cfg(test)]
+mod tests;
 
 use record::Record;
 
