@@ -259,6 +259,6 @@ fn secret_may_be_left_out_where_nothing_is_shared() {
     let secret = |text: &str| Config::parse(text).unwrap().plan().map(|plan| plan.fixed.secret);
     let (one, other) = (secret(KEY).ok().unwrap(), secret(KEY).ok().unwrap());
     assert!(one != other && one.expose().len() == 64, "nobody can guess it");
-    let faults = secret(&format!("[store]\nurl = \"redis://h\"\n{KEY}")).err().expect("it is shared");
+    let faults = secret(&format!("[store]\nurl = \"redis://h\"\n{KEY}")).expect_err("it is shared");
     assert_eq!(faults, ["server.secret: replicas that share a store need one; set it, or WARMKEY_SECRET"]);
 }

@@ -144,7 +144,7 @@ mod tests {
         for number in 0..IN_FLIGHT {
             assert!(!lanes.is_full(), "{number}");
             let lane = (number % 3).to_string();
-            lanes.ask(Some(&lane).map(String::as_str), Turn::new(()));
+            lanes.ask(Some(&lane), Turn::new(()));
         }
         assert!(lanes.is_full());
         lanes.ended(Some("1"));

@@ -159,7 +159,8 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
 /// What is told of a turn that nobody could serve, in the log and the metrics.
 #[tokio::test(start_paused = true)]
 async fn refusal_is_told_with_its_reason() {
-    let cases: [(&dyn Fn(&Replica), Reason); 5] = [
+    type Befalls = dyn Fn(&Replica);
+    let cases: [(&Befalls, Reason); 5] = [
         (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.limits(id)), Reason::Limited),
         (&|replica| ["a-1", "b-1"].iter().for_each(|id| replica.exhausts(id, Scope::Organization)), Reason::Exhausted),
         (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.says(id, Condition::Disabled)), Reason::Disabled),
