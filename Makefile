@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -20,6 +20,12 @@ OPENAI_NODE_VERSION := 6.49.0
 OPENAI_NODE := target/openai-node-$(OPENAI_NODE_VERSION)
 WS_VERSION := 8.23.0
 
+CARGO_MUTANTS_VERSION := 27.1.0
+CARGO_MUTANTS := target/tools/bin/cargo-mutants
+# What `make mutants` compares with, and what it passes on: MUTANTS_BASE=HEAD~3, MUTANTS="--file 'src/binding/**' --shard 0/16".
+MUTANTS_BASE ?= HEAD
+MUTANTS ?= --in-diff target/mutants.diff
+
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
@@ -34,6 +40,11 @@ test: ## everything but the real clients; installs redis-server, haproxy and ope
 test-long: ## what `make test` plays of ailing keys, with ten times as many sessions; minutes
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
 	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
+
+test-busy: ## `make test` three times beside an endless loop on each core and 50,000 connections in TIME-WAIT; as root
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl python3:python3
+	cargo test --locked --no-run
+	for run in 1 2 3; do python3 -B tests/busy.py $(MAKE) test || exit; done
 
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
@@ -58,6 +69,14 @@ $(OPENAI_PYTHON)/complete:
 $(OPENAI_NODE)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
+
+mutants: $(CARGO_MUTANTS) ## plant faults in what differs from MUTANTS_BASE (HEAD), and name those that no unit test notices
+	git diff $(MUTANTS_BASE) -- src > target/mutants.diff
+	cargo test --locked --lib --no-run
+	$(CARGO_MUTANTS) mutants --output target $(MUTANTS)
+
+$(CARGO_MUTANTS):
+	cargo install cargo-mutants --locked --version $(CARGO_MUTANTS_VERSION) --root target/tools
 
 lint: format-check clippy ## formatting and clippy, warnings denied
 

@@ -275,3 +275,52 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend(Name::Membership, "", life, &mut store.budget()).await.map_err(refused(script))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn told(text: &str) -> String {
+        let key = |id: &str, organization: &str| {
+            format!("[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\nsecret = \"sk-canary\"\n")
+        };
+        let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
+        let plan = Config::parse(&format!("{text}\n{keys}")).unwrap().plan();
+        describe(&plan.map_err(|faults| faults.join("; ")).unwrap())
+    }
+
+    #[test]
+    fn check_tells_who_may_do_what_and_where() {
+        assert_eq!(
+            told(""),
+            "Listens on 127.0.0.1:8080 for clients and on 127.0.0.1:9090 for probes and metrics.\n\
+             Serves nobody: no client has a token.\n\
+             Takes an operator's word from anybody on this machine: there is no server.admin_token.\n\
+             Keys: 3, of these organizations: org-a, org-b.\n\
+             Keeps bindings in this process: one replica only."
+        );
+        let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
+        let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
+                      secret = \"0123456789abcdef0123456789abcdef\"\n[store]\nurl = \"redis://u:canary@h\"\n";
+        assert_eq!(
+            told(&format!("{shared}{}{}", client("alice"), client("bob"))),
+            "Listens on 0.0.0.0:1 for clients and on 0.0.0.0:2 for probes and metrics.\n\
+             Serves 2 client tokens.\n\
+             Takes an operator's word from nobody: there is no server.admin_token.\n\
+             Keys: 3, of these organizations: org-a, org-b.\n\
+             Keeps bindings in one Redis at h:6379; all replicas share it."
+        );
+        for (text, line) in [
+            (client("alice"), "Serves one client token."),
+            (format!("[server]\nopen = true\n{}", client("alice")), "Serves anybody, without a token."),
+            (
+                "[server]\nadmin_listen = \"0.0.0.0:2\"\nadmin_token = \"canary\"".into(),
+                "Takes an operator's word from whoever shows the admin token.",
+            ),
+        ] {
+            let told = told(&text);
+            assert!(told.lines().any(|one| one == line) && !told.contains("canary"), "{told}");
+        }
+    }
+}

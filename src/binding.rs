@@ -13,7 +13,7 @@ use serde::Deserialize;
 use crate::key::Key;
 use crate::metrics::BindingResult;
 use crate::session::SessionId;
-use crate::setting::Span;
+use crate::setting::{self, Span};
 
 pub mod record;
 pub mod select;
@@ -32,6 +32,8 @@ pub mod ownership;
 pub mod view;
 #[cfg(test)]
 mod machine;
+#[cfg(test)]
+mod tests;
 
 use record::Record;
 
@@ -44,6 +46,7 @@ pub struct Settings {
     /// The longest wait in place for a key that is short.
     pub wait: Span,
     /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what answers when Redis does not.
+    #[serde(deserialize_with = "setting::count")]
     pub memory: usize,
 }
 

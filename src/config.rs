@@ -95,11 +95,12 @@ impl Config {
         }
         let store = keep(&mut faults, self.store_choice());
         let secret = store.as_ref().and_then(|store| keep(&mut faults, self.secret(store)));
-        let optional = |name: &str, source: &Option<SecretSource>| {
-            source.as_ref().map(SecretSource::read).transpose().map_err(|why| format!("{name}: {why}"))
+        let shown = |name: &str, source: &Option<SecretSource>| {
+            let secret = source.as_ref().map(SecretSource::read_shown).transpose();
+            secret.map_err(|why| format!("{name}: {why}"))
         };
-        let admin_token = keep(&mut faults, optional("server.admin_token", &self.server.admin_token));
-        let hop_secret = keep(&mut faults, optional("hop.secret", &self.hop.secret));
+        let admin_token = keep(&mut faults, shown("server.admin_token", &self.server.admin_token));
+        let hop_secret = keep(&mut faults, shown("hop.secret", &self.hop.secret));
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
@@ -263,105 +264,4 @@ fn without_value(message: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
-
-    #[test]
-    fn one_key_is_all_that_a_laptop_needs() {
-        let plan = Config::parse(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
-        assert!(matches!(plan.fixed.store, StoreChoice::Memory));
-        assert_eq!(plan.table.keys().len(), 1);
-        assert!(plan.clients.is_empty());
-    }
-
-    /// An option behind a bare `#` is as real as the others: uncommented, it is understood.
-    #[test]
-    fn every_option_of_the_reference_is_one() {
-        let uncommented = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned();
-        let text: String = DEFAULT.lines().map(|line| uncommented(line) + "\n").collect();
-        let parsed = Config::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-        assert_eq!((parsed.upstream.len(), parsed.key.len(), parsed.client.len()), (1, 1, 1));
-        assert!(parsed.hop.secret.is_some() && parsed.server.secret.is_some());
-    }
-
-    #[test]
-    fn some_key_takes_new_sessions() {
-        let weightless = KEY.replace("id", "weight = 0\nid");
-        let other = KEY.replace("a-1", "a-2");
-        let plan = |text: &str| Config::parse(text).unwrap().plan().map(|_| ()).map_err(|faults| faults.join("; "));
-        assert_eq!(plan(&weightless), Err("key: all have weight 0: none takes a new session".into()));
-        assert_eq!(plan(&format!("{weightless}{other}")), Ok(()), "one that is being emptied stands beside another");
-    }
-
-    #[test]
-    fn an_upstream_has_time_to_answer() {
-        for option in ["connect_timeout", "first_byte_timeout", "idle_timeout"] {
-            let text = format!("[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\n{option} = \"0s\"\n{KEY}");
-            let faults = Config::parse(&text).unwrap().plan().err().expect(option);
-            assert_eq!(faults, [format!("upstream openai: {option}: must be longer than nothing")]);
-        }
-    }
-
-    #[test]
-    fn a_fault_names_its_option_and_no_secret() {
-        for (text, expected) in [
-            ("[server]\nlisten_on = \"x\"", "listen_on"),
-            ("[telemetry]\notlp_endpoint = \"http://h:1\"", "otlp_endpoint"),
-            ("[server]\ndrain = \"soon\"", "no span of time"),
-            ("[server]\nmax_body = \"64\"", "no size"),
-            ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),
-            // A value of another kind is not repeated: it may be a secret without its quotes.
-            ("[server]\nsecret = \"sk-canary", "line 7, column "),
-            ("[server]\nsecret = sk-canary", "line 7, column "),
-            ("[server]\nsecret = 4242", "server.secret: a secret is"),
-            ("[server]\nsecret = 42.42", "server.secret: a secret is"),
-            ("[server]\nsecret = -4242", "server.secret: a secret is"),
-            ("[server]\nsecret = 42424242424242424242", "line 7, column "),
-            ("[server]\nsecret = 0x42424242424242424242424242424242424242", "line 7, column "),
-            ("[server]\nsecret = true", "server.secret: a secret is"),
-            ("[server]\nsecret = [\"sk-canary\"]", "server.secret: a secret is"),
-            ("[server]\nsecret = { env = { name = \"sk-canary\" } }", "server.secret"),
-            ("[[client]]\nid = \"sk-canary\"\ntoken = 4242", "client[0].token: a secret is"),
-            ("[[client]]\nmodels = \"sk-canary\"", "client[0].models: must be"),
-            ("[[client]]\n\"\\u0000\"\"sk-canary\"", "line 7, column "),
-            ("[store]\nurl = \"a\"\nurl = \"sk-canary\"", "line 8, column "),
-            ("[hop]\nsecret = \"\"\"\nsk-canary", "line "),
-            ("[[upstream]]\nbase_url = \"x\"", "name"),
-        ] {
-            let fault = Config::parse(&format!("{KEY}{text}")).expect_err(text);
-            assert!(fault.contains(expected) && !fault.contains('\n'), "{text}: {fault}");
-            assert!(!fault.contains("canary") && !fault.contains("42"), "{text}: {fault}");
-        }
-        for (text, expected) in [
-            ("[server]\nsecret = \"sk-canary\"", "server.secret: has 9 bytes"),
-            ("[server]\nopen = true\nlisten = \"0.0.0.0:8080\"", "server.open"),
-            (
-                "[store]\nurl = \"redis://h:1\"\n[ledger]\nurl = \"sqlite:w.db\"\n[server]\nsecret = \"0123456789abcdef0123456789abcdef\"",
-                "SQLite",
-            ),
-            ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
-            ("[store]\nurl = \"redis://u:sk-canary@h:port\"", "store.url"),
-            ("[store]\nurl = \"redis-sentinel://u:sk-canary@a,b\"", "store.url"),
-            ("[store]\nurl = \"redis-cluster://u:sk-canary@a,b/1\"", "store.url"),
-            ("[store]\nurl = \"rediss://u:sk-canary@h\"\nca_file = \"/nowhere/ca.pem\"", "store.ca_file"),
-            (
-                "[server]\nadmin_token = \"canary\"\n[[client]]\nid = \"alice\"\ntoken = \"canary\"",
-                "server.admin_token: is a client's token too",
-            ),
-            ("[server]\nadmin_token = \"\"", "server.admin_token: "),
-            (KEY, "two have the id a-1"),
-            ("[server]\nmax_body = \"0B\"", "server.max_body"),
-            ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
-            ("[binding]\nmemory = 0", "binding.memory"),
-            (
-                "[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]",
-                "client alice: organizations",
-            ),
-        ] {
-            let faults = Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
-            assert!(faults.contains(expected) && !faults.contains("canary"), "{faults}");
-        }
-    }
-}
+mod tests;

@@ -198,6 +198,68 @@ mod tests {
         }
     }
 
+    /// Clients decide by these, and operators by whose fault it is.
+    #[test]
+    fn an_error_has_its_status_and_code_and_whoever_failed() {
+        let (request, server) = ("invalid_request_error", "server_error");
+        for (kind, status, code, class, fault) in [
+            (Kind::InvalidApiKey, 401, "invalid_api_key", request, Fault::Client),
+            (Kind::ModelNotAllowed, 403, "model_not_allowed", request, Fault::Client),
+            (Kind::UnknownUrl, 404, "unknown_url", request, Fault::Client),
+            (Kind::UpgradeRequired, 426, "websocket_not_supported", request, Fault::Client),
+            (Kind::OriginNotAllowed, 403, "origin_not_allowed", request, Fault::Client),
+            (Kind::PreviousResponseNotFound, 400, "previous_response_not_found", request, Fault::Client),
+            (Kind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
+            (Kind::FileNotFound, 404, "file_not_found", request, Fault::Client),
+            (Kind::ConnectionLimit, 400, "websocket_connection_limit_reached", request, Fault::Gateway),
+            (Kind::InvalidJson, 400, "invalid_json", request, Fault::Client),
+            (Kind::InvalidRequest, 400, "invalid_request", request, Fault::Client),
+            (Kind::RequestTooLarge, 413, "request_too_large", request, Fault::Client),
+            (Kind::RequestTimeout, 408, "request_timeout", request, Fault::Client),
+            (Kind::InsufficientQuota, 429, "insufficient_quota", "insufficient_quota", Fault::Upstream),
+            (Kind::RateLimitExceeded, 429, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream),
+            (Kind::NoKeyAvailable, 503, "no_key_available", server, Fault::Gateway),
+            (Kind::UpstreamUnreachable, 502, "upstream_unreachable", server, Fault::Upstream),
+            (Kind::UpstreamInterrupted, 503, "upstream_interrupted", server, Fault::Upstream),
+            (Kind::UpstreamTimeout, 504, "upstream_timeout", server, Fault::Upstream),
+            (Kind::Internal, 500, "internal_error", server, Fault::Gateway),
+        ] {
+            let error = Error::new(kind, "m");
+            assert_eq!((error.status().as_u16(), error.code(), error.fault()), (status, code, fault));
+            let response = error.to_response::<String>();
+            let param = if kind == Kind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
+            let body = format!(r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#);
+            assert_eq!((response.status().as_u16(), response.body()), (status, &body));
+            // A body that came too slowly may come faster; a quota is not there again for a while.
+            let is_final = fault == Fault::Client && status != 408 || kind == Kind::InsufficientQuota;
+            let told = response.headers().get(SHOULD_RETRY).map(|value| value.to_str().unwrap());
+            assert_eq!(told, is_final.then_some("false"), "{code}");
+            let wait = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
+            assert_eq!(wait, (kind == Kind::InsufficientQuota).then_some("600"), "{code}");
+            let frame = error.to_frame(None);
+            assert!(
+                frame.starts_with(&format!(r#"{{"type":"error","status":{status},"error":{{"type":"{class}","code":"{code}""#))
+            );
+            assert_eq!(frame.ends_with(r#","headers":{"retry-after":"600"}}"#), kind == Kind::InsufficientQuota, "{frame}");
+        }
+    }
+
+    #[test]
+    fn a_limit_says_when_to_come_again_and_to_a_handshake_is_no_limit() {
+        let limited = || Error::limited("It is short.", Duration::from_millis(1_200));
+        let (error, response) = (limited(), limited().to_response::<String>());
+        assert_eq!((error.status().as_u16(), error.message.as_str()), (429, "It is short. Please try again in 2s."));
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+        let (error, response) = (limited().for_handshake(), limited().for_handshake().to_response::<String>());
+        assert_eq!(
+            (error.status().as_u16(), error.code(), &response.headers()[RETRY_AFTER]),
+            (503, "no_key_available", &"2".parse().unwrap())
+        );
+        for kind in [Kind::InsufficientQuota, Kind::UpgradeRequired, Kind::UpstreamTimeout] {
+            assert_eq!(Error::new(kind, "m").for_handshake().kind, kind, "that is said as it is");
+        }
+    }
+
     #[test]
     fn a_frame_is_written_as_the_real_service_writes_it() {
         let message = "Previous response with id 'resp_\"abc' not found.";

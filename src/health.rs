@@ -11,3 +11,5 @@ pub mod membership;
 pub mod operator;
 #[cfg(test)]
 mod agreement;
+#[cfg(test)]
+mod heartbeat;

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::setting::{Secret, SecretSource, Span};
+use crate::setting::{self, Secret, SecretSource, Span};
 use leak::Echo;
 use resolve::Resolver;
 
@@ -101,7 +101,7 @@ pub struct Settings {
     pub organization: String,
     pub project: Option<String>,
     pub region: Option<String>,
-    #[serde(default = "one")]
+    #[serde(default = "one", deserialize_with = "setting::count")]
     pub weight: u32,
     pub secret: SecretSource,
 }

@@ -123,6 +123,22 @@ mod tests {
     }
 
     #[test]
+    fn a_message_says_how_long_a_limit_holds_and_whether_it_is_for_good() {
+        let message = |text: &str| format!(r#"{{"error":{{"code":"rate_limit_exceeded","message":"{text}"}}}}"#);
+        let event = |text: &str| format!(r#"{{"type":"response.failed","response":{}}}"#, message(text));
+        for (text, wait, is_beyond_limit) in [
+            ("Limit 30000, Used 22999, Requested 12528. Please try again in 11.054s.", Some(11_054), false),
+            ("Limit 30000, Requested 40000.", None, true),
+            ("Slow down.", None, false),
+        ] {
+            for read in [ErrorBody::parse(message(text).as_bytes()), ErrorBody::of_event(event(text).as_bytes()).unwrap()] {
+                let found = (read.wait.map(|wait| wait.as_millis()), read.is_beyond_limit);
+                assert_eq!(found, (wait, is_beyond_limit), "{text}");
+            }
+        }
+    }
+
+    #[test]
     fn an_error_body_is_read_with_tolerance() {
         let read = |body: &str| ErrorBody::parse(body.as_bytes());
         let both =

@@ -120,3 +120,72 @@ impl Hasher {
         SessionId(URL_SAFE_NO_PAD.encode(&mac.finalize().into_bytes()[..16]))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(client: &str, kind: Kind, parts: &[&str]) -> String {
+        let hasher = Hasher::new(&Secret::new("0123456789abcdef0123456789abcdef"));
+        hasher.id(&ClientId::new(client), kind, parts.iter().map(|part| part.as_bytes())).to_string()
+    }
+
+    /// What is stored is found again by the next version: computed once by another program.
+    #[test]
+    fn stored_id_is_the_same_in_every_version() {
+        for (kind, parts, expected) in [
+            (Kind::Hop, &["s"][..], "Z1Wk5TxRjG3wASFGDE6auw"),
+            (Kind::Session, &["s"], "FVm43fzVIvXqRQ8foYWpvg"),
+            (Kind::Conversation, &["s"], "wYsctSuA3_leLHT3rZBc_Q"),
+            (Kind::Thread, &["s"], "GfTqcVSQB01POE104UhG-g"),
+            (Kind::Response, &["s"], "1Me4-Oae4L6HLjLtezCjWQ"),
+            (Kind::Derived, &["a", "bc"], "02bMG73IUnAJm4ML6FesLw"),
+        ] {
+            assert_eq!(id("alice", kind, parts), expected, "{kind:?}");
+        }
+    }
+
+    /// Each would be the same text as its neighbour without the length before each part.
+    #[test]
+    fn stored_id_tells_where_a_part_ends() {
+        assert_ne!(id("a", Kind::Session, &["sessionb"]), id("asession", Kind::Session, &["b"]));
+        assert_ne!(id("alice", Kind::Derived, &["ab", "c"]), id("alice", Kind::Derived, &["a", "bc"]));
+        assert_ne!(id("alice", Kind::Derived, &["", "ab"]), id("alice", Kind::Derived, &["ab", ""]));
+        assert_ne!(id("alice", Kind::Derived, &["ab"]), id("alice", Kind::Derived, &["ab", ""]));
+    }
+
+    #[test]
+    fn stored_id_follows_from_the_secret() {
+        let of =
+            |secret: &str| Hasher::new(&Secret::new(secret)).id(&ClientId::new("alice"), Kind::Session, [&b"s"[..]]).to_string();
+        assert_ne!(of("0123456789abcdef0123456789abcdef"), of("0123456789abcdef0123456789abcdeg"));
+    }
+
+    #[test]
+    fn signal_is_1_to_256_visible_characters() {
+        for (value, is) in [
+            (&b""[..], false),
+            (b"x", true),
+            (b"!~", true),
+            (&[b'x'; 256], true),
+            (&[b'x'; 257], false),
+            (b" x", false),
+            (b"a\tb", false),
+            (b"a\x7f", false),
+            (b"a\x00", false),
+            ("\u{e9}".as_bytes(), false),
+        ] {
+            assert_eq!(is_well_formed(value), is, "{:?}", String::from_utf8_lossy(value));
+        }
+    }
+
+    #[test]
+    fn stored_id_is_read_back_only_as_it_was_written() {
+        let id = "FVm43fzVIvXqRQ8foYWp-_";
+        assert_eq!(SessionId::parse(id).map(|id| id.to_string()).as_deref(), Some(id));
+        for wrong in [&id[1..], &format!("{id}x"), &id.replace('-', "+"), &id.replace('-', ":"), &id.replace("p-", "\u{e9}"), ""]
+        {
+            assert_eq!(SessionId::parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -66,6 +66,17 @@ impl SecretSource {
         if secret.expose().is_empty() { Err(format!("the secret {self} is empty")) } else { Ok(secret) }
     }
 
+    /// Reads a secret that a caller shows in a header. One that no caller can show is refused: it
+    /// would answer every call with a 401, and nothing would say why.
+    pub fn read_shown(&self) -> Result<Secret, String> {
+        let secret = self.read()?;
+        let text = secret.expose();
+        if text.trim() != text || text.chars().any(char::is_control) {
+            return Err(format!("the secret {self} has a control character, or white space at an end"));
+        }
+        Ok(secret)
+    }
+
     /// Where its content may change while this process runs.
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -175,6 +186,8 @@ impl Size {
 pub struct Span(pub Duration);
 
 const SIZES: &[(&str, u64)] = &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+/// Ten years: a longer span is a mistake, and longer ones than Redis can count exist.
+const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 const SPANS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// `"64MiB"` by the units of `table`; the number is whole and carries its unit.
@@ -196,15 +209,69 @@ impl<'de> Deserialize<'de> for Size {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        measure(&text, SPANS).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(|| {
+        let span = measure(&text, SPANS).map(Duration::from_millis).ok_or_else(|| {
             de::Error::custom(format!(r#""{text}" is no span of time: write "250ms", "5s", "15m", "24h" or "90d""#))
-        })
+        })?;
+        match span > LONGEST {
+            true => Err(de::Error::custom(format!(r#""{text}" is too long: "3650d" is the longest span of time"#))),
+            false => Ok(Self(span)),
+        }
     }
 }
+
+/// An option that counts something. A fraction is refused: rounded, it would say something else than
+/// whoever wrote it. From the environment a number comes as text.
+pub fn count<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
+    struct Count;
+
+    impl Visitor<'_> for Count {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number")
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+            u64::try_from(number).map_err(|_| E::custom(COUNT))
+        }
+
+        fn visit_f64<E: de::Error>(self, _: f64) -> Result<u64, E> {
+            Err(E::custom(COUNT))
+        }
+
+        fn visit_bool<E: de::Error>(self, _: bool) -> Result<u64, E> {
+            Err(E::custom(COUNT))
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+            text.parse().map_err(|_| E::custom(COUNT))
+        }
+    }
+    T::try_from(deserializer.deserialize_any(Count)?).map_err(|_| de::Error::custom(COUNT))
+}
+
+const COUNT: &str = "must be a whole number, not below 0 and not too large";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde::Deserialize;
+
+    /// An option of each kind, as a file would set it.
+    #[derive(Debug, Deserialize)]
+    struct Options {
+        size: Option<Size>,
+        span: Option<Span>,
+        secret: Option<SecretSource>,
+    }
+
+    fn read(line: &str) -> Result<Options, String> {
+        toml::from_str(line).map_err(|error: toml::de::Error| error.message().to_owned())
+    }
 
     #[test]
     fn a_measure_is_a_whole_number_with_its_unit() {
@@ -231,5 +298,80 @@ mod tests {
             "environment variable WARMKEY_NO_SUCH is not set"
         );
         assert_eq!(SecretSource::Text(Secret::new("")).read().expect_err("empty"), "the secret in the file is empty");
+    }
+
+    #[test]
+    fn units_are_those_of_the_reference() {
+        for (text, bytes) in [("3B", 3), ("3KiB", 3 << 10), ("3MiB", 3 << 20), ("3GiB", 3 << 30)] {
+            let size = read(&format!("size = {text:?}")).unwrap().size.expect(text);
+            assert_eq!((size, size.bytes()), (Size(bytes), bytes as usize), "{text}");
+        }
+        for (text, ms) in [("3ms", 3), ("3s", 3_000), ("3m", 180_000), ("3h", 10_800_000), ("3d", 259_200_000)] {
+            let span = read(&format!("span = {text:?}")).unwrap().span.expect(text);
+            assert_eq!(span, Span(Duration::from_millis(ms)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_measure_has_its_limits() {
+        assert!(read("size = \"17179869183GiB\"").is_ok());
+        assert!(read("size = \"17179869184GiB\"").is_err_and(|why| why.contains("is no size")), "2^64 bytes");
+        let fault = |text: &str| read(&format!("span = {text:?}")).map(|_| ()).expect_err(text);
+        assert!(fault("213503982335d").contains("is no span of time"), "2^64 milliseconds");
+        for long in ["3651d", "87601h", "315360000001ms", "213503982334d"] {
+            assert_eq!(fault(long), format!("\"{long}\" is too long: \"3650d\" is the longest span of time"));
+        }
+        assert!(read("span = \"3650d\"").is_ok() && read("span = \"0s\"").is_ok());
+        assert!(fault("5").contains("is no span of time"));
+    }
+
+    #[test]
+    fn secret_has_one_source() {
+        let source = |text: &str| read(&format!("secret = {text}")).map(|options| options.secret.expect(text).to_string());
+        assert_eq!(source(r#""canary""#).unwrap(), "in the file");
+        assert_eq!(source(r#"{ env = "NAME" }"#).unwrap(), "in environment variable NAME");
+        assert_eq!(source(r#"{ file = "/some/path" }"#).unwrap(), "in /some/path");
+        for both in [r#"{ env = "canary", file = "canary" }"#, r#"{ file = "canary", env = "canary" }"#] {
+            assert_eq!(source(both).expect_err(both), "a secret has one source: env or file");
+        }
+        for none in ["{}", r#"{ path = "canary" }"#, r#"{ ENV = "canary" }"#] {
+            assert_eq!(source(none).expect_err(none), format!("a secret is {SECRET}"));
+        }
+    }
+
+    /// What an editor or `echo` puts behind a secret is no part of it, and nothing else is taken away.
+    #[test]
+    fn secret_in_a_file_ends_before_its_line_does() {
+        let path = std::env::temp_dir().join(format!("warmkey-setting-{}", std::process::id()));
+        let source = SecretSource::File(path.clone());
+        let kept = |text: &str| {
+            std::fs::write(&path, text).expect("the temporary folder can be written");
+            source.read().map(|secret| secret.expose().to_owned())
+        };
+        for (text, secret) in [("canary", "canary"), ("canary\n", "canary"), ("canary\r\n\n", "canary")] {
+            assert_eq!(kept(text).as_deref(), Ok(secret), "{text:?}");
+        }
+        assert_eq!(kept(" two\nlines \n").as_deref(), Ok(" two\nlines "));
+        for empty in ["", "\n", "\r\n"] {
+            assert_eq!(kept(empty).expect_err(empty), format!("the secret in {} is empty", path.display()));
+        }
+        assert_eq!(source.file(), Some(path.as_path()));
+        assert_eq!(SecretSource::Env("NAME".into()).file(), None);
+        std::fs::remove_file(&path).expect("it is there");
+        let fault = source.read().expect_err("it is gone");
+        assert!(fault.starts_with(&format!("cannot read {}: ", path.display())), "{fault}");
+    }
+
+    #[test]
+    fn secret_that_nobody_could_show_is_refused() {
+        let shown = |text: &str| SecretSource::Text(Secret::new(text)).read_shown().map(|_| ());
+        for fine in ["wk-alice", "two words", "\u{e9}"] {
+            assert_eq!(shown(fine), Ok(()), "{fine:?}");
+        }
+        let fault = "the secret in the file has a control character, or white space at an end";
+        for wrong in ["canary\n", "\ncanary", " canary", "canary ", "can\tary", "can\0ary", "canary\u{7f}"] {
+            assert_eq!(shown(wrong).expect_err(wrong), fault, "{wrong:?}");
+        }
+        assert_eq!(shown("").expect_err("empty"), "the secret in the file is empty");
     }
 }

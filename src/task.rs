@@ -42,3 +42,22 @@ impl Tasks {
         tokio::time::timeout(grace, self.tracker.wait()).await.is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{Instant, sleep};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_are_waited_for_and_not_without_end() {
+        for (length, is_done, took) in [(SECOND, true, SECOND), (9 * SECOND, false, 3 * SECOND)] {
+            let (tasks, began) = (Tasks::new(), Instant::now());
+            tasks.spawn(sleep(length));
+            // One that would go on for ever ends when it is told to.
+            tasks.spawn_until_stopped(std::future::pending());
+            assert_eq!((tasks.clone().join(3 * SECOND).await, began.elapsed()), (is_done, took));
+        }
+    }
+}

@@ -86,5 +86,13 @@ mod tests {
         {
             assert_eq!(id(wrong), None, "{wrong}");
         }
+        // A later version may say more behind it; a shorter or longer id is none.
+        assert!(id(&format!("{given}-more")).is_some());
+        assert_eq!((id(&given.replacen("4bf", "4b", 1)), id(&given.replacen("4bf", "4bff", 1))), (None, None));
+        assert_eq!(id(&given.replacen("4bf", "4bg", 1)), None);
+        let headers = |value: &str| HeaderMap::from_iter([("traceparent".parse().unwrap(), value.parse().unwrap())]);
+        assert_eq!(TurnId::of(&headers(given)).to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        let (one, other) = (TurnId::of(&HeaderMap::new()), TurnId::of(&headers("00-x")));
+        assert!(one != other && one.to_string().len() == 32, "without one each turn has its own");
     }
 }

@@ -309,3 +309,6 @@ fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
         false => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

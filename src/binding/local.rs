@@ -304,4 +304,86 @@ mod tests {
         tokio::time::advance(HOUR).await;
         assert!(!local.has_told(&session(9), &session(2)));
     }
+
+    /// A turn that confirms what was confirmed a moment ago renews nothing; a later one does.
+    #[tokio::test(start_paused = true)]
+    async fn belief_is_renewed_by_the_stores_word() {
+        let local = Local::new(8, HOUR);
+        local.confirm(&session(1), &record(1));
+        for _ in 0..5 {
+            tokio::time::advance(HOUR / 2).await;
+            assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
+        }
+        tokio::time::advance(HOUR - Duration::from_secs(1)).await;
+        assert!(local.recall(&session(1)).is_some());
+        // What is heard of it takes nothing away.
+        local.confirm(&session(1), &record(1));
+        local.hear(&session(1), &record(1));
+        tokio::time::advance(HOUR / 4 * 3).await;
+        assert!(local.recall(&session(1)).is_some());
+        local.hear(&session(2), &record(1));
+        tokio::time::advance(HOUR / 2).await;
+        assert!(local.recall(&session(2)).is_none(), "it is believed for half as long");
+    }
+
+    /// A guess is no more than that, whatever the store has said of it: the store's word makes it known.
+    #[tokio::test(start_paused = true)]
+    async fn guess_becomes_known_by_the_stores_word() {
+        let local = Local::new(8, HOUR);
+        local.note(&session(1), &record(1), true);
+        local.hear(&session(1), &record(1));
+        assert!(!local.recall(&session(1)).unwrap().is_guess && local.next_unmerged(9).is_empty());
+        // Another one of the same epoch gives way, and a higher one does not.
+        let other = Record { key: Tag::of("key", b"b-1"), ..record(1) };
+        local.note(&session(2), &record(1), true);
+        assert_eq!(local.confirm(&session(2), &other), Belief::Stored);
+        assert_eq!(local.recall(&session(2)).unwrap().record, other);
+        local.note(&session(2), &record(3), false);
+        assert_eq!(local.confirm(&session(2), &record(2)), Belief::Outdated);
+        local.note(&session(2), &record(2), false);
+        assert_eq!(local.recall(&session(2)).unwrap().record, record(3), "no note lowers an epoch");
+        assert!(local.next_unmerged(9).iter().all(|next| *next == (session(2), record(3))));
+        local.note(&session(2), &record(3).sealed(), false);
+        assert_eq!(local.recall(&session(2)).unwrap().record, record(3).sealed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn session_that_is_forgotten_is_not_merged() {
+        let local = Local::new(8, HOUR);
+        local.note(&session(1), &record(1), false);
+        local.note(&session(2), &record(1), false);
+        assert_eq!(local.count_unmerged(), 2);
+        local.forget(&session(1));
+        assert_eq!(local.recall(&session(1)), None);
+        assert_eq!(local.next_unmerged(9), [(session(2), record(1))]);
+        assert_eq!(local.count_unmerged(), 1);
+        // It may be bound anew.
+        local.note(&session(1), &record(1), false);
+        assert_eq!(local.next_unmerged(9).len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn organization_that_is_ruled_out_is_so_for_its_session_and_for_a_time() {
+        let local = Local::new(8, HOUR);
+        let [a, b] = ["a", "b"].map(|name| Tag::of("organization", name.as_bytes()));
+        assert_eq!(local.rule_out(&session(1), a), [a]);
+        assert_eq!(local.rule_out(&session(1), b), [a, b]);
+        assert_eq!(local.rule_out(&session(1), a), [a, b], "each once");
+        assert_eq!(local.rule_out(&session(2), b), [b]);
+        tokio::time::advance(RULED_OUT - Duration::from_secs(1)).await;
+        assert_eq!(local.rule_out(&session(2), a), [b, a]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(local.rule_out(&session(1), b), [b]);
+    }
+
+    /// The store could not be told of a thread: the next turn tells it.
+    #[tokio::test(start_paused = true)]
+    async fn thread_that_was_not_told_is_told_again() {
+        let local = Local::new(8, HOUR);
+        assert!(!local.has_told(&session(9), &session(1)));
+        local.has_not_told(&session(9));
+        assert!(!local.has_told(&session(9), &session(1)) && local.has_told(&session(9), &session(1)));
+        tokio::time::advance(HOUR / 2).await;
+        assert!(!local.has_told(&session(9), &session(1)), "its life in the store starts anew");
+    }
 }

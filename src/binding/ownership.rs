@@ -49,6 +49,8 @@ impl Owner {
 
     /// `None` for what this version does not understand.
     fn parse(text: &str) -> Option<Self> {
+        // Tags are ASCII.
+        let text = text.is_ascii().then_some(text)?;
         let (place, session) = text.split_once(' ').map_or((text, None), |(place, session)| (place, Some(session)));
         let (organization, project) = place.split_at_checked(Tag::LENGTH)?;
         let session = session.map(|id| SessionId::parse(id).ok_or(())).transpose().ok()?;
@@ -309,9 +311,68 @@ mod tests {
         }
 
         #[test]
-        fn no_text_is_fatal(text in "\\PC{0,50}") {
-            let _ = Owner::parse(&text);
+        fn no_text_is_fatal_nor_an_owner(text in "\\PC{0,50}") {
+            // Sixteen characters that are no tags by chance are none that anybody has written.
+            prop_assert!(Owner::parse(&text).is_none_or(|owner| owner.to_string() == text), "{}", text);
         }
+
+        /// A text that is almost an owner is one only if it is what that owner is written as.
+        #[test]
+        fn no_other_text_is_an_owner(
+            text in "[A-Za-z0-9_-]{16}( [A-Za-z0-9_-]{22})?",
+            cut in 0..40_usize,
+            length in 0..3_usize,
+            insertion in prop_oneof![Just("x"), Just(" "), Just("~"), Just("")],
+        ) {
+            let (start, end) = (cut.min(text.len()), (cut + length).min(text.len()));
+            let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
+            let is_well_formed = [16, 39].contains(&other.len()) && other.find(' ').is_none_or(|at| at == 16);
+            let is_well_formed = is_well_formed && (other.len() == 16) != other.contains(' ');
+            let is_session = other.get(17..).is_none_or(|session| !session.contains([' ', '~']));
+            let read = Owner::parse(&other).map(|owner| owner.to_string());
+            prop_assert_eq!(read, (is_well_formed && is_session).then_some(other));
+        }
+    }
+
+    /// What other versions and replicas read.
+    #[test]
+    fn owner_is_written_as_it_always_was() {
+        let tag = |text: &str| Tag::parse(text).unwrap();
+        let session = SessionId::parse("0123456789abcdefghijkl");
+        let owner = Owner { session, organization: tag("orgorgor"), project: tag("projproj") };
+        assert_eq!(owner.to_string(), "orgorgorprojproj 0123456789abcdefghijkl");
+        let (organization, project) = (owner.organization, owner.project);
+        assert_eq!(owner.reach(), Reach::Project { organization, project });
+        assert_eq!(Owner { session: None, ..owner }.to_string(), "orgorgorprojproj");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn owner_is_of_the_key_that_has_answered() {
+        let table = crate::key::table::Table::sketch("a-1 org-a 1 sk-1, b-1 org-b 1 sk-2");
+        let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
+        let binding = Binding::passing(&table.keys()[1], Some(&session), crate::metrics::BindingResult::Spilled);
+        let owner = Owner::of(&binding);
+        assert_eq!((owner.session.as_ref(), owner.reach()), (Some(&session), Reach::project_of(&table.keys()[1])));
+    }
+
+    /// What is known here answers for no longer than the store's word would.
+    #[tokio::test(start_paused = true)]
+    async fn owner_is_forgotten_with_the_stores_word() {
+        let memory = Arc::new(crate::store::memory::Memory::new(8));
+        let store = Arc::new(Store::in_memory(Arc::clone(&memory), Arc::new(Metrics::new())));
+        let owners = Owners::new(Arc::clone(&store), HOUR, 8);
+        memory.claim(Name::Response(response("r").as_str()), &owner().to_string(), HOUR / 2);
+        let finds = async || owners.find(&response("r"), &mut store.budget()).await.ok().flatten().is_some();
+        assert!(finds().await);
+        memory.remove(Name::Response(response("r").as_str()));
+        assert!(finds().await, "the store has lost it");
+        tokio::time::advance(HOUR / 2).await;
+        assert!(!finds().await);
+        owners.keep(&response("s"), owner(), &mut store.budget()).await;
+        assert_eq!(memory.get(Name::Response(response("s").as_str())).map(|held| held.left), Some(HOUR));
+        // A newer version's word is not taken for none.
+        memory.claim(Name::Response(response("t").as_str()), "of a newer version", HOUR);
+        assert!(owners.find(&response("t"), &mut store.budget()).await.is_err());
     }
 
     #[test]
@@ -321,6 +382,7 @@ mod tests {
             "short",
             "aaaaaaaabbbbbbb",
             "aaaaaaaabbbbbbbbc",
+            "aaaaaaaabbbbbb\u{e9}",
             "aaaaaaaabbbbbbbb ",
             "aaaaaaaabbbbbbbb x",
             "aaaaaaaabbbbbbbb 0123456789abcdefghijkl x",

@@ -157,6 +157,37 @@ mod tests {
     }
 
     #[test]
+    fn share_of_sessions_is_even_and_has_nothing_to_do_with_their_keys() {
+        let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
+        for id in ["a-1", "b-1"] {
+            let there: Vec<_> = (0..4_000).filter(|n| choose(&table, *n, |_| true) == id).collect();
+            let below = |share: f64| there.iter().filter(|n| super::share(&format!("session-{n}")) < share).count();
+            for share in [0.1, 0.5, 0.9] {
+                let found = below(share) as f64 / there.len() as f64;
+                assert!((found - share).abs() < 0.04, "{id}: {found} of {share}");
+            }
+        }
+    }
+
+    #[test]
+    fn reach_is_as_wide_as_it_says() {
+        let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
+        let [a, b] = table.keys() else { panic!("two keys") };
+        let other = Key { project_tag: Tag::of("project", b"other"), ..Key::clone(a) };
+        let home = Reach::project_of(a);
+        let organization = Reach::Organization(a.organization_tag);
+        for (reach, expected) in [
+            (Reach::Anywhere, [true, true, true]),
+            (organization, [true, true, false]),
+            (home, [true, false, false]),
+            (Reach::Nowhere, [false, false, false]),
+        ] {
+            assert_eq!([a, &Arc::new(other.clone()), b].map(|key| reach.includes(key)), expected, "{reach:?}");
+            assert_eq!([a, b].map(|key| reach.touches(key.organization_tag)), [expected[0], expected[2]], "{reach:?}");
+        }
+    }
+
+    #[test]
     fn a_weightless_key_takes_no_new_session() {
         let table = keys(&[("a-1", "a", 0), ("a-2", "a", 1)]);
         assert!((0..200).all(|n| choose(&table, n, |_| true) == "a-2"));

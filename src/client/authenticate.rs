@@ -128,6 +128,12 @@ mod tests {
             &["wk-alice"],
             &["Basic wk-alice"],
             &["Bearer wk-carol"],
+            &["Bearer wk-alicE"],
+            &["Bearer wk-alic"],
+            &["Bearer wk-alice wk-bob"],
+            &["Bearer\twk-alice"],
+            &["Bearer wk-alice", "Basic wk-alice"],
+            &["Basic x", "Bearer wk-alice"],
             &["Bearer wk-alice", "Bearer wk-bob"],
         ] {
             assert_eq!(ask(&clients, wrong).unwrap_err(), "invalid_api_key", "{wrong:?}");
@@ -160,6 +166,10 @@ mod tests {
         assert_eq!(admitted(false, "Bearer wk-alice").as_deref(), Some("alice"));
         assert_eq!(admitted(false, "Bearer wk-carol"), None);
         assert_eq!(admitted(true, "Bearer wk-carol").as_deref(), Some("open"));
+        assert_eq!(admitted(true, "Bearer wk-bob").as_deref(), Some("bob"));
+        let nothing = Pass::of(&HeaderMap::new());
+        assert!(clients(false).admit(nothing).is_none(), "who showed nothing stays nobody");
+        assert_eq!(clients(true).admit(nothing).map(|client| client.id.as_str().to_owned()).as_deref(), Some("open"));
     }
 
     #[test]

@@ -91,4 +91,57 @@ mod tests {
         let shown = format!("{:?}", plan(&secret("canary")).fixed.config);
         assert!(!shown.contains("canary"), "{shown}");
     }
+
+    /// A reload takes over what stands in lists. Of everything else it says that it does not.
+    #[test]
+    fn option_that_stays_is_named_for_every_section() {
+        let old = plan("");
+        let named = |text: &str| {
+            let next = plan(text);
+            old.fixed.differs_from(&next.fixed).into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (section, option, value) in [
+            ("server", "listen", "\"127.0.0.1:1\""),
+            ("server", "admin_listen", "\"127.0.0.1:1\""),
+            ("server", "replay_total", "\"1MiB\""),
+            ("server", "drain_delay", "\"1s\""),
+            ("server", "header_timeout", "\"1s\""),
+            ("server", "ping", "\"1s\""),
+            ("server", "open", "true"),
+            ("server", "foreign_ids", "\"pass\""),
+            ("store", "prefix", "\"other\""),
+            ("store", "timeout", "\"1s\""),
+            ("binding", "wait", "\"1s\""),
+            ("binding", "memory", "5"),
+            ("failover", "ambiguous", "true"),
+            ("telemetry", "log", "\"text\""),
+        ] {
+            let text = format!("[{section}]\n{option} = {value}");
+            assert_eq!(named(&text), [format!("{section}.{option}")], "{text}");
+        }
+        let key = KEY.replace("a-1", "a-2");
+        let upstream = "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"";
+        assert_eq!(named(&format!("{key}{upstream}")), Vec::<String>::new(), "lists are taken over");
+    }
+
+    /// The file says the same, and what it names holds something else.
+    #[test]
+    fn secret_that_changes_behind_its_name_is_noticed() {
+        let path = std::env::temp_dir().join(format!("warmkey-fixed-{}", std::process::id()));
+        let write = |text: &str| std::fs::write(&path, text).expect("the temporary folder can be written");
+        for (option, section) in [
+            ("server.secret", "[server]\nsecret"),
+            ("server.admin_token", "[server]\nadmin_token"),
+            ("hop.secret", "[hop]\nsecret"),
+        ] {
+            let text = format!("{section} = {{ file = {path:?} }}");
+            write("0123456789abcdef0123456789abcdef");
+            let (old, same) = (plan(&text), plan(&text));
+            write("fedcba9876543210fedcba9876543210");
+            let new = plan(&text);
+            assert_eq!(old.fixed.differs_from(&same.fixed).len(), 0, "{option}");
+            assert_eq!(old.fixed.differs_from(&new.fixed).into_iter().collect::<Vec<_>>(), [option]);
+        }
+        std::fs::remove_file(&path).expect("it is there");
+    }
 }

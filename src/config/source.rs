@@ -38,3 +38,76 @@ pub fn read(file: Option<&Path>) -> (Seen, Result<Plan, Vec<String>>) {
         Err(fault) => (seen, Err(vec![fault])),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the files of one configuration are. They go when the test goes.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("warmkey-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).expect("the temporary folder can be written");
+            Self(path)
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::write(&path, text).expect("the temporary folder can be written");
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A change that is not looked for is one that never comes into use.
+    #[test]
+    fn file_that_is_named_is_watched() {
+        let folder = Folder::new("watched");
+        let names = ["server", "admin", "hop", "proxy", "authorities", "key", "token", "tokens"];
+        let [server, admin, hop, proxy, authorities, key, token, tokens] =
+            names.map(|name| folder.write(name, &format!("what is in {name}")));
+        let text = format!(
+            "[server]\nsecret = {{ file = {server:?} }}\nadmin_token = {{ file = {admin:?} }}\n\
+             [hop]\nsecret = {{ file = {hop:?} }}\n\
+             [[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nproxy = {{ file = {proxy:?} }}\nca_file = {authorities:?}\n\
+             [[key]]\nid = \"a-1\"\nupstream = \"u\"\norganization = \"o\"\nsecret = {{ file = {key:?} }}\n\
+             [[client]]\nid = \"alice\"\ntoken = {{ file = {token:?} }}\n[[client]]\ntoken_file = {tokens:?}\n"
+        );
+        let file = folder.write("warmkey.toml", &text);
+        let (seen, _) = read(Some(&file));
+        assert_eq!(seen.0.len(), names.len() + 1, "{seen:?}");
+        for name in names {
+            let path = folder.write(name, "something else");
+            assert_ne!(seen.again(), seen, "{name} has changed");
+            std::fs::remove_file(&path).expect("it is there");
+            assert_ne!(seen.again(), seen, "{name} is gone");
+            folder.write(name, &format!("what is in {name}"));
+            assert_eq!(seen.again(), seen, "{name} is as it was, whatever its date says");
+        }
+        folder.write("warmkey.toml", &text.replace("a-1", "a-2"));
+        assert_ne!(seen.again(), seen);
+    }
+
+    /// What cannot be read today may be mended tomorrow.
+    #[test]
+    fn file_that_cannot_be_used_is_watched() {
+        let folder = Folder::new("unusable");
+        let file = folder.0.join("warmkey.toml");
+        let (missing, plan) = read(Some(&file));
+        assert!(plan.is_err() && missing.again() == missing);
+        folder.write("warmkey.toml", "no TOML");
+        assert_ne!(missing.again(), missing);
+        let (broken, plan) = read(Some(&file));
+        let faults = plan.err().expect("it is no TOML");
+        assert!(matches!(&faults[..], [one] if one.starts_with(&format!("{}, line 1", file.display()))), "{faults:?}");
+        folder.write("warmkey.toml", "[server]");
+        assert_ne!(broken.again(), broken);
+    }
+}

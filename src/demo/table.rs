@@ -148,6 +148,14 @@ mod tests {
         assert!(!table(&[turn("s", "a", 700), turn("t", "b", 800)]).is_pass(), "too little cached");
         assert!(!table(&[turn("s", "a", 800), turn("s", "b", 800)]).is_pass(), "two keys for one session");
         assert!(!Table::default().is_pass(), "nothing shown");
+        // The single key read 800 of 1,000: a hundredth less is the least that keeps the promise.
+        assert!(table(&[turn("s", "a", 793)]).is_pass());
+        assert!(!table(&[turn("s", "a", 791)]).is_pass());
+        let lost = Turn { outcome: Outcome::Refused, ..turn("t", "b", 800) };
+        assert!(!table(&[turn("s", "a", 800), lost]).is_pass(), "a session was lost");
+        let mut unmeasured = Table::default();
+        unmeasured.add(Row::new("single key", &[turn("s", "a", 800)], Duration::ZERO));
+        assert!(!unmeasured.is_pass(), "nothing of the gateway's own");
     }
 
     #[test]

@@ -211,6 +211,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_condition_excludes_those_of_its_own_kind_and_holds_for_its_time() {
+        use Condition::{Disabled, Drained, Enabled, Exhausted, Limited, NoAccess, Recovering, Rejected, Suspected};
+        let (minute, day) = (Some(60), Some(24 * 3_600));
+        let expected = [
+            (Suspected, Class::Illness, minute),
+            (Rejected, Class::Illness, day),
+            (Exhausted, Class::Illness, day),
+            (Limited, Class::Illness, minute),
+            (NoAccess, Class::Illness, minute),
+            (Recovering, Class::Recovery, minute),
+            (Disabled, Class::Operator, None),
+            (Drained, Class::Operator, None),
+            (Enabled, Class::Operator, None),
+        ];
+        let told = expected.map(|(condition, ..)| (condition, condition.class(), condition.life().map(|life| life.as_secs())));
+        assert_eq!(told, expected);
+        assert_eq!(expected.map(|(condition, ..)| condition), Condition::ALL);
+    }
+
+    #[test]
     fn what_is_told_is_understood() {
         let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
         for subject in [Subject::Key(a), Subject::Project(a), Subject::Organization(a), Subject::Model(a, b)] {

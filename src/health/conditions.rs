@@ -330,3 +330,6 @@ impl Conditions {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,7 +136,10 @@ mod tests {
     fn a_401_is_the_keys_or_its_organizations() {
         assert_eq!(on(401, "invalid_api_key", ""), Ailing(Ailment::Rejected(Scope::Key)));
         assert_eq!(on(401, "", ""), Ailing(Ailment::Rejected(Scope::Key)));
-        assert_eq!(on(401, "account_deactivated", ""), Ailing(Ailment::Rejected(Scope::Organization)));
+        for code in ["account_deactivated", "no_organization", "mismatched_organization"] {
+            assert_eq!(on(401, code, ""), Ailing(Ailment::Rejected(Scope::Organization)), "{code}");
+        }
+        assert_eq!(on(401, "insufficient_quota", "insufficient_quota"), Ailing(Ailment::Rejected(Scope::Key)));
     }
 
     #[test]
@@ -152,6 +155,63 @@ mod tests {
         assert_eq!(diagnose(StatusCode::TOO_MANY_REQUESTS, &too_large, &HeaderMap::new(), SystemTime::now()), Sound);
     }
 
+    const ORGANIZATION_QUOTAS: [&str; 5] = [
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+    ];
+
+    #[test]
+    fn a_quota_is_told_by_its_code_before_its_type() {
+        let exhausted = |scope| Ailing(Ailment::Exhausted(scope));
+        for code in ORGANIZATION_QUOTAS {
+            assert_eq!(on(429, code, ""), exhausted(Scope::Organization), "{code}");
+            assert_eq!(on(503, code, ""), Failed, "{code}");
+        }
+        assert_eq!(on(429, "project_spend_limit_exceeded", ""), exhausted(Scope::Project));
+        // A request that is larger than a quota is left of is no request that is too large.
+        let error = ErrorBody { code: Some("insufficient_quota".into()), is_beyond_limit: true, ..ErrorBody::default() };
+        let answer = diagnose(StatusCode::TOO_MANY_REQUESTS, &error, &HeaderMap::new(), SystemTime::now());
+        assert_eq!(answer, exhausted(Scope::Organization));
+    }
+
+    #[test]
+    fn when_to_come_again_is_in_the_headers_or_else_in_the_message() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let mut headers = HeaderMap::new();
+        let answer = |status: u16, code: &str, wait, headers: &HeaderMap| {
+            let error = ErrorBody { code: Some(code.into()), wait, ..ErrorBody::default() };
+            diagnose(StatusCode::from_u16(status).unwrap(), &error, headers, SystemTime::now())
+        };
+        assert_eq!(answer(429, "rate_limit_exceeded", seconds(7), &headers), Limited(seconds(7)));
+        assert_eq!(answer(429, "slow_down", seconds(7), &headers), TooSteep(seconds(7)));
+        headers.insert("retry-after", http::HeaderValue::from_static("3"));
+        assert_eq!(answer(429, "rate_limit_exceeded", seconds(7), &headers), Limited(seconds(3)));
+        assert_eq!(answer(429, "slow_down", seconds(7), &headers), TooSteep(seconds(3)));
+        assert_eq!(answer(503, "slow_down", None, &headers), Overloaded(seconds(3)));
+        assert_eq!(answer(503, "", None, &headers), Failed);
+    }
+
+    #[test]
+    fn the_failure_of_an_answer_that_had_begun_tells_of_quotas_and_limits_alone() {
+        let failure = |code: &str, class: &str| {
+            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let wait = Some(Duration::from_secs(7));
+            diagnose_failure(&ErrorBody { code: text(code), class: text(class), wait, ..ErrorBody::default() })
+        };
+        for code in ORGANIZATION_QUOTAS {
+            assert_eq!(failure(code, ""), Ailing(Ailment::Exhausted(Scope::Organization)), "{code}");
+        }
+        assert_eq!(failure("", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
+        assert_eq!(failure("project_spend_limit_exceeded", ""), Ailing(Ailment::Exhausted(Scope::Project)));
+        assert_eq!(failure("rate_limit_exceeded", ""), Limited(Some(Duration::from_secs(7))));
+        for code in ["", "server_error", "invalid_api_key", "slow_down", "server_is_overloaded", "invalid_encrypted_content"] {
+            assert_eq!(failure(code, "rate_limit_error"), Sound, "{code}");
+        }
+    }
+
     #[test]
     fn what_the_upstream_could_not_do_is_not_the_keys() {
         assert_eq!(on(503, "server_is_overloaded", "service_unavailable_error"), Overloaded(None));
@@ -164,7 +224,11 @@ mod tests {
     #[test]
     fn access_is_the_projects_and_the_rest_is_the_clients() {
         assert_eq!(on(403, "unsupported_country_region_territory", ""), NoAccess);
-        assert_eq!(on(404, "model_not_found", ""), NoAccess);
+        assert_eq!(on(403, "", ""), NoAccess);
+        for code in ["model_not_found", "model_not_available", "unsupported_model", "an_unsupported_model_here"] {
+            assert_eq!(on(404, code, ""), NoAccess, "{code}");
+        }
+        assert_eq!(on(404, "the_model_", ""), Sound);
         assert_eq!(on(400, "invalid_encrypted_content", ""), Foreign);
         for (status, code) in
             [(404, ""), (400, "model_not_found"), (413, ""), (422, ""), (501, ""), (529, ""), (200, "slow_down")]

@@ -72,8 +72,24 @@ mod tests {
         assert!(rooms.is_scarce(key, "m"), "who says nothing changes nothing");
         rooms.observe(key, "m", &left(40));
         assert!(!rooms.is_scarce(key, "m"));
-        rooms.observe(key, "m", &left(0));
+        // Refilled steadily: a fifth of the limit is back after a fifth of its time.
+        for (remaining, seconds) in [(0, 12), (5, 9), (9, 6)] {
+            rooms.observe(key, "m", &left(remaining));
+            tokio::time::advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
+            assert!(rooms.is_scarce(key, "m"), "{remaining} left, after nearly {seconds} s");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(!rooms.is_scarce(key, "m"), "{remaining} left, after {seconds} s");
+        }
+        rooms.observe(key, "m", &left(10));
+        assert!(!rooms.is_scarce(key, "m"), "a tenth is room");
+        // Models are named by clients: so many are kept at most, and those that are over give way.
+        for number in 0..MOST {
+            rooms.observe(key, &number.to_string(), &left(0));
+        }
+        rooms.observe(key, "one more", &left(0));
+        assert!(rooms.is_scarce(key, "999") && !rooms.is_scarce(key, "one more"));
         tokio::time::advance(Duration::from_secs(13)).await;
-        assert!(!rooms.is_scarce(key, "m"));
+        rooms.observe(key, "one more", &left(0));
+        assert!(rooms.is_scarce(key, "one more"));
     }
 }

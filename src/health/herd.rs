@@ -112,4 +112,36 @@ mod tests {
         tokio::time::advance(wait).await;
         assert!(surges.admit(quiet).is_ok());
     }
+
+    /// How many moved sessions `key` takes at once, by which the usual rate is told: three seconds'
+    /// worth of twice as many.
+    fn at_once(surges: &Surges, key: &Key) -> usize {
+        (0..1_000).take_while(|_| surges.admit(key).is_ok()).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replicas_share_the_least_that_a_key_takes_and_none_takes_nothing() {
+        let table = Table::sketch("a o 1 sk-a");
+        for (replicas, expected) in [(1, 30), (2, 15), (5, 6), (100, 1)] {
+            let count = Arc::new(Replicas::default());
+            let surges = Surges::new(Arc::clone(&count));
+            count.hear(replicas - 1);
+            assert_eq!(at_once(&surges, &table.keys()[0]), expected, "{replicas} replicas");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_usual_rate_is_that_of_the_last_minute() {
+        let table = Table::sketch("a o 1 sk-a");
+        for (after, expected) in [(0, 120), (30, 60), (59, 30), (60, 30), (61, 30), (3_600, 30)] {
+            let (surges, key) = (Surges::new(Arc::default()), &table.keys()[0]);
+            for _ in 0..1_200 {
+                surges.began(key);
+                tokio::time::advance(Duration::from_millis(50)).await;
+            }
+            tokio::time::advance(Duration::from_secs(after)).await;
+            // Half a minute later half of that minute is in the last one.
+            assert_eq!(at_once(&surges, key), expected, "{after} s later");
+        }
+    }
 }

@@ -129,6 +129,59 @@ mod tests {
     }
 
     #[test]
+    fn least_is_what_has_fewest_turns_for_its_weight() {
+        let table = Table::sketch("light o 1 sk-a, heavy o 4 sk-b");
+        let [light, heavy] = table.keys() else { panic!("two keys") };
+        let loads = Loads::default();
+        for (counts, expected) in [
+            ([1, 3], "heavy"),
+            ([1, 4], "the first"),
+            ([1, 5], "light"),
+            ([0, 1], "light"),
+            ([3, 0], "heavy"),
+            ([10, 39], "heavy"),
+            ([10, 41], "light"),
+        ] {
+            loads.heard(&[format!("{}={} {}={}", light.tag, counts[0], heavy.tag, counts[1])]);
+            for keys in [[light, heavy], [heavy, light]] {
+                let expected = if expected == "the first" { keys[0].id.as_str() } else { expected };
+                assert_eq!(loads.least(keys.into_iter()).map(|key| key.id.as_str()), Some(expected), "{counts:?}");
+            }
+        }
+        assert_eq!(loads.least(std::iter::empty()).map(|key| key.id.as_str()), None);
+    }
+
+    #[test]
+    fn what_all_others_tell_is_summed_up_and_replaces_what_they_told_before() {
+        let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
+        let [a, b] = table.keys() else { panic!("two keys") };
+        let loads = Loads::default();
+        loads.heard(&[format!("{}=2 {}=1", a.tag, b.tag), String::new(), format!("{}=3", a.tag)]);
+        assert_eq!((loads.of(a), loads.of(b), loads.told().as_str()), (5, 1, ""), "of its own it has none");
+        loads.heard(&[format!("{}=1", a.tag)]);
+        let _turn = loads.enter(b);
+        assert_eq!((loads.of(a), loads.of(b), loads.told()), (1, 1, format!("{}=1", b.tag)));
+    }
+
+    #[test]
+    fn a_share_goes_by_weight() {
+        let table = Table::sketch("heavy o 3 sk-a, light o 1 sk-b");
+        let keys: Vec<_> = table.keys().iter().collect();
+        let loads = Loads::default();
+        let is_above = |heavy: usize, light: usize| {
+            loads.heard(&[format!("{}={heavy} {}={light}", keys[0].tag, keys[1].tag)]);
+            [loads.is_above_share(keys[0], &keys), loads.is_above_share(keys[1], &keys)]
+        };
+        // Of 40 turns the one has 30 and the other 10, and a quarter more is none too many.
+        assert_eq!(is_above(30, 10), [false, false]);
+        assert_eq!(is_above(37, 3), [false, false]);
+        assert_eq!(is_above(40, 1), [true, false]);
+        assert_eq!(is_above(28, 12), [false, false]);
+        assert_eq!(is_above(26, 14), [false, true]);
+        assert_eq!(is_above(0, 7), [false, false], "a few are no load");
+    }
+
+    #[test]
     fn a_removed_key_is_counted_until_its_turns_have_ended() {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let loads = Loads::default();

@@ -58,3 +58,88 @@ impl Membership {
 fn told(loaded: &Arc<Loaded>) -> KeySet {
     KeySet { fingerprint: loaded.fingerprint.clone(), tags: loaded.tags(), ordinal: loaded.ordinal() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::key::table::Table;
+    use crate::metrics::Metrics;
+    use crate::peers::membership::GATHERING;
+    use crate::store::Store;
+    use crate::store::model::{Flaw, Model, Shared, Weather};
+
+    const FIRST: &str = "a o 1 sk-a, b o 1 sk-b";
+    const SECOND: &str = "a o 1 sk-a, c o 1 sk-c";
+
+    fn store(shared: &Arc<Lock<Shared>>) -> (Model, Arc<Store>) {
+        let model = Model::new(shared);
+        (model.clone(), Arc::new(Store::in_model(model, Arc::new(Metrics::new()))))
+    }
+
+    fn member(store: &Arc<Store>, name: &str) -> Membership {
+        let registry = Arc::new(Registry::new(Table::sketch(FIRST), Arc::new(Metrics::new())));
+        Membership::new(Member::new(Arc::clone(store), name.into()), registry)
+    }
+
+    /// Takes another set into use.
+    async fn loads(member: &Membership, sketch: &str) {
+        member.introduce(member.registry.prepare(Table::sketch(sketch)).expect("it is another set")).await;
+    }
+
+    fn ordinal(member: &Membership) -> u32 {
+        member.registry.loaded().ordinal()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_that_was_cut_off_renews_nothing_before_others_may_have_answered() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let (model, store) = store(&shared);
+        let member = member(&store, "one");
+        member.exchange().await;
+        assert_eq!(ordinal(&member), 1);
+        loads(&member, SECOND).await;
+        assert_eq!(ordinal(&member), 2, "it is told before the set is in use");
+        let renewed = || shared.lock().unwrap().ordinal(&member.registry.loaded().fingerprint);
+        *model.weather.lock().unwrap() = Weather::Away;
+        loads(&member, FIRST).await;
+        assert_eq!(ordinal(&member), 0);
+        *model.weather.lock().unwrap() = Weather::Fair;
+        for pause in [Duration::ZERO, GATHERING - Duration::from_secs(1), Duration::from_secs(1)] {
+            tokio::time::advance(pause).await;
+            assert_eq!(ordinal(&member), 0, "what is answered so early is not believed");
+            member.exchange().await;
+            assert_eq!(renewed(), Some(1), "another replica may have the newer set, and answer any moment");
+        }
+        assert_eq!(ordinal(&member), 1);
+        member.exchange().await;
+        assert_eq!((ordinal(&member), renewed()), (3, Some(3)), "nobody else is there");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_that_others_live_with_is_heard_of_and_a_replica_that_has_left_is_silent() {
+        let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
+        let (_, store) = store(&shared);
+        let (one, two) = (member(&store, "one"), member(&store, "two"));
+        one.exchange().await;
+        two.exchange().await;
+        loads(&one, SECOND).await;
+        let common = |member: &Membership| {
+            let loaded = member.registry.loaded();
+            loaded.table.keys().iter().filter(|key| loaded.is_common(key)).map(|key| key.id.as_str()).collect::<String>()
+        };
+        assert_eq!(common(&one), "a", "the other one has not loaded it");
+        two.exchange().await;
+        assert_eq!(common(&two), "a");
+        two.leave().await;
+        assert_eq!(shared.lock().unwrap().live(), ["one"]);
+        two.exchange().await;
+        loads(&two, SECOND).await;
+        assert_eq!(shared.lock().unwrap().live(), ["one"], "it says nothing more");
+        one.exchange().await;
+        assert_eq!(common(&one), "ac");
+    }
+}

@@ -181,14 +181,17 @@ mod tests {
     use crate::store::Store;
     use crate::store::memory::Memory;
 
+    fn heartbeat(store: Arc<Store>, registry: &Arc<Registry>, name: &str) -> Arc<Heartbeat> {
+        let (topic, replicas) = (Arc::clone(registry) as _, Arc::clone(&registry.replicas));
+        Arc::new(Heartbeat::new(store, topic, replicas, name.into()))
+    }
+
     fn operator() -> Operator {
         let metrics = Arc::new(Metrics::new());
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(10)), Arc::clone(&metrics)));
         let table = Table::sketch("a o 1 sk-canary-a, b o 0 sk-canary-b, c p 1 sk-canary-c");
         let registry = Arc::new(Registry::new(table, metrics));
-        let replicas = Arc::clone(&registry.replicas);
-        let heartbeat = Heartbeat::new(store, Arc::clone(&registry) as _, replicas, "one".into());
-        Operator::new(registry, Arc::new(heartbeat))
+        Operator::new(Arc::clone(&registry), heartbeat(store, &registry, "one"))
     }
 
     fn fitness(operator: &Operator) -> Vec<Fitness> {
@@ -236,6 +239,47 @@ mod tests {
         assert!(operator.registry.conditions.ramp(&keys[0]) > 0.99, "nothing comes back little by little");
         operator.say(&operator.find("b").unwrap(), Verb::Enable).await;
         assert_eq!(fitness(&operator), [Fitness::Well, Fitness::Well, rejected], "and what was met of it is forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_may_be_called_like_an_organization_is_named() {
+        let metrics = Arc::new(Metrics::new());
+        let registry = Arc::new(Registry::new(Table::sketch("org:o o 1 sk-a, b o 1 sk-b, o p 1 sk-c"), Arc::clone(&metrics)));
+        let store = Arc::new(Store::in_memory(Arc::new(Memory::new(10)), metrics));
+        let operator = Operator::new(Arc::clone(&registry), heartbeat(store, &registry, "one"));
+        let found = |name: &str| operator.find(name).map(|meant| meant.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>());
+        assert_eq!(found("org:o"), Some(vec!["org:o".to_owned()]), "the key");
+        assert_eq!(found("org:p"), Some(vec!["o".to_owned()]));
+        assert_eq!(found("o"), Some(vec!["o".to_owned()]));
+        operator.say(&operator.find("org:o").unwrap(), Verb::Drain).await;
+        assert_eq!(fitness(&operator), [Fitness::Lost(Why::Drained), Fitness::Well, Fitness::Well]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_is_taken_while_the_store_is_away_and_told_once_it_is_back() {
+        use crate::store::model::{Flaw, Model, Shared, Weather};
+        let shared = Arc::new(std::sync::Mutex::new(Shared::new(Flaw::None)));
+        let replica = |name: &str| {
+            let (model, metrics) = (Model::new(&shared), Arc::new(Metrics::new()));
+            let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a"), Arc::clone(&metrics)));
+            let store = Arc::new(Store::in_model(model.clone(), metrics));
+            (Operator::new(Arc::clone(&registry), heartbeat(store, &registry, name)), model.weather)
+        };
+        let ((one, weather), (two, _)) = (replica("one"), replica("two"));
+        let meant = one.find("a").unwrap();
+        *weather.lock().unwrap() = Weather::Away;
+        assert!(!one.say(&meant, Verb::Disable).await, "nobody has heard it");
+        assert_eq!(fitness(&one), [Fitness::Aside(Why::Disabled)], "but it holds here");
+        *weather.lock().unwrap() = Weather::Fair;
+        assert_eq!(one.all().await[0].state, "disabled");
+        assert_eq!(two.all().await[0].conditions[0].reason, "disabled");
+        // What another one has met and told, and nobody has heard here, is forgotten too.
+        assert!(two.say(&meant, Verb::Enable).await);
+        two.registry.condemn(&meant.keys[0], Ailment::Rejected(Scope::Key));
+        two.heartbeat.exchange().await;
+        assert!(one.say(&meant, Verb::Probe).await);
+        two.heartbeat.exchange().await;
+        assert_eq!((fitness(&one), fitness(&two)), (vec![Fitness::Well], vec![Fitness::Well]));
     }
 
     #[tokio::test(start_paused = true)]

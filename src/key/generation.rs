@@ -126,6 +126,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_common_is_what_all_others_have() {
+        let loaded = Loaded::new(Table::sketch("a o 1 sk-a, b o 1 sk-b, c o 1 sk-c, d o 1 sk-d"));
+        loaded.heard(&roll(
+            3,
+            &["a o 1 sk-a, b o 1 sk-b, c o 1 sk-c", "b o 1 sk-b, c o 1 sk-c, d o 1 sk-d", "e o 1 sk-e, c o 1 sk-c"],
+        ));
+        assert_eq!(common(&loaded), "c");
+        loaded.heard(&roll(3, &["a o 1 sk-a", "b o 1 sk-b"]));
+        assert_eq!(common(&loaded), "abcd", "nothing is");
+    }
+
+    #[test]
     fn what_was_not_common_before_is_not_after() {
         let before = Loaded::new(Table::sketch(NEW));
         before.heard(&roll(2, &[OLD]));

@@ -254,6 +254,7 @@ mod tests {
         assert_eq!(print(&["a", "b"]), print(&["b", "a"]));
         assert_ne!(print(&["a", "b"]), print(&["a"]));
         assert_ne!(print(&["a", "b"]), print(&["ab"]));
+        assert_ne!(Table::sketch("a o 1 sk-a").fingerprint(), Table::sketch("a p 1 sk-a").fingerprint(), "another place");
     }
 
     #[test]
@@ -266,6 +267,8 @@ mod tests {
         };
         assert_eq!([is_kept("a"), is_kept("b"), is_kept("c")], [true, false, false]);
         assert_eq!(after.keys().iter().map(|key| key.weight).collect::<Vec<_>>(), [2, 1, 1]);
+        let moved = Table::sketch("a org-z 1 sk-a").keeping(&before);
+        assert_eq!(moved.keys()[0].organization, "org-z", "the same secret in another place");
         assert!(!after.is_same(&before) && before.fingerprint() == after.fingerprint());
         let reordered = Table::sketch("b org-b 1 sk-b, c org-c 1 sk-c, a org-a 1 sk-a").keeping(&before);
         assert!(reordered.is_same(&before) && !reordered.is_same(&after));
@@ -330,6 +333,55 @@ mod tests {
         assert!(fault.contains("proxy: ") && !fault.contains("canary"), "{fault}");
         let fault = upstream(r#""base_url":"http://h","proxy":{"env":"WARMKEY_NO_SUCH"}"#).err().expect("no variable");
         assert!(fault.contains("proxy: environment variable WARMKEY_NO_SUCH"), "{fault}");
+    }
+
+    #[test]
+    fn what_cannot_serve_is_refused_with_the_name_of_the_option() {
+        for (options, word) in [
+            (r#""base_url":"http://h","speaks":["chat"]"#, "speaks: "),
+            (r#""base_url":"http://h","speaks":[]"#, "speaks: "),
+            (r#""base_url":"http://h","connect_timeout":"0s""#, "connect_timeout: "),
+            (r#""base_url":"http://h","first_byte_timeout":"0s""#, "first_byte_timeout: "),
+            (r#""base_url":"http://h","idle_timeout":"0s""#, "idle_timeout: "),
+            (r#""base_url":"ftp://h""#, "base_url: "),
+            (r#""base_url":"http://h","ca_file":"/no/such/file""#, "ca_file /no/such/file: "),
+            (r#""base_url":"http://h","ca_file":"Cargo.toml""#, "ca_file Cargo.toml holds no PEM"),
+        ] {
+            let fault = upstream(options).err().expect(options);
+            assert!(fault.starts_with(&format!("upstream u: {word}")), "{options}: {fault}");
+        }
+        let (_, usual) = upstream(r#""base_url":"http://h""#).unwrap();
+        let (_, silent) = upstream(r#""base_url":"http://h","speaks":["responses"]"#).unwrap();
+        let speaks = |table: &Table| table.keys()[0].upstream.speaks_websocket;
+        assert!(speaks(&usual) && !speaks(&silent));
+    }
+
+    #[test]
+    fn a_key_names_an_upstream_that_is_there_and_has_a_name_and_a_secret_that_can_be_sent() {
+        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();
+        let table = |upstreams: &[UpstreamSettings], change: fn(&mut Settings)| {
+            let mut key = settings();
+            change(&mut key);
+            Table::new(upstreams, &[key]).err().unwrap_or_default()
+        };
+        let one = std::slice::from_ref(&upstream);
+        assert_eq!(table(one, |_| ()), "");
+        assert_eq!(table(&[upstream.clone(), upstream.clone()], |_| ()), "upstream: two are named u");
+        assert_eq!(table(one, |key| key.upstream = "v".into()), "key a: there is no upstream v");
+        for wrong in ["", "a b", "\u{e9}", "a\n"] {
+            for fault in [
+                Table::new(one, &[Settings { id: wrong.into(), ..settings() }]),
+                Table::new(one, &[Settings { organization: wrong.into(), ..settings() }]),
+            ] {
+                assert!(fault.err().expect(wrong).contains("is not visible ASCII"), "{wrong:?}");
+            }
+        }
+        let fault = table(one, |key| key.secret = SecretSource::Text(Secret::new("sk-\ncanary")));
+        assert!(fault.contains("secret: ") && !fault.contains("canary"), "{fault}");
+    }
+
+    fn settings() -> Settings {
+        serde_json::from_str(r#"{"id":"a","upstream":"u","organization":"o","secret":"sk-1"}"#).unwrap()
     }
 
     #[test]

@@ -14,9 +14,9 @@ use crate::store::Store;
 use crate::store::board::{Board, Note, Word};
 
 /// Between two exchanges. Notes are told at once and heard within one interval; loads are told within one and heard within two.
-const INTERVAL: Duration = Duration::from_millis(100);
+pub const INTERVAL: Duration = Duration::from_millis(100);
 /// What a silent replica had in flight is over after this time.
-const LIFE: Duration = Duration::from_secs(5);
+pub const LIFE: Duration = Duration::from_secs(5);
 
 /// What a replica tells with its heartbeat, and hears of the others.
 pub trait Topic: Send + Sync {

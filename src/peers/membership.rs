@@ -11,10 +11,10 @@ use crate::store::{Report, Roll, Store, Unavailable};
 /// Between two reports. A new key waits for at most as long before it takes sessions everywhere.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 /// A replica that was silent for so long is no longer waited for.
-const LIFE: Duration = Duration::from_secs(10);
+pub const LIFE: Duration = Duration::from_secs(10);
 /// After an outage the store's word on the others counts for nothing for so long. They may have to reconnect, and the membership
 /// may be lost or expired: the first replica to come back would believe that it is alone.
-const GATHERING: Duration = Duration::from_secs(4);
+pub const GATHERING: Duration = Duration::from_secs(4);
 
 /// A set of keys, as the others are told of it.
 pub struct KeySet {

@@ -209,4 +209,105 @@ mod tests {
         let plain = id("a", &[], r#"{"prompt_cache_key":"k"}"#);
         assert_eq!(plain, id("a", &[("x-warmkey-hop", "guess"), ("yai-sticky-session", "h")], r#"{"prompt_cache_key":"k"}"#));
     }
+
+    /// Signals from the strongest to the weakest, each with a value of its own, and what it alone names.
+    #[test]
+    fn signals_stand_in_one_order() {
+        let headers = [
+            (HOP, "hop-secret"),
+            (STICKY, "hop"),
+            ("session-id", "first"),
+            ("session_id", "second"),
+            ("x-session-id", "third"),
+            ("conversation-id", "fourth"),
+            ("conversation_id", "fifth"),
+        ];
+        let fields = [
+            r#""prompt_cache_key":"sixth""#,
+            r#""client_metadata":{"session_id":"seventh"}"#,
+            r#""conversation":{"id":"eighth"}"#,
+            r#""model":"m","input":"hi""#,
+        ];
+        // Turned round, so that the place in the body decides nothing.
+        let body = |from: usize| format!("{{{}}}", fields[from..].iter().rev().copied().collect::<Vec<_>>().join(","));
+        let client = ClientId::new("a");
+        let hasher = Hasher::new(&Secret::new(SECRET));
+        let alone = |kind, value: &str| hasher.id(&client, kind, [value.as_bytes()]).to_string();
+        let mut expected = vec![alone(Kind::Hop, "hop")];
+        expected.extend(["first", "second", "third"].map(|value| alone(Kind::Session, value)));
+        expected.extend(["fourth", "fifth"].map(|value| alone(Kind::Conversation, value)));
+        // The hop's two headers are one signal.
+        for (number, expected) in expected.iter().enumerate() {
+            let weaker = if number == 0 { &headers[..] } else { &headers[number + 1..] };
+            assert_eq!(id("a", weaker, &body(0)), *expected, "{weaker:?}");
+        }
+        for (from, kind, value) in [(0, Kind::Session, "sixth"), (1, Kind::Session, "seventh"), (2, Kind::Conversation, "eighth")]
+        {
+            assert_eq!(id("a", &[], &body(from)), alone(kind, value), "{}", body(from));
+        }
+        let unnamed = body(3);
+        let derived = stable_prefix(unnamed.as_bytes()).expect("there is a text");
+        assert_eq!(id("a", &[], &unnamed), hasher.id(&client, Kind::Derived, derived).to_string());
+    }
+
+    #[test]
+    fn signal_behind_the_strongest_is_not_looked_at() {
+        let skipped = |headers: &[(&'static str, &str)], body: &str| identify("a", headers, body).skipped;
+        assert_eq!(skipped(&[("session-id", "s"), ("session_id", "two words"), ("conversation-id", "")], "{}"), 0);
+        assert_eq!(skipped(&[("session-id", "two words"), ("session_id", ""), ("conversation-id", "c")], "{}"), 2);
+        assert_eq!(skipped(&[], r#"{"prompt_cache_key":"","client_metadata":{"session_id":7},"conversation":"c"}"#), 2);
+        // Of one name that is there twice, the first that is one counts.
+        let twice = [("session-id", "two words"), ("session-id", "s"), ("session-id", "t")];
+        assert_eq!((id("a", &twice, "{}"), skipped(&twice, "{}")), (id("a", &[("session-id", "s")], "{}"), 1));
+    }
+
+    #[test]
+    fn hop_is_told_from_what_stands_behind_it() {
+        let hop = |sticky: &str| id("a", &[(HOP, "hop-secret"), (STICKY, sticky)], "{}");
+        assert_eq!(hop("abc;parent=def"), hop("abc"));
+        assert_ne!(hop("abc;parent=def"), hop("abd;parent=def"));
+        // In no other header is a semicolon more than a character.
+        let session = |value: &str| id("a", &[("session-id", value)], "{}");
+        assert_ne!(session("abc;parent=def"), session("abc"));
+        // Where it says nothing, the next signal counts.
+        let identity = identify("a", &[(HOP, "hop-secret"), (STICKY, ";parent=def"), ("session-id", "s")], "{}");
+        assert_eq!((identity.session.map(|id| id.to_string()), identity.skipped), (Some(session("s")), 1));
+    }
+
+    #[test]
+    fn hop_is_believed_by_nobody_without_a_secret() {
+        let (client, sticky) = (ClientId::new("a"), HeaderMap::from_iter([(STICKY.parse().unwrap(), "h".parse().unwrap())]));
+        for (secret, shown) in [(None, None), (None, Some("")), (Some("hop-secret"), None), (Some("hop-secret"), Some(""))] {
+            let identifier = Identifier::new(&Secret::new(SECRET), secret.map(Secret::new));
+            let mut headers = sticky.clone();
+            headers.extend(shown.map(|shown| (http::HeaderName::from_static(HOP), shown.parse().unwrap())));
+            assert_eq!(identifier.by_headers(&client, &headers), Identity::default(), "{secret:?} {shown:?}");
+            assert_eq!(identifier.lineage(&client, &headers), Lineage::default());
+        }
+    }
+
+    /// A fork finds its parent under the very names that the parent's own turns are known by.
+    #[test]
+    fn parent_is_named_as_its_own_turns_name_it() {
+        let identifier = Identifier::new(&Secret::new(SECRET), Some(Secret::new("hop-secret")));
+        let client = ClientId::new("a");
+        let lineage = |headers: &[(&'static str, &str)]| {
+            let headers = headers.iter().map(|(name, value)| ((*name).parse().unwrap(), value.parse().unwrap()));
+            identifier.lineage(&client, &HeaderMap::from_iter(headers))
+        };
+        let forked = ("x-codex-turn-metadata", r#"{"forked_from_thread_id":"p"}"#);
+        let thread = lineage(&[("session-id", "root"), ("thread-id", "p")]).thread.expect("a thread of its own");
+        let parent = lineage(&[("session-id", "s"), ("thread-id", "s"), forked]).parent.expect("a fork");
+        assert_eq!(parent.root.to_string(), id("a", &[("session-id", "p")], "{}"));
+        assert_eq!(parent.thread, thread);
+        // A sticky session's parent is a sticky session, and stands before what the client itself says.
+        let sticky = (STICKY, "s;parent=q");
+        let parent = lineage(&[(HOP, "hop-secret"), sticky, forked]).parent.expect("a fork");
+        assert_eq!(parent.root.to_string(), id("a", &[(HOP, "hop-secret"), (STICKY, "q")], "{}"));
+        assert_eq!(parent.thread, lineage(&[("session-id", "root"), ("thread-id", "q")]).thread.expect("a thread"));
+        // Unless it is forged.
+        let forged = lineage(&[(HOP, "guess"), sticky, forked]).parent.expect("a fork");
+        assert_eq!(forged.root.to_string(), id("a", &[("session-id", "p")], "{}"));
+        assert_eq!(lineage(&[(HOP, "hop-secret"), (STICKY, "s")]), Lineage::default());
+    }
 }

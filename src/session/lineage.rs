@@ -97,6 +97,7 @@ mod tests {
         let model = |metadata: &str| announced_model(&headers(&[(METADATA, metadata)]));
         assert_eq!(model(r#"{"turn_id":"","model":"gpt-5.4"}"#).as_deref(), Some("gpt-5.4"));
         assert_eq!((model("{}"), model(r#"{"model":7}"#), model("[")), (None, None, None));
+        assert_eq!(model(r#"{"model":"two words"}"#), None);
     }
 
     #[test]
@@ -105,6 +106,7 @@ mod tests {
         assert_eq!(parent_of_hop(b"abc; x=1; parent=def"), Some(&b"def"[..]));
         assert_eq!(parent_of_hop(b"parent=def"), None, "the first part is the id");
         assert_eq!(parent_of_hop(b"abc;parent="), None);
+        assert_eq!(parent_of_hop(b"abc;parent=two words;parent=def"), Some(&b"def"[..]));
     }
 
     #[test]
@@ -112,5 +114,11 @@ mod tests {
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "s")])), None);
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "t")])), Some(&b"t"[..]));
         assert_eq!(thread(&headers(&[("session-id", "s")])), None);
+        // Whatever its session is called, and not where it is called something else.
+        for name in ["session_id", "x-session-id"] {
+            assert_eq!(thread(&headers(&[(name, "s"), (THREAD, "s")])), None, "{name}");
+        }
+        assert_eq!(thread(&headers(&[("conversation-id", "s"), (THREAD, "s")])), Some(&b"s"[..]));
+        assert_eq!(thread(&headers(&[(THREAD, "two words")])), None);
     }
 }

@@ -115,6 +115,19 @@ impl Upstream {
         assert_eq!(answered.status, 204, "{}", answered.text);
     }
 
+    /// Waits until so much time has passed on the simulator's own clock.
+    async fn passes(&self, span: Duration) {
+        let clock = &self.simulator.world.clock;
+        let until = clock.now() + span;
+        for _ in 0..1000 {
+            if clock.now() >= until {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("{:?} and not yet {until:?}", clock.now());
+    }
+
     /// The last turn on record, once `ready` of it.
     async fn last(&self, ready: impl Fn(&Turn) -> bool) -> Turn {
         for _ in 0..1000 {

@@ -181,6 +181,53 @@ mod tests {
     }
 
     #[test]
+    fn user_and_password_end_at_the_last_at_sign_and_are_parted_by_the_first_colon() {
+        for (text, user, password, name) in [
+            ("redis://h", None, None, "h"),
+            ("redis://u:p@h", Some("u"), Some("p"), "h"),
+            ("redis://:p@h", None, Some("p"), "h"),
+            ("redis://u:p@ss@h", Some("u"), Some("p@ss"), "h"),
+            ("redis://u:p@@h", Some("u"), Some("p@"), "h"),
+            ("redis://u:@p@h", Some("u"), Some("@p"), "h"),
+            ("redis://u@x:p@h", Some("u@x"), Some("p"), "h"),
+            ("redis://u:p:q@h", Some("u"), Some("p:q"), "h"),
+            ("redis://u:p::q:@h", Some("u"), Some("p::q:"), "h"),
+            ("redis://u:p@q:r@h", Some("u"), Some("p@q:r"), "h"),
+            ("redis://u%3Ax:p%40q@h", Some("u:x"), Some("p@q"), "h"),
+            ("redis://u:%2b%c2%A3%25@h", Some("u"), Some("+\u{a3}%"), "h"),
+            ("redis://u:p#?,[]@h", Some("u"), Some("p#?,[]"), "h"),
+            ("rediss-cluster://u:p@ss@a,b", Some("u"), Some("p@ss"), "a"),
+            ("redis-sentinel://u:p@ss@a,b/main", Some("u"), Some("p@ss"), "a"),
+        ] {
+            let address = Address::parse(text).expect(text);
+            let shown = (address.user.as_deref(), address.password.as_ref().map(Secret::expose));
+            assert_eq!((shown, address.hosts[0].name.as_str()), ((user, password), name), "{text}");
+        }
+    }
+
+    #[test]
+    fn host_port_and_database_are_as_written_or_the_usual_ones() {
+        for (text, port, database) in [
+            ("redis://h/", 6379, 0),
+            ("redis://h:1/0", 1, 0),
+            ("redis://h:65535/15", 65_535, 15),
+            ("redis://[::1]/7", 6379, 7),
+            ("redis://my-redis_1.local./12", 6379, 12),
+            ("redis-cluster://h/", 6379, 0),
+            ("redis-sentinel://h/main", 26379, 0),
+            ("redis-sentinel://h/main/", 26379, 0),
+            ("rediss-sentinel://h:9/main/4", 9, 4),
+        ] {
+            let address = Address::parse(text).expect(text);
+            assert_eq!((address.hosts[0].port, address.database), (port, database), "{text}");
+        }
+        let named = Address::parse("rediss-sentinel://a,[::1]:2/my%20main").unwrap();
+        assert_eq!(named.to_string(), "the Redis that Sentinels name my main, at a:26379, [::1]:2, through TLS");
+        let cluster = Address::parse("redis-cluster://u:canary@a:7,b").unwrap();
+        assert_eq!(cluster.to_string(), "a Redis Cluster at a:7, b:6379");
+    }
+
+    #[test]
     fn what_is_wrong_is_told_without_what_was_read() {
         for (wrong, word) in [
             ("canary", "must be redis://"),
@@ -197,6 +244,14 @@ mod tests {
             ("redis://u:canary@h/1/2", "database"),
             ("redis://u:canary@h?protocol=resp3", "host"),
             ("redis://u:ca/nary@h", "%2F"),
+            ("redis://u:ca@na/ry@h", "%2F"),
+            ("redis://u:@h", "password"),
+            ("redis://@h", "password"),
+            ("redis://u:canary@::1", "host"),
+            ("redis://u:canary@h/65536", "database"),
+            ("redis://u:canary@h/-1", "database"),
+            ("redis-sentinel://u:canary@a/%zz", "%25"),
+            ("redis-sentinel://u:canary@a/m/x", "database"),
             ("redis://u:canary%4@h", "%25"),
             ("redis://u:canary%zz@h", "%25"),
             ("redis://u:canary%ff@h", "%25"),

@@ -158,16 +158,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_same_word_shortens_no_life_and_an_old_one_replaces_nothing_newer() {
+    async fn a_lost_word_replaces_nothing_newer_and_keeps_its_stamp() {
         let mut board = InProcess::default();
         say(&mut board, "one", 0, &[note("a", "ill", 9_000)]);
         let again = say(&mut board, "one", 0, &[note("a", "ill", 1_000)]);
-        assert_eq!(again.notes[0].life, Some(Duration::from_millis(9_000)));
         let lost = Note { stamp: again.notes[0].stamp - 1, ..note("a", "well", 0) };
         assert_eq!(names(&say(&mut board, "two", 0, std::slice::from_ref(&lost))), "a=ill ");
         let mut fresh = InProcess::default();
         let told = say(&mut fresh, "two", 0, std::slice::from_ref(&lost));
         assert_eq!((names(&told).as_str(), told.notes[0].stamp), ("a=well ", lost.stamp));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
+        for (first, second, holds) in
+            [(9_000, 1_000, 9_000), (1_000, 9_000, 9_000), (9_000, 9_000, 9_000), (0, 1_000, 0), (1_000, 0, 0)]
+        {
+            let mut board = InProcess::default();
+            let before = say(&mut board, "one", 0, &[note("a", "ill", first)]);
+            say(&mut board, "two", before.version, &[note("a", "ill", second)]);
+            let told = say(&mut board, "one", before.version, &[]);
+            let life = note("", "", holds).life;
+            let found: Vec<_> = told.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
+            assert_eq!(found, [("ill", life)], "{first} and then {second}");
+            assert!(told.notes[0].stamp > before.notes[0].stamp, "it is newer");
+            // Another value is another matter, however long it holds.
+            let other = say(&mut board, "two", told.version, &[note("a", "well", 500)]);
+            assert_eq!((other.notes[0].value.as_str(), other.notes[0].life), ("well", Some(Duration::from_millis(500))));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_note_that_a_board_has_lost_replaces_only_what_is_older() {
+        let mut board = InProcess::default();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let stamp = say(&mut board, "one", 0, &[note("a", "ill", 0)]).notes[0].stamp;
+        for (offset, expected) in [(-1_i64, "a=ill "), (0, "a=ill "), (1, "a=well ")] {
+            let again = Note { stamp: stamp.saturating_add_signed(offset), ..note("a", "well", 0) };
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert_eq!(names(&say(&mut board, "two", 0, &[again])), expected, "{offset}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,8 +74,7 @@ impl Dialer {
 
     /// What the names of this deployment look like to `SCAN`.
     pub fn pattern(&self) -> String {
-        let escaped = |letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)];
-        self.settings.prefix.chars().flat_map(escaped).flatten().chain(":*".chars()).collect()
+        pattern(&self.settings.prefix)
     }
 
     /// The address as it is written now.
@@ -164,4 +163,74 @@ fn tcp() -> TcpSettings {
     #[cfg(target_os = "linux")]
     let tcp = tcp.set_user_timeout(VANISHED);
     tcp
+}
+
+/// Matches the names under `prefix` alone: what `SCAN` gives a meaning to is escaped.
+fn pattern(prefix: &str) -> String {
+    let escaped = |letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)];
+    prefix.chars().flat_map(escaped).flatten().chain(":*".chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setting::{Secret, SecretSource, Span};
+
+    fn settings(url: SecretSource, ca_file: Option<&str>) -> Settings {
+        Settings { url, prefix: "w".into(), timeout: Span(Duration::from_millis(50)), ca_file: ca_file.map(Into::into) }
+    }
+
+    fn text(url: &str) -> SecretSource {
+        SecretSource::Text(Secret::new(url))
+    }
+
+    #[test]
+    fn user_password_and_database_are_shown_to_whom_they_are_meant_for() {
+        let dialer = Dialer::new(&settings(text("redis-sentinel://u:p%40@h/main/3"), None)).unwrap();
+        let address = dialer.address().unwrap();
+        let greeting = |shown| {
+            let client = dialer.client(&address, &address.hosts[0], shown).unwrap();
+            let greeting = client.get_connection_info().redis_settings().clone();
+            (greeting.username().map(str::to_owned), greeting.password().map(str::to_owned), greeting.db())
+        };
+        assert_eq!(greeting(Shown::Everything), (Some("u".into()), Some("p@".into()), 3));
+        assert_eq!(greeting(Shown::Nothing), (None, None, 0));
+    }
+
+    #[test]
+    fn an_address_is_read_again_and_becomes_no_other_kind() {
+        let path = std::env::temp_dir().join(format!("warmkey-dial-{}", std::process::id()));
+        let write = |url: &str| std::fs::write(&path, format!("{url}\n")).unwrap();
+        write("redis-sentinel://a/main");
+        let dialer = Dialer::new(&settings(SecretSource::File(path.clone()), None)).unwrap();
+        write("redis-sentinel://:new@b,c/other");
+        let address = dialer.address().unwrap();
+        assert_eq!((address.kind, address.hosts.len()), (Kind::Sentinel("other".into()), 2));
+        for other in ["redis://:canary@a", "redis-cluster://:canary@a"] {
+            write(other);
+            let fault = dialer.address().expect_err(other).to_string();
+            assert!(fault.contains("takes a restart") && !fault.contains("canary"), "{fault}");
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn authorities_are_for_tls_and_hold_certificates() {
+        for (url, file, word) in [
+            ("redis://h", "Cargo.toml", "is for rediss addresses only"),
+            ("rediss://h", "no/such/file", "cannot read no/such/file"),
+            ("rediss://h", "Cargo.toml", "no certificate is in Cargo.toml"),
+        ] {
+            let fault = Dialer::new(&settings(text(url), Some(file))).err().expect(word);
+            assert!(fault.starts_with("store.ca_file: ") && fault.contains(word), "{fault}");
+        }
+        assert!(Dialer::new(&settings(text("rediss://h"), None)).is_ok());
+    }
+
+    #[test]
+    fn pattern_means_the_prefix_as_it_is() {
+        for (prefix, expected) in [("warmkey", "warmkey:*"), ("w*", r"w\*:*"), (r"a?[b-c]^\", r"a\?\[b-c\]\^\\:*")] {
+            assert_eq!(pattern(prefix), expected, "{prefix}");
+        }
+    }
 }

@@ -46,3 +46,27 @@ impl Health {
         self.up.send_if_modified(|told| std::mem::replace(told, up) != up);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_up_when_no_part_of_it_is_missing() {
+        let health = Health::new(Arc::new(Metrics::new()));
+        let mut told = health.watch();
+        let mut is_up = |change: fn(&Health)| {
+            change(&health);
+            let is_told = told.has_changed().unwrap();
+            let up = *told.borrow_and_update();
+            let shown = health.metrics.render().contains("\nwarmkey_store_up 1\n");
+            assert_eq!([up, shown], [health.is_up(); 2]);
+            (up, is_told)
+        };
+        assert_eq!(is_up(|_| ()), (true, false));
+        assert_eq!(is_up(Health::loses), (false, true));
+        assert_eq!(is_up(Health::loses), (false, false));
+        assert_eq!(is_up(Health::regains), (false, false), "another part is still missing");
+        assert_eq!(is_up(Health::regains), (true, true));
+    }
+}

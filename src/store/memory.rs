@@ -159,8 +159,17 @@ mod tests {
         assert_eq!(memory.merge("s", "b 1 1", 1, HOUR), Some("a 2 1".into()));
         assert_eq!(memory.merge("s", "b 2 1", 2, HOUR), Some("a 2 1".into()));
         assert_eq!(memory.merge("s", "b 3 1", 3, HOUR), None);
-        memory.claim("newer", "unknown", HOUR);
-        assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some("unknown".into()));
+        for newer in ["unknown", "a x 1", "a -1 1", ""] {
+            memory.replace("newer", &memory.get("newer").map(|held| held.value).unwrap_or_default(), newer, HOUR);
+            assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some(newer.into()), "it knows better");
+        }
+        for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)] {
+            let [old, new] = [stored, merged].map(|epoch| format!("key {epoch} 1"));
+            memory.merge(&old, &old, stored, HOUR);
+            let stays = (merged <= stored).then(|| old.clone());
+            assert_eq!(memory.merge(&old, &new, merged, HOUR), stays, "{merged} over {stored}");
+            memory.remove(&old);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! A store for state machines: each operation is a step of its own, and a test makes its weather and its flaws.
 //!
 //! Under it is the in-process store, which does what the scripts do (`tests/it/scripts.rs` shows it with a real Redis), so that
-//! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called by rules of its own.
+//! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called
+//! as `roll.lua` calls it, but that no replica's life ends by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
@@ -70,6 +71,16 @@ pub struct Shared {
 impl Shared {
     pub fn new(flaw: Flaw) -> Self {
         Self { flaw, writes: Vec::new(), values: Memory::new(1_000), sets: BTreeMap::new(), replicas: BTreeMap::new() }
+    }
+
+    /// The ordinal of a set of keys, if one was ever told.
+    pub fn ordinal(&self, fingerprint: &str) -> Option<u32> {
+        self.sets.get(fingerprint).map(|(ordinal, _)| *ordinal)
+    }
+
+    /// The names of the replicas that live.
+    pub fn live(&self) -> Vec<&str> {
+        self.replicas.keys().map(String::as_str).collect()
     }
 
     fn value(&self, id: &str) -> Option<String> {
@@ -189,13 +200,18 @@ impl Backend for Model {
         self.step(move |shared| shared.values.list(session))
     }
 
-    fn roll<'a>(&'a self, report: &'a Report<'a>, _: bool, _: &'a mut Budget) -> Pending<'a, Roll> {
+    fn roll<'a>(&'a self, report: &'a Report<'a>, is_early: bool, _: &'a mut Budget) -> Pending<'a, Roll> {
         self.step(move |shared| {
+            if report.life.is_zero() {
+                shared.replicas.remove(report.replica);
+                return Roll { ordinal: 0, others: Vec::new() };
+            }
             shared.replicas.insert(report.replica.into(), report.fingerprint.into());
             let live: BTreeSet<_> = shared.replicas.values().filter(|print| *print != report.fingerprint).cloned().collect();
             let newest = shared.sets.values().map(|(ordinal, _)| *ordinal).max().unwrap_or(0);
             let ordinal = match shared.sets.get(report.fingerprint) {
-                Some((ordinal, _)) if *ordinal == newest || !live.is_empty() => *ordinal,
+                Some((ordinal, _)) if *ordinal == newest || !live.is_empty() || is_early => *ordinal,
+                None if report.ordinal > 0 => report.ordinal,
                 _ => newest + 1,
             };
             shared.sets.insert(report.fingerprint.into(), (ordinal, report.keys.into()));
@@ -203,8 +219,8 @@ impl Backend for Model {
         })
     }
 
-    fn hear<'a>(&'a self, _: &'a Word<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
-        Box::pin(std::future::ready(Ok(Board::default())))
+    fn hear<'a>(&'a self, word: &'a Word<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
+        self.step(move |shared| shared.values.hear(word))
     }
 
     fn health(&self) -> watch::Receiver<bool> {

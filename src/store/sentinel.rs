@@ -80,10 +80,14 @@ mod tests {
 
     const NAMED: &str = "*2\r\n$8\r\n10.0.0.1\r\n$4\r\n6379";
 
-    async fn named_by(hosts: &[&Fake]) -> Result<Named, Fault> {
+    fn settings(credentials: &str, hosts: &[&Fake], timeout: Duration) -> Settings {
         let hosts: Vec<String> = hosts.iter().map(|fake| fake.url().replace("redis://", "")).collect();
-        let url = SecretSource::Text(Secret::new(format!("redis-sentinel://:canary@{}/main", hosts.join(","))));
-        let settings = Settings { url, prefix: "w".into(), timeout: Span(Duration::from_millis(50)), ca_file: None };
+        let url = SecretSource::Text(Secret::new(format!("redis-sentinel://{credentials}{}/main", hosts.join(","))));
+        Settings { url, prefix: "w".into(), timeout: Span(timeout), ca_file: None }
+    }
+
+    async fn named_by(hosts: &[&Fake]) -> Result<Named, Fault> {
+        let settings = settings(":canary@", hosts, Duration::from_millis(50));
         let dialer = Dialer::new(&settings).unwrap();
         primary(&dialer, &dialer.address().unwrap(), "main").await
     }
@@ -125,5 +129,53 @@ mod tests {
         .await;
         named_by(&[&guarded]).await.unwrap();
         assert_eq!(guarded.asked(), ["SENTINEL", "AUTH", "SENTINEL"]);
+    }
+
+    /// One that is cut off may live on, and lose what it is told. What fewer Sentinels say takes no
+    /// connection away that works.
+    #[tokio::test]
+    async fn a_primary_is_left_once_most_name_another() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        const LONG: Duration = Duration::from_secs(20);
+        let redis = || Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" }));
+        let (first, second) = (redis().await, redis().await);
+        let named = |fake: &Fake| -> &'static str {
+            let address = fake.url();
+            let (_, port) = address.rsplit_once(':').unwrap();
+            format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}", port.len()).leak()
+        };
+        let (old, new, is_over) = (named(&first), named(&second), Arc::new(AtomicBool::new(false)));
+        let sentinel = |later: &'static str| {
+            let is_over = Arc::clone(&is_over);
+            Fake::answering(move |_, _| Some(if is_over.load(Ordering::Relaxed) { later } else { old }))
+        };
+        let most = [sentinel(new).await, sentinel(old).await, sentinel(new).await];
+        let few = [sentinel("*-1").await, sentinel(new).await, sentinel("*-1").await];
+        let tasks = Tasks::new();
+        let open = |sentinels: &[Fake; 3]| {
+            let settings = settings("", &sentinels.each_ref(), Duration::from_millis(500));
+            Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks).unwrap()
+        };
+        let (led, kept) = (open(&most), open(&few));
+        assert!(led.ready(LONG).await && kept.ready(LONG).await);
+        assert_eq!((first.connections(), second.connections()), (2, 0));
+        is_over.store(true, Ordering::Relaxed);
+        let asked = few[1].asked().len();
+        let until = async |is_so: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !is_so() {
+                assert!(began.elapsed() < LONG, "it takes too long");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        until(&|| second.connections() == 1).await;
+        until(&|| few[1].asked().len() > asked).await;
+        // Long enough to have left for it.
+        assert!(led.ready(LONG).await);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(kept.ready(Duration::ZERO).await && led.get("s", &mut Budget(LONG)).await.is_ok());
+        assert!(kept.get("s", &mut Budget(LONG)).await.is_ok());
+        let gets = |fake: &Fake| fake.asked().iter().filter(|asked| *asked == "GET").count();
+        assert_eq!((gets(&first), gets(&second), second.connections()), (1, 1, 1));
     }
 }

@@ -59,4 +59,20 @@ mod tests {
         assert!(witnesses.is_second(subject(b"m"), &bob, now));
         assert!(!witnesses.is_second(subject(b"m"), &bob, now + MEMORY), "that was long ago");
     }
+
+    #[test]
+    fn words_are_kept_for_a_while_and_not_without_end() {
+        let (witnesses, now) = (Witnesses::default(), Instant::now());
+        let subject = |number: usize| Subject::Model(Tag::of("project", b"p"), Tag::of("model", &number.to_be_bytes()));
+        let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
+        for number in 0..=MOST {
+            assert!(!witnesses.is_second(subject(number), &alice, now));
+        }
+        let kept = || witnesses.0.lock().unwrap().len();
+        assert_eq!(kept(), MOST);
+        assert!(!witnesses.is_second(subject(MOST), &bob, now), "there was no room for the first word");
+        assert!(witnesses.is_second(subject(MOST - 1), &bob, now + MEMORY - MEMORY / 60));
+        assert!(!witnesses.is_second(subject(MOST), &alice, now + MEMORY), "there is room again");
+        assert!(witnesses.is_second(subject(MOST), &bob, now + MEMORY) && kept() == 1);
+    }
 }

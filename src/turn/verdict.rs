@@ -138,6 +138,8 @@ mod tests {
             _ => panic!("no other key is tried"),
         };
         assert_eq!(told(refused(429, "slow_down", None)), ("rate_limit_exceeded", Some(20)));
+        assert_eq!(told(refused(429, "slow_down", Some("7"))), ("rate_limit_exceeded", Some(7)));
+        assert_eq!(told(refused(503, "server_is_overloaded", None)), ("no_key_available", Some(5)));
         assert_eq!(told(refused(503, "server_is_overloaded", Some("2"))), ("no_key_available", Some(2)));
     }
 
@@ -151,8 +153,25 @@ mod tests {
         ] {
             assert!(matches!(decided(outcome), Verdict::GiveUp(error, _) if error.code() == code), "{code}");
         }
-        assert!(matches!(decide(Outcome::Silent, true, SystemTime::UNIX_EPOCH), Verdict::Again(Err(_))));
+        for outcome in [Outcome::Silent, Outcome::Interrupted("reset".into())] {
+            assert!(matches!(decide(outcome, true, SystemTime::UNIX_EPOCH), Verdict::Again(Err(_))));
+        }
+        for outcome in [Outcome::Unreachable("refused".into()), Outcome::NotSpoken] {
+            assert!(matches!(decide(outcome, true, SystemTime::UNIX_EPOCH), Verdict::GiveUp(_, Reason::Unreachable)));
+        }
         assert!(matches!(refused(502, "", None), Verdict::Again(Ok(_))), "that is an answer");
+    }
+
+    #[test]
+    fn what_may_have_been_served_says_when_to_come_again_and_what_has_failed_too() {
+        for outcome in [Outcome::Silent, Outcome::Interrupted("reset".into())] {
+            let Verdict::GiveUp(error, Reason::Failed) = decided(outcome) else { panic!("it is not sent again") };
+            assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
+        }
+        for (said, told) in [(None, "1"), (Some("7"), "7")] {
+            let Verdict::Again(Ok(answer)) = refused(503, "server_error", said) else { panic!("it has failed") };
+            assert_eq!(answer.headers["retry-after"], told, "the upstream's own word counts");
+        }
     }
 
     proptest! {

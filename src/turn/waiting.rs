@@ -54,4 +54,13 @@ mod tests {
         waiting.pop();
         assert!(patience.enter(a).is_some());
     }
+
+    #[test]
+    fn waits_are_short_and_spread() {
+        let moments: Vec<_> = (0..100).map(|_| moment()).collect();
+        assert!(moments.iter().all(|wait| (MOMENT..=2 * MOMENT).contains(wait)), "{moments:?}");
+        let (first, last) = (moments.iter().min().unwrap(), moments.iter().max().unwrap());
+        assert!(*last - *first > MOMENT / 2, "not all at once: {first:?} to {last:?}");
+        assert_eq!([0, 1, 2].map(insisting), [0, 1, 2].map(Duration::from_secs));
+    }
 }

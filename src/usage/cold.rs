@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn a_turn_is_cold_for_one_reason() {
-        use BindingResult::{Created, Existing, Rebound};
+        use BindingResult::{Created, Degraded, Existing, Inherited, None as Nowhere, Rebound, Spilled};
         for (result, moved, usage, expected) in [
             (Existing, false, usage(9_000, 128, None), None),
             (Created, false, usage(9_000, 0, None), Some(ColdReason::FirstTurn)),
@@ -44,8 +44,23 @@ mod tests {
             (Existing, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::ModelChanged)),
             (Existing, false, usage(9_000, 0, Some("tools_changed")), Some(ColdReason::PrefixChanged)),
             (Existing, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
+            // A single token that was read is warm, also of too short a prefix and on another key.
+            (Rebound, true, usage(900, 1, None), None),
+            (Existing, false, usage(1_023, 0, None), Some(ColdReason::BelowMinimum)),
+            (Existing, false, usage(1_024, 0, None), Some(ColdReason::Upstream)),
+            // What is too short for any cache is so wherever it went.
+            (Rebound, true, usage(1_023, 0, None), Some(ColdReason::BelowMinimum)),
+            (Created, false, usage(0, 0, None), Some(ColdReason::BelowMinimum)),
+            // Where the session was moved matters more than what the upstream says of it.
+            (Created, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::FirstTurn)),
+            (Spilled, true, usage(9_000, 0, Some("model_changed")), Some(ColdReason::DomainMoved)),
+            (Spilled, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::KeyMoved)),
+            // On a key that did not change with this turn the upstream alone knows why.
+            (Inherited, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
+            (Degraded, false, usage(9_000, 0, Some("tools_changed")), Some(ColdReason::PrefixChanged)),
+            (Nowhere, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::ModelChanged)),
         ] {
-            assert_eq!(reason(result, moved, &usage), expected);
+            assert_eq!(reason(result, moved, &usage), expected, "{result:?}, moved: {moved}, {usage:?}");
         }
     }
 }

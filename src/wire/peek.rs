@@ -269,4 +269,68 @@ mod tests {
             assert_eq!(stable_prefix(nothing.as_bytes()), None, "{nothing}");
         }
     }
+
+    /// What differs in any of these is another conversation, however alike the rest is.
+    #[test]
+    fn stable_prefix_has_all_that_conversations_differ_in() {
+        let body = |model: &str, instructions: &str, tools: &str, items: &[(&str, &str)]| {
+            let items: Vec<_> = items.iter().map(|(role, text)| format!(r#"{{"role":"{role}","content":"{text}"}}"#)).collect();
+            format!(r#"{{"model":"{model}","instructions":"{instructions}","tools":[{tools}],"input":[{}]}}"#, items.join(","))
+        };
+        let items = [("system", "s"), ("developer", "d"), ("user", "u")];
+        let base = body("m", "i", "1", &items);
+        let prefix =
+            |body: &str| stable_prefix(body.as_bytes()).map(|parts| parts.iter().map(|part| part.to_vec()).collect::<Vec<_>>());
+        let whole = prefix(&base).expect("there is a text");
+        assert_eq!(whole, [&b"\"m\""[..], b"\"i\"", b"[1]", b"\"s\"", b"\"d\"", b"\"u\""]);
+        for (what, other) in [
+            ("model", body("n", "i", "1", &items)),
+            ("instructions", body("m", "j", "1", &items)),
+            ("tools", body("m", "i", "2", &items)),
+            ("system text", body("m", "i", "1", &[("system", "x"), items[1], items[2]])),
+            ("developer text", body("m", "i", "1", &[items[0], ("developer", "x"), items[2]])),
+            ("a system text less", body("m", "i", "1", &items[1..])),
+            ("user text", body("m", "i", "1", &[items[0], items[1], ("user", "x")])),
+            // The same words, in another field.
+            ("model for instructions", body("i", "m", "1", &items)),
+        ] {
+            assert!(prefix(&other).is_some_and(|other| other != whole), "{what}: {other}");
+        }
+        for more in [("user", "v"), ("assistant", "a"), ("developer", "x")] {
+            assert_eq!(prefix(&body("m", "i", "1", &[items[0], items[1], items[2], more])), Some(whole.clone()), "{more:?}");
+        }
+        // Without a list there is one text, and what only the developer says is nobody's conversation.
+        assert_eq!(prefix(r#"{"input":"u"}"#), Some(vec![vec![], vec![], vec![], b"\"u\"".to_vec()]));
+        assert_ne!(prefix(r#"{"input":"u"}"#), prefix(r#"{"input":"v"}"#));
+        assert_eq!(prefix(&body("m", "i", "1", &items[..2])), None);
+        // Tools that stand in the input.
+        let lite =
+            |tool: &str| format!(r#"{{"input":[{{"role":"developer","tools":["{tool}"]}},{{"role":"user","content":"u"}}]}}"#);
+        assert!(prefix(&lite("a")).is_some() && prefix(&lite("a")) != prefix(&lite("b")));
+    }
+
+    #[test]
+    fn field_inside_a_field_is_read_like_one_at_the_top() {
+        let at = |body: &str| Peek::at(body.as_bytes()).unwrap();
+        let session = |metadata: &str| at(&format!(r#"{{"client_metadata":{metadata}}}"#)).session_id;
+        assert_eq!(session(r#"{"session_id":"a","session_id":"\u0062"}"#), text("b"));
+        assert_eq!(session(r#"{"x":{"session_id":"a"}}"#), Field::Absent);
+        assert_eq!(
+            (session(r#"{"session_id":null}"#), session("[]"), session("null")),
+            (Field::Absent, Field::Absent, Field::Absent)
+        );
+        assert_eq!(session(r#"{"session_id":["a"]}"#), Field::Malformed);
+        let conversation = |value: &str| at(&format!(r#"{{"conversation":{value}}}"#)).conversation;
+        assert_eq!((conversation("{}"), conversation("null")), (Field::Absent, Field::Absent));
+        assert_eq!((conversation("7"), conversation(r#"{"id":7}"#)), (Field::Malformed, Field::Malformed));
+    }
+
+    #[test]
+    fn field_is_read_up_to_a_length() {
+        let key = |length: usize| {
+            Peek::at(format!(r#"{{"prompt_cache_key":"{}"}}"#, "k".repeat(length)).as_bytes()).unwrap().prompt_cache_key
+        };
+        assert_eq!(key(LONGEST - 2), text(&"k".repeat(LONGEST - 2)), "with its quotes it is as long as may be");
+        assert_eq!(key(LONGEST - 1), Field::Malformed);
+    }
 }

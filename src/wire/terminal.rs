@@ -163,6 +163,10 @@ mod tests {
     fn a_document_says_how_it_ended() {
         assert_eq!(of_document(br#"{"status":"incomplete","usage":{"input_tokens":5}}"#).0, Terminal::Incomplete);
         assert_eq!(of_document(br#"{"status":"failed"}"#), (Terminal::Failed, None));
+        assert_eq!(of_document(br#"{"status":"cancelled"}"#).0, Terminal::Failed);
+        for done in ["completed", "queued", "in_progress", "never_heard_of"] {
+            assert_eq!(of_document(format!(r#"{{"status":"{done}"}}"#).as_bytes()).0, Terminal::Completed, "{done}");
+        }
         assert_eq!(of_document(b"text"), (Terminal::Completed, None));
     }
 }

@@ -142,6 +142,19 @@ async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
     }
 }
 
+/// Its beginning is looked at, and all of it passes.
+#[tokio::test]
+async fn refusal_of_any_length_passes_whole() {
+    let body = format!(r#"{{"error":{{"code":"some_code","message":"{}"}}}}"#, "long ".repeat(60_000)).into_bytes();
+    let head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunked = [&head[..], &chunk(&body[..70_000]), &chunk(&body[70_000..]), b"0\r\n\r\n"].concat();
+    for bytes in [answer("400 Bad Request", "content-type: application/json\r\n", &body), chunked] {
+        let (got, _upstream, _cluster) = answered(vec![Step::Send(bytes)]).await;
+        assert_eq!((got.status, got.whole, got.body.len()), (400, true, body.len()));
+        assert!(got.body == body, "the same bytes");
+    }
+}
+
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let elsewhere = Recorder::answering(completed()).await;

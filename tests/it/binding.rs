@@ -153,6 +153,30 @@ async fn b3_single_winner_rebind(shape: Shape) {
     }
 }
 
+/// B5: both keys of its organization die within one turn, which shows nothing that is sealed: a sub-agent's first.
+#[tokio::test]
+async fn b5_forced_moves_stay_where_a_session_is_sealed() {
+    let cluster = Cluster::new().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
+    let mut root = Codex::new(cluster.address(), ALICE);
+    for _ in 0..40 {
+        root.turn("first").await.served();
+        if path_of(&cluster.turns().await, &root.session)[0].starts_with("org-a") {
+            break;
+        }
+        root = Codex::new(cluster.address(), ALICE);
+    }
+    for key in ["org-a-1", "org-a-2"] {
+        cluster.upstream().revoke(key).await;
+    }
+    let before = cluster.turns().await.len();
+    let ended = root.spawn().turn("nobody is left").await;
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+    let turns = cluster.turns().await.split_off(before);
+    let mut asked: Vec<_> = turns.iter().map(|turn| (turn.key.as_str(), turn.status)).collect();
+    asked.sort_unstable();
+    assert_eq!(asked, [("org-a-1", 401), ("org-a-2", 401)], "each of its own once, and nobody else");
+}
+
 async fn b6_key_addition(shape: Shape) {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let mut cluster = knowing(&keys, shape).await;

@@ -1,11 +1,14 @@
 //! What a replica says of its turns afterwards: how each ended, and what it cost.
 
+use std::sync::Mutex;
+
 use serde_json::Value;
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::patience::{SOON, eventually, ms};
 use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
 use crate::simulator::siblings;
+use crate::socket::{self, Upstream, create, created, session};
 use crate::wire::{Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
@@ -63,6 +66,7 @@ async fn every_end_of_a_turn_has_its_name() {
     ends("an upstream's limit", "unserved", &turn, json("429 Too Many Requests", limited)).await;
     ends("an upstream's failure", "upstream_error", &turn, json("500 Internal Server Error", "oops")).await;
     ends("no JSON", "refused", &Request::turn(ALICE, "no JSON"), completed()).await;
+    ends("an unknown path", "refused", &Request::turn(ALICE, BODY).target("/nowhere"), completed()).await;
     ends("no token", "refused", &Request::turn("unknown", BODY), completed()).await;
     ends("no answer", "unserved", &turn, vec![Step::Hold]).await;
 }
@@ -114,4 +118,48 @@ async fn a_first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     let turns = cluster.turns().await;
     let read = cluster.replica().metrics().await.sum("warmkey_input_tokens_total");
     assert_eq!(read, turns.iter().map(|turn| turn.input_tokens).sum::<u64>() as f64, "as the upstream counts them");
+}
+
+/// What a turn reads whose session has just left its key: of the same cache, or of another one. The session's next turn has not moved.
+#[tokio::test]
+async fn a_turn_that_has_moved_is_cold_for_that() {
+    let two = [siblings("org-a", 1), siblings("org-b", 1)].concat();
+    let usage = USAGE.replace("8832", "0");
+    for (keys, reason) in [(two, "domain_moved"), (siblings("org-a", 2), "key_moved")] {
+        let done = event("response.completed", &format!(",\"response\":{{\"status\":\"completed\",{usage}}}"));
+        let dead = Mutex::new(None::<String>);
+        let upstream = Recorder::start(move |seen| {
+            let mut dead = dead.lock().expect("no holder panics");
+            match seen.key() == *dead.get_or_insert_with(|| seen.key().to_owned()) {
+                true => json("401 No", r#"{"error":{"message":"no","type":"t","param":null,"code":"invalid_api_key"}}"#),
+                false => stream(&[done.as_bytes()]),
+            }
+        })
+        .await;
+        let cluster = Cluster::new().keys(keys.clone()).recorded_by(&upstream).start().await;
+        for turn in 1..=2 {
+            assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200, "{reason}: {turn}");
+        }
+        let cold = |reason: &str| format!("warmkey_cold_turns_total{{reason={reason:?}}}");
+        cluster.replica().shows(&cold("upstream"), 1.0).await;
+        cluster.replica().shows(&cold(reason), 1.0).await;
+
+        let upstream = Upstream::start().await;
+        let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
+        let there = async {
+            upstream.asked().await.refuse("401 No", "invalid_api_key").await;
+            upstream.accept().await
+        };
+        let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), there);
+        for id in ["resp_1", "resp_2"] {
+            client.send(&create(None)).await;
+            there.text().await;
+            for event in [created(id), socket::completed(id).replace("8832", "0")] {
+                there.send(&event).await;
+                assert_eq!(client.text().await, event);
+            }
+        }
+        cluster.replica().shows(&cold("upstream"), 1.0).await;
+        cluster.replica().shows(&cold(reason), 1.0).await;
+    }
 }

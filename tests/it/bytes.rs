@@ -33,6 +33,7 @@ async fn the_judge_sees_the_same_hash() {
         assert_eq!(answer.status, if foreign { 400 } else { 200 }, "{}: {}", shape.name, answer.text());
         let record = cluster.upstream().recorded(number + 1).await;
         assert_eq!(record[number].body_sha256, sha256(&shape.body), "{}", shape.name);
+        assert!(record[number].headers.iter().any(|name| name == "user-agent"), "{}: what it was sent is known", shape.name);
         let own = record[number].headers.iter().find(|name| name.contains("warmkey") || name.contains("yai"));
         assert_eq!(own, None, "{}: the gateway says nothing of itself", shape.name);
     }
@@ -76,7 +77,7 @@ async fn what_is_no_json_is_refused_and_never_sent() {
 }
 
 #[tokio::test]
-async fn deep_nesting_passes_or_is_refused_and_harms_nothing() {
+async fn deep_nesting_passes_and_harms_nothing() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for depth in [100, 10_000, 1_000_000] {
@@ -84,10 +85,8 @@ async fn deep_nesting_passes_or_is_refused_and_harms_nothing() {
         let body =
             format!(r#"{{"model":"gpt-5.4","prompt_cache_key":"deep","input":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
         let answer = ask(cluster.address(), &Request::turn(ALICE, body.clone())).await;
-        match answer.status {
-            200 => assert!(upstream.seen()[before].body == body.as_bytes(), "{depth}: the same bytes"),
-            status => assert_eq!((status, answer.code().as_str(), depth > 1_000), (400, "invalid_json", true), "{depth}"),
-        }
+        assert_eq!(answer.status, 200, "{depth}: {}", answer.text());
+        assert!(upstream.seen()[before].body == body.as_bytes(), "{depth}: the same bytes");
     }
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
 }

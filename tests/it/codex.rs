@@ -211,12 +211,17 @@ impl Codex {
 
     /// One turn to its end. What came is appended to the input of the next one.
     pub async fn turn(&mut self, text: &str) -> Ended {
+        self.turn_telling(text, || {}).await
+    }
+
+    /// As [`Self::turn`]; calls `begun` whenever an answer to it begins.
+    pub async fn turn_telling(&mut self, text: &str, begun: impl Fn()) -> Ended {
         let (request, body) = self.begin(text);
         let mut attempts = 0;
         let mut pause = ms(100);
         loop {
             attempts += 1;
-            let answer = within(ANSWER, "a turn", stream(self.address, &request)).await;
+            let answer = within(ANSWER, "a turn", stream(self.address, &request, &begun)).await;
             let completed = answer.as_ref().is_some_and(|answer| ends(&answer.body));
             let wait = match &answer {
                 _ if completed || attempts > self.patience => None,
@@ -263,9 +268,10 @@ fn items(body: &[u8]) -> Vec<String> {
 }
 
 /// Asks on a new connection, and closes it as soon as the terminal event is there, before the stream has ended.
-async fn stream(address: SocketAddr, request: &Request) -> Option<Answer> {
+async fn stream(address: SocketAddr, request: &Request, begun: impl Fn()) -> Option<Answer> {
     let mut connection = Connection::try_open(address).await.ok()?;
     let mut answer = connection.ask(request).await?;
+    begun();
     loop {
         match connection.piece().await {
             Piece::Bytes(bytes) => answer.body.extend_from_slice(&bytes),

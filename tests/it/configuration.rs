@@ -126,7 +126,7 @@ async fn a_missing_file_is_named() {
 async fn check_tells_what_would_run() {
     let (code, said, errors) = run("check", GOOD).await;
     assert_eq!(code, Some(0), "{errors}");
-    assert!(said.contains("org-a") || said.contains("a-1") || said.contains("1 key"), "in plain words: {said}");
+    assert!(said.contains("Keys: 1, of these organizations: org-a.\n"), "in plain words: {said}");
     assert!(!said.contains("canary") && !errors.contains("canary"), "{said}{errors}");
     let (code, _, errors) = run("check", &GOOD.replace(KEY, "")).await;
     assert_eq!((code, errors.lines().count()), (Some(64), 1), "{errors}");
@@ -175,15 +175,64 @@ async fn check_does_what_serving_needs() {
     expect("another password", "password", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
+/// Checks the configuration that a process finds in `folder` and in its environment.
+async fn checked(folder: &Folder, words: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let mut child = Command::new(WARMKEY);
+    child.arg("check").args(words).envs(environment.iter().copied()).current_dir(folder.path()).kill_on_drop(true);
+    let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// A variable stands before the file, is read as what its option is, and is refused by the option's name.
 #[tokio::test]
 async fn an_option_may_come_from_the_environment() {
     let folder = Folder::new();
-    let file = folder.write("warmkey.toml", GOOD);
-    let mut child = Command::new(WARMKEY);
-    child.arg("check").arg("--config").arg(file).env("WARMKEY__SERVER__SECRET", "canary-short").kill_on_drop(true);
-    let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    expect("from the environment", "server.secret", (output.status.code(), String::new(), errors));
+    folder.write("good.toml", GOOD);
+    folder.write(
+        "nameless.toml",
+        &GOOD.replace(SECRET, "").replace("sk-canary-1", "{E}").replace("\"{E}\"", "{ env = \"THE_KEY\" }"),
+    );
+    for (file, environment, word) in [
+        ("good.toml", &[("WARMKEY__SERVER__SECRET", "canary-short")][..], "server.secret: has 12 bytes"),
+        ("good.toml", &[("WARMKEY__SERVER__LISTEN_ADRESS", "canary")], "listen_adress"),
+        ("good.toml", &[("WARMKEY__SERVERS__LISTEN", "canary")], "servers"),
+        ("good.toml", &[("WARMKEY__SERVER__LISTEN", "canary")], "server.listen"),
+        ("good.toml", &[("WARMKEY__SERVER__OPEN", "true"), ("WARMKEY__SERVER__LISTEN", "0.0.0.0:0")], "server.open"),
+        ("good.toml", &[("WARMKEY__SERVER__DRAIN", "5")], "server.drain"),
+        ("good.toml", &[("WARMKEY__BINDING__MEMORY", "0")], "binding.memory: must be more than nothing"),
+        ("good.toml", &[("WARMKEY__BINDING__MEMORY", "canary")], "binding.memory"),
+        ("good.toml", &[("WARMKEY__STORE__TIMEOUT", "0s")], "store.timeout: must be longer than nothing"),
+        ("good.toml", &[("WARMKEY__HOP__SECRET", "")], "hop.secret: the secret in the file is empty"),
+        // A secret without a source of its own has a variable of its own; one that names another reads that.
+        ("nameless.toml", &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", "canary-short")], "server.secret: has 12 bytes"),
+        ("nameless.toml", &[("THE_KEY", "")], "key a-1: secret: the secret in environment variable THE_KEY is empty"),
+        ("nameless.toml", &[], "key a-1: secret: environment variable THE_KEY is not set"),
+    ] {
+        expect(word, word, checked(&folder, &["--config", file], environment).await);
+    }
+    let long = "canary-0123456789abcdefghijklmnopqrstuvwxyz";
+    for (file, environment) in [
+        ("good.toml", &[("WARMKEY_SECRET", "canary-short"), ("WARMKEY__BINDING__MEMORY", "7")][..]),
+        ("good.toml", &[("WARMKEY__SERVER__OPEN", "true"), ("WARMKEY__FAILOVER__AMBIGUOUS", "true")]),
+        ("nameless.toml", &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", long)]),
+    ] {
+        let (code, said, errors) = checked(&folder, &["--config", file], environment).await;
+        assert_eq!((code, errors.as_str()), (Some(0), ""), "{environment:?}");
+        assert_eq!(said.contains("Serves anybody"), environment.contains(&("WARMKEY__SERVER__OPEN", "true")), "{said}");
+    }
+}
+
+/// Without a word it is the file of the usual name, where there is one.
+#[tokio::test]
+async fn file_of_the_usual_name_is_read() {
+    let folder = Folder::new();
+    expect("no file at all", "key: there is none", checked(&folder, &[], &[]).await);
+    folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\nping = \"0s\""));
+    folder.write("other.toml", &GOOD.replace("a-1", "a-2"));
+    expect("the usual file", "server.ping", checked(&folder, &[], &[]).await);
+    let (code, said, errors) = checked(&folder, &["--config", "other.toml"], &[]).await;
+    assert_eq!((code, errors.as_str()), (Some(0), ""), "another is named: {said}");
 }
 
 #[tokio::test]
@@ -211,7 +260,7 @@ async fn a_hangup_ends_nothing() {
     let folder = Folder::new();
     let file = folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));
     let mut command = Command::new(WARMKEY);
-    command.arg("serve").arg("--config").arg(file);
+    command.arg("serve").arg("--config").arg(file).env("WARMKEY__TELEMETRY__LOG", "text");
     let mut replica = Process::start("replica", command, folder.path(), "warmkey");
     assert!(replica.line().await.is_some_and(|line| line.starts_with("listening on ")));
     for times in 1..3 {
@@ -219,7 +268,7 @@ async fn a_hangup_ends_nothing() {
         let answers = async || (replica.log().matches("has not changed").count() == times).then_some(());
         eventually(SOON, "a line in the log", answers).await;
     }
-    assert!(replica.is_running());
+    assert!(replica.is_running() && !replica.log().contains('{'), "text, as was asked for: {}", replica.log());
     replica.signal("TERM").await;
     assert_eq!(replica.exit(SOON).await.code(), Some(0));
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
+use crate::patience::found;
 use crate::recorder::{Recorder, Step, answer, completed};
 use crate::simulator::{Turn, path_of, siblings};
 use crate::wire::{Request, ask};
@@ -144,9 +145,11 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
     for (number, key) in ["org-a-1", "org-a-2"].into_iter().enumerate() {
         cluster.upstream().revoke(key).await;
         let before = refused(&cluster.turns().await, 401);
-        while refused(&cluster.turns().await, 401) == before {
+        found("a session on the key", async || {
             Codex::new(cluster.replicas[number].address(), ALICE).turn("meets the failure").await;
-        }
+            (refused(&cluster.turns().await, 401) > before).then_some(())
+        })
+        .await;
         cluster.upstream().heal().await;
     }
     for key in ["org-a-1", "org-a-2"] {

@@ -1,13 +1,17 @@
 //! Bindings that nobody remembers: a sealed session finds the one organization that can open its history, unseen by its client.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use serde_json::json;
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
+use crate::errors::waits;
 use crate::patience::{SOON, eventually};
+use crate::recorder::{Recorder, Step, answer, completed};
 use crate::simulator::{Key, Turn, siblings};
+use crate::wire::{Request, ask};
 
 const ORGANIZATIONS: [&str; 3] = ["org-a", "org-b", "org-c"];
 const SESSIONS: usize = 24;
@@ -193,4 +197,71 @@ async fn a_guess_that_is_exhausted_is_given_up() {
         asked += attempts.iter().filter(|turn| turn.status == 429).count();
     }
     assert!(asked > 0, "nobody met one that is exhausted: nothing is shown");
+}
+
+/// What each organization says on the way decides what the client hears where none accepts: the first that may be the right one at
+/// another time, and before it one that could open the history and had another fault to find.
+#[tokio::test]
+async fn what_the_others_say_is_the_last_word_of_a_search() {
+    let foreign = ("400 No", "invalid_encrypted_content");
+    let (limited, failed, steep) =
+        (("429 No", "rate_limit_exceeded"), ("503 No", "server_error"), ("503 No", "server_is_overloaded"));
+    let (invalid, denied) = (("400 No", "invalid_value"), ("404 No", "model_not_found"));
+    let (broken, served) = (("", ""), ("200 OK", ""));
+    // What the second and the third organization say; the status and the code that the client gets, and how many were asked.
+    let cases = [
+        (foreign, foreign, 400, "invalid_encrypted_content", 3),
+        (denied, foreign, 400, "invalid_encrypted_content", 3),
+        (limited, foreign, 429, "rate_limit_exceeded", 3),
+        (failed, foreign, 503, "server_error", 3),
+        (steep, foreign, 503, "no_key_available", 3),
+        (failed, limited, 503, "server_error", 3),
+        (limited, failed, 429, "rate_limit_exceeded", 3),
+        (invalid, foreign, 400, "invalid_value", 3),
+        (failed, invalid, 400, "invalid_value", 3),
+        (broken, served, 503, "upstream_interrupted", 2),
+        (invalid, served, 200, "", 3),
+        (failed, served, 200, "", 3),
+        (limited, served, 200, "", 3),
+    ];
+    let asked = Mutex::new(BTreeMap::<String, usize>::new());
+    let upstream = Recorder::start(move |seen| {
+        let case = seen.header("session-id").expect("the test numbers its sessions").to_owned();
+        let mut asked = asked.lock().expect("no holder panics");
+        let count = asked.entry(case.clone()).or_default();
+        *count += 1;
+        let (second, third, ..) = cases[case.parse::<usize>().expect("a number")];
+        match [foreign, second, third].get(*count - 1) {
+            Some(("200 OK", _)) | None => completed(),
+            Some(("", _)) => vec![Step::Close],
+            Some((status, code)) => {
+                let error = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
+                vec![Step::Send(answer(status, "content-type: application/json\r\n", error.as_bytes()))]
+            }
+        }
+    })
+    .await;
+    let keys: Vec<Key> = ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 1)).collect();
+    let cluster = Cluster::new().keys(keys).recorded_by(&upstream).start().await;
+    for (number, (second, third, status, code, count)) in cases.into_iter().enumerate() {
+        let what = format!("{second:?}, {third:?}");
+        // A model each: what is short of one is so for that one alone.
+        let body = format!(r#"{{"model":"gpt-{number}","stream":true,"input":"x"}}"#);
+        let before = upstream.seen().len();
+        let got = ask(cluster.address(), &Request::turn(ALICE, body).header("session-id", &number.to_string())).await;
+        assert_eq!(got.status, status, "{what}: {}", got.text());
+        assert!(status == 200 || got.code() == code, "{what}: {}", got.text());
+        assert!(!matches!(status, 429 | 503) || waits(&got) >= 1, "{what}");
+        let mut keys: Vec<_> = upstream.seen()[before..].iter().map(|seen| seen.key().to_owned()).collect();
+        let last = keys.last().cloned();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!((keys.len(), upstream.seen().len() - before), (count, count), "{what}: each was asked once");
+        if status == 200 {
+            // It is bound where it was accepted.
+            let next = Request::turn(ALICE, r#"{"model":"other","stream":true,"input":"x"}"#);
+            assert_eq!(ask(cluster.address(), &next.header("session-id", &number.to_string())).await.status, 200, "{what}");
+            assert_eq!(upstream.seen().last().map(|seen| seen.key().to_owned()), last, "{what}");
+        }
+    }
 }

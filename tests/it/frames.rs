@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::cluster::ALICE;
-use crate::patience::{ANSWER, within};
+use crate::patience::{ANSWER, SOON, within};
 use crate::socket::{Socket, Upstream, session};
 
 /// The first byte of a frame that is a whole message, or a control frame.
@@ -101,9 +101,10 @@ impl End {
         .await
     }
 
-    /// The code of the close frame that comes next, with no more behind it: the other side ends the connection. 1005: no code.
+    /// The code of the close frame that comes next, with no more behind it: the other side ends the connection. 1005: no code. It
+    /// comes long before a ping would be missed, which takes a minute.
     pub async fn closed(&mut self) -> u16 {
-        let (first, payload) = self.next().await;
+        let (first, payload) = within(SOON, "a close", self.next()).await;
         assert_eq!(first, CLOSE, "a close and not {first:#x} {:?}", String::from_utf8_lossy(&payload));
         assert!(payload.is_empty() || std::str::from_utf8(&payload[2..]).is_ok());
         self.ends().await;
@@ -120,7 +121,7 @@ impl End {
 
     /// Nothing more comes; the connection is not reset, which could have cut the last word off.
     pub async fn left(&mut self) {
-        let rest = within(ANSWER, "the end", self.stream.read_to_end(&mut self.bytes)).await;
+        let rest = within(SOON, "the end", self.stream.read_to_end(&mut self.bytes)).await;
         assert!(matches!(rest, Ok(0)) && self.bytes.is_empty(), "{rest:?}: {:?}", self.bytes);
     }
 

@@ -126,10 +126,14 @@ async fn an_upstream_that_closes_its_idle_connections_costs_no_turn() {
     steps.extend([Step::Pause(ms(20)), Step::Close]);
     let upstream = Recorder::answering(steps).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let gateway = cluster.replica().process();
+    let before = gateway.descriptors();
     for turn in 1..=40 {
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 200, "turn {turn}: {}", answer.text());
-        eventually(SOON, "the upstream closes", async || upstream.is_idle().then_some(())).await;
+        // What the upstream has closed and the gateway has not noticed, nobody could call idle.
+        let is_closed = async || (upstream.is_idle() && gateway.descriptors() <= before).then_some(());
+        eventually(SOON, "both ends have closed", is_closed).await;
     }
     assert_eq!((upstream.seen().len(), upstream.connections()), (40, 40), "each turn was sent once");
 }

@@ -7,17 +7,12 @@ use tokio::time::Instant;
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::port::unread;
 use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
 use crate::wire::{Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
-/// More than what lies between the gateway and a client that does not read holds.
-const EVENTS: usize = 1_500;
-/// More than comes at once: bytes that the gateway does not read while it sleeps.
-const HELD_BACK: u64 = 32 * 1024;
-/// How long that test's upstream may be silent.
+/// How long the upstream of a client that takes its time may be silent.
 const IDLE: Duration = ms(700);
 
 async fn asked(address: SocketAddr) -> Connection {
@@ -135,27 +130,48 @@ async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
     }
 }
 
+/// Of events that come one by one, which the client's connection takes itself, and of such as are more than is kept for it.
 #[tokio::test]
 async fn a_client_that_takes_its_time_is_no_silence() {
-    let event = format!("data: {}\n\n", "x".repeat(7_000)).into_bytes();
-    let some = std::iter::repeat_n([Step::Send(chunk(&event)), Step::Pause(ms(2))], EVENTS).flatten();
-    let last = [Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())];
-    let upstream = Recorder::answering([Step::Send(stream_head(""))].into_iter().chain(some).chain(last).collect()).await;
-    let cluster =
-        Cluster::new().recorded_by(&upstream).upstream(&format!("idle_timeout = \"{}ms\"", IDLE.as_millis())).start().await;
-    let request = Request::turn(ALICE, BODY);
-    let mut client = Connection::narrow(cluster.address()).await.expect("the listener accepts");
-    let mut answer = within(ANSWER, "a head", client.ask(&request)).await.expect("an answer");
-    // The upstream goes on until nothing fits into what lies between.
-    eventually(ANSWER, "a stream at rest", async || {
-        let held_back: u64 = unread(upstream.address().port()).iter().sum();
-        (held_back > HELD_BACK && cluster.replica().process().sleeps()).then_some(())
+    let kinds = [("one by one", 7_000, ms(2)), ("large", 300_000, Duration::ZERO)];
+    let events = kinds.map(|(_, size, _)| format!("data: {}\n\n", "x".repeat(size)).into_bytes());
+    let scripts: Vec<_> = kinds
+        .iter()
+        .zip(&events)
+        .map(|((session, _, pause), event)| {
+            let last = [COMPLETED.as_bytes(), b""].map(|bytes| Step::Send(chunk(bytes)));
+            let steps = [Step::Send(stream_head("")), Step::Drip(chunk(event), *pause)].into_iter().chain(last);
+            (*session, steps.collect::<Vec<_>>())
+        })
+        .collect();
+    let upstream = Recorder::start(move |seen| {
+        let session = seen.header("session-id").expect("each turn has one");
+        scripts.iter().find(|(name, _)| *name == session).expect("it is one of these").1.clone()
     })
     .await;
-    // And then nothing moves for longer than an upstream may be silent.
-    tokio::time::sleep(IDLE * 2).await;
-    within(ANSWER, "the rest", client.finish(&mut answer)).await;
-    assert!(answer.whole && answer.body.len() == event.len() * EVENTS + COMPLETED.len(), "{}", answer.body.len());
+    let cluster =
+        Cluster::new().recorded_by(&upstream).upstream(&format!("idle_timeout = \"{}ms\"", IDLE.as_millis())).start().await;
+    let mut clients = Vec::new();
+    for (session, ..) in kinds {
+        let request = Request::turn(ALICE, BODY).header("session-id", session);
+        let mut client = Connection::narrow(cluster.address()).await.expect("the listener accepts");
+        let answer = within(ANSWER, "a head", client.ask(&request)).await.expect("an answer");
+        clients.push((client, answer));
+    }
+    // The upstream goes on until nothing fits into what lies between.
+    upstream.rests(clients.len(), cluster.replica().process()).await;
+    // And then nothing moves for longer than an upstream may be silent, however often the gateway looks again.
+    tokio::time::sleep(IDLE * 4).await;
+    upstream.release(clients.len());
+    let mut come = 0;
+    for ((client, answer), event) in clients.iter_mut().zip(&events) {
+        within(ANSWER, "the rest", client.finish(answer)).await;
+        assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.body.len());
+        let length = answer.body.len() - COMPLETED.len();
+        assert_eq!(length % event.len(), 0);
+        come += length / event.len();
+    }
+    assert_eq!(come as u64, upstream.repeats());
 }
 
 #[tokio::test]

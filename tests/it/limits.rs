@@ -8,7 +8,6 @@ use crate::cluster::{ALICE, Cluster};
 use crate::codex::sha256;
 use crate::errors::waits;
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::port::unread;
 use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
 use crate::wire::{Connection, Request, ask};
 
@@ -124,6 +123,21 @@ async fn headers_that_do_not_come_end_the_connection() {
     }
 }
 
+/// A balancer keeps its connections for later: the time for headers is not the time between requests.
+#[tokio::test]
+async fn a_connection_that_has_asked_before_may_be_idle() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).server("header_timeout", "\"1s\"").start().await;
+    let mut connection = Connection::open(cluster.address()).await;
+    for pause in [ms(0), ms(2_500)] {
+        sleep(pause).await;
+        let turn = Request::turn(ALICE, body(100));
+        let mut answer = within(ANSWER, "an answer", connection.ask(&turn)).await.expect("it is open");
+        connection.finish(&mut answer).await;
+        assert_eq!((answer.status, answer.whole), (200, true));
+    }
+}
+
 #[tokio::test]
 async fn headers_that_drip_end_the_connection() {
     let cluster = Cluster::new().server("header_timeout", "\"1s\"").start().await;
@@ -153,12 +167,8 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
         readers.push(reader);
     }
     // Everybody is held back: for each reader there are bytes that the gateway could read, and it sleeps.
-    eventually(ANSWER, "streams at rest", async || {
-        let held_back = unread(upstream.address().port()).len();
-        (held_back == READERS as usize && cluster.replica().process().sleeps()).then_some(())
-    })
-    .await;
-    assert!(upstream.flooded() > READERS * event.len() as u64);
+    upstream.rests(READERS as usize, cluster.replica().process()).await;
+    assert!(upstream.repeats() > READERS);
     let grown = cluster.replica().process().resident().saturating_sub(before);
     assert!(grown < READERS << 20, "{} KiB a reader", grown / READERS / 1024);
     // And it ends with them.

@@ -7,9 +7,10 @@ use serde_json::json;
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::{Codex, uuid};
 use crate::desk::TOKEN;
-use crate::patience::{SOON, eventually, ms};
+use crate::patience::{SOON, eventually, found, ms};
 use crate::simulator::{Key, Turn, path_of, siblings};
 use crate::socket::{Socket, plain, session};
+use crate::wire::{Request, ask};
 
 const DISABLED: &str = "disabled";
 const READY: &str = "ready";
@@ -38,6 +39,15 @@ async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) {
     }
 }
 
+/// A turn at each replica that names no session: it goes by load, and the first of idle keys is the first in the file.
+async fn nameless(cluster: &Running) {
+    for replica in &cluster.replicas {
+        let turn = Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#);
+        let answer = ask(replica.address(), &turn).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
 fn first_key(turns: &[Turn], codex: &Codex) -> String {
     path_of(turns, &codex.session).remove(0)
 }
@@ -48,28 +58,26 @@ fn a_key_of(turns: &[Turn], sessions: &[Codex]) -> String {
     keys.into_iter().find(|key| key.starts_with("org-a")).expect("a session in org-a")
 }
 
-/// A session in this organization, after its first turn.
-async fn begun_in(cluster: &Running, organization: &str) -> Codex {
-    loop {
+/// A session whose first key's name begins so, after its first turn.
+async fn begun_in(cluster: &Running, prefix: &str) -> Codex {
+    found("a session whose first key is called so", async || {
         let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
         codex.turn("first").await.served();
-        if first_key(&cluster.turns().await, &codex).starts_with(organization) {
-            return codex;
-        }
-    }
+        first_key(&cluster.turns().await, &codex).starts_with(prefix).then_some(codex)
+    })
+    .await
 }
 
 /// A WebSocket of a session that is bound to this key, after its first turn.
 async fn socket_on(cluster: &Running, replica: usize, key: &str) -> Socket {
-    loop {
+    found("a WebSocket on a key", async || {
         let id = uuid();
         let mut socket = session(cluster.replicas[replica].address(), ALICE, &id).await;
         socket.send(&plain("hello")).await;
         while socket.json().await["type"] != "response.completed" {}
-        if path_of(&cluster.turns().await, &id) == [key] {
-            return socket;
-        }
-    }
+        (path_of(&cluster.turns().await, &id) == [key]).then_some(socket)
+    })
+    .await
 }
 
 #[tokio::test]
@@ -107,29 +115,40 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
     }
 }
 
+/// Twice in a row: by sessions that have never moved, and by one that has, from the first key in the file to the next.
 #[tokio::test]
 async fn a_drained_key_is_left_for_good() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 12).await;
-    let before = cluster.turns().await;
-    let key = a_key_of(&before, &sessions);
-    cluster.replicas[0].word("drain", &key).await;
-    cluster.all_have(&key, DISABLED).await;
-    turn_each(&cluster, &mut sessions, 1).await;
-    begun(&cluster, 12).await;
-    let turns = cluster.turns().await;
-    assert!(turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key), "nobody was sent there");
-    cluster.replicas[1].word("enable", &key).await;
-    cluster.all_have(&key, READY).await;
-    for round in 2..4 {
-        turn_each(&cluster, &mut sessions, round).await;
+    let mut sessions = begun(&cluster, 11).await;
+    sessions.push(begun_in(&cluster, "org-a-1").await);
+    for moves in 0..2 {
+        let before = cluster.turns().await;
+        let path = path_of(&before, &sessions[11].session);
+        let key = path.last().expect("it was served").clone();
+        assert_eq!(path.len(), moves + 1, "{path:?}");
+        cluster.replicas[0].word("drain", &key).await;
+        cluster.all_have(&key, DISABLED).await;
+        turn_each(&cluster, &mut sessions, moves).await;
+        begun(&cluster, 6).await;
+        nameless(&cluster).await;
+        let turns = cluster.turns().await;
+        assert!(turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key), "nobody was sent to {key}");
+        cluster.replicas[1].word("enable", &key).await;
+        cluster.all_have(&key, READY).await;
+        for round in 1..3 {
+            turn_each(&cluster, &mut sessions, moves + round).await;
+        }
+        let after = cluster.turns().await;
+        for codex in &sessions {
+            let (path, now) = (path_of(&before, &codex.session), path_of(&after, &codex.session));
+            let expected = path.len() + usize::from(path.last() == Some(&key));
+            assert_eq!(now.len(), expected, "whoever was on {key} has moved, once and not back, and nobody else: {now:?}");
+            let organizations: BTreeSet<_> = now.iter().map(|key| &key[..5]).collect();
+            assert_eq!(organizations.len(), 1, "its history is sealed: {now:?}");
+        }
     }
-    let turns = cluster.turns().await;
-    for codex in &sessions {
-        let path = path_of(&turns, &codex.session);
-        assert_eq!(path.len(), if path[0] == key { 2 } else { 1 }, "moved once, and not back: {path:?}");
-        assert_eq!(path.iter().map(|key| &key[..5]).collect::<BTreeSet<_>>().len(), 1, "its history is sealed: {path:?}");
-    }
+    let path = path_of(&cluster.turns().await, &sessions[11].session);
+    assert!(path.len() == 3 && path[0] == "org-a-1", "one move for each word: {path:?}");
 }
 
 #[tokio::test]
@@ -287,27 +306,41 @@ async fn a_probe_brings_back_what_has_been_put_right() {
     assert!(cluster.turns().await.iter().all(|turn| turn.status != 401), "no turn had to find that out");
 }
 
+/// The first key in the file, which has a session that has never moved, and one that an operator's word has moved to it.
 #[tokio::test]
 async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
-    let mut cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 12).await;
+    let mut cluster = three_replicas().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
+    let mut sessions = begun(&cluster, 10).await;
+    sessions.push(begun_in(&cluster, "org-a-1").await);
+    sessions.push(begun_in(&cluster, "org-a-2").await);
+    cluster.replicas[0].word("drain", "org-a-2").await;
+    cluster.all_have("org-a-2", DISABLED).await;
+    turn_each(&cluster, &mut sessions, 1).await;
+    cluster.replicas[0].word("enable", "org-a-2").await;
+    cluster.all_have("org-a-2", READY).await;
     let before = cluster.turns().await;
-    let key = a_key_of(&before, &sessions);
-    let keys: Vec<Key> = [siblings("org-a", 3), siblings("org-b", 1)].concat();
-    let emptied = keys.into_iter().map(|one| Key { weight: u32::from(one.id != key), ..one }).collect();
-    cluster.change(|cluster| cluster.keys(emptied));
+    assert_eq!(path_of(&before, &sessions[11].session), ["org-a-2", "org-a-1"]);
+    let emptied =
+        [vec![Key { weight: 0, ..Key::new("org-a-1", "org-a") }], siblings("org-a", 2).split_off(1), siblings("org-b", 1)];
+    cluster.change(|cluster| cluster.keys(emptied.concat()));
     for number in 0..3 {
         cluster.reload(number).await;
     }
-    turn_each(&cluster, &mut sessions, 1).await;
+    turn_each(&cluster, &mut sessions, 2).await;
     let kept = cluster.turns().await;
     for codex in &sessions {
-        assert_eq!(path_of(&kept, &codex.session).len(), 1, "nobody moves");
+        let (path, now) = (path_of(&before, &codex.session), path_of(&kept, &codex.session));
+        assert_eq!(path, now, "nobody moves");
     }
-    assert!(kept[before.len()..].iter().any(|turn| turn.key == key));
+    let there = kept[before.len()..].iter().filter(|turn| turn.key == "org-a-1").count();
+    assert!(there >= 2, "those that it has stay, however they came: {there}");
     begun(&cluster, 24).await;
-    assert!(cluster.turns().await[kept.len()..].iter().all(|turn| turn.key != key), "nobody new comes");
-    assert_eq!(cluster.replicas[1].key(&key).await["weight"], 0);
+    nameless(&cluster).await;
+    let turns = cluster.turns().await;
+    let nameless: Vec<_> = turns[kept.len()..].iter().filter(|turn| turn.session.is_none()).collect();
+    assert_eq!(nameless.len(), 3, "turns that name no session go on");
+    assert!(turns[kept.len()..].iter().all(|turn| turn.is_served() && turn.key != "org-a-1"), "nobody new comes");
+    assert_eq!(cluster.replicas[1].key("org-a-1").await["weight"], 0);
     eventually(ms(2_000), "nothing in flight", async || {
         cluster.replicas[1].keys().await.iter().all(|key| key["in_flight"] == 0).then_some(())
     })

@@ -120,7 +120,9 @@ async fn stored_by(cluster: &Running, key: &str) -> String {
 
 /// What the gateway has asked of its store for turns.
 async fn asked_of_the_store(cluster: &Running) -> f64 {
-    let is_turns = |series: &str| series.starts_with("warmkey_store_seconds_count{") && !series.contains("roll");
+    // Replicas ask for each other's words all the time.
+    let is_beat = |series: &str| ["roll", "board"].iter().any(|operation| series.contains(operation));
+    let is_turns = |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_beat(series);
     cluster.replica().metrics().await.sum_where(is_turns)
 }
 
@@ -264,13 +266,12 @@ async fn b14_response_ids_of_another_client() {
             assert_eq!(answer.text().replace(id.as_str(), &foreign), json_text(&real));
         }
     }
-    let median = |is_foreign: bool| {
-        let mut times = times[&is_foreign].clone();
-        times.sort_unstable();
-        times[times.len() / 2]
-    };
-    let apart = median(true).abs_diff(median(false));
-    assert!(apart < ms(1) + median(false) / 2, "the same class of time: {:?} and {:?}", median(true), median(false));
+    // The same class of time, on any machine: the fastest of either kind is faster than half of the other.
+    times.values_mut().for_each(|times| times.sort_unstable());
+    for kind in [true, false] {
+        let (fastest, median) = (times[&kind][0], times[&!kind][times[&!kind].len() / 2]);
+        assert!(fastest < median, "foreign {kind}: {fastest:?} at the fastest, and the median of the others is {median:?}");
+    }
     // And by what it costs.
     let mut calls = Vec::new();
     for id in [&foreign, &unknown] {

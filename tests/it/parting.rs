@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
+use crate::patience::{SOON, eventually, ms};
+use crate::simulator::siblings;
 use crate::socket::{Socket, Upstream, completed, create, created, open, session, turn};
 
 async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {
@@ -150,7 +153,7 @@ async fn what_outlasts_the_grace_is_cut() {
     begun(&mut client, &mut there).await;
     let asked = Instant::now();
     cluster.replica().terminate().await;
-    within(ANSWER, "the end", client.closed()).await;
+    client.closed().await;
     assert!(asked.elapsed() > ms(900), "it had its grace: {:?}", asked.elapsed());
     cluster.replicas[0].exit(SOON).await;
 }
@@ -167,4 +170,116 @@ async fn a_revoked_token_ends_its_connections() {
     assert_eq!(client.closed().await, 1008);
     assert_eq!(there.closed().await, 1001);
     turn(&mut other, &mut other_there, "resp_2").await;
+}
+
+/// A client's rights are those that it has when it asks, on a connection that was open before as on the next one.
+#[tokio::test]
+async fn a_client_may_ask_for_what_it_may_by_now() {
+    let clients = |rights: &str| format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n{rights}\n");
+    let (mut cluster, _upstream, mut client, mut there) = connected(Cluster::new().clients(&clients(""))).await;
+    begun(&mut client, &mut there).await;
+    cluster.change(|cluster| cluster.clients(&clients("models = [\"gpt-6\"]")));
+    cluster.reload(0).await;
+    // What has begun comes to its end.
+    there.send(&completed("resp_1")).await;
+    assert_eq!(client.text().await, completed("resp_1"));
+    client.send(&create(None)).await;
+    let refused = client.json().await;
+    assert_eq!((&refused["status"], &refused["error"]["code"]), (&json!(403), &json!("model_not_allowed")));
+    let other = create(None).replace("gpt-5.4", "gpt-6");
+    client.send(&other).await;
+    assert_eq!(there.text().await, other);
+    for event in [created("resp_2"), completed("resp_2")] {
+        there.send(&event).await;
+        assert_eq!(client.text().await, event);
+    }
+    // And what it may do again it may do at once.
+    cluster.change(|cluster| cluster.clients(&clients("")));
+    cluster.reload(0).await;
+    turn(&mut client, &mut there, "resp_3").await;
+}
+
+/// It ends where its client may not go on with it: its token is somebody else's, or its key of an organization that is no more
+/// for the client. Another token of the same client, or another right, is no reason.
+#[tokio::test]
+async fn a_connection_ends_that_its_client_could_not_open() {
+    let clients = |sections: &[(&str, &str, &str)]| -> String {
+        let section = |(id, token, more): &(&str, &str, &str)| format!("[[client]]\nid = {id:?}\ntoken = {token:?}\n{more}\n");
+        sections.iter().map(section).collect()
+    };
+    let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url());
+    let mut cluster = cluster.clients(&clients(&[("alice", ALICE, ""), ("alice", BOB, "")])).start().await;
+    let there = async {
+        let asked = upstream.asked().await;
+        (asked.key(), asked.accept("").await)
+    };
+    let (mut client, (key, mut there)) = tokio::join!(session(cluster.address(), ALICE, "s"), there);
+    turn(&mut client, &mut there, "resp_1").await;
+    let (own, other) = if key.contains("org-a") { ("org-a", "org-b") } else { ("org-b", "org-a") };
+    let only = |organization: &str| format!("organizations = [{organization:?}]");
+    let (mine, not_mine) = (only(own), only(other));
+    for (what, sections) in [
+        ("another token is gone", vec![("alice", ALICE, "")]),
+        ("held to its own organization", vec![("alice", ALICE, mine.as_str())]),
+    ] {
+        cluster.change(|cluster| cluster.clients(&clients(&sections)));
+        cluster.reload(0).await;
+        turn(&mut client, &mut there, what).await;
+    }
+    for (what, sections) in [
+        ("held to another organization", vec![("alice", ALICE, not_mine.as_str())]),
+        ("the token is another client's", vec![("bob", ALICE, "")]),
+    ] {
+        cluster.change(|cluster| cluster.clients(&clients(&sections)));
+        cluster.reload(0).await;
+        assert_eq!((client.closed().await, there.closed().await), (1008, 1001), "{what}");
+        cluster.change(|cluster| cluster.clients(&clients(&[("alice", ALICE, "")])));
+        cluster.reload(0).await;
+        (client, there) = tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+        turn(&mut client, &mut there, "resp_2").await;
+    }
+}
+
+/// Whoever is slow to read can answer no ping either, and is not dead for that.
+#[tokio::test]
+async fn a_client_that_is_slow_to_read_is_waited_for() {
+    let (cluster, _upstream, mut client, mut there) = connected(Cluster::new().server("ping", "\"1s\"")).await;
+    begun(&mut client, &mut there).await;
+    let event = format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, "z".repeat(60_000));
+    let mut sent = 0_usize;
+    eventually(SOON, "the upstream is held back", async || {
+        // It is there.
+        client.send("{}").await;
+        match tokio::time::timeout(ms(500), there.0.send(Message::text(event.as_str()))).await {
+            Ok(taken) => {
+                taken.expect("the connection is open");
+                sent += 1;
+                assert!(sent < 1_000, "{sent} events are on their way");
+                None
+            }
+            Err(_) => Some(()),
+        }
+    })
+    .await;
+    // For longer than a silent one would be kept.
+    tokio::time::sleep(ms(2_500)).await;
+    let speaking = async {
+        there.send(&completed("resp_1")).await;
+        while let Some(Ok(_)) = there.0.next().await {}
+        std::future::pending().await
+    };
+    let reading = async {
+        let mut read = 0;
+        while client.text().await != completed("resp_1") {
+            read += 1;
+        }
+        read
+    };
+    tokio::select! {
+        read = reading => assert!(read >= sent, "{read} of {sent}"),
+        () = speaking => {}
+    }
+    assert_eq!(cluster.replica().metrics().await.get("warmkey_active_websockets"), 1.0);
 }

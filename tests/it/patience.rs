@@ -12,6 +12,9 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// How long a whole answer may take.
 pub const ANSWER: Duration = Duration::from_secs(60);
 
+/// As many as what comes in one attempt of four never fails.
+const ATTEMPTS: usize = 100;
+
 /// How long a whole test may take. It ends by its own waits long before.
 const TEST: Duration = Duration::from_secs(5 * 60);
 const LONG_TEST: Duration = Duration::from_secs(40 * 60);
@@ -52,6 +55,16 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
         Ok(value) => value,
         Err(_) => panic!("{what}: not within {limit:?}"),
     }
+}
+
+/// Tries until an attempt finds what it is after, where each has its chance, and fails the test if that is no excuse any more.
+pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..ATTEMPTS {
+        if let Some(value) = attempt().await {
+            return value;
+        }
+    }
+    panic!("{what}: not in {ATTEMPTS} attempts");
 }
 
 /// Asks again until `state` answers, and fails the test if it does not within `limit`.

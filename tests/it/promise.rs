@@ -10,13 +10,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::cluster::{ALICE, BOB, Cluster, Running};
 use crate::codex::Codex;
-use crate::patience::{SOON, eventually, ms};
+use crate::patience::{SOON, eventually, ms, within};
 use crate::process::Folder;
 use crate::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
 
@@ -62,11 +62,17 @@ impl Work {
             // Slow enough that all of them are in flight at once; a moment apart, as people and tools are.
             let mut crowd = JoinSet::new();
             for _ in 1..CROWD {
-                let mut agent = root.spawn();
-                crowd.spawn(async move { agent.turn("an agent begins SLOW:4x60ms").await.served().sha256 });
+                let (mut agent, begun) = (root.spawn(), Arc::new(Notify::new()));
+                let telling = Arc::clone(&begun);
+                crowd.spawn(async move {
+                    let turn = agent.turn_telling("an agent begins SLOW:4x200ms", || telling.notify_one()).await;
+                    turn.served().sha256
+                });
+                // However long it takes to the upstream, the next one arrives three seconds later by the upstream's clock.
+                within(SOON, "an agent is answered", begun.notified()).await;
                 sleep(ms(6)).await;
             }
-            self.turn(&mut root, &format!("{said} SLOW:4x60ms")).await;
+            self.turn(&mut root, &format!("{said} SLOW:4x200ms")).await;
             while let Some(agent) = crowd.join_next().await {
                 self.sent.lock().expect("no holder panics").insert(agent.expect("an agent ends"));
                 self.done.fetch_add(1, Ordering::Relaxed);

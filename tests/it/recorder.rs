@@ -2,18 +2,21 @@
 //!
 //! The simulator judges what a turn cost; this one judges what a turn looked like.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::poll_immediate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::patience::{ANSWER, eventually};
+use crate::process::Process;
 use crate::wire::{Headers, value};
 
 /// What an upstream does, one step after the other, once it has read a request.
@@ -22,6 +25,8 @@ pub enum Step {
     Send(Vec<u8>),
     /// Sends these bytes again and again until the peer is gone.
     Flood(Vec<u8>),
+    /// Sends these bytes again and again, each time after this pause, until [`Recorder::release`].
+    Drip(Vec<u8>, Duration),
     /// Waits for [`Recorder::release`], or for the peer to go.
     Hold,
     Pause(Duration),
@@ -59,7 +64,9 @@ struct Book {
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
     open: AtomicUsize,
-    flooded: AtomicU64,
+    /// Writes that wait until the peer reads.
+    waiting: AtomicUsize,
+    repeats: AtomicU64,
     gate: Semaphore,
     script: Box<Script>,
 }
@@ -73,13 +80,14 @@ pub struct Recorder {
 impl Recorder {
     /// Answers each request as `script` says.
     pub async fn start(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let listener = listen().expect("a port is free");
         let address = listener.local_addr().expect("a bound listener has an address");
         let book = Arc::new(Book {
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
-            flooded: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+            repeats: AtomicU64::new(0),
             gate: Semaphore::new(0),
             script: Box::new(script),
         });
@@ -131,9 +139,22 @@ impl Recorder {
         self.book.open.load(Ordering::Relaxed) == 0
     }
 
-    /// How many bytes all floods have got rid of.
-    pub fn flooded(&self) -> u64 {
-        self.book.flooded.load(Ordering::Relaxed)
+    /// How often all floods and drips together have got rid of their bytes.
+    pub fn repeats(&self) -> u64 {
+        self.book.repeats.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `streams` floods and drips are held back by clients that do not read. Each of them has a write that
+    /// waits and goes on waiting, and the gateway, which has something to read then, has nothing to do.
+    pub async fn rests(&self, streams: usize, gateway: &Process) {
+        let mut before = None;
+        eventually(ANSWER, "streams at rest", async || {
+            assert!(self.seen().iter().all(|seen| seen.left.is_none()), "the gateway has left a stream");
+            let is_held_back = self.book.waiting.load(Ordering::Relaxed) == streams && gateway.sleeps();
+            let now = is_held_back.then(|| self.repeats());
+            (std::mem::replace(&mut before, now) == now && is_held_back).then_some(())
+        })
+        .await;
     }
 
     /// Waits until `count` requests have come, whole.
@@ -238,9 +259,10 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
         match step {
             // A peer that is gone is noticed by the reading side.
             Step::Send(bytes) => drop(to.write_all(&bytes).await),
-            Step::Flood(bytes) => {
-                while to.write_all(&bytes).await.is_ok() {
-                    book.flooded.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Step::Flood(bytes) => while again(to, &bytes, book).await {},
+            Step::Drip(bytes, pause) => {
+                while book.gate.try_acquire().map(SemaphorePermit::forget).is_err() && again(to, &bytes, book).await {
+                    tokio::time::sleep(pause).await;
                 }
             }
             Step::Hold => book.gate.acquire().await.expect("the gate stays").forget(),
@@ -250,6 +272,45 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
         }
     }
     Going::On
+}
+
+/// A listener whose connections take little that their peer has not read: a write soon waits for a peer that does not.
+fn listen() -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(64 * 1024)?;
+    socket.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    socket.listen(1024)
+}
+
+/// Sends these bytes once more, and tells whether that went well.
+async fn again(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8], book: &Book) -> bool {
+    let mut writing = pin!(to.write_all(bytes));
+    let written = match poll_immediate(&mut writing).await {
+        Some(written) => written,
+        None => {
+            let _waiting = Waiting::at(&book.waiting);
+            writing.await
+        }
+    };
+    book.repeats.fetch_add(u64::from(written.is_ok()), Ordering::Relaxed);
+    written.is_ok()
+}
+
+/// One of those that are counted here, for as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn at(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Seen> {

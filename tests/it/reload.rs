@@ -10,6 +10,7 @@ use crate::cluster::{ALICE, Cluster, RELOADS, Running};
 use crate::codex::Codex;
 use crate::process::Folder;
 use crate::simulator::{Key, path_of, siblings};
+use crate::wire::{Request, ask};
 
 const FAILURES: &str = "warmkey_reload_failures_total";
 
@@ -145,10 +146,28 @@ async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
     });
     cluster.reload(0).await;
     cluster.replica().says("needs a restart: binding.ttl, server.drain, server.listen, server.secret").await;
-    assert!(!cluster.replica().metrics().await.has("warmkey_key_state{key=\"org-a-2\",state=\"ready\"}"));
+    let metrics = cluster.replica().metrics().await;
+    let has_key = |id: &str| metrics.has(&format!("warmkey_key_state{{key=\"{id}\",state=\"ready\"}}"));
+    assert_eq!((has_key("org-a-1"), has_key("org-a-2")), (true, false));
     codex.turn("and served").await.served();
     let log = cluster.logs();
     assert!(!log.replace("/nowhere/canary", "").contains("canary"), "no secret is told: {log}");
+}
+
+/// Whether a token is asked for is decided at the start, by the address that is listened on: a file cannot open what listens
+/// already, and who needed no token goes on without one.
+#[tokio::test]
+async fn gateway_is_as_open_as_it_was_started() {
+    for (before, after, status) in [("true", "false", 200), ("false", "true", 401)] {
+        let mut cluster = Cluster::new().server("open", before).start().await;
+        let nobody = Request::new("POST", "/responses").body(r#"{"model":"gpt-5.4","input":"hello"}"#);
+        assert_eq!(ask(cluster.address(), &nobody).await.status, status, "{before}");
+        cluster.change(|cluster| cluster.keys(siblings("org-a", 1)).server("open", after));
+        cluster.reload(0).await;
+        cluster.replica().says("needs a restart: server.open").await;
+        assert_eq!(ask(cluster.address(), &nobody).await.status, status, "{before}, and reloaded with {after}");
+        Codex::new(cluster.address(), ALICE).turn("known").await.served();
+    }
 }
 
 #[tokio::test]

@@ -1,30 +1,39 @@
-//! The roll of replicas, asked in a real Redis by its script alone: which ordinal a set of keys has, and whose sets are told.
+//! The roll of replicas, called in a real Redis: which ordinal a set of keys has, and whose sets are
+//! told.
 
-use crate::patience::{SOON, eventually};
-use crate::process::Folder;
-use crate::redis::Redis;
+use std::time::Duration;
 
-const SCRIPT: &str = include_str!("../../src/store/roll.lua");
+use warmkey::store::Report;
+
+use crate::patience::{SOON, eventually, ms};
+use crate::scripts::Real;
+
 /// Longer than a test takes.
-const LONG: u64 = 600_000;
+const LONG: Duration = Duration::from_secs(600);
 
 /// One Redis and the replicas that answer it.
-struct Roll {
-    redis: Redis,
-    _folder: Folder,
-}
+struct Roll(Real);
 
 impl Roll {
     async fn new() -> Self {
-        let folder = Folder::new();
-        Self { redis: Redis::start(folder.path()).await, _folder: folder }
+        Self(Real::new().await)
     }
 
-    /// `replica` has loaded `set`, whose ordinal it believes to be `ordinal`, and lives for `life` milliseconds. Returns the
-    /// ordinal and the other sets.
-    async fn tell(&self, replica: &str, set: &str, ordinal: u32, life: u64) -> (u32, Vec<String>) {
-        let (tags, ordinal, life) = (format!("tags of {set}"), ordinal.to_string(), life.to_string());
-        self.redis.ask(&["EVAL", SCRIPT, "1", "w:generations", replica, set, &tags, &ordinal, &life]).await
+    /// `replica` has loaded `set`, whose ordinal it believes to be `ordinal`, and lives for so long.
+    /// Returns the ordinal and the other sets.
+    async fn tell(&self, replica: &str, set: &str, ordinal: u32, life: Duration) -> (u32, Vec<String>) {
+        self.call(replica, set, ordinal, life, false).await
+    }
+
+    async fn call(&self, replica: &str, set: &str, ordinal: u32, life: Duration, is_early: bool) -> (u32, Vec<String>) {
+        let report = Report { replica, fingerprint: set, keys: &format!("tags of {set}"), ordinal, life };
+        let (store, budget) = (&self.0.store, &mut self.0.store.budget());
+        let roll = match is_early {
+            true => store.call_roll_early(&report, budget).await,
+            false => store.call_roll(&report, budget).await,
+        };
+        let roll = roll.expect("an answer");
+        (roll.ordinal, roll.others)
     }
 
     async fn ordinal(&self, replica: &str, set: &str, ordinal: u32) -> u32 {
@@ -69,9 +78,12 @@ async fn who_is_early_renews_nothing() {
     for set in ["first", "second"] {
         roll.tell("a", set, 0, LONG).await;
     }
-    let early = ["EVAL", SCRIPT, "1", "w:generations", "a", "first", "tags of first", "1", "600000", "1"];
-    assert_eq!(roll.redis.ask::<(u32, Vec<String>)>(&early).await, (1, Vec::new()), "the others may still come");
-    assert_eq!(roll.ordinal("a", "first", 1).await, 3);
+    for _ in 0..2 {
+        assert_eq!(roll.call("a", "first", 1, LONG, true).await, (1, Vec::new()), "the others may still come");
+    }
+    assert_eq!(roll.call("a", "third", 0, LONG, true).await, (3, Vec::new()), "what is new is new");
+    assert_eq!(roll.call("a", "first", 1, LONG, true).await, (1, Vec::new()));
+    assert_eq!(roll.ordinal("a", "first", 1).await, 4);
 }
 
 #[tokio::test]
@@ -80,7 +92,7 @@ async fn a_store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
     for (replica, set) in [("a", "first"), ("a", "second"), ("a", "third"), ("b", "second")] {
         roll.tell(replica, set, 0, LONG).await;
     }
-    let _: () = roll.redis.ask(&["FLUSHALL"]).await;
+    let _: () = roll.0.redis.ask(&["FLUSHALL"]).await;
     assert_eq!(roll.ordinal("b", "second", 2).await, 2);
     assert_eq!(roll.ordinal("a", "third", 3).await, 3);
     assert_eq!(roll.ordinal("b", "second", 2).await, 2);
@@ -90,11 +102,11 @@ async fn a_store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
 #[tokio::test]
 async fn a_dead_replica_is_not_waited_for_after_its_life() {
     let roll = Roll::new().await;
-    roll.tell("dead", "first", 0, 300).await;
+    roll.tell("dead", "first", 0, ms(300)).await;
     assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
     eventually(SOON, "the end of its life", async || roll.tell("a", "second", 2, LONG).await.1.is_empty().then_some(())).await;
     // Its field is gone too: a replica has another name each time that it starts.
-    let replicas: Vec<String> = roll.redis.ask(&["HKEYS", "w:generations"]).await;
+    let replicas: Vec<String> = roll.0.redis.ask(&["HKEYS", "w:generations"]).await;
     assert_eq!(replicas.iter().filter(|name| name.starts_with("r:")).collect::<Vec<_>>(), ["r:a"]);
 }
 
@@ -103,16 +115,19 @@ async fn a_replica_that_leaves_is_not_waited_for_at_all() {
     let roll = Roll::new().await;
     roll.tell("b", "first", 0, LONG).await;
     assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
-    roll.tell("b", "first", 1, 0).await;
+    roll.tell("b", "first", 1, Duration::ZERO).await;
     assert_eq!(roll.tell("a", "second", 2, LONG).await, (2, Vec::new()));
 }
 
 #[tokio::test]
 async fn what_is_kept_does_not_grow_for_ever() {
     let roll = Roll::new().await;
+    assert_eq!(roll.ordinal("b", "old", 0).await, 1);
     for number in 0..200 {
-        assert_eq!(roll.ordinal("a", &format!("set {number}"), 0).await, number + 1);
+        let set = format!("set {number}");
+        assert_eq!(roll.tell("a", &set, 0, LONG).await, (number + 2, others(&["old"])), "what one lives with is kept");
     }
-    let fields: u32 = roll.redis.ask(&["HLEN", "w:generations"]).await;
+    assert_eq!(roll.ordinal("b", "old", 0).await, 1);
+    let fields: u32 = roll.0.redis.ask(&["HLEN", "w:generations"]).await;
     assert!(fields <= 40, "{fields}");
 }

@@ -9,14 +9,53 @@ use proptest::test_runner::TestRunner;
 use warmkey::metrics::Metrics;
 use warmkey::setting::{Secret, SecretSource, Span};
 use warmkey::store::memory::Memory;
-use warmkey::store::{Settings, Store};
+use warmkey::store::{Held, Replaced, Settings, Store};
 use warmkey::task::Tasks;
 
 use crate::patience::SOON;
 use crate::process::Folder;
 use crate::redis::Redis;
 
+mod board;
+
 const TTL: Duration = Duration::from_secs(600);
+/// On both sides of one digit and of two: an epoch is a number, not a text.
+const EPOCHS: [u32; 8] = [1, 2, 8, 9, 10, 11, 99, 100];
+
+/// A real Redis, and a store in it.
+pub struct Real {
+    pub redis: Redis,
+    pub store: Store,
+    tasks: Tasks,
+    _folder: Folder,
+}
+
+impl Real {
+    pub async fn new() -> Self {
+        Self::with_user("", &[]).await
+    }
+
+    /// As this user, if there is one, who may do this.
+    async fn with_user(user: &str, rules: &[&str]) -> Self {
+        let folder = Folder::new();
+        let redis = Redis::start(folder.path()).await;
+        let mut url = redis.url();
+        if !user.is_empty() {
+            redis.tell(&[&["ACL", "SETUSER", user, "on", ">pw"][..], rules].concat()).await;
+            url = url.replace("://", &format!("://{user}:pw@"));
+        }
+        let url = SecretSource::Text(Secret::new(url));
+        let settings = Settings { url, prefix: "w".into(), timeout: Span(SOON), ca_file: None };
+        let tasks = Tasks::new();
+        let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks).expect("the address is one");
+        assert!(store.ready(SOON).await, "{:?}", store.fault());
+        Self { redis, store, tasks, _folder: folder }
+    }
+
+    async fn held(&self, id: &str) -> Held {
+        self.store.get(id, &mut self.store.budget()).await.expect("an answer").expect("it is stored")
+    }
+}
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -33,13 +72,15 @@ enum Operation {
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
-    let (id, epoch) = (0..3_usize, 1..5_u32);
+    let (id, epoch) = (0..3_usize, prop::sample::select(EPOCHS.to_vec()));
+    // 0: what a newer version might store.
+    let any = prop_oneof![4 => epoch.clone(), 1 => Just(0)];
     prop_oneof![
         id.clone().prop_map(Operation::Get),
-        (id.clone(), epoch.clone()).prop_map(|(id, epoch)| Operation::Claim(id, epoch)),
-        (id.clone(), epoch.clone(), epoch.clone()).prop_map(|(id, old, new)| Operation::Replace(id, old, new)),
-        (id.clone(), epoch.clone()).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
-        (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
+        (id.clone(), any.clone()).prop_map(|(id, epoch)| Operation::Claim(id, epoch)),
+        (id.clone(), any.clone(), any.clone()).prop_map(|(id, old, new)| Operation::Replace(id, old, new)),
+        (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
+        (id.clone(), any).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
         id.clone().prop_map(Operation::Begin),
         // Of so many that the oldest go.
         (id.clone(), 1..20_u32).prop_map(|(id, lines)| Operation::Append(id, lines)),
@@ -47,13 +88,19 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+fn value(epoch: u32) -> String {
+    if epoch == 0 { "newer".into() } else { format!("key {epoch} 1") }
+}
+
 /// Does it, and tells in words what came of it.
 async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     let name = |id: usize| format!("{round}-{id}");
-    let value = |epoch: u32| format!("key {epoch} 1");
     let budget = &mut store.budget();
     match operation {
-        Operation::Get(id) => format!("{:?}", store.get(&name(*id), budget).await.map(|held| held.map(|held| held.value))),
+        Operation::Get(id) => {
+            let minutes = |held: Held| (held.value, (held.left.as_secs_f64() / 60.0).round());
+            format!("{:?}", store.get(&name(*id), budget).await.map(|held| held.map(minutes)))
+        }
         Operation::Claim(id, epoch) => format!("{:?}", store.claim(&name(*id), &value(*epoch), TTL, budget).await),
         Operation::Begin(id) => format!("{:?}", store.begin(&name(*id), &value(1), false, TTL, budget).await),
         Operation::Replace(id, old, new) => {
@@ -67,31 +114,77 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
             format!("{:?}", store.append(&format!("{}.trail", name(*id)), &lines, TTL, budget).await)
         }
         Operation::List(id) => format!("{:?}", store.list(&format!("{}.trail", name(*id)), budget).await),
-        Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL, budget).await),
+        Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL * 2, budget).await),
     }
 }
 
 #[tokio::test]
 async fn the_scripts_do_what_the_in_process_store_does() {
-    let folder = Folder::new();
-    let redis = Redis::start(folder.path()).await;
-    let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
-    let settings = Settings {
-        url: SecretSource::Text(Secret::new(redis.url())),
-        prefix: "scripts".into(),
-        timeout: Span(SOON),
-        ca_file: None,
-    };
-    let real = Store::in_redis(&settings, Arc::clone(&metrics), &tasks).expect("the address is one");
-    assert!(real.ready(SOON).await);
-    let model = Store::in_memory(Arc::new(Memory::new(10_000)), metrics);
+    let real = Real::new().await;
+    let model = Store::in_memory(Arc::new(Memory::new(10_000)), Arc::new(Metrics::new()));
     let (mut runner, operations) = (TestRunner::default(), prop::collection::vec(operation(), 30));
     for round in 0..100 {
         let operations = operations.new_tree(&mut runner).expect("operations can be made").current();
         for (number, operation) in operations.iter().enumerate() {
-            let (expected, found) = (perform(&model, round, operation).await, perform(&real, round, operation).await);
+            let (expected, found) = (perform(&model, round, operation).await, perform(&real.store, round, operation).await);
             assert_eq!(found, expected, "operation {number} of {operations:#?}");
         }
     }
+    real.tasks.join(SOON).await;
+}
+
+#[tokio::test]
+async fn a_merge_compares_epochs_as_numbers() {
+    let Real { redis: _redis, store, tasks, _folder } = &Real::new().await;
+    for old in EPOCHS {
+        for new in EPOCHS {
+            let (id, budget) = (format!("{old}-{new}"), &mut store.budget());
+            assert_eq!(store.merge(&id, &value(old), old, TTL, budget).await.unwrap(), None);
+            let stays = (new <= old).then(|| value(old));
+            let other = format!("other {new} 1");
+            assert_eq!(store.merge(&id, &other, new, TTL, budget).await.unwrap(), stays, "{new} over {old}");
+        }
+    }
     tasks.join(SOON).await;
+}
+
+/// Each write of a life is pushed to all who track the name.
+#[tokio::test]
+async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
+    let real = Real::new().await;
+    let store = &real.store;
+    let second = Duration::from_secs(1);
+    for (left, is_due) in [(730, true), (770, false), (999, false)] {
+        let id = left.to_string();
+        store.claim(&id, "key 1 1", second * left, &mut store.budget()).await.unwrap();
+        store.extend(&id, "key 2 1", second * 1_000, &mut store.budget()).await.unwrap();
+        let held = real.held(&id).await;
+        let life = if is_due { 1_000 } else { left };
+        assert_eq!(held.value, "key 1 1");
+        assert!((second * (life - 15)..=second * life).contains(&held.left), "{left}: {:?}", held.left);
+    }
+    // What somebody stored without an end gets one, and so does a trail.
+    real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
+    assert_eq!(real.held("endless").await.left, Duration::ZERO, "it is due");
+    store.extend("endless", "key 1 1", TTL, &mut store.budget()).await.unwrap();
+    store.append("s.trail", &["a line".into()], TTL, &mut store.budget()).await.unwrap();
+    for name in ["w:endless", "w:s.trail"] {
+        let left: u64 = real.redis.ask(&["TTL", name]).await;
+        assert!((TTL.as_secs() - 15..=TTL.as_secs()).contains(&left), "{name}: {left}");
+    }
+    real.tasks.join(SOON).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_is_stored_all_the_same() {
+    let real = Real::with_user("quiet", &["~*", "resetchannels", "+@all"]).await;
+    let (store, budget) = (&real.store, &mut real.store.budget());
+    assert_eq!(store.begin("s", "key 1 1", false, TTL, budget).await.unwrap(), None);
+    assert_eq!(store.rebind("s", "key 1 1", "key 2 1", TTL, budget).await.unwrap(), Replaced::Done);
+    store.extend("s", "key 2 1", TTL * 2, budget).await.unwrap();
+    assert!(real.held("s").await.left > TTL);
+    assert_eq!(store.merge("s", "key 3 1", 3, TTL, budget).await.unwrap(), None);
+    store.extend("lost", "key 1 1", TTL, budget).await.unwrap();
+    assert_eq!((real.held("s").await.value, real.held("lost").await.value), ("key 3 1".into(), "key 1 1".into()));
+    real.tasks.join(SOON).await;
 }

@@ -67,6 +67,7 @@ async fn a_malformed_signal_is_skipped() {
         assert_eq!(bound(&cluster, &request()).await, NEW, "{wrong:?}");
         assert_eq!(bound(&cluster, &request()).await, KNOWN, "{wrong:?}");
     }
+    cluster.shows("warmkey_malformed_session_signals_total", 8.0).await;
     let longest = turn(json!({})).header("session-id", &"y".repeat(256));
     assert_eq!(bound(&cluster, &longest).await, NEW);
     assert_eq!(bound(&cluster, &longest).await, KNOWN);

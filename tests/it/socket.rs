@@ -55,9 +55,10 @@ impl Socket {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("JSON expected ({error}): {text}"))
     }
 
-    /// The code that the other side closes with. 1005: it gave none; 1006: it is gone without a word.
+    /// The code that the other side closes with. 1005: it gave none; 1006: it is gone without a word. Whoever was told to close does
+    /// so long before a ping would be missed, which takes a minute: a close that comes by that alone comes too late.
     pub async fn closed(&mut self) -> u16 {
-        match self.next().await {
+        match within(SOON, "a close", self.next()).await {
             Some(Ok(Message::Close(Some(word)))) => word.code.into(),
             Some(Ok(Message::Close(None))) => 1005,
             Some(Ok(other)) => panic!("a close and not {other:?}"),

@@ -10,7 +10,7 @@ use crate::simulator::{Turn, keys_by_session, path_of, siblings};
 
 fn cluster() -> Cluster {
     let keys = [siblings("org-a", 4), siblings("org-b", 2)].concat();
-    Cluster::new().keys(keys).redis().replicas(2).balanced().simulator("time_scale = 500")
+    Cluster::new().keys(keys).redis().replicas(2).balanced().simulator("time_scale = 50")
 }
 
 /// The turns that generated something, without the handshakes that were refused.

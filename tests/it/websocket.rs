@@ -166,16 +166,17 @@ async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
 #[tokio::test]
 async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
     let anew = "websocket_connection_limit_reached";
-    for (is_announced, is_sealed, code, decision) in [
-        (true, false, anew, "retry"),
-        (true, true, "rate_limit_exceeded", "refuse"),
-        (false, false, "rate_limit_exceeded", "refuse"),
+    for (announced, is_sealed, code, decision) in [
+        (Some("gpt-5.4"), false, anew, "retry"),
+        (Some("gpt-5.4"), true, "rate_limit_exceeded", "refuse"),
+        (Some("gpt-6"), false, "rate_limit_exceeded", "refuse"),
+        (None, false, "rate_limit_exceeded", "refuse"),
     ] {
         let upstream = Upstream::start().await;
         let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
         let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
-        let metadata = if is_announced { r#"{"model":"gpt-5.4"}"# } else { "{}" };
-        let headers = [("session-id", "s"), ("x-codex-turn-metadata", metadata)];
+        let metadata = announced.map_or_else(|| "{}".to_owned(), |model| format!(r#"{{"model":{model:?}}}"#));
+        let headers = [("session-id", "s"), ("x-codex-turn-metadata", metadata.as_str())];
         let (client, mut there) = tokio::join!(open(cluster.address(), ALICE, &headers), upstream.accept());
         let (mut client, _) = client.expect("it is accepted");
         let sealed = r#"[{"type":"reasoning","encrypted_content":"x"}, "#;
@@ -183,7 +184,7 @@ async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
         client.send(&ask).await;
         there.text().await;
         there.send(r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"}}"#).await;
-        assert_eq!(client.json().await["error"]["code"], code, "{is_announced} {is_sealed}");
+        assert_eq!(client.json().await["error"]["code"], code, "{announced:?} {is_sealed}");
         let decided = format!("warmkey_decisions_total{{decision={decision:?},reason=\"limited\"}}");
         cluster.replica().shows(&decided, 1.0).await;
     }
@@ -247,28 +248,34 @@ async fn a_slow_reader_holds_the_upstream_back() {
 }
 
 #[tokio::test]
-async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up() {
-    for is_warm_up in [true, false] {
+async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up_or_a_failure() {
+    let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"server_error"}}}"#;
+    let (normal, warm_up) = (create(None), create(None).replace("\"tools\"", "\"generate\":false,\"tools\""));
+    for (ask, event, is_sealed) in [
+        (&warm_up, created("resp_1"), false),
+        // The first event is enough: what follows may be kept by a client whose answer is cut.
+        (&normal, created("resp_1"), true),
+        (&normal, completed("resp_1"), true),
+        (&normal, failed.to_owned(), false),
+    ] {
         let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
         let (cluster, upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
-        let ask = if is_warm_up { create(None).replace("\"tools\"", "\"generate\":false,\"tools\"") } else { create(None) };
-        client.send(&ask).await;
+        client.send(ask).await;
         there.text().await;
-        // The first event is enough: what follows may be kept by a client whose answer is cut.
-        there.send(&created("resp_1")).await;
-        client.text().await;
+        there.send(&event).await;
+        assert_eq!(client.text().await, event);
         drop((client, there));
         let connecting = open(cluster.address(), ALICE, &[("session-id", "s")]);
         let there = async {
             upstream.asked().await.refuse("401 Unauthorized", "invalid_api_key").await;
-            if is_warm_up {
+            if !is_sealed {
                 drop(upstream.accept().await);
             }
         };
         let (connected, ()) = tokio::join!(connecting, there);
         match connected {
-            Ok(_) => assert!(is_warm_up, "what the session holds no other organization can open"),
-            Err(refused) => assert!(!is_warm_up && refused.status == 503, "{refused:?}"),
+            Ok(_) => assert!(!is_sealed, "what the session holds no other organization can open"),
+            Err(refused) => assert!(is_sealed && refused.status == 503, "{refused:?}"),
         }
     }
 }
@@ -300,4 +307,26 @@ async fn a_forgotten_organization_is_found_again_by_connecting_anew() {
     tried.sort_unstable();
     tried.dedup();
     assert_eq!(tried.len(), 3, "each organization was asked once");
+}
+
+/// What is asked for without waiting for an answer has an end.
+#[tokio::test]
+async fn turns_in_flight_have_a_limit_on_one_connection() {
+    let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
+    let ask = create(None);
+    for _ in 0..256 {
+        client.send(&ask).await;
+        assert_eq!(there.text().await, ask);
+    }
+    client.send(&ask.replace("\"model\"", "\"stream_id\":\"a\",\"model\"")).await;
+    let refused = client.json().await;
+    assert_eq!((&refused["status"], &refused["error"]["code"]), (&json!(503), &json!("no_key_available")), "{refused}");
+    assert_eq!((&refused["headers"]["retry-after"], &refused["stream_id"]), (&json!("1"), &json!("a")));
+    assert_eq!(cluster.replica().metrics().await.get("warmkey_active_turns"), 256.0);
+    for event in [created("resp_1"), completed("resp_1")] {
+        there.send(&event).await;
+        assert_eq!(client.text().await, event);
+    }
+    client.send(&ask).await;
+    assert_eq!(there.text().await, ask, "one has ended");
 }

@@ -112,6 +112,12 @@ mod tests {
         one.heard(&notes, &board.hear(&word));
     }
 
+    /// What only listens. Returns whether anything is new.
+    fn heard_by(one: &Conditions, board: &mut InProcess) -> bool {
+        let word = Word { replica: "r", life: Duration::from_secs(5), load: "", seen: one.word().0, notes: &[] };
+        one.heard(&[], &board.hear(&word))
+    }
+
     fn say(one: &Conditions, condition: Condition) {
         one.note(subject(), condition, condition.life());
     }
@@ -152,6 +158,101 @@ mod tests {
         assert!(two.is(subject(), Condition::Limited) && !two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited));
         tokio::time::advance(Duration::from_secs(31)).await;
         assert!(!one.is(subject(), Condition::Limited) && !two.is(subject(), Condition::Limited));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longer_of_two_limits_holds_for_all_whoever_met_it_first() {
+        for (first, second) in [(60, 10), (10, 60)] {
+            let (one, two) = (Conditions::default(), Conditions::default());
+            let mut board = InProcess::default();
+            let limit = |which: &Conditions, seconds| {
+                which.note(subject(), Condition::Limited, Some(Duration::from_secs(seconds)));
+            };
+            limit(&one, first);
+            beat(&one, &mut board);
+            limit(&two, second);
+            for each in [&two, &one] {
+                beat(each, &mut board);
+            }
+            tokio::time::advance(Duration::from_secs(59)).await;
+            assert!([&one, &two].iter().all(|each| each.is(subject(), Condition::Limited)), "{first} and {second}");
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(![&one, &two].iter().any(|each| each.is(subject(), Condition::Limited)), "{first} and {second}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_said_while_it_was_told_is_yet_to_be_told() {
+        let (one, two) = (Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
+        say(&one, Condition::Disabled);
+        let (seen, notes) = one.word();
+        say(&one, Condition::Drained);
+        let word = Word { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
+        one.heard(&notes, &board.hear(&word));
+        assert!(!one.is_told() && one.is(subject(), Condition::Drained));
+        beat(&one, &mut board);
+        beat(&two, &mut board);
+        assert!(one.is_told() && two.is(subject(), Condition::Drained));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_heard_late_is_as_old_as_it_is_and_what_is_heard_again_is_not_new() {
+        let (one, two) = (Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
+        let exhausted = Subject::Organization(Tag::of("organization", b"o"));
+        one.note(exhausted, Condition::Exhausted, Condition::Exhausted.life());
+        beat(&one, &mut board);
+        tokio::time::advance(Duration::from_secs(500)).await;
+        let before = Instant::now();
+        assert!(heard_by(&two, &mut board) && two.is_older(exhausted, before.checked_sub(Duration::from_secs(499)).unwrap()));
+        assert!(!heard_by(&two, &mut board), "nothing is new");
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(two.due().len(), 1, "for ten minutes it has been the case");
+        two.grant(exhausted);
+        // Half of its life later it is met once more.
+        tokio::time::advance(Duration::from_secs(13 * 3_600)).await;
+        two.due();
+        one.note(exhausted, Condition::Exhausted, Condition::Exhausted.life());
+        beat(&one, &mut board);
+        assert!(heard_by(&two, &mut board) && two.due().is_empty(), "it was asked just now");
+        let known = two.read();
+        let entry = known.entries.values().next().unwrap();
+        assert!(entry.has_ticket && entry.until.unwrap() - Instant::now() == Duration::from_secs(24 * 3_600), "{entry:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_store_has_lost_it_hears_again_with_what_is_left_of_its_life() {
+        let (one, two, fresh) = (Conditions::default(), Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
+        one.note(subject(), Condition::Limited, Some(Duration::from_secs(60)));
+        for each in [&one, &two] {
+            beat(each, &mut board);
+        }
+        tokio::time::advance(Duration::from_secs(40)).await;
+        board.forget();
+        for each in [&two, &two, &fresh, &one] {
+            beat(each, &mut board);
+        }
+        tokio::time::advance(Duration::from_secs(19)).await;
+        assert!([&one, &two, &fresh].iter().all(|each| each.is(subject(), Condition::Limited)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(![&one, &two, &fresh].iter().any(|each| each.is(subject(), Condition::Limited)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_newer_version_says_is_passed_over() {
+        let (one, two) = (Conditions::default(), Conditions::default());
+        let mut board = InProcess::default();
+        let note = |name: &str, value: &str| Note { name: name.into(), value: value.into(), life: None, stamp: 0 };
+        let newer = [note("xyz", "suspected"), note(&subject().name(), "frozen solid")];
+        let word = Word { replica: "new", life: Duration::from_secs(5), load: "", seen: 0, notes: &newer };
+        board.hear(&word);
+        one.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(9)));
+        for each in [&one, &two] {
+            beat(each, &mut board);
+        }
+        assert!(two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited) && !two.is(subject(), Condition::Suspected));
     }
 
     #[tokio::test(start_paused = true)]

@@ -115,3 +115,159 @@ async fn a_project_is_short_of_one_model_for_a_time() {
     tokio::time::advance(Duration::from_secs(5)).await;
     assert!(registry.is_well(&a, "m"));
 }
+
+const ORGANIZATION: Ailment = Ailment::Exhausted(Scope::Organization);
+
+/// Whether a probe is wanted.
+async fn is_wanted(registry: &Registry) -> bool {
+    tokio::time::timeout(Duration::from_millis(1), registry.probe_wanted()).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_believed() {
+    let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c, d r 1 sk-d");
+    let [a, b] = ["a", "b"].map(|id| key(&registry, id));
+    registry.observe(&a, REJECTED);
+    assert_eq!(registry.fitness(&a, ""), Fitness::Aside(Why::Suspected));
+    assert!(is_wanted(&registry).await, "it is asked at once whether it is meant");
+    registry.observe(&b, ORGANIZATION);
+    assert_eq!(registry.fitness(&b, ""), Fitness::Lost(Why::ExhaustedOrganization));
+    assert!(!is_wanted(&registry).await, "there is nothing to ask");
+    assert!(registry.is_exhausted(&b) && !registry.is_exhausted(&a));
+    registry.condemn(&a, REJECTED);
+    registry.observe(&a, REJECTED);
+    assert_eq!(registry.fitness(&a, ""), Fitness::Lost(Why::Rejected), "a suspicion takes nothing back");
+    // It was accepted when it was asked, and turns are refused a moment later.
+    registry.recovered(Subject::of(&a, Scope::Key), "a");
+    assert_eq!(registry.state(&a), KeyState::Probing);
+    registry.observe(&a, REJECTED);
+    assert_eq!(registry.fitness(&a, ""), Fitness::Lost(Why::Rejected));
+    registry.recovered(Subject::of(&a, Scope::Key), "a");
+    tokio::time::advance(RAMP).await;
+    registry.observe(&a, REJECTED);
+    assert_eq!(registry.fitness(&a, ""), Fitness::Aside(Why::Suspected), "that was long ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_failure_of_an_answer_says_what_a_refusal_does() {
+    let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
+    let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
+    let failure = |code: &str, wait: Option<u64>| ErrorBody {
+        code: Some(code.into()),
+        wait: wait.map(Duration::from_secs),
+        ..ErrorBody::default()
+    };
+    registry.observe_failure(&a, "m", &failure("rate_limit_exceeded", Some(7)));
+    assert_eq!(registry.fitness(&a, "m"), Fitness::Short(Duration::from_secs(7)));
+    registry.observe_failure(&b, "m", &failure("rate_limit_exceeded", None));
+    assert_eq!(registry.fitness(&b, "m"), Fitness::Short(wait_or_usual(None)));
+    assert!(registry.is_well(&a, "n") && registry.is_well(&b, "n"));
+    for nothing in ["server_error", "invalid_api_key", ""] {
+        registry.observe_failure(&c, "m", &failure(nothing, Some(7)));
+        assert!(registry.is_well(&c, "m"), "{nothing}");
+    }
+    registry.observe_failure(&c, "m", &failure("insufficient_quota", None));
+    assert_eq!(registry.fitness(&c, "n"), Fitness::Lost(Why::ExhaustedOrganization));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_an_old_connection_tells_of_the_quota_alone() {
+    let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
+    let a = key(&registry, "a");
+    registry.condemn(&a, REJECTED);
+    registry.condemn(&a, Ailment::Exhausted(Scope::Project));
+    registry.condemn(&a, ORGANIZATION);
+    registry.has_answered(&a);
+    assert!(!registry.is_exhausted(&a));
+    assert_eq!(registry.fitness(&a, ""), Fitness::Lost(Why::Rejected), "it was accepted before");
+    registry.condemn(&a, ORGANIZATION);
+    registry.has_served(&a, Instant::now());
+    assert!(registry.is_well(&a, "") && registry.conditions.ramp(&a) < 0.01, "a turn that is served tells of all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspicion_is_waited_for_a_moment_and_not_longer() {
+    let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
+    let a = key(&registry, "a");
+    let waited = async |registry: &Registry| {
+        let began = Instant::now();
+        registry.settled(&a).await;
+        began.elapsed()
+    };
+    assert_eq!(waited(&registry).await, Duration::ZERO);
+    for scope in [Scope::Key, Scope::Organization] {
+        registry.observe(&a, Ailment::Rejected(scope));
+        assert_eq!(waited(&registry).await, SETTLED, "nobody says anything");
+        let confirming = async {
+            tokio::time::sleep(SETTLED / 2).await;
+            registry.condemn(&a, Ailment::Rejected(scope));
+        };
+        let (waited, ()) = tokio::join!(waited(&registry), confirming);
+        assert_eq!(waited, SETTLED / 2, "{scope:?}");
+        registry.has_served(&a, Instant::now());
+        tokio::time::advance(RAMP).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_closed_when_an_operator_says_so_or_has_removed_it() {
+    let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c, d r 1 sk-d, e s 1 sk-e");
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| key(&registry, id));
+    for (key, word) in [(&a, Condition::Disabled), (&b, Condition::Drained)] {
+        assert!(!registry.is_closed(key));
+        registry.conditions.note(Subject::named(key), word, None);
+        assert!(registry.is_closed(key), "{word:?}");
+    }
+    registry.condemn(&c, REJECTED);
+    registry.observe(&d, REJECTED);
+    assert!(!registry.is_closed(&c) && !registry.is_closed(&d), "what is met may pass");
+    reload(&registry, "b p 1 sk-b, c x 1 sk-new, d r 0 sk-new", Some(2));
+    assert!(registry.is_closed(&a) && registry.is_closed(&c), "one is removed, and one another organization's");
+    assert!(!registry.is_closed(&d) && registry.successor(&c).is_none() && registry.successor(&a).is_none());
+    assert_eq!(registry.successor(&d).map(|key| key.weight), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_is_that_of_the_worst_that_is_the_case() {
+    let (registry, metrics) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
+    let a = key(&registry, "a");
+    let is_shown = |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
+    assert!(registry.state(&a) == KeyState::Ready && is_shown("ready"));
+    registry.condemn(&a, REJECTED);
+    registry.recovered(Subject::of(&a, Scope::Key), "a");
+    assert!(registry.state(&a) == KeyState::Probing && is_shown("probing"));
+    registry.limit(&a, "m", Duration::from_secs(1));
+    assert!(registry.state(&a) == KeyState::Cooling && is_shown("cooling"));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    registry.deny(&a, "n");
+    assert!(registry.state(&a) == KeyState::Cooling && registry.fitness(&a, "n") == Fitness::Aside(Why::NoAccess));
+    registry.observe(&a, REJECTED);
+    assert!(registry.state(&a) == KeyState::Disabled && is_shown("disabled"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_told_to_those_who_wait_for_one() {
+    let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
+    let a = key(&registry, "a");
+    let mut changes = registry.follow();
+    let mut is_told = || {
+        let is_told = changes.has_changed().unwrap();
+        changes.borrow_and_update();
+        is_told
+    };
+    let acts: [&dyn Fn(); 5] = [
+        &|| registry.limit(&a, "m", Duration::from_secs(9)),
+        &|| registry.deny(&a, "n"),
+        &|| registry.observe(&a, REJECTED),
+        &|| registry.condemn(&a, REJECTED),
+        &|| registry.condemn(&a, ORGANIZATION),
+    ];
+    for (number, act) in acts.into_iter().enumerate() {
+        act();
+        assert!(is_told(), "{number}");
+        act();
+        assert!(!is_told(), "{number}: it was known");
+    }
+    registry.has_served(&a, Instant::now());
+    assert!(is_told());
+}

@@ -49,13 +49,13 @@ async fn another_region_of_the_same_organization_is_cold_but_opens_what_is_seale
 
 #[tokio::test]
 async fn a_burst_overflows_to_cold_machines_and_a_paced_session_does_not() {
-    for (scale, cold) in [(1.0, 2), (1000.0, 1)] {
+    const FIVE_SECONDS: Duration = Duration::from_secs(5);
+    for (scale, pace, cold) in [(1.0, Duration::ZERO, 2), (1000.0, FIVE_SECONDS, 1)] {
         let upstream = upstream_with(Config { time_scale: scale, ..Config::default() }).await;
         let body = ask("gpt-5.4", &history());
         for _ in 0..20 {
             upstream.post("a-1", &body).await;
-            // The pace is the point: five simulated seconds at the faster scale, next to nothing at the slower one.
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            upstream.passes(pace).await;
         }
         let turns = upstream.simulator.turns();
         assert_eq!(turns.iter().filter(|turn| turn.cached_tokens == 0).count(), cold, "at {scale}");

@@ -193,3 +193,72 @@ impl Gateway {
         Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, is_held, model })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::turn::tests::gateway;
+    use super::*;
+    use http::header::CONTENT_ENCODING;
+
+    /// What is seen of `text` in this encoding. The error is its code.
+    async fn seen(gateway: &Gateway, client: &Client, text: &str, encoding: &'static str) -> Result<Glance, &'static str> {
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        let bytes = if encoding == "zstd" { zstd::encode_all(text.as_bytes(), 1).unwrap() } else { text.into() };
+        let body = gateway.replay.read(&headers, Body::from(bytes)).await.unwrap();
+        gateway.glance(client, &headers, &body, Identity::default()).map_err(|error| error.code())
+    }
+
+    #[tokio::test]
+    async fn a_body_is_looked_at_in_whatever_encoding_it_came() {
+        let (mut gateway, alice) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+        let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
+        for encoding in ["identity", "zstd"] {
+            let glance = seen(&gateway, &alice, text, encoding).await.unwrap();
+            assert_eq!((glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored), ("m", Some("r"), true));
+            // A body that is there as it is can be asked once that matters.
+            assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
+            let glance = seen(&gateway, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
+            assert_eq!((glance.model.as_str(), glance.previous, glance.is_unstored, glance.is_held), ("", None, false, false));
+            assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(false));
+            assert!(glance.identity.session.is_none() && glance.derived.is_some(), "nothing in it names a session");
+            let glance = seen(&gateway, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding).await.unwrap();
+            assert!(glance.identity.session.is_some() && glance.derived.is_none());
+            let conversation = r#"{"input":"x","conversation":"c"}"#;
+            assert_eq!(seen(&gateway, &alice, conversation, encoding).await.err(), Some("conversation_not_found"));
+            assert_eq!(seen(&gateway, &alice, "{", encoding).await.err(), Some("invalid_json"));
+        }
+        assert_eq!(seen(&gateway, &alice, text, "br").await.err(), Some("invalid_request"));
+        // What cannot be read may hold anything.
+        gateway.foreign_ids = ForeignIds::Pass;
+        let glance = seen(&gateway, &alice, text, "br").await.unwrap();
+        assert_eq!((glance.is_sealed, glance.is_held, glance.model.as_str()), (Some(true), true, ""));
+        let glance = seen(&gateway, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
+        assert!(glance.is_held, "it is for its session's project to say");
+    }
+
+    fn answered(id: Option<&'static str>) -> Response<Outgoing> {
+        let mut response = Response::new(Outgoing::from(String::new()));
+        if let Some(id) = id {
+            response.headers_mut().insert(REQUEST_ID, HeaderValue::from_static(id));
+        }
+        response
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_panics_is_answered() {
+        let id = TurnId::random();
+        let response = guarded(id, async { panic!("a turn of a test") }).await;
+        assert_eq!((response.status().as_u16(), &response.headers()[TURN]), (500, &id.to_string().parse().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_its_upstreams_id_and_else_its_own() {
+        let id = TurnId::random();
+        for said in [Some("req_1"), None] {
+            let response = guarded(id, async { answered(said) }).await;
+            let own = id.to_string();
+            let told = [TURN, REQUEST_ID].map(|name| response.headers()[name].to_str().unwrap().to_owned());
+            assert_eq!(told, [own.clone(), said.map_or(own, str::to_owned)]);
+        }
+    }
+}

@@ -105,4 +105,14 @@ mod tests {
             assert_eq!(*told.lock().unwrap(), ["resp_1"], "{size}");
         }
     }
+
+    #[tokio::test]
+    async fn an_answer_that_tells_no_id_passes_at_once() {
+        let headers = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
+        let mut hold = Hold::new(&headers, |id| async move { panic!("nobody has told {id}") });
+        assert!(!hold.is_over());
+        assert_eq!(hold.offer(EVENTS.into()), Some(EVENTS.into()));
+        assert!(hold.is_over() && !hold.keeps_some());
+        assert_eq!(hold.offer(EVENTS.into()), Some(EVENTS.into()));
+    }
 }

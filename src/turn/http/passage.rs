@@ -265,3 +265,29 @@ pub fn wake(waker: &mut Option<Waker>) {
         waker.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::metrics::Transport;
+    use crate::outcome::ErrorBody;
+    use crate::turn::tests::{bound, gateway};
+    use crate::wire::terminal::Terminal;
+
+    #[tokio::test]
+    async fn a_failure_inside_an_answer_is_of_the_model_that_was_asked_for() {
+        let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+        let (_, binding, _) = bound(&gateway, &client).await;
+        let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+        account.model("m");
+        account.bound(&binding, false, &gateway.registry.loads);
+        let course = Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(&binding.key) };
+        let failure = Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });
+        course.end(Reading { terminal: Some(Terminal::Failed), failure, ..Reading::default() }, None);
+        let is_well = |model| gateway.registry.is_well(&binding.key, model);
+        assert!(!is_well("m") && is_well("n") && is_well(""));
+    }
+}

@@ -214,8 +214,49 @@ mod tests {
         let silence = Body::new(http_body_util::StreamBody::new(futures_util::stream::pending::<
             Result<http_body::Frame<Bytes>, std::io::Error>,
         >()));
+        let began = Instant::now();
         let error = replay(KIB, KIB).read(&HeaderMap::new(), silence).await.err().unwrap();
+        assert_eq!((error.code(), began.elapsed()), ("request_timeout", GRACE));
+    }
+
+    /// `count` chunks of `size` bytes, one a second.
+    fn dripping(size: usize, count: usize) -> Body {
+        Body::new(http_body_util::StreamBody::new(futures_util::stream::unfold(0, move |sent| async move {
+            if sent == count {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(vec![b'x'; size]))), sent + 1))
+        })))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_as_long_as_its_length_is_worth() {
+        let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
+        let body = replay.read(&HeaderMap::new(), dripping(16 * 1024, 120)).await.unwrap();
+        assert_eq!((body.bytes.len(), began.elapsed()), (120 * 16 * 1024, Duration::from_secs(120)));
+        drop(body);
+        let began = Instant::now();
+        let error = replay.read(&HeaderMap::new(), dripping(8 * 1024, 120)).await.err().unwrap();
         assert_eq!(error.code(), "request_timeout");
+        // By then half of that time was earned.
+        assert!((59..=61).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_too_large_is_drained_for_a_moment_and_not_where_nothing_was_sent() {
+        let (replay, began) = (replay(16 * KIB, 64 * KIB), Instant::now());
+        let refused = replay.read(&HeaderMap::new(), dripping(17 * 1024, 1)).await.err().unwrap();
+        assert_eq!((refused.code(), began.elapsed()), ("request_too_large", Duration::from_secs(1)), "it was sent to its end");
+        for (limit, took) in [(64 * 1024, DRAIN), (0, Duration::from_secs(1))] {
+            let began = Instant::now();
+            drain(&mut dripping(9 * 1024, 100), limit).await;
+            assert_eq!(began.elapsed(), took, "{limit}");
+        }
+        let waiting = HeaderMap::from_iter([(EXPECT, HeaderValue::from_static("100-continue"))]);
+        let began = Instant::now();
+        let refused = replay.read(&waiting, dripping(17 * 1024, 9)).await.err().unwrap();
+        assert_eq!((refused.code(), began.elapsed()), ("request_too_large", Duration::from_secs(1)), "with the first chunk");
     }
 
     #[tokio::test]

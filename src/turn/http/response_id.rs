@@ -167,12 +167,49 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_is_fatal(text in proptest::collection::vec(any::<u8>(), 0..400), size in 1usize..50) {
+        fn no_answer_is_fatal_and_bytes_at_random_tell_nothing(
+            text in proptest::collection::vec(any::<u8>(), 0..400),
+            size in 1usize..50,
+        ) {
             for kind in [STREAM, JSON] {
-                found(kind, &text, size);
+                prop_assert_eq!(found(kind, &text, size), (Found::NotYet, text.len()));
+            }
+        }
+
+        #[test]
+        fn whatever_is_told_is_the_same_in_pieces_of_any_size(
+            pieces in proptest::collection::vec(proptest::sample::select(&PIECES[..]), 0..24),
+            size in 1usize..12,
+        ) {
+            let text = pieces.concat();
+            for kind in [STREAM, JSON] {
+                let whole = found(kind, text.as_bytes(), text.len().max(1)).0;
+                prop_assert_eq!(&found(kind, text.as_bytes(), size).0, &whole, "{}", text);
+                let told = ["a", "b", "id", "x"].map(is);
+                prop_assert!(whole == Found::NotYet || told.contains(&whole), "{whole:?} of {text}");
             }
         }
     }
+
+    /// What answers are made of, and what they could be mistaken for.
+    const PIECES: [&str; 16] = [
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\n",
+        "data: ",
+        "data:{\"response\":{",
+        "\"id\":\"a\"",
+        "\"id\":",
+        "\"b\"",
+        "{\"x\":1,",
+        "\"x\":[2],",
+        "null",
+        "\r\n",
+    ];
 
     #[test]
     fn a_documents_own_id_is_found_wherever_it_stands() {

@@ -189,5 +189,36 @@ mod tests {
             let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error, HeaderMap::new());
             assert_eq!(event(&text), Some(Event { lane: None, response_id: None, is_unstored: false, stage }), "{text}");
         }
+        for number in ["99", "1000", "70000", "-1", "4.5"] {
+            let text = format!(r#"{{"type":"error","status":{number}}}"#);
+            let stage = Stage::Refused(StatusCode::BAD_REQUEST, ErrorBody::default(), HeaderMap::new());
+            assert_eq!(event(&text).map(|event| event.stage), Some(stage), "{number} is no status");
+        }
+    }
+
+    #[test]
+    fn an_error_has_its_headers_beside_it_or_inside() {
+        let headers = |text: &str| match event(text).map(|event| event.stage) {
+            Some(Stage::Refused(_, _, headers)) => headers,
+            other => panic!("{other:?}"),
+        };
+        for (text, expected) in [
+            (r#"{"type":"error","headers":{"Retry-After":"9"},"error":{"code":"c"}}"#, Some("9")),
+            (r#"{"type":"error","error":{"code":"c","headers":{"retry-after":9}}}"#, Some("9")),
+            (r#"{"type":"error","error":{"headers":{"retry-after":"1"}},"headers":{"retry-after":"2"}}"#, Some("2")),
+            (r#"{"type":"error","headers":{"no name":"1","x":"a\nb","retry-after":"3"}}"#, Some("3")),
+            (r#"{"type":"error","headers":["retry-after","4"]}"#, None),
+        ] {
+            let headers = headers(text);
+            assert_eq!(headers.get("retry-after").map(|value| value.to_str().unwrap()), expected, "{text}");
+            assert!(headers.len() <= 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_type_is_read_however_it_is_written() {
+        for text in [r#"{"type":"response\u002ecreated"}"#, r#"{"type":1,"type":"response.created"}"#] {
+            assert_eq!(event(text).map(|event| event.stage), Some(Stage::Created), "{text}");
+        }
     }
 }

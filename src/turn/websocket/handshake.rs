@@ -168,7 +168,55 @@ fn is_cross_origin(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use crate::turn::tests::gateway;
     use super::*;
+
+    /// The handshake of a client, but for `changed`.
+    fn handshake(changed: Option<(HeaderName, &'static str)>) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        let list = [
+            (HOST, "gateway"),
+            (CONNECTION, "keep-alive, Upgrade"),
+            (UPGRADE, "WebSocket"),
+            (SEC_WEBSOCKET_VERSION, "13"),
+            (SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        for (name, value) in list.into_iter().chain(changed) {
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        request
+    }
+
+    #[test]
+    fn a_handshake_is_answered_only_where_it_is_one() {
+        let gateway = gateway(&[("a", "o", "p")]);
+        let answered = |request: &Request<Body>| accept(&gateway, request).map_err(|error| error.code());
+        let ours = handshake(None);
+        assert!(is_wanted(ours.headers()));
+        // The example of RFC 6455.
+        assert_eq!(answered(&ours).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        for changed in
+            [(SEC_WEBSOCKET_VERSION, "8"), (SEC_WEBSOCKET_VERSION, ""), (CONNECTION, "keep-alive"), (CONNECTION, "upgrades")]
+        {
+            assert_eq!(answered(&handshake(Some(changed.clone()))).unwrap_err(), "invalid_request", "{changed:?}");
+        }
+        for version in [Version::HTTP_10, Version::HTTP_2] {
+            let mut other = handshake(None);
+            *other.version_mut() = version;
+            assert_eq!(answered(&other).unwrap_err(), "invalid_request", "{version:?}");
+        }
+        let with_body = handshake(None).map(|_| Body::from("x"));
+        assert_eq!(answered(&with_body).unwrap_err(), "invalid_request");
+        assert_eq!(answered(&handshake(Some((ORIGIN, "https://evil.example")))).unwrap_err(), "origin_not_allowed");
+    }
+
+    #[test]
+    fn a_replica_that_leaves_opens_no_connection() {
+        let gateway = gateway(&[("a", "o", "p")]);
+        gateway.sockets.closing.cancel();
+        let error = accept(&gateway, &handshake(None)).unwrap_err();
+        assert_eq!((error.code(), error.retry_after), ("no_key_available", Some(SOON)), "another one does");
+    }
 
     #[test]
     fn a_page_may_connect_only_where_it_came_from() {

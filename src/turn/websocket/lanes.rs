@@ -131,7 +131,23 @@ mod tests {
         for number in 0..=ISSUED {
             lanes.issue(format!("r{number}"));
         }
-        lanes.issue("r1".into());
+        for _ in 0..ISSUED {
+            // Each event of a response says its id.
+            lanes.issue("r9".into());
+        }
         assert!(!lanes.has_issued("r0") && lanes.has_issued("r1") && lanes.has_issued(&format!("r{ISSUED}")));
+    }
+
+    #[test]
+    fn turns_in_flight_are_counted_over_all_lanes() {
+        let mut lanes = Lanes::default();
+        for number in 0..IN_FLIGHT {
+            assert!(!lanes.is_full(), "{number}");
+            let lane = (number % 3).to_string();
+            lanes.ask(Some(&lane), Turn::new(()));
+        }
+        assert!(lanes.is_full());
+        lanes.ended(Some("1"));
+        assert!(!lanes.is_full());
     }
 }

@@ -127,3 +127,6 @@ pub fn anew() -> Error {
 fn is_told(headers: &HeaderMap) -> bool {
     headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).is_some_and(|text| text.parse::<u32>().is_ok())
 }
+
+#[cfg(test)]
+mod tests;

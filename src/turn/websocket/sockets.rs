@@ -45,3 +45,21 @@ impl Drop for Open {
         self.0.websocket_closed();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_spread_over_the_time_that_there_is() {
+        let (tasks, closing, spread, ping) =
+            (Tasks::new(), CancellationToken::new(), Duration::from_secs(8), Duration::from_secs(30));
+        let sockets = Sockets { tasks, closing, spread, ping };
+        let moments: Vec<_> = (0..200).map(|_| sockets.moment()).collect();
+        assert!(moments.iter().all(|moment| *moment <= spread), "{moments:?}");
+        for quarter in 0..4 {
+            let part = spread / 4 * quarter..spread / 4 * (quarter + 1);
+            assert!(moments.iter().any(|moment| part.contains(moment)), "some leave within {part:?}");
+        }
+    }
+}

@@ -24,6 +24,7 @@ async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
         assert_eq!(sent, vec![(turn.key.clone(), status); times as usize]);
         assert_eq!(served_by == turn.key, times == 1, "the same key once more, then a sibling: {served_by}");
         assert!(served_by.starts_with("org-a"));
+        assert_eq!(decided(&cluster, "retry", "failed").await, times as f64);
         goes_on(&cluster, &mut codex, 3).await;
         assert_eq!(last_of(&cluster, &codex).await.key, turn.key, "home again");
     }
@@ -63,6 +64,7 @@ async fn an_overloaded_model_is_not_shopped_around() {
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"));
     assert!(waits(&ended.answer) >= 1);
     assert_eq!(attempts(&cluster, &codex, before).await, [(turn.key, 503)]);
+    assert_eq!(decided(&cluster, "refuse", "overloaded").await, 1.0);
 }
 
 /// B15: what may have been served is sent once, unless its operator wants it otherwise.
@@ -80,6 +82,7 @@ async fn b15_at_most_once() {
             false => {
                 assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "upstream_interrupted"));
                 assert!(waits(&ended.answer) >= 1);
+                assert_eq!(decided(&cluster, "refuse", "failed").await, 1.0);
             }
         }
         let sent = cluster.turns().await.len() - before;
@@ -151,6 +154,7 @@ async fn an_upstream_that_is_not_there_condemns_nobody() {
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
         cluster.replica().shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
     }
+    assert!(decided(&cluster, "refuse", "unreachable").await >= 1.0);
     cluster.cable().set(Weather::Fair);
     codex.turn("back").await.served();
     assert_eq!(path(&cluster, &codex).await.len(), 1);

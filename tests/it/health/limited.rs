@@ -143,6 +143,7 @@ async fn what_is_not_the_keys_fault_cools_nothing() {
     let ended = codex.turn("too steep").await;
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
     assert!(waits(&ended.answer) >= 1);
+    assert_eq!(decided(&cluster, "refuse", "too_steep").await, 1.0);
     cluster
         .upstream()
         .ails(

@@ -3,18 +3,18 @@
 use super::{last_of, pool, three};
 use crate::cluster::{ALICE, Running};
 use crate::codex::Codex;
+use crate::patience::found;
 use crate::simulator::{Ill, path_of, siblings};
 use crate::socket::{Refused, open};
 
 async fn talks(cluster: &Running) -> (crate::codex::Talk, String) {
-    loop {
+    found("a session in org-a", async || {
         let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
         talk.turn("first").await;
         let turn = last_of(cluster, &talk.codex).await;
-        if turn.organization == "org-a" {
-            return (talk, turn.key);
-        }
-    }
+        (turn.organization == "org-a").then_some((talk, turn.key))
+    })
+    .await
 }
 
 /// What is refused before it begins is served by a sibling, on the next connection.

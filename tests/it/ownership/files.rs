@@ -109,6 +109,7 @@ async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has()
         (refused.1 == "websocket_connection_limit_reached").then_some(())
     };
     eventually(ms(8_000), "its key is well again", is_told_to_leave).await;
+    assert_eq!(socket.closed().await, 1001, "and it does not wait for the client to do so");
     let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("its own key takes it");
     assert_eq!(asks(&mut socket, &file).await, Ok(()));
 }

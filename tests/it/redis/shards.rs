@@ -5,7 +5,7 @@ use std::path::Path;
 use futures_util::future::join_all;
 
 use super::Redis;
-use crate::patience::{SOON, eventually};
+use crate::patience::{SOON, eventually, found};
 use crate::port;
 
 const SLOTS: u16 = 16_384;
@@ -130,15 +130,17 @@ impl Shards {
     pub async fn finish_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         let port = self.nodes[to].address().port().to_string();
-        loop {
+        found("the end of a slot", async || {
             let names: Vec<String> = self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
             if names.is_empty() {
-                break;
+                return Some(());
             }
             let mut words = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
             words.extend(names.iter().map(String::as_str));
             self.nodes[from].tell(&words).await;
-        }
+            None
+        })
+        .await;
         // Who receives it says so first: a slot is never nobody's.
         for node in [to, from].into_iter().chain((0..SHARDS).filter(|node| ![to, from].contains(node))) {
             self.nodes[node].tell(&["CLUSTER", "SETSLOT", &slot, "NODE", &self.ids[to]]).await;

@@ -82,15 +82,14 @@ async fn b11_recovery() {
     let folder = Folder::new();
     let (redis, cable, cluster) = divided(&folder).await;
     let new_session = || Codex::new(cluster.address(), ALICE);
-    let (mut moved_here, mut moved_there) = (new_session(), new_session());
+    let mut moved_here = new_session();
     let home = by(&cluster, 0, &mut moved_here).await;
     // A second session of the same key, so that one word about the key moves both.
-    loop {
-        if by(&cluster, 0, &mut moved_there).await == home {
-            break;
-        }
-        moved_there = new_session();
-    }
+    let mut moved_there = found("a second session on its key", async || {
+        let mut codex = new_session();
+        (by(&cluster, 0, &mut codex).await == home).then_some(codex)
+    })
+    .await;
     for codex in [&mut moved_here, &mut moved_there] {
         assert_eq!(by(&cluster, 1, codex).await, home);
     }
@@ -107,16 +106,14 @@ async fn b11_recovery() {
     assert!(there != once && once != home && here != home);
     cluster.upstream().heal().await;
     // It begins without the store, on a key of which nobody has heard anything.
-    let mut begun_here = new_session();
     let mut known = redis.bindings().await.len();
-    let begun = loop {
+    let (mut begun_here, begun) = found("a session on another key", async || {
         known += 1;
-        let key = by(&cluster, 0, &mut begun_here).await;
-        if ![&home, &once].contains(&&key) {
-            break key;
-        }
-        begun_here = new_session();
-    };
+        let mut codex = new_session();
+        let key = by(&cluster, 0, &mut codex).await;
+        (![&home, &once].contains(&&key)).then_some((codex, key))
+    })
+    .await;
 
     back(&cluster, &cable).await;
     // What each replica met alone is over: only where sessions are bound counts now.

@@ -35,7 +35,8 @@ async fn a_shard_that_dies_and_comes_back_empty() {
 /// B-11: only the dead shard's sessions go without the store.
 #[tokio::test]
 async fn a_dead_shard_concerns_only_its_own_sessions() {
-    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis_as(Shape::Cluster).store("").start().await;
+    let mut cluster =
+        Cluster::new().keys(siblings("org-a", 4)).redis_as(Shape::Cluster).store("timeout = \"300ms\"").start().await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let mut sessions: Vec<(Codex, usize)> = Vec::new();
     let mut known = BTreeSet::new();

@@ -1,0 +1,235 @@
+//! What tests of the binding stand on: replicas that share one store and one set of keys, and a session of one client.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::local::Local;
+use super::place::Places;
+use super::record::Record;
+use super::bind::Bindings;
+use super::trail::Trail;
+use crate::binding::demand::Wanted;
+use super::{Binding, Written};
+use crate::client::Client;
+use crate::error::{Error, Kind};
+use crate::health::condition::{Condition, Subject};
+use crate::health::diagnose::{Ailment, Scope};
+use crate::health::registry::Registry;
+use crate::key::table::Table;
+use crate::key::{Key, Settings, UpstreamSettings};
+use crate::metrics::{BindingResult, Metrics};
+use crate::session::SessionId;
+use crate::store::memory::Memory;
+use crate::store::model::{Flaw, Model, Shared, Weather};
+use crate::store::{Roll, Store};
+use crate::task::Tasks;
+
+mod beside;
+mod crowd;
+mod dark;
+mod forgetting;
+mod choosing;
+mod moving;
+mod related;
+mod socket;
+mod standing;
+mod telling;
+
+const TTL: Duration = Duration::from_secs(4_000);
+const LONG: Duration = Duration::from_secs(60);
+const MODEL: &str = "m";
+
+/// Two keys of one organization, each of a project of its own, and one of another.
+const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1";
+
+/// A table of `sketch`: each key `<id> <organization> <project> <weight>[ <region>]`. One whose project is `plain` has an
+/// upstream that speaks no WebSocket.
+fn table(sketch: &str) -> Table {
+    // Its keys have connections of their own, which take their time: once is enough.
+    static TABLES: Mutex<BTreeMap<String, Table>> = Mutex::new(BTreeMap::new());
+    TABLES.lock().unwrap().entry(sketch.to_owned()).or_insert_with(|| made(sketch)).clone()
+}
+
+fn made(sketch: &str) -> Table {
+    let upstreams = [r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#, PLAIN]
+        .map(|text| serde_json::from_str::<UpstreamSettings>(text).unwrap());
+    let key = |words: &str| {
+        let words: Vec<_> = words.split_whitespace().collect();
+        let [id, organization, project, weight, ref region @ ..] = words[..] else { panic!("{words:?}") };
+        let upstream = if project == "plain" { "plain" } else { "u" };
+        let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": organization, "project": project,
+            "weight": weight.parse::<u32>().unwrap(), "region": region.first(), "secret": format!("sk-{id}") });
+        serde_json::from_value::<Settings>(key).unwrap()
+    };
+    Table::new(&upstreams, &sketch.split(',').map(key).collect::<Vec<_>>()).unwrap()
+}
+
+const PLAIN: &str = r#"{"name":"plain","base_url":"http://127.0.0.1:2","speaks":["responses"]}"#;
+
+fn session(number: u32) -> SessionId {
+    SessionId::parse(&format!("{number:022}")).unwrap()
+}
+
+/// One replica, as far as its bindings go.
+struct Replica {
+    model: Option<Model>,
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    local: Arc<Local>,
+    metrics: Arc<Metrics>,
+    bindings: Bindings,
+    client: Client,
+    tasks: Tasks,
+}
+
+/// `count` replicas that have loaded `keys`, of generation 1.
+fn replicas<const COUNT: usize>(keys: &str) -> [Replica; COUNT] {
+    let shared = Arc::new(Mutex::new(Shared::new(Flaw::None)));
+    let table = table(keys);
+    [(); COUNT].map(|()| {
+        let (model, metrics) = (Model::new(&shared), Arc::new(Metrics::new()));
+        let store = Store::in_model(model.clone(), Arc::clone(&metrics));
+        Replica::start(Some(model), store, table.clone(), metrics)
+    })
+}
+
+fn one() -> Replica {
+    let [one] = replicas(KEYS);
+    one
+}
+
+/// One whose store has a clock and no weather.
+fn with_clock() -> Replica {
+    let metrics = Arc::new(Metrics::new());
+    let store = Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics));
+    Replica::start(None, store, table(KEYS), metrics)
+}
+
+impl Replica {
+    fn start(model: Option<Model>, store: Store, table: Table, metrics: Arc<Metrics>) -> Self {
+        let (store, tasks) = (Arc::new(store), Tasks::new());
+        let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
+        let local = Arc::new(Local::new(100, TTL / 2));
+        let (places, trail) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)).0);
+        let bindings = Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, tasks.clone(), trail);
+        let client = Client::unrestricted("alice");
+        let replica = Self { model, store, registry, local, metrics, bindings, client, tasks };
+        replica.is_of(1);
+        replica
+    }
+
+    /// Its set of keys has this ordinal.
+    fn is_of(&self, ordinal: u32) {
+        self.registry.heard(&self.registry.loaded(), &Roll { ordinal, others: Vec::new() });
+    }
+
+    fn weather(&self, weather: Weather) {
+        *self.model.as_ref().unwrap().weather.lock().unwrap() = weather;
+    }
+
+    /// The store forgets the last write about the session.
+    fn loses(&self) {
+        self.model.as_ref().unwrap().shared.lock().unwrap().loses(session(1).as_str());
+    }
+
+    fn key(&self, id: &str) -> Arc<Key> {
+        self.registry.loaded().table.keys().iter().find(|key| key.id == id).cloned().unwrap()
+    }
+
+    /// A binding to this key, of this epoch.
+    fn record(&self, id: &str, epoch: u32) -> Record {
+        Record { epoch, ..Record::first(&self.key(id), 1) }
+    }
+
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { session: Some(session(1)), model: MODEL, ..Wanted::of(&self.client) }
+    }
+
+    /// The store holds `record` for the session, whatever it held.
+    async fn put(&self, record: &Record) {
+        let text = record.to_string();
+        self.store.merge(session(1).as_str(), &text, u32::MAX, TTL, &mut self.store.budget()).await.unwrap();
+    }
+
+    /// What the store holds of the session, as text.
+    async fn stored(&self) -> Option<String> {
+        let held = self.store.get(session(1).as_str(), &mut self.store.budget()).await.unwrap();
+        held.map(|held| held.value)
+    }
+
+    async fn is_stored(&self, record: &Record) {
+        assert_eq!(self.stored().await, Some(record.to_string()));
+    }
+
+    async fn bind(&self, wanted: &mut Wanted<'_>) -> Result<Binding, Error> {
+        let mut budget = self.bindings.budget();
+        let found = match &wanted.session {
+            Some(session) => self.bindings.look_up(session, &mut budget).await,
+            None => Ok(None),
+        };
+        self.bindings.bind(wanted, found, &mut budget).await
+    }
+
+    async fn rebind(&self, wanted: &mut Wanted<'_>, binding: &Binding) -> Result<Binding, Error> {
+        self.bindings.rebind(wanted, binding, &mut self.bindings.budget()).await
+    }
+
+    /// The key that `wanted` is served by, or why it is not.
+    async fn goes(&self, mut wanted: Wanted<'_>) -> Result<String, Kind> {
+        self.bind(&mut wanted).await.map(|binding| binding.key.id.clone()).map_err(|error| error.kind)
+    }
+
+    /// The binding has served a turn.
+    async fn serves(&self, binding: &Binding) {
+        self.bindings.confirm(binding, &mut self.bindings.budget()).await;
+    }
+
+    fn says(&self, id: &str, word: Condition) {
+        self.registry.conditions.note(Subject::named(&self.key(id)), word, None);
+        self.registry.has_changed();
+    }
+
+    fn rejects(&self, id: &str) {
+        self.registry.condemn(&self.key(id), Ailment::Rejected(Scope::Key));
+    }
+
+    /// This key has refused a turn, and does so again when it is asked.
+    fn refuses(&self, id: &str, wanted: &mut Wanted<'_>) {
+        wanted.refused.push(self.key(id).tag);
+        self.rejects(id);
+    }
+
+    fn exhausts(&self, id: &str, scope: Scope) {
+        self.registry.condemn(&self.key(id), Ailment::Exhausted(scope));
+    }
+
+    /// The project of this key takes no more for a minute.
+    fn limits(&self, id: &str) {
+        self.registry.limit(&self.key(id), MODEL, LONG);
+    }
+
+    /// All is well with this key again.
+    fn recovers(&self, id: &str) {
+        for scope in [Scope::Key, Scope::Project, Scope::Organization] {
+            self.registry.recovered(Subject::of(&self.key(id), scope), id);
+        }
+    }
+
+    /// Loads another set of keys, while the store has no word on it.
+    fn loads(&self, keys: &str) {
+        self.registry.adopt(self.registry.prepare(table(keys)).unwrap(), None);
+    }
+
+    /// How often this was decided.
+    fn decided(&self, decision: &str, reason: &str) -> usize {
+        let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
+        let page = self.metrics.render();
+        page.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+    }
+}
+
+/// Where a binding leads, whether it moved there, and how that came about.
+fn seen(binding: &Binding) -> (&str, bool, BindingResult) {
+    (binding.key.id.as_str(), binding.has_moved, binding.result)
+}

@@ -1,0 +1,168 @@
+//! Turns that another key serves than that of their session: what becomes of the binding, and of its seal.
+
+use super::*;
+use crate::binding::select::Reach;
+use crate::binding::demand::Sealed;
+
+/// What a sibling has answered only their organization can open.
+#[tokio::test(start_paused = true)]
+async fn answer_of_a_sibling_seals_the_session() {
+    for generation in [0, 1] {
+        let [replica, other] = replicas::<2>(KEYS);
+        let bound = Record { generation, ..replica.record("a-1", 1) };
+        replica.put(&bound).await;
+        replica.limits("a-1");
+        let mut wanted = replica.wanted();
+        let spilled = replica.bind(&mut wanted).await.unwrap();
+        assert_eq!((seen(&spilled), spilled.is_guess), (("a-2", true, BindingResult::Spilled), true));
+        assert_eq!(spilled.written, Written::Beside(bound.clone()));
+        replica.is_stored(&bound).await;
+        replica.serves(&spilled).await;
+        // To its own key, of its own epoch.
+        replica.is_stored(&bound.sealed()).await;
+        // Whatever its next turn shows, it is not served elsewhere, on any replica.
+        for replica in [&replica, &other] {
+            replica.exhausts("a-1", Scope::Organization);
+            assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::InsufficientQuota));
+        }
+        replica.is_stored(&bound.sealed()).await;
+        replica.weather(Weather::Away);
+        assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::InsufficientQuota));
+    }
+}
+
+/// The store is away when the sibling has answered.
+#[tokio::test(start_paused = true)]
+async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
+    let replica = one();
+    let bound = replica.record("a-1", 1);
+    replica.put(&bound).await;
+    replica.limits("a-1");
+    let spilled = replica.bind(&mut replica.wanted()).await.unwrap();
+    replica.weather(Weather::Away);
+    replica.serves(&spilled).await;
+    replica.weather(Weather::Fair);
+    replica.is_stored(&bound).await;
+    replica.exhausts("a-1", Scope::Organization);
+    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::InsufficientQuota), "this replica knows");
+    replica.is_stored(&bound.sealed()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
+    let replica = one();
+    let bound = Record { generation: 0, ..replica.record("a-1", 2) };
+    replica.put(&bound).await;
+    let binding = replica.bind(&mut replica.wanted()).await.unwrap();
+    assert!(binding.is_guess, "it has served nothing yet");
+    replica.serves(&binding).await;
+    replica.is_stored(&Record { generation: 1, ..bound.sealed() }).await;
+    assert!(!replica.bind(&mut replica.wanted()).await.unwrap().is_guess);
+}
+
+/// A seal comes too late where the session has moved: the move stands.
+#[tokio::test(start_paused = true)]
+async fn seal_overwrites_no_move() {
+    let [one, two] = replicas::<2>(KEYS);
+    one.put(&one.record("a-1", 1)).await;
+    let slow = one.bind(&mut one.wanted()).await.unwrap();
+    two.rejects("a-1");
+    assert_eq!(two.goes(two.wanted()).await.as_deref().map(|id| id != "a-1"), Ok(true));
+    let moved = two.stored().await;
+    one.serves(&slow).await;
+    assert_eq!(one.stored().await, moved);
+}
+
+/// Turns of a session that go on from what another project has stored.
+#[tokio::test(start_paused = true)]
+async fn detour_leaves_the_binding_alone_and_seals_it_within_its_organization() {
+    for (to, is_home) in [("a-2", true), ("b-1", false)] {
+        let replica = one();
+        let bound = replica.record("a-1", 4);
+        replica.put(&bound).await;
+        let within = Reach::project_of(&replica.key(to));
+        let mut wanted = Wanted { within, ..replica.wanted() };
+        let away = replica.bind(&mut wanted).await.unwrap();
+        assert_eq!(seen(&away), (to, true, BindingResult::Spilled));
+        replica.serves(&away).await;
+        replica.is_stored(&if is_home { bound.sealed() } else { bound }).await;
+        assert_eq!(replica.decided("spill", "stored"), 1);
+        // Nobody else has it.
+        replica.rejects(to);
+        let error = replica.rebind(&mut wanted, &away).await.unwrap_err();
+        assert_eq!(error.kind, Kind::NoKeyAvailable);
+        assert!(error.message.contains(&format!("stored by {}/", replica.key(to).organization)), "{}", error.message);
+    }
+}
+
+#[test]
+fn sealed_content_is_found_in_a_text_and_not_inside_its_strings() {
+    for (text, expected) in [
+        (&br#"{"input":[{"type":"reasoning","encrypted_content":"gAAA"}]}"#[..], true),
+        (br#"{"input":"say \"encrypted_content\""}"#, false),
+        (br#"{"include":["reasoning.encrypted_content"]}"#, false),
+        (b"", false),
+    ] {
+        assert_eq!(Sealed::In(text).is_sealed(), expected, "{}", String::from_utf8_lossy(text));
+    }
+    assert!(Sealed::Known(true).is_sealed() && !Sealed::Known(false).is_sealed());
+}
+
+/// A key that is suspected is waited for, for a moment: better than to and fro.
+#[tokio::test(start_paused = true)]
+async fn suspected_key_is_settled_before_its_sessions_leave_it() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1");
+    let bound = replica.record("a-1", 1).sealed();
+    for (is_meant, expected) in [(false, ("a-1", false)), (true, ("a-2", true))] {
+        replica.put(&bound).await;
+        replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
+        let settles = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if is_meant { replica.rejects("a-1") } else { replica.recovers("a-1") }
+        };
+        let mut wanted = replica.wanted();
+        let (binding, ()) = tokio::join!(replica.bind(&mut wanted), settles);
+        let binding = binding.unwrap();
+        assert_eq!((binding.key.id.as_str(), binding.has_moved), expected);
+        let epoch = if is_meant { 2 } else { 1 };
+        replica.is_stored(&replica.record(expected.0, epoch).sealed()).await;
+        // It was accepted a moment ago: a refusal would be believed at once.
+        replica.registry.conditions.forget(|_| true);
+    }
+}
+
+/// Nobody has said anything for two seconds: a sibling serves, and the session stays.
+#[tokio::test(start_paused = true)]
+async fn suspected_key_that_nobody_asks_keeps_its_sessions() {
+    let replica = one();
+    let bound = replica.record("a-1", 1).sealed();
+    replica.put(&bound).await;
+    replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
+    let beside = replica.bind(&mut replica.wanted()).await.unwrap();
+    assert_eq!(seen(&beside), ("a-2", true, BindingResult::Spilled));
+    replica.is_stored(&bound).await;
+    assert_eq!(replica.decided("spill", "suspected"), 1);
+}
+
+/// Another replica has loaded a key that this one has yet to.
+#[tokio::test(start_paused = true)]
+async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
+    let [early, late] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, c-1 org-c one 1");
+    late.loads("a-1 org-a one 1, b-1 org-b one 1");
+    late.is_of(1);
+    for (id, expected) in [("a-2", Ok("a-1".to_owned())), ("c-1", Err(Kind::NoKeyAvailable))] {
+        let bound = Record { generation: 2, ..early.record(id, 1) };
+        late.put(&bound).await;
+        assert_eq!(late.goes(late.wanted()).await, expected);
+        late.is_stored(&bound).await;
+        let wanted = tokio::time::timeout(LONG, late.registry.reload_wanted()).await;
+        assert!(wanted.is_ok(), "the configuration is looked at");
+        late.local.forget(&session(1));
+    }
+    let error = late.bind(&mut late.wanted()).await.unwrap_err();
+    assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
+    // Of the same generation, or an older one, it is removed.
+    late.is_of(2);
+    assert_eq!(late.goes(late.wanted()).await.map(|id| id != "c-1"), Ok(true));
+    assert_eq!(late.decided("move", "removed"), 1);
+}

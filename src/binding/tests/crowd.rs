@@ -1,0 +1,96 @@
+//! Sessions that move to one key at once: how many it takes, how long the others wait, and where they go on.
+
+use std::ops::Range;
+
+use futures_util::future::join_all;
+
+use super::*;
+
+/// So many wait at a time.
+const CROWD: usize = 256;
+/// The clock of the tests counts in milliseconds.
+const TICKS: Duration = Duration::from_millis(10);
+
+/// Sessions that are bound to `a-1`, which is dead, each with this much patience. Returns where each went, or what it was told,
+/// and how long that took.
+async fn moved(replica: &Replica, sessions: Range<u32>, patience: Duration) -> Vec<(Result<String, Error>, Duration)> {
+    let began = tokio::time::Instant::now();
+    let each = sessions.map(|number| async move {
+        let text = Record::first(&replica.key("a-1"), 1).sealed().to_string();
+        replica.store.claim(session(number).as_str(), &text, TTL, &mut replica.store.budget()).await.unwrap();
+        let mut wanted = Wanted { session: Some(session(number)), patience, ..replica.wanted() };
+        let binding = replica.bind(&mut wanted).await;
+        (binding.map(|binding| binding.key.id.clone()), began.elapsed())
+    });
+    join_all(each).await
+}
+
+/// A quiet key takes ten moved sessions a second, thirty of them at once.
+#[tokio::test(start_paused = true)]
+async fn crowd_without_patience_is_told_when_to_come_again() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
+    replica.rejects("a-1");
+    let all = moved(&replica, 0..40, Duration::ZERO).await;
+    let came = all.iter().filter(|(went, _)| went.as_deref().is_ok_and(|key| key == "a-2")).count();
+    assert_eq!(came, 30);
+    for (went, took) in &all {
+        let Err(error) = went else { continue };
+        let wait = error.retry_after.unwrap();
+        assert_eq!((error.kind, *took), (Kind::RateLimitExceeded, Duration::ZERO));
+        assert!((Duration::from_millis(100)..Duration::from_millis(126)).contains(&wait), "{wait:?}");
+    }
+    assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "crowded")), (30, 0));
+}
+
+/// All of them wait no longer than they may, however often they come too late.
+#[tokio::test(start_paused = true)]
+async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
+    replica.rejects("a-1");
+    let patience = Duration::from_millis(300);
+    let all = moved(&replica, 0..60, patience).await;
+    let (came, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(went, _)| went.is_ok());
+    assert!((31..=34).contains(&came.len()), "a few find a place meanwhile: {}", came.len());
+    assert!(came.iter().chain(&refused).all(|(_, took)| *took <= patience + TICKS), "nobody waits longer");
+    assert!(refused.iter().any(|(_, took)| *took > Duration::ZERO) && came.iter().any(|(_, took)| *took > Duration::ZERO));
+    assert_eq!(replica.decided("wait", "crowded"), 30, "each is told once, however often it waits");
+}
+
+/// Memory is bounded: so many wait, and the others are told to come again.
+#[tokio::test(start_paused = true)]
+async fn crowd_is_bounded_and_its_places_are_given_back() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
+    replica.rejects("a-1");
+    for round in 0..2 {
+        let sessions = round * 300..round * 300 + 300;
+        let all = moved(&replica, sessions, Duration::from_secs(3_000)).await;
+        let refused: Vec<_> = all.iter().filter(|(went, _)| went.is_err()).collect();
+        assert_eq!(refused.len(), 300 - 30 - CROWD, "round {round}");
+        assert!(refused.iter().all(|(_, took)| took.is_zero()), "at once");
+        tokio::time::advance(LONG).await;
+    }
+}
+
+/// Where another key of the organization has room the session goes on there.
+#[tokio::test(start_paused = true)]
+async fn crowd_goes_on_in_its_order() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1000000, a-3 org-a three 1, b-1 org-b one 1, b-2 org-b two 1");
+    replica.rejects("a-1");
+    let all = moved(&replica, 0..70, Duration::ZERO).await;
+    let count = |id: &str| all.iter().filter(|(went, _)| went.as_deref().is_ok_and(|key| key == id)).count();
+    assert_eq!((count("a-2"), count("a-3")), (30, 30));
+    assert_eq!(all.iter().filter(|(went, _)| went.is_err()).count(), 10);
+}
+
+/// Ten new sessions a second have begun with a key for a minute: it takes twice as many moved ones, three seconds' worth at once.
+#[tokio::test(start_paused = true)]
+async fn crowd_is_measured_by_the_new_sessions_that_a_key_is_used_to() {
+    let [replica] = replicas("a-1 org-a one 0, a-2 org-a two 1, b-1 org-b one 0, b-2 org-b two 0");
+    for number in 1_000..1_600 {
+        let begun = replica.bindings.places.welcome(&replica.wanted(), &session(number)).unwrap();
+        assert_eq!(begun.id, "a-2");
+    }
+    replica.rejects("a-1");
+    let all = moved(&replica, 0..90, Duration::ZERO).await;
+    assert_eq!(all.iter().filter(|(went, _)| went.is_ok()).count(), 60);
+}

@@ -1,0 +1,256 @@
+//! The store is away: what a replica goes by meanwhile, and what it tells the store afterwards.
+
+use super::*;
+use crate::binding::local::Known;
+use crate::binding::outage::merge_all;
+
+const SIX: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, c-1 org-c one 1, c-2 org-c two 1";
+
+async fn merges(replica: &Replica) -> usize {
+    merge_all(&replica.store, &replica.local, &replica.registry, TTL).await
+}
+
+fn known(replica: &Replica) -> Known {
+    replica.local.recall(&session(1)).unwrap()
+}
+
+/// A binding that was made in the dark, and what the store has been told by then.
+#[tokio::test(start_paused = true)]
+async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
+    let replica = one();
+    replica.weather(Weather::Away);
+    let mut wanted = replica.wanted();
+    let begun = replica.bind(&mut wanted).await.unwrap();
+    let default = replica.bindings.places.default_of(&wanted, &session(1)).unwrap();
+    let record = Record::first(&default, 1);
+    assert_eq!(seen(&begun), (default.id.as_str(), false, BindingResult::Degraded));
+    assert_eq!((begun.written.clone(), begun.is_guess), (Written::Here(record.clone()), true));
+    replica.serves(&begun).await;
+    // Nobody knows whether that was its organization, whatever it has answered.
+    assert_eq!(known(&replica), Known { record: record.sealed(), is_guess: true });
+    assert!(replica.bind(&mut wanted).await.unwrap().is_guess);
+    assert_eq!(merges(&replica).await, 0, "nobody answers");
+    replica.weather(Weather::Fair);
+    assert_eq!(replica.stored().await, None);
+    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
+    replica.is_stored(&record.sealed()).await;
+    assert!(!known(&replica).is_guess);
+}
+
+/// What is stored of a session that was guessed in the dark knows better, however often the guess has moved meanwhile.
+#[tokio::test(start_paused = true)]
+async fn guess_gives_way_to_what_is_stored() {
+    // By a merge, or by the next turn, whichever is first.
+    for is_merged in [false, true] {
+        let [dark, other] = replicas::<2>(SIX);
+        dark.weather(Weather::Away);
+        let mut wanted = dark.wanted();
+        let mut guess = dark.bind(&mut wanted).await.unwrap();
+        let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
+        dark.rejects(&guess.key.id);
+        guess = dark.rebind(&mut wanted, &guess).await.unwrap();
+        assert_eq!((guess.has_moved, guess.is_guess, known(&dark).record.epoch), (true, true, 1));
+        dark.serves(&guess).await;
+        let stored = other.record(elsewhere, 1).sealed();
+        other.put(&stored).await;
+        dark.weather(Weather::Fair);
+        if is_merged {
+            merges(&dark).await;
+        }
+        assert_eq!(dark.goes(dark.wanted()).await.as_deref(), Ok(elsewhere));
+        dark.is_stored(&stored).await;
+        assert_eq!(known(&dark), Known { record: stored, is_guess: false });
+    }
+}
+
+/// A session that this replica knows stays where it is, and moves within its organization only.
+#[tokio::test(start_paused = true)]
+async fn known_session_moves_in_the_dark_within_its_organization() {
+    for sealed in [false, true] {
+        let [replica] = replicas(SIX);
+        let bound = Record { sealed, ..replica.record("b-1", 2) };
+        replica.put(&bound).await;
+        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+        replica.weather(Weather::Away);
+        let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
+        let here = replica.bind(&mut wanted).await.unwrap();
+        assert_eq!((seen(&here), here.is_guess), (("b-1", false, BindingResult::Degraded), !sealed));
+        replica.refuses("b-1", &mut wanted);
+        let moved = replica.bind(&mut wanted).await.unwrap();
+        assert_eq!(seen(&moved), ("b-2", true, BindingResult::Degraded));
+        assert!(moved.is_foreign_state(b"state"));
+        let stale_state = Some(crate::binding::record::state_tag(b"state"));
+        let next = Record { sealed, stale_state, ..replica.record("b-2", 3) };
+        assert_eq!(moved.written, Written::Here(next.clone()));
+        assert_eq!(known(&replica), Known { record: next.clone(), is_guess: false });
+        // The other organizations are well, and nobody can say whose its history is.
+        replica.refuses("b-2", &mut wanted);
+        assert_eq!(replica.rebind(&mut wanted, &moved).await.unwrap_err().kind, Kind::NoKeyAvailable);
+        replica.weather(Weather::Fair);
+        assert_eq!(merges(&replica).await, 1);
+        replica.is_stored(&next).await;
+    }
+}
+
+/// Nobody is told for good by what is only a guess.
+#[tokio::test(start_paused = true)]
+async fn guess_that_is_exhausted_is_no_last_word() {
+    let [replica] = replicas(SIX);
+    let own = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
+    replica.exhausts(&own.id, Scope::Organization);
+    replica.weather(Weather::Away);
+    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::NoKeyAvailable));
+    replica.weather(Weather::Fair);
+    let begun = replica.bind(&mut replica.wanted()).await.unwrap();
+    assert_ne!(begun.key.organization, own.organization, "with the store it begins elsewhere");
+}
+
+/// In the dark a key of the guessed organization that is well comes before one that is not; a key that is short is waited for.
+#[tokio::test(start_paused = true)]
+async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
+    let [replica] = replicas(SIX);
+    let own = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
+    replica.weather(Weather::Away);
+    replica.limits(&own.id);
+    let sibling = replica.bind(&mut replica.wanted()).await.unwrap();
+    assert!(sibling.key.organization == own.organization && sibling.key.id != own.id, "{sibling:?}");
+    assert_eq!(sibling.written, Written::Here(Record::first(&sibling.key, 1)));
+    replica.local.forget(&session(1));
+    replica.limits(&sibling.key.id);
+    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::RateLimitExceeded), "and nobody else is asked");
+    assert_eq!(replica.goes(Wanted { patience: LONG, ..replica.wanted() }).await.as_deref(), Ok(own.id.as_str()));
+}
+
+/// Its key is not loaded here: what is not sealed goes on elsewhere, since nobody can be asked.
+#[tokio::test(start_paused = true)]
+async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
+    for (sealed, sibling) in [(false, false), (true, false), (false, true), (true, true)] {
+        let [early, late] = replicas::<2>(SIX);
+        let bound = Record { sealed, generation: 2, ..early.record("c-1", 2) };
+        late.put(&bound).await;
+        late.loads(if sibling { "a-1 org-a one 1, c-2 org-c two 1" } else { "a-1 org-a one 1, b-1 org-b one 1" });
+        late.is_of(1);
+        late.local.confirm(&session(1), &bound);
+        late.weather(Weather::Away);
+        let mut wanted = late.wanted();
+        let bind = late.bind(&mut wanted).await;
+        match (sealed, sibling) {
+            (_, true) => assert_eq!(seen(&bind.unwrap()), ("c-2", true, BindingResult::Spilled)),
+            (true, false) => assert_eq!(bind.unwrap_err().retry_after, Some(Duration::from_secs(1))),
+            (false, false) => {
+                let moved = bind.unwrap();
+                assert_eq!((moved.has_moved, moved.result), (true, BindingResult::Degraded));
+                assert_eq!(moved.written, Written::Here(late.record(&moved.key.id, 3)));
+            }
+        }
+        late.weather(Weather::Fair);
+        late.is_stored(&bound).await;
+    }
+}
+
+/// A key that came in the dark takes no session that other replicas would not look for there; one that went takes none.
+#[tokio::test(start_paused = true)]
+async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");
+    let begins = |number| {
+        let (wanted, places) = (replica.wanted(), &replica.bindings.places);
+        places.default_of(&wanted, &session(number)).unwrap().id.clone()
+    };
+    let is_default = |number, id| {
+        let wanted = replica.wanted();
+        replica.bindings.places.is_default(&wanted, &session(number), &replica.key(id))
+    };
+    let before: Vec<_> = (0..40).map(begins).collect();
+    assert!((0..40).all(|number| is_default(number, "a-1") == (before[number as usize] == "a-1")));
+    replica.loads("a-1 org-a one 1, a-2 org-a two 1, a-0 org-a one 50, b-1 org-b one 50");
+    assert_eq!((0..40).map(begins).collect::<Vec<_>>(), before, "what came in the dark changes nothing");
+    replica.loads("a-1 org-a one 50, a-2 org-a two 1");
+    assert_eq!((0..40).map(begins).collect::<Vec<_>>(), before, "nor do other weights");
+    replica.loads("a-2 org-a two 1, b-1 org-b one 50");
+    assert!((0..40).all(|number| begins(number) == "a-2"), "what is gone is used no more");
+    assert!((0..40).all(|number| is_default(number, "a-2")));
+    replica.is_of(2);
+    assert!((0..40).any(|number| begins(number) == "b-1"), "the store has its word on the new set");
+}
+
+/// Without its word on the set of keys nobody could say later whether a key is removed or not loaded yet.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_merged_before_the_generation_is_known() {
+    let replica = one();
+    replica.is_of(0);
+    replica.weather(Weather::Away);
+    let begun = replica.bind(&mut replica.wanted()).await.unwrap();
+    replica.serves(&begun).await;
+    let record = Record { generation: 0, ..replica.record(&begun.key.id, 1) };
+    assert_eq!(known(&replica).record, record.sealed());
+    replica.weather(Weather::Fair);
+    assert_eq!((merges(&replica).await, replica.stored().await), (0, None));
+    replica.is_of(3);
+    assert_eq!(merges(&replica).await, 1);
+    replica.is_stored(&Record { generation: 3, ..record.sealed() }).await;
+}
+
+/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the record changes.
+#[tokio::test(start_paused = true)]
+async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
+    let replica = one();
+    let bound = Record { generation: 0, ..replica.record("a-1", 3) };
+    replica.put(&bound).await;
+    let binding = replica.bind(&mut replica.wanted()).await.unwrap();
+    replica.weather(Weather::Away);
+    replica.serves(&binding).await;
+    replica.weather(Weather::Fair);
+    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
+    replica.is_stored(&bound.sealed()).await;
+
+    let text = "of a newer version";
+    let here = replica.record("b-1", 9);
+    replica.local.note(&session(2), &here, false);
+    replica.store.claim(session(2).as_str(), text, TTL, &mut replica.store.budget()).await.unwrap();
+    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
+    assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
+    let held = replica.store.get(session(2).as_str(), &mut replica.store.budget()).await.unwrap();
+    assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
+}
+
+/// More than are merged at a time, and one that the store has moved meanwhile.
+#[tokio::test(start_paused = true)]
+async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
+    let replica = one();
+    for number in 0..70 {
+        replica.local.note(&session(number), &replica.record("a-1", 1).sealed(), true);
+    }
+    replica.put(&replica.record("b-1", 2)).await;
+    assert_eq!((merges(&replica).await, merges(&replica).await), (70, 0));
+    assert_eq!(known(&replica).record, replica.record("b-1", 2));
+    for number in (0..70).filter(|number| *number != 1) {
+        let held = replica.store.get(session(number).as_str(), &mut replica.store.budget()).await.unwrap();
+        assert_eq!(held.map(|held| held.value), Some(replica.record("a-1", 1).sealed().to_string()));
+    }
+}
+
+/// The store goes away between two operations of a turn: what it was to be told is remembered.
+#[tokio::test(start_paused = true)]
+async fn store_that_goes_away_within_a_turn_costs_nothing() {
+    let replica = one();
+    let mut budget = replica.bindings.budget();
+    let mut wanted = replica.wanted();
+    let found = replica.bindings.look_up(&session(1), &mut budget).await;
+    replica.weather(Weather::Away);
+    let begun = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
+    assert_eq!((begun.result, begun.is_guess), (BindingResult::Degraded, true));
+    assert!(known(&replica).is_guess, "somebody else may have been first");
+
+    let replica = one();
+    replica.put(&replica.record("a-1", 1).sealed()).await;
+    replica.rejects("a-1");
+    let found = replica.bindings.look_up(&session(1), &mut budget).await;
+    replica.weather(Weather::Mute);
+    let mut wanted = replica.wanted();
+    let moved = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
+    assert_eq!((seen(&moved), moved.is_guess), (("a-2", true, BindingResult::Degraded), false));
+    assert_eq!(known(&replica), Known { record: replica.record("a-2", 2).sealed(), is_guess: false });
+    replica.weather(Weather::Fair);
+    // The write had arrived.
+    replica.is_stored(&replica.record("a-2", 2).sealed()).await;
+}

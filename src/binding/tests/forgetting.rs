@@ -1,0 +1,174 @@
+//! Sessions whose binding nobody remembers: the search for the organization that can open their history, and what it leaves.
+
+use super::*;
+use crate::binding::local::Known;
+use crate::binding::record::state_tag;
+use crate::key::Tag;
+
+const KEYS: &str = "a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 0, d-1 org-d one 1";
+
+fn organization(name: &str) -> Tag {
+    Tag::of("organization", name.as_bytes())
+}
+
+/// A guess of this replica's to this key.
+fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
+    let key = replica.key(id);
+    let is_guess = true;
+    Binding { is_guess, ..Binding::new(&key, Some(&session(1)), written, BindingResult::Created) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn search_tries_each_organization_that_may_be_asked_once() {
+    let [replica] = replicas(KEYS);
+    let record = replica.record("a-1", 1);
+    let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+    let wanted = replica.wanted();
+    let mut tried = vec![organization("org-a")];
+    let mut path = Vec::new();
+    while let Some(next) = replica.bindings.elsewhere(&wanted, &first, &tried) {
+        assert_eq!((next.written.clone(), next.has_moved, next.result), (first.written.clone(), true, BindingResult::Rebound));
+        path.push(next.key.id.clone());
+        tried.push(next.key.organization_tag);
+    }
+    // One that takes no new sessions may have this one's history, and is asked last.
+    assert_eq!(path.pop().as_deref(), Some("c-1"));
+    path.sort_unstable();
+    assert_eq!(path, ["b-1", "d-1"]);
+    assert!(replica.bindings.give_up(&wanted, &tried).is_ok(), "that is the last word");
+    // What is out of use is not asked, and may be the right one: nobody is told for good.
+    replica.rejects("b-1");
+    tried.retain(|tag| *tag != organization("org-b"));
+    assert!(replica.bindings.elsewhere(&wanted, &first, &tried).is_none());
+    assert_eq!(replica.bindings.give_up(&wanted, &tried).unwrap_err().kind, Kind::NoKeyAvailable);
+    // Nor one that its client may not use.
+    let restricted = Client::of_organizations("alice", &["org-a", "org-d"]);
+    let wanted = Wanted { session: Some(session(1)), model: MODEL, ..Wanted::of(&restricted) };
+    let next = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a")]);
+    assert_eq!(next.map(|next| next.key.id.clone()).as_deref(), Some("d-1"));
+    let both = [organization("org-a"), organization("org-d")];
+    assert!(replica.bindings.elsewhere(&wanted, &first, &both).is_none() && replica.bindings.give_up(&wanted, &both).is_ok());
+    let nobody = Binding { session: None, ..first };
+    assert!(replica.bindings.elsewhere(&wanted, &nobody, &[]).is_none());
+}
+
+/// The organization that has opened the history is bound, sealed.
+#[tokio::test(start_paused = true)]
+async fn organization_that_is_found_is_bound_and_sealed() {
+    let [replica] = replicas(KEYS);
+    let record = replica.record("a-1", 1);
+    replica.put(&record).await;
+    let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
+    let first = guess(&replica, "a-1", Written::Stored(record));
+    let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
+    let mut budget = replica.bindings.budget();
+    let bound = replica.bindings.correct(&wanted, found, &mut budget).await;
+    let next = Record { stale_state: Some(state_tag(b"state")), ..replica.record("b-1", 2).sealed() };
+    assert_eq!((bound.written.clone(), bound.is_guess), (Written::Stored(next.clone()), false));
+    replica.is_stored(&next).await;
+    assert_eq!(replica.decided("move", "forgotten"), 1);
+    wanted.turn_state = None;
+    let later = replica.bind(&mut wanted).await.unwrap();
+    assert_eq!((seen(&later), later.is_guess), (("b-1", false, BindingResult::Existing), false));
+}
+
+/// Somebody else was first, or nobody can be told.
+#[tokio::test(start_paused = true)]
+async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_outage() {
+    for weather in [Weather::Fair, Weather::Away] {
+        let [replica] = replicas(KEYS);
+        let record = replica.record("a-1", 1);
+        let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+        let wanted = replica.wanted();
+        let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
+        let other = replica.record("d-1", 2).sealed();
+        replica.put(&other).await;
+        replica.weather(weather);
+        let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
+        assert!(!bound.is_guess && bound.key.id == "b-1");
+        let here = replica.record("b-1", 2).sealed();
+        match weather {
+            Weather::Fair => assert_eq!((bound.written, replica.local.recall(&session(1))), (Written::Nowhere, None)),
+            _ => {
+                assert_eq!(bound.written, Written::Here(here.clone()));
+                assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_guess: false }));
+            }
+        }
+        replica.weather(Weather::Fair);
+        replica.is_stored(&other).await;
+    }
+}
+
+/// What was found in the dark is no guess, and lays no claim to more than it knows: what is stored at its epoch stands.
+#[tokio::test(start_paused = true)]
+async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
+    let [replica] = replicas(KEYS);
+    replica.weather(Weather::Away);
+    let record = replica.record("a-1", 1);
+    replica.local.note(&session(1), &record, true);
+    let wanted = replica.wanted();
+    let first = guess(&replica, "a-1", Written::Here(record));
+    let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
+    let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
+    let here = replica.record("b-1", 1).sealed();
+    assert_eq!((bound.written, bound.is_guess), (Written::Here(here.clone()), false));
+    assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_guess: false }));
+}
+
+/// A connection has one key for life: the next one meets the next organization.
+#[tokio::test(start_paused = true)]
+async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
+    for weather in [Weather::Fair, Weather::Away] {
+        let [replica] = replicas(KEYS);
+        replica.weather(weather);
+        let wanted = replica.wanted();
+        let mut path = Vec::new();
+        let mut binding = replica.bind(&mut replica.wanted()).await.unwrap();
+        for _ in 0..8 {
+            path.push(binding.key.id.clone());
+            if !replica.bindings.guess_again(&wanted, &binding, &mut replica.bindings.budget()).await.unwrap() {
+                break;
+            }
+            binding = replica.bind(&mut replica.wanted()).await.unwrap();
+            assert!(binding.is_guess, "until one of them has answered");
+            let epoch = if weather == Weather::Fair { path.len() as u32 + 1 } else { 1 };
+            let record = replica.record(&binding.key.id, epoch);
+            assert_eq!(replica.local.recall(&session(1)).map(|known| known.record), Some(record));
+        }
+        assert_eq!(path.last().map(String::as_str), Some("c-1"), "the one that takes no new sessions is the last");
+        path.sort_unstable();
+        assert_eq!(path, ["a-1", "b-1", "c-1", "d-1"], "{weather:?}");
+        assert_eq!(replica.decided("move", "forgotten"), 3);
+        // Some time after the last try they are asked again.
+        for (seconds, expected) in [(299, false), (301, true)] {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            let again = replica.bindings.guess_again(&wanted, &binding, &mut replica.bindings.budget()).await;
+            assert_eq!(again.unwrap(), expected, "after {seconds} s");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn guess_is_the_last_word_only_where_all_could_be_asked() {
+    let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1");
+    let record = replica.record("a-1", 1);
+    replica.put(&record).await;
+    let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+    let again = async |binding: &Binding| {
+        let wanted = replica.wanted();
+        let mut budget = replica.bindings.budget();
+        replica.bindings.guess_again(&wanted, binding, &mut budget).await.map_err(|error| error.kind)
+    };
+    replica.rejects("b-1");
+    replica.exhausts("c-1", Scope::Organization);
+    assert_eq!(again(&first).await, Err(Kind::NoKeyAvailable));
+    replica.is_stored(&record).await;
+    // Another turn of the session has moved it: that is met by the next connection, and nothing is overwritten.
+    replica.recovers("b-1");
+    let other = replica.record("b-1", 2).sealed();
+    replica.put(&other).await;
+    assert_eq!(again(&first).await, Ok(true));
+    replica.is_stored(&other).await;
+    // One that is not bound has nothing to go on from.
+    assert_eq!(again(&guess(&replica, "a-1", Written::Nowhere)).await, Ok(false));
+}

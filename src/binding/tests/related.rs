@@ -1,0 +1,245 @@
+//! What a session has from others: what a fork inherits, and which project holds a turn that refers to what is stored there.
+
+use super::*;
+use crate::binding::record::state_tag;
+use crate::binding::select::Reach;
+use crate::session::lineage::{Lineage, Parent};
+
+const ROOT: u32 = 7;
+const PARENT: u32 = 8;
+const THREAD: u32 = 9;
+
+/// A fork of thread [`THREAD`], which may be the root thread of session [`ROOT`].
+fn fork(replica: &Replica) -> Wanted<'_> {
+    let parent = Some(Parent { root: session(ROOT), thread: session(THREAD) });
+    Wanted { lineage: Lineage { parent, thread: None }, ..replica.wanted() }
+}
+
+async fn claims(replica: &Replica, name: &str, value: &str) {
+    replica.store.claim(name, value, TTL, &mut replica.store.budget()).await.unwrap();
+}
+
+/// What a parent is bound to, as its fork's own first.
+#[tokio::test(start_paused = true)]
+async fn fork_inherits_its_parents_binding_as_its_first() {
+    for sealed in [false, true] {
+        for is_root in [true, false] {
+            let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
+            let parent = Record { sealed, stale_state: Some(state_tag(b"old")), ..replica.record("b-1", 5) };
+            claims(&replica, session(if is_root { ROOT } else { PARENT }).as_str(), &parent.to_string()).await;
+            claims(&replica, &format!("{}.thread", session(THREAD)), session(PARENT).as_str()).await;
+            let begun = replica.bind(&mut fork(&replica)).await.unwrap();
+            assert_eq!(seen(&begun), ("b-1", false, BindingResult::Inherited));
+            assert!(begun.is_guess, "its parent may have been forgotten since it was forked");
+            let first = Record { sealed, ..replica.record("b-1", 1) };
+            replica.is_stored(&first).await;
+            let next = replica.bind(&mut replica.wanted()).await.unwrap();
+            assert_eq!((seen(&next), next.is_guess), (("b-1", false, BindingResult::Existing), !sealed));
+        }
+    }
+}
+
+/// Its parent's key can serve no more: the fork begins where its parent would go.
+#[tokio::test(start_paused = true)]
+async fn fork_of_a_dead_keys_session_moves_as_its_parent_would() {
+    for sealed in [true, false] {
+        let [replica] = replicas("b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 0");
+        let parent = Record { sealed, ..replica.record("b-1", 5) };
+        claims(&replica, session(ROOT).as_str(), &parent.to_string()).await;
+        replica.rejects("b-1");
+        assert_eq!(replica.goes(fork(&replica)).await.as_deref(), Ok("b-2"));
+        replica.is_stored(&Record { sealed, ..replica.record("b-2", 2) }).await;
+    }
+}
+
+/// The store does not answer: what this replica remembers of the parent does.
+#[tokio::test(start_paused = true)]
+async fn fork_inherits_in_the_dark_from_what_is_remembered() {
+    for is_root in [true, false] {
+        let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
+        let parent = replica.record("b-1", 5).sealed();
+        replica.local.confirm(&session(if is_root { ROOT } else { PARENT }), &parent);
+        replica.local.has_told(&session(THREAD), &session(PARENT));
+        replica.weather(Weather::Away);
+        let begun = replica.bind(&mut fork(&replica)).await.unwrap();
+        assert_eq!((begun.key.id.as_str(), begun.is_guess), ("b-1", true));
+        assert_eq!(begun.written, Written::Here(replica.record("b-1", 1).sealed()));
+        // And where the store has lost the parent.
+        replica.local.forget(&session(1));
+        replica.weather(Weather::Fair);
+        assert_eq!(replica.goes(fork(&replica)).await.as_deref(), Ok("b-1"));
+    }
+}
+
+/// Nobody remembers the parent: the fork begins where its parent would be looked for.
+#[tokio::test(start_paused = true)]
+async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
+    let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1");
+    let mut differ = 0;
+    for number in 0..40 {
+        let parent = Some(Parent { root: session(number + 100), thread: session(THREAD) });
+        let lineage = Lineage { parent, thread: None };
+        let own = Wanted { session: Some(session(number)), ..replica.wanted() };
+        let fork = Wanted { lineage, ..Wanted { session: Some(session(number)), ..replica.wanted() } };
+        let places = &replica.bindings.places;
+        let expected = places.choose(&own, &session(number + 100), Reach::Anywhere).unwrap().id.clone();
+        differ += u32::from(places.choose(&own, &session(number), Reach::Anywhere).unwrap().id != expected);
+        assert_eq!(places.choose(&fork, &session(number), Reach::Anywhere).unwrap().id, expected);
+        assert_eq!(places.default_of(&fork, &session(number)).unwrap().id, expected);
+        assert_eq!(places.welcome(&fork, &session(number)).unwrap().id, expected);
+    }
+    assert!(differ > 10, "their own orders are others: {differ}");
+}
+
+/// The sessions of threads are written down behind the back of the turns that show them.
+#[tokio::test(start_paused = true)]
+async fn thread_of_a_turn_leads_to_its_session() {
+    let replica = with_clock();
+    let shows = |thread| Wanted { lineage: Lineage { parent: None, thread }, ..replica.wanted() };
+    let threads = async || {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        let name = format!("{}.thread", session(THREAD));
+        replica.store.get(&name, &mut replica.store.budget()).await.unwrap()
+    };
+    replica.goes(shows(None)).await.unwrap();
+    assert_eq!(threads().await, None, "a root thread is its session");
+    replica.goes(shows(Some(session(THREAD)))).await.unwrap();
+    let held = threads().await.unwrap();
+    assert_eq!((held.value.as_str(), held.left), (session(1).as_str(), TTL));
+    // For as long as it is used.
+    tokio::time::advance(TTL / 4).await;
+    replica.goes(shows(Some(session(THREAD)))).await.unwrap();
+    assert_eq!(threads().await.map(|held| held.left), Some(TTL));
+    assert_eq!(replica.local.session_of(&session(THREAD)), Some(session(1)));
+    assert!(replica.tasks.join(LONG).await);
+}
+
+/// A turn that refers to what only the project of its session finds.
+fn held(wanted: Wanted<'_>) -> Wanted<'_> {
+    Wanted { is_held: true, ..wanted }
+}
+
+#[tokio::test(start_paused = true)]
+async fn turn_is_held_to_the_project_of_its_session() {
+    let replica = one();
+    let home = Reach::project_of(&replica.key("a-1"));
+    // Nothing was served yet: nobody knows which it is.
+    replica.put(&replica.record("a-1", 1)).await;
+    let mut wanted = held(replica.wanted());
+    replica.bind(&mut wanted).await.unwrap();
+    assert_eq!(wanted.within, Reach::Anywhere);
+    replica.put(&replica.record("a-1", 1).sealed()).await;
+    replica.limits("a-1");
+    let mut free = replica.wanted();
+    assert_eq!(seen(&replica.bind(&mut free).await.unwrap()), ("a-2", true, BindingResult::Spilled));
+    assert_eq!(free.within, Reach::Anywhere, "it refers to nothing");
+    let mut wanted = held(replica.wanted());
+    let error = replica.bind(&mut wanted).await.unwrap_err();
+    assert_eq!((error.kind, wanted.within), (Kind::RateLimitExceeded, home), "no sibling has it");
+    // By what this replica remembers, and not where it remembers nothing.
+    replica.weather(Weather::Away);
+    let mut wanted = Wanted { patience: LONG, ..held(replica.wanted()) };
+    assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-1");
+    assert_eq!(wanted.within, home);
+    replica.local.forget(&session(1));
+    let error = replica.bind(&mut held(replica.wanted())).await.unwrap_err();
+    assert_eq!((error.kind, error.retry_after), (Kind::NoKeyAvailable, Some(Duration::from_secs(1))));
+    assert!(error.message.contains("cannot be told at the moment"), "{}", error.message);
+}
+
+/// Of what is stored and what is remembered, the newest counts.
+#[tokio::test(start_paused = true)]
+async fn turn_is_held_by_the_newest_word_on_its_session() {
+    let replica = one();
+    let projects = [("a-1", 1, "a-2", 2), ("a-2", 2, "a-1", 1)];
+    for (stored, epoch, known, newer) in projects {
+        replica.put(&replica.record(stored, epoch).sealed()).await;
+        replica.local.forget(&session(1));
+        replica.local.note(&session(1), &replica.record(known, newer).sealed(), false);
+        let mut wanted = held(replica.wanted());
+        assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-2");
+        assert_eq!(wanted.within, Reach::project_of(&replica.key("a-2")));
+    }
+    // Of one epoch, the one that has served.
+    let replica = one();
+    let bound = replica.record("a-1", 1);
+    for (stored, known) in [(bound.sealed(), bound.clone()), (bound.clone(), bound.sealed())] {
+        replica.put(&stored).await;
+        replica.local.forget(&session(1));
+        replica.local.note(&session(1), &known, false);
+        let mut wanted = held(replica.wanted());
+        replica.bind(&mut wanted).await.unwrap();
+        assert_eq!(wanted.within, Reach::project_of(&replica.key("a-1")));
+    }
+}
+
+/// A fork refers to what its parent's project has.
+#[tokio::test(start_paused = true)]
+async fn fork_is_held_to_the_project_of_its_parent() {
+    for weather in [Weather::Fair, Weather::Away] {
+        let replica = one();
+        let parent = replica.record("a-2", 3).sealed();
+        claims(&replica, session(ROOT).as_str(), &parent.to_string()).await;
+        replica.local.confirm(&session(ROOT), &parent);
+        replica.weather(weather);
+        let mut wanted = held(fork(&replica));
+        assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-2");
+        assert_eq!(wanted.within, Reach::project_of(&replica.key("a-2")));
+    }
+}
+
+/// Between two attempts of one turn another turn of its session is served: from then on it is known where it is held.
+#[tokio::test(start_paused = true)]
+async fn turn_is_held_again_when_it_goes_on() {
+    let replica = one();
+    replica.put(&replica.record("a-1", 1)).await;
+    let mut wanted = held(replica.wanted());
+    let early = replica.bind(&mut wanted).await.unwrap();
+    replica.serves(&replica.bind(&mut replica.wanted()).await.unwrap()).await;
+    replica.limits("a-1");
+    assert_eq!(replica.rebind(&mut wanted, &early).await.unwrap_err().kind, Kind::RateLimitExceeded);
+    assert_eq!(wanted.within, Reach::project_of(&replica.key("a-1")));
+    // What has said itself where it belongs is asked nothing.
+    let within = Reach::project_of(&replica.key("a-2"));
+    let mut wanted = Wanted { within, ..held(replica.wanted()) };
+    assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-2");
+    assert_eq!(wanted.within, within);
+}
+
+/// No key of the project is loaded: nobody else has it.
+#[tokio::test(start_paused = true)]
+async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
+    let [early, late] = replicas::<2>(KEYS);
+    late.loads("a-2 org-a two 1, b-1 org-b one 1");
+    late.is_of(1);
+    late.put(&Record { generation: 2, ..early.record("a-1", 1).sealed() }).await;
+    let mut wanted = held(late.wanted());
+    let error = late.bind(&mut wanted).await.unwrap_err();
+    assert_eq!((wanted.within, error.retry_after), (Reach::Nowhere, Some(Duration::from_secs(1))));
+    assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
+    assert!(tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(), "the configuration is looked at");
+}
+
+/// Whether a connection that has `binding`'s key for life can be asked for what the session's project has.
+#[tokio::test(start_paused = true)]
+async fn connection_is_home_where_the_project_of_its_session_is() {
+    let replica = one();
+    let on = |id: &str, written| Binding::new(&replica.key(id), Some(&session(1)), written, BindingResult::Existing);
+    let record = replica.record("a-1", 1);
+    let is_home = |binding: &Binding| [false, true].map(|has_served| replica.bindings.is_home(binding, has_served));
+    assert_eq!(is_home(&on("a-1", Written::Stored(record.clone()))), [true, true]);
+    assert_eq!(is_home(&on("a-1", Written::Beside(record.clone()))), [true, true]);
+    assert_eq!(is_home(&on("a-2", Written::Beside(record.clone()))), [false, false]);
+    assert_eq!(is_home(&on("a-1", Written::Here(record.clone()))), [false, true]);
+    assert_eq!(is_home(&on("a-1", Written::Here(record.sealed()))), [true, true]);
+    assert_eq!(is_home(&on("a-1", Written::Nowhere)), [false, true]);
+    assert_eq!(is_home(&Binding { session: None, ..on("a-1", Written::Nowhere) }), [true, true]);
+    // Whether another connection would be.
+    let beside = on("a-2", Written::Beside(record.clone()));
+    assert!(replica.bindings.is_home_well(&beside, MODEL));
+    assert!(!replica.bindings.is_home_well(&on("a-2", Written::Stored(record)), MODEL), "it is at home");
+    replica.limits("a-1");
+    assert!(!replica.bindings.is_home_well(&beside, MODEL) && replica.bindings.is_home_well(&beside, "other"));
+}

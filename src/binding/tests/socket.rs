@@ -1,0 +1,112 @@
+//! What is decided about a connection that has one key for life: whether another one would be served elsewhere, and what its
+//! client is told where nobody serves.
+
+use super::*;
+use crate::binding::select::Reach;
+use crate::binding::demand::Sealed;
+
+/// `org-a` has two keys of two projects, the others one each.
+const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1";
+
+/// A binding to `id`, sealed or not, as it is stored; the turn says whether it shows what is sealed.
+fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool {
+    let record = Record { sealed: is_sealed, ..replica.record(id, 1) };
+    let binding = Binding::stored(&replica.key(id), &session(1), record, BindingResult::Existing);
+    let wanted = Wanted { carries_sealed: Sealed::Known(is_shown), ..replica.wanted() };
+    replica.bindings.would_leave(&wanted, &binding)
+}
+
+/// Each: nothing sealed, something shown, the session sealed.
+fn all(replica: &Replica, id: &str) -> [bool; 3] {
+    [(false, false), (false, true), (true, false)].map(|(is_sealed, is_shown)| leaves(replica, id, is_sealed, is_shown))
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_is_left_where_another_key_would_serve() {
+    let [replica] = replicas(KEYS);
+    assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([false; 3], [false; 3]), "all is well");
+    // Short: a sibling serves, and what may leave its organization does.
+    replica.limits("a-1");
+    replica.limits("b-1");
+    assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([true; 3], [true, false, false]));
+    // No sibling is left, either.
+    replica.limits("a-2");
+    assert_eq!(all(&replica, "a-1"), [true, false, false]);
+    // Nor anybody else.
+    replica.limits("c-1");
+    replica.limits("d-1");
+    assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([false; 3], [false; 3]));
+
+    // Dead: it moves, in its organization at least.
+    let [replica] = replicas(KEYS);
+    replica.rejects("a-1");
+    replica.rejects("b-1");
+    assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([true; 3], [true, true, false]));
+
+    // Not for this model.
+    let [replica] = replicas(KEYS);
+    replica.registry.deny(&replica.key("b-1"), MODEL);
+    assert_eq!(all(&replica, "b-1"), [false; 3]);
+    replica.registry.deny(&replica.key("a-1"), MODEL);
+    assert_eq!(all(&replica, "a-1"), [true; 3]);
+}
+
+/// A turn of this connection finds out whether a key that is exhausted is so still: looking does not.
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_looked_at_tries_nothing() {
+    let [replica] = replicas(KEYS);
+    replica.exhausts("b-1", Scope::Organization);
+    let subject = Subject::of(&replica.key("b-1"), Scope::Organization);
+    replica.registry.conditions.grant(subject);
+    assert!(leaves(&replica, "b-1", false, false) && !leaves(&replica, "b-1", true, false));
+    assert!(replica.registry.conditions.take_ticket(&replica.key("b-1")), "one turn may still find out");
+}
+
+/// A session that another replica has moved to a key that is out of use here alone: one turn tries it, and looking does not.
+#[tokio::test(start_paused = true)]
+async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
+    let [replica] = replicas(KEYS);
+    replica.rejects("a-1");
+    let record = replica.record("a-1", 2).sealed();
+    let binding = Binding::stored(&replica.key("a-1"), &session(1), record.clone(), BindingResult::Existing);
+    assert!(replica.bindings.would_leave(&replica.wanted(), &binding));
+    replica.put(&record).await;
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-1"), "it is tried once");
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-2"));
+}
+
+/// Within the project that stores what it refers to there is nowhere else to go.
+#[tokio::test(start_paused = true)]
+async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a one 1");
+    let record = replica.record("a-1", 1).sealed();
+    let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
+    let within = Reach::project_of(&replica.key("a-1"));
+    let wanted = Wanted { within, ..replica.wanted() };
+    replica.rejects("a-1");
+    assert!(replica.bindings.would_leave(&wanted, &binding), "a-3 has it too");
+    replica.says("a-3", Condition::Disabled);
+    assert!(!replica.bindings.would_leave(&wanted, &binding));
+    assert!(replica.bindings.would_leave(&replica.wanted(), &binding), "a turn that refers to nothing goes on");
+}
+
+/// Whoever cannot be served in place of a key hears of those that might have.
+#[tokio::test(start_paused = true)]
+async fn client_is_told_of_the_keys_that_might_have_served() {
+    let [replica] = replicas(KEYS);
+    replica.exhausts("a-1", Scope::Organization);
+    let told = |is_sealed| {
+        let record = Record { sealed: is_sealed, ..replica.record("a-1", 1) };
+        let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
+        replica.bindings.shortage(&replica.wanted(), &binding).kind
+    };
+    assert_eq!((told(true), told(false)), (Kind::InsufficientQuota, Kind::NoKeyAvailable));
+    replica.limits("c-1");
+    assert_eq!(told(false), Kind::RateLimitExceeded);
+    let restricted = Client::of_organizations("alice", &["org-b"]);
+    let barred = Wanted { client: &restricted, ..replica.wanted() };
+    assert_eq!(replica.bindings.places.shortage_of(&barred, Reach::Anywhere).kind, Kind::NoKeyAvailable, "not its own");
+    // Whoever has a session hears of its siblings; whoever has none has no sibling.
+    let binding = Binding::passing(&replica.key("b-1"), None, BindingResult::None);
+    assert!(!replica.bindings.has_sibling(&replica.wanted(), &binding));
+}

@@ -1,0 +1,189 @@
+//! What a replica makes of a stored binding: whether its key serves, is passed by, or is left; and who finds out whether a key that
+//! is out of use is so still.
+
+use super::*;
+use crate::binding::place::Standing;
+use crate::binding::select::Reach;
+use crate::key::Tag;
+use crate::metrics::Reason;
+
+/// As one word.
+fn word(standing: &Standing) -> String {
+    match standing {
+        Standing::Serves(key) => key.id.clone(),
+        Standing::Aside(reason) => format!("aside {}", reason.name()),
+        Standing::Gone(reason) => format!("gone {}", reason.name()),
+        Standing::Elsewhere => "elsewhere".into(),
+    }
+}
+
+impl Replica {
+    pub(super) fn stands(&self, wanted: &Wanted<'_>, record: &Record) -> String {
+        word(&self.bindings.places.standing(wanted, record))
+    }
+}
+
+/// A key of another name or another organization is another key, and only a replica of the same set or a newer one can say that
+/// it is removed.
+#[tokio::test(start_paused = true)]
+async fn unknown_key_is_removed_by_a_newer_set_alone() {
+    let replica = one();
+    let wanted = replica.wanted();
+    let unknown = Record { key: Tag::of("key", b"new"), ..replica.record("a-1", 1) };
+    let moved = Record { organization: Tag::of("organization", b"org-b"), ..replica.record("a-1", 1) };
+    for record in [unknown, moved] {
+        for (own, writers, expected) in [
+            (3, 3, "gone removed"),
+            (3, 2, "gone removed"),
+            (3, 4, "aside not_loaded"),
+            (3, 0, "aside not_loaded"),
+            (0, 1, "aside not_loaded"),
+            (0, 0, "aside not_loaded"),
+        ] {
+            replica.is_of(own);
+            let record = Record { generation: writers, ..record.clone() };
+            assert_eq!(replica.stands(&wanted, &record), expected, "this replica's {own}, the writer's {writers}");
+            let wants = tokio::time::timeout(Duration::from_millis(1), replica.registry.reload_wanted()).await.is_ok();
+            assert_eq!(wants, expected != "gone removed", "it is looked for where it may be");
+        }
+    }
+}
+
+/// What the turn itself has met counts beside what is known of the key.
+#[tokio::test(start_paused = true)]
+async fn standing_is_by_rights_then_by_the_turn_then_by_health() {
+    let replica = one();
+    let record = replica.record("a-1", 1);
+    let failed = || Wanted { failed: vec![record.key], ..replica.wanted() };
+    assert_eq!(replica.stands(&replica.wanted(), &record), "a-1");
+    assert_eq!(replica.stands(&failed(), &record), "aside failed");
+    let restricted = Client::of_organizations("alice", &["org-b"]);
+    let barred = Wanted { client: &restricted, ..failed() };
+    assert_eq!(replica.stands(&barred, &record), "gone not_allowed");
+    replica.limits("a-1");
+    assert_eq!(replica.stands(&replica.wanted(), &record), "aside limited");
+    replica.registry.deny(&replica.key("a-1"), MODEL);
+    assert_eq!(replica.stands(&replica.wanted(), &record), "aside no_access");
+    assert_eq!(replica.stands(&Wanted { model: "other", ..replica.wanted() }, &record), "a-1");
+    replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
+    assert_eq!(replica.stands(&replica.wanted(), &record), "aside suspected");
+    replica.rejects("a-1");
+    assert_eq!(replica.stands(&replica.wanted(), &record), "gone rejected");
+    replica.rejects("a-2");
+    assert_eq!(replica.stands(&replica.wanted(), &record), "aside incident", "most keys are refused: that is not their fault");
+    for (said, expected) in [(Condition::Disabled, "aside disabled"), (Condition::Drained, "gone drained")] {
+        replica.says("a-1", said);
+        assert_eq!(replica.stands(&replica.wanted(), &record), expected);
+    }
+}
+
+/// To a session that stays in its organization a project's quota is a shortage; one that may go elsewhere leaves its key.
+#[tokio::test(start_paused = true)]
+async fn exhausted_project_is_left_by_whoever_may_leave_its_organization() {
+    let replica = one();
+    let (free, sealed) = (replica.record("a-1", 1), replica.record("a-1", 1).sealed());
+    replica.exhausts("a-1", Scope::Project);
+    let within = Wanted { within: Reach::project_of(&replica.key("a-1")), ..replica.wanted() };
+    assert_eq!(replica.stands(&replica.wanted(), &free), "gone exhausted");
+    assert_eq!(replica.stands(&replica.wanted(), &sealed), "aside exhausted");
+    assert_eq!(replica.stands(&within, &free), "aside exhausted");
+    // Its organization's quota is used up as well: the session's key is no better than others.
+    replica.exhausts("a-1", Scope::Organization);
+    assert_eq!(replica.stands(&replica.wanted(), &sealed), "gone exhausted");
+}
+
+/// A key that is out of use here, and to which somebody has moved the session since, is tried by one turn in a while.
+#[tokio::test(start_paused = true)]
+async fn key_that_a_session_was_moved_to_is_tried_by_one_turn() {
+    let replica = one();
+    let (first, second) = (replica.record("a-1", 1), replica.record("a-1", 2));
+    replica.rejects("a-1");
+    let refused = || Wanted { refused: vec![first.key], ..replica.wanted() };
+    let later = |record| word(&replica.bindings.places.standing_later(&replica.wanted(), record));
+    assert_eq!(replica.stands(&replica.wanted(), &first), "gone rejected", "nobody has moved it here");
+    assert_eq!(replica.stands(&refused(), &second), "gone rejected", "the turn has tried it");
+    assert_eq!(later(&second), "gone rejected", "it tries nothing");
+    assert_eq!(replica.stands(&replica.wanted(), &second), "a-1");
+    assert_eq!(replica.stands(&replica.wanted(), &second), "gone rejected", "one is enough");
+}
+
+/// One turn finds out whether a quota is still used up.
+#[tokio::test(start_paused = true)]
+async fn exhausted_key_is_tried_by_the_turn_with_the_ticket() {
+    for (scope, sealed, out) in [
+        (Scope::Organization, true, "gone exhausted"),
+        (Scope::Project, true, "aside exhausted"),
+        (Scope::Project, false, "gone exhausted"),
+    ] {
+        let replica = one();
+        let bound = Record { sealed, ..replica.record("a-1", 1) };
+        replica.exhausts("a-1", scope);
+        replica.registry.conditions.grant(Subject::of(&replica.key("a-1"), scope));
+        let refused = Wanted { refused: vec![bound.key], ..replica.wanted() };
+        assert_eq!(replica.stands(&refused, &bound), out, "this turn was refused");
+        assert_eq!(replica.stands(&replica.wanted(), &bound), "a-1");
+        assert_eq!(replica.stands(&replica.wanted(), &bound), out, "the ticket is taken");
+    }
+}
+
+/// With nobody else left a turn that has no session there, or is not bound yet, may find out.
+#[tokio::test(start_paused = true)]
+async fn new_session_finds_out_whether_all_are_still_exhausted() {
+    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");
+    let places = &replica.bindings.places;
+    let subject = Subject::of(&replica.key("a-1"), Scope::Organization);
+    let choose = |refused: &[&str]| {
+        let refused = refused.iter().map(|id| replica.key(id).tag).collect();
+        let chosen = places.choose(&Wanted { refused, ..replica.wanted() }, &session(1), Reach::Anywhere);
+        chosen.map(|key| key.id.clone()).map_err(|error| error.kind)
+    };
+    replica.exhausts("a-1", Scope::Organization);
+    assert_eq!(choose(&[]), Err(Kind::InsufficientQuota));
+    replica.registry.conditions.grant(subject);
+    assert_eq!(choose(&["a-1", "a-2"]), Err(Kind::InsufficientQuota), "this one has tried");
+    assert!(choose(&["a-1"]).is_ok_and(|id| id == "a-2"));
+    assert_eq!(choose(&[]), Err(Kind::InsufficientQuota), "one is enough");
+    // And so does a new session, of its first choice, although others are well.
+    let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
+    let welcome = |refused: Vec<Tag>| {
+        let wanted = Wanted { refused, ..replica.wanted() };
+        replica.bindings.places.welcome(&wanted, &session(1)).unwrap().id.clone()
+    };
+    replica.exhausts("a-1", Scope::Organization);
+    assert_eq!(welcome(Vec::new()), "b-1");
+    replica.registry.conditions.grant(subject);
+    assert_eq!(welcome(vec![replica.key("a-1").tag]), "b-1", "this one has tried");
+    assert_eq!((welcome(Vec::new()), welcome(Vec::new())), ("a-1".into(), "b-1".into()));
+}
+
+/// What is told of a turn that nobody could serve, in the log and the metrics.
+#[tokio::test(start_paused = true)]
+async fn refusal_is_told_with_its_reason() {
+    type Befalls = dyn Fn(&Replica);
+    let cases: [(&Befalls, Reason); 5] = [
+        (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.limits(id)), Reason::Limited),
+        (&|replica| ["a-1", "b-1"].iter().for_each(|id| replica.exhausts(id, Scope::Organization)), Reason::Exhausted),
+        (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.says(id, Condition::Disabled)), Reason::Disabled),
+        (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.rejects(id)), Reason::Incident),
+        (&|replica| replica.loads("x-1 org-x one 1"), Reason::NotLoaded),
+    ];
+    for (befalls, reason) in cases {
+        for is_bound in [true, false] {
+            let replica = one();
+            let bound = Record { generation: 9, ..replica.record("a-1", 1) };
+            if is_bound {
+                replica.put(&bound).await;
+            } else if reason == Reason::NotLoaded {
+                continue;
+            }
+            befalls(&replica);
+            assert!(replica.goes(replica.wanted()).await.is_err(), "{reason:?}");
+            let told = match reason {
+                Reason::Limited | Reason::Exhausted => reason,
+                _ if is_bound => reason,
+                _ => Reason::NoneInUse,
+            };
+            assert_eq!(replica.decided("refuse", &told.name()), 1, "{told:?}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What operators are shown of a session.
+
+use super::*;
+use crate::binding::trail::{Mark, Step, keep_writing};
+use crate::metrics::{Decision, Reason};
+
+async fn writes(replica: &Replica, lines: &[&str]) {
+    let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
+    replica.store.append(session(1).as_str(), &lines, TTL, &mut replica.store.budget()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
+    let replica = one();
+    assert!(replica.bindings.view(&session(1)).await.is_none(), "there is nothing");
+    replica.local.confirm(&session(1), &replica.record("a-1", 2));
+    replica.put(&Record { generation: 7, ..replica.record("b-1", 3).sealed() }).await;
+    let shown = async || {
+        let view = replica.bindings.view(&session(1)).await.unwrap();
+        let bound = view.binding.unwrap();
+        (bound.key.unwrap_or_default(), bound.organization, bound.epoch, bound.generation, bound.sealed, bound.stored)
+    };
+    assert_eq!(shown().await, ("b-1".into(), Some("org-b".into()), 3, 7, true, true));
+    replica.weather(Weather::Away);
+    assert_eq!(shown().await, ("a-1".into(), Some("org-a".into()), 2, 1, false, false));
+    replica.weather(Weather::Fair);
+    // Its key is configured no more, and its organization has another.
+    replica.loads("b-2 org-b one 1");
+    assert_eq!(shown().await, (String::new(), Some("org-b".into()), 3, 7, true, true));
+}
+
+/// Replicas write as they come to it, some of it twice, and newer versions in words of their own.
+#[tokio::test(start_paused = true)]
+async fn trail_is_shown_in_the_order_of_its_times_and_each_line_once() {
+    let replica = one();
+    let (second, first) = ("20 move rejected a-1 a-2", "10 spill limited a-1 b-1");
+    writes(&replica, &[second, first, "something else", second]).await;
+    let view = replica.bindings.view(&session(1)).await.unwrap();
+    assert!(view.binding.is_none());
+    assert_eq!(view.trail, [first, second].map(|line| Mark::parse(line).unwrap()));
+}
+
+/// The store takes what it is told, and its answer is lost.
+#[tokio::test(start_paused = true)]
+async fn step_that_is_written_again_is_shown_once() {
+    let replica = one();
+    let (trail, unwritten) = Trail::new(Arc::clone(&replica.metrics));
+    let (session, key) = (session(1), replica.key("a-1"));
+    let (decision, reason) = (Decision::Refuse, Reason::Exhausted);
+    trail.tell(&Step { session: Some(&session), decision, reason, from: Some(&key), to: None });
+    drop(trail);
+    replica.weather(Weather::Mute);
+    keep_writing(Arc::clone(&replica.store), TTL, unwritten).await;
+    replica.weather(Weather::Fair);
+    let view = replica.bindings.view(&session).await.unwrap();
+    let [mark] = &view.trail[..] else { panic!("{:?}", view.trail) };
+    assert_eq!((mark.decision.as_str(), mark.reason.as_str()), ("refuse", "exhausted"));
+    assert_eq!((mark.from.as_deref(), mark.to.as_deref()), (Some("a-1"), None));
+}

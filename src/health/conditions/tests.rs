@@ -1,0 +1,306 @@
+//! What is known of keys: what outweighs what, how long it holds, and who may find out whether it
+//! still does.
+
+use super::*;
+use crate::key::table::Table;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn keys(sketch: &str) -> Vec<Arc<Key>> {
+    Table::sketch(sketch).keys().to_vec()
+}
+
+fn key() -> Arc<Key> {
+    keys("a o 1 sk-a").remove(0)
+}
+
+/// Some things that are the case, each for as long as it usually is.
+fn known(key: &Key, cases: &[(Scope, Condition)]) -> Conditions {
+    let conditions = Conditions::default();
+    for (scope, condition) in cases {
+        let subject = match (scope, condition.class()) {
+            (Scope::Key, Class::Operator) => Subject::named(key),
+            _ => Subject::of(key, *scope),
+        };
+        conditions.note(subject, *condition, condition.life());
+    }
+    conditions
+}
+
+/// What it has yet to tell, as `value=seconds`.
+fn untold(conditions: &Conditions) -> Vec<String> {
+    let seconds = |note: &Note| note.life.map_or(-1.0, |life| life.as_secs_f64());
+    conditions.word().1.iter().map(|note| format!("{}={}", note.value, seconds(note))).collect()
+}
+
+/// The others have heard all of it.
+fn tell(conditions: &Conditions) {
+    let (seen, notes) = conditions.word();
+    conditions.heard(&notes, &crate::store::board::Board { version: seen, ..Default::default() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to() {
+    use Condition::{Disabled, Drained, Enabled, Exhausted, Limited, Rejected, Suspected};
+    use Scope::{Key, Organization, Project};
+    let key = key();
+    for (cases, expected) in [
+        (&[(Key, Drained), (Organization, Disabled)][..], Fitness::Lost(Why::Drained)),
+        (&[(Key, Disabled), (Organization, Drained)], Fitness::Lost(Why::Drained)),
+        (&[(Key, Enabled), (Organization, Disabled)], Fitness::Aside(Why::Disabled)),
+        (&[(Key, Disabled), (Organization, Enabled)], Fitness::Aside(Why::Disabled)),
+        (&[(Key, Disabled), (Key, Rejected)], Fitness::Aside(Why::Disabled)),
+        (&[(Organization, Enabled), (Key, Rejected)], Fitness::Lost(Why::Rejected)),
+        (&[(Key, Disabled), (Key, Enabled)], Fitness::Well),
+        (&[(Key, Suspected)], Fitness::Aside(Why::Suspected)),
+        (&[(Organization, Suspected)], Fitness::Aside(Why::Suspected)),
+        (&[(Organization, Rejected)], Fitness::Lost(Why::Rejected)),
+        (&[(Key, Rejected), (Organization, Exhausted)], Fitness::Lost(Why::Rejected)),
+        (&[(Project, Exhausted)], Fitness::Lost(Why::ExhaustedProject)),
+        (&[(Organization, Exhausted)], Fitness::Lost(Why::ExhaustedOrganization)),
+        (&[(Project, Exhausted), (Organization, Exhausted)], Fitness::Lost(Why::ExhaustedOrganization)),
+        (&[(Key, Suspected), (Key, Rejected)], Fitness::Lost(Why::Rejected)),
+    ] {
+        assert_eq!(known(&key, cases).fitness(&key, "m"), expected, "{cases:?}");
+    }
+    // What is the case of a model is the case of nothing else, and hides nothing.
+    for (condition, expected) in
+        [(Condition::NoAccess, Fitness::Aside(Why::NoAccess)), (Limited, Fitness::Short(Duration::from_secs(60)))]
+    {
+        let conditions = Conditions::default();
+        conditions.note(Subject::model(&key, "m"), condition, condition.life());
+        assert_eq!(conditions.fitness(&key, "m"), expected);
+        assert_eq!(conditions.fitness(&key, "n"), Fitness::Well);
+        conditions.note(Subject::of(&key, Key), Rejected, Rejected.life());
+        assert_eq!(conditions.fitness(&key, "m"), Fitness::Lost(Why::Rejected));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longer_of_two_limits_holds_and_is_told() {
+    let key = key();
+    let subject = Subject::model(&key, "m");
+    for (first, second, holds, is_told) in [(60, 10, 60, false), (10, 60, 60, true), (60, 59, 60, false), (60, 61, 61, true)] {
+        let conditions = Conditions::default();
+        let note = |seconds: u32| conditions.note(subject, Condition::Limited, Some(SECOND * seconds));
+        assert!(note(first), "it is news");
+        tell(&conditions);
+        assert!(!note(second), "it is none");
+        let told = if is_told { vec![format!("limited={second}")] } else { Vec::new() };
+        assert_eq!(untold(&conditions), told, "{first} and then {second}");
+        assert_eq!(conditions.fitness(&key, "m"), Fitness::Short(SECOND * holds), "{first} and then {second}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_holds_for_about_as_long_anyway_is_not_said_again() {
+    let key = key();
+    let subject = Subject::of(&key, Scope::Key);
+    for (condition, after, is_told) in [
+        (Condition::Rejected, HOUR * 11, false),
+        (Condition::Rejected, HOUR * 13, true),
+        (Condition::Suspected, SECOND * 29, false),
+        (Condition::Suspected, SECOND * 31, true),
+    ] {
+        let conditions = known(&key, &[(Scope::Key, condition)]);
+        tell(&conditions);
+        let (began, life) = (Instant::now(), condition.life().unwrap());
+        tokio::time::advance(after).await;
+        assert!(!conditions.note(subject, condition, condition.life()), "{condition:?} is no news");
+        assert_eq!(untold(&conditions).len(), usize::from(is_told), "{condition:?} after {after:?}");
+        let left = conditions.of(&key)[0].2.unwrap();
+        assert_eq!(left, if is_told { life } else { life - after }, "{condition:?} after {after:?}");
+        assert!(conditions.is_older(subject, began), "it has been the case all the time");
+    }
+    let conditions = known(&key, &[(Scope::Key, Condition::Disabled)]);
+    tell(&conditions);
+    assert!(!conditions.note(Subject::named(&key), Condition::Disabled, None) && untold(&conditions).is_empty());
+    assert!(conditions.note(Subject::named(&key), Condition::Drained, None), "another word is news");
+    assert_eq!(untold(&conditions), ["drained=-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_ended_is_told_once_and_what_was_over_before_did_not_end() {
+    let key = key();
+    let subject = Subject::of(&key, Scope::Key);
+    let conditions = known(&key, &[(Scope::Key, Condition::Suspected)]);
+    tell(&conditions);
+    assert_eq!(conditions.end(subject, Class::Recovery), None);
+    assert_eq!(conditions.end(subject, Class::Illness), Some(Condition::Suspected));
+    assert_eq!(untold(&conditions), ["=-1"]);
+    assert_eq!(conditions.end(subject, Class::Illness), None);
+    conditions.note(subject, Condition::Suspected, Some(SECOND));
+    tokio::time::advance(SECOND).await;
+    assert!(!conditions.is(subject, Condition::Suspected) && conditions.of(&key).is_empty());
+    assert!(conditions.note(subject, Condition::Suspected, Some(SECOND)), "it is the case anew");
+    tokio::time::advance(SECOND).await;
+    assert_eq!(conditions.end(subject, Class::Illness), None);
+    conditions.note(subject, Condition::Suspected, Some(SECOND));
+    conditions.sweep();
+    assert!(!conditions.is_empty());
+    tokio::time::advance(SECOND).await;
+    conditions.sweep();
+    assert!(conditions.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_out_of_use_here_alone_may_be_tried_now_and_then() {
+    let key = key();
+    for scope in [Scope::Key, Scope::Project, Scope::Organization] {
+        let conditions = known(&key, &[(scope, Condition::Exhausted)]);
+        assert!(conditions.may_try(&key), "{scope:?}");
+        tokio::time::advance(TRY_AGAIN - SECOND).await;
+        assert!(!conditions.may_try(&key), "it was tried a moment ago");
+        tokio::time::advance(SECOND).await;
+        assert!(conditions.may_try(&key));
+        // Once it is on the board it is out of use for all.
+        let (_, notes) = conditions.word();
+        let board = crate::store::board::Board {
+            version: 1,
+            now: 1,
+            notes: notes.iter().map(|note| Note { stamp: 1, ..note.clone() }).collect(),
+            ..Default::default()
+        };
+        conditions.heard(&notes, &board);
+        tokio::time::advance(TRY_AGAIN).await;
+        assert!(!conditions.may_try(&key), "{scope:?}");
+    }
+    for word in [Condition::Disabled, Condition::Drained] {
+        assert!(!known(&key, &[(Scope::Key, Condition::Rejected), (Scope::Key, word)]).may_try(&key), "{word:?}");
+    }
+    assert!(known(&key, &[(Scope::Key, Condition::Enabled)]).may_try(&key));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_the_case_is_asked_again_each_in_its_own_time() {
+    let key = key();
+    for (condition, first, pause) in [
+        (Condition::Suspected, Duration::ZERO, SECOND * 5),
+        (Condition::Rejected, SECOND * 60, SECOND * 60),
+        (Condition::Exhausted, SECOND * 600, SECOND * 600),
+    ] {
+        let conditions = known(&key, &[(Scope::Organization, condition)]);
+        let expected = [(Subject::of(&key, Scope::Organization), condition, pause)];
+        if !first.is_zero() {
+            assert!(conditions.due().is_empty(), "{condition:?} was met just now");
+            tokio::time::advance(first - Duration::from_millis(1)).await;
+            assert!(conditions.due().is_empty(), "{condition:?}");
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(conditions.due(), expected);
+        assert!(conditions.due().is_empty(), "it counts as asked");
+        tokio::time::advance(pause - Duration::from_millis(1)).await;
+        assert!(conditions.due().is_empty(), "{condition:?}");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(conditions.due(), expected);
+    }
+    let never = known(&key, &[(Scope::Key, Condition::Disabled), (Scope::Key, Condition::Recovering)]);
+    never.note(Subject::model(&key, "m"), Condition::Limited, Some(HOUR * 48));
+    tokio::time::advance(HOUR).await;
+    assert!(never.due().is_empty());
+    let over = known(&key, &[(Scope::Key, Condition::Suspected)]);
+    tokio::time::advance(SECOND * 60).await;
+    assert!(over.due().is_empty(), "it is not the case any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ticket_is_for_one_turn_and_for_what_is_exhausted() {
+    let key = key();
+    for scope in [Scope::Project, Scope::Organization] {
+        let conditions = known(&key, &[(scope, Condition::Exhausted)]);
+        assert!(!conditions.has_ticket(&key) && !conditions.take_ticket(&key));
+        conditions.grant(Subject::of(&key, scope));
+        assert!(conditions.has_ticket(&key) && conditions.has_ticket(&key));
+        assert!(conditions.take_ticket(&key));
+        assert!(!conditions.take_ticket(&key) && !conditions.has_ticket(&key), "{scope:?}");
+        conditions.grant(Subject::of(&key, scope));
+        conditions.note(Subject::named(&key), Condition::Disabled, None);
+        assert!(!conditions.has_ticket(&key) && !conditions.take_ticket(&key), "an operator wants nobody there");
+    }
+    let both = known(&key, &[(Scope::Project, Condition::Exhausted), (Scope::Organization, Condition::Exhausted)]);
+    both.grant(Subject::of(&key, Scope::Project));
+    both.grant(Subject::of(&key, Scope::Organization));
+    assert!(both.take_ticket(&key) && !both.take_ticket(&key), "one turn finds out about both");
+    let nothing = Conditions::default();
+    nothing.grant(Subject::of(&key, Scope::Project));
+    assert!(!nothing.has_ticket(&key));
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_sessions_come_back_as_slowly_as_to_what_was_in_use_again_last() {
+    let key = key();
+    let conditions = known(&key, &[(Scope::Organization, Condition::Recovering)]);
+    assert!(conditions.ramp(&key) < 0.01);
+    tokio::time::advance(RAMP / 4).await;
+    conditions.note(Subject::of(&key, Scope::Project), Condition::Recovering, Some(RAMP));
+    tokio::time::advance(RAMP / 4).await;
+    assert!((conditions.ramp(&key) - 0.25).abs() < 0.01, "{}", conditions.ramp(&key));
+    tokio::time::advance(RAMP / 2).await;
+    assert!((conditions.ramp(&key) - 0.75).abs() < 0.01, "{}", conditions.ramp(&key));
+    tokio::time::advance(RAMP).await;
+    assert!((conditions.ramp(&key) - 1.0).abs() < 0.01);
+    let other = known(&key, &[(Scope::Key, Condition::Rejected)]);
+    assert!((other.ramp(&key) - 1.0).abs() < 0.01, "that is another matter");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
+    let keys = keys("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c, d q 1 sk-d");
+    let refused = |conditions: &Conditions, number: usize, scope: Scope, condition: Condition| {
+        conditions.note(Subject::of(&keys[number], scope), condition, condition.life());
+        conditions.consider(&keys);
+        conditions.fitness(&keys[number], "") == Fitness::Aside(Why::Incident)
+    };
+    let one = Conditions::default();
+    assert!(!refused(&one, 0, Scope::Key, Condition::Rejected));
+    assert!(!refused(&one, 1, Scope::Key, Condition::Rejected), "half of them");
+    assert!(!refused(&one, 2, Scope::Organization, Condition::Exhausted), "a quota is nobody's fault");
+    assert_eq!(one.fitness(&keys[2], ""), Fitness::Lost(Why::ExhaustedOrganization));
+    assert!(refused(&one, 3, Scope::Key, Condition::Suspected));
+    assert_eq!(one.fitness(&keys[0], ""), Fitness::Aside(Why::Incident));
+    assert_eq!(one.fitness(&keys[2], ""), Fitness::Lost(Why::ExhaustedOrganization), "whatever else is the case");
+    // They are asked soon, since it will be over for all at once.
+    tokio::time::advance(SECOND * 5).await;
+    assert_eq!(one.due().into_iter().filter(|(_, condition, _)| *condition == Condition::Rejected).count(), 2);
+    // However long it takes: it stays one until most are accepted again.
+    tokio::time::advance(SECOND * 50).await;
+    one.consider(&keys);
+    assert_eq!(one.fitness(&keys[0], ""), Fitness::Aside(Why::Incident));
+    one.end(Subject::of(&keys[3], Scope::Key), Class::Illness);
+    one.consider(&keys);
+    assert_eq!(one.fitness(&keys[0], ""), Fitness::Lost(Why::Rejected));
+
+    let other = Conditions::default();
+    refused(&other, 0, Scope::Organization, Condition::Rejected);
+    tokio::time::advance(AT_ONCE).await;
+    assert!(refused(&other, 3, Scope::Key, Condition::Rejected), "an organization is all of its keys");
+    let late = Conditions::default();
+    refused(&late, 0, Scope::Organization, Condition::Rejected);
+    tokio::time::advance(AT_ONCE + SECOND).await;
+    assert!(!refused(&late, 3, Scope::Key, Condition::Rejected), "one after the other");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_is_shown_of_every_key_that_it_concerns() {
+    let keys = keys("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
+    let conditions = known(&keys[0], &[(Scope::Key, Condition::Rejected), (Scope::Key, Condition::Disabled)]);
+    conditions.note(Subject::of(&keys[0], Scope::Organization), Condition::Exhausted, Some(HOUR));
+    conditions.note(Subject::of(&keys[0], Scope::Project), Condition::Recovering, Some(RAMP));
+    conditions.note(Subject::model(&keys[0], "m"), Condition::Limited, Some(SECOND));
+    let shown = |key: &Key| {
+        let told = conditions.of(key).into_iter().map(|(subject, condition, _)| (subject.scope(), condition.name()));
+        told.collect::<Vec<_>>()
+    };
+    let all = [
+        ("key", "disabled"),
+        ("organization", "exhausted"),
+        ("model", "limited"),
+        ("project", "recovering"),
+        ("key", "rejected"),
+    ];
+    assert_eq!(shown(&keys[0]), all);
+    // One project, which is nobody's name, for all keys without one.
+    assert_eq!(shown(&keys[1]), &all[1..4]);
+    assert!(shown(&keys[2]).is_empty());
+}

@@ -1,0 +1,180 @@
+//! What a turn does between its attempts: how long it waits, how often it is repeated, and where it goes then.
+
+use super::*;
+use crate::binding::local::Local;
+use crate::binding::place::Places;
+use crate::binding::trail::Trail;
+use crate::key::table::Table;
+use crate::key::{Settings, UpstreamSettings};
+use crate::session::SessionId;
+use crate::setting::{Secret, Size};
+use crate::store::Store;
+use crate::store::memory::Memory;
+use tokio_util::sync::CancellationToken;
+
+const TTL: Duration = Duration::from_secs(3_600);
+const PATIENCE: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A replica with a store of its own and these keys, each with its organization and project. No upstream is there.
+pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
+    let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+    let settings = keys.iter().map(|(id, organization, project)| {
+        let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
+            "weight": 1, "secret": "sk" });
+        serde_json::from_value::<Settings>(key).unwrap()
+    });
+    let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
+    let table = Table::new(&[upstream], &settings.collect::<Vec<_>>()).unwrap();
+    let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
+    let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));
+    let (places, trail) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)).0);
+    let local = Arc::new(Local::new(100, TTL / 2));
+    Gateway {
+        clients: Arc::new(Current::new(Arc::new(Clients::new(&[]).unwrap()))),
+        identifier: Identifier::new(&Secret::new("a secret of the tests"), None),
+        bindings: Bindings::new(Arc::clone(&store), places, local, TTL, tasks.clone(), trail),
+        owners: Arc::new(Owners::new(store, TTL, 100)),
+        foreign_ids: ForeignIds::Refuse,
+        registry,
+        replay: Replay::new(Size(1 << 20), Size(1 << 20)),
+        books: Arc::new(Books::new(Arc::clone(&metrics))),
+        metrics,
+        options: Options { wait: PATIENCE, resends: false },
+        patience: Patience::default(),
+        retries: Mutex::default(),
+        witnesses: Witnesses::default(),
+        sockets: Sockets { tasks: tasks.clone(), closing: CancellationToken::new(), spread: Duration::ZERO, ping: PATIENCE },
+        tasks,
+    }
+}
+
+/// A turn of a new session for the model `m`, and the key that it is bound to.
+pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Wanted<'c>, Binding, Budget) {
+    let session = SessionId::parse(&"s".repeat(SessionId::LENGTH));
+    let mut wanted = Wanted { session, model: "m", patience: PATIENCE, ..Wanted::of(client) };
+    let mut budget = gateway.bindings.budget();
+    let binding = gateway.bindings.bind(&mut wanted, Ok(None), &mut budget).await.unwrap();
+    (wanted, binding, budget)
+}
+
+/// How often it was decided so.
+pub fn decided(gateway: &Gateway, decision: &str, reason: &str) -> u32 {
+    let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
+    let page = gateway.metrics.render();
+    page.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_waits_as_often_as_its_patience_lasts() {
+    let client = Client::unrestricted("alice");
+    for (again, is_served) in [(SECOND, true), (3 * SECOND, false)] {
+        let gateway = gateway(&[("a", "o", "p")]);
+        let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+        let (key, began) = (Arc::clone(&binding.key), Instant::now());
+        gateway.registry.limit(&key, "m", again);
+        // Others are told while it waits that the key is short for as long once more.
+        let told = async {
+            sleep(again - SECOND / 10).await;
+            let places: Vec<_> = std::iter::from_fn(|| gateway.patience.enter(&key)).collect();
+            assert_eq!(places.len(), 63, "it has one of 64");
+            gateway.registry.limit(&key, "m", again);
+        };
+        let (waited, ()) = tokio::join!(gateway.wait(&mut wanted, binding, &mut budget), told);
+        let took = began.elapsed();
+        assert!(took <= PATIENCE, "{took:?}: all waits of a turn together");
+        match waited {
+            Ok(binding) => {
+                assert!(is_served && binding.key.id == "a" && took >= again * 2 - SECOND / 10, "{took:?}");
+                let left = PATIENCE - took;
+                assert!(wanted.patience.abs_diff(left) < SECOND / 50, "{:?} and not {left:?}", wanted.patience);
+            }
+            Err(error) => assert!(!is_served && error.code() == "rate_limit_exceeded", "{error:?}"),
+        }
+        assert_eq!(decided(&gateway, "wait", "limited"), 1 + u32::from(is_served));
+        assert_eq!(decided(&gateway, "refuse", "limited"), u32::from(!is_served));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
+    let client = Client::unrestricted("alice");
+    for keys in [&[("a", "o", "p"), ("b", "o", "q")][..], &[("a", "o", "p")]] {
+        let gateway = gateway(keys);
+        let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+        let began = Instant::now();
+        let mut places: Vec<_> = std::iter::from_fn(|| gateway.patience.enter(&binding.key)).collect();
+        gateway.registry.limit(&binding.key, "m", SECOND);
+        match gateway.wait(&mut wanted, binding.clone(), &mut budget).await {
+            Ok(beside) => assert!(keys.len() == 2 && beside.key.tag != binding.key.tag && beside.has_moved),
+            Err(error) => assert!(keys.len() == 1 && error.code() == "rate_limit_exceeded", "{error:?}"),
+        }
+        assert_eq!((began.elapsed(), decided(&gateway, "wait", "limited")), (Duration::ZERO, 0), "nobody waited");
+        places.pop();
+        wanted.patience = PATIENCE;
+        let waited = gateway.wait(&mut wanted, binding.clone(), &mut budget).await.unwrap();
+        assert!(waited.key.tag == binding.key.tag && began.elapsed() >= SECOND, "{:?}", began.elapsed());
+        assert!(gateway.patience.enter(&binding.key).is_some(), "and leaves its place to the next one");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_longer_than_the_patience_is_not_begun() {
+    let client = Client::unrestricted("alice");
+    for (wait, is_waited_for) in [(PATIENCE, true), (PATIENCE + SECOND / 1_000, false)] {
+        let gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);
+        let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+        let began = Instant::now();
+        gateway.registry.limit(&binding.key, "m", wait);
+        let waited = gateway.wait(&mut wanted, binding.clone(), &mut budget).await.unwrap();
+        assert_eq!(waited.key.tag == binding.key.tag, is_waited_for, "{wait:?}");
+        assert_eq!(began.elapsed() >= wait, is_waited_for, "{wait:?}");
+        assert_eq!(decided(&gateway, "spill", "limited"), u32::from(!is_waited_for));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
+    let client = Client::unrestricted("alice");
+    let gateway = gateway(&[("a", "o", "p"), ("b", "o", "p")]);
+    let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+    let (own, mut left) = (binding.key.tag, gateway.retries());
+    let mut next = Ok(binding);
+    for (is_own, is_last) in [(true, false), (false, false), (false, true)] {
+        let began = Instant::now();
+        next = gateway.again(&mut wanted, next.unwrap(), &mut left, &mut budget).await;
+        let (Ok(binding) | Err(binding)) = &next;
+        assert_eq!((binding.key.tag == own, next.is_err()), (is_own, is_last));
+        let took = began.elapsed();
+        assert!(if is_last { took.is_zero() } else { took >= SECOND / 10 && took <= SECOND / 4 }, "{took:?}");
+    }
+    assert_eq!((decided(&gateway, "retry", "failed"), decided(&gateway, "refuse", "failed")), (2, 1));
+    // All turns together have made as many as they may: another one is not repeated at all.
+    let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+    let (mut left, began) = (gateway.retries(), Instant::now());
+    assert!(gateway.again(&mut wanted, binding, &mut left, &mut budget).await.is_err());
+    assert_eq!((decided(&gateway, "refuse", "failed"), began.elapsed()), (2, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_turn_without_a_sibling_is_repeated_once() {
+    let client = Client::unrestricted("alice");
+    let gateway = gateway(&[("a", "o", "p")]);
+    let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+    let mut left = gateway.retries();
+    let again = gateway.again(&mut wanted, binding, &mut left, &mut budget).await.unwrap();
+    let last = gateway.again(&mut wanted, again, &mut left, &mut budget).await.unwrap_err();
+    assert_eq!((last.key.id.as_str(), decided(&gateway, "refuse", "failed")), ("a", 1), "what it said is the last word");
+}
+
+#[test]
+fn a_credential_in_a_url_is_known_by_its_name() {
+    let refused = |query: &str| refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap()).err().map(|e| e.code());
+    for query in ["key=x", "api_key=x", "api-key=x", "token=x", "access_token=x", "a=1&Key=x&b=2", "a&TOKEN", "key"] {
+        assert_eq!(refused(query), Some("invalid_api_key"), "{query}");
+    }
+    for query in ["", "a=key", "monkey=x", "keys=x", "client_version=1&a=token", "key%20=x"] {
+        assert_eq!(refused(query), None, "{query}");
+    }
+    assert!(refuse_credentials(&"/v1/responses".parse().unwrap()).is_ok());
+}

@@ -1,0 +1,232 @@
+//! What is learned of an answer, however it arrives, and of one that cannot be read.
+
+use super::*;
+use http::header::CONTENT_ENCODING;
+use proptest::prelude::*;
+
+const USAGE: &str = r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
+
+fn headers(kind: &str, encoding: Option<&str>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, kind.parse().unwrap());
+    if let Some(encoding) = encoding {
+        headers.insert(CONTENT_ENCODING, encoding.parse().unwrap());
+    }
+    headers
+}
+
+fn read(headers: &HeaderMap, chunks: &[&[u8]]) -> Reading {
+    let mut tap = Tap::new(headers);
+    chunks.iter().for_each(|chunk| tap.observe(chunk));
+    tap.finish(true)
+}
+
+fn stream(newline: &str) -> String {
+    let long = "x".repeat(3_000);
+    [
+        "\u{feff}: comment",
+        "event: response.created",
+        r#"data: {"type":"response.created","response":{"usage":null}}"#,
+        "",
+        "event: response.output_text.delta",
+        &format!(r#"data: {{"type":"response.output_text.delta","delta":"event: response.failed {long}"}}"#),
+        "",
+        "event: response.completed",
+        &format!(r#"data: {{"type":"response.completed","response":{{"status":"completed","usage":{USAGE}}}}}"#),
+        "",
+        "",
+    ]
+    .join(newline)
+}
+
+fn usage() -> Option<Usage> {
+    Some(Usage { input: 9_000, cached: 8_832, output: 7, ..Usage::default() })
+}
+
+proptest! {
+    #[test]
+    fn it_reads_the_same_however_the_bytes_arrive(cuts in proptest::collection::vec(0usize..4_000, 0..40), newline in 0usize..3) {
+        let text = stream(["\n", "\r\n", "\r"][newline]);
+        let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
+        cuts.sort_unstable();
+        let chunks: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
+        let reading = read(&headers("text/event-stream", None), &chunks);
+        prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage(), failure: None });
+    }
+}
+
+#[test]
+fn an_event_without_a_name_is_known_by_its_type() {
+    let names = [
+        ("response.completed", Some(Terminal::Completed)),
+        ("response.incomplete", Some(Terminal::Incomplete)),
+        ("response.failed", Some(Terminal::Failed)),
+        ("error", Some(Terminal::Failed)),
+        ("response.created", None),
+        ("response.output_text.delta", None),
+        ("response.", None),
+    ];
+    for start in [r#"{"type":"#, r#"{"type": "#, r#" { "type" : "#, "{\t\"type\":\t"] {
+        for (name, terminal) in names {
+            let text = format!("data: {start}\"{name}\",\"response\":{{\"usage\":{USAGE}}}}}\n\n");
+            for size in [1, text.len()] {
+                let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
+                let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
+                assert_eq!((reading.terminal, reading.usage), (terminal, terminal.and_then(|_| usage())), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_stands_in_the_middle_of_a_line_is_no_line() {
+    let line = format!("x{}", "x".repeat(KEPT + 1));
+    let kind = headers("text/event-stream", None);
+    let reading = read(&kind, &[b"x", line.as_bytes(), b"data: {\"type\":\"response.completed\"}\n\n"]);
+    assert_eq!(reading, Reading::default());
+}
+
+#[test]
+fn a_stream_without_a_terminal_event_has_not_ended() {
+    let whole = stream("\n");
+    let cut = &whole[..whole.find("event: response.completed").unwrap()];
+    assert_eq!(read(&headers("text/event-stream", None), &[cut.as_bytes()]), Reading::default());
+}
+
+#[test]
+fn a_document_and_an_encoded_stream_are_read() {
+    let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
+    assert_eq!(read(&headers("application/json", None), &[document.as_bytes()]).usage, usage());
+    let text = stream("\n");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(text.as_bytes()).unwrap();
+    assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[&gzip.finish().unwrap()]).usage, usage());
+    let zstd = zstd::encode_all(text.as_bytes(), 1).unwrap();
+    assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&zstd]).usage, usage());
+}
+
+#[test]
+fn what_is_too_long_or_unreadable_passes_unread() {
+    let long = format!("event: response.completed\ndata: {}\n\n", "x".repeat(KEPT * 3));
+    let mut tap = Tap::new(&headers("text/event-stream", None));
+    long.as_bytes().chunks(10_000).for_each(|chunk| {
+        tap.observe(chunk);
+        assert!(tap.0.reader().unwrap().kept.capacity() <= 2 * KEPT);
+    });
+    assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), ..Reading::default() });
+    assert_eq!(read(&headers("text/event-stream", Some("br")), &[b"?"]).usage, None);
+    assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
+}
+
+/// A stream's end, by the terminal event `name` with this `data`.
+fn ended(name: &str, data: &str) -> Reading {
+    read(&headers("text/event-stream", None), &[format!("event: {name}\ndata: {data}\n\n").as_bytes()])
+}
+
+/// A name holds for the event that it stands in, and for no other.
+#[test]
+fn name_of_an_event_ends_with_it() {
+    let kind = headers("text/event-stream", None);
+    for text in [
+        "event: response.completed\n\ndata: {}\n\n",
+        "event: response.completed\r\n\r\ndata: {}\r\n\r\n",
+        "event: response.completed\nevent: response.created\ndata: {}\n\n",
+        "data: {\"type\":\"response.created\"}\n\nevent: response.completed\n\n",
+        "event: response.completed \ndata: {}\n\n",
+        "event:  response.completed\ndata: {}\n\n",
+        "events: response.completed\ndata: {}\n\n",
+    ] {
+        assert_eq!(read(&kind, &[text.as_bytes()]), Reading::default(), "{text:?}");
+    }
+    for text in [
+        "event:response.completed\ndata:{}\n\n",
+        "event: response.completed\nid: 7\ndata: {}\n\n",
+        // Without its empty line, too: Codex leaves as soon as it has the data.
+        "event: response.completed\ndata: {}\n",
+    ] {
+        assert_eq!(read(&kind, &[text.as_bytes()]).terminal, Some(Terminal::Completed), "{text:?}");
+    }
+}
+
+#[test]
+fn failed_answer_says_what_went_wrong() {
+    let error = r#"{"response":{"error":{"code":"rate_limit_exceeded","message":"m"},"usage":{"input_tokens":5}}}"#;
+    let reading = ended("response.failed", error);
+    assert_eq!(reading.failure.and_then(|failure| failure.code).as_deref(), Some("rate_limit_exceeded"));
+    assert_eq!((reading.terminal, reading.usage.map(|usage| usage.input)), (Some(Terminal::Failed), Some(5)));
+    let reading = ended("error", r#"{"type":"error","code":"server_error","message":"m"}"#);
+    assert_eq!(reading.failure.and_then(|failure| failure.code).as_deref(), Some("server_error"));
+    // Only a failure is one.
+    assert_eq!(ended("response.incomplete", error).failure, None);
+    assert_eq!(ended("response.completed", error).failure, None);
+}
+
+/// What an answer costs is known of an event up to a length, and of a document: a byte more, and only its end is.
+#[test]
+fn event_is_kept_up_to_a_length() {
+    let start = format!(r#"{{"response":{{"usage":{USAGE}}},"x":""#);
+    let data = |length: usize| format!("{start}{}\"}}", "x".repeat(length - start.len() - 2));
+    for (length, expected) in [(KEPT, usage()), (KEPT + 1, None)] {
+        let reading = ended("response.completed", &data(length));
+        assert_eq!((reading.terminal, reading.usage), (Some(Terminal::Completed), expected.clone()), "{length}");
+        let document = data(length).replacen(r#"{"response":"#, "", 1).replacen("},\"x\"", ",\"x\"", 1);
+        let padded = format!("{document}{}", " ".repeat(length - document.len()));
+        assert_eq!(read(&headers("application/json", None), &[padded.as_bytes()]).usage, expected, "{length}");
+    }
+    // The length of one event is not held against the next.
+    let both = format!("event: response.failed\ndata: {}\n\n", "x".repeat(KEPT + 1));
+    let both = format!("{both}event: response.completed\ndata: {}\n\n", data(2_000));
+    assert_eq!(read(&headers("text/event-stream", None), &[both.as_bytes()]).usage, usage());
+}
+
+/// A client may leave once the upstream has said all: that is known with the last word, not with the last byte.
+#[test]
+fn answer_is_over_with_its_last_word() {
+    let text = stream("\n");
+    let (before, after) = text.split_at(text.find("event: response.completed").unwrap());
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    let mut zstd = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+    let mut packed = |part: &str| {
+        gzip.write_all(part.as_bytes()).unwrap();
+        gzip.flush().unwrap();
+        zstd.write_all(part.as_bytes()).unwrap();
+        zstd.flush().unwrap();
+        [std::mem::take(gzip.get_mut()), std::mem::take(zstd.get_mut())]
+    };
+    let ([gzip_before, zstd_before], [gzip_after, zstd_after]) = (packed(before), packed(after));
+    for (encoding, before, after) in [
+        (None, before.as_bytes().to_vec(), after.as_bytes().to_vec()),
+        (Some("gzip"), gzip_before, gzip_after),
+        (Some("zstd"), zstd_before, zstd_after),
+    ] {
+        let mut tap = Tap::new(&headers("text/event-stream", encoding));
+        tap.observe(&before);
+        assert!(!tap.is_over(), "{encoding:?}: more is to come");
+        tap.observe(&after);
+        assert!(tap.is_over(), "{encoding:?}: it has said all");
+        assert_eq!(tap.finish(false).usage, usage(), "{encoding:?}: wherever it was cut");
+    }
+}
+
+/// A document is whole only at its end. What cannot be read is taken at its status, if it came to one.
+#[test]
+fn answer_that_did_not_end_says_nothing() {
+    let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
+    for (kind, encoding, bytes) in [
+        ("application/json", None, document.as_bytes()),
+        ("text/event-stream", Some("br"), b"?"),
+        ("text/event-stream", Some("gzip"), b"no gzip, and long enough to tell"),
+    ] {
+        let mut tap = Tap::new(&headers(kind, encoding));
+        tap.observe(bytes);
+        assert!(!tap.is_over(), "{kind} {encoding:?}");
+        assert_eq!(tap.finish(false), Reading::default(), "{kind} {encoding:?}");
+        assert_eq!(read(&headers(kind, encoding), &[bytes]).terminal, Some(Terminal::Completed), "{kind} {encoding:?}");
+    }
+    // Named as what it is, and read as such.
+    let text = stream("\n");
+    assert_eq!(read(&headers("text/event-stream", Some("identity")), &[text.as_bytes()]).usage, usage());
+    let twice = zstd::encode_all(&b": one frame\n\n"[..], 1).unwrap();
+    let twice = [twice, zstd::encode_all(text.as_bytes(), 1).unwrap()].concat();
+    assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&twice]).usage, usage());
+}

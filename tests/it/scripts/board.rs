@@ -1,0 +1,168 @@
+//! The board of replicas in a real Redis is the board of one process.
+
+use std::collections::BTreeMap;
+
+use warmkey::store::board::{Board, Note, Word};
+
+use super::*;
+use crate::patience::eventually;
+
+const REPLICAS: [&str; 3] = ["one", "two", "three"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const LONG: Duration = Duration::from_secs(3_600);
+
+/// What a replica says.
+#[derive(Clone, Debug)]
+struct Said {
+    replica: usize,
+    leaves: bool,
+    /// It has heard everything until now.
+    is_informed: bool,
+    notes: Vec<Noted>,
+}
+
+#[derive(Clone, Debug)]
+struct Noted {
+    name: usize,
+    value: &'static str,
+    minutes: u64,
+    /// It was on the board before, older or newer by this than what is there now.
+    again: Option<i64>,
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let noted = (
+        0..NAMES.len(),
+        prop::sample::select(vec!["", "ill", "ill", "off", "two words"]),
+        // 0: for good.
+        prop::sample::select(vec![0, 10, 10, 30, 90]),
+        prop_oneof![3 => Just(None), 1 => (-1..2_i64).prop_map(Some)],
+    );
+    let noted = noted.prop_map(|(name, value, minutes, again)| Noted { name, value, minutes, again });
+    let notes = prop::collection::vec(noted, 0..3);
+    (0..REPLICAS.len(), prop::bool::weighted(0.2), any::<bool>(), notes).prop_map(|(replica, leaves, is_informed, notes)| Said {
+        replica,
+        leaves,
+        is_informed,
+        notes,
+    })
+}
+
+/// One of the two stores, with what its board was at last: their clocks differ.
+struct Side<'s> {
+    store: &'s Store,
+    version: u64,
+    stamps: BTreeMap<String, u64>,
+}
+
+impl<'s> Side<'s> {
+    const fn new(store: &'s Store) -> Self {
+        Self { store, version: 0, stamps: BTreeMap::new() }
+    }
+
+    async fn hear(&self, word: &Word<'_>) -> Board {
+        self.store.hear(word, &mut self.store.patient_budget()).await.expect("an answer")
+    }
+
+    /// Says it, and tells in words what the replica hears and what the board is then.
+    async fn says(&mut self, said: &Said) -> String {
+        let note = |noted: &Noted| Note {
+            name: NAMES[noted.name].into(),
+            value: noted.value.into(),
+            life: (noted.minutes > 0).then(|| Duration::from_secs(noted.minutes * 60)),
+            stamp: noted.again.map_or(0, |offset| {
+                let now = self.stamps.get(NAMES[noted.name]).copied().unwrap_or(1);
+                now.saturating_add_signed(offset).max(1)
+            }),
+        };
+        let notes: Vec<Note> = said.notes.iter().map(note).collect();
+        let replica = REPLICAS[said.replica];
+        let life = if said.leaves { Duration::ZERO } else { LONG };
+        let seen = if said.is_informed { self.version } else { 0 };
+        let heard = self.hear(&Word { replica, life, load: &format!("load of {replica}"), seen, notes: &notes }).await;
+        let all = self.hear(&Word { replica: "judge", life: Duration::ZERO, load: "", seen: 0, notes: &[] }).await;
+        assert_eq!(heard.version, all.version, "who asks changes nothing");
+        let answer = format!("hears {} {:?}", self.shown(&heard.notes), sorted(&heard.loads));
+        let is_new = (all.version > self.version, all.version == self.version);
+        let board = format!("board {is_new:?} {} {:?}", self.shown(&all.notes), sorted(&all.loads));
+        self.version = all.version;
+        self.stamps = all.notes.into_iter().map(|note| (note.name, note.stamp)).collect();
+        format!("{answer}; {board}")
+    }
+
+    /// Each note, and whether it is newer than what was there before.
+    fn shown(&self, notes: &[Note]) -> String {
+        let mut shown: Vec<_> = notes
+            .iter()
+            .map(|note| {
+                let minutes = note.life.map(|life| (life.as_secs_f64() / 60.0).round());
+                let age = self.stamps.get(&note.name).map(|before| note.stamp.cmp(before));
+                format!("{}={} for {minutes:?}, {age:?}", note.name, note.value)
+            })
+            .collect();
+        shown.sort();
+        shown.join(" ")
+    }
+}
+
+fn sorted(loads: &[String]) -> Vec<String> {
+    let mut sorted = loads.to_vec();
+    sorted.sort();
+    sorted
+}
+
+#[tokio::test]
+async fn the_board_in_redis_is_the_board_of_one_process() {
+    let real = Real::new().await;
+    let model = Store::in_memory(Arc::new(Memory::new(10)), Arc::new(Metrics::new()));
+    let (mut one, mut other) = (Side::new(&model), Side::new(&real.store));
+    let mut runner = TestRunner::default();
+    for number in 0..500 {
+        let said = said().new_tree(&mut runner).expect("words can be made").current();
+        // A clock that has gone on since the last word, which is a millisecond's.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let (expected, found) = (one.says(&said).await, other.says(&said).await);
+        assert_eq!(found, expected, "word {number}: {said:#?}");
+    }
+    real.tasks.join(SOON).await;
+}
+
+#[tokio::test]
+async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
+    let real = Real::new().await;
+    let mut side = Side::new(&real.store);
+    for (number, (first, second, holds)) in
+        [(90, 10, Some(90.0)), (10, 90, Some(90.0)), (0, 10, None), (10, 0, None)].into_iter().enumerate()
+    {
+        for minutes in [first, second] {
+            let notes = vec![Noted { name: 0, value: "ill", minutes, again: None }];
+            side.says(&Said { replica: 0, leaves: false, is_informed: false, notes }).await;
+        }
+        let said = Said { replica: 1, leaves: false, is_informed: false, notes: Vec::new() };
+        let told = side.says(&said).await;
+        assert!(told.contains(&format!("a=ill for {holds:?}, ")), "{number}: {first} and then {second}: {told}");
+        let notes = vec![Noted { name: 0, value: "", minutes: 0, again: None }];
+        side.says(&Said { replica: 0, leaves: false, is_informed: false, notes }).await;
+    }
+    real.tasks.join(SOON).await;
+}
+
+#[tokio::test]
+async fn what_is_over_leaves_the_board_by_itself() {
+    let real = Real::new().await;
+    let side = Side::new(&real.store);
+    let short = Duration::from_millis(300);
+    let note = |name: &str, life| Note { name: name.into(), value: "ill".into(), life, stamp: 0 };
+    let notes = [note("a", Some(short)), note("b", None)];
+    let own = side.hear(&Word { replica: "one", life: short, load: "busy", seen: 0, notes: &notes }).await;
+    assert_eq!(own.notes.len(), 2);
+    eventually(SOON, "the end of both lives", async || {
+        let two = side.hear(&Word { replica: "two", life: LONG, load: "", seen: own.version, notes: &[] }).await;
+        let names: Vec<_> = two.notes.iter().map(|note| note.name.as_str()).collect();
+        (two.version > own.version && names == ["b"] && two.loads.is_empty()).then_some(())
+    })
+    .await;
+    let fields: Vec<String> = real.redis.ask(&["HKEYS", "w:board"]).await;
+    assert!(!fields.iter().any(|field| field == "n:a" || field == "r:one"), "nothing is left of them: {fields:?}");
+    real.tasks.join(SOON).await;
+}
