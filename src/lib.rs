@@ -42,5 +42,6 @@ pub mod simulator;
 pub mod config;
 pub mod reload;
 pub mod app;
+pub mod check;
 pub mod operate;
 pub mod demo;

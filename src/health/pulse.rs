@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::health::registry::Registry;
 use crate::store::Store;
 use crate::store::board::Word;
+use crate::task::Tasks;
 
 /// Between two beats. News are told at once and heard within one; what is in flight is told within one and heard within two.
 const BEAT: Duration = Duration::from_millis(100);
@@ -31,6 +32,19 @@ pub struct Pulse {
 impl Pulse {
     pub fn new(store: Arc<Store>, registry: Arc<Registry>, name: String) -> Self {
         Self { store, registry, name, heard: Mutex::new(Instant::now()), has_left: AtomicBool::new(false) }
+    }
+
+    /// Beats once, then goes on beating in the background until `tasks` end.
+    pub async fn start(
+        store: &Arc<Store>,
+        registry: &Arc<Registry>,
+        name: &str,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        let pulse = Arc::new(Self::new(Arc::clone(store), Arc::clone(registry), name.to_owned()));
+        pulse.beat().await;
+        tasks.spawn_until_stopped(Arc::clone(&pulse).keep_beating());
+        pulse
     }
 
     /// Beats for as long as the replica lives.

@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::health::registry::Registry;
 use crate::key::generation::Loaded;
 use crate::store::{Report, Roll, Store, Unavailable};
+use crate::task::Tasks;
 
 /// Between two answers. A new key waits for at most as long before it takes sessions everywhere.
 const BEAT: Duration = Duration::from_secs(1);
@@ -44,6 +45,19 @@ enum Speech {
 impl Voice {
     pub fn new(store: Arc<Store>, registry: Arc<Registry>, name: String) -> Self {
         Self { store, registry, name, speech: Mutex::new(Speech::Fluent) }
+    }
+
+    /// Answers once, then goes on answering in the background until `tasks` end.
+    pub async fn start(
+        store: &Arc<Store>,
+        registry: &Arc<Registry>,
+        name: &str,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        let voice = Arc::new(Self::new(Arc::clone(store), Arc::clone(registry), name.to_owned()));
+        voice.answer().await;
+        tasks.spawn_until_stopped(Arc::clone(&voice).keep_answering());
+        voice
     }
 
     /// Answers for as long as the replica lives.
