@@ -10,10 +10,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::health::registry::Registry;
 use crate::key::Key;
-use crate::metrics::BindingResult;
+use crate::metrics::{BindingResult, Metrics};
 use crate::session::SessionId;
 use crate::setting::{self, Span};
+use crate::store::Store;
+use crate::task::Tasks;
 
 pub mod record;
 pub mod select;
@@ -35,7 +38,14 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
+use bind::Bindings;
+use gossip::Hearsay;
+use local::Local;
+use outage::keep_merging;
+use ownership::Owners;
+use place::Places;
 use record::Record;
+use trail::{Trail, keep_writing};
 
 /// `[binding]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -48,6 +58,29 @@ pub struct Settings {
     /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what answers when Redis does not.
     #[serde(deserialize_with = "setting::count")]
     pub memory: usize,
+}
+
+/// Starts what knows the binding of each session and the owner of each stored response. What they
+/// owe to the store is written in the background until `tasks` end.
+pub fn start(
+    store: &Arc<Store>,
+    registry: &Arc<Registry>,
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    tasks: &Tasks,
+) -> (Bindings, Arc<Owners>) {
+    let (ttl, memory) = (settings.ttl.0, settings.memory);
+    let local = Arc::new(Local::new(memory, ttl / 2));
+    let (trail, unwritten) = Trail::new(Arc::clone(metrics));
+    let owners = Arc::new(Owners::new(Arc::clone(store), ttl, memory));
+    let merging = keep_merging(Arc::clone(store), Arc::clone(&local), Arc::clone(registry), ttl);
+    tasks.spawn_until_stopped(merging);
+    tasks.spawn_until_stopped(Hearsay::new(store, &local).keep());
+    tasks.spawn_until_stopped(keep_writing(Arc::clone(store), ttl, unwritten));
+    tasks.spawn_until_stopped(Arc::clone(&owners).keep_telling());
+    let places = Places::new(Arc::clone(registry));
+    let store = Arc::clone(store);
+    (Bindings::new(store, places, local, ttl, tasks.clone(), trail), owners)
 }
 
 /// The key that serves a turn, and why.

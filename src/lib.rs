@@ -43,5 +43,6 @@ pub mod simulator;
 pub mod config;
 pub mod reload;
 pub mod app;
+pub mod check;
 pub mod operate;
 pub mod demo;

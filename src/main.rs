@@ -220,9 +220,9 @@ async fn check(file: &File) -> ExitCode {
         Ok((_, plan)) => plan,
         Err(code) => return code,
     };
-    println!("{}", warmkey::app::describe(&plan));
+    println!("{}", warmkey::check::describe(&plan));
     if let StoreChoice::Redis(_) = plan.fixed.store {
-        if let Err(fault) = warmkey::app::reach_store(&plan).await {
+        if let Err(fault) = warmkey::check::reach_store(&plan).await {
             eprintln!("{fault}");
             return ExitCode::from(BAD_CONFIGURATION);
         }

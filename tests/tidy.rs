@@ -88,8 +88,19 @@ fn a_pure_file_waits_for_nothing_and_asks_no_clock() {
 
 #[test]
 fn every_metric_is_registered_in_one_place() {
-    let wrong = [file("src/metrics.rs", "use prometheus_client::x;"), file("src/turn.rs", "\nuse prometheus_client::y;")];
-    assert_eq!(metrics_elsewhere(&wrong), ["src/turn.rs:2: metrics are made in src/metrics.rs"]);
+    let wrong = [
+        file("src/metrics.rs", "use prometheus_client::x;"),
+        file("src/metrics/family.rs", "registry.register(name)"),
+        file("src/metrics/turns.rs", "\nregistry.register_with_unit(name)"),
+        file("src/turn.rs", "\nuse prometheus_client::y;"),
+    ];
+    assert_eq!(
+        metrics_elsewhere(&wrong),
+        [
+            "src/metrics/turns.rs:2: only `families!` of src/metrics/family.rs registers a family",
+            "src/turn.rs:2: metrics are made below src/metrics",
+        ]
+    );
     assert_none(metrics_elsewhere(&repository()));
 }
 
@@ -241,9 +252,16 @@ fn impure(files: &[File]) -> Vec<String> {
 }
 
 fn metrics_elsewhere(files: &[File]) -> Vec<String> {
-    let elsewhere = files.iter().filter(|file| file.is_code_below("src/") && !file.path.starts_with("src/metrics"));
-    let found = elsewhere.filter_map(|file| Some((file, file.code.find("prometheus_client")?)));
-    found.map(|(file, at)| format!("{}:{}: metrics are made in src/metrics.rs", file.path, line_of(&file.code, at))).collect()
+    let is_metrics = |file: &File| file.path == "src/metrics.rs" || file.path.starts_with("src/metrics/");
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.is_code_below("src/") && file.path != "src/metrics/family.rs") {
+        let (word, fault) = match is_metrics(file) {
+            true => (".register", "only `families!` of src/metrics/family.rs registers a family"),
+            false => ("prometheus_client", "metrics are made below src/metrics"),
+        };
+        faults.extend(file.code.find(word).map(|at| format!("{}:{}: {fault}", file.path, line_of(&file.code, at))));
+    }
+    faults
 }
 
 fn empty_names(files: &[File]) -> Vec<String> {

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::bind::Bindings;
 use super::local::Local;
 use super::place::Places;
 use super::record::Record;
-use super::bind::Bindings;
 use super::trail::Trail;
-use crate::binding::demand::Wanted;
 use super::{Binding, Written};
+use crate::binding::demand::Wanted;
 use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::health::condition::{Condition, Subject};

@@ -7,6 +7,8 @@ use tokio::time::MissedTickBehavior;
 use crate::health::registry::Registry;
 use crate::key::generation::Loaded;
 use crate::peers::membership::{INTERVAL, KeySet, Member};
+use crate::store::Store;
+use crate::task::Tasks;
 
 /// The set of keys that this replica is a member with.
 pub struct Membership {
@@ -17,6 +19,15 @@ pub struct Membership {
 impl Membership {
     pub fn new(member: Member, registry: Arc<Registry>) -> Self {
         Self { member, registry }
+    }
+
+    /// Reports once, then goes on in the background until `tasks` end.
+    pub async fn start(store: &Arc<Store>, registry: &Arc<Registry>, name: &str, tasks: &Tasks) -> Arc<Self> {
+        let member = Member::new(Arc::clone(store), name.to_owned());
+        let membership = Arc::new(Self::new(member, Arc::clone(registry)));
+        membership.exchange().await;
+        tasks.spawn_until_stopped(Arc::clone(&membership).run());
+        membership
     }
 
     /// Reports for as long as the replica lives.
@@ -69,7 +80,6 @@ mod tests {
     use crate::key::table::Table;
     use crate::metrics::Metrics;
     use crate::peers::membership::GATHERING;
-    use crate::store::Store;
     use crate::store::model::{Flaw, Model, Shared, Weather};
 
     const FIRST: &str = "a o 1 sk-a, b o 1 sk-b";

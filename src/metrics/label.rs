@@ -1,78 +1,138 @@
-//! The values that metrics are labelled with. Each is one of a few: nothing that a client or an upstream says is one.
+//! The labels of metrics: each label's name and its closed set of values.
+//!
+//! A label never holds what a client or an upstream sent. The one open label is [`Key`], and the
+//! configuration bounds it.
 
-use prometheus_client::encoding::EncodeLabelValue;
+use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
+use std::fmt::{self, Debug, Write as _};
+use std::hash::Hash;
 
-/// A closed set of label values under one label name.
+/// The labels of one family: a label, or a pair of them.
+pub trait Labels: Clone + Debug + Eq + Hash + EncodeLabelSet + Send + Sync + 'static {
+    /// Every combination of values that the page shows from the start.
+    fn known() -> Vec<Self>;
+}
+
+impl<A: Labels, B: Labels> Labels for (A, B) {
+    fn known() -> Vec<Self> {
+        let pairs = |first: A| B::known().into_iter().map(move |second| (first.clone(), second));
+        A::known().into_iter().flat_map(pairs).collect()
+    }
+}
+
+/// A configured key, by its id. The page shows a key as soon as the key has a state.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Key {
+    key: String,
+}
+
+impl Key {
+    pub fn new(id: &str) -> Self {
+        Self { key: id.to_owned() }
+    }
+}
+
+impl Labels for Key {
+    fn known() -> Vec<Self> {
+        Vec::new()
+    }
+}
+
+/// A label with a closed set of values: `Type = "name of the label" { values }`.
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident),+ $(,)? }) => {
+    ($(#[$doc:meta])* $set:ident = $label:literal { $($value:ident),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-        pub enum $name { $($variant),+ }
+        pub enum $set { $($value),+ }
 
-        impl $name {
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
+        impl $set {
+            pub const ALL: &[Self] = &[$(Self::$value),+];
 
             /// The value as metrics and logs show it.
             pub fn name(self) -> String {
-                let mut name = String::new();
-                for letter in match self { $(Self::$variant => stringify!($variant)),+ }.chars() {
-                    if letter.is_ascii_uppercase() && !name.is_empty() {
-                        name.push('_');
-                    }
-                    name.push(letter.to_ascii_lowercase());
-                }
-                name
+                snake_case(match self { $(Self::$value => stringify!($value)),+ })
             }
         }
 
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>) -> std::fmt::Result {
-                std::fmt::Write::write_str(encoder, &self.name())
+        impl EncodeLabelValue for $set {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                encoder.write_str(&self.name())
+            }
+        }
+
+        impl EncodeLabelSet for $set {
+            fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+                ($label, *self).encode(encoder.encode_label())
+            }
+        }
+
+        impl Labels for $set {
+            fn known() -> Vec<Self> {
+                Self::ALL.to_vec()
             }
         }
     };
 }
 
+fn snake_case(camel_case: &str) -> String {
+    let mut name = String::new();
+    for letter in camel_case.chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    name
+}
+
 label! {
-    /// How a turn reached us.
-    Transport { Http, Websocket }
+    /// How a turn reached the gateway.
+    Transport = "transport" { Http, Websocket }
 }
 label! {
     /// How a turn ended.
-    Ending { Completed, Incomplete, Failed, UpstreamError, Cut, TimedOut, ClientLeft, Refused, Unserved }
-}
-label! {
-    /// Where a turn's binding came from.
-    BindingResult { Existing, Created, Inherited, Spilled, Rebound, Degraded, None }
-}
-label! {
-    /// Why a turn read nothing from the cache.
-    ColdReason { FirstTurn, KeyMoved, DomainMoved, Expired, PrefixChanged, ModelChanged, BelowMinimum, Upstream }
-}
-label! {
-    /// What the cache did with input tokens.
-    Cache { Read, Written, Uncached }
-}
-label! {
-    /// A key's state on this replica.
-    KeyState { Ready, Cooling, Probing, Disabled }
-}
-label! {
-    /// What was decided about a turn whose key could not just serve it.
-    Decision { Move, Spill, Wait, Retry, Probe, Refuse }
-}
-label! {
-    /// Why it was decided.
-    Reason {
-        Suspected, Rejected, Incident, Exhausted, Limited, TooSteep, Overloaded, NoAccess, Failed, Crowded, Disabled, Drained,
-        Removed, NotLoaded, NotAllowed, NoneInUse, Forgotten, Stored, Unreachable,
+    Ending = "outcome" {
+        Completed, Incomplete, Failed, UpstreamError, Cut, TimedOut, ClientLeft, Refused, Unserved,
     }
 }
 label! {
-    /// What was asked of the store.
-    Operation { Get, Claim, Replace, Extend, Merge, Roll, Board, Append, List }
+    /// How a turn got its binding.
+    BindingResult = "result" { Existing, Created, Inherited, Spilled, Rebound, Degraded, None }
 }
 label! {
-    /// How the store failed: a question to it, or an attempt to connect.
-    StoreFailure { Timeout, Connection, Authentication, Readonly, OutOfMemory, Loading, Denied, Other }
+    /// Why a turn read nothing from the prompt cache.
+    ColdReason = "reason" {
+        FirstTurn, KeyMoved, DomainMoved, Expired, PrefixChanged, ModelChanged, BelowMinimum,
+        Upstream,
+    }
+}
+label! {
+    /// What the upstream's prompt cache did with input tokens.
+    Cache = "cache" { Read, Written, Uncached }
+}
+label! {
+    /// The state of a key on this replica.
+    KeyState = "state" { Ready, Cooling, Probing, Disabled }
+}
+label! {
+    /// What the gateway decided about a turn that its key could not serve at once.
+    Decision = "decision" { Move, Spill, Wait, Retry, Probe, Refuse }
+}
+label! {
+    /// Why the gateway made a [`Decision`].
+    Reason = "reason" {
+        Suspected, Rejected, Incident, Exhausted, Limited, TooSteep, Overloaded, NoAccess, Failed,
+        Crowded, Disabled, Drained, Removed, NotLoaded, NotAllowed, NoneInUse, Forgotten, Stored,
+        Unreachable,
+    }
+}
+label! {
+    /// An operation of the store.
+    Operation = "operation" { Get, Claim, Replace, Extend, Merge, Roll, Board, Append, List }
+}
+label! {
+    /// How an operation of the store, or a connection to it, failed.
+    StoreFailure = "reason" {
+        Timeout, Connection, Authentication, Readonly, OutOfMemory, Loading, Denied, Other,
+    }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod page;
+
 #[test]
 fn names_labels_and_units_are_those_of_the_contract() {
     let metrics = Metrics::new();

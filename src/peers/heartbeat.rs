@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::peers::replicas::Replicas;
 use crate::store::Store;
 use crate::store::board::{Board, Note, Word};
+use crate::task::Tasks;
 
 /// Between two exchanges. Notes are told at once and heard within one interval; loads are told within one and heard within two.
 pub const INTERVAL: Duration = Duration::from_millis(100);
@@ -60,6 +61,20 @@ pub struct Heartbeat {
 impl Heartbeat {
     pub fn new(store: Arc<Store>, topic: Arc<dyn Topic>, replicas: Arc<Replicas>, name: String) -> Self {
         Self { store, topic, replicas, name, heard: Mutex::new(Instant::now()), has_left: AtomicBool::new(false) }
+    }
+
+    /// Exchanges once, then goes on in the background until `tasks` end.
+    pub async fn start(
+        store: &Arc<Store>,
+        topic: Arc<dyn Topic>,
+        replicas: Arc<Replicas>,
+        name: &str,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
+        let heartbeat = Arc::new(Self::new(Arc::clone(store), topic, replicas, name.to_owned()));
+        heartbeat.exchange().await;
+        tasks.spawn_until_stopped(Arc::clone(&heartbeat).run());
+        heartbeat
     }
 
     /// Exchanges for as long as the replica lives.

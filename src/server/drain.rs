@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::server::Settings;
 use crate::task::Tasks;
 
 /// Whether balancers should send turns here. Depends on nothing but the intention to leave: a store or an upstream that is
@@ -34,6 +35,16 @@ pub struct Drain {
 }
 
 impl Drain {
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            readiness: Readiness::ready(),
+            closing: CancellationToken::new(),
+            connections: Tasks::new(),
+            delay: settings.drain_delay.0,
+            grace: settings.drain.0,
+        }
+    }
+
     /// Leaves gently. Returns whether every turn in flight came to its end; `hurry` ends the wait for them.
     pub async fn run(self, hurry: impl Future<Output = ()>) -> bool {
         let gently = async {

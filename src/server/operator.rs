@@ -18,7 +18,9 @@ use crate::error::{Error, Kind};
 use crate::health::diagnose::Ailment;
 use crate::health::operator::{Operator, Verb, View};
 use crate::key::Key;
+use crate::server::Settings;
 use crate::session::SessionId;
+use crate::setting::Secret;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;
 use crate::upstream::probe::ask;
@@ -33,6 +35,17 @@ pub enum Admission {
     Local,
     /// Nobody: strangers could.
     Closed,
+}
+
+impl Admission {
+    /// Without a token the admin listener believes this machine, and only if no other can reach it.
+    pub fn of(settings: &Settings, token: Option<&Secret>) -> Self {
+        match token {
+            Some(token) => Self::Token(AdminToken::new(token)),
+            None if settings.admin_listen.ip().is_loopback() => Self::Local,
+            None => Self::Closed,
+        }
+    }
 }
 
 pub struct Desk {

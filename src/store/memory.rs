@@ -118,84 +118,6 @@ fn epoch_of(value: &str) -> u32 {
     value.split(' ').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(u32::MAX)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    #[tokio::test(start_paused = true)]
-    async fn a_claim_has_one_winner_until_it_expires() {
-        let memory = Memory::new(8);
-        assert_eq!(memory.claim("s", "a", HOUR), None);
-        assert_eq!(memory.claim("s", "b", HOUR), Some("a".into()));
-        tokio::time::advance(HOUR).await;
-        assert_eq!(memory.get("s"), None);
-        assert_eq!(memory.claim("s", "b", HOUR), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_stands_beside_bindings_pushes_none_out() {
-        let memory = Memory::new(8);
-        memory.claim("s", "a", HOUR);
-        (0..50).for_each(|number| drop(memory.claim(&format!("{number}.response"), "b", HOUR)));
-        assert_eq!(memory.get("s").map(|held| held.value), Some("a".into()));
-        assert!(memory.get("49.response").is_some() && memory.get("0.response").is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_replacement_names_what_it_replaces() {
-        let memory = Memory::new(8);
-        memory.claim("s", "a", HOUR);
-        assert_eq!(memory.replace("s", "x", "b", HOUR), Replaced::Lost("a".into()));
-        assert_eq!(memory.replace("s", "a", "b", HOUR), Replaced::Done);
-        assert_eq!(memory.replace("gone", "a", "b", HOUR), Replaced::Done);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_merge_lowers_no_epoch() {
-        let memory = Memory::new(8);
-        assert_eq!(memory.merge("s", "a 2 1", 2, HOUR), None);
-        assert_eq!(memory.merge("s", "b 1 1", 1, HOUR), Some("a 2 1".into()));
-        assert_eq!(memory.merge("s", "b 2 1", 2, HOUR), Some("a 2 1".into()));
-        assert_eq!(memory.merge("s", "b 3 1", 3, HOUR), None);
-        for newer in ["unknown", "a x 1", "a -1 1", ""] {
-            memory.replace("newer", &memory.get("newer").map(|held| held.value).unwrap_or_default(), newer, HOUR);
-            assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some(newer.into()), "it knows better");
-        }
-        for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)] {
-            let [old, new] = [stored, merged].map(|epoch| format!("key {epoch} 1"));
-            memory.merge(&old, &old, stored, HOUR);
-            let stays = (merged <= stored).then(|| old.clone());
-            assert_eq!(memory.merge(&old, &new, merged, HOUR), stays, "{merged} over {stored}");
-            memory.remove(&old);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_trail_keeps_its_newest_lines_for_a_time() {
-        let memory = Memory::new(8);
-        let lines = |range: std::ops::Range<usize>| range.map(|number| number.to_string()).collect::<Vec<_>>();
-        memory.append("s", &lines(0..3), HOUR);
-        memory.append("s", &lines(3..LONGEST + 2), HOUR);
-        assert_eq!(memory.list("s"), lines(2..LONGEST + 2));
-        assert_eq!(memory.get("s"), None, "it is no binding");
-        tokio::time::advance(HOUR).await;
-        assert_eq!(memory.list("s"), lines(0..0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_extension_keeps_the_stored_value_and_restores_a_lost_one() {
-        let memory = Memory::new(8);
-        memory.claim("s", "a", HOUR);
-        tokio::time::advance(HOUR / 2).await;
-        memory.extend("s", "old", HOUR);
-        assert_eq!(memory.get("s"), Some(Held { value: "a".into(), left: HOUR }));
-        memory.extend("t", "b", HOUR);
-        assert_eq!(memory.get("t").map(|held| held.value), Some("b".into()));
-    }
-}
-
 /// The memory of one process as a store: it always answers.
 pub struct InProcess {
     memory: Arc<Memory>,
@@ -259,5 +181,83 @@ impl Backend for InProcess {
 
     fn health(&self) -> watch::Receiver<bool> {
         self.up.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_has_one_winner_until_it_expires() {
+        let memory = Memory::new(8);
+        assert_eq!(memory.claim("s", "a", HOUR), None);
+        assert_eq!(memory.claim("s", "b", HOUR), Some("a".into()));
+        tokio::time::advance(HOUR).await;
+        assert_eq!(memory.get("s"), None);
+        assert_eq!(memory.claim("s", "b", HOUR), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stands_beside_bindings_pushes_none_out() {
+        let memory = Memory::new(8);
+        memory.claim("s", "a", HOUR);
+        (0..50).for_each(|number| drop(memory.claim(Name::Response(&number.to_string()), "b", HOUR)));
+        assert_eq!(memory.get("s").map(|held| held.value), Some("a".into()));
+        assert!(memory.get(Name::Response("49")).is_some() && memory.get(Name::Response("0")).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replacement_names_what_it_replaces() {
+        let memory = Memory::new(8);
+        memory.claim("s", "a", HOUR);
+        assert_eq!(memory.replace("s", "x", "b", HOUR), Replaced::Lost("a".into()));
+        assert_eq!(memory.replace("s", "a", "b", HOUR), Replaced::Done);
+        assert_eq!(memory.replace("gone", "a", "b", HOUR), Replaced::Done);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_merge_lowers_no_epoch() {
+        let memory = Memory::new(8);
+        assert_eq!(memory.merge("s", "a 2 1", 2, HOUR), None);
+        assert_eq!(memory.merge("s", "b 1 1", 1, HOUR), Some("a 2 1".into()));
+        assert_eq!(memory.merge("s", "b 2 1", 2, HOUR), Some("a 2 1".into()));
+        assert_eq!(memory.merge("s", "b 3 1", 3, HOUR), None);
+        for newer in ["unknown", "a x 1", "a -1 1", ""] {
+            memory.replace("newer", &memory.get("newer").map(|held| held.value).unwrap_or_default(), newer, HOUR);
+            assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some(newer.into()), "it knows better");
+        }
+        for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)] {
+            let [old, new] = [stored, merged].map(|epoch| format!("key {epoch} 1"));
+            memory.merge(&old, &old, stored, HOUR);
+            let stays = (merged <= stored).then(|| old.clone());
+            assert_eq!(memory.merge(&old, &new, merged, HOUR), stays, "{merged} over {stored}");
+            memory.remove(&old);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trail_keeps_its_newest_lines_for_a_time() {
+        let memory = Memory::new(8);
+        let lines = |range: std::ops::Range<usize>| range.map(|number| number.to_string()).collect::<Vec<_>>();
+        memory.append("s", &lines(0..3), HOUR);
+        memory.append("s", &lines(3..LONGEST + 2), HOUR);
+        assert_eq!(memory.list("s"), lines(2..LONGEST + 2));
+        assert_eq!(memory.get("s"), None, "it is no binding");
+        tokio::time::advance(HOUR).await;
+        assert_eq!(memory.list("s"), lines(0..0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_extension_keeps_the_stored_value_and_restores_a_lost_one() {
+        let memory = Memory::new(8);
+        memory.claim("s", "a", HOUR);
+        tokio::time::advance(HOUR / 2).await;
+        memory.extend("s", "old", HOUR);
+        assert_eq!(memory.get("s"), Some(Held { value: "a".into(), left: HOUR }));
+        memory.extend("t", "b", HOUR);
+        assert_eq!(memory.get("t").map(|held| held.value), Some("b".into()));
     }
 }

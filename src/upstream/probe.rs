@@ -39,6 +39,14 @@ pub struct Prober {
 }
 
 impl Prober {
+    /// Probes in the background until `tasks` end. `name` is this replica's among all replicas.
+    pub fn start(store: &Arc<Store>, registry: &Arc<Registry>, metrics: &Arc<Metrics>, tasks: &Tasks, name: String) {
+        let (store, registry) = (Arc::clone(store), Arc::clone(registry));
+        let (metrics, owned) = (Arc::clone(metrics), tasks.clone());
+        let prober = Self { store, registry, metrics, tasks: owned, name };
+        tasks.spawn_until_stopped(Arc::new(prober).keep_probing());
+    }
+
     /// Asks for as long as the replica lives.
     pub async fn keep_probing(self: Arc<Self>) {
         let mut beat = tokio::time::interval(BEAT);

@@ -1,8 +1,8 @@
 //! Turns that another key serves than that of their session: what becomes of the binding, and of its seal.
 
 use super::*;
-use crate::binding::select::Reach;
 use crate::binding::demand::Sealed;
+use crate::binding::select::Reach;
 
 /// What a sibling has answered only their organization can open.
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,8 @@
 //! Sessions whose key can serve no more: which of them move, where to, and what is written down.
 
 use super::*;
-use crate::binding::record::state_tag;
 use crate::binding::demand::Sealed;
+use crate::binding::record::state_tag;
 
 /// Whatever it was that moved a session before, an operator's word is one.
 #[tokio::test(start_paused = true)]

@@ -2,8 +2,8 @@
 //! client is told where nobody serves.
 
 use super::*;
-use crate::binding::select::Reach;
 use crate::binding::demand::Sealed;
+use crate::binding::select::Reach;
 
 /// `org-a` has two keys of two projects, the others one each.
 const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1";

@@ -196,8 +196,8 @@ impl Gateway {
 
 #[cfg(test)]
 mod tests {
-    use crate::turn::tests::gateway;
     use super::*;
+    use crate::turn::tests::gateway;
     use http::header::CONTENT_ENCODING;
 
     /// What is seen of `text` in this encoding. The error is its code.

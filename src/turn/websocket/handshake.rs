@@ -168,8 +168,8 @@ fn is_cross_origin(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::turn::tests::gateway;
     use super::*;
+    use crate::turn::tests::gateway;
 
     /// The handshake of a client, but for `changed`.
     fn handshake(changed: Option<(HeaderName, &'static str)>) -> Request<Body> {

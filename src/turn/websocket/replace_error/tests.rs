@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::turn::tests::{bound, decided, gateway};
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::client::Client;
 use crate::health::condition::Subject;
 use crate::health::diagnose::Scope;
+use crate::turn::tests::{bound, decided, gateway};
 
 const TWO: [(&str, &str, &str); 2] = [("a", "o", "p"), ("b", "q", "p")];
 const SECOND: Duration = Duration::from_secs(1);

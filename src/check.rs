@@ -1,0 +1,146 @@
+//! What `warmkey check` does: says what would run, and tries the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::app::{LAST_TASKS, STORE_PATIENCE, replica_name};
+use crate::config::{Plan, StoreChoice};
+use crate::metrics::Metrics;
+use crate::server::operator::Admission;
+use crate::setting::Span;
+use crate::store::name::Name;
+use crate::store::{self, Report, Store, Unavailable};
+use crate::task::Tasks;
+
+/// Tells in plain words what `warmkey serve` would run.
+pub fn describe(plan: &Plan) -> String {
+    let (server, keys) = (&plan.fixed.config.server, plan.table.keys());
+    let mut organizations: Vec<_> = keys.iter().map(|key| key.organization.as_str()).collect();
+    organizations.sort_unstable();
+    organizations.dedup();
+    let who = match (server.open, plan.clients.len()) {
+        (true, _) => "anybody, without a token".to_owned(),
+        (false, 0) => "nobody: no client has a token".to_owned(),
+        (false, 1) => "one client token".to_owned(),
+        (false, count) => format!("{count} client tokens"),
+    };
+    let store = match &plan.fixed.store {
+        StoreChoice::Memory => "in this process: one replica only".to_owned(),
+        StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
+    };
+    let operators = match Admission::of(server, plan.fixed.admin_token.as_ref()) {
+        Admission::Token(_) => "whoever shows the admin token",
+        Admission::Local => "anybody on this machine: there is no server.admin_token",
+        Admission::Closed => "nobody: there is no server.admin_token",
+    };
+    format!(
+        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
+        server.listen,
+        server.admin_listen,
+        keys.len(),
+        organizations.join(", "),
+    )
+}
+
+/// Does with the store what serving does, under names that no replica uses. The error names in one
+/// line what the store or its user lacks.
+pub async fn reach_store(plan: &Plan) -> Result<(), String> {
+    let StoreChoice::Redis(_) = &plan.fixed.store else { return Ok(()) };
+    // The prefix keeps these names apart from those of replicas. The timeout is long, because a
+    // slow store passes this check, too.
+    let settings = store::Settings {
+        prefix: format!("{}:check", plan.fixed.config.store.prefix),
+        timeout: Span(plan.fixed.config.store.timeout.0.max(STORE_PATIENCE)),
+        ..plan.fixed.config.store.clone()
+    };
+    let tasks = Tasks::new();
+    let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
+    // A Redis that never answers is known as such only when the attempt to connect has ended.
+    let is_ready = store.ready(STORE_PATIENCE).await || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
+    let result = match is_ready {
+        true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
+        false => Err(format!("store.url: {}", store.fault().unwrap_or_else(|| "the store does not answer".into()))),
+    };
+    tasks.join(LAST_TASKS).await;
+    result
+}
+
+/// Life of what the check stores, in case the check is cut short.
+const REHEARSAL: Duration = Duration::from_secs(10);
+
+/// Asks one operation of each kind. An error names the commands that the operation needs.
+async fn rehearse(store: &Store) -> Result<(), String> {
+    let refused = |what: &'static str| move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim());
+    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
+    let get = "reading a binding does not work: it takes a user who may GET and PTTL";
+    let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
+                  PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
+    let id = replica_name()?;
+    let (first, second) = ("first", "second");
+    let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
+    let held = store.get(&id, &mut store.budget()).await.map_err(refused(get))?;
+    if !is_free || held.is_none_or(|held| held.value != first) {
+        return Err("what is stored cannot be read back".into());
+    }
+    let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts RPUSH, LTRIM and PEXPIRE";
+    // A life this short deletes what was stored. The roll lives for good, so extending it at the
+    // end of this function gives it a life.
+    let life = Duration::from_millis(1);
+    store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    store.append(&id, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
+    store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
+    let walk = "reading what is bound does not work: it takes a user who may SCAN";
+    store.walk().map_err(refused(walk))?.step().await.unwrap_or(Ok(Vec::new())).map_err(refused(walk))?;
+    let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
+    store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
+    store.extend(Name::Membership, "", life, &mut store.budget()).await.map_err(refused(script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn told(text: &str) -> String {
+        let key = |id: &str, organization: &str| {
+            format!("[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\nsecret = \"sk-canary\"\n")
+        };
+        let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
+        let plan = Config::parse(&format!("{text}\n{keys}")).unwrap().plan();
+        describe(&plan.map_err(|faults| faults.join("; ")).unwrap())
+    }
+
+    #[test]
+    fn check_tells_who_may_do_what_and_where() {
+        assert_eq!(
+            told(""),
+            "Listens on 127.0.0.1:8080 for clients and on 127.0.0.1:9090 for probes and metrics.\n\
+             Serves nobody: no client has a token.\n\
+             Takes an operator's word from anybody on this machine: there is no server.admin_token.\n\
+             Keys: 3, of these organizations: org-a, org-b.\n\
+             Keeps bindings in this process: one replica only."
+        );
+        let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
+        let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
+                      secret = \"0123456789abcdef0123456789abcdef\"\n[store]\nurl = \"redis://u:canary@h\"\n";
+        assert_eq!(
+            told(&format!("{shared}{}{}", client("alice"), client("bob"))),
+            "Listens on 0.0.0.0:1 for clients and on 0.0.0.0:2 for probes and metrics.\n\
+             Serves 2 client tokens.\n\
+             Takes an operator's word from nobody: there is no server.admin_token.\n\
+             Keys: 3, of these organizations: org-a, org-b.\n\
+             Keeps bindings in one Redis at h:6379; all replicas share it."
+        );
+        for (text, line) in [
+            (client("alice"), "Serves one client token."),
+            (format!("[server]\nopen = true\n{}", client("alice")), "Serves anybody, without a token."),
+            (
+                "[server]\nadmin_listen = \"0.0.0.0:2\"\nadmin_token = \"canary\"".into(),
+                "Takes an operator's word from whoever shows the admin token.",
+            ),
+        ] {
+            let told = told(&text);
+            assert!(told.lines().any(|one| one == line) && !told.contains("canary"), "{told}");
+        }
+    }
+}

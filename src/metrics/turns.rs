@@ -1,0 +1,80 @@
+//! Metrics of turns: how many are in flight, how they end, how long they take.
+
+use crate::metrics::Metrics;
+use crate::metrics::family::{Counter, Counters, Gauge, Histogram, OF_STEPS, OF_TURNS, Times, families};
+use crate::metrics::label::{Ending, Transport};
+
+families! {
+    pub struct Turns {
+        active: Gauge = gauge("active_turns", "Turns in flight on this replica"),
+        websockets: Gauge = gauge("active_websockets", "Open WebSockets of clients"),
+        ended: Counters<(Transport, Ending)> = counters(
+            "turns",
+            "Turns that have ended, by transport and outcome",
+        ),
+        seconds: Times<Transport> = times(
+            "turn",
+            "Time from the first byte of a request to the last byte of its answer",
+            OF_TURNS,
+        ),
+        overhead: Histogram = time(
+            "overhead",
+            "Time that the gateway itself adds before the upstream request starts",
+            OF_STEPS,
+        ),
+        usage_missing: Counter = counter(
+            "usage_missing",
+            "Answered turns whose token usage could not be read",
+        ),
+        leaks: Counter = counter(
+            "credential_echoes",
+            "Answers whose body held the secret of the key that was sent upstream",
+        ),
+        malformed: Counter = counter(
+            "malformed_session_signals",
+            "Session signals of clients that were malformed and therefore ignored",
+        ),
+    }
+}
+
+impl Metrics {
+    pub fn turn_began(&self) {
+        self.turns.active.inc();
+    }
+
+    pub fn turn_ended(&self, transport: Transport, outcome: Ending, seconds: f64) {
+        self.turns.active.dec();
+        self.turns.ended.get_or_create(&(transport, outcome)).inc();
+        self.turns.seconds.get_or_create(&transport).observe(seconds);
+    }
+
+    /// Takes back [`Self::turn_began`]: the request was the handshake of a WebSocket, whose turns
+    /// come as messages.
+    pub fn turn_void(&self) {
+        self.turns.active.dec();
+    }
+
+    pub fn websocket_opened(&self) {
+        self.turns.websockets.inc();
+    }
+
+    pub fn websocket_closed(&self) {
+        self.turns.websockets.dec();
+    }
+
+    pub fn overhead(&self, seconds: f64) {
+        self.turns.overhead.observe(seconds);
+    }
+
+    pub fn usage_missing(&self) {
+        self.turns.usage_missing.inc();
+    }
+
+    pub fn credential_echoed(&self) {
+        self.turns.leaks.inc();
+    }
+
+    pub fn malformed_signals(&self, count: u64) {
+        self.turns.malformed.inc_by(count);
+    }
+}
