@@ -4,5 +4,7 @@ mod quotes;
 pub mod references;
 pub mod scan;
 pub mod peek;
+pub mod error_body;
 pub mod decoder;
 pub mod terminal;
+pub mod event;

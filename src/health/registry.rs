@@ -23,8 +23,8 @@ use crate::key::generation::Loaded;
 use crate::key::table::Table;
 use crate::limit::wait_or_usual;
 use crate::metrics::{KeyState, Metrics};
-use crate::outcome::ErrorBody;
 use crate::store::Roll;
+use crate::wire::error_body::ErrorBody;
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 

@@ -6,11 +6,10 @@
 use std::io::Write;
 
 use http::HeaderMap;
-use http::header::CONTENT_TYPE;
-use memchr::{memchr, memchr2};
 
-use crate::outcome::ErrorBody;
 use crate::wire::decoder::Decoder;
+use crate::wire::error_body::ErrorBody;
+use crate::wire::event::{field, is_stream, line_length, unnamed};
 use crate::wire::terminal::{self, Terminal, Usage};
 
 /// A terminal event or a JSON answer longer than this passes unread.
@@ -95,8 +94,7 @@ const START: usize = 64;
 
 impl Reader {
     fn new(headers: &HeaderMap) -> Self {
-        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        Self { is_stream: kind.starts_with(b"text/event-stream"), ..Self::default() }
+        Self { is_stream: is_stream(headers), ..Self::default() }
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -117,7 +115,7 @@ impl Reader {
             bytes = &bytes[1..];
         }
         while !bytes.is_empty() {
-            let Some(end) = memchr2(b'\n', b'\r', bytes) else { return self.read_part(bytes, false) };
+            let Some(end) = line_length(bytes) else { return self.read_part(bytes, false) };
             self.read_part(&bytes[..end], true);
             self.end_line();
             let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
@@ -177,27 +175,6 @@ impl Reader {
     }
 }
 
-/// The value of a field line, without the one space that may stand before it.
-pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let value = line.strip_prefix(name)?;
-    Some(value.strip_prefix(b" ").unwrap_or(value))
-}
-
-/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`, with any white space.
-fn unnamed(data: &[u8]) -> Option<Terminal> {
-    // One letter tells most from an end: `response.output_text.delta`.
-    if let Some(name) = data.strip_prefix(br#"{"type":"response."#)
-        && !matches!(name.first(), Some(b'c' | b'i' | b'f'))
-    {
-        return None;
-    }
-    let mut rest = data;
-    for token in [&b"{"[..], br#""type""#, b":", b"\""] {
-        rest = rest.trim_ascii_start().strip_prefix(token)?;
-    }
-    Terminal::of_event(&rest[..memchr(b'"', rest)?])
-}
-
 impl Write for Reader {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.is_stream {
@@ -216,7 +193,7 @@ impl Write for Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::CONTENT_ENCODING;
+    use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
     use proptest::prelude::*;
 
     const USAGE: &str = r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
