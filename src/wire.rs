@@ -1,6 +1,9 @@
-//! OpenAI's dialect, as bytes: JSON that is scanned and never rebuilt, events, error bodies. Pure.
+//! OpenAI's protocol, as bytes: endpoints, JSON that is scanned and never rebuilt, events, errors. Pure.
+//!
+//! What must hold for each reader, whatever bytes come, is asserted in `properties`.
 
-mod quotes;
+pub mod endpoint;
+pub mod quotes;
 pub mod references;
 pub mod scan;
 pub mod peek;
