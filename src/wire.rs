@@ -1,9 +1,10 @@
-//! OpenAI's protocol, as bytes: endpoints, JSON that is scanned and never rebuilt, events, errors. Pure.
+//! OpenAI's protocol, as bytes: endpoints, JSON that is scanned and never rebuilt, events, errors.
+//! Pure.
 //!
 //! What must hold for each reader, whatever bytes come, is asserted in `properties`.
 
 pub mod endpoint;
-pub mod quotes;
+pub(crate) mod quotes;
 pub mod references;
 pub mod scan;
 pub mod peek;

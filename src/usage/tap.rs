@@ -13,7 +13,7 @@ use crate::wire::event::{field, is_stream, line_length, unnamed};
 use crate::wire::terminal::{self, Terminal, Usage};
 
 /// A terminal event or a JSON answer longer than this passes unread.
-const KEPT: usize = 512 * 1024;
+pub(crate) const KEPT: usize = 512 * 1024;
 
 /// What the tap has learned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,7 @@ enum Line {
 }
 
 /// `event: response.incomplete`, and the start of a `data:` line with some white space, are told apart within so many bytes.
-const START: usize = 64;
+pub(crate) const START: usize = 64;
 
 impl Reader {
     fn new(headers: &HeaderMap) -> Self {

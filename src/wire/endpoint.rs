@@ -1,8 +1,8 @@
 //! Decides what a request may ask for: the one list of methods and paths that clients reach. Pure.
 //!
 //! Compares bytes and normalizes nothing, so a path that another party might read differently is
-//! unknown. Everything that is not listed is unknown, too, whatever the upstream would make of it: its
-//! account-wide endpoints would cross clients.
+//! unknown. Everything that is not listed is unknown, too, whatever the upstream would make of it:
+//! its account-wide endpoints would cross clients.
 
 use http::Method;
 
@@ -13,8 +13,8 @@ pub enum Endpoint {
     CreateResponse,
     /// `GET /responses`: the handshake of a WebSocket, if the headers ask for one.
     OpenWebSocket,
-    /// `GET /models`, by which clients find out whether their token is accepted. The list itself is not
-    /// served.
+    /// `GET /models`, by which clients find out whether their token is accepted. The list itself is
+    /// not served.
     ListModels,
 }
 

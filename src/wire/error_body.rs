@@ -107,6 +107,22 @@ mod tests {
     }
 
     #[test]
+    fn frame_status_wins_over_status_code_and_outer_headers_over_inner() {
+        for (frame, status) in [
+            (r#"{"status":401,"status_code":429}"#, 401),
+            (r#"{"status_code":429,"status":401}"#, 401),
+            (r#"{"status":"x","status_code":429}"#, 429),
+            (r#"{"status":7,"status_code":429}"#, 400),
+            ("no JSON", 400),
+        ] {
+            assert_eq!(frame_status(frame.as_bytes()), status, "{frame}");
+        }
+        let frame = br#"{"error":{"headers":{"a":"1","b":2}},"headers":{"a":"3","not a name":"x"}}"#;
+        let headers = frame_headers(frame);
+        assert_eq!((headers.len(), &headers["a"], &headers["b"]), (2, &"3".parse().unwrap(), &"2".parse().unwrap()));
+    }
+
+    #[test]
     fn an_error_body_is_read_with_tolerance() {
         let read = |body: &str| ErrorBody::parse(body.as_bytes());
         let both =

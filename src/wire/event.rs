@@ -15,22 +15,24 @@ pub fn is_stream(headers: &HeaderMap) -> bool {
     kind.starts_with(b"text/event-stream")
 }
 
-/// The length of the first line of `bytes`. `None`: the line has not ended yet. A line ends with `\n`,
-/// `\r` or `\r\n`; the caller steps over the second byte of `\r\n`, which may come later.
+/// The length of the first line of `bytes`. `None`: the line has not ended yet. A line ends with
+/// `\n`, `\r` or `\r\n`; the caller steps over the second byte of `\r\n`, which may come later.
 #[inline]
 pub fn line_length(bytes: &[u8]) -> Option<usize> {
     memchr2(b'\n', b'\r', bytes)
 }
 
-/// The value of a field line, without the one space that may stand before it. `name` includes the colon.
+/// The value of a field line, without the one space that may stand before it. `name` includes the
+/// colon.
 #[inline]
 pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     let value = line.strip_prefix(name)?;
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-/// The type of an event's data or of a WebSocket's message, where the text begins with it, as the real
-/// service's does. White space may stand anywhere. `None` also for a type with an escape in it.
+/// The type of an event's data or of a WebSocket's message, where the text begins with it, as the
+/// real service's does. White space may stand anywhere. `None` also for a type with an escape in
+/// it.
 pub fn first_type(text: &[u8]) -> Option<&[u8]> {
     written_type(text).filter(|name| !name.contains(&b'\\'))
 }
