@@ -39,6 +39,7 @@ pub mod turn;
 pub mod server;
 
 // The proof, and the whole.
+pub mod properties;
 pub mod simulator;
 pub mod config;
 pub mod reload;

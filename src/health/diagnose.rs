@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::limit;
 use crate::metrics::Reason;
-use crate::outcome::ErrorBody;
+use crate::wire::error_body::ErrorBody;
 
 /// How far an ailment reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

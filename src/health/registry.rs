@@ -24,11 +24,11 @@ use crate::key::generation::Loaded;
 use crate::key::table::Table;
 use crate::limit::wait_or_usual;
 use crate::metrics::{KeyState, Metrics};
-use crate::outcome::ErrorBody;
 use crate::peers::heartbeat::{Told, Topic};
 use crate::peers::replicas::Replicas;
 use crate::store::Roll;
 use crate::store::board::{Board, Note};
+use crate::wire::error_body::ErrorBody;
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 

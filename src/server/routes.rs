@@ -1,5 +1,6 @@
-//! What clients may ask for. Everything else is answered as an unknown URL, whatever the upstream would make of it: its
-//! account-wide endpoints would cross clients.
+//! Hands each request of a client to the transport that serves its endpoint, and refuses all others.
+//!
+//! Which endpoints there are is decided by `wire::endpoint`.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -19,6 +20,7 @@ use crate::turn::Gateway;
 use crate::turn::http::exchange as http;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::handshake as websocket;
+use crate::wire::endpoint::Endpoint;
 
 /// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for it.
 #[derive(Clone)]
@@ -47,15 +49,25 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 }
 
 async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
-    match (request.uri().path(), request.method()) {
-        ("/responses" | "/v1/responses", &Method::POST) => http::serve(gateway, request).await,
-        ("/responses" | "/v1/responses", &Method::GET) if websocket::is_wanted(request.headers()) => {
-            websocket::serve(gateway, request).await
-        }
-        (path, method) => {
-            let message = format!("Unknown request URL: {method} {path}.");
-            let response = http::refuse(&gateway, &request, &Error::new(Kind::UnknownUrl, message));
-            if method == Method::HEAD { without_body(response) } else { response }
+    let endpoint = Endpoint::parse(request.method(), request.uri().path());
+    match endpoint {
+        Some(Endpoint::CreateResponse) => http::serve(gateway, request).await,
+        Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => websocket::serve(gateway, request).await,
+        Some(Endpoint::OpenWebSocket) | None => refuse(&gateway, &request, &unknown(&request)),
+        Some(Endpoint::ListModels) => {
+            // A client that checks its token here must not take a working gateway for a broken one.
+            let refused = gateway.clients.get().authenticate(request.headers()).err();
+            refuse(&gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
         }
     }
+}
+
+fn unknown(request: &Request<Body>) -> Error {
+    let (method, path) = (request.method(), request.uri().path());
+    Error::new(Kind::UnknownUrl, format!("Unknown request URL: {method} {path}."))
+}
+
+fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
+    let response = http::refuse(gateway, request, error);
+    if request.method() == Method::HEAD { without_body(response) } else { response }
 }

@@ -90,7 +90,7 @@ pub fn overloaded(wait: Option<Duration>) -> Error {
 mod tests {
     use super::*;
     use crate::health::diagnose::Scope;
-    use crate::outcome::ErrorBody;
+    use crate::wire::error_body::ErrorBody;
     use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, StatusCode};
     use proptest::prelude::*;

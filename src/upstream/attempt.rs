@@ -15,8 +15,9 @@ use http::{Method, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
-use crate::outcome::{Answer, ErrorBody, Outcome, Refusal};
+use crate::outcome::{Answer, Outcome, Refusal};
 use crate::upstream::headers::{outgoing, upgrading};
+use crate::wire::error_body::ErrorBody;
 
 /// What is read of an error answer to learn its meaning. Real ones are a few hundred bytes.
 const ERROR_BODY: usize = 64 * 1024;

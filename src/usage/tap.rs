@@ -6,15 +6,14 @@
 use std::io::Write;
 
 use http::HeaderMap;
-use http::header::CONTENT_TYPE;
-use memchr::{memchr, memchr2};
 
-use crate::outcome::ErrorBody;
 use crate::wire::decoder::Decoder;
+use crate::wire::error_body::ErrorBody;
+use crate::wire::event::{field, is_stream, line_length, unnamed};
 use crate::wire::terminal::{self, Terminal, Usage};
 
 /// A terminal event or a JSON answer longer than this passes unread.
-const KEPT: usize = 512 * 1024;
+pub(crate) const KEPT: usize = 512 * 1024;
 
 /// What the tap has learned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,12 +90,11 @@ enum Line {
 }
 
 /// `event: response.incomplete`, and the start of a `data:` line with some white space, are told apart within so many bytes.
-const START: usize = 64;
+pub(crate) const START: usize = 64;
 
 impl Reader {
     fn new(headers: &HeaderMap) -> Self {
-        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        Self { is_stream: kind.starts_with(b"text/event-stream"), ..Self::default() }
+        Self { is_stream: is_stream(headers), ..Self::default() }
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -117,7 +115,7 @@ impl Reader {
             bytes = &bytes[1..];
         }
         while !bytes.is_empty() {
-            let Some(end) = memchr2(b'\n', b'\r', bytes) else { return self.read_part(bytes, false) };
+            let Some(end) = line_length(bytes) else { return self.read_part(bytes, false) };
             self.read_part(&bytes[..end], true);
             self.end_line();
             let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
@@ -175,27 +173,6 @@ impl Reader {
         self.is_too_long = false;
         self.line = Line::Start;
     }
-}
-
-/// The value of a field line, without the one space that may stand before it.
-pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
-    let value = line.strip_prefix(name)?;
-    Some(value.strip_prefix(b" ").unwrap_or(value))
-}
-
-/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`, with any white space.
-fn unnamed(data: &[u8]) -> Option<Terminal> {
-    // One letter tells most from an end: `response.output_text.delta`.
-    if let Some(name) = data.strip_prefix(br#"{"type":"response."#)
-        && !matches!(name.first(), Some(b'c' | b'i' | b'f'))
-    {
-        return None;
-    }
-    let mut rest = data;
-    for token in [&b"{"[..], br#""type""#, b":", b"\""] {
-        rest = rest.trim_ascii_start().strip_prefix(token)?;
-    }
-    Terminal::of_event(&rest[..memchr(b'"', rest)?])
 }
 
 impl Write for Reader {

@@ -126,31 +126,6 @@ fn bits(mut word: u64) -> impl Iterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    /// A byte at a time, as anybody would.
-    fn plainly(text: &[u8]) -> Vec<usize> {
-        let (mut found, mut is_escaped) = (Vec::new(), false);
-        for (at, byte) in text.iter().enumerate() {
-            if *byte == b'"' && !is_escaped {
-                found.push(at);
-            }
-            is_escaped = *byte == b'\\' && !is_escaped;
-        }
-        found
-    }
-
-    proptest! {
-        #[test]
-        fn it_finds_what_a_plain_look_finds(text in r#"([\\"]{0,9}[ nx]?){0,60}"#) {
-            let quotes = Quotes::of(text.as_bytes());
-            let mut found = Vec::new();
-            while let Some(at) = quotes.next(found.last().map_or(0, |last| last + 1)) {
-                found.push(at);
-            }
-            prop_assert_eq!(found, plainly(text.as_bytes()), "{}", text);
-        }
-    }
 
     #[test]
     fn a_run_of_backslashes_may_cross_any_border() {

@@ -174,6 +174,37 @@ async fn what_is_not_served_is_unknown() {
     assert_eq!(upstream.seen().len(), 3);
 }
 
+/// Clients ask for the models to find out whether their token is accepted. The list is not served.
+#[tokio::test]
+async fn models_without_valid_token_are_401_and_with_one_404() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    for target in ["/models", "/v1/models", "/v1/models?client_version=1"] {
+        let get = || Request::new("GET", target);
+        for request in [get(), get().bearer("unknown"), get().bearer(ALICE).bearer(BOB)] {
+            expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
+        }
+        expect(&ask(cluster.address(), &get().bearer(ALICE)).await, 404, "unknown_url");
+        for (token, status) in [("unknown", 401), (ALICE, 404)] {
+            let url = format!("http://{}{target}", cluster.address());
+            let client = reqwest::Client::builder().no_proxy().build().expect("a client is made");
+            let head = client.head(&url).bearer_auth(token).send().await.expect("a head");
+            assert_eq!(head.status(), status, "{target}");
+        }
+    }
+    // Other methods and what lies below are unknown to everybody.
+    for (method, target) in [("POST", "/v1/models"), ("DELETE", "/models"), ("GET", "/models/"), ("GET", "/models/gpt-5.4")] {
+        expect(&ask(cluster.address(), &Request::new(method, target)).await, 404, "unknown_url");
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn models_of_an_open_gateway_are_404() {
+    let cluster = Cluster::new().clients("").server("open", "true").start().await;
+    expect(&ask(cluster.address(), &Request::new("GET", "/v1/models")).await, 404, "unknown_url");
+}
+
 #[tokio::test]
 async fn an_upstream_that_refuses_connections_is_unreachable() {
     let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;

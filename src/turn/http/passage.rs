@@ -273,7 +273,7 @@ mod tests {
     use super::*;
     use crate::client::Client;
     use crate::metrics::Transport;
-    use crate::outcome::ErrorBody;
+    use crate::wire::error_body::ErrorBody;
     use crate::turn::tests::{bound, gateway};
     use crate::wire::terminal::Terminal;
 

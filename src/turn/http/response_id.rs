@@ -6,11 +6,9 @@
 use std::io::Write;
 
 use http::HeaderMap;
-use http::header::CONTENT_TYPE;
-use memchr::memchr2;
 
-use crate::usage::tap::field;
 use crate::wire::decoder::Decoder;
+use crate::wire::event::{field, is_stream, line_length};
 use crate::wire::peek::Field;
 use crate::wire::scan::Scanner;
 
@@ -31,9 +29,7 @@ pub struct Finder(Decoder<Text>);
 
 impl Finder {
     pub fn new(headers: &HeaderMap) -> Self {
-        let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        let is_stream = kind.starts_with(b"text/event-stream");
-        Self(Decoder::new(headers, Text { is_stream, kept: Vec::new(), length: 0 }))
+        Self(Decoder::new(headers, Text { is_stream: is_stream(headers), kept: Vec::new(), length: 0 }))
     }
 
     /// Looks at what comes next.
@@ -61,7 +57,7 @@ impl Text {
             return find(&mut Scanner::new(&self.kept), &["id"]);
         }
         let mut rest = &self.kept[..];
-        while let Some(end) = memchr2(b'\n', b'\r', rest) {
+        while let Some(end) = line_length(rest) {
             let (line, more) = rest.split_at(end);
             if let Some(id) = of_line(line) {
                 return Some(id);
@@ -114,7 +110,7 @@ fn find(scanner: &mut Scanner<'_>, path: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::header::CONTENT_ENCODING;
+    use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
     use proptest::prelude::*;
 
     const STREAM: &str = "text/event-stream; charset=utf-8";

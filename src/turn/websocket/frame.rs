@@ -1,9 +1,9 @@
 //! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as they are. Pure.
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use memchr::memchr;
+use http::{HeaderMap, StatusCode};
 
-use crate::outcome::ErrorBody;
+use crate::wire::error_body::{self, ErrorBody};
+use crate::wire::event::first_type;
 use crate::wire::peek::{Field, fields, identified, look};
 use crate::wire::references::References;
 use crate::wire::scan::NotJson;
@@ -76,47 +76,16 @@ impl Event {
         };
         let stage = match name {
             b"response.created" => Stage::Created,
-            b"error" => Stage::Refused(status(text), ErrorBody::parse(text), headers(text)),
+            b"error" => {
+                let (status, headers) = (error_body::frame_status(text), error_body::frame_headers(text));
+                Stage::Refused(status, ErrorBody::parse(text), headers)
+            }
             name => Stage::Ended(Terminal::of_event(name)?),
         };
         let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
         let [id, store] = response.and_then(|response| fields(response, ["id", "store"]).ok()).unwrap_or_default();
         Some(Self { lane: named(lane), response_id: named(id), is_unstored: store == Some(b"false"), stage })
     }
-}
-
-/// The type of a message that begins with it, as the real service's do.
-fn first_type(text: &[u8]) -> Option<&[u8]> {
-    let mut rest = text;
-    for token in [&b"{"[..], br#""type""#, b":", b"\""] {
-        rest = rest.trim_ascii_start().strip_prefix(token)?;
-    }
-    let name = &rest[..memchr(b'"', rest)?];
-    (!name.contains(&b'\\')).then_some(name)
-}
-
-/// `status`, or as some write it, `status_code`. None of them: it is no HTTP error.
-fn status(text: &[u8]) -> StatusCode {
-    let found = fields(text, ["status", "status_code"]).unwrap_or_default();
-    let number = found.into_iter().flatten().find_map(|raw| std::str::from_utf8(raw).ok()?.parse().ok());
-    number.and_then(|number: u16| StatusCode::from_u16(number).ok()).unwrap_or(StatusCode::BAD_REQUEST)
-}
-
-/// What it says of when to come again.
-fn headers(text: &[u8]) -> HeaderMap {
-    let [own, error] = fields(text, ["headers", "error"]).unwrap_or_default();
-    let inside = error.and_then(|raw| fields(raw, ["headers"]).ok()).and_then(|[inside]| inside);
-    let mut headers = HeaderMap::new();
-    for raw in [inside, own].into_iter().flatten() {
-        let Ok(pairs) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(raw) else { continue };
-        for (name, value) in pairs {
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-                headers.insert(name, value);
-            }
-        }
-    }
-    headers
 }
 
 fn named(raw: Option<&[u8]>) -> Option<String> {

@@ -1,7 +1,7 @@
 //! What is learned of an answer, however it arrives, and of one that cannot be read.
 
 use super::*;
-use http::header::CONTENT_ENCODING;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use proptest::prelude::*;
 
 const USAGE: &str = r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;

@@ -1,0 +1,268 @@
+//! What must hold for everything that reads a client's or an upstream's bytes, whatever bytes come.
+//!
+//! Each function takes arbitrary input and panics if a property is broken. The property tests of
+//! this module drive all of them in `make test`; libFuzzer drives the same functions from `fuzz/`,
+//! which is a crate of its own. That is why they are `pub`: nothing in the gateway calls them.
+
+use std::collections::HashMap;
+
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method};
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use crate::properties::plain::Json;
+use crate::turn::http::response_id::{Finder, Found};
+use crate::turn::websocket::frame;
+use crate::usage::tap::{KEPT, Reading, START, Tap};
+use crate::wire::endpoint::Endpoint;
+use crate::wire::event::{field, first_type, unnamed};
+use crate::wire::peek::{Field, Peek, fields, stable_prefix};
+use crate::wire::quotes::Quotes;
+use crate::wire::scan::Scanner;
+use crate::wire::terminal::Terminal;
+
+pub mod answers;
+pub mod plain;
+
+#[cfg(test)]
+mod tests;
+
+/// Every request that is not unknown, spelled out.
+const ENDPOINTS: [(&str, &str, Endpoint); 8] = [
+    ("POST", "/responses", Endpoint::CreateResponse),
+    ("POST", "/v1/responses", Endpoint::CreateResponse),
+    ("GET", "/responses", Endpoint::OpenWebSocket),
+    ("GET", "/v1/responses", Endpoint::OpenWebSocket),
+    ("GET", "/models", Endpoint::ListModels),
+    ("GET", "/v1/models", Endpoint::ListModels),
+    ("HEAD", "/models", Endpoint::ListModels),
+    ("HEAD", "/v1/models", Endpoint::ListModels),
+];
+
+/// The parse accepts the listed methods and paths, byte for byte, and nothing else.
+pub fn endpoint(method: &str, path: &str) {
+    let Ok(parsed) = Method::from_bytes(method.as_bytes()) else { return };
+    let listed = ENDPOINTS.iter().find(|(own, at, _)| (*own, *at) == (method, path));
+    let found = Endpoint::parse(&parsed, path);
+    assert_eq!(found, listed.map(|(_, _, endpoint)| *endpoint), "{method} {path:?}");
+}
+
+/// Quotes are those that a look at one byte after the other finds.
+pub fn quotes(text: &[u8]) {
+    let quotes = Quotes::of(text);
+    let mut from = 0;
+    let mut is_escaped = false;
+    for (at, byte) in text.iter().enumerate() {
+        if *byte == b'"' && !is_escaped {
+            assert_eq!(quotes.next(from), Some(at), "from {from} of {}", text.escape_ascii());
+            from = at + 1;
+        }
+        is_escaped = *byte == b'\\' && !is_escaped;
+    }
+    assert_eq!(quotes.next(from), None, "from {from} of {}", text.escape_ascii());
+}
+
+/// The scanner accepts the JSON that serde_json accepts. Where serde_json can also read all of the
+/// text, both find the same fields, the last of duplicates, and the same references.
+pub fn json(text: &[u8]) {
+    let is_json = serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    let mut scanner = Scanner::new(text);
+    let scanned = scanner.value().and_then(|_| scanner.end());
+    assert_eq!(scanned.is_ok(), is_json, "{scanned:?} of {}", text.escape_ascii());
+    assert!(scanned.is_ok() || scanned.is_err_and(|fault| fault.0 <= text.len()), "{scanned:?}");
+    let peeked = Peek::at(text);
+    assert_eq!(peeked.is_ok(), is_json, "{}", text.escape_ascii());
+    stable_prefix(text);
+    let (Ok(peek), Some(plain)) = (peeked, Json::read(text)) else { return };
+    same_fields(text, &plain);
+    same_peek(text, &peek, &plain);
+}
+
+fn same_fields(text: &[u8], plain: &Json) {
+    if !plain.is_object() {
+        assert_eq!(fields(text, ["model"]), Ok([None]));
+        return;
+    }
+    let raw: HashMap<String, &RawValue> = serde_json::from_slice(text).expect("it was read before");
+    for (name, value) in raw.iter().take(8) {
+        let found = fields(text, [name.as_str()]);
+        assert_eq!(found, Ok([Some(value.get().as_bytes())]), "{name} of {}", text.escape_ascii());
+    }
+}
+
+fn same_peek(text: &[u8], peek: &Peek, plain: &Json) {
+    let inner = |name, inside| plain.last(name).and_then(|value| value.last(inside));
+    let conversation = match plain.last("conversation") {
+        Some(Json::Object(_)) => inner("conversation", "id"),
+        other => other,
+    };
+    for (found, expected) in [
+        (&peek.model, plain.last("model")),
+        (&peek.prompt_cache_key, plain.last("prompt_cache_key")),
+        (&peek.previous_response_id, plain.last("previous_response_id")),
+        (&peek.session_id, inner("client_metadata", "session_id")),
+        (&peek.conversation, conversation),
+    ] {
+        assert!(is_same(found, expected), "{found:?}, not {expected:?} in {}", text.escape_ascii());
+    }
+    assert_eq!(peek.is_unstored, matches!(plain.last("store"), Some(Json::Bool(false))));
+    // References are looked for as they are written; escapes in names alone are undone.
+    if !text.contains(&b'\\') {
+        let found = (peek.references.are_held, peek.references.are_foreign);
+        assert_eq!(found, references(plain), "{}", text.escape_ascii());
+    }
+}
+
+fn is_same(found: &Field, expected: Option<&Json>) -> bool {
+    /// A text of this length can be written with so many escapes that it is not copied.
+    const LONG: usize = 340;
+    match (found, expected) {
+        (Field::Absent, None | Some(Json::Null)) => true,
+        (Field::Text(found), Some(Json::Text(expected))) => found == expected,
+        (Field::Malformed, Some(Json::Text(expected))) => expected.len() > LONG,
+        (Field::Malformed, Some(Json::Null) | None) => false,
+        (Field::Malformed, Some(_)) => true,
+        _ => false,
+    }
+}
+
+/// Whether a body refers to what one project alone finds, and to what no response made.
+fn references(body: &Json) -> (bool, bool) {
+    let (mut is_held, mut is_foreign) = (false, false);
+    for (name, value) in body.fields() {
+        if ["input", "tools", "prompt"].contains(&name.as_str()) {
+            refer(value, &mut is_held, &mut is_foreign);
+        }
+        is_held |= name == "prompt" && value.last("id").is_some_and(|id| !matches!(id, Json::Null));
+    }
+    (is_held | is_foreign, is_foreign)
+}
+
+fn refer(value: &Json, is_held: &mut bool, is_foreign: &mut bool) {
+    if let Json::Array(items) = value {
+        items.iter().for_each(|item| refer(item, is_held, is_foreign));
+    }
+    for (name, inside) in value.fields() {
+        let text = inside.text().unwrap_or_default();
+        let first = inside.first().and_then(Json::text).unwrap_or_default();
+        *is_held |= match name.as_str() {
+            "type" => text == "item_reference",
+            "id" => value.fields().len() == 1 && !text.is_empty(),
+            "file_id" | "container_id" | "container" | "skill_id" => !text.is_empty(),
+            "file_ids" | "vector_store_ids" => inside.first().is_some(),
+            _ => false,
+        };
+        *is_foreign |= match name.as_str() {
+            "file_id" => text.starts_with("file"),
+            "file_ids" => first.starts_with("file"),
+            "vector_store_ids" => first.starts_with("vs_"),
+            _ => false,
+        };
+        refer(inside, is_held, is_foreign);
+    }
+}
+
+/// A WebSocket's message is read as JSON, or says nothing.
+pub fn message(text: &[u8]) {
+    let is_json = serde_json::from_slice::<IgnoredAny>(text).is_ok();
+    assert_eq!(frame::Request::read(text).is_ok(), is_json, "{}", text.escape_ascii());
+    let event = frame::Event::read(text);
+    assert!(is_json || event.is_none(), "{event:?} of {}", text.escape_ascii());
+    let Some(plain) = Json::read(text).filter(|plain| plain.is_plain(&["type"])) else { return };
+    let name = plain.last("type").and_then(Json::text).unwrap_or_default();
+    let is_told = name == "response.created" || Terminal::of_event(name.as_bytes()).is_some();
+    assert_eq!(event.is_some(), is_told, "{}", text.escape_ascii());
+    if let Some((first, Json::Text(name))) = plain.fields().first()
+        && first == "type"
+        && !text.contains(&b'\\')
+    {
+        assert_eq!(first_type(text), Some(name.as_bytes()), "{}", text.escape_ascii());
+    }
+}
+
+/// What is learned of an answer does not depend on how its bytes arrive, and is what a plain reader
+/// of whole lines learns. `cuts`: the lengths of the first chunks.
+pub fn events(text: &[u8], cuts: &[u8]) {
+    for kind in ["text/event-stream", "application/json"] {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+        let (whole, cut) = (reading(&headers, [text]), reading(&headers, chunks(text, cuts)));
+        if kind == "text/event-stream" {
+            assert_eq!(whole, of_lines(text), "{}", text.escape_ascii());
+        }
+        if kind != "text/event-stream" || is_told_early(text) {
+            assert_eq!(cut, whole, "{cuts:?} of {}", text.escape_ascii());
+        }
+        let (whole, cut) = (response_id(&headers, [text]), response_id(&headers, chunks(text, cuts)));
+        assert_eq!(cut, whole, "{cuts:?} of {}", text.escape_ascii());
+    }
+}
+
+fn reading<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> Reading {
+    let mut tap = Tap::new(headers);
+    chunks.into_iter().for_each(|chunk| tap.observe(chunk));
+    tap.finish(true)
+}
+
+fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> Found {
+    let mut finder = Finder::new(headers);
+    let mut looks = chunks.into_iter().map(|chunk| finder.look(chunk));
+    looks.find(|found| *found != Found::NotYet).unwrap_or(Found::NotYet)
+}
+
+/// `text` in chunks, empty ones too: those that `cuts` measures, then the rest.
+pub fn chunks<'t>(text: &'t [u8], cuts: &[u8]) -> Vec<&'t [u8]> {
+    let mut rest = text;
+    let mut chunks = Vec::new();
+    for cut in cuts {
+        let (chunk, more) = rest.split_at(rest.len().min(usize::from(*cut)));
+        chunks.push(chunk);
+        rest = more;
+    }
+    chunks.push(rest);
+    chunks
+}
+
+/// The lines of `text` that have ended.
+fn lines(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut lines = vec![Vec::new()];
+    let mut after_return = false;
+    for byte in text {
+        match byte {
+            b'\n' if after_return => {}
+            b'\n' | b'\r' => lines.push(Vec::new()),
+            byte => lines.last_mut().expect("there is one from the start").push(*byte),
+        }
+        after_return = *byte == b'\r';
+    }
+    lines.pop();
+    lines
+}
+
+/// What the lines of a stream say of its end: the last word counts.
+fn of_lines(text: &[u8]) -> Reading {
+    let (mut announced, mut reading) = (None, Reading::default());
+    for line in lines(text) {
+        if line.is_empty() {
+            announced = None;
+        } else if let Some(data) = field(&line, b"data:") {
+            announced = announced.or_else(|| unnamed(data));
+            let data = if data.len() > KEPT { b"" } else { data };
+            reading = announced.map_or(reading, |terminal| Reading::of_event(terminal, data));
+        } else if let Some(name) = field(&line, b"event:") {
+            announced = Terminal::of_event(name);
+        }
+    }
+    reading
+}
+
+/// Whether each line shows what it is in its first bytes. The tap looks no further into a line that
+/// comes in pieces, so it may learn less of a line with much white space or with a very long event
+/// name.
+fn is_told_early(text: &[u8]) -> bool {
+    let told = |line: &[u8]| field(line, b"data:").and_then(unnamed);
+    lines(text).iter().all(|line| {
+        let is_long_name = line.len() >= START && field(line, b"event:").is_some();
+        !is_long_name && told(line) == told(&line[..line.len().min(START)])
+    })
+}

@@ -1,0 +1,101 @@
+//! Reads a stream of server-sent events: its lines, their fields, and the type that an event's data
+//! begins with. Pure.
+//!
+//! Every byte of every streamed answer passes here, so each function looks once and copies nothing.
+
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use memchr::{memchr, memchr2};
+
+use crate::wire::terminal::Terminal;
+
+/// Whether an answer with these headers is a stream of events.
+pub fn is_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    kind.starts_with(b"text/event-stream")
+}
+
+/// The length of the first line of `bytes`. `None`: the line has not ended yet. A line ends with
+/// `\n`, `\r` or `\r\n`; the caller steps over the second byte of `\r\n`, which may come later.
+#[inline]
+pub fn line_length(bytes: &[u8]) -> Option<usize> {
+    memchr2(b'\n', b'\r', bytes)
+}
+
+/// The value of a field line, without the one space that may stand before it. `name` includes the
+/// colon.
+#[inline]
+pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let value = line.strip_prefix(name)?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
+/// The type of an event's data or of a WebSocket's message, where the text begins with it, as the
+/// real service's does. White space may stand anywhere. `None` also for a type with an escape in
+/// it.
+pub fn first_type(text: &[u8]) -> Option<&[u8]> {
+    written_type(text).filter(|name| !name.contains(&b'\\'))
+}
+
+/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`.
+pub fn unnamed(data: &[u8]) -> Option<Terminal> {
+    // One letter tells most types from an end: `response.output_text.delta`.
+    if let Some(name) = data.strip_prefix(br#"{"type":"response."#)
+        && !matches!(name.first(), Some(b'c' | b'i' | b'f'))
+    {
+        return None;
+    }
+    Terminal::of_event(written_type(data)?)
+}
+
+/// The first type as written, up to the first quote: a type with an escape in it may be cut short.
+fn written_type(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text;
+    for token in [&b"{"[..], br#""type""#, b":", b"\""] {
+        rest = rest.trim_ascii_start().strip_prefix(token)?;
+    }
+    Some(&rest[..memchr(b'"', rest)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn field_value_loses_one_space_and_no_more() {
+        for (line, value) in [
+            ("data:x", Some("x")),
+            ("data: x", Some("x")),
+            ("data:  x", Some(" x")),
+            ("data:", Some("")),
+            ("data", None),
+            (" data:x", None),
+            ("Data:x", None),
+        ] {
+            assert_eq!(field(line.as_bytes(), b"data:"), value.map(str::as_bytes), "{line}");
+        }
+    }
+
+    #[test]
+    fn first_type_is_the_first_field_or_none() {
+        for (text, name) in [
+            (r#"{"type":"error"}"#, Some("error")),
+            ("\t{ \"type\"\n: \"error\" , \"x", Some("error")),
+            (r#"{"type":"""#, Some("")),
+            (r#"{"type":"err"#, None),
+            (r#"{"type":"err\u006fr"}"#, None),
+            (r#"{"sequence_number":0,"type":"error"}"#, None),
+            (r#"{"type":7}"#, None),
+            ("", None),
+        ] {
+            assert_eq!(first_type(text.as_bytes()), name.map(str::as_bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn line_ends_at_either_byte() {
+        for (bytes, length) in [("a\nb", Some(1)), ("ab\r\n", Some(2)), ("\r", Some(0)), ("ab", None), ("", None)] {
+            assert_eq!(line_length(bytes.as_bytes()), length, "{bytes:?}");
+        }
+    }
+}
