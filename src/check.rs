@@ -77,8 +77,8 @@ async fn rehearse(store: &Store) -> Result<(), String> {
                   PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
-    let is_free = store.claim(&id, first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
-    let held = store.get(&id, &mut store.budget()).await.map_err(refused(get))?;
+    let is_free = store.claim(Name::Binding(&id), first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
+    let held = store.get(Name::Binding(&id), &mut store.budget()).await.map_err(refused(get))?;
     if !is_free || held.is_none_or(|held| held.value != first) {
         return Err("what is stored cannot be read back".into());
     }
@@ -86,7 +86,7 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     // A life this short deletes what was stored. The roll lives for good, so extending it at the
     // end of this function gives it a life.
     let life = Duration::from_millis(1);
-    store.rebind(&id, first, second, life, &mut store.budget()).await.map_err(refused(script))?;
+    store.rebind(Name::Binding(&id), first, second, life, &mut store.budget()).await.map_err(refused(script))?;
     store.append(&id, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
     store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
     let walk = "reading what is bound does not work: it takes a user who may SCAN";

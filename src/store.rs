@@ -196,81 +196,75 @@ impl Store {
         Budget(self.timeout)
     }
 
-    pub async fn get<'n>(&self, name: impl Into<Name<'n>>, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
-        self.backend.get(name.into(), budget).await
+    pub async fn get(&self, name: Name<'_>, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
+        self.backend.get(name, budget).await
     }
 
     /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
-    pub async fn claim<'n>(
+    pub async fn claim(
         &self,
-        name: impl Into<Name<'n>>,
+        name: Name<'_>,
         value: &str,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
-        self.backend.claim(name.into(), value, ttl, budget).await
+        self.backend.claim(name, value, ttl, budget).await
     }
 
     /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other replicas hear of it. Unless
     /// they would find the same without the store (`is_expected`), a binding that no replica of the store acknowledges is counted.
-    pub async fn begin<'n>(
+    pub async fn begin(
         &self,
-        name: impl Into<Name<'n>>,
+        name: Name<'_>,
         value: &str,
         is_expected: bool,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
         // No epoch is lower.
-        self.backend.begin(name.into(), Merge { value, epoch: 1, ttl, is_expected }, budget).await
+        self.backend.begin(name, Merge { value, epoch: 1, ttl, is_expected }, budget).await
     }
 
     /// Compare-and-set: stores `new` where `expected` or nothing is stored; other replicas hear of it.
-    pub async fn replace<'n>(
+    pub async fn replace(
         &self,
-        name: impl Into<Name<'n>>,
+        name: Name<'_>,
         expected: &str,
         new: &str,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
-        self.backend.replace(name.into(), Change { expected, new, ttl, is_move: false }, budget).await
+        self.backend.replace(name, Change { expected, new, ttl, is_move: false }, budget).await
     }
 
     /// As [`Self::replace`], for a session that moves to another key: what no replica of the store has acknowledged is counted.
-    pub async fn rebind<'n>(
+    pub async fn rebind(
         &self,
-        name: impl Into<Name<'n>>,
+        name: Name<'_>,
         expected: &str,
         new: &str,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Replaced, Unavailable> {
-        self.backend.replace(name.into(), Change { expected, new, ttl, is_move: true }, budget).await
+        self.backend.replace(name, Change { expected, new, ttl, is_move: true }, budget).await
     }
 
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
-    pub async fn extend<'n>(
-        &self,
-        name: impl Into<Name<'n>>,
-        value: &str,
-        ttl: Duration,
-        budget: &mut Budget,
-    ) -> Result<(), Unavailable> {
-        self.backend.extend(name.into(), value, ttl, budget).await
+    pub async fn extend(&self, name: Name<'_>, value: &str, ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
+        self.backend.extend(name, value, ttl, budget).await
     }
 
     /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored; other replicas hear of it. `None`: done;
     /// otherwise what stays.
-    pub async fn merge<'n>(
+    pub async fn merge(
         &self,
-        name: impl Into<Name<'n>>,
+        name: Name<'_>,
         value: &str,
         epoch: u32,
         ttl: Duration,
         budget: &mut Budget,
     ) -> Result<Option<String>, Unavailable> {
-        self.backend.merge(name.into(), Merge { value, epoch, ttl, is_expected: false }, budget).await
+        self.backend.merge(name, Merge { value, epoch, ttl, is_expected: false }, budget).await
     }
 
     /// Adds `lines` to the end of a session's trail, which lives for `ttl` from now on and keeps its newest

@@ -22,6 +22,7 @@ use crate::key::Key;
 use crate::limit::{chance, jittered};
 use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
+use crate::store::name::Name;
 use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
 
@@ -54,7 +55,7 @@ impl Bindings {
 
     /// The one round trip of a later turn. Needs only the session, so that it runs while the body is still coming.
     pub async fn look_up(&self, session: &SessionId, budget: &mut Budget) -> Found {
-        self.store.get(session.as_str(), budget).await
+        self.store.get(Name::Binding(session.as_str()), budget).await
     }
 
     pub async fn bind(&self, wanted: &mut Wanted<'_>, found: Found, budget: &mut Budget) -> Result<Binding, Error> {
@@ -171,14 +172,15 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         let record = known.record.of_generation(self.places.generation());
-        let record = match self.store.merge(session.as_str(), &record.to_string(), record.epoch, self.ttl, budget).await {
-            Ok(None) => record,
-            Ok(Some(stored)) => match Record::parse(&stored) {
-                Some(stored) => stored,
-                None => return self.beside_store(wanted, session),
-            },
-            Err(_) => return self.without_store(wanted, session),
-        };
+        let record =
+            match self.store.merge(Name::Binding(session.as_str()), &record.to_string(), record.epoch, self.ttl, budget).await {
+                Ok(None) => record,
+                Ok(Some(stored)) => match Record::parse(&stored) {
+                    Some(stored) => stored,
+                    None => return self.beside_store(wanted, session),
+                },
+                Err(_) => return self.without_store(wanted, session),
+            };
         let record = self.newer(session, &record).unwrap_or(record);
         self.use_stored(wanted, session, record, self.ttl, budget).await
     }
@@ -233,7 +235,7 @@ impl Bindings {
         let (id, value) = (session.as_str(), record.to_string());
         // Should the store be lost, another replica would look for it by its order alone.
         let is_expected = chosen.as_ref().is_some_and(|key| self.places.is_default(wanted, session, key));
-        match self.store.begin(id, &value, is_expected, self.ttl, budget).await {
+        match self.store.begin(Name::Binding(id), &value, is_expected, self.ttl, budget).await {
             Ok(None) => {
                 let newer = self.newer(session, &record);
                 if let (None, Some(key)) = (&newer, chosen) {
@@ -263,7 +265,10 @@ impl Bindings {
         for _ in 0..=self.places.count() {
             let key = self.refuge(wanted, session, &record, &mut patience).await?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
-            let outcome = self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await;
+            let outcome = self
+                .store
+                .rebind(Name::Binding(session.as_str()), &record.to_string(), &next.to_string(), self.ttl, budget)
+                .await;
             let held = match outcome {
                 Ok(Replaced::Done) => match self.newer(session, &next) {
                     None => {

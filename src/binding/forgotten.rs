@@ -11,6 +11,7 @@ use crate::binding::{Binding, Written};
 use crate::error::Error;
 use crate::key::Tag;
 use crate::metrics::{BindingResult, Decision, Reason};
+use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
@@ -31,9 +32,11 @@ impl Bindings {
         };
         let next = record.moved_to(&key, self.places.generation(), None);
         let replaced = match &guess.written {
-            Written::Stored(_) | Written::Beside(_) => {
-                Some(self.store.rebind(session.as_str(), &record.to_string(), &next.to_string(), self.ttl, budget).await)
-            }
+            Written::Stored(_) | Written::Beside(_) => Some(
+                self.store
+                    .rebind(Name::Binding(session.as_str()), &record.to_string(), &next.to_string(), self.ttl, budget)
+                    .await,
+            ),
             Written::Here(_) | Written::Nowhere => None,
         };
         match replaced {
@@ -77,7 +80,7 @@ impl Bindings {
             Written::Stored(record) | Written::Beside(record) => {
                 let next = next(record);
                 let (old, new) = (record.to_string(), next.to_string());
-                match self.store.rebind(session.as_str(), &old, &new, self.ttl, budget).await {
+                match self.store.rebind(Name::Binding(session.as_str()), &old, &new, self.ttl, budget).await {
                     Ok(Replaced::Done) => {
                         self.local.confirm(session, &next);
                         Written::Stored(next)

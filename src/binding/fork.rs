@@ -51,7 +51,7 @@ impl Bindings {
 }
 
 async fn binding_of(store: &Store, session: &SessionId, budget: &mut Budget) -> Option<Record> {
-    let held = store.get(session.as_str(), budget).await.ok()??;
+    let held = store.get(Name::Binding(session.as_str()), budget).await.ok()??;
     Record::parse(&held.value)
 }
 

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::health::registry::Registry;
 use crate::metrics::{Decision, Reason};
 use crate::session::SessionId;
+use crate::store::name::Name;
 use crate::store::{Replaced, Store, Unavailable};
 
 /// Between attempts to merge while the store answers: a single write may have failed.
@@ -134,7 +135,9 @@ pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: D
 }
 
 async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: Record) -> Result<(), Unavailable> {
-    let Some(text) = store.merge(session.as_str(), &record.to_string(), record.epoch, ttl, &mut store.budget()).await? else {
+    let Some(text) =
+        store.merge(Name::Binding(session.as_str()), &record.to_string(), record.epoch, ttl, &mut store.budget()).await?
+    else {
         local.confirm(session, &record);
         return Ok(());
     };
@@ -145,7 +148,9 @@ async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId,
     // The same binding, whose first answer came meanwhile.
     if record.is_sealed_form_of(&stored) {
         let sealed = stored.sealed();
-        if store.replace(session.as_str(), &text, &sealed.to_string(), ttl, &mut store.budget()).await? == Replaced::Done {
+        if store.replace(Name::Binding(session.as_str()), &text, &sealed.to_string(), ttl, &mut store.budget()).await?
+            == Replaced::Done
+        {
             local.confirm(session, &sealed);
             return Ok(());
         }

@@ -6,6 +6,7 @@ use crate::binding::bind::Bindings;
 use crate::binding::record::Record;
 use crate::binding::{Binding, Written};
 use crate::session::SessionId;
+use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
@@ -28,7 +29,7 @@ impl Bindings {
                 let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
                 self.tasks.spawn(async move {
                     // Lost: the next turn does it again.
-                    let _ = store.extend(session.as_str(), &stored, ttl, &mut store.budget()).await;
+                    let _ = store.extend(Name::Binding(session.as_str()), &stored, ttl, &mut store.budget()).await;
                 });
             }
             Written::Stored(_) => {}
@@ -36,7 +37,11 @@ impl Bindings {
     }
 
     pub(super) async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, budget: &mut Budget) {
-        match self.store.replace(session.as_str(), &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
+        match self
+            .store
+            .replace(Name::Binding(session.as_str()), &record.to_string(), &sealed.to_string(), self.ttl, budget)
+            .await
+        {
             Ok(Replaced::Done) => {
                 self.local.confirm(session, sealed);
             }

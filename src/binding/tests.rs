@@ -22,6 +22,7 @@ use crate::metrics::{BindingResult, Metrics};
 use crate::session::SessionId;
 use crate::store::memory::Memory;
 use crate::store::model::{Flaw, Model, Shared, Weather};
+use crate::store::name::Name;
 use crate::store::{Roll, Store};
 use crate::task::Tasks;
 
@@ -149,12 +150,12 @@ impl Replica {
     /// The store holds `record` for the session, whatever it held.
     async fn put(&self, record: &Record) {
         let text = record.to_string();
-        self.store.merge(session(1).as_str(), &text, u32::MAX, TTL, &mut self.store.budget()).await.unwrap();
+        self.store.merge(Name::Binding(session(1).as_str()), &text, u32::MAX, TTL, &mut self.store.budget()).await.unwrap();
     }
 
     /// What the store holds of the session, as text.
     async fn stored(&self) -> Option<String> {
-        let held = self.store.get(session(1).as_str(), &mut self.store.budget()).await.unwrap();
+        let held = self.store.get(Name::Binding(session(1).as_str()), &mut self.store.budget()).await.unwrap();
         held.map(|held| held.value)
     }
 

@@ -7,6 +7,7 @@ use crate::binding::bind::Bindings;
 use crate::binding::record::Record;
 use crate::binding::trail::Mark;
 use crate::session::SessionId;
+use crate::store::name::Name;
 
 /// All that is known of a session.
 #[derive(Debug, Serialize)]
@@ -32,7 +33,7 @@ pub struct Bound {
 impl Bindings {
     /// `None`: there is nothing.
     pub async fn view(&self, session: &SessionId) -> Option<View> {
-        let held = self.store.get(session.as_str(), &mut self.store.patient_budget()).await;
+        let held = self.store.get(Name::Binding(session.as_str()), &mut self.store.patient_budget()).await;
         let lines = self.store.list(session.as_str(), &mut self.store.patient_budget()).await.unwrap_or_default();
         let stored = held.ok().flatten().and_then(|held| Record::parse(&held.value));
         let remembered = || self.local.recall(session).map(|known| (known.record, false));

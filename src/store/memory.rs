@@ -31,14 +31,14 @@ impl Memory {
         Self { bindings: map(), beside: map(), trails, board: Mutex::new(board::InProcess::default()) }
     }
 
-    pub fn get<'n>(&self, name: impl Into<Name<'n>>) -> Option<Held> {
-        let (entries, id) = self.lock(name.into());
+    pub fn get(&self, name: Name<'_>) -> Option<Held> {
+        let (entries, id) = self.lock(name);
         let (value, expiry) = entries.get(&id)?;
         Some(Held { value: value.clone(), left: expiry.saturating_duration_since(Instant::now()) })
     }
 
-    pub fn claim<'n>(&self, name: impl Into<Name<'n>>, value: &str, ttl: Duration) -> Option<String> {
-        let (mut entries, id) = self.lock(name.into());
+    pub fn claim(&self, name: Name<'_>, value: &str, ttl: Duration) -> Option<String> {
+        let (mut entries, id) = self.lock(name);
         let stored = entries.get(&id).map(|(value, _)| value.clone());
         if stored.is_none() {
             entries.put(&id, value.to_owned(), ttl);
@@ -46,8 +46,8 @@ impl Memory {
         stored
     }
 
-    pub fn replace<'n>(&self, name: impl Into<Name<'n>>, expected: &str, new: &str, ttl: Duration) -> Replaced {
-        let (mut entries, id) = self.lock(name.into());
+    pub fn replace(&self, name: Name<'_>, expected: &str, new: &str, ttl: Duration) -> Replaced {
+        let (mut entries, id) = self.lock(name);
         match entries.get(&id) {
             Some((stored, _)) if stored != expected => Replaced::Lost(stored.clone()),
             _ => {
@@ -57,8 +57,8 @@ impl Memory {
         }
     }
 
-    pub fn merge<'n>(&self, name: impl Into<Name<'n>>, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
-        let (mut entries, id) = self.lock(name.into());
+    pub fn merge(&self, name: Name<'_>, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
+        let (mut entries, id) = self.lock(name);
         let stored = entries.get(&id).filter(|(stored, _)| epoch_of(stored) >= epoch).map(|(stored, _)| stored.clone());
         if stored.is_none() {
             entries.put(&id, value.to_owned(), ttl);
@@ -66,8 +66,8 @@ impl Memory {
         stored
     }
 
-    pub fn extend<'n>(&self, name: impl Into<Name<'n>>, value: &str, ttl: Duration) {
-        let (mut entries, id) = self.lock(name.into());
+    pub fn extend(&self, name: Name<'_>, value: &str, ttl: Duration) {
+        let (mut entries, id) = self.lock(name);
         let value = entries.get(&id).map_or(value, |(stored, _)| stored).to_owned();
         entries.put(&id, value, ttl);
     }
@@ -97,8 +97,8 @@ impl Memory {
     }
 
     #[cfg(test)]
-    pub fn remove<'n>(&self, name: impl Into<Name<'n>>) {
-        let (mut entries, id) = self.lock(name.into());
+    pub fn remove(&self, name: Name<'_>) {
+        let (mut entries, id) = self.lock(name);
         entries.remove(&id);
     }
 
@@ -193,48 +193,53 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_claim_has_one_winner_until_it_expires() {
         let memory = Memory::new(8);
-        assert_eq!(memory.claim("s", "a", HOUR), None);
-        assert_eq!(memory.claim("s", "b", HOUR), Some("a".into()));
+        assert_eq!(memory.claim(Name::Binding("s"), "a", HOUR), None);
+        assert_eq!(memory.claim(Name::Binding("s"), "b", HOUR), Some("a".into()));
         tokio::time::advance(HOUR).await;
-        assert_eq!(memory.get("s"), None);
-        assert_eq!(memory.claim("s", "b", HOUR), None);
+        assert_eq!(memory.get(Name::Binding("s")), None);
+        assert_eq!(memory.claim(Name::Binding("s"), "b", HOUR), None);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_stands_beside_bindings_pushes_none_out() {
         let memory = Memory::new(8);
-        memory.claim("s", "a", HOUR);
+        memory.claim(Name::Binding("s"), "a", HOUR);
         (0..50).for_each(|number| drop(memory.claim(Name::Response(&number.to_string()), "b", HOUR)));
-        assert_eq!(memory.get("s").map(|held| held.value), Some("a".into()));
+        assert_eq!(memory.get(Name::Binding("s")).map(|held| held.value), Some("a".into()));
         assert!(memory.get(Name::Response("49")).is_some() && memory.get(Name::Response("0")).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_replacement_names_what_it_replaces() {
         let memory = Memory::new(8);
-        memory.claim("s", "a", HOUR);
-        assert_eq!(memory.replace("s", "x", "b", HOUR), Replaced::Lost("a".into()));
-        assert_eq!(memory.replace("s", "a", "b", HOUR), Replaced::Done);
-        assert_eq!(memory.replace("gone", "a", "b", HOUR), Replaced::Done);
+        memory.claim(Name::Binding("s"), "a", HOUR);
+        assert_eq!(memory.replace(Name::Binding("s"), "x", "b", HOUR), Replaced::Lost("a".into()));
+        assert_eq!(memory.replace(Name::Binding("s"), "a", "b", HOUR), Replaced::Done);
+        assert_eq!(memory.replace(Name::Binding("gone"), "a", "b", HOUR), Replaced::Done);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_merge_lowers_no_epoch() {
         let memory = Memory::new(8);
-        assert_eq!(memory.merge("s", "a 2 1", 2, HOUR), None);
-        assert_eq!(memory.merge("s", "b 1 1", 1, HOUR), Some("a 2 1".into()));
-        assert_eq!(memory.merge("s", "b 2 1", 2, HOUR), Some("a 2 1".into()));
-        assert_eq!(memory.merge("s", "b 3 1", 3, HOUR), None);
+        assert_eq!(memory.merge(Name::Binding("s"), "a 2 1", 2, HOUR), None);
+        assert_eq!(memory.merge(Name::Binding("s"), "b 1 1", 1, HOUR), Some("a 2 1".into()));
+        assert_eq!(memory.merge(Name::Binding("s"), "b 2 1", 2, HOUR), Some("a 2 1".into()));
+        assert_eq!(memory.merge(Name::Binding("s"), "b 3 1", 3, HOUR), None);
         for newer in ["unknown", "a x 1", "a -1 1", ""] {
-            memory.replace("newer", &memory.get("newer").map(|held| held.value).unwrap_or_default(), newer, HOUR);
-            assert_eq!(memory.merge("newer", "b 3 1", 3, HOUR), Some(newer.into()), "it knows better");
+            memory.replace(
+                Name::Binding("newer"),
+                &memory.get(Name::Binding("newer")).map(|held| held.value).unwrap_or_default(),
+                newer,
+                HOUR,
+            );
+            assert_eq!(memory.merge(Name::Binding("newer"), "b 3 1", 3, HOUR), Some(newer.into()), "it knows better");
         }
         for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)] {
             let [old, new] = [stored, merged].map(|epoch| format!("key {epoch} 1"));
-            memory.merge(&old, &old, stored, HOUR);
+            memory.merge(Name::Binding(&old), &old, stored, HOUR);
             let stays = (merged <= stored).then(|| old.clone());
-            assert_eq!(memory.merge(&old, &new, merged, HOUR), stays, "{merged} over {stored}");
-            memory.remove(&old);
+            assert_eq!(memory.merge(Name::Binding(&old), &new, merged, HOUR), stays, "{merged} over {stored}");
+            memory.remove(Name::Binding(&old));
         }
     }
 
@@ -245,7 +250,7 @@ mod tests {
         memory.append("s", &lines(0..3), HOUR);
         memory.append("s", &lines(3..LONGEST + 2), HOUR);
         assert_eq!(memory.list("s"), lines(2..LONGEST + 2));
-        assert_eq!(memory.get("s"), None, "it is no binding");
+        assert_eq!(memory.get(Name::Binding("s")), None, "it is no binding");
         tokio::time::advance(HOUR).await;
         assert_eq!(memory.list("s"), lines(0..0));
     }
@@ -253,11 +258,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_extension_keeps_the_stored_value_and_restores_a_lost_one() {
         let memory = Memory::new(8);
-        memory.claim("s", "a", HOUR);
+        memory.claim(Name::Binding("s"), "a", HOUR);
         tokio::time::advance(HOUR / 2).await;
-        memory.extend("s", "old", HOUR);
-        assert_eq!(memory.get("s"), Some(Held { value: "a".into(), left: HOUR }));
-        memory.extend("t", "b", HOUR);
-        assert_eq!(memory.get("t").map(|held| held.value), Some("b".into()));
+        memory.extend(Name::Binding("s"), "old", HOUR);
+        assert_eq!(memory.get(Name::Binding("s")), Some(Held { value: "a".into(), left: HOUR }));
+        memory.extend(Name::Binding("t"), "b", HOUR);
+        assert_eq!(memory.get(Name::Binding("t")).map(|held| held.value), Some("b".into()));
     }
 }

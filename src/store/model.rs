@@ -84,7 +84,7 @@ impl Shared {
     }
 
     fn value(&self, id: &str) -> Option<String> {
-        self.values.get(id).map(|held| held.value)
+        self.values.get(Name::Binding(id)).map(|held| held.value)
     }
 
     /// Does what the store does with a value, and keeps the record of it.
@@ -103,7 +103,7 @@ impl Shared {
         let last = self.writes.iter().rev().find(|write| write.id == id).and_then(|write| write.old.clone());
         match last {
             Some(old) => overwrite(&self.values, id, &old),
-            None => self.values.remove(id),
+            None => self.values.remove(Name::Binding(id)),
         }
         self.writes.retain(|write| write.id != id);
     }
@@ -153,7 +153,7 @@ impl Backend for Model {
                 shared.keeping(&id, |values| overwrite(values, &id, value));
                 None
             }
-            _ => shared.keeping(&id, |values| values.claim(&id, value, TTL)),
+            _ => shared.keeping(&id, |values| values.claim(Name::Binding(&id), value, TTL)),
         })
     }
 
@@ -171,7 +171,7 @@ impl Backend for Model {
                 (Flaw::ReplaceByKey, Some(stored)) if key(stored) == key(change.expected) => stored,
                 _ => change.expected,
             };
-            shared.keeping(&id, |values| values.replace(&id, expected, change.new, TTL))
+            shared.keeping(&id, |values| values.replace(Name::Binding(&id), expected, change.new, TTL))
         })
     }
 
@@ -188,7 +188,7 @@ impl Backend for Model {
                 Flaw::MergeEqual => merge.epoch + 1,
                 _ => merge.epoch,
             };
-            shared.keeping(&id, |values| values.merge(&id, merge.value, epoch, TTL))
+            shared.keeping(&id, |values| values.merge(Name::Binding(&id), merge.value, epoch, TTL))
         })
     }
 
@@ -242,5 +242,5 @@ pub async fn pause() {
 }
 
 fn overwrite(values: &Memory, id: &str, value: &str) {
-    values.merge(id, value, u32::MAX, TTL);
+    values.merge(Name::Binding(id), value, u32::MAX, TTL);
 }

@@ -37,7 +37,7 @@ impl<'n> Name<'n> {
             Some((id, "thread")) => Some(Self::Thread(id)),
             Some((id, "response")) => Some(Self::Response(id)),
             Some(_) => None,
-            None if text.contains(':') || text == PROOF => None,
+            None if text.contains(':') || FIXED.contains(&text) => None,
             None => Some(Self::Binding(text)),
         }
     }
@@ -46,14 +46,14 @@ impl<'n> Name<'n> {
     pub fn under(&self, prefix: &str) -> String {
         format!("{prefix}:{self}")
     }
-
-    /// Whether the name is a binding's.
-    pub const fn is_binding(&self) -> bool {
-        matches!(self, Self::Binding(_))
-    }
 }
 
 const PROOF: &str = "probe";
+const MEMBERSHIP: &str = "generations";
+const BOARD: &str = "board";
+const ANNOUNCEMENTS: &str = "moved";
+/// Names that hold no id.
+const FIXED: [&str; 4] = [PROOF, MEMBERSHIP, BOARD, ANNOUNCEMENTS];
 
 impl fmt::Display for Name<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,26 +63,13 @@ impl fmt::Display for Name<'_> {
             Self::Thread(thread) => write!(f, "{thread}.thread"),
             Self::Response(response) => write!(f, "{response}.response"),
             Self::Probe(subject) => write!(f, "probe:{subject}"),
-            Self::Membership => f.write_str("generations"),
-            Self::Board => f.write_str("board"),
-            Self::Announcements => f.write_str("moved"),
+            Self::Membership => f.write_str(MEMBERSHIP),
+            Self::Board => f.write_str(BOARD),
+            Self::Announcements => f.write_str(ANNOUNCEMENTS),
             Self::Proof(None) => f.write_str(PROOF),
             Self::Proof(Some(number)) => write!(f, "{number}:{PROOF}"),
             Self::Lag(name) => write!(f, "lag:{{{name}}}"),
         }
-    }
-}
-
-/// A bare id is a session's.
-impl<'n> From<&'n str> for Name<'n> {
-    fn from(session: &'n str) -> Self {
-        Self::Binding(session)
-    }
-}
-
-impl<'n> From<&'n String> for Name<'n> {
-    fn from(session: &'n String) -> Self {
-        Self::Binding(session)
     }
 }
 
@@ -114,7 +101,8 @@ mod tests {
         for value in [Name::Binding("s"), Name::Thread("t"), Name::Response("r")] {
             assert_eq!(Name::of_value(&value.to_string()), Some(value));
         }
-        for other in [Name::Trail("s"), Name::Probe("key:a"), Name::Proof(None), Name::Proof(Some(7)), Name::Lag("w:s")] {
+        let fixed = [Name::Membership, Name::Board, Name::Announcements, Name::Proof(None), Name::Proof(Some(7))];
+        for other in [Name::Trail("s"), Name::Probe("key:a"), Name::Lag("w:s")].into_iter().chain(fixed) {
             assert_eq!(Name::of_value(&other.to_string()), None, "{other}");
         }
     }

@@ -91,7 +91,7 @@ impl Ear {
 
     fn understood(&self, payload: &[u8]) -> Option<News> {
         let (name, value) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
-        let id = self.dialer.bare(name)?;
+        let id = session(&self.dialer, name)?;
         Some(News { id: id.to_owned(), value: value.to_owned() })
     }
 }
@@ -164,7 +164,7 @@ impl Reader {
         let mut scan = cmd("SCAN");
         scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED).arg("TYPE").arg("string");
         let (next, mut names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
-        names.retain(|name| self.session(name).is_some());
+        names.retain(|name| session(&self.dialer, name).is_some());
         if names.is_empty() {
             return Ok((connection, next, Vec::new()));
         }
@@ -174,18 +174,18 @@ impl Reader {
         }
         let held: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
         let some = names.iter().zip(held).filter_map(|(name, (value, life))| {
-            let id = self.session(name)?.to_owned();
+            let id = session(&self.dialer, name)?.to_owned();
             // Negative: gone meanwhile, or stored without an end by a hand that was not ours.
             Some((News { id, value: value? }, Duration::from_millis(life.try_into().ok()?)))
         });
         Ok((connection, next, some.collect()))
     }
+}
 
-    /// The session whose binding is stored under `name`.
-    fn session<'n>(&self, name: &'n str) -> Option<&'n str> {
-        match Name::of_value(self.dialer.bare(name)?)? {
-            Name::Binding(session) => Some(session),
-            _ => None,
-        }
+/// The session whose binding is stored under `name`: `None` for a name of another kind, or of another deployment.
+fn session<'n>(dialer: &Dialer, name: &'n str) -> Option<&'n str> {
+    match Name::of_value(dialer.bare(name)?)? {
+        Name::Binding(session) => Some(session),
+        _ => None,
     }
 }

@@ -51,9 +51,9 @@ fn is_up(store: &Store) -> bool {
 async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
     let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
-    assert!(store.claim("s", "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
+    assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
     assert!(is_up(&store));
-    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+    assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
     assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
 }
 
@@ -62,20 +62,20 @@ async fn one_budget_covers_all_that_a_turn_asks() {
     let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     let mut budget = Budget(LONG);
-    assert_eq!(store.get("s", &mut budget).await.unwrap(), None);
+    assert_eq!(store.get(Name::Binding("s"), &mut budget).await.unwrap(), None);
     assert!(budget.0 < LONG && !budget.0.is_zero(), "{budget:?}");
     // Used up by one question that has no answer: the next one is not even put.
     fake.hush(1);
     let mut budget = Budget(TIMEOUT / 2);
-    assert!(store.get("s", &mut budget).await.is_err());
+    assert!(store.get(Name::Binding("s"), &mut budget).await.is_err());
     assert!(budget.0.is_zero(), "{budget:?}");
-    assert!(store.claim("s", "v", LONG, &mut budget).await.is_err());
+    assert!(store.claim(Name::Binding("s"), "v", LONG, &mut budget).await.is_err());
     // Another connection: whatever was sent on this one has arrived by then.
     fake.hush(0);
     fake.cut(1);
-    assert!(store.get("s", &mut Budget(LONG)).await.is_err());
+    assert!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.is_err());
     assert!(store.ready(LONG).await);
-    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+    assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
     assert!(!fake.asked().contains(&"SET".to_owned()), "{:?}", fake.asked());
 }
 
@@ -84,7 +84,7 @@ async fn an_error_for_one_command_is_an_answer() {
     let fake = Fake::proven_by(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'.")).await;
     let (store, _tasks) = store(&fake).await;
     for _ in 0..5 {
-        assert!(store.claim("s", "v", LONG, &mut Budget(LONG)).await.is_err());
+        assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(LONG)).await.is_err());
     }
     assert!(is_up(&store) && fake.connections() == 1);
 }
@@ -94,7 +94,7 @@ async fn a_turn_that_has_used_its_time_says_nothing_of_the_store() {
     let fake = Fake::answering(|_, _| None).await;
     let (store, _tasks) = store(&fake).await;
     for _ in 0..5 {
-        assert!(store.get("s", &mut Budget(TIMEOUT / 10)).await.is_err());
+        assert!(store.get(Name::Binding("s"), &mut Budget(TIMEOUT / 10)).await.is_err());
     }
     assert!(is_up(&store) && fake.connections() == 1);
 }
@@ -104,7 +104,11 @@ async fn turns_that_wait_together_are_one_silence() {
     let fake = Fake::answering(|_, _| None).await;
     let (store, _tasks) = store(&fake).await;
     let (mut first, mut second, mut third) = (store.budget(), store.budget(), store.budget());
-    let all = tokio::join!(store.get("a", &mut first), store.get("b", &mut second), store.get("c", &mut third));
+    let all = tokio::join!(
+        store.get(Name::Binding("a"), &mut first),
+        store.get(Name::Binding("b"), &mut second),
+        store.get(Name::Binding("c"), &mut third)
+    );
     assert!(all.0.is_err() && all.1.is_err() && all.2.is_err());
     assert!(is_up(&store) && fake.connections() == 1);
 }
@@ -115,21 +119,21 @@ async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
     let (store, _tasks) = store(&fake).await;
     fake.hush(1);
     let mut patient = Budget(LONG);
-    let late = store.get("late", &mut patient);
+    let late = store.get(Name::Binding("late"), &mut patient);
     let others = async {
-        assert!(store.get("s", &mut store.budget()).await.is_err());
+        assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
         // One silence is doubt: what else there is to know, the store finds out by itself.
         let mut health = store.health();
         let gone = health.wait_for(|up| !up);
         assert!(tokio::time::timeout(LONG, gone).await.is_ok());
         assert!(store.ready(LONG).await);
-        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
         fake.cut(1);
     };
     let (late, ()) = tokio::join!(late, others);
     assert!(late.is_err(), "its connection was cut: {late:?}");
     assert!(is_up(&store));
-    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+    assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
     assert_eq!(fake.connections(), 2);
 }
 
@@ -145,7 +149,7 @@ async fn the_first_attempt_after_a_loss_is_made_at_once() {
         until("a heartbeat", || count(&fake, "PROBE") > before).await;
         fake.cut(number);
         let began = Instant::now();
-        assert!(store.get("s", &mut Budget(LONG)).await.is_err());
+        assert!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.is_err());
         assert!(store.ready(LONG).await);
         fastest = fastest.min(began.elapsed());
         if fastest < between {
@@ -173,11 +177,11 @@ async fn what_takes_no_writes_is_not_used() {
         let store = opened(&fake, metrics, &tasks);
         until("another attempt", || fake.connections() > 1).await;
         assert!(!is_up(&store), "{refusal}");
-        assert!(store.get("s", &mut store.budget()).await.is_err());
+        assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
         assert!(store.fault().unwrap().contains(&refusal[1..9]), "{:?}", store.fault());
         is_replica.store(false, Ordering::Relaxed);
         assert!(store.ready(LONG).await);
-        assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None);
+        assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None);
         tasks.join(LONG).await;
     }
 }
@@ -196,8 +200,8 @@ async fn a_primary_that_became_a_replica_is_given_up_by_the_first_who_hears_it()
     .await;
     let (store, _tasks) = store(&fake).await;
     is_replica.store(true, Ordering::Relaxed);
-    assert_eq!(store.get("s", &mut Budget(LONG)).await.unwrap(), None, "it still reads");
-    assert!(store.claim("s", "v", LONG, &mut Budget(LONG)).await.is_err());
+    assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None, "it still reads");
+    assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(LONG)).await.is_err());
     assert!(!is_up(&store));
     let page = store.metrics.render();
     assert!(page.contains("warmkey_store_failures_total{reason=\"readonly\"} 1"), "{page}");
@@ -209,14 +213,14 @@ async fn nobody_waits_for_a_store_that_is_away() {
     let (store, _tasks) = store(&fake).await;
     fake.hush(usize::MAX);
     let began = Instant::now();
-    assert!(store.get("s", &mut store.budget()).await.is_err());
+    assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
     let mut health = store.health();
     assert!(tokio::time::timeout(LONG, health.wait_for(|up| !up)).await.is_ok());
     // Two more questions at once: heartbeats alone would take two seconds more.
     assert!(began.elapsed() < TIMEOUT * 3 + Duration::from_millis(1_500), "{:?}", began.elapsed());
     let before = count(&fake, "GET");
     for _ in 0..100 {
-        assert!(store.get("s", &mut store.budget()).await.is_err());
+        assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
     }
     assert_eq!(count(&fake, "GET"), before);
     fake.hush(0);

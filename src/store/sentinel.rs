@@ -173,8 +173,8 @@ mod tests {
         // Long enough to have left for it.
         assert!(led.ready(LONG).await);
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(kept.ready(Duration::ZERO).await && led.get("s", &mut Budget(LONG)).await.is_ok());
-        assert!(kept.get("s", &mut Budget(LONG)).await.is_ok());
+        assert!(kept.ready(Duration::ZERO).await && led.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
+        assert!(kept.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
         let gets = |fake: &Fake| fake.asked().iter().filter(|asked| *asked == "GET").count();
         assert_eq!((gets(&first), gets(&second), second.connections()), (1, 1, 1));
     }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
-use crate::patience::{SOON, eventually, ms};
+use crate::patience::{SOON, eventually, found, ms};
 use crate::recorder::{Recorder, Step, completed};
 use crate::redis::shape::Shape;
 use crate::simulator::{Key, keys_by_session, path_of, siblings};
@@ -274,17 +274,23 @@ async fn b16_sliding_ttl(shape: Shape) {
     assert!((4..=quarters).contains(&refreshes), "at most one a quarter: {refreshes} in {quarters} quarters");
     cluster.shows(CREATED, 1.0).await;
     cluster.shows(EXISTING, number as f64).await;
-    // A refresh is due, and Redis takes no writes: no turn waits for it.
+    // A refresh is due, and Redis takes no writes: no turn waits for it. Unless a heartbeat, which is a write, was under way on the
+    // same connection: that is chance, where a refresh that is waited for is there each time.
     let redis = cluster.store();
-    eventually(SOON, "a refresh is due", async || {
-        let left: i64 = redis.ask(&["PTTL", &name]).await;
-        (left < 2_900).then_some(())
-    })
-    .await;
-    redis.tell(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
-    let paused = Instant::now();
-    turn(0).await;
-    assert!(paused.elapsed() < ms(1_000), "a turn waits for no write: {:?}", paused.elapsed());
+    let mut waited = Vec::new();
+    while waited.len() < 6 && waited.last().is_none_or(|took| *took >= ms(1_000)) {
+        eventually(SOON, "a refresh is due", async || {
+            let left: i64 = redis.ask(&["PTTL", &name]).await;
+            (left < 2_900).then_some(())
+        })
+        .await;
+        redis.tell(&["CLIENT", "PAUSE", "1500", "WRITE"]).await;
+        let paused = Instant::now();
+        turn(0).await;
+        waited.push(paused.elapsed());
+        redis.tell(&["CLIENT", "UNPAUSE"]).await;
+    }
+    assert!(waited.last().is_some_and(|took| *took < ms(1_000)), "a turn waits for no write: {waited:?}");
     // Unused for its TTL it ends, and the next turn binds anew.
     let redis = cluster.store();
     eventually(SOON, "the end of an unused binding", async || redis.bindings().await.is_empty().then_some(())).await;

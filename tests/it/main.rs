@@ -3,6 +3,7 @@
 //! Each test describes its deployment in a line, plays clients against it, and asks the upstream what happened.
 
 mod patience;
+mod lateness;
 mod port;
 mod process;
 mod certificates;

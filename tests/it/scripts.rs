@@ -15,6 +15,7 @@ use warmkey::task::Tasks;
 use crate::patience::SOON;
 use crate::process::Folder;
 use crate::redis::Redis;
+use warmkey::store::name::Name;
 
 mod board;
 
@@ -53,7 +54,7 @@ impl Real {
     }
 
     async fn held(&self, id: &str) -> Held {
-        self.store.get(id, &mut self.store.budget()).await.expect("an answer").expect("it is stored")
+        self.store.get(Name::Binding(id), &mut self.store.budget()).await.expect("an answer").expect("it is stored")
     }
 }
 
@@ -99,22 +100,24 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     match operation {
         Operation::Get(id) => {
             let minutes = |held: Held| (held.value, (held.left.as_secs_f64() / 60.0).round());
-            format!("{:?}", store.get(&name(*id), budget).await.map(|held| held.map(minutes)))
+            format!("{:?}", store.get(Name::Binding(&name(*id)), budget).await.map(|held| held.map(minutes)))
         }
-        Operation::Claim(id, epoch) => format!("{:?}", store.claim(&name(*id), &value(*epoch), TTL, budget).await),
-        Operation::Begin(id) => format!("{:?}", store.begin(&name(*id), &value(1), false, TTL, budget).await),
+        Operation::Claim(id, epoch) => format!("{:?}", store.claim(Name::Binding(&name(*id)), &value(*epoch), TTL, budget).await),
+        Operation::Begin(id) => format!("{:?}", store.begin(Name::Binding(&name(*id)), &value(1), false, TTL, budget).await),
         Operation::Replace(id, old, new) => {
-            format!("{:?}", store.replace(&name(*id), &value(*old), &value(*new), TTL, budget).await)
+            format!("{:?}", store.replace(Name::Binding(&name(*id)), &value(*old), &value(*new), TTL, budget).await)
         }
         Operation::Merge(id, epoch) => {
-            format!("{:?}", store.merge(&name(*id), &value(*epoch), *epoch, TTL, budget).await)
+            format!("{:?}", store.merge(Name::Binding(&name(*id)), &value(*epoch), *epoch, TTL, budget).await)
         }
         Operation::Append(id, lines) => {
             let lines: Vec<String> = (0..*lines).map(|line| format!("{line} of {lines}")).collect();
-            format!("{:?}", store.append(&format!("{}.trail", name(*id)), &lines, TTL, budget).await)
+            format!("{:?}", store.append(&name(*id), &lines, TTL, budget).await)
         }
-        Operation::List(id) => format!("{:?}", store.list(&format!("{}.trail", name(*id)), budget).await),
-        Operation::Extend(id, epoch) => format!("{:?}", store.extend(&name(*id), &value(*epoch), TTL * 2, budget).await),
+        Operation::List(id) => format!("{:?}", store.list(&name(*id), budget).await),
+        Operation::Extend(id, epoch) => {
+            format!("{:?}", store.extend(Name::Binding(&name(*id)), &value(*epoch), TTL * 2, budget).await)
+        }
     }
 }
 
@@ -139,10 +142,10 @@ async fn a_merge_compares_epochs_as_numbers() {
     for old in EPOCHS {
         for new in EPOCHS {
             let (id, budget) = (format!("{old}-{new}"), &mut store.budget());
-            assert_eq!(store.merge(&id, &value(old), old, TTL, budget).await.unwrap(), None);
+            assert_eq!(store.merge(Name::Binding(&id), &value(old), old, TTL, budget).await.unwrap(), None);
             let stays = (new <= old).then(|| value(old));
             let other = format!("other {new} 1");
-            assert_eq!(store.merge(&id, &other, new, TTL, budget).await.unwrap(), stays, "{new} over {old}");
+            assert_eq!(store.merge(Name::Binding(&id), &other, new, TTL, budget).await.unwrap(), stays, "{new} over {old}");
         }
     }
     tasks.join(SOON).await;
@@ -156,8 +159,8 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     let second = Duration::from_secs(1);
     for (left, is_due) in [(730, true), (770, false), (999, false)] {
         let id = left.to_string();
-        store.claim(&id, "key 1 1", second * left, &mut store.budget()).await.unwrap();
-        store.extend(&id, "key 2 1", second * 1_000, &mut store.budget()).await.unwrap();
+        store.claim(Name::Binding(&id), "key 1 1", second * left, &mut store.budget()).await.unwrap();
+        store.extend(Name::Binding(&id), "key 2 1", second * 1_000, &mut store.budget()).await.unwrap();
         let held = real.held(&id).await;
         let life = if is_due { 1_000 } else { left };
         assert_eq!(held.value, "key 1 1");
@@ -166,8 +169,8 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     // What somebody stored without an end gets one, and so does a trail.
     real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
     assert_eq!(real.held("endless").await.left, Duration::ZERO, "it is due");
-    store.extend("endless", "key 1 1", TTL, &mut store.budget()).await.unwrap();
-    store.append("s.trail", &["a line".into()], TTL, &mut store.budget()).await.unwrap();
+    store.extend(Name::Binding("endless"), "key 1 1", TTL, &mut store.budget()).await.unwrap();
+    store.append("s", &["a line".into()], TTL, &mut store.budget()).await.unwrap();
     for name in ["w:endless", "w:s.trail"] {
         let left: u64 = real.redis.ask(&["TTL", name]).await;
         assert!((TTL.as_secs() - 15..=TTL.as_secs()).contains(&left), "{name}: {left}");
@@ -179,12 +182,12 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
 async fn what_cannot_be_told_is_stored_all_the_same() {
     let real = Real::with_user("quiet", &["~*", "resetchannels", "+@all"]).await;
     let (store, budget) = (&real.store, &mut real.store.budget());
-    assert_eq!(store.begin("s", "key 1 1", false, TTL, budget).await.unwrap(), None);
-    assert_eq!(store.rebind("s", "key 1 1", "key 2 1", TTL, budget).await.unwrap(), Replaced::Done);
-    store.extend("s", "key 2 1", TTL * 2, budget).await.unwrap();
+    assert_eq!(store.begin(Name::Binding("s"), "key 1 1", false, TTL, budget).await.unwrap(), None);
+    assert_eq!(store.rebind(Name::Binding("s"), "key 1 1", "key 2 1", TTL, budget).await.unwrap(), Replaced::Done);
+    store.extend(Name::Binding("s"), "key 2 1", TTL * 2, budget).await.unwrap();
     assert!(real.held("s").await.left > TTL);
-    assert_eq!(store.merge("s", "key 3 1", 3, TTL, budget).await.unwrap(), None);
-    store.extend("lost", "key 1 1", TTL, budget).await.unwrap();
+    assert_eq!(store.merge(Name::Binding("s"), "key 3 1", 3, TTL, budget).await.unwrap(), None);
+    store.extend(Name::Binding("lost"), "key 1 1", TTL, budget).await.unwrap();
     assert_eq!((real.held("s").await.value, real.held("lost").await.value), ("key 3 1".into(), "key 1 1".into()));
     real.tasks.join(SOON).await;
 }

@@ -18,6 +18,7 @@ use crate::redis::Redis;
 use crate::redis::sentinel::{self, Sentinel};
 use crate::redis::shape::{self, Shape};
 use crate::redis::shards::{Shards, slot_of};
+use warmkey::store::name::Name;
 
 mod walk;
 
@@ -51,11 +52,11 @@ impl Opened {
 
     /// Whether a value is stored, as long as the store answers.
     async fn finds(&self, id: &str) -> Option<bool> {
-        self.store.get(id, &mut self.store.budget()).await.ok().map(|held| held.is_some())
+        self.store.get(Name::Binding(id), &mut self.store.budget()).await.ok().map(|held| held.is_some())
     }
 
     async fn claims(&self, id: &str) -> bool {
-        self.store.claim(id, "key 1 1", LONG, &mut self.store.budget()).await.is_ok()
+        self.store.claim(Name::Binding(id), "key 1 1", LONG, &mut self.store.budget()).await.is_ok()
     }
 
     async fn becomes(&self, up: bool) {
@@ -96,23 +97,38 @@ async fn a_store_does_the_same_in_every_shape() {
         for id in one_of_each() {
             assert_eq!(opened.finds(&id).await, Some(false), "{shape:?}");
             assert!(opened.claims(&id).await);
-            assert_eq!(store.claim(&id, "other 1 1", LONG, &mut store.budget()).await.unwrap(), Some("key 1 1".into()));
+            assert_eq!(
+                store.claim(Name::Binding(&id), "other 1 1", LONG, &mut store.budget()).await.unwrap(),
+                Some("key 1 1".into())
+            );
             redis.tell(&["SCRIPT", "FLUSH"]).await;
             let budget = &mut store.budget();
-            assert_eq!(store.rebind(&id, "wrong", "x 2 1", LONG, budget).await.unwrap(), Replaced::Lost("key 1 1".into()));
+            assert_eq!(
+                store.rebind(Name::Binding(&id), "wrong", "x 2 1", LONG, budget).await.unwrap(),
+                Replaced::Lost("key 1 1".into())
+            );
             let budget = &mut store.budget();
-            assert_eq!(store.rebind(&id, "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
-            assert_eq!(store.replace(&id, "key 2 1", "key 2 1 s", LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
-            store.extend(&id, "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
+            assert_eq!(store.rebind(Name::Binding(&id), "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
+            assert_eq!(
+                store.replace(Name::Binding(&id), "key 2 1", "key 2 1 s", LONG, &mut store.budget()).await.unwrap(),
+                Replaced::Done
+            );
+            store.extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
             // It lives for as long anyway: nothing is written, and nobody hears of it.
-            store.extend(&id, "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
-            let held = store.get(&id, &mut store.budget()).await.unwrap().expect("it is stored");
+            store.extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
+            let held = store.get(Name::Binding(&id), &mut store.budget()).await.unwrap().expect("it is stored");
             assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
-            assert_eq!(store.merge(&id, "key 3 1", 3, LONG, &mut store.budget()).await.unwrap(), None);
-            assert_eq!(store.merge(&id, "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
-            assert_eq!(store.begin(&id, "key 1 1", false, LONG, &mut store.budget()).await.unwrap(), Some("key 3 1".into()));
+            assert_eq!(store.merge(Name::Binding(&id), "key 3 1", 3, LONG, &mut store.budget()).await.unwrap(), None);
+            assert_eq!(
+                store.merge(Name::Binding(&id), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(),
+                Some("key 3 1".into())
+            );
+            assert_eq!(
+                store.begin(Name::Binding(&id), "key 1 1", false, LONG, &mut store.budget()).await.unwrap(),
+                Some("key 3 1".into())
+            );
             let next = format!("{id}-next");
-            assert_eq!(store.begin(&next, "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
+            assert_eq!(store.begin(Name::Binding(&next), "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
             // What was stored, or lives longer, is told, and nothing else: no claim, no word that lost. Of one session in order.
             let (mut told, mut told_next) = (Vec::new(), Vec::new());
             while told.len() < 4 || told_next.is_empty() {
@@ -187,7 +203,7 @@ async fn a_rebind_that_no_replica_has_is_counted() {
     let store = &opened.store;
     let rebind = async || {
         let value = "key 1 1";
-        assert_eq!(store.rebind("s", value, value, LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
+        assert_eq!(store.rebind(Name::Binding("s"), value, value, LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
     };
     rebind().await;
     let primary = trio.primary().await;
@@ -196,10 +212,10 @@ async fn a_rebind_that_no_replica_has_is_counted() {
     trio.cut_replicas_off().await;
     rebind().await;
     // What is lost, and whoever has not heard of it does not expect, is one more in the same count.
-    assert_eq!(store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), None);
-    assert_eq!(store.begin("t", "key 1 1", false, LONG, &mut store.budget()).await.unwrap(), None);
-    assert_eq!(store.begin("u", "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
-    assert!(store.merge("s", "key 1 1", 1, LONG, &mut store.budget()).await.unwrap().is_some());
+    assert_eq!(store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), None);
+    assert_eq!(store.begin(Name::Binding("t"), "key 1 1", false, LONG, &mut store.budget()).await.unwrap(), None);
+    assert_eq!(store.begin(Name::Binding("u"), "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
+    assert!(store.merge(Name::Binding("s"), "key 1 1", 1, LONG, &mut store.budget()).await.unwrap().is_some());
     let is_counted = async || (opened.series("warmkey_lagging_rebinds_total") == 3).then_some(());
     eventually(SOON, "three of them lag, and the one before does not", is_counted).await;
 }
@@ -218,7 +234,7 @@ async fn slots_that_move_are_followed() {
     assert_eq!(opened.finds(id).await, Some(false), "asked for elsewhere");
     assert!(opened.claims(id).await);
     let (store, budget) = (&opened.store, &mut opened.store.budget());
-    assert_eq!(store.replace(id, "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
+    assert_eq!(store.replace(Name::Binding(id), "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
     shards.finish_move(slot, 0, 1).await;
     assert_eq!(shards.node(1).ask::<String>(&["GET", &format!("w:{id}")]).await, "key 2 1");
     for _ in 0..10 {
@@ -247,7 +263,7 @@ async fn a_dead_shard_costs_only_its_own() {
     while began.elapsed() < ms(3_000) {
         // With a second to wait for it, which nobody does.
         let (began, mut patient) = (Instant::now(), opened.store.patient_budget());
-        assert!(opened.store.get(&ids[1], &mut patient).await.is_err());
+        assert!(opened.store.get(Name::Binding(&ids[1]), &mut patient).await.is_err());
         assert!(began.elapsed() < ms(500), "nobody waits for it: {:?}", began.elapsed());
         for id in [&ids[0], &ids[2]] {
             match opened.finds(id).await {
@@ -324,10 +340,10 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         within(SOON, "it listens", store.tuned().wait_for(|count| *count > 0)).await.expect("it lives");
         assert!(opened.claims("s").await);
         assert_eq!(opened.finds("s").await, Some(true));
-        store.extend("s", "key 1 1", LONG, &mut store.budget()).await.unwrap();
-        store.merge("s", "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
-        store.append("s.trail", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
-        assert_eq!(store.list("s.trail", &mut store.budget()).await.unwrap(), ["a line"]);
+        store.extend(Name::Binding("s"), "key 1 1", LONG, &mut store.budget()).await.unwrap();
+        store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
+        store.append("s", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
+        assert_eq!(store.list("s", &mut store.budget()).await.unwrap(), ["a line"]);
         within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
         assert!(store.walk().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
         assert_eq!((opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")), (0, 0), "{shape:?}");

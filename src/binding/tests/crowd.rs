@@ -1,5 +1,6 @@
 //! Sessions that move to one key at once: how many it takes, how long the others wait, and where they go on.
 
+use crate::store::name::Name;
 use std::ops::Range;
 
 use futures_util::future::join_all;
@@ -17,7 +18,7 @@ async fn moved(replica: &Replica, sessions: Range<u32>, patience: Duration) -> V
     let began = tokio::time::Instant::now();
     let each = sessions.map(|number| async move {
         let text = Record::first(&replica.key("a-1"), 1).sealed().to_string();
-        replica.store.claim(session(number).as_str(), &text, TTL, &mut replica.store.budget()).await.unwrap();
+        replica.store.claim(Name::Binding(session(number).as_str()), &text, TTL, &mut replica.store.budget()).await.unwrap();
         let mut wanted = Wanted { session: Some(session(number)), patience, ..replica.wanted() };
         let binding = replica.bind(&mut wanted).await;
         (binding.map(|binding| binding.key.id.clone()), began.elapsed())

@@ -3,6 +3,7 @@
 use super::*;
 use crate::binding::local::Known;
 use crate::binding::outage::merge_all;
+use crate::store::name::Name;
 
 const SIX: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, c-1 org-c one 1, c-2 org-c two 1";
 
@@ -206,10 +207,10 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
     let text = "of a newer version";
     let here = replica.record("b-1", 9);
     replica.local.note(&session(2), &here, false);
-    replica.store.claim(session(2).as_str(), text, TTL, &mut replica.store.budget()).await.unwrap();
+    replica.store.claim(Name::Binding(session(2).as_str()), text, TTL, &mut replica.store.budget()).await.unwrap();
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
     assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
-    let held = replica.store.get(session(2).as_str(), &mut replica.store.budget()).await.unwrap();
+    let held = replica.store.get(Name::Binding(session(2).as_str()), &mut replica.store.budget()).await.unwrap();
     assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
 }
 
@@ -224,7 +225,7 @@ async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
     assert_eq!((merges(&replica).await, merges(&replica).await), (70, 0));
     assert_eq!(known(&replica).record, replica.record("b-1", 2));
     for number in (0..70).filter(|number| *number != 1) {
-        let held = replica.store.get(session(number).as_str(), &mut replica.store.budget()).await.unwrap();
+        let held = replica.store.get(Name::Binding(session(number).as_str()), &mut replica.store.budget()).await.unwrap();
         assert_eq!(held.map(|held| held.value), Some(replica.record("a-1", 1).sealed().to_string()));
     }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::record::state_tag;
+use crate::store::name::Name;
 
 /// Whatever it was that moved a session before, an operator's word is one.
 #[tokio::test(start_paused = true)]
@@ -301,7 +302,7 @@ async fn binding_that_the_store_has_lost_is_restored() {
 async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
     let replica = one();
     let text = "something that this version does not understand";
-    replica.store.claim(session(1).as_str(), text, TTL, &mut replica.store.budget()).await.unwrap();
+    replica.store.claim(Name::Binding(session(1).as_str()), text, TTL, &mut replica.store.budget()).await.unwrap();
     let mut wanted = replica.wanted();
     let binding = replica.bind(&mut wanted).await.unwrap();
     let default = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
@@ -330,7 +331,7 @@ async fn stored_life_starts_anew_after_a_quarter() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let held = replica.store.get(session(1).as_str(), &mut replica.store.budget()).await.unwrap().unwrap();
+        let held = replica.store.get(Name::Binding(session(1).as_str()), &mut replica.store.budget()).await.unwrap().unwrap();
         assert_eq!(held.value, bound.to_string());
         held.left
     };

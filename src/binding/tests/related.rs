@@ -4,6 +4,7 @@ use super::*;
 use crate::binding::record::state_tag;
 use crate::binding::select::Reach;
 use crate::session::lineage::{Lineage, Parent};
+use crate::store::name::Name;
 
 const ROOT: u32 = 7;
 const PARENT: u32 = 8;
@@ -15,7 +16,7 @@ fn fork(replica: &Replica) -> Wanted<'_> {
     Wanted { lineage: Lineage { parent, thread: None }, ..replica.wanted() }
 }
 
-async fn claims(replica: &Replica, name: &str, value: &str) {
+async fn claims(replica: &Replica, name: Name<'_>, value: &str) {
     replica.store.claim(name, value, TTL, &mut replica.store.budget()).await.unwrap();
 }
 
@@ -26,8 +27,9 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
         for is_root in [true, false] {
             let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
             let parent = Record { sealed, stale_state: Some(state_tag(b"old")), ..replica.record("b-1", 5) };
-            claims(&replica, session(if is_root { ROOT } else { PARENT }).as_str(), &parent.to_string()).await;
-            claims(&replica, &format!("{}.thread", session(THREAD)), session(PARENT).as_str()).await;
+            let bound = session(if is_root { ROOT } else { PARENT });
+            claims(&replica, Name::Binding(bound.as_str()), &parent.to_string()).await;
+            claims(&replica, Name::Thread(session(THREAD).as_str()), session(PARENT).as_str()).await;
             let begun = replica.bind(&mut fork(&replica)).await.unwrap();
             assert_eq!(seen(&begun), ("b-1", false, BindingResult::Inherited));
             assert!(begun.is_guess, "its parent may have been forgotten since it was forked");
@@ -45,7 +47,7 @@ async fn fork_of_a_dead_keys_session_moves_as_its_parent_would() {
     for sealed in [true, false] {
         let [replica] = replicas("b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 0");
         let parent = Record { sealed, ..replica.record("b-1", 5) };
-        claims(&replica, session(ROOT).as_str(), &parent.to_string()).await;
+        claims(&replica, Name::Binding(session(ROOT).as_str()), &parent.to_string()).await;
         replica.rejects("b-1");
         assert_eq!(replica.goes(fork(&replica)).await.as_deref(), Ok("b-2"));
         replica.is_stored(&Record { sealed, ..replica.record("b-2", 2) }).await;
@@ -100,8 +102,8 @@ async fn thread_of_a_turn_leads_to_its_session() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let name = format!("{}.thread", session(THREAD));
-        replica.store.get(&name, &mut replica.store.budget()).await.unwrap()
+        let thread = session(THREAD);
+        replica.store.get(Name::Thread(thread.as_str()), &mut replica.store.budget()).await.unwrap()
     };
     replica.goes(shows(None)).await.unwrap();
     assert_eq!(threads().await, None, "a root thread is its session");
@@ -181,7 +183,7 @@ async fn fork_is_held_to_the_project_of_its_parent() {
     for weather in [Weather::Fair, Weather::Away] {
         let replica = one();
         let parent = replica.record("a-2", 3).sealed();
-        claims(&replica, session(ROOT).as_str(), &parent.to_string()).await;
+        claims(&replica, Name::Binding(session(ROOT).as_str()), &parent.to_string()).await;
         replica.local.confirm(&session(ROOT), &parent);
         replica.weather(weather);
         let mut wanted = held(fork(&replica));

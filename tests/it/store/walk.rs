@@ -1,6 +1,7 @@
 //! What was bound before somebody listened.
 
 use std::collections::BTreeMap;
+use warmkey::store::name::Name;
 
 use super::*;
 
@@ -14,12 +15,13 @@ async fn what_is_bound_can_be_walked_through() {
         let store = &opened.store;
         let expected: BTreeMap<String, String> = (0..1_500).map(|n| (format!("{n:022}"), format!("key {n} 1"))).collect();
         for (id, value) in &expected {
-            assert_eq!(store.begin(id, value, true, LONG, &mut store.budget()).await.unwrap(), None);
+            assert_eq!(store.begin(Name::Binding(id), value, true, LONG, &mut store.budget()).await.unwrap(), None);
         }
         // Beside them is what is no binding.
-        store.extend(&format!("{:022}.thread", 1), "x", LONG, &mut store.budget()).await.unwrap();
-        store.append(&format!("{:022}.trail", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
-        store.append(&format!("{:022}", 2_000), &["a list".into()], LONG, &mut store.budget()).await.unwrap();
+        store.extend(Name::Thread(&format!("{:022}", 1)), "x", LONG, &mut store.budget()).await.unwrap();
+        store.extend(Name::Response(&format!("{:022}", 1)), "x", LONG, &mut store.budget()).await.unwrap();
+        store.claim(Name::Probe("key:a"), "x", LONG, &mut store.budget()).await.unwrap();
+        store.append(&format!("{:022}", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
         let (mut walk, mut found) = (other.store.walk().unwrap(), BTreeMap::new());
         while let Some(some) = walk.step().await {
             let some = some.unwrap();

@@ -9,6 +9,9 @@ const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
 
 /// B-12, in a Cluster.
+/// Turns that are in flight on a replica at a time, where it is late.
+const AT_ONCE: f64 = 4.0;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shard_whose_replica_takes_over() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
@@ -86,6 +89,7 @@ async fn slots_that_move_under_load() {
     };
     let moves: Vec<(u16, usize)> = slots.into_iter().collect();
     let (failures, degraded) = (scene.failures().await, scene.degraded().await);
+    let began = std::time::Instant::now();
     for some in moves.chunks(40) {
         for (slot, shard) in some {
             scene.cluster.shards().open_move(*slot, *shard, (shard + 1) % 3).await;
@@ -97,8 +101,8 @@ async fn slots_that_move_under_load() {
     }
     scene.goes_on(PERIOD).await;
     assert_eq!(scene.failures().await, failures, "a slot that moves is no failure");
-    // A machine that compiles meanwhile may be late now and then: not for a session of each of the slots.
-    let late = scene.degraded().await - degraded;
-    assert!(late < moves.len() as f64 / 5.0, "a slot that moves is no outage: {late} turns");
+    // Each time that a core comes late, a few turns may be late with it: not one of each of the slots.
+    let (late, excused) = (scene.degraded().await - degraded, scene.lateness(began) * AT_ONCE);
+    assert!(late < moves.len() as f64 / 5.0 + excused, "a slot that moves is no outage: {late} turns, {excused} excused");
     scene.judge().await;
 }
