@@ -1,10 +1,11 @@
 //! Which key a session is bound to: the promise itself.
 //!
-//! `select` decides where a session would go, `wanted` is a turn as binding sees it, `place` where it may go, `trail` tells what
-//! was decided, `record` how a binding is written down, `local` is what this replica remembers, `hearsay` what it hears of others;
-//! `table` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits, `home` which project a turn is
-//! held to, `forgotten` finds a session's organization again; `owner` knows whose a stored response is, and where it is stored;
-//! `view` shows a session to operators. The invariants B1 to B20 are its specification.
+//! `select` decides where a session would go, `demand` is a turn as binding sees it, and `place` says where a turn may go. `record`
+//! is how a binding is written down, `local` what this replica remembers, and `gossip` what it hears of others.
+//!
+//! `bind` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits, `project` holds a turn to a
+//! project, and `forgotten` finds a session's organization again. `ownership` knows whose a stored response is. `trail` tells what
+//! was decided, and `view` shows a session to operators. The invariants B1 to B20 are the specification.
 
 use std::sync::Arc;
 

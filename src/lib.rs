@@ -8,8 +8,8 @@
 //! 3. `session` says which session the turn belongs to: a pure function of what the client sent.
 //! 4. `binding` says which `key` that session is bound to, and binds it on its first turn, with one winner among all replicas.
 //! 5. `upstream` sends the client's own bytes with that key's identity, and reports the `outcome`.
-//! 6. `turn::failover` decides: deliver, move to another key, or give up. Once a byte has gone to the client, nothing moves.
-//! 7. `turn::relay` passes the answer on as it comes, while `usage` reads a copy.
+//! 6. `turn::verdict` decides: deliver, move to another key, or give up. Once a byte has gone to the client, nothing moves.
+//! 7. `turn::http::relay` passes the answer on as it comes, while `usage` reads a copy.
 //! 8. `turn::account` tells what happened, once, however the turn ends.
 
 // Vocabulary.

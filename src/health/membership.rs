@@ -62,7 +62,7 @@ impl Membership {
 
     /// Lets the others know that they need not wait for this replica.
     pub async fn leave(&self) {
-        self.member.leave(&told(&self.registry.loaded())).await;
+        self.member.leave(|| told(&self.registry.loaded())).await;
     }
 }
 

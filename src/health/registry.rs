@@ -332,12 +332,12 @@ impl Topic for Registry {
     }
 
     fn sweep(&self) {
-        // What is over leaves a state to show.
-        let was_empty = self.conditions.is_empty();
-        self.conditions.sweep();
-        if !was_empty {
-            self.show_states();
+        if self.conditions.is_empty() {
+            return;
         }
+        self.conditions.sweep();
+        // A condition that is over leaves a state to show.
+        self.show_states();
     }
 }
 

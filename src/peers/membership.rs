@@ -64,10 +64,10 @@ impl Member {
     }
 
     /// Lets the others know that they need not wait for this replica.
-    pub async fn leave(&self, loaded: &KeySet) {
+    pub async fn leave(&self, loaded: impl FnOnce() -> KeySet) {
         *self.confidence.lock().await = Confidence::Left;
         // Lost: they find out after [`LIFE`].
-        let _ = self.tell(loaded, Duration::ZERO, false).await;
+        let _ = self.tell(&loaded(), Duration::ZERO, false).await;
     }
 
     /// Tells when the store comes or goes: a store that is back may have forgotten everything.

@@ -170,9 +170,10 @@ mod tests {
         };
         until(&|| second.connections() == 1).await;
         until(&|| few[1].asked().len() > asked).await;
-        // Long enough to have left for it.
+        // Asked once more, it has had the time to leave.
         assert!(led.ready(LONG).await);
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let asked = few[1].asked().len();
+        until(&|| few[1].asked().len() > asked).await;
         assert!(kept.ready(Duration::ZERO).await && led.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
         assert!(kept.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
         let gets = |fake: &Fake| fake.asked().iter().filter(|asked| *asked == "GET").count();

@@ -146,7 +146,7 @@ impl Account {
         self.relayed(Reading::default(), Some(Ending::Cut));
     }
 
-    fn record(&mut self) -> Record {
+    fn record(&mut self, service: Option<Service>) -> Record {
         let ending = match self.ending {
             Some(ending) => ending,
             None if std::thread::panicking() => Ending::Unserved,
@@ -158,7 +158,7 @@ impl Account {
             transport: self.transport,
             client: caller.client,
             session: caller.session,
-            service: self.service.take().map(|(service, _)| service),
+            service,
             model: std::mem::take(&mut self.model),
             status: self.status,
             ending,
@@ -173,7 +173,9 @@ impl Drop for Account {
         if self.is_void {
             return self.books.void();
         }
-        let record = self.record();
+        // The place in flight is given back once the turn is told.
+        let (service, _place) = self.service.take().unzip();
+        let record = self.record(service);
         self.books.tell(&record);
     }
 }

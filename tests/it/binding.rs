@@ -157,14 +157,12 @@ async fn b3_single_winner_rebind(shape: Shape) {
 #[tokio::test]
 async fn b5_forced_moves_stay_where_a_session_is_sealed() {
     let cluster = Cluster::new().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
-    let mut root = Codex::new(cluster.address(), ALICE);
-    for _ in 0..40 {
+    let root = found("a session in org-a", async || {
+        let mut root = Codex::new(cluster.address(), ALICE);
         root.turn("first").await.served();
-        if path_of(&cluster.turns().await, &root.session)[0].starts_with("org-a") {
-            break;
-        }
-        root = Codex::new(cluster.address(), ALICE);
-    }
+        path_of(&cluster.turns().await, &root.session)[0].starts_with("org-a").then_some(root)
+    })
+    .await;
     for key in ["org-a-1", "org-a-2"] {
         cluster.upstream().revoke(key).await;
     }
