@@ -247,6 +247,22 @@ async fn a_slow_reader_holds_the_upstream_back() {
     within(ANSWER, "the upstream is let go", async { while there.0.send(event.clone()).await.is_ok() {} }).await;
 }
 
+/// C19: what fails inside an answer is passed on, and what it says of the key is known.
+#[tokio::test]
+async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
+    let keys = siblings("org-a", 1);
+    let (cluster, _upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
+    let failed =
+        r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"insufficient_quota"}}}"#;
+    client.send(&create(None)).await;
+    there.text().await;
+    for event in [created("resp_1"), failed.to_owned()] {
+        there.send(&event).await;
+        assert_eq!(client.text().await, event);
+    }
+    cluster.replica().shows(r#"warmkey_key_state{key="org-a-1",state="disabled"}"#, 1.0).await;
+}
+
 #[tokio::test]
 async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up_or_a_failure() {
     let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"server_error"}}}"#;
