@@ -273,8 +273,8 @@ mod tests {
     use super::*;
     use crate::client::Client;
     use crate::metrics::Transport;
-    use crate::wire::error_body::ErrorBody;
     use crate::turn::tests::{bound, gateway};
+    use crate::wire::error_body::ErrorBody;
     use crate::wire::terminal::Terminal;
 
     #[tokio::test]
