@@ -34,6 +34,7 @@ mod moving;
 mod related;
 mod socket;
 mod standing;
+mod starting;
 mod telling;
 
 const TTL: Duration = Duration::from_secs(4_000);
