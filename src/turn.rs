@@ -221,7 +221,8 @@ impl Gateway {
         next
     }
 
-    /// A key that is limited again once its wait is over is waited for no longer where a sibling serves at once.
+    /// Ends the wait for a key that is limited again after it was waited for, where a sibling serves
+    /// at once.
     fn stop_waiting(&self, wanted: &mut Wanted<'_>, binding: &Binding, limits: u32) {
         let patience = std::mem::take(&mut wanted.patience);
         if limits == 1 || !self.bindings.has_sibling(wanted, binding) {

@@ -49,7 +49,7 @@ async fn an_http2_client_is_served_the_same() {
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Puts TLS before `upstream`, for one connection that must speak HTTP/2. It lives as long as what is returned.
+/// Puts TLS before `upstream`, for one connection that must speak HTTP/2. Dropping the child ends it.
 async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: SocketAddr) -> Child {
     let (certificate, key) = (certificates.path("server.pem"), certificates.path("server.key"));
     let mut command = Command::new("openssl");
