@@ -167,7 +167,7 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
     assert_eq!(real.held("endless").await.left, Duration::ZERO, "it is due");
     store.extend("endless", "key 1 1", TTL, &mut store.budget()).await.unwrap();
-    store.append("s.trail", &["a line".into()], TTL, &mut store.budget()).await.unwrap();
+    store.append("s", &["a line".into()], TTL, &mut store.budget()).await.unwrap();
     for name in ["w:endless", "w:s.trail"] {
         let left: u64 = real.redis.ask(&["TTL", name]).await;
         assert!((TTL.as_secs() - 15..=TTL.as_secs()).contains(&left), "{name}: {left}");
