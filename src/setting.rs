@@ -66,8 +66,8 @@ impl SecretSource {
         if secret.expose().is_empty() { Err(format!("the secret {self} is empty")) } else { Ok(secret) }
     }
 
-    /// Reads a secret that a caller shows in a header. One that no caller can show is refused: it
-    /// would answer every call with a 401, and nothing would say why.
+    /// Reads a secret that is shown in a header, by a caller or to an upstream. One that no header
+    /// carries as it is written is refused: every call would be answered 401, and nothing would say why.
     pub fn read_shown(&self) -> Result<Secret, String> {
         let secret = self.read()?;
         let text = secret.expose();

@@ -185,10 +185,7 @@ impl Gateway {
                         return Err(Error::limited("The upstream keys that may serve this session are cooling.", wait));
                     }
                     (retries, limits) = (retries - 1, limits + 1);
-                    let patience = std::mem::take(&mut wanted.patience);
-                    if limits == 1 || !self.bindings.has_sibling(wanted, &binding) {
-                        wanted.patience = patience;
-                    }
+                    self.stop_waiting(wanted, &binding, limits);
                     binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
                 }
                 Verdict::Ailing(ailment) => {
@@ -222,6 +219,15 @@ impl Gateway {
             self.refuse(wanted, binding, reason);
         }
         next
+    }
+
+    /// Ends the wait for a key that is limited again after it was waited for, where a sibling serves
+    /// at once.
+    fn stop_waiting(&self, wanted: &mut Wanted<'_>, binding: &Binding, limits: u32) {
+        let patience = std::mem::take(&mut wanted.patience);
+        if limits == 1 || !self.bindings.has_sibling(wanted, binding) {
+            wanted.patience = patience;
+        }
     }
 
     /// Waits in place where the binding's key is short for a moment. Where that takes too long, or too many wait, another serves.

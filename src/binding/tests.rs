@@ -35,6 +35,7 @@ mod moving;
 mod related;
 mod socket;
 mod standing;
+mod starting;
 mod telling;
 
 const TTL: Duration = Duration::from_secs(4_000);

@@ -195,6 +195,8 @@ fn option_out_of_bounds_is_refused_by_name() {
     }
     let client = format!("[[client]]\nid = \"alice\"\ntoken = \"canary \"\n{KEY}");
     assert_eq!(fault(&client), Some(format!("client alice: token: {shown}")));
+    let key = KEY.replace("secret = \"", "secret = \" canary");
+    assert_eq!(fault(&key), Some(format!("key a-1: secret: {shown}")));
 }
 
 /// What has no sense, or none of its kind. The parser says what could stand there instead.

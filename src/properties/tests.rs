@@ -143,6 +143,9 @@ const PIECES: &[&str] = &[
     r#"{"id":"resp_2","status":"incomplete","usage":{"input_tokens":5}}"#,
     "                                                                ",
     "x",
+    // What a line says past its first bytes, which a line in pieces does not show.
+    "\nevent: response.failed\nevent: a name that is longer than the name of any end of a response\ndata: {}\n",
+    "\n\ndata:                                             {\"type\":\"response.completed\"}\n",
 ];
 
 proptest! {

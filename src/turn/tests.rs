@@ -134,6 +134,29 @@ async fn a_wait_that_is_longer_than_the_patience_is_not_begun() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
+    let client = Client::unrestricted("alice");
+    let (alone, two) = (&[("a", "o", "p")][..], &[("a", "o", "p"), ("b", "o", "q")][..]);
+    // The sibling may be limited, too: for less than the turn may wait.
+    for (keys, sibling_for, limits, is_left) in [
+        (two, Duration::ZERO, 1, false),
+        (two, Duration::ZERO, 2, true),
+        (two, SECOND, 2, false),
+        (alone, Duration::ZERO, 2, false),
+    ] {
+        let gateway = gateway(keys);
+        let (mut wanted, binding, _) = bound(&gateway, &client).await;
+        let loaded = gateway.registry.loaded();
+        if let Some(sibling) = loaded.table.keys().iter().find(|key| key.tag != binding.key.tag && !sibling_for.is_zero()) {
+            gateway.registry.limit(sibling, "m", sibling_for);
+        }
+        gateway.stop_waiting(&mut wanted, &binding, limits);
+        let left = if is_left { Duration::ZERO } else { PATIENCE };
+        assert_eq!(wanted.patience, left, "{keys:?}, {sibling_for:?}, {limits}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
     let client = Client::unrestricted("alice");
     let gateway = gateway(&[("a", "o", "p"), ("b", "o", "p")]);

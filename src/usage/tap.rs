@@ -90,6 +90,7 @@ enum Line {
 }
 
 /// `event: response.incomplete`, and the start of a `data:` line with some white space, are told apart within so many bytes.
+/// What a line shows only later is not looked for, in however many pieces it comes.
 pub(crate) const START: usize = 64;
 
 impl Reader {
@@ -154,13 +155,16 @@ impl Reader {
         if is_whole && line.is_empty() {
             self.announced = None;
         } else if let Some(data) = field(line, b"data:") {
-            self.announced = self.announced.or_else(|| unnamed(data));
+            // The name of the field is shorter than that.
+            let early = START - (line.len() - data.len());
+            self.announced = self.announced.or_else(|| unnamed(&data[..data.len().min(early)]));
             if self.announced.is_some() {
                 self.line = Line::Data;
                 self.kept.clear();
                 self.keep(data);
             }
-        } else if is_whole && let Some(name) = field(line, b"event:") {
+        } else if let Some(name) = field(line, b"event:") {
+            // The name of a line that goes on is longer than the name of any end, and so is its start.
             self.announced = Terminal::of_event(name);
         }
     }

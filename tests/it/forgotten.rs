@@ -98,6 +98,43 @@ async fn sealed_sessions_survive_a_flush_and_a_restart() {
     resume(&cluster, &mut sessions).await;
 }
 
+/// A search is for an organization that is forgotten: one that is known is the only one asked, also
+/// where it cannot open the history, and its word is the client's. Nothing stored changes by it.
+#[tokio::test]
+async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
+    let mut cluster = Cluster::new().keys(keys()).replicas(2).redis().start().await;
+    cluster.shows("warmkey_store_up", 2.0).await;
+    let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
+    codex.turn("first").await.served();
+    let home = attempts(&cluster.turns().await, &codex)[0].clone();
+    let redis = cluster.redis();
+    let stored = eventually(SOON, "the seal", async || {
+        let (name, value) = redis.binding().await;
+        value.ends_with(" s").then_some((name, value))
+    })
+    .await;
+    let fault = json!({ "organization": home.organization, "status": 400, "code": "invalid_encrypted_content" });
+    cluster.upstream().fault(fault).await;
+    // The first replica remembers the session, the second one finds it in the store.
+    for number in [0, 1] {
+        let before = cluster.turns().await.len();
+        let mut codex = codex.clone();
+        codex.moves_to(cluster.replicas[number].address());
+        let answer = codex.turn("do you remember?").await.answer;
+        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_encrypted_content"), "{number}");
+        let asked: Vec<_> = cluster.turns().await[before..].iter().map(|turn| (turn.key.clone(), turn.status)).collect();
+        assert_eq!(asked, [(home.key.clone(), 400)], "{number}: one key, once");
+        assert_eq!(cluster.redis().binding().await, stored, "{number}");
+    }
+    cluster.upstream().heal().await;
+    for number in [0, 1] {
+        codex.moves_to(cluster.replicas[number].address());
+        codex.turn("and now?").await.served();
+        assert_eq!(cluster.turns().await.last().map(|turn| turn.key.clone()), Some(home.key.clone()), "{number}");
+    }
+    assert_eq!(cluster.redis().binding().await, stored);
+}
+
 #[tokio::test]
 async fn sealed_sessions_survive_their_bindings() {
     let (mut cluster, mut sessions) = sealed(Cluster::new().binding("ttl = \"3s\"")).await;

@@ -1,13 +1,23 @@
 //! HTTP itself: HTTP/2, go-aheads, clients that are still sending when they are refused.
 
+use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
+use crate::certificates::Certificates;
 use crate::cluster::{ALICE, Cluster};
+use crate::codex::Codex;
 use crate::fixtures::shapes;
 use crate::patience::{ANSWER, SOON, eventually, ms, within};
+use crate::port;
+use crate::process::Folder;
 use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
+use crate::simulator::{Simulator, siblings};
 use crate::wire::{Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
@@ -34,6 +44,47 @@ async fn an_http2_client_is_served_the_same() {
         assert_eq!(seen.header("content-length"), Some(shape.body.len().to_string().as_str()));
         assert_eq!(seen.header("session-id"), shape.headers.iter().find(|(n, _)| n == "session-id").map(|(_, v)| v.as_str()));
     }
+}
+
+/// What every HTTP/2 connection begins with.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Puts TLS before `upstream`, for one connection that must speak HTTP/2. Dropping the child ends it.
+async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: SocketAddr) -> Child {
+    let (certificate, key) = (certificates.path("server.pem"), certificates.path("server.key"));
+    let mut command = Command::new("openssl");
+    command.args(["s_server", "-quiet", "-alpn", "h2", "-accept", &port.to_string(), "-cert", &certificate, "-key", &key]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut openssl = command.spawn().expect("openssl runs: install the package openssl");
+    eventually(SOON, "openssl listens", async || TcpStream::connect(port).await.ok().map(drop)).await;
+    let (mut to, mut from) = (openssl.stdin.take().expect("a pipe"), openssl.stdout.take().expect("a pipe"));
+    let (mut back, mut there) = TcpStream::connect(upstream).await.expect("the upstream listens").into_split();
+    tokio::spawn(async move {
+        let mut preface = [0; PREFACE.len()];
+        from.read_exact(&mut preface).await?;
+        if preface == *PREFACE {
+            there.write_all(&preface).await?;
+            tokio::try_join!(copy(&mut from, &mut there), copy(&mut back, &mut to))?;
+        }
+        std::io::Result::Ok(())
+    });
+    openssl
+}
+
+/// `http2 = true`: the upstream gets the bytes that the client sent, in one connection.
+#[tokio::test]
+async fn an_http2_upstream_is_asked_the_same() {
+    let (folder, port, keys) = (Folder::new(), port::free(), siblings("org-a", 1));
+    let simulator = Simulator::start(&folder, &keys, "").await;
+    let certificates = Certificates::make(folder.path(), "upstream").await;
+    let _openssl = http2_alone(port, &certificates, simulator.address()).await;
+    let options = format!("http2 = true\nca_file = {:?}\n", certificates.authority());
+    let cluster = Cluster::new().keys(keys).upstream_at(&format!("https://{port}/v1")).upstream(&options).start().await;
+    let mut codex = Codex::new(cluster.address(), ALICE);
+    let sent = [codex.turn("first").await.served().sha256, codex.turn("second").await.served().sha256];
+    let seen = simulator.turns().await;
+    assert_eq!(seen.iter().map(|turn| turn.body_sha256.as_str()).collect::<Vec<_>>(), sent);
+    assert!(seen[1].cached_tokens > 0, "the second one went on from the first");
 }
 
 /// Over either version the length of what GET would be answered, and nothing of it.

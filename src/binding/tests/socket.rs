@@ -90,6 +90,28 @@ async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
     assert!(replica.bindings.would_leave(&replica.wanted(), &binding), "a turn that refers to nothing goes on");
 }
 
+/// A sibling that is itself limited for longer than the turn may wait does not count as one.
+#[tokio::test(start_paused = true)]
+async fn sibling_counts_if_it_can_serve_within_the_wait() {
+    let (wait, more) = (Duration::from_secs(5), Duration::from_millis(1));
+    for (limited_for, counts) in [(wait, true), (wait + more, false)] {
+        let [replica] = replicas(KEYS);
+        let record = replica.record("a-1", 1).sealed();
+        let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
+        let wanted = Wanted { patience: wait, ..replica.wanted() };
+        let spent = replica.wanted();
+        // The own key is limited, too: only the sibling is asked about.
+        replica.limits("a-1");
+        let bindings = &replica.bindings;
+        assert!(bindings.has_sibling(&wanted, &binding) && bindings.has_sibling(&spent, &binding));
+        replica.registry.limit(&replica.key("a-2"), MODEL, limited_for);
+        assert_eq!(bindings.has_sibling(&wanted, &binding), counts, "{limited_for:?}");
+        assert!(!bindings.has_sibling(&spent, &binding), "no wait is left");
+        let other = Wanted { model: "other", ..replica.wanted() };
+        assert!(bindings.has_sibling(&other, &binding), "the limit is one model's");
+    }
+}
+
 /// Whoever cannot be served in place of a key hears of those that might have.
 #[tokio::test(start_paused = true)]
 async fn client_is_told_of_the_keys_that_might_have_served() {

@@ -22,7 +22,6 @@ use crate::client::Client;
 use crate::client::authenticate::Pass;
 use crate::error::{Error, Kind};
 use crate::health::diagnose::{Diagnosis, diagnose};
-use crate::metrics::BindingResult;
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
 use crate::turn::account::{Account, Caller};
@@ -226,12 +225,9 @@ impl Socket {
     /// The account of a turn that begins.
     fn open(&self, books: &mut Books) -> Account {
         let mut account = Account::of(&self.caller, Arc::clone(&self.gateway.books));
-        let binding = Binding { result: books.result, ..self.binding.clone() };
-        account.bound(&binding, books.domain_moved, &self.gateway.registry.loads);
-        books.domain_moved = false;
-        if matches!(books.result, BindingResult::Created | BindingResult::Inherited | BindingResult::Rebound) {
-            books.result = BindingResult::Existing;
-        }
+        let (result, domain_moved) = books.begin();
+        let binding = Binding { result, ..self.binding.clone() };
+        account.bound(&binding, domain_moved, &self.gateway.registry.loads);
         account
     }
 

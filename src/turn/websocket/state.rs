@@ -48,6 +48,16 @@ impl Books {
         Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed, model: String::new() }
     }
 
+    /// Where the binding of the turn that begins comes from, and whether that turn reads another cache
+    /// than the session's turns before. Only the first turn on a socket has moved.
+    pub fn begin(&mut self) -> (BindingResult, bool) {
+        let (result, domain_moved) = (self.result, std::mem::take(&mut self.domain_moved));
+        if matches!(result, BindingResult::Created | BindingResult::Inherited | BindingResult::Rebound) {
+            self.result = BindingResult::Existing;
+        }
+        (result, domain_moved)
+    }
+
     /// The turn that its lane is at was answered with an error.
     pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
         let is_sealed = self.is_confirmed;
@@ -58,5 +68,46 @@ impl Books {
         turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
         let (has_begun, model, is_held) = (turn.has_begun, turn.account.asked().to_owned(), turn.is_held);
         Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, is_held }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::ColdReason;
+    use crate::usage::cold;
+    use crate::wire::terminal::Usage;
+
+    #[test]
+    fn move_is_told_of_the_first_turn_on_a_socket() {
+        use BindingResult::{Created, Degraded, Existing, Inherited, Rebound, Spilled};
+        for (result, later) in [
+            (Created, Existing),
+            (Inherited, Existing),
+            (Rebound, Existing),
+            (Existing, Existing),
+            (Spilled, Spilled),
+            (Degraded, Degraded),
+            (BindingResult::None, BindingResult::None),
+        ] {
+            for domain_moved in [false, true] {
+                let mut books = Books::new(result, domain_moved);
+                let begun = [books.begin(), books.begin(), books.begin()];
+                assert_eq!(begun, [(result, domain_moved), (later, false), (later, false)]);
+            }
+        }
+    }
+
+    /// The key of the socket is in another region than the session's own: what the first turn has read
+    /// there its next turns find.
+    #[test]
+    fn turn_on_a_spilled_socket_is_cold_for_the_region_once() {
+        let mut books = Books::new(BindingResult::Spilled, true);
+        let usage = Usage { input: 9_000, ..Usage::default() };
+        let mut cold = || {
+            let (result, domain_moved) = books.begin();
+            cold::reason(result, domain_moved, &usage)
+        };
+        assert_eq!([cold(), cold()], [Some(ColdReason::DomainMoved), Some(ColdReason::KeyMoved)]);
     }
 }

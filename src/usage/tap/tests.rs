@@ -148,6 +148,32 @@ fn name_of_an_event_ends_with_it() {
     }
 }
 
+/// Only the first bytes of a line say what it is, in however many pieces it comes.
+#[test]
+fn line_is_what_its_first_bytes_say_however_it_arrives() {
+    let spaced = |type_ends: usize| {
+        let (before, after) = ("data:", r#"{"type":"response.completed""#);
+        format!("{before}{:>1$}", after, type_ends - before.len())
+    };
+    let long = format!("event: {}", "x".repeat(START - 7));
+    let completed = r#"data: {"type":"response.completed"}"#;
+    for (text, terminal) in [
+        (format!("{}}}\n\n", spaced(START)), Some(Terminal::Completed)),
+        (format!("{}}}\n\n", spaced(START + 1)), None),
+        // A later name takes the place of the one before, also a name that is too long for any end.
+        (format!("event: response.completed\n{long}\ndata: {{}}\n\n"), None),
+        (format!("event: response.completed\n{long}x\ndata: {{}}\n\n"), None),
+        (format!("event: response.failed\n{long}\n{completed}\n\n"), Some(Terminal::Completed)),
+        (format!("{long}\nevent: response.completed\ndata: {{}}\n\n"), Some(Terminal::Completed)),
+    ] {
+        let kind = headers("text/event-stream", None);
+        for size in [1, 7, START - 1, START, START + 1, text.len()] {
+            let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
+            assert_eq!(read(&kind, &chunks).terminal, terminal, "{text:?} in pieces of {size}");
+        }
+    }
+}
+
 #[test]
 fn failed_answer_says_what_went_wrong() {
     let error = r#"{"response":{"error":{"code":"rate_limit_exceeded","message":"m"},"usage":{"input_tokens":5}}}"#;

@@ -1,0 +1,33 @@
+//! What the start makes of `[binding]`.
+
+use super::*;
+use crate::binding::{Settings, start};
+
+/// B4: what a replica remembers is believed for less time than the store holds it. Believed for longer,
+/// it would bring back a binding that the store has let go of.
+#[tokio::test(start_paused = true)]
+async fn start_believes_what_is_remembered_for_half_the_ttl() {
+    let second = Duration::from_secs(1);
+    let metrics = Arc::new(Metrics::new());
+    let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));
+    let registry = Arc::new(Registry::new(table(KEYS), Arc::clone(&metrics)));
+    let settings: Settings = serde_json::from_str(r#"{"ttl":"4000s","wait":"5s","memory":2}"#).unwrap();
+    let tasks = Tasks::new();
+    let (bindings, _owners) = start(&store, &registry, &settings, &metrics, &tasks);
+    let client = Client::unrestricted("alice");
+    let mut budget = bindings.budget();
+    for number in 1..=3 {
+        let mut wanted = Wanted { session: Some(session(number)), model: MODEL, ..Wanted::of(&client) };
+        bindings.bind(&mut wanted, Ok(None), &mut budget).await.unwrap();
+    }
+    let remembered = || [1, 2, 3].map(|number| bindings.local.recall(&session(number)).is_some());
+    assert_eq!(remembered(), [false, true, true], "as many as `memory` says");
+    tokio::time::advance(TTL / 2 - second).await;
+    assert_eq!(remembered(), [false, true, true]);
+    tokio::time::advance(second).await;
+    assert_eq!(remembered(), [false; 3]);
+    // The store holds it for the whole of it.
+    let left = bindings.look_up(&session(3), &mut budget).await.unwrap().map(|held| held.left);
+    assert_eq!(left, Some(TTL / 2));
+    assert!(tasks.join(second).await);
+}
