@@ -94,15 +94,15 @@ impl Bindings {
         self.hold_again(wanted);
         // Another turn of the session may have moved it meanwhile.
         let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
-        let newer = known.filter(|known| binding.record().is_some_and(|record| known.record.epoch > record.epoch));
+        let newer = known.as_ref().filter(|known| binding.record().is_some_and(|record| known.record.epoch > record.epoch));
         let next = match (&binding.session, &binding.written) {
             (Some(session), Written::Stored(record) | Written::Beside(record)) => match newer {
-                Some(known) => self.restore(wanted, session, &known, budget).await?,
+                Some(known) => self.restore(wanted, session, known, budget).await?,
                 None => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
             },
             (Some(session), Written::Here(record)) => {
-                let known = newer.unwrap_or(Known { record: record.clone(), is_guess: binding.is_guess });
-                self.use_known(wanted, session, &known)?
+                let own = Known { record: record.clone(), is_guess: self.is_guess(session, record, binding) };
+                self.use_known(wanted, session, newer.unwrap_or(&own))?
             }
             // What the session's history holds is not known: its organization is not left.
             (Some(session), Written::Nowhere) => {

@@ -66,6 +66,15 @@ impl Bindings {
         }
     }
 
+    /// Whether `record`, which `binding` goes by without the store, is a guess. What is not sealed is a guess to its turn; the
+    /// store may have confirmed it all the same, and then it moves as what is known does.
+    pub(super) fn is_guess(&self, session: &SessionId, record: &Record, binding: &Binding) -> bool {
+        match self.local.recall(session) {
+            Some(known) if (known.record.key, known.record.epoch) == (record.key, record.epoch) => known.is_guess,
+            _ => binding.is_guess,
+        }
+    }
+
     /// Moves the session to the next key of its organization.
     fn move_home(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known, reason: Reason) -> Result<Binding, Error> {
         self.move_here(wanted, session, known, Reach::Organization(known.record.organization), reason)

@@ -92,6 +92,52 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
     }
 }
 
+/// What the store has confirmed is known, sealed or not: a turn that goes on in the dark moves the session by one epoch, so that
+/// the move stands when it is merged.
+#[tokio::test(start_paused = true)]
+async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
+    for sealed in [false, true] {
+        let [replica] = replicas(SIX);
+        replica.put(&Record { sealed, ..replica.record("b-1", 2) }).await;
+        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+        replica.weather(Weather::Away);
+        let mut wanted = replica.wanted();
+        let here = replica.bind(&mut wanted).await.unwrap();
+        replica.refuses("b-1", &mut wanted);
+        let moved = replica.rebind(&mut wanted, &here).await.unwrap();
+        let next = Record { sealed, ..replica.record("b-2", 3) };
+        assert_eq!(
+            (seen(&moved), &moved.written),
+            (("b-2", true, BindingResult::Degraded), &Written::Here(next.clone())),
+            "sealed {sealed}"
+        );
+        assert_eq!(known(&replica), Known { record: next.clone(), is_guess: false });
+        replica.weather(Weather::Fair);
+        assert_eq!(merges(&replica).await, 1);
+        replica.is_stored(&next).await;
+    }
+}
+
+/// A turn goes on with what was guessed, although the store has told of another binding of the same epoch meanwhile: what it
+/// does in the dark remains a guess.
+#[tokio::test(start_paused = true)]
+async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
+    let [replica] = replicas(SIX);
+    replica.weather(Weather::Away);
+    let mut wanted = replica.wanted();
+    let guess = replica.bind(&mut wanted).await.unwrap();
+    let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
+    let stored = replica.record(elsewhere, 1).sealed();
+    replica.local.confirm(&session(1), &stored);
+    replica.serves(&guess).await;
+    let served = Record::first(&guess.key, 1).sealed();
+    assert_eq!(known(&replica), Known { record: served, is_guess: true });
+    replica.local.confirm(&session(1), &stored);
+    replica.rejects(&guess.key.id);
+    let moved = replica.rebind(&mut wanted, &guess).await.unwrap();
+    assert_eq!((moved.is_guess, known(&replica).is_guess, known(&replica).record.epoch), (true, true, 1));
+}
+
 /// Nobody is told for good by what is only a guess.
 #[tokio::test(start_paused = true)]
 async fn guess_that_is_exhausted_is_no_last_word() {
