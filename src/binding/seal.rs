@@ -20,7 +20,9 @@ impl Bindings {
             // A sibling's answer seals the session as well.
             Written::Beside(record) => self.seal(session, record, &record.sealed(), budget).await,
             Written::Here(record) if confirmed(record) == *record => {}
-            Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
+            Written::Here(record) => {
+                self.local.note(session, &confirmed(record), self.is_guess(session, record, binding));
+            }
             Written::Stored(record) if confirmed(record) != *record => {
                 self.seal(session, record, &confirmed(record), budget).await;
             }

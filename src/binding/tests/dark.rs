@@ -118,6 +118,24 @@ async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     }
 }
 
+/// Nor is it a guess once it has answered in the dark: the organization that has answered is the one that the store has confirmed.
+#[tokio::test(start_paused = true)]
+async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
+    let [replica] = replicas(SIX);
+    let bound = replica.record("b-1", 1);
+    replica.put(&bound).await;
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+    replica.weather(Weather::Away);
+    let here = replica.bind(&mut replica.wanted()).await.unwrap();
+    replica.serves(&here).await;
+    assert_eq!(known(&replica), Known { record: bound.sealed(), is_guess: false });
+    replica.rejects("b-1");
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-2"));
+    replica.weather(Weather::Fair);
+    assert_eq!(merges(&replica).await, 1);
+    replica.is_stored(&replica.record("b-2", 2).sealed()).await;
+}
+
 /// A turn goes on with what was guessed, although the store has told of another binding of the same epoch meanwhile: what it
 /// does in the dark remains a guess.
 #[tokio::test(start_paused = true)]
