@@ -4,6 +4,7 @@ use super::*;
 use crate::binding::record::state_tag;
 use crate::binding::select::Reach;
 use crate::session::lineage::{Lineage, Parent};
+use crate::store::name::Name;
 
 const ROOT: u32 = 7;
 const PARENT: u32 = 8;
@@ -100,8 +101,7 @@ async fn thread_of_a_turn_leads_to_its_session() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let name = format!("{}.thread", session(THREAD));
-        replica.store.get(&name, &mut replica.store.budget()).await.unwrap()
+        replica.store.get(Name::Thread(session(THREAD).as_str()), &mut replica.store.budget()).await.unwrap()
     };
     replica.goes(shows(None)).await.unwrap();
     assert_eq!(threads().await, None, "a root thread is its session");
