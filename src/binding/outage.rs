@@ -66,8 +66,9 @@ impl Bindings {
         }
     }
 
-    /// Whether `record`, which `binding` goes by without the store, is a guess. What is not sealed is a guess to its turn; the
-    /// store may have confirmed it all the same, and then it moves as what is known does.
+    /// Whether `record`, which `binding` goes by without the store, is a guess. A turn takes every
+    /// unsealed binding for one; a binding that the store has confirmed is none, and moves by one
+    /// epoch.
     pub(super) fn is_guess(&self, session: &SessionId, record: &Record, binding: &Binding) -> bool {
         match self.local.recall(session) {
             Some(known) if (known.record.key, known.record.epoch) == (record.key, record.epoch) => known.is_guess,

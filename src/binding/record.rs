@@ -84,7 +84,7 @@ impl Record {
     }
 }
 
-/// A number as records are written with it. Spelled otherwise, it could not be written as it was read either.
+/// A number in the one spelling that records are written with: a compare-and-set compares texts.
 fn number(word: &str) -> Option<u32> {
     let is_plain = word == "0" || !word.starts_with(['0', '+']);
     word.parse().ok().filter(|_| is_plain)

@@ -92,8 +92,46 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
     }
 }
 
-/// What the store has confirmed is known, sealed or not: a turn that goes on in the dark moves the session by one epoch, so that
-/// the move stands when it is merged.
+/// No turn leaves its organization in the dark for a shortage, although nothing of it is sealed.
+#[tokio::test(start_paused = true)]
+async fn limited_session_waits_in_the_dark_for_its_organization() {
+    let [replica] = replicas(SIX);
+    let bound = replica.record("b-1", 2);
+    replica.put(&bound).await;
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+    replica.limits("b-1");
+    replica.limits("b-2");
+    replica.weather(Weather::Away);
+    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::RateLimitExceeded));
+    assert_eq!(known(&replica), Known { record: bound, is_guess: false });
+}
+
+/// Another turn of the session has moved it in the dark between this turn's look and its own move.
+#[tokio::test(start_paused = true)]
+async fn move_in_the_dark_goes_on_from_the_newest_one() {
+    for taken in ["a-2", "a-3"] {
+        let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
+        let other = if taken == "a-2" { "a-3" } else { "a-2" };
+        let old = Known { record: replica.record("a-1", 1).sealed(), is_guess: false };
+        let newer = Known { record: replica.record(taken, 2).sealed(), is_guess: false };
+        replica.weather(Weather::Away);
+        replica.rejects("a-1");
+        replica.local.note(&session(1), &newer.record, newer.is_guess);
+        let wanted = replica.wanted();
+        let met = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
+        assert_eq!((seen(&met), &met.written), ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone())));
+        assert_eq!(known(&replica), newer, "it is left alone");
+        // Its key is dead as well.
+        replica.says(taken, Condition::Drained);
+        let moved = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
+        let next = replica.record(other, 3).sealed();
+        assert_eq!((seen(&moved), &moved.written), ((other, true, BindingResult::Degraded), &Written::Here(next.clone())));
+        assert_eq!(known(&replica), Known { record: next, is_guess: false });
+    }
+}
+
+/// The store has confirmed the session, sealed or not: a turn that goes on in the dark moves it by
+/// one epoch, so that the merge keeps the move.
 #[tokio::test(start_paused = true)]
 async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     for sealed in [false, true] {
@@ -118,7 +156,8 @@ async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     }
 }
 
-/// Nor is it a guess once it has answered in the dark: the organization that has answered is the one that the store has confirmed.
+/// The first answer in the dark comes from the organization that the store has confirmed: the
+/// session is sealed, and is no guess.
 #[tokio::test(start_paused = true)]
 async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     let [replica] = replicas(SIX);
@@ -136,8 +175,8 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     replica.is_stored(&replica.record("b-2", 2).sealed()).await;
 }
 
-/// A turn goes on with what was guessed, although the store has told of another binding of the same epoch meanwhile: what it
-/// does in the dark remains a guess.
+/// Between a turn's guess and its answer the store tells of another binding of the same epoch: what
+/// the turn notes of its own binding remains a guess.
 #[tokio::test(start_paused = true)]
 async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     let [replica] = replicas(SIX);
