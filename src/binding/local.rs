@@ -27,6 +27,13 @@ pub struct Known {
     pub is_guess: bool,
 }
 
+impl Known {
+    /// Whether it is the binding that `record` is, sealed or not.
+    pub fn is_of(&self, record: &Record) -> bool {
+        (self.record.key, self.record.epoch) == (record.key, record.epoch)
+    }
+}
+
 /// What the store's word is worth beside what this replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Belief {

@@ -71,7 +71,7 @@ impl Bindings {
     /// epoch.
     pub(super) fn is_guess(&self, session: &SessionId, record: &Record, binding: &Binding) -> bool {
         match self.local.recall(session) {
-            Some(known) if (known.record.key, known.record.epoch) == (record.key, record.epoch) => known.is_guess,
+            Some(known) if known.is_of(record) => known.is_guess,
             _ => binding.is_guess,
         }
     }

@@ -175,6 +175,37 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     replica.is_stored(&replica.record("b-2", 2).sealed()).await;
 }
 
+/// A sibling serves the turns of a guess whose key is limited: the guess stays one, and gives way to
+/// the stored binding, even if its own key dies before the turn's next attempt.
+#[tokio::test(start_paused = true)]
+async fn guess_that_is_served_beside_its_key_stays_one() {
+    for is_served in [false, true] {
+        let [replica] = replicas(SIX);
+        replica.weather(Weather::Away);
+        let mut wanted = replica.wanted();
+        let guess = replica.bind(&mut wanted).await.unwrap();
+        replica.limits(&guess.key.id);
+        let beside = replica.bind(&mut wanted).await.unwrap();
+        let bound = Record { sealed: is_served, ..Record::first(&guess.key, 1) };
+        assert_eq!((beside.result, beside.has_moved), (BindingResult::Spilled, true));
+        if is_served {
+            replica.serves(&beside).await;
+        }
+        assert_eq!(known(&replica), Known { record: bound, is_guess: true });
+        replica.rejects(&guess.key.id);
+        let moved = replica.rebind(&mut wanted, &beside).await.unwrap();
+        assert_eq!(moved.key.id, beside.key.id, "the organization has no other key");
+        let next = Record { sealed: is_served, ..Record::first(&moved.key, 1) };
+        assert_eq!((&moved.written, known(&replica)), (&Written::Here(next.clone()), Known { record: next, is_guess: true }));
+        replica.weather(Weather::Fair);
+        let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
+        let stored = replica.record(elsewhere, 1).sealed();
+        replica.put(&stored).await;
+        merges(&replica).await;
+        replica.is_stored(&stored).await;
+    }
+}
+
 /// Between a turn's guess and its answer the store tells of another binding of the same epoch: what
 /// the turn notes of its own binding remains a guess.
 #[tokio::test(start_paused = true)]
