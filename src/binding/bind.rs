@@ -93,17 +93,20 @@ impl Bindings {
     /// or its session moves.
     pub async fn rebind(&self, wanted: &mut Wanted<'_>, binding: &Binding, budget: &mut Budget) -> Result<Binding, Error> {
         self.hold_again(wanted);
-        // Another turn of the session may have moved it meanwhile.
+        // Another turn of the session may have moved it meanwhile, and a guess gives way to what is
+        // stored.
         let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
-        let newer = known.filter(|known| binding.record().is_some_and(|record| known.record.epoch > record.epoch));
+        let is_better =
+            |known: &Known, record: &Record| known.record.epoch > record.epoch || known.is_guess && known.is_of(record);
+        let newer = known.as_ref().filter(|known| binding.record().is_some_and(|record| is_better(known, record)));
         let next = match (&binding.session, &binding.written) {
             (Some(session), Written::Stored(record) | Written::Beside(record)) => match newer {
-                Some(known) => self.restore(wanted, session, &known, budget).await?,
+                Some(known) => self.restore(wanted, session, known, budget).await?,
                 None => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
             },
             (Some(session), Written::Here(record)) => {
-                let known = newer.unwrap_or(Known { record: record.clone(), is_guess: binding.is_guess });
-                self.use_known(wanted, session, &known)?
+                let own = Known { record: record.clone(), is_guess: self.is_guess(session, record, binding) };
+                self.use_known(wanted, session, newer.unwrap_or(&own))?
             }
             // What the session's history holds is not known: its organization is not left.
             (Some(session), Written::Nowhere) => {
@@ -151,7 +154,7 @@ impl Bindings {
             Belief::Stored => self.use_stored(wanted, session, record, held.left, budget).await,
             Belief::Unsealed => {
                 let sealed = record.sealed();
-                self.seal(session, &record, &sealed, budget).await;
+                self.seal(session, &record, &sealed, false, budget).await;
                 let record = self.newer(session, &sealed).unwrap_or(sealed);
                 self.use_stored(wanted, session, record, held.left, budget).await
             }

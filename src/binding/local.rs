@@ -27,6 +27,13 @@ pub struct Known {
     pub is_guess: bool,
 }
 
+impl Known {
+    /// Whether it is the binding that `record` is, sealed or not.
+    pub fn is_of(&self, record: &Record) -> bool {
+        (self.record.key, self.record.epoch) == (record.key, record.epoch)
+    }
+}
+
 /// What the store's word is worth beside what this replica knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Belief {
@@ -101,9 +108,7 @@ impl Local {
 
     /// The session is the store's to tell about again.
     pub fn forget(&self, session: &SessionId) {
-        let mut entries = self.lock();
-        entries.unmerged.remove(session);
-        entries.known.remove(session.as_str());
+        self.lock().known.remove(session.as_str());
     }
 
     /// How much the store has yet to hear of, at most.
@@ -169,7 +174,7 @@ impl Local {
 
 impl Entries {
     /// The store holds `record`, which is believed for `belief` from now on, or for as long as it was.
-    fn confirm(&mut self, session: &SessionId, record: &Record, mut belief: Duration) -> Belief {
+    fn confirm(&mut self, session: &SessionId, record: &Record, belief: Duration) -> Belief {
         if let Some((known, expiry)) = self.known.get(session.as_str()) {
             if known.record.epoch > record.epoch {
                 return Belief::Outdated;
@@ -177,13 +182,10 @@ impl Entries {
             if known.record.is_sealed_form_of(record) {
                 return Belief::Unsealed;
             }
-            if known.record == *record && !known.is_guess && !self.unmerged.contains(session) {
-                let left = expiry - Instant::now();
-                // Most turns confirm what was confirmed a moment ago.
-                if left > belief / 4 * 3 {
-                    return Belief::Stored;
-                }
-                belief = belief.max(left);
+            // Most turns confirm what was confirmed a moment ago. A guess is unmerged.
+            let is_confirmed = known.record == *record && !self.unmerged.contains(session);
+            if is_confirmed && expiry - Instant::now() > belief / 4 * 3 {
+                return Belief::Stored;
             }
         }
         self.unmerged.remove(session);
@@ -357,9 +359,12 @@ mod tests {
         assert_eq!(local.recall(&session(1)), None);
         assert_eq!(local.next_unmerged(9), [(session(2), record(1))]);
         assert_eq!(local.count_unmerged(), 1);
-        // It may be bound anew.
+        // It may be bound anew, and is merged once then.
         local.note(&session(1), &record(1), false);
         assert_eq!(local.next_unmerged(9).len(), 2);
+        local.forget(&session(1));
+        local.note(&session(1), &record(1), false);
+        assert_eq!((local.next_unmerged(9).len(), local.count_unmerged()), (2, 2));
     }
 
     #[tokio::test(start_paused = true)]

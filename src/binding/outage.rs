@@ -67,6 +67,16 @@ impl Bindings {
         }
     }
 
+    /// Whether `record`, which `binding` goes by without the store, is a guess. A turn takes every
+    /// unsealed binding for one; a binding that the store has confirmed is none, and moves by one
+    /// epoch.
+    pub(super) fn is_guess(&self, session: &SessionId, record: &Record, binding: &Binding) -> bool {
+        match self.local.recall(session) {
+            Some(known) if known.is_of(record) => known.is_guess,
+            _ => binding.is_guess,
+        }
+    }
+
     /// Moves the session to the next key of its organization.
     fn move_home(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known, reason: Reason) -> Result<Binding, Error> {
         self.move_here(wanted, session, known, Reach::Organization(known.record.organization), reason)

@@ -68,8 +68,8 @@ impl Record {
         let mut record = Self {
             key: Tag::parse(key)?,
             organization: Tag::parse(organization)?,
-            epoch: words.next()?.parse().ok()?,
-            generation: words.next()?.parse().ok()?,
+            epoch: number(words.next()?)?,
+            generation: number(words.next()?)?,
             sealed: false,
             stale_state: None,
         };
@@ -82,6 +82,12 @@ impl Record {
         }
         Some(record)
     }
+}
+
+/// A number in the one spelling that records are written with: a compare-and-set compares texts.
+fn number(word: &str) -> Option<u32> {
+    let is_plain = word == "0" || !word.starts_with(['0', '+']);
+    word.parse().ok().filter(|_| is_plain)
 }
 
 impl fmt::Display for Record {
@@ -212,6 +218,7 @@ mod tests {
             (record(true, None), "keykeykeorgorgor 10 3 s"),
             (record(false, Some("statetag")), "keykeykeorgorgor 10 3 ~statetag"),
             (record(true, Some("statetag")), "keykeykeorgorgor 10 3 s ~statetag"),
+            (Record { generation: 0, ..record(false, None) }, "keykeykeorgorgor 10 0"),
         ] {
             assert_eq!((record.to_string().as_str(), Record::parse(text)), (text, Some(record.clone())));
         }
@@ -238,6 +245,9 @@ mod tests {
             "aaaaaaaabbbbbbbb 1 1 S",
             "aaaaaaaabbbbbbbb 1 1 ~short",
             "aaaaaaaabbbbbbbb 4294967296 1",
+            "aaaaaaaabbbbbbbb 01 1",
+            "aaaaaaaabbbbbbbb +1 1",
+            "aaaaaaaabbbbbbbb 1 00",
             "aaaaaaaabbbbbbbb 1 1 ",
         ] {
             assert_eq!(Record::parse(other), None, "{other}");

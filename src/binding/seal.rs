@@ -19,11 +19,16 @@ impl Bindings {
             Written::Nowhere => {}
             Written::Beside(record) if record.sealed => {}
             // A sibling's answer seals the session as well.
-            Written::Beside(record) => self.seal(session, record, &record.sealed(), budget).await,
+            Written::Beside(record) => {
+                let is_guess = self.local.recall(session).is_some_and(|known| known.is_guess && known.is_of(record));
+                self.seal(session, record, &record.sealed(), is_guess, budget).await;
+            }
             Written::Here(record) if confirmed(record) == *record => {}
-            Written::Here(record) => self.local.note(session, &confirmed(record), binding.is_guess),
+            Written::Here(record) => {
+                self.local.note(session, &confirmed(record), self.is_guess(session, record, binding));
+            }
             Written::Stored(record) if confirmed(record) != *record => {
-                self.seal(session, record, &confirmed(record), budget).await;
+                self.seal(session, record, &confirmed(record), false, budget).await;
             }
             Written::Stored(record) if binding.refresh => {
                 let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
@@ -36,18 +41,16 @@ impl Bindings {
         }
     }
 
-    pub(super) async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, budget: &mut Budget) {
-        match self
-            .store
-            .replace(Name::Binding(session.as_str()), &record.to_string(), &sealed.to_string(), self.ttl, budget)
-            .await
-        {
+    /// `is_guess`: nobody has asked the store for `record` yet.
+    pub(super) async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, is_guess: bool, budget: &mut Budget) {
+        let name = Name::Binding(session.as_str());
+        match self.store.replace(name, &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
             Ok(Replaced::Done) => {
                 self.local.confirm(session, sealed);
             }
             // Another turn of the session was first: with the same word, or with a move that comes later.
             Ok(Replaced::Lost(_)) => {}
-            Err(_) => self.local.note(session, sealed, false),
+            Err(_) => self.local.note(session, sealed, is_guess),
         }
     }
 }

@@ -30,6 +30,7 @@ mod beside;
 mod crowd;
 mod dark;
 mod forgetting;
+mod gossip;
 mod choosing;
 mod moving;
 mod related;

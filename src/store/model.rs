@@ -4,18 +4,20 @@
 //! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called
 //! as `roll.lua` calls it, but that no replica's life ends by itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 use super::backend::{Backend, Change, Merge, Pending};
 use super::board::{Board, Word};
 use super::memory::Memory;
 use super::name::Name;
+use super::news::{News, Read, Walk};
 use super::{Budget, Held, Replaced, Report, Roll, Unavailable};
 
 /// Longer than a case takes.
@@ -109,16 +111,37 @@ impl Shared {
     }
 }
 
+/// The steps of one scan.
+pub type Scan = Vec<Result<Read, Unavailable>>;
+
+/// So many announcements a replica of a test may be behind.
+pub const BEHIND: usize = 4;
+
+/// The announcements that one replica receives, and the scans that it makes.
+#[derive(Clone)]
+pub struct Gossip {
+    pub told: broadcast::Sender<News>,
+    /// Counts the subscriptions.
+    pub tuned: watch::Sender<u64>,
+    /// What the next scans find, step by step. Those after them find nothing.
+    pub scans: Arc<Mutex<VecDeque<Scan>>>,
+    /// When each scan began.
+    pub begun: Arc<Mutex<Vec<Instant>>>,
+}
+
 /// One replica's way to the store.
 #[derive(Clone)]
 pub struct Model {
     pub shared: Arc<Mutex<Shared>>,
     pub weather: Arc<Mutex<Weather>>,
+    pub gossip: Gossip,
 }
 
 impl Model {
     pub fn new(shared: &Arc<Mutex<Shared>>) -> Self {
-        Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)) }
+        let (told, tuned) = (broadcast::Sender::new(BEHIND), watch::Sender::new(0));
+        let gossip = Gossip { told, tuned, scans: Arc::default(), begun: Arc::default() };
+        Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)), gossip }
     }
 
     /// One operation: other replicas may go first.
@@ -225,6 +248,19 @@ impl Backend for Model {
 
     fn health(&self) -> watch::Receiver<bool> {
         watch::channel(true).1
+    }
+
+    fn news(&self) -> broadcast::Receiver<News> {
+        self.gossip.told.subscribe()
+    }
+
+    fn tuned(&self) -> watch::Receiver<u64> {
+        self.gossip.tuned.subscribe()
+    }
+
+    fn walk(&self) -> Result<Walk, Unavailable> {
+        self.gossip.begun.lock().unwrap().push(Instant::now());
+        Ok(Walk::of(self.gossip.scans.lock().unwrap().pop_front().unwrap_or_default()))
     }
 }
 

@@ -103,6 +103,9 @@ pub struct Walk {
     nodes: Vec<Arc<Host>>,
     cursor: u64,
     connection: Option<MultiplexedConnection>,
+    /// The steps of a test's walk.
+    #[cfg(test)]
+    steps: std::collections::VecDeque<Result<Read, Unavailable>>,
 }
 
 struct Reader {
@@ -119,16 +122,33 @@ impl Walk {
     /// Through what `nodes` have.
     pub fn through(dialer: &Arc<Dialer>, faults: &Arc<Faults>, nodes: Vec<Arc<Host>>) -> Self {
         let reader = Reader { dialer: Arc::clone(dialer), faults: Arc::clone(faults), pattern: dialer.pattern() };
-        Self { reader: Some(reader), nodes, cursor: 0, connection: None }
+        Self { reader: Some(reader), nodes, ..Self::empty() }
     }
 
     /// Nothing is bound but in this process.
     pub const fn empty() -> Self {
-        Self { reader: None, nodes: Vec::new(), cursor: 0, connection: None }
+        Self {
+            reader: None,
+            nodes: Vec::new(),
+            cursor: 0,
+            connection: None,
+            #[cfg(test)]
+            steps: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// A walk that a test has laid out.
+    #[cfg(test)]
+    pub fn of(steps: Vec<Result<Read, Unavailable>>) -> Self {
+        Self { steps: steps.into(), ..Self::empty() }
     }
 
     /// Some more of it; `None`: that was all. A node that fails is left out from there on.
     pub async fn step(&mut self) -> Option<Result<Read, Unavailable>> {
+        #[cfg(test)]
+        if let Some(step) = self.steps.pop_front() {
+            return Some(step);
+        }
         let (reader, node) = (self.reader.as_ref()?, self.nodes.last().cloned()?);
         let reading = reader.read(&node, self.connection.take(), self.cursor);
         let read = timeout(reader.dialer.patience(), reading).await.unwrap_or_else(|_| Err(Fault::Silent));

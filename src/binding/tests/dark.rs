@@ -93,6 +93,140 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
     }
 }
 
+/// No turn leaves its organization in the dark for a shortage, although nothing of it is sealed.
+#[tokio::test(start_paused = true)]
+async fn limited_session_waits_in_the_dark_for_its_organization() {
+    let [replica] = replicas(SIX);
+    let bound = replica.record("b-1", 2);
+    replica.put(&bound).await;
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+    replica.limits("b-1");
+    replica.limits("b-2");
+    replica.weather(Weather::Away);
+    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::RateLimitExceeded));
+    assert_eq!(known(&replica), Known { record: bound, is_guess: false });
+}
+
+/// Another turn of the session has moved it in the dark between this turn's look and its own move.
+#[tokio::test(start_paused = true)]
+async fn move_in_the_dark_goes_on_from_the_newest_one() {
+    for taken in ["a-2", "a-3"] {
+        let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
+        let other = if taken == "a-2" { "a-3" } else { "a-2" };
+        let old = Known { record: replica.record("a-1", 1).sealed(), is_guess: false };
+        let newer = Known { record: replica.record(taken, 2).sealed(), is_guess: false };
+        replica.weather(Weather::Away);
+        replica.rejects("a-1");
+        replica.local.note(&session(1), &newer.record, newer.is_guess);
+        let wanted = replica.wanted();
+        let met = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
+        assert_eq!((seen(&met), &met.written), ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone())));
+        assert_eq!(known(&replica), newer, "it is left alone");
+        // Its key is dead as well.
+        replica.says(taken, Condition::Drained);
+        let moved = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
+        let next = replica.record(other, 3).sealed();
+        assert_eq!((seen(&moved), &moved.written), ((other, true, BindingResult::Degraded), &Written::Here(next.clone())));
+        assert_eq!(known(&replica), Known { record: next, is_guess: false });
+    }
+}
+
+/// The store has confirmed the session, sealed or not: a turn that goes on in the dark moves it by
+/// one epoch, so that the merge keeps the move.
+#[tokio::test(start_paused = true)]
+async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
+    for sealed in [false, true] {
+        let [replica] = replicas(SIX);
+        replica.put(&Record { sealed, ..replica.record("b-1", 2) }).await;
+        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+        replica.weather(Weather::Away);
+        let mut wanted = replica.wanted();
+        let here = replica.bind(&mut wanted).await.unwrap();
+        replica.refuses("b-1", &mut wanted);
+        let moved = replica.rebind(&mut wanted, &here).await.unwrap();
+        let next = Record { sealed, ..replica.record("b-2", 3) };
+        assert_eq!(
+            (seen(&moved), &moved.written),
+            (("b-2", true, BindingResult::Degraded), &Written::Here(next.clone())),
+            "sealed {sealed}"
+        );
+        assert_eq!(known(&replica), Known { record: next.clone(), is_guess: false });
+        replica.weather(Weather::Fair);
+        assert_eq!(merges(&replica).await, 1);
+        replica.is_stored(&next).await;
+    }
+}
+
+/// The first answer in the dark comes from the organization that the store has confirmed: the
+/// session is sealed, and is no guess.
+#[tokio::test(start_paused = true)]
+async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
+    let [replica] = replicas(SIX);
+    let bound = replica.record("b-1", 1);
+    replica.put(&bound).await;
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+    replica.weather(Weather::Away);
+    let here = replica.bind(&mut replica.wanted()).await.unwrap();
+    replica.serves(&here).await;
+    assert_eq!(known(&replica), Known { record: bound.sealed(), is_guess: false });
+    replica.rejects("b-1");
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-2"));
+    replica.weather(Weather::Fair);
+    assert_eq!(merges(&replica).await, 1);
+    replica.is_stored(&replica.record("b-2", 2).sealed()).await;
+}
+
+/// A sibling serves the turns of a guess whose key is limited: the guess stays one, and gives way to
+/// the stored binding, even if its own key dies before the turn's next attempt.
+#[tokio::test(start_paused = true)]
+async fn guess_that_is_served_beside_its_key_stays_one() {
+    for is_served in [false, true] {
+        let [replica] = replicas(SIX);
+        replica.weather(Weather::Away);
+        let mut wanted = replica.wanted();
+        let guess = replica.bind(&mut wanted).await.unwrap();
+        replica.limits(&guess.key.id);
+        let beside = replica.bind(&mut wanted).await.unwrap();
+        let bound = Record { sealed: is_served, ..Record::first(&guess.key, 1) };
+        assert_eq!((beside.result, beside.has_moved), (BindingResult::Spilled, true));
+        if is_served {
+            replica.serves(&beside).await;
+        }
+        assert_eq!(known(&replica), Known { record: bound, is_guess: true });
+        replica.rejects(&guess.key.id);
+        let moved = replica.rebind(&mut wanted, &beside).await.unwrap();
+        assert_eq!(moved.key.id, beside.key.id, "the organization has no other key");
+        let next = Record { sealed: is_served, ..Record::first(&moved.key, 1) };
+        assert_eq!((&moved.written, known(&replica)), (&Written::Here(next.clone()), Known { record: next, is_guess: true }));
+        replica.weather(Weather::Fair);
+        let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
+        let stored = replica.record(elsewhere, 1).sealed();
+        replica.put(&stored).await;
+        merges(&replica).await;
+        replica.is_stored(&stored).await;
+    }
+}
+
+/// Between a turn's guess and its answer the store tells of another binding of the same epoch: what
+/// the turn notes of its own binding remains a guess.
+#[tokio::test(start_paused = true)]
+async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
+    let [replica] = replicas(SIX);
+    replica.weather(Weather::Away);
+    let mut wanted = replica.wanted();
+    let guess = replica.bind(&mut wanted).await.unwrap();
+    let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
+    let stored = replica.record(elsewhere, 1).sealed();
+    replica.local.confirm(&session(1), &stored);
+    replica.serves(&guess).await;
+    let served = Record::first(&guess.key, 1).sealed();
+    assert_eq!(known(&replica), Known { record: served, is_guess: true });
+    replica.local.confirm(&session(1), &stored);
+    replica.rejects(&guess.key.id);
+    let moved = replica.rebind(&mut wanted, &guess).await.unwrap();
+    assert_eq!((moved.is_guess, known(&replica).is_guess, known(&replica).record.epoch), (true, true, 1));
+}
+
 /// Nobody is told for good by what is only a guess.
 #[tokio::test(start_paused = true)]
 async fn guess_that_is_exhausted_is_no_last_word() {

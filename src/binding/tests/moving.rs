@@ -267,6 +267,25 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
 }
 
+/// The winner's key is limited for the loser, which has no time to wait.
+#[tokio::test(start_paused = true)]
+async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
+    let [first, second] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
+    first.put(&first.record("a-1", 1).sealed()).await;
+    let mut budget = second.bindings.budget();
+    let found = second.bindings.look_up(&session(1), &mut budget).await;
+    first.rejects("a-1");
+    second.rejects("a-1");
+    let won = first.bind(&mut first.wanted()).await.unwrap();
+    let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
+    second.limits(&won.key.id);
+    let moved = second.record(&won.key.id, 2).sealed();
+    let lost = second.bindings.bind(&mut second.wanted(), found, &mut budget).await.unwrap();
+    assert_eq!(seen(&lost), (other, true, BindingResult::Spilled));
+    assert_eq!(lost.written, Written::Beside(moved.clone()));
+    second.is_stored(&moved).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
     for (is_sealed, expected) in [(false, Ok("b-1".to_owned())), (true, Err(Kind::NoKeyAvailable))] {

@@ -199,6 +199,11 @@ async fn turn_is_held_again_when_it_goes_on() {
     replica.put(&replica.record("a-1", 1)).await;
     let mut wanted = held(replica.wanted());
     let early = replica.bind(&mut wanted).await.unwrap();
+    replica.limits("a-1");
+    let beside = replica.rebind(&mut wanted, &early).await.unwrap();
+    assert_eq!((seen(&beside), wanted.within), (("a-2", true, BindingResult::Spilled), Reach::Anywhere), "nothing was served");
+    replica.registry.conditions.forget(|_| true);
+    replica.registry.has_changed();
     replica.serves(&replica.bind(&mut replica.wanted()).await.unwrap()).await;
     replica.limits("a-1");
     assert_eq!(replica.rebind(&mut wanted, &early).await.unwrap_err().kind, Kind::RateLimitExceeded);

@@ -123,6 +123,10 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
         replica.bindings.shortage(&replica.wanted(), &binding).kind
     };
     assert_eq!((told(true), told(false)), (Kind::InsufficientQuota, Kind::NoKeyAvailable));
+    // The sealed content that a turn shows may belong to another organization, which is well.
+    let binding = Binding::stored(&replica.key("a-1"), &session(1), replica.record("a-1", 1), BindingResult::Existing);
+    let shows = Wanted { carries_sealed: Sealed::Known(true), ..replica.wanted() };
+    assert_eq!(replica.bindings.shortage(&shows, &binding).kind, Kind::NoKeyAvailable);
     replica.limits("c-1");
     assert_eq!(told(false), Kind::RateLimitExceeded);
     let restricted = Client::of_organizations("alice", &["org-b"]);

@@ -1,0 +1,248 @@
+//! What a replica learns of the sessions that others serve: how long it believes an announcement,
+//! whose place that takes, and when it scans the store for announcements that it missed.
+
+use std::sync::MutexGuard;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::binding::gossip::Hearsay;
+use crate::binding::local::Known;
+use crate::store::Unavailable;
+use crate::store::model::{BEHIND, Gossip, Scan};
+use crate::store::news::News;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// What the steps of a short scan take.
+const STEPS: Duration = Duration::from_millis(50);
+
+/// A replica that listens, and the task that does so.
+fn listener() -> (Replica, JoinHandle<()>) {
+    let replica = one();
+    let listening = tokio::spawn(Hearsay::new(&replica.store, &replica.local).keep());
+    (replica, listening)
+}
+
+fn announced(number: u32, record: &Record) -> News {
+    News { id: session(number).as_str().into(), value: record.to_string() }
+}
+
+/// A scan that fails at its only node.
+fn failing() -> Scan {
+    vec![Err(Unavailable("silent".into()))]
+}
+
+impl Replica {
+    fn gossip(&self) -> &Gossip {
+        &self.model.as_ref().unwrap().gossip
+    }
+
+    /// Another replica announces this, and this one has the time to listen.
+    async fn told(&self, news: News) {
+        sleep(Duration::from_millis(1)).await;
+        self.gossip().told.send(news).unwrap();
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    fn next_scan(&self, steps: Scan) {
+        self.gossip().scans.lock().unwrap().push_back(steps);
+    }
+
+    /// The store has subscribed, once more. Returns when.
+    fn subscribed(&self) -> Instant {
+        self.gossip().tuned.send_modify(|count| *count += 1);
+        Instant::now()
+    }
+
+    /// When each scan began.
+    fn scans(&self) -> MutexGuard<'_, Vec<Instant>> {
+        self.gossip().begun.lock().unwrap()
+    }
+
+    fn known_of(&self, number: u32) -> Option<Known> {
+        self.local.recall(&session(number))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn announcement_is_believed_for_a_quarter_of_the_stored_life() {
+    let (replica, _listening) = listener();
+    let record = replica.record("a-1", 3).sealed();
+    replica.told(announced(1, &record)).await;
+    let heard = Instant::now();
+    assert_eq!(replica.known_of(1), Some(Known { record: record.clone(), is_guess: false }));
+    assert_eq!(replica.local.count_unmerged(), 0, "the store knows it");
+    // In an outage it is what the session goes by.
+    replica.weather(Weather::Away);
+    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-1"));
+    tokio::time::advance(TTL / 4 - SECOND - heard.elapsed()).await;
+    assert!(replica.known_of(1).is_some());
+    tokio::time::advance(SECOND).await;
+    assert_eq!(replica.known_of(1), None);
+    assert!(replica.scans().is_empty(), "nothing was subscribed to yet");
+}
+
+#[tokio::test(start_paused = true)]
+async fn announcement_that_says_less_or_nothing_is_passed_over() {
+    let (replica, _listening) = listener();
+    let (older, newer) = (replica.record("a-1", 4).sealed(), replica.record("b-1", 5).sealed());
+    replica.local.confirm(&session(1), &newer);
+    replica.told(announced(1, &older)).await;
+    assert_eq!(replica.known_of(1).map(|known| known.record), Some(newer));
+    for (id, value) in [(session(2).as_str(), "of a newer version"), ("no session", older.to_string().as_str())] {
+        replica.told(News { id: id.into(), value: value.into() }).await;
+    }
+    assert_eq!(replica.known_of(2), None);
+    replica.told(announced(3, &older)).await;
+    assert_eq!(replica.known_of(3).map(|known| known.record), Some(older), "the next one is heard");
+}
+
+/// A replica scans the store when it has subscribed. It believes each binding while the store holds
+/// it, and a silent node costs only the bindings of that node.
+#[tokio::test(start_paused = true)]
+async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcement() {
+    let (replica, _listening) = listener();
+    let record = replica.record("a-1", 3).sealed();
+    let read = |number, left| (announced(number, &record), left);
+    let unreadable = (News { id: session(4).as_str().into(), value: "of a newer version".into() }, TTL);
+    replica.next_scan(vec![
+        Ok(vec![read(1, 100 * SECOND), unreadable, read(2, TTL)]),
+        Err(Unavailable("silent".into())),
+        Ok(vec![read(3, TTL)]),
+    ]);
+    sleep(SECOND).await;
+    assert!(replica.scans().is_empty());
+    let began = replica.subscribed();
+    sleep(STEPS).await;
+    assert_eq!(*replica.scans(), [began], "at once");
+    let known = || [1, 2, 3, 4].map(|number| replica.known_of(number).is_some());
+    assert_eq!(known(), [true, true, true, false], "a node that is silent hides nothing of the others");
+    assert_eq!(replica.known_of(3), Some(Known { record: record.clone(), is_guess: false }));
+    tokio::time::advance(99 * SECOND - began.elapsed()).await;
+    assert_eq!(known(), [true, true, true, false]);
+    tokio::time::advance(SECOND + STEPS).await;
+    assert_eq!(known(), [false, true, true, false], "the store has forgotten it");
+    tokio::time::advance(TTL / 4 - SECOND - began.elapsed()).await;
+    assert_eq!(known(), [false, true, true, false]);
+    tokio::time::advance(SECOND + STEPS).await;
+    assert_eq!(known(), [false; 4]);
+}
+
+/// A replica of these tests remembers a hundred sessions: first those that it serves, then those
+/// that are announced, and where room is left those that it scans.
+#[tokio::test(start_paused = true)]
+async fn gossip_costs_no_served_session_its_place() {
+    let (replica, _listening) = listener();
+    let record = replica.record("a-1", 1);
+    for number in 0..60 {
+        replica.local.confirm(&session(number), &record);
+    }
+    for number in 1_000..1_080 {
+        replica.told(announced(number, &record)).await;
+    }
+    let known = |numbers: std::ops::Range<u32>| numbers.filter(|number| replica.known_of(*number).is_some()).count();
+    assert_eq!((known(0..60), known(1_000..1_040), known(1_040..1_080)), (60, 0, 40));
+    replica.next_scan(vec![Ok((2_000..2_020).map(|number| (announced(number, &record), TTL)).collect())]);
+    replica.subscribed();
+    sleep(STEPS).await;
+    assert_eq!(replica.scans().len(), 1);
+    assert_eq!((known(0..60), known(1_040..1_080), known(2_000..2_020)), (60, 40, 0));
+}
+
+/// All replicas lose a store together, and must not all scan it at the same moment.
+#[tokio::test(start_paused = true)]
+async fn subscription_that_is_made_again_is_followed_by_one_scan_within_a_second() {
+    let (replica, _listening) = listener();
+    sleep(STEPS).await;
+    let first = replica.subscribed();
+    sleep(STEPS).await;
+    assert_eq!(*replica.scans(), [first]);
+    let mut waits = Vec::new();
+    for round in 2..10 {
+        let again = replica.subscribed();
+        sleep(SECOND + STEPS).await;
+        assert_eq!(replica.scans().len(), round);
+        waits.push(replica.scans()[round - 1] - again);
+        sleep(100 * SECOND).await;
+        assert_eq!(replica.scans().len(), round, "once is enough");
+    }
+    assert!(waits.iter().all(|wait| *wait <= SECOND + STEPS), "{waits:?}");
+    assert!(waits.iter().any(|wait| *wait > STEPS), "they differ: {waits:?}");
+}
+
+/// More is announced at once than this replica can hear.
+#[tokio::test(start_paused = true)]
+async fn announcements_that_are_missed_are_read() {
+    let (replica, _listening) = listener();
+    let record = replica.record("a-1", 1);
+    sleep(STEPS).await;
+    replica.subscribed();
+    sleep(STEPS).await;
+    assert_eq!(replica.scans().len(), 1);
+    for number in 0..=BEHIND as u32 {
+        replica.gossip().told.send(announced(number, &record)).unwrap();
+    }
+    replica.next_scan(vec![Ok(vec![(announced(0, &record), TTL)])]);
+    sleep(Duration::from_millis(1)).await;
+    let known = || (0..=BEHIND as u32).map(|number| replica.known_of(number).is_some()).collect::<Vec<_>>();
+    assert!(known()[1..].iter().all(|is_known| *is_known), "the last ones are heard: {:?}", known());
+    sleep(SECOND + STEPS).await;
+    assert_eq!((replica.scans().len(), known()[0]), (2, true));
+    // As many as it can hear are no reason to read.
+    for number in 0..BEHIND as u32 {
+        replica.gossip().told.send(announced(number, &record)).unwrap();
+    }
+    sleep(100 * SECOND).await;
+    assert_eq!(replica.scans().len(), 2);
+}
+
+/// A node that stays silent is asked ever more seldom, up to once a minute, until it answers.
+#[tokio::test(start_paused = true)]
+async fn scan_that_fails_is_made_again_after_twice_as_long_each_time() {
+    let (replica, _listening) = listener();
+    let pauses = [1, 2, 4, 8, 16, 32, 60, 60, 60];
+    pauses.iter().for_each(|_| replica.next_scan(failing()));
+    sleep(STEPS).await;
+    replica.subscribed();
+    sleep(1_000 * SECOND).await;
+    let scans = replica.scans();
+    assert_eq!(scans.len(), pauses.len() + 1, "until it has come to its end: {scans:?}");
+    for (pair, pause) in scans.windows(2).zip(pauses) {
+        let (took, pause) = (pair[1] - pair[0], pause * SECOND);
+        assert!(pause <= took && took <= pause + pause / 4 + STEPS, "{took:?}, not {pause:?}");
+    }
+}
+
+/// Nothing is gained by waiting any longer once the store can be listened to again.
+#[tokio::test(start_paused = true)]
+async fn subscription_ends_the_pause_before_a_scan_is_made_again() {
+    let (replica, _listening) = listener();
+    (0..6).for_each(|_| replica.next_scan(failing()));
+    sleep(STEPS).await;
+    replica.subscribed();
+    // The last of five has failed: the next is due after sixteen seconds.
+    let until = |count: usize| {
+        let replica = &replica;
+        async move {
+            for _ in 0..1_000 {
+                if replica.scans().len() >= count {
+                    break;
+                }
+                sleep(STEPS).await;
+            }
+            assert_eq!(replica.scans().len(), count);
+        }
+    };
+    until(5).await;
+    sleep(STEPS).await;
+    let again = replica.subscribed();
+    sleep(STEPS).await;
+    assert_eq!(replica.scans().get(5), Some(&again), "at once");
+    // That one fails as well: it is a first one again.
+    until(7).await;
+    let took = replica.scans()[6] - again;
+    assert!((SECOND..SECOND + SECOND / 4 + 2 * STEPS).contains(&took), "{took:?}");
+    sleep(100 * SECOND).await;
+    assert_eq!(replica.scans().len(), 7, "that it came to its end is known");
+}
