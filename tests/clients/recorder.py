@@ -109,12 +109,24 @@ class Exchange:
             return [self.body]
         return [text for text in list(self.said.texts) if json.loads(text).get("type") == "response.create"]
 
+    @property
+    def text(self):
+        """The body that has come so far, without the framing of its chunks: one may end in the middle of an event."""
+        head, _, rest = self.answer.partition(b"\r\n\r\n")
+        if not re.search(rb"^transfer-encoding: *chunked\r?$", head, re.M | re.I):
+            return rest
+        text = b""
+        while found := re.match(rb"(?:\r\n)?([0-9a-fA-F]+)[^\r\n]*\r\n", rest):
+            end = found.end() + int(found[1], 16)
+            text, rest = text + rest[found.end() : end], rest[end:]
+        return text
+
     def events(self, kind):
         """The payloads of the events of one kind that have come so far."""
         if self.is_socket:
             events = (json.loads(text) for text in list(self.heard.texts))
             return [event for event in events if event.get("type") == kind]
-        found = re.findall(rb"^event: *" + kind.encode() + rb"\r?\ndata: *(.*)\r?\n", self.answer, re.M)
+        found = re.findall(rb"^event: *" + kind.encode() + rb"\r?\ndata: *(.*)\r?\n", self.text, re.M)
         return [json.loads(payload) for payload in found]
 
 
