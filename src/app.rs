@@ -26,16 +26,16 @@ use crate::peers::heartbeat::Heartbeat;
 use crate::reload::Reload;
 use crate::server::Listeners;
 use crate::server::drain::Drain;
-use crate::server::operator::{Admission, Desk};
+use crate::server::operator::{Access, AdminApi};
 use crate::session::identify::Identifier;
 use crate::store::Store;
 use crate::store::memory::Memory;
 use crate::task::Tasks;
-use crate::turn::corroboration::Witnesses;
+use crate::turn::corroboration::Corroboration;
 use crate::turn::http::replay::Replay;
-use crate::turn::waiting::Patience;
+use crate::turn::waiting::Waiters;
 use crate::turn::websocket::sockets::Sockets;
-use crate::turn::{Gateway, Options};
+use crate::turn::{Gateway, FailoverOptions};
 use crate::upstream::probe::Prober;
 use crate::usage::books::Books;
 
@@ -82,12 +82,12 @@ impl Replica {
 
         let drain = Drain::new(&config.server);
         let gateway = gateway(&fixed, &clients, &registry, bound, &metrics, &drain, &tasks);
-        let desk = Desk {
+        let api = AdminApi {
             gateway: Arc::new(gateway),
             operator: Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat)),
-            admission: Admission::of(&config.server, fixed.admin_token.as_ref()),
+            access: Access::of(&config.server, fixed.admin_token.as_ref()),
         };
-        listeners.serve(desk, &metrics, &drain, &tasks);
+        listeners.serve(api, &metrics, &drain, &tasks);
 
         let reload = Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
         Ok(Self { client_address, admin_address, tasks, drain, membership, heartbeat, reload: Arc::new(reload) })
@@ -171,10 +171,10 @@ fn gateway(
         replay: Replay::new(server.max_body, server.replay_total),
         books: Arc::new(Books::new(Arc::clone(metrics))),
         metrics: Arc::clone(metrics),
-        options: Options { wait: config.binding.wait.0, resends: config.failover.ambiguous },
-        patience: Patience::default(),
+        options: FailoverOptions { wait: config.binding.wait.0, resends: config.failover.ambiguous },
+        waiters: Waiters::default(),
         retries: Mutex::default(),
-        witnesses: Witnesses::default(),
+        corroboration: Corroboration::default(),
         sockets: Sockets {
             tasks: drain.connections.clone(),
             closing: drain.closing.clone(),

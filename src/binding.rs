@@ -40,12 +40,12 @@ mod machine;
 mod tests;
 
 use bind::Bindings;
-use gossip::Hearsay;
+use gossip::Gossip;
 use local::Local;
 use outage::keep_merging;
 use ownership::Owners;
 use place::Places;
-use record::Record;
+use record::BindingRecord;
 use trail::{Trail, keep_writing};
 
 /// `[binding]`.
@@ -76,7 +76,7 @@ pub fn start(
     let owners = Arc::new(Owners::new(Arc::clone(store), ttl, memory));
     let merging = keep_merging(Arc::clone(store), Arc::clone(&local), Arc::clone(registry), ttl);
     tasks.spawn_until_stopped(merging);
-    tasks.spawn_until_stopped(Hearsay::new(store, &local).keep());
+    tasks.spawn_until_stopped(Gossip::new(store, &local).keep());
     tasks.spawn_until_stopped(keep_writing(Arc::clone(store), ttl, unwritten));
     tasks.spawn_until_stopped(Arc::clone(&owners).keep_telling());
     let places = Places::new(Arc::clone(registry));
@@ -93,7 +93,7 @@ pub struct Binding {
     pub session: Option<SessionId>,
     pub written: Written,
     /// Nobody knows whether the session was elsewhere before: its history may belong to another organization.
-    pub is_guess: bool,
+    pub is_provisional: bool,
     /// The stored life is due to start anew.
     pub refresh: bool,
     /// This turn found its session on another key, which it left.
@@ -106,10 +106,10 @@ pub enum Written {
     /// It is for this turn alone.
     Nowhere,
     /// It is for this turn alone, and leaves what is stored as it is.
-    Beside(Record),
+    Beside(BindingRecord),
     /// The store is away: on this replica, until it can be merged.
-    Here(Record),
-    Stored(Record),
+    Here(BindingRecord),
+    Stored(BindingRecord),
 }
 
 impl Binding {
@@ -119,22 +119,22 @@ impl Binding {
             result,
             session: session.cloned(),
             written,
-            is_guess: false,
+            is_provisional: false,
             refresh: false,
             has_moved: false,
         }
     }
 
     /// A binding as it is stored. One that has served nothing yet is a guess, whoever made it.
-    fn stored(key: &Arc<Key>, session: &SessionId, record: Record, result: BindingResult) -> Self {
-        let is_guess = !record.sealed;
-        Self { is_guess, ..Self::new(key, Some(session), Written::Stored(record), result) }
+    fn stored(key: &Arc<Key>, session: &SessionId, record: BindingRecord, result: BindingResult) -> Self {
+        let is_provisional = !record.sealed;
+        Self { is_provisional, ..Self::new(key, Some(session), Written::Stored(record), result) }
     }
 
     /// A binding that this replica alone knows of.
-    fn here(key: &Arc<Key>, session: &SessionId, record: Record, is_guess: bool) -> Self {
-        let is_guess = is_guess || !record.sealed;
-        Self { is_guess, ..Self::new(key, Some(session), Written::Here(record), BindingResult::Degraded) }
+    fn here(key: &Arc<Key>, session: &SessionId, record: BindingRecord, is_provisional: bool) -> Self {
+        let is_provisional = is_provisional || !record.sealed;
+        Self { is_provisional, ..Self::new(key, Some(session), Written::Here(record), BindingResult::Degraded) }
     }
 
     /// A key for this turn alone: nothing is written.
@@ -142,7 +142,7 @@ impl Binding {
         Self::new(key, session, Written::Nowhere, result)
     }
 
-    fn record(&self) -> Option<&Record> {
+    fn record(&self) -> Option<&BindingRecord> {
         match &self.written {
             Written::Nowhere => None,
             Written::Beside(record) | Written::Here(record) | Written::Stored(record) => Some(record),

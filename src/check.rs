@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::app::{LAST_TASKS, STORE_PATIENCE, replica_name};
 use crate::config::{Plan, StoreChoice};
 use crate::metrics::Metrics;
-use crate::server::operator::Admission;
+use crate::server::operator::Access;
 use crate::setting::Span;
 use crate::store::name::Name;
-use crate::store::{self, Report, Store, Unavailable};
+use crate::store::{self, MemberReport, Store, Unavailable};
 use crate::task::Tasks;
 
 /// Tells in plain words what `warmkey serve` would run.
@@ -28,10 +28,10 @@ pub fn describe(plan: &Plan) -> String {
         StoreChoice::Memory => "in this process: one replica only".to_owned(),
         StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
-    let operators = match Admission::of(server, plan.fixed.admin_token.as_ref()) {
-        Admission::Token(_) => "whoever shows the admin token",
-        Admission::Local => "anybody on this machine: there is no server.admin_token",
-        Admission::Closed => "nobody: there is no server.admin_token",
+    let operators = match Access::of(server, plan.fixed.admin_token.as_ref()) {
+        Access::Token(_) => "whoever shows the admin token",
+        Access::Local => "anybody on this machine: there is no server.admin_token",
+        Access::Closed => "nobody: there is no server.admin_token",
     };
     format!(
         "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
@@ -90,9 +90,9 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     store.append(&id, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
     store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
     let walk = "reading what is bound does not work: it takes a user who may SCAN";
-    store.walk().map_err(refused(walk))?.step().await.unwrap_or(Ok(Vec::new())).map_err(refused(walk))?;
-    let report = Report { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
-    store.call_roll(&report, &mut store.budget()).await.map_err(refused(script))?;
+    store.scan().map_err(refused(walk))?.step().await.unwrap_or(Ok(Vec::new())).map_err(refused(walk))?;
+    let report = MemberReport { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
+    store.exchange_membership(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend(Name::Membership, "", life, &mut store.budget()).await.map_err(refused(script))
 }
 

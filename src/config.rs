@@ -17,7 +17,7 @@ use crate::{binding, server, simulator, store, telemetry, turn};
 pub mod fixed;
 pub mod source;
 
-use fixed::{Fixed, Options};
+use fixed::{Fixed, FixedOptions};
 
 /// The defaults, which are also the reference of all options.
 const DEFAULT: &str = include_str!("config/default.toml");
@@ -47,7 +47,7 @@ pub struct Config {
     #[serde(default)]
     pub sim: simulator::Config,
     #[serde(skip)]
-    options: Options,
+    options: FixedOptions,
 }
 
 /// `[ledger]`: refused but for `none:` until there is one.
@@ -218,7 +218,7 @@ fn defaults() -> ConfigBuilder<DefaultState> {
 
 fn understood(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
     let built = sources.build().map_err(told)?;
-    let options = Options::of(&built.cache);
+    let options = FixedOptions::of(&built.cache);
     let config: Config = built.try_deserialize().map_err(told)?;
     Ok(Config { options, ..config })
 }

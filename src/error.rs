@@ -23,7 +23,7 @@ pub enum Fault {
 
 /// The own errors of `contract.md`, a variant a code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ErrorKind {
     InvalidApiKey,
     ModelNotAllowed,
     UnknownUrl,
@@ -46,7 +46,7 @@ pub enum Kind {
     Internal,
 }
 
-impl Kind {
+impl ErrorKind {
     /// Status, `error.code`, `error.type`, and who failed.
     const fn describe(self) -> (StatusCode, &'static str, &'static str, Fault) {
         const REQUEST: &str = "invalid_request_error";
@@ -89,7 +89,7 @@ impl Kind {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    pub kind: Kind,
+    pub kind: ErrorKind,
     pub message: String,
     /// When another try can succeed. `None`: the client's own schedule is as good as any.
     pub retry_after: Option<Duration>,
@@ -97,19 +97,19 @@ pub struct Error {
 }
 
 impl Error {
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: None, cause: None }
     }
 
     /// A limit that is passing. The wait is told in the words that clients look for, too.
     pub fn limited(message: &str, wait: Duration) -> Self {
         let message = format!("{message} Please try again in {}s.", whole_seconds(wait));
-        Self::new(Kind::RateLimitExceeded, message).retry_after(wait)
+        Self::new(ErrorKind::RateLimitExceeded, message).retry_after(wait)
     }
 
     /// As a handshake is told it: that a key is short is no limit of the connection's, and every client comes again after a 503.
     pub fn for_handshake(self) -> Self {
-        let kind = if self.kind == Kind::RateLimitExceeded { Kind::NoKeyAvailable } else { self.kind };
+        let kind = if self.kind == ErrorKind::RateLimitExceeded { ErrorKind::NoKeyAvailable } else { self.kind };
         Self { kind, ..self }
     }
 
@@ -137,7 +137,7 @@ impl Error {
 
     /// When to come again, where that is told. Every 429 tells it, also one that its code makes final.
     fn wait(&self) -> Option<Duration> {
-        self.retry_after.or((self.kind == Kind::InsufficientQuota).then_some(QUOTA))
+        self.retry_after.or((self.kind == ErrorKind::InsufficientQuota).then_some(QUOTA))
     }
 
     /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on anything else.
@@ -145,14 +145,14 @@ impl Error {
         let (status, code, class, fault) = self.kind.describe();
         // In the order in which the real service writes them.
         let message = serde_json::Value::from(self.message.as_str());
-        let param = if self.kind == Kind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
+        let param = if self.kind == ErrorKind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
         let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#);
         let mut response = Response::new(B::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let is_final = fault == Fault::Client && self.kind != Kind::RequestTimeout;
-        if is_final || self.kind == Kind::InsufficientQuota {
+        let is_final = fault == Fault::Client && self.kind != ErrorKind::RequestTimeout;
+        if is_final || self.kind == ErrorKind::InsufficientQuota {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(wait) = self.wait() {
@@ -170,7 +170,7 @@ impl Error {
             frame.push_str(&format!(r#","stream_id":{}"#, text(lane)));
         }
         frame.push_str(&format!(r#","error":{{"type":"{class}","code":"{code}","message":{}"#, text(&self.message)));
-        if self.kind == Kind::PreviousResponseNotFound {
+        if self.kind == ErrorKind::PreviousResponseNotFound {
             frame.push_str(r#","param":"previous_response_id""#);
         }
         frame.push('}');
@@ -203,44 +203,44 @@ mod tests {
     fn an_error_has_its_status_and_code_and_whoever_failed() {
         let (request, server) = ("invalid_request_error", "server_error");
         for (kind, status, code, class, fault) in [
-            (Kind::InvalidApiKey, 401, "invalid_api_key", request, Fault::Client),
-            (Kind::ModelNotAllowed, 403, "model_not_allowed", request, Fault::Client),
-            (Kind::UnknownUrl, 404, "unknown_url", request, Fault::Client),
-            (Kind::UpgradeRequired, 426, "websocket_not_supported", request, Fault::Client),
-            (Kind::OriginNotAllowed, 403, "origin_not_allowed", request, Fault::Client),
-            (Kind::PreviousResponseNotFound, 400, "previous_response_not_found", request, Fault::Client),
-            (Kind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
-            (Kind::FileNotFound, 404, "file_not_found", request, Fault::Client),
-            (Kind::ConnectionLimit, 400, "websocket_connection_limit_reached", request, Fault::Gateway),
-            (Kind::InvalidJson, 400, "invalid_json", request, Fault::Client),
-            (Kind::InvalidRequest, 400, "invalid_request", request, Fault::Client),
-            (Kind::RequestTooLarge, 413, "request_too_large", request, Fault::Client),
-            (Kind::RequestTimeout, 408, "request_timeout", request, Fault::Client),
-            (Kind::InsufficientQuota, 429, "insufficient_quota", "insufficient_quota", Fault::Upstream),
-            (Kind::RateLimitExceeded, 429, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream),
-            (Kind::NoKeyAvailable, 503, "no_key_available", server, Fault::Gateway),
-            (Kind::UpstreamUnreachable, 502, "upstream_unreachable", server, Fault::Upstream),
-            (Kind::UpstreamInterrupted, 503, "upstream_interrupted", server, Fault::Upstream),
-            (Kind::UpstreamTimeout, 504, "upstream_timeout", server, Fault::Upstream),
-            (Kind::Internal, 500, "internal_error", server, Fault::Gateway),
+            (ErrorKind::InvalidApiKey, 401, "invalid_api_key", request, Fault::Client),
+            (ErrorKind::ModelNotAllowed, 403, "model_not_allowed", request, Fault::Client),
+            (ErrorKind::UnknownUrl, 404, "unknown_url", request, Fault::Client),
+            (ErrorKind::UpgradeRequired, 426, "websocket_not_supported", request, Fault::Client),
+            (ErrorKind::OriginNotAllowed, 403, "origin_not_allowed", request, Fault::Client),
+            (ErrorKind::PreviousResponseNotFound, 400, "previous_response_not_found", request, Fault::Client),
+            (ErrorKind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
+            (ErrorKind::FileNotFound, 404, "file_not_found", request, Fault::Client),
+            (ErrorKind::ConnectionLimit, 400, "websocket_connection_limit_reached", request, Fault::Gateway),
+            (ErrorKind::InvalidJson, 400, "invalid_json", request, Fault::Client),
+            (ErrorKind::InvalidRequest, 400, "invalid_request", request, Fault::Client),
+            (ErrorKind::RequestTooLarge, 413, "request_too_large", request, Fault::Client),
+            (ErrorKind::RequestTimeout, 408, "request_timeout", request, Fault::Client),
+            (ErrorKind::InsufficientQuota, 429, "insufficient_quota", "insufficient_quota", Fault::Upstream),
+            (ErrorKind::RateLimitExceeded, 429, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream),
+            (ErrorKind::NoKeyAvailable, 503, "no_key_available", server, Fault::Gateway),
+            (ErrorKind::UpstreamUnreachable, 502, "upstream_unreachable", server, Fault::Upstream),
+            (ErrorKind::UpstreamInterrupted, 503, "upstream_interrupted", server, Fault::Upstream),
+            (ErrorKind::UpstreamTimeout, 504, "upstream_timeout", server, Fault::Upstream),
+            (ErrorKind::Internal, 500, "internal_error", server, Fault::Gateway),
         ] {
             let error = Error::new(kind, "m");
             assert_eq!((error.status().as_u16(), error.code(), error.fault()), (status, code, fault));
             let response = error.to_response::<String>();
-            let param = if kind == Kind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
+            let param = if kind == ErrorKind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
             let body = format!(r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#);
             assert_eq!((response.status().as_u16(), response.body()), (status, &body));
             // A body that came too slowly may come faster; a quota is not there again for a while.
-            let is_final = fault == Fault::Client && status != 408 || kind == Kind::InsufficientQuota;
+            let is_final = fault == Fault::Client && status != 408 || kind == ErrorKind::InsufficientQuota;
             let told = response.headers().get(SHOULD_RETRY).map(|value| value.to_str().unwrap());
             assert_eq!(told, is_final.then_some("false"), "{code}");
             let wait = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
-            assert_eq!(wait, (kind == Kind::InsufficientQuota).then_some("600"), "{code}");
+            assert_eq!(wait, (kind == ErrorKind::InsufficientQuota).then_some("600"), "{code}");
             let frame = error.to_frame(None);
             assert!(
                 frame.starts_with(&format!(r#"{{"type":"error","status":{status},"error":{{"type":"{class}","code":"{code}""#))
             );
-            assert_eq!(frame.ends_with(r#","headers":{"retry-after":"600"}}"#), kind == Kind::InsufficientQuota, "{frame}");
+            assert_eq!(frame.ends_with(r#","headers":{"retry-after":"600"}}"#), kind == ErrorKind::InsufficientQuota, "{frame}");
         }
     }
 
@@ -255,7 +255,7 @@ mod tests {
             (error.status().as_u16(), error.code(), &response.headers()[RETRY_AFTER]),
             (503, "no_key_available", &"2".parse().unwrap())
         );
-        for kind in [Kind::InsufficientQuota, Kind::UpgradeRequired, Kind::UpstreamTimeout] {
+        for kind in [ErrorKind::InsufficientQuota, ErrorKind::UpgradeRequired, ErrorKind::UpstreamTimeout] {
             assert_eq!(Error::new(kind, "m").for_handshake().kind, kind, "that is said as it is");
         }
     }
@@ -264,21 +264,21 @@ mod tests {
     fn a_frame_is_written_as_the_real_service_writes_it() {
         let message = "Previous response with id 'resp_\"abc' not found.";
         assert_eq!(
-            Error::new(Kind::PreviousResponseNotFound, message).to_frame(Some("a.b")),
+            Error::new(ErrorKind::PreviousResponseNotFound, message).to_frame(Some("a.b")),
             r#"{"type":"error","status":400,"stream_id":"a.b","error":{"type":"invalid_request_error","code":"previous_response_not_found","message":"Previous response with id 'resp_\"abc' not found.","param":"previous_response_id"}}"#
         );
         assert_eq!(
-            Error::new(Kind::UpstreamInterrupted, "Lost.").retry_after(Duration::from_secs(1)).to_frame(None),
+            Error::new(ErrorKind::UpstreamInterrupted, "Lost.").retry_after(Duration::from_secs(1)).to_frame(None),
             r#"{"type":"error","status":503,"error":{"type":"server_error","code":"upstream_interrupted","message":"Lost."},"headers":{"retry-after":"1"}}"#
         );
     }
 
     #[test]
     fn what_the_client_did_wrong_is_not_worth_another_try() {
-        let response = Error::new(Kind::InvalidJson, "no JSON").to_response::<String>();
+        let response = Error::new(ErrorKind::InvalidJson, "no JSON").to_response::<String>();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         assert_eq!(response.headers()[SHOULD_RETRY], "false");
-        let response = Error::new(Kind::NoKeyAvailable, "none").retry_after(Duration::from_secs(1)).to_response::<String>();
+        let response = Error::new(ErrorKind::NoKeyAvailable, "none").retry_after(Duration::from_secs(1)).to_response::<String>();
         assert_eq!(response.headers().get(SHOULD_RETRY), None);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
     }

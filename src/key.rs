@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::setting::{self, Secret, SecretSource, Span};
-use leak::Echo;
+use leak::Leak;
 use resolve::Resolver;
 
 pub mod leak;
@@ -185,7 +185,7 @@ pub struct Key {
     pub weight: u32,
     pub secret: Secret,
     /// Tells whether an answer says the secret.
-    pub echo: Echo,
+    pub leak: Leak,
     /// Of the id and the secret: what was learned of another secret says nothing of this one.
     pub shown_tag: Tag,
     pub upstream: Arc<Upstream>,

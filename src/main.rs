@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use warmkey::app::Replica;
 use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
-use warmkey::health::operator::Verb;
+use warmkey::health::operator::OperatorCommand;
 use warmkey::operate::{self, Failure};
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
@@ -69,7 +69,7 @@ struct Simulate {
 #[derive(clap::Args)]
 struct Operate {
     #[command(subcommand)]
-    word: Word,
+    word: KeyCommand,
     /// The configuration, which says where the admin listener is and what it wants to be shown
     #[arg(long, global = true)]
     config: Option<PathBuf>,
@@ -79,21 +79,21 @@ struct Operate {
 }
 
 #[derive(Subcommand)]
-enum Word {
+enum KeyCommand {
     /// Show all keys and how they are
     List,
     /// Out of use: its sessions are served by others of its organization, and stay its own
-    Disable(Meant),
+    Disable(KeyTarget),
     /// In use again, after disable or drain
-    Enable(Meant),
+    Enable(KeyTarget),
     /// No new sessions, and those that it has go elsewhere for good, each at its next turn
-    Drain(Meant),
+    Drain(KeyTarget),
     /// Forget what was met, try it again, and say what its upstream answers
-    Probe(Meant),
+    Probe(KeyTarget),
 }
 
 #[derive(clap::Args)]
-struct Meant {
+struct KeyTarget {
     /// A key's id, or org:ID for all keys of an organization
     id: String,
 }
@@ -233,13 +233,13 @@ async fn check(file: &File) -> ExitCode {
 
 async fn key(Operate { word, config, admin }: &Operate) -> ExitCode {
     let asking = async {
-        let replica = operate::Replica::find(config.as_deref(), admin.as_deref())?;
+        let replica = operate::AdminClient::find(config.as_deref(), admin.as_deref())?;
         match word {
-            Word::List => replica.list().await,
-            Word::Disable(Meant { id }) => replica.say(id, Verb::Disable).await,
-            Word::Enable(Meant { id }) => replica.say(id, Verb::Enable).await,
-            Word::Drain(Meant { id }) => replica.say(id, Verb::Drain).await,
-            Word::Probe(Meant { id }) => replica.say(id, Verb::Probe).await,
+            KeyCommand::List => replica.list().await,
+            KeyCommand::Disable(KeyTarget { id }) => replica.say(id, OperatorCommand::Disable).await,
+            KeyCommand::Enable(KeyTarget { id }) => replica.say(id, OperatorCommand::Enable).await,
+            KeyCommand::Drain(KeyTarget { id }) => replica.say(id, OperatorCommand::Drain).await,
+            KeyCommand::Probe(KeyTarget { id }) => replica.say(id, OperatorCommand::Probe).await,
         }
     };
     match asking.await {

@@ -17,31 +17,31 @@ mod reloads;
 
 pub use label::{BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Operation, Reason, StoreFailure, Transport};
 
-use bindings::Bindings;
+use bindings::BindingMetrics;
 use family::Page;
-use keys::Keys;
-use reloads::Reloads;
-use store::Store;
-use turns::Turns;
+use keys::KeyMetrics;
+use reloads::ReloadMetrics;
+use store::StoreMetrics;
+use turns::TurnMetrics;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub struct Metrics {
     registry: Registry,
-    turns: Turns,
-    bindings: Bindings,
-    keys: Keys,
-    store: Store,
-    reloads: Reloads,
+    turns: TurnMetrics,
+    bindings: BindingMetrics,
+    keys: KeyMetrics,
+    store: StoreMetrics,
+    reloads: ReloadMetrics,
 }
 
 impl Metrics {
     pub fn new() -> Self {
         let mut page = Page::new("warmkey");
-        let (turns, bindings) = (Turns::new(&mut page), Bindings::new(&mut page));
-        let (keys, store) = (Keys::new(&mut page), Store::new(&mut page));
-        let reloads = Reloads::new(&mut page);
+        let (turns, bindings) = (TurnMetrics::new(&mut page), BindingMetrics::new(&mut page));
+        let (keys, store) = (KeyMetrics::new(&mut page), StoreMetrics::new(&mut page));
+        let reloads = ReloadMetrics::new(&mut page);
         page.info("build", "The running version", ("version", env!("CARGO_PKG_VERSION")));
         Self { registry: page.into_registry(), turns, bindings, keys, store, reloads }
     }

@@ -12,7 +12,7 @@ use reqwest::{Request, Url};
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::health::operator::Verb;
+use crate::health::operator::OperatorCommand;
 use crate::setting::Secret;
 
 /// How long a replica may take: it may be asking an upstream.
@@ -39,13 +39,13 @@ pub enum Failure {
 }
 
 /// One replica's admin listener.
-pub struct Replica {
+pub struct AdminClient {
     url: Url,
     token: Option<Secret>,
     connections: reqwest::Client,
 }
 
-impl Replica {
+impl AdminClient {
     /// The one that the configuration in `file` describes, or the one at `address`.
     pub fn find(file: Option<&Path>, address: Option<&str>) -> Result<Self, Failure> {
         let server = Config::load(file).map_err(Failure::Configuration)?.server;
@@ -71,7 +71,7 @@ impl Replica {
     }
 
     /// Says a word on `name`. What became of it, and a table of the keys that it is about.
-    pub async fn say(&self, name: &str, verb: Verb) -> Result<String, Failure> {
+    pub async fn say(&self, name: &str, verb: OperatorCommand) -> Result<String, Failure> {
         let done = self.ask(Method::POST, &["keys", name, verb.name()]).await?;
         let mut text = format!("{name}: {}", heard(verb));
         if done["shared"] == false {
@@ -117,12 +117,12 @@ impl Replica {
     }
 }
 
-const fn heard(verb: Verb) -> &'static str {
+const fn heard(verb: OperatorCommand) -> &'static str {
     match verb {
-        Verb::Disable => "out of use; its sessions are served by others of its organization, and stay its own",
-        Verb::Enable => "in use again, as far as this word goes",
-        Verb::Drain => "takes no sessions; those that it has go elsewhere at their next turn",
-        Verb::Probe => "what was held against it is forgotten",
+        OperatorCommand::Disable => "out of use; its sessions are served by others of its organization, and stay its own",
+        OperatorCommand::Enable => "in use again, as far as this word goes",
+        OperatorCommand::Drain => "takes no sessions; those that it has go elsewhere at their next turn",
+        OperatorCommand::Probe => "what was held against it is forgotten",
     }
 }
 

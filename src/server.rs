@@ -20,7 +20,7 @@ pub mod routes;
 use admin::admin_routes;
 use drain::Drain;
 use listener::Listener;
-use operator::Desk;
+use operator::AdminApi;
 use routes::ClientRoutes;
 
 /// `[server]`.
@@ -68,11 +68,11 @@ impl Listeners {
 
     /// Serves in the background until `tasks` end. `drain` ends the connections of clients earlier;
     /// probes are answered to the last.
-    pub fn serve(self, desk: Desk, metrics: &Arc<Metrics>, drain: &Drain, tasks: &Tasks) {
-        let routes = ClientRoutes(Arc::clone(&desk.gateway));
+    pub fn serve(self, api: AdminApi, metrics: &Arc<Metrics>, drain: &Drain, tasks: &Tasks) {
+        let routes = ClientRoutes(Arc::clone(&api.gateway));
         let (connections, closing) = (drain.connections.clone(), drain.closing.clone());
         tasks.spawn_until_stopped(self.clients.serve(routes, connections, closing));
-        let routes = admin_routes(Arc::clone(metrics), drain.readiness.clone(), Arc::new(desk));
+        let routes = admin_routes(Arc::clone(metrics), drain.readiness.clone(), Arc::new(api));
         tasks.spawn_until_stopped(self.admin.serve(routes, tasks.clone(), CancellationToken::new()));
     }
 }

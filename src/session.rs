@@ -32,7 +32,7 @@ pub struct HopSettings {
 /// What a session signal's value names. Signals that carry one identity in different places share a kind, so that a session
 /// stays one session when a turn carries it in another place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SessionKind {
     /// `YAI-Sticky-Session`: a stored id of the edge.
     Hop,
     /// `session-id` and its spellings, `prompt_cache_key`, `client_metadata.session_id`: Codex sends one value in all three.
@@ -103,15 +103,15 @@ impl Hasher {
     }
 
     /// Every part is length-prefixed: no two different lists of parts hash alike.
-    pub fn id<'a>(&self, client: &'a ClientId, kind: Kind, parts: impl IntoIterator<Item = &'a [u8]>) -> SessionId {
+    pub fn id<'a>(&self, client: &'a ClientId, kind: SessionKind, parts: impl IntoIterator<Item = &'a [u8]>) -> SessionId {
         let mut mac = self.keyed.clone();
         let kind: &[u8] = match kind {
-            Kind::Hop => b"hop",
-            Kind::Session => b"session",
-            Kind::Conversation => b"conversation",
-            Kind::Thread => b"thread",
-            Kind::Response => b"response",
-            Kind::Derived => b"derived",
+            SessionKind::Hop => b"hop",
+            SessionKind::Session => b"session",
+            SessionKind::Conversation => b"conversation",
+            SessionKind::Thread => b"thread",
+            SessionKind::Response => b"response",
+            SessionKind::Derived => b"derived",
         };
         for part in [client.as_str().as_bytes(), kind].into_iter().chain(parts) {
             mac.update(&(part.len() as u64).to_be_bytes());
@@ -125,7 +125,7 @@ impl Hasher {
 mod tests {
     use super::*;
 
-    fn id(client: &str, kind: Kind, parts: &[&str]) -> String {
+    fn id(client: &str, kind: SessionKind, parts: &[&str]) -> String {
         let hasher = Hasher::new(&Secret::new("0123456789abcdef0123456789abcdef"));
         hasher.id(&ClientId::new(client), kind, parts.iter().map(|part| part.as_bytes())).to_string()
     }
@@ -134,12 +134,12 @@ mod tests {
     #[test]
     fn stored_id_is_the_same_in_every_version() {
         for (kind, parts, expected) in [
-            (Kind::Hop, &["s"][..], "Z1Wk5TxRjG3wASFGDE6auw"),
-            (Kind::Session, &["s"], "FVm43fzVIvXqRQ8foYWpvg"),
-            (Kind::Conversation, &["s"], "wYsctSuA3_leLHT3rZBc_Q"),
-            (Kind::Thread, &["s"], "GfTqcVSQB01POE104UhG-g"),
-            (Kind::Response, &["s"], "1Me4-Oae4L6HLjLtezCjWQ"),
-            (Kind::Derived, &["a", "bc"], "02bMG73IUnAJm4ML6FesLw"),
+            (SessionKind::Hop, &["s"][..], "Z1Wk5TxRjG3wASFGDE6auw"),
+            (SessionKind::Session, &["s"], "FVm43fzVIvXqRQ8foYWpvg"),
+            (SessionKind::Conversation, &["s"], "wYsctSuA3_leLHT3rZBc_Q"),
+            (SessionKind::Thread, &["s"], "GfTqcVSQB01POE104UhG-g"),
+            (SessionKind::Response, &["s"], "1Me4-Oae4L6HLjLtezCjWQ"),
+            (SessionKind::Derived, &["a", "bc"], "02bMG73IUnAJm4ML6FesLw"),
         ] {
             assert_eq!(id("alice", kind, parts), expected, "{kind:?}");
         }
@@ -148,16 +148,16 @@ mod tests {
     /// Each would be the same text as its neighbour without the length before each part.
     #[test]
     fn stored_id_tells_where_a_part_ends() {
-        assert_ne!(id("a", Kind::Session, &["sessionb"]), id("asession", Kind::Session, &["b"]));
-        assert_ne!(id("alice", Kind::Derived, &["ab", "c"]), id("alice", Kind::Derived, &["a", "bc"]));
-        assert_ne!(id("alice", Kind::Derived, &["", "ab"]), id("alice", Kind::Derived, &["ab", ""]));
-        assert_ne!(id("alice", Kind::Derived, &["ab"]), id("alice", Kind::Derived, &["ab", ""]));
+        assert_ne!(id("a", SessionKind::Session, &["sessionb"]), id("asession", SessionKind::Session, &["b"]));
+        assert_ne!(id("alice", SessionKind::Derived, &["ab", "c"]), id("alice", SessionKind::Derived, &["a", "bc"]));
+        assert_ne!(id("alice", SessionKind::Derived, &["", "ab"]), id("alice", SessionKind::Derived, &["ab", ""]));
+        assert_ne!(id("alice", SessionKind::Derived, &["ab"]), id("alice", SessionKind::Derived, &["ab", ""]));
     }
 
     #[test]
     fn stored_id_follows_from_the_secret() {
         let of =
-            |secret: &str| Hasher::new(&Secret::new(secret)).id(&ClientId::new("alice"), Kind::Session, [&b"s"[..]]).to_string();
+            |secret: &str| Hasher::new(&Secret::new(secret)).id(&ClientId::new("alice"), SessionKind::Session, [&b"s"[..]]).to_string();
         assert_ne!(of("0123456789abcdef0123456789abcdef"), of("0123456789abcdef0123456789abcdeg"));
     }
 

@@ -31,7 +31,7 @@ mod link;
 mod slots;
 mod cluster;
 mod lag;
-pub mod news;
+pub mod announcement;
 pub mod memory;
 pub mod redis;
 pub mod shared;
@@ -43,10 +43,10 @@ mod outage;
 
 use address::Address;
 use backend::{Backend, Change, Merge};
-use board::{Board, Word};
+use board::{Board, BoardReport};
 use memory::{InProcess, Memory};
 use name::Name;
-use news::{News, Walk};
+use announcement::{Announcement, Scan};
 use redis::Redis;
 use shared::Shared;
 
@@ -105,7 +105,7 @@ pub enum Replaced {
 }
 
 /// What a replica tells the others about itself.
-pub struct Report<'r> {
+pub struct MemberReport<'r> {
     /// Its own name, as long as it lives.
     pub replica: &'r str,
     /// The set of keys that it has loaded, by the set's fingerprint and by the tags of its keys, separated by spaces.
@@ -119,7 +119,7 @@ pub struct Report<'r> {
 
 /// What a replica hears about the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Roll {
+pub struct MembershipReply {
     /// The ordinal of its own set of keys.
     pub ordinal: u32,
     /// Every other set that a live replica has loaded: the tags of its keys, separated by spaces.
@@ -280,17 +280,17 @@ impl Store {
 
     /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one is one more than the newest;
     /// an older one that all live replicas have gone back to is renewed.
-    pub async fn call_roll(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+    pub async fn exchange_membership(&self, report: &MemberReport<'_>, budget: &mut Budget) -> Result<MembershipReply, Unavailable> {
         self.backend.roll(report, false, budget).await
     }
 
-    /// As [`Self::call_roll`], by a replica that may be back before others that live: nothing is renewed.
-    pub async fn call_roll_early(&self, report: &Report<'_>, budget: &mut Budget) -> Result<Roll, Unavailable> {
+    /// As [`Self::exchange_membership`], by a replica that may be back before others that live: nothing is renewed.
+    pub async fn exchange_membership_early(&self, report: &MemberReport<'_>, budget: &mut Budget) -> Result<MembershipReply, Unavailable> {
         self.backend.roll(report, true, budget).await
     }
 
     /// Says a word on the board of replicas, and hears what the others said.
-    pub async fn hear(&self, word: &Word<'_>, budget: &mut Budget) -> Result<Board, Unavailable> {
+    pub async fn hear(&self, word: &BoardReport<'_>, budget: &mut Budget) -> Result<Board, Unavailable> {
         self.backend.hear(word, budget).await
     }
 
@@ -300,17 +300,17 @@ impl Store {
     }
 
     /// The bindings that replicas announce from now on.
-    pub fn news(&self) -> broadcast::Receiver<News> {
-        self.backend.news()
+    pub fn announcements(&self) -> broadcast::Receiver<Announcement> {
+        self.backend.announcements()
     }
 
     /// Counts how often the store began to listen to announcements: earlier ones may have been missed, and are read in a
     /// [`Self::walk`].
-    pub fn tuned(&self) -> watch::Receiver<u64> {
-        self.backend.tuned()
+    pub fn resubscribed(&self) -> watch::Receiver<u64> {
+        self.backend.resubscribed()
     }
 
-    pub fn walk(&self) -> Result<Walk, Unavailable> {
-        self.backend.walk()
+    pub fn scan(&self) -> Result<Scan, Unavailable> {
+        self.backend.scan()
     }
 }

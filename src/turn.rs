@@ -15,7 +15,7 @@ use crate::binding::ownership::Owners;
 use crate::binding::trail::Step;
 use crate::client::{Client, Clients};
 use crate::current::Current;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::conditions::Fitness;
 use crate::health::registry::Registry;
 use crate::limit::{Retries, chance, jittered};
@@ -38,12 +38,12 @@ pub mod http;
 pub mod websocket;
 
 use account::Account;
-use corroboration::Witnesses;
+use corroboration::Corroboration;
 use http::replay::Replay;
 use ownership::ForeignIds;
 use search::Search;
 use verdict::{Verdict, decide};
-use waiting::{Patience, insisting, moment};
+use waiting::{Waiters, insisting, moment};
 use websocket::sockets::Sockets;
 
 /// Query parameters in which a client might show a credential: they would end up in logs on the way.
@@ -62,7 +62,7 @@ pub struct FailoverSettings {
 
 /// How far a turn goes for its answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct FailoverOptions {
     /// The longest wait in place for a key that is short.
     pub wait: Duration,
     /// A turn that may already have been served is sent again.
@@ -88,13 +88,13 @@ pub struct Gateway {
     /// Where the end of each turn is told.
     pub books: Arc<Books>,
     pub metrics: Arc<Metrics>,
-    pub options: Options,
+    pub options: FailoverOptions,
     /// Who waits for keys.
-    pub patience: Patience,
+    pub waiters: Waiters,
     /// What attempts may be repeated with.
     pub retries: Mutex<Retries>,
     /// Who was told that a model is not to be had.
-    pub witnesses: Witnesses,
+    pub corroboration: Corroboration,
     /// The WebSockets that are open.
     pub sockets: Sockets,
     /// Owns what outlives a turn.
@@ -156,20 +156,20 @@ impl Gateway {
             let began = Instant::now();
             let outcome = send(&sent, &binding.key, is_foreign_state).await;
             if let Some(answer) = outcome.answer() {
-                self.registry.rooms.observe(&binding.key, wanted.model, &answer.headers);
+                self.registry.headrooms.observe(&binding.key, wanted.model, &answer.headers);
             }
             match decide(outcome, self.options.resends, SystemTime::now()) {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began, budget).await),
                 Verdict::Denied(answer) => {
-                    self.witnesses.heard(&self.registry, &binding.key, wanted);
+                    self.corroboration.heard(&self.registry, &binding.key, wanted);
                     return Ok((binding, answer));
                 }
                 Verdict::GiveUp(error, reason) => {
                     self.refuse(wanted, &binding, reason);
                     return Err(error);
                 }
-                Verdict::Foreign(answer) if binding.is_guess => {
-                    let search = Search { gateway: self, sent: &sent, wanted, guess: &binding };
+                Verdict::Foreign(answer) if binding.is_provisional => {
+                    let search = Search { gateway: self, sent: &sent, wanted, provisional: &binding };
                     return search.run(account, answer, budget).await;
                 }
                 Verdict::Foreign(answer) => return Ok((binding, answer)),
@@ -232,8 +232,8 @@ impl Gateway {
 
     /// Waits in place where the binding's key is short for a moment. Where that takes too long, or too many wait, another serves.
     async fn wait(&self, wanted: &mut Wanted<'_>, mut binding: Binding, budget: &mut Budget) -> Result<Binding, Error> {
-        while let Fitness::Short(short) = self.registry.fitness(&binding.key, wanted.model) {
-            let place = self.patience.enter(&binding.key).filter(|_| short <= wanted.patience);
+        while let Fitness::Limited(short) = self.registry.fitness(&binding.key, wanted.model) {
+            let place = self.waiters.enter(&binding.key).filter(|_| short <= wanted.patience);
             if let Some(_place) = place {
                 self.tell(wanted, &binding, Decision::Wait, Reason::Limited);
                 let pause = jittered(short, chance());
@@ -310,7 +310,7 @@ fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
     let names = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split('=').next());
     match names.into_iter().any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one))) {
         true => {
-            Err(Error::new(Kind::InvalidApiKey, "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`."))
+            Err(Error::new(ErrorKind::InvalidApiKey, "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`."))
         }
         false => Ok(()),
     }

@@ -13,11 +13,11 @@ use tokio::time::sleep;
 use crate::binding::demand::Wanted;
 use crate::binding::local::{Belief, Known, Local};
 use crate::binding::place::{Places, Standing, none_in_use, not_loaded};
-use crate::binding::record::{Record, state_tag};
+use crate::binding::record::{BindingRecord, state_tag};
 use crate::binding::select::Reach;
 use crate::binding::trail::{Step, Trail};
 use crate::binding::{Binding, Written};
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::limit::{chance, jittered};
 use crate::metrics::{BindingResult, Decision, Reason};
@@ -27,7 +27,7 @@ use crate::store::{Budget, Held, Replaced, Store, Unavailable};
 use crate::task::Tasks;
 
 /// So many turns wait on this replica until a key takes one more moved session.
-const CROWD: usize = 256;
+const MOVERS: usize = 256;
 
 /// What a look into the store found.
 pub type Found = Result<Option<Held>, Unavailable>;
@@ -40,12 +40,12 @@ pub struct Bindings {
     pub(super) tasks: Tasks,
     pub trail: Trail,
     /// Places for those that wait to move.
-    crowd: Semaphore,
+    movers: Semaphore,
 }
 
 impl Bindings {
     pub fn new(store: Arc<Store>, places: Places, local: Arc<Local>, ttl: Duration, tasks: Tasks, trail: Trail) -> Self {
-        Self { store, places, local, ttl, tasks, trail, crowd: Semaphore::new(CROWD) }
+        Self { store, places, local, ttl, tasks, trail, movers: Semaphore::new(MOVERS) }
     }
 
     /// The time that a turn has for all its store operations.
@@ -67,8 +67,8 @@ impl Bindings {
             let session = wanted.session.as_ref();
             let (reason, from) = match session.and_then(|session| self.local.recall(session)) {
                 Some(Known { record, .. }) => (self.places.reason(wanted, &record), self.places.key_of(&record)),
-                None if error.kind == Kind::InsufficientQuota => (Reason::Exhausted, None),
-                None if error.kind == Kind::RateLimitExceeded => (Reason::Limited, None),
+                None if error.kind == ErrorKind::InsufficientQuota => (Reason::Exhausted, None),
+                None if error.kind == ErrorKind::RateLimitExceeded => (Reason::Limited, None),
                 None => (Reason::NoneInUse, None),
             };
             self.trail.tell(&Step { session, decision: Decision::Refuse, reason, from: from.as_deref(), to: None });
@@ -97,7 +97,7 @@ impl Bindings {
         // stored.
         let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
         let is_better =
-            |known: &Known, record: &Record| known.record.epoch > record.epoch || known.is_guess && known.is_of(record);
+            |known: &Known, record: &BindingRecord| known.record.epoch > record.epoch || known.is_provisional && known.is_of(record);
         let newer = known.as_ref().filter(|known| binding.record().is_some_and(|record| is_better(known, record)));
         let next = match (&binding.session, &binding.written) {
             (Some(session), Written::Stored(record) | Written::Beside(record)) => match newer {
@@ -105,7 +105,7 @@ impl Bindings {
                 None => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
             },
             (Some(session), Written::Here(record)) => {
-                let own = Known { record: record.clone(), is_guess: self.is_guess(session, record, binding) };
+                let own = Known { record: record.clone(), is_provisional: self.is_provisional(session, record, binding) };
                 self.use_known(wanted, session, newer.unwrap_or(&own))?
             }
             // What the session's history holds is not known: its organization is not left.
@@ -127,12 +127,12 @@ impl Bindings {
             return self.places.by_load(wanted).is_ok_and(|key| key.tag != binding.key.tag);
         };
         match self.places.standing_later(wanted, record) {
-            Standing::Serves(key) => key.tag != binding.key.tag,
-            Standing::Aside(reason) => {
+            Standing::Ready(key) => key.tag != binding.key.tag,
+            Standing::Bypassed(reason) => {
                 self.has_sibling(wanted, binding)
                     || may_leave(wanted, record, reason) && self.places.has_any(wanted, Reach::Anywhere)
             }
-            Standing::Gone(_) | Standing::Elsewhere => self.places.has_any(wanted, wanted.last_reach(record)),
+            Standing::Dead(_) | Standing::OtherProject => self.places.has_any(wanted, wanted.last_reach(record)),
         }
     }
 
@@ -149,7 +149,7 @@ impl Bindings {
 
     /// Uses a stored binding, or moves it where its key can serve no more.
     async fn adopt(&self, wanted: &Wanted<'_>, session: &SessionId, held: &Held, budget: &mut Budget) -> Result<Binding, Error> {
-        let Some(record) = Record::parse(&held.value) else { return self.beside_store(wanted, session) };
+        let Some(record) = BindingRecord::parse(&held.value) else { return self.beside_store(wanted, session) };
         match self.local.confirm(session, &record) {
             Belief::Stored => self.use_stored(wanted, session, record, held.left, budget).await,
             Belief::Unsealed => {
@@ -178,7 +178,7 @@ impl Bindings {
         let record =
             match self.store.merge(Name::Binding(session.as_str()), &record.to_string(), record.epoch, self.ttl, budget).await {
                 Ok(None) => record,
-                Ok(Some(stored)) => match Record::parse(&stored) {
+                Ok(Some(stored)) => match BindingRecord::parse(&stored) {
                     Some(stored) => stored,
                     None => return self.beside_store(wanted, session),
                 },
@@ -190,7 +190,7 @@ impl Bindings {
 
     /// Takes note that the store holds `record`. Returns what this replica knows instead, where that is newer: another turn of
     /// the session was faster, and the store has lost its word. The next turn brings it back.
-    fn newer(&self, session: &SessionId, record: &Record) -> Option<Record> {
+    fn newer(&self, session: &SessionId, record: &BindingRecord) -> Option<BindingRecord> {
         match self.local.confirm(session, record) {
             Belief::Outdated => self.local.recall(session).map(|known| known.record),
             Belief::Stored | Belief::Unsealed => None,
@@ -202,27 +202,27 @@ impl Bindings {
         &self,
         wanted: &Wanted<'_>,
         session: &SessionId,
-        record: Record,
+        record: BindingRecord,
         left: Duration,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         let mut standing = self.places.standing(wanted, &record);
-        if matches!(standing, Standing::Aside(Reason::Suspected)) {
+        if matches!(standing, Standing::Bypassed(Reason::Suspected)) {
             // In a moment it is known whether its sessions leave it: better than to and fro.
             self.places.settled(&record).await;
             standing = self.places.standing(wanted, &record);
         }
         match standing {
-            Standing::Serves(key) => {
+            Standing::Ready(key) => {
                 let refresh = left < self.ttl / 4 * 3;
                 Ok(Binding { refresh, ..Binding::stored(&key, session, record, BindingResult::Existing) })
             }
-            Standing::Aside(reason) => match self.spill(wanted, session, &record, reason) {
+            Standing::Bypassed(reason) => match self.spill(wanted, session, &record, reason) {
                 Err(_) if may_leave(wanted, &record, reason) => self.replace(wanted, session, record, reason, budget).await,
                 spilled => spilled,
             },
-            Standing::Gone(reason) => self.replace(wanted, session, record, reason, budget).await,
-            Standing::Elsewhere => self.detour(wanted, session, &record),
+            Standing::Dead(reason) => self.replace(wanted, session, record, reason, budget).await,
+            Standing::OtherProject => self.serve_beside(wanted, session, &record),
         }
     }
 
@@ -231,8 +231,8 @@ impl Bindings {
         let (record, result, chosen) = match self.inherited(wanted, budget).await {
             Some(record) => (record, BindingResult::Inherited, None),
             None => {
-                let key = self.places.welcome(wanted, session)?;
-                (Record::first(&key, self.places.generation()), BindingResult::Created, Some(key))
+                let key = self.places.place_new(wanted, session)?;
+                (BindingRecord::first(&key, self.places.generation()), BindingResult::Created, Some(key))
             }
         };
         let (id, value) = (session.as_str(), record.to_string());
@@ -242,12 +242,12 @@ impl Bindings {
             Ok(None) => {
                 let newer = self.newer(session, &record);
                 if let (None, Some(key)) = (&newer, chosen) {
-                    return Ok(Binding { is_guess: true, ..Binding::stored(&key, session, record, result) });
+                    return Ok(Binding { is_provisional: true, ..Binding::stored(&key, session, record, result) });
                 }
                 let record = newer.unwrap_or(record);
                 let binding = self.use_stored(wanted, session, record, self.ttl, budget).await?;
                 let result = if binding.result == BindingResult::Existing { result } else { binding.result };
-                Ok(Binding { result, is_guess: true, ..binding })
+                Ok(Binding { result, is_provisional: true, ..binding })
             }
             Ok(Some(winner)) => self.adopt(wanted, session, &Held { value: winner, left: self.ttl }, budget).await,
             Err(_) => self.go_by(wanted, session, record, true),
@@ -260,13 +260,13 @@ impl Bindings {
         &self,
         wanted: &Wanted<'_>,
         session: &SessionId,
-        mut record: Record,
+        mut record: BindingRecord,
         mut reason: Reason,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         let mut patience = wanted.patience;
         for _ in 0..=self.places.count() {
-            let key = self.refuge(wanted, session, &record, &mut patience).await?;
+            let key = self.place_moved(wanted, session, &record, &mut patience).await?;
             let next = record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
             let outcome = self
                 .store
@@ -280,43 +280,43 @@ impl Bindings {
                     }
                     Some(newer) => newer,
                 },
-                Ok(Replaced::Lost(winner)) => match Record::parse(&winner) {
+                Ok(Replaced::Lost(winner)) => match BindingRecord::parse(&winner) {
                     Some(winner) => self.newer(session, &winner).unwrap_or(winner),
                     None => return self.beside_store(wanted, session),
                 },
                 Err(_) => return self.go_by(wanted, session, next, false).map(has_moved),
             };
             match self.places.standing(wanted, &held) {
-                Standing::Serves(key) => {
+                Standing::Ready(key) => {
                     return Ok(has_moved(Binding::stored(&key, session, held, BindingResult::Existing)));
                 }
-                Standing::Aside(reason) => return self.spill(wanted, session, &held, reason).map(has_moved),
-                Standing::Gone(now) => (record, reason) = (held, now),
-                Standing::Elsewhere => return self.detour(wanted, session, &held),
+                Standing::Bypassed(reason) => return self.spill(wanted, session, &held, reason).map(has_moved),
+                Standing::Dead(now) => (record, reason) = (held, now),
+                Standing::OtherProject => return self.serve_beside(wanted, session, &held),
             }
         }
         Err(none_in_use())
     }
 
     /// The key that the session moves to, once it takes one more.
-    async fn refuge(
+    async fn place_moved(
         &self,
         wanted: &Wanted<'_>,
         session: &SessionId,
-        record: &Record,
+        record: &BindingRecord,
         patience: &mut Duration,
     ) -> Result<Arc<Key>, Error> {
         // Dropped by a client that leaves, too.
         let mut place = None;
         loop {
-            let within = |reach| self.places.refuge(wanted, session, reach);
+            let within = |reach| self.places.place_moved(wanted, session, reach);
             let found = within(wanted.reach(record)).or_else(|_| within(wanted.last_reach(record)));
             let wait = match found? {
                 Ok(key) => return Ok(key),
                 Err(wait) => jittered(wait, chance()),
             };
             let is_first = place.is_none();
-            place = place.or_else(|| self.crowd.try_acquire().ok().filter(|_| wait <= *patience));
+            place = place.or_else(|| self.movers.try_acquire().ok().filter(|_| wait <= *patience));
             if wait > *patience || place.is_none() {
                 return Err(Error::limited("Too many sessions move to the keys that may serve this one.", wait));
             }
@@ -334,7 +334,7 @@ impl Bindings {
         &self,
         wanted: &Wanted<'_>,
         session: &SessionId,
-        record: &Record,
+        record: &BindingRecord,
         reason: Reason,
     ) -> Result<Binding, Error> {
         let own = self.places.key_of(record);
@@ -346,19 +346,19 @@ impl Bindings {
             (None, ..) => return Err(self.places.shortage_of(wanted, Reach::Organization(record.organization))),
         };
         self.tell(session, Decision::Spill, reason, record, &key);
-        let (is_guess, written) = (!record.sealed, Written::Beside(record.clone()));
+        let (is_provisional, written) = (!record.sealed, Written::Beside(record.clone()));
         let binding = Binding::new(&key, Some(session), written, BindingResult::Spilled);
-        Ok(Binding { has_moved: key.tag != record.key, is_guess, ..binding })
+        Ok(Binding { has_moved: key.tag != record.key, is_provisional, ..binding })
     }
 
-    pub(super) fn tell(&self, session: &SessionId, decision: Decision, reason: Reason, record: &Record, to: &Key) {
+    pub(super) fn tell(&self, session: &SessionId, decision: Decision, reason: Reason, record: &BindingRecord, to: &Key) {
         let from = self.places.key_of(record);
         self.trail.tell(&Step { session: Some(session), decision, reason, from: from.as_deref(), to: Some(to) });
     }
 
     /// Serves the turn where the response is stored that it goes on from, and leaves the binding alone: it is to another project.
     /// An answer of the session's own organization seals it as a sibling's would.
-    pub(super) fn detour(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Result<Binding, Error> {
+    pub(super) fn serve_beside(&self, wanted: &Wanted<'_>, session: &SessionId, record: &BindingRecord) -> Result<Binding, Error> {
         let key = self.places.choose(wanted, session, wanted.within)?;
         self.tell(session, Decision::Spill, Reason::Stored, record, &key);
         let is_home = key.organization_tag == record.organization;
@@ -379,7 +379,7 @@ impl Bindings {
 
 /// Whether a session leaves its organization for this, where nobody else in it can serve. One whose history may be elsewhere does
 /// so only for what lasts.
-fn may_leave(wanted: &Wanted<'_>, record: &Record, reason: Reason) -> bool {
+fn may_leave(wanted: &Wanted<'_>, record: &BindingRecord, reason: Reason) -> bool {
     match reason {
         Reason::Limited | Reason::Disabled => wanted.reach(record) == Reach::Anywhere,
         Reason::Exhausted => wanted.last_reach(record) == Reach::Anywhere,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::binding::select::Reach;
 use crate::client::Client;
 use crate::key::Tag;
@@ -79,7 +79,7 @@ impl<'t> Wanted<'t> {
     }
 
     /// How far from `record`'s organization the turn may go.
-    pub fn reach(&self, record: &Record) -> Reach {
+    pub fn reach(&self, record: &BindingRecord) -> Reach {
         match self.within {
             Reach::Anywhere if record.sealed || self.carries_sealed.is_sealed() => Reach::Organization(record.organization),
             within => within,
@@ -87,7 +87,7 @@ impl<'t> Wanted<'t> {
     }
 
     /// The same once that organization can serve no more: one that was only guessed is given up.
-    pub fn last_reach(&self, record: &Record) -> Reach {
+    pub fn last_reach(&self, record: &BindingRecord) -> Reach {
         match self.within {
             Reach::Anywhere if record.sealed => Reach::Organization(record.organization),
             within => within,

@@ -1,11 +1,11 @@
 //! Finds a session's organization again when its binding was forgotten: by expiry, a flush, a failover that lost it.
 //!
-//! Only the organization that sealed a session's history can open it. A turn whose binding is a guess and whose history the
+//! Only the organization that sealed a session's history can open it. A turn whose binding is a provisional and whose history the
 //! upstream could not open is tried once with each other organization, and the one that accepts is bound.
 
 use crate::binding::bind::Bindings;
 use crate::binding::demand::Wanted;
-use crate::binding::record::{Record, state_tag};
+use crate::binding::record::{BindingRecord, state_tag};
 use crate::binding::trail::Step;
 use crate::binding::{Binding, Written};
 use crate::error::Error;
@@ -15,23 +15,23 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// The next key to try instead of `guess`: of an organization that was not `tried`. It is bound by [`Self::correct`].
-    pub fn elsewhere(&self, wanted: &Wanted<'_>, guess: &Binding, tried: &[Tag]) -> Option<Binding> {
-        let key = self.places.elsewhere(wanted, guess.session.as_ref()?, tried)?;
-        Some(Binding { key, result: BindingResult::Rebound, has_moved: true, ..guess.clone() })
+    /// The next key to try instead of `provisional`: of an organization that was not `tried`. It is bound by [`Self::correct`].
+    pub fn elsewhere(&self, wanted: &Wanted<'_>, provisional: &Binding, tried: &[Tag]) -> Option<Binding> {
+        let key = self.places.elsewhere(wanted, provisional.session.as_ref()?, tried)?;
+        Some(Binding { key, result: BindingResult::Rebound, has_moved: true, ..provisional.clone() })
     }
 
-    /// The organization of `guess` cannot open the session's history, and the connection that found out has one key for life: the
-    /// session is bound to the next organization in its order, a guess again, which the next connection meets. Returns whether
+    /// The organization of `provisional` cannot open the session's history, and the connection that found out has one key for life: the
+    /// session is bound to the next organization in its order, a provisional again, which the next connection meets. Returns whether
     /// there is one that was not tried; the error, that one is out of use. Each replica tries each of them once.
-    pub async fn guess_again(&self, wanted: &Wanted<'_>, guess: &Binding, budget: &mut Budget) -> Result<bool, Error> {
-        let (Some(session), Some(record)) = (&guess.session, guess.record()) else { return Ok(false) };
+    pub async fn rebind_provisionally(&self, wanted: &Wanted<'_>, provisional: &Binding, budget: &mut Budget) -> Result<bool, Error> {
+        let (Some(session), Some(record)) = (&provisional.session, provisional.record()) else { return Ok(false) };
         let tried = self.local.rule_out(session, record.organization);
         let Some(key) = self.places.elsewhere(wanted, session, &tried) else {
             return self.give_up(wanted, &tried).map(|()| false);
         };
         let next = record.moved_to(&key, self.places.generation(), None);
-        let replaced = match &guess.written {
+        let replaced = match &provisional.written {
             Written::Stored(_) | Written::Beside(_) => Some(
                 self.store
                     .rebind(Name::Binding(session.as_str()), &record.to_string(), &next.to_string(), self.ttl, budget)
@@ -43,7 +43,7 @@ impl Bindings {
             Some(Ok(Replaced::Done)) => drop(self.local.confirm(session, &next)),
             // Whoever was first knows as much, or better.
             Some(Ok(Replaced::Lost(_))) => return Ok(true),
-            Some(Err(_)) | None => self.local.note(session, &Record { epoch: record.epoch, ..next }, true),
+            Some(Err(_)) | None => self.local.note(session, &BindingRecord { epoch: record.epoch, ..next }, true),
         }
         self.tell(session, Decision::Move, Reason::Forgotten, record, &key);
         Ok(true)
@@ -60,7 +60,7 @@ impl Bindings {
     pub async fn correct(&self, wanted: &Wanted<'_>, found: Binding, budget: &mut Budget) -> Binding {
         let Some(session) = &found.session else { return found };
         let next =
-            |record: &Record| record.moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag)).sealed();
+            |record: &BindingRecord| record.moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag)).sealed();
         let step = Step {
             session: Some(session),
             decision: Decision::Move,
@@ -73,7 +73,7 @@ impl Bindings {
             Written::Nowhere => Written::Nowhere,
             Written::Here(record) => {
                 // What is stored of the session, if anything is, knows as much.
-                let next = Record { epoch: record.epoch, ..next(record) };
+                let next = BindingRecord { epoch: record.epoch, ..next(record) };
                 self.local.note(session, &next, false);
                 Written::Here(next)
             }
@@ -94,6 +94,6 @@ impl Bindings {
                 }
             }
         };
-        Binding { written, is_guess: false, ..found }
+        Binding { written, is_provisional: false, ..found }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::binding::bind::Bindings;
 use crate::binding::demand::Wanted;
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::session::SessionId;
 use crate::store::name::Name;
 use crate::store::{Budget, Store};
@@ -15,23 +15,23 @@ use crate::store::{Budget, Store};
 impl Bindings {
     /// The binding that the session of a fork begins with: its parent's, as its own first. `None`: it is no fork, or its parent
     /// is forgotten.
-    pub(super) async fn inherited(&self, wanted: &Wanted<'_>, budget: &mut Budget) -> Option<Record> {
+    pub(super) async fn inherited(&self, wanted: &Wanted<'_>, budget: &mut Budget) -> Option<BindingRecord> {
         let parent = wanted.lineage.parent.as_ref()?;
         if let Some(record) = binding_of(&self.store, &parent.root, budget).await {
-            return Some(heir(record));
+            return Some(inherit(record));
         }
         let session = self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
         match session.and_then(|held| SessionId::parse(&held.value)) {
-            Some(session) => binding_of(&self.store, &session, budget).await.map(heir),
+            Some(session) => binding_of(&self.store, &session, budget).await.map(inherit),
             None => self.inherited_here(wanted),
         }
     }
 
     /// The same by what this replica remembers.
-    pub(super) fn inherited_here(&self, wanted: &Wanted<'_>) -> Option<Record> {
+    pub(super) fn inherited_here(&self, wanted: &Wanted<'_>) -> Option<BindingRecord> {
         let parent = wanted.lineage.parent.as_ref()?;
         let of_thread = || self.local.recall(&self.local.session_of(&parent.thread)?);
-        self.local.recall(&parent.root).or_else(of_thread).map(|known| heir(known.record))
+        self.local.recall(&parent.root).or_else(of_thread).map(|known| inherit(known.record))
     }
 
     /// Lets forks find the session of this turn's thread, unless that was done lately.
@@ -50,12 +50,12 @@ impl Bindings {
     }
 }
 
-async fn binding_of(store: &Store, session: &SessionId, budget: &mut Budget) -> Option<Record> {
+async fn binding_of(store: &Store, session: &SessionId, budget: &mut Budget) -> Option<BindingRecord> {
     let held = store.get(Name::Binding(session.as_str()), budget).await.ok()??;
-    Record::parse(&held.value)
+    BindingRecord::parse(&held.value)
 }
 
 /// A parent's binding as its fork's first.
-fn heir(record: Record) -> Record {
-    Record { epoch: 1, stale_state: None, ..record }
+fn inherit(record: BindingRecord) -> BindingRecord {
+    BindingRecord { epoch: 1, stale_state: None, ..record }
 }

@@ -11,10 +11,10 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::sleep;
 
 use crate::binding::local::Local;
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::limit::{chance, jittered};
 use crate::session::SessionId;
-use crate::store::news::News;
+use crate::store::announcement::Announcement;
 use crate::store::{Store, Unavailable};
 
 /// Between two steps of a walk through the store: turns are not to feel it.
@@ -23,14 +23,14 @@ const PACE: Duration = Duration::from_millis(5);
 const AGAIN: Duration = Duration::from_secs(1);
 const SELDOM: Duration = Duration::from_secs(60);
 
-pub struct Hearsay {
+pub struct Gossip {
     store: Arc<Store>,
     local: Arc<Local>,
     /// Word to the reader: something was told faster than it could be heard.
     missed: Notify,
 }
 
-impl Hearsay {
+impl Gossip {
     pub fn new(store: &Arc<Store>, local: &Arc<Local>) -> Self {
         Self { store: Arc::clone(store), local: Arc::clone(local), missed: Notify::new() }
     }
@@ -41,7 +41,7 @@ impl Hearsay {
     }
 
     async fn keep_listening(&self) {
-        let mut news = self.store.news();
+        let mut news = self.store.announcements();
         loop {
             match news.recv().await {
                 Ok(told) => {
@@ -57,10 +57,10 @@ impl Hearsay {
 
     /// Reads what is bound already, each time that news may have been missed.
     async fn keep_reading(&self) {
-        let (mut tuned, mut last, mut is_first) = (self.store.tuned(), 0, true);
+        let (mut resubscribed, mut last, mut is_first) = (self.store.resubscribed(), 0, true);
         loop {
             tokio::select! {
-                count = tuned.wait_for(|count| *count != last) => match count {
+                count = resubscribed.wait_for(|count| *count != last) => match count {
                     Ok(count) => last = *count,
                     Err(_) => return,
                 },
@@ -77,7 +77,7 @@ impl Hearsay {
                 }
                 tokio::select! {
                     () = sleep(jittered(pause, chance())) => pause = SELDOM.min(pause * 2),
-                    Ok(()) = tuned.changed() => (last, pause) = (*tuned.borrow(), AGAIN),
+                    Ok(()) = resubscribed.changed() => (last, pause) = (*resubscribed.borrow(), AGAIN),
                 }
             }
         }
@@ -85,7 +85,7 @@ impl Hearsay {
 
     /// Goes on where a node fails, and says so at the end.
     async fn read_all(&self) -> Result<(), Unavailable> {
-        let (mut walk, mut bindings, mut failure) = (self.store.walk()?, 0, None);
+        let (mut walk, mut bindings, mut failure) = (self.store.scan()?, 0, None);
         while let Some(some) = walk.step().await {
             match some {
                 Ok(some) => {
@@ -111,6 +111,6 @@ impl Hearsay {
 }
 
 /// `None`: a newer version wrote it.
-fn understood(News { id, value }: &News) -> Option<(SessionId, Record)> {
-    Some((SessionId::parse(id)?, Record::parse(value)?))
+fn understood(Announcement { id, value }: &Announcement) -> Option<(SessionId, BindingRecord)> {
+    Some((SessionId::parse(id)?, BindingRecord::parse(value)?))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::key::Tag;
 use crate::session::SessionId;
 use crate::store::expiring::Expiring;
@@ -22,14 +22,14 @@ const RULED_OUT: Duration = Duration::from_secs(300);
 /// What is believed of a session's binding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    pub record: Record,
+    pub record: BindingRecord,
     /// Chosen while nobody could be asked: a stored binding of any epoch knows better.
-    pub is_guess: bool,
+    pub is_provisional: bool,
 }
 
 impl Known {
     /// Whether it is the binding that `record` is, sealed or not.
-    pub fn is_of(&self, record: &Record) -> bool {
+    pub fn is_of(&self, record: &BindingRecord) -> bool {
         (self.record.key, self.record.epoch) == (record.key, record.epoch)
     }
 }
@@ -74,18 +74,18 @@ impl Local {
     }
 
     /// The store holds `record`.
-    pub fn confirm(&self, session: &SessionId, record: &Record) -> Belief {
+    pub fn confirm(&self, session: &SessionId, record: &BindingRecord) -> Belief {
         self.lock().confirm(session, record, self.belief)
     }
 
     /// Another replica tells that the store holds `record`. It is believed for half as long, so that what this replica serves
     /// itself keeps its place.
-    pub fn hear(&self, session: &SessionId, record: &Record) {
+    pub fn hear(&self, session: &SessionId, record: &BindingRecord) {
         self.lock().confirm(session, record, self.belief / 2);
     }
 
     /// The store has held `record` for a while, and does for `left`. That costs nobody a place.
-    pub fn read(&self, session: &SessionId, record: &Record, left: Duration) {
+    pub fn read(&self, session: &SessionId, record: &BindingRecord, left: Duration) {
         let mut entries = self.lock();
         if entries.known.has_room(session.as_str()) {
             entries.confirm(session, record, left.min(self.belief / 2));
@@ -93,14 +93,14 @@ impl Local {
     }
 
     /// `record` was bound without the store's word. Belief in what the store did say is not renewed by it.
-    pub fn note(&self, session: &SessionId, record: &Record, is_guess: bool) {
+    pub fn note(&self, session: &SessionId, record: &BindingRecord, is_provisional: bool) {
         let mut entries = self.lock();
         let left = match entries.known.get(session.as_str()) {
             Some((known, _)) if known.record.epoch > record.epoch => return,
             Some((_, expiry)) => expiry - Instant::now(),
             None => self.belief,
         };
-        entries.known.put(session.as_str(), Known { record: record.clone(), is_guess }, left);
+        entries.known.put(session.as_str(), Known { record: record.clone(), is_provisional }, left);
         if entries.unmerged.insert(session.clone()) {
             entries.order.push_back(session.clone());
         }
@@ -117,7 +117,7 @@ impl Local {
     }
 
     /// The next `count` of what the store has yet to hear of, or fewer. They come round again until they are confirmed.
-    pub fn next_unmerged(&self, count: usize) -> Vec<(SessionId, Record)> {
+    pub fn next_unmerged(&self, count: usize) -> Vec<(SessionId, BindingRecord)> {
         let mut entries = self.lock();
         let Entries { known, unmerged, order, .. } = &mut *entries;
         let mut next = Vec::new();
@@ -174,7 +174,7 @@ impl Local {
 
 impl Entries {
     /// The store holds `record`, which is believed for `belief` from now on, or for as long as it was.
-    fn confirm(&mut self, session: &SessionId, record: &Record, belief: Duration) -> Belief {
+    fn confirm(&mut self, session: &SessionId, record: &BindingRecord, belief: Duration) -> Belief {
         if let Some((known, expiry)) = self.known.get(session.as_str()) {
             if known.record.epoch > record.epoch {
                 return Belief::Outdated;
@@ -189,7 +189,7 @@ impl Entries {
             }
         }
         self.unmerged.remove(session);
-        self.known.put(session.as_str(), Known { record: record.clone(), is_guess: false }, belief);
+        self.known.put(session.as_str(), Known { record: record.clone(), is_provisional: false }, belief);
         Belief::Stored
     }
 }
@@ -201,9 +201,9 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn record(epoch: u32) -> Record {
+    fn record(epoch: u32) -> BindingRecord {
         let tag = Tag::of("key", b"a-1");
-        Record { key: tag, organization: tag, epoch, generation: 1, sealed: false, stale_state: None }
+        BindingRecord { key: tag, organization: tag, epoch, generation: 1, sealed: false, stale_state: None }
     }
 
     fn session(n: u32) -> SessionId {
@@ -227,7 +227,7 @@ mod tests {
         local.note(&session(1), &record(1), true);
         assert_eq!(local.next_unmerged(9), [(session(1), record(1))]);
         assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
-        assert!(local.next_unmerged(9).is_empty() && !local.recall(&session(1)).unwrap().is_guess);
+        assert!(local.next_unmerged(9).is_empty() && !local.recall(&session(1)).unwrap().is_provisional);
     }
 
     #[tokio::test(start_paused = true)]
@@ -334,9 +334,9 @@ mod tests {
         let local = Local::new(8, HOUR);
         local.note(&session(1), &record(1), true);
         local.hear(&session(1), &record(1));
-        assert!(!local.recall(&session(1)).unwrap().is_guess && local.next_unmerged(9).is_empty());
+        assert!(!local.recall(&session(1)).unwrap().is_provisional && local.next_unmerged(9).is_empty());
         // Another one of the same epoch gives way, and a higher one does not.
-        let other = Record { key: Tag::of("key", b"b-1"), ..record(1) };
+        let other = BindingRecord { key: Tag::of("key", b"b-1"), ..record(1) };
         local.note(&session(2), &record(1), true);
         assert_eq!(local.confirm(&session(2), &other), Belief::Stored);
         assert_eq!(local.recall(&session(2)).unwrap().record, other);

@@ -41,7 +41,7 @@ enum Event {
     Merge(usize),
     /// A replica loads another set of keys; it answers the roll later.
     Reload(usize, usize),
-    Roll(usize),
+    Membership(usize),
     Restart(usize),
     /// A failover loses the last write of a session.
     Loses(usize),
@@ -57,7 +57,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..upstream::KEYS.len()).prop_map(Event::Recovers),
         2 => (0..REPLICAS).prop_map(Event::Merge),
         1 => (0..REPLICAS, 0..upstream::SETS.len()).prop_map(|(replica, set)| Event::Reload(replica, set)),
-        2 => (0..REPLICAS).prop_map(Event::Roll),
+        2 => (0..REPLICAS).prop_map(Event::Membership),
         1 => (0..REPLICAS).prop_map(Event::Restart),
         1 => (0..SESSIONS).prop_map(Event::Loses),
     ]
@@ -78,7 +78,7 @@ impl Machine {
         let upstream = Rc::new(Upstream::new(&shared));
         let replicas: Vec<_> = (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
         let mut machine = Self { shared, upstream, replicas, going: Vec::new() };
-        machine.call_roll();
+        machine.exchange_membership();
         machine
     }
 
@@ -107,7 +107,7 @@ impl Machine {
                     registry.adopt(next, None);
                 }
             }
-            Event::Roll(replica) => {
+            Event::Membership(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
                 self.begin(Box::pin(async move { replica.answer_roll().await }));
             }
@@ -155,7 +155,7 @@ impl Machine {
         }
     }
 
-    fn call_roll(&mut self) {
+    fn exchange_membership(&mut self) {
         for replica in &self.replicas {
             let replica = Rc::clone(replica);
             self.going.push(Box::pin(async move { replica.answer_roll().await }));
@@ -173,8 +173,8 @@ impl Machine {
             self.take(&Event::Weather(number, Weather::Fair));
             self.take(&Event::Reload(number, 0));
         }
-        self.call_roll();
-        self.call_roll();
+        self.exchange_membership();
+        self.exchange_membership();
         (0..REPLICAS).for_each(|number| self.take(&Event::Merge(number)));
         self.finish();
         for session in 0..SESSIONS {
@@ -257,8 +257,8 @@ fn a_turn_beside_the_binding_learns_of_its_move() {
         Event::Turn(0, 0),
         Event::Dies(2),
         Event::Steps(vec![0, 0, 0, 0, 0, 0]),
-        Event::Roll(0),
-        Event::Roll(0),
+        Event::Membership(0),
+        Event::Membership(0),
         Event::Turn(0, 0),
         Event::Turn(0, 0),
         Event::Reload(0, 2),
@@ -281,13 +281,13 @@ fn a_key_that_a_newer_set_lacks_is_removed() {
         Event::Weather(2, Weather::Away),
         Event::Turn(2, 0),
         Event::Steps(vec![0; 3]),
-        Event::Roll(1),
+        Event::Membership(1),
         Event::Turn(1, 0),
         Event::Reload(1, 1),
         Event::Dies(2),
         Event::Steps(vec![0; 10]),
         Event::Reload(0, 2),
-        Event::Roll(0),
+        Event::Membership(0),
         Event::Turn(0, 0),
         Event::Steps(vec![0; 5]),
     ];

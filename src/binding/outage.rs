@@ -13,7 +13,7 @@ use crate::binding::bind::Bindings;
 use crate::binding::demand::Wanted;
 use crate::binding::local::{Known, Local};
 use crate::binding::place::Standing;
-use crate::binding::record::{Record, state_tag};
+use crate::binding::record::{BindingRecord, state_tag};
 use crate::binding::select::Reach;
 use crate::error::Error;
 use crate::health::registry::Registry;
@@ -34,7 +34,7 @@ impl Bindings {
         }
         let record = match self.inherited_here(wanted) {
             Some(record) => record,
-            None => Record::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation()),
+            None => BindingRecord::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation()),
         };
         self.go_by(wanted, session, record, true)
     }
@@ -44,36 +44,36 @@ impl Bindings {
         &self,
         wanted: &Wanted<'_>,
         session: &SessionId,
-        record: Record,
-        is_guess: bool,
+        record: BindingRecord,
+        is_provisional: bool,
     ) -> Result<Binding, Error> {
-        self.local.note(session, &record, is_guess);
-        let known = self.local.recall(session).unwrap_or(Known { record, is_guess });
+        self.local.note(session, &record, is_provisional);
+        let known = self.local.recall(session).unwrap_or(Known { record, is_provisional });
         self.use_known(wanted, session, &known)
     }
 
     pub(super) fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
         match self.places.standing(wanted, &known.record) {
-            Standing::Serves(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_guess)),
+            Standing::Ready(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_provisional)),
             // Its organization may be gone altogether, and nobody can be asked: what is not sealed goes on elsewhere.
-            Standing::Aside(reason) => match (self.spill(wanted, session, &known.record, reason), wanted.reach(&known.record)) {
+            Standing::Bypassed(reason) => match (self.spill(wanted, session, &known.record, reason), wanted.reach(&known.record)) {
                 (Err(_), Reach::Anywhere) if reason == Reason::NotLoaded => {
                     self.move_here(wanted, session, known, Reach::Anywhere, reason)
                 }
                 (spilled, _) => spilled,
             },
-            Standing::Gone(reason) => self.move_home(wanted, session, known, reason),
-            Standing::Elsewhere => self.detour(wanted, session, &known.record),
+            Standing::Dead(reason) => self.move_home(wanted, session, known, reason),
+            Standing::OtherProject => self.serve_beside(wanted, session, &known.record),
         }
     }
 
     /// Whether `record`, which `binding` goes by without the store, is a guess. A turn takes every
     /// unsealed binding for one; a binding that the store has confirmed is none, and moves by one
     /// epoch.
-    pub(super) fn is_guess(&self, session: &SessionId, record: &Record, binding: &Binding) -> bool {
+    pub(super) fn is_provisional(&self, session: &SessionId, record: &BindingRecord, binding: &Binding) -> bool {
         match self.local.recall(session) {
-            Some(known) if known.is_of(record) => known.is_guess,
-            _ => binding.is_guess,
+            Some(known) if known.is_of(record) => known.is_provisional,
+            _ => binding.is_provisional,
         }
     }
 
@@ -95,19 +95,19 @@ impl Bindings {
         // Another turn of the session was first.
         let newer = self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
         if let Some(newer) = &newer
-            && let Standing::Serves(key) = self.places.standing(wanted, &newer.record)
+            && let Standing::Ready(key) = self.places.standing(wanted, &newer.record)
         {
-            return Ok(Binding { has_moved: true, ..Binding::here(&key, session, newer.record.clone(), newer.is_guess) });
+            return Ok(Binding { has_moved: true, ..Binding::here(&key, session, newer.record.clone(), newer.is_provisional) });
         }
         let known = newer.as_ref().unwrap_or(known);
         let key = self.places.choose(wanted, session, reach)?;
         let mut next = known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
-        if known.is_guess {
+        if known.is_provisional {
             next.epoch = known.record.epoch;
         }
-        self.local.note(session, &next, known.is_guess);
+        self.local.note(session, &next, known.is_provisional);
         self.tell(session, Decision::Move, reason, &known.record, &key);
-        Ok(Binding { has_moved: true, ..Binding::here(&key, session, next, known.is_guess) })
+        Ok(Binding { has_moved: true, ..Binding::here(&key, session, next, known.is_provisional) })
     }
 }
 
@@ -144,14 +144,14 @@ pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: D
     merged
 }
 
-async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: Record) -> Result<(), Unavailable> {
+async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: BindingRecord) -> Result<(), Unavailable> {
     let Some(text) =
         store.merge(Name::Binding(session.as_str()), &record.to_string(), record.epoch, ttl, &mut store.budget()).await?
     else {
         local.confirm(session, &record);
         return Ok(());
     };
-    let Some(stored) = Record::parse(&text) else {
+    let Some(stored) = BindingRecord::parse(&text) else {
         local.forget(session);
         return Ok(());
     };

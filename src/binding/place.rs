@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::binding::demand::Wanted;
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::binding::select::{Reach, first, share};
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::conditions::{Fitness, Why};
 use crate::health::registry::Registry;
 use crate::key::generation::Loaded;
@@ -21,13 +21,13 @@ pub use shortage::{none_in_use, not_loaded, untold};
 
 /// What this replica makes of a stored binding.
 pub enum Standing {
-    Serves(Arc<Key>),
-    /// Its key cannot serve this turn, and stays the session's.
-    Aside(Reason),
-    /// Its key can serve no more.
-    Gone(Reason),
-    /// It is to a key that this turn may not go to: the turn goes on from what another project has stored.
-    Elsewhere,
+    Ready(Arc<Key>),
+    /// The key cannot serve this turn; the session stays bound to it.
+    Bypassed(Reason),
+    /// The key can serve no more.
+    Dead(Reason),
+    /// The key belongs to a project that this turn may not use.
+    OtherProject,
 }
 
 impl From<Why> for Reason {
@@ -64,24 +64,24 @@ impl Places {
     }
 
     /// The key of `record`, where it is loaded.
-    pub fn key_of(&self, record: &Record) -> Option<Arc<Key>> {
+    pub fn key_of(&self, record: &BindingRecord) -> Option<Arc<Key>> {
         // Under the same name in another organization it is another key.
         let loaded = self.registry.loaded();
         loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
     }
 
     /// The project that stores what turns of `record`'s session refer to.
-    pub fn project_of(&self, record: &Record) -> Reach {
+    pub fn project_of(&self, record: &BindingRecord) -> Reach {
         self.key_of(record).map_or(Reach::Nowhere, |key| Reach::project_of(&key))
     }
 
     /// Whether the key of `record` is loaded and well.
-    pub fn is_at_hand(&self, record: &Record, model: &str) -> bool {
-        self.key_of(record).is_some_and(|key| self.registry.is_well(&key, model))
+    pub fn is_key_ready(&self, record: &BindingRecord, model: &str) -> bool {
+        self.key_of(record).is_some_and(|key| self.registry.is_ready(&key, model))
     }
 
     /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the most.
-    pub async fn settled(&self, record: &Record) {
+    pub async fn settled(&self, record: &BindingRecord) {
         if let Some(key) = self.key_of(record) {
             self.registry.settled(&key).await;
         }
@@ -93,71 +93,71 @@ impl Places {
         loaded.table.keys().iter().find(|key| key.organization_tag == tag).map(|key| key.organization.clone())
     }
 
-    pub fn standing(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+    pub fn standing(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Standing {
         self.judge(wanted, record, |key| self.may_try(wanted, record, key))
     }
 
     /// The same for a turn that is not served now, and tries nothing.
-    pub fn standing_later(&self, wanted: &Wanted<'_>, record: &Record) -> Standing {
+    pub fn standing_later(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Standing {
         self.judge(wanted, record, |_| false)
     }
 
     /// `tries`: whether the turn finds out if a key that is out of use is so still.
-    fn judge(&self, wanted: &Wanted<'_>, record: &Record, tries: impl FnOnce(&Key) -> bool) -> Standing {
+    fn judge(&self, wanted: &Wanted<'_>, record: &BindingRecord, tries: impl FnOnce(&Key) -> bool) -> Standing {
         let (generation, key) = (self.generation(), self.key_of(record));
         if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
-            return Standing::Elsewhere;
+            return Standing::OtherProject;
         }
         match key {
-            Some(key) if !is_allowed(wanted, &key) => Standing::Gone(Reason::NotAllowed),
-            Some(key) if wanted.failed.contains(&key.tag) => Standing::Aside(Reason::Failed),
+            Some(key) if !is_allowed(wanted, &key) => Standing::Dead(Reason::NotAllowed),
+            Some(key) if wanted.failed.contains(&key.tag) => Standing::Bypassed(Reason::Failed),
             Some(key) => self.standing_of(wanted, record, key, tries),
             // Only a replica of the same or a newer generation may call a key removed: 0 says nothing of either.
             None if generation == 0 || record.generation == 0 || record.generation > generation => {
                 self.registry.wants_reload();
-                Standing::Aside(Reason::NotLoaded)
+                Standing::Bypassed(Reason::NotLoaded)
             }
-            None => Standing::Gone(Reason::Removed),
+            None => Standing::Dead(Reason::Removed),
         }
     }
 
     /// Why nobody can serve the turn in place of `record`'s key.
-    pub fn reason(&self, wanted: &Wanted<'_>, record: &Record) -> Reason {
+    pub fn reason(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Reason {
         match self.key_of(record) {
             None => Reason::NotLoaded,
             Some(key) if !is_allowed(wanted, &key) => Reason::NotAllowed,
             Some(key) => match self.registry.fitness(&key, wanted.model) {
-                Fitness::Aside(why) | Fitness::Lost(why) => why.into(),
-                Fitness::Short(_) => Reason::Limited,
-                Fitness::Well => Reason::Failed,
+                Fitness::Bypassed(why) | Fitness::Dead(why) => why.into(),
+                Fitness::Limited(_) => Reason::Limited,
+                Fitness::Ready => Reason::Failed,
             },
         }
     }
 
-    fn standing_of(&self, wanted: &Wanted<'_>, record: &Record, key: Arc<Key>, tries: impl FnOnce(&Key) -> bool) -> Standing {
+    fn standing_of(&self, wanted: &Wanted<'_>, record: &BindingRecord, key: Arc<Key>, tries: impl FnOnce(&Key) -> bool) -> Standing {
         match self.registry.fitness(&key, wanted.model) {
-            Fitness::Well => Standing::Serves(key),
-            Fitness::Short(wait) if wait <= wanted.patience => Standing::Serves(key),
-            Fitness::Short(_) => Standing::Aside(Reason::Limited),
+            Fitness::Ready => Standing::Ready(key),
+            Fitness::Limited(wait) if wait <= wanted.patience => Standing::Ready(key),
+            Fitness::Limited(_) => Standing::Bypassed(Reason::Limited),
             // The client is told what it may not have, where nobody can give it.
-            Fitness::Aside(why) => Standing::Aside(why.into()),
-            Fitness::Lost(_) if tries(&key) => Standing::Serves(key),
+            Fitness::Bypassed(why) => Standing::Bypassed(why.into()),
+            Fitness::Dead(_) if tries(&key) => Standing::Ready(key),
             // To a sealed session that is a shortage: its organization can still serve it, and its key will again.
-            Fitness::Lost(why @ Why::ExhaustedProject) if wanted.reach(record) != Reach::Anywhere => Standing::Aside(why.into()),
-            Fitness::Lost(why) => Standing::Gone(why.into()),
+            Fitness::Dead(why @ Why::ExhaustedProject) if wanted.reach(record) != Reach::Anywhere => Standing::Bypassed(why.into()),
+            Fitness::Dead(why) => Standing::Dead(why.into()),
         }
     }
 
     /// Whether the turn may find out if `key`, which is out of use, is so still: somebody moved the session here, whatever this
     /// replica thinks of the key; or it is this turn that asks for all.
-    fn may_try(&self, wanted: &Wanted<'_>, record: &Record, key: &Key) -> bool {
+    fn may_try(&self, wanted: &Wanted<'_>, record: &BindingRecord, key: &Key) -> bool {
         let is_fresh = !wanted.refused.contains(&key.tag);
         is_fresh && (self.registry.conditions.take_ticket(key) || record.epoch > 1 && self.registry.conditions.may_try(key))
     }
 
     /// Who serves the session's turn in place of its key: the next one in its order within the organization, which reads the same
     /// cache if there is one that does.
-    pub fn sibling(&self, wanted: &Wanted<'_>, session: &SessionId, record: &Record) -> Option<Arc<Key>> {
+    pub fn sibling(&self, wanted: &Wanted<'_>, session: &SessionId, record: &BindingRecord) -> Option<Arc<Key>> {
         let loaded = self.registry.loaded();
         let is_open =
             |key: &&Arc<Key>| key.organization_tag == record.organization && key.tag != record.key && is_allowed(wanted, key);
@@ -177,22 +177,22 @@ impl Places {
             return false;
         }
         match self.registry.fitness(key, wanted.model) {
-            Fitness::Well => true,
-            Fitness::Short(wait) => wait <= wanted.patience,
-            Fitness::Aside(_) | Fitness::Lost(_) => false,
+            Fitness::Ready => true,
+            Fitness::Limited(wait) => wait <= wanted.patience,
+            Fitness::Bypassed(_) | Fitness::Dead(_) => false,
         }
     }
 
     /// Where a new session begins: in its first organization that takes one, with its first key there that has room for it.
-    pub fn welcome(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
+    pub fn place_new(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, wanted, Reach::Anywhere);
         let (order, is_back) = (wanted.order(session), self.is_back(session, &allowed));
-        let is_open = |key: &Key| speaks(wanted, key) && self.is_well(wanted, key) && is_back(key);
+        let is_open = |key: &Key| speaks(wanted, key) && self.is_ready(wanted, key) && is_back(key);
         let Some(own) = first(order, &allowed, |key| is_open(key) || speaks(wanted, key) && self.is_asked(wanted, key)) else {
             return self.choose(wanted, session, Reach::Anywhere);
         };
-        if !self.is_well(wanted, own) {
+        if !self.is_ready(wanted, own) {
             return match self.registry.conditions.take_ticket(own) {
                 true => Ok(Arc::clone(own)),
                 false => self.choose(wanted, session, Reach::Anywhere),
@@ -200,9 +200,9 @@ impl Places {
         }
         let siblings: Vec<_> = allowed.iter().copied().filter(|key| key.organization_tag == own.organization_tag).collect();
         let has_room =
-            |key: &Key| !self.registry.rooms.is_scarce(key, wanted.model) && !self.registry.loads.is_above_share(key, &siblings);
+            |key: &Key| !self.registry.headrooms.is_scarce(key, wanted.model) && !self.registry.loads.is_above_share(key, &siblings);
         let key = first(order, &siblings, |key| is_open(key) && has_room(key)).unwrap_or(own);
-        self.registry.surges.began(key);
+        self.registry.herd.began(key);
         Ok(Arc::clone(key))
     }
 
@@ -214,8 +214,8 @@ impl Places {
         if common.is_empty() { within } else { common }
     }
 
-    fn is_well(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        !wanted.failed.contains(&key.tag) && self.registry.is_well(key, wanted.model)
+    fn is_ready(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
+        !wanted.failed.contains(&key.tag) && self.registry.is_ready(key, wanted.model)
     }
 
     /// Whether the turn may find out if an exhausted `key` is so still.
@@ -225,20 +225,20 @@ impl Places {
 
     /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one key at once. The error is how
     /// long it is until the first choice takes one more, where all of them have too many.
-    pub fn refuge(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Result<Arc<Key>, Duration>, Error> {
+    pub fn place_moved(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Result<Arc<Key>, Duration>, Error> {
         let loaded = self.registry.loaded();
         let mut allowed = self.common(&loaded, wanted, reach);
-        let mut crowded = None;
+        let mut too_many = None;
         loop {
-            let chosen = first(wanted.order(session), &allowed, |key| self.is_well(wanted, key) && speaks(wanted, key));
+            let chosen = first(wanted.order(session), &allowed, |key| self.is_ready(wanted, key) && speaks(wanted, key));
             let Some(key) = chosen.cloned() else { break };
-            match self.registry.surges.admit(&key) {
+            match self.registry.herd.admit(&key) {
                 Ok(()) => return Ok(Ok(key)),
-                Err(wait) => drop(crowded.get_or_insert(wait)),
+                Err(wait) => drop(too_many.get_or_insert(wait)),
             }
             allowed.retain(|other| other.tag != key.tag);
         }
-        match crowded {
+        match too_many {
             Some(wait) => Ok(Err(wait)),
             None => self.choose(wanted, session, reach).map(Ok),
         }
@@ -248,10 +248,10 @@ impl Places {
     pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, wanted, reach);
-        let is_well = |key: &Key| self.is_well(wanted, key);
+        let is_ready = |key: &Key| self.is_ready(wanted, key);
         let order = wanted.order(session);
-        let chosen = first(order, &allowed, |key| is_well(key) && speaks(wanted, key))
-            .or_else(|| first(order, &allowed, is_well))
+        let chosen = first(order, &allowed, |key| is_ready(key) && speaks(wanted, key))
+            .or_else(|| first(order, &allowed, is_ready))
             .or_else(|| first(order, &allowed, |key| self.can_serve(wanted, key)));
         if let Some(key) = chosen {
             return Ok(Arc::clone(key));
@@ -301,7 +301,7 @@ impl Places {
             // It is a guess: nobody is told for good by it.
             None => self
                 .choose(wanted, session, Reach::Organization(chosen.organization_tag))
-                .map_err(|error| if error.kind == Kind::InsufficientQuota { none_in_use() } else { error }),
+                .map_err(|error| if error.kind == ErrorKind::InsufficientQuota { none_in_use() } else { error }),
         }
     }
 

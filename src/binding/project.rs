@@ -6,7 +6,7 @@ use crate::binding::bind::{Bindings, Found};
 use crate::binding::demand::Wanted;
 use crate::binding::local::Known;
 use crate::binding::place::untold;
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::binding::{Binding, Written};
 use crate::error::Error;
 use crate::store::Budget;
@@ -17,7 +17,7 @@ impl Bindings {
     pub(super) async fn hold(&self, wanted: &mut Wanted<'_>, found: &Found, budget: &mut Budget) -> Result<(), Error> {
         let Some(session) = wanted.session.as_ref().filter(|_| wanted.is_unheld()) else { return Ok(()) };
         let held = found.as_ref().ok().and_then(Option::as_ref);
-        let stored = held.and_then(|held| Record::parse(&held.value));
+        let stored = held.and_then(|held| BindingRecord::parse(&held.value));
         let is_untold = found.is_err() || held.is_some() && stored.is_none();
         let known = self.local.recall(session).map(|known| known.record);
         let home = match stored.into_iter().chain(known).max_by_key(|record| (record.epoch, record.sealed)) {
@@ -44,7 +44,7 @@ impl Bindings {
 
     /// Whether a turn that refers to what only its session's project finds may be served under `binding`, on a connection that
     /// has served turns of the session if `has_served`.
-    pub fn is_home(&self, binding: &Binding, has_served: bool) -> bool {
+    pub fn is_in_own_project(&self, binding: &Binding, has_served: bool) -> bool {
         match &binding.written {
             Written::Beside(record) => self.places.project_of(record).includes(&binding.key),
             Written::Stored(_) => true,
@@ -54,8 +54,8 @@ impl Bindings {
     }
 
     /// Whether the key of `binding`'s session, which another one serves, could do so by now.
-    pub fn is_home_well(&self, binding: &Binding, model: &str) -> bool {
+    pub fn is_own_project_ready(&self, binding: &Binding, model: &str) -> bool {
         let record = binding.record().filter(|_| matches!(binding.written, Written::Beside(_)));
-        record.is_some_and(|record| self.places.is_at_hand(record, model))
+        record.is_some_and(|record| self.places.is_key_ready(record, model))
     }
 }

@@ -9,7 +9,7 @@ use crate::key::{Key, Tag};
 
 /// A stored binding.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct BindingRecord {
     pub key: Tag,
     pub organization: Tag,
     /// 1 for the first key of a session, one more for each that follows.
@@ -27,7 +27,7 @@ pub fn state_tag(state: &[u8]) -> Tag {
     Tag::of("state", state)
 }
 
-impl Record {
+impl BindingRecord {
     /// A session's first binding.
     pub fn first(key: &Key, generation: u32) -> Self {
         Self { key: key.tag, organization: key.organization_tag, epoch: 1, generation, sealed: false, stale_state: None }
@@ -90,7 +90,7 @@ fn number(word: &str) -> Option<u32> {
     word.parse().ok().filter(|_| is_plain)
 }
 
-impl fmt::Display for Record {
+impl fmt::Display for BindingRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{} {} {}", self.key, self.organization, self.epoch, self.generation)?;
         if self.sealed {
@@ -111,7 +111,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(record in record()) {
-            prop_assert_eq!(Record::parse(&record.to_string()), Some(record));
+            prop_assert_eq!(BindingRecord::parse(&record.to_string()), Some(record));
         }
 
         /// A text that is almost a record is one only if it is what that record is written as.
@@ -125,7 +125,7 @@ mod tests {
             let text = record.to_string();
             let (start, end) = (cut.min(text.len()), (cut + length).min(text.len()));
             let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
-            if let Some(read) = Record::parse(&other) {
+            if let Some(read) = BindingRecord::parse(&other) {
                 // Words may come twice, and in any order: a later version may write them so.
                 let words = |text: &str| text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
                 prop_assert_eq!(words(&read.to_string()), words(&other), "{}", other);
@@ -134,14 +134,14 @@ mod tests {
 
         #[test]
         fn no_text_is_fatal_nor_a_record(text in "\\PC{0,40}") {
-            prop_assert_eq!(Record::parse(&text), None);
+            prop_assert_eq!(BindingRecord::parse(&text), None);
         }
     }
 
-    fn record() -> impl Strategy<Value = Record> {
+    fn record() -> impl Strategy<Value = BindingRecord> {
         let tag = || "[A-Za-z0-9_-]{8}".prop_map(|text| Tag::parse(&text).unwrap());
         let parts = (tag(), tag(), any::<u32>(), any::<u32>(), any::<bool>(), proptest::option::of(tag()));
-        parts.prop_map(|(key, organization, epoch, generation, sealed, stale_state)| Record {
+        parts.prop_map(|(key, organization, epoch, generation, sealed, stale_state)| BindingRecord {
             key,
             organization,
             epoch,
@@ -152,9 +152,9 @@ mod tests {
     }
 
     /// Any of them, but for its place.
-    fn bound(epoch: u32, generation: u32, sealed: bool) -> Record {
+    fn bound(epoch: u32, generation: u32, sealed: bool) -> BindingRecord {
         let stale_state = Some(state_tag(b"older"));
-        Record { epoch, generation, sealed, stale_state, ..Record::first(&keys()[0], 1) }
+        BindingRecord { epoch, generation, sealed, stale_state, ..BindingRecord::first(&keys()[0], 1) }
     }
 
     /// Two of one organization and one of another.
@@ -170,7 +170,7 @@ mod tests {
                 [(&keys[1], true, true), (&keys[1], false, false), (&keys[2], true, false), (&keys[2], false, false)]
             {
                 let moved = bound(epoch, 7, was_sealed).moved_to(key, 8, None);
-                let expected = Record { epoch: epoch + 1, generation: 8, sealed: is_sealed, ..Record::first(key, 1) };
+                let expected = BindingRecord { epoch: epoch + 1, generation: 8, sealed: is_sealed, ..BindingRecord::first(key, 1) };
                 assert_eq!(moved, expected, "an older turn's state is nobody's any more");
             }
         }
@@ -190,8 +190,8 @@ mod tests {
         );
         assert_eq!(bound(3, 4, false).sealed(), bound(3, 4, true));
         assert_eq!(
-            Record::first(&keys()[1], 6),
-            Record { epoch: 1, generation: 6, stale_state: None, ..bound(1, 6, false).moved_to(&keys()[1], 6, None) }
+            BindingRecord::first(&keys()[1], 6),
+            BindingRecord { epoch: 1, generation: 6, stale_state: None, ..bound(1, 6, false).moved_to(&keys()[1], 6, None) }
         );
     }
 
@@ -201,7 +201,7 @@ mod tests {
         assert!(sealed.is_sealed_form_of(&free) && bound(3, 2, true).is_sealed_form_of(&free));
         assert!(!free.is_sealed_form_of(&sealed) && !sealed.is_sealed_form_of(&sealed) && !free.is_sealed_form_of(&free));
         assert!(!bound(4, 1, true).is_sealed_form_of(&free), "another epoch");
-        let other = Record { key: keys()[1].tag, ..sealed };
+        let other = BindingRecord { key: keys()[1].tag, ..sealed };
         assert!(!other.is_sealed_form_of(&free), "another key");
     }
 
@@ -211,23 +211,23 @@ mod tests {
         let tag = |text: &str| Tag::parse(text).unwrap();
         let record = |sealed, stale_state: Option<&str>| {
             let (key, organization) = (tag("keykeyke"), tag("orgorgor"));
-            Record { key, organization, epoch: 10, generation: 3, sealed, stale_state: stale_state.map(tag) }
+            BindingRecord { key, organization, epoch: 10, generation: 3, sealed, stale_state: stale_state.map(tag) }
         };
         for (record, text) in [
             (record(false, None), "keykeykeorgorgor 10 3"),
             (record(true, None), "keykeykeorgorgor 10 3 s"),
             (record(false, Some("statetag")), "keykeykeorgorgor 10 3 ~statetag"),
             (record(true, Some("statetag")), "keykeykeorgorgor 10 3 s ~statetag"),
-            (Record { generation: 0, ..record(false, None) }, "keykeykeorgorgor 10 0"),
+            (BindingRecord { generation: 0, ..record(false, None) }, "keykeykeorgorgor 10 0"),
         ] {
-            assert_eq!((record.to_string().as_str(), Record::parse(text)), (text, Some(record.clone())));
+            assert_eq!((record.to_string().as_str(), BindingRecord::parse(text)), (text, Some(record.clone())));
         }
     }
 
     #[test]
     fn a_common_record_fits_the_smallest_block() {
         let tag = Tag::of("key", b"a-very-long-name-of-a-key-in-production");
-        let record = Record { key: tag, organization: tag, epoch: 12, generation: 345, sealed: true, stale_state: None };
+        let record = BindingRecord { key: tag, organization: tag, epoch: 12, generation: 345, sealed: true, stale_state: None };
         assert!(record.to_string().len() <= 28, "{record}");
     }
 
@@ -250,7 +250,7 @@ mod tests {
             "aaaaaaaabbbbbbbb 1 00",
             "aaaaaaaabbbbbbbb 1 1 ",
         ] {
-            assert_eq!(Record::parse(other), None, "{other}");
+            assert_eq!(BindingRecord::parse(other), None, "{other}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::binding::bind::Bindings;
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::binding::{Binding, Written};
 use crate::session::SessionId;
 use crate::store::name::Name;
@@ -14,18 +14,18 @@ impl Bindings {
     /// then. A stored life that is due starts anew, behind the turn's back.
     pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
         let Some(session) = &binding.session else { return };
-        let confirmed = |record: &Record| record.confirmed(self.places.generation());
+        let confirmed = |record: &BindingRecord| record.confirmed(self.places.generation());
         match &binding.written {
             Written::Nowhere => {}
             Written::Beside(record) if record.sealed => {}
             // A sibling's answer seals the session as well.
             Written::Beside(record) => {
-                let is_guess = self.local.recall(session).is_some_and(|known| known.is_guess && known.is_of(record));
-                self.seal(session, record, &record.sealed(), is_guess, budget).await;
+                let is_provisional = self.local.recall(session).is_some_and(|known| known.is_provisional && known.is_of(record));
+                self.seal(session, record, &record.sealed(), is_provisional, budget).await;
             }
             Written::Here(record) if confirmed(record) == *record => {}
             Written::Here(record) => {
-                self.local.note(session, &confirmed(record), self.is_guess(session, record, binding));
+                self.local.note(session, &confirmed(record), self.is_provisional(session, record, binding));
             }
             Written::Stored(record) if confirmed(record) != *record => {
                 self.seal(session, record, &confirmed(record), false, budget).await;
@@ -41,8 +41,8 @@ impl Bindings {
         }
     }
 
-    /// `is_guess`: nobody has asked the store for `record` yet.
-    pub(super) async fn seal(&self, session: &SessionId, record: &Record, sealed: &Record, is_guess: bool, budget: &mut Budget) {
+    /// `is_provisional`: nobody has asked the store for `record` yet.
+    pub(super) async fn seal(&self, session: &SessionId, record: &BindingRecord, sealed: &BindingRecord, is_provisional: bool, budget: &mut Budget) {
         let name = Name::Binding(session.as_str());
         match self.store.replace(name, &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
             Ok(Replaced::Done) => {
@@ -50,7 +50,7 @@ impl Bindings {
             }
             // Another turn of the session was first: with the same word, or with a move that comes later.
             Ok(Replaced::Lost(_)) => {}
-            Err(_) => self.local.note(session, sealed, is_guess),
+            Err(_) => self.local.note(session, sealed, is_provisional),
         }
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::bind::Bindings;
 use super::local::Local;
 use super::place::Places;
-use super::record::Record;
+use super::record::BindingRecord;
 use super::trail::Trail;
 use super::{Binding, Written};
 use crate::binding::demand::Wanted;
 use crate::client::Client;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::condition::{Condition, Subject};
 use crate::health::diagnose::{Ailment, Scope};
 use crate::health::registry::Registry;
@@ -23,11 +23,11 @@ use crate::session::SessionId;
 use crate::store::memory::Memory;
 use crate::store::model::{Flaw, Model, Shared, Weather};
 use crate::store::name::Name;
-use crate::store::{Roll, Store};
+use crate::store::{MembershipReply, Store};
 use crate::task::Tasks;
 
 mod beside;
-mod crowd;
+mod movers;
 mod dark;
 mod forgetting;
 mod gossip;
@@ -124,7 +124,7 @@ impl Replica {
 
     /// Its set of keys has this ordinal.
     fn is_of(&self, ordinal: u32) {
-        self.registry.heard(&self.registry.loaded(), &Roll { ordinal, others: Vec::new() });
+        self.registry.heard(&self.registry.loaded(), &MembershipReply { ordinal, others: Vec::new() });
     }
 
     fn weather(&self, weather: Weather) {
@@ -141,8 +141,8 @@ impl Replica {
     }
 
     /// A binding to this key, of this epoch.
-    fn record(&self, id: &str, epoch: u32) -> Record {
-        Record { epoch, ..Record::first(&self.key(id), 1) }
+    fn record(&self, id: &str, epoch: u32) -> BindingRecord {
+        BindingRecord { epoch, ..BindingRecord::first(&self.key(id), 1) }
     }
 
     fn wanted(&self) -> Wanted<'_> {
@@ -150,7 +150,7 @@ impl Replica {
     }
 
     /// The store holds `record` for the session, whatever it held.
-    async fn put(&self, record: &Record) {
+    async fn put(&self, record: &BindingRecord) {
         let text = record.to_string();
         self.store.merge(Name::Binding(session(1).as_str()), &text, u32::MAX, TTL, &mut self.store.budget()).await.unwrap();
     }
@@ -161,7 +161,7 @@ impl Replica {
         held.map(|held| held.value)
     }
 
-    async fn is_stored(&self, record: &Record) {
+    async fn is_stored(&self, record: &BindingRecord) {
         assert_eq!(self.stored().await, Some(record.to_string()));
     }
 
@@ -179,7 +179,7 @@ impl Replica {
     }
 
     /// The key that `wanted` is served by, or why it is not.
-    async fn goes(&self, mut wanted: Wanted<'_>) -> Result<String, Kind> {
+    async fn goes(&self, mut wanted: Wanted<'_>) -> Result<String, ErrorKind> {
         self.bind(&mut wanted).await.map(|binding| binding.key.id.clone()).map_err(|error| error.kind)
     }
 

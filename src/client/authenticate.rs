@@ -10,14 +10,14 @@ use http::header::AUTHORIZATION;
 use subtle::ConstantTimeEq;
 
 use super::{Client, Clients, TokenHash, hash};
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::setting::Secret;
 
 /// What a client showed, kept as long as its connection lasts: a hash, never a token.
 #[derive(Clone, Copy)]
-pub struct Pass(Option<TokenHash>);
+pub struct TokenProof(Option<TokenHash>);
 
-impl Pass {
+impl TokenProof {
     pub fn of(headers: &HeaderMap) -> Self {
         let shown = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
         Self(shown.map(hash))
@@ -26,7 +26,7 @@ impl Pass {
 
 impl Clients {
     /// Who `pass` stands for by now. `None`: it was revoked.
-    pub fn admit(&self, pass: Pass) -> Option<&Arc<Client>> {
+    pub fn admit(&self, pass: TokenProof) -> Option<&Arc<Client>> {
         pass.0.and_then(|hash| self.by_token.get(&hash)).or(self.anybody.as_ref())
     }
 
@@ -74,7 +74,7 @@ fn unknown() -> Error {
 }
 
 fn refusal(why: &str) -> Error {
-    Error::new(Kind::InvalidApiKey, why)
+    Error::new(ErrorKind::InvalidApiKey, why)
 }
 
 fn bearer(value: &[u8]) -> Option<&str> {
@@ -161,13 +161,13 @@ mod tests {
     fn a_pass_is_good_for_as_long_as_its_token() {
         let admitted = |open: bool, value: &str| {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
-            clients(open).admit(Pass::of(&headers)).map(|client| client.id.to_string())
+            clients(open).admit(TokenProof::of(&headers)).map(|client| client.id.to_string())
         };
         assert_eq!(admitted(false, "Bearer wk-alice").as_deref(), Some("alice"));
         assert_eq!(admitted(false, "Bearer wk-carol"), None);
         assert_eq!(admitted(true, "Bearer wk-carol").as_deref(), Some("open"));
         assert_eq!(admitted(true, "Bearer wk-bob").as_deref(), Some("bob"));
-        let nothing = Pass::of(&HeaderMap::new());
+        let nothing = TokenProof::of(&HeaderMap::new());
         assert!(clients(false).admit(nothing).is_none(), "who showed nothing stays nobody");
         assert_eq!(clients(true).admit(nothing).map(|client| client.id.as_str().to_owned()).as_deref(), Some("open"));
     }

@@ -1,6 +1,6 @@
 //! What is decided at the start and stays until the next one, and how a reload tells what of it has changed.
 //!
-//! Options are compared by hash: a secret that is written in the file is not kept for that.
+//! FixedOptions are compared by hash: a secret that is written in the file is not kept for that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,9 +43,9 @@ impl Fixed {
 
 /// The options of all sections that a reload leaves alone, `section.option`, by hash of their value.
 #[derive(Clone, Debug, Default)]
-pub struct Options(BTreeMap<String, [u8; 32]>);
+pub struct FixedOptions(BTreeMap<String, [u8; 32]>);
 
-impl Options {
+impl FixedOptions {
     pub fn of(root: &Value) -> Self {
         let table = |value: &Value| match &value.kind {
             ValueKind::Table(table) => table.clone(),

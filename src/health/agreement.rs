@@ -98,7 +98,7 @@ impl Replica {
         let keys = self.registry.loaded();
         let pairs = keys.table.keys().iter().flat_map(|key| MODELS.map(|model| (key, model)));
         let fitness = pairs.map(|(key, model)| match self.registry.fitness(key, model) {
-            Fitness::Short(_) => format!("{} {model}: short", key.id),
+            Fitness::Limited(_) => format!("{} {model}: short", key.id),
             other => format!("{} {model}: {other:?}", key.id),
         });
         fitness.collect()

@@ -26,13 +26,13 @@ pub const RAMP: Duration = Duration::from_secs(60);
 /// What a key can do for a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fitness {
-    Well,
-    /// It takes no more of the model for so long.
-    Short(Duration),
-    /// Its sessions are served by others meanwhile, and stay its own.
-    Aside(Why),
-    /// Its sessions go elsewhere.
-    Lost(Why),
+    Ready,
+    /// The key takes no more of the model for this long.
+    Limited(Duration),
+    /// Other keys serve its sessions meanwhile; their bindings stay.
+    Bypassed(Why),
+    /// Its sessions move to other keys.
+    Dead(Why),
 }
 
 /// Why a key does not serve.
@@ -121,27 +121,27 @@ impl Conditions {
     pub fn fitness(&self, key: &Key, model: &str) -> Fitness {
         let known = self.read();
         if known.entries.is_empty() {
-            return Fitness::Well;
+            return Fitness::Ready;
         }
         let now = Instant::now();
         match known.by_operator(key, now) {
-            Some(Condition::Drained) => return Fitness::Lost(Why::Drained),
-            Some(_) => return Fitness::Aside(Why::Disabled),
+            Some(Condition::Drained) => return Fitness::Dead(Why::Drained),
+            Some(_) => return Fitness::Bypassed(Why::Disabled),
             None => {}
         }
         match known.standing(key, now) {
-            Some((_, Condition::Suspected | Condition::Rejected)) if known.is_incident => return Fitness::Aside(Why::Incident),
-            Some((_, Condition::Suspected)) => return Fitness::Aside(Why::Suspected),
-            Some((_, Condition::Rejected)) => return Fitness::Lost(Why::Rejected),
-            Some((Scope::Project, Condition::Exhausted)) => return Fitness::Lost(Why::ExhaustedProject),
-            Some((_, Condition::Exhausted)) => return Fitness::Lost(Why::ExhaustedOrganization),
+            Some((_, Condition::Suspected | Condition::Rejected)) if known.is_incident => return Fitness::Bypassed(Why::Incident),
+            Some((_, Condition::Suspected)) => return Fitness::Bypassed(Why::Suspected),
+            Some((_, Condition::Rejected)) => return Fitness::Dead(Why::Rejected),
+            Some((Scope::Project, Condition::Exhausted)) => return Fitness::Dead(Why::ExhaustedProject),
+            Some((_, Condition::Exhausted)) => return Fitness::Dead(Why::ExhaustedOrganization),
             _ => {}
         }
         let of_model = known.find(Subject::model(key, model), Class::Illness, now);
         match of_model {
-            Some(Entry { condition: Condition::NoAccess, .. }) => Fitness::Aside(Why::NoAccess),
-            Some(Entry { until: Some(until), .. }) => Fitness::Short(*until - now),
-            _ => Fitness::Well,
+            Some(Entry { condition: Condition::NoAccess, .. }) => Fitness::Bypassed(Why::NoAccess),
+            Some(Entry { until: Some(until), .. }) => Fitness::Limited(*until - now),
+            _ => Fitness::Ready,
         }
     }
 

@@ -19,22 +19,22 @@ const MOST: usize = 1_000;
 
 /// What is scarce, and until when.
 #[derive(Default)]
-pub struct Rooms(RwLock<HashMap<Subject, Instant>>);
+pub struct Headrooms(RwLock<HashMap<Subject, Instant>>);
 
-impl Rooms {
+impl Headrooms {
     /// `key`'s upstream has answered a turn for `model` with `headers`.
     pub fn observe(&self, key: &Key, model: &str, headers: &HeaderMap) {
         let Some(room) = headroom(headers) else { return };
         let (subject, now) = (Subject::model(key, model), Instant::now());
         let is_known = self.is_scarce(key, model);
         if room.left < SCARCE {
-            let mut rooms = self.0.write().unwrap_or_else(PoisonError::into_inner);
-            if rooms.len() >= MOST {
-                rooms.retain(|_, until| *until > now);
+            let mut headrooms = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            if headrooms.len() >= MOST {
+                headrooms.retain(|_, until| *until > now);
             }
-            if rooms.len() < MOST {
+            if headrooms.len() < MOST {
                 // Refilled steadily: there is room again long before the limit is whole.
-                rooms.insert(subject, now + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE)));
+                headrooms.insert(subject, now + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE)));
             }
         } else if is_known {
             self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&subject);
@@ -43,8 +43,8 @@ impl Rooms {
 
     /// Whether `key`'s project has little left for `model`.
     pub fn is_scarce(&self, key: &Key, model: &str) -> bool {
-        let rooms = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        !rooms.is_empty() && rooms.get(&Subject::model(key, model)).is_some_and(|until| *until > Instant::now())
+        let headrooms = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        !headrooms.is_empty() && headrooms.get(&Subject::model(key, model)).is_some_and(|until| *until > Instant::now())
     }
 }
 
@@ -58,38 +58,38 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_project_is_scarce_until_it_is_refilled_or_says_otherwise() {
         let table = Table::sketch("a o 1 sk-a");
-        let (rooms, key) = (Rooms::default(), &table.keys()[0]);
+        let (headrooms, key) = (Headrooms::default(), &table.keys()[0]);
         let left = |left: u32| {
             let list = [("limit", "100".to_owned()), ("remaining", left.to_string()), ("reset", "60s".into())];
             let name = |what: &str| HeaderName::try_from(format!("x-ratelimit-{what}-requests")).unwrap();
             list.into_iter().map(|(what, value)| (name(what), HeaderValue::try_from(value).unwrap())).collect::<HeaderMap>()
         };
-        rooms.observe(key, "m", &left(50));
-        assert!(!rooms.is_scarce(key, "m"));
-        rooms.observe(key, "m", &left(5));
-        assert!(rooms.is_scarce(key, "m") && !rooms.is_scarce(key, "n"));
-        rooms.observe(key, "m", &HeaderMap::new());
-        assert!(rooms.is_scarce(key, "m"), "who says nothing changes nothing");
-        rooms.observe(key, "m", &left(40));
-        assert!(!rooms.is_scarce(key, "m"));
+        headrooms.observe(key, "m", &left(50));
+        assert!(!headrooms.is_scarce(key, "m"));
+        headrooms.observe(key, "m", &left(5));
+        assert!(headrooms.is_scarce(key, "m") && !headrooms.is_scarce(key, "n"));
+        headrooms.observe(key, "m", &HeaderMap::new());
+        assert!(headrooms.is_scarce(key, "m"), "who says nothing changes nothing");
+        headrooms.observe(key, "m", &left(40));
+        assert!(!headrooms.is_scarce(key, "m"));
         // Refilled steadily: a fifth of the limit is back after a fifth of its time.
         for (remaining, seconds) in [(0, 12), (5, 9), (9, 6)] {
-            rooms.observe(key, "m", &left(remaining));
+            headrooms.observe(key, "m", &left(remaining));
             tokio::time::advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
-            assert!(rooms.is_scarce(key, "m"), "{remaining} left, after nearly {seconds} s");
+            assert!(headrooms.is_scarce(key, "m"), "{remaining} left, after nearly {seconds} s");
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(!rooms.is_scarce(key, "m"), "{remaining} left, after {seconds} s");
+            assert!(!headrooms.is_scarce(key, "m"), "{remaining} left, after {seconds} s");
         }
-        rooms.observe(key, "m", &left(10));
-        assert!(!rooms.is_scarce(key, "m"), "a tenth is room");
+        headrooms.observe(key, "m", &left(10));
+        assert!(!headrooms.is_scarce(key, "m"), "a tenth is room");
         // Models are named by clients: so many are kept at most, and those that are over give way.
         for number in 0..MOST {
-            rooms.observe(key, &number.to_string(), &left(0));
+            headrooms.observe(key, &number.to_string(), &left(0));
         }
-        rooms.observe(key, "one more", &left(0));
-        assert!(rooms.is_scarce(key, "999") && !rooms.is_scarce(key, "one more"));
+        headrooms.observe(key, "one more", &left(0));
+        assert!(headrooms.is_scarce(key, "999") && !headrooms.is_scarce(key, "one more"));
         tokio::time::advance(Duration::from_secs(13)).await;
-        rooms.observe(key, "one more", &left(0));
-        assert!(rooms.is_scarce(key, "one more"));
+        headrooms.observe(key, "one more", &left(0));
+        assert!(headrooms.is_scarce(key, "one more"));
     }
 }

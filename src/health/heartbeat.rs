@@ -73,7 +73,7 @@ async fn replicas_share_what_a_key_takes() {
     let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
     let ((one, _), (two, _)) = (replica(&shared, "one"), replica(&shared, "two"));
     let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
-    let admitted = |replica: &Replica| (0..100).filter(|_| replica.registry.surges.admit(&key).is_ok()).count();
+    let admitted = |replica: &Replica| (0..100).filter(|_| replica.registry.herd.admit(&key).is_ok()).count();
     two.beat().await;
     assert_eq!(admitted(&two), 30, "alone");
     one.beat().await;

@@ -21,7 +21,7 @@ const TIMES: f64 = 2.0;
 const AT_ONCE: f64 = 3.0;
 
 /// What this replica sends to each key.
-pub struct Surges {
+pub struct Herd {
     origin: Instant,
     /// They share what a key takes.
     replicas: Arc<Replicas>,
@@ -52,7 +52,7 @@ impl Flow {
     }
 }
 
-impl Surges {
+impl Herd {
     pub fn new(replicas: Arc<Replicas>) -> Self {
         Self { origin: Instant::now(), replicas, keys: Mutex::default() }
     }
@@ -89,30 +89,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_herd_comes_at_twice_the_usual_rate() {
         let table = Table::sketch("busy o 1 sk-a, quiet o 1 sk-b");
-        let ([busy, quiet], surges) = (table.keys(), Surges::new(Arc::default())) else { panic!("two keys") };
+        let ([busy, quiet], herd) = (table.keys(), Herd::new(Arc::default())) else { panic!("two keys") };
         for _ in 0..1_200 {
-            surges.began(busy);
+            herd.began(busy);
             tokio::time::advance(Duration::from_millis(50)).await;
         }
         let mut admitted = [0, 0];
         for _ in 0..10_000 {
             for (key, count) in [busy, quiet].into_iter().zip(&mut admitted) {
-                *count += u32::from(surges.admit(key).is_ok());
+                *count += u32::from(herd.admit(key).is_ok());
             }
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         // Twenty and five a second, for ten seconds and the three of the beginning.
         assert!((400..=530).contains(&admitted[0]), "{admitted:?}");
         assert!((100..=135).contains(&admitted[1]), "{admitted:?}");
-        let wait = (0..10_000).find_map(|_| surges.admit(quiet).err()).expect("a key takes no herd");
+        let wait = (0..10_000).find_map(|_| herd.admit(quiet).err()).expect("a key takes no herd");
         tokio::time::advance(wait).await;
-        assert!(surges.admit(quiet).is_ok());
+        assert!(herd.admit(quiet).is_ok());
     }
 
     /// How many moved sessions `key` takes at once, by which the usual rate is told: three seconds'
     /// worth of twice as many.
-    fn at_once(surges: &Surges, key: &Key) -> usize {
-        (0..1_000).take_while(|_| surges.admit(key).is_ok()).count()
+    fn at_once(herd: &Herd, key: &Key) -> usize {
+        (0..1_000).take_while(|_| herd.admit(key).is_ok()).count()
     }
 
     #[tokio::test(start_paused = true)]
@@ -120,9 +120,9 @@ mod tests {
         let table = Table::sketch("a o 1 sk-a");
         for (replicas, expected) in [(1, 30), (2, 15), (5, 6), (100, 1)] {
             let count = Arc::new(Replicas::default());
-            let surges = Surges::new(Arc::clone(&count));
+            let herd = Herd::new(Arc::clone(&count));
             count.hear(replicas - 1);
-            assert_eq!(at_once(&surges, &table.keys()[0]), expected, "{replicas} replicas");
+            assert_eq!(at_once(&herd, &table.keys()[0]), expected, "{replicas} replicas");
         }
     }
 
@@ -130,14 +130,14 @@ mod tests {
     async fn the_usual_rate_is_that_of_the_last_minute() {
         let table = Table::sketch("a o 1 sk-a");
         for (after, expected) in [(0, 120), (30, 60), (59, 30), (60, 30), (61, 30), (3_600, 30)] {
-            let (surges, key) = (Surges::new(Arc::default()), &table.keys()[0]);
+            let (herd, key) = (Herd::new(Arc::default()), &table.keys()[0]);
             for _ in 0..1_200 {
-                surges.began(key);
+                herd.began(key);
                 tokio::time::advance(Duration::from_millis(50)).await;
             }
             tokio::time::advance(Duration::from_secs(after)).await;
             // Half a minute later half of that minute is in the last one.
-            assert_eq!(at_once(&surges, key), expected, "{after} s later");
+            assert_eq!(at_once(&herd, key), expected, "{after} s later");
         }
     }
 }

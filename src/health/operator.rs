@@ -18,7 +18,7 @@ const ORGANIZATION: &str = "org:";
 
 /// What an operator says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum OperatorCommand {
     /// Out of use. Its sessions are served by others of its organization, and stay its own.
     Disable,
     /// In use again, whatever was said before.
@@ -29,7 +29,7 @@ pub enum Verb {
     Probe,
 }
 
-impl Verb {
+impl OperatorCommand {
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Disable, Self::Enable, Self::Drain, Self::Probe].into_iter().find(|verb| verb.name() == text)
     }
@@ -56,7 +56,7 @@ impl Verb {
 }
 
 /// Whom an operator means.
-pub struct Meant {
+pub struct Target {
     subject: Subject,
     /// Never empty.
     pub keys: Vec<Arc<Key>>,
@@ -64,7 +64,7 @@ pub struct Meant {
 
 /// A key as operators see it.
 #[derive(Debug, Serialize)]
-pub struct View {
+pub struct KeyView {
     pub id: String,
     pub organization: String,
     pub project: String,
@@ -101,34 +101,34 @@ impl Operator {
     }
 
     /// The key of this id, or all keys of the organization in `org:ID`.
-    pub fn find(&self, name: &str) -> Option<Meant> {
+    pub fn find(&self, name: &str) -> Option<Target> {
         let loaded = self.registry.loaded();
         let keys = |is_meant: &dyn Fn(&Key) -> bool| -> Vec<Arc<Key>> {
             loaded.table.keys().iter().filter(|key| is_meant(key)).cloned().collect()
         };
         let named = keys(&|key| key.id == name);
-        let meant = match (named.first(), name.strip_prefix(ORGANIZATION)) {
-            (Some(key), _) => Meant { subject: Subject::named(key), keys: named },
+        let target = match (named.first(), name.strip_prefix(ORGANIZATION)) {
+            (Some(key), _) => Target { subject: Subject::named(key), keys: named },
             (None, Some(organization)) => {
                 let subject = Subject::Organization(Tag::of("organization", organization.as_bytes()));
-                Meant { subject, keys: keys(&|key| key.organization == organization) }
+                Target { subject, keys: keys(&|key| key.organization == organization) }
             }
             (None, None) => return None,
         };
-        (!meant.keys.is_empty()).then_some(meant)
+        (!target.keys.is_empty()).then_some(target)
     }
 
     /// Takes the word, and tells it. Returns whether the others have been told.
-    pub async fn say(&self, meant: &Meant, verb: Verb) -> bool {
+    pub async fn say(&self, target: &Target, verb: OperatorCommand) -> bool {
         let conditions = &self.registry.conditions;
         match verb.condition() {
             Some(condition) => {
-                conditions.note(meant.subject, condition, condition.life());
+                conditions.note(target.subject, condition, condition.life());
             }
             None => {
                 // What was told a moment ago is to be forgotten too.
                 self.heartbeat.exchange().await;
-                conditions.forget(|subject| meant.keys.iter().any(|key| subject.concerns(key)));
+                conditions.forget(|subject| target.keys.iter().any(|key| subject.concerns(key)));
             }
         }
         self.registry.has_changed();
@@ -137,16 +137,16 @@ impl Operator {
     }
 
     /// All keys, with what is known of them on all replicas now.
-    pub async fn all(&self) -> Vec<View> {
+    pub async fn all(&self) -> Vec<KeyView> {
         self.heartbeat.exchange().await;
         self.views(self.registry.loaded().table.keys())
     }
 
-    pub fn views(&self, keys: &[Arc<Key>]) -> Vec<View> {
+    pub fn views(&self, keys: &[Arc<Key>]) -> Vec<KeyView> {
         keys.iter().map(|key| self.view(key)).collect()
     }
 
-    fn view(&self, key: &Key) -> View {
+    fn view(&self, key: &Key) -> KeyView {
         let conditions = self.registry.conditions.of(key).into_iter();
         // Nothing is the case of a key that was enabled.
         let conditions = conditions.filter(|(_, condition, _)| *condition != Condition::Enabled);
@@ -156,7 +156,7 @@ impl Operator {
             // Tenths are enough.
             seconds_left: left.map(|left| (left.as_secs_f64() * 10.0).round() / 10.0),
         };
-        View {
+        KeyView {
             id: key.id.clone(),
             organization: key.organization.clone(),
             project: key.project.clone(),
@@ -204,16 +204,16 @@ mod tests {
         let (key, organization) = (operator.find("a").unwrap(), operator.find("org:o").unwrap());
         assert_eq!((key.keys.len(), organization.keys.len()), (1, 2));
         assert!(operator.find("o").is_none() && operator.find("org:q").is_none() && operator.find("").is_none());
-        let (disabled, drained) = (Fitness::Aside(Why::Disabled), Fitness::Lost(Why::Drained));
-        assert!(operator.say(&key, Verb::Disable).await);
+        let (disabled, drained) = (Fitness::Bypassed(Why::Disabled), Fitness::Dead(Why::Drained));
+        assert!(operator.say(&key, OperatorCommand::Disable).await);
         tokio::time::advance(Duration::from_secs(1_000_000)).await;
-        assert_eq!(fitness(&operator), [disabled, Fitness::Well, Fitness::Well]);
-        operator.say(&organization, Verb::Drain).await;
-        assert_eq!(fitness(&operator), [drained, drained, Fitness::Well]);
-        operator.say(&organization, Verb::Enable).await;
-        assert_eq!(fitness(&operator), [disabled, Fitness::Well, Fitness::Well], "its own word was not ended");
-        operator.say(&key, Verb::Enable).await;
-        assert_eq!(fitness(&operator), [Fitness::Well; 3]);
+        assert_eq!(fitness(&operator), [disabled, Fitness::Ready, Fitness::Ready]);
+        operator.say(&organization, OperatorCommand::Drain).await;
+        assert_eq!(fitness(&operator), [drained, drained, Fitness::Ready]);
+        operator.say(&organization, OperatorCommand::Enable).await;
+        assert_eq!(fitness(&operator), [disabled, Fitness::Ready, Fitness::Ready], "its own word was not ended");
+        operator.say(&key, OperatorCommand::Enable).await;
+        assert_eq!(fitness(&operator), [Fitness::Ready; 3]);
         assert!(operator.all().await.iter().all(|view| view.state == "ready" && view.conditions.is_empty()));
     }
 
@@ -228,17 +228,17 @@ mod tests {
         operator.registry.condemn(&keys[1], Ailment::Rejected(Scope::Key));
         operator.registry.limit(&keys[0], "m", Duration::from_secs(60));
         operator.registry.condemn(&keys[2], Ailment::Rejected(Scope::Key));
-        operator.say(&operator.find("b").unwrap(), Verb::Disable).await;
+        operator.say(&operator.find("b").unwrap(), OperatorCommand::Disable).await;
         let exhausted = Subject::of(&keys[0], Scope::Organization);
         operator.registry.conditions.grant(exhausted);
         assert!(!operator.registry.conditions.has_ticket(&keys[1]), "nobody is let on it to find out");
         assert!(operator.registry.conditions.has_ticket(&keys[0]));
-        operator.say(&operator.find("org:o").unwrap(), Verb::Probe).await;
-        let rejected = Fitness::Lost(Why::Rejected);
-        assert_eq!(fitness(&operator), [Fitness::Well, Fitness::Aside(Why::Disabled), rejected]);
+        operator.say(&operator.find("org:o").unwrap(), OperatorCommand::Probe).await;
+        let rejected = Fitness::Dead(Why::Rejected);
+        assert_eq!(fitness(&operator), [Fitness::Ready, Fitness::Bypassed(Why::Disabled), rejected]);
         assert!(operator.registry.conditions.ramp(&keys[0]) > 0.99, "nothing comes back little by little");
-        operator.say(&operator.find("b").unwrap(), Verb::Enable).await;
-        assert_eq!(fitness(&operator), [Fitness::Well, Fitness::Well, rejected], "and what was met of it is forgotten");
+        operator.say(&operator.find("b").unwrap(), OperatorCommand::Enable).await;
+        assert_eq!(fitness(&operator), [Fitness::Ready, Fitness::Ready, rejected], "and what was met of it is forgotten");
     }
 
     #[tokio::test(start_paused = true)]
@@ -247,12 +247,12 @@ mod tests {
         let registry = Arc::new(Registry::new(Table::sketch("org:o o 1 sk-a, b o 1 sk-b, o p 1 sk-c"), Arc::clone(&metrics)));
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(10)), metrics));
         let operator = Operator::new(Arc::clone(&registry), heartbeat(store, &registry, "one"));
-        let found = |name: &str| operator.find(name).map(|meant| meant.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>());
+        let found = |name: &str| operator.find(name).map(|target| target.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>());
         assert_eq!(found("org:o"), Some(vec!["org:o".to_owned()]), "the key");
         assert_eq!(found("org:p"), Some(vec!["o".to_owned()]));
         assert_eq!(found("o"), Some(vec!["o".to_owned()]));
-        operator.say(&operator.find("org:o").unwrap(), Verb::Drain).await;
-        assert_eq!(fitness(&operator), [Fitness::Lost(Why::Drained), Fitness::Well, Fitness::Well]);
+        operator.say(&operator.find("org:o").unwrap(), OperatorCommand::Drain).await;
+        assert_eq!(fitness(&operator), [Fitness::Dead(Why::Drained), Fitness::Ready, Fitness::Ready]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -266,20 +266,20 @@ mod tests {
             (Operator::new(Arc::clone(&registry), heartbeat(store, &registry, name)), model.weather)
         };
         let ((one, weather), (two, _)) = (replica("one"), replica("two"));
-        let meant = one.find("a").unwrap();
+        let target = one.find("a").unwrap();
         *weather.lock().unwrap() = Weather::Away;
-        assert!(!one.say(&meant, Verb::Disable).await, "nobody has heard it");
-        assert_eq!(fitness(&one), [Fitness::Aside(Why::Disabled)], "but it holds here");
+        assert!(!one.say(&target, OperatorCommand::Disable).await, "nobody has heard it");
+        assert_eq!(fitness(&one), [Fitness::Bypassed(Why::Disabled)], "but it holds here");
         *weather.lock().unwrap() = Weather::Fair;
         assert_eq!(one.all().await[0].state, "disabled");
         assert_eq!(two.all().await[0].conditions[0].reason, "disabled");
         // What another one has met and told, and nobody has heard here, is forgotten too.
-        assert!(two.say(&meant, Verb::Enable).await);
-        two.registry.condemn(&meant.keys[0], Ailment::Rejected(Scope::Key));
+        assert!(two.say(&target, OperatorCommand::Enable).await);
+        two.registry.condemn(&target.keys[0], Ailment::Rejected(Scope::Key));
         two.heartbeat.exchange().await;
-        assert!(one.say(&meant, Verb::Probe).await);
+        assert!(one.say(&target, OperatorCommand::Probe).await);
         two.heartbeat.exchange().await;
-        assert_eq!((fitness(&one), fitness(&two)), (vec![Fitness::Well], vec![Fitness::Well]));
+        assert_eq!((fitness(&one), fitness(&two)), (vec![Fitness::Ready], vec![Fitness::Ready]));
     }
 
     #[tokio::test(start_paused = true)]
@@ -287,7 +287,7 @@ mod tests {
         let operator = operator();
         let keys = operator.registry.loaded().table.keys().to_vec();
         operator.registry.condemn(&keys[0], Ailment::Exhausted(Scope::Organization));
-        operator.say(&operator.find("b").unwrap(), Verb::Drain).await;
+        operator.say(&operator.find("b").unwrap(), OperatorCommand::Drain).await;
         let _turn = operator.registry.loads.enter(&keys[1]);
         let shown = serde_json::to_string(&operator.all().await).unwrap();
         assert!(!shown.contains("canary"), "{shown}");

@@ -16,8 +16,8 @@ use crate::current::Current;
 use crate::health::condition::{Class, Condition, Subject};
 use crate::health::conditions::{Conditions, Fitness, RAMP, Why};
 use crate::health::diagnose::{Ailment, Diagnosis, Scope, diagnose_failure};
-use crate::health::headroom::Rooms;
-use crate::health::herd::Surges;
+use crate::health::headroom::Headrooms;
+use crate::health::herd::Herd;
 use crate::health::load::Loads;
 use crate::key::Key;
 use crate::key::generation::Loaded;
@@ -26,7 +26,7 @@ use crate::limit::wait_or_usual;
 use crate::metrics::{KeyState, Metrics};
 use crate::peers::heartbeat::{Told, Topic};
 use crate::peers::replicas::Replicas;
-use crate::store::Roll;
+use crate::store::MembershipReply;
 use crate::store::board::{Board, Note};
 use crate::wire::error_body::ErrorBody;
 
@@ -47,8 +47,8 @@ pub struct Registry {
     metrics: Arc<Metrics>,
     pub conditions: Conditions,
     pub loads: Loads,
-    pub rooms: Rooms,
-    pub surges: Surges,
+    pub headrooms: Headrooms,
+    pub herd: Herd,
     /// How many replicas share the keys.
     pub replicas: Arc<Replicas>,
 }
@@ -67,8 +67,8 @@ impl Registry {
             metrics,
             conditions: Conditions::default(),
             loads,
-            rooms: Rooms::default(),
-            surges: Surges::new(Arc::clone(&replicas)),
+            headrooms: Headrooms::default(),
+            herd: Herd::new(Arc::clone(&replicas)),
             replicas,
         };
         registry.show_states();
@@ -94,7 +94,7 @@ impl Registry {
     }
 
     /// Takes `next` into use, with what the store says of it, if it answers. Turns in flight end with the keys that they have.
-    pub fn adopt(&self, next: Arc<Loaded>, roll: Option<&Roll>) {
+    pub fn adopt(&self, next: Arc<Loaded>, roll: Option<&MembershipReply>) {
         let before = self.loaded();
         let frozen = match roll {
             Some(roll) => {
@@ -115,7 +115,7 @@ impl Registry {
     }
 
     /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
-    pub fn heard(&self, loaded: &Arc<Loaded>, roll: &Roll) {
+    pub fn heard(&self, loaded: &Arc<Loaded>, roll: &MembershipReply) {
         loaded.heard(roll);
         self.frozen.set(Arc::clone(loaded));
         self.count(loaded);
@@ -160,8 +160,8 @@ impl Registry {
             .any(|scope| self.conditions.is(Subject::of(key, scope), Condition::Exhausted))
     }
 
-    pub fn is_well(&self, key: &Key, model: &str) -> bool {
-        self.fitness(key, model) == Fitness::Well
+    pub fn is_ready(&self, key: &Key, model: &str) -> bool {
+        self.fitness(key, model) == Fitness::Ready
     }
 
     /// An upstream has answered a turn with `key` like this. A key that is refused is asked at once whether it is meant.
@@ -270,7 +270,7 @@ impl Registry {
     pub fn is_closed(&self, key: &Key) -> bool {
         let loaded = self.loaded();
         let is_there = loaded.table.by_tag(key.tag).is_some_and(|now| now.organization_tag == key.organization_tag);
-        !is_there || matches!(self.fitness(key, ""), Fitness::Aside(Why::Disabled) | Fitness::Lost(Why::Drained))
+        !is_there || matches!(self.fitness(key, ""), Fitness::Bypassed(Why::Disabled) | Fitness::Dead(Why::Drained))
     }
 
     /// What was out of use is in use again: new sessions come to it little by little.
@@ -301,7 +301,7 @@ impl Registry {
         let conditions = self.conditions.of(key);
         let is_any = |wanted: &[Condition]| conditions.iter().any(|(_, condition, _)| wanted.contains(condition));
         match () {
-            () if matches!(self.fitness(key, ""), Fitness::Aside(_) | Fitness::Lost(_)) => KeyState::Disabled,
+            () if matches!(self.fitness(key, ""), Fitness::Bypassed(_) | Fitness::Dead(_)) => KeyState::Disabled,
             () if is_any(&[Condition::Limited, Condition::NoAccess]) => KeyState::Cooling,
             () if is_any(&[Condition::Recovering]) => KeyState::Probing,
             () => KeyState::Ready,

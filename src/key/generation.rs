@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::key::table::Table;
 use crate::key::{Key, Tag};
-use crate::store::Roll;
+use crate::store::MembershipReply;
 
 /// A set of keys, and its place among the sets of all replicas.
 pub struct Loaded {
@@ -63,7 +63,7 @@ impl Loaded {
     }
 
     /// Takes note of what the store said of this set and the others.
-    pub fn heard(&self, roll: &Roll) {
+    pub fn heard(&self, roll: &MembershipReply) {
         let sets = roll.others.iter().map(|tags| tags.split(' ').filter_map(Tag::parse).collect::<HashSet<_>>());
         let own = tags(&self.table).collect();
         let common = sets.fold(own, |common: HashSet<Tag>, set| common.intersection(&set).copied().collect());
@@ -99,8 +99,8 @@ mod tests {
     const OLD: &str = "a org-a 1 sk-a, b org-b 1 sk-b";
     const NEW: &str = "a org-a 1 sk-a, c org-a 1 sk-c";
 
-    fn roll(ordinal: u32, others: &[&str]) -> Roll {
-        Roll { ordinal, others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect() }
+    fn roll(ordinal: u32, others: &[&str]) -> MembershipReply {
+        MembershipReply { ordinal, others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect() }
     }
 
     fn common(loaded: &Loaded) -> String {

@@ -12,46 +12,46 @@ use crate::setting::Secret;
 
 /// What one key's secret is found with: built once, for all answers.
 #[derive(Clone)]
-pub struct Echo(Arc<Finder<'static>>);
+pub struct Leak(Arc<Finder<'static>>);
 
 /// An ear for one answer.
-pub struct Ear {
+pub struct LeakScan {
     finder: Arc<Finder<'static>>,
     /// The end of what has passed, where the secret begins with it: what follows may complete it.
     end: Vec<u8>,
-    has_heard: bool,
+    has_found: bool,
 }
 
-impl Echo {
+impl Leak {
     pub fn of(secret: &Secret) -> Self {
         Self(Arc::new(Finder::new(secret.expose()).into_owned()))
     }
 
-    pub fn listen(&self) -> Ear {
+    pub fn scan(&self) -> LeakScan {
         // Nothing is everywhere.
-        let has_heard = self.0.needle().is_empty();
-        Ear { finder: Arc::clone(&self.0), end: Vec::new(), has_heard }
+        let has_found = self.0.needle().is_empty();
+        LeakScan { finder: Arc::clone(&self.0), end: Vec::new(), has_found }
     }
 }
 
-impl fmt::Debug for Echo {
+impl fmt::Debug for Leak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Echo")
+        f.write_str("Leak")
     }
 }
 
-impl Ear {
+impl LeakScan {
     /// Whether the secret is said here for the first time, be it only that its last byte is.
-    pub fn hears(&mut self, passing: &[u8]) -> bool {
-        if self.has_heard {
+    pub fn finds(&mut self, passing: &[u8]) -> bool {
+        if self.has_found {
             return false;
         }
         let kept = self.finder.needle().len() - 1;
-        self.has_heard = self.finder.find(passing).is_some();
+        self.has_found = self.finder.find(passing).is_some();
         let has_begun = !self.end.is_empty();
         if has_begun {
             self.end.extend_from_slice(&passing[..passing.len().min(kept)]);
-            self.has_heard |= self.finder.find(&self.end).is_some();
+            self.has_found |= self.finder.find(&self.end).is_some();
         }
         if has_begun && passing.len() <= kept {
             let begun = self.begun(&self.end[self.end.len().saturating_sub(kept)..]).len();
@@ -60,7 +60,7 @@ impl Ear {
             self.end.clear();
             self.end.extend_from_slice(self.begun(&passing[passing.len().saturating_sub(kept)..]));
         }
-        self.has_heard
+        self.has_found
     }
 
     /// The longest end of `text` that the secret begins with.
@@ -77,8 +77,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn heard(secret: &str, pieces: &[&[u8]]) -> usize {
-        let mut ear = Echo::of(&Secret::new(secret)).listen();
-        pieces.iter().filter(|piece| ear.hears(piece)).count()
+        let mut ear = Leak::of(&Secret::new(secret)).scan();
+        pieces.iter().filter(|piece| ear.finds(piece)).count()
     }
 
     #[test]
@@ -112,6 +112,6 @@ mod tests {
 
     #[test]
     fn it_does_not_say_the_secret_itself() {
-        assert_eq!(format!("{:?}", Echo::of(&Secret::new("sk-canary"))), "Echo");
+        assert_eq!(format!("{:?}", Leak::of(&Secret::new("sk-canary"))), "Leak");
     }
 }

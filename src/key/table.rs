@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::key::leak::Echo;
+use crate::key::leak::Leak;
 use crate::key::resolve::Resolver;
 use crate::key::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
 
@@ -170,7 +170,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,
         shown_tag: Tag::of("shown", format!("{}\0{}", settings.id, secret.expose()).as_bytes()),
-        echo: Echo::of(&secret),
+        leak: Leak::of(&secret),
         secret,
         connections: pool,
         upgrades,

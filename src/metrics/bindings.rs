@@ -5,7 +5,7 @@ use crate::metrics::family::{Counters, families};
 use crate::metrics::label::{BindingResult, ColdReason, Decision, Reason};
 
 families! {
-    pub struct Bindings {
+    pub struct BindingMetrics {
         bound: Counters<BindingResult> = counters(
             "bindings",
             "Turns that had a key, by how they got their binding",

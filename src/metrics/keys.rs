@@ -2,11 +2,11 @@
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counters, Gauge, Gauges, families};
-use crate::metrics::label::{Cache, Key, KeyState, Labels};
+use crate::metrics::label::{Cache, KeyLabel, KeyState, Labels};
 
 families! {
-    pub struct Keys {
-        states: Gauges<(Key, KeyState)> = gauges(
+    pub struct KeyMetrics {
+        states: Gauges<(KeyLabel, KeyState)> = gauges(
             "key_state",
             "1 for the state that the key is in on this replica, 0 for the other states",
         ),
@@ -14,18 +14,18 @@ families! {
             "keys_waiting",
             "Keys that take no session yet because a live replica has not loaded them",
         ),
-        input_tokens: Counters<(Key, Cache)> = counters(
+        input_tokens: Counters<(KeyLabel, Cache)> = counters(
             "input_tokens",
             "Input tokens, by key and by what the upstream's prompt cache did with them",
         ),
-        output_tokens: Counters<Key> = counters("output_tokens", "Output tokens, by key"),
+        output_tokens: Counters<KeyLabel> = counters("output_tokens", "Output tokens, by key"),
     }
 }
 
 impl Metrics {
     /// Shows the state of `key`. Its counters of tokens begin with its first state.
     pub fn key_state(&self, key: &str, now: KeyState) {
-        let key = Key::new(key);
+        let key = KeyLabel::new(key);
         for &state in KeyState::ALL {
             self.keys.states.get_or_create(&(key.clone(), state)).set(i64::from(state == now));
         }
@@ -37,7 +37,7 @@ impl Metrics {
 
     /// Hides a key that is no longer configured. Tokens that were counted stay on the page.
     pub fn key_removed(&self, key: &str) {
-        let key = Key::new(key);
+        let key = KeyLabel::new(key);
         for &state in KeyState::ALL {
             self.keys.states.remove(&(key.clone(), state));
         }
@@ -52,11 +52,11 @@ impl Metrics {
     }
 
     pub fn input_tokens(&self, key: &str, cache: Cache, tokens: u64) {
-        self.keys.input_tokens.get_or_create(&(Key::new(key), cache)).inc_by(tokens);
+        self.keys.input_tokens.get_or_create(&(KeyLabel::new(key), cache)).inc_by(tokens);
     }
 
     pub fn output_tokens(&self, key: &str, tokens: u64) {
-        self.keys.output_tokens.get_or_create(&Key::new(key)).inc_by(tokens);
+        self.keys.output_tokens.get_or_create(&KeyLabel::new(key)).inc_by(tokens);
     }
 }
 

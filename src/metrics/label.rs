@@ -1,6 +1,6 @@
 //! The labels of metrics: each label's name and its closed set of values.
 //!
-//! A label never holds what a client or an upstream sent. The one open label is [`Key`], and the
+//! A label never holds what a client or an upstream sent. The one open label is [`KeyLabel`], and the
 //! configuration bounds it.
 
 use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
@@ -22,17 +22,17 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
 
 /// A configured key, by its id. The page shows a key as soon as the key has a state.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct Key {
+pub struct KeyLabel {
     key: String,
 }
 
-impl Key {
+impl KeyLabel {
     pub fn new(id: &str) -> Self {
         Self { key: id.to_owned() }
     }
 }
 
-impl Labels for Key {
+impl Labels for KeyLabel {
     fn known() -> Vec<Self> {
         Vec::new()
     }

@@ -4,7 +4,7 @@ use crate::metrics::Metrics;
 use crate::metrics::family::{Counter, families};
 
 families! {
-    pub struct Reloads {
+    pub struct ReloadMetrics {
         done: Counter = counter("reloads", "Changed configurations that were taken into use"),
         failed: Counter = counter("reload_failures", "Changed configurations that were refused"),
     }

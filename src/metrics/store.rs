@@ -5,7 +5,7 @@ use crate::metrics::family::{Counter, Counters, Gauge, OF_STEPS, Times, families
 use crate::metrics::label::{Operation, StoreFailure};
 
 families! {
-    pub struct Store {
+    pub struct StoreMetrics {
         up: Gauge = gauge("store_up", "1 while every part of the store answers, 0 otherwise"),
         seconds: Times<Operation> = times("store", "Time that a store operation took", OF_STEPS),
         failures: Counters<StoreFailure> = counters(

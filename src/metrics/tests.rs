@@ -16,7 +16,7 @@ fn metric_is_named_as_dashboards_name_it() {
     metrics.input_tokens("a-1", Cache::Written, 5);
     metrics.input_tokens("a-1", Cache::Uncached, 3);
     metrics.usage_missing();
-    metrics.credential_echoed();
+    metrics.credential_leaked();
     metrics.malformed_signals(2);
     metrics.decided(Decision::Spill, Reason::TooSteep);
     metrics.keys_waiting(4);

@@ -5,7 +5,7 @@ use crate::metrics::family::{Counter, Counters, Gauge, Histogram, OF_STEPS, OF_T
 use crate::metrics::label::{Ending, Transport};
 
 families! {
-    pub struct Turns {
+    pub struct TurnMetrics {
         active: Gauge = gauge("active_turns", "Turns in flight on this replica"),
         websockets: Gauge = gauge("active_websockets", "Open WebSockets of clients"),
         ended: Counters<(Transport, Ending)> = counters(
@@ -70,7 +70,7 @@ impl Metrics {
         self.turns.usage_missing.inc();
     }
 
-    pub fn credential_echoed(&self) {
+    pub fn credential_leaked(&self) {
         self.turns.leaks.inc();
     }
 

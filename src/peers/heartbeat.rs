@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::peers::replicas::Replicas;
 use crate::store::Store;
-use crate::store::board::{Board, Note, Word};
+use crate::store::board::{Board, Note, BoardReport};
 use crate::task::Tasks;
 
 /// Between two exchanges. Notes are told at once and heard within one interval; loads are told within one and heard within two.
@@ -96,7 +96,7 @@ impl Heartbeat {
         let mut heard = self.heard.lock().await;
         let Told { seen, notes, load } = self.topic.report();
         let life = if self.has_left.load(Ordering::Relaxed) { Duration::ZERO } else { LIFE };
-        let word = Word { replica: &self.name, life, load: &load, seen, notes: &notes };
+        let word = BoardReport { replica: &self.name, life, load: &load, seen, notes: &notes };
         match self.store.hear(&word, &mut self.store.patient_budget()).await {
             Ok(board) => {
                 *heard = Instant::now();

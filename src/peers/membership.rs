@@ -1,4 +1,4 @@
-//! Membership: tells the other replicas, through the store, which set of keys this one has loaded, and hears of theirs.
+//! MembershipReply: tells the other replicas, through the store, which set of keys this one has loaded, and hears of theirs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::Instant;
 
-use crate::store::{Report, Roll, Store, Unavailable};
+use crate::store::{MemberReport, MembershipReply, Store, Unavailable};
 
 /// Between two reports. A new key waits for at most as long before it takes sessions everywhere.
 pub const INTERVAL: Duration = Duration::from_secs(1);
@@ -75,20 +75,20 @@ impl Member {
         self.store.health()
     }
 
-    async fn tell(&self, loaded: &KeySet, life: Duration, is_early: bool) -> Result<Roll, Unavailable> {
+    async fn tell(&self, loaded: &KeySet, life: Duration, is_early: bool) -> Result<MembershipReply, Unavailable> {
         let KeySet { fingerprint, tags, ordinal } = loaded;
-        let report = Report { replica: &self.name, fingerprint, keys: tags, ordinal: *ordinal, life };
+        let report = MemberReport { replica: &self.name, fingerprint, keys: tags, ordinal: *ordinal, life };
         let mut budget = self.store.patient_budget();
         match is_early {
-            true => self.store.call_roll_early(&report, &mut budget).await,
-            false => self.store.call_roll(&report, &mut budget).await,
+            true => self.store.exchange_membership_early(&report, &mut budget).await,
+            false => self.store.exchange_membership(&report, &mut budget).await,
         }
     }
 }
 
 impl Exchange<'_> {
     /// Reports the set `loaded`. Returns what the others have, if that is known.
-    pub async fn report(&mut self, loaded: &KeySet) -> Option<Roll> {
+    pub async fn report(&mut self, loaded: &KeySet) -> Option<MembershipReply> {
         if *self.confidence == Confidence::Left {
             return None;
         }

@@ -9,10 +9,10 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 
 use super::drain::Readiness;
-use super::operator::{Desk, operator_routes, unknown};
+use super::operator::{AdminApi, operator_routes, unknown};
 use crate::metrics::{self, Metrics};
 
-pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, desk: Arc<Desk>) -> Router {
+pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, api: Arc<AdminApi>) -> Router {
     let page = move || async move {
         let mut response = Response::new(axum::body::Body::from(metrics.render()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
@@ -28,7 +28,7 @@ pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, desk: Arc<Desk>
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(page))
-        .merge(operator_routes(desk))
+        .merge(operator_routes(api))
         .method_not_allowed_fallback(unknown)
         .fallback(unknown)
 }

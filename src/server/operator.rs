@@ -14,9 +14,9 @@ use http::{HeaderName, HeaderValue, Response};
 use serde::Serialize;
 
 use crate::client::authenticate::AdminToken;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::Ailment;
-use crate::health::operator::{Operator, Verb, View};
+use crate::health::operator::{Operator, OperatorCommand, KeyView};
 use crate::key::Key;
 use crate::server::Settings;
 use crate::session::SessionId;
@@ -28,7 +28,7 @@ use crate::upstream::probe::ask;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Who may ask.
-pub enum Admission {
+pub enum Access {
     /// Whoever shows it.
     Token(AdminToken),
     /// Whoever is on this machine.
@@ -37,7 +37,7 @@ pub enum Admission {
     Closed,
 }
 
-impl Admission {
+impl Access {
     /// Without a token the admin listener believes this machine, and only if no other can reach it.
     pub fn of(settings: &Settings, token: Option<&Secret>) -> Self {
         match token {
@@ -48,21 +48,21 @@ impl Admission {
     }
 }
 
-pub struct Desk {
+pub struct AdminApi {
     pub gateway: Arc<Gateway>,
     pub operator: Operator,
-    pub admission: Admission,
+    pub access: Access,
 }
 
-type Asked = State<Arc<Desk>>;
+type Asked = State<Arc<AdminApi>>;
 type Told = Result<String, Error>;
 
-pub fn operator_routes(desk: Arc<Desk>) -> Router {
+pub fn operator_routes(api: Arc<AdminApi>) -> Router {
     Router::new()
         .route("/keys", get(keys))
         .route("/keys/{id}/{verb}", post(say))
         .route("/sessions/{id}", get(session))
-        .with_state(desk)
+        .with_state(api)
 }
 
 /// Whatever else is asked on the admin listener.
@@ -70,31 +70,31 @@ pub async fn unknown(request: Request) -> Response<Body> {
     answer(Err(not_served(&request)))
 }
 
-async fn keys(State(desk): Asked, request: Request) -> Response<Body> {
-    told(desk.admit(&request), async { written(&desk.operator.all().await) }).await
+async fn keys(State(api): Asked, request: Request) -> Response<Body> {
+    told(api.admit(&request), async { written(&api.operator.all().await) }).await
 }
 
-async fn say(State(desk): Asked, path: Result<Path<(String, String)>, PathRejection>, request: Request) -> Response<Body> {
-    let meant = path.map_err(|_| unreadable()).and_then(|Path((name, verb))| {
-        let verb = Verb::parse(&verb).ok_or_else(|| not_served(&request))?;
+async fn say(State(api): Asked, path: Result<Path<(String, String)>, PathRejection>, request: Request) -> Response<Body> {
+    let target = path.map_err(|_| unreadable()).and_then(|Path((name, verb))| {
+        let verb = OperatorCommand::parse(&verb).ok_or_else(|| not_served(&request))?;
         Ok((name, verb))
     });
     let saying = async {
-        let (name, verb) = meant?;
-        desk.say(&name, verb).await
+        let (name, verb) = target?;
+        api.say(&name, verb).await
     };
-    told(desk.admit(&request), saying).await
+    told(api.admit(&request), saying).await
 }
 
-async fn session(State(desk): Asked, path: Result<Path<String>, PathRejection>, request: Request) -> Response<Body> {
+async fn session(State(api): Asked, path: Result<Path<String>, PathRejection>, request: Request) -> Response<Body> {
     let looking = async {
         let id = path.ok().and_then(|Path(id)| SessionId::parse(&id)).ok_or_else(|| {
-            Error::new(Kind::InvalidRequest, "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.")
+            Error::new(ErrorKind::InvalidRequest, "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.")
         })?;
-        let view = desk.gateway.bindings.view(&id).await;
-        written(&view.ok_or_else(|| Error::new(Kind::UnknownUrl, format!("Nothing is known of a session {id}.")))?)
+        let view = api.gateway.bindings.view(&id).await;
+        written(&view.ok_or_else(|| Error::new(ErrorKind::UnknownUrl, format!("Nothing is known of a session {id}.")))?)
     };
-    told(desk.admit(&request), looking).await
+    told(api.admit(&request), looking).await
 }
 
 /// The answer to whoever is admitted.
@@ -113,7 +113,7 @@ struct Done<'w> {
     /// Whether the other replicas have been told. Else they are as soon as the store is back.
     shared: bool,
     /// Those that it is about, as they are now.
-    keys: Vec<View>,
+    keys: Vec<KeyView>,
     /// Where they were to be tried: what each key's upstream says.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     answers: Vec<Answer>,
@@ -127,31 +127,31 @@ struct Answer {
     is_accepted: bool,
 }
 
-impl Desk {
+impl AdminApi {
     fn admit(&self, request: &Request) -> Result<(), Error> {
         // A page in a browser on this machine can ask where this machine is believed.
         if request.headers().contains_key(ORIGIN) {
-            return Err(Error::new(Kind::OriginNotAllowed, "Pages may not ask here."));
+            return Err(Error::new(ErrorKind::OriginNotAllowed, "Pages may not ask here."));
         }
-        match &self.admission {
-            Admission::Token(token) => token.authenticate(request.headers()),
-            Admission::Local => Ok(()),
-            Admission::Closed => Err(not_served(request)),
+        match &self.access {
+            Access::Token(token) => token.authenticate(request.headers()),
+            Access::Local => Ok(()),
+            Access::Closed => Err(not_served(request)),
         }
     }
 
-    async fn say(&self, name: &str, verb: Verb) -> Told {
-        let meant = self
+    async fn say(&self, name: &str, verb: OperatorCommand) -> Told {
+        let target = self
             .operator
             .find(name)
-            .ok_or_else(|| Error::new(Kind::UnknownUrl, format!("There is no key {name}. An organization is named org:ID.")))?;
-        let shared = self.operator.say(&meant, verb).await;
+            .ok_or_else(|| Error::new(ErrorKind::UnknownUrl, format!("There is no key {name}. An organization is named org:ID.")))?;
+        let shared = self.operator.say(&target, verb).await;
         tracing::info!(name, word = verb.name(), shared, "an operator's word");
         let answers = match verb {
-            Verb::Probe => join_all(meant.keys.iter().map(|key| self.probe(key))).await,
-            Verb::Disable | Verb::Enable | Verb::Drain => Vec::new(),
+            OperatorCommand::Probe => join_all(target.keys.iter().map(|key| self.probe(key))).await,
+            OperatorCommand::Disable | OperatorCommand::Enable | OperatorCommand::Drain => Vec::new(),
         };
-        written(&Done { name, word: verb.name(), shared, keys: self.operator.views(&meant.keys), answers })
+        written(&Done { name, word: verb.name(), shared, keys: self.operator.views(&target.keys), answers })
     }
 
     /// Asks the upstream, at no cost, whether it accepts a key. Turns need not try one that it does not.
@@ -169,16 +169,16 @@ impl Desk {
 }
 
 fn not_served(request: &Request) -> Error {
-    Error::new(Kind::UnknownUrl, format!("Unknown request URL: {} {}.", request.method(), request.uri().path()))
+    Error::new(ErrorKind::UnknownUrl, format!("Unknown request URL: {} {}.", request.method(), request.uri().path()))
 }
 
 fn unreadable() -> Error {
-    Error::new(Kind::InvalidRequest, "The name of a key or an organization is text in UTF-8, percent-encoded in the URL.")
+    Error::new(ErrorKind::InvalidRequest, "The name of a key or an organization is text in UTF-8, percent-encoded in the URL.")
 }
 
 fn written(value: &impl Serialize) -> Told {
     serde_json::to_string(value)
-        .map_err(|error| Error::new(Kind::Internal, "The gateway failed on this request.").because(error.to_string()))
+        .map_err(|error| Error::new(ErrorKind::Internal, "The gateway failed on this request.").because(error.to_string()))
 }
 
 fn answer(told: Told) -> Response<Body> {

@@ -15,7 +15,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tower_service::Service;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::turn::Gateway;
 use crate::turn::http::exchange as http;
 use crate::turn::http::relay::Outgoing;
@@ -64,7 +64,7 @@ async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgo
 
 fn unknown(request: &Request<Body>) -> Error {
     let (method, path) = (request.method(), request.uri().path());
-    Error::new(Kind::UnknownUrl, format!("Unknown request URL: {method} {path}."))
+    Error::new(ErrorKind::UnknownUrl, format!("Unknown request URL: {method} {path}."))
 }
 
 fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {

@@ -5,7 +5,7 @@ use subtle::ConstantTimeEq;
 
 use crate::client::ClientId;
 use crate::session::lineage::{Lineage, Parent, forked_from, parent_of_hop, thread};
-use crate::session::{Hasher, Kind, ResponseId, SESSION_HEADERS, SessionId, is_well_formed};
+use crate::session::{Hasher, SessionKind, ResponseId, SESSION_HEADERS, SessionId, is_well_formed};
 use crate::setting::Secret;
 use crate::wire::peek::{Field, Peek, stable_prefix};
 
@@ -38,13 +38,13 @@ impl Identifier {
     pub fn by_headers(&self, client: &ClientId, headers: &HeaderMap) -> Identity {
         let mut search = Search::default();
         if self.is_hop(headers) {
-            search.header(headers, STICKY, Kind::Hop);
+            search.header(headers, STICKY, SessionKind::Hop);
         }
         for name in SESSION_HEADERS {
-            search.header(headers, name, Kind::Session);
+            search.header(headers, name, SessionKind::Session);
         }
         for name in CONVERSATION_HEADERS {
-            search.header(headers, name, Kind::Conversation);
+            search.header(headers, name, SessionKind::Conversation);
         }
         self.name(client, search)
     }
@@ -52,20 +52,20 @@ impl Identifier {
     /// By the body, where the headers said nothing: signals 4 and 5.
     pub fn by_body(&self, client: &ClientId, peek: &Peek) -> Identity {
         let mut search = Search::default();
-        search.field(&peek.prompt_cache_key, Kind::Session);
-        search.field(&peek.session_id, Kind::Session);
-        search.field(&peek.conversation, Kind::Conversation);
+        search.field(&peek.prompt_cache_key, SessionKind::Session);
+        search.field(&peek.session_id, SessionKind::Session);
+        search.field(&peek.conversation, SessionKind::Conversation);
         self.name(client, search)
     }
 
     /// By what stays the same of the body, where nothing names a session: signal 7.
     pub fn derived(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
-        stable_prefix(body).map(|parts| self.hasher.id(client, Kind::Derived, parts))
+        stable_prefix(body).map(|parts| self.hasher.id(client, SessionKind::Derived, parts))
     }
 
     /// The response that this client calls `id`.
     pub fn response(&self, client: &ClientId, id: &str) -> ResponseId {
-        ResponseId(self.hasher.id(client, Kind::Response, [id.as_bytes()]))
+        ResponseId(self.hasher.id(client, SessionKind::Response, [id.as_bytes()]))
     }
 
     /// Where the turn's session comes from, and which thread of it this is.
@@ -73,11 +73,11 @@ impl Identifier {
         let stored = |kind, value: &[u8]| self.hasher.id(client, kind, [value]);
         let hop = || headers.get(STICKY).filter(|_| self.is_hop(headers)).and_then(|value| parent_of_hop(value.as_bytes()));
         let parent = match hop() {
-            Some(parent) => Some(Parent { root: stored(Kind::Hop, parent), thread: stored(Kind::Thread, parent) }),
+            Some(parent) => Some(Parent { root: stored(SessionKind::Hop, parent), thread: stored(SessionKind::Thread, parent) }),
             None => forked_from(headers)
-                .map(|id| Parent { root: stored(Kind::Session, id.as_bytes()), thread: stored(Kind::Thread, id.as_bytes()) }),
+                .map(|id| Parent { root: stored(SessionKind::Session, id.as_bytes()), thread: stored(SessionKind::Thread, id.as_bytes()) }),
         };
-        Lineage { parent, thread: thread(headers).map(|id| stored(Kind::Thread, id)) }
+        Lineage { parent, thread: thread(headers).map(|id| stored(SessionKind::Thread, id)) }
     }
 
     fn is_hop(&self, headers: &HeaderMap) -> bool {
@@ -93,20 +93,20 @@ impl Identifier {
 
 #[derive(Default)]
 struct Search<'a> {
-    found: Option<(Kind, &'a [u8])>,
+    found: Option<(SessionKind, &'a [u8])>,
     skipped: u64,
 }
 
 impl<'a> Search<'a> {
-    fn header(&mut self, headers: &'a HeaderMap, name: &str, kind: Kind) {
+    fn header(&mut self, headers: &'a HeaderMap, name: &str, kind: SessionKind) {
         for value in headers.get_all(name) {
             // `;parent=` behind a hop's id names the parent of a fork.
-            let value = value.as_bytes().split(|byte| *byte == b';' && kind == Kind::Hop).next().unwrap_or_default();
+            let value = value.as_bytes().split(|byte| *byte == b';' && kind == SessionKind::Hop).next().unwrap_or_default();
             self.consider(value, kind);
         }
     }
 
-    fn field(&mut self, field: &'a Field, kind: Kind) {
+    fn field(&mut self, field: &'a Field, kind: SessionKind) {
         match field {
             Field::Absent => {}
             Field::Malformed => self.consider(b"", kind),
@@ -114,7 +114,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn consider(&mut self, value: &'a [u8], kind: Kind) {
+    fn consider(&mut self, value: &'a [u8], kind: SessionKind) {
         if self.found.is_some() {
             return;
         }
@@ -233,21 +233,21 @@ mod tests {
         let client = ClientId::new("a");
         let hasher = Hasher::new(&Secret::new(SECRET));
         let alone = |kind, value: &str| hasher.id(&client, kind, [value.as_bytes()]).to_string();
-        let mut expected = vec![alone(Kind::Hop, "hop")];
-        expected.extend(["first", "second", "third"].map(|value| alone(Kind::Session, value)));
-        expected.extend(["fourth", "fifth"].map(|value| alone(Kind::Conversation, value)));
+        let mut expected = vec![alone(SessionKind::Hop, "hop")];
+        expected.extend(["first", "second", "third"].map(|value| alone(SessionKind::Session, value)));
+        expected.extend(["fourth", "fifth"].map(|value| alone(SessionKind::Conversation, value)));
         // The hop's two headers are one signal.
         for (number, expected) in expected.iter().enumerate() {
             let weaker = if number == 0 { &headers[..] } else { &headers[number + 1..] };
             assert_eq!(id("a", weaker, &body(0)), *expected, "{weaker:?}");
         }
-        for (from, kind, value) in [(0, Kind::Session, "sixth"), (1, Kind::Session, "seventh"), (2, Kind::Conversation, "eighth")]
+        for (from, kind, value) in [(0, SessionKind::Session, "sixth"), (1, SessionKind::Session, "seventh"), (2, SessionKind::Conversation, "eighth")]
         {
             assert_eq!(id("a", &[], &body(from)), alone(kind, value), "{}", body(from));
         }
         let unnamed = body(3);
         let derived = stable_prefix(unnamed.as_bytes()).expect("there is a text");
-        assert_eq!(id("a", &[], &unnamed), hasher.id(&client, Kind::Derived, derived).to_string());
+        assert_eq!(id("a", &[], &unnamed), hasher.id(&client, SessionKind::Derived, derived).to_string());
     }
 
     #[test]

@@ -11,7 +11,7 @@ const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum StoreKind {
     /// One Redis.
     One,
     /// The primary that Sentinels know under this name.
@@ -28,7 +28,7 @@ pub struct Host {
 
 #[derive(Clone, Debug)]
 pub struct Address {
-    pub kind: Kind,
+    pub kind: StoreKind,
     pub is_tls: bool,
     /// The Redis, the Sentinels, or some nodes of the Cluster: never empty.
     pub hosts: Vec<Host>,
@@ -51,9 +51,9 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
         match &self.kind {
-            Kind::One => f.write_str("one Redis at ")?,
-            Kind::Sentinel(name) => write!(f, "the Redis that Sentinels name {name}, at ")?,
-            Kind::Cluster => f.write_str("a Redis Cluster at ")?,
+            StoreKind::One => f.write_str("one Redis at ")?,
+            StoreKind::Sentinel(name) => write!(f, "the Redis that Sentinels name {name}, at ")?,
+            StoreKind::Cluster => f.write_str("a Redis Cluster at ")?,
         }
         f.write_str(&hosts.join(", "))?;
         f.write_str(if self.is_tls { ", through TLS" } else { "" })
@@ -77,8 +77,8 @@ impl Address {
         }
         let (credentials, hosts) = rest.rsplit_once('@').map_or((None, rest), |(before, after)| (Some(before), after));
         let (kind, database, port) = match form {
-            "" => (Kind::One, path, REDIS_PORT),
-            "-cluster" if path.is_none_or(str::is_empty) => (Kind::Cluster, None, REDIS_PORT),
+            "" => (StoreKind::One, path, REDIS_PORT),
+            "-cluster" if path.is_none_or(str::is_empty) => (StoreKind::Cluster, None, REDIS_PORT),
             "-cluster" => return Err("a Cluster has no databases: nothing may follow the hosts".into()),
             "-sentinel" => {
                 let path = path.unwrap_or_default();
@@ -86,12 +86,12 @@ impl Address {
                 if master.is_empty() {
                     return Err("must name the master that the Sentinels watch: redis-sentinel://HOST,HOST/MASTER".into());
                 }
-                (Kind::Sentinel(decoded(master)?), database, SENTINEL_PORT)
+                (StoreKind::Sentinel(decoded(master)?), database, SENTINEL_PORT)
             }
             _ => return Err(format!("must be {FORMS}")),
         };
         let hosts = hosts.split(',').map(|host| Host::parse(host, port)).collect::<Result<Vec<_>, _>>()?;
-        if kind == Kind::One && hosts.len() > 1 {
+        if kind == StoreKind::One && hosts.len() > 1 {
             return Err("has several hosts: say redis-sentinel:// or redis-cluster://".into());
         }
         let (user, password) = match credentials.map(|both| both.split_once(':').unwrap_or((both, ""))) {
@@ -167,17 +167,17 @@ mod tests {
     #[test]
     fn an_address_is_one_a_sentinels_or_a_clusters() {
         let one = Address::parse("redis://h").unwrap();
-        assert_eq!((one.kind, one.is_tls, one.hosts, one.database), (Kind::One, false, vec![host("h", 6379)], 0));
+        assert_eq!((one.kind, one.is_tls, one.hosts, one.database), (StoreKind::One, false, vec![host("h", 6379)], 0));
         let one = Address::parse("rediss://us%40er:p%3A%2Fw:1@[::1]:7000/3").unwrap();
-        assert_eq!((&one.kind, one.is_tls, &one.hosts, one.database), (&Kind::One, true, &vec![host("::1", 7000)], 3));
+        assert_eq!((&one.kind, one.is_tls, &one.hosts, one.database), (&StoreKind::One, true, &vec![host("::1", 7000)], 3));
         assert_eq!((one.user.as_deref(), one.password.as_ref().map(Secret::expose)), (Some("us@er"), Some("p:/w:1")));
         assert_eq!(one.to_string(), "one Redis at [::1]:7000, through TLS");
         let named = Address::parse("redis-sentinel://:pw@a,b:7001,[fe80::1]/main/2").unwrap();
         assert_eq!(named.hosts, [host("a", 26379), host("b", 7001), host("fe80::1", 26379)]);
-        assert_eq!((&named.kind, named.database), (&Kind::Sentinel("main".into()), 2));
+        assert_eq!((&named.kind, named.database), (&StoreKind::Sentinel("main".into()), 2));
         assert_eq!((named.user.as_deref(), named.password.as_ref().map(Secret::expose)), (None, Some("pw")));
         let cluster = Address::parse("rediss-cluster://u:p@a:1,b:2/").unwrap();
-        assert_eq!((cluster.kind, cluster.is_tls, cluster.hosts), (Kind::Cluster, true, vec![host("a", 1), host("b", 2)]));
+        assert_eq!((cluster.kind, cluster.is_tls, cluster.hosts), (StoreKind::Cluster, true, vec![host("a", 1), host("b", 2)]));
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 
-use super::board::{Board, Word};
+use super::board::{Board, BoardReport};
 use super::name::Name;
-use super::news::{News, Walk};
-use super::{Budget, Held, Replaced, Report, Roll, Unavailable};
+use super::announcement::{Announcement, Scan};
+use super::{Budget, Held, Replaced, MemberReport, MembershipReply, Unavailable};
 
 /// An answer on its way.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 'a>>;
@@ -55,9 +55,9 @@ pub trait Backend: Send + Sync {
     /// The lines of a session's trail, the oldest first.
     fn list<'a>(&'a self, session: &'a str, budget: &'a mut Budget) -> Pending<'a, Vec<String>>;
 
-    fn roll<'a>(&'a self, report: &'a Report<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, Roll>;
+    fn roll<'a>(&'a self, report: &'a MemberReport<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, MembershipReply>;
 
-    fn hear<'a>(&'a self, word: &'a Word<'a>, budget: &'a mut Budget) -> Pending<'a, Board>;
+    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, budget: &'a mut Budget) -> Pending<'a, Board>;
 
     /// Whether all of the store answers, now and from now on.
     fn health(&self) -> watch::Receiver<bool>;
@@ -68,17 +68,17 @@ pub trait Backend: Send + Sync {
     }
 
     /// The bindings that replicas announce from now on.
-    fn news(&self) -> broadcast::Receiver<News> {
+    fn announcements(&self) -> broadcast::Receiver<Announcement> {
         broadcast::channel(1).1
     }
 
     /// Counts how often the store began to listen to announcements: earlier ones may have been missed.
-    fn tuned(&self) -> watch::Receiver<u64> {
+    fn resubscribed(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
     }
 
     /// A walk through all that is bound.
-    fn walk(&self) -> Result<Walk, Unavailable> {
-        Ok(Walk::empty())
+    fn scan(&self) -> Result<Scan, Unavailable> {
+        Ok(Scan::empty())
     }
 }

@@ -21,7 +21,7 @@ pub struct Note {
 }
 
 /// One replica's word.
-pub struct Word<'w> {
+pub struct BoardReport<'w> {
     pub replica: &'w str,
     /// For how long it counts as alive without another word. Nothing: it leaves.
     pub life: Duration,
@@ -46,7 +46,7 @@ pub struct Board {
 }
 
 /// The board of one process. Does what `board.lua` does.
-pub struct InProcess {
+pub struct LocalBoard {
     origin: Instant,
     version: u64,
     notes: BTreeMap<String, Kept>,
@@ -61,20 +61,20 @@ struct Kept {
     text: String,
 }
 
-impl Default for InProcess {
+impl Default for LocalBoard {
     fn default() -> Self {
         Self { origin: Instant::now(), version: 0, notes: BTreeMap::new(), replicas: BTreeMap::new() }
     }
 }
 
-impl InProcess {
+impl LocalBoard {
     /// Loses everything but its clock, as a store does that comes back empty.
     #[cfg(test)]
     pub fn forget(&mut self) {
         *self = Self { origin: self.origin, ..Self::default() };
     }
 
-    pub fn hear(&mut self, word: &Word<'_>) -> Board {
+    pub fn hear(&mut self, word: &BoardReport<'_>) -> Board {
         // From 1 on: no stamp is 0.
         let now = millis(self.origin.elapsed()) + 1;
         let before = self.notes.len();
@@ -134,8 +134,8 @@ mod tests {
         Note { name: name.into(), value: value.into(), life: (life > 0).then(|| Duration::from_millis(life)), stamp: 0 }
     }
 
-    fn say(board: &mut InProcess, replica: &str, seen: u64, notes: &[Note]) -> Board {
-        board.hear(&Word { replica, life: Duration::from_secs(5), load: replica, seen, notes })
+    fn say(board: &mut LocalBoard, replica: &str, seen: u64, notes: &[Note]) -> Board {
+        board.hear(&BoardReport { replica, life: Duration::from_secs(5), load: replica, seen, notes })
     }
 
     fn names(board: &Board) -> String {
@@ -144,7 +144,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_one_notes_all_hear_once() {
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         let own = say(&mut board, "one", 0, &[note("a", "ill", 1_000), note("b", "off", 0)]);
         assert_eq!(names(&own), "a=ill b=off ");
         let other = say(&mut board, "two", 0, &[]);
@@ -159,12 +159,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lost_word_replaces_nothing_newer_and_keeps_its_stamp() {
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         say(&mut board, "one", 0, &[note("a", "ill", 9_000)]);
         let again = say(&mut board, "one", 0, &[note("a", "ill", 1_000)]);
         let lost = Note { stamp: again.notes[0].stamp - 1, ..note("a", "well", 0) };
         assert_eq!(names(&say(&mut board, "two", 0, std::slice::from_ref(&lost))), "a=ill ");
-        let mut fresh = InProcess::default();
+        let mut fresh = LocalBoard::default();
         let told = say(&mut fresh, "two", 0, std::slice::from_ref(&lost));
         assert_eq!((names(&told).as_str(), told.notes[0].stamp), ("a=well ", lost.stamp));
     }
@@ -174,7 +174,7 @@ mod tests {
         for (first, second, holds) in
             [(9_000, 1_000, 9_000), (1_000, 9_000, 9_000), (9_000, 9_000, 9_000), (0, 1_000, 0), (1_000, 0, 0)]
         {
-            let mut board = InProcess::default();
+            let mut board = LocalBoard::default();
             let before = say(&mut board, "one", 0, &[note("a", "ill", first)]);
             say(&mut board, "two", before.version, &[note("a", "ill", second)]);
             let told = say(&mut board, "one", before.version, &[]);
@@ -190,7 +190,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_note_that_a_board_has_lost_replaces_only_what_is_older() {
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         tokio::time::advance(Duration::from_secs(1)).await;
         let stamp = say(&mut board, "one", 0, &[note("a", "ill", 0)]).notes[0].stamp;
         for (offset, expected) in [(-1_i64, "a=ill "), (0, "a=ill "), (1, "a=well ")] {
@@ -202,11 +202,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_or_is_silent_does_nothing_any_more() {
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         for replica in ["one", "two", "three"] {
             say(&mut board, replica, 0, &[]);
         }
-        let leaving = Word { replica: "one", life: Duration::ZERO, load: "", seen: 0, notes: &[] };
+        let leaving = BoardReport { replica: "one", life: Duration::ZERO, load: "", seen: 0, notes: &[] };
         assert_eq!(board.hear(&leaving).loads.len(), 2);
         tokio::time::advance(Duration::from_millis(4_000)).await;
         assert_eq!(say(&mut board, "three", 0, &[]).loads, ["two"]);

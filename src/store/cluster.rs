@@ -16,9 +16,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::address::Host;
 use super::dial::{Dialer, Shown};
-use super::fault::{Fault, Faults, Redirection};
+use super::fault::{StoreFault, Faults, Redirection};
 use super::health::Health;
-use super::link::{Link, Place};
+use super::link::{Link, LinkTarget};
 use super::slots::{Slots, slot};
 use crate::task::Tasks;
 
@@ -37,7 +37,7 @@ pub struct Cluster {
     health: Arc<Health>,
     tasks: Tasks,
     table: RwLock<Arc<Table>>,
-    /// Word to the task that keeps the table: it may be wrong.
+    /// BoardReport to the task that keeps the table: it may be wrong.
     stale: Arc<Notify>,
 }
 
@@ -62,16 +62,16 @@ impl Cluster {
     }
 
     /// Puts a question about `name` to the node that has it.
-    pub async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, Fault> {
+    pub async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, StoreFault> {
         let table = self.table();
-        let mut host = table.slots.owner(slot(name)).ok_or(Fault::Away)?;
+        let mut host = table.slots.owner(slot(name)).ok_or(StoreFault::Away)?;
         let (mut result, mut sent_on);
         let mut is_asking = false;
         for _ in 0..=REDIRECTIONS {
             let Some(Member { link, .. }) = table.members.get(host) else {
                 // A primary that is new: the table learns of it.
                 self.stale.notify_one();
-                return Err(Fault::Away);
+                return Err(StoreFault::Away);
             };
             result = match is_asking {
                 true => link.ask(&asking(question), until).await,
@@ -89,7 +89,7 @@ impl Cluster {
                 }
             };
         }
-        Err(Fault::Unready("the nodes of the Cluster send a question round".into()))
+        Err(StoreFault::Unready("the nodes of the Cluster send a question round".into()))
     }
 
     /// The node that has `name`, as far as is known.
@@ -131,7 +131,7 @@ impl Cluster {
     }
 
     /// What most of the connected nodes say; with none connected, the first of all known nodes that answers.
-    async fn look(&self) -> Result<Slots, Fault> {
+    async fn look(&self) -> Result<Slots, StoreFault> {
         let table = self.table();
         let links = table.members.values().filter(|member| member.link.is_up());
         let mut told: FuturesUnordered<_> = links.map(async |member| tell(&member.link).await).collect();
@@ -149,7 +149,7 @@ impl Cluster {
         }
     }
 
-    async fn search(&self, table: &Table) -> Result<Slots, Fault> {
+    async fn search(&self, table: &Table) -> Result<Slots, StoreFault> {
         let address = self.dialer.address()?;
         let mut hosts: Vec<&Host> = address.hosts.iter().chain(table.members.keys()).chain(&table.slots.replicas).collect();
         hosts.sort_unstable();
@@ -162,7 +162,7 @@ impl Cluster {
             timeout(self.dialer.patience(), asking).await.unwrap_or_else(|_| Err(self.dialer.late()))
         };
         let mut told: FuturesUnordered<_> = hosts.into_iter().map(one).collect();
-        let mut last = Fault::Away;
+        let mut last = StoreFault::Away;
         while let Some(answer) = told.next().await {
             match answer {
                 Ok(slots) => return Ok(slots),
@@ -201,7 +201,7 @@ impl Cluster {
     }
 
     fn join(&self, host: &Host, slots: &Slots) -> Member {
-        let place = Place::Node(host.clone());
+        let place = LinkTarget::Node(host.clone());
         let (dialer, faults) = (Arc::clone(&self.dialer), Arc::clone(&self.faults));
         let link = Arc::new(Link::new(dialer, place, faults, Arc::clone(&self.health), Arc::clone(&self.stale)));
         link.prove_with_own(|name| slots.is_at(name, host));
@@ -227,14 +227,14 @@ fn question() -> Pipeline {
     question
 }
 
-async fn tell(link: &Link) -> Result<Slots, Fault> {
-    let host = link.host().ok_or(Fault::Away)?;
+async fn tell(link: &Link) -> Result<Slots, StoreFault> {
+    let host = link.host().ok_or(StoreFault::Away)?;
     understood(&link.ask(&question(), Instant::now() + TELLING).await?, &host)
 }
 
-fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, Fault> {
+fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, StoreFault> {
     let slots = Slots::parse(answer, asked).filter(|slots| !slots.primaries().is_empty());
-    slots.ok_or_else(|| Fault::Unready("the Cluster has given no slots to any node".into()))
+    slots.ok_or_else(|| StoreFault::Unready("the Cluster has given no slots to any node".into()))
 }
 
 /// The question as it is put to a node that does not have the name yet: the word counts for one command.

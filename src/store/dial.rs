@@ -15,8 +15,8 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use super::Settings;
-use super::address::{Address, Host, Kind};
-use super::fault::Fault;
+use super::address::{Address, Host, StoreKind};
+use super::fault::StoreFault;
 use super::name::Name;
 
 /// How long the kernel believes in a peer that acknowledges nothing, asked or not.
@@ -37,7 +37,7 @@ pub enum Shown {
 pub struct Dialer {
     settings: Settings,
     /// What the address was at the start: a change to another kind needs another start.
-    kind: Kind,
+    kind: StoreKind,
 }
 
 impl Dialer {
@@ -48,7 +48,7 @@ impl Dialer {
         Ok(dialer)
     }
 
-    pub const fn kind(&self) -> &Kind {
+    pub const fn kind(&self) -> &StoreKind {
         &self.kind
     }
 
@@ -78,16 +78,16 @@ impl Dialer {
     }
 
     /// The address as it is written now.
-    pub fn address(&self) -> Result<Address, Fault> {
-        let address = self.settings.address().map_err(Fault::Unready)?;
+    pub fn address(&self) -> Result<Address, StoreFault> {
+        let address = self.settings.address().map_err(StoreFault::Unready)?;
         match std::mem::discriminant(&address.kind) == std::mem::discriminant(&self.kind) {
             true => Ok(address),
-            false => Err(Fault::Unready("store.url: has become another kind of address: that takes a restart".into())),
+            false => Err(StoreFault::Unready("store.url: has become another kind of address: that takes a restart".into())),
         }
     }
 
     /// A connection to `host` that many share. Waits as long as it takes.
-    pub async fn dial(&self, address: &Address, host: &Host, shown: Shown) -> Result<MultiplexedConnection, Fault> {
+    pub async fn dial(&self, address: &Address, host: &Host, shown: Shown) -> Result<MultiplexedConnection, StoreFault> {
         let client = self.client(address, host, shown)?;
         let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let connecting = async move { client.get_multiplexed_async_connection_with_config(&settings).await };
@@ -95,7 +95,7 @@ impl Dialer {
     }
 
     /// A connection to `host` for what is published there. Waits as long as it takes.
-    pub async fn tune_in(&self, host: &Host) -> Result<PubSub, Fault> {
+    pub async fn subscribe(&self, host: &Host) -> Result<PubSub, StoreFault> {
         let address = self.address()?;
         let client = self.client(&address, host, Shown::Everything)?;
         self.reach(&address, async move { client.get_async_pubsub().await }).await
@@ -105,7 +105,7 @@ impl Dialer {
         &self,
         address: &Address,
         connecting: impl Future<Output = RedisResult<T>> + Send + 'static,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, StoreFault> {
         if !address.is_tls {
             return Ok(connecting.await?);
         }
@@ -115,24 +115,24 @@ impl Dialer {
         let aside = spawn_blocking(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    result = connecting => result.map_err(Fault::from),
-                    () = given_up.cancelled() => Err(Fault::Away),
+                    result = connecting => result.map_err(StoreFault::from),
+                    () = given_up.cancelled() => Err(StoreFault::Away),
                 }
             })
         });
-        aside.await.unwrap_or(Err(Fault::Away))
+        aside.await.unwrap_or(Err(StoreFault::Away))
     }
 
     /// What to say of a greeting that has taken longer than [`Self::patience`].
-    pub fn late(&self) -> Fault {
+    pub fn late(&self) -> StoreFault {
         match self.address() {
-            Ok(address) if address.is_tls => Fault::Late("no greeting in time: perhaps it does not speak TLS on this port"),
-            _ => Fault::Late("no greeting in time"),
+            Ok(address) if address.is_tls => StoreFault::Late("no greeting in time: perhaps it does not speak TLS on this port"),
+            _ => StoreFault::Late("no greeting in time"),
         }
     }
 
     /// What makes connections to `host`.
-    pub fn client(&self, address: &Address, host: &Host, shown: Shown) -> Result<Client, Fault> {
+    pub fn client(&self, address: &Address, host: &Host, shown: Shown) -> Result<Client, StoreFault> {
         let (name, port) = (host.name.clone(), host.port);
         let place = match address.is_tls {
             true => ConnectionAddr::TcpTls { host: name, port, insecure: false, tls_params: None },
@@ -150,7 +150,7 @@ impl Dialer {
             }
         }
         let info = place.into_connection_info()?.set_redis_settings(greeting).set_tcp_settings(tcp());
-        match self.settings.authorities().map_err(Fault::Unready)? {
+        match self.settings.authorities().map_err(StoreFault::Unready)? {
             root_cert @ Some(_) => Ok(Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?),
             None => Ok(Client::open(info)?),
         }
@@ -205,7 +205,7 @@ mod tests {
         let dialer = Dialer::new(&settings(SecretSource::File(path.clone()), None)).unwrap();
         write("redis-sentinel://:new@b,c/other");
         let address = dialer.address().unwrap();
-        assert_eq!((address.kind, address.hosts.len()), (Kind::Sentinel("other".into()), 2));
+        assert_eq!((address.kind, address.hosts.len()), (StoreKind::Sentinel("other".into()), 2));
         for other in ["redis://:canary@a", "redis-cluster://:canary@a"] {
             write(other);
             let fault = dialer.address().expect_err(other).to_string();

@@ -17,7 +17,7 @@ use crate::metrics::{Metrics, StoreFailure};
 const RELOG: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
-pub enum Fault {
+pub enum StoreFault {
     /// There is no connection: nothing was asked.
     Away,
     /// No answer in time.
@@ -39,7 +39,7 @@ pub enum Redirection {
     Ask(Host),
 }
 
-impl Fault {
+impl StoreFault {
     /// The first word of what Redis said.
     pub fn code(&self) -> Option<String> {
         let Self::Refused(error) = self else { return None };
@@ -104,7 +104,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for StoreFault {
     /// In words that an operator can act on.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = match self {
@@ -145,14 +145,14 @@ fn said(error: &RedisError) -> Option<ServerError> {
     Some(error.clone().into_server_errors()?.first()?.1.clone())
 }
 
-impl From<RedisError> for Fault {
+impl From<RedisError> for StoreFault {
     fn from(error: RedisError) -> Self {
         Self::Refused(error)
     }
 }
 
-impl From<Fault> for Unavailable {
-    fn from(fault: Fault) -> Self {
+impl From<StoreFault> for Unavailable {
+    fn from(fault: StoreFault) -> Self {
         Self(fault.to_string())
     }
 }
@@ -170,7 +170,7 @@ impl Faults {
     }
 
     /// `whence`: which node, if it is known.
-    pub fn note(&self, fault: &Fault, whence: Option<&Host>) {
+    pub fn note(&self, fault: &StoreFault, whence: Option<&Host>) {
         let Some(reason) = fault.reason() else { return };
         self.metrics.store_failed(reason);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,10 +197,10 @@ impl Faults {
 mod tests {
     use super::*;
 
-    fn refused(text: &str) -> Fault {
+    fn refused(text: &str) -> StoreFault {
         let value = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
         let redis::Value::ServerError(error) = value else { panic!("{text} is an error") };
-        Fault::Refused(RedisError::from(error))
+        StoreFault::Refused(RedisError::from(error))
     }
 
     #[test]

@@ -12,10 +12,10 @@ use redis::{FromRedisValue, Pipeline, cmd};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 
-use super::address::{Host, Kind};
+use super::address::{Host, StoreKind};
 use super::breaker::Breaker;
 use super::dial::{Dialer, Shown};
-use super::fault::{Fault, Faults};
+use super::fault::{StoreFault, Faults};
 use super::health::Health;
 use super::name::Name;
 use super::sentinel::{self, Named};
@@ -34,7 +34,7 @@ const NAMES: u32 = 50_000;
 const PROOF_LIFE_MS: u32 = 1_000;
 
 /// Which Redis a link leads to.
-pub enum Place {
+pub enum LinkTarget {
     /// The one that the address, or the Sentinels in it, name at the time.
     Named,
     /// This node.
@@ -43,15 +43,15 @@ pub enum Place {
 
 pub struct Link {
     dialer: Arc<Dialer>,
-    place: Place,
+    place: LinkTarget,
     faults: Arc<Faults>,
     health: Arc<Health>,
     state: Mutex<State>,
-    /// Word to the task that keeps the connection: look at the state.
+    /// BoardReport to the task that keeps the connection: look at the state.
     word: Notify,
     /// What it writes to prove itself.
     probe: Mutex<String>,
-    /// Word to whoever else should know that the connection was given up.
+    /// BoardReport to whoever else should know that the connection was given up.
     lost: Arc<Notify>,
 }
 
@@ -73,14 +73,14 @@ struct Line {
 
 impl Link {
     /// Away until [`Self::keep`] has connected it.
-    pub fn new(dialer: Arc<Dialer>, place: Place, faults: Arc<Faults>, health: Arc<Health>, lost: Arc<Notify>) -> Self {
+    pub fn new(dialer: Arc<Dialer>, place: LinkTarget, faults: Arc<Faults>, health: Arc<Health>, lost: Arc<Notify>) -> Self {
         health.loses();
         let probe = Mutex::new(dialer.name(Name::Proof(None)));
         Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), probe, lost }
     }
 
     /// Puts a question, and waits for the answer until `until`.
-    pub async fn ask<T: FromRedisValue>(&self, question: &Pipeline, until: Instant) -> Result<T, Fault> {
+    pub async fn ask<T: FromRedisValue>(&self, question: &Pipeline, until: Instant) -> Result<T, StoreFault> {
         let (number, mut connection) = self.line()?;
         let asked = Instant::now();
         let result = match timeout_at(until, question.query_async(&mut connection)).await {
@@ -88,8 +88,8 @@ impl Link {
                 self.answered(number);
                 return Ok(answer);
             }
-            Ok(Err(error)) => Fault::Refused(error),
-            Err(_) => Fault::Silent,
+            Ok(Err(error)) => StoreFault::Refused(error),
+            Err(_) => StoreFault::Silent,
         };
         self.learn(number, asked, &result);
         Err(result)
@@ -148,7 +148,7 @@ impl Link {
     }
 
     /// A connection that has proven itself.
-    async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, Fault)> {
+    async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, StoreFault)> {
         let patience = self.dialer.patience();
         let Named { host, .. } = self.find().await.map_err(|fault| (None, fault))?;
         let reaching = async {
@@ -159,7 +159,7 @@ impl Link {
                 self.probe(&mut connection).await?;
                 // What takes nearly all of a turn's time would make it wait again and again.
                 if began.elapsed() > self.dialer.timeout() * 3 / 4 {
-                    return Err(Fault::Late("it answers too late"));
+                    return Err(StoreFault::Late("it answers too late"));
                 }
             }
             Ok(connection)
@@ -170,23 +170,23 @@ impl Link {
         }
     }
 
-    async fn find(&self) -> Result<Named, Fault> {
+    async fn find(&self) -> Result<Named, StoreFault> {
         let certain = |host: &Host| Named { host: host.clone(), by_most: true };
         let address = match &self.place {
-            Place::Node(host) => return Ok(certain(host)),
-            Place::Named => self.dialer.address()?,
+            LinkTarget::Node(host) => return Ok(certain(host)),
+            LinkTarget::Named => self.dialer.address()?,
         };
         match &address.kind {
-            Kind::Sentinel(master) => sentinel::primary(&self.dialer, &address, master).await,
+            StoreKind::Sentinel(master) => sentinel::primary(&self.dialer, &address, master).await,
             _ => Ok(certain(&address.hosts[0])),
         }
     }
 
     /// A write, since one that only reads may be a replica. What Redis says against this one command is an answer too.
-    async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), Fault> {
+    async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
         let mut write = cmd("SET");
         write.arg(self.probe.lock().unwrap_or_else(PoisonError::into_inner).as_str()).arg("").arg("PX").arg(PROOF_LIFE_MS);
-        match write.exec_async(connection).await.map_err(Fault::from) {
+        match write.exec_async(connection).await.map_err(StoreFault::from) {
             Err(fault) if fault.ends_connection() => Err(fault),
             Err(fault) => {
                 self.faults.note(&fault, None);
@@ -199,7 +199,7 @@ impl Link {
     /// Returns when most Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
     /// what it is told from now on. What fewer say takes no connection away that works.
     async fn watch_name(&self, number: u64) {
-        if !matches!((&self.place, self.dialer.kind()), (Place::Named, Kind::Sentinel(_))) {
+        if !matches!((&self.place, self.dialer.kind()), (LinkTarget::Named, StoreKind::Sentinel(_))) {
             return std::future::pending().await;
         }
         while let Some(host) = self.host() {
@@ -221,7 +221,7 @@ impl Link {
                 match timeout(self.dialer.timeout(), self.probe(&mut connection)).await {
                     Ok(Ok(())) => self.answered(number),
                     Ok(Err(fault)) => self.learn(number, asked, &fault),
-                    Err(_) => self.learn(number, asked, &Fault::Silent),
+                    Err(_) => self.learn(number, asked, &StoreFault::Silent),
                 }
             }
         }
@@ -235,10 +235,10 @@ impl Link {
         }
     }
 
-    fn line(&self) -> Result<(u64, MultiplexedConnection), Fault> {
+    fn line(&self) -> Result<(u64, MultiplexedConnection), StoreFault> {
         match &*self.lock() {
             State::Up(line) => Ok((line.number, line.connection.clone())),
-            _ => Err(Fault::Away),
+            _ => Err(StoreFault::Away),
         }
     }
 
@@ -263,12 +263,12 @@ impl Link {
     }
 
     /// What line `number` did with a question put to it at `asked`.
-    fn learn(&self, number: u64, asked: Instant, fault: &Fault) {
+    fn learn(&self, number: u64, asked: Instant, fault: &StoreFault) {
         let host = self.host();
         self.faults.note(fault, host.as_deref());
         if fault.ends_connection() {
             self.give_up(number, &fault.to_string());
-        } else if matches!(fault, Fault::Refused(_)) {
+        } else if matches!(fault, StoreFault::Refused(_)) {
             self.answered(number);
         } else if asked.elapsed() >= self.dialer.timeout() {
             // Had the caller little time left, it would say nothing about the store.

@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backend::{Backend, Change, Merge, Pending};
-use super::board::{self, Board, Word};
+use super::board::{self, Board, BoardReport};
 use super::expiring::Expiring;
 use super::name::Name;
 use super::trail::LONGEST;
-use super::{Budget, Held, Replaced, Report, Roll};
+use super::{Budget, Held, Replaced, MemberReport, MembershipReply};
 
 /// A bounded map of values that expire, and one of trails.
 pub struct Memory {
@@ -21,14 +21,14 @@ pub struct Memory {
     /// binding out.
     beside: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
-    board: Mutex<board::InProcess>,
+    board: Mutex<board::LocalBoard>,
 }
 
 impl Memory {
     pub fn new(capacity: usize) -> Self {
         let map = || Mutex::new(Expiring::new(capacity));
         let trails = Mutex::new(Expiring::new(capacity));
-        Self { bindings: map(), beside: map(), trails, board: Mutex::new(board::InProcess::default()) }
+        Self { bindings: map(), beside: map(), trails, board: Mutex::new(board::LocalBoard::default()) }
     }
 
     pub fn get(&self, name: Name<'_>) -> Option<Held> {
@@ -72,7 +72,7 @@ impl Memory {
         entries.put(&id, value, ttl);
     }
 
-    pub fn hear(&self, word: &Word<'_>) -> Board {
+    pub fn hear(&self, word: &BoardReport<'_>) -> Board {
         // Every note is whole before anything can panic.
         self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(word)
     }
@@ -171,11 +171,11 @@ impl Backend for InProcess {
     }
 
     /// Replicas of one process have one configuration.
-    fn roll<'a>(&'a self, _: &'a Report<'a>, _: bool, _: &'a mut Budget) -> Pending<'a, Roll> {
-        at_once(Roll { ordinal: 1, others: Vec::new() })
+    fn roll<'a>(&'a self, _: &'a MemberReport<'a>, _: bool, _: &'a mut Budget) -> Pending<'a, MembershipReply> {
+        at_once(MembershipReply { ordinal: 1, others: Vec::new() })
     }
 
-    fn hear<'a>(&'a self, word: &'a Word<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
+    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
         at_once(self.memory.hear(word))
     }
 

@@ -14,11 +14,11 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::backend::{Backend, Change, Merge, Pending};
-use super::board::{Board, Word};
+use super::board::{Board, BoardReport};
 use super::memory::Memory;
 use super::name::Name;
-use super::news::{News, Read, Walk};
-use super::{Budget, Held, Replaced, Report, Roll, Unavailable};
+use super::announcement::{Announcement, Read, Scan};
+use super::{Budget, Held, Replaced, MemberReport, MembershipReply, Unavailable};
 
 /// Longer than a case takes.
 const TTL: Duration = Duration::from_secs(3_600);
@@ -112,19 +112,19 @@ impl Shared {
 }
 
 /// The steps of one scan.
-pub type Scan = Vec<Result<Read, Unavailable>>;
+pub type ScanSteps = Vec<Result<Read, Unavailable>>;
 
 /// So many announcements a replica of a test may be behind.
 pub const BEHIND: usize = 4;
 
 /// The announcements that one replica receives, and the scans that it makes.
 #[derive(Clone)]
-pub struct Gossip {
-    pub told: broadcast::Sender<News>,
+pub struct Heard {
+    pub told: broadcast::Sender<Announcement>,
     /// Counts the subscriptions.
-    pub tuned: watch::Sender<u64>,
+    pub resubscribed: watch::Sender<u64>,
     /// What the next scans find, step by step. Those after them find nothing.
-    pub scans: Arc<Mutex<VecDeque<Scan>>>,
+    pub scans: Arc<Mutex<VecDeque<ScanSteps>>>,
     /// When each scan began.
     pub begun: Arc<Mutex<Vec<Instant>>>,
 }
@@ -134,13 +134,13 @@ pub struct Gossip {
 pub struct Model {
     pub shared: Arc<Mutex<Shared>>,
     pub weather: Arc<Mutex<Weather>>,
-    pub gossip: Gossip,
+    pub gossip: Heard,
 }
 
 impl Model {
     pub fn new(shared: &Arc<Mutex<Shared>>) -> Self {
-        let (told, tuned) = (broadcast::Sender::new(BEHIND), watch::Sender::new(0));
-        let gossip = Gossip { told, tuned, scans: Arc::default(), begun: Arc::default() };
+        let (told, resubscribed) = (broadcast::Sender::new(BEHIND), watch::Sender::new(0));
+        let gossip = Heard { told, resubscribed, scans: Arc::default(), begun: Arc::default() };
         Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)), gossip }
     }
 
@@ -223,11 +223,11 @@ impl Backend for Model {
         self.step(move |shared| shared.values.list(session))
     }
 
-    fn roll<'a>(&'a self, report: &'a Report<'a>, is_early: bool, _: &'a mut Budget) -> Pending<'a, Roll> {
+    fn roll<'a>(&'a self, report: &'a MemberReport<'a>, is_early: bool, _: &'a mut Budget) -> Pending<'a, MembershipReply> {
         self.step(move |shared| {
             if report.life.is_zero() {
                 shared.replicas.remove(report.replica);
-                return Roll { ordinal: 0, others: Vec::new() };
+                return MembershipReply { ordinal: 0, others: Vec::new() };
             }
             shared.replicas.insert(report.replica.into(), report.fingerprint.into());
             let live: BTreeSet<_> = shared.replicas.values().filter(|print| *print != report.fingerprint).cloned().collect();
@@ -238,11 +238,11 @@ impl Backend for Model {
                 _ => newest + 1,
             };
             shared.sets.insert(report.fingerprint.into(), (ordinal, report.keys.into()));
-            Roll { ordinal, others: live.iter().map(|print| shared.sets[print].1.clone()).collect() }
+            MembershipReply { ordinal, others: live.iter().map(|print| shared.sets[print].1.clone()).collect() }
         })
     }
 
-    fn hear<'a>(&'a self, word: &'a Word<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
+    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
         self.step(move |shared| shared.values.hear(word))
     }
 
@@ -250,17 +250,17 @@ impl Backend for Model {
         watch::channel(true).1
     }
 
-    fn news(&self) -> broadcast::Receiver<News> {
+    fn announcements(&self) -> broadcast::Receiver<Announcement> {
         self.gossip.told.subscribe()
     }
 
-    fn tuned(&self) -> watch::Receiver<u64> {
-        self.gossip.tuned.subscribe()
+    fn resubscribed(&self) -> watch::Receiver<u64> {
+        self.gossip.resubscribed.subscribe()
     }
 
-    fn walk(&self) -> Result<Walk, Unavailable> {
+    fn scan(&self) -> Result<Scan, Unavailable> {
         self.gossip.begun.lock().unwrap().push(Instant::now());
-        Ok(Walk::of(self.gossip.scans.lock().unwrap().pop_front().unwrap_or_default()))
+        Ok(Scan::of(self.gossip.scans.lock().unwrap().pop_front().unwrap_or_default()))
     }
 }
 

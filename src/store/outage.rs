@@ -232,7 +232,7 @@ async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
     use super::dial::Dialer;
     use super::fault::Faults;
     use super::health::Health;
-    use super::link::{Link, Place};
+    use super::link::{Link, LinkTarget};
     let fake = Fake::answering(|_, _| Some("$-1")).await;
     let dialer = Arc::new(Dialer::new(&settings(&fake)).unwrap());
     let metrics = Arc::new(Metrics::new());
@@ -240,7 +240,7 @@ async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
     let link = || {
         let host = dialer.address().unwrap().hosts.remove(0);
         let (dialer, faults, health) = (Arc::clone(&dialer), Arc::clone(&faults), Arc::clone(&health));
-        Arc::new(Link::new(dialer, Place::Node(host), faults, health, Arc::default()))
+        Arc::new(Link::new(dialer, LinkTarget::Node(host), faults, health, Arc::default()))
     };
     let one = link();
     assert!(!health.is_up(), "it is not connected yet");

@@ -10,26 +10,26 @@ use redis::{ErrorKind, FromRedisValue, Pipeline, Script, ServerErrorKind, pipe};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
-use super::address::{Host, Kind};
+use super::address::{Host, StoreKind};
 use super::backend::{Change, Merge};
-use super::board::{Board, Note, Word};
+use super::board::{Board, Note, BoardReport};
 use super::cluster::Cluster;
 use super::dial::Dialer;
-use super::fault::{Fault, Faults};
+use super::fault::{StoreFault, Faults};
 use super::health::Health;
 use super::lag::Lag;
-use super::link::{Link, Place};
+use super::link::{Link, LinkTarget};
 use super::name::Name;
-use super::news::{Ear, News, Walk};
+use super::announcement::{Subscriber, Announcement, Scan};
 use super::trail::LONGEST;
-use super::{Held, Replaced, Report, Roll, Settings, Unavailable};
+use super::{Held, Replaced, MemberReport, MembershipReply, Settings, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 
 const REPLACE: &str = include_str!("replace.lua");
 const EXTEND: &str = include_str!("extend.lua");
 const MERGE: &str = include_str!("merge.lua");
-const ROLL: &str = include_str!("roll.lua");
+const ROLL: &str = include_str!("membership.lua");
 const BOARD: &str = include_str!("board.lua");
 const TRAIL: &str = include_str!("trail.lua");
 
@@ -43,8 +43,8 @@ pub struct Redis {
     channel: String,
     /// Where there are replicas that may lag: a lone Redis has none.
     lag: Option<Arc<Lag>>,
-    news: broadcast::Sender<News>,
-    tuned: watch::Sender<u64>,
+    news: broadcast::Sender<Announcement>,
+    resubscribed: watch::Sender<u64>,
     faults: Arc<Faults>,
     health: Arc<Health>,
     replace: (Script, &'static str),
@@ -67,20 +67,20 @@ impl Redis {
         let dialer = Arc::new(Dialer::new(settings)?);
         let (faults, health) = (Arc::new(Faults::new(Arc::clone(metrics))), Arc::new(Health::new(Arc::clone(metrics))));
         let (told, counted) = (Arc::clone(&faults), Arc::clone(&health));
-        let lag = (*dialer.kind() != Kind::One).then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
+        let lag = (*dialer.kind() != StoreKind::One).then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
         if let Some(lag) = &lag {
             tasks.spawn_until_stopped(Arc::clone(lag).keep());
         }
-        let (news, tuned, channel) = (broadcast::Sender::new(HEARD), watch::Sender::new(0), dialer.name(Name::Announcements));
-        let ear = Ear { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: news.clone(), tuned: tuned.clone() };
+        let (news, resubscribed, channel) = (broadcast::Sender::new(HEARD), watch::Sender::new(0), dialer.name(Name::Announcements));
+        let ear = Subscriber { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: news.clone(), resubscribed: resubscribed.clone() };
         let kept = Arc::clone(&dialer);
         let nodes = match dialer.kind() {
-            Kind::One | Kind::Sentinel(_) => {
-                let link = Arc::new(Link::new(kept, Place::Named, told, counted, Arc::new(Notify::new())));
+            StoreKind::One | StoreKind::Sentinel(_) => {
+                let link = Arc::new(Link::new(kept, LinkTarget::Named, told, counted, Arc::new(Notify::new())));
                 tasks.spawn_until_stopped(Arc::clone(&link).keep());
                 Nodes::One(link)
             }
-            Kind::Cluster => {
+            StoreKind::Cluster => {
                 let cluster = Arc::new(Cluster::new(kept, told, counted, tasks.clone()));
                 tasks.spawn_until_stopped(Arc::clone(&cluster).keep());
                 Nodes::Many(cluster)
@@ -90,7 +90,7 @@ impl Redis {
         tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
         let scripts = [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
         let [replace, extend, merge, roll, board, trail] = scripts;
-        Ok(Self { dialer, nodes, channel, lag, news, tuned, faults, health, replace, extend, merge, roll, board, trail })
+        Ok(Self { dialer, nodes, channel, lag, news, resubscribed, faults, health, replace, extend, merge, roll, board, trail })
     }
 
     /// Whether all of it answers.
@@ -99,25 +99,25 @@ impl Redis {
     }
 
     /// What replicas tell of their bindings from now on.
-    pub fn news(&self) -> broadcast::Receiver<News> {
+    pub fn announcements(&self) -> broadcast::Receiver<Announcement> {
         self.news.subscribe()
     }
 
     /// Counts how often it began to listen to them.
-    pub fn tuned(&self) -> watch::Receiver<u64> {
-        self.tuned.subscribe()
+    pub fn resubscribed(&self) -> watch::Receiver<u64> {
+        self.resubscribed.subscribe()
     }
 
     /// A walk through all that is bound.
-    pub fn walk(&self) -> Result<Walk, Unavailable> {
+    pub fn scan(&self) -> Result<Scan, Unavailable> {
         let nodes = match &self.nodes {
             Nodes::One(link) => link.host().into_iter().collect(),
             Nodes::Many(cluster) => cluster.primaries(),
         };
         if nodes.is_empty() {
-            return Err(Fault::Away.into());
+            return Err(StoreFault::Away.into());
         }
-        Ok(Walk::through(&self.dialer, &self.faults, nodes))
+        Ok(Scan::through(&self.dialer, &self.faults, nodes))
     }
 
     /// The last thing that went wrong, in words.
@@ -168,15 +168,15 @@ impl Redis {
         Ok(stored)
     }
 
-    pub async fn call_roll(&self, name: &str, report: &Report<'_>, is_early: bool, until: Instant) -> Result<Roll, Unavailable> {
-        let Report { replica, fingerprint, keys, ordinal, life } = report;
+    pub async fn exchange_membership(&self, name: &str, report: &MemberReport<'_>, is_early: bool, until: Instant) -> Result<MembershipReply, Unavailable> {
+        let MemberReport { replica, fingerprint, keys, ordinal, life } = report;
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
         let args = [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
         let (ordinal, others) = self.run(&self.roll, name, &args, until).await?;
-        Ok(Roll { ordinal, others })
+        Ok(MembershipReply { ordinal, others })
     }
 
-    pub async fn hear(&self, name: &str, word: &Word<'_>, until: Instant) -> Result<Board, Unavailable> {
+    pub async fn hear(&self, name: &str, word: &BoardReport<'_>, until: Instant) -> Result<Board, Unavailable> {
         let mut args = vec![word.replica.into(), word.life.as_millis().to_string(), word.load.into(), word.seen.to_string()];
         for note in word.notes {
             let life = note.life.map_or(0, millis);
@@ -225,7 +225,7 @@ impl Redis {
             call
         };
         let result = match self.ask(name, &call("EVALSHA", known.get_hash()), until).await {
-            Err(Fault::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            Err(StoreFault::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 self.ask(name, &call("EVAL", text), until).await
             }
             result => result,
@@ -234,7 +234,7 @@ impl Redis {
         Ok(answer)
     }
 
-    async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, Fault> {
+    async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, StoreFault> {
         match &self.nodes {
             Nodes::One(link) => link.ask(question, until).await,
             Nodes::Many(cluster) => cluster.ask(name, question, until).await,

@@ -9,7 +9,7 @@ use redis::cmd;
 
 use super::address::{Address, Host};
 use super::dial::{Dialer, Shown};
-use super::fault::Fault;
+use super::fault::StoreFault;
 
 /// Whom the Sentinels name.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,17 +19,17 @@ pub struct Named {
     pub by_most: bool,
 }
 
-pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result<Named, Fault> {
+pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result<Named, StoreFault> {
     let mut asked: FuturesUnordered<_> = address
         .hosts
         .iter()
         .map(async |sentinel| {
             let answer = tokio::time::timeout(dialer.patience(), ask(dialer, address, sentinel, master)).await;
-            answer.unwrap_or_else(|_| Err(Fault::Unready(format!("the Sentinel at {sentinel}: {}", dialer.late()))))
+            answer.unwrap_or_else(|_| Err(StoreFault::Unready(format!("the Sentinel at {sentinel}: {}", dialer.late()))))
         })
         .collect();
     let mut votes: Vec<(Host, usize)> = Vec::new();
-    let mut last = Fault::Away;
+    let mut last = StoreFault::Away;
     while let Some(answer) = asked.next().await {
         let named = match answer {
             Ok(named) => named,
@@ -51,21 +51,21 @@ pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result
     most.map(|(host, votes)| Named { host, by_most: votes * 2 > address.hosts.len() }).ok_or(last)
 }
 
-async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) -> Result<Host, Fault> {
+async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) -> Result<Host, StoreFault> {
     // The user and password are those of Redis: a Sentinel sees them only if it asks for some.
     let mut connection = dialer.dial(address, sentinel, Shown::Nothing).await?;
     let mut question = cmd("SENTINEL");
     question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
-    let mut answer = question.query_async(&mut connection).await.map_err(Fault::from);
+    let mut answer = question.query_async(&mut connection).await.map_err(StoreFault::from);
     let wants_password = answer.as_ref().is_err_and(|fault| fault.code().as_deref() == Some("NOAUTH"));
     if let (true, Some(password)) = (wants_password, &address.password) {
         let mut greeting = cmd("AUTH");
         let _: () = greeting.arg(&address.user).arg(password.expose()).query_async(&mut connection).await?;
-        answer = question.query_async(&mut connection).await.map_err(Fault::from);
+        answer = question.query_async(&mut connection).await.map_err(StoreFault::from);
     }
     let named: Option<(String, u16)> = answer?;
     let (name, port) =
-        named.ok_or_else(|| Fault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}")))?;
+        named.ok_or_else(|| StoreFault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}")))?;
     Ok(Host { name, port })
 }
 
@@ -86,7 +86,7 @@ mod tests {
         Settings { url, prefix: "w".into(), timeout: Span(timeout), ca_file: None }
     }
 
-    async fn named_by(hosts: &[&Fake]) -> Result<Named, Fault> {
+    async fn named_by(hosts: &[&Fake]) -> Result<Named, StoreFault> {
         let settings = settings(":canary@", hosts, Duration::from_millis(50));
         let dialer = Dialer::new(&settings).unwrap();
         primary(&dialer, &dialer.address().unwrap(), "main").await

@@ -7,11 +7,11 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
 use super::backend::{Backend, Change, Merge, Pending};
-use super::board::{Board, Word};
+use super::board::{Board, BoardReport};
 use super::name::Name;
-use super::news::{News, Walk};
+use super::announcement::{Announcement, Scan};
 use super::redis::Redis;
-use super::{Budget, Held, Replaced, Report, Roll, Unavailable};
+use super::{Budget, Held, Replaced, MemberReport, MembershipReply, Unavailable};
 use crate::metrics::{Metrics, Operation};
 
 pub struct Shared {
@@ -102,13 +102,13 @@ impl Backend for Shared {
         })
     }
 
-    fn roll<'a>(&'a self, report: &'a Report<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, Roll> {
+    fn roll<'a>(&'a self, report: &'a MemberReport<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, MembershipReply> {
         self.timed(Operation::Roll, Name::Membership, budget, move |redis, name, until| async move {
-            redis.call_roll(&name, report, is_early, until).await
+            redis.exchange_membership(&name, report, is_early, until).await
         })
     }
 
-    fn hear<'a>(&'a self, word: &'a Word<'a>, budget: &'a mut Budget) -> Pending<'a, Board> {
+    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, budget: &'a mut Budget) -> Pending<'a, Board> {
         self.timed(Operation::Board, Name::Board, budget, move |redis, name, until| async move {
             redis.hear(&name, word, until).await
         })
@@ -122,15 +122,15 @@ impl Backend for Shared {
         self.redis.fault()
     }
 
-    fn news(&self) -> broadcast::Receiver<News> {
-        self.redis.news()
+    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+        self.redis.announcements()
     }
 
-    fn tuned(&self) -> watch::Receiver<u64> {
-        self.redis.tuned()
+    fn resubscribed(&self) -> watch::Receiver<u64> {
+        self.redis.resubscribed()
     }
 
-    fn walk(&self) -> Result<Walk, Unavailable> {
-        self.redis.walk()
+    fn scan(&self) -> Result<Scan, Unavailable> {
+        self.redis.scan()
     }
 }

@@ -185,7 +185,7 @@ mod tests {
     use super::super::tests::{bound, gateway};
     use super::*;
     use crate::client::Client;
-    use crate::error::Kind;
+    use crate::error::ErrorKind;
     use crate::metrics::Metrics;
     use crate::wire::terminal::Usage;
 
@@ -232,9 +232,9 @@ mod tests {
             outcomes(&metrics)
         };
         let refused = |kind| move |mut account: Account| account.refused(&Error::new(kind, "m"));
-        assert_eq!(ended(&refused(Kind::InvalidJson)), ["refused"]);
-        assert_eq!(ended(&refused(Kind::NoKeyAvailable)), ["unserved"]);
-        assert_eq!(ended(&refused(Kind::UpstreamTimeout)), ["unserved"]);
+        assert_eq!(ended(&refused(ErrorKind::InvalidJson)), ["refused"]);
+        assert_eq!(ended(&refused(ErrorKind::NoKeyAvailable)), ["unserved"]);
+        assert_eq!(ended(&refused(ErrorKind::UpstreamTimeout)), ["unserved"]);
         assert_eq!(ended(&drop), ["client_left"]);
         assert_eq!(ended(&Account::cut), ["cut"]);
         assert!(ended(&|account| drop(account.opened())).is_empty(), "a handshake is no turn");

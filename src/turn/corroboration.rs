@@ -18,9 +18,9 @@ const MEMORY: Duration = Duration::from_secs(60);
 const MOST: usize = 1_000;
 
 #[derive(Default)]
-pub struct Witnesses(Mutex<HashMap<Subject, (ClientId, Instant)>>);
+pub struct Corroboration(Mutex<HashMap<Subject, (ClientId, Instant)>>);
 
-impl Witnesses {
+impl Corroboration {
     /// `wanted`'s client was told so. With another client's word before it is true.
     pub fn heard(&self, registry: &Registry, key: &Key, wanted: &Wanted<'_>) {
         if self.is_second(Subject::model(key, wanted.model), &wanted.client.id, Instant::now()) {
@@ -51,28 +51,28 @@ mod tests {
 
     #[test]
     fn two_clients_are_believed_and_one_is_not() {
-        let (witnesses, now) = (Witnesses::default(), Instant::now());
+        let (corroboration, now) = (Corroboration::default(), Instant::now());
         let subject = |model: &[u8]| Subject::Model(Tag::of("project", b"p"), Tag::of("model", model));
         let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
-        assert!(!witnesses.is_second(subject(b"m"), &alice, now) && !witnesses.is_second(subject(b"m"), &alice, now));
-        assert!(!witnesses.is_second(subject(b"n"), &bob, now), "of another model");
-        assert!(witnesses.is_second(subject(b"m"), &bob, now));
-        assert!(!witnesses.is_second(subject(b"m"), &bob, now + MEMORY), "that was long ago");
+        assert!(!corroboration.is_second(subject(b"m"), &alice, now) && !corroboration.is_second(subject(b"m"), &alice, now));
+        assert!(!corroboration.is_second(subject(b"n"), &bob, now), "of another model");
+        assert!(corroboration.is_second(subject(b"m"), &bob, now));
+        assert!(!corroboration.is_second(subject(b"m"), &bob, now + MEMORY), "that was long ago");
     }
 
     #[test]
     fn words_are_kept_for_a_while_and_not_without_end() {
-        let (witnesses, now) = (Witnesses::default(), Instant::now());
+        let (corroboration, now) = (Corroboration::default(), Instant::now());
         let subject = |number: usize| Subject::Model(Tag::of("project", b"p"), Tag::of("model", &number.to_be_bytes()));
         let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
         for number in 0..=MOST {
-            assert!(!witnesses.is_second(subject(number), &alice, now));
+            assert!(!corroboration.is_second(subject(number), &alice, now));
         }
-        let kept = || witnesses.0.lock().unwrap().len();
+        let kept = || corroboration.0.lock().unwrap().len();
         assert_eq!(kept(), MOST);
-        assert!(!witnesses.is_second(subject(MOST), &bob, now), "there was no room for the first word");
-        assert!(witnesses.is_second(subject(MOST - 1), &bob, now + MEMORY - MEMORY / 60));
-        assert!(!witnesses.is_second(subject(MOST), &alice, now + MEMORY), "there is room again");
-        assert!(witnesses.is_second(subject(MOST), &bob, now + MEMORY) && kept() == 1);
+        assert!(!corroboration.is_second(subject(MOST), &bob, now), "there was no room for the first word");
+        assert!(corroboration.is_second(subject(MOST - 1), &bob, now + MEMORY - MEMORY / 60));
+        assert!(!corroboration.is_second(subject(MOST), &alice, now + MEMORY), "there is room again");
+        assert!(corroboration.is_second(subject(MOST), &bob, now + MEMORY) && kept() == 1);
     }
 }

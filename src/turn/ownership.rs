@@ -5,7 +5,7 @@ use serde::Deserialize;
 use crate::binding::ownership::Owner;
 use crate::binding::place::untold;
 use crate::client::ClientId;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::store::Budget;
 use crate::turn::Gateway;
 use crate::wire::references::References;
@@ -43,7 +43,7 @@ impl Gateway {
     pub fn may_converse(&self, conversation: Option<&str>) -> Result<(), Error> {
         match conversation {
             Some(id) if self.foreign_ids == ForeignIds::Refuse => {
-                Err(Error::new(Kind::ConversationNotFound, format!("Conversation with id '{id}' not found.")))
+                Err(Error::new(ErrorKind::ConversationNotFound, format!("Conversation with id '{id}' not found.")))
             }
             _ => Ok(()),
         }
@@ -52,7 +52,7 @@ impl Gateway {
     /// Files and vector stores are made beside the gateway: none passes through here that could be told from another client's.
     pub fn may_refer(&self, references: References) -> Result<(), Error> {
         match references.are_foreign && self.foreign_ids == ForeignIds::Refuse {
-            true => Err(Error::new(Kind::FileNotFound, FOREIGN_FILE)),
+            true => Err(Error::new(ErrorKind::FileNotFound, FOREIGN_FILE)),
             false => Ok(()),
         }
     }
@@ -65,5 +65,5 @@ impl Gateway {
 
 /// What the real service says of an id that it does not know.
 pub fn not_found(id: &str) -> Error {
-    Error::new(Kind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found."))
+    Error::new(ErrorKind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found."))
 }

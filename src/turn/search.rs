@@ -22,19 +22,19 @@ pub struct Search<'t> {
     pub gateway: &'t Gateway,
     pub sent: &'t Sent<'t>,
     pub wanted: &'t Wanted<'t>,
-    pub guess: &'t Binding,
+    pub provisional: &'t Binding,
 }
 
 impl Search<'_> {
     /// `refused`: what the first key answered.
     pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Binding, Answer), Error> {
-        let Self { gateway, sent, wanted, guess } = self;
-        let mut tried = vec![guess.key.organization_tag];
+        let Self { gateway, sent, wanted, provisional } = self;
+        let mut tried = vec![provisional.key.organization_tag];
         // What an organization said that may be the right one, at another time; and what one said that could open the history, and
         // had another fault to find.
         let (mut later, mut other) = (None, None);
-        while let Some(next) = gateway.bindings.elsewhere(wanted, guess, &tried) {
-            let moves_domain = !next.key.shares_cache_with(&guess.key);
+        while let Some(next) = gateway.bindings.elsewhere(wanted, provisional, &tried) {
+            let moves_domain = !next.key.shares_cache_with(&provisional.key);
             account.bound(&next, moves_domain, &gateway.registry.loads);
             let began = Instant::now();
             // One that fails or is short may be the right one, at another time.
@@ -53,7 +53,7 @@ impl Search<'_> {
                     later.get_or_insert(Err(error));
                 }
                 Verdict::GiveUp(error, _) | Verdict::Again(Err(error)) => {
-                    gateway.refuse(wanted, guess, Reason::Forgotten);
+                    gateway.refuse(wanted, provisional, Reason::Forgotten);
                     return Err(error);
                 }
                 // It was not asked: a sibling is, if there is one.
@@ -72,17 +72,17 @@ impl Search<'_> {
         }
         // Whose answer is passed on is accounted for, not who was asked last.
         let mut pass_on = |(binding, answer): (Binding, Answer)| {
-            account.bound(&binding, !binding.key.shares_cache_with(&guess.key), &gateway.registry.loads);
+            account.bound(&binding, !binding.key.shares_cache_with(&provisional.key), &gateway.registry.loads);
             (binding, answer)
         };
         if let Some(other) = other {
             return Ok(pass_on(other));
         }
-        gateway.refuse(wanted, guess, Reason::Forgotten);
+        gateway.refuse(wanted, provisional, Reason::Forgotten);
         if let Some(later) = later {
             return later.map(pass_on);
         }
         gateway.bindings.give_up(wanted, &tried)?;
-        Ok(pass_on((guess.clone(), refused)))
+        Ok(pass_on((provisional.clone(), refused)))
     }
 }

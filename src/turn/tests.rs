@@ -40,10 +40,10 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
         replay: Replay::new(Size(1 << 20), Size(1 << 20)),
         books: Arc::new(Books::new(Arc::clone(&metrics))),
         metrics,
-        options: Options { wait: PATIENCE, resends: false },
-        patience: Patience::default(),
+        options: FailoverOptions { wait: PATIENCE, resends: false },
+        waiters: Waiters::default(),
         retries: Mutex::default(),
-        witnesses: Witnesses::default(),
+        corroboration: Corroboration::default(),
         sockets: Sockets { tasks: tasks.clone(), closing: CancellationToken::new(), spread: Duration::ZERO, ping: PATIENCE },
         tasks,
     }
@@ -76,7 +76,7 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
         // Others are told while it waits that the key is short for as long once more.
         let told = async {
             sleep(again - SECOND / 10).await;
-            let places: Vec<_> = std::iter::from_fn(|| gateway.patience.enter(&key)).collect();
+            let places: Vec<_> = std::iter::from_fn(|| gateway.waiters.enter(&key)).collect();
             assert_eq!(places.len(), 63, "it has one of 64");
             gateway.registry.limit(&key, "m", again);
         };
@@ -103,7 +103,7 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
         let gateway = gateway(keys);
         let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
         let began = Instant::now();
-        let mut places: Vec<_> = std::iter::from_fn(|| gateway.patience.enter(&binding.key)).collect();
+        let mut places: Vec<_> = std::iter::from_fn(|| gateway.waiters.enter(&binding.key)).collect();
         gateway.registry.limit(&binding.key, "m", SECOND);
         match gateway.wait(&mut wanted, binding.clone(), &mut budget).await {
             Ok(beside) => assert!(keys.len() == 2 && beside.key.tag != binding.key.tag && beside.has_moved),
@@ -114,7 +114,7 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
         wanted.patience = PATIENCE;
         let waited = gateway.wait(&mut wanted, binding.clone(), &mut budget).await.unwrap();
         assert!(waited.key.tag == binding.key.tag && began.elapsed() >= SECOND, "{:?}", began.elapsed());
-        assert!(gateway.patience.enter(&binding.key).is_some(), "and leaves its place to the next one");
+        assert!(gateway.waiters.enter(&binding.key).is_some(), "and leaves its place to the next one");
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::RETRY_AFTER;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::{Ailment, Diagnosis, diagnose};
 use crate::limit;
 use crate::metrics::Reason;
@@ -51,19 +51,19 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
         },
         // The host's fault, never the key's.
         Outcome::Unreachable(cause) => {
-            let error = Error::new(Kind::UpstreamUnreachable, "The upstream could not be reached.").because(cause);
+            let error = Error::new(ErrorKind::UpstreamUnreachable, "The upstream could not be reached.").because(cause);
             Verdict::GiveUp(error, Reason::Unreachable)
         }
         // It may have been served, and billed: sending it again is for the client to decide.
         Outcome::Interrupted(cause) => uncertain(
-            Error::new(Kind::UpstreamInterrupted, "The connection to the upstream was lost before it answered.")
+            Error::new(ErrorKind::UpstreamInterrupted, "The connection to the upstream was lost before it answered.")
                 .retry_after(SOON)
                 .because(cause),
         ),
-        Outcome::Silent => uncertain(Error::new(Kind::UpstreamTimeout, "The upstream did not answer in time.").retry_after(SOON)),
+        Outcome::Silent => uncertain(Error::new(ErrorKind::UpstreamTimeout, "The upstream did not answer in time.").retry_after(SOON)),
         // Codex goes on over HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
-            let error = Error::new(Kind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP.");
+            let error = Error::new(ErrorKind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP.");
             Verdict::GiveUp(error, Reason::Unreachable)
         }
     }
@@ -82,7 +82,7 @@ pub fn too_steep(wait: Option<Duration>) -> Error {
 
 /// The model has too much to do, whoever asks. Codex gives up on the upstream's own word for it.
 pub fn overloaded(wait: Option<Duration>) -> Error {
-    Error::new(Kind::NoKeyAvailable, "The model is overloaded, and no other key would help. Please try again in a moment.")
+    Error::new(ErrorKind::NoKeyAvailable, "The model is overloaded, and no other key would help. Please try again in a moment.")
         .retry_after(wait.unwrap_or(RELIEF))
 }
 

@@ -17,11 +17,11 @@ const INSISTING: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
-pub struct Patience {
+pub struct Waiters {
     places: Mutex<HashMap<Tag, Arc<Semaphore>>>,
 }
 
-impl Patience {
+impl Waiters {
     /// A place among those that wait for `key`, until it is dropped: also by a client that leaves. `None`: there is none.
     pub fn enter(&self, key: &Key) -> Option<OwnedSemaphorePermit> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn places_are_few_and_come_back() {
-        let (patience, table) = (Patience::default(), Table::sketch("a o 1 sk-a, b o 1 sk-b"));
+        let (patience, table) = (Waiters::default(), Table::sketch("a o 1 sk-a, b o 1 sk-b"));
         let [a, b] = table.keys() else { panic!("two keys") };
         let mut waiting: Vec<_> = (0..WAITERS).map(|_| patience.enter(a).expect("a place")).collect();
         assert!(patience.enter(a).is_none() && patience.enter(b).is_some());

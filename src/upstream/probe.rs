@@ -175,7 +175,7 @@ mod tests {
         for _ in 0..2 {
             sleep(Duration::from_secs(20)).await;
             assert_eq!(tickets(), 1, "one replica asks for all, and one turn of it");
-            assert!(all(|fitness| matches!(fitness, Fitness::Lost(_))), "for the others it is out of use meanwhile");
+            assert!(all(|fitness| matches!(fitness, Fitness::Dead(_))), "for the others it is out of use meanwhile");
             // It was refused again.
             replicas[0].condemn(&key, Ailment::Exhausted(Scope::Organization));
             sleep(Duration::from_secs(580)).await;
@@ -184,7 +184,7 @@ mod tests {
         let served = replicas.iter().find(|registry| registry.conditions.take_ticket(&key)).expect("one may try");
         served.has_served(&key, Instant::now());
         sleep(Duration::from_secs(1)).await;
-        assert!(all(|fitness| fitness == Fitness::Well), "all hear that it is back");
+        assert!(all(|fitness| fitness == Fitness::Ready), "all hear that it is back");
         assert!(replicas.iter().all(|registry| registry.conditions.ramp(&key) < 0.1), "and come to it little by little");
     }
 

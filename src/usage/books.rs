@@ -41,7 +41,7 @@ impl Books {
 
     /// An answer holds the secret of the key that its upstream was shown.
     pub fn leaked(&self) {
-        self.metrics.credential_echoed();
+        self.metrics.credential_leaked();
     }
 
     /// A turn has ended.

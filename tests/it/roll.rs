@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use warmkey::store::Report;
+use warmkey::store::MemberReport;
 
 use crate::patience::{SOON, eventually, ms};
 use crate::scripts::Real;
@@ -26,11 +26,11 @@ impl Roll {
     }
 
     async fn call(&self, replica: &str, set: &str, ordinal: u32, life: Duration, is_early: bool) -> (u32, Vec<String>) {
-        let report = Report { replica, fingerprint: set, keys: &format!("tags of {set}"), ordinal, life };
+        let report = MemberReport { replica, fingerprint: set, keys: &format!("tags of {set}"), ordinal, life };
         let (store, budget) = (&self.0.store, &mut self.0.store.budget());
         let roll = match is_early {
-            true => store.call_roll_early(&report, budget).await,
-            false => store.call_roll(&report, budget).await,
+            true => store.exchange_membership_early(&report, budget).await,
+            false => store.exchange_membership(&report, budget).await,
         };
         let roll = roll.expect("an answer");
         (roll.ordinal, roll.others)

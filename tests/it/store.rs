@@ -21,7 +21,7 @@ use crate::redis::shards::{Shards, slot_of};
 use warmkey::store::name::Name;
 
 mod tls;
-mod walk;
+mod scan;
 
 const LONG: Duration = Duration::from_secs(60);
 /// A machine that compiles meanwhile is slow.
@@ -93,8 +93,8 @@ async fn a_store_does_the_same_in_every_shape() {
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let opened = Opened::at(&redis.url()).await;
         let store = &opened.store;
-        let mut heard = store.news();
-        within(SOON, "it listens", store.tuned().wait_for(|count| *count > 0)).await.expect("it lives");
+        let mut heard = store.announcements();
+        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0)).await.expect("it lives");
         for id in one_of_each() {
             assert_eq!(opened.finds(&id).await, Some(false), "{shape:?}");
             assert!(opened.claims(&id).await);
@@ -337,8 +337,8 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         let name = words.split_whitespace().next().expect("a user");
         let opened = Opened::at(&redis.url().replace("://", &format!("://{name}:canary@"))).await;
         let store = &opened.store;
-        let mut heard = store.news();
-        within(SOON, "it listens", store.tuned().wait_for(|count| *count > 0)).await.expect("it lives");
+        let mut heard = store.announcements();
+        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0)).await.expect("it lives");
         assert!(opened.claims("s").await);
         assert_eq!(opened.finds("s").await, Some(true));
         store.extend(Name::Binding("s"), "key 1 1", LONG, &mut store.budget()).await.unwrap();
@@ -346,7 +346,7 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         store.append("s", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
         assert_eq!(store.list("s", &mut store.budget()).await.unwrap(), ["a line"]);
         within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
-        assert!(store.walk().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
+        assert!(store.scan().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
         assert_eq!((opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")), (0, 0), "{shape:?}");
     }
 }

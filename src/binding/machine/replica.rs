@@ -17,7 +17,7 @@ use crate::health::diagnose::{Ailment, Scope};
 use crate::health::registry::Registry;
 use crate::metrics::{BindingResult, Metrics};
 use crate::store::model::{Model, Shared, pause};
-use crate::store::{Budget, Report, Store};
+use crate::store::{Budget, MemberReport, Store};
 use crate::task::Tasks;
 use tokio::time::Instant;
 
@@ -69,8 +69,8 @@ impl Replica {
         let loaded = self.registry.loaded();
         let keys = loaded.tags();
         let report =
-            Report { replica: &self.name, fingerprint: &loaded.fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
-        if let Ok(roll) = self.store.call_roll(&report, &mut self.store.budget()).await {
+            MemberReport { replica: &self.name, fingerprint: &loaded.fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
+        if let Ok(roll) = self.store.exchange_membership(&report, &mut self.store.budget()).await {
             self.registry.heard(&loaded, &roll);
         }
     }
@@ -103,7 +103,7 @@ impl Replica {
                         Err(_) => return,
                     }
                 }
-                Answer::Foreign if binding.is_guess => break,
+                Answer::Foreign if binding.is_provisional => break,
                 Answer::Foreign => return upstream.died(number, &binding),
             }
         }
@@ -138,7 +138,7 @@ impl Replica {
         let is_blind = match &binding.written {
             Written::Here(record) => {
                 let highest = upstream.highest(number).max(upstream.highest_written(number));
-                binding.is_guess || record.epoch < highest || upstream.has_other(number, record)
+                binding.is_provisional || record.epoch < highest || upstream.has_other(number, record)
             }
             Written::Stored(record) => record.epoch < upstream.highest(number),
             Written::Nowhere | Written::Beside(_) => false,
@@ -152,7 +152,7 @@ impl Replica {
     /// B4: what a replica goes by never falls behind what it went by.
     fn goes_by(&self, upstream: &Upstream, session: usize, binding: &Binding) {
         let (Written::Here(record) | Written::Stored(record)) = &binding.written else { return };
-        if binding.result == BindingResult::Degraded && binding.is_guess {
+        if binding.result == BindingResult::Degraded && binding.is_provisional {
             return;
         }
         let mut epochs = self.epochs.borrow_mut();

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::binding::Binding;
-use crate::binding::record::Record;
+use crate::binding::record::BindingRecord;
 use crate::key::table::Table;
 use crate::key::{Key, Settings, Tag, UpstreamSettings};
 use crate::session::SessionId;
@@ -194,7 +194,7 @@ impl Upstream {
 
     /// Whether the store has taken another key for the session since that turn: [`wrong_write`] judges the moves themselves.
     fn has_moved(&self, last: &Served) -> bool {
-        let key = |value: &str| Record::parse(value).map(|record| record.key);
+        let key = |value: &str| BindingRecord::parse(value).map(|record| record.key);
         self.shared.lock().unwrap().writes.iter().skip(last.writes).any(|write| {
             let old = write.old.as_deref().and_then(key);
             write.id == session(last.session).as_str() && old == Some(last.key.tag) && key(&write.new) != old
@@ -232,14 +232,14 @@ impl Upstream {
     pub fn highest_written(&self, number: usize) -> u32 {
         let shared = self.shared.lock().unwrap();
         let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
-        own.filter_map(|write| Record::parse(&write.new)).map(|record| record.epoch).max().unwrap_or_default()
+        own.filter_map(|write| BindingRecord::parse(&write.new)).map(|record| record.epoch).max().unwrap_or_default()
     }
 
     /// Whether the store has taken another key at the epoch of `record`, which a replica goes by that cannot ask it: B8's exception.
-    pub fn has_other(&self, number: usize, record: &Record) -> bool {
+    pub fn has_other(&self, number: usize, record: &BindingRecord) -> bool {
         let shared = self.shared.lock().unwrap();
         let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
-        own.filter_map(|write| Record::parse(&write.new)).any(|other| other.epoch == record.epoch && other.key != record.key)
+        own.filter_map(|write| BindingRecord::parse(&write.new)).any(|other| other.epoch == record.epoch && other.key != record.key)
     }
 
     /// From now on nothing excuses this session's turns.
@@ -268,8 +268,8 @@ impl Upstream {
 pub fn wrong_write(upstream: &Upstream, writes: &[Write]) -> Option<String> {
     let mut successors = BTreeSet::new();
     for write in writes {
-        let new = Record::parse(&write.new).unwrap();
-        let Some(old) = write.old.as_deref().and_then(Record::parse) else { continue };
+        let new = BindingRecord::parse(&write.new).unwrap();
+        let Some(old) = write.old.as_deref().and_then(BindingRecord::parse) else { continue };
         let is_move = old.key != new.key;
         let why = match () {
             () if new.epoch < old.epoch => "B11: an epoch falls",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Places, is_allowed};
 use crate::binding::demand::Wanted;
 use crate::binding::select::Reach;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::conditions::{Fitness, Why};
 use crate::key::{Key, Tag};
 
@@ -22,7 +22,7 @@ impl Places {
         match (wanted.within, allowed.first()) {
             (Reach::Project { .. } | Reach::Nowhere, None) => {
                 self.registry.wants_reload();
-                Error::new(Kind::NoKeyAvailable, "No upstream key of the project is known that stores what this turn refers to.")
+                Error::new(ErrorKind::NoKeyAvailable, "No upstream key of the project is known that stores what this turn refers to.")
                     .retry_after(SOON)
             }
             // Which one it is its client should know: it may go on without.
@@ -37,20 +37,20 @@ impl Places {
 
     fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
         let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
-        let is_out = |fitness: &Fitness| matches!(fitness, Fitness::Lost(Why::ExhaustedOrganization | Why::ExhaustedProject));
+        let is_out = |fitness: &Fitness| matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject));
         // Whatever an operator says of some of them besides.
         let is_final = fitness.iter().any(is_out) && allowed.iter().all(|key| self.registry.is_exhausted(key));
         let soonest =
-            fitness.iter().filter_map(|fitness| if let Fitness::Short(wait) = fitness { Some(*wait) } else { None }).min();
+            fitness.iter().filter_map(|fitness| if let Fitness::Limited(wait) = fitness { Some(*wait) } else { None }).min();
         match soonest {
             Some(wait) => Error::limited("Every upstream key that may serve this session is cooling.", wait),
             // Waiting does not help.
             None if is_final => Error::new(
-                Kind::InsufficientQuota,
+                ErrorKind::InsufficientQuota,
                 "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
             ),
-            None if fitness.contains(&Fitness::Aside(Why::Incident)) => none_available(LATER / 6),
-            None if fitness.contains(&Fitness::Aside(Why::Suspected)) => none_available(SOON),
+            None if fitness.contains(&Fitness::Bypassed(Why::Incident)) => none_available(LATER / 6),
+            None if fitness.contains(&Fitness::Bypassed(Why::Suspected)) => none_available(SOON),
             None => none_available(LATER),
         }
     }
@@ -84,12 +84,12 @@ pub fn not_loaded() -> Error {
 /// Nobody can say at the moment which project stores what the turn refers to.
 pub fn untold() -> Error {
     let message = "It cannot be told at the moment which project stores what this turn refers to: try again.";
-    Error::new(Kind::NoKeyAvailable, message).retry_after(SOON)
+    Error::new(ErrorKind::NoKeyAvailable, message).retry_after(SOON)
 }
 
 fn none_available(wait: Duration) -> Error {
     Error::new(
-        Kind::NoKeyAvailable,
+        ErrorKind::NoKeyAvailable,
         "No upstream key that may serve this session is in use. Its operator has been told; try again later.",
     )
     .retry_after(wait)

@@ -85,7 +85,7 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
     let begin = || {
         let sessions = (0..300).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
         sessions
-            .map(|session| places.welcome(&wanted(&session, &client, Vec::new()), &session).unwrap().id.clone())
+            .map(|session| places.place_new(&wanted(&session, &client, Vec::new()), &session).unwrap().id.clone())
             .collect::<Vec<_>>()
     };
     let keys = registry.loaded().table.keys().to_vec();
@@ -100,7 +100,7 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
         let name = format!("x-ratelimit-{what}-requests");
         (http::HeaderName::try_from(name).unwrap(), http::HeaderValue::from_static(value))
     };
-    registry.rooms.observe(&keys[5], "m", &limits.into_iter().map(named).collect());
+    registry.headrooms.observe(&keys[5], "m", &limits.into_iter().map(named).collect());
     let full = begin();
     assert_eq!(count(&full, "b-1"), 0);
     assert!(calm.iter().zip(&full).all(|(calm, full)| calm == full || calm == "b-1" && full == "b-2"), "{full:?}");
@@ -128,7 +128,7 @@ async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
     };
     let on = |home: &str| {
         let sessions = (0..200).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
-        let homes = sessions.map(|session| places.welcome(&wanted(&session, &client, Vec::new()), &session).unwrap());
+        let homes = sessions.map(|session| places.place_new(&wanted(&session, &client, Vec::new()), &session).unwrap());
         homes.filter(|key| key.id == home).count()
     };
     recover(5);
@@ -148,11 +148,11 @@ async fn only_what_is_exhausted_everywhere_is_told_for_good() {
         Places::new(registry).shortage_of(&wanted(&session, &client, Vec::new()), reach).kind
     };
     let (a, b) = (Case::Exhausted(0, Scope::Organization), Case::Exhausted(3, Scope::Organization));
-    assert_eq!(told(&[a], "org-a"), Kind::InsufficientQuota);
-    assert_eq!(told(&[a, b], ""), Kind::InsufficientQuota);
-    assert_eq!(told(&[a, Case::Disabled(1)], "org-a"), Kind::InsufficientQuota, "an operator's word on one of them helps nobody");
-    assert_eq!(told(&[a, Case::Rejected(3), Case::Rejected(4)], ""), Kind::NoKeyAvailable, "others are only refused");
-    assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), Kind::NoKeyAvailable);
+    assert_eq!(told(&[a], "org-a"), ErrorKind::InsufficientQuota);
+    assert_eq!(told(&[a, b], ""), ErrorKind::InsufficientQuota);
+    assert_eq!(told(&[a, Case::Disabled(1)], "org-a"), ErrorKind::InsufficientQuota, "an operator's word on one of them helps nobody");
+    assert_eq!(told(&[a, Case::Rejected(3), Case::Rejected(4)], ""), ErrorKind::NoKeyAvailable, "others are only refused");
+    assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), ErrorKind::NoKeyAvailable);
 }
 
 /// What is true of every decision about a turn of `session`, which is bound to the key `bound`.
@@ -168,35 +168,35 @@ fn check(
     let wanted = wanted(session, &client, failed);
     let loaded = registry.loaded();
     let own = &loaded.table.keys()[bound];
-    let record = Record { sealed: is_sealed, generation: 1, ..Record::first(own, 1) };
-    loaded.heard(&crate::store::Roll { ordinal: 1, others: Vec::new() });
+    let record = BindingRecord { sealed: is_sealed, generation: 1, ..BindingRecord::first(own, 1) };
+    loaded.heard(&crate::store::MembershipReply { ordinal: 1, others: Vec::new() });
     let may = |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
     let can = |key: &Key| {
-        let is_short = matches!(registry.fitness(key, "m"), Fitness::Short(wait) if wait <= PATIENCE);
-        !wanted.failed.contains(&key.tag) && (registry.is_well(key, "m") || is_short)
+        let is_short = matches!(registry.fitness(key, "m"), Fitness::Limited(wait) if wait <= PATIENCE);
+        !wanted.failed.contains(&key.tag) && (registry.is_ready(key, "m") || is_short)
     };
-    for key in [places.welcome(&wanted, session).ok(), places.choose(&wanted, session, Reach::Anywhere).ok()].iter().flatten() {
+    for key in [places.place_new(&wanted, session).ok(), places.choose(&wanted, session, Reach::Anywhere).ok()].iter().flatten() {
         prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
     }
     let home = Reach::Organization(record.organization);
     for key in [places.choose(&wanted, session, home).ok(), places.sibling(&wanted, session, &record)].iter().flatten() {
         prop_assert!(may(key) && can(key) && key.organization == own.organization, "{} is not at home", key.id);
     }
-    if let Ok(Ok(key)) = places.refuge(&wanted, session, wanted.reach(&record)) {
-        prop_assert!(may(&key) && can(&key) && (!is_sealed || key.organization == own.organization), "{} is no refuge", key.id);
+    if let Ok(Ok(key)) = places.place_moved(&wanted, session, wanted.reach(&record)) {
+        prop_assert!(may(&key) && can(&key) && (!is_sealed || key.organization == own.organization), "{} is no place_moved", key.id);
     }
     match places.standing(&wanted, &record) {
-        Standing::Serves(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
-        Standing::Aside(_) | Standing::Gone(Reason::NotAllowed) => {}
-        Standing::Elsewhere => prop_assert!(false, "it may go anywhere"),
+        Standing::Ready(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
+        Standing::Bypassed(_) | Standing::Dead(Reason::NotAllowed) => {}
+        Standing::OtherProject => prop_assert!(false, "it may go anywhere"),
         // What is left for good is left for a reason that lasts.
-        Standing::Gone(reason) => {
+        Standing::Dead(reason) => {
             prop_assert!(matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained), "{reason:?}");
-            prop_assert!(!registry.is_well(own, "m"));
+            prop_assert!(!registry.is_ready(own, "m"));
         }
     }
     let shortage = places.shortage_of(&wanted, home);
-    let is_final = shortage.kind == Kind::InsufficientQuota;
+    let is_final = shortage.kind == ErrorKind::InsufficientQuota;
     prop_assert!(is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)), "{shortage:?}");
     Ok(())
 }

@@ -70,19 +70,19 @@ fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
 fn a_binding_to_another_project_is_left_alone() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
-    let standing = |record: &Record, within| match places.standing(&wanted(&client, within), record) {
-        Standing::Serves(key) => key.id.clone(),
-        Standing::Elsewhere => "elsewhere".into(),
-        Standing::Gone(_) => "gone".into(),
-        Standing::Aside(_) => "not loaded".into(),
+    let standing = |record: &BindingRecord, within| match places.standing(&wanted(&client, within), record) {
+        Standing::Ready(key) => key.id.clone(),
+        Standing::OtherProject => "elsewhere".into(),
+        Standing::Dead(_) => "gone".into(),
+        Standing::Bypassed(_) => "not loaded".into(),
     };
     let (one, two) = (project("org-a", "one"), project("org-a", "two"));
-    let bound = Record::first(&key(&registry, "a-1"), 1);
+    let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
     assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["a-1", "a-1", "elsewhere"]);
     // Whatever becomes of its key, that is for the session's other turns to find out.
     registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
     assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["gone", "gone", "elsewhere"]);
-    let unknown = Record { key: Tag::of("key", b"new"), generation: 9, ..bound };
+    let unknown = BindingRecord { key: Tag::of("key", b"new"), generation: 9, ..bound };
     let other = project("org-b", "one");
     assert_eq!([Reach::Anywhere, two, other].map(|within| standing(&unknown, within)), ["not loaded", "not loaded", "elsewhere"]);
 }
@@ -92,7 +92,7 @@ fn a_key_of_the_same_project_serves_in_its_place_first() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
     let wanted = wanted(&client, Reach::Anywhere);
-    let bound = Record::first(&key(&registry, "a-1"), 1);
+    let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
     let sibling = |number| places.sibling(&wanted, &session(number), &bound).map(|key| key.id.clone());
     assert!((0..40).all(|number| sibling(number).as_deref() == Some("a-2")));
     registry.condemn(&key(&registry, "a-2"), Ailment::Rejected(Scope::Key));

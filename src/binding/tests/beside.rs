@@ -9,12 +9,12 @@ use crate::binding::select::Reach;
 async fn answer_of_a_sibling_seals_the_session() {
     for generation in [0, 1] {
         let [replica, other] = replicas::<2>(KEYS);
-        let bound = Record { generation, ..replica.record("a-1", 1) };
+        let bound = BindingRecord { generation, ..replica.record("a-1", 1) };
         replica.put(&bound).await;
         replica.limits("a-1");
         let mut wanted = replica.wanted();
         let spilled = replica.bind(&mut wanted).await.unwrap();
-        assert_eq!((seen(&spilled), spilled.is_guess), (("a-2", true, BindingResult::Spilled), true));
+        assert_eq!((seen(&spilled), spilled.is_provisional), (("a-2", true, BindingResult::Spilled), true));
         assert_eq!(spilled.written, Written::Beside(bound.clone()));
         replica.is_stored(&bound).await;
         replica.serves(&spilled).await;
@@ -23,11 +23,11 @@ async fn answer_of_a_sibling_seals_the_session() {
         // Whatever its next turn shows, it is not served elsewhere, on any replica.
         for replica in [&replica, &other] {
             replica.exhausts("a-1", Scope::Organization);
-            assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::InsufficientQuota));
+            assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::InsufficientQuota));
         }
         replica.is_stored(&bound.sealed()).await;
         replica.weather(Weather::Away);
-        assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::InsufficientQuota));
+        assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::InsufficientQuota));
     }
 }
 
@@ -44,20 +44,20 @@ async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
     replica.weather(Weather::Fair);
     replica.is_stored(&bound).await;
     replica.exhausts("a-1", Scope::Organization);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::InsufficientQuota), "this replica knows");
+    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::InsufficientQuota), "this replica knows");
     replica.is_stored(&bound.sealed()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
     let replica = one();
-    let bound = Record { generation: 0, ..replica.record("a-1", 2) };
+    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 2) };
     replica.put(&bound).await;
     let binding = replica.bind(&mut replica.wanted()).await.unwrap();
-    assert!(binding.is_guess, "it has served nothing yet");
+    assert!(binding.is_provisional, "it has served nothing yet");
     replica.serves(&binding).await;
-    replica.is_stored(&Record { generation: 1, ..bound.sealed() }).await;
-    assert!(!replica.bind(&mut replica.wanted()).await.unwrap().is_guess);
+    replica.is_stored(&BindingRecord { generation: 1, ..bound.sealed() }).await;
+    assert!(!replica.bind(&mut replica.wanted()).await.unwrap().is_provisional);
 }
 
 /// A seal comes too late where the session has moved: the move stands.
@@ -90,7 +90,7 @@ async fn detour_leaves_the_binding_alone_and_seals_it_within_its_organization() 
         // Nobody else has it.
         replica.rejects(to);
         let error = replica.rebind(&mut wanted, &away).await.unwrap_err();
-        assert_eq!(error.kind, Kind::NoKeyAvailable);
+        assert_eq!(error.kind, ErrorKind::NoKeyAvailable);
         assert!(error.message.contains(&format!("stored by {}/", replica.key(to).organization)), "{}", error.message);
     }
 }
@@ -150,8 +150,8 @@ async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
     let [early, late] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, c-1 org-c one 1");
     late.loads("a-1 org-a one 1, b-1 org-b one 1");
     late.is_of(1);
-    for (id, expected) in [("a-2", Ok("a-1".to_owned())), ("c-1", Err(Kind::NoKeyAvailable))] {
-        let bound = Record { generation: 2, ..early.record(id, 1) };
+    for (id, expected) in [("a-2", Ok("a-1".to_owned())), ("c-1", Err(ErrorKind::NoKeyAvailable))] {
+        let bound = BindingRecord { generation: 2, ..early.record(id, 1) };
         late.put(&bound).await;
         assert_eq!(late.goes(late.wanted()).await, expected);
         late.is_stored(&bound).await;

@@ -20,10 +20,10 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     let (places, wanted) = (&replica.bindings.places, replica.wanted());
     let nobody = || Wanted { session: None, ..replica.wanted() };
     let expected = ["a-1", "b-1"];
-    assert_eq!(replica.chosen(|session| places.welcome(&wanted, session).ok()), expected);
+    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), expected);
     assert_eq!(replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()), expected);
     assert_eq!(replica.chosen(|session| places.default_of(&wanted, session).ok()), expected);
-    assert_eq!(replica.chosen(|session| places.refuge(&wanted, session, Reach::Anywhere).ok()?.ok()), expected);
+    assert_eq!(replica.chosen(|session| places.place_moved(&wanted, session, Reach::Anywhere).ok()?.ok()), expected);
     // Turns that name no session, however much the others have to do.
     let busy: Vec<_> = (0..50).map(|_| replica.registry.loads.enter(&replica.key("a-1"))).collect();
     assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("b-1"));
@@ -32,8 +32,8 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     drop((busy, more));
     replica.limits("a-1");
     replica.limits("b-1");
-    assert_eq!(replica.goes(nobody()).await, Err(Kind::RateLimitExceeded), "nor where nobody else serves");
-    assert!(places.choose(&wanted, &session(1), Reach::Anywhere).is_err() && places.welcome(&wanted, &session(1)).is_err());
+    assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::RateLimitExceeded), "nor where nobody else serves");
+    assert!(places.choose(&wanted, &session(1), Reach::Anywhere).is_err() && places.place_new(&wanted, &session(1)).is_err());
     assert_eq!(replica.goes(Wanted { patience: LONG, ..nobody() }).await.as_deref(), Ok("a-1"));
     // It is no sibling, and keeps what it has.
     assert!(places.sibling(&wanted, &session(1), &replica.record("a-1", 1)).is_none());
@@ -52,11 +52,11 @@ async fn websocket_begins_where_it_is_spoken() {
     let socket = Wanted { by_websocket: true, ..replica.wanted() };
     let all = ["a-1", "a-2", "b-1", "c-1"];
     let spoken = ["a-2", "c-1"];
-    assert_eq!(replica.chosen(|session| places.welcome(&http, session).ok()), all);
+    assert_eq!(replica.chosen(|session| places.place_new(&http, session).ok()), all);
     assert_eq!(replica.chosen(|session| places.choose(&http, session, Reach::Anywhere).ok()), all);
-    assert_eq!(replica.chosen(|session| places.welcome(&socket, session).ok()), spoken);
+    assert_eq!(replica.chosen(|session| places.place_new(&socket, session).ok()), spoken);
     assert_eq!(replica.chosen(|session| places.choose(&socket, session, Reach::Anywhere).ok()), spoken);
-    assert_eq!(replica.chosen(|session| places.refuge(&socket, session, Reach::Anywhere).ok()?.ok()), spoken);
+    assert_eq!(replica.chosen(|session| places.place_moved(&socket, session, Reach::Anywhere).ok()?.ok()), spoken);
     let sibling = |wanted, id| places.sibling(wanted, &session(1), &replica.record(id, 1)).map(|key| key.id.clone());
     assert_eq!((sibling(&socket, "a-2"), sibling(&http, "a-2").as_deref()), (None, Some("a-1")));
     // With nobody left who speaks it: better one that says so than none.
@@ -77,8 +77,8 @@ async fn sibling_is_of_the_same_region_before_others() {
     );
     let places = &replica.bindings.places;
     let bound = replica.record("a-1", 1);
-    let unknown = Record { key: crate::key::Tag::of("key", b"new"), ..bound.clone() };
-    let siblings = |record: &Record, failed: &[&str]| {
+    let unknown = BindingRecord { key: crate::key::Tag::of("key", b"new"), ..bound.clone() };
+    let siblings = |record: &BindingRecord, failed: &[&str]| {
         let failed = failed.iter().map(|id| replica.key(id).tag).collect::<Vec<_>>();
         let wanted = Wanted { failed, ..replica.wanted() };
         replica.chosen(|session| places.sibling(&wanted, session, record))
@@ -104,10 +104,10 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
     let (places, wanted) = (&replica.bindings.places, replica.wanted());
     let others = |ids: &[&str]| {
         let tags: Vec<_> = ids.iter().map(|id| replica.key(id).tag.to_string()).collect();
-        replica.registry.heard(&replica.registry.loaded(), &Roll { ordinal: 1, others: vec![tags.join(" ")] });
+        replica.registry.heard(&replica.registry.loaded(), &MembershipReply { ordinal: 1, others: vec![tags.join(" ")] });
     };
     others(&["a-1"]);
-    assert_eq!(replica.chosen(|session| places.welcome(&wanted, session).ok()), ["a-1"]);
+    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-1"]);
     assert_eq!(replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()), ["a-1"]);
     assert_eq!(replica.chosen(|session| places.default_of(&wanted, session).ok()), ["a-1"]);
     // Where none of those that may serve is common, one that some have yet to load is better than none.
@@ -117,7 +117,7 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
     let sibling = places.sibling(&wanted, &session(1), &replica.record("a-1", 1));
     assert_eq!(sibling.map(|key| key.id.clone()).as_deref(), Some("a-2"));
     others(&["a-1", "a-2", "b-1"]);
-    assert_eq!(replica.chosen(|session| places.welcome(&wanted, session).ok()), ["a-2", "b-1"]);
+    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-2", "b-1"]);
 }
 
 /// What failed with a turn, or is short for longer than it may wait, is not chosen; what is well comes before what is waited for.
@@ -126,9 +126,9 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let places = &replica.bindings.places;
     let choose = |wanted: &Wanted<'_>| {
-        let [welcome, choose] = [places.welcome(wanted, &session(1)), places.choose(wanted, &session(1), Reach::Anywhere)]
+        let [place_new, choose] = [places.place_new(wanted, &session(1)), places.choose(wanted, &session(1), Reach::Anywhere)]
             .map(|chosen| chosen.map(|key| key.id.clone()).map_err(|error| error.kind));
-        assert_eq!(welcome, choose);
+        assert_eq!(place_new, choose);
         choose
     };
     let failed = |id: &str| Wanted { failed: vec![replica.key(id).tag], ..replica.wanted() };
@@ -147,7 +147,7 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     replica.limits("b-1");
     assert_eq!(choose(&patient()).as_deref(), Ok("a-1"));
     assert!(places.has_any(&patient(), Reach::Anywhere) && !places.has_any(&replica.wanted(), Reach::Anywhere));
-    assert_eq!(choose(&replica.wanted()), Err(Kind::RateLimitExceeded));
+    assert_eq!(choose(&replica.wanted()), Err(ErrorKind::RateLimitExceeded));
     let by_load = |wanted: &Wanted<'_>| places.by_load(wanted).map(|key| key.id.clone()).map_err(|error| error.kind);
     assert_eq!(by_load(&Wanted { failed: vec![replica.key("a-1").tag], ..patient() }).as_deref(), Ok("b-1"));
 }
@@ -164,7 +164,7 @@ async fn shortage_says_when_to_come_again() {
         let error = replica.bindings.places.shortage_of(&replica.wanted(), Reach::Anywhere);
         (error.kind, error.retry_after.map(|wait| wait.as_secs()))
     };
-    let none = |wait| (Kind::NoKeyAvailable, Some(wait));
+    let none = |wait| (ErrorKind::NoKeyAvailable, Some(wait));
     for id in ["a-1", "a-2", "a-3", "a-4"] {
         replica.says(id, Condition::Disabled);
     }
@@ -180,13 +180,13 @@ async fn shortage_says_when_to_come_again() {
     // The first that is there again is the one that counts, for this model.
     replica.says("a-4", Condition::Enabled);
     replica.registry.limit(&replica.key("a-4"), MODEL, Duration::from_secs(40));
-    assert_eq!(told(), (Kind::RateLimitExceeded, Some(40)));
+    assert_eq!(told(), (ErrorKind::RateLimitExceeded, Some(40)));
     replica.registry.conditions.forget(|_| true);
     replica.registry.has_changed();
     for (id, wait) in [("a-1", 30), ("a-2", 20), ("a-3", 50), ("a-4", 40)] {
         replica.registry.limit(&replica.key(id), MODEL, Duration::from_secs(wait));
     }
-    assert_eq!(told(), (Kind::RateLimitExceeded, Some(20)));
+    assert_eq!(told(), (ErrorKind::RateLimitExceeded, Some(20)));
 }
 
 /// A project with little left of its limit takes new sessions only where its siblings have no more, and loses none that it has.
@@ -200,18 +200,18 @@ async fn scarce_project_is_spared_new_sessions() {
             let name = format!("x-ratelimit-{what}-requests");
             (http::HeaderName::try_from(name).unwrap(), http::HeaderValue::from_str(value).unwrap())
         };
-        replica.registry.rooms.observe(&replica.key(id), MODEL, &limits.into_iter().map(named).collect());
+        replica.registry.headrooms.observe(&replica.key(id), MODEL, &limits.into_iter().map(named).collect());
     };
     let other = Wanted { model: "other", ..replica.wanted() };
-    let before = replica.chosen(|session| places.welcome(&wanted, session).ok());
+    let before = replica.chosen(|session| places.place_new(&wanted, session).ok());
     assert_eq!(before, ["a-1", "a-2", "b-1"]);
     left("a-1", "0");
     left("b-1", "0");
-    assert_eq!(replica.chosen(|session| places.welcome(&wanted, session).ok()), ["a-2", "b-1"], "b-1 has no sibling");
-    assert_eq!(replica.chosen(|session| places.welcome(&other, session).ok()), before, "of that they have enough");
+    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-2", "b-1"], "b-1 has no sibling");
+    assert_eq!(replica.chosen(|session| places.place_new(&other, session).ok()), before, "of that they have enough");
     assert_eq!(replica.stands(&wanted, &replica.record("a-1", 1)), "a-1");
     left("a-2", "0");
-    assert_eq!(replica.chosen(|session| places.welcome(&wanted, session).ok()), before, "none is better off");
+    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), before, "none is better off");
 }
 
 /// A session and its keys meet in the same order whatever version of this program a replica runs.

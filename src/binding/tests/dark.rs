@@ -23,19 +23,19 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     let mut wanted = replica.wanted();
     let begun = replica.bind(&mut wanted).await.unwrap();
     let default = replica.bindings.places.default_of(&wanted, &session(1)).unwrap();
-    let record = Record::first(&default, 1);
+    let record = BindingRecord::first(&default, 1);
     assert_eq!(seen(&begun), (default.id.as_str(), false, BindingResult::Degraded));
-    assert_eq!((begun.written.clone(), begun.is_guess), (Written::Here(record.clone()), true));
+    assert_eq!((begun.written.clone(), begun.is_provisional), (Written::Here(record.clone()), true));
     replica.serves(&begun).await;
     // Nobody knows whether that was its organization, whatever it has answered.
-    assert_eq!(known(&replica), Known { record: record.sealed(), is_guess: true });
-    assert!(replica.bind(&mut wanted).await.unwrap().is_guess);
+    assert_eq!(known(&replica), Known { record: record.sealed(), is_provisional: true });
+    assert!(replica.bind(&mut wanted).await.unwrap().is_provisional);
     assert_eq!(merges(&replica).await, 0, "nobody answers");
     replica.weather(Weather::Fair);
     assert_eq!(replica.stored().await, None);
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
     replica.is_stored(&record.sealed()).await;
-    assert!(!known(&replica).is_guess);
+    assert!(!known(&replica).is_provisional);
 }
 
 /// What is stored of a session that was guessed in the dark knows better, however often the guess has moved meanwhile.
@@ -50,7 +50,7 @@ async fn guess_gives_way_to_what_is_stored() {
         let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
         dark.rejects(&guess.key.id);
         guess = dark.rebind(&mut wanted, &guess).await.unwrap();
-        assert_eq!((guess.has_moved, guess.is_guess, known(&dark).record.epoch), (true, true, 1));
+        assert_eq!((guess.has_moved, guess.is_provisional, known(&dark).record.epoch), (true, true, 1));
         dark.serves(&guess).await;
         let stored = other.record(elsewhere, 1).sealed();
         other.put(&stored).await;
@@ -60,7 +60,7 @@ async fn guess_gives_way_to_what_is_stored() {
         }
         assert_eq!(dark.goes(dark.wanted()).await.as_deref(), Ok(elsewhere));
         dark.is_stored(&stored).await;
-        assert_eq!(known(&dark), Known { record: stored, is_guess: false });
+        assert_eq!(known(&dark), Known { record: stored, is_provisional: false });
     }
 }
 
@@ -69,24 +69,24 @@ async fn guess_gives_way_to_what_is_stored() {
 async fn known_session_moves_in_the_dark_within_its_organization() {
     for sealed in [false, true] {
         let [replica] = replicas(SIX);
-        let bound = Record { sealed, ..replica.record("b-1", 2) };
+        let bound = BindingRecord { sealed, ..replica.record("b-1", 2) };
         replica.put(&bound).await;
         assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
         replica.weather(Weather::Away);
         let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
         let here = replica.bind(&mut wanted).await.unwrap();
-        assert_eq!((seen(&here), here.is_guess), (("b-1", false, BindingResult::Degraded), !sealed));
+        assert_eq!((seen(&here), here.is_provisional), (("b-1", false, BindingResult::Degraded), !sealed));
         replica.refuses("b-1", &mut wanted);
         let moved = replica.bind(&mut wanted).await.unwrap();
         assert_eq!(seen(&moved), ("b-2", true, BindingResult::Degraded));
         assert!(moved.is_foreign_state(b"state"));
         let stale_state = Some(crate::binding::record::state_tag(b"state"));
-        let next = Record { sealed, stale_state, ..replica.record("b-2", 3) };
+        let next = BindingRecord { sealed, stale_state, ..replica.record("b-2", 3) };
         assert_eq!(moved.written, Written::Here(next.clone()));
-        assert_eq!(known(&replica), Known { record: next.clone(), is_guess: false });
+        assert_eq!(known(&replica), Known { record: next.clone(), is_provisional: false });
         // The other organizations are well, and nobody can say whose its history is.
         replica.refuses("b-2", &mut wanted);
-        assert_eq!(replica.rebind(&mut wanted, &moved).await.unwrap_err().kind, Kind::NoKeyAvailable);
+        assert_eq!(replica.rebind(&mut wanted, &moved).await.unwrap_err().kind, ErrorKind::NoKeyAvailable);
         replica.weather(Weather::Fair);
         assert_eq!(merges(&replica).await, 1);
         replica.is_stored(&next).await;
@@ -103,8 +103,8 @@ async fn limited_session_waits_in_the_dark_for_its_organization() {
     replica.limits("b-1");
     replica.limits("b-2");
     replica.weather(Weather::Away);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::RateLimitExceeded));
-    assert_eq!(known(&replica), Known { record: bound, is_guess: false });
+    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::RateLimitExceeded));
+    assert_eq!(known(&replica), Known { record: bound, is_provisional: false });
 }
 
 /// Another turn of the session has moved it in the dark between this turn's look and its own move.
@@ -113,11 +113,11 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
     for taken in ["a-2", "a-3"] {
         let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
         let other = if taken == "a-2" { "a-3" } else { "a-2" };
-        let old = Known { record: replica.record("a-1", 1).sealed(), is_guess: false };
-        let newer = Known { record: replica.record(taken, 2).sealed(), is_guess: false };
+        let old = Known { record: replica.record("a-1", 1).sealed(), is_provisional: false };
+        let newer = Known { record: replica.record(taken, 2).sealed(), is_provisional: false };
         replica.weather(Weather::Away);
         replica.rejects("a-1");
-        replica.local.note(&session(1), &newer.record, newer.is_guess);
+        replica.local.note(&session(1), &newer.record, newer.is_provisional);
         let wanted = replica.wanted();
         let met = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
         assert_eq!((seen(&met), &met.written), ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone())));
@@ -127,7 +127,7 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
         let moved = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
         let next = replica.record(other, 3).sealed();
         assert_eq!((seen(&moved), &moved.written), ((other, true, BindingResult::Degraded), &Written::Here(next.clone())));
-        assert_eq!(known(&replica), Known { record: next, is_guess: false });
+        assert_eq!(known(&replica), Known { record: next, is_provisional: false });
     }
 }
 
@@ -137,20 +137,20 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
 async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     for sealed in [false, true] {
         let [replica] = replicas(SIX);
-        replica.put(&Record { sealed, ..replica.record("b-1", 2) }).await;
+        replica.put(&BindingRecord { sealed, ..replica.record("b-1", 2) }).await;
         assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
         replica.weather(Weather::Away);
         let mut wanted = replica.wanted();
         let here = replica.bind(&mut wanted).await.unwrap();
         replica.refuses("b-1", &mut wanted);
         let moved = replica.rebind(&mut wanted, &here).await.unwrap();
-        let next = Record { sealed, ..replica.record("b-2", 3) };
+        let next = BindingRecord { sealed, ..replica.record("b-2", 3) };
         assert_eq!(
             (seen(&moved), &moved.written),
             (("b-2", true, BindingResult::Degraded), &Written::Here(next.clone())),
             "sealed {sealed}"
         );
-        assert_eq!(known(&replica), Known { record: next.clone(), is_guess: false });
+        assert_eq!(known(&replica), Known { record: next.clone(), is_provisional: false });
         replica.weather(Weather::Fair);
         assert_eq!(merges(&replica).await, 1);
         replica.is_stored(&next).await;
@@ -168,7 +168,7 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     replica.weather(Weather::Away);
     let here = replica.bind(&mut replica.wanted()).await.unwrap();
     replica.serves(&here).await;
-    assert_eq!(known(&replica), Known { record: bound.sealed(), is_guess: false });
+    assert_eq!(known(&replica), Known { record: bound.sealed(), is_provisional: false });
     replica.rejects("b-1");
     assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-2"));
     replica.weather(Weather::Fair);
@@ -187,17 +187,17 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
         let guess = replica.bind(&mut wanted).await.unwrap();
         replica.limits(&guess.key.id);
         let beside = replica.bind(&mut wanted).await.unwrap();
-        let bound = Record { sealed: is_served, ..Record::first(&guess.key, 1) };
+        let bound = BindingRecord { sealed: is_served, ..BindingRecord::first(&guess.key, 1) };
         assert_eq!((beside.result, beside.has_moved), (BindingResult::Spilled, true));
         if is_served {
             replica.serves(&beside).await;
         }
-        assert_eq!(known(&replica), Known { record: bound, is_guess: true });
+        assert_eq!(known(&replica), Known { record: bound, is_provisional: true });
         replica.rejects(&guess.key.id);
         let moved = replica.rebind(&mut wanted, &beside).await.unwrap();
         assert_eq!(moved.key.id, beside.key.id, "the organization has no other key");
-        let next = Record { sealed: is_served, ..Record::first(&moved.key, 1) };
-        assert_eq!((&moved.written, known(&replica)), (&Written::Here(next.clone()), Known { record: next, is_guess: true }));
+        let next = BindingRecord { sealed: is_served, ..BindingRecord::first(&moved.key, 1) };
+        assert_eq!((&moved.written, known(&replica)), (&Written::Here(next.clone()), Known { record: next, is_provisional: true }));
         replica.weather(Weather::Fair);
         let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
         let stored = replica.record(elsewhere, 1).sealed();
@@ -219,12 +219,12 @@ async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     let stored = replica.record(elsewhere, 1).sealed();
     replica.local.confirm(&session(1), &stored);
     replica.serves(&guess).await;
-    let served = Record::first(&guess.key, 1).sealed();
-    assert_eq!(known(&replica), Known { record: served, is_guess: true });
+    let served = BindingRecord::first(&guess.key, 1).sealed();
+    assert_eq!(known(&replica), Known { record: served, is_provisional: true });
     replica.local.confirm(&session(1), &stored);
     replica.rejects(&guess.key.id);
     let moved = replica.rebind(&mut wanted, &guess).await.unwrap();
-    assert_eq!((moved.is_guess, known(&replica).is_guess, known(&replica).record.epoch), (true, true, 1));
+    assert_eq!((moved.is_provisional, known(&replica).is_provisional, known(&replica).record.epoch), (true, true, 1));
 }
 
 /// Nobody is told for good by what is only a guess.
@@ -234,7 +234,7 @@ async fn guess_that_is_exhausted_is_no_last_word() {
     let own = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
     replica.exhausts(&own.id, Scope::Organization);
     replica.weather(Weather::Away);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::NoKeyAvailable));
+    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Fair);
     let begun = replica.bind(&mut replica.wanted()).await.unwrap();
     assert_ne!(begun.key.organization, own.organization, "with the store it begins elsewhere");
@@ -249,10 +249,10 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     replica.limits(&own.id);
     let sibling = replica.bind(&mut replica.wanted()).await.unwrap();
     assert!(sibling.key.organization == own.organization && sibling.key.id != own.id, "{sibling:?}");
-    assert_eq!(sibling.written, Written::Here(Record::first(&sibling.key, 1)));
+    assert_eq!(sibling.written, Written::Here(BindingRecord::first(&sibling.key, 1)));
     replica.local.forget(&session(1));
     replica.limits(&sibling.key.id);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(Kind::RateLimitExceeded), "and nobody else is asked");
+    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::RateLimitExceeded), "and nobody else is asked");
     assert_eq!(replica.goes(Wanted { patience: LONG, ..replica.wanted() }).await.as_deref(), Ok(own.id.as_str()));
 }
 
@@ -261,7 +261,7 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
 async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
     for (sealed, sibling) in [(false, false), (true, false), (false, true), (true, true)] {
         let [early, late] = replicas::<2>(SIX);
-        let bound = Record { sealed, generation: 2, ..early.record("c-1", 2) };
+        let bound = BindingRecord { sealed, generation: 2, ..early.record("c-1", 2) };
         late.put(&bound).await;
         late.loads(if sibling { "a-1 org-a one 1, c-2 org-c two 1" } else { "a-1 org-a one 1, b-1 org-b one 1" });
         late.is_of(1);
@@ -316,20 +316,20 @@ async fn nothing_is_merged_before_the_generation_is_known() {
     replica.weather(Weather::Away);
     let begun = replica.bind(&mut replica.wanted()).await.unwrap();
     replica.serves(&begun).await;
-    let record = Record { generation: 0, ..replica.record(&begun.key.id, 1) };
+    let record = BindingRecord { generation: 0, ..replica.record(&begun.key.id, 1) };
     assert_eq!(known(&replica).record, record.sealed());
     replica.weather(Weather::Fair);
     assert_eq!((merges(&replica).await, replica.stored().await), (0, None));
     replica.is_of(3);
     assert_eq!(merges(&replica).await, 1);
-    replica.is_stored(&Record { generation: 3, ..record.sealed() }).await;
+    replica.is_stored(&BindingRecord { generation: 3, ..record.sealed() }).await;
 }
 
 /// The first answer of a binding came in the dark: its seal is merged, and nothing else of the record changes.
 #[tokio::test(start_paused = true)]
 async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
     let replica = one();
-    let bound = Record { generation: 0, ..replica.record("a-1", 3) };
+    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 3) };
     replica.put(&bound).await;
     let binding = replica.bind(&mut replica.wanted()).await.unwrap();
     replica.weather(Weather::Away);
@@ -373,8 +373,8 @@ async fn store_that_goes_away_within_a_turn_costs_nothing() {
     let found = replica.bindings.look_up(&session(1), &mut budget).await;
     replica.weather(Weather::Away);
     let begun = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
-    assert_eq!((begun.result, begun.is_guess), (BindingResult::Degraded, true));
-    assert!(known(&replica).is_guess, "somebody else may have been first");
+    assert_eq!((begun.result, begun.is_provisional), (BindingResult::Degraded, true));
+    assert!(known(&replica).is_provisional, "somebody else may have been first");
 
     let replica = one();
     replica.put(&replica.record("a-1", 1).sealed()).await;
@@ -383,8 +383,8 @@ async fn store_that_goes_away_within_a_turn_costs_nothing() {
     replica.weather(Weather::Mute);
     let mut wanted = replica.wanted();
     let moved = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
-    assert_eq!((seen(&moved), moved.is_guess), (("a-2", true, BindingResult::Degraded), false));
-    assert_eq!(known(&replica), Known { record: replica.record("a-2", 2).sealed(), is_guess: false });
+    assert_eq!((seen(&moved), moved.is_provisional), (("a-2", true, BindingResult::Degraded), false));
+    assert_eq!(known(&replica), Known { record: replica.record("a-2", 2).sealed(), is_provisional: false });
     replica.weather(Weather::Fair);
     // The write had arrived.
     replica.is_stored(&replica.record("a-2", 2).sealed()).await;

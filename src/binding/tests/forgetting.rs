@@ -14,8 +14,8 @@ fn organization(name: &str) -> Tag {
 /// A guess of this replica's to this key.
 fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
     let key = replica.key(id);
-    let is_guess = true;
-    Binding { is_guess, ..Binding::new(&key, Some(&session(1)), written, BindingResult::Created) }
+    let is_provisional = true;
+    Binding { is_provisional, ..Binding::new(&key, Some(&session(1)), written, BindingResult::Created) }
 }
 
 #[tokio::test(start_paused = true)]
@@ -40,7 +40,7 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     replica.rejects("b-1");
     tried.retain(|tag| *tag != organization("org-b"));
     assert!(replica.bindings.elsewhere(&wanted, &first, &tried).is_none());
-    assert_eq!(replica.bindings.give_up(&wanted, &tried).unwrap_err().kind, Kind::NoKeyAvailable);
+    assert_eq!(replica.bindings.give_up(&wanted, &tried).unwrap_err().kind, ErrorKind::NoKeyAvailable);
     // Nor one that its client may not use.
     let restricted = Client::of_organizations("alice", &["org-a", "org-d"]);
     let wanted = Wanted { session: Some(session(1)), model: MODEL, ..Wanted::of(&restricted) };
@@ -63,13 +63,13 @@ async fn organization_that_is_found_is_bound_and_sealed() {
     let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
     let mut budget = replica.bindings.budget();
     let bound = replica.bindings.correct(&wanted, found, &mut budget).await;
-    let next = Record { stale_state: Some(state_tag(b"state")), ..replica.record("b-1", 2).sealed() };
-    assert_eq!((bound.written.clone(), bound.is_guess), (Written::Stored(next.clone()), false));
+    let next = BindingRecord { stale_state: Some(state_tag(b"state")), ..replica.record("b-1", 2).sealed() };
+    assert_eq!((bound.written.clone(), bound.is_provisional), (Written::Stored(next.clone()), false));
     replica.is_stored(&next).await;
     assert_eq!(replica.decided("move", "forgotten"), 1);
     wanted.turn_state = None;
     let later = replica.bind(&mut wanted).await.unwrap();
-    assert_eq!((seen(&later), later.is_guess), (("b-1", false, BindingResult::Existing), false));
+    assert_eq!((seen(&later), later.is_provisional), (("b-1", false, BindingResult::Existing), false));
 }
 
 /// Somebody else was first, or nobody can be told.
@@ -85,13 +85,13 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
         replica.put(&other).await;
         replica.weather(weather);
         let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
-        assert!(!bound.is_guess && bound.key.id == "b-1");
+        assert!(!bound.is_provisional && bound.key.id == "b-1");
         let here = replica.record("b-1", 2).sealed();
         match weather {
             Weather::Fair => assert_eq!((bound.written, replica.local.recall(&session(1))), (Written::Nowhere, None)),
             _ => {
                 assert_eq!(bound.written, Written::Here(here.clone()));
-                assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_guess: false }));
+                assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_provisional: false }));
             }
         }
         replica.weather(Weather::Fair);
@@ -111,8 +111,8 @@ async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
     let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
     let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
     let here = replica.record("b-1", 1).sealed();
-    assert_eq!((bound.written, bound.is_guess), (Written::Here(here.clone()), false));
-    assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_guess: false }));
+    assert_eq!((bound.written, bound.is_provisional), (Written::Here(here.clone()), false));
+    assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_provisional: false }));
 }
 
 /// A connection has one key for life: the next one meets the next organization.
@@ -126,16 +126,16 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
         let mut binding = replica.bind(&mut replica.wanted()).await.unwrap();
         for _ in 0..8 {
             path.push(binding.key.id.clone());
-            if !replica.bindings.guess_again(&wanted, &binding, &mut replica.bindings.budget()).await.unwrap() {
+            if !replica.bindings.rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget()).await.unwrap() {
                 break;
             }
             binding = replica.bind(&mut replica.wanted()).await.unwrap();
-            assert!(binding.is_guess, "until one of them has answered");
+            assert!(binding.is_provisional, "until one of them has answered");
             let epoch = if weather == Weather::Fair { path.len() as u32 + 1 } else { 1 };
             let record = replica.record(&binding.key.id, epoch);
             // A guess that is made without the store must not win over what is stored.
-            let is_guess = weather == Weather::Away;
-            assert_eq!(replica.local.recall(&session(1)), Some(Known { record, is_guess }));
+            let is_provisional = weather == Weather::Away;
+            assert_eq!(replica.local.recall(&session(1)), Some(Known { record, is_provisional }));
         }
         assert_eq!(path.last().map(String::as_str), Some("c-1"), "the one that takes no new sessions is the last");
         path.sort_unstable();
@@ -144,7 +144,7 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
         // Some time after the last try they are asked again.
         for (seconds, expected) in [(299, false), (301, true)] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            let again = replica.bindings.guess_again(&wanted, &binding, &mut replica.bindings.budget()).await;
+            let again = replica.bindings.rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget()).await;
             assert_eq!(again.unwrap(), expected, "after {seconds} s");
         }
     }
@@ -159,11 +159,11 @@ async fn guess_is_the_last_word_only_where_all_could_be_asked() {
     let again = async |binding: &Binding| {
         let wanted = replica.wanted();
         let mut budget = replica.bindings.budget();
-        replica.bindings.guess_again(&wanted, binding, &mut budget).await.map_err(|error| error.kind)
+        replica.bindings.rebind_provisionally(&wanted, binding, &mut budget).await.map_err(|error| error.kind)
     };
     replica.rejects("b-1");
     replica.exhausts("c-1", Scope::Organization);
-    assert_eq!(again(&first).await, Err(Kind::NoKeyAvailable));
+    assert_eq!(again(&first).await, Err(ErrorKind::NoKeyAvailable));
     replica.is_stored(&record).await;
     // Another turn of the session has moved it: that is met by the next connection, and nothing is overwritten.
     replica.recovers("b-1");

@@ -7,11 +7,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::binding::gossip::Hearsay;
+use crate::binding::gossip::Gossip;
 use crate::binding::local::Known;
 use crate::store::Unavailable;
-use crate::store::model::{BEHIND, Gossip, Scan};
-use crate::store::news::News;
+use crate::store::model::{BEHIND, Heard, ScanSteps};
+use crate::store::announcement::Announcement;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What the steps of a short scan take.
@@ -20,38 +20,38 @@ const STEPS: Duration = Duration::from_millis(50);
 /// A replica that listens, and the task that does so.
 fn listener() -> (Replica, JoinHandle<()>) {
     let replica = one();
-    let listening = tokio::spawn(Hearsay::new(&replica.store, &replica.local).keep());
+    let listening = tokio::spawn(Gossip::new(&replica.store, &replica.local).keep());
     (replica, listening)
 }
 
-fn announced(number: u32, record: &Record) -> News {
-    News { id: session(number).as_str().into(), value: record.to_string() }
+fn announced(number: u32, record: &BindingRecord) -> Announcement {
+    Announcement { id: session(number).as_str().into(), value: record.to_string() }
 }
 
 /// A scan that fails at its only node.
-fn failing() -> Scan {
+fn failing() -> ScanSteps {
     vec![Err(Unavailable("silent".into()))]
 }
 
 impl Replica {
-    fn gossip(&self) -> &Gossip {
+    fn gossip(&self) -> &Heard {
         &self.model.as_ref().unwrap().gossip
     }
 
     /// Another replica announces this, and this one has the time to listen.
-    async fn told(&self, news: News) {
+    async fn told(&self, news: Announcement) {
         sleep(Duration::from_millis(1)).await;
         self.gossip().told.send(news).unwrap();
         sleep(Duration::from_millis(1)).await;
     }
 
-    fn next_scan(&self, steps: Scan) {
+    fn next_scan(&self, steps: ScanSteps) {
         self.gossip().scans.lock().unwrap().push_back(steps);
     }
 
     /// The store has subscribed, once more. Returns when.
     fn subscribed(&self) -> Instant {
-        self.gossip().tuned.send_modify(|count| *count += 1);
+        self.gossip().resubscribed.send_modify(|count| *count += 1);
         Instant::now()
     }
 
@@ -71,7 +71,7 @@ async fn announcement_is_believed_for_a_quarter_of_the_stored_life() {
     let record = replica.record("a-1", 3).sealed();
     replica.told(announced(1, &record)).await;
     let heard = Instant::now();
-    assert_eq!(replica.known_of(1), Some(Known { record: record.clone(), is_guess: false }));
+    assert_eq!(replica.known_of(1), Some(Known { record: record.clone(), is_provisional: false }));
     assert_eq!(replica.local.count_unmerged(), 0, "the store knows it");
     // In an outage it is what the session goes by.
     replica.weather(Weather::Away);
@@ -91,7 +91,7 @@ async fn announcement_that_says_less_or_nothing_is_passed_over() {
     replica.told(announced(1, &older)).await;
     assert_eq!(replica.known_of(1).map(|known| known.record), Some(newer));
     for (id, value) in [(session(2).as_str(), "of a newer version"), ("no session", older.to_string().as_str())] {
-        replica.told(News { id: id.into(), value: value.into() }).await;
+        replica.told(Announcement { id: id.into(), value: value.into() }).await;
     }
     assert_eq!(replica.known_of(2), None);
     replica.told(announced(3, &older)).await;
@@ -105,7 +105,7 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     let (replica, _listening) = listener();
     let record = replica.record("a-1", 3).sealed();
     let read = |number, left| (announced(number, &record), left);
-    let unreadable = (News { id: session(4).as_str().into(), value: "of a newer version".into() }, TTL);
+    let unreadable = (Announcement { id: session(4).as_str().into(), value: "of a newer version".into() }, TTL);
     replica.next_scan(vec![
         Ok(vec![read(1, 100 * SECOND), unreadable, read(2, TTL)]),
         Err(Unavailable("silent".into())),
@@ -118,7 +118,7 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     assert_eq!(*replica.scans(), [began], "at once");
     let known = || [1, 2, 3, 4].map(|number| replica.known_of(number).is_some());
     assert_eq!(known(), [true, true, true, false], "a node that is silent hides nothing of the others");
-    assert_eq!(replica.known_of(3), Some(Known { record: record.clone(), is_guess: false }));
+    assert_eq!(replica.known_of(3), Some(Known { record: record.clone(), is_provisional: false }));
     tokio::time::advance(99 * SECOND - began.elapsed()).await;
     assert_eq!(known(), [true, true, true, false]);
     tokio::time::advance(SECOND + STEPS).await;

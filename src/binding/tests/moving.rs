@@ -11,7 +11,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
     for (epoch, sealed) in [(1, false), (1, true), (2, false), (2, true), (12, true)] {
         for is_of_all in [false, true] {
             let replica = one();
-            let bound = Record { sealed, ..replica.record("a-1", epoch) };
+            let bound = BindingRecord { sealed, ..replica.record("a-1", epoch) };
             replica.put(&bound).await;
             match is_of_all {
                 false => replica.says("a-1", Condition::Drained),
@@ -22,7 +22,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
             }
             let bind = replica.bind(&mut replica.wanted()).await;
             if is_of_all && sealed {
-                assert_eq!(bind.err().map(|error| error.kind), Some(Kind::NoKeyAvailable), "nobody else has its history");
+                assert_eq!(bind.err().map(|error| error.kind), Some(ErrorKind::NoKeyAvailable), "nobody else has its history");
                 replica.is_stored(&bound).await;
                 continue;
             }
@@ -32,7 +32,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
                 (moved.key.id.as_str(), moved.has_moved) == (expected, true) || !sealed && moved.key.id == "b-1",
                 "{moved:?}"
             );
-            let next = Record { sealed, ..replica.record(&moved.key.id, epoch + 1) };
+            let next = BindingRecord { sealed, ..replica.record(&moved.key.id, epoch + 1) };
             replica.is_stored(&next).await;
             assert_eq!(replica.decided("move", "drained"), 1);
         }
@@ -43,7 +43,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
 async fn disabled_key_keeps_sessions_of_every_epoch() {
     for (epoch, sealed) in [(1, false), (2, false), (2, true), (12, true)] {
         let replica = one();
-        let bound = Record { sealed, ..replica.record("a-1", epoch) };
+        let bound = BindingRecord { sealed, ..replica.record("a-1", epoch) };
         replica.put(&bound).await;
         replica.says("a-1", Condition::Disabled);
         let beside = replica.bind(&mut replica.wanted()).await.unwrap();
@@ -63,7 +63,7 @@ async fn turn_without_a_session_goes_to_no_key_that_an_operator_has_closed() {
         replica.says("a-1", word);
         assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-2"), "{word:?}");
         replica.says("a-2", word);
-        assert_eq!(replica.goes(nobody()).await, Err(Kind::NoKeyAvailable), "{word:?}");
+        assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::NoKeyAvailable), "{word:?}");
     }
 }
 
@@ -96,18 +96,18 @@ async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() 
     replica.refuses("a-1", &mut wanted);
     let second = replica.rebind(&mut wanted, &first).await.unwrap();
     assert_eq!(seen(&second), ("a-2", true, BindingResult::Rebound));
-    assert!(!second.is_guess, "its organization is known");
+    assert!(!second.is_provisional, "its organization is known");
     let moved = replica.record("a-2", 2).sealed();
     replica.is_stored(&moved).await;
     replica.refuses("a-2", &mut wanted);
     let error = replica.rebind(&mut wanted, &second).await.unwrap_err();
-    assert_eq!((error.kind, error.retry_after), (Kind::NoKeyAvailable, Some(Duration::from_secs(30))));
+    assert_eq!((error.kind, error.retry_after), (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(30))));
     replica.is_stored(&moved).await;
     // The next turn fares no better once it has asked both, on whatever is known of it.
     let refused = || Wanted { refused: vec![bound.key, moved.key], ..replica.wanted() };
-    assert_eq!(replica.goes(refused()).await, Err(Kind::NoKeyAvailable));
+    assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Away);
-    assert_eq!(replica.goes(refused()).await, Err(Kind::NoKeyAvailable));
+    assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
 }
 
 /// What befalls organization `org-a`.
@@ -141,7 +141,7 @@ impl Fate {
 async fn session_leaves_its_organization_only_for_what_it_may() {
     use Fate::{Denied, Disabled, Exhausted, ExhaustedProjects, Limited, Rejected};
     const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1, b-4 org-b four 1";
-    let (limited, none, quota) = (Kind::RateLimitExceeded, Kind::NoKeyAvailable, Kind::InsufficientQuota);
+    let (limited, none, quota) = (ErrorKind::RateLimitExceeded, ErrorKind::NoKeyAvailable, ErrorKind::InsufficientQuota);
     // Nothing sealed; the turn shows something sealed; the session is sealed. `None`: it goes to the other organization.
     for (fate, free, shown, sealed) in [
         (Limited, None, Some(limited), Some(limited)),
@@ -152,7 +152,7 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
     ] {
         for (is_shown, is_sealed, expected) in [(false, false, free), (true, false, shown), (false, true, sealed)] {
             let [replica] = replicas(KEYS);
-            let bound = Record { sealed: is_sealed, ..replica.record("a-1", 1) };
+            let bound = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
             replica.put(&bound).await;
             fate.befalls(&replica);
             let mut wanted = Wanted { carries_sealed: Sealed::Known(is_shown), ..replica.wanted() };
@@ -160,7 +160,7 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
             match (replica.bind(&mut wanted).await, expected) {
                 (Ok(moved), None) => {
                     assert_eq!(
-                        (moved.key.organization.as_str(), moved.has_moved, moved.is_guess),
+                        (moved.key.organization.as_str(), moved.has_moved, moved.is_provisional),
                         ("org-b", true, true),
                         "{case}"
                     );
@@ -209,7 +209,7 @@ async fn moved_turn_leaves_its_state_behind() {
     let moved = replica.bind(&mut wanted).await.unwrap();
     assert!(moved.is_foreign_state(b"anything"), "this turn carried it to another key");
     let stale_state = Some(state_tag(b"issued by the first"));
-    replica.is_stored(&Record { stale_state, ..replica.record("a-2", 4).sealed() }).await;
+    replica.is_stored(&BindingRecord { stale_state, ..replica.record("a-2", 4).sealed() }).await;
     let later = replica.bind(&mut replica.wanted()).await.unwrap();
     assert!(later.is_foreign_state(b"issued by the first") && !later.is_foreign_state(b"issued by the second"));
 }
@@ -240,7 +240,7 @@ async fn turn_that_stays_stays_as_it_was() {
     let begun = replica.bind(&mut wanted).await.unwrap();
     let again = replica.rebind(&mut wanted, &begun).await.unwrap();
     assert_eq!(seen(&again), (begun.key.id.as_str(), false, BindingResult::Created));
-    assert!(begun.is_guess && again.is_guess && again.written == begun.written);
+    assert!(begun.is_provisional && again.is_provisional && again.written == begun.written);
 }
 
 /// Two replicas find the key of a session dead, and one of them is first.
@@ -288,9 +288,9 @@ async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
 
 #[tokio::test(start_paused = true)]
 async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
-    for (is_sealed, expected) in [(false, Ok("b-1".to_owned())), (true, Err(Kind::NoKeyAvailable))] {
+    for (is_sealed, expected) in [(false, Ok("b-1".to_owned())), (true, Err(ErrorKind::NoKeyAvailable))] {
         let replica = Replica { client: Client::of_organizations("alice", &["org-b"]), ..one() };
-        let bound = Record { sealed: is_sealed, ..replica.record("a-1", 1) };
+        let bound = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
         replica.put(&bound).await;
         assert_eq!(replica.goes(replica.wanted()).await, expected);
         if is_sealed {
@@ -303,14 +303,14 @@ async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
 #[tokio::test(start_paused = true)]
 async fn binding_that_the_store_has_lost_is_restored() {
     let replica = one();
-    let bound = Record { generation: 0, ..replica.record("b-1", 3).sealed() };
+    let bound = BindingRecord { generation: 0, ..replica.record("b-1", 3).sealed() };
     replica.put(&bound).await;
     assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
     replica.loses();
     assert_eq!(replica.stored().await, None);
     let restored = replica.bind(&mut replica.wanted()).await.unwrap();
     assert_eq!(seen(&restored), ("b-1", false, BindingResult::Existing));
-    replica.is_stored(&Record { generation: 1, ..bound }).await;
+    replica.is_stored(&BindingRecord { generation: 1, ..bound }).await;
     // A lower epoch comes back with a failover: the higher one stands.
     replica.put(&replica.record("a-1", 2).sealed()).await;
     assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));

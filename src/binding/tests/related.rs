@@ -26,17 +26,17 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
     for sealed in [false, true] {
         for is_root in [true, false] {
             let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
-            let parent = Record { sealed, stale_state: Some(state_tag(b"old")), ..replica.record("b-1", 5) };
+            let parent = BindingRecord { sealed, stale_state: Some(state_tag(b"old")), ..replica.record("b-1", 5) };
             let bound = session(if is_root { ROOT } else { PARENT });
             claims(&replica, Name::Binding(bound.as_str()), &parent.to_string()).await;
             claims(&replica, Name::Thread(session(THREAD).as_str()), session(PARENT).as_str()).await;
             let begun = replica.bind(&mut fork(&replica)).await.unwrap();
             assert_eq!(seen(&begun), ("b-1", false, BindingResult::Inherited));
-            assert!(begun.is_guess, "its parent may have been forgotten since it was forked");
-            let first = Record { sealed, ..replica.record("b-1", 1) };
+            assert!(begun.is_provisional, "its parent may have been forgotten since it was forked");
+            let first = BindingRecord { sealed, ..replica.record("b-1", 1) };
             replica.is_stored(&first).await;
             let next = replica.bind(&mut replica.wanted()).await.unwrap();
-            assert_eq!((seen(&next), next.is_guess), (("b-1", false, BindingResult::Existing), !sealed));
+            assert_eq!((seen(&next), next.is_provisional), (("b-1", false, BindingResult::Existing), !sealed));
         }
     }
 }
@@ -46,11 +46,11 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
 async fn fork_of_a_dead_keys_session_moves_as_its_parent_would() {
     for sealed in [true, false] {
         let [replica] = replicas("b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 0");
-        let parent = Record { sealed, ..replica.record("b-1", 5) };
+        let parent = BindingRecord { sealed, ..replica.record("b-1", 5) };
         claims(&replica, Name::Binding(session(ROOT).as_str()), &parent.to_string()).await;
         replica.rejects("b-1");
         assert_eq!(replica.goes(fork(&replica)).await.as_deref(), Ok("b-2"));
-        replica.is_stored(&Record { sealed, ..replica.record("b-2", 2) }).await;
+        replica.is_stored(&BindingRecord { sealed, ..replica.record("b-2", 2) }).await;
     }
 }
 
@@ -64,7 +64,7 @@ async fn fork_inherits_in_the_dark_from_what_is_remembered() {
         replica.local.has_told(&session(THREAD), &session(PARENT));
         replica.weather(Weather::Away);
         let begun = replica.bind(&mut fork(&replica)).await.unwrap();
-        assert_eq!((begun.key.id.as_str(), begun.is_guess), ("b-1", true));
+        assert_eq!((begun.key.id.as_str(), begun.is_provisional), ("b-1", true));
         assert_eq!(begun.written, Written::Here(replica.record("b-1", 1).sealed()));
         // And where the store has lost the parent.
         replica.local.forget(&session(1));
@@ -88,7 +88,7 @@ async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
         differ += u32::from(places.choose(&own, &session(number), Reach::Anywhere).unwrap().id != expected);
         assert_eq!(places.choose(&fork, &session(number), Reach::Anywhere).unwrap().id, expected);
         assert_eq!(places.default_of(&fork, &session(number)).unwrap().id, expected);
-        assert_eq!(places.welcome(&fork, &session(number)).unwrap().id, expected);
+        assert_eq!(places.place_new(&fork, &session(number)).unwrap().id, expected);
     }
     assert!(differ > 10, "their own orders are others: {differ}");
 }
@@ -139,7 +139,7 @@ async fn turn_is_held_to_the_project_of_its_session() {
     assert_eq!(free.within, Reach::Anywhere, "it refers to nothing");
     let mut wanted = held(replica.wanted());
     let error = replica.bind(&mut wanted).await.unwrap_err();
-    assert_eq!((error.kind, wanted.within), (Kind::RateLimitExceeded, home), "no sibling has it");
+    assert_eq!((error.kind, wanted.within), (ErrorKind::RateLimitExceeded, home), "no sibling has it");
     // By what this replica remembers, and not where it remembers nothing.
     replica.weather(Weather::Away);
     let mut wanted = Wanted { patience: LONG, ..held(replica.wanted()) };
@@ -147,7 +147,7 @@ async fn turn_is_held_to_the_project_of_its_session() {
     assert_eq!(wanted.within, home);
     replica.local.forget(&session(1));
     let error = replica.bind(&mut held(replica.wanted())).await.unwrap_err();
-    assert_eq!((error.kind, error.retry_after), (Kind::NoKeyAvailable, Some(Duration::from_secs(1))));
+    assert_eq!((error.kind, error.retry_after), (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(1))));
     assert!(error.message.contains("cannot be told at the moment"), "{}", error.message);
 }
 
@@ -206,7 +206,7 @@ async fn turn_is_held_again_when_it_goes_on() {
     replica.registry.has_changed();
     replica.serves(&replica.bind(&mut replica.wanted()).await.unwrap()).await;
     replica.limits("a-1");
-    assert_eq!(replica.rebind(&mut wanted, &early).await.unwrap_err().kind, Kind::RateLimitExceeded);
+    assert_eq!(replica.rebind(&mut wanted, &early).await.unwrap_err().kind, ErrorKind::RateLimitExceeded);
     assert_eq!(wanted.within, Reach::project_of(&replica.key("a-1")));
     // What has said itself where it belongs is asked nothing.
     let within = Reach::project_of(&replica.key("a-2"));
@@ -221,7 +221,7 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     let [early, late] = replicas::<2>(KEYS);
     late.loads("a-2 org-a two 1, b-1 org-b one 1");
     late.is_of(1);
-    late.put(&Record { generation: 2, ..early.record("a-1", 1).sealed() }).await;
+    late.put(&BindingRecord { generation: 2, ..early.record("a-1", 1).sealed() }).await;
     let mut wanted = held(late.wanted());
     let error = late.bind(&mut wanted).await.unwrap_err();
     assert_eq!((wanted.within, error.retry_after), (Reach::Nowhere, Some(Duration::from_secs(1))));
@@ -231,22 +231,22 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
 
 /// Whether a connection that has `binding`'s key for life can be asked for what the session's project has.
 #[tokio::test(start_paused = true)]
-async fn connection_is_home_where_the_project_of_its_session_is() {
+async fn connection_is_in_own_project_where_the_project_of_its_session_is() {
     let replica = one();
     let on = |id: &str, written| Binding::new(&replica.key(id), Some(&session(1)), written, BindingResult::Existing);
     let record = replica.record("a-1", 1);
-    let is_home = |binding: &Binding| [false, true].map(|has_served| replica.bindings.is_home(binding, has_served));
-    assert_eq!(is_home(&on("a-1", Written::Stored(record.clone()))), [true, true]);
-    assert_eq!(is_home(&on("a-1", Written::Beside(record.clone()))), [true, true]);
-    assert_eq!(is_home(&on("a-2", Written::Beside(record.clone()))), [false, false]);
-    assert_eq!(is_home(&on("a-1", Written::Here(record.clone()))), [false, true]);
-    assert_eq!(is_home(&on("a-1", Written::Here(record.sealed()))), [true, true]);
-    assert_eq!(is_home(&on("a-1", Written::Nowhere)), [false, true]);
-    assert_eq!(is_home(&Binding { session: None, ..on("a-1", Written::Nowhere) }), [true, true]);
+    let is_in_own_project = |binding: &Binding| [false, true].map(|has_served| replica.bindings.is_in_own_project(binding, has_served));
+    assert_eq!(is_in_own_project(&on("a-1", Written::Stored(record.clone()))), [true, true]);
+    assert_eq!(is_in_own_project(&on("a-1", Written::Beside(record.clone()))), [true, true]);
+    assert_eq!(is_in_own_project(&on("a-2", Written::Beside(record.clone()))), [false, false]);
+    assert_eq!(is_in_own_project(&on("a-1", Written::Here(record.clone()))), [false, true]);
+    assert_eq!(is_in_own_project(&on("a-1", Written::Here(record.sealed()))), [true, true]);
+    assert_eq!(is_in_own_project(&on("a-1", Written::Nowhere)), [false, true]);
+    assert_eq!(is_in_own_project(&Binding { session: None, ..on("a-1", Written::Nowhere) }), [true, true]);
     // Whether another connection would be.
     let beside = on("a-2", Written::Beside(record.clone()));
-    assert!(replica.bindings.is_home_well(&beside, MODEL));
-    assert!(!replica.bindings.is_home_well(&on("a-2", Written::Stored(record)), MODEL), "it is at home");
+    assert!(replica.bindings.is_own_project_ready(&beside, MODEL));
+    assert!(!replica.bindings.is_own_project_ready(&on("a-2", Written::Stored(record)), MODEL), "it is at home");
     replica.limits("a-1");
-    assert!(!replica.bindings.is_home_well(&beside, MODEL) && replica.bindings.is_home_well(&beside, "other"));
+    assert!(!replica.bindings.is_own_project_ready(&beside, MODEL) && replica.bindings.is_own_project_ready(&beside, "other"));
 }

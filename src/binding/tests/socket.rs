@@ -10,7 +10,7 @@ const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, c-1 org-c
 
 /// A binding to `id`, sealed or not, as it is stored; the turn says whether it shows what is sealed.
 fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool {
-    let record = Record { sealed: is_sealed, ..replica.record(id, 1) };
+    let record = BindingRecord { sealed: is_sealed, ..replica.record(id, 1) };
     let binding = Binding::stored(&replica.key(id), &session(1), record, BindingResult::Existing);
     let wanted = Wanted { carries_sealed: Sealed::Known(is_shown), ..replica.wanted() };
     replica.bindings.would_leave(&wanted, &binding)
@@ -118,20 +118,20 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
     let [replica] = replicas(KEYS);
     replica.exhausts("a-1", Scope::Organization);
     let told = |is_sealed| {
-        let record = Record { sealed: is_sealed, ..replica.record("a-1", 1) };
+        let record = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
         let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
         replica.bindings.shortage(&replica.wanted(), &binding).kind
     };
-    assert_eq!((told(true), told(false)), (Kind::InsufficientQuota, Kind::NoKeyAvailable));
+    assert_eq!((told(true), told(false)), (ErrorKind::InsufficientQuota, ErrorKind::NoKeyAvailable));
     // The sealed content that a turn shows may belong to another organization, which is well.
     let binding = Binding::stored(&replica.key("a-1"), &session(1), replica.record("a-1", 1), BindingResult::Existing);
     let shows = Wanted { carries_sealed: Sealed::Known(true), ..replica.wanted() };
-    assert_eq!(replica.bindings.shortage(&shows, &binding).kind, Kind::NoKeyAvailable);
+    assert_eq!(replica.bindings.shortage(&shows, &binding).kind, ErrorKind::NoKeyAvailable);
     replica.limits("c-1");
-    assert_eq!(told(false), Kind::RateLimitExceeded);
+    assert_eq!(told(false), ErrorKind::RateLimitExceeded);
     let restricted = Client::of_organizations("alice", &["org-b"]);
     let barred = Wanted { client: &restricted, ..replica.wanted() };
-    assert_eq!(replica.bindings.places.shortage_of(&barred, Reach::Anywhere).kind, Kind::NoKeyAvailable, "not its own");
+    assert_eq!(replica.bindings.places.shortage_of(&barred, Reach::Anywhere).kind, ErrorKind::NoKeyAvailable, "not its own");
     // Whoever has a session hears of its siblings; whoever has none has no sibling.
     let binding = Binding::passing(&replica.key("b-1"), None, BindingResult::None);
     assert!(!replica.bindings.has_sibling(&replica.wanted(), &binding));

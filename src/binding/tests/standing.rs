@@ -10,15 +10,15 @@ use crate::metrics::Reason;
 /// As one word.
 fn word(standing: &Standing) -> String {
     match standing {
-        Standing::Serves(key) => key.id.clone(),
-        Standing::Aside(reason) => format!("aside {}", reason.name()),
-        Standing::Gone(reason) => format!("gone {}", reason.name()),
-        Standing::Elsewhere => "elsewhere".into(),
+        Standing::Ready(key) => key.id.clone(),
+        Standing::Bypassed(reason) => format!("aside {}", reason.name()),
+        Standing::Dead(reason) => format!("gone {}", reason.name()),
+        Standing::OtherProject => "elsewhere".into(),
     }
 }
 
 impl Replica {
-    pub(super) fn stands(&self, wanted: &Wanted<'_>, record: &Record) -> String {
+    pub(super) fn stands(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> String {
         word(&self.bindings.places.standing(wanted, record))
     }
 }
@@ -29,8 +29,8 @@ impl Replica {
 async fn unknown_key_is_removed_by_a_newer_set_alone() {
     let replica = one();
     let wanted = replica.wanted();
-    let unknown = Record { key: Tag::of("key", b"new"), ..replica.record("a-1", 1) };
-    let moved = Record { organization: Tag::of("organization", b"org-b"), ..replica.record("a-1", 1) };
+    let unknown = BindingRecord { key: Tag::of("key", b"new"), ..replica.record("a-1", 1) };
+    let moved = BindingRecord { organization: Tag::of("organization", b"org-b"), ..replica.record("a-1", 1) };
     for record in [unknown, moved] {
         for (own, writers, expected) in [
             (3, 3, "gone removed"),
@@ -41,7 +41,7 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
             (0, 0, "aside not_loaded"),
         ] {
             replica.is_of(own);
-            let record = Record { generation: writers, ..record.clone() };
+            let record = BindingRecord { generation: writers, ..record.clone() };
             assert_eq!(replica.stands(&wanted, &record), expected, "this replica's {own}, the writer's {writers}");
             let wants = tokio::time::timeout(Duration::from_millis(1), replica.registry.reload_wanted()).await.is_ok();
             assert_eq!(wants, expected != "gone removed", "it is looked for where it may be");
@@ -116,7 +116,7 @@ async fn exhausted_key_is_tried_by_the_turn_with_the_ticket() {
         (Scope::Project, false, "gone exhausted"),
     ] {
         let replica = one();
-        let bound = Record { sealed, ..replica.record("a-1", 1) };
+        let bound = BindingRecord { sealed, ..replica.record("a-1", 1) };
         replica.exhausts("a-1", scope);
         replica.registry.conditions.grant(Subject::of(&replica.key("a-1"), scope));
         let refused = Wanted { refused: vec![bound.key], ..replica.wanted() };
@@ -138,22 +138,22 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
         chosen.map(|key| key.id.clone()).map_err(|error| error.kind)
     };
     replica.exhausts("a-1", Scope::Organization);
-    assert_eq!(choose(&[]), Err(Kind::InsufficientQuota));
+    assert_eq!(choose(&[]), Err(ErrorKind::InsufficientQuota));
     replica.registry.conditions.grant(subject);
-    assert_eq!(choose(&["a-1", "a-2"]), Err(Kind::InsufficientQuota), "this one has tried");
+    assert_eq!(choose(&["a-1", "a-2"]), Err(ErrorKind::InsufficientQuota), "this one has tried");
     assert!(choose(&["a-1"]).is_ok_and(|id| id == "a-2"));
-    assert_eq!(choose(&[]), Err(Kind::InsufficientQuota), "one is enough");
+    assert_eq!(choose(&[]), Err(ErrorKind::InsufficientQuota), "one is enough");
     // And so does a new session, of its first choice, although others are well.
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
-    let welcome = |refused: Vec<Tag>| {
+    let place_new = |refused: Vec<Tag>| {
         let wanted = Wanted { refused, ..replica.wanted() };
-        replica.bindings.places.welcome(&wanted, &session(1)).unwrap().id.clone()
+        replica.bindings.places.place_new(&wanted, &session(1)).unwrap().id.clone()
     };
     replica.exhausts("a-1", Scope::Organization);
-    assert_eq!(welcome(Vec::new()), "b-1");
+    assert_eq!(place_new(Vec::new()), "b-1");
     replica.registry.conditions.grant(subject);
-    assert_eq!(welcome(vec![replica.key("a-1").tag]), "b-1", "this one has tried");
-    assert_eq!((welcome(Vec::new()), welcome(Vec::new())), ("a-1".into(), "b-1".into()));
+    assert_eq!(place_new(vec![replica.key("a-1").tag]), "b-1", "this one has tried");
+    assert_eq!((place_new(Vec::new()), place_new(Vec::new())), ("a-1".into(), "b-1".into()));
 }
 
 /// What is told of a turn that nobody could serve, in the log and the metrics.
@@ -170,7 +170,7 @@ async fn refusal_is_told_with_its_reason() {
     for (befalls, reason) in cases {
         for is_bound in [true, false] {
             let replica = one();
-            let bound = Record { generation: 9, ..replica.record("a-1", 1) };
+            let bound = BindingRecord { generation: 9, ..replica.record("a-1", 1) };
             if is_bound {
                 replica.put(&bound).await;
             } else if reason == Reason::NotLoaded {

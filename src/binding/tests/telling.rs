@@ -14,7 +14,7 @@ async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
     let replica = one();
     assert!(replica.bindings.view(&session(1)).await.is_none(), "there is nothing");
     replica.local.confirm(&session(1), &replica.record("a-1", 2));
-    replica.put(&Record { generation: 7, ..replica.record("b-1", 3).sealed() }).await;
+    replica.put(&BindingRecord { generation: 7, ..replica.record("b-1", 3).sealed() }).await;
     let shown = async || {
         let view = replica.bindings.view(&session(1)).await.unwrap();
         let bound = view.binding.unwrap();

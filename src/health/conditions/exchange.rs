@@ -99,22 +99,22 @@ mod tests {
     use super::*;
     use crate::health::condition::Subject;
     use crate::key::Tag;
-    use crate::store::board::{InProcess, Word};
+    use crate::store::board::{LocalBoard, BoardReport};
 
     fn subject() -> Subject {
         Subject::Key(Tag::of("key", b"a"))
     }
 
     /// What a beat does.
-    fn beat(one: &Conditions, board: &mut InProcess) {
+    fn beat(one: &Conditions, board: &mut LocalBoard) {
         let (seen, notes) = one.word();
-        let word = Word { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
+        let word = BoardReport { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
         one.heard(&notes, &board.hear(&word));
     }
 
     /// What only listens. Returns whether anything is new.
-    fn heard_by(one: &Conditions, board: &mut InProcess) -> bool {
-        let word = Word { replica: "r", life: Duration::from_secs(5), load: "", seen: one.word().0, notes: &[] };
+    fn heard_by(one: &Conditions, board: &mut LocalBoard) -> bool {
+        let word = BoardReport { replica: "r", life: Duration::from_secs(5), load: "", seen: one.word().0, notes: &[] };
         one.heard(&[], &board.hear(&word))
     }
 
@@ -125,7 +125,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_has_lost_an_operators_word_hears_it_again_whatever_else_it_hears() {
         let (one, two) = (Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
         beat(&one, &mut board);
         beat(&two, &mut board);
@@ -145,7 +145,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_could_not_be_told_holds_for_no_longer_for_it() {
         let (one, two) = (Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         one.note(subject(), Condition::Limited, Some(Duration::from_secs(90)));
         one.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(20)));
         // The store is away.
@@ -164,7 +164,7 @@ mod tests {
     async fn the_longer_of_two_limits_holds_for_all_whoever_met_it_first() {
         for (first, second) in [(60, 10), (10, 60)] {
             let (one, two) = (Conditions::default(), Conditions::default());
-            let mut board = InProcess::default();
+            let mut board = LocalBoard::default();
             let limit = |which: &Conditions, seconds| {
                 which.note(subject(), Condition::Limited, Some(Duration::from_secs(seconds)));
             };
@@ -184,11 +184,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_said_while_it_was_told_is_yet_to_be_told() {
         let (one, two) = (Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
         let (seen, notes) = one.word();
         say(&one, Condition::Drained);
-        let word = Word { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
+        let word = BoardReport { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
         one.heard(&notes, &board.hear(&word));
         assert!(!one.is_told() && one.is(subject(), Condition::Drained));
         beat(&one, &mut board);
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_heard_late_is_as_old_as_it_is_and_what_is_heard_again_is_not_new() {
         let (one, two) = (Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         let exhausted = Subject::Organization(Tag::of("organization", b"o"));
         one.note(exhausted, Condition::Exhausted, Condition::Exhausted.life());
         beat(&one, &mut board);
@@ -224,7 +224,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_a_store_has_lost_it_hears_again_with_what_is_left_of_its_life() {
         let (one, two, fresh) = (Conditions::default(), Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         one.note(subject(), Condition::Limited, Some(Duration::from_secs(60)));
         for each in [&one, &two] {
             beat(each, &mut board);
@@ -243,10 +243,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_a_newer_version_says_is_passed_over() {
         let (one, two) = (Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         let note = |name: &str, value: &str| Note { name: name.into(), value: value.into(), life: None, stamp: 0 };
         let newer = [note("xyz", "suspected"), note(&subject().name(), "frozen solid")];
-        let word = Word { replica: "new", life: Duration::from_secs(5), load: "", seen: 0, notes: &newer };
+        let word = BoardReport { replica: "new", life: Duration::from_secs(5), load: "", seen: 0, notes: &newer };
         board.hear(&word);
         one.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(9)));
         for each in [&one, &two] {
@@ -258,7 +258,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_old_word_does_not_come_back() {
         let (one, two, away) = (Conditions::default(), Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
         for each in [&one, &two, &away] {
             beat(each, &mut board);
@@ -279,7 +279,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_met_is_over_once_the_board_does_not_say_it_any_more() {
         let (one, two) = (Conditions::default(), Conditions::default());
-        let mut board = InProcess::default();
+        let mut board = LocalBoard::default();
         say(&one, Condition::Rejected);
         beat(&one, &mut board);
         beat(&two, &mut board);

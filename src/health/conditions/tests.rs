@@ -46,34 +46,34 @@ async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to()
     use Scope::{Key, Organization, Project};
     let key = key();
     for (cases, expected) in [
-        (&[(Key, Drained), (Organization, Disabled)][..], Fitness::Lost(Why::Drained)),
-        (&[(Key, Disabled), (Organization, Drained)], Fitness::Lost(Why::Drained)),
-        (&[(Key, Enabled), (Organization, Disabled)], Fitness::Aside(Why::Disabled)),
-        (&[(Key, Disabled), (Organization, Enabled)], Fitness::Aside(Why::Disabled)),
-        (&[(Key, Disabled), (Key, Rejected)], Fitness::Aside(Why::Disabled)),
-        (&[(Organization, Enabled), (Key, Rejected)], Fitness::Lost(Why::Rejected)),
-        (&[(Key, Disabled), (Key, Enabled)], Fitness::Well),
-        (&[(Key, Suspected)], Fitness::Aside(Why::Suspected)),
-        (&[(Organization, Suspected)], Fitness::Aside(Why::Suspected)),
-        (&[(Organization, Rejected)], Fitness::Lost(Why::Rejected)),
-        (&[(Key, Rejected), (Organization, Exhausted)], Fitness::Lost(Why::Rejected)),
-        (&[(Project, Exhausted)], Fitness::Lost(Why::ExhaustedProject)),
-        (&[(Organization, Exhausted)], Fitness::Lost(Why::ExhaustedOrganization)),
-        (&[(Project, Exhausted), (Organization, Exhausted)], Fitness::Lost(Why::ExhaustedOrganization)),
-        (&[(Key, Suspected), (Key, Rejected)], Fitness::Lost(Why::Rejected)),
+        (&[(Key, Drained), (Organization, Disabled)][..], Fitness::Dead(Why::Drained)),
+        (&[(Key, Disabled), (Organization, Drained)], Fitness::Dead(Why::Drained)),
+        (&[(Key, Enabled), (Organization, Disabled)], Fitness::Bypassed(Why::Disabled)),
+        (&[(Key, Disabled), (Organization, Enabled)], Fitness::Bypassed(Why::Disabled)),
+        (&[(Key, Disabled), (Key, Rejected)], Fitness::Bypassed(Why::Disabled)),
+        (&[(Organization, Enabled), (Key, Rejected)], Fitness::Dead(Why::Rejected)),
+        (&[(Key, Disabled), (Key, Enabled)], Fitness::Ready),
+        (&[(Key, Suspected)], Fitness::Bypassed(Why::Suspected)),
+        (&[(Organization, Suspected)], Fitness::Bypassed(Why::Suspected)),
+        (&[(Organization, Rejected)], Fitness::Dead(Why::Rejected)),
+        (&[(Key, Rejected), (Organization, Exhausted)], Fitness::Dead(Why::Rejected)),
+        (&[(Project, Exhausted)], Fitness::Dead(Why::ExhaustedProject)),
+        (&[(Organization, Exhausted)], Fitness::Dead(Why::ExhaustedOrganization)),
+        (&[(Project, Exhausted), (Organization, Exhausted)], Fitness::Dead(Why::ExhaustedOrganization)),
+        (&[(Key, Suspected), (Key, Rejected)], Fitness::Dead(Why::Rejected)),
     ] {
         assert_eq!(known(&key, cases).fitness(&key, "m"), expected, "{cases:?}");
     }
     // What is the case of a model is the case of nothing else, and hides nothing.
     for (condition, expected) in
-        [(Condition::NoAccess, Fitness::Aside(Why::NoAccess)), (Limited, Fitness::Short(Duration::from_secs(60)))]
+        [(Condition::NoAccess, Fitness::Bypassed(Why::NoAccess)), (Limited, Fitness::Limited(Duration::from_secs(60)))]
     {
         let conditions = Conditions::default();
         conditions.note(Subject::model(&key, "m"), condition, condition.life());
         assert_eq!(conditions.fitness(&key, "m"), expected);
-        assert_eq!(conditions.fitness(&key, "n"), Fitness::Well);
+        assert_eq!(conditions.fitness(&key, "n"), Fitness::Ready);
         conditions.note(Subject::of(&key, Key), Rejected, Rejected.life());
-        assert_eq!(conditions.fitness(&key, "m"), Fitness::Lost(Why::Rejected));
+        assert_eq!(conditions.fitness(&key, "m"), Fitness::Dead(Why::Rejected));
     }
 }
 
@@ -89,7 +89,7 @@ async fn the_longer_of_two_limits_holds_and_is_told() {
         assert!(!note(second), "it is none");
         let told = if is_told { vec![format!("limited={second}")] } else { Vec::new() };
         assert_eq!(untold(&conditions), told, "{first} and then {second}");
-        assert_eq!(conditions.fitness(&key, "m"), Fitness::Short(SECOND * holds), "{first} and then {second}");
+        assert_eq!(conditions.fitness(&key, "m"), Fitness::Limited(SECOND * holds), "{first} and then {second}");
     }
 }
 
@@ -250,26 +250,26 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
     let refused = |conditions: &Conditions, number: usize, scope: Scope, condition: Condition| {
         conditions.note(Subject::of(&keys[number], scope), condition, condition.life());
         conditions.consider(&keys);
-        conditions.fitness(&keys[number], "") == Fitness::Aside(Why::Incident)
+        conditions.fitness(&keys[number], "") == Fitness::Bypassed(Why::Incident)
     };
     let one = Conditions::default();
     assert!(!refused(&one, 0, Scope::Key, Condition::Rejected));
     assert!(!refused(&one, 1, Scope::Key, Condition::Rejected), "half of them");
     assert!(!refused(&one, 2, Scope::Organization, Condition::Exhausted), "a quota is nobody's fault");
-    assert_eq!(one.fitness(&keys[2], ""), Fitness::Lost(Why::ExhaustedOrganization));
+    assert_eq!(one.fitness(&keys[2], ""), Fitness::Dead(Why::ExhaustedOrganization));
     assert!(refused(&one, 3, Scope::Key, Condition::Suspected));
-    assert_eq!(one.fitness(&keys[0], ""), Fitness::Aside(Why::Incident));
-    assert_eq!(one.fitness(&keys[2], ""), Fitness::Lost(Why::ExhaustedOrganization), "whatever else is the case");
+    assert_eq!(one.fitness(&keys[0], ""), Fitness::Bypassed(Why::Incident));
+    assert_eq!(one.fitness(&keys[2], ""), Fitness::Dead(Why::ExhaustedOrganization), "whatever else is the case");
     // They are asked soon, since it will be over for all at once.
     tokio::time::advance(SECOND * 5).await;
     assert_eq!(one.due().into_iter().filter(|(_, condition, _)| *condition == Condition::Rejected).count(), 2);
     // However long it takes: it stays one until most are accepted again.
     tokio::time::advance(SECOND * 50).await;
     one.consider(&keys);
-    assert_eq!(one.fitness(&keys[0], ""), Fitness::Aside(Why::Incident));
+    assert_eq!(one.fitness(&keys[0], ""), Fitness::Bypassed(Why::Incident));
     one.end(Subject::of(&keys[3], Scope::Key), Class::Illness);
     one.consider(&keys);
-    assert_eq!(one.fitness(&keys[0], ""), Fitness::Lost(Why::Rejected));
+    assert_eq!(one.fitness(&keys[0], ""), Fitness::Dead(Why::Rejected));
 
     let other = Conditions::default();
     refused(&other, 0, Scope::Organization, Condition::Rejected);

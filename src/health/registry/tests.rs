@@ -10,7 +10,7 @@ fn registry(sketch: &str) -> (Registry, Arc<Metrics>) {
 }
 
 fn reload(registry: &Registry, sketch: &str, ordinal: Option<u32>) {
-    let roll = ordinal.map(|ordinal| Roll { ordinal, others: Vec::new() });
+    let roll = ordinal.map(|ordinal| MembershipReply { ordinal, others: Vec::new() });
     registry.adopt(registry.prepare(Table::sketch(sketch)).unwrap(), roll.as_ref());
 }
 
@@ -35,7 +35,7 @@ fn while_the_store_is_away_the_set_of_the_moment_of_loss_says_where_sessions_go(
     assert_eq!((ids(registry.loaded()), ids(registry.frozen())), ("ade".into(), "ac".into()));
     let frozen = registry.frozen();
     assert_eq!(frozen.table.keys().iter().map(|key| frozen.is_gone(key)).collect::<Vec<_>>(), [false, true]);
-    registry.heard(&registry.loaded(), &Roll { ordinal: 3, others: Vec::new() });
+    registry.heard(&registry.loaded(), &MembershipReply { ordinal: 3, others: Vec::new() });
     assert_eq!(ids(registry.frozen()), "ade");
     reload(&registry, "f o 1 sk-f", None);
     assert_eq!(ids(registry.frozen()), "f", "a set of which nothing is left says nothing");
@@ -46,18 +46,18 @@ fn another_secret_deserves_a_try() {
     let (registry, _) = registry("a o 1 sk-old, b o 1 sk-b");
     let old = key(&registry, "a");
     registry.condemn(&old, REJECTED);
-    assert!(registry.successor(&old).is_none() && !registry.is_well(&old, ""));
+    assert!(registry.successor(&old).is_none() && !registry.is_ready(&old, ""));
     reload(&registry, "a o 2 sk-old, b o 1 sk-b", Some(1));
-    assert!(!registry.is_well(&key(&registry, "a"), ""), "another weight heals nothing");
+    assert!(!registry.is_ready(&key(&registry, "a"), ""), "another weight heals nothing");
     reload(&registry, "a o 1 sk-new, b o 1 sk-b", Some(1));
     let new = key(&registry, "a");
-    assert!(registry.is_well(&new, ""));
+    assert!(registry.is_ready(&new, ""));
     assert!(registry.successor(&old).is_some_and(|key| Arc::ptr_eq(&key, &new)));
     // A turn that was sent with the old secret ends late.
     registry.condemn(&old, REJECTED);
-    assert!(registry.is_well(&new, ""));
+    assert!(registry.is_ready(&new, ""));
     registry.condemn(&new, REJECTED);
-    assert!(!registry.is_well(&new, ""));
+    assert!(!registry.is_ready(&new, ""));
 }
 
 #[test]
@@ -77,9 +77,9 @@ async fn what_was_met_before_a_turn_began_has_passed_when_it_is_served() {
     tokio::time::advance(Duration::from_millis(1)).await;
     registry.condemn(&a, REJECTED);
     registry.has_served(&a, before);
-    assert!(!registry.is_well(&a, ""), "it began before the refusal");
+    assert!(!registry.is_ready(&a, ""), "it began before the refusal");
     registry.has_served(&a, Instant::now());
-    assert!(registry.is_well(&a, ""));
+    assert!(registry.is_ready(&a, ""));
     assert!(registry.conditions.ramp(&a) < 0.01 && registry.state(&a) == KeyState::Probing);
     tokio::time::advance(RAMP / 2).await;
     assert!((registry.conditions.ramp(&a) - 0.5).abs() < 0.01);
@@ -92,16 +92,16 @@ async fn most_keys_refused_at_once_is_the_upstreams_affair() {
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
     let keys = ["a", "b", "c"].map(|id| key(&registry, id));
     registry.observe(&keys[0], REJECTED);
-    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Aside(Why::Suspected));
+    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Bypassed(Why::Suspected));
     registry.condemn(&keys[0], REJECTED);
-    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Lost(Why::Rejected));
+    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Dead(Why::Rejected));
     registry.observe(&keys[1], REJECTED);
-    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Aside(Why::Incident));
+    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Bypassed(Why::Incident));
     registry.recovered(Subject::of(&keys[1], Scope::Key), "b");
-    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Lost(Why::Rejected));
+    assert_eq!(registry.fitness(&keys[0], ""), Fitness::Dead(Why::Rejected));
     tokio::time::advance(Duration::from_secs(11)).await;
     registry.condemn(&keys[1], REJECTED);
-    assert_eq!(registry.fitness(&keys[1], ""), Fitness::Lost(Why::Rejected), "one after the other they died");
+    assert_eq!(registry.fitness(&keys[1], ""), Fitness::Dead(Why::Rejected), "one after the other they died");
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,10 +110,10 @@ async fn a_project_is_short_of_one_model_for_a_time() {
     let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
     registry.limit(&a, "m", Duration::from_secs(5));
     registry.limit(&b, "m", Duration::from_secs(1));
-    assert_eq!(registry.fitness(&b, "m"), Fitness::Short(Duration::from_secs(5)), "one project, and no word shortens it");
-    assert!(registry.is_well(&a, "n") && registry.is_well(&c, "m") && registry.state(&a) == KeyState::Cooling);
+    assert_eq!(registry.fitness(&b, "m"), Fitness::Limited(Duration::from_secs(5)), "one project, and no word shortens it");
+    assert!(registry.is_ready(&a, "n") && registry.is_ready(&c, "m") && registry.state(&a) == KeyState::Cooling);
     tokio::time::advance(Duration::from_secs(5)).await;
-    assert!(registry.is_well(&a, "m"));
+    assert!(registry.is_ready(&a, "m"));
 }
 
 const ORGANIZATION: Ailment = Ailment::Exhausted(Scope::Organization);
@@ -128,24 +128,24 @@ async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_belie
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c, d r 1 sk-d");
     let [a, b] = ["a", "b"].map(|id| key(&registry, id));
     registry.observe(&a, REJECTED);
-    assert_eq!(registry.fitness(&a, ""), Fitness::Aside(Why::Suspected));
+    assert_eq!(registry.fitness(&a, ""), Fitness::Bypassed(Why::Suspected));
     assert!(is_wanted(&registry).await, "it is asked at once whether it is meant");
     registry.observe(&b, ORGANIZATION);
-    assert_eq!(registry.fitness(&b, ""), Fitness::Lost(Why::ExhaustedOrganization));
+    assert_eq!(registry.fitness(&b, ""), Fitness::Dead(Why::ExhaustedOrganization));
     assert!(!is_wanted(&registry).await, "there is nothing to ask");
     assert!(registry.is_exhausted(&b) && !registry.is_exhausted(&a));
     registry.condemn(&a, REJECTED);
     registry.observe(&a, REJECTED);
-    assert_eq!(registry.fitness(&a, ""), Fitness::Lost(Why::Rejected), "a suspicion takes nothing back");
+    assert_eq!(registry.fitness(&a, ""), Fitness::Dead(Why::Rejected), "a suspicion takes nothing back");
     // It was accepted when it was asked, and turns are refused a moment later.
     registry.recovered(Subject::of(&a, Scope::Key), "a");
     assert_eq!(registry.state(&a), KeyState::Probing);
     registry.observe(&a, REJECTED);
-    assert_eq!(registry.fitness(&a, ""), Fitness::Lost(Why::Rejected));
+    assert_eq!(registry.fitness(&a, ""), Fitness::Dead(Why::Rejected));
     registry.recovered(Subject::of(&a, Scope::Key), "a");
     tokio::time::advance(RAMP).await;
     registry.observe(&a, REJECTED);
-    assert_eq!(registry.fitness(&a, ""), Fitness::Aside(Why::Suspected), "that was long ago");
+    assert_eq!(registry.fitness(&a, ""), Fitness::Bypassed(Why::Suspected), "that was long ago");
 }
 
 #[tokio::test(start_paused = true)]
@@ -158,16 +158,16 @@ async fn the_failure_of_an_answer_says_what_a_refusal_does() {
         ..ErrorBody::default()
     };
     registry.observe_failure(&a, "m", &failure("rate_limit_exceeded", Some(7)));
-    assert_eq!(registry.fitness(&a, "m"), Fitness::Short(Duration::from_secs(7)));
+    assert_eq!(registry.fitness(&a, "m"), Fitness::Limited(Duration::from_secs(7)));
     registry.observe_failure(&b, "m", &failure("rate_limit_exceeded", None));
-    assert_eq!(registry.fitness(&b, "m"), Fitness::Short(wait_or_usual(None)));
-    assert!(registry.is_well(&a, "n") && registry.is_well(&b, "n"));
+    assert_eq!(registry.fitness(&b, "m"), Fitness::Limited(wait_or_usual(None)));
+    assert!(registry.is_ready(&a, "n") && registry.is_ready(&b, "n"));
     for nothing in ["server_error", "invalid_api_key", ""] {
         registry.observe_failure(&c, "m", &failure(nothing, Some(7)));
-        assert!(registry.is_well(&c, "m"), "{nothing}");
+        assert!(registry.is_ready(&c, "m"), "{nothing}");
     }
     registry.observe_failure(&c, "m", &failure("insufficient_quota", None));
-    assert_eq!(registry.fitness(&c, "n"), Fitness::Lost(Why::ExhaustedOrganization));
+    assert_eq!(registry.fitness(&c, "n"), Fitness::Dead(Why::ExhaustedOrganization));
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,10 +179,10 @@ async fn an_answer_on_an_old_connection_tells_of_the_quota_alone() {
     registry.condemn(&a, ORGANIZATION);
     registry.has_answered(&a);
     assert!(!registry.is_exhausted(&a));
-    assert_eq!(registry.fitness(&a, ""), Fitness::Lost(Why::Rejected), "it was accepted before");
+    assert_eq!(registry.fitness(&a, ""), Fitness::Dead(Why::Rejected), "it was accepted before");
     registry.condemn(&a, ORGANIZATION);
     registry.has_served(&a, Instant::now());
-    assert!(registry.is_well(&a, "") && registry.conditions.ramp(&a) < 0.01, "a turn that is served tells of all");
+    assert!(registry.is_ready(&a, "") && registry.conditions.ramp(&a) < 0.01, "a turn that is served tells of all");
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,7 +240,7 @@ async fn a_state_is_that_of_the_worst_that_is_the_case() {
     assert!(registry.state(&a) == KeyState::Cooling && is_shown("cooling"));
     tokio::time::advance(Duration::from_secs(1)).await;
     registry.deny(&a, "n");
-    assert!(registry.state(&a) == KeyState::Cooling && registry.fitness(&a, "n") == Fitness::Aside(Why::NoAccess));
+    assert!(registry.state(&a) == KeyState::Cooling && registry.fitness(&a, "n") == Fitness::Bypassed(Why::NoAccess));
     registry.observe(&a, REJECTED);
     assert!(registry.state(&a) == KeyState::Disabled && is_shown("disabled"));
 }

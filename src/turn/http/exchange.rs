@@ -12,7 +12,7 @@ use crate::binding::demand::{Sealed, Wanted};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
 use crate::client::Client;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::metrics::Transport;
 use crate::outcome::Answer;
@@ -20,7 +20,7 @@ use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
 use crate::turn::account::Account;
-use crate::turn::http::id_gate::Hold;
+use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, Replayed, Text};
@@ -42,7 +42,7 @@ pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Ou
 pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Outgoing>>) -> Response<Outgoing> {
     let failed = |_| {
         tracing::error!(turn = %id, "a turn panicked");
-        Error::new(Kind::Internal, "The gateway failed on this turn.").to_response()
+        Error::new(ErrorKind::Internal, "The gateway failed on this turn.").to_response()
     };
     named(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
 }
@@ -78,7 +78,7 @@ pub async fn pass_on(
     gateway: &Gateway,
     key: &Arc<Key>,
     answer: Answer,
-    hold: Option<Hold>,
+    hold: Option<IdGate>,
     mut account: Account,
 ) -> Response<Outgoing> {
     account.answered(answer.status);
@@ -114,7 +114,7 @@ impl Gateway {
         self: &Arc<Self>,
         account: &mut Account,
         request: Request<Body>,
-    ) -> Result<(Arc<Key>, Answer, Option<Hold>), Error> {
+    ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
         let (mut head, body) = request.into_parts();
         let (client, identity) = self.receive(account, &head)?;
         let mut budget = self.bindings.budget();
@@ -156,7 +156,7 @@ impl Gateway {
             let (gateway, client, owner) = (Arc::clone(self), client.id.clone(), Owner::of(&binding));
             let mut budget = sending.budget;
             let write_down = move |id: String| async move { gateway.own(&client, &id, owner, &mut budget).await };
-            Hold::new(&answer.headers, write_down)
+            IdGate::new(&answer.headers, write_down)
         });
         Ok((binding.key, answer, hold))
     }
@@ -166,11 +166,11 @@ impl Gateway {
         let text = self.replay.text(headers, body)?;
         if matches!(text, Text::Unreadable) && self.foreign_ids == ForeignIds::Refuse {
             let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
-            return Err(Error::new(Kind::InvalidRequest, message));
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
         if !client.may_ask_for(peek.model.text()) {
-            return Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."));
+            return Err(Error::new(ErrorKind::ModelNotAllowed, "This client may not ask for this model."));
         }
         self.may_converse(peek.conversation.id())?;
         self.may_refer(peek.references)?;

@@ -14,14 +14,14 @@ type Writing = Pin<Box<dyn Future<Output = ()> + Send>>;
 type WriteDown = Box<dyn FnOnce(String) -> Writing + Send>;
 
 /// What an answer's bytes go through, until its id is found and written down.
-pub struct Hold {
+pub struct IdGate {
     /// Until the id is found, or known not to come.
     search: Option<(Finder, WriteDown)>,
     /// The bytes that complete the id, and what they wait for.
     waiting: Option<(Bytes, Writing)>,
 }
 
-impl Hold {
+impl IdGate {
     /// Of the answer with these `headers`, whose id is written down by `write_down` before it can be read.
     pub fn new<F>(headers: &HeaderMap, write_down: impl FnOnce(String) -> F + Send + 'static) -> Self
     where
@@ -81,7 +81,7 @@ mod tests {
         for size in 1..=EVENTS.len() {
             let (gate, told) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
             let (key, book) = (Arc::clone(&gate), Arc::clone(&told));
-            let mut hold = Hold::new(&headers, move |id| async move {
+            let mut hold = IdGate::new(&headers, move |id| async move {
                 key.acquire().await.unwrap().forget();
                 book.lock().unwrap().push(id);
             });
@@ -109,7 +109,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_tells_no_id_passes_at_once() {
         let headers = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
-        let mut hold = Hold::new(&headers, |id| async move { panic!("nobody has told {id}") });
+        let mut hold = IdGate::new(&headers, |id| async move { panic!("nobody has told {id}") });
         assert!(!hold.is_over());
         assert_eq!(hold.offer(EVENTS.into()), Some(EVENTS.into()));
         assert!(hold.is_over() && !hold.keeps_some());

@@ -13,11 +13,11 @@ use http::Version;
 
 use crate::health::registry::Registry;
 use crate::key::Key;
-use crate::key::leak::Ear;
+use crate::key::leak::LeakScan;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::turn::account::Account;
-use crate::turn::http::id_gate::Hold;
+use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
 
@@ -63,9 +63,9 @@ pub struct Passage {
     /// Frames come one by one: the relay takes them.
     pub is_paced: bool,
     pub has_left: bool,
-    hold: Option<Box<Hold>>,
+    hold: Option<Box<IdGate>>,
     tap: Tap,
-    ear: Ear,
+    leak_scan: LeakScan,
     pub idle: Idle,
     ready: VecDeque<Bytes>,
     /// Frames that came at the same moment.
@@ -92,11 +92,11 @@ pub enum Next {
 }
 
 impl Passage {
-    pub fn new(answer: Answer, key: &Key, hold: Option<Hold>, turn: Course) -> Self {
+    pub fn new(answer: Answer, key: &Key, hold: Option<IdGate>, turn: Course) -> Self {
         let mut tap = Tap::new(&answer.headers);
         tap.observe(&answer.head);
-        let mut ear = key.echo.listen();
-        if ear.hears(&answer.head) {
+        let mut leak_scan = key.leak.scan();
+        if leak_scan.finds(&answer.head) {
             turn.account.leaked();
         }
         Self {
@@ -106,7 +106,7 @@ impl Passage {
             joined: BytesMut::from(&answer.head[..]),
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
-            ear,
+            leak_scan,
             turn: Some(Box::new(turn)),
             ready: VecDeque::new(),
             length: 0,
@@ -128,7 +128,7 @@ impl Passage {
         let keeps_some = self.hold.as_ref().is_some_and(|hold| hold.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
         self.tap.observe(&data);
-        if self.ear.hears(&data)
+        if self.leak_scan.finds(&data)
             && let Some(turn) = &self.turn
         {
             turn.account.leaked();
@@ -287,7 +287,7 @@ mod tests {
         let course = Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(&binding.key) };
         let failure = Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });
         course.end(Reading { terminal: Some(Terminal::Failed), failure, ..Reading::default() }, None);
-        let is_well = |model| gateway.registry.is_well(&binding.key, model);
-        assert!(!is_well("m") && is_well("n") && is_well(""));
+        let is_ready = |model| gateway.registry.is_ready(&binding.key, model);
+        assert!(!is_ready("m") && is_ready("n") && is_ready(""));
     }
 }

@@ -21,7 +21,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::key::Key;
 use crate::outcome::Answer;
 use crate::task::Tasks;
-use crate::turn::http::id_gate::Hold;
+use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::{Broken, Course, Next, Passage, wake};
 
 /// So much is passed on without waiting for company.
@@ -37,7 +37,7 @@ pub struct Relay(Arc<Mutex<Passage>>);
 pub struct Pump(Arc<Mutex<Passage>>);
 
 /// Both ends of an answer's way: the relay sends what it or the pump, once that is started, takes.
-pub fn relay(answer: Answer, key: &Key, hold: Option<Hold>, turn: Course) -> (Relay, Pump) {
+pub fn relay(answer: Answer, key: &Key, hold: Option<IdGate>, turn: Course) -> (Relay, Pump) {
     let passage = Arc::new(Mutex::new(Passage::new(answer, key, hold, turn)));
     (Relay(Arc::clone(&passage)), Pump(passage))
 }

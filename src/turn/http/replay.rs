@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 use crate::wire::peek::Peek;
 
@@ -74,7 +74,7 @@ impl Replay {
         let mut body = body;
         match self.collect(&mut body).await {
             // A client that waits for a go-ahead sends nothing that would have to be drained.
-            Err(error) if error.kind == Kind::RequestTooLarge && !headers.contains_key(EXPECT) => {
+            Err(error) if error.kind == ErrorKind::RequestTooLarge && !headers.contains_key(EXPECT) => {
                 drain(&mut body, self.max_body).await;
                 Err(error)
             }
@@ -96,9 +96,9 @@ impl Replay {
                 Ok(None) => break,
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
-                    return Err(Error::new(Kind::InvalidRequest, "The body could not be read.").because(error.to_string()));
+                    return Err(Error::new(ErrorKind::InvalidRequest, "The body could not be read.").because(error.to_string()));
                 }
-                Err(_) => return Err(Error::new(Kind::RequestTimeout, "The body came too slowly.")),
+                Err(_) => return Err(Error::new(ErrorKind::RequestTimeout, "The body came too slowly.")),
             };
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > self.max_body {
@@ -119,7 +119,7 @@ impl Replay {
         }
         let more = u32::try_from(wanted - taken).ok().and_then(|units| Arc::clone(&self.free).try_acquire_many_owned(units).ok());
         let Some(more) = more else {
-            return Err(Error::new(Kind::NoKeyAvailable, "The gateway holds as many request bodies as it may.").retry_after(SOON));
+            return Err(Error::new(ErrorKind::NoKeyAvailable, "The gateway holds as many request bodies as it may.").retry_after(SOON));
         };
         match place {
             Some(place) => place.merge(more),
@@ -129,7 +129,7 @@ impl Replay {
     }
 
     fn too_large(&self) -> Error {
-        Error::new(Kind::RequestTooLarge, format!("The body is larger than {} bytes.", self.max_body))
+        Error::new(ErrorKind::RequestTooLarge, format!("The body is larger than {} bytes.", self.max_body))
     }
 }
 
@@ -166,7 +166,7 @@ impl Replay {
             self.extend(&mut place, text.len() + STEP)?;
             let read = decoder.by_ref().take(STEP as u64).read_to_end(&mut text).map_err(not_decodable)?;
             if text.len() > self.max_body {
-                return Err(Error::new(Kind::RequestTooLarge, format!("The body unfolds to more than {} bytes.", self.max_body)));
+                return Err(Error::new(ErrorKind::RequestTooLarge, format!("The body unfolds to more than {} bytes.", self.max_body)));
             }
             if read == 0 {
                 return Ok(Text::Decoded(text, place));
@@ -176,12 +176,12 @@ impl Replay {
 }
 
 fn not_decodable(error: std::io::Error) -> Error {
-    Error::new(Kind::InvalidJson, "The body is not what its content-encoding says.").because(error.to_string())
+    Error::new(ErrorKind::InvalidJson, "The body is not what its content-encoding says.").because(error.to_string())
 }
 
 /// Looks at a body's JSON text.
 pub fn peek(text: &[u8]) -> Result<Peek, Error> {
-    Peek::at(text).map_err(|place| Error::new(Kind::InvalidJson, format!("The body stops being JSON at {place}.")))
+    Peek::at(text).map_err(|place| Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}.")))
 }
 
 #[cfg(test)]

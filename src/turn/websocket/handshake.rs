@@ -19,8 +19,8 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use crate::binding::Binding;
 use crate::binding::demand::Sealed;
 use crate::client::Client;
-use crate::client::authenticate::Pass;
-use crate::error::{Error, Kind};
+use crate::client::authenticate::TokenProof;
+use crate::error::{Error, ErrorKind};
 use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::lineage::{Lineage, announced_model};
@@ -108,12 +108,12 @@ fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Err
         && request.body().is_end_stream();
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake);
     let accepted = key.and_then(|key| HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok());
-    let accepted = accepted.ok_or_else(|| Error::new(Kind::InvalidRequest, "This is not the handshake of a WebSocket."))?;
+    let accepted = accepted.ok_or_else(|| Error::new(ErrorKind::InvalidRequest, "This is not the handshake of a WebSocket."))?;
     if is_cross_origin(headers) {
-        return Err(Error::new(Kind::OriginNotAllowed, "Pages of other origins may not connect."));
+        return Err(Error::new(ErrorKind::OriginNotAllowed, "Pages of other origins may not connect."));
     }
     if gateway.sockets.closing.is_cancelled() {
-        return Err(Error::new(Kind::NoKeyAvailable, "This replica is leaving: connect again.").retry_after(SOON));
+        return Err(Error::new(ErrorKind::NoKeyAvailable, "This replica is leaving: connect again.").retry_after(SOON));
     }
     Ok(accepted)
 }
@@ -139,7 +139,7 @@ fn open(
 
     let open = Open::new(Arc::clone(&gateway.metrics));
     let (caller, domain_moved) = account.opened();
-    let (owner, pass) = (Arc::clone(gateway), Pass::of(head));
+    let (owner, pass) = (Arc::clone(gateway), TokenProof::of(head));
     let connection = Connection { gateway: owner, binding, client, lineage, announced, caller, pass, domain_moved };
     gateway.sockets.tasks.spawn(async move {
         let _open = open;

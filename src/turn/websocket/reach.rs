@@ -32,9 +32,9 @@ impl Gateway {
         self.may_refer(request.references)?;
         let is_unknown = previous.is_some() && origin.is_none() || request.conversation.is_some();
         let is_held = is_unknown || request.references.are_held;
-        match is_held && !self.bindings.is_home(on.binding, on.has_served) {
+        match is_held && !self.bindings.is_in_own_project(on.binding, on.has_served) {
             // The next connection finds it.
-            true if self.bindings.is_home_well(on.binding, request.model.as_deref().unwrap_or_default()) => Err(anew()),
+            true if self.bindings.is_own_project_ready(on.binding, request.model.as_deref().unwrap_or_default()) => Err(anew()),
             true => Err(untold()),
             false => Ok(is_held),
         }

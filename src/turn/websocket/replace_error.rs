@@ -6,7 +6,7 @@ use http::header::RETRY_AFTER;
 
 use crate::binding::Binding;
 use crate::binding::demand::Wanted;
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::{Ailment, Diagnosis};
 use crate::limit::wait_or_usual;
 use crate::metrics::{Decision, Reason};
@@ -14,7 +14,7 @@ use crate::turn::Gateway;
 use crate::turn::verdict::{overloaded, too_steep};
 
 /// What the client hears.
-pub enum Instead {
+pub enum Replacement {
     /// What the upstream said.
     Nothing,
     Error(Error),
@@ -30,7 +30,7 @@ pub struct Refused<'r> {
     /// The client has something of the response already.
     pub has_begun: bool,
     /// The session's organization was guessed, and has answered nothing yet.
-    pub may_guess: bool,
+    pub is_provisional: bool,
     /// The connection's handshake named the model: the next one will be for it, too.
     pub is_announced: bool,
 }
@@ -45,13 +45,13 @@ impl Refused<'_> {
             Diagnosis::NoAccess => Some(Reason::NoAccess),
             Diagnosis::Overloaded(_) => Some(Reason::Overloaded),
             Diagnosis::Failed => Some(Reason::Failed),
-            Diagnosis::Foreign => Some(Reason::Forgotten).filter(|_| self.may_guess),
+            Diagnosis::Foreign => Some(Reason::Forgotten).filter(|_| self.is_provisional),
             Diagnosis::Sound => None,
         }
     }
 }
 
-impl Instead {
+impl Replacement {
     /// `wanted`: the refused turn.
     pub async fn of(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: Refused<'_>) -> Self {
         let instead = Self::decide(gateway, binding, wanted, &refused).await;
@@ -71,7 +71,7 @@ impl Instead {
                 gateway.registry.settled(key).await;
                 wanted.refused.push(key.tag);
                 // Accepted when it was asked again, the same one serves the next connection.
-                let is_cured = gateway.registry.is_well(key, wanted.model) || bindings.would_leave(wanted, binding);
+                let is_cured = gateway.registry.is_ready(key, wanted.model) || bindings.would_leave(wanted, binding);
                 (is_cured, Some(bindings.shortage(wanted, binding)))
             }
             Diagnosis::Limited(wait) => {
@@ -82,14 +82,14 @@ impl Instead {
                 let is_cured = refused.is_announced && bindings.would_leave(wanted, binding);
                 (is_cured, Some(error).filter(|_| !is_told(refused.headers)))
             }
-            Diagnosis::Foreign if refused.may_guess && !refused.has_begun => {
-                match bindings.guess_again(wanted, binding, &mut bindings.budget()).await {
+            Diagnosis::Foreign if refused.is_provisional && !refused.has_begun => {
+                match bindings.rebind_provisionally(wanted, binding, &mut bindings.budget()).await {
                     Ok(has_other) => (has_other, None),
                     Err(later) => (false, Some(later)),
                 }
             }
             Diagnosis::NoAccess => {
-                gateway.witnesses.heard(&gateway.registry, key, wanted);
+                gateway.corroboration.heard(&gateway.registry, key, wanted);
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
@@ -120,7 +120,7 @@ impl Instead {
 pub fn anew() -> Error {
     const ANEW: &str =
         "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-    Error::new(Kind::ConnectionLimit, ANEW)
+    Error::new(ErrorKind::ConnectionLimit, ANEW)
 }
 
 /// Whether an error frame says when to come again so that every client understands it.

@@ -19,8 +19,8 @@ use crate::binding::demand::{Sealed, Wanted};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
 use crate::client::Client;
-use crate::client::authenticate::Pass;
-use crate::error::{Error, Kind};
+use crate::client::authenticate::TokenProof;
+use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::{Diagnosis, diagnose};
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
@@ -30,8 +30,8 @@ use crate::turn::websocket::frame::{Event, Request, Stage};
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::peer::{Frames, Incoming, Sink, leave};
 use crate::turn::websocket::reach::Served;
-use crate::turn::websocket::replace_error::{Instead, Refused};
-use crate::turn::websocket::state::{Books, Failed, News};
+use crate::turn::websocket::replace_error::{Replacement, Refused};
+use crate::turn::websocket::state::{SocketState, Failed, DueWrites};
 use crate::usage::tap::Reading;
 use crate::wire::terminal::Terminal;
 
@@ -48,10 +48,10 @@ pub struct Socket {
     lineage: Lineage,
     announced: String,
     caller: Caller,
-    pass: Pass,
+    pass: TokenProof,
     to_client: Mutex<Sink>,
     to_upstream: Mutex<Sink>,
-    books: Lock<Books>,
+    books: Lock<SocketState>,
     /// Told when a turn has ended.
     quiet: Notify,
     /// Told when the client must connect anew.
@@ -67,7 +67,7 @@ pub struct Connection {
     /// The model that its handshake named. Nothing: none.
     pub announced: String,
     pub caller: Caller,
-    pub pass: Pass,
+    pub pass: TokenProof,
     pub domain_moved: bool,
 }
 
@@ -78,7 +78,7 @@ impl Socket {
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books = Books::new(binding.result, domain_moved);
+        let books = SocketState::new(binding.result, domain_moved);
         let socket = Self {
             gateway,
             binding,
@@ -166,7 +166,7 @@ impl Socket {
 
     /// Looks at what the client asks for. The error is the frame that it gets instead of an answer.
     async fn ask(&self, text: &str) -> Result<(), String> {
-        let invalid = |place| Error::new(Kind::InvalidJson, format!("The message stops being JSON at {place}."));
+        let invalid = |place| Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."));
         let request = match Request::read(text.as_bytes()).map_err(invalid) {
             Ok(request) => request,
             Err(error) => return Err(self.refuse(&error, None)),
@@ -183,10 +183,10 @@ impl Socket {
             Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
             _ if !self.may_ask_for(request.model.as_deref()) => {
-                Err(Error::new(Kind::ModelNotAllowed, "This client may not ask for this model."))
+                Err(Error::new(ErrorKind::ModelNotAllowed, "This client may not ask for this model."))
             }
             _ if books.lanes.is_full() => {
-                let error = Error::new(Kind::NoKeyAvailable, "Too many responses are in flight on this connection.");
+                let error = Error::new(ErrorKind::NoKeyAvailable, "Too many responses are in flight on this connection.");
                 Err(error.retry_after(SOON))
             }
             Ok(is_held) => Ok(is_held),
@@ -204,7 +204,7 @@ impl Socket {
                 Ok(())
             }
             Err(error) => {
-                if error.kind == Kind::ConnectionLimit {
+                if error.kind == ErrorKind::ConnectionLimit {
                     self.leaving.notify_one();
                 }
                 Err(self.refuse(&error, request.lane.as_deref()))
@@ -223,7 +223,7 @@ impl Socket {
     }
 
     /// The account of a turn that begins.
-    fn open(&self, books: &mut Books) -> Account {
+    fn open(&self, books: &mut SocketState) -> Account {
         let mut account = Account::of(&self.caller, Arc::clone(&self.gateway.books));
         let (result, domain_moved) = books.begin();
         let binding = Binding { result, ..self.binding.clone() };
@@ -255,7 +255,7 @@ impl Socket {
     }
 
     /// The books, while an event is on its way to the client that may be of the response `id`.
-    fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, Books> {
+    fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, SocketState> {
         let mut books = self.books();
         books.is_passing = true;
         if let Some(id) = id {
@@ -265,7 +265,7 @@ impl Socket {
     }
 
     /// A response begins: the next one of its lane or, where the client waits for none, one that the upstream starts by itself.
-    fn created(&self, books: &mut Books, lane: Option<&str>) -> News {
+    fn created(&self, books: &mut SocketState, lane: Option<&str>) -> DueWrites {
         self.gateway.registry.has_answered(&self.binding.key);
         if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
             // A lane has one response at a time: the one before is over, and nobody said how.
@@ -277,19 +277,19 @@ impl Socket {
             let turn = Turn::new(self.open(books));
             books.lanes.ask(lane, turn);
         }
-        let Some(turn) = books.lanes.current(lane) else { return News::default() };
+        let Some(turn) = books.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
         // A warm-up is accepted by any organization: it shows nothing that is sealed, and is answered with nothing.
-        let news = News { must_confirm: !turn.is_warm_up && !books.is_confirmed, is_stored: !turn.is_unstored };
+        let news = DueWrites { must_confirm: !turn.is_warm_up && !books.is_confirmed, is_stored: !turn.is_unstored };
         books.is_confirmed |= news.must_confirm;
         news
     }
 
-    fn ended(&self, books: &mut Books, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> News {
+    fn ended(&self, books: &mut SocketState, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> DueWrites {
         let is_new = books.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
         let is_begin = is_new && terminal != Terminal::Failed;
-        let news = if is_begin { self.created(books, lane) } else { News::default() };
+        let news = if is_begin { self.created(books, lane) } else { DueWrites::default() };
         if let Some(mut turn) = books.lanes.ended(lane) {
             turn.account.answered(StatusCode::OK);
             let reading = Reading::of_event(terminal, text);
@@ -304,9 +304,9 @@ impl Socket {
     /// What the client hears in place of an error frame.
     async fn instead(&self, lane: Option<&str>, failed: &Failed, diagnosis: Diagnosis, headers: &HeaderMap) -> Option<String> {
         let Failed { has_begun, model, is_sealed, is_held } = failed;
-        let may_guess = self.binding.is_guess && !self.books().is_confirmed;
+        let is_provisional = self.binding.is_provisional && !self.books().is_confirmed;
         let is_announced = self.announced == *model;
-        let refused = Refused { diagnosis, headers, has_begun: *has_begun, may_guess, is_announced };
+        let refused = Refused { diagnosis, headers, has_begun: *has_begun, is_provisional, is_announced };
         let mut wanted = Wanted {
             session: self.binding.session.clone(),
             lineage: self.lineage.clone(),
@@ -314,11 +314,11 @@ impl Socket {
             by_websocket: true,
             model,
             patience: self.gateway.options.wait,
-            within: if *is_held && !may_guess { Reach::project_of(&self.binding.key) } else { Reach::Anywhere },
+            within: if *is_held && !is_provisional { Reach::project_of(&self.binding.key) } else { Reach::Anywhere },
             ..Wanted::of(&self.client)
         };
-        let instead = Instead::of(&self.gateway, &self.binding, &mut wanted, refused).await;
-        if matches!(instead, Instead::Anew) {
+        let instead = Replacement::of(&self.gateway, &self.binding, &mut wanted, refused).await;
+        if matches!(instead, Replacement::Anew) {
             self.leaving.notify_one();
         }
         instead.to_frame(lane)
@@ -371,7 +371,7 @@ impl Socket {
                 continue;
             }
             if matches!(end, End::Upstream(_)) {
-                let error = Error::new(Kind::UpstreamInterrupted, "The connection to the upstream was lost.").retry_after(SOON);
+                let error = Error::new(ErrorKind::UpstreamInterrupted, "The connection to the upstream was lost.").retry_after(SOON);
                 last.push(Message::text(error.to_frame(lane.as_deref())));
             }
             turn.account.cut();
@@ -382,7 +382,7 @@ impl Socket {
         );
     }
 
-    fn books(&self) -> MutexGuard<'_, Books> {
+    fn books(&self) -> MutexGuard<'_, SocketState> {
         // Every change is whole before anything can panic.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,7 +8,7 @@ use crate::turn::websocket::lanes::Lanes;
 use crate::usage::tap::Reading;
 use crate::wire::terminal::Terminal;
 
-pub struct Books {
+pub struct SocketState {
     pub lanes: Lanes<Account>,
     /// Where the next turn's binding comes from.
     pub result: BindingResult,
@@ -23,7 +23,7 @@ pub struct Books {
 
 /// What has to be written down before the client may have the first event of a response.
 #[derive(Default)]
-pub struct News {
+pub struct DueWrites {
     /// What follows only this organization can open.
     pub must_confirm: bool,
     /// Others than this connection may go on from it, if the event does not say otherwise.
@@ -42,7 +42,7 @@ pub struct Failed {
     pub is_held: bool,
 }
 
-impl Books {
+impl SocketState {
     pub fn new(result: BindingResult, domain_moved: bool) -> Self {
         let (is_passing, is_confirmed) = (false, false);
         Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed, model: String::new() }
@@ -91,7 +91,7 @@ mod tests {
             (BindingResult::None, BindingResult::None),
         ] {
             for domain_moved in [false, true] {
-                let mut books = Books::new(result, domain_moved);
+                let mut books = SocketState::new(result, domain_moved);
                 let begun = [books.begin(), books.begin(), books.begin()];
                 assert_eq!(begun, [(result, domain_moved), (later, false), (later, false)]);
             }
@@ -102,7 +102,7 @@ mod tests {
     /// there its next turns find.
     #[test]
     fn turn_on_a_spilled_socket_is_cold_for_the_region_once() {
-        let mut books = Books::new(BindingResult::Spilled, true);
+        let mut books = SocketState::new(BindingResult::Spilled, true);
         let usage = Usage { input: 9_000, ..Usage::default() };
         let mut cold = || {
             let (result, domain_moved) = books.begin();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use warmkey::store::board::{Board, Note, Word};
+use warmkey::store::board::{Board, Note, BoardReport};
 
 use super::*;
 use crate::patience::eventually;
@@ -60,7 +60,7 @@ impl<'s> Side<'s> {
         Self { store, version: 0, stamps: BTreeMap::new() }
     }
 
-    async fn hear(&self, word: &Word<'_>) -> Board {
+    async fn hear(&self, word: &BoardReport<'_>) -> Board {
         self.store.hear(word, &mut self.store.patient_budget()).await.expect("an answer")
     }
 
@@ -79,8 +79,8 @@ impl<'s> Side<'s> {
         let replica = REPLICAS[said.replica];
         let life = if said.leaves { Duration::ZERO } else { LONG };
         let seen = if said.is_informed { self.version } else { 0 };
-        let heard = self.hear(&Word { replica, life, load: &format!("load of {replica}"), seen, notes: &notes }).await;
-        let all = self.hear(&Word { replica: "judge", life: Duration::ZERO, load: "", seen: 0, notes: &[] }).await;
+        let heard = self.hear(&BoardReport { replica, life, load: &format!("load of {replica}"), seen, notes: &notes }).await;
+        let all = self.hear(&BoardReport { replica: "judge", life: Duration::ZERO, load: "", seen: 0, notes: &[] }).await;
         assert_eq!(heard.version, all.version, "who asks changes nothing");
         let answer = format!("hears {} {:?}", self.shown(&heard.notes), sorted(&heard.loads));
         let is_new = (all.version > self.version, all.version == self.version);
@@ -154,10 +154,10 @@ async fn what_is_over_leaves_the_board_by_itself() {
     let short = Duration::from_millis(300);
     let note = |name: &str, life| Note { name: name.into(), value: "ill".into(), life, stamp: 0 };
     let notes = [note("a", Some(short)), note("b", None)];
-    let own = side.hear(&Word { replica: "one", life: short, load: "busy", seen: 0, notes: &notes }).await;
+    let own = side.hear(&BoardReport { replica: "one", life: short, load: "busy", seen: 0, notes: &notes }).await;
     assert_eq!(own.notes.len(), 2);
     eventually(SOON, "the end of both lives", async || {
-        let two = side.hear(&Word { replica: "two", life: LONG, load: "", seen: own.version, notes: &[] }).await;
+        let two = side.hear(&BoardReport { replica: "two", life: LONG, load: "", seen: own.version, notes: &[] }).await;
         let names: Vec<_> = two.notes.iter().map(|note| note.name.as_str()).collect();
         (two.version > own.version && names == ["b"] && two.loads.is_empty()).then_some(())
     })

@@ -14,14 +14,14 @@ const SECOND: Duration = Duration::from_secs(1);
 const EXHAUSTED: Diagnosis = Diagnosis::Ailing(Ailment::Exhausted(Scope::Organization));
 const REJECTED: Diagnosis = Diagnosis::Ailing(Ailment::Rejected(Scope::Key));
 /// What is refused is a first response, for the model of the handshake, under a binding that is a guess.
-const FIRST: Case = Case { says: None, has_begun: false, may_guess: true, is_announced: true, is_sealed: false };
+const FIRST: Case = Case { says: None, has_begun: false, is_provisional: true, is_announced: true, is_sealed: false };
 
 #[derive(Clone, Copy)]
 struct Case {
     /// The frame's `retry-after`.
     says: Option<&'static str>,
     has_begun: bool,
-    may_guess: bool,
+    is_provisional: bool,
     is_announced: bool,
     is_sealed: bool,
 }
@@ -36,15 +36,15 @@ async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) ->
     if let Some(wait) = case.says {
         headers.insert(RETRY_AFTER, wait.parse().unwrap());
     }
-    let Case { has_begun, may_guess, is_announced, .. } = case;
-    let refused = Refused { diagnosis, headers: &headers, has_begun, may_guess, is_announced };
+    let Case { has_begun, is_provisional, is_announced, .. } = case;
+    let refused = Refused { diagnosis, headers: &headers, has_begun, is_provisional, is_announced };
     let reason = refused.reason().map(Reason::name);
-    let instead = Instead::of(&gateway, &binding, &mut wanted, refused).await;
+    let instead = Replacement::of(&gateway, &binding, &mut wanted, refused).await;
     let count = |decision| reason.as_ref().map_or(0, |reason| decided(&gateway, decision, reason));
     let said = match &instead {
-        Instead::Nothing => "nothing".into(),
-        Instead::Error(error) => format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs())),
-        Instead::Anew => "anew".into(),
+        Replacement::Nothing => "nothing".into(),
+        Replacement::Error(error) => format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs())),
+        Replacement::Anew => "anew".into(),
     };
     (said, [count("retry"), count("refuse"), count("move")])
 }
@@ -52,7 +52,7 @@ async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) ->
 async fn is_heard(what: &str, keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case, expected: &str) {
     let (said, decided) = heard(keys, diagnosis, case).await;
     assert_eq!(said, expected, "{what}");
-    let is_told = diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.may_guess);
+    let is_told = diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.is_provisional);
     let is_anew = expected == "anew";
     // Where the next connection has to look elsewhere, its session is bound there by then, and never otherwise.
     let is_moved = is_anew && diagnosis == Diagnosis::Foreign;
@@ -84,13 +84,13 @@ async fn a_key_that_is_accepted_when_it_is_asked_again_serves_the_next_connectio
     let (gateway, client) = (gateway(&TWO[..1]), Client::unrestricted("alice"));
     let (mut wanted, binding, _) = bound(&gateway, &client).await;
     let headers = HeaderMap::new();
-    let refused = Refused { diagnosis: REJECTED, headers: &headers, has_begun: false, may_guess: true, is_announced: false };
+    let refused = Refused { diagnosis: REJECTED, headers: &headers, has_begun: false, is_provisional: true, is_announced: false };
     let asked = async {
         tokio::time::sleep(SECOND).await;
         gateway.registry.recovered(Subject::of(&binding.key, Scope::Key), "a");
     };
-    let (instead, ()) = tokio::join!(Instead::of(&gateway, &binding, &mut wanted, refused), asked);
-    assert!(matches!(instead, Instead::Anew));
+    let (instead, ()) = tokio::join!(Replacement::of(&gateway, &binding, &mut wanted, refused), asked);
+    assert!(matches!(instead, Replacement::Anew));
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,7 +126,7 @@ async fn what_another_key_does_not_help_against_says_when_to_come_again() {
 async fn a_forgotten_organization_is_looked_for_only_under_a_guess() {
     is_heard("a guess", &TWO, Diagnosis::Foreign, FIRST, "anew").await;
     is_heard("nobody else", &TWO[..1], Diagnosis::Foreign, FIRST, "nothing").await;
-    is_heard("known", &TWO, Diagnosis::Foreign, Case { may_guess: false, ..FIRST }, "nothing").await;
+    is_heard("known", &TWO, Diagnosis::Foreign, Case { is_provisional: false, ..FIRST }, "nothing").await;
     is_heard("in mid-response", &TWO, Diagnosis::Foreign, Case { has_begun: true, ..FIRST }, "nothing").await;
 }
 
@@ -138,9 +138,9 @@ async fn a_model_that_two_clients_may_not_have_is_denied_to_the_project() {
         let (mut wanted, binding, _) = bound(&gateway, &client).await;
         let headers = HeaderMap::new();
         let refused =
-            Refused { diagnosis: Diagnosis::NoAccess, headers: &headers, has_begun: false, may_guess: false, is_announced: true };
-        assert!(matches!(Instead::of(&gateway, &binding, &mut wanted, refused).await, Instead::Nothing));
-        assert_eq!(!gateway.registry.is_well(&binding.key, "m"), is_denied, "{name}");
-        assert!(gateway.registry.is_well(&binding.key, "n"));
+            Refused { diagnosis: Diagnosis::NoAccess, headers: &headers, has_begun: false, is_provisional: false, is_announced: true };
+        assert!(matches!(Replacement::of(&gateway, &binding, &mut wanted, refused).await, Replacement::Nothing));
+        assert_eq!(!gateway.registry.is_ready(&binding.key, "m"), is_denied, "{name}");
+        assert!(gateway.registry.is_ready(&binding.key, "n"));
     }
 }

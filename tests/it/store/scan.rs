@@ -22,7 +22,7 @@ async fn what_is_bound_can_be_walked_through() {
         store.extend(Name::Response(&format!("{:022}", 1)), "x", LONG, &mut store.budget()).await.unwrap();
         store.claim(Name::Probe("key:a"), "x", LONG, &mut store.budget()).await.unwrap();
         store.append(&format!("{:022}", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
-        let (mut walk, mut found) = (other.store.walk().unwrap(), BTreeMap::new());
+        let (mut walk, mut found) = (other.store.scan().unwrap(), BTreeMap::new());
         while let Some(some) = walk.step().await {
             let some = some.unwrap();
             assert!(some.iter().all(|(_, left)| (LONG / 2..=LONG).contains(left)), "{shape:?}");

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::Unavailable;
 use super::address::Host;
 use super::dial::{Dialer, Shown};
-use super::fault::{Fault, Faults};
+use super::fault::{StoreFault, Faults};
 use super::name::Name;
 
 /// So many names a node looks at in one step of a walk: a tenth of a millisecond.
@@ -26,21 +26,21 @@ const CHECK: Duration = Duration::from_secs(5);
 
 /// A session is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct Announcement {
     /// The session's id, and what is stored under it.
     pub id: String,
     pub value: String,
 }
 
-pub struct Ear {
+pub struct Subscriber {
     pub dialer: Arc<Dialer>,
     pub faults: Arc<Faults>,
-    pub told: broadcast::Sender<News>,
+    pub told: broadcast::Sender<Announcement>,
     /// Counts how often it began to listen: what was told before may have been missed.
-    pub tuned: watch::Sender<u64>,
+    pub resubscribed: watch::Sender<u64>,
 }
 
-impl Ear {
+impl Subscriber {
     /// Listens to one of the nodes that `nodes` says answer, for as long as it is polled.
     pub async fn listen(self, nodes: impl Fn() -> Vec<Arc<Host>>) {
         let mut attempts = interval(RETUNE);
@@ -49,13 +49,13 @@ impl Ear {
             attempts.tick().await;
             let Some(host) = nodes().into_iter().next() else { continue };
             let tuning = async {
-                let mut heard = self.dialer.tune_in(&host).await?;
+                let mut heard = self.dialer.subscribe(&host).await?;
                 heard.subscribe(self.dialer.name(Name::Announcements)).await?;
                 Ok(heard)
             };
-            match timeout(self.dialer.patience(), tuning).await.unwrap_or(Err(Fault::Silent)) {
+            match timeout(self.dialer.patience(), tuning).await.unwrap_or(Err(StoreFault::Silent)) {
                 Ok(heard) => {
-                    self.tuned.send_modify(|count| *count += 1);
+                    self.resubscribed.send_modify(|count| *count += 1);
                     self.hear(heard, || nodes().contains(&host)).await;
                 }
                 Err(fault) => {
@@ -89,15 +89,15 @@ impl Ear {
         }
     }
 
-    fn understood(&self, payload: &[u8]) -> Option<News> {
+    fn understood(&self, payload: &[u8]) -> Option<Announcement> {
         let (name, value) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
         let id = session(&self.dialer, name)?;
-        Some(News { id: id.to_owned(), value: value.to_owned() })
+        Some(Announcement { id: id.to_owned(), value: value.to_owned() })
     }
 }
 
 /// A walk through all that is bound, on connections of its own: no turn waits behind it.
-pub struct Walk {
+pub struct Scan {
     reader: Option<Reader>,
     /// The nodes that are left, of which the last is the one that it is at.
     nodes: Vec<Arc<Host>>,
@@ -116,9 +116,9 @@ struct Reader {
 }
 
 /// What was read in one step: each binding and how long it still lives.
-pub type Read = Vec<(News, Duration)>;
+pub type Read = Vec<(Announcement, Duration)>;
 
-impl Walk {
+impl Scan {
     /// Through what `nodes` have.
     pub fn through(dialer: &Arc<Dialer>, faults: &Arc<Faults>, nodes: Vec<Arc<Host>>) -> Self {
         let reader = Reader { dialer: Arc::clone(dialer), faults: Arc::clone(faults), pattern: dialer.pattern() };
@@ -151,7 +151,7 @@ impl Walk {
         }
         let (reader, node) = (self.reader.as_ref()?, self.nodes.last().cloned()?);
         let reading = reader.read(&node, self.connection.take(), self.cursor);
-        let read = timeout(reader.dialer.patience(), reading).await.unwrap_or_else(|_| Err(Fault::Silent));
+        let read = timeout(reader.dialer.patience(), reading).await.unwrap_or_else(|_| Err(StoreFault::Silent));
         let (result, left) = match read {
             Ok((connection, cursor, some)) => (Ok(some), Some((connection, cursor)).filter(|_| cursor != 0)),
             Err(fault) => {
@@ -176,7 +176,7 @@ impl Reader {
         node: &Host,
         connection: Option<MultiplexedConnection>,
         cursor: u64,
-    ) -> Result<(MultiplexedConnection, u64, Read), Fault> {
+    ) -> Result<(MultiplexedConnection, u64, Read), StoreFault> {
         let mut connection = match connection {
             Some(connection) => connection,
             None => self.dialer.dial(&self.dialer.address()?, node, Shown::Everything).await?,
@@ -196,7 +196,7 @@ impl Reader {
         let some = names.iter().zip(held).filter_map(|(name, (value, life))| {
             let id = session(&self.dialer, name)?.to_owned();
             // Negative: gone meanwhile, or stored without an end by a hand that was not ours.
-            Some((News { id, value: value? }, Duration::from_millis(life.try_into().ok()?)))
+            Some((Announcement { id, value: value? }, Duration::from_millis(life.try_into().ok()?)))
         });
         Ok((connection, next, some.collect()))
     }

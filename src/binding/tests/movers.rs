@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use super::*;
 
 /// So many wait at a time.
-const CROWD: usize = 256;
+const MOVERS: usize = 256;
 /// The clock of the tests counts in milliseconds.
 const TICKS: Duration = Duration::from_millis(10);
 
@@ -17,7 +17,7 @@ const TICKS: Duration = Duration::from_millis(10);
 async fn moved(replica: &Replica, sessions: Range<u32>, patience: Duration) -> Vec<(Result<String, Error>, Duration)> {
     let began = tokio::time::Instant::now();
     let each = sessions.map(|number| async move {
-        let text = Record::first(&replica.key("a-1"), 1).sealed().to_string();
+        let text = BindingRecord::first(&replica.key("a-1"), 1).sealed().to_string();
         replica.store.claim(Name::Binding(session(number).as_str()), &text, TTL, &mut replica.store.budget()).await.unwrap();
         let mut wanted = Wanted { session: Some(session(number)), patience, ..replica.wanted() };
         let binding = replica.bind(&mut wanted).await;
@@ -37,10 +37,10 @@ async fn crowd_without_patience_is_told_when_to_come_again() {
     for (went, took) in &all {
         let Err(error) = went else { continue };
         let wait = error.retry_after.unwrap();
-        assert_eq!((error.kind, *took), (Kind::RateLimitExceeded, Duration::ZERO));
+        assert_eq!((error.kind, *took), (ErrorKind::RateLimitExceeded, Duration::ZERO));
         assert!((Duration::from_millis(100)..Duration::from_millis(126)).contains(&wait), "{wait:?}");
     }
-    assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "crowded")), (30, 0));
+    assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "too_many")), (30, 0));
 }
 
 /// All of them wait no longer than they may, however often they come too late.
@@ -54,7 +54,7 @@ async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
     assert!((31..=34).contains(&came.len()), "a few find a place meanwhile: {}", came.len());
     assert!(came.iter().chain(&refused).all(|(_, took)| *took <= patience + TICKS), "nobody waits longer");
     assert!(refused.iter().any(|(_, took)| *took > Duration::ZERO) && came.iter().any(|(_, took)| *took > Duration::ZERO));
-    assert_eq!(replica.decided("wait", "crowded"), 30, "each is told once, however often it waits");
+    assert_eq!(replica.decided("wait", "too_many"), 30, "each is told once, however often it waits");
 }
 
 /// Memory is bounded: so many wait, and the others are told to come again.
@@ -66,7 +66,7 @@ async fn crowd_is_bounded_and_its_places_are_given_back() {
         let sessions = round * 300..round * 300 + 300;
         let all = moved(&replica, sessions, Duration::from_secs(3_000)).await;
         let refused: Vec<_> = all.iter().filter(|(went, _)| went.is_err()).collect();
-        assert_eq!(refused.len(), 300 - 30 - CROWD, "round {round}");
+        assert_eq!(refused.len(), 300 - 30 - MOVERS, "round {round}");
         assert!(refused.iter().all(|(_, took)| took.is_zero()), "at once");
         tokio::time::advance(LONG).await;
     }
@@ -88,7 +88,7 @@ async fn crowd_goes_on_in_its_order() {
 async fn crowd_is_measured_by_the_new_sessions_that_a_key_is_used_to() {
     let [replica] = replicas("a-1 org-a one 0, a-2 org-a two 1, b-1 org-b one 0, b-2 org-b two 0");
     for number in 1_000..1_600 {
-        let begun = replica.bindings.places.welcome(&replica.wanted(), &session(number)).unwrap();
+        let begun = replica.bindings.places.place_new(&replica.wanted(), &session(number)).unwrap();
         assert_eq!(begun.id, "a-2");
     }
     replica.rejects("a-1");
