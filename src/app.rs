@@ -35,7 +35,7 @@ use crate::turn::corroboration::Corroboration;
 use crate::turn::http::replay::Replay;
 use crate::turn::waiting::Waiters;
 use crate::turn::websocket::sockets::Sockets;
-use crate::turn::{Gateway, FailoverOptions};
+use crate::turn::{FailoverOptions, Gateway};
 use crate::upstream::probe::Prober;
 use crate::usage::books::Books;
 
@@ -89,8 +89,17 @@ impl Replica {
         };
         listeners.serve(api, &metrics, &drain, &tasks);
 
-        let reload = Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
-        Ok(Self { client_address, admin_address, tasks, drain, membership, heartbeat, reload: Arc::new(reload) })
+        let reload =
+            Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
+        Ok(Self {
+            client_address,
+            admin_address,
+            tasks,
+            drain,
+            membership,
+            heartbeat,
+            reload: Arc::new(reload),
+        })
     }
 
     /// Follows the configuration `file`, which read as `seen` at the start, and takes changes into
@@ -131,7 +140,8 @@ async fn open_store(
     let metrics = Arc::clone(metrics);
     let store = match &fixed.store {
         StoreChoice::Memory => {
-            let memory = memory.unwrap_or_else(|| Arc::new(Memory::new(fixed.config.binding.memory)));
+            let memory =
+                memory.unwrap_or_else(|| Arc::new(Memory::new(fixed.config.binding.memory)));
             Store::in_memory(memory, metrics)
         }
         StoreChoice::Redis(_) => Store::in_redis(&fixed.config.store, metrics, tasks)?,
@@ -171,7 +181,10 @@ fn gateway(
         replay: Replay::new(server.max_body, server.replay_total),
         books: Arc::new(Books::new(Arc::clone(metrics))),
         metrics: Arc::clone(metrics),
-        options: FailoverOptions { wait: config.binding.wait.0, resends: config.failover.ambiguous },
+        options: FailoverOptions {
+            wait: config.binding.wait.0,
+            resends: config.failover.ambiguous,
+        },
         waiters: Waiters::default(),
         retries: Mutex::default(),
         corroboration: Corroboration::default(),

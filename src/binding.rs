@@ -1,11 +1,13 @@
 //! Which key a session is bound to: the promise itself.
 //!
-//! `select` decides where a session would go, `demand` is a turn as binding sees it, and `place` says where a turn may go. `record`
-//! is how a binding is written down, `local` what this replica remembers, and `gossip` what it hears of others.
+//! `select` decides where a session would go, `demand` is a turn as binding sees it, and `place`
+//! says where a turn may go. `record` is how a binding is written down, `local` what this replica
+//! remembers, and `gossip` what it hears of others.
 //!
-//! `bind` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits, `project` holds a turn to a
-//! project, and `forgotten` finds a session's organization again. `ownership` knows whose a stored response is. `trail` tells what
-//! was decided, and `view` shows a session to operators. The invariants B1 to B20 are the specification.
+//! `bind` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits,
+//! `project` holds a turn to a project, and `forgotten` finds a session's organization again.
+//! `ownership` knows whose a stored response is. `trail` tells what was decided, and `view` shows a
+//! session to operators. The invariants B1 to B20 are the specification.
 
 use std::sync::Arc;
 
@@ -56,7 +58,8 @@ pub struct Settings {
     pub ttl: Span,
     /// The longest wait in place for a key that is short.
     pub wait: Span,
-    /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what answers when Redis does not.
+    /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what
+    /// answers when Redis does not.
     #[serde(deserialize_with = "setting::count")]
     pub memory: usize,
 }
@@ -92,7 +95,8 @@ pub struct Binding {
     /// The turn's session. `None`: nothing is bound.
     pub session: Option<SessionId>,
     pub written: Written,
-    /// Nobody knows whether the session was elsewhere before: its history may belong to another organization.
+    /// Nobody knows whether the session was elsewhere before: its history may belong to another
+    /// organization.
     pub is_provisional: bool,
     /// The stored life is due to start anew.
     pub refresh: bool,
@@ -113,7 +117,12 @@ pub enum Written {
 }
 
 impl Binding {
-    fn new(key: &Arc<Key>, session: Option<&SessionId>, written: Written, result: BindingResult) -> Self {
+    fn new(
+        key: &Arc<Key>,
+        session: Option<&SessionId>,
+        written: Written,
+        result: BindingResult,
+    ) -> Self {
         Self {
             key: Arc::clone(key),
             result,
@@ -126,15 +135,28 @@ impl Binding {
     }
 
     /// A binding as it is stored. One that has served nothing yet is a guess, whoever made it.
-    fn stored(key: &Arc<Key>, session: &SessionId, record: BindingRecord, result: BindingResult) -> Self {
+    fn stored(
+        key: &Arc<Key>,
+        session: &SessionId,
+        record: BindingRecord,
+        result: BindingResult,
+    ) -> Self {
         let is_provisional = !record.sealed;
         Self { is_provisional, ..Self::new(key, Some(session), Written::Stored(record), result) }
     }
 
     /// A binding that this replica alone knows of.
-    fn here(key: &Arc<Key>, session: &SessionId, record: BindingRecord, is_provisional: bool) -> Self {
+    fn here(
+        key: &Arc<Key>,
+        session: &SessionId,
+        record: BindingRecord,
+        is_provisional: bool,
+    ) -> Self {
         let is_provisional = is_provisional || !record.sealed;
-        Self { is_provisional, ..Self::new(key, Some(session), Written::Here(record), BindingResult::Degraded) }
+        Self {
+            is_provisional,
+            ..Self::new(key, Some(session), Written::Here(record), BindingResult::Degraded)
+        }
     }
 
     /// A key for this turn alone: nothing is written.
@@ -145,13 +167,19 @@ impl Binding {
     fn record(&self) -> Option<&BindingRecord> {
         match &self.written {
             Written::Nowhere => None,
-            Written::Beside(record) | Written::Here(record) | Written::Stored(record) => Some(record),
+            Written::Beside(record) | Written::Here(record) | Written::Stored(record) => {
+                Some(record)
+            }
         }
     }
 
-    /// Whether the upstream token `state` (`x-codex-turn-state`) was issued by another key than this binding's.
+    /// Whether the upstream token `state` (`x-codex-turn-state`) was issued by another key than
+    /// this binding's.
     pub fn is_foreign_state(&self, state: &[u8]) -> bool {
         self.has_moved
-            || self.record().and_then(|record| record.stale_state).is_some_and(|stale| stale == record::state_tag(state))
+            || self
+                .record()
+                .and_then(|record| record.stale_state)
+                .is_some_and(|stale| stale == record::state_tag(state))
     }
 }

@@ -56,10 +56,14 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     let tasks = Tasks::new();
     let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
     // A Redis that never answers is known as such only when the attempt to connect has ended.
-    let is_ready = store.ready(STORE_PATIENCE).await || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
+    let is_ready = store.ready(STORE_PATIENCE).await
+        || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
     let result = match is_ready {
         true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
-        false => Err(format!("store.url: {}", store.fault().unwrap_or_else(|| "the store does not answer".into()))),
+        false => Err(format!(
+            "store.url: {}",
+            store.fault().unwrap_or_else(|| "the store does not answer".into())
+        )),
     };
     tasks.join(LAST_TASKS).await;
     result
@@ -70,14 +74,20 @@ const REHEARSAL: Duration = Duration::from_secs(10);
 
 /// Asks one operation of each kind. An error names the commands that the operation needs.
 async fn rehearse(store: &Store) -> Result<(), String> {
-    let refused = |what: &'static str| move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim());
+    let refused = |what: &'static str| {
+        move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim())
+    };
     let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
     let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
                   PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
-    let is_free = store.claim(Name::Binding(&id), first, REHEARSAL, &mut store.budget()).await.map_err(refused(claim))?.is_none();
+    let is_free = store
+        .claim(Name::Binding(&id), first, REHEARSAL, &mut store.budget())
+        .await
+        .map_err(refused(claim))?
+        .is_none();
     let held = store.get(Name::Binding(&id), &mut store.budget()).await.map_err(refused(get))?;
     if !is_free || held.is_none_or(|held| held.value != first) {
         return Err("what is stored cannot be read back".into());
@@ -86,12 +96,25 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     // A life this short deletes what was stored. The roll lives for good, so extending it at the
     // end of this function gives it a life.
     let life = Duration::from_millis(1);
-    store.rebind(Name::Binding(&id), first, second, life, &mut store.budget()).await.map_err(refused(script))?;
-    store.append(&id, &[first.to_owned()], life, &mut store.budget()).await.map_err(refused(trail))?;
+    store
+        .rebind(Name::Binding(&id), first, second, life, &mut store.budget())
+        .await
+        .map_err(refused(script))?;
+    store
+        .append(&id, &[first.to_owned()], life, &mut store.budget())
+        .await
+        .map_err(refused(trail))?;
     store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
     let walk = "reading what is bound does not work: it takes a user who may SCAN";
-    store.scan().map_err(refused(walk))?.step().await.unwrap_or(Ok(Vec::new())).map_err(refused(walk))?;
-    let report = MemberReport { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
+    store
+        .scan()
+        .map_err(refused(walk))?
+        .step()
+        .await
+        .unwrap_or(Ok(Vec::new()))
+        .map_err(refused(walk))?;
+    let report =
+        MemberReport { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.exchange_membership(&report, &mut store.budget()).await.map_err(refused(script))?;
     store.extend(Name::Membership, "", life, &mut store.budget()).await.map_err(refused(script))
 }
@@ -103,7 +126,9 @@ mod tests {
 
     fn told(text: &str) -> String {
         let key = |id: &str, organization: &str| {
-            format!("[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\nsecret = \"sk-canary\"\n")
+            format!(
+                "[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\nsecret = \"sk-canary\"\n"
+            )
         };
         let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
         let plan = Config::parse(&format!("{text}\n{keys}")).unwrap().plan();
@@ -133,7 +158,10 @@ mod tests {
         );
         for (text, line) in [
             (client("alice"), "Serves one client token."),
-            (format!("[server]\nopen = true\n{}", client("alice")), "Serves anybody, without a token."),
+            (
+                format!("[server]\nopen = true\n{}", client("alice")),
+                "Serves anybody, without a token.",
+            ),
             (
                 "[server]\nadmin_listen = \"0.0.0.0:2\"\nadmin_token = \"canary\"".into(),
                 "Takes an operator's word from whoever shows the admin token.",

@@ -1,6 +1,7 @@
 //! Every option: one TOML file over the defaults, the environment over both.
 //!
-//! Decides what a configuration means and whether it may run. A fault is one line that names the option, and never a secret.
+//! Decides what a configuration means and whether it may run. A fault is one line that names the
+//! option, and never a secret.
 
 use std::path::Path;
 
@@ -64,7 +65,8 @@ pub enum StoreChoice {
     Redis(Address),
 }
 
-/// A configuration that may run, its secrets read: what stays until a restart, and what a reload replaces.
+/// A configuration that may run, its secrets read: what stays until a restart, and what a reload
+/// replaces.
 pub struct Plan {
     pub fixed: Fixed,
     pub table: Table,
@@ -72,14 +74,24 @@ pub struct Plan {
 }
 
 impl Config {
-    /// Reads `file`, or `warmkey.toml` where it is there, over the defaults; the environment over both.
+    /// Reads `file`, or `warmkey.toml` where it is there, over the defaults; the environment over
+    /// both.
     pub fn load(file: Option<&Path>) -> Result<Self, String> {
         let mut sources = defaults();
-        if let Some(path) = file.or_else(|| Some(Path::new(USUAL_FILE)).filter(|path| path.exists())) {
-            let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-            sources = sources.add_source(well_formed(&text).map_err(|why| format!("{}, {why}", path.display()))?);
+        if let Some(path) =
+            file.or_else(|| Some(Path::new(USUAL_FILE)).filter(|path| path.exists()))
+        {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            sources = sources.add_source(
+                well_formed(&text).map_err(|why| format!("{}, {why}", path.display()))?,
+            );
         }
-        understood(sources.add_source(Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__")))
+        understood(
+            sources.add_source(
+                Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__"),
+            ),
+        )
     }
 
     /// A configuration from its text alone: the environment has no say.
@@ -104,7 +116,10 @@ impl Config {
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
-            faults.push(format!("server.open: an open gateway may listen on loopback only, not on {}", self.server.listen));
+            faults.push(format!(
+                "server.open: an open gateway may listen on loopback only, not on {}",
+                self.server.listen
+            ));
         }
         for (name, span) in [
             ("server.header_timeout", self.server.header_timeout),
@@ -129,9 +144,13 @@ impl Config {
             faults.push("key: all have weight 0: none takes a new session".into());
         }
         if let (Some(table), Some(clients)) = (&table, &clients) {
-            let organizations: Vec<_> = table.keys().iter().map(|key| key.organization.as_str()).collect();
+            let organizations: Vec<_> =
+                table.keys().iter().map(|key| key.organization.as_str()).collect();
             if let Some(client) = clients.stranded(&organizations) {
-                faults.push(format!("client {}: organizations: no key belongs to any of them", client.id));
+                faults.push(format!(
+                    "client {}: organizations: no key belongs to any of them",
+                    client.id
+                ));
             }
         }
         if let (Some(Some(token)), Some(clients)) = (&admin_token, &clients)
@@ -140,23 +159,37 @@ impl Config {
             faults.push("server.admin_token: is a client's token too".into());
         }
         match (store, secret, admin_token, hop_secret, table, clients) {
-            (Some(store), Some(secret), Some(admin_token), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
-                Ok(Plan { fixed: Fixed { config: self, secret, admin_token, hop_secret, store }, table, clients })
-            }
+            (
+                Some(store),
+                Some(secret),
+                Some(admin_token),
+                Some(hop_secret),
+                Some(table),
+                Some(clients),
+            ) if faults.is_empty() => Ok(Plan {
+                fixed: Fixed { config: self, secret, admin_token, hop_secret, store },
+                table,
+                clients,
+            }),
             _ => Err(faults),
         }
     }
 
     /// Every file that it names but the store's, which looks after its own.
     fn files(&self) -> impl Iterator<Item = &Path> {
-        let secrets = [&self.server.secret, &self.server.admin_token, &self.hop.secret].into_iter().flatten();
+        let secrets =
+            [&self.server.secret, &self.server.admin_token, &self.hop.secret].into_iter().flatten();
         let secrets = secrets
             .chain(self.upstream.iter().filter_map(|upstream| upstream.proxy.as_ref()))
             .chain(self.key.iter().map(|key| &key.secret))
             .chain(self.client.iter().filter_map(|client| client.token.as_ref()));
         secrets
             .filter_map(SecretSource::file)
-            .chain(self.upstream.iter().filter_map(|upstream| upstream.ca_file.as_deref().map(Path::new)))
+            .chain(
+                self.upstream
+                    .iter()
+                    .filter_map(|upstream| upstream.ca_file.as_deref().map(Path::new)),
+            )
             .chain(self.client.iter().filter_map(|client| client.token_file.as_deref()))
     }
 
@@ -169,7 +202,9 @@ impl Config {
                 StoreChoice::Redis(self.store.address()?)
             }
         };
-        if self.store.prefix.is_empty() || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if self.store.prefix.is_empty()
+            || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             return Err("store.prefix: must be visible ASCII".into());
         }
         match (&choice, self.ledger.url.as_str()) {
@@ -189,7 +224,9 @@ impl Config {
             // What it keys is forgotten with the process.
             (None, Err(_), StoreChoice::Memory) => return random_secret(),
             (None, Err(_), StoreChoice::Redis(_)) => {
-                return Err(format!("server.secret: replicas that share a store need one; set it, or {SECRET_VARIABLE}"));
+                return Err(format!(
+                    "server.secret: replicas that share a store need one; set it, or {SECRET_VARIABLE}"
+                ));
             }
         };
         match secret.expose().len() {
@@ -208,7 +245,8 @@ fn keep<T>(faults: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
 
 fn random_secret() -> Result<Secret, String> {
     let mut bytes = [0; SHORTEST_SECRET];
-    getrandom::fill(&mut bytes).map_err(|error| format!("server.secret: no randomness: {error}"))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| format!("server.secret: no randomness: {error}"))?;
     Ok(Secret::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
 }
 
@@ -223,8 +261,8 @@ fn understood(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
     Ok(Config { options, ..config })
 }
 
-/// The text as a source, once it is known to be TOML. The parser's own way to tell a fault shows the line it is in, and that
-/// line may be a secret's: only the place and the message are told.
+/// The text as a source, once it is known to be TOML. The parser's own way to tell a fault shows
+/// the line it is in, and that line may be a secret's: only the place and the message are told.
 fn well_formed(text: &str) -> Result<File<::config::FileSourceString, FileFormat>, String> {
     match toml::from_str::<toml::Table>(text) {
         Ok(_) => Ok(File::from_str(text, FileFormat::Toml)),
@@ -237,18 +275,22 @@ fn well_formed(text: &str) -> Result<File<::config::FileSourceString, FileFormat
     }
 }
 
-/// A fault with the option that it is in, and without the value that it found there: what stands in a wrong place may be a
-/// secret too.
+/// A fault with the option that it is in, and without the value that it found there: what stands in
+/// a wrong place may be a secret too.
 fn told(error: ConfigError) -> String {
     let at = |key: Option<String>, origin: Option<String>, why: String| {
         let origin = origin.map(|origin| format!(" (in {origin})")).unwrap_or_default();
         // An option of a list's entry comes as `key[0]secret`.
-        let key = key.map(|key| key.replace(']', "].").replace("..", ".").trim_end_matches('.').to_owned() + ": ");
+        let key = key.map(|key| {
+            key.replace(']', "].").replace("..", ".").trim_end_matches('.').to_owned() + ": "
+        });
         key.unwrap_or_default() + &why + &origin
     };
     match error {
         ConfigError::At { error, origin, key } => at(key, origin, told(*error)),
-        ConfigError::Type { origin, expected, key, .. } => at(key, origin, format!("must be {expected}")),
+        ConfigError::Type { origin, expected, key, .. } => {
+            at(key, origin, format!("must be {expected}"))
+        }
         ConfigError::NotFound(key) => format!("{key}: is missing"),
         other => without_value(&other.to_string()),
     }
@@ -257,7 +299,9 @@ fn told(error: ConfigError) -> String {
 /// Cuts the value out of serde's `invalid type: string "VALUE", expected WHAT`; one line.
 fn without_value(message: &str) -> String {
     let message = match message.rsplit_once(", expected ") {
-        Some((invalid, expected)) if invalid.starts_with("invalid ") && invalid.contains(": ") => format!("must be {expected}"),
+        Some((invalid, expected)) if invalid.starts_with("invalid ") && invalid.contains(": ") => {
+            format!("must be {expected}")
+        }
         _ => message.to_owned(),
     };
     message.split_whitespace().collect::<Vec<_>>().join(" ")

@@ -1,6 +1,7 @@
 //! The present value of something that is replaced as a whole while it is in use.
 //!
-//! Whoever asks keeps what it got to the end of what it is doing: a replacement comes before it or after it, never amid it.
+//! Whoever asks keeps what it got to the end of what it is doing: a replacement comes before it or
+//! after it, never amid it.
 
 use std::sync::Arc;
 

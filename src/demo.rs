@@ -1,7 +1,8 @@
-//! The promise, shown in a minute: the same Codex-shaped sessions through a single key, through gateways as they usually are,
-//! and through Warmkey, with the upstream's own record as the judge.
+//! The promise, shown in a minute: the same Codex-shaped sessions through a single key, through
+//! gateways as they usually are, and through Warmkey, with the upstream's own record as the judge.
 //!
-//! Everything runs in this process on real sockets. Nothing is read from the environment and nothing leaves the machine.
+//! Everything runs in this process on real sockets. Nothing is read from the environment and
+//! nothing leaves the machine.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -29,9 +30,11 @@ use script::Session;
 use table::{Row, Table};
 
 /// Two organizations of two keys each: what a team has that outgrew one key.
-const KEYS: [(&str, &str); 4] = [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
+const KEYS: [(&str, &str); 4] =
+    [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
 const REPLICAS: usize = 3;
-/// The simulator's clock: a turn each tenth of a second here is one each ten seconds there, as Codex paces itself.
+/// The simulator's clock: a turn each tenth of a second here is one each ten seconds there, as
+/// Codex paces itself.
 const TIME_SCALE: u32 = 100;
 
 /// Runs the demo, with its table going to `out`. Returns whether the promise held.
@@ -41,14 +44,19 @@ pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
     let sessions = script::sessions();
     let mut table = Table::default();
 
-    for (name, routing) in
-        [("single key", Routing::Single), ("round robin", Routing::RoundRobin), ("user sticky", Routing::UserSticky)]
-    {
-        let proxy = peer::start(routing, upstream.address, &tasks).map_err(|error| error.to_string())?;
+    for (name, routing) in [
+        ("single key", Routing::Single),
+        ("round robin", Routing::RoundRobin),
+        ("user sticky", Routing::UserSticky),
+    ] {
+        let proxy =
+            peer::start(routing, upstream.address, &tasks).map_err(|error| error.to_string())?;
         table.add(upstream.play(name, Transport::Http, proxy, &sessions, out).await?);
     }
 
-    for (name, transport) in [("warmkey http", Transport::Http), ("warmkey websocket", Transport::WebSocket)] {
+    for (name, transport) in
+        [("warmkey http", Transport::Http), ("warmkey websocket", Transport::WebSocket)]
+    {
         let (balancer, _replicas) = upstream.gateway(&tasks).await?;
         table.add(upstream.play(name, transport, balancer, &sessions, out).await?);
     }
@@ -67,7 +75,11 @@ impl Upstream {
         let simulator = Simulator::new(&Self::config()?)?;
         let listener = bind().map_err(|error| error.to_string())?;
         let address = listener.address().map_err(|error| error.to_string())?;
-        tasks.spawn_until_stopped(Arc::clone(&simulator).serve(listener, tasks.clone(), CancellationToken::new()));
+        tasks.spawn_until_stopped(Arc::clone(&simulator).serve(
+            listener,
+            tasks.clone(),
+            CancellationToken::new(),
+        ));
         Ok(Self { simulator, address })
     }
 
@@ -78,7 +90,10 @@ impl Upstream {
                 format!("[[sim.key]]\nid = \"{id}\"\nsecret = \"{}\"\norganization = \"{organization}\"\n", secret(id))
             })
             .collect();
-        Ok(Config::parse(&format!("[sim]\ntime_scale = {TIME_SCALE}.0\nprefill = \"5ms\"\n{keys}"))?.sim)
+        Ok(Config::parse(&format!(
+            "[sim]\ntime_scale = {TIME_SCALE}.0\nprefill = \"5ms\"\n{keys}"
+        ))?
+        .sim)
     }
 
     /// Replicas of Warmkey behind a balancer, which know of no session yet.
@@ -86,10 +101,13 @@ impl Upstream {
         let memory = Arc::new(Memory::new(10_000));
         let mut replicas = Vec::new();
         for _ in 0..REPLICAS {
-            let plan = Config::parse(&self.gateway_config())?.plan().map_err(|faults| faults.join("; "))?;
+            let plan = Config::parse(&self.gateway_config())?
+                .plan()
+                .map_err(|faults| faults.join("; "))?;
             replicas.push(Replica::start(plan, Some(Arc::clone(&memory))).await?);
         }
-        let balancer = balance::start(replicas.iter().map(|replica| replica.client_address).collect(), tasks);
+        let balancer =
+            balance::start(replicas.iter().map(|replica| replica.client_address).collect(), tasks);
         Ok((balancer.map_err(|error| error.to_string())?, replicas))
     }
 
@@ -102,7 +120,9 @@ impl Upstream {
             })
             .collect();
         let users: String = (0..script::USERS)
-            .map(|user| format!("[[client]]\nid = \"user-{user}\"\ntoken = \"{}\"\n", script::token(user)))
+            .map(|user| {
+                format!("[[client]]\nid = \"user-{user}\"\ntoken = \"{}\"\n", script::token(user))
+            })
             .collect();
         let address = self.address;
         format!(
@@ -151,7 +171,8 @@ mod tests {
         let upstream = Upstream::start(&tasks).expect("an upstream");
         let (balancer, _replicas) = upstream.gateway(&tasks).await.expect("a gateway");
         let sessions = &script::sessions()[..1];
-        let row = upstream.play("", Transport::WebSocket, balancer, sessions, &mut Vec::new()).await;
+        let row =
+            upstream.play("", Transport::WebSocket, balancer, sessions, &mut Vec::new()).await;
         assert!(row.is_ok(), "{:?}", row.err());
 
         // The root's connection, the sub-agent's, and the root's second one.
@@ -160,7 +181,8 @@ mod tests {
             let own = turns.iter().filter(|turn| turn.connection == Some(socket.connection));
             own.map(|turn| (turn.prewarm, turn.previous_response_id.is_some())).collect::<Vec<_>>()
         };
-        let (root, subagent) = (&sessions[0].root, sessions[0].subagent.as_ref().expect("a sub-agent"));
+        let (root, subagent) =
+            (&sessions[0].root, sessions[0].subagent.as_ref().expect("a sub-agent"));
         let dropped = root.drops_at.expect("a drop");
         let (begun, alone, next) = ((true, false), (false, false), (false, true));
         let mut expected = vec![
@@ -173,10 +195,13 @@ mod tests {
         played.sort();
         assert_eq!(played, expected);
 
-        // The whole history is what the upstream had remembered: after the drop all of it is read from the cache.
+        // The whole history is what the upstream had remembered: after the drop all of it is read
+        // from the cache.
         let whole = |turn: &&Turn| !turn.prewarm && turn.previous_response_id.is_none();
         let whole = turns.iter().find(whole).expect("a turn without a response before it");
-        let before = turns.iter().filter(|turn| turn.at < whole.at && turn.input_tokens < whole.input_tokens);
+        let before = turns
+            .iter()
+            .filter(|turn| turn.at < whole.at && turn.input_tokens < whole.input_tokens);
         let longest = before.map(|turn| turn.input_tokens).max().expect("turns before it");
         assert!(whole.cached_tokens + 128 >= longest, "{} of {longest}", whole.cached_tokens);
     }

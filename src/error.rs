@@ -1,4 +1,5 @@
-//! What went wrong with a turn: whose fault it is, whether it may be tried again, and what the client is told.
+//! What went wrong with a turn: whose fault it is, whether it may be tried again, and what the
+//! client is told.
 //!
 //! The one place where an error becomes a response. Never carries a secret or a byte of a body.
 
@@ -52,35 +53,76 @@ impl ErrorKind {
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         match self {
-            Self::InvalidApiKey => (StatusCode::UNAUTHORIZED, "invalid_api_key", REQUEST, Fault::Client),
-            Self::ModelNotAllowed => (StatusCode::FORBIDDEN, "model_not_allowed", REQUEST, Fault::Client),
+            Self::InvalidApiKey => {
+                (StatusCode::UNAUTHORIZED, "invalid_api_key", REQUEST, Fault::Client)
+            }
+            Self::ModelNotAllowed => {
+                (StatusCode::FORBIDDEN, "model_not_allowed", REQUEST, Fault::Client)
+            }
             Self::UnknownUrl => (StatusCode::NOT_FOUND, "unknown_url", REQUEST, Fault::Client),
-            // Codex goes on over HTTP at once and for good; any other refusal it tries again and again.
-            Self::UpgradeRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_not_supported", REQUEST, Fault::Client),
+            // Codex goes on over HTTP at once and for good; any other refusal it tries again and
+            // again.
+            Self::UpgradeRequired => {
+                (StatusCode::UPGRADE_REQUIRED, "websocket_not_supported", REQUEST, Fault::Client)
+            }
             // A page in a browser of somebody who may call, written by somebody who may not.
-            Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed", REQUEST, Fault::Client),
-            Self::PreviousResponseNotFound => (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client),
-            Self::ConversationNotFound => (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client),
+            Self::OriginNotAllowed => {
+                (StatusCode::FORBIDDEN, "origin_not_allowed", REQUEST, Fault::Client)
+            }
+            Self::PreviousResponseNotFound => {
+                (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client)
+            }
+            Self::ConversationNotFound => {
+                (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client)
+            }
             Self::FileNotFound => (StatusCode::NOT_FOUND, "file_not_found", REQUEST, Fault::Client),
-            // In the real service's words, since it is what Codex always answers with a new connection and its full input.
-            Self::ConnectionLimit => (StatusCode::BAD_REQUEST, "websocket_connection_limit_reached", REQUEST, Fault::Gateway),
+            // In the real service's words, since it is what Codex always answers with a new
+            // connection and its full input.
+            Self::ConnectionLimit => (
+                StatusCode::BAD_REQUEST,
+                "websocket_connection_limit_reached",
+                REQUEST,
+                Fault::Gateway,
+            ),
             Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid_json", REQUEST, Fault::Client),
-            Self::InvalidRequest => (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client),
-            Self::RequestTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client),
-            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request_timeout", REQUEST, Fault::Client),
+            Self::InvalidRequest => {
+                (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client)
+            }
+            Self::RequestTooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client)
+            }
+            Self::RequestTimeout => {
+                (StatusCode::REQUEST_TIMEOUT, "request_timeout", REQUEST, Fault::Client)
+            }
             // Codex stops at once on this code, and tells its user: what is meant here.
-            Self::InsufficientQuota => {
-                (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", Fault::Upstream)
-            }
+            Self::InsufficientQuota => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "insufficient_quota",
+                "insufficient_quota",
+                Fault::Upstream,
+            ),
             // Codex waits as long as it is told, and tries again.
-            Self::RateLimitExceeded => {
-                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream)
+            Self::RateLimitExceeded => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_exceeded",
+                "rate_limit_error",
+                Fault::Upstream,
+            ),
+            Self::NoKeyAvailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway)
             }
-            Self::NoKeyAvailable => (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway),
-            Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream),
-            Self::UpstreamInterrupted => (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream),
-            Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", SERVER, Fault::Upstream),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error", SERVER, Fault::Gateway),
+            Self::UpstreamUnreachable => {
+                (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream)
+            }
+            Self::UpstreamInterrupted => {
+                (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream)
+            }
+            Self::UpstreamTimeout => {
+                (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", SERVER, Fault::Upstream)
+            }
+            Self::Internal => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal_error", SERVER, Fault::Gateway)
+            }
         }
     }
 }
@@ -107,9 +149,14 @@ impl Error {
         Self::new(ErrorKind::RateLimitExceeded, message).retry_after(wait)
     }
 
-    /// As a handshake is told it: that a key is short is no limit of the connection's, and every client comes again after a 503.
+    /// As a handshake is told it: that a key is short is no limit of the connection's, and every
+    /// client comes again after a 503.
     pub fn for_handshake(self) -> Self {
-        let kind = if self.kind == ErrorKind::RateLimitExceeded { ErrorKind::NoKeyAvailable } else { self.kind };
+        let kind = if self.kind == ErrorKind::RateLimitExceeded {
+            ErrorKind::NoKeyAvailable
+        } else {
+            self.kind
+        };
         Self { kind, ..self }
     }
 
@@ -135,18 +182,26 @@ impl Error {
         self.kind.describe().3
     }
 
-    /// When to come again, where that is told. Every 429 tells it, also one that its code makes final.
+    /// When to come again, where that is told. Every 429 tells it, also one that its code makes
+    /// final.
     fn wait(&self) -> Option<Duration> {
         self.retry_after.or((self.kind == ErrorKind::InsufficientQuota).then_some(QUOTA))
     }
 
-    /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on anything else.
+    /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on
+    /// anything else.
     pub fn to_response<B: From<String>>(&self) -> Response<B> {
         let (status, code, class, fault) = self.kind.describe();
         // In the order in which the real service writes them.
         let message = serde_json::Value::from(self.message.as_str());
-        let param = if self.kind == ErrorKind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
-        let body = format!(r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#);
+        let param = if self.kind == ErrorKind::PreviousResponseNotFound {
+            r#""previous_response_id""#
+        } else {
+            "null"
+        };
+        let body = format!(
+            r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#
+        );
         let mut response = Response::new(B::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
@@ -161,7 +216,8 @@ impl Error {
         response
     }
 
-    /// The error frame of a WebSocket, on the lane that it is about. It carries `status`: without one Codex ignores it.
+    /// The error frame of a WebSocket, on the lane that it is about. It carries `status`: without
+    /// one Codex ignores it.
     pub fn to_frame(&self, lane: Option<&str>) -> String {
         let (status, code, class, _) = self.kind.describe();
         let text = |text: &str| serde_json::Value::from(text);
@@ -169,7 +225,10 @@ impl Error {
         if let Some(lane) = lane {
             frame.push_str(&format!(r#","stream_id":{}"#, text(lane)));
         }
-        frame.push_str(&format!(r#","error":{{"type":"{class}","code":"{code}","message":{}"#, text(&self.message)));
+        frame.push_str(&format!(
+            r#","error":{{"type":"{class}","code":"{code}","message":{}"#,
+            text(&self.message)
+        ));
         if self.kind == ErrorKind::PreviousResponseNotFound {
             frame.push_str(r#","param":"previous_response_id""#);
         }
@@ -208,16 +267,46 @@ mod tests {
             (ErrorKind::UnknownUrl, 404, "unknown_url", request, Fault::Client),
             (ErrorKind::UpgradeRequired, 426, "websocket_not_supported", request, Fault::Client),
             (ErrorKind::OriginNotAllowed, 403, "origin_not_allowed", request, Fault::Client),
-            (ErrorKind::PreviousResponseNotFound, 400, "previous_response_not_found", request, Fault::Client),
-            (ErrorKind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
+            (
+                ErrorKind::PreviousResponseNotFound,
+                400,
+                "previous_response_not_found",
+                request,
+                Fault::Client,
+            ),
+            (
+                ErrorKind::ConversationNotFound,
+                404,
+                "conversation_not_found",
+                request,
+                Fault::Client,
+            ),
             (ErrorKind::FileNotFound, 404, "file_not_found", request, Fault::Client),
-            (ErrorKind::ConnectionLimit, 400, "websocket_connection_limit_reached", request, Fault::Gateway),
+            (
+                ErrorKind::ConnectionLimit,
+                400,
+                "websocket_connection_limit_reached",
+                request,
+                Fault::Gateway,
+            ),
             (ErrorKind::InvalidJson, 400, "invalid_json", request, Fault::Client),
             (ErrorKind::InvalidRequest, 400, "invalid_request", request, Fault::Client),
             (ErrorKind::RequestTooLarge, 413, "request_too_large", request, Fault::Client),
             (ErrorKind::RequestTimeout, 408, "request_timeout", request, Fault::Client),
-            (ErrorKind::InsufficientQuota, 429, "insufficient_quota", "insufficient_quota", Fault::Upstream),
-            (ErrorKind::RateLimitExceeded, 429, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream),
+            (
+                ErrorKind::InsufficientQuota,
+                429,
+                "insufficient_quota",
+                "insufficient_quota",
+                Fault::Upstream,
+            ),
+            (
+                ErrorKind::RateLimitExceeded,
+                429,
+                "rate_limit_exceeded",
+                "rate_limit_error",
+                Fault::Upstream,
+            ),
             (ErrorKind::NoKeyAvailable, 503, "no_key_available", server, Fault::Gateway),
             (ErrorKind::UpstreamUnreachable, 502, "upstream_unreachable", server, Fault::Upstream),
             (ErrorKind::UpstreamInterrupted, 503, "upstream_interrupted", server, Fault::Upstream),
@@ -225,22 +314,36 @@ mod tests {
             (ErrorKind::Internal, 500, "internal_error", server, Fault::Gateway),
         ] {
             let error = Error::new(kind, "m");
-            assert_eq!((error.status().as_u16(), error.code(), error.fault()), (status, code, fault));
+            assert_eq!(
+                (error.status().as_u16(), error.code(), error.fault()),
+                (status, code, fault)
+            );
             let response = error.to_response::<String>();
-            let param = if kind == ErrorKind::PreviousResponseNotFound { r#""previous_response_id""# } else { "null" };
-            let body = format!(r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#);
+            let param = if kind == ErrorKind::PreviousResponseNotFound {
+                r#""previous_response_id""#
+            } else {
+                "null"
+            };
+            let body = format!(
+                r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#
+            );
             assert_eq!((response.status().as_u16(), response.body()), (status, &body));
             // A body that came too slowly may come faster; a quota is not there again for a while.
-            let is_final = fault == Fault::Client && status != 408 || kind == ErrorKind::InsufficientQuota;
+            let is_final =
+                fault == Fault::Client && status != 408 || kind == ErrorKind::InsufficientQuota;
             let told = response.headers().get(SHOULD_RETRY).map(|value| value.to_str().unwrap());
             assert_eq!(told, is_final.then_some("false"), "{code}");
             let wait = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
             assert_eq!(wait, (kind == ErrorKind::InsufficientQuota).then_some("600"), "{code}");
             let frame = error.to_frame(None);
-            assert!(
-                frame.starts_with(&format!(r#"{{"type":"error","status":{status},"error":{{"type":"{class}","code":"{code}""#))
+            assert!(frame.starts_with(&format!(
+                r#"{{"type":"error","status":{status},"error":{{"type":"{class}","code":"{code}""#
+            )));
+            assert_eq!(
+                frame.ends_with(r#","headers":{"retry-after":"600"}}"#),
+                kind == ErrorKind::InsufficientQuota,
+                "{frame}"
             );
-            assert_eq!(frame.ends_with(r#","headers":{"retry-after":"600"}}"#), kind == ErrorKind::InsufficientQuota, "{frame}");
         }
     }
 
@@ -248,14 +351,20 @@ mod tests {
     fn a_limit_says_when_to_come_again_and_to_a_handshake_is_no_limit() {
         let limited = || Error::limited("It is short.", Duration::from_millis(1_200));
         let (error, response) = (limited(), limited().to_response::<String>());
-        assert_eq!((error.status().as_u16(), error.message.as_str()), (429, "It is short. Please try again in 2s."));
+        assert_eq!(
+            (error.status().as_u16(), error.message.as_str()),
+            (429, "It is short. Please try again in 2s.")
+        );
         assert_eq!(response.headers()[RETRY_AFTER], "2");
-        let (error, response) = (limited().for_handshake(), limited().for_handshake().to_response::<String>());
+        let (error, response) =
+            (limited().for_handshake(), limited().for_handshake().to_response::<String>());
         assert_eq!(
             (error.status().as_u16(), error.code(), &response.headers()[RETRY_AFTER]),
             (503, "no_key_available", &"2".parse().unwrap())
         );
-        for kind in [ErrorKind::InsufficientQuota, ErrorKind::UpgradeRequired, ErrorKind::UpstreamTimeout] {
+        for kind in
+            [ErrorKind::InsufficientQuota, ErrorKind::UpgradeRequired, ErrorKind::UpstreamTimeout]
+        {
             assert_eq!(Error::new(kind, "m").for_handshake().kind, kind, "that is said as it is");
         }
     }
@@ -268,7 +377,9 @@ mod tests {
             r#"{"type":"error","status":400,"stream_id":"a.b","error":{"type":"invalid_request_error","code":"previous_response_not_found","message":"Previous response with id 'resp_\"abc' not found.","param":"previous_response_id"}}"#
         );
         assert_eq!(
-            Error::new(ErrorKind::UpstreamInterrupted, "Lost.").retry_after(Duration::from_secs(1)).to_frame(None),
+            Error::new(ErrorKind::UpstreamInterrupted, "Lost.")
+                .retry_after(Duration::from_secs(1))
+                .to_frame(None),
             r#"{"type":"error","status":503,"error":{"type":"server_error","code":"upstream_interrupted","message":"Lost."},"headers":{"retry-after":"1"}}"#
         );
     }
@@ -278,7 +389,9 @@ mod tests {
         let response = Error::new(ErrorKind::InvalidJson, "no JSON").to_response::<String>();
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
         assert_eq!(response.headers()[SHOULD_RETRY], "false");
-        let response = Error::new(ErrorKind::NoKeyAvailable, "none").retry_after(Duration::from_secs(1)).to_response::<String>();
+        let response = Error::new(ErrorKind::NoKeyAvailable, "none")
+            .retry_after(Duration::from_secs(1))
+            .to_response::<String>();
         assert_eq!(response.headers().get(SHOULD_RETRY), None);
         assert_eq!(response.headers()[RETRY_AFTER], "1");
     }

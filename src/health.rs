@@ -1,4 +1,5 @@
-//! How keys are: what an answer says about a key, what all replicas know of it, and how much it carries.
+//! How keys are: what an answer says about a key, what all replicas know of it, and how much it
+//! carries.
 
 pub mod diagnose;
 pub mod condition;

@@ -1,7 +1,7 @@
 //! What an answer can be had with: upstreams, and the keys shown to them.
 //!
-//! A key has a place: organization, project, region. The upstream keeps its prompt cache by (organization, region), its
-//! sealed content by organization, what it stores by project.
+//! A key has a place: organization, project, region. The upstream keeps its prompt cache by
+//! (organization, region), its sealed content by organization, what it stores by project.
 
 use std::fmt;
 use std::sync::Arc;
@@ -75,7 +75,8 @@ const fn five_minutes() -> Span {
     Span(Duration::from_secs(300))
 }
 
-/// What an upstream is. Nothing asks yet, as there is one kind: naming it is allowed because it is true, and any other is refused.
+/// What an upstream is. Nothing asks yet, as there is one kind: naming it is allowed because it is
+/// true, and any other is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UpstreamKind {
@@ -127,7 +128,8 @@ pub struct Upstream {
     wiring: Wiring,
 }
 
-/// What connections are made with, as it was read from the configuration and the files that it names.
+/// What connections are made with, as it was read from the configuration and the files that it
+/// names.
 #[derive(Debug, PartialEq)]
 struct Wiring {
     connect_timeout: Duration,
@@ -138,7 +140,8 @@ struct Wiring {
     resolver: Resolver,
 }
 
-/// A name in the store: 48 bits of SHA-256, 8 characters, so that a binding's size does not depend on how things are called.
+/// A name in the store: 48 bits of SHA-256, 8 characters, so that a binding's size does not depend
+/// on how things are called.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag([u8; 8]);
 
@@ -146,7 +149,8 @@ impl Tag {
     pub const LENGTH: usize = 8;
 
     pub fn of(kind: &str, name: &[u8]) -> Self {
-        let digest = Sha256::new().chain_update(kind).chain_update([0]).chain_update(name).finalize();
+        let digest =
+            Sha256::new().chain_update(kind).chain_update([0]).chain_update(name).finalize();
         let mut tag = [0; Self::LENGTH];
         // 6 bytes are exactly 8 characters.
         let _ = URL_SAFE_NO_PAD.encode_slice(&digest[..6], &mut tag);
@@ -196,13 +200,16 @@ pub struct Key {
 }
 
 impl Key {
-    /// Whether both are the same to their upstream: what it thinks of one it thinks of the other, and connections serve both.
+    /// Whether both are the same to their upstream: what it thinks of one it thinks of the other,
+    /// and connections serve both.
     pub fn is_shown_like(&self, other: &Self) -> bool {
         self.secret == other.secret && self.upstream == other.upstream
     }
 
     fn is_placed_like(&self, other: &Self) -> bool {
-        self.organization == other.organization && self.project == other.project && self.region == other.region
+        self.organization == other.organization
+            && self.project == other.project
+            && self.region == other.region
     }
 
     /// Whether both read one prompt cache.

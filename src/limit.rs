@@ -1,31 +1,36 @@
-//! What an upstream says of its limits, and the arithmetic of our own. Pure but for [`chance`]: the time is an argument.
+//! What an upstream says of its limits, and the arithmetic of our own. Pure but for [`chance`]: the
+//! time is an argument.
 //!
-//! Reads with tolerance, since what is misread costs a key its turns: what makes no sense says nothing, and no wait is believed
-//! beyond [`LONGEST_WAIT`].
+//! Reads with tolerance, since what is misread costs a key its turns: what makes no sense says
+//! nothing, and no wait is believed beyond [`LONGEST_WAIT`].
 
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
-/// No key is left alone for longer on one word of its upstream: limits are per minute, the longest of them per day.
+/// No key is left alone for longer on one word of its upstream: limits are per minute, the longest
+/// of them per day.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
 /// What says "now" has just said no.
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 /// When to come back where nothing says when: limits are refilled within a minute.
 const USUAL_WAIT: Duration = Duration::from_secs(20);
 
-/// When a refused turn may come again, by `retry-after-ms`, `retry-after` (seconds or an HTTP date), or the reset of the limit
-/// that is used up. `None`: nobody says.
+/// When a refused turn may come again, by `retry-after-ms`, `retry-after` (seconds or an HTTP
+/// date), or the reset of the limit that is used up. `None`: nobody says.
 pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let millis = text("retry-after-ms").and_then(|text| span(text.parse::<f64>().ok()? / 1_000.0));
-    let told = millis.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)));
+    let told =
+        millis.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)));
     let reset = || {
-        let used_up = ["requests", "tokens", "project-tokens"]
-            .into_iter()
-            .filter(|limit| text(&format!("x-ratelimit-remaining-{limit}")).and_then(count) == Some(0));
-        used_up.filter_map(|limit| text(&format!("x-ratelimit-reset-{limit}")).and_then(go_span)).max()
+        let used_up = ["requests", "tokens", "project-tokens"].into_iter().filter(|limit| {
+            text(&format!("x-ratelimit-remaining-{limit}")).and_then(count) == Some(0)
+        });
+        used_up
+            .filter_map(|limit| text(&format!("x-ratelimit-reset-{limit}")).and_then(go_span))
+            .max()
     };
     told.or_else(reset).map(|wait| wait.min(LONGEST_WAIT))
 }
@@ -39,7 +44,9 @@ fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     match text.parse::<f64>() {
         Ok(seconds) => span(seconds),
         // A date that has passed is now.
-        Err(_) => httpdate::parse_http_date(text).ok().map(|at| at.duration_since(now).unwrap_or_default()),
+        Err(_) => httpdate::parse_http_date(text)
+            .ok()
+            .map(|at| at.duration_since(now).unwrap_or_default()),
     }
 }
 
@@ -77,7 +84,8 @@ pub fn go_span(text: &str) -> Option<Duration> {
     if text.is_empty() { None } else { span(seconds) }
 }
 
-/// When to come again, by the words of a message: `Please try again in 11.054s.` Only where no header says it.
+/// When to come again, by the words of a message: `Please try again in 11.054s.` Only where no
+/// header says it.
 pub fn wait_in(message: &str) -> Option<Duration> {
     let (_, rest) = message.split_once("try again in ")?;
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(rest.len());
@@ -95,18 +103,27 @@ pub struct Headroom {
 
 /// The scarcest of the limits that an answer tells of. `None`: it tells of none.
 pub fn headroom(headers: &HeaderMap) -> Option<Headroom> {
-    let text = |name: String| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let number = |what: &str, limit: &str| text(format!("x-ratelimit-{what}-{limit}")).and_then(count);
+    let text =
+        |name: String| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let number =
+        |what: &str, limit: &str| text(format!("x-ratelimit-{what}-{limit}")).and_then(count);
     let of = |limit: &str| {
         let (whole, left) = (number("limit", limit)?, number("remaining", limit)?);
-        let reset = text(format!("x-ratelimit-reset-{limit}")).and_then(go_span).unwrap_or(USUAL_WAIT).min(LONGEST_WAIT);
+        let reset = text(format!("x-ratelimit-reset-{limit}"))
+            .and_then(go_span)
+            .unwrap_or(USUAL_WAIT)
+            .min(LONGEST_WAIT);
         (whole > 0).then(|| Headroom { left: (left as f64 / whole as f64).min(1.0), reset })
     };
-    ["requests", "tokens", "project-tokens"].into_iter().filter_map(of).min_by(|a, b| a.left.total_cmp(&b.left))
+    ["requests", "tokens", "project-tokens"]
+        .into_iter()
+        .filter_map(of)
+        .min_by(|a, b| a.left.total_cmp(&b.left))
 }
 
-/// Whether a request is larger than the limit it was refused by, and would be at any time: `Limit 30000, Used 0, Requested
-/// 40000.` or `Limit 30000, Requested 40000.` The headers do not tell it, so this is the one place where a message is read.
+/// Whether a request is larger than the limit it was refused by, and would be at any time: `Limit
+/// 30000, Used 0, Requested 40000.` or `Limit 30000, Requested 40000.` The headers do not tell it,
+/// so this is the one place where a message is read.
 pub fn is_beyond_limit(message: &str) -> bool {
     let after = |word: &str| {
         let text = message.split_once(word)?.1.trim_start();
@@ -116,7 +133,8 @@ pub fn is_beyond_limit(message: &str) -> bool {
     after("Limit ").zip(after("Requested ")).is_some_and(|(limit, requested)| requested > limit)
 }
 
-/// `span`, and at most a quarter more by chance (0 to 1): what waits for one moment must not all come at it.
+/// `span`, and at most a quarter more by chance (0 to 1): what waits for one moment must not all
+/// come at it.
 pub fn jittered(span: Duration, chance: f64) -> Duration {
     span + (span / 4).mul_f64(chance)
 }
@@ -185,193 +203,4 @@ impl Retries {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use http::{HeaderName, HeaderValue};
-    use proptest::prelude::*;
-
-    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
-        list.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
-    }
-
-    fn told(list: &[(&'static str, &str)]) -> Option<u128> {
-        wait(&headers(list), SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777)).map(|wait| wait.as_millis())
-    }
-
-    #[test]
-    fn a_wait_is_read_in_every_spelling() {
-        assert_eq!(told(&[("retry-after", "2")]), Some(2_000));
-        assert_eq!(told(&[("retry-after", "1.5")]), Some(1_500));
-        assert_eq!(told(&[("retry-after-ms", "1500"), ("retry-after", "2")]), Some(1_500));
-        assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:47 GMT")]), Some(10_000));
-        assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")]), Some(0), "it has passed");
-        assert_eq!(told(&[("retry-after", "99999999999")]), Some(LONGEST_WAIT.as_millis()));
-        for nothing in ["", "-1", "soon", "NaN", "1h"] {
-            assert_eq!(told(&[("retry-after", nothing)]), None, "{nothing}");
-        }
-        let used_up = [
-            ("x-ratelimit-remaining-requests", "0"),
-            ("x-ratelimit-reset-requests", "1m30.5s"),
-            ("x-ratelimit-remaining-tokens", "7"),
-            ("x-ratelimit-reset-tokens", "6h0m0s"),
-        ];
-        assert_eq!(told(&used_up), Some(90_500), "of the limit that is used up");
-    }
-
-    #[test]
-    fn a_wait_is_the_one_that_is_said_and_else_the_longest_reset() {
-        let (millis, seconds) = (("retry-after-ms", "soon"), ("retry-after", "2"));
-        let requests = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "6s")];
-        let tokens = [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "30s")];
-        let project = [("x-ratelimit-remaining-project-tokens", "0"), ("x-ratelimit-reset-project-tokens", "1m")];
-        assert_eq!(told(&[millis, seconds]), Some(2_000), "what makes no sense says nothing");
-        assert_eq!(told(&[&[seconds], &requests[..]].concat()), Some(2_000), "a word goes before what is reckoned");
-        assert_eq!(told(&[requests, tokens].concat()), Some(30_000), "before that the other one would refuse it");
-        assert_eq!(told(&[tokens, requests, project].concat()), Some(60_000));
-        assert_eq!(told(&[("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "6h0m0s")]), Some(3_600_000));
-        let usual = |told: Option<u64>| wait_or_usual(told.map(Duration::from_millis)).as_millis();
-        assert_eq!([usual(None), usual(Some(0)), usual(Some(99)), usual(Some(101))], [20_000, 100, 100, 101]);
-    }
-
-    #[test]
-    fn spans_are_read_as_go_writes_them() {
-        for (text, millis) in [("20ms", 20), ("1s", 1_000), ("6m0s", 360_000), ("2s81ms", 2_081), ("5h50m30ms", 21_000_030)]
-            .into_iter()
-            .chain([("1500us", 1), ("2500\u{b5}s", 2), ("4000000ns", 4), ("1ms500us", 1), ("0s", 0)])
-        {
-            assert_eq!(go_span(text).map(|span| span.as_millis()), Some(millis), "{text}");
-        }
-        for nothing in ["", "s", "1", "1x", "1.2.3s", "-1s"] {
-            assert_eq!(go_span(nothing), None, "{nothing}");
-        }
-    }
-
-    #[test]
-    fn the_scarcest_limit_counts() {
-        let all = headers(&[
-            ("x-ratelimit-limit-requests", "100"),
-            ("x-ratelimit-remaining-requests", "90"),
-            ("x-ratelimit-limit-tokens", "30,000"),
-            ("x-ratelimit-remaining-tokens", "3000"),
-            ("x-ratelimit-reset-tokens", "54s"),
-        ]);
-        assert_eq!(headroom(&all), Some(Headroom { left: 0.1, reset: Duration::from_secs(54) }));
-        assert_eq!(headroom(&headers(&[("x-ratelimit-remaining-tokens", "7")])), None);
-        let of = |name: &str, whole: &str, left: &str, reset: Option<&str>| {
-            let own = |what: &str| HeaderName::try_from(format!("x-ratelimit-{what}-{name}")).unwrap();
-            let told = [("limit", Some(whole)), ("remaining", Some(left)), ("reset", reset)];
-            let list = told.into_iter().filter_map(|(what, text)| Some((own(what), HeaderValue::from_str(text?).unwrap())));
-            list.collect::<HeaderMap>()
-        };
-        let found =
-            |list: &[HeaderMap]| headroom(&list.iter().flatten().map(|(name, value)| (name.clone(), value.clone())).collect());
-        let (scarce, ample) = (of("requests", "100", "5", Some("3s")), of("project-tokens", "100", "50", Some("9s")));
-        let expected = Some(Headroom { left: 0.05, reset: Duration::from_secs(3) });
-        assert_eq!(found(&[scarce.clone(), ample.clone()]), expected, "whichever it is");
-        let (more, none) = (of("tokens", "10", "20", None), of("tokens", "0", "0", Some("1s")));
-        assert_eq!(found(&[more]), Some(Headroom { left: 1.0, reset: USUAL_WAIT }), "no share is larger than the whole");
-        assert_eq!(found(std::slice::from_ref(&none)), None, "of nothing there is no share");
-        assert_eq!(found(&[none, scarce]), expected);
-        assert_eq!(found(&[of("tokens", "10", "1", Some("2h"))]), Some(Headroom { left: 0.1, reset: LONGEST_WAIT }));
-    }
-
-    #[test]
-    fn a_message_may_say_when_to_come_again() {
-        let told = |message: &str| wait_in(message).map(|wait| wait.as_millis());
-        assert_eq!(told("Requested 12528. Please try again in 11.054s. Visit https://x"), Some(11_054));
-        assert_eq!(told("Please try again in 120ms."), Some(120));
-        assert_eq!((told("Please try again in 1m30s!"), told("Please try again in 5h.")), (Some(90_000), Some(3_600_000)));
-        assert_eq!((told("Please try again in a moment."), told("Please try again later.")), (None, None));
-    }
-
-    #[test]
-    fn a_request_may_be_larger_than_its_limit() {
-        let message = |limit: &str, requested: &str| {
-            format!("Rate limit reached on tokens per min (TPM): Limit {limit}, Used 22999, Requested {requested}. Please try")
-        };
-        assert!(is_beyond_limit(&message("30000", "40000")) && is_beyond_limit(&message("30,000", "30,001")));
-        assert!(!is_beyond_limit(&message("30000", "12528")) && !is_beyond_limit("Limit reached"));
-        assert!(!is_beyond_limit(&message("30000", "30000")), "the limit itself is within it");
-        assert!(is_beyond_limit("Limit 30000, Requested 40000.") && !is_beyond_limit("Limit 30000, Used 40000."));
-    }
-
-    #[test]
-    fn waits_are_spread_over_a_quarter_more() {
-        let second = Duration::from_secs(1);
-        assert_eq!([0.0, 0.5, 1.0].map(|chance| jittered(second * 8, chance)), [second * 8, second * 9, second * 10]);
-        let chances: Vec<_> = (0..100).map(|_| chance()).collect();
-        assert!(chances.iter().all(|chance| (0.0..=1.0).contains(chance)));
-        let is_hit = |part: usize| chances.iter().any(|chance| (chance * 4.0) as usize == part);
-        assert!((0..4).all(is_hit), "all of it is used: {chances:?}");
-    }
-
-    #[test]
-    fn a_burst_is_granted_in_full_and_again_after_a_quiet_time() {
-        let (interval, mut rate, mut now) = (Duration::from_millis(100), Rate::default(), Duration::from_secs(9));
-        for burst in [1, 5] {
-            now += interval * 100;
-            for _ in 0..burst {
-                assert_eq!(rate.take(now, interval, burst), Ok(()));
-            }
-            assert_eq!(rate.take(now, interval, burst), Err(interval), "and no more, for an interval");
-            assert_eq!(rate.take(now + interval / 4, interval, burst), Err(interval * 3 / 4), "to ask costs nothing");
-            assert_eq!(rate.take(now + interval, interval, burst), Ok(()));
-            assert_eq!(rate.take(now + interval, interval, burst), Err(interval));
-        }
-    }
-
-    #[test]
-    fn retries_are_saved_up_by_turns_and_not_without_end() {
-        let granted = |retries: &mut Retries| (0..100).take_while(|_| retries.take()).count();
-        let mut retries = Retries::default();
-        assert_eq!(granted(&mut retries), 2, "a few for quiet times");
-        for (turns, expected) in [(5, 0), (1, 1), (50, 9), (10_000, 10), (5, 0)] {
-            (0..turns).for_each(|_| retries.turn());
-            assert_eq!(granted(&mut retries), expected, "after {turns} turns more");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_that_a_header_says_can_break_the_reading(text in "[ -~]{0,40}") {
-            let value = HeaderValue::from_str(&text).unwrap();
-            for name in ["retry-after", "retry-after-ms", "x-ratelimit-reset-tokens"] {
-                let mut all = headers(&[("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-limit-tokens", "1")]);
-                all.insert(HeaderName::from_static(name), value.clone());
-                prop_assert!(wait(&all, SystemTime::UNIX_EPOCH).unwrap_or_default() <= LONGEST_WAIT);
-                prop_assert!(headroom(&all).is_some_and(|room| room.reset <= LONGEST_WAIT));
-            }
-            is_beyond_limit(&text);
-            let wait = wait_in(&format!("try again in {text}"));
-            prop_assert!(wait.unwrap_or_default() <= LONGEST_WAIT);
-        }
-
-        #[test]
-        fn a_rate_grants_its_burst_and_then_one_each_interval(steps in prop::collection::vec(0..300_u64, 1..200)) {
-            let (interval, burst) = (Duration::from_millis(100), 5);
-            let (mut rate, mut now, mut granted) = (Rate::default(), Duration::ZERO, 0);
-            for step in steps {
-                now += Duration::from_millis(step);
-                match rate.take(now, interval, burst) {
-                    Ok(()) => granted += 1,
-                    Err(wait) => {
-                        now += wait;
-                        granted += 1;
-                        prop_assert_eq!(rate.take(now, interval, burst), Ok(()));
-                    }
-                }
-                prop_assert!(granted <= u128::from(burst) + now.as_millis() / 100);
-            }
-        }
-
-        #[test]
-        fn retries_stay_within_a_fifth(tries in prop::collection::vec(any::<bool>(), 100..2_000)) {
-            let (mut retries, mut again) = (Retries::default(), 0);
-            for wanted in &tries {
-                retries.turn();
-                again += usize::from(*wanted && retries.take());
-            }
-            prop_assert!(again * 5 <= tries.len());
-        }
-    }
-}
+mod tests;

@@ -20,8 +20,9 @@ use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
 
-/// What has one size lies together: an event of a slow stream and a small turn cost less than with the system's allocator. It asks
-/// for no huge pages, and gives large memory back at once (`.cargo/config.toml`): both would take memory that nobody uses.
+/// What has one size lies together: an event of a slow stream and a small turn cost less than with
+/// the system's allocator. It asks for no huge pages, and gives large memory back at once
+/// (`.cargo/config.toml`): both would take memory that nobody uses.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -40,13 +41,15 @@ struct Line {
 enum Command {
     /// Run one replica of the gateway
     Serve(File),
-    /// Play Codex-shaped sessions against a simulated upstream and print what the prompt cache made of them
+    /// Play Codex-shaped sessions against a simulated upstream and print what the prompt cache made
+    /// of them
     Demo,
     /// Run the simulated upstream alone
     Simulate(Simulate),
     /// Validate the configuration, reach the store, and say what would run
     Check(File),
-    /// Say an operator's word on a key or an organization, through the admin listener of any one replica
+    /// Say an operator's word on a key or an organization, through the admin listener of any one
+    /// replica
     Key(Operate),
 }
 
@@ -128,7 +131,8 @@ fn instead_of_running(other: &clap::Error) -> ExitCode {
     if other.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS }
 }
 
-/// A thread for each core, or for as many as TOKIO_WORKER_THREADS says. One core is served best by one thread that shares nothing.
+/// A thread for each core, or for as many as TOKIO_WORKER_THREADS says. One core is served best by
+/// one thread that shares nothing.
 fn runtime() -> tokio::runtime::Builder {
     let named = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|count| count.parse().ok());
     match named.or_else(|| std::thread::available_parallelism().ok().map(usize::from)) {
@@ -156,7 +160,10 @@ async fn serve(file: &File) -> ExitCode {
         Ok(replica) => replica,
         Err(error) => return failed(&error),
     };
-    println!("listening on http://{} (admin http://{})", replica.client_address, replica.admin_address);
+    println!(
+        "listening on http://{} (admin http://{})",
+        replica.client_address, replica.admin_address
+    );
     replica.follow(file.config.clone(), seen, hangup);
     told(&mut terminate, &mut interrupt).await;
     match replica.stop(told(&mut terminate, &mut interrupt)).await {
@@ -198,7 +205,8 @@ async fn simulate(simulate: &Simulate) -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    let bound = Listener::bind(simulate.listen, header_timeout).and_then(|listener| Ok((listener.address()?, listener)));
+    let bound = Listener::bind(simulate.listen, header_timeout)
+        .and_then(|listener| Ok((listener.address()?, listener)));
     let (address, listener) = match bound {
         Ok(bound) => bound,
         Err(error) => return failed(&format!("cannot listen on {}: {error}", simulate.listen)),
@@ -236,7 +244,9 @@ async fn key(Operate { word, config, admin }: &Operate) -> ExitCode {
         let replica = operate::AdminClient::find(config.as_deref(), admin.as_deref())?;
         match word {
             KeyCommand::List => replica.list().await,
-            KeyCommand::Disable(KeyTarget { id }) => replica.say(id, OperatorCommand::Disable).await,
+            KeyCommand::Disable(KeyTarget { id }) => {
+                replica.say(id, OperatorCommand::Disable).await
+            }
             KeyCommand::Enable(KeyTarget { id }) => replica.say(id, OperatorCommand::Enable).await,
             KeyCommand::Drain(KeyTarget { id }) => replica.say(id, OperatorCommand::Drain).await,
             KeyCommand::Probe(KeyTarget { id }) => replica.say(id, OperatorCommand::Probe).await,

@@ -15,7 +15,10 @@ mod keys;
 mod store;
 mod reloads;
 
-pub use label::{BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Operation, Reason, StoreFailure, Transport};
+pub use label::{
+    BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Operation, Reason, StoreFailure,
+    Transport,
+};
 
 use bindings::BindingMetrics;
 use family::Page;

@@ -1,6 +1,8 @@
-//! The operator's side of the admin listener: asks one replica, which speaks for all, and says in plain words what it answers.
+//! The operator's side of the admin listener: asks one replica, which speaks for all, and says in
+//! plain words what it answers.
 //!
-//! Of the configuration it reads where that listener is and what it wants to be shown. Never prints a secret.
+//! Of the configuration it reads where that listener is and what it wants to be shown. Never prints
+//! a secret.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -50,7 +52,8 @@ impl AdminClient {
     pub fn find(file: Option<&Path>, address: Option<&str>) -> Result<Self, Failure> {
         let server = Config::load(file).map_err(Failure::Configuration)?.server;
         let token = server.admin_token.as_ref().map(|source| source.read()).transpose();
-        let token = token.map_err(|why| Failure::Configuration(format!("server.admin_token: {why}")))?;
+        let token =
+            token.map_err(|why| Failure::Configuration(format!("server.admin_token: {why}")))?;
         let url = match address {
             Some(address) => written(address),
             None => configured(server.admin_listen),
@@ -98,12 +101,17 @@ impl AdminClient {
         let mut request = Request::new(method, url);
         if let Some(token) = &self.token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
-            let value = value.map_err(|_| Failure::Configuration("server.admin_token: holds what no header can carry".into()))?;
+            let value = value.map_err(|_| {
+                Failure::Configuration("server.admin_token: holds what no header can carry".into())
+            })?;
             request.headers_mut().insert(AUTHORIZATION, value);
         }
         let unreachable = |error: reqwest::Error| {
             let why = if error.is_timeout() { "does not answer" } else { "cannot be reached" };
-            Failure::Other(format!("the admin listener at {} {why}: is the replica running there?", self.url))
+            Failure::Other(format!(
+                "the admin listener at {} {why}: is the replica running there?",
+                self.url
+            ))
         };
         let answer = self.connections.execute(request).await.map_err(unreachable)?;
         let status = answer.status();
@@ -112,23 +120,32 @@ impl AdminClient {
         match (status.is_success(), body["error"]["message"].as_str()) {
             (true, _) => Ok(body),
             (false, Some(why)) => Err(Failure::Other(why.to_owned())),
-            (false, None) => Err(Failure::Other(format!("the admin listener at {} answers {status}", self.url))),
+            (false, None) => {
+                Err(Failure::Other(format!("the admin listener at {} answers {status}", self.url)))
+            }
         }
     }
 }
 
 const fn heard(verb: OperatorCommand) -> &'static str {
     match verb {
-        OperatorCommand::Disable => "out of use; its sessions are served by others of its organization, and stay its own",
+        OperatorCommand::Disable => {
+            "out of use; its sessions are served by others of its organization, and stay its own"
+        }
         OperatorCommand::Enable => "in use again, as far as this word goes",
-        OperatorCommand::Drain => "takes no sessions; those that it has go elsewhere at their next turn",
+        OperatorCommand::Drain => {
+            "takes no sessions; those that it has go elsewhere at their next turn"
+        }
         OperatorCommand::Probe => "what was held against it is forgotten",
     }
 }
 
 fn written(address: &str) -> Result<Url, String> {
-    let text = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let text =
+        if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let url = Url::parse(&text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     // Whoever writes a password into it did not mean to show it.
     url.filter(|url| url.username().is_empty() && url.password().is_none())
         .ok_or_else(|| "--admin: is no http:// or https:// address".into())
@@ -141,16 +158,24 @@ fn configured(mut listen: SocketAddr) -> Result<Url, String> {
         _ => {}
     }
     match listen.port() {
-        0 => Err("server.admin_listen: says any port: name the one that the replica got with --admin".into()),
-        _ => Url::parse(&format!("http://{listen}")).map_err(|error| format!("server.admin_listen: {error}")),
+        0 => Err(
+            "server.admin_listen: says any port: name the one that the replica got with --admin"
+                .into(),
+        ),
+        _ => Url::parse(&format!("http://{listen}"))
+            .map_err(|error| format!("server.admin_listen: {error}")),
     }
 }
 
 fn table(keys: &[Value]) -> String {
-    let head = COLUMNS.iter().map(|(title, _)| (*title).to_owned()).chain(["WHY".to_owned()]).collect();
-    let row = |key: &Value| COLUMNS.iter().map(|(_, field)| shown(&key[*field])).chain([reasons(key)]).collect();
+    let head =
+        COLUMNS.iter().map(|(title, _)| (*title).to_owned()).chain(["WHY".to_owned()]).collect();
+    let row = |key: &Value| {
+        COLUMNS.iter().map(|(_, field)| shown(&key[*field])).chain([reasons(key)]).collect()
+    };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(keys.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..=COLUMNS.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}  "));
@@ -161,7 +186,10 @@ fn table(keys: &[Value]) -> String {
 
 fn reasons(key: &Value) -> String {
     let reason = |one: &Value| {
-        let left = one["seconds_left"].as_f64().map(|left| format!(", {left:.0}s left")).unwrap_or_default();
+        let left = one["seconds_left"]
+            .as_f64()
+            .map(|left| format!(", {left:.0}s left"))
+            .unwrap_or_default();
         format!("{} ({}{left})", shown(&one["reason"]), shown(&one["scope"]))
     };
     key["conditions"].as_array().into_iter().flatten().map(reason).collect::<Vec<_>>().join(", ")
@@ -205,7 +233,10 @@ a-long-2  org-a         p                0       disabled  0          openai    
         assert_eq!(at("10.0.0.1:9").as_deref(), Ok("http://10.0.0.1:9/"));
         assert!(at("127.0.0.1:0").is_err());
         assert_eq!(written("host:9090").map(String::from).as_deref(), Ok("http://host:9090/"));
-        assert_eq!(written("https://host/warmkey").map(String::from).as_deref(), Ok("https://host/warmkey"));
+        assert_eq!(
+            written("https://host/warmkey").map(String::from).as_deref(),
+            Ok("https://host/warmkey")
+        );
         for wrong in ["", "ftp://host", "http://user:canary@host", "http://"] {
             assert!(written(wrong).is_err_and(|why| !why.contains("canary")), "{wrong}");
         }

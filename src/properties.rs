@@ -191,7 +191,8 @@ pub fn events(text: &[u8], cuts: &[u8]) {
             assert_eq!(whole, of_lines(text), "{}", text.escape_ascii());
         }
         assert_eq!(cut, whole, "{cuts:?} of {}", text.escape_ascii());
-        let (whole, cut) = (response_id(&headers, [text]), response_id(&headers, chunks(text, cuts)));
+        let (whole, cut) =
+            (response_id(&headers, [text]), response_id(&headers, chunks(text, cuts)));
         assert_eq!(cut, whole, "{cuts:?} of {}", text.escape_ascii());
     }
 }
@@ -237,8 +238,8 @@ fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     lines
 }
 
-/// What the lines of a stream say of its end: the last word counts. A type is looked for in the first
-/// bytes of a line only.
+/// What the lines of a stream say of its end: the last word counts. A type is looked for in the
+/// first bytes of a line only.
 fn of_lines(text: &[u8]) -> Reading {
     let (mut announced, mut reading) = (None, Reading::default());
     for line in lines(text) {

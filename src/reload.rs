@@ -1,7 +1,9 @@
-//! Takes what has changed in the configuration into use while turns go on: keys, upstreams, clients.
+//! Takes what has changed in the configuration into use while turns go on: keys, upstreams,
+//! clients.
 //!
-//! Decides when to look at the files, and that a set is taken as a whole or not at all: what cannot be used is told once, and
-//! the set in use stays. What only a start can change is named, and left as it is.
+//! Decides when to look at the files, and that a set is taken as a whole or not at all: what cannot
+//! be used is told once, and the set in use stays. What only a start can change is named, and left
+//! as it is.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use crate::metrics::Metrics;
 const BEAT: Duration = Duration::from_secs(2);
 /// From one look to the next, at least, however many turns want one.
 const SOONEST: Duration = Duration::from_secs(1);
-/// What has changed is taken once it has stayed so for so long: whoever writes a file may not be done with it.
+/// What has changed is taken once it has stayed so for so long: whoever writes a file may not be
+/// done with it.
 const SETTLED: Duration = Duration::from_millis(200);
 
 /// What a reload changes, and what it must not.
@@ -38,7 +41,12 @@ pub struct Reload {
 
 impl Reload {
     /// Follows `file`, which held what was `seen`, for as long as the replica lives.
-    pub async fn follow(self: Arc<Self>, file: Option<PathBuf>, mut seen: Seen, mut hangup: Signal) {
+    pub async fn follow(
+        self: Arc<Self>,
+        file: Option<PathBuf>,
+        mut seen: Seen,
+        mut hangup: Signal,
+    ) {
         loop {
             let is_told = tokio::select! {
                 told = hangup.recv() => told.is_some(),
@@ -59,13 +67,19 @@ impl Reload {
                 }
             }
             let file = file.clone();
-            let Ok((read, plan)) = spawn_blocking(move || source::read(file.as_deref())).await else { continue };
+            let Ok((read, plan)) = spawn_blocking(move || source::read(file.as_deref())).await
+            else {
+                continue;
+            };
             seen = read;
             match plan {
                 Ok(plan) => self.take(plan).await,
                 Err(faults) => {
                     self.metrics.reload_failed();
-                    tracing::error!(faults = faults.join("; "), "the configuration cannot be used: the one in use stays");
+                    tracing::error!(
+                        faults = faults.join("; "),
+                        "the configuration cannot be used: the one in use stays"
+                    );
                 }
             }
         }
@@ -80,7 +94,10 @@ impl Reload {
         let Plan { fixed, table, clients } = plan;
         let restart = self.fixed.differs_from(&fixed);
         if !restart.is_empty() {
-            tracing::warn!("needs a restart: {}", restart.into_iter().collect::<Vec<_>>().join(", "));
+            tracing::warn!(
+                "needs a restart: {}",
+                restart.into_iter().collect::<Vec<_>>().join(", ")
+            );
         }
         let (keys, tokens) = (table.keys().len(), clients.len());
         // First the keys, so that a new client finds those that it may use.

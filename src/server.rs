@@ -55,7 +55,8 @@ impl Listeners {
     /// Binds both addresses and serves nothing yet.
     pub fn open(settings: &Settings) -> Result<Self, String> {
         let bind = |address| {
-            Listener::bind(address, settings.header_timeout.0).map_err(|error| format!("cannot listen on {address}: {error}"))
+            Listener::bind(address, settings.header_timeout.0)
+                .map_err(|error| format!("cannot listen on {address}: {error}"))
         };
         Ok(Self { clients: bind(settings.listen)?, admin: bind(settings.admin_listen)? })
     }
@@ -73,6 +74,10 @@ impl Listeners {
         let (connections, closing) = (drain.connections.clone(), drain.closing.clone());
         tasks.spawn_until_stopped(self.clients.serve(routes, connections, closing));
         let routes = admin_routes(Arc::clone(metrics), drain.readiness.clone(), Arc::new(api));
-        tasks.spawn_until_stopped(self.admin.serve(routes, tasks.clone(), CancellationToken::new()));
+        tasks.spawn_until_stopped(self.admin.serve(
+            routes,
+            tasks.clone(),
+            CancellationToken::new(),
+        ));
     }
 }

@@ -29,13 +29,14 @@ pub struct HopSettings {
     pub secret: Option<SecretSource>,
 }
 
-/// What a session signal's value names. Signals that carry one identity in different places share a kind, so that a session
-/// stays one session when a turn carries it in another place.
+/// What a session signal's value names. Signals that carry one identity in different places share a
+/// kind, so that a session stays one session when a turn carries it in another place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionKind {
     /// `YAI-Sticky-Session`: a stored id of the edge.
     Hop,
-    /// `session-id` and its spellings, `prompt_cache_key`, `client_metadata.session_id`: Codex sends one value in all three.
+    /// `session-id` and its spellings, `prompt_cache_key`, `client_metadata.session_id`: Codex
+    /// sends one value in all three.
     Session,
     Conversation,
     /// A thread of a session: a sub-agent's, as forks name it.
@@ -46,10 +47,11 @@ pub enum SessionKind {
     Derived,
 }
 
-/// A session as everything behind this module knows it: 128 bits of HMAC-SHA256, base64url, 22 characters.
+/// A session as everything behind this module knows it: 128 bits of HMAC-SHA256, base64url, 22
+/// characters.
 ///
-/// Keyed with `server.secret` and the client, so that no raw id is stored, logged or traced, and no client can reach
-/// another one's session.
+/// Keyed with `server.secret` and the client, so that no raw id is stored, logged or traced, and no
+/// client can reach another one's session.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SessionId(String);
 
@@ -62,7 +64,8 @@ impl SessionId {
 
     /// A stored id as it was stored.
     pub fn parse(text: &str) -> Option<Self> {
-        let is_one = text.len() == Self::LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        let is_one = text.len() == Self::LENGTH
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
         is_one.then(|| Self(text.to_owned()))
     }
 }
@@ -79,8 +82,8 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// A response that its upstream stores, as everything behind this module knows it: hashed as a session's id is, so that no
-/// client can find, meet or tell apart another one's.
+/// A response that its upstream stores, as everything behind this module knows it: hashed as a
+/// session's id is, so that no client can find, meet or tell apart another one's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ResponseId(SessionId);
 
@@ -99,11 +102,19 @@ pub struct Hasher {
 impl Hasher {
     /// `secret` is `server.secret`, the same on all replicas.
     pub fn new(secret: &Secret) -> Self {
-        Self { keyed: Hmac::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes a key of any length") }
+        Self {
+            keyed: Hmac::new_from_slice(secret.expose().as_bytes())
+                .expect("HMAC takes a key of any length"),
+        }
     }
 
     /// Every part is length-prefixed: no two different lists of parts hash alike.
-    pub fn id<'a>(&self, client: &'a ClientId, kind: SessionKind, parts: impl IntoIterator<Item = &'a [u8]>) -> SessionId {
+    pub fn id<'a>(
+        &self,
+        client: &'a ClientId,
+        kind: SessionKind,
+        parts: impl IntoIterator<Item = &'a [u8]>,
+    ) -> SessionId {
         let mut mac = self.keyed.clone();
         let kind: &[u8] = match kind {
             SessionKind::Hop => b"hop",
@@ -127,7 +138,9 @@ mod tests {
 
     fn id(client: &str, kind: SessionKind, parts: &[&str]) -> String {
         let hasher = Hasher::new(&Secret::new("0123456789abcdef0123456789abcdef"));
-        hasher.id(&ClientId::new(client), kind, parts.iter().map(|part| part.as_bytes())).to_string()
+        hasher
+            .id(&ClientId::new(client), kind, parts.iter().map(|part| part.as_bytes()))
+            .to_string()
     }
 
     /// What is stored is found again by the next version: computed once by another program.
@@ -148,16 +161,31 @@ mod tests {
     /// Each would be the same text as its neighbour without the length before each part.
     #[test]
     fn stored_id_tells_where_a_part_ends() {
-        assert_ne!(id("a", SessionKind::Session, &["sessionb"]), id("asession", SessionKind::Session, &["b"]));
-        assert_ne!(id("alice", SessionKind::Derived, &["ab", "c"]), id("alice", SessionKind::Derived, &["a", "bc"]));
-        assert_ne!(id("alice", SessionKind::Derived, &["", "ab"]), id("alice", SessionKind::Derived, &["ab", ""]));
-        assert_ne!(id("alice", SessionKind::Derived, &["ab"]), id("alice", SessionKind::Derived, &["ab", ""]));
+        assert_ne!(
+            id("a", SessionKind::Session, &["sessionb"]),
+            id("asession", SessionKind::Session, &["b"])
+        );
+        assert_ne!(
+            id("alice", SessionKind::Derived, &["ab", "c"]),
+            id("alice", SessionKind::Derived, &["a", "bc"])
+        );
+        assert_ne!(
+            id("alice", SessionKind::Derived, &["", "ab"]),
+            id("alice", SessionKind::Derived, &["ab", ""])
+        );
+        assert_ne!(
+            id("alice", SessionKind::Derived, &["ab"]),
+            id("alice", SessionKind::Derived, &["ab", ""])
+        );
     }
 
     #[test]
     fn stored_id_follows_from_the_secret() {
-        let of =
-            |secret: &str| Hasher::new(&Secret::new(secret)).id(&ClientId::new("alice"), SessionKind::Session, [&b"s"[..]]).to_string();
+        let of = |secret: &str| {
+            Hasher::new(&Secret::new(secret))
+                .id(&ClientId::new("alice"), SessionKind::Session, [&b"s"[..]])
+                .to_string()
+        };
         assert_ne!(of("0123456789abcdef0123456789abcdef"), of("0123456789abcdef0123456789abcdeg"));
     }
 
@@ -183,8 +211,14 @@ mod tests {
     fn stored_id_is_read_back_only_as_it_was_written() {
         let id = "FVm43fzVIvXqRQ8foYWp-_";
         assert_eq!(SessionId::parse(id).map(|id| id.to_string()).as_deref(), Some(id));
-        for wrong in [&id[1..], &format!("{id}x"), &id.replace('-', "+"), &id.replace('-', ":"), &id.replace("p-", "\u{e9}"), ""]
-        {
+        for wrong in [
+            &id[1..],
+            &format!("{id}x"),
+            &id.replace('-', "+"),
+            &id.replace('-', ":"),
+            &id.replace("p-", "\u{e9}"),
+            "",
+        ] {
             assert_eq!(SessionId::parse(wrong), None, "{wrong}");
         }
     }

@@ -1,9 +1,12 @@
-//! An OpenAI to test against: organizations, projects, keys and regions, a prompt cache that is stricter than the real one, sealed
-//! reasoning, rate limits, every error on request, and a judge that records each turn it saw.
+//! An OpenAI to test against: organizations, projects, keys and regions, a prompt cache that is
+//! stricter than the real one, sealed reasoning, rate limits, every error on request, and a judge
+//! that records each turn it saw.
 //!
-//! Serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with and without `/v1`, and its own `/_sim/...` paths. It never talks to anybody,
-//! keeps nothing on disk, and reads, decides and counts by code of its own: what the gateway it judges reads too is read twice on purpose.
-//! What the last user text of a request may ask of it stands in `simulator/directive.rs`.
+//! Serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with and without
+//! `/v1`, and its own `/_sim/...` paths. It never talks to anybody, keeps nothing on disk, and
+//! reads, decides and counts by code of its own: what the gateway it judges reads too is read twice
+//! on purpose. What the last user text of a request may ask of it stands in
+//! `simulator/directive.rs`.
 
 mod clock;
 mod date;
@@ -96,7 +99,9 @@ impl Simulator {
         if address.ip().is_loopback() || self.world.config.expose {
             return Ok(());
         }
-        Err(format!("the simulated upstream does not listen on {address}: set sim.expose = true if you mean it"))
+        Err(format!(
+            "the simulated upstream does not listen on {address}: set sim.expose = true if you mean it"
+        ))
     }
 
     fn router(self: &Arc<Self>, home: Home) -> Router {
@@ -113,8 +118,12 @@ impl Simulator {
             router = router
                 .route(
                     &format!("{base}/responses"),
-                    post(async |State(simulator): Sim, request: Request| http::serve(&simulator.world, request).await)
-                        .get(move |State(simulator): Sim, request: Request| upgrade(simulator, home, request)),
+                    post(async |State(simulator): Sim, request: Request| {
+                        http::serve(&simulator.world, request).await
+                    })
+                    .get(move |State(simulator): Sim, request: Request| {
+                        upgrade(simulator, home, request)
+                    }),
                 )
                 .route(
                     &format!("{base}/models"),
@@ -127,8 +136,17 @@ impl Simulator {
     }
 
     /// Serves until `closing`. An address that is not admitted is not served.
-    pub async fn serve(self: Arc<Self>, listener: Listener, tasks: Tasks, closing: CancellationToken) {
-        match listener.address().map_err(|error| error.to_string()).and_then(|address| self.admits(address)) {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: Listener,
+        tasks: Tasks,
+        closing: CancellationToken,
+    ) {
+        match listener
+            .address()
+            .map_err(|error| error.to_string())
+            .and_then(|address| self.admits(address))
+        {
             Ok(()) => {
                 let home = Home { tasks: tasks.clone(), closing: closing.clone() };
                 listener.serve(self.router(home), tasks, closing).await;
@@ -194,16 +212,22 @@ async fn close(State(simulator): Sim, request: Request) -> Response<Body> {
 
 async fn add_fault(State(simulator): Sim, request: Request) -> Response<Body> {
     let refused = |error: String| Refusal::invalid(Some("invalid_fault"), None, error);
-    let added = read(request, "invalid_fault").await.and_then(|fault| simulator.add_fault(fault).map_err(refused));
+    let added = read(request, "invalid_fault")
+        .await
+        .and_then(|fault| simulator.add_fault(fault).map_err(refused));
     added.map_or_else(|refusal| refusal.response(), |()| no_content())
 }
 
 /// The body of a request to the judge; an empty one says nothing.
 async fn read<T: serde::de::DeserializeOwned>(request: Request, code: &str) -> Result<T, Refusal> {
     let refused = |error: String| Refusal::invalid(Some(code), None, error);
-    let body = Limited::new(request.into_body(), MOST_FAULT_BYTES).collect().await.map_err(|error| refused(error.to_string()))?;
+    let body = Limited::new(request.into_body(), MOST_FAULT_BYTES)
+        .collect()
+        .await
+        .map_err(|error| refused(error.to_string()))?;
     let body = body.to_bytes();
-    serde_json::from_slice(if body.is_empty() { b"{}" } else { &body }).map_err(|error| refused(error.to_string()))
+    serde_json::from_slice(if body.is_empty() { b"{}" } else { &body })
+        .map_err(|error| refused(error.to_string()))
 }
 
 async fn clear_faults(State(simulator): Sim, request: Request) -> Response<Body> {
@@ -233,7 +257,9 @@ fn json(value: &impl serde::Serialize) -> Response<Body> {
 
 fn typed(text: String) -> Response<Body> {
     let mut response = Response::new(Body::from(text));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -1,8 +1,8 @@
 //! The state that replicas share, behind a few atomic operations.
 //!
-//! The store knows names ([`name::Name`]) and values. Of what values mean it knows one thing: the second word of a binding is its
-//! epoch. "The store is down" is a value, [`Unavailable`]. Nothing here is retried: one [`Budget`] covers all operations of a
-//! turn together.
+//! The store knows names ([`name::Name`]) and values. Of what values mean it knows one thing: the
+//! second word of a binding is its epoch. "The store is down" is a value, [`Unavailable`]. Nothing
+//! here is retried: one [`Budget`] covers all operations of a turn together.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,11 +42,11 @@ mod fake;
 mod outage;
 
 use address::Address;
+use announcement::{Announcement, Scan};
 use backend::{Backend, Change, Merge};
 use board::{Board, BoardReport};
 use memory::{InProcess, Memory};
 use name::Name;
-use announcement::{Announcement, Scan};
 use redis::Redis;
 use shared::Shared;
 
@@ -75,7 +75,8 @@ impl Settings {
     /// The certificates in `ca_file`, as they are now.
     pub fn authorities(&self) -> Result<Option<Vec<u8>>, String> {
         let Some(path) = &self.ca_file else { return Ok(None) };
-        let text = std::fs::read(path).map_err(|error| format!("store.ca_file: cannot read {}: {error}", path.display()))?;
+        let text = std::fs::read(path)
+            .map_err(|error| format!("store.ca_file: cannot read {}: {error}", path.display()))?;
         match memchr::memmem::find(&text, b"-----BEGIN CERTIFICATE-----") {
             Some(_) => Ok(Some(text)),
             None => Err(format!("store.ca_file: no certificate is in {}", path.display())),
@@ -108,10 +109,12 @@ pub enum Replaced {
 pub struct MemberReport<'r> {
     /// Its own name, as long as it lives.
     pub replica: &'r str,
-    /// The set of keys that it has loaded, by the set's fingerprint and by the tags of its keys, separated by spaces.
+    /// The set of keys that it has loaded, by the set's fingerprint and by the tags of its keys,
+    /// separated by spaces.
     pub fingerprint: &'r str,
     pub keys: &'r str,
-    /// The ordinal that this set had when it was last told, 0 before: a store that has lost it takes it from there.
+    /// The ordinal that this set had when it was last told, 0 before: a store that has lost it
+    /// takes it from there.
     pub ordinal: u32,
     /// For how long it counts as alive without another word. Nothing: it leaves.
     pub life: Duration,
@@ -126,8 +129,9 @@ pub struct MembershipReply {
     pub others: Vec<String>,
 }
 
-/// What is left of the time that all store operations of one turn may take together: waiting for a slow client or upstream
-/// between them costs nothing of it, and once it is spent no operation waits at all.
+/// What is left of the time that all store operations of one turn may take together: waiting for a
+/// slow client or upstream between them costs nothing of it, and once it is spent no operation
+/// waits at all.
 #[derive(Debug)]
 pub struct Budget(Duration);
 
@@ -152,8 +156,13 @@ impl Store {
         Self::over(InProcess::new(memory), IN_PROCESS, metrics)
     }
 
-    /// State shared through Redis. Connects in the background: a Redis that is away delays no start.
-    pub fn in_redis(settings: &Settings, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
+    /// State shared through Redis. Connects in the background: a Redis that is away delays no
+    /// start.
+    pub fn in_redis(
+        settings: &Settings,
+        metrics: Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Result<Self, String> {
         let redis = Redis::open(settings, &metrics, tasks)?;
         let shared = Shared::new(redis, settings.prefix.clone(), Arc::clone(&metrics));
         Ok(Self::over(shared, settings.timeout.0, metrics))
@@ -165,7 +174,10 @@ impl Store {
         Self::over(model, IN_PROCESS, metrics)
     }
 
-    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests look at a store's metrics"))]
+    #[cfg_attr(
+        not(test),
+        expect(unused_variables, reason = "only tests look at a store's metrics")
+    )]
     fn over(backend: impl Backend + 'static, timeout: Duration, metrics: Arc<Metrics>) -> Self {
         Self {
             backend: Box::new(backend),
@@ -196,11 +208,16 @@ impl Store {
         Budget(self.timeout)
     }
 
-    pub async fn get(&self, name: Name<'_>, budget: &mut Budget) -> Result<Option<Held>, Unavailable> {
+    pub async fn get(
+        &self,
+        name: Name<'_>,
+        budget: &mut Budget,
+    ) -> Result<Option<Held>, Unavailable> {
         self.backend.get(name, budget).await
     }
 
-    /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else stored before.
+    /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else
+    /// stored before.
     pub async fn claim(
         &self,
         name: Name<'_>,
@@ -211,8 +228,9 @@ impl Store {
         self.backend.claim(name, value, ttl, budget).await
     }
 
-    /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other replicas hear of it. Unless
-    /// they would find the same without the store (`is_expected`), a binding that no replica of the store acknowledges is counted.
+    /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other
+    /// replicas hear of it. Unless they would find the same without the store (`is_expected`), a
+    /// binding that no replica of the store acknowledges is counted.
     pub async fn begin(
         &self,
         name: Name<'_>,
@@ -225,7 +243,8 @@ impl Store {
         self.backend.begin(name, Merge { value, epoch: 1, ttl, is_expected }, budget).await
     }
 
-    /// Compare-and-set: stores `new` where `expected` or nothing is stored; other replicas hear of it.
+    /// Compare-and-set: stores `new` where `expected` or nothing is stored; other replicas hear of
+    /// it.
     pub async fn replace(
         &self,
         name: Name<'_>,
@@ -237,7 +256,8 @@ impl Store {
         self.backend.replace(name, Change { expected, new, ttl, is_move: false }, budget).await
     }
 
-    /// As [`Self::replace`], for a session that moves to another key: what no replica of the store has acknowledged is counted.
+    /// As [`Self::replace`], for a session that moves to another key: what no replica of the store
+    /// has acknowledged is counted.
     pub async fn rebind(
         &self,
         name: Name<'_>,
@@ -250,12 +270,18 @@ impl Store {
     }
 
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
-    pub async fn extend(&self, name: Name<'_>, value: &str, ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
+    pub async fn extend(
+        &self,
+        name: Name<'_>,
+        value: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Unavailable> {
         self.backend.extend(name, value, ttl, budget).await
     }
 
-    /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored; other replicas hear of it. `None`: done;
-    /// otherwise what stays.
+    /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored; other
+    /// replicas hear of it. `None`: done; otherwise what stays.
     pub async fn merge(
         &self,
         name: Name<'_>,
@@ -267,30 +293,54 @@ impl Store {
         self.backend.merge(name, Merge { value, epoch, ttl, is_expected: false }, budget).await
     }
 
-    /// Adds `lines` to the end of a session's trail, which lives for `ttl` from now on and keeps its newest
-    /// [`trail::LONGEST`] lines.
-    pub async fn append(&self, session: &str, lines: &[String], ttl: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
+    /// Adds `lines` to the end of a session's trail, which lives for `ttl` from now on and keeps
+    /// its newest [`trail::LONGEST`] lines.
+    pub async fn append(
+        &self,
+        session: &str,
+        lines: &[String],
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Unavailable> {
         self.backend.append(session, lines, ttl, budget).await
     }
 
     /// The lines of a session's trail, the oldest first.
-    pub async fn list(&self, session: &str, budget: &mut Budget) -> Result<Vec<String>, Unavailable> {
+    pub async fn list(
+        &self,
+        session: &str,
+        budget: &mut Budget,
+    ) -> Result<Vec<String>, Unavailable> {
         self.backend.list(session, budget).await
     }
 
-    /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one is one more than the newest;
-    /// an older one that all live replicas have gone back to is renewed.
-    pub async fn exchange_membership(&self, report: &MemberReport<'_>, budget: &mut Budget) -> Result<MembershipReply, Unavailable> {
+    /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one
+    /// is one more than the newest; an older one that all live replicas have gone back to is
+    /// renewed.
+    pub async fn exchange_membership(
+        &self,
+        report: &MemberReport<'_>,
+        budget: &mut Budget,
+    ) -> Result<MembershipReply, Unavailable> {
         self.backend.roll(report, false, budget).await
     }
 
-    /// As [`Self::exchange_membership`], by a replica that may be back before others that live: nothing is renewed.
-    pub async fn exchange_membership_early(&self, report: &MemberReport<'_>, budget: &mut Budget) -> Result<MembershipReply, Unavailable> {
+    /// As [`Self::exchange_membership`], by a replica that may be back before others that live:
+    /// nothing is renewed.
+    pub async fn exchange_membership_early(
+        &self,
+        report: &MemberReport<'_>,
+        budget: &mut Budget,
+    ) -> Result<MembershipReply, Unavailable> {
         self.backend.roll(report, true, budget).await
     }
 
     /// Says a word on the board of replicas, and hears what the others said.
-    pub async fn hear(&self, word: &BoardReport<'_>, budget: &mut Budget) -> Result<Board, Unavailable> {
+    pub async fn hear(
+        &self,
+        word: &BoardReport<'_>,
+        budget: &mut Budget,
+    ) -> Result<Board, Unavailable> {
         self.backend.hear(word, budget).await
     }
 
@@ -304,8 +354,8 @@ impl Store {
         self.backend.announcements()
     }
 
-    /// Counts how often the store began to listen to announcements: earlier ones may have been missed, and are read in a
-    /// [`Self::walk`].
+    /// Counts how often the store began to listen to announcements: earlier ones may have been
+    /// missed, and are read in a [`Self::walk`].
     pub fn resubscribed(&self) -> watch::Receiver<u64> {
         self.backend.resubscribed()
     }

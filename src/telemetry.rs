@@ -1,7 +1,7 @@
 //! Logs, and the name of a turn.
 //!
-//! One line a turn, as JSON or text, on standard error. Never logged, at any level: bodies, prompts, header values, secrets.
-//! Sessions appear by their stored hash only.
+//! One line a turn, as JSON or text, on standard error. Never logged, at any level: bodies,
+//! prompts, header values, secrets. Sessions appear by their stored hash only.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -27,22 +27,32 @@ pub struct Settings {
 
 /// Starts logging for this process. A second call changes nothing.
 pub fn start(settings: &Settings) {
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_max_level(tracing::Level::INFO);
-    // Only the first subscriber of a process counts, which is what several replicas in one process want.
+    let lines = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_max_level(tracing::Level::INFO);
+    // Only the first subscriber of a process counts, which is what several replicas in one process
+    // want.
     let _ = match settings.log {
-        LogFormat::Json => tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish()),
+        LogFormat::Json => {
+            tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish())
+        }
         LogFormat::Text => tracing::subscriber::set_global_default(lines.finish()),
     };
 }
 
-/// A turn's trace id (W3C Trace Context: 16 bytes, lower-case hex), told to the client as `x-warmkey-turn`.
+/// A turn's trace id (W3C Trace Context: 16 bytes, lower-case hex), told to the client as
+/// `x-warmkey-turn`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TurnId([u8; 16]);
 
 impl TurnId {
     /// The inbound `traceparent`'s trace id where there is a valid one, else a new one.
     pub fn of(headers: &HeaderMap) -> Self {
-        headers.get("traceparent").and_then(|value| Self::from_traceparent(value.as_bytes())).unwrap_or_else(Self::random)
+        headers
+            .get("traceparent")
+            .and_then(|value| Self::from_traceparent(value.as_bytes()))
+            .unwrap_or_else(Self::random)
     }
 
     fn from_traceparent(value: &[u8]) -> Option<Self> {
@@ -58,7 +68,8 @@ impl TurnId {
         (id != [0; 16]).then_some(Self(id))
     }
 
-    /// No other turn's, by the keys that the standard library draws once a thread: the system is not asked for each turn.
+    /// No other turn's, by the keys that the standard library draws once a thread: the system is
+    /// not asked for each turn.
     pub fn random() -> Self {
         let keyed = RandomState::new();
         let half = |number: u64| u128::from(keyed.hash_one(number));
@@ -81,16 +92,25 @@ mod tests {
         let id = |text: &str| TurnId::from_traceparent(text.as_bytes()).map(|id| id.to_string());
         let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(id(given).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
-        for wrong in
-            ["", "00-", "00-4bf9-00f0-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &given.to_uppercase()]
-        {
+        for wrong in [
+            "",
+            "00-",
+            "00-4bf9-00f0-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            &given.to_uppercase(),
+        ] {
             assert_eq!(id(wrong), None, "{wrong}");
         }
         // A later version may say more behind it; a shorter or longer id is none.
         assert!(id(&format!("{given}-more")).is_some());
-        assert_eq!((id(&given.replacen("4bf", "4b", 1)), id(&given.replacen("4bf", "4bff", 1))), (None, None));
+        assert_eq!(
+            (id(&given.replacen("4bf", "4b", 1)), id(&given.replacen("4bf", "4bff", 1))),
+            (None, None)
+        );
         assert_eq!(id(&given.replacen("4bf", "4bg", 1)), None);
-        let headers = |value: &str| HeaderMap::from_iter([("traceparent".parse().unwrap(), value.parse().unwrap())]);
+        let headers = |value: &str| {
+            HeaderMap::from_iter([("traceparent".parse().unwrap(), value.parse().unwrap())])
+        };
         assert_eq!(TurnId::of(&headers(given)).to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
         let (one, other) = (TurnId::of(&HeaderMap::new()), TurnId::of(&headers("00-x")));
         assert!(one != other && one.to_string().len() == 32, "without one each turn has its own");

@@ -1,4 +1,5 @@
-//! A turn: one request and its answer, from authenticating its client to accounting for what it cost.
+//! A turn: one request and its answer, from authenticating its client to accounting for what it
+//! cost.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -46,7 +47,8 @@ use verdict::{Verdict, decide};
 use waiting::{Waiters, insisting, moment};
 use websocket::sockets::Sockets;
 
-/// Query parameters in which a client might show a credential: they would end up in logs on the way.
+/// Query parameters in which a client might show a credential: they would end up in logs on the
+/// way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
 
 /// So often the upstream is asked at most where it fails.
@@ -112,7 +114,11 @@ struct Sending<'t> {
 
 impl Gateway {
     /// Who calls, and for which session, as far as the head tells.
-    fn receive(&self, account: &mut Account, head: &Parts) -> Result<(Arc<Client>, Identity), Error> {
+    fn receive(
+        &self,
+        account: &mut Account,
+        head: &Parts,
+    ) -> Result<(Arc<Client>, Identity), Error> {
         let client = self.clients.get().authenticate(&head.headers)?;
         account.client(&client.id);
         refuse_credentials(&head.uri)?;
@@ -132,10 +138,20 @@ impl Gateway {
         let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
         let lineage = self.identifier.lineage(&client.id, headers);
         let (session, patience) = (identity.session, self.options.wait);
-        Wanted { session, lineage, carries_sealed, turn_state, by_websocket, model, patience, ..Wanted::of(client) }
+        Wanted {
+            session,
+            lineage,
+            carries_sealed,
+            turn_state,
+            by_websocket,
+            model,
+            patience,
+            ..Wanted::of(client)
+        }
     }
 
-    /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed attempt may move to another key.
+    /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed
+    /// attempt may move to another key.
     async fn serve(
         &self,
         account: &mut Account,
@@ -152,14 +168,17 @@ impl Gateway {
         loop {
             binding = self.wait(wanted, binding, budget).await?;
             account.bound(&binding, !binding.key.shares_cache_with(&first), &self.registry.loads);
-            let is_foreign_state = wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
+            let is_foreign_state =
+                wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
             let began = Instant::now();
             let outcome = send(&sent, &binding.key, is_foreign_state).await;
             if let Some(answer) = outcome.answer() {
                 self.registry.headrooms.observe(&binding.key, wanted.model, &answer.headers);
             }
             match decide(outcome, self.options.resends, SystemTime::now()) {
-                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began, budget).await),
+                Verdict::Deliver(answer) => {
+                    return Ok(self.deliver(binding, answer, began, budget).await);
+                }
                 Verdict::Denied(answer) => {
                     self.corroboration.heard(&self.registry, &binding.key, wanted);
                     return Ok((binding, answer));
@@ -169,20 +188,26 @@ impl Gateway {
                     return Err(error);
                 }
                 Verdict::Foreign(answer) if binding.is_provisional => {
-                    let search = Search { gateway: self, sent: &sent, wanted, provisional: &binding };
+                    let search =
+                        Search { gateway: self, sent: &sent, wanted, provisional: &binding };
                     return search.run(account, answer, budget).await;
                 }
                 Verdict::Foreign(answer) => return Ok((binding, answer)),
-                Verdict::Again(last) => match self.again(wanted, binding, &mut retries, budget).await {
-                    Ok(next) => binding = next,
-                    Err(binding) => return last.map(|answer| (binding, answer)),
-                },
+                Verdict::Again(last) => {
+                    match self.again(wanted, binding, &mut retries, budget).await {
+                        Ok(next) => binding = next,
+                        Err(binding) => return last.map(|answer| (binding, answer)),
+                    }
+                }
                 Verdict::Limited(told) => {
                     let wait = told.max(insisting(limits));
                     self.registry.limit(&binding.key, wanted.model, wait);
                     if retries == 0 {
                         self.refuse(wanted, &binding, Reason::Limited);
-                        return Err(Error::limited("The upstream keys that may serve this session are cooling.", wait));
+                        return Err(Error::limited(
+                            "The upstream keys that may serve this session are cooling.",
+                            wait,
+                        ));
                     }
                     (retries, limits) = (retries - 1, limits + 1);
                     self.stop_waiting(wanted, &binding, limits);
@@ -195,7 +220,8 @@ impl Gateway {
                         continue;
                     }
                     self.registry.observe(&binding.key, ailment);
-                    // A key that is refused is asked whether that is meant before its sessions leave it.
+                    // A key that is refused is asked whether that is meant before its sessions
+                    // leave it.
                     self.registry.settled(&binding.key).await;
                     binding = self.elsewhere(wanted, &binding, ailment.into(), budget).await?;
                 }
@@ -221,8 +247,8 @@ impl Gateway {
         next
     }
 
-    /// Ends the wait for a key that is limited again after it was waited for, where a sibling serves
-    /// at once.
+    /// Ends the wait for a key that is limited again after it was waited for, where a sibling
+    /// serves at once.
     fn stop_waiting(&self, wanted: &mut Wanted<'_>, binding: &Binding, limits: u32) {
         let patience = std::mem::take(&mut wanted.patience);
         if limits == 1 || !self.bindings.has_sibling(wanted, binding) {
@@ -230,8 +256,14 @@ impl Gateway {
         }
     }
 
-    /// Waits in place where the binding's key is short for a moment. Where that takes too long, or too many wait, another serves.
-    async fn wait(&self, wanted: &mut Wanted<'_>, mut binding: Binding, budget: &mut Budget) -> Result<Binding, Error> {
+    /// Waits in place where the binding's key is short for a moment. Where that takes too long, or
+    /// too many wait, another serves.
+    async fn wait(
+        &self,
+        wanted: &mut Wanted<'_>,
+        mut binding: Binding,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
         while let Fitness::Limited(short) = self.registry.fitness(&binding.key, wanted.model) {
             let place = self.waiters.enter(&binding.key).filter(|_| short <= wanted.patience);
             if let Some(_place) = place {
@@ -247,8 +279,8 @@ impl Gateway {
         Ok(binding)
     }
 
-    /// One more attempt after the upstream has failed with the turn: first with the same key, then with a sibling. The error is
-    /// the binding as it was: there is no further attempt.
+    /// One more attempt after the upstream has failed with the turn: first with the same key, then
+    /// with a sibling. The error is the binding as it was: there is no further attempt.
     async fn again(
         &self,
         wanted: &mut Wanted<'_>,
@@ -289,10 +321,22 @@ impl Gateway {
     fn tell(&self, wanted: &Wanted<'_>, binding: &Binding, decision: Decision, reason: Reason) {
         let key = Some(&*binding.key);
         let to = key.filter(|_| decision != Decision::Refuse);
-        self.bindings.trail.tell(&Step { session: wanted.session.as_ref(), decision, reason, from: key, to });
+        self.bindings.trail.tell(&Step {
+            session: wanted.session.as_ref(),
+            decision,
+            reason,
+            from: key,
+            to,
+        });
     }
 
-    async fn deliver(&self, binding: Binding, answer: Answer, began: Instant, budget: &mut Budget) -> (Binding, Answer) {
+    async fn deliver(
+        &self,
+        binding: Binding,
+        answer: Answer,
+        began: Instant,
+        budget: &mut Budget,
+    ) -> (Binding, Answer) {
         if answer.status.is_success() {
             self.registry.has_served(&binding.key, began);
             self.bindings.confirm(&binding, budget).await;
@@ -307,11 +351,14 @@ fn lock(retries: &Mutex<Retries>) -> MutexGuard<'_, Retries> {
 }
 
 fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
-    let names = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split('=').next());
-    match names.into_iter().any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one))) {
-        true => {
-            Err(Error::new(ErrorKind::InvalidApiKey, "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`."))
-        }
+    let names =
+        uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split('=').next());
+    match names.into_iter().any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one)))
+    {
+        true => Err(Error::new(
+            ErrorKind::InvalidApiKey,
+            "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
+        )),
         false => Ok(()),
     }
 }

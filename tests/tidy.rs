@@ -1,5 +1,6 @@
-//! The house rules that a machine can check. Each test first meets a small example that breaks its rule, so that it is
-//! known to be able to fail, and then the repository. A fault names its file and line.
+//! The house rules that a machine can check. Each test first meets a small example that breaks its
+//! rule, so that it is known to be able to fail, and then the repository. A fault names its file
+//! and line.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +10,8 @@ use source::{File, declared, file, line_of, listed, paths, repository};
 mod source;
 
 const LONGEST: usize = 400;
-/// What a file that calls itself pure in its opening cannot need: waiting, clocks, the world outside.
+/// What a file that calls itself pure in its opening cannot need: waiting, clocks, the world
+/// outside.
 const IMPURE: [&str; 10] = [
     ".await",
     "async ",
@@ -23,16 +25,34 @@ const IMPURE: [&str; 10] = [
     "getrandom",
 ];
 /// Names that say nothing about what is inside.
-const EMPTY_NAMES: [&str; 11] =
-    ["util", "common", "helpers", "misc", "types", "manager", "handler", "processor", "service", "data", "core"];
+const EMPTY_NAMES: [&str; 11] = [
+    "util",
+    "common",
+    "helpers",
+    "misc",
+    "types",
+    "manager",
+    "handler",
+    "processor",
+    "service",
+    "data",
+    "core",
+];
 
 #[test]
 fn a_module_uses_only_what_is_declared_before_it() {
     let lib = file("src/lib.rs", "pub mod key;\nmod turn;\n");
-    let wrong = [lib, file("src/key/place.rs", "//! x\nuse crate::{key, turn::Turn};"), file("src/stray.rs", "")];
+    let wrong = [
+        lib,
+        file("src/key/place.rs", "//! x\nuse crate::{key, turn::Turn};"),
+        file("src/stray.rs", ""),
+    ];
     assert_eq!(
         out_of_order(&wrong),
-        ["src/key/place.rs:2: uses `turn`, which src/lib.rs declares after `key`", "src/stray.rs:1: not declared in src/lib.rs"]
+        [
+            "src/key/place.rs:2: uses `turn`, which src/lib.rs declares after `key`",
+            "src/stray.rs:1: not declared in src/lib.rs"
+        ]
     );
     assert_none(out_of_order(&repository()));
 }
@@ -42,7 +62,10 @@ fn submodules_do_not_use_each_other_in_a_circle() {
     let wrong = [
         file("src/key/a.rs", "\nuse super::b::B;"),
         file("src/key/b.rs", "fn f() { crate::key::c::g() }"),
-        file("src/key/c.rs", "use super::{Key, a::A};\n#[cfg(test)]\nmod tests { use super::super::d::D; }"),
+        file(
+            "src/key/c.rs",
+            "use super::{Key, a::A};\n#[cfg(test)]\nmod tests { use super::super::d::D; }",
+        ),
         file("src/key/d.rs", "// use super::a is only a comment\nuse super::c;"),
     ];
     assert_eq!(
@@ -80,8 +103,10 @@ fn a_file_opens_with_what_it_decides() {
 #[test]
 fn a_pure_file_waits_for_nothing_and_asks_no_clock() {
     let body = "fn f() { // .await\n    let now = Instant::now();\n}\n#[cfg(test)]\nmod tests { use std::fs; }";
-    let wrong =
-        [file("src/a.rs", &format!("//! Decides much. Pure.\n{body}")), file("src/b.rs", &format!("//! Does much.\n{body}"))];
+    let wrong = [
+        file("src/a.rs", &format!("//! Decides much. Pure.\n{body}")),
+        file("src/b.rs", &format!("//! Does much.\n{body}")),
+    ];
     assert_eq!(impure(&wrong), ["src/a.rs:3: `Instant::now` in a file that says it is pure"]);
     assert_none(impure(&repository()));
 }
@@ -106,7 +131,11 @@ fn every_metric_is_registered_in_one_place() {
 
 #[test]
 fn names_say_what_is_inside() {
-    let wrong = [file("src/key/util.rs", ""), file("tests/it/common/mod.rs", ""), file("src/a.rs", "\npub mod helpers {}")];
+    let wrong = [
+        file("src/key/util.rs", ""),
+        file("tests/it/common/mod.rs", ""),
+        file("src/a.rs", "\npub mod helpers {}"),
+    ];
     assert_eq!(
         empty_names(&wrong),
         [
@@ -126,7 +155,10 @@ fn an_exception_to_a_lint_carries_its_reason() {
     )];
     assert_eq!(
         silenced(&wrong),
-        ["src/a.rs:1: `allow`: write #[expect(.., reason = \"..\")]", "src/a.rs:2: `expect` without a reason"]
+        [
+            "src/a.rs:1: `allow`: write #[expect(.., reason = \"..\")]",
+            "src/a.rs:2: `expect` without a reason"
+        ]
     );
     assert_none(silenced(&repository()));
 }
@@ -151,7 +183,10 @@ fn no_secret_and_no_machine_is_committed() {
     let home = format!("see {}somebody/notes", concat!("/ho", "me/"));
     let fine = "an invented sk-key-a1, a task-aaaaaaaaaaaaaaaaaaaaaaaaaaaa and $HOME/x";
     let wrong = [file("a.md", &format!("{fine}\n{key}\n{home}"))];
-    assert_eq!(leaks(&wrong), ["a.md:2: looks like a secret key", "a.md:3: names a folder of one machine"]);
+    assert_eq!(
+        leaks(&wrong),
+        ["a.md:2: looks like a secret key", "a.md:3: names a folder of one machine"]
+    );
     assert_none(leaks(&repository()));
 }
 
@@ -159,28 +194,44 @@ fn no_secret_and_no_machine_is_committed() {
 fn the_lock_file_is_committed() {
     let locked = |paths: &[String]| paths.iter().any(|path| path == "Cargo.lock");
     assert!(!locked(&["Cargo.toml".into()]));
-    assert!(locked(&listed(&["--cached"])), "Cargo.lock:1: not committed: every build uses --locked");
+    assert!(
+        locked(&listed(&["--cached"])),
+        "Cargo.lock:1: not committed: every build uses --locked"
+    );
 }
 
 #[track_caller]
 fn assert_none(faults: Vec<String>) {
-    assert!(faults.is_empty(), "a house rule is broken ({}):\n  {}", faults.len(), faults.join("\n  "));
+    assert!(
+        faults.is_empty(),
+        "a house rule is broken ({}):\n  {}",
+        faults.len(),
+        faults.join("\n  ")
+    );
 }
 
 fn out_of_order(files: &[File]) -> Vec<String> {
-    let lib = files.iter().find(|file| file.path == "src/lib.rs").expect("src/lib.rs tells the order");
+    let lib =
+        files.iter().find(|file| file.path == "src/lib.rs").expect("src/lib.rs tells the order");
     let order: Vec<&str> = lib.code.lines().filter_map(declared).collect();
     let place = |name: &str| order.iter().position(|declared| *declared == name);
     let mut faults = Vec::new();
     for file in files {
-        let Some(&here) = file.module().as_ref().and_then(|module| module.first()) else { continue };
+        let Some(&here) = file.module().as_ref().and_then(|module| module.first()) else {
+            continue;
+        };
         let Some(position) = place(here) else {
             faults.push(format!("{}:1: not declared in src/lib.rs", file.path));
             continue;
         };
         for (line, path) in paths(file) {
-            if let Some(there) = path.first().filter(|name| place(name).is_some_and(|there| there > position)) {
-                faults.push(format!("{}:{line}: uses `{there}`, which src/lib.rs declares after `{here}`", file.path));
+            if let Some(there) =
+                path.first().filter(|name| place(name).is_some_and(|there| there > position))
+            {
+                faults.push(format!(
+                    "{}:{line}: uses `{there}`, which src/lib.rs declares after `{here}`",
+                    file.path
+                ));
             }
         }
     }
@@ -195,9 +246,18 @@ fn circles(files: &[File]) -> Vec<String> {
         for (line, path) in paths(file) {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             let shared = module.iter().zip(&path).take_while(|(a, b)| a == b).count();
-            // The order of the top level is out_of_order's business; a parent and its child are one noun.
-            if shared > 0 && shared < module.len() && shared < path.len() && modules.contains(&path[..=shared]) {
-                uses.push((module[..=shared].join("::"), path[..=shared].join("::"), format!("{}:{line}", file.path)));
+            // The order of the top level is out_of_order's business; a parent and its child are one
+            // noun.
+            if shared > 0
+                && shared < module.len()
+                && shared < path.len()
+                && modules.contains(&path[..=shared])
+            {
+                uses.push((
+                    module[..=shared].join("::"),
+                    path[..=shared].join("::"),
+                    format!("{}:{line}", file.path),
+                ));
             }
         }
     }
@@ -215,16 +275,24 @@ fn circles(files: &[File]) -> Vec<String> {
         seen.contains(from)
     };
     let circular = uses.iter().filter(|(from, to, _)| leads_back(from, to));
-    circular.map(|(from, to, place)| format!("{place}: `{from}` uses `{to}`, which leads back to it")).collect()
+    circular
+        .map(|(from, to, place)| format!("{place}: `{from}` uses `{to}`, which leads back to it"))
+        .collect()
 }
 
 fn too_long(files: &[File]) -> Vec<String> {
-    let sources = files.iter().filter(|file| file.path.starts_with("src/") || file.path.starts_with("tests/"));
-    let counted = sources.filter(|file| [".rs", ".py", ".sh", ".lua", ".toml"].iter().any(|end| file.path.ends_with(end)));
+    let sources = files
+        .iter()
+        .filter(|file| file.path.starts_with("src/") || file.path.starts_with("tests/"));
+    let counted = sources.filter(|file| {
+        [".rs", ".py", ".sh", ".lua", ".toml"].iter().any(|end| file.path.ends_with(end))
+    });
     counted
         .map(|file| (&file.path, file.text.lines().count()))
         .filter(|(_, lines)| *lines > LONGEST)
-        .map(|(path, lines)| format!("{path}:{}: {lines} lines, at most {LONGEST}: it is two", LONGEST + 1))
+        .map(|(path, lines)| {
+            format!("{path}:{}: {lines} lines, at most {LONGEST}: it is two", LONGEST + 1)
+        })
         .collect()
 }
 
@@ -236,39 +304,58 @@ fn unopened(files: &[File]) -> Vec<String> {
         first.split_whitespace().count() >= 4 && first.ends_with(['.', ':', '!', '?'])
     };
     let silent = files.iter().filter(|file| file.is_code_below("src/") && !is_opened(&file.text));
-    silent.map(|file| format!("{}:1: opens without a `//!` sentence that says what it decides", file.path)).collect()
+    silent
+        .map(|file| {
+            format!("{}:1: opens without a `//!` sentence that says what it decides", file.path)
+        })
+        .collect()
 }
 
 fn impure(files: &[File]) -> Vec<String> {
-    let is_pure = |text: &str| text.lines().map_while(|line| line.strip_prefix("//!")).any(|line| line.contains("Pure."));
+    let is_pure = |text: &str| {
+        text.lines().map_while(|line| line.strip_prefix("//!")).any(|line| line.contains("Pure."))
+    };
     let mut faults = Vec::new();
     for file in files.iter().filter(|file| file.is_code_below("src/") && is_pure(&file.text)) {
         for (at, line) in file.code.lines().enumerate() {
             let found = IMPURE.iter().filter(|word| line.contains(*word));
-            faults.extend(found.map(|word| format!("{}:{}: `{word}` in a file that says it is pure", file.path, at + 1)));
+            faults.extend(found.map(|word| {
+                format!("{}:{}: `{word}` in a file that says it is pure", file.path, at + 1)
+            }));
         }
     }
     faults
 }
 
 fn metrics_elsewhere(files: &[File]) -> Vec<String> {
-    let is_metrics = |file: &File| file.path == "src/metrics.rs" || file.path.starts_with("src/metrics/");
+    let is_metrics =
+        |file: &File| file.path == "src/metrics.rs" || file.path.starts_with("src/metrics/");
     let mut faults = Vec::new();
-    for file in files.iter().filter(|file| file.is_code_below("src/") && file.path != "src/metrics/family.rs") {
+    for file in files
+        .iter()
+        .filter(|file| file.is_code_below("src/") && file.path != "src/metrics/family.rs")
+    {
         let (word, fault) = match is_metrics(file) {
             true => (".register", "only `families!` of src/metrics/family.rs registers a family"),
             false => ("prometheus_client", "metrics are made below src/metrics"),
         };
-        faults.extend(file.code.find(word).map(|at| format!("{}:{}: {fault}", file.path, line_of(&file.code, at))));
+        faults.extend(
+            file.code
+                .find(word)
+                .map(|at| format!("{}:{}: {fault}", file.path, line_of(&file.code, at))),
+        );
     }
     faults
 }
 
 fn empty_names(files: &[File]) -> Vec<String> {
     let mut faults = Vec::new();
-    for file in files.iter().filter(|file| file.is_code_below("src/") || file.is_code_below("tests/")) {
+    for file in
+        files.iter().filter(|file| file.is_code_below("src/") || file.is_code_below("tests/"))
+    {
         let parts = file.path.trim_end_matches(".rs").split('/').map(|name| (1, name));
-        let inline = file.code.lines().enumerate().filter_map(|(at, line)| Some((at + 1, declared(line)?)));
+        let inline =
+            file.code.lines().enumerate().filter_map(|(at, line)| Some((at + 1, declared(line)?)));
         for (line, name) in parts.chain(inline).filter(|(_, name)| EMPTY_NAMES.contains(name)) {
             faults.push(format!("{}:{line}: `{name}` says nothing", file.path));
         }
@@ -283,8 +370,13 @@ fn silenced(files: &[File]) -> Vec<String> {
             let attribute = file.code[at + 1..].trim_start_matches('!');
             let line = line_of(&file.code, at);
             if attribute.starts_with("[allow(") {
-                faults.push(format!("{}:{line}: `allow`: write #[expect(.., reason = \"..\")]", file.path));
-            } else if attribute.starts_with("[expect(") && !attribute.split(']').next().unwrap_or_default().contains("reason =") {
+                faults.push(format!(
+                    "{}:{line}: `allow`: write #[expect(.., reason = \"..\")]",
+                    file.path
+                ));
+            } else if attribute.starts_with("[expect(")
+                && !attribute.split(']').next().unwrap_or_default().contains("reason =")
+            {
                 faults.push(format!("{}:{line}: `expect` without a reason", file.path));
             }
         }
@@ -300,7 +392,8 @@ fn commands(files: &[File]) -> Vec<String> {
         if line.starts_with("```") {
             is_inside = !is_inside;
         } else if is_inside {
-            let command = line.trim_start_matches("$ ").split('#').next().unwrap_or_default().trim();
+            let command =
+                line.trim_start_matches("$ ").split('#').next().unwrap_or_default().trim();
             found.extend((!command.is_empty()).then_some((at + 1, command)));
         }
     }
@@ -308,7 +401,9 @@ fn commands(files: &[File]) -> Vec<String> {
     for wanted in ["make demo", "make test"] {
         let (line, command) = found.next().unwrap_or((1, "nothing"));
         if command != wanted {
-            return vec![format!("README.md:{line}: the first two commands are `make demo`, `make test`; found `{command}`")];
+            return vec![format!(
+                "README.md:{line}: the first two commands are `make demo`, `make test`; found `{command}`"
+            )];
         }
     }
     Vec::new()
@@ -319,7 +414,8 @@ fn leaks(files: &[File]) -> Vec<String> {
         line.match_indices("sk-").any(|(at, mark)| {
             let before = line[..at].chars().next_back();
             let rest = line[at + mark.len()..].trim_start_matches("proj-");
-            !before.is_some_and(char::is_alphanumeric) && rest.chars().take_while(char::is_ascii_alphanumeric).count() >= 20
+            !before.is_some_and(char::is_alphanumeric)
+                && rest.chars().take_while(char::is_ascii_alphanumeric).count() >= 20
         })
     };
     let homes = [concat!("/ho", "me/"), concat!("/Us", "ers/"), concat!("/ro", "ot/")];

@@ -16,7 +16,8 @@ pub struct Wanted<'t> {
     pub client: &'t Client,
     /// Whether the turn itself shows content that only its organization can open.
     pub carries_sealed: Sealed<'t>,
-    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as stale where the turn moves.
+    /// The turn's `x-codex-turn-state`: it belongs to the key that issued it, and is remembered as
+    /// stale where the turn moves.
     pub turn_state: Option<&'t [u8]>,
     /// It comes by WebSocket: a new session begins where that is spoken.
     pub by_websocket: bool,
@@ -30,7 +31,8 @@ pub struct Wanted<'t> {
     pub failed: Vec<Tag>,
     /// It refers to what only the project of its session can find.
     pub is_held: bool,
-    /// What it may not leave, whatever its session is bound to: the project that stores what it goes on from or refers to.
+    /// What it may not leave, whatever its session is bound to: the project that stores what it
+    /// goes on from or refers to.
     pub within: Reach,
 }
 
@@ -81,7 +83,9 @@ impl<'t> Wanted<'t> {
     /// How far from `record`'s organization the turn may go.
     pub fn reach(&self, record: &BindingRecord) -> Reach {
         match self.within {
-            Reach::Anywhere if record.sealed || self.carries_sealed.is_sealed() => Reach::Organization(record.organization),
+            Reach::Anywhere if record.sealed || self.carries_sealed.is_sealed() => {
+                Reach::Organization(record.organization)
+            }
             within => within,
         }
     }
@@ -94,7 +98,8 @@ impl<'t> Wanted<'t> {
         }
     }
 
-    /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent would.
+    /// Whose order of keys the session goes by: a fork that cannot inherit goes where its parent
+    /// would.
     pub fn order<'s>(&'s self, session: &'s SessionId) -> &'s str {
         self.lineage.parent.as_ref().map_or(session, |parent| &parent.root).as_str()
     }

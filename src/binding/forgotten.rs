@@ -1,7 +1,9 @@
-//! Finds a session's organization again when its binding was forgotten: by expiry, a flush, a failover that lost it.
+//! Finds a session's organization again when its binding was forgotten: by expiry, a flush, a
+//! failover that lost it.
 //!
-//! Only the organization that sealed a session's history can open it. A turn whose binding is a provisional and whose history the
-//! upstream could not open is tried once with each other organization, and the one that accepts is bound.
+//! Only the organization that sealed a session's history can open it. A turn whose binding is a
+//! provisional and whose history the upstream could not open is tried once with each other
+//! organization, and the one that accepts is bound.
 
 use crate::binding::bind::Bindings;
 use crate::binding::demand::Wanted;
@@ -15,17 +17,36 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// The next key to try instead of `provisional`: of an organization that was not `tried`. It is bound by [`Self::correct`].
-    pub fn elsewhere(&self, wanted: &Wanted<'_>, provisional: &Binding, tried: &[Tag]) -> Option<Binding> {
+    /// The next key to try instead of `provisional`: of an organization that was not `tried`. It is
+    /// bound by [`Self::correct`].
+    pub fn elsewhere(
+        &self,
+        wanted: &Wanted<'_>,
+        provisional: &Binding,
+        tried: &[Tag],
+    ) -> Option<Binding> {
         let key = self.places.elsewhere(wanted, provisional.session.as_ref()?, tried)?;
-        Some(Binding { key, result: BindingResult::Rebound, has_moved: true, ..provisional.clone() })
+        Some(Binding {
+            key,
+            result: BindingResult::Rebound,
+            has_moved: true,
+            ..provisional.clone()
+        })
     }
 
-    /// The organization of `provisional` cannot open the session's history, and the connection that found out has one key for life: the
-    /// session is bound to the next organization in its order, a provisional again, which the next connection meets. Returns whether
-    /// there is one that was not tried; the error, that one is out of use. Each replica tries each of them once.
-    pub async fn rebind_provisionally(&self, wanted: &Wanted<'_>, provisional: &Binding, budget: &mut Budget) -> Result<bool, Error> {
-        let (Some(session), Some(record)) = (&provisional.session, provisional.record()) else { return Ok(false) };
+    /// The organization of `provisional` cannot open the session's history, and the connection that
+    /// found out has one key for life: the session is bound to the next organization in its order,
+    /// a provisional again, which the next connection meets. Returns whether there is one that was
+    /// not tried; the error, that one is out of use. Each replica tries each of them once.
+    pub async fn rebind_provisionally(
+        &self,
+        wanted: &Wanted<'_>,
+        provisional: &Binding,
+        budget: &mut Budget,
+    ) -> Result<bool, Error> {
+        let (Some(session), Some(record)) = (&provisional.session, provisional.record()) else {
+            return Ok(false);
+        };
         let tried = self.local.rule_out(session, record.organization);
         let Some(key) = self.places.elsewhere(wanted, session, &tried) else {
             return self.give_up(wanted, &tried).map(|()| false);
@@ -34,7 +55,13 @@ impl Bindings {
         let replaced = match &provisional.written {
             Written::Stored(_) | Written::Beside(_) => Some(
                 self.store
-                    .rebind(Name::Binding(session.as_str()), &record.to_string(), &next.to_string(), self.ttl, budget)
+                    .rebind(
+                        Name::Binding(session.as_str()),
+                        &record.to_string(),
+                        &next.to_string(),
+                        self.ttl,
+                        budget,
+                    )
                     .await,
             ),
             Written::Here(_) | Written::Nowhere => None,
@@ -43,24 +70,34 @@ impl Bindings {
             Some(Ok(Replaced::Done)) => drop(self.local.confirm(session, &next)),
             // Whoever was first knows as much, or better.
             Some(Ok(Replaced::Lost(_))) => return Ok(true),
-            Some(Err(_)) | None => self.local.note(session, &BindingRecord { epoch: record.epoch, ..next }, true),
+            Some(Err(_)) | None => {
+                self.local.note(session, &BindingRecord { epoch: record.epoch, ..next }, true)
+            }
         }
         self.tell(session, Decision::Move, Reason::Forgotten, record, &key);
         Ok(true)
     }
 
-    /// Nobody accepted: whether that is the last word. An organization that cannot be asked may be the right one: its clients hear
-    /// what is the matter with it.
+    /// Nobody accepted: whether that is the last word. An organization that cannot be asked may be
+    /// the right one: its clients hear what is the matter with it.
     pub fn give_up(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Result<(), Error> {
         self.places.shortage_beside(wanted, tried).map_or(Ok(()), Err)
     }
 
-    /// The upstream accepted the session's history with `found`'s key: that is its organization. Before the first byte of the
-    /// answer, so the binding is sealed as well.
-    pub async fn correct(&self, wanted: &Wanted<'_>, found: Binding, budget: &mut Budget) -> Binding {
+    /// The upstream accepted the session's history with `found`'s key: that is its organization.
+    /// Before the first byte of the answer, so the binding is sealed as well.
+    pub async fn correct(
+        &self,
+        wanted: &Wanted<'_>,
+        found: Binding,
+        budget: &mut Budget,
+    ) -> Binding {
         let Some(session) = &found.session else { return found };
-        let next =
-            |record: &BindingRecord| record.moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag)).sealed();
+        let next = |record: &BindingRecord| {
+            record
+                .moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag))
+                .sealed()
+        };
         let step = Step {
             session: Some(session),
             decision: Decision::Move,
@@ -80,12 +117,17 @@ impl Bindings {
             Written::Stored(record) | Written::Beside(record) => {
                 let next = next(record);
                 let (old, new) = (record.to_string(), next.to_string());
-                match self.store.rebind(Name::Binding(session.as_str()), &old, &new, self.ttl, budget).await {
+                match self
+                    .store
+                    .rebind(Name::Binding(session.as_str()), &old, &new, self.ttl, budget)
+                    .await
+                {
                     Ok(Replaced::Done) => {
                         self.local.confirm(session, &next);
                         Written::Stored(next)
                     }
-                    // Another turn of the session has found it too, or knows better: the next turn goes by its word.
+                    // Another turn of the session has found it too, or knows better: the next turn
+                    // goes by its word.
                     Ok(Replaced::Lost(_)) => Written::Nowhere,
                     Err(_) => {
                         self.local.note(session, &next, false);

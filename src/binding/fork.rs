@@ -1,7 +1,8 @@
-//! What a fork inherits. Its input carries its parent's encrypted reasoning, so it begins on its parent's key.
+//! What a fork inherits. Its input carries its parent's encrypted reasoning, so it begins on its
+//! parent's key.
 //!
-//! A parent is named by its thread. A root thread's name is its session's; the sessions of other threads are written down
-//! beside the bindings, behind the back of the turns that show them.
+//! A parent is named by its thread. A root thread's name is its session's; the sessions of other
+//! threads are written down beside the bindings, behind the back of the turns that show them.
 
 use std::sync::Arc;
 
@@ -13,14 +14,19 @@ use crate::store::name::Name;
 use crate::store::{Budget, Store};
 
 impl Bindings {
-    /// The binding that the session of a fork begins with: its parent's, as its own first. `None`: it is no fork, or its parent
-    /// is forgotten.
-    pub(super) async fn inherited(&self, wanted: &Wanted<'_>, budget: &mut Budget) -> Option<BindingRecord> {
+    /// The binding that the session of a fork begins with: its parent's, as its own first. `None`:
+    /// it is no fork, or its parent is forgotten.
+    pub(super) async fn inherited(
+        &self,
+        wanted: &Wanted<'_>,
+        budget: &mut Budget,
+    ) -> Option<BindingRecord> {
         let parent = wanted.lineage.parent.as_ref()?;
         if let Some(record) = binding_of(&self.store, &parent.root, budget).await {
             return Some(inherit(record));
         }
-        let session = self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
+        let session =
+            self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
         match session.and_then(|held| SessionId::parse(&held.value)) {
             Some(session) => binding_of(&self.store, &session, budget).await.map(inherit),
             None => self.inherited_here(wanted),
@@ -43,14 +49,22 @@ impl Bindings {
         let (store, local, ttl) = (Arc::clone(&self.store), Arc::clone(&self.local), self.ttl);
         let (thread, session) = (thread.clone(), session.clone());
         self.tasks.spawn(async move {
-            if store.extend(Name::Thread(thread.as_str()), session.as_str(), ttl, &mut store.budget()).await.is_err() {
+            if store
+                .extend(Name::Thread(thread.as_str()), session.as_str(), ttl, &mut store.budget())
+                .await
+                .is_err()
+            {
                 local.has_not_told(&thread);
             }
         });
     }
 }
 
-async fn binding_of(store: &Store, session: &SessionId, budget: &mut Budget) -> Option<BindingRecord> {
+async fn binding_of(
+    store: &Store,
+    session: &SessionId,
+    budget: &mut Budget,
+) -> Option<BindingRecord> {
     let held = store.get(Name::Binding(session.as_str()), budget).await.ok()??;
     BindingRecord::parse(&held.value)
 }

@@ -1,5 +1,6 @@
-//! What this replica hears of sessions that it has not served, so that an outage finds it with the word of those that have: each
-//! binding when it is made or sealed, and those from before when it begins to listen.
+//! What this replica hears of sessions that it has not served, so that an outage finds it with the
+//! word of those that have: each binding when it is made or sealed, and those from before when it
+//! begins to listen.
 //!
 //! What was missed is heard from the store at the session's next turn.
 
@@ -19,7 +20,8 @@ use crate::store::{Store, Unavailable};
 
 /// Between two steps of a walk through the store: turns are not to feel it.
 const PACE: Duration = Duration::from_millis(5);
-/// A walk that did not come to its end begins again after so long; then after twice as long, up to the other.
+/// A walk that did not come to its end begins again after so long; then after twice as long, up to
+/// the other.
 const AGAIN: Duration = Duration::from_secs(1);
 const SELDOM: Duration = Duration::from_secs(60);
 
@@ -67,7 +69,8 @@ impl Gossip {
                 () = self.missed.notified() => {}
             }
             if !std::mem::take(&mut is_first) {
-                // All replicas lose a store together, and what is told too fast once may be so again.
+                // All replicas lose a store together, and what is told too fast once may be so
+                // again.
                 sleep(AGAIN.mul_f64(chance())).await;
             }
             let mut pause = AGAIN;

@@ -1,8 +1,9 @@
-//! The state machine of the binding: three replicas, one store, every interleaving of turns, outages, lost answers, deaths of
-//! keys, merges, reloads and restarts that chance finds; and the invariants that must hold whatever it finds.
+//! The state machine of the binding: three replicas, one store, every interleaving of turns,
+//! outages, lost answers, deaths of keys, merges, reloads and restarts that chance finds; and the
+//! invariants that must hold whatever it finds.
 //!
-//! The judge is the upstream's record, together with the store's record of its writes. Each wrong variant of a script must be
-//! caught by it: a machine that misses one proves nothing.
+//! The judge is the upstream's record, together with the store's record of its writes. Each wrong
+//! variant of a script must be caught by it: a machine that misses one proves nothing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -48,7 +49,8 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let weather = prop_oneof![3 => Just(Weather::Fair), 2 => Just(Weather::Away), 1 => Just(Weather::Mute)];
+    let weather =
+        prop_oneof![3 => Just(Weather::Fair), 2 => Just(Weather::Away), 1 => Just(Weather::Mute)];
     prop_oneof![
         8 => (0..REPLICAS, 0..SESSIONS).prop_map(|(replica, session)| Event::Turn(replica, session)),
         12 => prop::collection::vec(0..BUSY, 1..12).prop_map(Event::Steps),
@@ -76,7 +78,8 @@ impl Machine {
     fn new(flaw: Flaw) -> Self {
         let shared = Arc::new(Mutex::new(Shared::new(flaw)));
         let upstream = Rc::new(Upstream::new(&shared));
-        let replicas: Vec<_> = (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
+        let replicas: Vec<_> =
+            (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
         let mut machine = Self { shared, upstream, replicas, going: Vec::new() };
         machine.exchange_membership();
         machine
@@ -86,12 +89,16 @@ impl Machine {
         match event {
             Event::Turn(replica, session) => self.begin_turn(*replica, *session),
             Event::Steps(which) => which.iter().for_each(|which| self.step(*which)),
-            Event::Weather(replica, weather) => *self.replicas[*replica].model.weather.lock().unwrap() = *weather,
+            Event::Weather(replica, weather) => {
+                *self.replicas[*replica].model.weather.lock().unwrap() = *weather
+            }
             Event::Dies(key) => self.upstream.dies(*key),
             Event::Recovers(key) => {
                 self.upstream.recovers(*key);
                 // That replicas hear of it is not the binding's business.
-                self.replicas.iter().for_each(|replica| replica.registry.has_served(&upstream::keys()[*key], Instant::now()));
+                self.replicas.iter().for_each(|replica| {
+                    replica.registry.has_served(&upstream::keys()[*key], Instant::now())
+                });
             }
             Event::Merge(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
@@ -193,7 +200,9 @@ impl Machine {
 
     /// The first thing that must not have happened.
     fn violation(&self) -> Option<String> {
-        self.upstream.violation().or_else(|| upstream::wrong_write(&self.upstream, &self.shared.lock().unwrap().writes))
+        self.upstream
+            .violation()
+            .or_else(|| upstream::wrong_write(&self.upstream, &self.shared.lock().unwrap().writes))
     }
 }
 
@@ -211,25 +220,31 @@ fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
 
 /// Plays `cases` histories: the same each time, or others.
 fn search(flaw: Flaw, cases: u32, others: bool) -> Result<(), String> {
-    let config = Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
+    let config =
+        Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
     let same = || TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let mut runner = if others { TestRunner::new(config) } else { TestRunner::new_with_rng(config, same()) };
-    let tested = runner.run(&prop::collection::vec(event(), 1..40), |events| play(flaw, &events).map_err(TestCaseError::fail));
+    let mut runner =
+        if others { TestRunner::new(config) } else { TestRunner::new_with_rng(config, same()) };
+    let tested = runner.run(&prop::collection::vec(event(), 1..40), |events| {
+        play(flaw, &events).map_err(TestCaseError::fail)
+    });
     tested.map_err(|error| match error {
         TestError::Fail(why, events) => format!("{why}\nafter {events:#?}"),
         TestError::Abort(why) => why.to_string(),
     })
 }
 
-/// A suite that fails by chance says nothing of a change: it plays the same histories each time. `WARMKEY_CASES=1000000` looks for
-/// others.
+/// A suite that fails by chance says nothing of a change: it plays the same histories each time.
+/// `WARMKEY_CASES=1000000` looks for others.
 #[test]
 fn no_interleaving_breaks_the_binding() {
     let asked = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok());
-    search(Flaw::None, asked.unwrap_or(100_000), asked.is_some()).unwrap_or_else(|violation| panic!("{violation}"));
+    search(Flaw::None, asked.unwrap_or(100_000), asked.is_some())
+        .unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-/// Found by chance once: a move that the store has taken and nobody has heard of, when its replica is cut off and the key recovers.
+/// Found by chance once: a move that the store has taken and nobody has heard of, when its replica
+/// is cut off and the key recovers.
 #[test]
 fn a_move_that_nobody_has_heard_of_is_no_breach() {
     let events = [
@@ -250,7 +265,8 @@ fn a_move_that_nobody_has_heard_of_is_no_breach() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Found by chance once: a turn that a sibling serves, while another one moves the session away from a key that is back by then.
+/// Found by chance once: a turn that a sibling serves, while another one moves the session away
+/// from a key that is back by then.
 #[test]
 fn a_turn_beside_the_binding_learns_of_its_move() {
     let events = [
@@ -294,8 +310,8 @@ fn a_key_that_a_newer_set_lacks_is_removed() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Found by chance twice: a session that begins with another key than its order's first, and a replica that cannot hear of it
-/// finds its organization by a search, which ends with the first.
+/// Found by chance twice: a session that begins with another key than its order's first, and a
+/// replica that cannot hear of it finds its organization by a search, which ends with the first.
 #[test]
 fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
     let events = [
@@ -316,9 +332,14 @@ fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
 
 #[test]
 fn every_wrong_script_is_caught() {
-    for flaw in
-        [Flaw::PlainClaim, Flaw::PlainReplace, Flaw::ReplaceByKey, Flaw::MergeNothingOver, Flaw::PlainMerge, Flaw::MergeEqual]
-    {
+    for flaw in [
+        Flaw::PlainClaim,
+        Flaw::PlainReplace,
+        Flaw::ReplaceByKey,
+        Flaw::MergeNothingOver,
+        Flaw::PlainMerge,
+        Flaw::MergeEqual,
+    ] {
         assert!(search(flaw, 100_000, false).is_err(), "{flaw:?} breaks nothing that is looked at");
     }
 }

@@ -1,7 +1,8 @@
-//! Binds without the store: by what this replica remembers, else by the order that every replica finds alike; and brings what
-//! was bound meanwhile into the store once it is back.
+//! Binds without the store: by what this replica remembers, else by the order that every replica
+//! finds alike; and brings what was bound meanwhile into the store once it is back.
 //!
-//! What a session's history holds is not known then, so no turn leaves the organization that it is found in.
+//! What a session's history holds is not known then, so no turn leaves the organization that it is
+//! found in.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,18 +29,26 @@ const MERGE_AGAIN: Duration = Duration::from_secs(1);
 const MERGED_AT_ONCE: usize = 32;
 
 impl Bindings {
-    pub(super) fn without_store(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
+    pub(super) fn without_store(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+    ) -> Result<Binding, Error> {
         if let Some(known) = self.local.recall(session) {
             return self.use_known(wanted, session, &known);
         }
         let record = match self.inherited_here(wanted) {
             Some(record) => record,
-            None => BindingRecord::first(self.places.default_of(wanted, session)?.as_ref(), self.places.generation()),
+            None => BindingRecord::first(
+                self.places.default_of(wanted, session)?.as_ref(),
+                self.places.generation(),
+            ),
         };
         self.go_by(wanted, session, record, true)
     }
 
-    /// Goes by `record` until the store can be asked, unless this replica knows better: it may have been written, or may not.
+    /// Goes by `record` until the store can be asked, unless this replica knows better: it may have
+    /// been written, or may not.
     pub(super) fn go_by(
         &self,
         wanted: &Wanted<'_>,
@@ -52,11 +61,22 @@ impl Bindings {
         self.use_known(wanted, session, &known)
     }
 
-    pub(super) fn use_known(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known) -> Result<Binding, Error> {
+    pub(super) fn use_known(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        known: &Known,
+    ) -> Result<Binding, Error> {
         match self.places.standing(wanted, &known.record) {
-            Standing::Ready(key) => Ok(Binding::here(&key, session, known.record.clone(), known.is_provisional)),
-            // Its organization may be gone altogether, and nobody can be asked: what is not sealed goes on elsewhere.
-            Standing::Bypassed(reason) => match (self.spill(wanted, session, &known.record, reason), wanted.reach(&known.record)) {
+            Standing::Ready(key) => {
+                Ok(Binding::here(&key, session, known.record.clone(), known.is_provisional))
+            }
+            // Its organization may be gone altogether, and nobody can be asked: what is not sealed
+            // goes on elsewhere.
+            Standing::Bypassed(reason) => match (
+                self.spill(wanted, session, &known.record, reason),
+                wanted.reach(&known.record),
+            ) {
                 (Err(_), Reach::Anywhere) if reason == Reason::NotLoaded => {
                     self.move_here(wanted, session, known, Reach::Anywhere, reason)
                 }
@@ -70,7 +90,12 @@ impl Bindings {
     /// Whether `record`, which `binding` goes by without the store, is a guess. A turn takes every
     /// unsealed binding for one; a binding that the store has confirmed is none, and moves by one
     /// epoch.
-    pub(super) fn is_provisional(&self, session: &SessionId, record: &BindingRecord, binding: &Binding) -> bool {
+    pub(super) fn is_provisional(
+        &self,
+        session: &SessionId,
+        record: &BindingRecord,
+        binding: &Binding,
+    ) -> bool {
         match self.local.recall(session) {
             Some(known) if known.is_of(record) => known.is_provisional,
             _ => binding.is_provisional,
@@ -78,12 +103,24 @@ impl Bindings {
     }
 
     /// Moves the session to the next key of its organization.
-    fn move_home(&self, wanted: &Wanted<'_>, session: &SessionId, known: &Known, reason: Reason) -> Result<Binding, Error> {
-        self.move_here(wanted, session, known, Reach::Organization(known.record.organization), reason)
+    fn move_home(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        known: &Known,
+        reason: Reason,
+    ) -> Result<Binding, Error> {
+        self.move_here(
+            wanted,
+            session,
+            known,
+            Reach::Organization(known.record.organization),
+            reason,
+        )
     }
 
-    /// Moves the session, on this replica until it can be merged. A guess stays one: it must not win over what is stored by the
-    /// number of its moves.
+    /// Moves the session, on this replica until it can be merged. A guess stays one: it must not
+    /// win over what is stored by the number of its moves.
     fn move_here(
         &self,
         wanted: &Wanted<'_>,
@@ -93,15 +130,20 @@ impl Bindings {
         reason: Reason,
     ) -> Result<Binding, Error> {
         // Another turn of the session was first.
-        let newer = self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
+        let newer =
+            self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
         if let Some(newer) = &newer
             && let Standing::Ready(key) = self.places.standing(wanted, &newer.record)
         {
-            return Ok(Binding { has_moved: true, ..Binding::here(&key, session, newer.record.clone(), newer.is_provisional) });
+            return Ok(Binding {
+                has_moved: true,
+                ..Binding::here(&key, session, newer.record.clone(), newer.is_provisional)
+            });
         }
         let known = newer.as_ref().unwrap_or(known);
         let key = self.places.choose(wanted, session, reach)?;
-        let mut next = known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
+        let mut next =
+            known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
         if known.is_provisional {
             next.epoch = known.record.epoch;
         }
@@ -111,8 +153,14 @@ impl Bindings {
     }
 }
 
-/// Merges what was bound without the store, as soon as the store answers again, for as long as the replica lives.
-pub async fn keep_merging(store: Arc<Store>, local: Arc<Local>, registry: Arc<Registry>, ttl: Duration) {
+/// Merges what was bound without the store, as soon as the store answers again, for as long as the
+/// replica lives.
+pub async fn keep_merging(
+    store: Arc<Store>,
+    local: Arc<Local>,
+    registry: Arc<Registry>,
+    ttl: Duration,
+) {
     let mut health = store.health();
     loop {
         tokio::select! {
@@ -134,7 +182,9 @@ pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: D
     while left > 0 {
         let some = local.next_unmerged(MERGED_AT_ONCE.min(left));
         left = if some.is_empty() { 0 } else { left - some.len().min(left) };
-        let each = some.iter().map(|(session, record)| merge(store, local, ttl, session, record.of_generation(generation)));
+        let each = some.iter().map(|(session, record)| {
+            merge(store, local, ttl, session, record.of_generation(generation))
+        });
         let done = join_all(each).await;
         merged += done.iter().filter(|done| done.is_ok()).count();
         if done.iter().all(Result::is_err) {
@@ -144,9 +194,22 @@ pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: D
     merged
 }
 
-async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId, record: BindingRecord) -> Result<(), Unavailable> {
-    let Some(text) =
-        store.merge(Name::Binding(session.as_str()), &record.to_string(), record.epoch, ttl, &mut store.budget()).await?
+async fn merge(
+    store: &Store,
+    local: &Local,
+    ttl: Duration,
+    session: &SessionId,
+    record: BindingRecord,
+) -> Result<(), Unavailable> {
+    let Some(text) = store
+        .merge(
+            Name::Binding(session.as_str()),
+            &record.to_string(),
+            record.epoch,
+            ttl,
+            &mut store.budget(),
+        )
+        .await?
     else {
         local.confirm(session, &record);
         return Ok(());
@@ -158,7 +221,15 @@ async fn merge(store: &Store, local: &Local, ttl: Duration, session: &SessionId,
     // The same binding, whose first answer came meanwhile.
     if record.is_sealed_form_of(&stored) {
         let sealed = stored.sealed();
-        if store.replace(Name::Binding(session.as_str()), &text, &sealed.to_string(), ttl, &mut store.budget()).await?
+        if store
+            .replace(
+                Name::Binding(session.as_str()),
+                &text,
+                &sealed.to_string(),
+                ttl,
+                &mut store.budget(),
+            )
+            .await?
             == Replaced::Done
         {
             local.confirm(session, &sealed);

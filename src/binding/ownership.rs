@@ -1,8 +1,9 @@
 //! Whose a stored response is, and which project stores it: only that one can go on from it.
 //!
-//! Written down before its client can have read its id, and never changed. A client's ids lead nowhere but to its own responses:
-//! one of somebody else is an id that nobody has issued. The store being away loses no word: what it has yet to hear is
-//! remembered here, and told as soon as it answers.
+//! Written down before its client can have read its id, and never changed. A client's ids lead
+//! nowhere but to its own responses: one of somebody else is an id that nobody has issued. The
+//! store being away loses no word: what it has yet to hear is remembered here, and told as soon as
+//! it answers.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -39,7 +40,11 @@ impl Owner {
     /// Of what is answered under `binding`.
     pub fn of(binding: &Binding) -> Self {
         let key = &binding.key;
-        Self { session: binding.session.clone(), organization: key.organization_tag, project: key.project_tag }
+        Self {
+            session: binding.session.clone(),
+            organization: key.organization_tag,
+            project: key.project_tag,
+        }
     }
 
     /// Where a turn may go that goes on from it.
@@ -51,10 +56,15 @@ impl Owner {
     fn parse(text: &str) -> Option<Self> {
         // Tags are ASCII.
         let text = text.is_ascii().then_some(text)?;
-        let (place, session) = text.split_once(' ').map_or((text, None), |(place, session)| (place, Some(session)));
+        let (place, session) =
+            text.split_once(' ').map_or((text, None), |(place, session)| (place, Some(session)));
         let (organization, project) = place.split_at_checked(Tag::LENGTH)?;
         let session = session.map(|id| SessionId::parse(id).ok_or(())).transpose().ok()?;
-        Some(Self { session, organization: Tag::parse(organization)?, project: Tag::parse(project)? })
+        Some(Self {
+            session,
+            organization: Tag::parse(organization)?,
+            project: Tag::parse(project)?,
+        })
     }
 }
 
@@ -88,8 +98,8 @@ impl Owners {
         Self { store, ttl, known: Mutex::new(known), behind: Notify::new() }
     }
 
-    /// Writes down whose `response` is. Afterwards its client may have its id: every replica finds it or, where the store could
-    /// not be told, at least this one.
+    /// Writes down whose `response` is. Afterwards its client may have its id: every replica finds
+    /// it or, where the store could not be told, at least this one.
     pub async fn keep(&self, response: &ResponseId, owner: Owner, budget: &mut Budget) {
         let is_told = self.tell(response, &owner, self.ttl, budget).await.is_ok();
         self.lock().owners.put(response.as_str(), owner, self.ttl);
@@ -98,11 +108,17 @@ impl Owners {
         }
     }
 
-    /// The owner of a response, if it is known. The store being away is an error only where this replica does not know it either.
-    pub async fn find(&self, response: &ResponseId, budget: &mut Budget) -> Result<Option<Owner>, Unavailable> {
+    /// The owner of a response, if it is known. The store being away is an error only where this
+    /// replica does not know it either.
+    pub async fn find(
+        &self,
+        response: &ResponseId,
+        budget: &mut Budget,
+    ) -> Result<Option<Owner>, Unavailable> {
         match self.store.get(Name::Response(response.as_str()), budget).await {
             Ok(Some(held)) => {
-                let owner = Owner::parse(&held.value).ok_or_else(|| Unavailable("it speaks of a newer version".into()))?;
+                let owner = Owner::parse(&held.value)
+                    .ok_or_else(|| Unavailable("it speaks of a newer version".into()))?;
                 self.lock().owners.put(response.as_str(), owner.clone(), held.left.min(self.ttl));
                 Ok(Some(owner))
             }
@@ -118,7 +134,8 @@ impl Owners {
         }
     }
 
-    /// Tells the store what it has yet to hear of, as soon as it answers, for as long as the replica lives.
+    /// Tells the store what it has yet to hear of, as soon as it answers, for as long as the
+    /// replica lives.
     pub async fn keep_telling(self: Arc<Self>) {
         let mut health = self.store.health();
         loop {
@@ -144,7 +161,11 @@ impl Owners {
                 self.tell(response, &owner, left, &mut self.store.budget()).await
             }));
             let told = told.await;
-            let failed = some.iter().zip(&told).filter(|(_, told)| told.is_err()).map(|(response, _)| response.clone());
+            let failed = some
+                .iter()
+                .zip(&told)
+                .filter(|(_, told)| told.is_err())
+                .map(|(response, _)| response.clone());
             self.lock().untold.extend(failed);
             if told.iter().any(Result::is_err) {
                 return false;
@@ -169,14 +190,26 @@ impl Owners {
     }
 
     /// An id is issued once: what is stored already is the same word.
-    async fn tell(&self, response: &ResponseId, owner: &Owner, left: Duration, budget: &mut Budget) -> Result<(), Unavailable> {
-        self.store.claim(Name::Response(response.as_str()), &owner.to_string(), left, budget).await.map(drop)
+    async fn tell(
+        &self,
+        response: &ResponseId,
+        owner: &Owner,
+        left: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Unavailable> {
+        self.store
+            .claim(Name::Response(response.as_str()), &owner.to_string(), left, budget)
+            .await
+            .map(drop)
     }
 
     /// What this replica remembers, and for how long it still does.
     fn recall(&self, response: &ResponseId) -> Option<(Owner, Duration)> {
         let known = self.lock();
-        known.owners.get(response.as_str()).map(|(owner, expiry)| (owner.clone(), expiry - Instant::now()))
+        known
+            .owners
+            .get(response.as_str())
+            .map(|(owner, expiry)| (owner.clone(), expiry - Instant::now()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -186,208 +219,4 @@ impl Owners {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::ClientId;
-    use crate::metrics::Metrics;
-    use crate::session::identify::Identifier;
-    use crate::setting::Secret;
-    use crate::store::model::{Flaw, Model, Shared, Weather};
-    use proptest::prelude::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    struct Replica {
-        model: Model,
-        owners: Arc<Owners>,
-    }
-
-    impl Replica {
-        fn new(shared: &Arc<Mutex<Shared>>, capacity: usize) -> Self {
-            let model = Model::new(shared);
-            let store = Arc::new(Store::in_model(model.clone(), Arc::new(Metrics::new())));
-            Self { model, owners: Arc::new(Owners::new(store, HOUR, capacity)) }
-        }
-
-        fn weather(&self, weather: Weather) {
-            *self.model.weather.lock().unwrap() = weather;
-        }
-
-        async fn keep(&self, id: &str) {
-            self.owners.keep(&response(id), owner(), &mut self.owners.store.budget()).await;
-        }
-
-        async fn knows(&self, id: &str) -> Option<bool> {
-            let found = self.owners.find(&response(id), &mut self.owners.store.budget()).await;
-            found.ok().map(|found| found == Some(owner()))
-        }
-    }
-
-    fn two() -> (Replica, Replica) {
-        let shared = Arc::new(Mutex::new(Shared::new(Flaw::None)));
-        (Replica::new(&shared, 8), Replica::new(&shared, 8))
-    }
-
-    fn response(id: &str) -> ResponseId {
-        Identifier::new(&Secret::new("secret"), None).response(&ClientId::new("alice"), id)
-    }
-
-    fn owner() -> Owner {
-        let session = SessionId::parse("0123456789abcdefghijkl");
-        Owner { session, organization: Tag::of("organization", b"o"), project: Tag::of("project", b"p") }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_one_replica_has_written_down_all_know() {
-        let (one, two) = two();
-        one.keep("r").await;
-        assert_eq!((one.knows("r").await, two.knows("r").await), (Some(true), Some(true)));
-        assert_eq!(two.knows("never issued").await, Some(false));
-        // What was learned answers when the store does not.
-        two.weather(Weather::Away);
-        assert_eq!((two.knows("r").await, two.knows("never issued").await), (Some(true), None));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_the_store_could_not_be_told_it_is_told_later() {
-        for weather in [Weather::Away, Weather::Mute] {
-            let (one, two) = two();
-            one.weather(weather);
-            one.keep("r").await;
-            assert_eq!((one.knows("r").await, one.knows("other").await), (Some(true), None));
-            assert!(!one.owners.catch_up().await);
-            one.weather(Weather::Fair);
-            assert!(one.owners.catch_up().await);
-            assert_eq!(two.knows("r").await, Some(true), "{weather:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_store_is_told_without_anybody_asking() {
-        let (one, two) = two();
-        let telling = tokio::spawn(Arc::clone(&one.owners).keep_telling());
-        one.weather(Weather::Away);
-        one.keep("r").await;
-        tokio::time::sleep(TELL_AGAIN * 3).await;
-        assert_eq!(two.knows("r").await, Some(false));
-        one.weather(Weather::Fair);
-        tokio::time::sleep(TELL_AGAIN * 2).await;
-        assert_eq!(two.knows("r").await, Some(true));
-        telling.abort();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_the_store_has_lost_it_is_told_again() {
-        let (one, two) = two();
-        one.keep("r").await;
-        one.model.shared.lock().unwrap().loses(&Name::Response(response("r").as_str()).to_string());
-        assert_eq!(two.knows("r").await, Some(false));
-        assert_eq!(one.knows("r").await, Some(true));
-        assert!(one.owners.catch_up().await);
-        assert_eq!(two.knows("r").await, Some(true));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_waits_for_the_store_is_bounded_and_ends() {
-        let (one, two) = two();
-        one.weather(Weather::Away);
-        for number in 0..50 {
-            one.keep(&format!("r{number}")).await;
-        }
-        assert_eq!(one.owners.lock().untold.len(), 8);
-        tokio::time::advance(HOUR).await;
-        one.weather(Weather::Fair);
-        assert!(one.owners.catch_up().await);
-        assert_eq!(two.knows("r49").await, Some(false), "nobody goes on from what is so old");
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_is_read_back(organization in "[A-Za-z0-9_-]{8}", project in "[A-Za-z0-9_-]{8}", session in proptest::option::of("[A-Za-z0-9_-]{22}")) {
-            let tag = |text: &str| Tag::parse(text).unwrap();
-            let session = session.and_then(|id| SessionId::parse(&id));
-            let owner = Owner { session, organization: tag(&organization), project: tag(&project) };
-            prop_assert_eq!(Owner::parse(&owner.to_string()), Some(owner));
-        }
-
-        #[test]
-        fn no_text_is_fatal_nor_an_owner(text in "\\PC{0,50}") {
-            // Sixteen characters that are no tags by chance are none that anybody has written.
-            prop_assert!(Owner::parse(&text).is_none_or(|owner| owner.to_string() == text), "{}", text);
-        }
-
-        /// A text that is almost an owner is one only if it is what that owner is written as.
-        #[test]
-        fn no_other_text_is_an_owner(
-            text in "[A-Za-z0-9_-]{16}( [A-Za-z0-9_-]{22})?",
-            cut in 0..40_usize,
-            length in 0..3_usize,
-            insertion in prop_oneof![Just("x"), Just(" "), Just("~"), Just("")],
-        ) {
-            let (start, end) = (cut.min(text.len()), (cut + length).min(text.len()));
-            let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
-            let is_well_formed = [16, 39].contains(&other.len()) && other.find(' ').is_none_or(|at| at == 16);
-            let is_well_formed = is_well_formed && (other.len() == 16) != other.contains(' ');
-            let is_session = other.get(17..).is_none_or(|session| !session.contains([' ', '~']));
-            let read = Owner::parse(&other).map(|owner| owner.to_string());
-            prop_assert_eq!(read, (is_well_formed && is_session).then_some(other));
-        }
-    }
-
-    /// What other versions and replicas read.
-    #[test]
-    fn owner_is_written_as_it_always_was() {
-        let tag = |text: &str| Tag::parse(text).unwrap();
-        let session = SessionId::parse("0123456789abcdefghijkl");
-        let owner = Owner { session, organization: tag("orgorgor"), project: tag("projproj") };
-        assert_eq!(owner.to_string(), "orgorgorprojproj 0123456789abcdefghijkl");
-        let (organization, project) = (owner.organization, owner.project);
-        assert_eq!(owner.reach(), Reach::Project { organization, project });
-        assert_eq!(Owner { session: None, ..owner }.to_string(), "orgorgorprojproj");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn owner_is_of_the_key_that_has_answered() {
-        let table = crate::key::table::Table::sketch("a-1 org-a 1 sk-1, b-1 org-b 1 sk-2");
-        let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
-        let binding = Binding::passing(&table.keys()[1], Some(&session), crate::metrics::BindingResult::Spilled);
-        let owner = Owner::of(&binding);
-        assert_eq!((owner.session.as_ref(), owner.reach()), (Some(&session), Reach::project_of(&table.keys()[1])));
-    }
-
-    /// What is known here answers for no longer than the store's word would.
-    #[tokio::test(start_paused = true)]
-    async fn owner_is_forgotten_with_the_stores_word() {
-        let memory = Arc::new(crate::store::memory::Memory::new(8));
-        let store = Arc::new(Store::in_memory(Arc::clone(&memory), Arc::new(Metrics::new())));
-        let owners = Owners::new(Arc::clone(&store), HOUR, 8);
-        memory.claim(Name::Response(response("r").as_str()), &owner().to_string(), HOUR / 2);
-        let finds = async || owners.find(&response("r"), &mut store.budget()).await.ok().flatten().is_some();
-        assert!(finds().await);
-        memory.remove(Name::Response(response("r").as_str()));
-        assert!(finds().await, "the store has lost it");
-        tokio::time::advance(HOUR / 2).await;
-        assert!(!finds().await);
-        owners.keep(&response("s"), owner(), &mut store.budget()).await;
-        assert_eq!(memory.get(Name::Response(response("s").as_str())).map(|held| held.left), Some(HOUR));
-        // A newer version's word is not taken for none.
-        memory.claim(Name::Response(response("t").as_str()), "of a newer version", HOUR);
-        assert!(owners.find(&response("t"), &mut store.budget()).await.is_err());
-    }
-
-    #[test]
-    fn what_another_version_wrote_is_not_guessed_at() {
-        for other in [
-            "",
-            "short",
-            "aaaaaaaabbbbbbb",
-            "aaaaaaaabbbbbbbbc",
-            "aaaaaaaabbbbbb\u{e9}",
-            "aaaaaaaabbbbbbbb ",
-            "aaaaaaaabbbbbbbb x",
-            "aaaaaaaabbbbbbbb 0123456789abcdefghijkl x",
-        ] {
-            assert_eq!(Owner::parse(other), None, "{other}");
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,5 @@
-//! Where one turn may go: among the keys that are loaded and in use, within the organizations that its client may use and its
-//! history allows.
+//! Where one turn may go: among the keys that are loaded and in use, within the organizations that
+//! its client may use and its history allows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +67,11 @@ impl Places {
     pub fn key_of(&self, record: &BindingRecord) -> Option<Arc<Key>> {
         // Under the same name in another organization it is another key.
         let loaded = self.registry.loaded();
-        loaded.table.by_tag(record.key).filter(|key| key.organization_tag == record.organization).cloned()
+        loaded
+            .table
+            .by_tag(record.key)
+            .filter(|key| key.organization_tag == record.organization)
+            .cloned()
     }
 
     /// The project that stores what turns of `record`'s session refer to.
@@ -80,7 +84,8 @@ impl Places {
         self.key_of(record).is_some_and(|key| self.registry.is_ready(&key, model))
     }
 
-    /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the most.
+    /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the
+    /// most.
     pub async fn settled(&self, record: &BindingRecord) {
         if let Some(key) = self.key_of(record) {
             self.registry.settled(&key).await;
@@ -90,7 +95,12 @@ impl Places {
     /// What an organization is called, where a key of it is loaded.
     pub fn organization(&self, tag: Tag) -> Option<String> {
         let loaded = self.registry.loaded();
-        loaded.table.keys().iter().find(|key| key.organization_tag == tag).map(|key| key.organization.clone())
+        loaded
+            .table
+            .keys()
+            .iter()
+            .find(|key| key.organization_tag == tag)
+            .map(|key| key.organization.clone())
     }
 
     pub fn standing(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Standing {
@@ -103,16 +113,25 @@ impl Places {
     }
 
     /// `tries`: whether the turn finds out if a key that is out of use is so still.
-    fn judge(&self, wanted: &Wanted<'_>, record: &BindingRecord, tries: impl FnOnce(&Key) -> bool) -> Standing {
+    fn judge(
+        &self,
+        wanted: &Wanted<'_>,
+        record: &BindingRecord,
+        tries: impl FnOnce(&Key) -> bool,
+    ) -> Standing {
         let (generation, key) = (self.generation(), self.key_of(record));
-        if !key.as_ref().map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key)) {
+        if !key
+            .as_ref()
+            .map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key))
+        {
             return Standing::OtherProject;
         }
         match key {
             Some(key) if !is_allowed(wanted, &key) => Standing::Dead(Reason::NotAllowed),
             Some(key) if wanted.failed.contains(&key.tag) => Standing::Bypassed(Reason::Failed),
             Some(key) => self.standing_of(wanted, record, key, tries),
-            // Only a replica of the same or a newer generation may call a key removed: 0 says nothing of either.
+            // Only a replica of the same or a newer generation may call a key removed: 0 says
+            // nothing of either.
             None if generation == 0 || record.generation == 0 || record.generation > generation => {
                 self.registry.wants_reload();
                 Standing::Bypassed(Reason::NotLoaded)
@@ -134,7 +153,13 @@ impl Places {
         }
     }
 
-    fn standing_of(&self, wanted: &Wanted<'_>, record: &BindingRecord, key: Arc<Key>, tries: impl FnOnce(&Key) -> bool) -> Standing {
+    fn standing_of(
+        &self,
+        wanted: &Wanted<'_>,
+        record: &BindingRecord,
+        key: Arc<Key>,
+        tries: impl FnOnce(&Key) -> bool,
+    ) -> Standing {
         match self.registry.fitness(&key, wanted.model) {
             Fitness::Ready => Standing::Ready(key),
             Fitness::Limited(wait) if wait <= wanted.patience => Standing::Ready(key),
@@ -142,32 +167,51 @@ impl Places {
             // The client is told what it may not have, where nobody can give it.
             Fitness::Bypassed(why) => Standing::Bypassed(why.into()),
             Fitness::Dead(_) if tries(&key) => Standing::Ready(key),
-            // To a sealed session that is a shortage: its organization can still serve it, and its key will again.
-            Fitness::Dead(why @ Why::ExhaustedProject) if wanted.reach(record) != Reach::Anywhere => Standing::Bypassed(why.into()),
+            // To a sealed session that is a shortage: its organization can still serve it, and its
+            // key will again.
+            Fitness::Dead(why @ Why::ExhaustedProject)
+                if wanted.reach(record) != Reach::Anywhere =>
+            {
+                Standing::Bypassed(why.into())
+            }
             Fitness::Dead(why) => Standing::Dead(why.into()),
         }
     }
 
-    /// Whether the turn may find out if `key`, which is out of use, is so still: somebody moved the session here, whatever this
-    /// replica thinks of the key; or it is this turn that asks for all.
+    /// Whether the turn may find out if `key`, which is out of use, is so still: somebody moved the
+    /// session here, whatever this replica thinks of the key; or it is this turn that asks for all.
     fn may_try(&self, wanted: &Wanted<'_>, record: &BindingRecord, key: &Key) -> bool {
         let is_fresh = !wanted.refused.contains(&key.tag);
-        is_fresh && (self.registry.conditions.take_ticket(key) || record.epoch > 1 && self.registry.conditions.may_try(key))
+        is_fresh
+            && (self.registry.conditions.take_ticket(key)
+                || record.epoch > 1 && self.registry.conditions.may_try(key))
     }
 
-    /// Who serves the session's turn in place of its key: the next one in its order within the organization, which reads the same
-    /// cache if there is one that does.
-    pub fn sibling(&self, wanted: &Wanted<'_>, session: &SessionId, record: &BindingRecord) -> Option<Arc<Key>> {
+    /// Who serves the session's turn in place of its key: the next one in its order within the
+    /// organization, which reads the same cache if there is one that does.
+    pub fn sibling(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        record: &BindingRecord,
+    ) -> Option<Arc<Key>> {
         let loaded = self.registry.loaded();
-        let is_open =
-            |key: &&Arc<Key>| key.organization_tag == record.organization && key.tag != record.key && is_allowed(wanted, key);
+        let is_open = |key: &&Arc<Key>| {
+            key.organization_tag == record.organization
+                && key.tag != record.key
+                && is_allowed(wanted, key)
+        };
         let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let own = self.key_of(record);
         let is_near = |key: &Key| own.as_ref().is_none_or(|own| own.region == key.region);
         // What is made there the session's next turns find.
-        let is_next = |key: &Key| is_near(key) && own.as_ref().is_some_and(|own| own.project_tag == key.project_tag);
+        let is_next = |key: &Key| {
+            is_near(key) && own.as_ref().is_some_and(|own| own.project_tag == key.project_tag)
+        };
         let can = |key: &Key| speaks(wanted, key) && self.can_serve(wanted, key);
-        let nearest = |is: &dyn Fn(&Key) -> bool| first(wanted.order(session), &open, |key| is(key) && can(key));
+        let nearest = |is: &dyn Fn(&Key) -> bool| {
+            first(wanted.order(session), &open, |key| is(key) && can(key))
+        };
         nearest(&is_next).or_else(|| nearest(&is_near)).or_else(|| nearest(&|_| true)).cloned()
     }
 
@@ -183,13 +227,16 @@ impl Places {
         }
     }
 
-    /// Where a new session begins: in its first organization that takes one, with its first key there that has room for it.
+    /// Where a new session begins: in its first organization that takes one, with its first key
+    /// there that has room for it.
     pub fn place_new(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, wanted, Reach::Anywhere);
         let (order, is_back) = (wanted.order(session), self.is_back(session, &allowed));
         let is_open = |key: &Key| speaks(wanted, key) && self.is_ready(wanted, key) && is_back(key);
-        let Some(own) = first(order, &allowed, |key| is_open(key) || speaks(wanted, key) && self.is_asked(wanted, key)) else {
+        let Some(own) = first(order, &allowed, |key| {
+            is_open(key) || speaks(wanted, key) && self.is_asked(wanted, key)
+        }) else {
             return self.choose(wanted, session, Reach::Anywhere);
         };
         if !self.is_ready(wanted, own) {
@@ -198,17 +245,33 @@ impl Places {
                 false => self.choose(wanted, session, Reach::Anywhere),
             };
         }
-        let siblings: Vec<_> = allowed.iter().copied().filter(|key| key.organization_tag == own.organization_tag).collect();
-        let has_room =
-            |key: &Key| !self.registry.headrooms.is_scarce(key, wanted.model) && !self.registry.loads.is_above_share(key, &siblings);
+        let siblings: Vec<_> = allowed
+            .iter()
+            .copied()
+            .filter(|key| key.organization_tag == own.organization_tag)
+            .collect();
+        let has_room = |key: &Key| {
+            !self.registry.headrooms.is_scarce(key, wanted.model)
+                && !self.registry.loads.is_above_share(key, &siblings)
+        };
         let key = first(order, &siblings, |key| is_open(key) && has_room(key)).unwrap_or(own);
         self.registry.herd.began(key);
         Ok(Arc::clone(key))
     }
 
     /// The keys within `reach` that all replicas have.
-    fn common<'k>(&self, loaded: &'k Loaded, wanted: &Wanted<'_>, reach: Reach) -> Vec<&'k Arc<Key>> {
-        let within: Vec<_> = loaded.table.keys().iter().filter(|key| reach.includes(key) && is_allowed(wanted, key)).collect();
+    fn common<'k>(
+        &self,
+        loaded: &'k Loaded,
+        wanted: &Wanted<'_>,
+        reach: Reach,
+    ) -> Vec<&'k Arc<Key>> {
+        let within: Vec<_> = loaded
+            .table
+            .keys()
+            .iter()
+            .filter(|key| reach.includes(key) && is_allowed(wanted, key))
+            .collect();
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
         if common.is_empty() { within } else { common }
@@ -223,14 +286,22 @@ impl Places {
         !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
     }
 
-    /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one key at once. The error is how
-    /// long it is until the first choice takes one more, where all of them have too many.
-    pub fn place_moved(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Result<Arc<Key>, Duration>, Error> {
+    /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one
+    /// key at once. The error is how long it is until the first choice takes one more, where all of
+    /// them have too many.
+    pub fn place_moved(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        reach: Reach,
+    ) -> Result<Result<Arc<Key>, Duration>, Error> {
         let loaded = self.registry.loaded();
         let mut allowed = self.common(&loaded, wanted, reach);
         let mut too_many = None;
         loop {
-            let chosen = first(wanted.order(session), &allowed, |key| self.is_ready(wanted, key) && speaks(wanted, key));
+            let chosen = first(wanted.order(session), &allowed, |key| {
+                self.is_ready(wanted, key) && speaks(wanted, key)
+            });
             let Some(key) = chosen.cloned() else { break };
             match self.registry.herd.admit(&key) {
                 Ok(()) => return Ok(Ok(key)),
@@ -245,7 +316,12 @@ impl Places {
     }
 
     /// The session's first choice among the keys within `reach`.
-    pub fn choose(&self, wanted: &Wanted<'_>, session: &SessionId, reach: Reach) -> Result<Arc<Key>, Error> {
+    pub fn choose(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        reach: Reach,
+    ) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, wanted, reach);
         let is_ready = |key: &Key| self.is_ready(wanted, key);
@@ -256,7 +332,10 @@ impl Places {
         if let Some(key) = chosen {
             return Ok(Arc::clone(key));
         }
-        if let Some(key) = allowed.iter().find(|key| wanted.within != Reach::Anywhere && self.can_serve(wanted, key)) {
+        if let Some(key) = allowed
+            .iter()
+            .find(|key| wanted.within != Reach::Anywhere && self.can_serve(wanted, key))
+        {
             // What is stored there is nothing new to a key that takes nothing new.
             return Ok(Arc::clone(key));
         }
@@ -268,9 +347,13 @@ impl Places {
         }
     }
 
-    /// Whether a new session may come to a key of `allowed`: not yet to one that has just recovered, unless that were too many of
-    /// them.
-    fn is_back<'k>(&'k self, session: &SessionId, allowed: &[&'k Arc<Key>]) -> impl Fn(&Key) -> bool + 'k {
+    /// Whether a new session may come to a key of `allowed`: not yet to one that has just
+    /// recovered, unless that were too many of them.
+    fn is_back<'k>(
+        &'k self,
+        session: &SessionId,
+        allowed: &[&'k Arc<Key>],
+    ) -> impl Fn(&Key) -> bool + 'k {
         let turn_of = share(session.as_str());
         let is_held = move |key: &Key| self.registry.conditions.ramp(key) <= turn_of;
         let held = allowed.iter().filter(|key| is_held(key)).count();
@@ -281,13 +364,16 @@ impl Places {
     /// Whether some key within `reach` can serve the turn.
     pub fn has_any(&self, wanted: &Wanted<'_>, reach: Reach) -> bool {
         let loaded = self.registry.loaded();
-        let can = |key: &Arc<Key>| reach.includes(key) && is_allowed(wanted, key) && self.can_serve(wanted, key);
+        let can = |key: &Arc<Key>| {
+            reach.includes(key) && is_allowed(wanted, key) && self.can_serve(wanted, key)
+        };
         loaded.table.keys().iter().any(can)
     }
 
-    /// Where every replica would look for the session while nobody can be asked: by its order alone, over the keys of the
-    /// moment of loss, whatever this replica has heard of them since. Only within the organization found so a key in use is
-    /// preferred: the others would get there too, by one refused attempt.
+    /// Where every replica would look for the session while nobody can be asked: by its order
+    /// alone, over the keys of the moment of loss, whatever this replica has heard of them since.
+    /// Only within the organization found so a key in use is preferred: the others would get there
+    /// too, by one refused attempt.
     pub fn default_of(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let frozen = self.registry.frozen();
         let Some(chosen) = expected(&frozen, wanted, session) else {
@@ -296,25 +382,37 @@ impl Places {
         };
         let is_home = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
         let home: Vec<_> = open_of(&frozen, wanted).filter(is_home).collect();
-        match first(wanted.order(session), &home, |key| !frozen.is_gone(key) && self.can_serve(wanted, key)) {
+        match first(wanted.order(session), &home, |key| {
+            !frozen.is_gone(key) && self.can_serve(wanted, key)
+        }) {
             Some(key) => Ok(Arc::clone(key)),
             // It is a guess: nobody is told for good by it.
             None => self
                 .choose(wanted, session, Reach::Organization(chosen.organization_tag))
-                .map_err(|error| if error.kind == ErrorKind::InsufficientQuota { none_in_use() } else { error }),
+                .map_err(|error| {
+                    if error.kind == ErrorKind::InsufficientQuota { none_in_use() } else { error }
+                }),
         }
     }
 
-    /// Whether every replica would look for the session at `key` while nobody can be asked, were all keys well.
+    /// Whether every replica would look for the session at `key` while nobody can be asked, were
+    /// all keys well.
     pub fn is_default(&self, wanted: &Wanted<'_>, session: &SessionId, key: &Key) -> bool {
-        expected(&self.registry.frozen(), wanted, session).is_some_and(|default| default.tag == key.tag)
+        expected(&self.registry.frozen(), wanted, session)
+            .is_some_and(|default| default.tag == key.tag)
     }
 
-    /// A key in use outside the organizations that were `tried`: the session's first choice, or one that takes no new sessions
-    /// and may yet have this one's history.
-    pub fn elsewhere(&self, wanted: &Wanted<'_>, session: &SessionId, tried: &[Tag]) -> Option<Arc<Key>> {
+    /// A key in use outside the organizations that were `tried`: the session's first choice, or one
+    /// that takes no new sessions and may yet have this one's history.
+    pub fn elsewhere(
+        &self,
+        wanted: &Wanted<'_>,
+        session: &SessionId,
+        tried: &[Tag],
+    ) -> Option<Arc<Key>> {
         let loaded = self.registry.loaded();
-        let is_open = |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
+        let is_open =
+            |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
         let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let can = |key: &Key| self.can_serve(wanted, key);
         let chosen = first(wanted.order(session), &allowed, can);
@@ -324,10 +422,16 @@ impl Places {
     /// The key with the least going on, for a turn without a session.
     pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let takes = |key: &Key| (key.weight > 0 || wanted.within != Reach::Anywhere) && is_allowed(wanted, key);
+        let takes = |key: &Key| {
+            (key.weight > 0 || wanted.within != Reach::Anywhere) && is_allowed(wanted, key)
+        };
         let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| takes(key)).collect();
         let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
-        self.registry.loads.least(candidates).cloned().ok_or_else(|| self.shortage(wanted, &allowed))
+        self.registry
+            .loads
+            .least(candidates)
+            .cloned()
+            .ok_or_else(|| self.shortage(wanted, &allowed))
     }
 }
 
@@ -337,8 +441,14 @@ fn open_of<'f>(frozen: &'f Loaded, wanted: &Wanted<'_>) -> impl Iterator<Item = 
 }
 
 /// The first of them that is left, whatever is known of its health.
-fn expected<'f>(frozen: &'f Loaded, wanted: &Wanted<'_>, session: &SessionId) -> Option<&'f Arc<Key>> {
-    first(wanted.order(session), &open_of(frozen, wanted).collect::<Vec<_>>(), |key| !frozen.is_gone(key))
+fn expected<'f>(
+    frozen: &'f Loaded,
+    wanted: &Wanted<'_>,
+    session: &SessionId,
+) -> Option<&'f Arc<Key>> {
+    first(wanted.order(session), &open_of(frozen, wanted).collect::<Vec<_>>(), |key| {
+        !frozen.is_gone(key)
+    })
 }
 
 fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {

@@ -1,6 +1,8 @@
-//! Which project a turn may not leave that refers to what only one project finds: files, containers, items, conversations.
+//! Which project a turn may not leave that refers to what only one project finds: files,
+//! containers, items, conversations.
 //!
-//! It is that of its session. A session that is served elsewhere for a turn, or moves, leaves behind what its project stores.
+//! It is that of its session. A session that is served elsewhere for a turn, or moves, leaves
+//! behind what its project stores.
 
 use crate::binding::bind::{Bindings, Found};
 use crate::binding::demand::Wanted;
@@ -12,15 +14,27 @@ use crate::error::Error;
 use crate::store::Budget;
 
 impl Bindings {
-    /// Holds a turn that refers to what only one project finds to that of its session, or of the one that it is a fork of. Where
-    /// nothing was served yet, nobody knows which it is; where that cannot be told, the turn has to wait.
-    pub(super) async fn hold(&self, wanted: &mut Wanted<'_>, found: &Found, budget: &mut Budget) -> Result<(), Error> {
-        let Some(session) = wanted.session.as_ref().filter(|_| wanted.is_unheld()) else { return Ok(()) };
+    /// Holds a turn that refers to what only one project finds to that of its session, or of the
+    /// one that it is a fork of. Where nothing was served yet, nobody knows which it is; where that
+    /// cannot be told, the turn has to wait.
+    pub(super) async fn hold(
+        &self,
+        wanted: &mut Wanted<'_>,
+        found: &Found,
+        budget: &mut Budget,
+    ) -> Result<(), Error> {
+        let Some(session) = wanted.session.as_ref().filter(|_| wanted.is_unheld()) else {
+            return Ok(());
+        };
         let held = found.as_ref().ok().and_then(Option::as_ref);
         let stored = held.and_then(|held| BindingRecord::parse(&held.value));
         let is_untold = found.is_err() || held.is_some() && stored.is_none();
         let known = self.local.recall(session).map(|known| known.record);
-        let home = match stored.into_iter().chain(known).max_by_key(|record| (record.epoch, record.sealed)) {
+        let home = match stored
+            .into_iter()
+            .chain(known)
+            .max_by_key(|record| (record.epoch, record.sealed))
+        {
             None if is_untold => self.inherited_here(wanted),
             None => self.inherited(wanted, budget).await,
             home => home,
@@ -33,7 +47,8 @@ impl Bindings {
         Ok(())
     }
 
-    /// The same once more where the turn goes on: another turn of its session may have been served meanwhile.
+    /// The same once more where the turn goes on: another turn of its session may have been served
+    /// meanwhile.
     pub(super) fn hold_again(&self, wanted: &mut Wanted<'_>) {
         let session = wanted.session.as_ref().filter(|_| wanted.is_unheld());
         let known = session.and_then(|session| self.local.recall(session));
@@ -42,8 +57,8 @@ impl Bindings {
         }
     }
 
-    /// Whether a turn that refers to what only its session's project finds may be served under `binding`, on a connection that
-    /// has served turns of the session if `has_served`.
+    /// Whether a turn that refers to what only its session's project finds may be served under
+    /// `binding`, on a connection that has served turns of the session if `has_served`.
     pub fn is_in_own_project(&self, binding: &Binding, has_served: bool) -> bool {
         match &binding.written {
             Written::Beside(record) => self.places.project_of(record).includes(&binding.key),

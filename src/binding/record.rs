@@ -1,7 +1,8 @@
 //! How a binding is written in the store.
 //!
-//! `<key tag><organization tag> <epoch> <generation>[ s][ ~<state tag>]`, as a rule 22 bytes: names of any length fit, since
-//! only their tags are stored, and Redis keeps a value of at most 28 bytes in the smallest block that holds it.
+//! `<key tag><organization tag> <epoch> <generation>[ s][ ~<state tag>]`, as a rule 22 bytes: names
+//! of any length fit, since only their tags are stored, and Redis keeps a value of at most 28 bytes
+//! in the smallest block that holds it.
 
 use std::fmt;
 
@@ -30,15 +31,29 @@ pub fn state_tag(state: &[u8]) -> Tag {
 impl BindingRecord {
     /// A session's first binding.
     pub fn first(key: &Key, generation: u32) -> Self {
-        Self { key: key.tag, organization: key.organization_tag, epoch: 1, generation, sealed: false, stale_state: None }
+        Self {
+            key: key.tag,
+            organization: key.organization_tag,
+            epoch: 1,
+            generation,
+            sealed: false,
+            stale_state: None,
+        }
     }
 
-    /// The binding that follows this one. It stays sealed only while it stays in its organization: leaving it is for sessions
-    /// that are not sealed.
+    /// The binding that follows this one. It stays sealed only while it stays in its organization:
+    /// leaving it is for sessions that are not sealed.
     pub fn moved_to(&self, key: &Key, generation: u32, stale_state: Option<Tag>) -> Self {
         let sealed = self.sealed && self.organization == key.organization_tag;
         let epoch = self.epoch.saturating_add(1);
-        Self { key: key.tag, organization: key.organization_tag, epoch, generation, sealed, stale_state }
+        Self {
+            key: key.tag,
+            organization: key.organization_tag,
+            epoch,
+            generation,
+            sealed,
+            stale_state,
+        }
     }
 
     /// The binding once it has served a turn, as a replica of `generation` has it.
@@ -46,9 +61,13 @@ impl BindingRecord {
         Self { sealed: true, ..self.of_generation(generation) }
     }
 
-    /// A writer that did not know its generation is spoken for by the first replica that does and has the key too.
+    /// A writer that did not know its generation is spoken for by the first replica that does and
+    /// has the key too.
     pub fn of_generation(&self, generation: u32) -> Self {
-        Self { generation: if self.generation == 0 { generation } else { self.generation }, ..self.clone() }
+        Self {
+            generation: if self.generation == 0 { generation } else { self.generation },
+            ..self.clone()
+        }
     }
 
     /// Whether this is `other` once it has served a turn.
@@ -62,7 +81,8 @@ impl BindingRecord {
 
     /// `None` for what this version does not understand.
     pub fn parse(text: &str) -> Option<Self> {
-        // Tags are ASCII: another one could not be written as it was read, and no compare-and-set would find it.
+        // Tags are ASCII: another one could not be written as it was read, and no compare-and-set
+        // would find it.
         let mut words = text.is_ascii().then_some(text)?.split(' ');
         let (key, organization) = words.next()?.split_at_checked(Tag::LENGTH)?;
         let mut record = Self {
@@ -140,37 +160,49 @@ mod tests {
 
     fn record() -> impl Strategy<Value = BindingRecord> {
         let tag = || "[A-Za-z0-9_-]{8}".prop_map(|text| Tag::parse(&text).unwrap());
-        let parts = (tag(), tag(), any::<u32>(), any::<u32>(), any::<bool>(), proptest::option::of(tag()));
-        parts.prop_map(|(key, organization, epoch, generation, sealed, stale_state)| BindingRecord {
-            key,
-            organization,
-            epoch,
-            generation,
-            sealed,
-            stale_state,
+        let parts =
+            (tag(), tag(), any::<u32>(), any::<u32>(), any::<bool>(), proptest::option::of(tag()));
+        parts.prop_map(|(key, organization, epoch, generation, sealed, stale_state)| {
+            BindingRecord { key, organization, epoch, generation, sealed, stale_state }
         })
     }
 
     /// Any of them, but for its place.
     fn bound(epoch: u32, generation: u32, sealed: bool) -> BindingRecord {
         let stale_state = Some(state_tag(b"older"));
-        BindingRecord { epoch, generation, sealed, stale_state, ..BindingRecord::first(&keys()[0], 1) }
+        BindingRecord {
+            epoch,
+            generation,
+            sealed,
+            stale_state,
+            ..BindingRecord::first(&keys()[0], 1)
+        }
     }
 
     /// Two of one organization and one of another.
     fn keys() -> Vec<std::sync::Arc<Key>> {
-        crate::key::table::Table::sketch("a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, b-1 org-b 1 sk-3").keys().to_vec()
+        crate::key::table::Table::sketch("a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, b-1 org-b 1 sk-3")
+            .keys()
+            .to_vec()
     }
 
     #[test]
     fn moved_record_is_of_the_next_epoch_and_sealed_within_its_organization_alone() {
         let keys = keys();
         for epoch in [1, 2, 9, 99] {
-            for (key, was_sealed, is_sealed) in
-                [(&keys[1], true, true), (&keys[1], false, false), (&keys[2], true, false), (&keys[2], false, false)]
-            {
+            for (key, was_sealed, is_sealed) in [
+                (&keys[1], true, true),
+                (&keys[1], false, false),
+                (&keys[2], true, false),
+                (&keys[2], false, false),
+            ] {
                 let moved = bound(epoch, 7, was_sealed).moved_to(key, 8, None);
-                let expected = BindingRecord { epoch: epoch + 1, generation: 8, sealed: is_sealed, ..BindingRecord::first(key, 1) };
+                let expected = BindingRecord {
+                    epoch: epoch + 1,
+                    generation: 8,
+                    sealed: is_sealed,
+                    ..BindingRecord::first(key, 1)
+                };
                 assert_eq!(moved, expected, "an older turn's state is nobody's any more");
             }
         }
@@ -191,7 +223,12 @@ mod tests {
         assert_eq!(bound(3, 4, false).sealed(), bound(3, 4, true));
         assert_eq!(
             BindingRecord::first(&keys()[1], 6),
-            BindingRecord { epoch: 1, generation: 6, stale_state: None, ..bound(1, 6, false).moved_to(&keys()[1], 6, None) }
+            BindingRecord {
+                epoch: 1,
+                generation: 6,
+                stale_state: None,
+                ..bound(1, 6, false).moved_to(&keys()[1], 6, None)
+            }
         );
     }
 
@@ -199,7 +236,11 @@ mod tests {
     fn sealed_form_is_of_the_same_key_and_epoch() {
         let (free, sealed) = (bound(3, 1, false), bound(3, 1, true));
         assert!(sealed.is_sealed_form_of(&free) && bound(3, 2, true).is_sealed_form_of(&free));
-        assert!(!free.is_sealed_form_of(&sealed) && !sealed.is_sealed_form_of(&sealed) && !free.is_sealed_form_of(&free));
+        assert!(
+            !free.is_sealed_form_of(&sealed)
+                && !sealed.is_sealed_form_of(&sealed)
+                && !free.is_sealed_form_of(&free)
+        );
         assert!(!bound(4, 1, true).is_sealed_form_of(&free), "another epoch");
         let other = BindingRecord { key: keys()[1].tag, ..sealed };
         assert!(!other.is_sealed_form_of(&free), "another key");
@@ -211,7 +252,14 @@ mod tests {
         let tag = |text: &str| Tag::parse(text).unwrap();
         let record = |sealed, stale_state: Option<&str>| {
             let (key, organization) = (tag("keykeyke"), tag("orgorgor"));
-            BindingRecord { key, organization, epoch: 10, generation: 3, sealed, stale_state: stale_state.map(tag) }
+            BindingRecord {
+                key,
+                organization,
+                epoch: 10,
+                generation: 3,
+                sealed,
+                stale_state: stale_state.map(tag),
+            }
         };
         for (record, text) in [
             (record(false, None), "keykeykeorgorgor 10 3"),
@@ -220,14 +268,24 @@ mod tests {
             (record(true, Some("statetag")), "keykeykeorgorgor 10 3 s ~statetag"),
             (BindingRecord { generation: 0, ..record(false, None) }, "keykeykeorgorgor 10 0"),
         ] {
-            assert_eq!((record.to_string().as_str(), BindingRecord::parse(text)), (text, Some(record.clone())));
+            assert_eq!(
+                (record.to_string().as_str(), BindingRecord::parse(text)),
+                (text, Some(record.clone()))
+            );
         }
     }
 
     #[test]
     fn a_common_record_fits_the_smallest_block() {
         let tag = Tag::of("key", b"a-very-long-name-of-a-key-in-production");
-        let record = BindingRecord { key: tag, organization: tag, epoch: 12, generation: 345, sealed: true, stale_state: None };
+        let record = BindingRecord {
+            key: tag,
+            organization: tag,
+            epoch: 12,
+            generation: 345,
+            sealed: true,
+            stale_state: None,
+        };
         assert!(record.to_string().len() <= 28, "{record}");
     }
 

@@ -10,8 +10,9 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// Before the first byte of a successful answer: what it holds only this organization can open, so the session is sealed by
-    /// then. A stored life that is due starts anew, behind the turn's back.
+    /// Before the first byte of a successful answer: what it holds only this organization can open,
+    /// so the session is sealed by then. A stored life that is due starts anew, behind the turn's
+    /// back.
     pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
         let Some(session) = &binding.session else { return };
         let confirmed = |record: &BindingRecord| record.confirmed(self.places.generation());
@@ -20,21 +21,31 @@ impl Bindings {
             Written::Beside(record) if record.sealed => {}
             // A sibling's answer seals the session as well.
             Written::Beside(record) => {
-                let is_provisional = self.local.recall(session).is_some_and(|known| known.is_provisional && known.is_of(record));
+                let is_provisional = self
+                    .local
+                    .recall(session)
+                    .is_some_and(|known| known.is_provisional && known.is_of(record));
                 self.seal(session, record, &record.sealed(), is_provisional, budget).await;
             }
             Written::Here(record) if confirmed(record) == *record => {}
             Written::Here(record) => {
-                self.local.note(session, &confirmed(record), self.is_provisional(session, record, binding));
+                self.local.note(
+                    session,
+                    &confirmed(record),
+                    self.is_provisional(session, record, binding),
+                );
             }
             Written::Stored(record) if confirmed(record) != *record => {
                 self.seal(session, record, &confirmed(record), false, budget).await;
             }
             Written::Stored(record) if binding.refresh => {
-                let (store, session, ttl, stored) = (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
+                let (store, session, ttl, stored) =
+                    (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
                 self.tasks.spawn(async move {
                     // Lost: the next turn does it again.
-                    let _ = store.extend(Name::Binding(session.as_str()), &stored, ttl, &mut store.budget()).await;
+                    let _ = store
+                        .extend(Name::Binding(session.as_str()), &stored, ttl, &mut store.budget())
+                        .await;
                 });
             }
             Written::Stored(_) => {}
@@ -42,13 +53,25 @@ impl Bindings {
     }
 
     /// `is_provisional`: nobody has asked the store for `record` yet.
-    pub(super) async fn seal(&self, session: &SessionId, record: &BindingRecord, sealed: &BindingRecord, is_provisional: bool, budget: &mut Budget) {
+    pub(super) async fn seal(
+        &self,
+        session: &SessionId,
+        record: &BindingRecord,
+        sealed: &BindingRecord,
+        is_provisional: bool,
+        budget: &mut Budget,
+    ) {
         let name = Name::Binding(session.as_str());
-        match self.store.replace(name, &record.to_string(), &sealed.to_string(), self.ttl, budget).await {
+        match self
+            .store
+            .replace(name, &record.to_string(), &sealed.to_string(), self.ttl, budget)
+            .await
+        {
             Ok(Replaced::Done) => {
                 self.local.confirm(session, sealed);
             }
-            // Another turn of the session was first: with the same word, or with a move that comes later.
+            // Another turn of the session was first: with the same word, or with a move that comes
+            // later.
             Ok(Replaced::Lost(_)) => {}
             Err(_) => self.local.note(session, sealed, is_provisional),
         }

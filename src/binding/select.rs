@@ -1,7 +1,9 @@
-//! Decides where a session would go: weighted rendezvous hashing, organization first, then key. Pure.
+//! Decides where a session would go: weighted rendezvous hashing, organization first, then key.
+//! Pure.
 //!
-//! The order depends on nothing but the session, the configured keys and their weights: every replica finds the same, with or
-//! without the store. A new key takes its share from all others and moves nothing between them.
+//! The order depends on nothing but the session, the configured keys and their weights: every
+//! replica finds the same, with or without the store. A new key takes its share from all others and
+//! moves nothing between them.
 
 use std::sync::Arc;
 
@@ -34,7 +36,9 @@ impl Reach {
             Self::Anywhere => true,
             Self::Nowhere => false,
             Self::Organization(organization) => key.organization_tag == organization,
-            Self::Project { organization, project } => key.organization_tag == organization && key.project_tag == project,
+            Self::Project { organization, project } => {
+                key.organization_tag == organization && key.project_tag == project
+            }
         }
     }
 
@@ -43,16 +47,22 @@ impl Reach {
         match self {
             Self::Anywhere => true,
             Self::Nowhere => false,
-            Self::Organization(organization) | Self::Project { organization, .. } => organization == tag,
+            Self::Organization(organization) | Self::Project { organization, .. } => {
+                organization == tag
+            }
         }
     }
 }
 
 /// The first key in the session's own order, among `keys` that take new sessions and are `usable`.
 ///
-/// An organization is ranked by the weight of all of `keys` that belong to it, usable or not, so that an ailing key changes
-/// nothing for sessions of other organizations.
-pub fn first<'k>(session: &str, keys: &[&'k Arc<Key>], usable: impl Fn(&Key) -> bool) -> Option<&'k Arc<Key>> {
+/// An organization is ranked by the weight of all of `keys` that belong to it, usable or not, so
+/// that an ailing key changes nothing for sessions of other organizations.
+pub fn first<'k>(
+    session: &str,
+    keys: &[&'k Arc<Key>],
+    usable: impl Fn(&Key) -> bool,
+) -> Option<&'k Arc<Key>> {
     let mut organizations: Vec<(Tag, f64)> = Vec::new();
     for key in keys {
         match organizations.iter_mut().find(|(tag, _)| *tag == key.organization_tag) {
@@ -62,8 +72,11 @@ pub fn first<'k>(session: &str, keys: &[&'k Arc<Key>], usable: impl Fn(&Key) -> 
     }
     rank(session, &mut organizations, |(tag, weight)| (*tag, *weight));
     organizations.iter().find_map(|(organization, _)| {
-        let mut siblings: Vec<_> =
-            keys.iter().copied().filter(|key| key.organization_tag == *organization && key.weight > 0 && usable(key)).collect();
+        let mut siblings: Vec<_> = keys
+            .iter()
+            .copied()
+            .filter(|key| key.organization_tag == *organization && key.weight > 0 && usable(key))
+            .collect();
         rank(session, &mut siblings, |key| (key.tag, f64::from(key.weight)));
         siblings.into_iter().next()
     })
@@ -84,7 +97,8 @@ fn fraction(session: &str, tag: Tag) -> f64 {
     evenly(session, &tag.to_string())
 }
 
-/// Whose turn it is where only a share of new sessions is taken: evenly spread over (0, 1), whatever the order of keys.
+/// Whose turn it is where only a share of new sessions is taken: evenly spread over (0, 1),
+/// whatever the order of keys.
 pub fn share(session: &str) -> f64 {
     evenly(session, "share")
 }
@@ -103,7 +117,8 @@ mod tests {
 
     /// `(id, organization, weight)`
     fn keys(list: &[(&str, &str, u32)]) -> Table {
-        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+        let upstream: UpstreamSettings =
+            serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
         let keys: Vec<_> = list
             .iter()
             .map(|(id, organization, weight)| Settings {
@@ -151,7 +166,8 @@ mod tests {
     fn an_ailing_key_gives_its_sessions_to_its_organization_first() {
         let table = keys(&[("a-1", "a", 1), ("a-2", "a", 1), ("b-1", "b", 1)]);
         for n in 0..500 {
-            let (well, ill) = (choose(&table, n, |_| true), choose(&table, n, |key| key.id != "a-1"));
+            let (well, ill) =
+                (choose(&table, n, |_| true), choose(&table, n, |key| key.id != "a-1"));
             assert_eq!(ill, if well == "a-1" { "a-2".to_owned() } else { well });
         }
     }
@@ -161,7 +177,9 @@ mod tests {
         let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
         for id in ["a-1", "b-1"] {
             let there: Vec<_> = (0..4_000).filter(|n| choose(&table, *n, |_| true) == id).collect();
-            let below = |share: f64| there.iter().filter(|n| super::share(&format!("session-{n}")) < share).count();
+            let below = |share: f64| {
+                there.iter().filter(|n| super::share(&format!("session-{n}")) < share).count()
+            };
             for share in [0.1, 0.5, 0.9] {
                 let found = below(share) as f64 / there.len() as f64;
                 assert!((found - share).abs() < 0.04, "{id}: {found} of {share}");
@@ -182,8 +200,16 @@ mod tests {
             (home, [true, false, false]),
             (Reach::Nowhere, [false, false, false]),
         ] {
-            assert_eq!([a, &Arc::new(other.clone()), b].map(|key| reach.includes(key)), expected, "{reach:?}");
-            assert_eq!([a, b].map(|key| reach.touches(key.organization_tag)), [expected[0], expected[2]], "{reach:?}");
+            assert_eq!(
+                [a, &Arc::new(other.clone()), b].map(|key| reach.includes(key)),
+                expected,
+                "{reach:?}"
+            );
+            assert_eq!(
+                [a, b].map(|key| reach.touches(key.organization_tag)),
+                [expected[0], expected[2]],
+                "{reach:?}"
+            );
         }
     }
 

@@ -1,4 +1,5 @@
-//! What tests of the binding stand on: replicas that share one store and one set of keys, and a session of one client.
+//! What tests of the binding stand on: replicas that share one store and one set of keys, and a
+//! session of one client.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -46,8 +47,8 @@ const MODEL: &str = "m";
 /// Two keys of one organization, each of a project of its own, and one of another.
 const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1";
 
-/// A table of `sketch`: each key `<id> <organization> <project> <weight>[ <region>]`. One whose project is `plain` has an
-/// upstream that speaks no WebSocket.
+/// A table of `sketch`: each key `<id> <organization> <project> <weight>[ <region>]`. One whose
+/// project is `plain` has an upstream that speaks no WebSocket.
 fn table(sketch: &str) -> Table {
     // Its keys have connections of their own, which take their time: once is enough.
     static TABLES: Mutex<BTreeMap<String, Table>> = Mutex::new(BTreeMap::new());
@@ -59,7 +60,9 @@ fn made(sketch: &str) -> Table {
         .map(|text| serde_json::from_str::<UpstreamSettings>(text).unwrap());
     let key = |words: &str| {
         let words: Vec<_> = words.split_whitespace().collect();
-        let [id, organization, project, weight, ref region @ ..] = words[..] else { panic!("{words:?}") };
+        let [id, organization, project, weight, ref region @ ..] = words[..] else {
+            panic!("{words:?}")
+        };
         let upstream = if project == "plain" { "plain" } else { "u" };
         let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": organization, "project": project,
             "weight": weight.parse::<u32>().unwrap(), "region": region.first(), "secret": format!("sk-{id}") });
@@ -114,8 +117,16 @@ impl Replica {
         let (store, tasks) = (Arc::new(store), Tasks::new());
         let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
         let local = Arc::new(Local::new(100, TTL / 2));
-        let (places, trail) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)).0);
-        let bindings = Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, tasks.clone(), trail);
+        let (places, trail) =
+            (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)).0);
+        let bindings = Bindings::new(
+            Arc::clone(&store),
+            places,
+            Arc::clone(&local),
+            TTL,
+            tasks.clone(),
+            trail,
+        );
         let client = Client::unrestricted("alice");
         let replica = Self { model, store, registry, local, metrics, bindings, client, tasks };
         replica.is_of(1);
@@ -124,7 +135,8 @@ impl Replica {
 
     /// Its set of keys has this ordinal.
     fn is_of(&self, ordinal: u32) {
-        self.registry.heard(&self.registry.loaded(), &MembershipReply { ordinal, others: Vec::new() });
+        self.registry
+            .heard(&self.registry.loaded(), &MembershipReply { ordinal, others: Vec::new() });
     }
 
     fn weather(&self, weather: Weather) {
@@ -152,12 +164,25 @@ impl Replica {
     /// The store holds `record` for the session, whatever it held.
     async fn put(&self, record: &BindingRecord) {
         let text = record.to_string();
-        self.store.merge(Name::Binding(session(1).as_str()), &text, u32::MAX, TTL, &mut self.store.budget()).await.unwrap();
+        self.store
+            .merge(
+                Name::Binding(session(1).as_str()),
+                &text,
+                u32::MAX,
+                TTL,
+                &mut self.store.budget(),
+            )
+            .await
+            .unwrap();
     }
 
     /// What the store holds of the session, as text.
     async fn stored(&self) -> Option<String> {
-        let held = self.store.get(Name::Binding(session(1).as_str()), &mut self.store.budget()).await.unwrap();
+        let held = self
+            .store
+            .get(Name::Binding(session(1).as_str()), &mut self.store.budget())
+            .await
+            .unwrap();
         held.map(|held| held.value)
     }
 
@@ -180,7 +205,10 @@ impl Replica {
 
     /// The key that `wanted` is served by, or why it is not.
     async fn goes(&self, mut wanted: Wanted<'_>) -> Result<String, ErrorKind> {
-        self.bind(&mut wanted).await.map(|binding| binding.key.id.clone()).map_err(|error| error.kind)
+        self.bind(&mut wanted)
+            .await
+            .map(|binding| binding.key.id.clone())
+            .map_err(|error| error.kind)
     }
 
     /// The binding has served a turn.
@@ -226,9 +254,12 @@ impl Replica {
 
     /// How often this was decided.
     fn decided(&self, decision: &str, reason: &str) -> usize {
-        let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
+        let series =
+            format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
         let page = self.metrics.render();
-        page.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+        page.lines()
+            .find_map(|line| line.strip_prefix(&series))
+            .map_or(0, |count| count.parse().unwrap())
     }
 }
 

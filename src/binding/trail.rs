@@ -1,8 +1,9 @@
-//! Tells what was decided about turns whose key could not just serve them: each time one log line, one metric, and a line in the
-//! trail of its session.
+//! Tells what was decided about turns whose key could not just serve them: each time one log line,
+//! one metric, and a line in the trail of its session.
 //!
-//! A trail is written behind the backs of turns, and begins when something happens to a session: one that is only served leaves
-//! none. What cannot be written for a while waits, bounded; what can never be is in the log.
+//! A trail is written behind the backs of turns, and begins when something happens to a session:
+//! one that is only served leaves none. What cannot be written for a while waits, bounded; what can
+//! never be is in the log.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -62,16 +63,19 @@ impl Trail {
             "decision"
         );
         if let Some(session) = session {
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_millis());
+            let at =
+                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |span| span.as_millis());
             let id = |key: &Option<&Key>| id(key).unwrap_or_default();
-            let line = format!("{at} {} {} {} {}", decision.name(), reason.name(), id(from), id(to));
+            let line =
+                format!("{at} {} {} {} {}", decision.name(), reason.name(), id(from), id(to));
             // Full: the store has been away for long, or never takes it.
             let _ = self.written.try_send(((*session).clone(), line));
         }
     }
 }
 
-/// A line of a trail, as it is shown. It is written `<milliseconds since 1970> <decision> <reason> <from> <to>`; ids hold no space.
+/// A line of a trail, as it is shown. It is written `<milliseconds since 1970> <decision> <reason>
+/// <from> <to>`; ids hold no space.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Mark {
     pub at: u64,
@@ -87,7 +91,13 @@ impl Mark {
         let words: Vec<&str> = line.split(' ').collect();
         let [at, decision, reason, from, to] = words[..] else { return None };
         let id = |word: &str| Some(word.to_owned()).filter(|word| !word.is_empty());
-        Some(Self { at: at.parse().ok()?, decision: decision.into(), reason: reason.into(), from: id(from), to: id(to) })
+        Some(Self {
+            at: at.parse().ok()?,
+            decision: decision.into(),
+            reason: reason.into(),
+            from: id(from),
+            to: id(to),
+        })
     }
 }
 
@@ -129,7 +139,13 @@ mod tests {
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let (a, b) = (&*table.keys()[0], &*table.keys()[1]);
         let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
-        let step = |decision, reason, to| Step { session: Some(&session), decision, reason, from: Some(a), to };
+        let step = |decision, reason, to| Step {
+            session: Some(&session),
+            decision,
+            reason,
+            from: Some(a),
+            to,
+        };
         trail.tell(&step(Decision::Spill, Reason::NoAccess, Some(b)));
         trail.tell(&step(Decision::Refuse, Reason::Exhausted, None));
         trail.tell(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });

@@ -1,5 +1,5 @@
-//! A session as operators see it: where it is bound, and what was decided about it. Changes nothing, its life in the store least
-//! of all.
+//! A session as operators see it: where it is bound, and what was decided about it. Changes
+//! nothing, its life in the store least of all.
 
 use serde::Serialize;
 
@@ -33,8 +33,13 @@ pub struct Bound {
 impl Bindings {
     /// `None`: there is nothing.
     pub async fn view(&self, session: &SessionId) -> Option<SessionView> {
-        let held = self.store.get(Name::Binding(session.as_str()), &mut self.store.patient_budget()).await;
-        let lines = self.store.list(session.as_str(), &mut self.store.patient_budget()).await.unwrap_or_default();
+        let held =
+            self.store.get(Name::Binding(session.as_str()), &mut self.store.patient_budget()).await;
+        let lines = self
+            .store
+            .list(session.as_str(), &mut self.store.patient_budget())
+            .await
+            .unwrap_or_default();
         let stored = held.ok().flatten().and_then(|held| BindingRecord::parse(&held.value));
         let remembered = || self.local.recall(session).map(|known| (known.record, false));
         let record = stored.map(|record| (record, true)).or_else(remembered);
@@ -43,7 +48,11 @@ impl Bindings {
         // Replicas write as they come to it.
         trail.sort_by_key(|mark| mark.at);
         trail.dedup();
-        (binding.is_some() || !trail.is_empty()).then(|| SessionView { session: session.to_string(), binding, trail })
+        (binding.is_some() || !trail.is_empty()).then(|| SessionView {
+            session: session.to_string(),
+            binding,
+            trail,
+        })
     }
 
     fn named(&self, record: &BindingRecord, stored: bool) -> Bound {

@@ -1,7 +1,7 @@
 //! Decides who is calling, from the headers alone, before any byte of a body is read.
 //!
-//! A token is shown as `Authorization: Bearer TOKEN`. It is looked up by its hash, so that how long the answer takes says
-//! nothing about how much of a token was right.
+//! A token is shown as `Authorization: Bearer TOKEN`. It is looked up by its hash, so that how long
+//! the answer takes says nothing about how much of a token was right.
 
 use std::sync::Arc;
 
@@ -62,7 +62,9 @@ impl AdminToken {
 /// The one token that was shown.
 fn shown(headers: &HeaderMap) -> Result<TokenHash, Error> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
-    let first = shown.next().ok_or_else(|| refusal("No token was given: send `Authorization: Bearer TOKEN`."))?;
+    let first = shown
+        .next()
+        .ok_or_else(|| refusal("No token was given: send `Authorization: Bearer TOKEN`."))?;
     if shown.any(|other| other != first) {
         return Err(refusal("Two different tokens were given: send one."));
     }
@@ -106,7 +108,10 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, value.parse().unwrap());
         }
-        clients.authenticate(&headers).map(|client| client.id.to_string()).map_err(|error| error.code().to_owned())
+        clients
+            .authenticate(&headers)
+            .map(|client| client.id.to_string())
+            .map_err(|error| error.code().to_owned())
     }
 
     #[test]
@@ -150,9 +155,14 @@ mod tests {
             token.authenticate(&map).map_err(|error| error.code())
         };
         assert_eq!(ask(&["Bearer wk-admin"]), Ok(()));
-        for wrong in
-            [&[][..], &["Bearer wk-alice"], &["Bearer wk-admi"], &["Bearer wk-admin2"], &["Basic wk-admin"], &["Bearer "]]
-        {
+        for wrong in [
+            &[][..],
+            &["Bearer wk-alice"],
+            &["Bearer wk-admi"],
+            &["Bearer wk-admin2"],
+            &["Basic wk-admin"],
+            &["Bearer "],
+        ] {
             assert_eq!(ask(wrong), Err("invalid_api_key"), "{wrong:?}");
         }
     }
@@ -169,7 +179,10 @@ mod tests {
         assert_eq!(admitted(true, "Bearer wk-bob").as_deref(), Some("bob"));
         let nothing = TokenProof::of(&HeaderMap::new());
         assert!(clients(false).admit(nothing).is_none(), "who showed nothing stays nobody");
-        assert_eq!(clients(true).admit(nothing).map(|client| client.id.as_str().to_owned()).as_deref(), Some("open"));
+        assert_eq!(
+            clients(true).admit(nothing).map(|client| client.id.as_str().to_owned()).as_deref(),
+            Some("open")
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What is decided at the start and stays until the next one, and how a reload tells what of it has changed.
+//! What is decided at the start and stays until the next one, and how a reload tells what of it has
+//! changed.
 //!
 //! FixedOptions are compared by hash: a secret that is written in the file is not kept for that.
 
@@ -41,7 +42,8 @@ impl Fixed {
     }
 }
 
-/// The options of all sections that a reload leaves alone, `section.option`, by hash of their value.
+/// The options of all sections that a reload leaves alone, `section.option`, by hash of their
+/// value.
 #[derive(Clone, Debug, Default)]
 pub struct FixedOptions(BTreeMap<String, [u8; 32]>);
 
@@ -53,9 +55,13 @@ impl FixedOptions {
         };
         let sections = table(root).into_iter().filter(|(name, _)| !OTHERS.contains(&name.as_str()));
         let options = sections.flat_map(|(section, options)| {
-            table(&options).into_iter().map(move |(name, value)| (format!("{section}.{name}"), value))
+            table(&options)
+                .into_iter()
+                .map(move |(name, value)| (format!("{section}.{name}"), value))
         });
-        Self(options.map(|(name, value)| (name, Sha256::digest(value.to_string()).into())).collect())
+        Self(
+            options.map(|(name, value)| (name, Sha256::digest(value.to_string()).into())).collect(),
+        )
     }
 
     fn differ_from<'n>(&'n self, next: &'n Self) -> BTreeSet<&'n str> {
@@ -71,13 +77,20 @@ mod tests {
     const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
 
     fn plan(text: &str) -> Plan {
-        Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap()
+        Config::parse(&format!("{text}\n{KEY}"))
+            .unwrap()
+            .plan()
+            .map_err(|faults| faults.join("; "))
+            .unwrap()
     }
 
     #[test]
     fn what_needs_a_restart_is_named_and_nothing_else_is() {
-        let differ = |a: &str, b: &str| plan(a).fixed.differs_from(&plan(b).fixed).into_iter().collect::<Vec<_>>().join(" ");
-        let secret = |text: &str| format!("[server]\nsecret = \"{text}-0123456789abcdef0123456789abcdef\"");
+        let differ = |a: &str, b: &str| {
+            plan(a).fixed.differs_from(&plan(b).fixed).into_iter().collect::<Vec<_>>().join(" ")
+        };
+        let secret =
+            |text: &str| format!("[server]\nsecret = \"{text}-0123456789abcdef0123456789abcdef\"");
         assert_eq!(differ("", ""), "", "a secret that is made up is no change");
         assert_eq!(differ("", "[[client]]\nid = \"alice\"\ntoken = \"t\"\n[sim]\nseed = 3"), "");
         assert_eq!(
@@ -121,14 +134,19 @@ mod tests {
         }
         let key = KEY.replace("a-1", "a-2");
         let upstream = "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"";
-        assert_eq!(named(&format!("{key}{upstream}")), Vec::<String>::new(), "lists are taken over");
+        assert_eq!(
+            named(&format!("{key}{upstream}")),
+            Vec::<String>::new(),
+            "lists are taken over"
+        );
     }
 
     /// The file says the same, and what it names holds something else.
     #[test]
     fn secret_that_changes_behind_its_name_is_noticed() {
         let path = std::env::temp_dir().join(format!("warmkey-fixed-{}", std::process::id()));
-        let write = |text: &str| std::fs::write(&path, text).expect("the temporary folder can be written");
+        let write =
+            |text: &str| std::fs::write(&path, text).expect("the temporary folder can be written");
         for (option, section) in [
             ("server.secret", "[server]\nsecret"),
             ("server.admin_token", "[server]\nadmin_token"),
@@ -140,7 +158,10 @@ mod tests {
             write("fedcba9876543210fedcba9876543210");
             let new = plan(&text);
             assert_eq!(old.fixed.differs_from(&same.fixed).len(), 0, "{option}");
-            assert_eq!(old.fixed.differs_from(&new.fixed).into_iter().collect::<Vec<_>>(), [option]);
+            assert_eq!(
+                old.fixed.differs_from(&new.fixed).into_iter().collect::<Vec<_>>(),
+                [option]
+            );
         }
         std::fs::remove_file(&path).expect("it is there");
     }

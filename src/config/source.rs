@@ -1,7 +1,9 @@
-//! Where a configuration is written: one file and those that its secrets are in, and whether any of them has changed since.
+//! Where a configuration is written: one file and those that its secrets are in, and whether any of
+//! them has changed since.
 //!
-//! Files are compared by content, whatever their dates say and however many links lead to them: what is mounted from
-//! Kubernetes changes by a link that is swapped, which watching a file would not notice.
+//! Files are compared by content, whatever their dates say and however many links lead to them:
+//! what is mounted from Kubernetes changes by a link that is swapped, which watching a file would
+//! not notice.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +28,8 @@ impl Seen {
     }
 }
 
-/// Reads the configuration and everything that it names, and tells what was seen on the way. Each file is looked at before it
-/// is read: what changes in between is seen as changed later.
+/// Reads the configuration and everything that it names, and tells what was seen on the way. Each
+/// file is looked at before it is read: what changes in between is seen as changed later.
 pub fn read(file: Option<&Path>) -> (Seen, Result<Plan, Vec<String>>) {
     let mut seen = Seen::at([file.unwrap_or(Path::new(USUAL_FILE)).to_owned()]);
     match Config::load(file) {
@@ -106,7 +108,10 @@ mod tests {
         assert_ne!(missing.again(), missing);
         let (broken, plan) = read(Some(&file));
         let faults = plan.err().expect("it is no TOML");
-        assert!(matches!(&faults[..], [one] if one.starts_with(&format!("{}, line 1", file.display()))), "{faults:?}");
+        assert!(
+            matches!(&faults[..], [one] if one.starts_with(&format!("{}, line 1", file.display()))),
+            "{faults:?}"
+        );
         folder.write("warmkey.toml", "[server]");
         assert_ne!(broken.again(), broken);
     }

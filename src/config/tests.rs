@@ -1,7 +1,8 @@
 //! Options, one by one: what is understood, what is refused, and in which words.
 
 use super::*;
-const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
+const KEY: &str =
+    "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
 
 /// All that is wrong with `text`, however early it shows.
 fn fault(text: &str) -> Option<String> {
@@ -25,7 +26,9 @@ fn one_key_is_all_that_a_laptop_needs() {
 /// An option behind a bare `#` is as real as the others: uncommented, it is understood.
 #[test]
 fn every_option_of_the_reference_is_one() {
-    let uncommented = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned();
+    let uncommented = |line: &str| {
+        line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned()
+    };
     let text: String = DEFAULT.lines().map(|line| uncommented(line) + "\n").collect();
     let parsed = Config::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!((parsed.upstream.len(), parsed.key.len(), parsed.client.len()), (1, 1, 1));
@@ -36,15 +39,23 @@ fn every_option_of_the_reference_is_one() {
 fn some_key_takes_new_sessions() {
     let weightless = KEY.replace("id", "weight = 0\nid");
     let other = KEY.replace("a-1", "a-2");
-    let plan = |text: &str| Config::parse(text).unwrap().plan().map(|_| ()).map_err(|faults| faults.join("; "));
+    let plan = |text: &str| {
+        Config::parse(text).unwrap().plan().map(|_| ()).map_err(|faults| faults.join("; "))
+    };
     assert_eq!(plan(&weightless), Err("key: all have weight 0: none takes a new session".into()));
-    assert_eq!(plan(&format!("{weightless}{other}")), Ok(()), "one that is being emptied stands beside another");
+    assert_eq!(
+        plan(&format!("{weightless}{other}")),
+        Ok(()),
+        "one that is being emptied stands beside another"
+    );
 }
 
 #[test]
 fn an_upstream_has_time_to_answer() {
     for option in ["connect_timeout", "first_byte_timeout", "idle_timeout"] {
-        let text = format!("[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\n{option} = \"0s\"\n{KEY}");
+        let text = format!(
+            "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\n{option} = \"0s\"\n{KEY}"
+        );
         let faults = Config::parse(&text).unwrap().plan().err().expect(option);
         assert_eq!(faults, [format!("upstream openai: {option}: must be longer than nothing")]);
     }
@@ -91,7 +102,10 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[store]\nurl = \"redis://u:sk-canary@h:port\"", "store.url"),
         ("[store]\nurl = \"redis-sentinel://u:sk-canary@a,b\"", "store.url"),
         ("[store]\nurl = \"redis-cluster://u:sk-canary@a,b/1\"", "store.url"),
-        ("[store]\nurl = \"rediss://u:sk-canary@h\"\nca_file = \"/nowhere/ca.pem\"", "store.ca_file"),
+        (
+            "[store]\nurl = \"rediss://u:sk-canary@h\"\nca_file = \"/nowhere/ca.pem\"",
+            "store.ca_file",
+        ),
         (
             "[server]\nadmin_token = \"canary\"\n[[client]]\nid = \"alice\"\ntoken = \"canary\"",
             "server.admin_token: is a client's token too",
@@ -101,9 +115,13 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[server]\nmax_body = \"0B\"", "server.max_body"),
         ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
         ("[binding]\nmemory = 0", "binding.memory"),
-        ("[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]", "client alice: organizations"),
+        (
+            "[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]",
+            "client alice: organizations",
+        ),
     ] {
-        let faults = Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
+        let faults =
+            Config::parse(&format!("{text}\n{KEY}")).unwrap().plan().err().expect(text).join("; ");
         assert!(faults.contains(expected) && !faults.contains("canary"), "{faults}");
     }
 }
@@ -112,13 +130,17 @@ fn a_fault_names_its_option_and_no_secret() {
 #[test]
 fn reference_tells_the_defaults() {
     let section = |options: &str| format!("{KEY}[[upstream]]\nname = \"openai\"\n{options}");
-    let upstream = |text: &str| Config::parse(text).unwrap_or_else(|fault| panic!("{fault}: {text}")).upstream.remove(0);
+    let upstream = |text: &str| {
+        Config::parse(text).unwrap_or_else(|fault| panic!("{fault}: {text}")).upstream.remove(0)
+    };
     let reference: String = DEFAULT
         .lines()
         .skip_while(|line| *line != "#[[upstream]]")
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.strip_prefix('#'))
-        .filter(|line| !["proxy", "ca_file", "name", "[["].iter().any(|other| line.starts_with(other)))
+        .filter(|line| {
+            !["proxy", "ca_file", "name", "[["].iter().any(|other| line.starts_with(other))
+        })
         .map(|line| format!("{line}\n"))
         .collect();
     let told = upstream(&section(&reference));
@@ -163,24 +185,45 @@ fn defaults_are_those_of_the_contract() {
 /// One value for each option that has a bound, and the whole of what is said about it.
 #[test]
 fn option_out_of_bounds_is_refused_by_name() {
-    let span = |value: &str| format!("\"{value}\" is too long: \"3650d\" is the longest span of time");
+    let span =
+        |value: &str| format!("\"{value}\" is too long: \"3650d\" is the longest span of time");
     for (section, line, expected) in [
-        ("server", "header_timeout = \"0s\"", "server.header_timeout: must be longer than nothing".into()),
+        (
+            "server",
+            "header_timeout = \"0s\"",
+            "server.header_timeout: must be longer than nothing".into(),
+        ),
         ("server", "ping = \"0ms\"", "server.ping: must be longer than nothing".into()),
         ("store", "timeout = \"0s\"", "store.timeout: must be longer than nothing".into()),
         ("binding", "ttl = \"0d\"", "binding.ttl: must be longer than nothing".into()),
         ("server", "max_body = \"0B\"", "server.max_body: must be more than nothing".into()),
-        ("server", "replay_total = \"0GiB\"", "server.replay_total: must be more than nothing".into()),
+        (
+            "server",
+            "replay_total = \"0GiB\"",
+            "server.replay_total: must be more than nothing".into(),
+        ),
         ("binding", "memory = 0", "binding.memory: must be more than nothing".into()),
-        ("server", "secret = \"0123456789abcdef0123456789abcde\"", "server.secret: has 31 bytes, needs at least 32".into()),
+        (
+            "server",
+            "secret = \"0123456789abcdef0123456789abcde\"",
+            "server.secret: has 31 bytes, needs at least 32".into(),
+        ),
         ("server", "secret = \"\"", "server.secret: the secret in the file is empty".into()),
-        ("server", "admin_token = \"\"", "server.admin_token: the secret in the file is empty".into()),
+        (
+            "server",
+            "admin_token = \"\"",
+            "server.admin_token: the secret in the file is empty".into(),
+        ),
         ("hop", "secret = \"\"", "hop.secret: the secret in the file is empty".into()),
         ("store", "url = \"\"", "store.url: the secret in the file is empty".into()),
         ("store", "prefix = \"\"", "store.prefix: must be visible ASCII".into()),
         ("store", "prefix = \"two words\"", "store.prefix: must be visible ASCII".into()),
         ("store", "prefix = \"\u{e9}\"", "store.prefix: must be visible ASCII".into()),
-        ("ledger", "url = \"sqlite:w.db\"", "ledger.url: there is no ledger yet: write \"none:\"".into()),
+        (
+            "ledger",
+            "url = \"sqlite:w.db\"",
+            "ledger.url: there is no ledger yet: write \"none:\"".into(),
+        ),
         ("server", "drain = \"3651d\"", format!("server.drain: {}", span("3651d"))),
         ("server", "drain_delay = \"3651d\"", format!("server.drain_delay: {}", span("3651d"))),
         ("binding", "ttl = \"3651d\"", format!("binding.ttl: {}", span("3651d"))),
@@ -189,7 +232,9 @@ fn option_out_of_bounds_is_refused_by_name() {
         assert_eq!(fault(&format!("[{section}]\n{line}\n{KEY}")), Some(expected), "{line}");
     }
     let shown = "the secret in the file has a control character, or white space at an end";
-    for (section, option) in [("[server]\nadmin_token", "server.admin_token"), ("[hop]\nsecret", "hop.secret")] {
+    for (section, option) in
+        [("[server]\nadmin_token", "server.admin_token"), ("[hop]\nsecret", "hop.secret")]
+    {
         let text = format!("{section} = \"canary\\n\"\n{KEY}");
         assert_eq!(fault(&text), Some(format!("{option}: {shown}")), "{option}");
     }
@@ -213,8 +258,14 @@ fn option_of_another_kind_is_refused_by_name() {
         ("[failover]\nambiguous = \"sometimes\"", "failover.ambiguous"),
         ("[telemetry]\nlog = \"xml\"", "telemetry.log"),
         ("[[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nspeaks = [\"smoke\"]", "speaks"),
-        ("[[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nidle_timeout = \"1\"", "upstream[0].idle_timeout"),
-        ("[[client]]\nid = \"alice\"\ntoken = \"t\"\norganizations = \"org-a\"", "client[0].organizations"),
+        (
+            "[[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nidle_timeout = \"1\"",
+            "upstream[0].idle_timeout",
+        ),
+        (
+            "[[client]]\nid = \"alice\"\ntoken = \"t\"\norganizations = \"org-a\"",
+            "client[0].organizations",
+        ),
     ] {
         let fault = fault(&format!("{KEY}{line}")).expect(line);
         assert!(fault.contains(option) && !fault.contains('\n'), "{line}: {fault}");
@@ -249,9 +300,11 @@ fn option_at_its_bound_is_accepted() {
 
 #[test]
 fn faults_are_told_together() {
-    let text = format!("[server]\nping = \"0s\"\nmax_body = \"0B\"\n[hop]\nsecret = \"\"\n{KEY}{KEY}");
+    let text =
+        format!("[server]\nping = \"0s\"\nmax_body = \"0B\"\n[hop]\nsecret = \"\"\n{KEY}{KEY}");
     let all = fault(&text).expect("four of them");
-    let options: Vec<_> = all.lines().map(|line| line.split(": ").next().unwrap_or_default()).collect();
+    let options: Vec<_> =
+        all.lines().map(|line| line.split(": ").next().unwrap_or_default()).collect();
     assert_eq!(options, ["hop.secret", "key", "server.ping", "server.max_body"]);
 }
 
@@ -262,5 +315,8 @@ fn secret_may_be_left_out_where_nothing_is_shared() {
     let (one, other) = (secret(KEY).ok().unwrap(), secret(KEY).ok().unwrap());
     assert!(one != other && one.expose().len() == 64, "nobody can guess it");
     let faults = secret(&format!("[store]\nurl = \"redis://h\"\n{KEY}")).expect_err("it is shared");
-    assert_eq!(faults, ["server.secret: replicas that share a store need one; set it, or WARMKEY_SECRET"]);
+    assert_eq!(
+        faults,
+        ["server.secret: replicas that share a store need one; set it, or WARMKEY_SECRET"]
+    );
 }

@@ -1,4 +1,5 @@
-//! A load balancer as plain as they come: each connection goes to the next replica. No affinity of any kind.
+//! A load balancer as plain as they come: each connection goes to the next replica. No affinity of
+//! any kind.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,7 +21,8 @@ pub fn start(replicas: Vec<SocketAddr>, tasks: &Tasks) -> std::io::Result<Socket
             let replica = replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()];
             owner.spawn(async move {
                 if let Ok(mut replica) = TcpStream::connect(replica).await {
-                    // As any balancer does: what comes in pieces is not held back until it makes a whole one.
+                    // As any balancer does: what comes in pieces is not held back until it makes a
+                    // whole one.
                     for end in [&client, &replica] {
                         let _ = end.set_nodelay(true);
                     }

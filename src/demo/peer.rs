@@ -1,4 +1,5 @@
-//! Gateways as they usually are: a proxy that passes everything on and picks a key by its own lights.
+//! Gateways as they usually are: a proxy that passes everything on and picks a key by its own
+//! lights.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -37,7 +38,8 @@ pub fn start(routing: Routing, upstream: SocketAddr, tasks: &Tasks) -> std::io::
     let peer = Arc::new(Peer { routing, upstream, client, next: AtomicUsize::new(0) });
     let listener = bind()?;
     let address = listener.address()?;
-    let router = Router::new().fallback(move |request: Request<Body>| pass(Arc::clone(&peer), request));
+    let router =
+        Router::new().fallback(move |request: Request<Body>| pass(Arc::clone(&peer), request));
     tasks.spawn_until_stopped(listener.serve(router, tasks.clone(), CancellationToken::new()));
     Ok(address)
 }
@@ -72,10 +74,15 @@ async fn forward(peer: &Peer, request: Request<Body>) -> Result<Response<Body>, 
     for name in [HOST, CONTENT_LENGTH] {
         head.headers.remove(name);
     }
-    head.headers.insert(AUTHORIZATION, HeaderValue::try_from(format!("Bearer {key}")).map_err(|error| error.to_string())?);
+    head.headers.insert(
+        AUTHORIZATION,
+        HeaderValue::try_from(format!("Bearer {key}")).map_err(|error| error.to_string())?,
+    );
     let url = format!("http://{}{}", peer.upstream, head.uri.path());
-    let response = peer.client.request(head.method, url).headers(head.headers).body(body).send().await;
-    let (mut head, body) = Response::<reqwest::Body>::from(response.map_err(|error| error.to_string())?).into_parts();
+    let response =
+        peer.client.request(head.method, url).headers(head.headers).body(body).send().await;
+    let (mut head, body) =
+        Response::<reqwest::Body>::from(response.map_err(|error| error.to_string())?).into_parts();
     head.headers.remove(http::header::TRANSFER_ENCODING);
     Ok(Response::from_parts(head, Body::new(body)))
 }

@@ -1,5 +1,5 @@
-//! Plays sessions as Codex does: the whole history each time over HTTP, only what is new over a WebSocket, and each answer left at
-//! its last word.
+//! Plays sessions as Codex does: the whole history each time over HTTP, only what is new over a
+//! WebSocket, and each answer left at its last word.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -52,12 +52,17 @@ struct Completed {
 #[derive(Deserialize)]
 struct Response {
     id: String,
-    /// Kept as they were spelled: a history is the beginning of the next one only if it is sent again as it came.
+    /// Kept as they were spelled: a history is the beginning of the next one only if it is sent
+    /// again as it came.
     output: Vec<Box<RawValue>>,
 }
 
 /// Plays all sessions at once. Returns the mean time to the first token.
-pub async fn all(sessions: &[Session], transport: Transport, proxy: SocketAddr) -> Result<Duration, String> {
+pub async fn all(
+    sessions: &[Session],
+    transport: Transport,
+    proxy: SocketAddr,
+) -> Result<Duration, String> {
     let client = http::client()?;
     let played = sessions.iter().map(|session| one(session, transport, &client, proxy));
     let waits = futures_util::future::try_join_all(played).await?;
@@ -88,9 +93,13 @@ async fn one(
 }
 
 impl Player<'_> {
-    /// Plays all turns of the thread. Returns how long each waited for its first token, whatever had to be opened or prepared for
-    /// it: that is what a user waits for.
-    async fn play(self, transport: Transport, client: &reqwest::Client) -> Result<Vec<Duration>, String> {
+    /// Plays all turns of the thread. Returns how long each waited for its first token, whatever
+    /// had to be opened or prepared for it: that is what a user waits for.
+    async fn play(
+        self,
+        transport: Transport,
+        client: &reqwest::Client,
+    ) -> Result<Vec<Duration>, String> {
         let mut line = Line::default();
         let mut ask = async |turn: usize, history: &[String]| {
             let answer = async {
@@ -104,7 +113,9 @@ impl Player<'_> {
                     }
                 }
             };
-            tokio::time::timeout(PATIENCE, answer).await.map_err(|_| format!("a turn took more than {PATIENCE:?}"))?
+            tokio::time::timeout(PATIENCE, answer)
+                .await
+                .map_err(|_| format!("a turn took more than {PATIENCE:?}"))?
         };
         let mut history = self.thread.opening();
         let mut waits = Vec::new();
@@ -115,12 +126,16 @@ impl Player<'_> {
             let began = Instant::now();
             let mut answer = ask(turn, &history).await?;
             if matches!(answer.completed, Err((400, _))) {
-                // The session is lost: its reasoning belongs to another organization. Go on without it, as a user would have to.
+                // The session is lost: its reasoning belongs to another organization. Go on without
+                // it, as a user would have to.
                 history.retain(|item| !item.contains("\"encrypted_content\""));
                 answer = ask(turn, &history).await?;
             }
             let completed = answer.completed.map_err(|(status, text)| {
-                format!("a turn was answered {status}: {}", text.chars().take(300).collect::<String>())
+                format!(
+                    "a turn was answered {status}: {}",
+                    text.chars().take(300).collect::<String>()
+                )
             })?;
             waits.push(answer.first_token - began);
             let output = completed.response.output;

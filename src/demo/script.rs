@@ -1,8 +1,9 @@
 //! The sessions that are played: shaped as Codex shapes them, the same for every way of routing.
 //!
-//! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn appends: reasoning that only its
-//! organization can open, a tool call, the tool's output. A few sessions spawn a sub-agent, which shares their session id. Over a
-//! WebSocket, each session loses its connection once.
+//! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn
+//! appends: reasoning that only its organization can open, a tool call, the tool's output. A few
+//! sessions spawn a sub-agent, which shares their session id. Over a WebSocket, each session loses
+//! its connection once.
 
 use serde_json::json;
 
@@ -16,8 +17,8 @@ const OUTPUT: std::ops::Range<usize> = 8_000..40_000;
 const SPAWNS: usize = 4;
 const SPAWN_AT: usize = 4;
 const SUBAGENT_TURNS: usize = 3;
-/// The turns before which a session's connection is dropped, one of them in each session: late enough that there is a history to
-/// lose, and not all at once.
+/// The turns before which a session's connection is dropped, one of them in each session: late
+/// enough that there is a history to lose, and not all at once.
 const DROPS: std::ops::Range<usize> = 3..10;
 /// One model of each cache regime.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
@@ -80,11 +81,13 @@ impl Session {
 
     /// A turn as a WebSocket's frame, going on from `previous` with what is new since then.
     pub fn frame(&self, previous: Option<&str>, new: &[String]) -> String {
-        let previous = previous.map(|id| format!(r#""previous_response_id":"{id}","#)).unwrap_or_default();
+        let previous =
+            previous.map(|id| format!(r#""previous_response_id":"{id}","#)).unwrap_or_default();
         self.object(r#""type":"response.create","#, &previous, new, "")
     }
 
-    /// The frame that a WebSocket begins with: the upstream reads `prefix` into its cache and answers nothing.
+    /// The frame that a WebSocket begins with: the upstream reads `prefix` into its cache and
+    /// answers nothing.
     pub fn prewarm(&self, prefix: &[String]) -> String {
         self.object(r#""type":"response.create","#, "", prefix, r#""generate":false,"#)
     }
@@ -106,17 +109,24 @@ impl Thread {
     pub fn opening(&self) -> Vec<String> {
         vec![
             message("developer", &words(7, 17_000)),
-            message("user", &format!("<environment_context>{}</environment_context>", words(self.seed, 300))),
+            message(
+                "user",
+                &format!("<environment_context>{}</environment_context>", words(self.seed, 300)),
+            ),
             message("user", &words(self.seed + 1, 200)),
         ]
     }
 
-    /// What the client adds after turn `turn`: the output of the tool that the answer called, or the user's next words.
+    /// What the client adds after turn `turn`: the output of the tool that the answer called, or
+    /// the user's next words.
     pub fn reply(&self, turn: usize, call: Option<&str>) -> String {
         let seed = self.seed * 31 + turn as u64;
         let text = words(seed, OUTPUT.start + (seed as usize * 7_919) % OUTPUT.len());
         match call {
-            Some(call) => json!({ "type": "function_call_output", "call_id": call, "output": text }).to_string(),
+            Some(call) => {
+                json!({ "type": "function_call_output", "call_id": call, "output": text })
+                    .to_string()
+            }
             None => message("user", &text),
         }
     }
@@ -128,7 +138,8 @@ pub fn token(user: usize) -> String {
 }
 
 fn message(role: &str, text: &str) -> String {
-    json!({ "type": "message", "role": role, "content": [{ "type": "input_text", "text": text }] }).to_string()
+    json!({ "type": "message", "role": role, "content": [{ "type": "input_text", "text": text }] })
+        .to_string()
 }
 
 /// About 17 KB of tools, the same in every session.
@@ -144,8 +155,8 @@ fn tools() -> String {
 /// Text of `length` bytes that is the same for the same seed, and another for another.
 fn words(seed: u64, length: usize) -> String {
     const WORDS: [&str; 16] = [
-        "river", "kernel", "amber", "signal", "meadow", "lantern", "copper", "orbit", "harbor", "velvet", "thunder", "pebble",
-        "saffron", "glacier", "whisper", "compass",
+        "river", "kernel", "amber", "signal", "meadow", "lantern", "copper", "orbit", "harbor",
+        "velvet", "thunder", "pebble", "saffron", "glacier", "whisper", "compass",
     ];
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut text = String::with_capacity(length + 8);
@@ -173,14 +184,22 @@ mod tests {
     #[test]
     fn sessions_have_the_shape_they_claim() {
         let sessions = sessions();
-        assert!(sessions.len() >= 24 && sessions.iter().all(|session| session.root.turns >= 12 && session.user < USERS));
+        assert!(
+            sessions.len() >= 24
+                && sessions.iter().all(|session| session.root.turns >= 12 && session.user < USERS)
+        );
         let session = &sessions[0];
         let mut history = session.root.opening();
         assert!((30_000..60_000).contains(&session.body(&history).len()));
         history.extend((0..TURNS).map(|turn| session.root.reply(turn, None)));
         assert!((200_000..600_000).contains(&session.body(&history).len()));
-        assert!(session.body(&history).starts_with(session.body(&history[..4]).split_once("],\"tools\"").unwrap().0));
-        let drops = |thread: &Thread| thread.drops_at.is_some_and(|turn| (1..thread.turns).contains(&turn));
+        assert!(
+            session
+                .body(&history)
+                .starts_with(session.body(&history[..4]).split_once("],\"tools\"").unwrap().0)
+        );
+        let drops =
+            |thread: &Thread| thread.drops_at.is_some_and(|turn| (1..thread.turns).contains(&turn));
         assert!(sessions.iter().all(|session| drops(&session.root)));
     }
 
@@ -189,7 +208,8 @@ mod tests {
         let session = &sessions()[0];
         let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         let input = [message("user", "hello")];
-        let (body, frame, prewarm) = (session.body(&input), session.frame(Some("resp_1"), &input), session.prewarm(&input));
+        let (body, frame, prewarm) =
+            (session.body(&input), session.frame(Some("resp_1"), &input), session.prewarm(&input));
         let (body, mut frame, mut prewarm) = (read(body), read(frame), read(prewarm));
         for (frame, added) in [(&mut frame, "previous_response_id"), (&mut prewarm, "generate")] {
             let fields = frame.as_object_mut().unwrap();

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crate::simulator::judge::{Outcome, Turn};
 
-/// What a million input tokens cost by what the cache did with them, in parts of the uncached price.
+/// What a million input tokens cost by what the cache did with them, in parts of the uncached
+/// price.
 const READ_PRICE: f64 = 0.1;
 /// Only the models of the newer cache regime report tokens as written.
 const WRITE_PRICE: f64 = 1.25;
@@ -15,11 +16,12 @@ const PROMISED: f64 = 0.99;
 
 /// What one way of routing came to, by the upstream's record.
 ///
-/// Over a WebSocket Codex has the beginning of a turn read into the cache before it asks for the turn: a prewarm, which is on
-/// record as a turn of its own. Counted like the others it would be flattered twice, by input that no client asked to have
-/// answered, and by a first turn that finds warm what was computed for it a moment ago. So a prewarm and the turn that it
-/// prepares are one: their input is the turn's, and what either of them had to compute was computed. That is what the same
-/// turn is over HTTP, where nothing is prepared. What is paid is paid, for both of them.
+/// Over a WebSocket Codex has the beginning of a turn read into the cache before it asks for the
+/// turn: a prewarm, which is on record as a turn of its own. Counted like the others it would be
+/// flattered twice, by input that no client asked to have answered, and by a first turn that finds
+/// warm what was computed for it a moment ago. So a prewarm and the turn that it prepares are one:
+/// their input is the turn's, and what either of them had to compute was computed. That is what the
+/// same turn is over HTTP, where nothing is prepared. What is paid is paid, for both of them.
 pub struct Row {
     name: &'static str,
     /// Cached part of the input tokens.
@@ -36,13 +38,19 @@ pub struct Row {
 
 impl Row {
     pub fn new(name: &'static str, turns: &[Turn], first_token: Duration) -> Self {
-        let served: Vec<&Turn> = turns.iter().filter(|turn| turn.outcome != Outcome::Refused).collect();
-        let sum = |count: fn(&Turn) -> u64| served.iter().map(|turn| count(turn)).sum::<u64>() as f64;
-        let (read, cached, written) =
-            (sum(|turn| turn.input_tokens), sum(|turn| turn.cached_tokens), sum(|turn| turn.cache_write_tokens));
+        let served: Vec<&Turn> =
+            turns.iter().filter(|turn| turn.outcome != Outcome::Refused).collect();
+        let sum =
+            |count: fn(&Turn) -> u64| served.iter().map(|turn| count(turn)).sum::<u64>() as f64;
+        let (read, cached, written) = (
+            sum(|turn| turn.input_tokens),
+            sum(|turn| turn.cached_tokens),
+            sum(|turn| turn.cache_write_tokens),
+        );
         let input = sum(|turn| if turn.prewarm { 0 } else { turn.input_tokens });
         // All that was not computed, for a turn or before it.
-        let (saved, ideal) = (input - (read - cached), input - (read - sum(|turn| turn.ideal_cached_tokens)));
+        let (saved, ideal) =
+            (input - (read - cached), input - (read - sum(|turn| turn.ideal_cached_tokens)));
         let mut keys: HashMap<&str, HashSet<&str>> = HashMap::new();
         let mut load: HashMap<&str, usize> = HashMap::new();
         for turn in turns {
@@ -55,7 +63,10 @@ impl Row {
             name,
             cached: saved / input,
             ideal: saved / ideal,
-            keys_per_session: (counts().sum::<usize>() as f64 / keys.len() as f64, counts().max().unwrap_or(0)),
+            keys_per_session: (
+                counts().sum::<usize>() as f64 / keys.len() as f64,
+                counts().max().unwrap_or(0),
+            ),
             cost: (read - cached - written) + cached * READ_PRICE + written * WRITE_PRICE,
             first_token,
             refused: turns.len() - served.len(),
@@ -80,17 +91,27 @@ impl Table {
         let single = self.rows.first().map_or(f64::NAN, |row| row.cached);
         let mut warmkey = self.rows.iter().filter(|row| row.name.starts_with("warmkey")).peekable();
         warmkey.peek().is_some()
-            && warmkey.all(|row| row.cached >= PROMISED * single && row.keys_per_session.1 == 1 && row.refused == 0)
+            && warmkey.all(|row| {
+                row.cached >= PROMISED * single && row.keys_per_session.1 == 1 && row.refused == 0
+            })
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "                    cached   of the   keys a    cost of    first    turns    busiest")?;
-        writeln!(f, "way of routing       share    ideal   session     input    token  refused        key")?;
+        writeln!(
+            f,
+            "                    cached   of the   keys a    cost of    first    turns    busiest"
+        )?;
+        writeln!(
+            f,
+            "way of routing       share    ideal   session     input    token  refused        key"
+        )?;
         let single = self.rows.first();
         for row in &self.rows {
-            let first_token = single.map_or(f64::NAN, |single| row.first_token.as_secs_f64() / single.first_token.as_secs_f64());
+            let first_token = single.map_or(f64::NAN, |single| {
+                row.first_token.as_secs_f64() / single.first_token.as_secs_f64()
+            });
             writeln!(
                 f,
                 "{:<17} {:>6.1} % {:>6.1} % {:>9.2} {:>8.2} x {:>6.2} x {:>8} {:>8.0} %",
@@ -146,7 +167,10 @@ mod tests {
     fn the_promise_is_the_single_keys_share_and_one_key_a_session() {
         assert!(table(&[turn("s", "a", 795), turn("t", "b", 800)]).is_pass());
         assert!(!table(&[turn("s", "a", 700), turn("t", "b", 800)]).is_pass(), "too little cached");
-        assert!(!table(&[turn("s", "a", 800), turn("s", "b", 800)]).is_pass(), "two keys for one session");
+        assert!(
+            !table(&[turn("s", "a", 800), turn("s", "b", 800)]).is_pass(),
+            "two keys for one session"
+        );
         assert!(!Table::default().is_pass(), "nothing shown");
         // The single key read 800 of 1,000: a hundredth less is the least that keeps the promise.
         assert!(table(&[turn("s", "a", 793)]).is_pass());
@@ -165,10 +189,15 @@ mod tests {
         assert!(!table.is_pass());
     }
 
-    /// A first turn that finds nothing cached, and a second one that finds the first, over HTTP and over a WebSocket.
+    /// A first turn that finds nothing cached, and a second one that finds the first, over HTTP and
+    /// over a WebSocket.
     #[test]
     fn a_prewarm_is_the_beginning_of_the_turn_that_it_prepares() {
-        let turn = |input, cached, ideal| Turn { input_tokens: input, ideal_cached_tokens: ideal, ..turn("s", "a", cached) };
+        let turn = |input, cached, ideal| Turn {
+            input_tokens: input,
+            ideal_cached_tokens: ideal,
+            ..turn("s", "a", cached)
+        };
         let prewarm = |cached| Turn { prewarm: true, ..turn(900, cached, 0) };
         let row = |turns: &[Turn]| Row::new("warmkey", turns, Duration::ZERO);
         let http = row(&[turn(1_000, 0, 0), turn(2_000, 1_000, 1_000)]);
@@ -176,7 +205,10 @@ mod tests {
         assert_eq!((socket.cached, socket.ideal), (http.cached, http.ideal));
         assert!(socket.cost > http.cost, "what was prepared was paid for");
         let wasted = row(&[prewarm(0), turn(1_000, 0, 900), turn(2_000, 1_000, 1_000)]);
-        assert!(wasted.cached < http.cached && wasted.ideal < 1.0, "prepared on one key, asked for on another");
+        assert!(
+            wasted.cached < http.cached && wasted.ideal < 1.0,
+            "prepared on one key, asked for on another"
+        );
         let shared = row(&[prewarm(900), turn(1_000, 900, 900), turn(2_000, 1_000, 1_000)]);
         assert!(shared.cached > http.cached, "another thread of its session had prepared it");
     }

@@ -16,7 +16,8 @@ use crate::peers::heartbeat::Heartbeat;
 use crate::store::Store;
 use crate::store::memory::Memory;
 
-const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, b-1 org-b 1 sk-3, c-1 org-c 1 sk-4, d-1 org-d 1 sk-5";
+const KEYS: &str =
+    "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, b-1 org-b 1 sk-3, c-1 org-c 1 sk-4, d-1 org-d 1 sk-5";
 const REPLICAS: usize = 3;
 const MODELS: [&str; 2] = ["m", "n"];
 
@@ -42,7 +43,8 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(key, scope)| Event::Refused(key, scope)),
         key.clone().prop_map(Event::Confirmed),
         (key.clone(), scope()).prop_map(|(key, scope)| Event::Exhausted(key, scope)),
-        (key.clone(), 0..2_usize, 1..90_u64).prop_map(|(key, model, wait)| Event::Limited(key, model, wait)),
+        (key.clone(), 0..2_usize, 1..90_u64)
+            .prop_map(|(key, model, wait)| Event::Limited(key, model, wait)),
         key.clone().prop_map(Event::Served),
         key.clone().prop_map(Event::Disabled),
         key.prop_map(Event::Enabled),
@@ -65,7 +67,8 @@ impl Replica {
         let registry = Arc::new(Registry::new(TABLE.clone(), Arc::clone(&metrics)));
         let store = Arc::new(Store::in_memory(Arc::clone(memory), metrics));
         let replicas = Arc::clone(&registry.replicas);
-        let heartbeat = Heartbeat::new(store, Arc::clone(&registry) as _, replicas, format!("r{name}"));
+        let heartbeat =
+            Heartbeat::new(store, Arc::clone(&registry) as _, replicas, format!("r{name}"));
         Self { registry, memory: Arc::clone(memory), heartbeat }
     }
 
@@ -73,9 +76,15 @@ impl Replica {
         let keys = self.registry.loaded();
         let key = |number: &usize| &keys.table.keys()[*number];
         match event {
-            Event::Refused(number, scope) => self.registry.observe(key(number), Ailment::Rejected(*scope)),
-            Event::Confirmed(number) => self.registry.condemn(key(number), Ailment::Rejected(Scope::Key)),
-            Event::Exhausted(number, scope) => self.registry.observe(key(number), Ailment::Exhausted(*scope)),
+            Event::Refused(number, scope) => {
+                self.registry.observe(key(number), Ailment::Rejected(*scope))
+            }
+            Event::Confirmed(number) => {
+                self.registry.condemn(key(number), Ailment::Rejected(Scope::Key))
+            }
+            Event::Exhausted(number, scope) => {
+                self.registry.observe(key(number), Ailment::Exhausted(*scope))
+            }
             Event::Limited(number, model, wait) => {
                 self.registry.limit(key(number), MODELS[*model], Duration::from_secs(*wait));
             }

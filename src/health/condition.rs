@@ -1,5 +1,5 @@
-//! What is known of a key's health: each thing that can be the case, what it is the case of, and how it is told to the others.
-//! Pure.
+//! What is known of a key's health: each thing that can be the case, what it is the case of, and
+//! how it is told to the others. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -124,7 +124,9 @@ impl Condition {
 
     pub const fn class(self) -> Class {
         match self {
-            Self::Suspected | Self::Rejected | Self::Exhausted | Self::Limited | Self::NoAccess => Class::Illness,
+            Self::Suspected | Self::Rejected | Self::Exhausted | Self::Limited | Self::NoAccess => {
+                Class::Illness
+            }
             Self::Recovering => Class::Recovery,
             Self::Disabled | Self::Drained | Self::Enabled => Class::Operator,
         }
@@ -133,7 +135,9 @@ impl Condition {
     /// For how long it is believed, unless more is known. `None`: until somebody says otherwise.
     pub const fn life(self) -> Option<Duration> {
         match self {
-            Self::Suspected | Self::Limited | Self::NoAccess | Self::Recovering => Some(Duration::from_secs(60)),
+            Self::Suspected | Self::Limited | Self::NoAccess | Self::Recovering => {
+                Some(Duration::from_secs(60))
+            }
             // Asked again long before.
             Self::Rejected | Self::Exhausted => Some(Duration::from_secs(24 * 3_600)),
             Self::Disabled | Self::Drained | Self::Enabled => None,
@@ -212,7 +216,10 @@ mod tests {
 
     #[test]
     fn each_condition_excludes_those_of_its_own_kind_and_holds_for_its_time() {
-        use Condition::{Disabled, Drained, Enabled, Exhausted, Limited, NoAccess, Recovering, Rejected, Suspected};
+        use Condition::{
+            Disabled, Drained, Enabled, Exhausted, Limited, NoAccess, Recovering, Rejected,
+            Suspected,
+        };
         let (minute, day) = (Some(60), Some(24 * 3_600));
         let expected = [
             (Suspected, Class::Illness, minute),
@@ -225,7 +232,9 @@ mod tests {
             (Drained, Class::Operator, None),
             (Enabled, Class::Operator, None),
         ];
-        let told = expected.map(|(condition, ..)| (condition, condition.class(), condition.life().map(|life| life.as_secs())));
+        let told = expected.map(|(condition, ..)| {
+            (condition, condition.class(), condition.life().map(|life| life.as_secs()))
+        });
         assert_eq!(told, expected);
         assert_eq!(expected.map(|(condition, ..)| condition), Condition::ALL);
     }
@@ -233,14 +242,18 @@ mod tests {
     #[test]
     fn what_is_told_is_understood() {
         let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
-        for subject in [Subject::Key(a), Subject::Project(a), Subject::Organization(a), Subject::Model(a, b)] {
+        for subject in
+            [Subject::Key(a), Subject::Project(a), Subject::Organization(a), Subject::Model(a, b)]
+        {
             for condition in Condition::ALL {
                 let place = Place(subject, condition.class());
                 assert_eq!(Place::parse(&place.to_string()), Some(place));
                 assert_eq!(Condition::parse(condition.name()), Some(condition));
             }
         }
-        for nonsense in ["", "i", "ik", "ikshort", "xk12345678", "im12345678", "iz12345678", "ik12345678x"] {
+        for nonsense in
+            ["", "i", "ik", "ikshort", "xk12345678", "im12345678", "iz12345678", "ik12345678x"]
+        {
             assert_eq!(Place::parse(nonsense), None, "{nonsense}");
         }
     }

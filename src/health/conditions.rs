@@ -1,4 +1,5 @@
-//! What this replica knows of the health of keys: what it met itself, what others told, and what it has yet to tell them.
+//! What this replica knows of the health of keys: what it met itself, what others told, and what it
+//! has yet to tell them.
 //!
 //! Nothing here is believed longer than it was told for, and nothing waits for the store.
 
@@ -16,9 +17,11 @@ use crate::store::board::Note;
 
 mod exchange;
 
-/// Keys that are refused within this time of each other are refused for one reason, which is the upstream's.
+/// Keys that are refused within this time of each other are refused for one reason, which is the
+/// upstream's.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// At most so often a key that is out of use here alone is tried because another replica binds sessions to it.
+/// At most so often a key that is out of use here alone is tried because another replica binds
+/// sessions to it.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// So long new sessions come to a key little by little.
 pub const RAMP: Duration = Duration::from_secs(60);
@@ -103,9 +106,10 @@ impl Known {
     /// What is the case of `key`, whatever is asked of it.
     fn standing(&self, key: &Key, now: Instant) -> Option<(Scope, Condition)> {
         let scopes = [Scope::Key, Scope::Organization, Scope::Project];
-        scopes
-            .into_iter()
-            .find_map(|scope| self.find(Subject::of(key, scope), Class::Illness, now).map(|entry| (scope, entry.condition)))
+        scopes.into_iter().find_map(|scope| {
+            self.find(Subject::of(key, scope), Class::Illness, now)
+                .map(|entry| (scope, entry.condition))
+        })
     }
 
     fn by_operator(&self, key: &Key, now: Instant) -> Option<Condition> {
@@ -130,10 +134,14 @@ impl Conditions {
             None => {}
         }
         match known.standing(key, now) {
-            Some((_, Condition::Suspected | Condition::Rejected)) if known.is_incident => return Fitness::Bypassed(Why::Incident),
+            Some((_, Condition::Suspected | Condition::Rejected)) if known.is_incident => {
+                return Fitness::Bypassed(Why::Incident);
+            }
             Some((_, Condition::Suspected)) => return Fitness::Bypassed(Why::Suspected),
             Some((_, Condition::Rejected)) => return Fitness::Dead(Why::Rejected),
-            Some((Scope::Project, Condition::Exhausted)) => return Fitness::Dead(Why::ExhaustedProject),
+            Some((Scope::Project, Condition::Exhausted)) => {
+                return Fitness::Dead(Why::ExhaustedProject);
+            }
             Some((_, Condition::Exhausted)) => return Fitness::Dead(Why::ExhaustedOrganization),
             _ => {}
         }
@@ -151,14 +159,22 @@ impl Conditions {
         let now = Instant::now();
         let mut known = self.write();
         let until = life.map(|life| now + life);
-        let old = known.entries.get(&place).filter(|entry| entry.condition == condition && !entry.is_over(now));
+        let old = known
+            .entries
+            .get(&place)
+            .filter(|entry| entry.condition == condition && !entry.is_over(now));
         let is_news = old.is_none();
         if old.is_some_and(|old| old.is_as_long(until, now)) {
             return false;
         }
         let (since, asked) = old.map_or((now, None), |old| (old.since, old.asked));
-        known.entries.insert(place, Entry { condition, since, until, stamp: 0, asked, has_ticket: false });
-        known.untold.insert(place, (Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 }, now));
+        known
+            .entries
+            .insert(place, Entry { condition, since, until, stamp: 0, asked, has_ticket: false });
+        known.untold.insert(
+            place,
+            (Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 }, now),
+        );
         drop(known);
         self.news.notify_one();
         is_news
@@ -166,12 +182,16 @@ impl Conditions {
 
     /// Whether `condition` is the case of `subject`.
     pub fn is(&self, subject: Subject, condition: Condition) -> bool {
-        self.read().find(subject, condition.class(), Instant::now()).is_some_and(|entry| entry.condition == condition)
+        self.read()
+            .find(subject, condition.class(), Instant::now())
+            .is_some_and(|entry| entry.condition == condition)
     }
 
     /// Whether `subject` is ill, and has been since before `began`.
     pub fn is_older(&self, subject: Subject, began: Instant) -> bool {
-        self.read().find(subject, Class::Illness, Instant::now()).is_some_and(|entry| entry.since <= began)
+        self.read()
+            .find(subject, Class::Illness, Instant::now())
+            .is_some_and(|entry| entry.since <= began)
     }
 
     /// Nothing of `class` is the case of `subject` any more. Returns what was, until now.
@@ -186,8 +206,9 @@ impl Conditions {
         Some(ended.condition).filter(|_| !ended.is_over(Instant::now()))
     }
 
-    /// Whether a turn may try `key`, which is out of use here and not for others, because one of them has moved its session there
-    /// since: what was met here may have passed. Two replicas that each keep out another key would move a session to and fro.
+    /// Whether a turn may try `key`, which is out of use here and not for others, because one of
+    /// them has moved its session there since: what was met here may have passed. Two replicas that
+    /// each keep out another key would move a session to and fro.
     pub fn may_try(&self, key: &Key) -> bool {
         let now = Instant::now();
         let mut known = self.write();
@@ -195,7 +216,11 @@ impl Conditions {
             return false;
         }
         for scope in [Scope::Key, Scope::Project, Scope::Organization] {
-            let Some(entry) = known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness)) else { continue };
+            let Some(entry) =
+                known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness))
+            else {
+                continue;
+            };
             if entry.stamp > 0 || entry.asked.is_some_and(|asked| now - asked < TRY_AGAIN) {
                 return false;
             }
@@ -204,7 +229,8 @@ impl Conditions {
         true
     }
 
-    /// What is to be asked again by now, and how long it is until the next time. It counts as asked.
+    /// What is to be asked again by now, and how long it is until the next time. It counts as
+    /// asked.
     pub fn due(&self) -> Vec<(Subject, Condition, Duration)> {
         let now = Instant::now();
         let mut known = self.write();
@@ -242,7 +268,9 @@ impl Conditions {
         let mut known = self.write();
         let mut took = false;
         for scope in [Scope::Project, Scope::Organization] {
-            if let Some(entry) = known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness)) {
+            if let Some(entry) =
+                known.entries.get_mut(&Place(Subject::of(key, scope), Class::Illness))
+            {
                 took |= std::mem::take(&mut entry.has_ticket);
             }
         }
@@ -255,7 +283,9 @@ impl Conditions {
             return false;
         }
         let entry = |scope| known.entries.get(&Place(Subject::of(key, scope), Class::Illness));
-        [Scope::Project, Scope::Organization].into_iter().any(|scope| entry(scope).is_some_and(|entry| entry.has_ticket))
+        [Scope::Project, Scope::Organization]
+            .into_iter()
+            .any(|scope| entry(scope).is_some_and(|entry| entry.has_ticket))
     }
 
     /// The share of new sessions that come to `key`, 0 to 1.
@@ -265,10 +295,11 @@ impl Conditions {
             return 1.0;
         }
         let now = Instant::now();
-        let shares = [Scope::Key, Scope::Project, Scope::Organization].into_iter().filter_map(|scope| {
-            let entry = known.find(Subject::of(key, scope), Class::Recovery, now)?;
-            Some((now - entry.since).as_secs_f64() / RAMP.as_secs_f64())
-        });
+        let shares =
+            [Scope::Key, Scope::Project, Scope::Organization].into_iter().filter_map(|scope| {
+                let entry = known.find(Subject::of(key, scope), Class::Recovery, now)?;
+                Some((now - entry.since).as_secs_f64() / RAMP.as_secs_f64())
+            });
         shares.fold(1.0, f64::min)
     }
 
@@ -276,18 +307,25 @@ impl Conditions {
     pub fn of(&self, key: &Key) -> Vec<(Subject, Condition, Option<Duration>)> {
         let now = Instant::now();
         let known = self.read();
-        let concerning = known.entries.iter().filter(|(place, entry)| place.0.concerns(key) && !entry.is_over(now));
-        let told = |(place, entry): (&Place, &Entry)| (place.0, entry.condition, entry.until.map(|until| until - now));
+        let concerning = known
+            .entries
+            .iter()
+            .filter(|(place, entry)| place.0.concerns(key) && !entry.is_over(now));
+        let told = |(place, entry): (&Place, &Entry)| {
+            (place.0, entry.condition, entry.until.map(|until| until - now))
+        };
         let mut all: Vec<_> = concerning.map(told).collect();
         all.sort_by_key(|(subject, condition, _)| (condition.name(), subject.name()));
         all
     }
 
-    /// Whatever was met of what `is_meant`, it is tried again, by all and at once. Returns what was held against it.
+    /// Whatever was met of what `is_meant`, it is tried again, by all and at once. Returns what was
+    /// held against it.
     pub fn forget(&self, is_meant: impl Fn(Subject) -> bool) -> Vec<Condition> {
         let is_met = |place: &&Place| place.1 != Class::Operator && is_meant(place.0);
         let met: Vec<Place> = self.read().entries.keys().filter(is_met).copied().collect();
-        let mut forgotten: Vec<_> = met.into_iter().filter_map(|Place(subject, class)| self.end(subject, class)).collect();
+        let mut forgotten: Vec<_> =
+            met.into_iter().filter_map(|Place(subject, class)| self.end(subject, class)).collect();
         forgotten.sort_by_key(|condition| condition.name());
         forgotten
     }
@@ -301,13 +339,17 @@ impl Conditions {
             .filter_map(|key| {
                 let onset = |scope| {
                     let entry = known.find(Subject::of(key, scope), Class::Illness, now)?;
-                    matches!(entry.condition, Condition::Suspected | Condition::Rejected).then_some(entry.since)
+                    matches!(entry.condition, Condition::Suspected | Condition::Rejected)
+                        .then_some(entry.since)
                 };
                 onset(Scope::Key).or_else(|| onset(Scope::Organization))
             })
             .collect();
-        // Whenever that was: it stays one until most are accepted again, however late the others are met.
-        let until = |last: &Instant| refused.iter().filter(|onset| **onset <= *last && *last - **onset <= AT_ONCE).count();
+        // Whenever that was: it stays one until most are accepted again, however late the others
+        // are met.
+        let until = |last: &Instant| {
+            refused.iter().filter(|onset| **onset <= *last && *last - **onset <= AT_ONCE).count()
+        };
         known.is_incident = refused.iter().any(|last| until(last) * 2 > keys.len());
     }
 

@@ -33,10 +33,11 @@ pub enum Diagnosis {
     /// Nothing about the key: it is the client's to hear.
     Sound,
     Ailing(Ailment),
-    /// The project takes no more of this model for so long; for how long, where the upstream says it.
+    /// The project takes no more of this model for so long; for how long, where the upstream says
+    /// it.
     Limited(Option<Duration>),
-    /// The organization's traffic grows too fast: no other key of it is better off, and no other organization should get it all.
-    /// When to come again, where the upstream says it.
+    /// The organization's traffic grows too fast: no other key of it is better off, and no other
+    /// organization should get it all. When to come again, where the upstream says it.
     TooSteep(Option<Duration>),
     /// The project may not use this model, or the client asks for what is not there.
     NoAccess,
@@ -66,19 +67,30 @@ impl From<Ailment> for Reason {
 }
 
 /// What `status` with `error` means. `headers`: those of the answer, or of the error frame.
-pub fn diagnose(status: StatusCode, error: &ErrorBody, headers: &HeaderMap, now: SystemTime) -> Diagnosis {
+pub fn diagnose(
+    status: StatusCode,
+    error: &ErrorBody,
+    headers: &HeaderMap,
+    now: SystemTime,
+) -> Diagnosis {
     let code = error.code.as_deref().unwrap_or_default();
     let class = error.class.as_deref().unwrap_or_default();
     match status {
         StatusCode::BAD_REQUEST if code == "invalid_encrypted_content" => Diagnosis::Foreign,
         StatusCode::UNAUTHORIZED => Diagnosis::Ailing(Ailment::Rejected(match code {
-            "account_deactivated" | "no_organization" | "mismatched_organization" => Scope::Organization,
+            "account_deactivated" | "no_organization" | "mismatched_organization" => {
+                Scope::Organization
+            }
             _ => Scope::Key,
         })),
-        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => Diagnosis::NoAccess,
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => {
+            Diagnosis::NoAccess
+        }
         StatusCode::TOO_MANY_REQUESTS => match quota(code, class) {
             Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
-            None if code == "slow_down" => Diagnosis::TooSteep(limit::wait(headers, now).or(error.wait)),
+            None if code == "slow_down" => {
+                Diagnosis::TooSteep(limit::wait(headers, now).or(error.wait))
+            }
             None if error.is_beyond_limit => Diagnosis::Sound,
             None => Diagnosis::Limited(limit::wait(headers, now).or(error.wait)),
         },
@@ -95,7 +107,8 @@ pub fn diagnose(status: StatusCode, error: &ErrorBody, headers: &HeaderMap, now:
 
 /// What the failure of an answer that had begun well says of the key.
 pub fn diagnose_failure(error: &ErrorBody) -> Diagnosis {
-    let (code, class) = (error.code.as_deref().unwrap_or_default(), error.class.as_deref().unwrap_or_default());
+    let (code, class) =
+        (error.code.as_deref().unwrap_or_default(), error.class.as_deref().unwrap_or_default());
     match quota(code, class) {
         Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
         None if code == "rate_limit_exceeded" => Diagnosis::Limited(error.wait),
@@ -116,9 +129,12 @@ fn quota(code: &str, class: &str) -> Option<Scope> {
     }
 }
 
-/// A 403 of whatever code says that this place may not have it; a 404 only where it is about the model.
+/// A 403 of whatever code says that this place may not have it; a 404 only where it is about the
+/// model.
 fn is_about_access(status: StatusCode, code: &str) -> bool {
-    status == StatusCode::FORBIDDEN || code.starts_with("model_") || code.contains("unsupported_model")
+    status == StatusCode::FORBIDDEN
+        || code.starts_with("model_")
+        || code.contains("unsupported_model")
 }
 
 #[cfg(test)]
@@ -129,7 +145,12 @@ mod tests {
     fn on(status: u16, code: &str, class: &str) -> Diagnosis {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let error = ErrorBody { code: text(code), class: text(class), ..ErrorBody::default() };
-        diagnose(StatusCode::from_u16(status).unwrap(), &error, &HeaderMap::new(), SystemTime::now())
+        diagnose(
+            StatusCode::from_u16(status).unwrap(),
+            &error,
+            &HeaderMap::new(),
+            SystemTime::now(),
+        )
     }
 
     #[test]
@@ -139,20 +160,40 @@ mod tests {
         for code in ["account_deactivated", "no_organization", "mismatched_organization"] {
             assert_eq!(on(401, code, ""), Ailing(Ailment::Rejected(Scope::Organization)), "{code}");
         }
-        assert_eq!(on(401, "insufficient_quota", "insufficient_quota"), Ailing(Ailment::Rejected(Scope::Key)));
+        assert_eq!(
+            on(401, "insufficient_quota", "insufficient_quota"),
+            Ailing(Ailment::Rejected(Scope::Key))
+        );
     }
 
     #[test]
     fn a_429_is_for_a_time_or_for_good() {
-        assert_eq!(on(429, "credit_balance_exhausted", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
-        assert_eq!(on(429, "project_spend_limit_exceeded", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Project)));
-        assert_eq!(on(429, "something_new", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
+        assert_eq!(
+            on(429, "credit_balance_exhausted", "insufficient_quota"),
+            Ailing(Ailment::Exhausted(Scope::Organization))
+        );
+        assert_eq!(
+            on(429, "project_spend_limit_exceeded", "insufficient_quota"),
+            Ailing(Ailment::Exhausted(Scope::Project))
+        );
+        assert_eq!(
+            on(429, "something_new", "insufficient_quota"),
+            Ailing(Ailment::Exhausted(Scope::Organization))
+        );
         assert_eq!(on(429, "slow_down", "rate_limit_error"), TooSteep(None));
         for passing in ["rate_limit_exceeded", ""] {
             assert_eq!(on(429, passing, "requests"), Limited(None), "{passing}");
         }
         let too_large = ErrorBody { is_beyond_limit: true, ..ErrorBody::default() };
-        assert_eq!(diagnose(StatusCode::TOO_MANY_REQUESTS, &too_large, &HeaderMap::new(), SystemTime::now()), Sound);
+        assert_eq!(
+            diagnose(
+                StatusCode::TOO_MANY_REQUESTS,
+                &too_large,
+                &HeaderMap::new(),
+                SystemTime::now()
+            ),
+            Sound
+        );
     }
 
     const ORGANIZATION_QUOTAS: [&str; 5] = [
@@ -172,8 +213,13 @@ mod tests {
         }
         assert_eq!(on(429, "project_spend_limit_exceeded", ""), exhausted(Scope::Project));
         // A request that is larger than a quota is left of is no request that is too large.
-        let error = ErrorBody { code: Some("insufficient_quota".into()), is_beyond_limit: true, ..ErrorBody::default() };
-        let answer = diagnose(StatusCode::TOO_MANY_REQUESTS, &error, &HeaderMap::new(), SystemTime::now());
+        let error = ErrorBody {
+            code: Some("insufficient_quota".into()),
+            is_beyond_limit: true,
+            ..ErrorBody::default()
+        };
+        let answer =
+            diagnose(StatusCode::TOO_MANY_REQUESTS, &error, &HeaderMap::new(), SystemTime::now());
         assert_eq!(answer, exhausted(Scope::Organization));
     }
 
@@ -199,15 +245,37 @@ mod tests {
         let failure = |code: &str, class: &str| {
             let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
             let wait = Some(Duration::from_secs(7));
-            diagnose_failure(&ErrorBody { code: text(code), class: text(class), wait, ..ErrorBody::default() })
+            diagnose_failure(&ErrorBody {
+                code: text(code),
+                class: text(class),
+                wait,
+                ..ErrorBody::default()
+            })
         };
         for code in ORGANIZATION_QUOTAS {
-            assert_eq!(failure(code, ""), Ailing(Ailment::Exhausted(Scope::Organization)), "{code}");
+            assert_eq!(
+                failure(code, ""),
+                Ailing(Ailment::Exhausted(Scope::Organization)),
+                "{code}"
+            );
         }
-        assert_eq!(failure("", "insufficient_quota"), Ailing(Ailment::Exhausted(Scope::Organization)));
-        assert_eq!(failure("project_spend_limit_exceeded", ""), Ailing(Ailment::Exhausted(Scope::Project)));
+        assert_eq!(
+            failure("", "insufficient_quota"),
+            Ailing(Ailment::Exhausted(Scope::Organization))
+        );
+        assert_eq!(
+            failure("project_spend_limit_exceeded", ""),
+            Ailing(Ailment::Exhausted(Scope::Project))
+        );
         assert_eq!(failure("rate_limit_exceeded", ""), Limited(Some(Duration::from_secs(7))));
-        for code in ["", "server_error", "invalid_api_key", "slow_down", "server_is_overloaded", "invalid_encrypted_content"] {
+        for code in [
+            "",
+            "server_error",
+            "invalid_api_key",
+            "slow_down",
+            "server_is_overloaded",
+            "invalid_encrypted_content",
+        ] {
             assert_eq!(failure(code, "rate_limit_error"), Sound, "{code}");
         }
     }
@@ -225,14 +293,25 @@ mod tests {
     fn access_is_the_projects_and_the_rest_is_the_clients() {
         assert_eq!(on(403, "unsupported_country_region_territory", ""), NoAccess);
         assert_eq!(on(403, "", ""), NoAccess);
-        for code in ["model_not_found", "model_not_available", "unsupported_model", "an_unsupported_model_here"] {
+        for code in [
+            "model_not_found",
+            "model_not_available",
+            "unsupported_model",
+            "an_unsupported_model_here",
+        ] {
             assert_eq!(on(404, code, ""), NoAccess, "{code}");
         }
         assert_eq!(on(404, "the_model_", ""), Sound);
         assert_eq!(on(400, "invalid_encrypted_content", ""), Foreign);
-        for (status, code) in
-            [(404, ""), (400, "model_not_found"), (413, ""), (422, ""), (501, ""), (529, ""), (200, "slow_down")]
-        {
+        for (status, code) in [
+            (404, ""),
+            (400, "model_not_found"),
+            (413, ""),
+            (422, ""),
+            (501, ""),
+            (529, ""),
+            (200, "slow_down"),
+        ] {
             assert_eq!(on(status, code, ""), Sound, "{status} {code}");
         }
     }

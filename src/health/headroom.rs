@@ -1,5 +1,5 @@
-//! What the upstream's own headers say is left of each project's limits for a model. New sessions prefer where there is room;
-//! nothing that lives moves for it.
+//! What the upstream's own headers say is left of each project's limits for a model. New sessions
+//! prefer where there is room; nothing that lives moves for it.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -34,7 +34,10 @@ impl Headrooms {
             }
             if headrooms.len() < MOST {
                 // Refilled steadily: there is room again long before the limit is whole.
-                headrooms.insert(subject, now + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE)));
+                headrooms.insert(
+                    subject,
+                    now + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE)),
+                );
             }
         } else if is_known {
             self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&subject);
@@ -44,7 +47,10 @@ impl Headrooms {
     /// Whether `key`'s project has little left for `model`.
     pub fn is_scarce(&self, key: &Key, model: &str) -> bool {
         let headrooms = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        !headrooms.is_empty() && headrooms.get(&Subject::model(key, model)).is_some_and(|until| *until > Instant::now())
+        !headrooms.is_empty()
+            && headrooms
+                .get(&Subject::model(key, model))
+                .is_some_and(|until| *until > Instant::now())
     }
 }
 
@@ -60,9 +66,16 @@ mod tests {
         let table = Table::sketch("a o 1 sk-a");
         let (headrooms, key) = (Headrooms::default(), &table.keys()[0]);
         let left = |left: u32| {
-            let list = [("limit", "100".to_owned()), ("remaining", left.to_string()), ("reset", "60s".into())];
-            let name = |what: &str| HeaderName::try_from(format!("x-ratelimit-{what}-requests")).unwrap();
-            list.into_iter().map(|(what, value)| (name(what), HeaderValue::try_from(value).unwrap())).collect::<HeaderMap>()
+            let list = [
+                ("limit", "100".to_owned()),
+                ("remaining", left.to_string()),
+                ("reset", "60s".into()),
+            ];
+            let name =
+                |what: &str| HeaderName::try_from(format!("x-ratelimit-{what}-requests")).unwrap();
+            list.into_iter()
+                .map(|(what, value)| (name(what), HeaderValue::try_from(value).unwrap()))
+                .collect::<HeaderMap>()
         };
         headrooms.observe(key, "m", &left(50));
         assert!(!headrooms.is_scarce(key, "m"));

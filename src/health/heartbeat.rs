@@ -73,7 +73,8 @@ async fn replicas_share_what_a_key_takes() {
     let shared = Arc::new(Lock::new(Shared::new(Flaw::None)));
     let ((one, _), (two, _)) = (replica(&shared, "one"), replica(&shared, "two"));
     let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
-    let admitted = |replica: &Replica| (0..100).filter(|_| replica.registry.herd.admit(&key).is_ok()).count();
+    let admitted =
+        |replica: &Replica| (0..100).filter(|_| replica.registry.herd.admit(&key).is_ok()).count();
     two.beat().await;
     assert_eq!(admitted(&two), 30, "alone");
     one.beat().await;
@@ -87,7 +88,8 @@ async fn what_is_over_is_over_by_itself_and_shown_so() {
     let model = Model::new(&Arc::new(Lock::new(Shared::new(Flaw::None))));
     *model.weather.lock().unwrap() = Weather::Away;
     let one = Replica::new(model, Arc::clone(&metrics), "one");
-    let is_shown = |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
+    let is_shown =
+        |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
     let beating = tokio::spawn(Arc::clone(&one.heartbeat).run());
     let key = Arc::clone(&one.registry.loaded().table.keys()[0]);
     let mut changes = one.registry.follow();

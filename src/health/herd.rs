@@ -1,5 +1,5 @@
-//! How many sessions come to a key from others that can serve no more: their first turns read nothing from the cache, and too
-//! many of them at once would make it short as well.
+//! How many sessions come to a key from others that can serve no more: their first turns read
+//! nothing from the cache, and too many of them at once would make it short as well.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +13,11 @@ use crate::peers::replicas::Replicas;
 
 /// The usual rate of new sessions is what came in this time.
 const WINDOW: Duration = Duration::from_secs(60);
-/// A key to which fewer new sessions come, on all replicas, takes as many moved ones as one to which so many come each second: that
-/// is no herd.
+/// A key to which fewer new sessions come, on all replicas, takes as many moved ones as one to
+/// which so many come each second: that is no herd.
 const LEAST: f64 = 5.0;
-/// Moved sessions come at twice the usual rate at the most, this many seconds' worth of them at once.
+/// Moved sessions come at twice the usual rate at the most, this many seconds' worth of them at
+/// once.
 const TIMES: f64 = 2.0;
 const AT_ONCE: f64 = 3.0;
 
@@ -89,7 +90,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_herd_comes_at_twice_the_usual_rate() {
         let table = Table::sketch("busy o 1 sk-a, quiet o 1 sk-b");
-        let ([busy, quiet], herd) = (table.keys(), Herd::new(Arc::default())) else { panic!("two keys") };
+        let ([busy, quiet], herd) = (table.keys(), Herd::new(Arc::default())) else {
+            panic!("two keys")
+        };
         for _ in 0..1_200 {
             herd.began(busy);
             tokio::time::advance(Duration::from_millis(50)).await;

@@ -1,6 +1,7 @@
 //! Turns in flight, by key: on this replica, and, as far as it has heard, on the others.
 //!
-//! Each replica tells its own counts several times a second and is believed for seconds: what a crashed one left is gone with it.
+//! Each replica tells its own counts several times a second and is believed for seconds: what a
+//! crashed one left is gone with it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +32,15 @@ impl Loads {
     pub fn enter(&self, key: &Key) -> InFlight {
         let known = self.own.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).cloned();
         // A reload has just come, or has just taken the key away.
-        let add = || Arc::clone(self.own.write().unwrap_or_else(PoisonError::into_inner).entry(key.tag).or_default());
+        let add = || {
+            Arc::clone(
+                self.own
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .entry(key.tag)
+                    .or_default(),
+            )
+        };
         let count = known.unwrap_or_else(add);
         count.fetch_add(1, Ordering::Relaxed);
         InFlight(count)
@@ -40,7 +49,9 @@ impl Loads {
     /// Keeps count of `keys`, and of those that turns in flight still use.
     pub fn follow(&self, keys: &[Arc<Key>]) {
         let mut own = self.own.write().unwrap_or_else(PoisonError::into_inner);
-        own.retain(|tag, count| keys.iter().any(|key| key.tag == *tag) || Arc::strong_count(count) > 1);
+        own.retain(|tag, count| {
+            keys.iter().any(|key| key.tag == *tag) || Arc::strong_count(count) > 1
+        });
         for key in keys {
             own.entry(key.tag).or_default();
         }
@@ -48,7 +59,8 @@ impl Loads {
 
     /// Turns in flight on all replicas.
     pub fn of(&self, key: &Key) -> usize {
-        let others = self.others.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).copied();
+        let others =
+            self.others.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).copied();
         self.own_of(key) + others.unwrap_or(0)
     }
 
@@ -58,35 +70,46 @@ impl Loads {
     }
 
     /// The candidate with the fewest turns in flight for its weight.
-    pub fn least<'k>(&self, candidates: impl Iterator<Item = &'k Arc<Key>>) -> Option<&'k Arc<Key>> {
+    pub fn least<'k>(
+        &self,
+        candidates: impl Iterator<Item = &'k Arc<Key>>,
+    ) -> Option<&'k Arc<Key>> {
         let load = |key: &Key| self.of(key) as u64;
         // Compared crosswise, so that nothing is divided.
-        candidates.min_by(|a, b| (load(a) * u64::from(b.weight)).cmp(&(load(b) * u64::from(a.weight))))
+        candidates
+            .min_by(|a, b| (load(a) * u64::from(b.weight)).cmp(&(load(b) * u64::from(a.weight))))
     }
 
-    /// Whether `key` has more than its share of what `siblings`, itself among them, have in flight, and a quarter.
+    /// Whether `key` has more than its share of what `siblings`, itself among them, have in flight,
+    /// and a quarter.
     pub fn is_above_share(&self, key: &Key, siblings: &[&Arc<Key>]) -> bool {
         let load = self.of(key) as u64;
         if load < LIGHT {
             return false;
         }
-        let (all, weights) = siblings
-            .iter()
-            .fold((1, 0), |(all, weights), sibling| (all + self.of(sibling) as u64, weights + u64::from(sibling.weight)));
+        let (all, weights) = siblings.iter().fold((1, 0), |(all, weights), sibling| {
+            (all + self.of(sibling) as u64, weights + u64::from(sibling.weight))
+        });
         load * weights * 4 > all * u64::from(key.weight) * 5
     }
 
-    /// What this replica has in flight, as the others are told: `<tag>=<count>`, with spaces between them.
+    /// What this replica has in flight, as the others are told: `<tag>=<count>`, with spaces
+    /// between them.
     pub fn told(&self) -> String {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
-        let counts = own.iter().map(|(tag, count)| (tag, count.load(Ordering::Relaxed))).filter(|(_, count)| *count > 0);
+        let counts = own
+            .iter()
+            .map(|(tag, count)| (tag, count.load(Ordering::Relaxed)))
+            .filter(|(_, count)| *count > 0);
         counts.map(|(tag, count)| format!("{tag}={count}")).collect::<Vec<_>>().join(" ")
     }
 
     /// What the others have told.
     pub fn heard(&self, loads: &[String]) {
         let mut sums = HashMap::new();
-        for (tag, count) in loads.iter().flat_map(|load| load.split(' ')).filter_map(|entry| entry.split_once('=')) {
+        for (tag, count) in
+            loads.iter().flat_map(|load| load.split(' ')).filter_map(|entry| entry.split_once('='))
+        {
             if let (Some(tag), Ok(count)) = (Tag::parse(tag), count.parse::<usize>()) {
                 *sums.entry(tag).or_default() += count;
             }
@@ -109,7 +132,11 @@ mod tests {
         two.heard(&[one.told(), "nonsense x=y".into()]);
         let mine = two.enter(b);
         assert_eq!((two.of(a), two.of(b)), (2, 2));
-        assert_eq!(two.least(table.keys().iter()).map(|key| key.id.as_str()), Some("a"), "the first of equals");
+        assert_eq!(
+            two.least(table.keys().iter()).map(|key| key.id.as_str()),
+            Some("a"),
+            "the first of equals"
+        );
         drop((turns, mine));
         two.heard(&[one.told()]);
         assert_eq!((one.told().as_str(), two.of(a), two.of(b)), ("", 0, 0));
@@ -145,7 +172,11 @@ mod tests {
             loads.heard(&[format!("{}={} {}={}", light.tag, counts[0], heavy.tag, counts[1])]);
             for keys in [[light, heavy], [heavy, light]] {
                 let expected = if expected == "the first" { keys[0].id.as_str() } else { expected };
-                assert_eq!(loads.least(keys.into_iter()).map(|key| key.id.as_str()), Some(expected), "{counts:?}");
+                assert_eq!(
+                    loads.least(keys.into_iter()).map(|key| key.id.as_str()),
+                    Some(expected),
+                    "{counts:?}"
+                );
             }
         }
         assert_eq!(loads.least(std::iter::empty()).map(|key| key.id.as_str()), None);
@@ -157,7 +188,11 @@ mod tests {
         let [a, b] = table.keys() else { panic!("two keys") };
         let loads = Loads::default();
         loads.heard(&[format!("{}=2 {}=1", a.tag, b.tag), String::new(), format!("{}=3", a.tag)]);
-        assert_eq!((loads.of(a), loads.of(b), loads.told().as_str()), (5, 1, ""), "of its own it has none");
+        assert_eq!(
+            (loads.of(a), loads.of(b), loads.told().as_str()),
+            (5, 1, ""),
+            "of its own it has none"
+        );
         loads.heard(&[format!("{}=1", a.tag)]);
         let _turn = loads.enter(b);
         assert_eq!((loads.of(a), loads.of(b), loads.told()), (1, 1, format!("{}=1", b.tag)));

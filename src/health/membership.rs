@@ -22,7 +22,12 @@ impl Membership {
     }
 
     /// Reports once, then goes on in the background until `tasks` end.
-    pub async fn start(store: &Arc<Store>, registry: &Arc<Registry>, name: &str, tasks: &Tasks) -> Arc<Self> {
+    pub async fn start(
+        store: &Arc<Store>,
+        registry: &Arc<Registry>,
+        name: &str,
+        tasks: &Tasks,
+    ) -> Arc<Self> {
         let member = Member::new(Arc::clone(store), name.to_owned());
         let membership = Arc::new(Self::new(member, Arc::clone(registry)));
         membership.exchange().await;
@@ -53,7 +58,8 @@ impl Membership {
         }
     }
 
-    /// Takes `next` into use. The store hears of it first: from its first turn on its ordinal is known, unless the store is away.
+    /// Takes `next` into use. The store hears of it first: from its first turn on its ordinal is
+    /// known, unless the store is away.
     pub async fn introduce(&self, next: Arc<Loaded>) {
         let mut exchange = self.member.begin().await;
         let roll = exchange.report(&told(&next)).await;
@@ -67,7 +73,11 @@ impl Membership {
 }
 
 fn told(loaded: &Arc<Loaded>) -> KeySet {
-    KeySet { fingerprint: loaded.fingerprint.clone(), tags: loaded.tags(), ordinal: loaded.ordinal() }
+    KeySet {
+        fingerprint: loaded.fingerprint.clone(),
+        tags: loaded.tags(),
+        ordinal: loaded.ordinal(),
+    }
 }
 
 #[cfg(test)]
@@ -97,7 +107,9 @@ mod tests {
 
     /// Takes another set into use.
     async fn loads(member: &Membership, sketch: &str) {
-        member.introduce(member.registry.prepare(Table::sketch(sketch)).expect("it is another set")).await;
+        member
+            .introduce(member.registry.prepare(Table::sketch(sketch)).expect("it is another set"))
+            .await;
     }
 
     fn ordinal(member: &Membership) -> u32 {
@@ -122,7 +134,11 @@ mod tests {
             tokio::time::advance(pause).await;
             assert_eq!(ordinal(&member), 0, "what is answered so early is not believed");
             member.exchange().await;
-            assert_eq!(renewed(), Some(1), "another replica may have the newer set, and answer any moment");
+            assert_eq!(
+                renewed(),
+                Some(1),
+                "another replica may have the newer set, and answer any moment"
+            );
         }
         assert_eq!(ordinal(&member), 1);
         member.exchange().await;
@@ -139,7 +155,13 @@ mod tests {
         loads(&one, SECOND).await;
         let common = |member: &Membership| {
             let loaded = member.registry.loaded();
-            loaded.table.keys().iter().filter(|key| loaded.is_common(key)).map(|key| key.id.as_str()).collect::<String>()
+            loaded
+                .table
+                .keys()
+                .iter()
+                .filter(|key| loaded.is_common(key))
+                .map(|key| key.id.as_str())
+                .collect::<String>()
         };
         assert_eq!(common(&one), "a", "the other one has not loaded it");
         two.exchange().await;

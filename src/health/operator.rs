@@ -1,7 +1,7 @@
 //! The operator's word on keys: out of use, drained, in use again, to be tried again.
 //!
-//! A word is taken here at once and told to the other replicas in the same breath; where the store is away it is told as soon as
-//! that is back. Asks no upstream, and shows no secret.
+//! A word is taken here at once and told to the other replicas in the same breath; where the store
+//! is away it is told as soon as that is back. Asks no upstream, and shows no secret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,9 @@ pub enum OperatorCommand {
 
 impl OperatorCommand {
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Disable, Self::Enable, Self::Drain, Self::Probe].into_iter().find(|verb| verb.name() == text)
+        [Self::Disable, Self::Enable, Self::Drain, Self::Probe]
+            .into_iter()
+            .find(|verb| verb.name() == text)
     }
 
     pub const fn name(self) -> &'static str {
@@ -110,7 +112,8 @@ impl Operator {
         let target = match (named.first(), name.strip_prefix(ORGANIZATION)) {
             (Some(key), _) => Target { subject: Subject::named(key), keys: named },
             (None, Some(organization)) => {
-                let subject = Subject::Organization(Tag::of("organization", organization.as_bytes()));
+                let subject =
+                    Subject::Organization(Tag::of("organization", organization.as_bytes()));
                 Target { subject, keys: keys(&|key| key.organization == organization) }
             }
             (None, None) => return None,
@@ -195,7 +198,14 @@ mod tests {
     }
 
     fn fitness(operator: &Operator) -> Vec<Fitness> {
-        operator.registry.loaded().table.keys().iter().map(|key| operator.registry.fitness(key, "")).collect()
+        operator
+            .registry
+            .loaded()
+            .table
+            .keys()
+            .iter()
+            .map(|key| operator.registry.fitness(key, ""))
+            .collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -203,7 +213,11 @@ mod tests {
         let operator = operator();
         let (key, organization) = (operator.find("a").unwrap(), operator.find("org:o").unwrap());
         assert_eq!((key.keys.len(), organization.keys.len()), (1, 2));
-        assert!(operator.find("o").is_none() && operator.find("org:q").is_none() && operator.find("").is_none());
+        assert!(
+            operator.find("o").is_none()
+                && operator.find("org:q").is_none()
+                && operator.find("").is_none()
+        );
         let (disabled, drained) = (Fitness::Bypassed(Why::Disabled), Fitness::Dead(Why::Drained));
         assert!(operator.say(&key, OperatorCommand::Disable).await);
         tokio::time::advance(Duration::from_secs(1_000_000)).await;
@@ -211,10 +225,20 @@ mod tests {
         operator.say(&organization, OperatorCommand::Drain).await;
         assert_eq!(fitness(&operator), [drained, drained, Fitness::Ready]);
         operator.say(&organization, OperatorCommand::Enable).await;
-        assert_eq!(fitness(&operator), [disabled, Fitness::Ready, Fitness::Ready], "its own word was not ended");
+        assert_eq!(
+            fitness(&operator),
+            [disabled, Fitness::Ready, Fitness::Ready],
+            "its own word was not ended"
+        );
         operator.say(&key, OperatorCommand::Enable).await;
         assert_eq!(fitness(&operator), [Fitness::Ready; 3]);
-        assert!(operator.all().await.iter().all(|view| view.state == "ready" && view.conditions.is_empty()));
+        assert!(
+            operator
+                .all()
+                .await
+                .iter()
+                .all(|view| view.state == "ready" && view.conditions.is_empty())
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -231,28 +255,51 @@ mod tests {
         operator.say(&operator.find("b").unwrap(), OperatorCommand::Disable).await;
         let exhausted = Subject::of(&keys[0], Scope::Organization);
         operator.registry.conditions.grant(exhausted);
-        assert!(!operator.registry.conditions.has_ticket(&keys[1]), "nobody is let on it to find out");
+        assert!(
+            !operator.registry.conditions.has_ticket(&keys[1]),
+            "nobody is let on it to find out"
+        );
         assert!(operator.registry.conditions.has_ticket(&keys[0]));
         operator.say(&operator.find("org:o").unwrap(), OperatorCommand::Probe).await;
         let rejected = Fitness::Dead(Why::Rejected);
-        assert_eq!(fitness(&operator), [Fitness::Ready, Fitness::Bypassed(Why::Disabled), rejected]);
-        assert!(operator.registry.conditions.ramp(&keys[0]) > 0.99, "nothing comes back little by little");
+        assert_eq!(
+            fitness(&operator),
+            [Fitness::Ready, Fitness::Bypassed(Why::Disabled), rejected]
+        );
+        assert!(
+            operator.registry.conditions.ramp(&keys[0]) > 0.99,
+            "nothing comes back little by little"
+        );
         operator.say(&operator.find("b").unwrap(), OperatorCommand::Enable).await;
-        assert_eq!(fitness(&operator), [Fitness::Ready, Fitness::Ready, rejected], "and what was met of it is forgotten");
+        assert_eq!(
+            fitness(&operator),
+            [Fitness::Ready, Fitness::Ready, rejected],
+            "and what was met of it is forgotten"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_key_may_be_called_like_an_organization_is_named() {
         let metrics = Arc::new(Metrics::new());
-        let registry = Arc::new(Registry::new(Table::sketch("org:o o 1 sk-a, b o 1 sk-b, o p 1 sk-c"), Arc::clone(&metrics)));
+        let registry = Arc::new(Registry::new(
+            Table::sketch("org:o o 1 sk-a, b o 1 sk-b, o p 1 sk-c"),
+            Arc::clone(&metrics),
+        ));
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(10)), metrics));
         let operator = Operator::new(Arc::clone(&registry), heartbeat(store, &registry, "one"));
-        let found = |name: &str| operator.find(name).map(|target| target.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>());
+        let found = |name: &str| {
+            operator
+                .find(name)
+                .map(|target| target.keys.iter().map(|key| key.id.clone()).collect::<Vec<_>>())
+        };
         assert_eq!(found("org:o"), Some(vec!["org:o".to_owned()]), "the key");
         assert_eq!(found("org:p"), Some(vec!["o".to_owned()]));
         assert_eq!(found("o"), Some(vec!["o".to_owned()]));
         operator.say(&operator.find("org:o").unwrap(), OperatorCommand::Drain).await;
-        assert_eq!(fitness(&operator), [Fitness::Dead(Why::Drained), Fitness::Ready, Fitness::Ready]);
+        assert_eq!(
+            fitness(&operator),
+            [Fitness::Dead(Why::Drained), Fitness::Ready, Fitness::Ready]
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -261,7 +308,8 @@ mod tests {
         let shared = Arc::new(std::sync::Mutex::new(Shared::new(Flaw::None)));
         let replica = |name: &str| {
             let (model, metrics) = (Model::new(&shared), Arc::new(Metrics::new()));
-            let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a"), Arc::clone(&metrics)));
+            let registry =
+                Arc::new(Registry::new(Table::sketch("a o 1 sk-a"), Arc::clone(&metrics)));
             let store = Arc::new(Store::in_model(model.clone(), metrics));
             (Operator::new(Arc::clone(&registry), heartbeat(store, &registry, name)), model.weather)
         };
@@ -298,6 +346,9 @@ mod tests {
         assert_eq!((&shown[1]["in_flight"], &shown[1]["weight"]), (&1.into(), &0.into()));
         assert_eq!(shown[1]["conditions"][0]["reason"], "drained");
         assert_eq!(shown[1]["conditions"][0]["seconds_left"], serde_json::Value::Null);
-        assert_eq!((&shown[2]["state"], &shown[2]["fingerprint"]), (&"ready".into(), &keys[2].shown_tag.to_string().into()));
+        assert_eq!(
+            (&shown[2]["state"], &shown[2]["fingerprint"]),
+            (&"ready".into(), &keys[2].shown_tag.to_string().into())
+        );
     }
 }

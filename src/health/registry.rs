@@ -1,9 +1,11 @@
 //! Which keys this replica has, and which of them it uses.
 //!
-//! The set of keys is replaced as a whole. While the store is away the set of the moment of loss goes on to say where sessions
-//! go, so that replicas that reload at different moments, or not at all, find the same.
+//! The set of keys is replaced as a whole. While the store is away the set of the moment of loss
+//! goes on to say where sessions go, so that replicas that reload at different moments, or not at
+//! all, find the same.
 //!
-//! What is known of a key's health is shared: see `conditions`. Here it becomes what a key can do for a turn.
+//! What is known of a key's health is shared: see `conditions`. Here it becomes what a key can do
+//! for a turn.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -75,25 +77,28 @@ impl Registry {
         registry
     }
 
-    /// The set of keys in use. A turn asks once for each decision, so that a reload comes before or after it.
+    /// The set of keys in use. A turn asks once for each decision, so that a reload comes before or
+    /// after it.
     pub fn loaded(&self) -> Arc<Loaded> {
         self.loaded.get()
     }
 
-    /// The set of keys that says where sessions go whose binding the store cannot tell: the one in use, unless it was loaded
-    /// while the store was away. Some of its keys may be gone.
+    /// The set of keys that says where sessions go whose binding the store cannot tell: the one in
+    /// use, unless it was loaded while the store was away. Some of its keys may be gone.
     pub fn frozen(&self) -> Arc<Loaded> {
         self.frozen.get()
     }
 
-    /// `table` as the set that follows the one in use: keys that stay as they are stay the same ones. `None`: all do.
+    /// `table` as the set that follows the one in use: keys that stay as they are stay the same
+    /// ones. `None`: all do.
     pub fn prepare(&self, table: Table) -> Option<Arc<Loaded>> {
         let loaded = self.loaded();
         let table = table.keeping(&loaded.table);
         (!table.is_same(&loaded.table)).then(|| Arc::new(loaded.followed_by(table)))
     }
 
-    /// Takes `next` into use, with what the store says of it, if it answers. Turns in flight end with the keys that they have.
+    /// Takes `next` into use, with what the store says of it, if it answers. Turns in flight end
+    /// with the keys that they have.
     pub fn adopt(&self, next: Arc<Loaded>, roll: Option<&MembershipReply>) {
         let before = self.loaded();
         let frozen = match roll {
@@ -121,7 +126,8 @@ impl Registry {
         self.count(loaded);
     }
 
-    /// A stored binding names a key that this replica may not have loaded yet: the configuration is looked at soon.
+    /// A stored binding names a key that this replica may not have loaded yet: the configuration is
+    /// looked at soon.
     pub fn wants_reload(&self) {
         self.reload_wanted.notify_one();
     }
@@ -138,7 +144,9 @@ impl Registry {
 
     /// The key that has taken the place of `key`, which was shown to its upstream otherwise.
     pub fn successor(&self, key: &Key) -> Option<Arc<Key>> {
-        let is_successor = |now: &&Arc<Key>| now.organization_tag == key.organization_tag && !now.is_shown_like(key);
+        let is_successor = |now: &&Arc<Key>| {
+            now.organization_tag == key.organization_tag && !now.is_shown_like(key)
+        };
         self.loaded().table.by_tag(key.tag).filter(is_successor).cloned()
     }
 
@@ -164,10 +172,13 @@ impl Registry {
         self.fitness(key, model) == Fitness::Ready
     }
 
-    /// An upstream has answered a turn with `key` like this. A key that is refused is asked at once whether it is meant.
+    /// An upstream has answered a turn with `key` like this. A key that is refused is asked at once
+    /// whether it is meant.
     pub fn observe(&self, key: &Key, ailment: Ailment) {
         let is_rejected = matches!(ailment, Ailment::Rejected(_));
-        if is_rejected && self.conditions.is(Subject::of(key, ailment.scope()), Condition::Recovering) {
+        if is_rejected
+            && self.conditions.is(Subject::of(key, ailment.scope()), Condition::Recovering)
+        {
             // It was asked a moment ago, and accepted: whatever that is worth, turns it refuses.
             return self.condemn(key, ailment);
         }
@@ -192,7 +203,8 @@ impl Registry {
     fn note(&self, key: &Key, ailment: Ailment, condition: Condition) {
         let subject = Subject::of(key, ailment.scope());
         // A suspicion takes nothing back.
-        let is_known = condition == Condition::Suspected && self.conditions.is(subject, Condition::Rejected);
+        let is_known =
+            condition == Condition::Suspected && self.conditions.is(subject, Condition::Rejected);
         if !is_known && self.conditions.note(subject, condition, condition.life()) {
             tracing::warn!(key = %key.id, organization = %key.organization, scope = ?ailment.scope(), "out of use: {}", condition.name());
             self.has_changed();
@@ -238,7 +250,8 @@ impl Registry {
         }
     }
 
-    /// `key` has begun to answer on a connection that it was accepted for earlier: of its quota that says something.
+    /// `key` has begun to answer on a connection that it was accepted for earlier: of its quota
+    /// that says something.
     pub fn has_answered(&self, key: &Key) {
         for scope in [Scope::Project, Scope::Organization] {
             let subject = Subject::of(key, scope);
@@ -269,8 +282,15 @@ impl Registry {
     /// Whether an operator wants nobody on `key`, or has removed it.
     pub fn is_closed(&self, key: &Key) -> bool {
         let loaded = self.loaded();
-        let is_there = loaded.table.by_tag(key.tag).is_some_and(|now| now.organization_tag == key.organization_tag);
-        !is_there || matches!(self.fitness(key, ""), Fitness::Bypassed(Why::Disabled) | Fitness::Dead(Why::Drained))
+        let is_there = loaded
+            .table
+            .by_tag(key.tag)
+            .is_some_and(|now| now.organization_tag == key.organization_tag);
+        !is_there
+            || matches!(
+                self.fitness(key, ""),
+                Fitness::Bypassed(Why::Disabled) | Fitness::Dead(Why::Drained)
+            )
     }
 
     /// What was out of use is in use again: new sessions come to it little by little.
@@ -299,9 +319,13 @@ impl Registry {
 
     pub fn state(&self, key: &Key) -> KeyState {
         let conditions = self.conditions.of(key);
-        let is_any = |wanted: &[Condition]| conditions.iter().any(|(_, condition, _)| wanted.contains(condition));
+        let is_any = |wanted: &[Condition]| {
+            conditions.iter().any(|(_, condition, _)| wanted.contains(condition))
+        };
         match () {
-            () if matches!(self.fitness(key, ""), Fitness::Bypassed(_) | Fitness::Dead(_)) => KeyState::Disabled,
+            () if matches!(self.fitness(key, ""), Fitness::Bypassed(_) | Fitness::Dead(_)) => {
+                KeyState::Disabled
+            }
             () if is_any(&[Condition::Limited, Condition::NoAccess]) => KeyState::Cooling,
             () if is_any(&[Condition::Recovering]) => KeyState::Probing,
             () => KeyState::Ready,
@@ -309,7 +333,8 @@ impl Registry {
     }
 }
 
-/// What replicas tell each other of keys: what they met of them, and what they have in flight on each.
+/// What replicas tell each other of keys: what they met of them, and what they have in flight on
+/// each.
 impl Topic for Registry {
     fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.conditions.news())

@@ -1,7 +1,8 @@
 //! A set of keys as this replica has loaded it, and what it has heard of the sets of others.
 //!
-//! Replicas reload at different moments. The store numbers the sets, so that a replica knows whether another's key is not
-//! loaded yet or is removed; a key takes new sessions once every live replica has it.
+//! Replicas reload at different moments. The store numbers the sets, so that a replica knows
+//! whether another's key is not loaded yet or is removed; a key takes new sessions once every live
+//! replica has it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,8 +31,8 @@ impl Loaded {
         Self::with(table, 0, common, HashSet::new())
     }
 
-    /// The set that follows this one. Until it is heard of, only keys that were common before are: a new key takes no session
-    /// that another replica would not find.
+    /// The set that follows this one. Until it is heard of, only keys that were common before are:
+    /// a new key takes no session that another replica would not find.
     pub fn followed_by(&self, table: Table) -> Self {
         let common = tags(&table).filter(|tag| self.common().contains(tag)).collect();
         // Other weights and secrets make no other set.
@@ -39,18 +40,26 @@ impl Loaded {
         Self::with(table, ordinal, common, HashSet::new())
     }
 
-    /// This set, as it goes on to be used once `now` is loaded and the store, being away, cannot say what others have: each
-    /// session finds the order that it found before.
+    /// This set, as it goes on to be used once `now` is loaded and the store, being away, cannot
+    /// say what others have: each session finds the order that it found before.
     pub fn frozen_under(&self, now: &Table) -> Self {
         let table = self.table.renewed(now);
-        let is_gone = |key: &&Arc<Key>| now.by_tag(key.tag).is_none_or(|new| new.organization_tag != key.organization_tag);
+        let is_gone = |key: &&Arc<Key>| {
+            now.by_tag(key.tag).is_none_or(|new| new.organization_tag != key.organization_tag)
+        };
         let gone = table.keys().iter().filter(is_gone).map(|key| key.tag).collect();
         Self::with(table, self.ordinal(), self.common().clone(), gone)
     }
 
     fn with(table: Table, ordinal: u32, common: HashSet<Tag>, gone: HashSet<Tag>) -> Self {
         let fingerprint = table.fingerprint();
-        Self { table, fingerprint, ordinal: AtomicU32::new(ordinal), common: RwLock::new(common), gone }
+        Self {
+            table,
+            fingerprint,
+            ordinal: AtomicU32::new(ordinal),
+            common: RwLock::new(common),
+            gone,
+        }
     }
 
     pub fn ordinal(&self) -> u32 {
@@ -64,21 +73,26 @@ impl Loaded {
 
     /// Takes note of what the store said of this set and the others.
     pub fn heard(&self, roll: &MembershipReply) {
-        let sets = roll.others.iter().map(|tags| tags.split(' ').filter_map(Tag::parse).collect::<HashSet<_>>());
+        let sets = roll
+            .others
+            .iter()
+            .map(|tags| tags.split(' ').filter_map(Tag::parse).collect::<HashSet<_>>());
         let own = tags(&self.table).collect();
-        let common = sets.fold(own, |common: HashSet<Tag>, set| common.intersection(&set).copied().collect());
+        let common = sets
+            .fold(own, |common: HashSet<Tag>, set| common.intersection(&set).copied().collect());
         *self.common.write().unwrap_or_else(PoisonError::into_inner) = common;
         self.ordinal.store(roll.ordinal, Ordering::Relaxed);
     }
 
-    /// Whether sessions may be bound to `key`: every live replica would find it. Where no key is like that there is nothing to
-    /// agree on, and every turn still wants one.
+    /// Whether sessions may be bound to `key`: every live replica would find it. Where no key is
+    /// like that there is nothing to agree on, and every turn still wants one.
     pub fn is_common(&self, key: &Key) -> bool {
         let common = self.common();
         common.is_empty() || common.contains(&key.tag)
     }
 
-    /// Whether `key` counts for the order of a session's keys only, and must not be used: it was removed in an outage.
+    /// Whether `key` counts for the order of a session's keys only, and must not be used: it was
+    /// removed in an outage.
     pub fn is_gone(&self, key: &Key) -> bool {
         self.gone.contains(&key.tag)
     }
@@ -100,11 +114,20 @@ mod tests {
     const NEW: &str = "a org-a 1 sk-a, c org-a 1 sk-c";
 
     fn roll(ordinal: u32, others: &[&str]) -> MembershipReply {
-        MembershipReply { ordinal, others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect() }
+        MembershipReply {
+            ordinal,
+            others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect(),
+        }
     }
 
     fn common(loaded: &Loaded) -> String {
-        loaded.table.keys().iter().filter(|key| loaded.is_common(key)).map(|key| key.id.as_str()).collect()
+        loaded
+            .table
+            .keys()
+            .iter()
+            .filter(|key| loaded.is_common(key))
+            .map(|key| key.id.as_str())
+            .collect()
     }
 
     #[test]
@@ -118,9 +141,17 @@ mod tests {
         let before = Loaded::new(Table::sketch(OLD));
         before.heard(&roll(1, &[]));
         let after = before.followed_by(Table::sketch(NEW));
-        assert_eq!((common(&after).as_str(), after.ordinal()), ("a", 0), "not before the store has answered");
+        assert_eq!(
+            (common(&after).as_str(), after.ordinal()),
+            ("a", 0),
+            "not before the store has answered"
+        );
         after.heard(&roll(2, &[OLD]));
-        assert_eq!((common(&after).as_str(), after.ordinal()), ("a", 2), "nor while another replica lacks it");
+        assert_eq!(
+            (common(&after).as_str(), after.ordinal()),
+            ("a", 2),
+            "nor while another replica lacks it"
+        );
         after.heard(&roll(2, &[]));
         assert_eq!(common(&after), "ac");
     }
@@ -130,7 +161,11 @@ mod tests {
         let loaded = Loaded::new(Table::sketch("a o 1 sk-a, b o 1 sk-b, c o 1 sk-c, d o 1 sk-d"));
         loaded.heard(&roll(
             3,
-            &["a o 1 sk-a, b o 1 sk-b, c o 1 sk-c", "b o 1 sk-b, c o 1 sk-c, d o 1 sk-d", "e o 1 sk-e, c o 1 sk-c"],
+            &[
+                "a o 1 sk-a, b o 1 sk-b, c o 1 sk-c",
+                "b o 1 sk-b, c o 1 sk-c, d o 1 sk-d",
+                "e o 1 sk-e, c o 1 sk-c",
+            ],
         ));
         assert_eq!(common(&loaded), "c");
         loaded.heard(&roll(3, &["a o 1 sk-a", "b o 1 sk-b"]));
@@ -141,7 +176,13 @@ mod tests {
     fn what_was_not_common_before_is_not_after() {
         let before = Loaded::new(Table::sketch(NEW));
         before.heard(&roll(2, &[OLD]));
-        assert_eq!(common(&before.followed_by(Table::sketch("a org-a 1 sk-a, c org-a 1 sk-c, d org-d 1 sk-d"))), "a");
+        assert_eq!(
+            common(
+                &before
+                    .followed_by(Table::sketch("a org-a 1 sk-a, c org-a 1 sk-c, d org-d 1 sk-d"))
+            ),
+            "a"
+        );
     }
 
     #[test]
@@ -171,6 +212,9 @@ mod tests {
         let back = frozen.frozen_under(&Table::sketch("b org-b 1 sk-b"));
         assert!(!back.is_gone(&back.table.keys()[1]) && back.is_gone(&back.table.keys()[0]));
         let moved = before.frozen_under(&Table::sketch("a org-z 1 sk-a"));
-        assert!(moved.is_gone(&moved.table.keys()[0]), "what another organization sealed it cannot open");
+        assert!(
+            moved.is_gone(&moved.table.keys()[0]),
+            "what another organization sealed it cannot open"
+        );
     }
 }

@@ -1,6 +1,8 @@
-//! Whether an upstream says the secret that it was shown, in the bytes of an answer as they pass. Pure.
+//! Whether an upstream says the secret that it was shown, in the bytes of an answer as they pass.
+//! Pure.
 //!
-//! Changes nothing of what passes. Opens nothing either: a secret in a compressed body, or one that is escaped, is not found.
+//! Changes nothing of what passes. Opens nothing either: a secret in a compressed body, or one that
+//! is escaped, is not found.
 
 use std::fmt;
 use std::sync::Arc;
@@ -66,7 +68,8 @@ impl LeakScan {
     /// The longest end of `text` that the secret begins with.
     fn begun<'t>(&self, text: &'t [u8]) -> &'t [u8] {
         let needle = self.finder.needle();
-        let found = memchr_iter(needle[0], text).map(|at| &text[at..]).find(|end| needle.starts_with(end));
+        let found =
+            memchr_iter(needle[0], text).map(|at| &text[at..]).find(|end| needle.starts_with(end));
         found.unwrap_or_default()
     }
 }
@@ -87,9 +90,17 @@ mod tests {
         for secret in ["sk-ab-abc", "c", "data", "\n\n"] {
             for at in 0..=said.len() {
                 assert_eq!(heard(secret, &[&said[..at], &said[at..]]), 1, "{secret} at {at}");
-                assert_eq!(heard(secret, &[&said[..at], b"", &said[at..], said]), 1, "{secret} at {at}");
+                assert_eq!(
+                    heard(secret, &[&said[..at], b"", &said[at..], said]),
+                    1,
+                    "{secret} at {at}"
+                );
             }
-            assert_eq!(heard(secret, &said.chunks(1).collect::<Vec<_>>()), 1, "{secret} byte by byte");
+            assert_eq!(
+                heard(secret, &said.chunks(1).collect::<Vec<_>>()),
+                1,
+                "{secret} byte by byte"
+            );
             assert_eq!(heard(secret, &said.chunks(4).collect::<Vec<_>>()), 1, "{secret} in fours");
         }
     }

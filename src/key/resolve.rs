@@ -1,4 +1,5 @@
-//! Where upstreams are: resolves their names, and remembers. While no name server answers, an upstream is where it was.
+//! Where upstreams are: resolves their names, and remembers. While no name server answers, an
+//! upstream is where it was.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -34,7 +35,11 @@ impl Resolver {
     }
 
     /// What `asked` finds, or what was found before.
-    async fn find(&self, name: &str, asked: impl Future<Output = io::Result<Vec<SocketAddr>>>) -> io::Result<Vec<SocketAddr>> {
+    async fn find(
+        &self,
+        name: &str,
+        asked: impl Future<Output = io::Result<Vec<SocketAddr>>>,
+    ) -> io::Result<Vec<SocketAddr>> {
         let Some(before) = self.known().get(name).cloned() else {
             let found = asked.await?;
             self.remember(name, &found);
@@ -46,7 +51,10 @@ impl Resolver {
                 Ok(found)
             }
             _ => {
-                tracing::warn!(host = name, "no name server tells where an upstream is: it is looked for where it was");
+                tracing::warn!(
+                    host = name,
+                    "no name server tells where an upstream is: it is looked for where it was"
+                );
                 Ok(before)
             }
         }
@@ -88,7 +96,10 @@ mod tests {
     async fn while_no_name_server_answers_an_upstream_is_where_it_was() {
         let resolver = Resolver::new(Duration::from_secs(1));
         let nothing = || async { Err(io::Error::other("no such name")) };
-        assert!(resolver.find("a", nothing()).await.is_err() && resolver.find("a", found(&[])).await.unwrap().is_empty());
+        assert!(
+            resolver.find("a", nothing()).await.is_err()
+                && resolver.find("a", found(&[])).await.unwrap().is_empty()
+        );
         let first = resolver.find("a", found(&["10.0.0.1:0", "10.0.0.2:0"])).await.unwrap();
         assert_eq!(first.len(), 2);
         assert_eq!(resolver.find("a", nothing()).await.unwrap(), first);

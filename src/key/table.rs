@@ -21,7 +21,8 @@ impl Table {
     pub fn new(upstreams: &[UpstreamSettings], settings: &[Settings]) -> Result<Self, String> {
         let mut known = HashMap::new();
         for upstream in upstreams {
-            let prepared = prepare(upstream).map_err(|why| format!("upstream {}: {why}", upstream.name))?;
+            let prepared =
+                prepare(upstream).map_err(|why| format!("upstream {}: {why}", upstream.name))?;
             if known.insert(upstream.name.as_str(), prepared).is_some() {
                 return Err(format!("upstream: two are named {}", upstream.name));
             }
@@ -31,7 +32,8 @@ impl Table {
             let upstream = known
                 .get(key.upstream.as_str())
                 .ok_or_else(|| format!("key {}: there is no upstream {}", key.id, key.upstream))?;
-            let key = build(key, Arc::clone(upstream)).map_err(|why| format!("key {}: {why}", key.id))?;
+            let key =
+                build(key, Arc::clone(upstream)).map_err(|why| format!("key {}: {why}", key.id))?;
             if keys.iter().any(|other| other.tag == key.tag) {
                 return Err(format!("key: two have the id {}", key.id));
             }
@@ -48,14 +50,17 @@ impl Table {
         Self { keys, by_tag }
     }
 
-    /// The same keys, those of `before` in place of their equals: they go on, with the connections that they have.
+    /// The same keys, those of `before` in place of their equals: they go on, with the connections
+    /// that they have.
     pub fn keeping(self, before: &Self) -> Self {
         let keep = |key: Arc<Key>| match before.by_tag(key.tag) {
             Some(old) if !old.is_shown_like(&key) => key,
             Some(old) if old.is_placed_like(&key) && old.weight == key.weight => Arc::clone(old),
-            Some(old) => {
-                Arc::new(Key { connections: old.connections.clone(), upgrades: old.upgrades.clone(), ..Key::clone(&key) })
-            }
+            Some(old) => Arc::new(Key {
+                connections: old.connections.clone(),
+                upgrades: old.upgrades.clone(),
+                ..Key::clone(&key)
+            }),
             None => key,
         };
         Self::of(self.keys.into_iter().map(keep).collect())
@@ -63,15 +68,19 @@ impl Table {
 
     /// Whether both hold the very same keys, in whatever order.
     pub fn is_same(&self, other: &Self) -> bool {
-        let is_held = |key: &Arc<Key>| other.by_tag(key.tag).is_some_and(|held| Arc::ptr_eq(held, key));
+        let is_held =
+            |key: &Arc<Key>| other.by_tag(key.tag).is_some_and(|held| Arc::ptr_eq(held, key));
         self.keys.len() == other.keys.len() && self.keys.iter().all(is_held)
     }
 
-    /// The same places and weights, so that every session finds the same order in it, with what is shown to upstreams as in
-    /// `now`. A key that is gone from there keeps its place, and must not be used.
+    /// The same places and weights, so that every session finds the same order in it, with what is
+    /// shown to upstreams as in `now`. A key that is gone from there keeps its place, and must not
+    /// be used.
     pub fn renewed(&self, now: &Self) -> Self {
         let renew = |key: &Arc<Key>| match now.by_tag(key.tag) {
-            Some(new) if new.organization_tag == key.organization_tag => Arc::new(Key { weight: key.weight, ..Key::clone(new) }),
+            Some(new) if new.organization_tag == key.organization_tag => {
+                Arc::new(Key { weight: key.weight, ..Key::clone(new) })
+            }
             _ => Arc::clone(key),
         };
         Self::of(self.keys.iter().map(renew).collect())
@@ -87,8 +96,11 @@ impl Table {
 
     /// The same for equal sets of keys in equal places, whatever their order, weights and secrets.
     pub fn fingerprint(&self) -> String {
-        let mut places: Vec<_> =
-            self.keys.iter().map(|key| [&key.id, &key.organization, &key.project, &key.region].map(String::as_str)).collect();
+        let mut places: Vec<_> = self
+            .keys
+            .iter()
+            .map(|key| [&key.id, &key.organization, &key.project, &key.region].map(String::as_str))
+            .collect();
         places.sort_unstable();
         let mut digest = Sha256::new();
         for part in places.iter().flatten() {
@@ -100,12 +112,17 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    // No fault repeats the address: whoever writes a password or a key into it did not mean to show it.
+    // No fault repeats the address: whoever writes a password or a key into it did not mean to show
+    // it.
     let base = reqwest::Url::parse(&settings.base_url)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         .ok_or("base_url: is no http:// or https:// address")?;
-    if !base.username().is_empty() || base.password().is_some() || base.query().is_some() || base.fragment().is_some() {
+    if !base.username().is_empty()
+        || base.password().is_some()
+        || base.query().is_some()
+        || base.fragment().is_some()
+    {
         return Err("base_url: must hold no user, password, query or fragment".into());
     }
     let below = |path: &str| {
@@ -125,7 +142,11 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
             return Err(format!("{option}: must be longer than nothing"));
         }
     }
-    let proxy = settings.proxy.as_ref().map(|proxy| proxy.read().map_err(|why| format!("proxy: {why}"))).transpose()?;
+    let proxy = settings
+        .proxy
+        .as_ref()
+        .map(|proxy| proxy.read().map_err(|why| format!("proxy: {why}")))
+        .transpose()?;
     let authorities = settings.ca_file.as_ref().map(|path| {
         let pem = std::fs::read(path).map_err(|error| format!("ca_file {path}: {error}"))?;
         match reqwest::Certificate::from_pem_bundle(&pem) {
@@ -139,7 +160,10 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
         models,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
-        speaks_websocket: settings.speaks.as_ref().is_none_or(|speaks| speaks.contains(&Protocol::Websocket)),
+        speaks_websocket: settings
+            .speaks
+            .as_ref()
+            .is_none_or(|speaks| speaks.contains(&Protocol::Websocket)),
         wiring: Wiring {
             connect_timeout: settings.connect_timeout.0,
             http2: settings.http2,
@@ -159,7 +183,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     let secret = settings.secret.read_shown().map_err(|why| format!("secret: {why}"))?;
     let project = settings.project.clone().unwrap_or_default();
     let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
-    let upgrades = if upstream.wiring.http2 { connections(&upstream.wiring, false)? } else { pool.clone() };
+    let upgrades =
+        if upstream.wiring.http2 { connections(&upstream.wiring, false)? } else { pool.clone() };
     Ok(Arc::new(Key {
         id: settings.id.clone(),
         tag: Tag::of("key", settings.id.as_bytes()),
@@ -181,7 +206,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
 /// Idle connections kept a key: as many as its turns in flight at a busy time.
 const IDLE_CONNECTIONS: usize = 4096;
 
-/// A pool of connections that follows and decodes nothing, and adds nothing but an `accept: */*` where the client sent none.
+/// A pool of connections that follows and decodes nothing, and adds nothing but an `accept: */*`
+/// where the client sent none.
 fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -196,10 +222,12 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
     }
     if let Some(address) = &wiring.proxy {
         // The address may hold a password: it is not repeated.
-        builder = builder.proxy(reqwest::Proxy::all(address.expose()).map_err(|_| "proxy: is no address")?);
+        builder = builder
+            .proxy(reqwest::Proxy::all(address.expose()).map_err(|_| "proxy: is no address")?);
     }
     if let Some(pem) = &wiring.authorities {
-        let authorities = reqwest::Certificate::from_pem_bundle(pem).map_err(|_| "ca_file: holds no PEM certificates")?;
+        let authorities = reqwest::Certificate::from_pem_bundle(pem)
+            .map_err(|_| "ca_file: holds no PEM certificates")?;
         builder = builder.tls_certs_merge(authorities);
     }
     builder.build().map_err(|error| error.to_string())
@@ -209,7 +237,8 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
 impl Table {
     /// The keys of `sketch`, each `id organization weight secret`, with commas between them.
     pub fn sketch(sketch: &str) -> Self {
-        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+        let upstream: UpstreamSettings =
+            serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
         let key = |words: &str| {
             let words: Vec<_> = words.split_whitespace().collect();
             let [id, organization, weight, secret] = words[..] else { panic!("{words:?}") };
@@ -223,177 +252,4 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::setting::{Secret, SecretSource};
-
-    fn table(ids: &[&str]) -> Result<Table, String> {
-        let upstream: UpstreamSettings =
-            serde_json::from_str(r#"{"name":"openai","base_url":"https://api.openai.com/v1/"}"#).unwrap();
-        let keys: Vec<_> = ids
-            .iter()
-            .map(|id| Settings {
-                id: (*id).into(),
-                upstream: "openai".into(),
-                organization: "org-a".into(),
-                project: None,
-                region: None,
-                weight: 1,
-                secret: SecretSource::Text(Secret::new("sk-1")),
-            })
-            .collect();
-        Table::new(&[upstream], &keys)
-    }
-
-    #[test]
-    fn a_set_of_keys_has_one_fingerprint_whatever_its_order() {
-        let print = |ids: &[&str]| table(ids).unwrap().fingerprint();
-        assert_eq!(print(&["a", "b"]), print(&["b", "a"]));
-        assert_ne!(print(&["a", "b"]), print(&["a"]));
-        assert_ne!(print(&["a", "b"]), print(&["ab"]));
-        assert_ne!(Table::sketch("a o 1 sk-a").fingerprint(), Table::sketch("a p 1 sk-a").fingerprint(), "another place");
-    }
-
-    #[test]
-    fn a_key_that_stays_as_it_is_stays_the_same_one() {
-        let before = Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b, c org-c 1 sk-c");
-        let after = Table::sketch("c org-c 2 sk-c, b org-b 1 sk-new, a org-a 1 sk-a").keeping(&before);
-        let is_kept = |id: &str| {
-            let find = |table: &Table| table.keys().iter().find(|key| key.id == id).cloned().unwrap();
-            Arc::ptr_eq(&find(&before), &find(&after))
-        };
-        assert_eq!([is_kept("a"), is_kept("b"), is_kept("c")], [true, false, false]);
-        assert_eq!(after.keys().iter().map(|key| key.weight).collect::<Vec<_>>(), [2, 1, 1]);
-        let moved = Table::sketch("a org-z 1 sk-a").keeping(&before);
-        assert_eq!(moved.keys()[0].organization, "org-z", "the same secret in another place");
-        assert!(!after.is_same(&before) && before.fingerprint() == after.fingerprint());
-        let reordered = Table::sketch("b org-b 1 sk-b, c org-c 1 sk-c, a org-a 1 sk-a").keeping(&before);
-        assert!(reordered.is_same(&before) && !reordered.is_same(&after));
-        assert!(!Table::sketch("a org-a 1 sk-a, b org-b 1 sk-b").keeping(&before).is_same(&before), "one is gone");
-    }
-
-    #[test]
-    fn another_way_to_an_upstream_makes_another_key() {
-        let table = |options: &str| upstream(options).unwrap().1;
-        let before = table(r#""base_url":"http://h""#);
-        let is_kept = |options: &str| table(options).keeping(&before).is_same(&before);
-        assert!(is_kept(r#""base_url":"http://h/""#));
-        for changed in [
-            "\"base_url\":\"http://i\"",
-            "\"proxy\":\"http://p:1\"",
-            "\"idle_timeout\":\"9s\"",
-            "\"connect_timeout\":\"9s\"",
-            "\"http2\":true",
-        ] {
-            let base = if changed.contains("base_url") { "" } else { r#""base_url":"http://h","# };
-            assert!(!is_kept(&format!("{base}{changed}")), "{changed}");
-        }
-    }
-
-    #[test]
-    fn turns_go_to_responses_below_the_base() {
-        assert_eq!(table(&["a"]).unwrap().keys()[0].upstream.responses.as_str(), "https://api.openai.com/v1/responses");
-    }
-
-    /// A table of one key at an upstream of these options.
-    fn upstream(options: &str) -> Result<(UpstreamSettings, Table), String> {
-        let settings: UpstreamSettings = serde_json::from_str(&format!("{{\"name\":\"u\",{options}}}")).unwrap();
-        let key: Settings =
-            serde_json::from_str(r#"{"id":"a-1","upstream":"u","organization":"org-a","secret":"sk-canary"}"#).unwrap();
-        let table = Table::new(std::slice::from_ref(&settings), &[key])?;
-        Ok((settings, table))
-    }
-
-    #[test]
-    fn an_address_carries_nothing_but_where_to_go() {
-        for address in [
-            "https://canary@h/v1",
-            "https://user:canary@h/v1",
-            "https://:canary@h/v1",
-            "htps://user:canary@h/v1",
-            "https://user:canary@:x/",
-            "https://h/v1?api-key=canary",
-            "https://h/v1#canary",
-            "canary",
-            "",
-        ] {
-            let fault = upstream(&format!("\"base_url\":{address:?}")).err().expect(address);
-            assert!(fault.starts_with("upstream u: base_url: ") && !fault.contains("canary"), "{address}: {fault}");
-        }
-    }
-
-    #[test]
-    fn a_proxy_may_have_a_password_that_nothing_shows() {
-        let (settings, table) = upstream(r#""base_url":"http://h","proxy":"http://user:canary@proxy:1""#).unwrap();
-        assert!(!format!("{settings:?}{:?}", table.keys()).contains("canary"));
-        let fault = upstream(r#""base_url":"http://h","proxy":"http://user:canary@proxy:x""#).err().expect("no port");
-        assert!(fault.contains("proxy: ") && !fault.contains("canary"), "{fault}");
-        let fault = upstream(r#""base_url":"http://h","proxy":{"env":"WARMKEY_NO_SUCH"}"#).err().expect("no variable");
-        assert!(fault.contains("proxy: environment variable WARMKEY_NO_SUCH"), "{fault}");
-    }
-
-    #[test]
-    fn what_cannot_serve_is_refused_with_the_name_of_the_option() {
-        for (options, word) in [
-            (r#""base_url":"http://h","speaks":["chat"]"#, "speaks: "),
-            (r#""base_url":"http://h","speaks":[]"#, "speaks: "),
-            (r#""base_url":"http://h","connect_timeout":"0s""#, "connect_timeout: "),
-            (r#""base_url":"http://h","first_byte_timeout":"0s""#, "first_byte_timeout: "),
-            (r#""base_url":"http://h","idle_timeout":"0s""#, "idle_timeout: "),
-            (r#""base_url":"ftp://h""#, "base_url: "),
-            (r#""base_url":"http://h","ca_file":"/no/such/file""#, "ca_file /no/such/file: "),
-            (r#""base_url":"http://h","ca_file":"Cargo.toml""#, "ca_file Cargo.toml holds no PEM"),
-        ] {
-            let fault = upstream(options).err().expect(options);
-            assert!(fault.starts_with(&format!("upstream u: {word}")), "{options}: {fault}");
-        }
-        let (_, usual) = upstream(r#""base_url":"http://h""#).unwrap();
-        let (_, silent) = upstream(r#""base_url":"http://h","speaks":["responses"]"#).unwrap();
-        let speaks = |table: &Table| table.keys()[0].upstream.speaks_websocket;
-        assert!(speaks(&usual) && !speaks(&silent));
-    }
-
-    #[test]
-    fn a_key_names_an_upstream_that_is_there_and_has_a_name() {
-        let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();
-        let table = |upstreams: &[UpstreamSettings], change: fn(&mut Settings)| {
-            let mut key = settings();
-            change(&mut key);
-            Table::new(upstreams, &[key]).err().unwrap_or_default()
-        };
-        let one = std::slice::from_ref(&upstream);
-        assert_eq!(table(one, |_| ()), "");
-        assert_eq!(table(&[upstream.clone(), upstream.clone()], |_| ()), "upstream: two are named u");
-        assert_eq!(table(one, |key| key.upstream = "v".into()), "key a: there is no upstream v");
-        for wrong in ["", "a b", "\u{e9}", "a\n"] {
-            for fault in [
-                Table::new(one, &[Settings { id: wrong.into(), ..settings() }]),
-                Table::new(one, &[Settings { organization: wrong.into(), ..settings() }]),
-            ] {
-                assert!(fault.err().expect(wrong).contains("is not visible ASCII"), "{wrong:?}");
-            }
-        }
-    }
-
-    /// In a header it would lose its ends on the way, or could not be sent at all.
-    #[test]
-    fn key_secret_with_white_space_at_an_end_is_refused_and_not_shown() {
-        for wrong in ["canary ", " canary", "canary\n", "\ncanary", "\tcanary", "can\tary", "can\nary", "can\0ary"] {
-            let secret = SecretSource::Text(Secret::new(wrong));
-            let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://h"}"#).unwrap();
-            let fault = Table::new(&[upstream], &[Settings { secret, ..settings() }]).err().expect(wrong);
-            let why = "the secret in the file has a control character, or white space at an end";
-            assert_eq!(fault, format!("key a: secret: {why}"), "{wrong:?}");
-        }
-    }
-
-    fn settings() -> Settings {
-        serde_json::from_str(r#"{"id":"a","upstream":"u","organization":"o","secret":"sk-1"}"#).unwrap()
-    }
-
-    #[test]
-    fn no_key_and_two_of_one_id_are_refused() {
-        assert!(table(&[]).is_err());
-        assert!(table(&["a", "a"]).is_err_and(|why| why.contains("two have the id a")));
-    }
-}
+mod tests;

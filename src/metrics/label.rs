@@ -1,9 +1,11 @@
 //! The labels of metrics: each label's name and its closed set of values.
 //!
-//! A label never holds what a client or an upstream sent. The one open label is [`KeyLabel`], and the
-//! configuration bounds it.
+//! A label never holds what a client or an upstream sent. The one open label is [`KeyLabel`], and
+//! the configuration bounds it.
 
-use prometheus_client::encoding::{EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder};
+use prometheus_client::encoding::{
+    EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
 use std::fmt::{self, Debug, Write as _};
 use std::hash::Hash;
 

@@ -52,7 +52,8 @@ fn key_has_one_state_and_none_once_it_is_removed() {
     let of = |key: &str| {
         let page = metrics.render();
         let start = format!("warmkey_key_state{{key=\"{key}\",state=\"");
-        let mut states: Vec<_> = page.lines().filter_map(|line| line.strip_prefix(&start)).map(str::to_owned).collect();
+        let mut states: Vec<_> =
+            page.lines().filter_map(|line| line.strip_prefix(&start)).map(str::to_owned).collect();
         states.sort();
         states
     };
@@ -62,7 +63,11 @@ fn key_has_one_state_and_none_once_it_is_removed() {
     assert_eq!(of("a-1"), ["cooling\"} 1", "disabled\"} 0", "probing\"} 0", "ready\"} 0"]);
     metrics.key_removed("a-1");
     assert_eq!(of("a-1"), Vec::<String>::new());
-    assert_eq!(of("a-2"), ["cooling\"} 0", "disabled\"} 0", "probing\"} 1", "ready\"} 0"], "another key's stay");
+    assert_eq!(
+        of("a-2"),
+        ["cooling\"} 0", "disabled\"} 0", "probing\"} 1", "ready\"} 0"],
+        "another key's stay"
+    );
 }
 
 #[test]
@@ -93,7 +98,10 @@ fn label_has_the_values_that_others_rely_on() {
         };
     }
     assert_eq!(words!(Transport), "http websocket");
-    assert_eq!(words!(Ending), "completed incomplete failed upstream_error cut timed_out client_left refused unserved");
+    assert_eq!(
+        words!(Ending),
+        "completed incomplete failed upstream_error cut timed_out client_left refused unserved"
+    );
     assert_eq!(words!(BindingResult), "existing created inherited spilled rebound degraded none");
     assert_eq!(
         words!(ColdReason),
@@ -102,5 +110,8 @@ fn label_has_the_values_that_others_rely_on() {
     assert_eq!(words!(Cache), "read written uncached");
     assert_eq!(words!(KeyState), "ready cooling probing disabled");
     assert_eq!(words!(Decision), "move spill wait retry probe refuse");
-    assert_eq!(words!(StoreFailure), "timeout connection authentication readonly out_of_memory loading denied other");
+    assert_eq!(
+        words!(StoreFailure),
+        "timeout connection authentication readonly out_of_memory loading denied other"
+    );
 }

@@ -1,7 +1,9 @@
 //! Metrics of turns: how many are in flight, how they end, how long they take.
 
 use crate::metrics::Metrics;
-use crate::metrics::family::{Counter, Counters, Gauge, Histogram, OF_STEPS, OF_TURNS, Times, families};
+use crate::metrics::family::{
+    Counter, Counters, Gauge, Histogram, OF_STEPS, OF_TURNS, Times, families,
+};
 use crate::metrics::label::{Ending, Transport};
 
 families! {

@@ -1,5 +1,5 @@
-//! A replica's heartbeat: several times a second the replica tells the others, on the board of the store, what it met and what it
-//! has in flight, and hears the same of them.
+//! A replica's heartbeat: several times a second the replica tells the others, on the board of the
+//! store, what it met and what it has in flight, and hears the same of them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::peers::replicas::Replicas;
 use crate::store::Store;
-use crate::store::board::{Board, Note, BoardReport};
+use crate::store::board::{Board, BoardReport, Note};
 use crate::task::Tasks;
 
-/// Between two exchanges. Notes are told at once and heard within one interval; loads are told within one and heard within two.
+/// Between two exchanges. Notes are told at once and heard within one interval; loads are told
+/// within one and heard within two.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 /// What a silent replica had in flight is over after this time.
 pub const LIFE: Duration = Duration::from_secs(5);
@@ -53,14 +54,27 @@ pub struct Heartbeat {
     replicas: Arc<Replicas>,
     /// Unique to the process.
     name: String,
-    /// When the board was heard last. Held during an exchange, so that answers are heard in the order in which they were given.
+    /// When the board was heard last. Held during an exchange, so that answers are heard in the
+    /// order in which they were given.
     heard: Mutex<Instant>,
     has_left: AtomicBool,
 }
 
 impl Heartbeat {
-    pub fn new(store: Arc<Store>, topic: Arc<dyn Topic>, replicas: Arc<Replicas>, name: String) -> Self {
-        Self { store, topic, replicas, name, heard: Mutex::new(Instant::now()), has_left: AtomicBool::new(false) }
+    pub fn new(
+        store: Arc<Store>,
+        topic: Arc<dyn Topic>,
+        replicas: Arc<Replicas>,
+        name: String,
+    ) -> Self {
+        Self {
+            store,
+            topic,
+            replicas,
+            name,
+            heard: Mutex::new(Instant::now()),
+            has_left: AtomicBool::new(false),
+        }
     }
 
     /// Exchanges once, then goes on in the background until `tasks` end.
@@ -103,13 +117,15 @@ impl Heartbeat {
                 self.replicas.hear(board.loads.len());
                 self.topic.hear(&notes, &board);
             }
-            // The next exchange tells it again. The others' loads are believed for no longer than the store believes them.
+            // The next exchange tells it again. The others' loads are believed for no longer than
+            // the store believes them.
             Err(_) if heard.elapsed() > LIFE => self.topic.hear_nothing(),
             Err(_) => {}
         }
     }
 
-    /// Tells the others that what this replica has in flight is over. It tells nothing else from now on.
+    /// Tells the others that what this replica has in flight is over. It tells nothing else from
+    /// now on.
     pub async fn leave(&self) {
         self.has_left.store(true, Ordering::Relaxed);
         self.exchange().await;

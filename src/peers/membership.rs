@@ -1,4 +1,5 @@
-//! MembershipReply: tells the other replicas, through the store, which set of keys this one has loaded, and hears of theirs.
+//! MembershipReply: tells the other replicas, through the store, which set of keys this one has
+//! loaded, and hears of theirs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,9 @@ use crate::store::{MemberReport, MembershipReply, Store, Unavailable};
 pub const INTERVAL: Duration = Duration::from_secs(1);
 /// A replica that was silent for so long is no longer waited for.
 pub const LIFE: Duration = Duration::from_secs(10);
-/// After an outage the store's word on the others counts for nothing for so long. They may have to reconnect, and the membership
-/// may be lost or expired: the first replica to come back would believe that it is alone.
+/// After an outage the store's word on the others counts for nothing for so long. They may have to
+/// reconnect, and the membership may be lost or expired: the first replica to come back would
+/// believe that it is alone.
 pub const GATHERING: Duration = Duration::from_secs(4);
 
 /// A set of keys, as the others are told of it.
@@ -75,9 +77,15 @@ impl Member {
         self.store.health()
     }
 
-    async fn tell(&self, loaded: &KeySet, life: Duration, is_early: bool) -> Result<MembershipReply, Unavailable> {
+    async fn tell(
+        &self,
+        loaded: &KeySet,
+        life: Duration,
+        is_early: bool,
+    ) -> Result<MembershipReply, Unavailable> {
         let KeySet { fingerprint, tags, ordinal } = loaded;
-        let report = MemberReport { replica: &self.name, fingerprint, keys: tags, ordinal: *ordinal, life };
+        let report =
+            MemberReport { replica: &self.name, fingerprint, keys: tags, ordinal: *ordinal, life };
         let mut budget = self.store.patient_budget();
         match is_early {
             true => self.store.exchange_membership_early(&report, &mut budget).await,
@@ -126,7 +134,11 @@ mod tests {
         assert_eq!(lost, Confidence::Lost);
         let resumed = lost.followed_by(true, now);
         assert_eq!(resumed.followed_by(true, now + GATHERING / 2), resumed);
-        assert_eq!(resumed.followed_by(false, now + GATHERING / 2), Confidence::Lost, "and again from there");
+        assert_eq!(
+            resumed.followed_by(false, now + GATHERING / 2),
+            Confidence::Lost,
+            "and again from there"
+        );
         assert_eq!(resumed.followed_by(true, now + GATHERING), Confidence::Full);
         assert_eq!(Confidence::Left.followed_by(true, now), Confidence::Left);
     }

@@ -61,7 +61,10 @@ pub fn terminal(text: &[u8]) {
     }
     let Some(plain) = Json::read(text) else { return };
     if plain.is_plain(&["status", "usage", "prompt_cache_diagnostics"])
-        && is_plain_or_no_object(plain.last("usage"), &["input_tokens", "input_tokens_details", "output_tokens"])
+        && is_plain_or_no_object(
+            plain.last("usage"),
+            &["input_tokens", "input_tokens_details", "output_tokens"],
+        )
         && is_plain_or_no_object(plain.last("prompt_cache_diagnostics"), &["reason"])
         && is_plain_or_no_object(
             plain.last("usage").and_then(|usage| usage.last("input_tokens_details")),
@@ -88,7 +91,8 @@ fn expected_end(response: &Json) -> (Terminal, Option<Usage>) {
     };
     let diagnostics = response.last("prompt_cache_diagnostics");
     let usage = response.last("usage").filter(|usage| usage.is_object()).map(|usage| {
-        let detail = |name| count(usage.last("input_tokens_details").and_then(|details| details.last(name)));
+        let detail =
+            |name| count(usage.last("input_tokens_details").and_then(|details| details.last(name)));
         Usage {
             input: count(usage.last("input_tokens")),
             cached: detail("cached_tokens"),
@@ -109,14 +113,23 @@ pub fn decoder(bytes: &[u8], cuts: &[u8]) {
     let zstd = zstd::encode_all(bytes, 1).expect("memory takes all");
     let mut original = Digest::default();
     original.write_all(bytes).expect("a digest takes all");
-    for (encoding, encoded) in [(None, bytes), (Some("identity"), bytes), (Some("gzip"), &gzip), (Some("zstd"), &zstd)] {
-        assert_eq!(decoded(encoding, chunks(encoded, cuts)), Some(original), "{encoding:?}, {cuts:?}");
+    for (encoding, encoded) in
+        [(None, bytes), (Some("identity"), bytes), (Some("gzip"), &gzip), (Some("zstd"), &zstd)]
+    {
+        assert_eq!(
+            decoded(encoding, chunks(encoded, cuts)),
+            Some(original),
+            "{encoding:?}, {cuts:?}"
+        );
     }
     assert_eq!(decoded(Some("br"), chunks(bytes, cuts)), None);
     for encoding in ["gzip", "zstd"] {
         let whole = decoded(Some(encoding), vec![bytes]);
         let cut = decoded(Some(encoding), chunks(bytes, cuts));
-        assert!(cut == whole || cut.is_none() || whole.is_none(), "{encoding}, {cuts:?}: {cut:?}, {whole:?}");
+        assert!(
+            cut == whole || cut.is_none() || whole.is_none(),
+            "{encoding}, {cuts:?}: {cut:?}, {whole:?}"
+        );
     }
 }
 
@@ -130,7 +143,9 @@ struct Digest {
 impl Write for Digest {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.length += bytes.len();
-        self.sum = bytes.iter().fold(self.sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte) + 1));
+        self.sum = bytes
+            .iter()
+            .fold(self.sum, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte) + 1));
         Ok(bytes.len())
     }
 

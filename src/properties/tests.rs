@@ -20,7 +20,8 @@ fn json() -> impl Strategy<Value = String> {
         prop_oneof![
             vec(inner.clone(), 0..6).prop_map(|items| format!("[{}]", items.join(" ,\n"))),
             vec(("[a-z\u{e9}]{0,4}", inner), 0..6).prop_map(|items| {
-                let items: Vec<_> = items.iter().map(|(key, value)| format!("\"{key}\"\t:{value}")).collect();
+                let items: Vec<_> =
+                    items.iter().map(|(key, value)| format!("\"{key}\"\t:{value}")).collect();
                 format!("{{ {} }}", items.join(","))
             }),
         ]
@@ -62,9 +63,13 @@ fn document(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     object(names, prop_oneof![leaf, inner])
 }
 
-fn object(names: &'static [&'static str], value: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
+fn object(
+    names: &'static [&'static str],
+    value: impl Strategy<Value = String>,
+) -> impl Strategy<Value = String> {
     vec((select(names), value), 0..5).prop_map(|fields| {
-        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\" : {value}")).collect();
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| format!("\"{name}\" : {value}")).collect();
         format!("{{{}}}", fields.join(" ,"))
     })
 }
@@ -90,7 +95,23 @@ fn changed(text: String, at: Index, byte: u8, how: usize) -> Vec<u8> {
 
 const METHODS: &[&str] = &["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "get", "Post"];
 /// What may stand in or at a path, and makes it another one.
-const PATHS: &[&str] = &["", "/", "/v1", "/responses", "/models", "/..", "/.", "v1", "%2f", "%72", "?", "?a=b", "#", ";", " "];
+const PATHS: &[&str] = &[
+    "",
+    "/",
+    "/v1",
+    "/responses",
+    "/models",
+    "/..",
+    "/.",
+    "v1",
+    "%2f",
+    "%72",
+    "?",
+    "?a=b",
+    "#",
+    ";",
+    " ",
+];
 const BODY: &[&str] = &[
     "model",
     "input",
@@ -239,7 +260,9 @@ fn endpoint_listed_is_parsed_and_no_path_beside_it() {
     for (_, path, _) in super::ENDPOINTS {
         for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
             let (before, after) = path.split_at(at);
-            for (method, piece) in METHODS.iter().flat_map(|method| PATHS.iter().map(move |piece| (method, piece))) {
+            for (method, piece) in
+                METHODS.iter().flat_map(|method| PATHS.iter().map(move |piece| (method, piece)))
+            {
                 super::endpoint(method, &[before, piece, after].concat());
             }
         }

@@ -1,5 +1,5 @@
-//! What probes and Prometheus ask, on a listener of its own, beside what operators ask there. Never reachable on the clients'
-//! port, never a secret in it.
+//! What probes and Prometheus ask, on a listener of its own, beside what operators ask there. Never
+//! reachable on the clients' port, never a secret in it.
 
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ use crate::metrics::{self, Metrics};
 pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, api: Arc<AdminApi>) -> Router {
     let page = move || async move {
         let mut response = Response::new(axum::body::Body::from(metrics.render()));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
         response
     };
     let ready = move || async move {

@@ -1,4 +1,5 @@
-//! How a replica leaves: not ready at once, yet serving while balancers look away; then turns in flight finish.
+//! How a replica leaves: not ready at once, yet serving while balancers look away; then turns in
+//! flight finish.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::server::Settings;
 use crate::task::Tasks;
 
-/// Whether balancers should send turns here. Depends on nothing but the intention to leave: a store or an upstream that is
-/// away is away for all replicas alike.
+/// Whether balancers should send turns here. Depends on nothing but the intention to leave: a store
+/// or an upstream that is away is away for all replicas alike.
 #[derive(Clone)]
 pub struct Readiness(Arc<AtomicBool>);
 
@@ -45,14 +46,21 @@ impl Drain {
         }
     }
 
-    /// Leaves gently. Returns whether every turn in flight came to its end; `hurry` ends the wait for them.
+    /// Leaves gently. Returns whether every turn in flight came to its end; `hurry` ends the wait
+    /// for them.
     pub async fn run(self, hurry: impl Future<Output = ()>) -> bool {
         let gently = async {
             self.readiness.0.store(false, Ordering::Relaxed);
-            tracing::info!(seconds = self.delay.as_secs_f64(), "draining: not ready, still serving");
+            tracing::info!(
+                seconds = self.delay.as_secs_f64(),
+                "draining: not ready, still serving"
+            );
             tokio::time::sleep(self.delay).await;
             self.closing.cancel();
-            tracing::info!(seconds = self.grace.as_secs_f64(), "draining: waiting for turns in flight");
+            tracing::info!(
+                seconds = self.grace.as_secs_f64(),
+                "draining: waiting for turns in flight"
+            );
             let is_done = self.connections.join(self.grace).await;
             if !is_done {
                 tracing::warn!("draining: out of patience, cutting what is left");

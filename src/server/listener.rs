@@ -1,4 +1,5 @@
-//! One listening socket: accepts connections, bounds how slowly headers may come, and ends connections gently.
+//! One listening socket: accepts connections, bounds how slowly headers may come, and ends
+//! connections gently.
 //!
 //! Speaks HTTP/1.1 and cleartext HTTP/2 with prior knowledge. Knows nothing of routes.
 
@@ -27,8 +28,8 @@ use crate::task::Tasks;
 
 /// Connections waiting to be accepted: the system's default of 128 drops bursts.
 const BACKLOG: u32 = 4096;
-/// How long a connection may be idle between requests: longer than balancers keep theirs (nginx: 60 s), since a request that
-/// meets a closing connection is lost.
+/// How long a connection may be idle between requests: longer than balancers keep theirs (nginx: 60
+/// s), since a request that meets a closing connection is lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// A connection's read and write buffer, which is also the limit on a request's head.
 const BUFFER: usize = 64 * 1024;
@@ -52,10 +53,14 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts until `closing`; from then on no connection is accepted and each one ends after its request in flight.
+    /// Accepts until `closing`; from then on no connection is accepted and each one ends after its
+    /// request in flight.
     pub async fn serve<S, B>(self, service: S, tasks: Tasks, closing: CancellationToken)
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
         S::Future: Send,
         B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
@@ -65,17 +70,30 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => tasks.spawn(connection(stream, service.clone(), self.header_timeout, closing.clone())),
-                // Out of file descriptors: others will close; spinning would only burn the core they need.
+                Ok((stream, _)) => tasks.spawn(connection(
+                    stream,
+                    service.clone(),
+                    self.header_timeout,
+                    closing.clone(),
+                )),
+                // Out of file descriptors: others will close; spinning would only burn the core
+                // they need.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
     }
 }
 
-async fn connection<S, B>(stream: TcpStream, service: S, header_timeout: Duration, closing: CancellationToken)
-where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+async fn connection<S, B>(
+    stream: TcpStream,
+    service: S,
+    header_timeout: Duration,
+    closing: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
@@ -101,18 +119,20 @@ where
         // A peer that is gone without a word is found out.
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(header_timeout);
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut connection =
+        pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
 
-    // hyper has one timeout for an idle connection and for a head that trickles in. Its own is the long one; a new connection,
-    // whose peer has yet to show that it means well, has the short one here.
+    // hyper has one timeout for an idle connection and for a head that trickles in. Its own is the
+    // long one; a new connection, whose peer has yet to show that it means well, has the short one
+    // here.
     let mut greeting = pin!(tokio::time::sleep(header_timeout));
     let mut ending = pin!(closing.cancelled());
     let closing = closing.clone();
     let (mut is_new, mut is_listening, mut is_open) = (true, false, true);
     // What is looked at for each event is moved into it, and so lies together.
     poll_fn(move |context| {
-        // The connection is what is woken, nearly always. How it broke is the peer's affair: whoever served a turn on it has
-        // recorded the turn.
+        // The connection is what is woken, nearly always. How it broke is the peer's affair:
+        // whoever served a turn on it has recorded the turn.
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }

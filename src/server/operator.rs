@@ -1,5 +1,5 @@
-//! What operators ask and say, on the admin listener: which keys there are and how they are, what became of a session, and which
-//! keys are to be used. Never a secret in it.
+//! What operators ask and say, on the admin listener: which keys there are and how they are, what
+//! became of a session, and which keys are to be used. Never a secret in it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::client::authenticate::AdminToken;
 use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::Ailment;
-use crate::health::operator::{Operator, OperatorCommand, KeyView};
+use crate::health::operator::{KeyView, Operator, OperatorCommand};
 use crate::key::Key;
 use crate::server::Settings;
 use crate::session::SessionId;
@@ -74,7 +74,11 @@ async fn keys(State(api): Asked, request: Request) -> Response<Body> {
     told(api.admit(&request), async { written(&api.operator.all().await) }).await
 }
 
-async fn say(State(api): Asked, path: Result<Path<(String, String)>, PathRejection>, request: Request) -> Response<Body> {
+async fn say(
+    State(api): Asked,
+    path: Result<Path<(String, String)>, PathRejection>,
+    request: Request,
+) -> Response<Body> {
     let target = path.map_err(|_| unreadable()).and_then(|Path((name, verb))| {
         let verb = OperatorCommand::parse(&verb).ok_or_else(|| not_served(&request))?;
         Ok((name, verb))
@@ -86,13 +90,22 @@ async fn say(State(api): Asked, path: Result<Path<(String, String)>, PathRejecti
     told(api.admit(&request), saying).await
 }
 
-async fn session(State(api): Asked, path: Result<Path<String>, PathRejection>, request: Request) -> Response<Body> {
+async fn session(
+    State(api): Asked,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response<Body> {
     let looking = async {
         let id = path.ok().and_then(|Path(id)| SessionId::parse(&id)).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidRequest, "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.")
+            Error::new(
+                ErrorKind::InvalidRequest,
+                "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.",
+            )
         })?;
         let view = api.gateway.bindings.view(&id).await;
-        written(&view.ok_or_else(|| Error::new(ErrorKind::UnknownUrl, format!("Nothing is known of a session {id}.")))?)
+        written(&view.ok_or_else(|| {
+            Error::new(ErrorKind::UnknownUrl, format!("Nothing is known of a session {id}."))
+        })?)
     };
     told(api.admit(&request), looking).await
 }
@@ -141,20 +154,31 @@ impl AdminApi {
     }
 
     async fn say(&self, name: &str, verb: OperatorCommand) -> Told {
-        let target = self
-            .operator
-            .find(name)
-            .ok_or_else(|| Error::new(ErrorKind::UnknownUrl, format!("There is no key {name}. An organization is named org:ID.")))?;
+        let target = self.operator.find(name).ok_or_else(|| {
+            Error::new(
+                ErrorKind::UnknownUrl,
+                format!("There is no key {name}. An organization is named org:ID."),
+            )
+        })?;
         let shared = self.operator.say(&target, verb).await;
         tracing::info!(name, word = verb.name(), shared, "an operator's word");
         let answers = match verb {
             OperatorCommand::Probe => join_all(target.keys.iter().map(|key| self.probe(key))).await,
-            OperatorCommand::Disable | OperatorCommand::Enable | OperatorCommand::Drain => Vec::new(),
+            OperatorCommand::Disable | OperatorCommand::Enable | OperatorCommand::Drain => {
+                Vec::new()
+            }
         };
-        written(&Done { name, word: verb.name(), shared, keys: self.operator.views(&target.keys), answers })
+        written(&Done {
+            name,
+            word: verb.name(),
+            shared,
+            keys: self.operator.views(&target.keys),
+            answers,
+        })
     }
 
-    /// Asks the upstream, at no cost, whether it accepts a key. Turns need not try one that it does not.
+    /// Asks the upstream, at no cost, whether it accepts a key. Turns need not try one that it does
+    /// not.
     async fn probe(&self, key: &Key) -> Answer {
         let (status, refused) = ask(key).await.unzip();
         if let Some(scope) = refused.flatten() {
@@ -169,23 +193,33 @@ impl AdminApi {
 }
 
 fn not_served(request: &Request) -> Error {
-    Error::new(ErrorKind::UnknownUrl, format!("Unknown request URL: {} {}.", request.method(), request.uri().path()))
+    Error::new(
+        ErrorKind::UnknownUrl,
+        format!("Unknown request URL: {} {}.", request.method(), request.uri().path()),
+    )
 }
 
 fn unreadable() -> Error {
-    Error::new(ErrorKind::InvalidRequest, "The name of a key or an organization is text in UTF-8, percent-encoded in the URL.")
+    Error::new(
+        ErrorKind::InvalidRequest,
+        "The name of a key or an organization is text in UTF-8, percent-encoded in the URL.",
+    )
 }
 
 fn written(value: &impl Serialize) -> Told {
-    serde_json::to_string(value)
-        .map_err(|error| Error::new(ErrorKind::Internal, "The gateway failed on this request.").because(error.to_string()))
+    serde_json::to_string(value).map_err(|error| {
+        Error::new(ErrorKind::Internal, "The gateway failed on this request.")
+            .because(error.to_string())
+    })
 }
 
 fn answer(told: Told) -> Response<Body> {
     let mut response = match told {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
         Err(error) => error.to_response(),

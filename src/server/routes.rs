@@ -1,4 +1,5 @@
-//! Hands each request of a client to the transport that serves its endpoint, and refuses all others.
+//! Hands each request of a client to the transport that serves its endpoint, and refuses all
+//! others.
 //!
 //! Which endpoints there are is decided by `wire::endpoint`.
 
@@ -22,7 +23,8 @@ use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::handshake as websocket;
 use crate::wire::endpoint::Endpoint;
 
-/// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for it.
+/// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for
+/// it.
 #[derive(Clone)]
 pub struct ClientRoutes(pub Arc<Gateway>);
 
@@ -40,7 +42,8 @@ impl Service<Request<Incoming>> for ClientRoutes {
     }
 }
 
-/// What hyper does by itself over HTTP/1.1 alone: HEAD is answered with the length of what is not sent.
+/// What hyper does by itself over HTTP/1.1 alone: HEAD is answered with the length of what is not
+/// sent.
 fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
@@ -52,7 +55,9 @@ async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgo
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
         Some(Endpoint::CreateResponse) => http::serve(gateway, request).await,
-        Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => websocket::serve(gateway, request).await,
+        Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => {
+            websocket::serve(gateway, request).await
+        }
         Some(Endpoint::OpenWebSocket) | None => refuse(&gateway, &request, &unknown(&request)),
         Some(Endpoint::ListModels) => {
             // A client that checks its token here must not take a working gateway for a broken one.

@@ -1,7 +1,7 @@
 //! Where a session comes from: the parent of a fork, and the threads within a session. Pure.
 //!
-//! Codex gives a fork a new session id, and its parent's thread only in `x-codex-turn-metadata`; a root thread's id equals its
-//! session's, a sub-agent's thread shares the session of its root.
+//! Codex gives a fork a new session id, and its parent's thread only in `x-codex-turn-metadata`; a
+//! root thread's id equals its session's, a sub-agent's thread shares the session of its root.
 
 use http::HeaderMap;
 use serde::Deserialize;
@@ -45,7 +45,8 @@ pub fn forked_from(headers: &HeaderMap) -> Option<String> {
     metadata.forked_from_thread_id.filter(|id| is_well_formed(id.as_bytes()))
 }
 
-/// The model that a client is about to ask for, where it says so before it asks: in the handshake of a WebSocket.
+/// The model that a client is about to ask for, where it says so before it asks: in the handshake
+/// of a WebSocket.
 pub fn announced_model(headers: &HeaderMap) -> Option<String> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -58,13 +59,18 @@ pub fn announced_model(headers: &HeaderMap) -> Option<String> {
 /// The parent behind a hop's id: `<stored id>;parent=<the parent's>`.
 pub fn parent_of_hop(sticky: &[u8]) -> Option<&[u8]> {
     let parts = sticky.split(|byte| *byte == b';').skip(1);
-    parts.filter_map(|part| part.trim_ascii().strip_prefix(PARENT)).find(|parent| is_well_formed(parent))
+    parts
+        .filter_map(|part| part.trim_ascii().strip_prefix(PARENT))
+        .find(|parent| is_well_formed(parent))
 }
 
 /// The thread that a turn names, unless it is its session's root thread.
 pub fn thread(headers: &HeaderMap) -> Option<&[u8]> {
     let thread = headers.get(THREAD)?.as_bytes();
-    let is_root = SESSION_HEADERS.iter().filter_map(|name| headers.get(*name)).any(|session| session.as_bytes() == thread);
+    let is_root = SESSION_HEADERS
+        .iter()
+        .filter_map(|name| headers.get(*name))
+        .any(|session| session.as_bytes() == thread);
     (is_well_formed(thread) && !is_root).then_some(thread)
 }
 
@@ -73,13 +79,18 @@ mod tests {
     use super::*;
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
-        list.iter().map(|(name, value)| ((*name).try_into().unwrap(), value.parse().unwrap())).collect()
+        list.iter()
+            .map(|(name, value)| ((*name).try_into().unwrap(), value.parse().unwrap()))
+            .collect()
     }
 
     #[test]
     fn a_fork_names_its_parent_in_its_metadata() {
         let parent = |metadata: &str| forked_from(&headers(&[(METADATA, metadata)]));
-        assert_eq!(parent(r#"{"turn_id":"t","forked_from_thread_id":"p","window":0}"#).as_deref(), Some("p"));
+        assert_eq!(
+            parent(r#"{"turn_id":"t","forked_from_thread_id":"p","window":0}"#).as_deref(),
+            Some("p")
+        );
         for none in [
             "{}",
             r#"{"forked_from_thread_id":null}"#,

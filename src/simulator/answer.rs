@@ -1,15 +1,27 @@
 //! What the model says, and the events that say it: one answer in the shapes of the real service.
 //!
-//! Decides the order and the form of events and of the response object. Plays nothing: when an event is sent, whether all of
-//! them are, and over which transport, is decided elsewhere.
+//! Decides the order and the form of events and of the response object. Plays nothing: when an
+//! event is sent, whether all of them are, and over which transport, is decided elsewhere.
 
 use std::fmt::Arguments;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-const WORDS: &[&str] =
-    &["the ", "cache ", "of ", "this ", "session ", "stays ", "warm ", "and ", "nothing ", "is ", "computed ", "twice, "];
+const WORDS: &[&str] = &[
+    "the ",
+    "cache ",
+    "of ",
+    "this ",
+    "session ",
+    "stays ",
+    "warm ",
+    "and ",
+    "nothing ",
+    "is ",
+    "computed ",
+    "twice, ",
+];
 const REASONING_TOKENS: u64 = 64;
 
 /// The text of an answer, in the pieces in which it is streamed.
@@ -26,7 +38,9 @@ impl Text {
 
     fn push(&self, event: u64, text: &mut String) {
         match self {
-            Self::Words { seed, .. } => text.push_str(WORDS[(seed.wrapping_add(event) % WORDS.len() as u64) as usize]),
+            Self::Words { seed, .. } => {
+                text.push_str(WORDS[(seed.wrapping_add(event) % WORDS.len() as u64) as usize])
+            }
             Self::Big { bytes } => {
                 text.extend(std::iter::repeat_n("0123456789abcdef", (*bytes / 16) as usize));
                 text.extend(std::iter::repeat_n('x', (*bytes % 16) as usize));
@@ -84,7 +98,10 @@ pub enum Item {
 impl Item {
     fn id(&self) -> &str {
         match self {
-            Self::Reasoning { id, .. } | Self::Message { id, .. } | Self::Call { id, .. } | Self::Compaction { id, .. } => id,
+            Self::Reasoning { id, .. }
+            | Self::Message { id, .. }
+            | Self::Call { id, .. }
+            | Self::Compaction { id, .. } => id,
         }
     }
 
@@ -97,22 +114,32 @@ impl Item {
         let status = if done { "completed" } else { "in_progress" };
         match self {
             Self::Reasoning { id, sealed } => {
-                let content = sealed.as_ref().map(|text| format!(r#","encrypted_content":"{text}""#)).unwrap_or_default();
+                let content = sealed
+                    .as_ref()
+                    .map(|text| format!(r#","encrypted_content":"{text}""#))
+                    .unwrap_or_default();
                 format!(r#"{{"id":"{id}","type":"reasoning","summary":[]{content}}}"#)
             }
             Self::Message { id, text } => {
                 let parts = if done { part(&text.spelled(None)) } else { String::new() };
-                format!(r#"{{"id":"{id}","type":"message","status":"{status}","role":"assistant","content":[{parts}]}}"#)
+                format!(
+                    r#"{{"id":"{id}","type":"message","status":"{status}","role":"assistant","content":[{parts}]}}"#
+                )
             }
             Self::Call { id, call_id, name, namespace, arguments } => {
                 let arguments = if done { quoted(arguments) } else { "\"\"".into() };
-                let space = namespace.as_ref().map(|space| format!(r#","namespace":{}"#, quoted(space))).unwrap_or_default();
+                let space = namespace
+                    .as_ref()
+                    .map(|space| format!(r#","namespace":{}"#, quoted(space)))
+                    .unwrap_or_default();
                 format!(
                     r#"{{"id":"{id}","type":"function_call","status":"{status}","name":{}{space},"arguments":{arguments},"call_id":"{call_id}"}}"#,
                     quoted(name)
                 )
             }
-            Self::Compaction { id, sealed } => format!(r#"{{"id":"{id}","type":"compaction","encrypted_content":"{sealed}"}}"#),
+            Self::Compaction { id, sealed } => {
+                format!(r#"{{"id":"{id}","type":"compaction","encrypted_content":"{sealed}"}}"#)
+            }
         }
     }
 
@@ -203,7 +230,9 @@ impl Answer {
                     steps.extend((0..text.events()).map(|event| Step::Delta(index, event)));
                     steps.extend([Step::TextDone(index), Step::PartDone(index)]);
                 }
-                Item::Call { .. } => steps.extend([Step::Arguments(index), Step::ArgumentsDone(index)]),
+                Item::Call { .. } => {
+                    steps.extend([Step::Arguments(index), Step::ArgumentsDone(index)])
+                }
                 Item::Reasoning { .. } | Item::Compaction { .. } => {}
             }
             steps.push(Step::Done(index));
@@ -241,7 +270,11 @@ impl Answer {
             let half_hour = written - half_day;
             format!(r#","cache_write_tokens_details":{{"ttl_30m_tokens":{half_hour},"ttl_12h_tokens":{half_day}}}"#)
         });
-        let reasoning: u64 = items.iter().filter(|item| matches!(item, Item::Reasoning { .. })).map(Item::tokens).sum();
+        let reasoning: u64 = items
+            .iter()
+            .filter(|item| matches!(item, Item::Reasoning { .. }))
+            .map(Item::tokens)
+            .sum();
         let output: u64 = items.iter().map(Item::tokens).sum();
         format!(
             r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":{cached},"cache_write_tokens":{written}{}}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":{reasoning}}},"total_tokens":{}}}"#,
@@ -253,17 +286,39 @@ impl Answer {
     /// One event of an answer that goes well.
     pub fn event(&self, step: Step, number: u64) -> Event {
         match step {
-            Step::Created => self.tell("response.created", number, format_args!(r#""response":{}"#, self.begun())),
-            Step::InProgress => self.tell("response.in_progress", number, format_args!(r#""response":{}"#, self.begun())),
-            Step::Completed => self.tell("response.completed", number, format_args!(r#""response":{}"#, self.object())),
-            Step::Added(index) => self.item_event("response.output_item.added", index, false, number),
-            Step::Done(index) => self.item_event("response.output_item.done", index, true, number),
-            Step::PartAdded(index) => {
-                self.part_event("response.content_part.added", index, format_args!(r#""part":{}"#, part("\"\"")), number)
+            Step::Created => self.tell(
+                "response.created",
+                number,
+                format_args!(r#""response":{}"#, self.begun()),
+            ),
+            Step::InProgress => self.tell(
+                "response.in_progress",
+                number,
+                format_args!(r#""response":{}"#, self.begun()),
+            ),
+            Step::Completed => self.tell(
+                "response.completed",
+                number,
+                format_args!(r#""response":{}"#, self.object()),
+            ),
+            Step::Added(index) => {
+                self.item_event("response.output_item.added", index, false, number)
             }
+            Step::Done(index) => self.item_event("response.output_item.done", index, true, number),
+            Step::PartAdded(index) => self.part_event(
+                "response.content_part.added",
+                index,
+                format_args!(r#""part":{}"#, part("\"\"")),
+                number,
+            ),
             Step::PartDone(index) => {
                 let part = part(&self.text(index, None));
-                self.part_event("response.content_part.done", index, format_args!(r#""part":{part}"#), number)
+                self.part_event(
+                    "response.content_part.done",
+                    index,
+                    format_args!(r#""part":{part}"#),
+                    number,
+                )
             }
             Step::Delta(index, event) => {
                 let delta = self.text(index, Some(event));
@@ -281,17 +336,30 @@ impl Answer {
             }
             Step::TextDone(index) => {
                 let text = self.text(index, None);
-                self.part_event("response.output_text.done", index, format_args!(r#""text":{text},"logprobs":[]"#), number)
+                self.part_event(
+                    "response.output_text.done",
+                    index,
+                    format_args!(r#""text":{text},"logprobs":[]"#),
+                    number,
+                )
             }
-            Step::Arguments(index) => self.call_event("response.function_call_arguments.delta", "delta", index, number),
-            Step::ArgumentsDone(index) => self.call_event("response.function_call_arguments.done", "arguments", index, number),
+            Step::Arguments(index) => {
+                self.call_event("response.function_call_arguments.delta", "delta", index, number)
+            }
+            Step::ArgumentsDone(index) => {
+                self.call_event("response.function_call_arguments.done", "arguments", index, number)
+            }
         }
     }
 
     /// The event that ends a stream in failure. `error` is what stands inside `error` of a refusal.
     pub fn failed(&self, error: &Value, number: u64) -> Event {
         let error = format!(r#"{{"code":{},"message":{}}}"#, error["code"], error["message"]);
-        self.tell("response.failed", number, format_args!(r#""response":{}"#, self.response("failed", &error, "null", None)))
+        self.tell(
+            "response.failed",
+            number,
+            format_args!(r#""response":{}"#, self.response("failed", &error, "null", None)),
+        )
     }
 
     /// The event that ends a stream early, with what was said to its end.
@@ -307,33 +375,69 @@ impl Answer {
 
     /// The bare, flat event that ends a stream in failure.
     pub fn error(&self, error: &Value, number: u64) -> Event {
-        let fields =
-            format_args!(r#""code":{},"message":{},"param":{}"#, error["code"], error["message"], error["param"]).to_string();
+        let fields = format_args!(
+            r#""code":{},"message":{},"param":{}"#,
+            error["code"], error["message"], error["param"]
+        )
+        .to_string();
         self.tell("error", number, format_args!("{fields}"))
     }
 
     fn text(&self, index: usize, event: Option<u64>) -> String {
-        if let Item::Message { text, .. } = &self.items[index] { text.spelled(event) } else { "\"\"".into() }
+        if let Item::Message { text, .. } = &self.items[index] {
+            text.spelled(event)
+        } else {
+            "\"\"".into()
+        }
     }
 
     fn item_event(&self, kind: &'static str, index: usize, done: bool, number: u64) -> Event {
-        self.tell(kind, number, format_args!(r#""output_index":{index},"item":{}"#, self.items[index].spelled(done)))
+        self.tell(
+            kind,
+            number,
+            format_args!(r#""output_index":{index},"item":{}"#, self.items[index].spelled(done)),
+        )
     }
 
-    fn part_event(&self, kind: &'static str, index: usize, fields: Arguments<'_>, number: u64) -> Event {
+    fn part_event(
+        &self,
+        kind: &'static str,
+        index: usize,
+        fields: Arguments<'_>,
+        number: u64,
+    ) -> Event {
         let id = self.items[index].id();
-        self.tell(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"content_index":0,{fields}"#))
+        self.tell(
+            kind,
+            number,
+            format_args!(r#""item_id":"{id}","output_index":{index},"content_index":0,{fields}"#),
+        )
     }
 
     fn call_event(&self, kind: &'static str, field: &str, index: usize, number: u64) -> Event {
-        let arguments = if let Item::Call { arguments, .. } = &self.items[index] { quoted(arguments) } else { "\"\"".into() };
+        let arguments = if let Item::Call { arguments, .. } = &self.items[index] {
+            quoted(arguments)
+        } else {
+            "\"\"".into()
+        };
         let id = self.items[index].id();
-        self.tell(kind, number, format_args!(r#""item_id":"{id}","output_index":{index},"{field}":{arguments}"#))
+        self.tell(
+            kind,
+            number,
+            format_args!(r#""item_id":"{id}","output_index":{index},"{field}":{arguments}"#),
+        )
     }
 
     fn tell(&self, kind: &'static str, number: u64, fields: Arguments<'_>) -> Event {
-        let lane = self.lane.as_ref().map(|lane| format!(r#","stream_id":{}"#, quoted(lane))).unwrap_or_default();
-        Event { kind, json: format!(r#"{{"type":"{kind}","sequence_number":{number}{lane},{fields}}}"#) }
+        let lane = self
+            .lane
+            .as_ref()
+            .map(|lane| format!(r#","stream_id":{}"#, quoted(lane)))
+            .unwrap_or_default();
+        Event {
+            kind,
+            json: format!(r#"{{"type":"{kind}","sequence_number":{number}{lane},{fields}}}"#),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A request's bytes: read whole, hashed as they came, decoded if they say so.
 //!
-//! Bounds everything: what comes over the wire and what it unfolds to. The hash is of the wire, since that is what a gateway must
-//! not change.
+//! Bounds everything: what comes over the wire and what it unfolds to. The hash is of the wire,
+//! since that is what a gateway must not change.
 
 use std::io::Read;
 
@@ -30,7 +30,10 @@ pub enum WireFault {
 }
 
 pub async fn read(mut body: Body, headers: &HeaderMap) -> Wire {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse().ok());
     let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(MOST_BYTES));
     let mut hasher = Sha256::new();
     let mut fault = None;
@@ -51,18 +54,27 @@ pub async fn read(mut body: Body, headers: &HeaderMap) -> Wire {
 }
 
 pub fn too_large() -> Refusal {
-    Refusal::invalid(Some("request_too_large"), None, "The request body is too large.").with_status(StatusCode::PAYLOAD_TOO_LARGE)
+    Refusal::invalid(Some("request_too_large"), None, "The request body is too large.")
+        .with_status(StatusCode::PAYLOAD_TOO_LARGE)
 }
 
 /// Undoes `content-encoding`.
 pub fn decode(bytes: Bytes, headers: &HeaderMap) -> Result<Bytes, Refusal> {
-    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
-    let broken =
-        |what: &str| Refusal::invalid(Some("invalid_content_encoding"), None, format!("The request body is no valid {what}."));
+    let encoding = headers
+        .get(header::CONTENT_ENCODING)
+        .map(|value| value.to_str().unwrap_or("?").to_ascii_lowercase());
+    let broken = |what: &str| {
+        Refusal::invalid(
+            Some("invalid_content_encoding"),
+            None,
+            format!("The request body is no valid {what}."),
+        )
+    };
     match encoding.as_deref() {
         None | Some("identity") => Ok(bytes),
         Some("zstd") => {
-            let reader = zstd::stream::read::Decoder::with_buffer(bytes.as_ref()).map_err(|_| broken("zstd"))?;
+            let reader = zstd::stream::read::Decoder::with_buffer(bytes.as_ref())
+                .map_err(|_| broken("zstd"))?;
             unfold(reader, || broken("zstd"))
         }
         Some("gzip") => unfold(flate2::bufread::GzDecoder::new(bytes.as_ref()), || broken("gzip")),
@@ -83,7 +95,11 @@ fn unfold(reader: impl Read, broken: impl Fn() -> Refusal) -> Result<Bytes, Refu
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]).map(char::from).collect()
+    bytes
+        .iter()
+        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
+        .map(char::from)
+        .collect()
 }
 
 #[cfg(test)]
@@ -112,10 +128,23 @@ mod tests {
         assert_eq!(decode(packed.into(), &encoded("zstd")).expect("whole"), plain);
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).expect("packed");
-        assert_eq!(decode(gzip.finish().expect("packed").into(), &encoded("gzip")).expect("whole"), plain);
-        let bomb = zstd::encode_all(std::io::repeat(0).take(MOST_BYTES as u64 + 1), 1).expect("packed");
-        assert_eq!(decode(bomb.into(), &encoded("zstd")).expect_err("too large").status.as_u16(), 413);
-        assert_eq!(decode("plain".into(), &encoded("zstd")).expect_err("no zstd").status.as_u16(), 400);
-        assert_eq!(decode("plain".into(), &encoded("br")).expect_err("unknown").status.as_u16(), 415);
+        assert_eq!(
+            decode(gzip.finish().expect("packed").into(), &encoded("gzip")).expect("whole"),
+            plain
+        );
+        let bomb =
+            zstd::encode_all(std::io::repeat(0).take(MOST_BYTES as u64 + 1), 1).expect("packed");
+        assert_eq!(
+            decode(bomb.into(), &encoded("zstd")).expect_err("too large").status.as_u16(),
+            413
+        );
+        assert_eq!(
+            decode("plain".into(), &encoded("zstd")).expect_err("no zstd").status.as_u16(),
+            400
+        );
+        assert_eq!(
+            decode("plain".into(), &encoded("br")).expect_err("unknown").status.as_u16(),
+            415
+        );
     }
 }

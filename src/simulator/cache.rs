@@ -1,8 +1,10 @@
 //! The prompt cache: what of a prefix is remembered, and what is remembered of it from now on.
 //!
-//! Pure: state, the time and a prefix go in; token counts come out. Both regimes live here. *Steps*: every step of the prefix is
-//! kept and matched in order, from 1,024 tokens on. *Breakpoints*: only exact ends are kept, at most four are written a request,
-//! the longest remembered candidate is read, and nothing between two ends ever matches. Never rounds in the client's favour.
+//! Pure: state, the time and a prefix go in; token counts come out. Both regimes live here.
+//! *Steps*: every step of the prefix is kept and matched in order, from 1,024 tokens on.
+//! *Breakpoints*: only exact ends are kept, at most four are written a request, the longest
+//! remembered candidate is read, and nothing between two ends ever matches. Never rounds in the
+//! client's favour.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,8 +17,8 @@ use super::request::{Caching, Ttl};
 const MINIMUM: u64 = 1024;
 /// Earlier eligible ends that are looked up besides the latest.
 const LOOK_BACK: usize = 20;
-/// Explicit marks that are looked up: these from the front, and these from the back. The reference says 80 from the back; this is
-/// the smaller set of the two.
+/// Explicit marks that are looked up: these from the front, and these from the back. The reference
+/// says 80 from the back; this is the smaller set of the two.
 const MARKS_FIRST: usize = 2;
 const MARKS_LAST: usize = 50;
 /// Breakpoints written by one request.
@@ -36,11 +38,13 @@ struct Entry {
 
 impl Entry {
     fn is_alive(&self, now: Duration) -> bool {
-        now.saturating_sub(self.used) <= self.life.idle && now.saturating_sub(self.written) <= self.life.age
+        now.saturating_sub(self.used) <= self.life.idle
+            && now.saturating_sub(self.written) <= self.life.age
     }
 }
 
-/// How the tokens of a request were served. What is neither cached nor written was computed and forgotten.
+/// How the tokens of a request were served. What is neither cached nor written was computed and
+/// forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Served {
     pub cached: u64,
@@ -57,13 +61,21 @@ pub struct Cache {
 
 impl Cache {
     /// Reads the longest remembered part of `prefix`, then remembers what this request adds.
-    pub fn serve(&mut self, now: Duration, scope: Scope, prefix: &Prefix, caching: Caching) -> Served {
+    pub fn serve(
+        &mut self,
+        now: Duration,
+        scope: Scope,
+        prefix: &Prefix,
+        caching: Caching,
+    ) -> Served {
         if self.entries.len() > MOST_ENTRIES {
             self.shrink(now);
         }
         match caching {
             Caching::Steps { tokens, life } => self.serve_steps(now, scope, prefix, tokens, life),
-            Caching::Breakpoints { implicit, ttl } => self.serve_ends(now, scope, prefix, implicit, ttl),
+            Caching::Breakpoints { implicit, ttl } => {
+                self.serve_ends(now, scope, prefix, implicit, ttl)
+            }
         }
     }
 
@@ -77,36 +89,58 @@ impl Cache {
         let entry = self.entries.entry((scope, digest)).or_insert(fresh);
         if entry.is_alive(now) {
             entry.used = now;
-            entry.life = Life { idle: entry.life.idle.max(life.idle), age: entry.life.age.max(life.age) };
+            entry.life =
+                Life { idle: entry.life.idle.max(life.idle), age: entry.life.age.max(life.age) };
         } else {
             *entry = fresh;
         }
     }
 
-    fn serve_steps(&mut self, now: Duration, scope: Scope, prefix: &Prefix, step: u64, life: Life) -> Served {
+    fn serve_steps(
+        &mut self,
+        now: Duration,
+        scope: Scope,
+        prefix: &Prefix,
+        step: u64,
+        life: Life,
+    ) -> Served {
         if prefix.tokens < MINIMUM {
             return Served::default();
         }
         // A step rests on all steps before it: the first that is gone ends the match.
-        let matched = prefix.steps.iter().take_while(|digest| self.is_alive(now, scope, **digest)).count();
+        let matched =
+            prefix.steps.iter().take_while(|digest| self.is_alive(now, scope, **digest)).count();
         prefix.steps.iter().for_each(|digest| self.touch(now, scope, *digest, life));
         let cached = matched as u64 * step;
         Served { cached: if cached < MINIMUM { 0 } else { cached }, ..Served::default() }
     }
 
-    fn serve_ends(&mut self, now: Duration, scope: Scope, prefix: &Prefix, implicit: bool, ttl: Ttl) -> Served {
+    fn serve_ends(
+        &mut self,
+        now: Duration,
+        scope: Scope,
+        prefix: &Prefix,
+        implicit: bool,
+        ttl: Ttl,
+    ) -> Served {
         let long = |end: &&End| end.tokens >= MINIMUM;
-        let marks: Vec<&End> = prefix.ends.iter().filter(|end| matches!(end.stop, Stop::Mark(_))).collect();
-        let turns: Vec<&End> = prefix.ends.iter().filter(|end| !matches!(end.stop, Stop::Mark(_))).collect();
+        let marks: Vec<&End> =
+            prefix.ends.iter().filter(|end| matches!(end.stop, Stop::Mark(_))).collect();
+        let turns: Vec<&End> =
+            prefix.ends.iter().filter(|end| !matches!(end.stop, Stop::Mark(_))).collect();
 
         let from = marks.len().saturating_sub(MARKS_LAST);
-        let mut candidates: Vec<&End> = marks[..from.min(MARKS_FIRST)].iter().chain(&marks[from..]).copied().collect();
+        let mut candidates: Vec<&End> =
+            marks[..from.min(MARKS_FIRST)].iter().chain(&marks[from..]).copied().collect();
         if implicit {
             candidates.extend(turns.iter().rev().take(1 + LOOK_BACK));
             candidates.extend(turns.iter().filter(|end| end.stop == Stop::Developer));
         }
-        let hit =
-            candidates.into_iter().filter(long).filter(|end| self.is_alive(now, scope, end.digest)).max_by_key(|end| end.tokens);
+        let hit = candidates
+            .into_iter()
+            .filter(long)
+            .filter(|end| self.is_alive(now, scope, end.digest))
+            .max_by_key(|end| end.tokens);
         let cached = hit.map_or(0, |end| end.tokens);
         if let Some(entry) = hit.and_then(|end| self.entries.get_mut(&(scope, end.digest))) {
             entry.used = now;
@@ -121,7 +155,8 @@ impl Cache {
         for end in writes {
             let ttl = if let Stop::Mark(Some(own)) = end.stop { own } else { ttl };
             self.touch(now, scope, end.digest, life(ttl));
-            // A token is paid for once: what was read, or written for an earlier end, is not written again.
+            // A token is paid for once: what was read, or written for an earlier end, is not
+            // written again.
             let added = end.tokens.saturating_sub(reached);
             served.written += added;
             served.written_half_day += if ttl == Ttl::HalfDay { added } else { 0 };

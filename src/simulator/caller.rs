@@ -1,7 +1,7 @@
 //! Whose request this is, and what every answer to a known key carries.
 //!
-//! Decides by headers alone, for a request over HTTP and for the handshake of a WebSocket alike. Refuses what must not reach an
-//! upstream even from nobody.
+//! Decides by headers alone, for a request over HTTP and for the handshake of a WebSocket alike.
+//! Refuses what must not reach an upstream even from nobody.
 
 use std::sync::Arc;
 
@@ -18,11 +18,18 @@ use super::world::World;
 pub const TURN_STATE: &str = "x-codex-turn-state";
 const SEALED_TURN: &str = "turn";
 
-/// Whose request it is, if nothing about its headers is wrong. The key comes back beside a refusal that it did not cause.
-pub fn recognize(world: &World, headers: &HeaderMap, is_handshake: bool) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
+/// Whose request it is, if nothing about its headers is wrong. The key comes back beside a refusal
+/// that it did not cause.
+pub fn recognize(
+    world: &World,
+    headers: &HeaderMap,
+    is_handshake: bool,
+) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
     let known = world.keys.authenticate(headers);
     let key = || known.as_ref().map_or_else(|(key, _)| key.clone(), |key| Some(Arc::clone(key)));
-    leak::check(headers).and_then(|()| leak::framing(headers, is_handshake)).map_err(|refusal| (key(), refusal))?;
+    leak::check(headers)
+        .and_then(|()| leak::framing(headers, is_handshake))
+        .map_err(|refusal| (key(), refusal))?;
     let key = known?;
     if let Some(state) = headers.get(TURN_STATE) {
         let checked = check_turn_state(world, &key, &String::from_utf8_lossy(state.as_bytes()));
@@ -36,7 +43,9 @@ pub fn check_turn_state(world: &World, key: &Key, state: &str) -> Result<(), Ref
     let message = match world.sealer.open(SEALED_TURN, &key.id, state) {
         Ok(()) => return Ok(()),
         Err(Broken::Foreign) => "This x-codex-turn-state was issued for another key.",
-        Err(Broken::Garbage) => "This x-codex-turn-state was never issued here, or was changed on its way.",
+        Err(Broken::Garbage) => {
+            "This x-codex-turn-state was never issued here, or was changed on its way."
+        }
     };
     Err(Refusal::invalid(Some("simulator_foreign_turn_state"), None, message))
 }
@@ -57,10 +66,19 @@ pub fn put(headers: &mut HeaderMap, name: &'static str, text: &str) {
 }
 
 /// Headers that every answer carries, and those that only a known key gets.
-pub fn describe(world: &World, began: Instant, key: Option<&Key>, asked: &HeaderMap, headers: &mut HeaderMap) {
+pub fn describe(
+    world: &World,
+    began: Instant,
+    key: Option<&Key>,
+    asked: &HeaderMap,
+    headers: &mut HeaderMap,
+) {
     headers.insert("openai-processing-ms", HeaderValue::from(began.elapsed().as_millis() as u64));
     // What stands in front of the real service sets one; a gateway keeps it to itself.
-    headers.insert(header::SET_COOKIE, HeaderValue::from_static("__cf_bm=simulated; path=/; HttpOnly; Secure; SameSite=None"));
+    headers.insert(
+        header::SET_COOKIE,
+        HeaderValue::from_static("__cf_bm=simulated; path=/; HttpOnly; Secure; SameSite=None"),
+    );
     if let Some(key) = key {
         put(headers, "openai-organization", &key.organization);
         put(headers, "openai-project", &key.project);

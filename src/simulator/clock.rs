@@ -1,7 +1,8 @@
 //! Simulated time: what the caches, the overflow and the limits of the simulated upstream go by.
 //!
-//! Runs `time_scale` times faster than tokio's clock, so that a test sees an hour of cache life in seconds. Pauses between
-//! events and scripted stalls never use it: those are real, as a client would feel them.
+//! Runs `time_scale` times faster than tokio's clock, so that a test sees an hour of cache life in
+//! seconds. Pauses between events and scripted stalls never use it: those are real, as a client
+//! would feel them.
 
 use std::time::Duration;
 

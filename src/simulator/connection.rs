@@ -1,7 +1,8 @@
-//! One WebSocket's side of the conversation: what its frames ask for, and each request served in its turn.
+//! One WebSocket's side of the conversation: what its frames ask for, and each request served in
+//! its turn.
 //!
-//! Decides what is said and what is remembered; a turn itself is the same as over HTTP. Touches no socket: frames come in as text,
-//! and what is said goes out through a channel.
+//! Decides what is said and what is remembered; a turn itself is the same as over HTTP. Touches no
+//! socket: frames come in as text, and what is said goes out through a channel.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,7 +92,9 @@ impl Connection {
                 }
             }
             Ok(Frame::Cancel { response, lane }) => self.cancel(response.as_deref(), lane).await,
-            Ok(Frame::Steer { previous, input, fault }) => self.steer(&previous, input, sha256, fault).await,
+            Ok(Frame::Steer { previous, input, fault }) => {
+                self.steer(&previous, input, sha256, fault).await
+            }
             Ok(Frame::Ignored) => {}
             Err(refusal) => {
                 let entry = self.record(kind.as_deref().unwrap_or("?"), &None, sha256);
@@ -102,13 +105,20 @@ impl Connection {
 
     fn record(&self, frame: &str, lane: &Lane, sha256: String) -> Entry {
         let (frame, lane) = (Some(frame.to_owned()), lane.clone());
-        let mut entry = self.world.judge.open(Turn { frame, lane, body_sha256: sha256, ..self.opening.clone() });
+        let mut entry = self.world.judge.open(Turn {
+            frame,
+            lane,
+            body_sha256: sha256,
+            ..self.opening.clone()
+        });
         entry.unless(&self.hung_up);
         entry
     }
 
     async fn refuse(&self, refusal: Refusal, lane: &Lane, mut entry: Entry) {
-        entry.note(|turn| (turn.status, turn.code) = (refusal.status.as_u16(), refusal.code.clone()));
+        entry.note(|turn| {
+            (turn.status, turn.code) = (refusal.status.as_u16(), refusal.code.clone())
+        });
         entry.became(Outcome::Refused);
         drop(entry);
         self.tell(&refusal, lane).await;
@@ -124,7 +134,12 @@ impl Connection {
     /// Its time is up.
     pub async fn expire(&self) {
         self.line.note(|socket| socket.expired = true);
-        let caller = Caller { organization: &self.key.organization, project: &self.key.project, model: "", masked: "" };
+        let caller = Caller {
+            organization: &self.key.organization,
+            project: &self.key.project,
+            model: "",
+            masked: "",
+        };
         let code = Some("websocket_connection_limit_reached");
         let refusal = Refusal::scripted(StatusCode::BAD_REQUEST, code, caller, None);
         self.tell(&Refusal { close: Some(NORMAL), ..refusal }, &None).await;
@@ -139,12 +154,22 @@ impl Connection {
             Some(active) => active.control.cancel(),
             None => {
                 let message = "Cancellation failed: no active response found.";
-                self.tell(&Refusal::invalid(Some("response_cancel_not_active"), None, message), &lane).await;
+                self.tell(
+                    &Refusal::invalid(Some("response_cancel_not_active"), None, message),
+                    &lane,
+                )
+                .await;
             }
         }
     }
 
-    async fn steer(&self, previous: &str, input: String, sha256: String, fault: Option<&'static str>) {
+    async fn steer(
+        &self,
+        previous: &str,
+        input: String,
+        sha256: String,
+        fault: Option<&'static str>,
+    ) {
         let (active, is_known) = {
             let local = self.local();
             (local.active(previous), local.find(previous).is_some())
@@ -154,11 +179,16 @@ impl Connection {
         let steer = Steer { id: self.world.id("steer"), input: input.clone(), sha256 };
         let steered = match (fault, active) {
             (Some(message), _) => Err(("invalid_input", message)),
-            (None, None) if is_known => {
-                Err(("response_already_completed", "The response is no longer accepting steering input."))
+            (None, None) if is_known => Err((
+                "response_already_completed",
+                "The response is no longer accepting steering input.",
+            )),
+            (None, None) => {
+                Err(("response_not_found", "The response is not available on this connection."))
             }
-            (None, None) => Err(("response_not_found", "The response is not available on this connection.")),
-            (None, Some(active)) if !active.steerable => Err(("steering_not_supported", "This model does not support steering.")),
+            (None, Some(active)) if !active.steerable => {
+                Err(("steering_not_supported", "This model does not support steering."))
+            }
             (None, Some(active)) => active.control.steer(steer.clone()).map_err(frame::too_late),
         };
         let event = match steered {
@@ -206,11 +236,22 @@ impl Connection {
         }
     }
 
-    async fn play(&self, lane: &Lane, text: &str, previous: Option<&str>, reply: Reply, entry: Entry) -> Option<Arrived> {
+    async fn play(
+        &self,
+        lane: &Lane,
+        text: &str,
+        previous: Option<&str>,
+        reply: Reply,
+        entry: Entry,
+    ) -> Option<Arrived> {
         let Reply { answer, pause, store, past, cut, model, .. } = reply;
         let control = Arc::new(Control::default());
         let (id, items) = (answer.id.clone(), answer.items.clone());
-        let active = Active { lane: lane.clone(), control: Arc::clone(&control), steerable: model::is_steerable(&model) };
+        let active = Active {
+            lane: lane.clone(),
+            control: Arc::clone(&control),
+            steerable: model::is_steerable(&model),
+        };
         self.local().begin(&id, active);
         let mut is_told = !self.reads_metadata || items.is_empty();
         entry.note(|turn| is_told |= turn.turn_state.is_some());
@@ -226,9 +267,14 @@ impl Connection {
                     match event.kind {
                         // Before it is said: whoever has read it may go on from it at once.
                         "response.completed" | "response.incomplete" => {
-                            let past = past.take().unwrap_or_default().followed_by(&items[..play.done()]);
+                            let past =
+                                past.take().unwrap_or_default().followed_by(&items[..play.done()]);
                             if store {
-                                self.world.memory().stored.keep(&id, &self.key.place(), past.clone());
+                                self.world.memory().stored.keep(
+                                    &id,
+                                    &self.key.place(),
+                                    past.clone(),
+                                );
                             }
                             self.local().keep(lane, &id, past);
                         }
@@ -253,8 +299,7 @@ impl Connection {
     }
 
     fn metadata(&self, lane: &Lane) -> String {
-        let mut event =
-            json!({"type": "response.metadata", "headers": {"x-codex-turn-state": turn_state(&self.world, &self.key)}});
+        let mut event = json!({"type": "response.metadata", "headers": {"x-codex-turn-state": turn_state(&self.world, &self.key)}});
         if let Some(lane) = lane {
             event["stream_id"] = lane.as_str().into();
         }
@@ -262,15 +307,27 @@ impl Connection {
     }
 
     /// What becomes of steers that a response has not taken up itself.
-    async fn succeed(&self, lane: &Lane, text: &str, id: &str, end: &str, control: Arc<Control>) -> Option<Arrived> {
+    async fn succeed(
+        &self,
+        lane: &Lane,
+        text: &str,
+        id: &str,
+        end: &str,
+        control: Arc<Control>,
+    ) -> Option<Arrived> {
         let steers = control.finish();
         let sha256 = steers.last()?.sha256.clone();
         let name = lane.as_deref();
-        let history = self.local().find(id).filter(|_| matches!(end, "response.completed" | "response.incomplete"));
+        let history = self
+            .local()
+            .find(id)
+            .filter(|_| matches!(end, "response.completed" | "response.incomplete"));
         let Some(history) = history else {
             for steer in &steers {
-                let why = ("successor_creation_failed", "The successor response could not be created.");
-                let event = frame::failed(Some(&steer.id), &steer.input, id, control.number(), name, why);
+                let why =
+                    ("successor_creation_failed", "The successor response could not be created.");
+                let event =
+                    frame::failed(Some(&steer.id), &steer.input, id, control.number(), name, why);
                 self.say(Out::Text(event)).await;
             }
             return None;

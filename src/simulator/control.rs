@@ -1,4 +1,5 @@
-//! A word with an answer that is on its way: what a client on a WebSocket may still say to it, and when that is too late.
+//! A word with an answer that is on its way: what a client on a WebSocket may still say to it, and
+//! when that is too late.
 //!
 //! Decides only that. Nobody says a word to an answer over HTTP, so there it is never used.
 

@@ -1,7 +1,8 @@
 //! Why a turn missed the cache: `prompt_cache_diagnostics` of GPT-5.6 and later.
 //!
-//! Compares a request with an earlier one of its organization: the one it names, else the last one of its `prompt_cache_key`.
-//! Explains and never serves; a comparison that cannot be found fails nothing.
+//! Compares a request with an earlier one of its organization: the one it names, else the last one
+//! of its `prompt_cache_key`. Explains and never serves; a comparison that cannot be found fails
+//! nothing.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -38,7 +39,8 @@ impl Trace {
         }
     }
 
-    /// The first reason why `self` cannot read what `earlier` left, in the order in which the service names them.
+    /// The first reason why `self` cannot read what `earlier` left, in the order in which the
+    /// service names them.
     fn reason(&self, earlier: &Self) -> Option<&'static str> {
         let reasons = [
             (self.model != earlier.model, "model_changed"),
@@ -56,7 +58,10 @@ impl Trace {
 
     /// Tokens up to the last end that both have.
     fn reusable(&self, earlier: &Self) -> u64 {
-        let common = self.ends.iter().filter(|(digest, _)| earlier.ends.iter().any(|(other, _)| other == digest));
+        let common = self
+            .ends
+            .iter()
+            .filter(|(digest, _)| earlier.ends.iter().any(|(other, _)| other == digest));
         common.map(|(_, tokens)| *tokens).max().unwrap_or(0)
     }
 }
@@ -70,7 +75,8 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// The diagnosis of a request that read `cached` tokens, in the service's own form; then remembers the request.
+    /// The diagnosis of a request that read `cached` tokens, in the service's own form; then
+    /// remembers the request.
     pub fn diagnose(
         &mut self,
         organization: &str,
@@ -105,7 +111,13 @@ impl Traces {
         diagnosis
     }
 
-    fn remember(&mut self, organization: &str, response: &str, trace: Trace, key: Option<(String, String)>) {
+    fn remember(
+        &mut self,
+        organization: &str,
+        response: &str,
+        trace: Trace,
+        key: Option<(String, String)>,
+    ) {
         if let Some(key) = key {
             self.latest.insert(key, response.to_owned());
         }
@@ -118,7 +130,9 @@ impl Traces {
             self.by_response.remove(&oldest);
             if self.latest.len() > 2 * MOST_TRACES {
                 let known = &self.by_response;
-                self.latest.retain(|(organization, _), id| known.contains_key(&(organization.clone(), id.clone())));
+                self.latest.retain(|(organization, _), id| {
+                    known.contains_key(&(organization.clone(), id.clone()))
+                });
             }
         }
     }
@@ -151,12 +165,23 @@ mod tests {
             traces.diagnose("org", "resp_1", trace(), None, 0, 2000);
             traces.diagnose("org", "resp_2", later, compared, 0, 2500)
         };
-        let reason = |later| diagnose(later, Some("resp_1"))["reason"].as_str().map(str::to_owned).unwrap_or_default();
-        assert_eq!(reason(Trace { model: "gpt-6-luna".into(), tools: [1; 16], ..trace() }), "model_changed");
+        let reason = |later| {
+            diagnose(later, Some("resp_1"))["reason"]
+                .as_str()
+                .map(str::to_owned)
+                .unwrap_or_default()
+        };
+        assert_eq!(
+            reason(Trace { model: "gpt-6-luna".into(), tools: [1; 16], ..trace() }),
+            "model_changed"
+        );
         assert_eq!(reason(Trace { cache_key: None, ..trace() }), "prompt_cache_key_changed");
         assert_eq!(reason(Trace { tier: "flex".into(), ..trace() }), "service_tier_changed");
         assert_eq!(reason(Trace { tools: [1; 16], ..trace() }), "tools_changed");
-        assert_eq!(reason(Trace { shaping: [[0; 16], [1; 16], [0; 16]], ..trace() }), "reasoning_effort_changed");
+        assert_eq!(
+            reason(Trace { shaping: [[0; 16], [1; 16], [0; 16]], ..trace() }),
+            "reasoning_effort_changed"
+        );
         assert_eq!(reason(Trace { compacted: true, ends: vec![], ..trace() }), "context_compacted");
         assert_eq!(reason(Trace { ends: vec![([2; 16], 2100)], ..trace() }), "input_changed");
         assert_eq!(diagnose(trace(), None)["type"], "unavailable");
@@ -167,7 +192,13 @@ mod tests {
     fn a_hit_needs_no_comparison_and_organizations_share_nothing() {
         let mut traces = Traces::default();
         traces.diagnose("org", "resp_1", trace(), None, 0, 2000);
-        assert_eq!(traces.diagnose("org", "resp_2", trace(), None, 2000, 2000)["type"], "cache_hit");
-        assert_eq!(traces.diagnose("other", "resp_3", trace(), Some("resp_1"), 0, 2000)["type"], "comparison_response_not_found");
+        assert_eq!(
+            traces.diagnose("org", "resp_2", trace(), None, 2000, 2000)["type"],
+            "cache_hit"
+        );
+        assert_eq!(
+            traces.diagnose("other", "resp_3", trace(), Some("resp_1"), 0, 2000)["type"],
+            "comparison_response_not_found"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the last user text asks of the simulator itself, so that a test or a real client can steer one answer by its prompt.
+//! What the last user text asks of the simulator itself, so that a test or a real client can steer
+//! one answer by its prompt.
 //!
 //! | words in the text | the answer |
 //! |---|---|
@@ -27,7 +28,8 @@ pub struct Directive {
 
 impl Directive {
     pub fn read(text: &str) -> Self {
-        let mut directive = Self { tool: text.contains("TOOL") || text.contains("tool call"), ..Self::default() };
+        let mut directive =
+            Self { tool: text.contains("TOOL") || text.contains("tool call"), ..Self::default() };
         if let Some((events, _)) = argument(text, "EVENTS:") {
             directive.events = Some(events.clamp(1, MOST_EVENTS));
         }
@@ -76,7 +78,16 @@ mod tests {
 
     #[test]
     fn anything_else_is_only_text() {
-        for text in ["", "slow and big", "SLOW:", "SLOW:5", "SLOW:5x", "BIG:", "EVENTS:many", "SLOW:99999999999999999999x1s"] {
+        for text in [
+            "",
+            "slow and big",
+            "SLOW:",
+            "SLOW:5",
+            "SLOW:5x",
+            "BIG:",
+            "EVENTS:many",
+            "SLOW:99999999999999999999x1s",
+        ] {
             assert_eq!(Directive::read(text), Directive::default(), "{text}");
         }
     }

@@ -1,7 +1,7 @@
 //! A scripted fault: what it narrows to, and what it answers with.
 //!
-//! Decides by key, organization, project, model and session. What is scripted is sent as it stands, whatever it means. Plays
-//! nothing itself.
+//! Decides by key, organization, project, model and session. What is scripted is sent as it stands,
+//! whatever it means. Plays nothing itself.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,7 +23,8 @@ pub struct Fault {
     pub project: Option<String>,
     pub model: Option<String>,
     pub session: Option<String>,
-    /// Only turns that merely prepare, or only those that do not: Codex begins every WebSocket with one that does.
+    /// Only turns that merely prepare, or only those that do not: Codex begins every WebSocket with
+    /// one that does.
     pub prewarm: Option<bool>,
     /// Answered with this status; 200 is a stream that begins well and ends in `response.failed`.
     pub status: Option<u16>,
@@ -31,15 +32,18 @@ pub struct Fault {
     pub code: Option<String>,
     /// The error's message; absent, the usual one.
     pub message: Option<String>,
-    /// Sent instead of the error, as a page that stands before the service sends it. A WebSocket's frame has no room for one.
+    /// Sent instead of the error, as a page that stands before the service sends it. A WebSocket's
+    /// frame has no room for one.
     pub html: Option<String>,
-    /// When to come back: `5` (seconds), `"1500ms"`, or `false`: not a word of it, in no header and in no message.
+    /// When to come back: `5` (seconds), `"1500ms"`, or `false`: not a word of it, in no header and
+    /// in no message.
     pub retry_after: Wait,
     /// The time to come back goes out as a date.
     pub retry_after_date: bool,
     /// Instead of a time to come back, and whatever it means.
     pub retry_after_text: Option<String>,
-    /// Sent besides, each in place of what else would be sent under its name; where nothing is refused, with the answer.
+    /// Sent besides, each in place of what else would be sent under its name; where nothing is
+    /// refused, with the answer.
     pub headers: BTreeMap<String, String>,
     /// Waits so long, in real time: before the headers, or after `cut_after_events` events.
     pub stall: Option<Span>,
@@ -49,11 +53,11 @@ pub struct Fault {
     pub reset: bool,
     /// A `code` under status 200 comes as a bare `error` event instead of `response.failed`.
     pub error_event: bool,
-    /// Closes the WebSocket with this code: after `cut_after_events` events, after the error or the answer, or in place of it.
-    /// In a handshake: accepts, and closes at once.
+    /// Closes the WebSocket with this code: after `cut_after_events` events, after the error or the
+    /// answer, or in place of it. In a handshake: accepts, and closes at once.
     pub close: Option<u16>,
-    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also WebSocket handshakes and, without
-    /// counting them, probes.
+    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also
+    /// WebSocket handshakes and, without counting them, probes.
     pub at: Option<At>,
     /// How many requests it strikes; absent, all until it is cleared.
     pub times: Option<u64>,
@@ -114,9 +118,9 @@ impl<'de> Deserialize<'de> for Wait {
             Some(Written::Said(false)) => Ok(Self::Never),
             Some(Written::Said(true)) => Err(wrong("retry_after: a time, or false".into())),
             Some(Written::Span(span)) => Ok(Self::For(span.0)),
-            Some(Written::Seconds(seconds)) => {
-                Duration::try_from_secs_f64(seconds).map(Self::For).map_err(|error| wrong(error.to_string()))
-            }
+            Some(Written::Seconds(seconds)) => Duration::try_from_secs_f64(seconds)
+                .map(Self::For)
+                .map_err(|error| wrong(error.to_string())),
         }
     }
 }
@@ -128,14 +132,17 @@ impl Fault {
             return Err(format!("{status} is no status that a fault can have"));
         }
         // The codes that RFC 6455 lets an endpoint send.
-        if let Some(code) = self.close.filter(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)) {
+        if let Some(code) =
+            self.close.filter(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
+        {
             return Err(format!("{code} is no code that a WebSocket can be closed with"));
         }
         self.headers().map(drop)
     }
 
     pub fn is_of(&self, scope: &Scope) -> bool {
-        let names = |wanted: &Option<String>, own: &Option<String>| wanted.is_none() || wanted == own;
+        let names =
+            |wanted: &Option<String>, own: &Option<String>| wanted.is_none() || wanted == own;
         names(&scope.key, &self.key)
             && names(&scope.organization, &self.organization)
             && names(&scope.project, &self.project)
@@ -145,7 +152,9 @@ impl Fault {
 
     pub fn fits(&self, target: Target<'_>) -> bool {
         let Target { at, key, model, session, prewarm } = target;
-        let narrows = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
+        let narrows = |wanted: &Option<String>, own: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| own == Some(wanted))
+        };
         let usually = at == At::Turn || at == At::Handshake && self.concerns_the_key();
         self.at.map_or(usually, |own| own == at)
             && self.prewarm.is_none_or(|wanted| wanted == prewarm)
@@ -158,18 +167,28 @@ impl Fault {
 
     /// Whether it makes the key useless for whatever it is asked, not only for answers.
     pub fn concerns_the_key(&self) -> bool {
-        self.status == Some(401) && self.model.is_none() && self.session.is_none() && self.at.is_none() && self.prewarm.is_none()
+        self.status == Some(401)
+            && self.model.is_none()
+            && self.session.is_none()
+            && self.at.is_none()
+            && self.prewarm.is_none()
     }
 
     /// The error that it answers with, under a status.
     pub fn refusal(&self, status: StatusCode, key: &Key, model: &str) -> Refusal {
-        let caller = Caller { organization: &key.organization, project: &key.project, model, masked: &key.masked };
+        let caller = Caller {
+            organization: &key.organization,
+            project: &key.project,
+            model,
+            masked: &key.masked,
+        };
         let wait = match self.retry_after {
             _ if self.retry_after_text.is_some() => None,
             Wait::For(span) => Some(span),
             Wait::Never => None,
             Wait::Usual => {
-                let is_limit = self.code.as_deref().unwrap_or(usual_code(status)) == "rate_limit_exceeded";
+                let is_limit =
+                    self.code.as_deref().unwrap_or(usual_code(status)) == "rate_limit_exceeded";
                 is_limit.then_some(Duration::from_secs(1))
             }
         };
@@ -188,11 +207,15 @@ impl Fault {
     /// The headers that are scripted; `wait` is the time to come back, if one is told.
     pub fn told(&self, wait: Option<Duration>) -> HeaderMap {
         let mut headers = self.headers().unwrap_or_default();
-        if let Some(wait) = wait.filter(|_| self.retry_after_date && !headers.contains_key(header::RETRY_AFTER)) {
+        if let Some(wait) =
+            wait.filter(|_| self.retry_after_date && !headers.contains_key(header::RETRY_AFTER))
+        {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             // Rounded up: a client that comes back early is refused again.
             let then = (now + wait).as_millis().div_ceil(1000) as u64;
-            headers.extend(HeaderValue::try_from(http_text(then)).map(|date| (header::RETRY_AFTER, date)));
+            headers.extend(
+                HeaderValue::try_from(http_text(then)).map(|date| (header::RETRY_AFTER, date)),
+            );
         }
         headers
     }
@@ -215,8 +238,15 @@ mod tests {
 
     fn refusal(json: &str) -> Refusal {
         let text = |text: &str| text.to_owned();
-        let key = Key { id: text("a"), organization: text("org"), project: text("p"), region: text("us"), masked: text("*") };
-        let fault: Fault = serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"));
+        let key = Key {
+            id: text("a"),
+            organization: text("org"),
+            project: text("p"),
+            region: text("us"),
+            masked: text("*"),
+        };
+        let fault: Fault =
+            serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"));
         let status = StatusCode::from_u16(fault.status.expect("a status")).expect("a status");
         fault.refusal(status, &key, "gpt-5.4")
     }
@@ -225,7 +255,9 @@ mod tests {
     fn told(json: &str) -> (Option<String>, Option<String>, bool) {
         let refusal = refusal(json);
         let response = refusal.response();
-        let text = |name: &str| response.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
+        let text = |name: &str| {
+            response.headers().get(name).map(|value| value.to_str().expect("text").to_owned())
+        };
         (text("retry-after"), text("retry-after-ms"), refusal.message.contains("try again in"))
     }
 
@@ -234,9 +266,15 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(told(r#"{"status":429}"#), (some("1"), some("1000"), true));
         assert_eq!(told(r#"{"status":429,"retry_after":2}"#), (some("2"), some("2000"), true));
-        assert_eq!(told(r#"{"status":429,"retry_after":"1500ms"}"#), (some("2"), some("1500"), true));
+        assert_eq!(
+            told(r#"{"status":429,"retry_after":"1500ms"}"#),
+            (some("2"), some("1500"), true)
+        );
         assert_eq!(told(r#"{"status":429,"retry_after":false}"#), (None, None, false));
-        assert_eq!(told(r#"{"status":429,"code":"credit_balance_exhausted"}"#), (None, None, false));
+        assert_eq!(
+            told(r#"{"status":429,"code":"credit_balance_exhausted"}"#),
+            (None, None, false)
+        );
         assert_eq!(told(r#"{"status":503,"retry_after":3}"#), (some("3"), some("3000"), false));
         for verbatim in ["soon", "-5", "1.5", "", "99999999999999999999"] {
             let fault = format!(r#"{{"status":429,"retry_after_text":"{verbatim}"}}"#);
@@ -253,7 +291,10 @@ mod tests {
         );
         let response = refusal.response();
         assert_eq!(
-            (&response.headers()["x-ratelimit-remaining-requests"], &response.headers()["content-type"]),
+            (
+                &response.headers()["x-ratelimit-remaining-requests"],
+                &response.headers()["content-type"]
+            ),
             (&"0".parse().unwrap(), &"text/plain".parse().unwrap())
         );
         let page = refusal.besides.and_then(|besides| besides.html);
@@ -262,8 +303,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_sent_is_no_fault() {
-        let check =
-            |json: &str| serde_json::from_str::<Fault>(json).map_err(|error| error.to_string()).and_then(|fault| fault.check());
+        let check = |json: &str| {
+            serde_json::from_str::<Fault>(json)
+                .map_err(|error| error.to_string())
+                .and_then(|fault| fault.check())
+        };
         assert_eq!(check(r#"{"status":429,"retry_after":2}"#), Ok(()));
         for wrong in [
             r#"{"retry_after":-1}"#,

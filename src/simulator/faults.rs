@@ -43,7 +43,10 @@ impl Faults {
     /// A standing fault of the key itself, which a probe meets as well. Does not count as a strike.
     pub fn of_key(&self, key: &Key) -> Option<Fault> {
         let target = Target { at: At::Turn, key, model: None, session: None, prewarm: false };
-        self.0.iter().find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(target)).cloned()
+        self.0
+            .iter()
+            .find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(target))
+            .cloned()
     }
 }
 
@@ -53,7 +56,13 @@ mod tests {
 
     fn key() -> Key {
         let text = |text: &str| text.to_owned();
-        Key { id: text("a-1"), organization: text("org-a"), project: text("proj-1"), region: text("us"), masked: text("*") }
+        Key {
+            id: text("a-1"),
+            organization: text("org-a"),
+            project: text("proj-1"),
+            region: text("us"),
+            masked: text("*"),
+        }
     }
 
     fn strike(faults: &mut Faults, at: At, model: Option<&str>, prewarm: bool) -> Option<Fault> {
@@ -68,8 +77,12 @@ mod tests {
     fn a_fault_strikes_whom_it_names_as_often_as_it_says() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
-        faults.add(fault(r#"{"key":"a-1","model":"gpt-5.4","status":429,"times":2}"#)).expect("added");
-        let mut strike = |model| strike(&mut faults, At::Turn, Some(model), false).and_then(|fault| fault.status);
+        faults
+            .add(fault(r#"{"key":"a-1","model":"gpt-5.4","status":429,"times":2}"#))
+            .expect("added");
+        let mut strike = |model| {
+            strike(&mut faults, At::Turn, Some(model), false).and_then(|fault| fault.status)
+        };
         assert_eq!(
             (strike("gpt-5.5"), strike("gpt-5.4"), strike("gpt-5.4"), strike("gpt-5.4")),
             (None, Some(429), Some(429), None)
@@ -82,7 +95,10 @@ mod tests {
         faults.add(fault(r#"{"key":"a-1","status":401}"#)).expect("added");
         faults.add(fault(r#"{"model":"gpt-5.4","status":429}"#)).expect("added");
         faults.clear(&Scope { key: Some("b-1".into()), ..Scope::default() });
-        assert_eq!(strike(&mut faults, At::Turn, None, false).and_then(|fault| fault.status), Some(401));
+        assert_eq!(
+            strike(&mut faults, At::Turn, None, false).and_then(|fault| fault.status),
+            Some(401)
+        );
         faults.clear(&Scope { key: Some("a-1".into()), ..Scope::default() });
         assert!(strike(&mut faults, At::Turn, None, false).is_none());
         assert!(strike(&mut faults, At::Turn, Some("gpt-5.4"), false).is_some());
@@ -103,7 +119,11 @@ mod tests {
             (r#"{"status":429,"at":"handshake"}"#, true, false),
             (r#"{"status":401,"at":"turn"}"#, false, true),
         ] {
-            assert_eq!((strikes(json, At::Handshake), strikes(json, At::Turn)), (handshake, turn), "{json}");
+            assert_eq!(
+                (strikes(json, At::Handshake), strikes(json, At::Turn)),
+                (handshake, turn),
+                "{json}"
+            );
         }
     }
 
@@ -111,7 +131,10 @@ mod tests {
     fn a_fault_can_let_prewarms_pass() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"status":500,"prewarm":false}"#)).expect("added");
-        assert!(strike(&mut faults, At::Turn, None, true).is_none() && strike(&mut faults, At::Turn, None, false).is_some());
+        assert!(
+            strike(&mut faults, At::Turn, None, true).is_none()
+                && strike(&mut faults, At::Turn, None, false).is_some()
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a client says on a WebSocket: one text frame, read, and the frames that answer it.
 //!
-//! Decides what kind of word it is and whether it is well formed; a request's own body is checked as over HTTP. Pure.
+//! Decides what kind of word it is and whether it is well formed; a request's own body is checked
+//! as over HTTP. Pure.
 
 use serde_json::json;
 
@@ -38,7 +39,9 @@ pub fn read(text: &str) -> (Option<String>, Result<Frame, Refusal>) {
     let document = match Document::read(text.as_bytes()) {
         Ok(document) => document,
         Err(at) => {
-            let message = format!("We could not parse the JSON body of your request: it stops being JSON at byte {at}.");
+            let message = format!(
+                "We could not parse the JSON body of your request: it stops being JSON at byte {at}."
+            );
             return (None, Err(Refusal::invalid(None, None, message)));
         }
     };
@@ -48,19 +51,27 @@ pub fn read(text: &str) -> (Option<String>, Result<Frame, Refusal>) {
     let frame = match kind.as_deref() {
         // A lane that is no string is the lane of that spelling, which no lane may have.
         Some("response.create") => {
-            let lane = body.get("stream_id").map(|lane| lane.text().map_or_else(|| spelled(lane), String::from));
+            let lane = body
+                .get("stream_id")
+                .map(|lane| lane.text().map_or_else(|| spelled(lane), String::from));
             Ok(Frame::Create { lane, previous: own("previous_response_id") })
         }
-        Some("response.cancel") => Ok(Frame::Cancel { response: own("response_id"), lane: own("stream_id") }),
+        Some("response.cancel") => {
+            Ok(Frame::Cancel { response: own("response_id"), lane: own("stream_id") })
+        }
         Some("response.steer") => match own("previous_response_id") {
-            Some(previous) => {
-                Ok(Frame::Steer { previous, input: body.get("input").map_or_else(|| "null".into(), spelled), fault: fault(body) })
-            }
+            Some(previous) => Ok(Frame::Steer {
+                previous,
+                input: body.get("input").map_or_else(|| "null".into(), spelled),
+                fault: fault(body),
+            }),
             None => Err(missing("previous_response_id")),
         },
         Some(other) if IGNORED.contains(&other) => Ok(Frame::Ignored),
         Some(other) => {
-            let message = format!("Invalid value: '{other}'. Supported values are: 'response.create' and 'response.steer'.");
+            let message = format!(
+                "Invalid value: '{other}'. Supported values are: 'response.create' and 'response.steer'."
+            );
             Err(Refusal::invalid(Some("invalid_value"), Some("type"), message))
         }
         None => Err(missing("type")),
@@ -69,7 +80,11 @@ pub fn read(text: &str) -> (Option<String>, Result<Frame, Refusal>) {
 }
 
 fn missing(name: &str) -> Refusal {
-    Refusal::invalid(Some("missing_required_parameter"), Some(name), format!("Missing required parameter: '{name}'."))
+    Refusal::invalid(
+        Some("missing_required_parameter"),
+        Some(name),
+        format!("Missing required parameter: '{name}'."),
+    )
 }
 
 fn spelled(value: Value<'_>) -> String {
@@ -82,23 +97,38 @@ fn fault(body: Value<'_>) -> Option<&'static str> {
         return Some("A steering event accepts only 'type', 'previous_response_id' and 'input'.");
     }
     let of_the_user = |item: Value<'_>| {
-        item.get("type").is_none_or(|kind| kind.is_text("message")) && item.get("role").is_some_and(|role| role.is_text("user"))
+        item.get("type").is_none_or(|kind| kind.is_text("message"))
+            && item.get("role").is_some_and(|role| role.is_text("user"))
     };
     match body.get("input") {
         Some(input) if input.text().is_some_and(|text| !text.is_empty()) => None,
-        Some(input) if input.kind() == Kind::Array && input.items().next().is_some() && input.items().all(of_the_user) => None,
+        Some(input)
+            if input.kind() == Kind::Array
+                && input.items().next().is_some()
+                && input.items().all(of_the_user) =>
+        {
+            None
+        }
         _ => Some("Steering input must be a string or a non-empty array of user messages."),
     }
 }
 
-/// A request with what was steered before what it holds itself; `previous` makes it the successor of that response. Its other
-/// bytes stay: the last of two fields of one name is the one that counts, here as in the real service.
-pub fn continued(request: &str, previous: Option<&str>, steers: &[Steer], own: Option<&str>) -> String {
+/// A request with what was steered before what it holds itself; `previous` makes it the successor
+/// of that response. Its other bytes stay: the last of two fields of one name is the one that
+/// counts, here as in the real service.
+pub fn continued(
+    request: &str,
+    previous: Option<&str>,
+    steers: &[Steer],
+    own: Option<&str>,
+) -> String {
     let inputs = steers.iter().map(|steer| steer.input.as_str()).chain(own);
     let items: Vec<String> = inputs.map(members).filter(|members| !members.is_empty()).collect();
     let request = request.trim_end();
     let open = request.strip_suffix('}').unwrap_or(request);
-    let parent = previous.map(|id| format!(r#","previous_response_id":{},"generate":true"#, json!(id))).unwrap_or_default();
+    let parent = previous
+        .map(|id| format!(r#","previous_response_id":{},"generate":true"#, json!(id)))
+        .unwrap_or_default();
     format!(r#"{open}{parent},"input":[{}]}}"#, items.join(","))
 }
 
@@ -117,34 +147,71 @@ pub fn input(request: &str) -> Option<String> {
 
 /// Events about a steer, numbered with those of its response.
 pub fn accepted(steer: &Steer, previous: &str, number: u64, lane: Option<&str>) -> String {
-    of_a_steer("response.steer.accepted", json!({"id": steer.id, "previous_response_id": previous}), number, lane, json!({}))
+    of_a_steer(
+        "response.steer.accepted",
+        json!({"id": steer.id, "previous_response_id": previous}),
+        number,
+        lane,
+        json!({}),
+    )
 }
 
-pub fn pending(steer: &Steer, previous: &str, number: u64, lane: Option<&str>, calls: &[String]) -> String {
-    let needed: Vec<_> = calls.iter().map(|call| json!({"type": "function_call_output", "call_id": call})).collect();
+pub fn pending(
+    steer: &Steer,
+    previous: &str,
+    number: u64,
+    lane: Option<&str>,
+    calls: &[String],
+) -> String {
+    let needed: Vec<_> =
+        calls.iter().map(|call| json!({"type": "function_call_output", "call_id": call})).collect();
     let more = json!({"reason": "waiting_for_required_input", "required_input": needed});
-    of_a_steer("response.steer.pending", json!({"id": steer.id, "previous_response_id": previous}), number, lane, more)
+    of_a_steer(
+        "response.steer.pending",
+        json!({"id": steer.id, "previous_response_id": previous}),
+        number,
+        lane,
+        more,
+    )
 }
 
 /// `id` is the steer's, if it had been accepted.
-pub fn failed(id: Option<&str>, input: &str, previous: &str, number: u64, lane: Option<&str>, why: (&str, &str)) -> String {
+pub fn failed(
+    id: Option<&str>,
+    input: &str,
+    previous: &str,
+    number: u64,
+    lane: Option<&str>,
+    why: (&str, &str),
+) -> String {
     let input: serde_json::Value = serde_json::from_str(input).unwrap_or_default();
     let mut steer = json!({"previous_response_id": previous, "input": input});
     if let Some(id) = id {
         steer["id"] = id.into();
     }
-    let error = json!({"error": {"type": "invalid_request_error", "code": why.0, "message": why.1}});
+    let error =
+        json!({"error": {"type": "invalid_request_error", "code": why.0, "message": why.1}});
     of_a_steer("response.steer.failed", steer, number, lane, error)
 }
 
 pub fn too_late(reason: TooLate) -> (&'static str, &'static str) {
     match reason {
-        TooLate::Over => ("response_already_completed", "The response is no longer accepting steering input."),
-        TooLate::TooMany => ("too_many_pending_steers", "Too much steering input is pending for this response."),
+        TooLate::Over => {
+            ("response_already_completed", "The response is no longer accepting steering input.")
+        }
+        TooLate::TooMany => {
+            ("too_many_pending_steers", "Too much steering input is pending for this response.")
+        }
     }
 }
 
-fn of_a_steer(kind: &str, steer: serde_json::Value, number: u64, lane: Option<&str>, more: serde_json::Value) -> String {
+fn of_a_steer(
+    kind: &str,
+    steer: serde_json::Value,
+    number: u64,
+    lane: Option<&str>,
+    more: serde_json::Value,
+) -> String {
     let mut event = json!({"type": kind, "sequence_number": number, "steer": steer});
     if let Some(lane) = lane {
         event["stream_id"] = lane.into();
@@ -161,15 +228,24 @@ mod tests {
 
     #[test]
     fn a_frame_says_what_it_is() {
-        let frame = |text: &str| read(text).1.unwrap_or_else(|refusal| panic!("{text}: {refusal:?}"));
+        let frame =
+            |text: &str| read(text).1.unwrap_or_else(|refusal| panic!("{text}: {refusal:?}"));
         assert_eq!(
             frame(r#"{"type":"response.create","stream_id":"a"}"#),
             Frame::Create { lane: Some("a".into()), previous: None }
         );
-        assert_eq!(frame(r#"{"type":"response.create","stream_id":null}"#), Frame::Create { lane: None, previous: None });
-        assert_eq!(frame(r#"{"type":"response.cancel"}"#), Frame::Cancel { response: None, lane: None });
+        assert_eq!(
+            frame(r#"{"type":"response.create","stream_id":null}"#),
+            Frame::Create { lane: None, previous: None }
+        );
+        assert_eq!(
+            frame(r#"{"type":"response.cancel"}"#),
+            Frame::Cancel { response: None, lane: None }
+        );
         assert_eq!(frame(r#"{"type":"response.processed","response_id":"r"}"#), Frame::Ignored);
-        for (wrong, param) in [(r#"{"type":"session.update"}"#, Some("type")), ("{}", Some("type")), ("{", None)] {
+        for (wrong, param) in
+            [(r#"{"type":"session.update"}"#, Some("type")), ("{}", Some("type")), ("{", None)]
+        {
             assert_eq!(read(wrong).1.expect_err(wrong).param.as_deref(), param);
         }
     }
@@ -183,7 +259,9 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        assert!(!fault(r#""input":"more""#) && !fault(r#""input":[{"role":"user","content":"more"}]"#));
+        assert!(
+            !fault(r#""input":"more""#) && !fault(r#""input":[{"role":"user","content":"more"}]"#)
+        );
         for wrong in [
             r#""x":1"#,
             r#""input":"""#,
@@ -198,7 +276,8 @@ mod tests {
 
     #[test]
     fn a_successor_asks_what_its_parent_asked_and_what_was_steered() {
-        let steer = |input: &str| Steer { id: "s".into(), input: input.into(), sha256: String::new() };
+        let steer =
+            |input: &str| Steer { id: "s".into(), input: input.into(), sha256: String::new() };
         let steers = [steer(r#""one""#), steer(r#"[{"role":"user","content":"two"}]"#)];
         let text = continued(
             r#"{"type":"response.create","model":"m","input":"old","generate":false,"text":{}} "#,
@@ -206,7 +285,8 @@ mod tests {
             &steers,
             Some(r#" [ {"x":1} ] "#),
         );
-        let body: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let body: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
         assert_eq!(
             (&body["model"], &body["previous_response_id"], &body["generate"]),
             (&json!("m"), &json!("resp_1"), &json!(true))

@@ -1,8 +1,9 @@
 //! A turn over HTTP: read, recognized, answered with a stream or in one piece.
 //!
-//! The order is the real service's, with the judge's checks before it: what must never reach an upstream is refused even from
-//! nobody. Whatever happens, the turn is on record from its first header on, and a client that leaves is noticed by whoever
-//! holds the record's entry at that moment.
+//! The order is the real service's, with the judge's checks before it: what must never reach an
+//! upstream is refused even from nobody. Whatever happens, the turn is on record from its first
+//! header on, and a client that leaves is noticed by whoever holds the record's entry at that
+//! moment.
 
 use std::sync::Arc;
 
@@ -24,7 +25,9 @@ use super::world::World;
 pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
     let began = Instant::now();
     let (parts, body) = request.into_parts();
-    let text = |name: &str| parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name: &str| {
+        parts.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     let entry = world.judge.open(Turn {
         transport: Transport::Http.name().into(),
         method_path: format!("{} {}", parts.method, parts.uri.path()),
@@ -42,7 +45,9 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
     entry.note(|turn| turn.body_sha256.clone_from(&wire.sha256));
     let outcome = match (wire.fault, known) {
         // Nobody is there to be told.
-        (Some(WireFault::Incomplete), _) => return Refusal::invalid(None, None, "The request body ended early.").response(),
+        (Some(WireFault::Incomplete), _) => {
+            return Refusal::invalid(None, None, "The request body ended early.").response();
+        }
         (Some(WireFault::TooLarge), _) => Err(body::too_large()),
         (None, Ok(key)) => match body::decode(wire.bytes, &parts.headers) {
             Ok(bytes) => turn::answer(&asked(world, &key, &bytes), &entry).await,

@@ -1,14 +1,16 @@
-//! A tolerant, borrowed reading of JSON: one pass over the bytes, a flat tape of where each value lies.
+//! A tolerant, borrowed reading of JSON: one pass over the bytes, a flat tape of where each value
+//! lies.
 //!
-//! Accepts whatever the grammar of JSON accepts, however odd: any depth, any spelling of a number, duplicate names (the last
-//! one wins), lone surrogates. Never recurses, never copies a value, never changes one: what a value *is* stays its own bytes,
-//! since a cache is matched by bytes.
+//! Accepts whatever the grammar of JSON accepts, however odd: any depth, any spelling of a number,
+//! duplicate names (the last one wins), lone surrogates. Never recurses, never copies a value,
+//! never changes one: what a value *is* stays its own bytes, since a cache is matched by bytes.
 
 use std::borrow::Cow;
 
 use memchr::memchr2;
 
-/// Values in one document. A body of brackets alone would otherwise cost sixteen times its size in memory.
+/// Values in one document. A body of brackets alone would otherwise cost sixteen times its size in
+/// memory.
 const MOST_NODES: usize = 8_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +94,11 @@ impl<'a> Document<'a> {
                 }
                 (b',', Expect::Separator) => {
                     let Some(&index) = open.last() else { return Err(at) };
-                    expect = if self.nodes[index].kind == Kind::Array { Expect::Value } else { Expect::Name };
+                    expect = if self.nodes[index].kind == Kind::Array {
+                        Expect::Value
+                    } else {
+                        Expect::Name
+                    };
                     at += 1;
                 }
                 (b'"', Expect::Name | Expect::NameOrEnd) => {
@@ -155,7 +161,13 @@ fn string_end(text: &[u8], at: usize) -> Result<usize, usize> {
         }
         from = match text.get(stop + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => stop + 2,
-            Some(b'u') if text.get(stop + 2..stop + 6).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) => stop + 6,
+            Some(b'u')
+                if text
+                    .get(stop + 2..stop + 6)
+                    .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) =>
+            {
+                stop + 6
+            }
             _ => return Err(stop),
         };
     };
@@ -163,7 +175,8 @@ fn string_end(text: &[u8], at: usize) -> Result<usize, usize> {
     if has_control(&text[at..end]) { Err(at) } else { Ok(end + 1) }
 }
 
-/// Whether a byte below 0x20 is in `run`, eight at a time: strings are most of a body, and this is built without optimization.
+/// Whether a byte below 0x20 is in `run`, eight at a time: strings are most of a body, and this is
+/// built without optimization.
 fn has_control(run: &[u8]) -> bool {
     const ONES: u64 = u64::MAX / 255;
     let (words, rest) = run.as_chunks::<8>();
@@ -179,7 +192,11 @@ fn scalar_end(text: &[u8], at: usize) -> Result<(Kind, usize), usize> {
             return Ok((kind, at + word.len()));
         }
     }
-    if text[at] == b'"' { string_end(text, at).map(|end| (Kind::String, end)) } else { number_end(text, at) }
+    if text[at] == b'"' {
+        string_end(text, at).map(|end| (Kind::String, end))
+    } else {
+        number_end(text, at)
+    }
 }
 
 fn number_end(text: &[u8], start: usize) -> Result<(Kind, usize), usize> {
@@ -233,7 +250,8 @@ impl<'d> Value<'d> {
 
     /// The values of an array; of anything else, none.
     pub fn items(self) -> impl Iterator<Item = Self> {
-        let end = if self.kind() == Kind::Array { self.node().next as usize } else { self.index + 1 };
+        let end =
+            if self.kind() == Kind::Array { self.node().next as usize } else { self.index + 1 };
         let mut index = self.index + 1;
         std::iter::from_fn(move || {
             let item = (index < end).then(|| self.at(index))?;
@@ -244,7 +262,8 @@ impl<'d> Value<'d> {
 
     /// The names and values of an object, in order and with duplicates; of anything else, none.
     pub fn entries(self) -> impl Iterator<Item = (Self, Self)> {
-        let end = if self.kind() == Kind::Object { self.node().next as usize } else { self.index + 1 };
+        let end =
+            if self.kind() == Kind::Object { self.node().next as usize } else { self.index + 1 };
         let mut index = self.index + 1;
         std::iter::from_fn(move || {
             let name = (index < end).then(|| self.at(index))?;
@@ -265,7 +284,8 @@ impl<'d> Value<'d> {
         let raw = self.raw();
         let inside = &raw[1.min(raw.len())..raw.len().saturating_sub(1).max(1.min(raw.len()))];
         self.kind() == Kind::String
-            && (inside == text.as_bytes() || (inside.contains(&b'\\') && self.text().is_some_and(|own| own == text)))
+            && (inside == text.as_bytes()
+                || (inside.contains(&b'\\') && self.text().is_some_and(|own| own == text)))
     }
 
     /// The string it is, with U+FFFD for what no string can hold.
@@ -276,7 +296,11 @@ impl<'d> Value<'d> {
         let raw = self.raw();
         // The document was checked to be UTF-8, and a string starts and ends on a quote.
         let inside = std::str::from_utf8(&raw[1..raw.len() - 1]).ok()?;
-        Some(if inside.contains('\\') { Cow::Owned(unescape(inside)) } else { Cow::Borrowed(inside) })
+        Some(if inside.contains('\\') {
+            Cow::Owned(unescape(inside))
+        } else {
+            Cow::Borrowed(inside)
+        })
     }
 
     pub fn truth(self) -> Option<bool> {

@@ -1,7 +1,8 @@
 //! The judge: a record of every turn that reached the upstream, whatever became of it.
 //!
-//! Records and adds up; never decides how a turn is served. What it shows are the facts that tests are judged by: which key a
-//! session met, which bytes arrived, what was cached and what could have been. Bodies and secrets are not kept.
+//! Records and adds up; never decides how a turn is served. What it shows are the facts that tests
+//! are judged by: which key a session met, which bytes arrived, what was cached and what could have
+//! been. Bodies and secrets are not kept.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,7 +52,8 @@ pub struct Turn {
     pub organization: Option<String>,
     pub session: Option<String>,
     pub model: Option<String>,
-    /// Of the bytes on the wire, before any decoding, in hexadecimal; of what came, if not all of it came.
+    /// Of the bytes on the wire, before any decoding, in hexadecimal; of what came, if not all of
+    /// it came.
     pub body_sha256: String,
     pub content_length: Option<String>,
     pub input_tokens: u64,
@@ -74,7 +76,8 @@ pub struct Turn {
     pub connection: Option<u64>,
     /// The WebSocket lane (`stream_id`) it named.
     pub lane: Option<String>,
-    /// The type of the frame that began it, `response.create` or `response.steer`; nothing for a handshake.
+    /// The type of the frame that began it, `response.create` or `response.steer`; nothing for a
+    /// handshake.
     pub frame: Option<String>,
     pub previous_response_id: Option<String>,
     /// It only prepared: `generate: false`, or a prewarm.
@@ -90,11 +93,16 @@ mod names {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub fn serialize<S: Serializer>(names: &Arc<[String]>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(
+        names: &Arc<[String]>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         names.as_ref().serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[String]>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<[String]>, D::Error> {
         Vec::deserialize(deserializer).map(Arc::from)
     }
 }
@@ -168,7 +176,13 @@ impl Judge {
             record.forgotten += 1;
         }
         record.turns.push_back(turn);
-        Entry { judge: Arc::clone(self), number, outcome: Outcome::ClientLeft, events: 0, hung_up: None }
+        Entry {
+            judge: Arc::clone(self),
+            number,
+            outcome: Outcome::ClientLeft,
+            events: 0,
+            hung_up: None,
+        }
     }
 
     pub fn turns(&self) -> Vec<Turn> {
@@ -177,7 +191,11 @@ impl Judge {
 
     pub fn summary(&self) -> Summary {
         let record = self.record();
-        let mut summary = Summary { turns: record.turns.len() as u64, forgotten: record.forgotten, ..Summary::default() };
+        let mut summary = Summary {
+            turns: record.turns.len() as u64,
+            forgotten: record.forgotten,
+            ..Summary::default()
+        };
         let mut met: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
         for turn in &record.turns {
             *summary.statuses.entry(turn.status).or_default() += 1;
@@ -203,11 +221,13 @@ impl Judge {
         summary.sessions = met.len() as u64;
         summary.keys_per_session_max = met.values().map(HashSet::len).max().unwrap_or(0) as u64;
         let total: usize = met.values().map(HashSet::len).sum();
-        summary.keys_per_session_mean = if met.is_empty() { 0.0 } else { total as f64 / met.len() as f64 };
+        summary.keys_per_session_mean =
+            if met.is_empty() { 0.0 } else { total as f64 / met.len() as f64 };
         summary
     }
 
-    /// Forgets all turns. Those in flight are forgotten with the rest; numbers go on, so that none of them comes back.
+    /// Forgets all turns. Those in flight are forgotten with the rest; numbers go on, so that none
+    /// of them comes back.
     pub fn clear(&self) {
         let mut record = self.record();
         let next = record.next;
@@ -215,7 +235,8 @@ impl Judge {
     }
 }
 
-/// A turn that is still running: whoever holds it says what became of it, and to drop it unsaid means that the client left.
+/// A turn that is still running: whoever holds it says what became of it, and to drop it unsaid
+/// means that the client left.
 #[derive(Debug)]
 pub struct Entry {
     judge: Arc<Judge>,
@@ -251,7 +272,11 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let hung_up = self.hung_up.as_ref().is_some_and(|hung_up| hung_up.load(Ordering::Relaxed));
-        let outcome = if self.outcome == Outcome::ClientLeft && hung_up { Outcome::Cut } else { self.outcome };
+        let outcome = if self.outcome == Outcome::ClientLeft && hung_up {
+            Outcome::Cut
+        } else {
+            self.outcome
+        };
         let events = self.events;
         self.note(|turn| {
             (turn.outcome, turn.events, turn.finished_at) = (outcome, events, Some(now_millis()));
@@ -268,7 +293,13 @@ mod tests {
     use super::*;
 
     fn served(judge: &Arc<Judge>, session: &str, key: &str, status: u16) {
-        let turn = Turn { session: Some(session.into()), key: Some(key.into()), status, input_tokens: 10, ..Turn::default() };
+        let turn = Turn {
+            session: Some(session.into()),
+            key: Some(key.into()),
+            status,
+            input_tokens: 10,
+            ..Turn::default()
+        };
         judge.open(turn).became(Outcome::Completed);
     }
 
@@ -290,7 +321,10 @@ mod tests {
         served(&judge, "two", "a", 200);
         served(&judge, "two", "b", 429);
         let summary = judge.summary();
-        assert_eq!((summary.sessions, summary.keys_per_session_max, summary.keys_per_session_mean), (2, 2, 1.5));
+        assert_eq!(
+            (summary.sessions, summary.keys_per_session_max, summary.keys_per_session_mean),
+            (2, 2, 1.5)
+        );
         assert_eq!((summary.input_tokens, summary.statuses[&429], summary.keys["b"]), (30, 1, 2));
     }
 
@@ -317,9 +351,13 @@ mod tests {
 
     #[test]
     fn a_turn_is_read_back_as_it_was_written() {
-        let turn = Turn { headers: Arc::from(vec!["accept".to_owned()]), status: 200, ..Turn::default() };
+        let turn =
+            Turn { headers: Arc::from(vec!["accept".to_owned()]), status: 200, ..Turn::default() };
         let text = serde_json::to_string(&turn).expect("written");
-        assert!(text.contains(r#""headers":["accept"]"#) && text.contains(r#""outcome":"open""#), "{text}");
+        assert!(
+            text.contains(r#""headers":["accept"]"#) && text.contains(r#""outcome":"open""#),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<Turn>(&text).expect("read"), turn);
     }
 }

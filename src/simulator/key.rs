@@ -1,6 +1,7 @@
 //! The simulated keys: who a request comes from, by its `authorization` alone.
 //!
-//! Decides which key a secret is and whether the headers beside it agree. Never shows a secret: the judge knows a key by its id.
+//! Decides which key a secret is and whether the headers beside it agree. Never shows a secret: the
+//! judge knows a key by its id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -43,17 +44,23 @@ impl Keys {
         let mut keys = HashMap::new();
         let mut ids: Vec<String> = Vec::new();
         for (index, key) in configured.iter().enumerate() {
-            let id = key.id.clone().unwrap_or_else(|| format!("{}/{}#{}", key.organization, key.project, index + 1));
+            let id = key
+                .id
+                .clone()
+                .unwrap_or_else(|| format!("{}/{}#{}", key.organization, key.project, index + 1));
             let secret = key.secret.read().map_err(|error| format!("sim.key {id}: {error}"))?;
             if ids.contains(&id) {
                 return Err(format!("sim.key {id}: two keys of this id"));
             }
             if key.organization.is_empty() || key.project.is_empty() || key.region.is_empty() {
-                return Err(format!("sim.key {id}: organization, project and region must not be empty"));
+                return Err(format!(
+                    "sim.key {id}: organization, project and region must not be empty"
+                ));
             }
             ids.push(id.clone());
             let masked = mask(secret.expose());
-            let (organization, project, region) = (key.organization.clone(), key.project.clone(), key.region.clone());
+            let (organization, project, region) =
+                (key.organization.clone(), key.project.clone(), key.region.clone());
             let entry = Arc::new(Key { id: id.clone(), organization, project, region, masked });
             if keys.insert(Sha256::digest(secret.expose()).into(), entry).is_some() {
                 return Err(format!("sim.key {id}: another key has the same secret"));
@@ -63,7 +70,10 @@ impl Keys {
     }
 
     /// Whose request this is. The key comes back beside a refusal that concerns its other headers.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+    ) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
         let Some(value) = headers.get(header::AUTHORIZATION) else {
             let text = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY). You can obtain an API key from https://platform.openai.com/account/api-keys.";
             return Err((None, unauthorized(None, text.into())));
@@ -74,18 +84,28 @@ impl Keys {
             _ => "",
         };
         let Some(key) = self.0.get(<[u8; 32]>::from(Sha256::digest(secret)).as_slice()) else {
-            return Err((None, unauthorized(Some("invalid_api_key"), incorrect_key(&mask(secret)))));
+            return Err((
+                None,
+                unauthorized(Some("invalid_api_key"), incorrect_key(&mask(secret))),
+            ));
         };
-        let differs = |name: &str, own: &str| headers.get_all(name).iter().any(|value| value.as_bytes() != own.as_bytes());
+        let differs = |name: &str, own: &str| {
+            headers.get_all(name).iter().any(|value| value.as_bytes() != own.as_bytes())
+        };
         let mismatch = if differs("openai-organization", &key.organization) {
-            Some(("mismatched_organization", "OpenAI-Organization header should match organization for API key"))
+            Some((
+                "mismatched_organization",
+                "OpenAI-Organization header should match organization for API key",
+            ))
         } else if differs("openai-project", &key.project) {
             Some(("mismatched_project", "OpenAI-Project header should match project for API key"))
         } else {
             None
         };
         match mismatch {
-            Some((code, text)) => Err((Some(Arc::clone(key)), unauthorized(Some(code), text.into()))),
+            Some((code, text)) => {
+                Err((Some(Arc::clone(key)), unauthorized(Some(code), text.into())))
+            }
             None => Ok(Arc::clone(key)),
         }
     }
@@ -126,24 +146,42 @@ mod tests {
     }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
     fn a_key_is_known_by_its_secret_and_named_by_its_place() {
-        let keys = Keys::new(&[configured("sk-one", "org-a"), configured("sk-two", "org-b")]).expect("two keys");
-        let key = keys.authenticate(&headers(&[("authorization", "Bearer sk-two")])).expect("known");
+        let keys = Keys::new(&[configured("sk-one", "org-a"), configured("sk-two", "org-b")])
+            .expect("two keys");
+        let key =
+            keys.authenticate(&headers(&[("authorization", "Bearer sk-two")])).expect("known");
         assert_eq!((key.id.as_str(), key.organization.as_str()), ("org-b/default#2", "org-b"));
     }
 
     #[test]
     fn an_unknown_secret_is_refused_without_being_shown() {
         let keys = Keys::new(&[configured("sk-one", "org-a")]).expect("a key");
-        let (_, refusal) =
-            keys.authenticate(&headers(&[("authorization", "Bearer sk-abcdefghij-lmnopqrst")])).expect_err("unknown");
-        assert_eq!((refusal.status.as_u16(), refusal.code.as_deref()), (401, Some("invalid_api_key")));
-        assert!(refusal.message.contains("sk-abcde***********qrst") && !refusal.message.contains("ghij"), "{}", refusal.message);
-        for wrong in [headers(&[]), headers(&[("authorization", "Basic sk-one")]), headers(&[("authorization", "sk-one")])] {
+        let (_, refusal) = keys
+            .authenticate(&headers(&[("authorization", "Bearer sk-abcdefghij-lmnopqrst")]))
+            .expect_err("unknown");
+        assert_eq!(
+            (refusal.status.as_u16(), refusal.code.as_deref()),
+            (401, Some("invalid_api_key"))
+        );
+        assert!(
+            refusal.message.contains("sk-abcde***********qrst")
+                && !refusal.message.contains("ghij"),
+            "{}",
+            refusal.message
+        );
+        for wrong in [
+            headers(&[]),
+            headers(&[("authorization", "Basic sk-one")]),
+            headers(&[("authorization", "sk-one")]),
+        ] {
             assert_eq!(keys.authenticate(&wrong).expect_err("refused").1.status.as_u16(), 401);
         }
     }
@@ -161,6 +199,8 @@ mod tests {
 
     #[test]
     fn two_keys_may_not_be_one() {
-        assert!(Keys::new(&[configured("sk-one", "org-a"), configured("sk-one", "org-b")]).is_err());
+        assert!(
+            Keys::new(&[configured("sk-one", "org-a"), configured("sk-one", "org-b")]).is_err()
+        );
     }
 }

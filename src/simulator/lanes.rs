@@ -1,7 +1,8 @@
 //! The lanes of one WebSocket: which of the requests that have arrived is served next.
 //!
-//! Requests of one lane are served in their order; lanes pass each other; so many in flight over all of them, and the rest waits
-//! without being told. A connection knows so many names in its whole life. Pure.
+//! Requests of one lane are served in their order; lanes pass each other; so many in flight over
+//! all of them, and the rest waits without being told. A connection knows so many names in its
+//! whole life. Pure.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -40,7 +41,11 @@ impl<T> Lanes<T> {
         }
         if !self.named.contains(name) && self.named.len() >= MOST_NAMED {
             let message = "This WebSocket connection has reached its maximum number of distinct stream IDs (32). Reuse an existing stream_id or open a new WebSocket connection.";
-            return Err(Refusal::invalid(Some("websocket_stream_limit_reached"), Some("stream_id"), message));
+            return Err(Refusal::invalid(
+                Some("websocket_stream_limit_reached"),
+                Some("stream_id"),
+                message,
+            ));
         }
         self.named.insert(name.to_owned());
         Ok(())
@@ -116,7 +121,8 @@ mod tests {
         let mut lanes = Lanes::<()>::default();
         assert!((0..MOST_NAMED).all(|number| lanes.admit(Some(&format!("lane-{number}"))).is_ok()));
         assert_eq!((lanes.admit(None), lanes.admit(Some("lane-0"))), (Ok(()), Ok(())));
-        let code = |lanes: &mut Lanes<()>, name: &str| lanes.admit(Some(name)).expect_err(name).code;
+        let code =
+            |lanes: &mut Lanes<()>, name: &str| lanes.admit(Some(name)).expect_err(name).code;
         assert_eq!(code(&mut lanes, "one-more").as_deref(), Some("websocket_stream_limit_reached"));
         for wrong in ["", "a b", "é", &"x".repeat(257)] {
             assert_eq!(code(&mut lanes, wrong).as_deref(), Some("invalid_stream_id"), "{wrong}");

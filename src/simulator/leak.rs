@@ -1,15 +1,23 @@
 //! What a real upstream must never be shown, and how a request must be framed.
 //!
-//! Stricter than the real service, which would accept most of it: a gateway's own headers, somebody else's credentials, a body
-//! whose length is not known from the start. A refusal here is a fault of the gateway, and its code says so.
+//! Stricter than the real service, which would accept most of it: a gateway's own headers, somebody
+//! else's credentials, a body whose length is not known from the start. A refusal here is a fault
+//! of the gateway, and its code says so.
 
 use http::{HeaderMap, header};
 
 use super::refusal::Refusal;
 
 /// Headers that belong to a hop or to a client, never to an upstream.
-const FORBIDDEN: &[&str] =
-    &["yai-sticky-session", "cookie", "x-api-key", "api-key", "x-goog-api-key", "chatgpt-account-id", "proxy-authorization"];
+const FORBIDDEN: &[&str] = &[
+    "yai-sticky-session",
+    "cookie",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "chatgpt-account-id",
+    "proxy-authorization",
+];
 const FORBIDDEN_PREFIX: &str = "x-warmkey-";
 
 /// Every header name, sorted, each once.
@@ -20,12 +28,16 @@ pub fn names(headers: &HeaderMap) -> Vec<String> {
 }
 
 pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
-    let leaked =
-        headers.keys().map(http::HeaderName::as_str).find(|name| FORBIDDEN.contains(name) || name.starts_with(FORBIDDEN_PREFIX));
+    let leaked = headers
+        .keys()
+        .map(http::HeaderName::as_str)
+        .find(|name| FORBIDDEN.contains(name) || name.starts_with(FORBIDDEN_PREFIX));
     if let Some(name) = leaked {
         return Err(leak(&format!("The header '{name}' must not reach an upstream.")));
     }
-    for name in [header::AUTHORIZATION, header::HOST, header::CONTENT_TYPE, header::CONTENT_ENCODING] {
+    for name in
+        [header::AUTHORIZATION, header::HOST, header::CONTENT_TYPE, header::CONTENT_ENCODING]
+    {
         if headers.get_all(&name).iter().count() > 1 {
             return Err(leak(&format!("The header '{name}' came more than once.")));
         }
@@ -37,13 +49,21 @@ pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
 pub fn framing(headers: &HeaderMap, is_handshake: bool) -> Result<(), Refusal> {
     let framing = |text: &str| Refusal::invalid(Some("simulator_framing"), None, text);
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(framing("The body came with a transfer-encoding; its length was known to the client."));
+        return Err(framing(
+            "The body came with a transfer-encoding; its length was known to the client.",
+        ));
     }
     let lengths: Vec<_> = headers.get_all(header::CONTENT_LENGTH).iter().collect();
     match lengths.as_slice() {
         [] if is_handshake => Ok(()),
-        [length] if is_handshake && length.as_bytes() != b"0" => Err(framing("A handshake came with a body.")),
-        [length] if length.to_str().is_ok_and(|text| text.bytes().all(|byte| byte.is_ascii_digit())) => Ok(()),
+        [length] if is_handshake && length.as_bytes() != b"0" => {
+            Err(framing("A handshake came with a body."))
+        }
+        [length]
+            if length.to_str().is_ok_and(|text| text.bytes().all(|byte| byte.is_ascii_digit())) =>
+        {
+            Ok(())
+        }
         [] => Err(framing("The body came without a content-length.")),
         _ => Err(framing("The body came with an ambiguous content-length.")),
     }
@@ -60,20 +80,36 @@ mod tests {
     use super::*;
 
     fn headers(names: &[&'static str]) -> HeaderMap {
-        names.iter().map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1"))).collect()
+        names
+            .iter()
+            .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("1")))
+            .collect()
     }
 
     #[test]
     fn a_plain_request_passes() {
         assert_eq!(
-            check(&headers(&["authorization", "content-length", "session-id", "x-codex-window-id", "traceparent"])),
+            check(&headers(&[
+                "authorization",
+                "content-length",
+                "session-id",
+                "x-codex-window-id",
+                "traceparent"
+            ])),
             Ok(())
         );
     }
 
     #[test]
     fn what_is_not_meant_for_an_upstream_is_named() {
-        for name in ["yai-sticky-session", "x-warmkey-hop", "x-warmkey-turn", "cookie", "x-api-key", "chatgpt-account-id"] {
+        for name in [
+            "yai-sticky-session",
+            "x-warmkey-hop",
+            "x-warmkey-turn",
+            "cookie",
+            "x-api-key",
+            "chatgpt-account-id",
+        ] {
             let refusal = check(&headers(&["content-length", name])).expect_err(name);
             assert_eq!(refusal.code.as_deref(), Some("simulator_leak"));
             assert!(refusal.message.contains(name));
@@ -84,10 +120,15 @@ mod tests {
 
     #[test]
     fn a_length_is_asked_for_once() {
-        for wrong in
-            [headers(&[]), headers(&["content-length", "transfer-encoding"]), headers(&["content-length", "content-length"])]
-        {
-            assert_eq!(framing(&wrong, false).expect_err("framing").code.as_deref(), Some("simulator_framing"));
+        for wrong in [
+            headers(&[]),
+            headers(&["content-length", "transfer-encoding"]),
+            headers(&["content-length", "content-length"]),
+        ] {
+            assert_eq!(
+                framing(&wrong, false).expect_err("framing").code.as_deref(),
+                Some("simulator_framing")
+            );
         }
         assert_eq!(framing(&headers(&["content-length"]), false), Ok(()));
         assert_eq!(framing(&headers(&[]), true), Ok(()));

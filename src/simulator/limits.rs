@@ -1,6 +1,8 @@
-//! Rate limits of an (organization, project, model): who must wait, and what the `x-ratelimit-*` headers say.
+//! Rate limits of an (organization, project, model): who must wait, and what the `x-ratelimit-*`
+//! headers say.
 //!
-//! Pure: the time is an argument. Requests that are refused count too, as the real ones do; cached tokens count in full.
+//! Pure: the time is an argument. Requests that are refused count too, as the real ones do; cached
+//! tokens count in full.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -63,7 +65,9 @@ pub struct Standing {
 impl Standing {
     /// As every answer that got so far tells it. `real` is what a client feels of a span.
     pub fn headers(&self, real: impl Fn(Duration) -> Duration) -> HeaderMap {
-        let reset = |span| HeaderValue::try_from(go_text(real(span))).unwrap_or(HeaderValue::from_static("0s"));
+        let reset = |span| {
+            HeaderValue::try_from(go_text(real(span))).unwrap_or(HeaderValue::from_static("0s"))
+        };
         [
             ("x-ratelimit-limit-requests", HeaderValue::from(self.limit.requests)),
             ("x-ratelimit-limit-tokens", HeaderValue::from(self.limit.tokens)),
@@ -91,7 +95,8 @@ pub struct Limits {
 impl Limits {
     /// Of what `[sim]` and the keys of a project say, the stricter counts.
     pub fn new(config: &Config) -> Self {
-        let usual = Allowance { requests: config.requests_per_minute, tokens: config.tokens_per_minute };
+        let usual =
+            Allowance { requests: config.requests_per_minute, tokens: config.tokens_per_minute };
         let mut projects = HashMap::new();
         for key in &config.key {
             let project = projects.entry(place(&key.organization, &key.project)).or_insert(usual);
@@ -109,7 +114,9 @@ impl Limits {
     pub fn take(&mut self, now: Duration, project: &str, model: &str, tokens: u64) -> Standing {
         let limit = self.projects.get(project).copied().unwrap_or(self.usual);
         if self.places.len() >= MOST_PLACES {
-            self.places.retain(|_, (requests, _)| now.saturating_sub(requests.at) < Duration::from_secs(60));
+            self.places.retain(|_, (requests, _)| {
+                now.saturating_sub(requests.at) < Duration::from_secs(60)
+            });
         }
         let full = |limit: u64| Bucket { left: limit as f64, at: now };
         let place = self.places.entry((project.to_owned(), model.to_owned()));
@@ -142,7 +149,11 @@ impl Limits {
 pub fn go_text(span: Duration) -> String {
     let millis = span.as_millis();
     let (minutes, rest) = (millis / 60_000, millis % 60_000);
-    let seconds = if rest % 1000 == 0 { format!("{}s", rest / 1000) } else { format!("{}s", rest as f64 / 1000.0) };
+    let seconds = if rest % 1000 == 0 {
+        format!("{}s", rest / 1000)
+    } else {
+        format!("{}s", rest as f64 / 1000.0)
+    };
     match (minutes / 60, minutes % 60) {
         (0, 0) if millis < 1000 => format!("{millis}ms"),
         (0, 0) => seconds,
@@ -162,7 +173,9 @@ mod tests {
     #[test]
     fn a_place_may_make_so_many_requests_and_use_so_many_tokens_a_minute() {
         let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
-        let mut take = |seconds, model, tokens| limits.take(Duration::from_secs(seconds), "org/p", model, tokens);
+        let mut take = |seconds, model, tokens| {
+            limits.take(Duration::from_secs(seconds), "org/p", model, tokens)
+        };
         assert_eq!(take(0, "a", 900).refused, None);
         assert_eq!(take(0, "a", 200).refused, Some(Limited::Tokens(Duration::from_secs(6))));
         assert_eq!(take(0, "a", 1).refused, Some(Limited::Requests(Duration::from_secs(30))));
@@ -175,13 +188,18 @@ mod tests {
 
     #[test]
     fn a_project_may_have_less_than_its_sibling_and_never_more_than_all() {
-        let key = |project: &str, limit: &str| format!(r#"{{"secret":"s","organization":"org","project":"{project}"{limit}}}"#);
+        let key = |project: &str, limit: &str| {
+            format!(r#"{{"secret":"s","organization":"org","project":"{project}"{limit}}}"#)
+        };
         let keys = [
             key("short", r#","requests_per_minute":3"#),
             key("short", r#","requests_per_minute":2,"tokens_per_minute":70"#),
             key("long", r#","requests_per_minute":900"#),
         ];
-        let mut limits = limits(&format!(r#"{{"requests_per_minute":5,"tokens_per_minute":100,"key":[{}]}}"#, keys.join(",")));
+        let mut limits = limits(&format!(
+            r#"{{"requests_per_minute":5,"tokens_per_minute":100,"key":[{}]}}"#,
+            keys.join(",")
+        ));
         let mut limit = |project| limits.take(Duration::ZERO, project, "m", 1).limit;
         assert_eq!(limit("org/short"), Allowance { requests: 2, tokens: 70 });
         assert_eq!(limit("org/long"), Allowance { requests: 5, tokens: 100 });
@@ -206,9 +224,14 @@ mod tests {
 
     #[test]
     fn spans_are_written_as_go_writes_them() {
-        for (millis, text) in
-            [(0, "0ms"), (20, "20ms"), (1000, "1s"), (11_054, "11.054s"), (360_000, "6m0s"), (90_500, "1m30.5s")]
-        {
+        for (millis, text) in [
+            (0, "0ms"),
+            (20, "20ms"),
+            (1000, "1s"),
+            (11_054, "11.054s"),
+            (360_000, "6m0s"),
+            (90_500, "1m30.5s"),
+        ] {
             assert_eq!(go_text(Duration::from_millis(millis)), text);
         }
         assert_eq!(go_text(Duration::from_secs(5 * 3600 + 50 * 60 + 30)), "5h50m30s");

@@ -1,6 +1,8 @@
-//! What one WebSocket remembers and nobody else: the latest response of each lane, and those that are being said.
+//! What one WebSocket remembers and nobody else: the latest response of each lane, and those that
+//! are being said.
 //!
-//! Decides what `previous_response_id` may name besides what is stored, and when that is forgotten. It is gone with its connection.
+//! Decides what `previous_response_id` may name besides what is stored, and when that is forgotten.
+//! It is gone with its connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,9 @@
-//! Which machine serves a request: the one its beginning steers to, or the next when that one has had its fill.
+//! Which machine serves a request: the one its beginning steers to, or the next when that one has
+//! had its fill.
 //!
-//! Pure: the time is an argument. A machine takes about 15 requests a minute of one cache key (of one beginning where there is no
-//! key); what comes beyond overflows to the next, whose memory is cold. Knows nothing of what machines remember.
+//! Pure: the time is an argument. A machine takes about 15 requests a minute of one cache key (of
+//! one beginning where there is no key); what comes beyond overflows to the next, whose memory is
+//! cold. Knows nothing of what machines remember.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -22,7 +24,8 @@ pub struct Machines {
 }
 
 impl Machines {
-    /// The machine for a request of `lane`, in the lane's own order: 0 is home. Never `count` or more.
+    /// The machine for a request of `lane`, in the lane's own order: 0 is home. Never `count` or
+    /// more.
     pub fn choose(&mut self, now: Duration, lane: Digest, count: u32) -> u32 {
         if self.lanes.len() >= MOST_LANES && !self.lanes.contains_key(&lane) {
             self.lanes.retain(|_, busy| busy.iter().any(|until| *until > now));

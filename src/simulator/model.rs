@@ -30,7 +30,8 @@ const LISTED: &[&str] = &[
     "gpt-6.1-sol",
 ];
 
-/// Cached for 24 hours at most unless the request says otherwise; older models keep theirs in memory.
+/// Cached for 24 hours at most unless the request says otherwise; older models keep theirs in
+/// memory.
 const RETAINED: &[&str] = &["gpt-5", "gpt-4.1"];
 
 /// Idle for longer than the first, or older than the second, and an entry is gone.
@@ -40,9 +41,12 @@ pub struct Life {
     pub age: Duration,
 }
 
-pub const IN_MEMORY: Life = Life { idle: Duration::from_secs(10 * 60), age: Duration::from_secs(3600) };
-/// "Typically about 30 minutes, at most 24 hours": the typical life, since the maximum is a promise of nothing.
-pub const RETAINED_24H: Life = Life { idle: Duration::from_secs(30 * 60), age: Duration::from_secs(24 * 3600) };
+pub const IN_MEMORY: Life =
+    Life { idle: Duration::from_secs(10 * 60), age: Duration::from_secs(3600) };
+/// "Typically about 30 minutes, at most 24 hours": the typical life, since the maximum is a promise
+/// of nothing.
+pub const RETAINED_24H: Life =
+    Life { idle: Duration::from_secs(30 * 60), age: Duration::from_secs(24 * 3600) };
 
 /// The regime of a model, or nothing if no such model exists.
 pub fn regime(model: &str) -> Option<Regime> {
@@ -53,7 +57,8 @@ pub fn regime(model: &str) -> Option<Regime> {
             _ => Regime::Steps { tokens: 128 },
         });
     }
-    let reasoning = model.strip_prefix('o').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let reasoning =
+        model.strip_prefix('o').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     (reasoning || model.starts_with("codex-")).then_some(Regime::Steps { tokens: 128 })
 }
 
@@ -69,7 +74,9 @@ pub fn usual_life(model: &str) -> Life {
 
 /// `5.4-mini` is (5, 4), `4o` is (4, 0), `6-sol` is (6, 0).
 fn version(text: &str) -> Option<(u32, u32)> {
-    let number = |text: &str| text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
+    let number = |text: &str| {
+        text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok())
+    };
     let major = number(text)?;
     let rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
     Some((major, rest.strip_prefix('.').and_then(number).unwrap_or(0)))

@@ -1,9 +1,10 @@
-//! The prefix of a request: its whole context rendered in the order in which a model reads it, and the places in it that a
-//! cache can be matched at.
+//! The prefix of a request: its whole context rendered in the order in which a model reads it, and
+//! the places in it that a cache can be matched at.
 //!
-//! Order: settings (they cost no tokens, yet change the prefix), tools, instructions, then the items of the history. A token is
-//! four rendered bytes. Rendering is by the bytes as sent, so it is stricter than the service: a re-ordered schema, a respelled
-//! escape or number is another prefix. What a model never sees is left out: item ids and states, Codex's own metadata, marks.
+//! Order: settings (they cost no tokens, yet change the prefix), tools, instructions, then the
+//! items of the history. A token is four rendered bytes. Rendering is by the bytes as sent, so it
+//! is stricter than the service: a re-ordered schema, a respelled escape or number is another
+//! prefix. What a model never sees is left out: item ids and states, Codex's own metadata, marks.
 
 use sha2::{Digest as _, Sha256};
 
@@ -53,17 +54,21 @@ impl History {
         let kind = item_type(item);
         let role = match kind.as_ref() {
             "compaction_trigger" => return,
-            "message" | "additional_tools" => match item.get("role").and_then(Value::text).as_deref() {
-                Some("user") => Role::User,
-                Some("developer" | "system") => Role::Developer,
-                _ => Role::Other,
-            },
+            "message" | "additional_tools" => {
+                match item.get("role").and_then(Value::text).as_deref() {
+                    Some("user") => Role::User,
+                    Some("developer" | "system") => Role::Developer,
+                    _ => Role::Other,
+                }
+            }
             other if other.ends_with("_output") => Role::ToolOutput,
             _ => Role::Other,
         };
         self.compacted |= kind == "compaction";
         self.bytes.push(b'\x1e');
-        for (name, value) in item.entries().filter(|(name, _)| !UNSEEN.iter().any(|unseen| name.is_text(unseen))) {
+        for (name, value) in
+            item.entries().filter(|(name, _)| !UNSEEN.iter().any(|unseen| name.is_text(unseen)))
+        {
             self.bytes.extend_from_slice(name.raw());
             if name.is_text("content") && value.kind() == Kind::Array {
                 value.items().for_each(|part| self.take_part(part));
@@ -86,7 +91,10 @@ impl History {
             self.bytes.extend_from_slice(part.raw());
             return;
         }
-        for (name, value) in part.entries().filter(|(name, _)| !UNSEEN_IN_PART.iter().any(|unseen| name.is_text(unseen))) {
+        for (name, value) in part
+            .entries()
+            .filter(|(name, _)| !UNSEEN_IN_PART.iter().any(|unseen| name.is_text(unseen)))
+        {
             self.bytes.extend_from_slice(name.raw());
             self.bytes.extend_from_slice(value.raw());
         }
@@ -100,8 +108,8 @@ impl History {
         self.bytes.len()
     }
 
-    /// Ends that the service may mark by itself: user messages, the last tool output of a run, and the end of the first run
-    /// of developer messages.
+    /// Ends that the service may mark by itself: user messages, the last tool output of a run, and
+    /// the end of the first run of developer messages.
     fn eligible(&self) -> impl Iterator<Item = (usize, Stop)> {
         let developers = self.items.iter().take_while(|item| item.role == Role::Developer).count();
         self.items.iter().enumerate().filter_map(move |(index, item)| {
@@ -161,7 +169,12 @@ impl Prefix {
             context.extend_from_slice(instructions.raw());
         }
         let tokens = (((context.len() + history.bytes.len()) / TOKEN) as u64).max(1);
-        let mut prefix = Self { tokens, steps: Vec::new(), ends: Vec::new(), head: head(&context, &history.bytes) };
+        let mut prefix = Self {
+            tokens,
+            steps: Vec::new(),
+            ends: Vec::new(),
+            head: head(&context, &history.bytes),
+        };
         match step {
             Some(tokens) => {
                 context.extend_from_slice(&history.bytes);
@@ -213,7 +226,9 @@ fn settings(ask: &Ask<'_>) -> Digest {
 
 /// `text.format`, `reasoning.effort` and `text.verbosity`, as sent.
 pub fn shaping<'d>(ask: &Ask<'d>) -> [&'d [u8]; 3] {
-    let raw = |outer, inner| ask.body.get(outer).and_then(|value| value.get(inner)).map_or(&b""[..], Value::raw);
+    let raw = |outer, inner| {
+        ask.body.get(outer).and_then(|value| value.get(inner)).map_or(&b""[..], Value::raw)
+    };
     [raw("text", "format"), raw("reasoning", "effort"), raw("text", "verbosity")]
 }
 
@@ -239,7 +254,11 @@ fn ends(settings: &Digest, context: &[u8], history: &History) -> Vec<End> {
         .map(|(at, stop)| {
             hasher.update(&history.bytes[from..at]);
             from = at;
-            End { digest: short(hasher.clone()), tokens: ((context.len() + at) / TOKEN) as u64, stop }
+            End {
+                digest: short(hasher.clone()),
+                tokens: ((context.len() + at) / TOKEN) as u64,
+                stop,
+            }
         })
         .collect()
 }

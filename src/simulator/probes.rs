@@ -38,7 +38,8 @@ impl Probes {
         if record.len() >= MOST_PROBES {
             record.pop_front();
         }
-        let (id, organization) = (key.map(|key| key.id.clone()), key.map(|key| key.organization.clone()));
+        let (id, organization) =
+            (key.map(|key| key.id.clone()), key.map(|key| key.organization.clone()));
         record.push_back(Probe { at: now_millis(), key: id, organization, status });
     }
 

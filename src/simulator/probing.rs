@@ -1,7 +1,7 @@
 //! `GET /models`: how a gateway asks whether a key is alive without paying for an answer.
 //!
-//! A key that is dead for answers is dead here too; one that is only short of quota is not, as in the real service. Checked like
-//! any other request.
+//! A key that is dead for answers is dead here too; one that is only short of quota is not, as in
+//! the real service. Checked like any other request.
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -25,7 +25,9 @@ pub async fn serve(world: &World, headers: &HeaderMap) -> Response<Body> {
         }
         Err((key, refusal)) => (key, Some(refusal.response())),
     };
-    world.probes.note(key.as_deref(), answer.as_ref().map_or(0, |response| response.status().as_u16()));
+    world
+        .probes
+        .note(key.as_deref(), answer.as_ref().map_or(0, |response| response.status().as_u16()));
     let mut response = answer.unwrap_or_else(|| Response::new(broken()));
     describe(world, began, key.as_deref(), headers, response.headers_mut());
     response
@@ -35,13 +37,22 @@ pub async fn serve(world: &World, headers: &HeaderMap) -> Response<Body> {
 async fn answer(world: &World, key: &Key) -> Option<Response<Body>> {
     let fault = {
         let mut memory = world.memory();
-        let own = memory.faults.strike(Target { at: At::Probe, key, model: None, session: None, prewarm: false });
+        let own = memory.faults.strike(Target {
+            at: At::Probe,
+            key,
+            model: None,
+            session: None,
+            prewarm: false,
+        });
         own.or_else(|| memory.faults.of_key(key))
     };
     if let Some(stall) = fault.as_ref().and_then(|fault| fault.stall) {
         tokio::time::sleep(stall.0).await;
     }
-    let status = fault.as_ref().and_then(|fault| fault.status).and_then(|status| StatusCode::from_u16(status).ok());
+    let status = fault
+        .as_ref()
+        .and_then(|fault| fault.status)
+        .and_then(|status| StatusCode::from_u16(status).ok());
     match (status, &fault) {
         (Some(status), Some(fault)) if status != StatusCode::OK => {
             Some(Refusal { close: None, ..fault.refusal(status, key, "") }.response())
@@ -49,7 +60,9 @@ async fn answer(world: &World, key: &Key) -> Option<Response<Body>> {
         (_, Some(fault)) if fault.reset => None,
         _ => {
             let mut response = Response::new(Body::from(model::list()));
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response.headers_mut().extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
             Some(response)
         }

@@ -1,7 +1,8 @@
-//! How the service says no: one refusal, its status, body and headers, with the texts of the real service.
+//! How the service says no: one refusal, its status, body and headers, with the texts of the real
+//! service.
 //!
-//! Decides wording only; who is refused and why is decided elsewhere. Never carries a secret beyond the few characters that the
-//! real service shows of a wrong key.
+//! Decides wording only; who is refused and why is decided elsewhere. Never carries a secret beyond
+//! the few characters that the real service shows of a wrong key.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -85,15 +86,26 @@ impl Refusal {
         let mut headers = HeaderMap::new();
         if let Some(span) = self.retry_after {
             // Rounded up: a client that comes back early is refused again.
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(span.as_millis().div_ceil(1000) as u64));
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(span.as_millis().div_ceil(1000) as u64),
+            );
             headers.insert("retry-after-ms", HeaderValue::from(span.as_millis() as u64));
         }
-        headers.extend(self.besides.as_ref().map(|besides| besides.headers.clone()).unwrap_or_default());
+        headers.extend(
+            self.besides.as_ref().map(|besides| besides.headers.clone()).unwrap_or_default(),
+        );
         headers
     }
 
-    /// The refusal that the real service gives under this status and code; of an unknown code, one in its shape.
-    pub fn scripted(status: StatusCode, code: Option<&str>, caller: Caller<'_>, retry_after: Option<Duration>) -> Self {
+    /// The refusal that the real service gives under this status and code; of an unknown code, one
+    /// in its shape.
+    pub fn scripted(
+        status: StatusCode,
+        code: Option<&str>,
+        caller: Caller<'_>,
+        retry_after: Option<Duration>,
+    ) -> Self {
         let code = code.unwrap_or(usual_code(status));
         let (kind, message) = wording(status, code, caller, retry_after);
         Self {
@@ -108,9 +120,11 @@ impl Refusal {
         }
     }
 
-    /// An error frame of a WebSocket: what a response would be, in one object. A named lane is told by its name.
+    /// An error frame of a WebSocket: what a response would be, in one object. A named lane is told
+    /// by its name.
     pub fn frame(&self, lane: Option<&str>) -> String {
-        let mut frame = json!({"type": "error", "status": self.status.as_u16(), "error": self.error()});
+        let mut frame =
+            json!({"type": "error", "status": self.status.as_u16(), "error": self.error()});
         if let Some(lane) = lane {
             frame["stream_id"] = lane.into();
         }
@@ -143,7 +157,12 @@ fn wait_text(span: Duration) -> String {
     }
 }
 
-fn wording(status: StatusCode, code: &str, caller: Caller<'_>, retry_after: Option<Duration>) -> (&'static str, String) {
+fn wording(
+    status: StatusCode,
+    code: &str,
+    caller: Caller<'_>,
+    retry_after: Option<Duration>,
+) -> (&'static str, String) {
     let Caller { organization, project, model, masked } = caller;
     let invalid = "invalid_request_error";
     match code {
@@ -210,14 +229,17 @@ fn wording(status: StatusCode, code: &str, caller: Caller<'_>, retry_after: Opti
 }
 
 pub fn incorrect_key(masked: &str) -> String {
-    format!("Incorrect API key provided: {masked}. You can find your API key at https://platform.openai.com/account/api-keys.")
+    format!(
+        "Incorrect API key provided: {masked}. You can find your API key at https://platform.openai.com/account/api-keys."
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CALLER: Caller<'_> = Caller { organization: "org-a", project: "proj-1", model: "gpt-5.4", masked: "sk-a***z" };
+    const CALLER: Caller<'_> =
+        Caller { organization: "org-a", project: "proj-1", model: "gpt-5.4", masked: "sk-a***z" };
 
     #[test]
     fn a_rate_limit_says_when_to_come_back_in_every_form_that_clients_read() {
@@ -233,21 +255,39 @@ mod tests {
     fn an_error_frame_says_all_that_a_response_would() {
         let wait = Some(Duration::from_millis(1500));
         let refusal = Refusal::scripted(StatusCode::TOO_MANY_REQUESTS, None, CALLER, wait);
-        let frame: serde_json::Value = serde_json::from_str(&refusal.frame(Some("side"))).expect("JSON");
-        assert_eq!((&frame["type"], &frame["status"], &frame["stream_id"]), (&json!("error"), &json!(429), &json!("side")));
-        assert_eq!((&frame["headers"]["retry-after"], &frame["error"]["code"]), (&json!("2"), &json!("rate_limit_exceeded")));
-        let plain: serde_json::Value = serde_json::from_str(&Refusal::invalid(None, None, "no").frame(None)).expect("JSON");
+        let frame: serde_json::Value =
+            serde_json::from_str(&refusal.frame(Some("side"))).expect("JSON");
+        assert_eq!(
+            (&frame["type"], &frame["status"], &frame["stream_id"]),
+            (&json!("error"), &json!(429), &json!("side"))
+        );
+        assert_eq!(
+            (&frame["headers"]["retry-after"], &frame["error"]["code"]),
+            (&json!("2"), &json!("rate_limit_exceeded"))
+        );
+        let plain: serde_json::Value =
+            serde_json::from_str(&Refusal::invalid(None, None, "no").frame(None)).expect("JSON");
         assert!(plain.get("stream_id").is_none() && plain.get("headers").is_none());
     }
 
     #[test]
     fn the_type_follows_the_code_and_an_unknown_code_keeps_its_name() {
-        let scripted =
-            |status, code| Refusal::scripted(StatusCode::from_u16(status).expect("a status"), Some(code), CALLER, None);
+        let scripted = |status, code| {
+            Refusal::scripted(
+                StatusCode::from_u16(status).expect("a status"),
+                Some(code),
+                CALLER,
+                None,
+            )
+        };
         assert_eq!(scripted(429, "credit_balance_exhausted").kind, "insufficient_quota");
         assert_eq!(scripted(429, "slow_down").kind, "rate_limit_error");
         assert_eq!(scripted(503, "slow_down").kind, "service_unavailable_error");
         assert_eq!(scripted(418, "teapot").code.as_deref(), Some("teapot"));
-        assert!(scripted(401, "invalid_api_key").message.starts_with("Incorrect API key provided: sk-a***z. You"));
+        assert!(
+            scripted(401, "invalid_api_key")
+                .message
+                .starts_with("Incorrect API key provided: sk-a***z. You")
+        );
     }
 }

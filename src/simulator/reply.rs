@@ -1,7 +1,8 @@
-//! Which answer a request gets: a message, a tool call, a compacted history, or nothing for a prewarm.
+//! Which answer a request gets: a message, a tool call, a compacted history, or nothing for a
+//! prewarm.
 //!
-//! Decides by the input's shape and the directives in its last user text. Refuses sealed content of other organizations, with
-//! the texts of the real service.
+//! Decides by the input's shape and the directives in its last user text. Refuses sealed content of
+//! other organizations, with the texts of the real service.
 
 use std::borrow::Cow;
 
@@ -36,8 +37,10 @@ impl Prompt {
         if let Some(text) = input.text() {
             return Self { directive: Directive::read(&text), answered: false };
         }
-        let is_prompt =
-            |item: &Value<'_>| item_type(*item) == "message" && item.get("role").is_some_and(|role| role.is_text("user"));
+        let is_prompt = |item: &Value<'_>| {
+            item_type(*item) == "message"
+                && item.get("role").is_some_and(|role| role.is_text("user"))
+        };
         let (mut last, mut answered) = (None, false);
         for item in input.items() {
             if is_prompt(&item) {
@@ -53,20 +56,35 @@ impl Prompt {
 
 fn message_text(item: Value<'_>) -> Cow<'_, str> {
     let Some(content) = item.get("content") else { return Cow::Borrowed("") };
-    let parts = || content.items().filter_map(|part| part.get("text").and_then(Value::text)).collect::<String>();
+    let parts = || {
+        content
+            .items()
+            .filter_map(|part| part.get("text").and_then(Value::text))
+            .collect::<String>()
+    };
     content.text().unwrap_or_else(|| Cow::Owned(parts()))
 }
 
 /// The namespace in which the tool is offered (`Some(None)`: in none), at the top or by an item.
 fn offered<'d>(ask: &Ask<'d>) -> Option<Option<Cow<'d, str>>> {
-    let by_items = ask.input.items().filter(|item| item_type(*item) == "additional_tools").filter_map(|item| item.get("tools"));
-    ask.tools.into_iter().chain(by_items).flat_map(|tools| tools.items().collect::<Vec<_>>()).find_map(|tool| {
-        let is_it = |tool: Value<'_>| tool.get("name").is_some_and(|name| name.is_text(TOOL));
-        match tool.get("tools") {
-            Some(inner) => inner.items().any(is_it).then(|| tool.get("name").and_then(Value::text)),
-            None => is_it(tool).then_some(None),
-        }
-    })
+    let by_items = ask
+        .input
+        .items()
+        .filter(|item| item_type(*item) == "additional_tools")
+        .filter_map(|item| item.get("tools"));
+    ask.tools
+        .into_iter()
+        .chain(by_items)
+        .flat_map(|tools| tools.items().collect::<Vec<_>>())
+        .find_map(|tool| {
+            let is_it = |tool: Value<'_>| tool.get("name").is_some_and(|name| name.is_text(TOOL));
+            match tool.get("tools") {
+                Some(inner) => {
+                    inner.items().any(is_it).then(|| tool.get("name").and_then(Value::text))
+                }
+                None => is_it(tool).then_some(None),
+            }
+        })
 }
 
 /// The output items of the answer.
@@ -75,7 +93,10 @@ pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) 
         return Vec::new();
     }
     if ask.compact {
-        return vec![Item::Compaction { id: world.id("cmp"), sealed: world.seal(CONTENT, organization, COMPACTION) }];
+        return vec![Item::Compaction {
+            id: world.id("cmp"),
+            sealed: world.seal(CONTENT, organization, COMPACTION),
+        }];
     }
     let sealed = ask.sealed_reasoning.then(|| world.seal(CONTENT, organization, REASONING));
     let reasoning = Item::Reasoning { id: world.id("rs"), sealed };
@@ -100,32 +121,41 @@ pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) 
     vec![reasoning, last]
 }
 
-/// Sealed content must be ours and this organization's; what was never stored cannot be referred to, nor another project's file.
+/// Sealed content must be ours and this organization's; what was never stored cannot be referred
+/// to, nor another project's file.
 pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     if item_type(item) == "item_reference" {
         let id = item.get("id").and_then(Value::text).unwrap_or_default();
         let message = format!(
             "Item with id '{id}' not found. Items are not persisted when `store` is set to false. Try again with `store` set to true, or remove this item from your input."
         );
-        return Err(Refusal::invalid(None, Some("input"), message).with_status(StatusCode::NOT_FOUND));
+        return Err(
+            Refusal::invalid(None, Some("input"), message).with_status(StatusCode::NOT_FOUND)
+        );
     }
     let parts = item.get("content").filter(|content| content.kind() == Kind::Array);
-    let holders: Vec<_> = std::iter::once(item).chain(parts.into_iter().flat_map(Value::items)).collect();
-    for id in holders.iter().flat_map(|holder| ["file_id", "container_id"].map(|name| holder.get(name).and_then(Value::text))) {
+    let holders: Vec<_> =
+        std::iter::once(item).chain(parts.into_iter().flat_map(Value::items)).collect();
+    for id in holders.iter().flat_map(|holder| {
+        ["file_id", "container_id"].map(|name| holder.get(name).and_then(Value::text))
+    }) {
         id.map_or(Ok(()), |id| find(&id, key))?;
     }
     for content in holders.iter().filter_map(|holder| holder.get("encrypted_content")) {
         let text = content.text().unwrap_or_default();
         let reason = match world.sealer.open(CONTENT, &key.organization, &text) {
             Ok(()) => continue,
-            Err(Broken::Foreign) => "Encrypted content organization_id did not match the target organization.",
+            Err(Broken::Foreign) => {
+                "Encrypted content organization_id did not match the target organization."
+            }
             Err(Broken::Garbage) => "Encrypted content could not be decrypted or parsed.",
         };
         let what = match item.get("id").and_then(Value::text) {
             Some(id) => format!("for item {id}"),
             None => shortened(&text),
         };
-        let message = format!("The encrypted content {what} could not be verified. Reason: {reason}");
+        let message =
+            format!("The encrypted content {what} could not be verified. Reason: {reason}");
         return Err(Refusal::invalid(Some("invalid_encrypted_content"), None, message));
     }
     Ok(())
@@ -133,19 +163,23 @@ pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
 
 /// What tools search and work in must be this project's too.
 pub fn check_tool(key: &Key, tool: Value<'_>) -> Result<(), Refusal> {
-    let stores = tool.get("vector_store_ids").into_iter().flat_map(|ids| ids.items().collect::<Vec<_>>());
+    let stores =
+        tool.get("vector_store_ids").into_iter().flat_map(|ids| ids.items().collect::<Vec<_>>());
     let mut ids = stores.chain(tool.get("container")).filter_map(Value::text);
     ids.try_for_each(|id| find(&id, key))
 }
 
-/// There is one thing of each name: in the project that its id tells, `<kind>-<organization>-<project>-<name>`.
+/// There is one thing of each name: in the project that its id tells,
+/// `<kind>-<organization>-<project>-<name>`.
 fn find(id: &str, key: &Key) -> Result<(), Refusal> {
     let place = id.find(['-', '_']).map(|at| &id[at + 1..]);
-    let is_here = place.is_some_and(|place| place.starts_with(&format!("{}-{}-", key.organization, key.project)));
+    let is_here = place
+        .is_some_and(|place| place.starts_with(&format!("{}-{}-", key.organization, key.project)));
     if is_here {
         return Ok(());
     }
-    Err(Refusal::invalid(None, Some("input"), format!("'{id}' not found.")).with_status(StatusCode::NOT_FOUND))
+    Err(Refusal::invalid(None, Some("input"), format!("'{id}' not found."))
+        .with_status(StatusCode::NOT_FOUND))
 }
 
 /// `gAAA...wxyz`: a blob as error texts show it.
@@ -154,16 +188,23 @@ fn shortened(text: &str) -> String {
     format!("{}...{last}", text.chars().take(4).collect::<String>())
 }
 
-/// The fields of the response object that repeat the request: its plain words only, so that an odd request does not make an
-/// answer that a client cannot read.
+/// The fields of the response object that repeat the request: its plain words only, so that an odd
+/// request does not make an answer that a client cannot read.
 pub fn echo(ask: &Ask<'_>) -> String {
-    let word =
-        |value: Option<Value<'_>>, usual: &str| match value.filter(|value| !matches!(value.kind(), Kind::Array | Kind::Object)) {
-            Some(value) => String::from_utf8_lossy(value.raw()).into_owned(),
-            None => usual.to_owned(),
-        };
-    let inner = |outer, name, usual: &str| word(ask.body.get(outer).and_then(|outer| outer.get(name)), usual);
-    let format = ask.body.get("text").and_then(|text| text.get("format")).and_then(|format| format.get("type"));
+    let word = |value: Option<Value<'_>>, usual: &str| match value
+        .filter(|value| !matches!(value.kind(), Kind::Array | Kind::Object))
+    {
+        Some(value) => String::from_utf8_lossy(value.raw()).into_owned(),
+        None => usual.to_owned(),
+    };
+    let inner = |outer, name, usual: &str| {
+        word(ask.body.get(outer).and_then(|outer| outer.get(name)), usual)
+    };
+    let format = ask
+        .body
+        .get("text")
+        .and_then(|text| text.get("format"))
+        .and_then(|format| format.get("type"));
     let tier = if ask.tier == "fast" { "priority" } else { &ask.tier };
     let mut echo = format!(
         r#""model":{},"store":{},"service_tier":{},"previous_response_id":{},"prompt_cache_key":{},"parallel_tool_calls":{},"reasoning":{{"effort":{},"summary":null}},"text":{{"format":{{"type":{}}},"verbosity":{}}},"tool_choice":{},"tools":[],"metadata":{{}}"#,
@@ -180,7 +221,10 @@ pub fn echo(ask: &Ask<'_>) -> String {
     );
     match ask.caching {
         Caching::Steps { .. } => {
-            echo.push_str(&format!(r#","prompt_cache_retention":{}"#, word(ask.body.get("prompt_cache_retention"), "null")));
+            echo.push_str(&format!(
+                r#","prompt_cache_retention":{}"#,
+                word(ask.body.get("prompt_cache_retention"), "null")
+            ));
         }
         Caching::Breakpoints { implicit, ttl } => {
             let mode = if implicit { "implicit" } else { "explicit" };

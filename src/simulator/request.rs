@@ -1,7 +1,9 @@
-//! What a request asks for: the fields of its body that decide anything, checked as strictly as the real service checks them.
+//! What a request asks for: the fields of its body that decide anything, checked as strictly as the
+//! real service checks them.
 //!
-//! Refuses what the real service refuses: unknown parameters, wrong types, cache fields of the other regime, tool outputs
-//! without their calls. Never looks at an item more closely than that: unknown item types pass, and their bytes are theirs.
+//! Refuses what the real service refuses: unknown parameters, wrong types, cache fields of the
+//! other regime, tool outputs without their calls. Never looks at an item more closely than that:
+//! unknown item types pass, and their bytes are theirs.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -122,13 +124,19 @@ impl<'d> Ask<'d> {
             let framed = if transport == Transport::WebSocket { OF_A_FRAME } else { &[] };
             if !PARAMETERS.iter().chain(framed).any(|known| name.is_text(known)) {
                 let name = name.text().unwrap_or_default();
-                return Err(Refusal::invalid(Some("unknown_parameter"), Some(&name), format!("Unknown parameter: '{name}'.")));
+                return Err(Refusal::invalid(
+                    Some("unknown_parameter"),
+                    Some(&name),
+                    format!("Unknown parameter: '{name}'."),
+                ));
             }
         }
         let model = text(body, "model")?.ok_or_else(|| missing("model"))?;
         let regime = model::regime(&model).ok_or_else(|| {
-            let message = format!("The model `{model}` does not exist or you do not have access to it.");
-            Refusal::invalid(Some("model_not_found"), None, message).with_status(StatusCode::NOT_FOUND)
+            let message =
+                format!("The model `{model}` does not exist or you do not have access to it.");
+            Refusal::invalid(Some("model_not_found"), None, message)
+                .with_status(StatusCode::NOT_FOUND)
         })?;
         let input = body.get("input").ok_or_else(|| missing("input"))?;
         check_input(input)?;
@@ -138,23 +146,36 @@ impl<'d> Ask<'d> {
             let message = format!(
                 "Invalid 'prompt_cache_key': string too long. Expected a string with maximum length 64, but got a string with length {length} instead."
             );
-            return Err(Refusal::invalid(Some("string_above_max_length"), Some("prompt_cache_key"), message));
+            return Err(Refusal::invalid(
+                Some("string_above_max_length"),
+                Some("prompt_cache_key"),
+                message,
+            ));
         }
         let previous = text(body, "previous_response_id")?;
         if let Some(conversation) = body.get("conversation") {
             return Err(no_conversation(conversation, previous.is_some()));
         }
         if truth(body, "background")? == Some(true) {
-            return Err(Refusal::invalid(Some("unsupported_parameter"), Some("background"), "Background mode is not simulated."));
+            return Err(Refusal::invalid(
+                Some("unsupported_parameter"),
+                Some("background"),
+                "Background mode is not simulated.",
+            ));
         }
         let store = truth(body, "store")?.unwrap_or(true);
         let options = object(body, "prompt_cache_options")?;
         let stream_options = object(body, "stream_options")?;
         let include = typed(body, "include", &[Kind::Array])?;
-        let asked = include.is_some_and(|names| names.items().any(|name| name.is_text("reasoning.encrypted_content")));
-        for (name, kind) in
-            [("reasoning", Kind::Object), ("text", Kind::Object), ("metadata", Kind::Object), ("client_metadata", Kind::Object)]
-        {
+        let asked = include.is_some_and(|names| {
+            names.items().any(|name| name.is_text("reasoning.encrypted_content"))
+        });
+        for (name, kind) in [
+            ("reasoning", Kind::Object),
+            ("text", Kind::Object),
+            ("metadata", Kind::Object),
+            ("client_metadata", Kind::Object),
+        ] {
             typed(body, name, &[kind])?;
         }
         truth(body, "parallel_tool_calls")?;
@@ -162,9 +183,15 @@ impl<'d> Ask<'d> {
             caching: caching(body, &model, regime, options)?,
             // Over HTTP no frame could say so.
             prewarm: truth(body, "generate")? == Some(false)
-                || options.and_then(|options| options.get("prewarm")).and_then(Value::truth).unwrap_or(false),
+                || options
+                    .and_then(|options| options.get("prewarm"))
+                    .and_then(Value::truth)
+                    .unwrap_or(false),
             lane: text(body, "stream_id")?,
-            comparison: options.map(|options| text(options, "comparison_response_id")).transpose()?.flatten(),
+            comparison: options
+                .map(|options| text(options, "comparison_response_id"))
+                .transpose()?
+                .flatten(),
             stream: truth(body, "stream")?.unwrap_or(false),
             obfuscate: stream_options
                 .and_then(|options| options.get("include_obfuscation"))
@@ -173,8 +200,13 @@ impl<'d> Ask<'d> {
             sealed_reasoning: asked || !store,
             tools: typed(body, "tools", &[Kind::Array])?,
             instructions: typed(body, "instructions", &[Kind::String, Kind::Array])?,
-            tier: text(body, "service_tier")?.filter(|tier| tier != "auto").unwrap_or(Cow::Borrowed("default")),
-            compact: input.items().last().is_some_and(|item| item_type(item) == "compaction_trigger"),
+            tier: text(body, "service_tier")?
+                .filter(|tier| tier != "auto")
+                .unwrap_or(Cow::Borrowed("default")),
+            compact: input
+                .items()
+                .last()
+                .is_some_and(|item| item_type(item) == "compaction_trigger"),
             body,
             model,
             store,
@@ -186,7 +218,11 @@ impl<'d> Ask<'d> {
 }
 
 fn missing(name: &str) -> Refusal {
-    Refusal::invalid(Some("missing_required_parameter"), Some(name), format!("Missing required parameter: '{name}'."))
+    Refusal::invalid(
+        Some("missing_required_parameter"),
+        Some(name),
+        format!("Missing required parameter: '{name}'."),
+    )
 }
 
 fn typed<'d>(object: Value<'d>, name: &str, kinds: &[Kind]) -> Result<Option<Value<'d>>, Refusal> {
@@ -194,7 +230,8 @@ fn typed<'d>(object: Value<'d>, name: &str, kinds: &[Kind]) -> Result<Option<Val
         Some(value) if !kinds.contains(&value.kind()) => {
             let wanted = format!("{:?}", kinds[0]).to_lowercase();
             let got = format!("{:?}", value.kind()).to_lowercase();
-            let message = format!("Invalid type for '{name}': expected a {wanted}, but got a {got} instead.");
+            let message =
+                format!("Invalid type for '{name}': expected a {wanted}, but got a {got} instead.");
             Err(Refusal::invalid(Some("invalid_type"), Some(name), message))
         }
         value => Ok(value),
@@ -218,19 +255,31 @@ fn no_conversation(conversation: Value<'_>, chained: bool) -> Refusal {
         let message = "Mutually exclusive parameters: 'previous_response_id' and 'conversation'.";
         return Refusal::invalid(Some("mutually_exclusive_parameters"), None, message);
     }
-    let id = conversation.text().or_else(|| conversation.get("id").and_then(Value::text)).unwrap_or_default();
+    let id = conversation
+        .text()
+        .or_else(|| conversation.get("id").and_then(Value::text))
+        .unwrap_or_default();
     Refusal::invalid(None, Some("conversation"), format!("Conversation with id '{id}' not found."))
         .with_status(StatusCode::NOT_FOUND)
 }
 
-fn caching(body: Value<'_>, model: &str, regime: Regime, options: Option<Value<'_>>) -> Result<Caching, Refusal> {
+fn caching(
+    body: Value<'_>,
+    model: &str,
+    regime: Regime,
+    options: Option<Value<'_>>,
+) -> Result<Caching, Refusal> {
     let retention = text(body, "prompt_cache_retention")?;
     let unsupported = |name: &str| {
         let message = format!("Unsupported parameter: '{name}' is not supported with this model.");
         Refusal::invalid(Some("unsupported_parameter"), Some(name), message)
     };
     let invalid = |name: &str, value: &str| {
-        Refusal::invalid(Some("invalid_value"), Some(name), format!("Invalid value: '{value}' is not supported for '{name}'."))
+        Refusal::invalid(
+            Some("invalid_value"),
+            Some(name),
+            format!("Invalid value: '{value}' is not supported for '{name}'."),
+        )
     };
     match regime {
         Regime::Steps { .. } if options.is_some() => Err(unsupported("prompt_cache_options")),
@@ -245,14 +294,16 @@ fn caching(body: Value<'_>, model: &str, regime: Regime, options: Option<Value<'
             Ok(Caching::Steps { tokens, life })
         }
         Regime::Breakpoints => {
-            let named = |name| options.map(|options| text(options, name)).transpose().map(Option::flatten);
+            let named =
+                |name| options.map(|options| text(options, name)).transpose().map(Option::flatten);
             let implicit = match named("mode")?.as_deref() {
                 None | Some("implicit") => true,
                 Some("explicit") => false,
                 Some(other) => return Err(invalid("prompt_cache_options.mode", other)),
             };
             let ttl = named("ttl")?;
-            let ttl = ttl_of(ttl.as_deref()).ok_or_else(|| invalid("prompt_cache_options.ttl", ttl.as_deref().unwrap_or("")))?;
+            let ttl = ttl_of(ttl.as_deref())
+                .ok_or_else(|| invalid("prompt_cache_options.ttl", ttl.as_deref().unwrap_or("")))?;
             Ok(Caching::Breakpoints { implicit, ttl })
         }
     }
@@ -275,18 +326,28 @@ pub fn item_type(item: Value<'_>) -> Cow<'_, str> {
 fn check_input(input: Value<'_>) -> Result<(), Refusal> {
     let wrong = |index: usize| {
         let place = format!("input[{index}]");
-        Refusal::invalid(Some("invalid_type"), Some(&place), format!("Invalid type for '{place}': expected an input item."))
+        Refusal::invalid(
+            Some("invalid_type"),
+            Some(&place),
+            format!("Invalid type for '{place}': expected an input item."),
+        )
     };
     match input.kind() {
         Kind::String => Ok(()),
         Kind::Array => input.items().enumerate().try_for_each(|(index, item)| {
             let named = item.get("type").is_some_and(|kind| kind.kind() == Kind::String);
             let message = item.get("type").is_none() && item.get("role").is_some();
-            if item.kind() == Kind::Object && (named || message) { Ok(()) } else { Err(wrong(index)) }
+            if item.kind() == Kind::Object && (named || message) {
+                Ok(())
+            } else {
+                Err(wrong(index))
+            }
         }),
-        _ => {
-            Err(Refusal::invalid(Some("invalid_type"), Some("input"), "Invalid type for 'input': expected a string or an array."))
-        }
+        _ => Err(Refusal::invalid(
+            Some("invalid_type"),
+            Some("input"),
+            "Invalid type for 'input': expected a string or an array.",
+        )),
     }
 }
 
@@ -318,7 +379,8 @@ impl OpenCalls {
             }
             if kind.strip_suffix("_output").is_some_and(|of| of == *call) {
                 if !self.made.contains(id.as_ref()) {
-                    let message = format!("No tool call found for {word} output with call_id {id}.");
+                    let message =
+                        format!("No tool call found for {word} output with call_id {id}.");
                     return Err(Refusal::invalid(None, Some("input"), message));
                 }
                 self.answered.insert(id.into_owned());
@@ -336,7 +398,11 @@ impl OpenCalls {
     /// A call whose output never came cannot be gone on from.
     pub fn finish(&self) -> Result<(), Refusal> {
         match self.open().min() {
-            Some(id) => Err(Refusal::invalid(None, Some("input"), format!("No tool output found for function call {id}."))),
+            Some(id) => Err(Refusal::invalid(
+                None,
+                Some("input"),
+                format!("No tool output found for function call {id}."),
+            )),
             None => Ok(()),
         }
     }

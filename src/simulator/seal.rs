@@ -1,7 +1,9 @@
-//! What only its owner can open: reasoning and compaction blobs belong to an organization, a turn state to a key.
+//! What only its owner can open: reasoning and compaction blobs belong to an organization, a turn
+//! state to a key.
 //!
-//! Decides whether a blob is ours and whose. The blobs look like the real ones (`gAAAA...`: version 0x80 and a time) and hold
-//! nothing but filler: the simulator proves ownership, it keeps no secrets.
+//! Decides whether a blob is ours and whose. The blobs look like the real ones (`gAAAA...`: version
+//! 0x80 and a time) and hold nothing but filler: the simulator proves ownership, it keeps no
+//! secrets.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -50,12 +52,15 @@ impl Sealer {
         self.sign(parts)
     }
 
-    /// A blob of `kind` that only `owner` can open, with `filler` bytes inside it. `number` makes it unlike any other.
+    /// A blob of `kind` that only `owner` can open, with `filler` bytes inside it. `number` makes
+    /// it unlike any other.
     pub fn seal(&self, kind: &str, owner: &str, number: u64, filler: usize) -> String {
-        let nonce = self.sign(&[b"nonce", kind.as_bytes(), owner.as_bytes(), &number.to_be_bytes()]);
+        let nonce =
+            self.sign(&[b"nonce", kind.as_bytes(), owner.as_bytes(), &number.to_be_bytes()]);
         let mut blob = Vec::with_capacity(HEAD + filler + SIGNATURE);
         blob.push(VERSION);
-        // The real one carries its time; a number that only grows is as good and makes no two runs differ.
+        // The real one carries its time; a number that only grows is as good and makes no two runs
+        // differ.
         blob.extend_from_slice(&number.min(u64::from(u32::MAX)).to_be_bytes());
         blob.extend_from_slice(&nonce[..NONCE]);
         blob.extend_from_slice(&self.owner(kind, owner, &nonce[..NONCE]));
@@ -71,13 +76,19 @@ impl Sealer {
 
     fn owner(&self, kind: &str, owner: &str, nonce: &[u8]) -> [u8; OWNER] {
         let mut short = [0; OWNER];
-        short.copy_from_slice(&self.sign(&[b"owner", kind.as_bytes(), owner.as_bytes(), nonce])[..OWNER]);
+        short.copy_from_slice(
+            &self.sign(&[b"owner", kind.as_bytes(), owner.as_bytes(), nonce])[..OWNER],
+        );
         short
     }
 
     pub fn open(&self, kind: &str, owner: &str, text: &str) -> Result<(), Broken> {
         let blob = URL_SAFE_NO_PAD.decode(text).map_err(|_| Broken::Garbage)?;
-        let signed = blob.len().checked_sub(SIGNATURE).filter(|length| *length >= HEAD).ok_or(Broken::Garbage)?;
+        let signed = blob
+            .len()
+            .checked_sub(SIGNATURE)
+            .filter(|length| *length >= HEAD)
+            .ok_or(Broken::Garbage)?;
         let (body, signature) = blob.split_at(signed);
         if body[0] != VERSION || self.sign(&[kind.as_bytes(), body]) != signature {
             return Err(Broken::Garbage);

@@ -1,6 +1,7 @@
 //! The options of the simulated upstream: the `[sim]` table and its `[[sim.key]]` entries.
 //!
-//! Decides defaults and refuses what makes no sense. Never reads a secret: that is the key table's affair.
+//! Decides defaults and refuses what makes no sense. Never reads a secret: that is the key table's
+//! affair.
 
 use std::time::Duration;
 
@@ -18,17 +19,21 @@ pub struct Config {
     pub prefill: Span,
     /// `response.output_text.delta` events of an ordinary answer, 1 to 100,000.
     pub events: u32,
-    /// Seals, filler text and the choice of machines follow from it; two simulators of one seed can open each other's seals.
+    /// Seals, filler text and the choice of machines follow from it; two simulators of one seed can
+    /// open each other's seals.
     pub seed: u64,
-    /// Cache life, overflow, limits and the 60 minutes of a WebSocket run this many times faster than real time, at least 1.
+    /// Cache life, overflow, limits and the 60 minutes of a WebSocket run this many times faster
+    /// than real time, at least 1.
     pub time_scale: f64,
     /// Serves on an address that is not loopback. The judge shows what a real service never would.
     pub expose: bool,
-    /// Machines behind each cache domain: traffic beyond 15 requests a minute overflows from one to the next.
+    /// Machines behind each cache domain: traffic beyond 15 requests a minute overflows from one to
+    /// the next.
     pub machines: u32,
     /// Requests a minute that each (organization, project, model) may make, in simulated time.
     pub requests_per_minute: u64,
-    /// Tokens a minute that each (organization, project, model) may use, in simulated time; cached ones count in full.
+    /// Tokens a minute that each (organization, project, model) may use, in simulated time; cached
+    /// ones count in full.
     pub tokens_per_minute: u64,
     /// Speaks WebSocket mode. If not, an upgrade is answered like any unknown path: 404.
     pub websocket: bool,
@@ -71,9 +76,11 @@ impl Default for Config {
             seed: 0,
             time_scale: 1.0,
             expose: false,
-            // Many, as in reality: two sessions seldom meet on one by chance, so that a cache hit is earned by routing alone.
+            // Many, as in reality: two sessions seldom meet on one by chance, so that a cache hit
+            // is earned by routing alone.
             machines: 512,
-            // High enough that nobody meets them by accident, low enough to read as the numbers of a large account.
+            // High enough that nobody meets them by accident, low enough to read as the numbers of
+            // a large account.
             requests_per_minute: 120_000,
             tokens_per_minute: 40_000_000_000,
             websocket: true,
@@ -94,8 +101,16 @@ impl Config {
         if !(1..=1024).contains(&self.machines) {
             return Err("sim.machines must be between 1 and 1024".into());
         }
-        let of_keys = self.key.iter().flat_map(|key| [key.requests_per_minute, key.tokens_per_minute]).flatten();
-        if [self.requests_per_minute, self.tokens_per_minute].into_iter().chain(of_keys).any(|limit| limit == 0) {
+        let of_keys = self
+            .key
+            .iter()
+            .flat_map(|key| [key.requests_per_minute, key.tokens_per_minute])
+            .flatten();
+        if [self.requests_per_minute, self.tokens_per_minute]
+            .into_iter()
+            .chain(of_keys)
+            .any(|limit| limit == 0)
+        {
             return Err("requests_per_minute and tokens_per_minute, of sim and of a sim.key, must be at least 1".into());
         }
         Ok(())
@@ -109,9 +124,14 @@ mod tests {
     #[test]
     fn a_default_is_fine_and_an_unknown_option_is_not() {
         assert_eq!(Config::default().check(), Ok(()));
-        let config: Config = serde_json::from_str(r#"{"key":[{"secret":"sk-1","organization":"org-a"}],"event_delay":"5ms"}"#)
-            .expect("a short table is a whole one");
-        assert_eq!((config.key[0].project.as_str(), config.key[0].region.as_str()), ("default", "us"));
+        let config: Config = serde_json::from_str(
+            r#"{"key":[{"secret":"sk-1","organization":"org-a"}],"event_delay":"5ms"}"#,
+        )
+        .expect("a short table is a whole one");
+        assert_eq!(
+            (config.key[0].project.as_str(), config.key[0].region.as_str()),
+            ("default", "us")
+        );
         assert!(serde_json::from_str::<Config>(r#"{"evnts":1}"#).is_err());
     }
 
@@ -127,7 +147,10 @@ mod tests {
             Config { events: 0, ..Config::default() },
             Config { machines: 0, ..Config::default() },
             Config { tokens_per_minute: 0, ..Config::default() },
-            Config { key: vec![key(r#"{"secret":"s","organization":"o","requests_per_minute":0}"#)], ..Config::default() },
+            Config {
+                key: vec![key(r#"{"secret":"s","organization":"o","requests_per_minute":0}"#)],
+                ..Config::default()
+            },
         ] {
             assert!(wrong.check().is_err());
         }

@@ -1,7 +1,7 @@
 //! The record of WebSockets: who opened each, what came over it, and how it ended.
 //!
-//! Records, and passes on the order to close; never decides what is served. Turns have a record of their own, which names the
-//! socket they were on.
+//! Records, and passes on the order to close; never decides what is served. Turns have a record of
+//! their own, which names the socket they were on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,7 +55,8 @@ pub struct Order {
 
 impl Order {
     fn fits(&self, socket: &Socket) -> bool {
-        let narrows = |wanted: &Option<String>, own: &Option<String>| wanted.is_none() || wanted == own;
+        let narrows =
+            |wanted: &Option<String>, own: &Option<String>| wanted.is_none() || wanted == own;
         narrows(&self.key, &socket.key)
             && narrows(&self.organization, &socket.organization)
             && narrows(&self.session, &socket.session)
@@ -137,7 +138,10 @@ impl Line {
 
     /// Who it is from, once that is known.
     pub fn of(&self, key: &Key) {
-        self.note(|socket| (socket.key, socket.organization) = (Some(key.id.clone()), Some(key.organization.clone())));
+        self.note(|socket| {
+            (socket.key, socket.organization) =
+                (Some(key.id.clone()), Some(key.organization.clone()))
+        });
     }
 
     /// Is served from now on, and hears the order to close.
@@ -198,7 +202,10 @@ mod tests {
         two.frame(Some("response.create"));
         two.frame(Some("response.create"));
         two.frame(None);
-        assert_eq!(sockets.all()[1].frames, BTreeMap::from([("response.create".into(), 2), ("?".into(), 1)]));
+        assert_eq!(
+            sockets.all()[1].frames,
+            BTreeMap::from([("response.create".into(), 2), ("?".into(), 1)])
+        );
         sockets.clear();
         one.frame(None);
         drop(one);

@@ -1,7 +1,7 @@
 //! Stored responses: what `previous_response_id` goes on from.
 //!
-//! A response is stored for its project and found only there; one of `store: false` is never found over HTTP. Bounded: the oldest
-//! histories go first, since the simulator is no archive.
+//! A response is stored for its project and found only there; one of `store: false` is never found
+//! over HTTP. Bounded: the oldest histories go first, since the simulator is no archive.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -61,7 +61,11 @@ impl Stored {
             Some((owner, past)) if owner == project => Ok(past.clone()),
             _ => {
                 let message = format!("Previous response with id '{id}' not found.");
-                Err(Refusal::invalid(Some("previous_response_not_found"), Some("previous_response_id"), message))
+                Err(Refusal::invalid(
+                    Some("previous_response_not_found"),
+                    Some("previous_response_id"),
+                    message,
+                ))
             }
         }
     }

@@ -1,7 +1,8 @@
 //! An answer on its way out: when each event is said, and how the saying ends.
 //!
-//! Decides pauses, cuts, resets, and when a word of the client's ends it early. An answer that is dropped before its terminal
-//! event was handed over was left by its client, and the judge is told so at once.
+//! Decides pauses, cuts, resets, and when a word of the client's ends it early. An answer that is
+//! dropped before its terminal event was handed over was left by its client, and the judge is told
+//! so at once.
 
 use std::io;
 use std::sync::Arc;
@@ -79,7 +80,13 @@ pub struct Play {
 }
 
 impl Play {
-    pub fn new(answer: Answer, pause: Pause, cut: Option<Cut>, control: Arc<Control>, entry: Entry) -> Self {
+    pub fn new(
+        answer: Answer,
+        pause: Pause,
+        cut: Option<Cut>,
+        control: Arc<Control>,
+        entry: Entry,
+    ) -> Self {
         let steps = answer.steps();
         Self { answer, steps, at: 0, sent: 0, done: 0, is_over: false, pause, cut, control, entry }
     }
@@ -114,7 +121,8 @@ impl Play {
         self.at += 1;
         match step {
             Step::Done(_) => self.done += 1,
-            // A client may leave as soon as it has read this: that is the end of a turn, not of its patience.
+            // A client may leave as soon as it has read this: that is the end of a turn, not of its
+            // patience.
             Step::Completed => self.over(Outcome::Completed),
             _ => {}
         }
@@ -157,7 +165,8 @@ impl Play {
                 return Said::Close(cut.close);
             }
             End::Broken => {
-                // What was said before is sent first: an error drops whatever still waits in the connection's buffer.
+                // What was said before is sent first: an error drops whatever still waits in the
+                // connection's buffer.
                 tokio::task::yield_now().await;
                 self.over(Outcome::Cut);
                 return Said::Broken;
@@ -196,7 +205,9 @@ pub fn body(play: Play) -> Body {
 
 /// A body that breaks the connection before its first byte.
 pub fn broken() -> Body {
-    Body::from_stream(futures_util::stream::once(async { Err::<Bytes, _>(io::Error::from(io::ErrorKind::ConnectionReset)) }))
+    Body::from_stream(futures_util::stream::once(async {
+        Err::<Bytes, _>(io::Error::from(io::ErrorKind::ConnectionReset))
+    }))
 }
 
 #[cfg(test)]
@@ -241,8 +252,12 @@ mod tests {
     async fn pauses_stand_between_events() {
         let judge = Arc::new(Judge::default());
         let began = Instant::now();
-        let pause = Pause { event: Duration::from_millis(10), text: Some(Duration::from_millis(100)) };
-        assert_eq!(frames(play(answer(3), pause, None, judge.open(Turn::default()))).await, (11, false));
+        let pause =
+            Pause { event: Duration::from_millis(10), text: Some(Duration::from_millis(100)) };
+        assert_eq!(
+            frames(play(answer(3), pause, None, judge.open(Turn::default()))).await,
+            (11, false)
+        );
         assert_eq!(began.elapsed(), Duration::from_millis(3 * 100 + 7 * 10));
         assert_eq!((judge.turns()[0].outcome, judge.turns()[0].events), (Outcome::Completed, 11));
     }
@@ -284,7 +299,8 @@ mod tests {
         };
         let said = async |control: &Arc<Control>, word: fn(&Control)| {
             let pause = Pause { event: Duration::from_millis(10), text: None };
-            let mut play = Play::new(items(), pause, None, Arc::clone(control), judge.open(Turn::default()));
+            let mut play =
+                Play::new(items(), pause, None, Arc::clone(control), judge.open(Turn::default()));
             let mut kinds = Vec::new();
             while let Some(Said::Event(event)) = play.next().await {
                 kinds.push(event.kind);
@@ -293,21 +309,36 @@ mod tests {
             (kinds.len(), kinds.pop(), play.done())
         };
         let steer = |control: &Control| {
-            let _ = control.steer(crate::simulator::control::Steer { id: "s".into(), input: "[]".into(), sha256: String::new() });
+            let _ = control.steer(crate::simulator::control::Steer {
+                id: "s".into(),
+                input: "[]".into(),
+                sha256: String::new(),
+            });
         };
         assert_eq!(said(&Arc::default(), steer).await, (5, Some("response.incomplete"), 1));
-        assert_eq!(said(&Arc::default(), Control::cancel).await, (2, Some("response.incomplete"), 0));
+        assert_eq!(
+            said(&Arc::default(), Control::cancel).await,
+            (2, Some("response.incomplete"), 0)
+        );
         assert!(judge.turns().iter().all(|turn| turn.outcome == Outcome::Incomplete));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_socket_is_closed_after_an_answer_has_ended_in_whatever_way() {
         let judge = Arc::new(Judge::default());
-        for (after, end, before) in
-            [(4, End::Clean, 4), (u64::MAX, End::Clean, 11), (4, End::Failed(Refusal::invalid(None, None, "no")), 5)]
-        {
+        for (after, end, before) in [
+            (4, End::Clean, 4),
+            (u64::MAX, End::Clean, 11),
+            (4, End::Failed(Refusal::invalid(None, None, "no")), 5),
+        ] {
             let cut = Some(Cut { after, stall: Duration::ZERO, end, close: Some(1001) });
-            let mut play = Play::new(answer(3), Pause::default(), cut, Arc::default(), judge.open(Turn::default()));
+            let mut play = Play::new(
+                answer(3),
+                Pause::default(),
+                cut,
+                Arc::default(),
+                judge.open(Turn::default()),
+            );
             for _ in 0..before {
                 assert!(matches!(play.next().await, Some(Said::Event(_))));
             }

@@ -38,15 +38,25 @@ fn key(id: &str, organization: &str, project: &str) -> KeyConfig {
 }
 
 fn keys() -> Vec<KeyConfig> {
-    let keys = [key("a-1", "org-a", "one"), key("a-2", "org-a", "two"), key("b-1", "org-b", "one"), key("eu-1", "org-a", "far")];
-    keys.into_iter().map(|key| if key.project == "far" { KeyConfig { region: "eu".into(), ..key } } else { key }).collect()
+    let keys = [
+        key("a-1", "org-a", "one"),
+        key("a-2", "org-a", "two"),
+        key("b-1", "org-b", "one"),
+        key("eu-1", "org-a", "far"),
+    ];
+    keys.into_iter()
+        .map(
+            |key| if key.project == "far" { KeyConfig { region: "eu".into(), ..key } } else { key },
+        )
+        .collect()
 }
 
 /// With keys of its own, or with the usual ones.
 async fn upstream_with(config: Config) -> Upstream {
     let key = if config.key.is_empty() { keys() } else { config.key.clone() };
     let simulator = Simulator::new(&Config { key, ..config }).expect("keys");
-    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), Duration::from_secs(5)).expect("a port");
+    let listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), Duration::from_secs(5))
+        .expect("a port");
     let address = listener.address().expect("bound");
     let (tasks, closing) = (Tasks::new(), CancellationToken::new());
     tasks.spawn(Arc::clone(&simulator).serve(listener, tasks.clone(), closing.clone()));
@@ -82,7 +92,8 @@ impl Answered {
 
     /// The terminal event's response.
     fn response(&self) -> Value {
-        let data = self.text.lines().rev().find_map(|line| line.strip_prefix("data: ")).expect("an event");
+        let data =
+            self.text.lines().rev().find_map(|line| line.strip_prefix("data: ")).expect("an event");
         serde_json::from_str::<Value>(data).expect("JSON")["response"].take()
     }
 
@@ -103,7 +114,10 @@ impl Upstream {
     }
 
     fn request(&self, key: &str, body: &Value) -> reqwest::RequestBuilder {
-        self.client.post(self.url("/responses")).bearer_auth(format!("sk-{key}")).body(body.to_string())
+        self.client
+            .post(self.url("/responses"))
+            .bearer_auth(format!("sk-{key}"))
+            .body(body.to_string())
     }
 
     async fn post(&self, key: &str, body: &Value) -> Answered {
@@ -111,7 +125,8 @@ impl Upstream {
     }
 
     async fn fault(&self, fault: Value) {
-        let answered = self.send(self.client.post(self.url("/_sim/fault")).body(fault.to_string())).await;
+        let answered =
+            self.send(self.client.post(self.url("/_sim/fault")).body(fault.to_string())).await;
         assert_eq!(answered.status, 204, "{}", answered.text);
     }
 
@@ -153,5 +168,8 @@ fn ask(model: &str, input: &[Value]) -> Value {
 
 /// A history of about 5,000 tokens.
 fn history() -> Vec<Value> {
-    vec![json!({"type": "message", "role": "developer", "content": "rule ".repeat(4000)}), user("hello")]
+    vec![
+        json!({"type": "message", "role": "developer", "content": "rule ".repeat(4000)}),
+        user("hello"),
+    ]
 }

@@ -1,7 +1,8 @@
-//! One turn, over whichever transport: its body read, checked, served from the cache, and its answer decided.
+//! One turn, over whichever transport: its body read, checked, served from the cache, and its
+//! answer decided.
 //!
-//! The order is the real service's. Knows nothing of headers and sockets: who asks is known already, and how the answer is sent
-//! is decided by whoever sends it.
+//! The order is the real service's. Knows nothing of headers and sockets: who asks is known
+//! already, and how the answer is sent is decided by whoever sends it.
 
 use std::time::Duration;
 
@@ -51,13 +52,18 @@ pub struct Reply {
 pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refusal> {
     let Request { world, key, bytes, transport, .. } = *request;
     let document = Document::read(bytes).map_err(|at| {
-        let message = format!("We could not parse the JSON body of your request: it stops being JSON at byte {at}.");
+        let message = format!(
+            "We could not parse the JSON body of your request: it stops being JSON at byte {at}."
+        );
         Refusal::invalid(None, None, message)
     })?;
     let body = document.root();
     let model = body.get("model").and_then(Value::text);
     let cache_key = body.get("prompt_cache_key").and_then(Value::text);
-    let state = body.get("client_metadata").and_then(|data| data.get("x-codex-turn-state")).and_then(Value::text);
+    let state = body
+        .get("client_metadata")
+        .and_then(|data| data.get("x-codex-turn-state"))
+        .and_then(Value::text);
     let previous = body.get("previous_response_id").and_then(Value::text);
     let mut session = None;
     entry.note(|turn| {
@@ -90,9 +96,15 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
             count(request, model.as_deref());
         })?;
     }
-    let mut reply = Ask::read(body, transport)
-        .and_then(|ask| read(request, &ask, entry))
-        .map_err(|refusal| if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal })?;
+    let mut reply = Ask::read(body, transport).and_then(|ask| read(request, &ask, entry)).map_err(
+        |refusal| {
+            if refusal.besides.is_none() {
+                told(refusal, request, model.as_deref())
+            } else {
+                refusal
+            }
+        },
+    )?;
     reply.cut = cut;
     reply.headers.extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
     let usage = &reply.answer.usage;
@@ -130,7 +142,9 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
             let refusal = fault.refusal(status, request.key, model);
             if fault.error_event { End::Error(refusal) } else { End::Failed(refusal) }
         }
-        _ if fault.cut_after_events.is_some() || (is_websocket && fault.close.is_some()) => End::Clean,
+        _ if fault.cut_after_events.is_some() || (is_websocket && fault.close.is_some()) => {
+            End::Clean
+        }
         _ => return Ok(None),
     };
     // A stream that fails has begun; one that breaks or is closed need not have.
@@ -144,10 +158,15 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
     let Request { world, key, .. } = *request;
     let project = key.place();
     let mut past = match &ask.previous {
-        Some(id) => (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &project), Ok)?,
+        Some(id) => {
+            (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &project), Ok)?
+        }
         None => Past::default(),
     };
-    ask.tools.into_iter().flat_map(Value::items).try_for_each(|tool| reply::check_tool(key, tool))?;
+    ask.tools
+        .into_iter()
+        .flat_map(Value::items)
+        .try_for_each(|tool| reply::check_tool(key, tool))?;
     take(world, key, ask.input, &mut past.history, &mut past.calls)?;
     past.calls.finish()?;
 
@@ -181,7 +200,14 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
     if steps.is_none() {
         let trace = Trace::new(ask, &prefix, past.history.compacted);
         let (compared, cached) = (ask.comparison.as_deref(), reading.served.cached);
-        let diagnosis = world.memory().traces.diagnose(&key.organization, &answer.id, trace, compared, cached, prefix.tokens);
+        let diagnosis = world.memory().traces.diagnose(
+            &key.organization,
+            &answer.id,
+            trace,
+            compared,
+            cached,
+            prefix.tokens,
+        );
         answer.echo.push_str(&format!(r#","prompt_cache_diagnostics":{diagnosis}"#));
     }
     entry.note(|turn| {
@@ -195,10 +221,25 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
     });
     let pause = Pause { event: world.config.event_delay.0, text: prompt.directive.pause };
     let (model, headers) = (ask.model.to_string(), standing.headers(|span| world.clock.real(span)));
-    Ok(Reply { model, answer, pause, stream: ask.stream, store: ask.store, past, headers, cut: None })
+    Ok(Reply {
+        model,
+        answer,
+        pause,
+        stream: ask.stream,
+        store: ask.store,
+        past,
+        headers,
+        cut: None,
+    })
 }
 
-fn take(world: &World, key: &Key, input: Value<'_>, history: &mut History, calls: &mut OpenCalls) -> Result<(), Refusal> {
+fn take(
+    world: &World,
+    key: &Key,
+    input: Value<'_>,
+    history: &mut History,
+    calls: &mut OpenCalls,
+) -> Result<(), Refusal> {
     if input.text().is_some() {
         history.take_text(input);
     }
@@ -226,17 +267,34 @@ fn besides(world: &World, standing: &Standing) -> Box<Besides> {
     Box::new(Besides { headers: standing.headers(|span| world.clock.real(span)), html: None })
 }
 
-fn over_limit(world: &World, key: &Key, model: &str, tokens: u64, standing: &Standing, limited: Limited) -> Refusal {
+fn over_limit(
+    world: &World,
+    key: &Key,
+    model: &str,
+    tokens: u64,
+    standing: &Standing,
+    limited: Limited,
+) -> Refusal {
     let (kind, name, limit, requested, wait) = match limited {
-        Limited::Requests(wait) => ("requests", "requests per min (RPM)", standing.limit.requests, 1, Some(wait)),
-        Limited::Tokens(wait) => ("tokens", "tokens per min (TPM)", standing.limit.tokens, tokens, Some(wait)),
-        Limited::TooLarge => ("tokens", "tokens per min (TPM)", standing.limit.tokens, tokens, None),
+        Limited::Requests(wait) => {
+            ("requests", "requests per min (RPM)", standing.limit.requests, 1, Some(wait))
+        }
+        Limited::Tokens(wait) => {
+            ("tokens", "tokens per min (TPM)", standing.limit.tokens, tokens, Some(wait))
+        }
+        Limited::TooLarge => {
+            ("tokens", "tokens per min (TPM)", standing.limit.tokens, tokens, None)
+        }
     };
     let retry_after = wait.map(|wait| world.clock.real(wait));
-    let place = format!("for {model} in organization {} on {name}: Limit {limit}", key.organization);
+    let place =
+        format!("for {model} in organization {} on {name}: Limit {limit}", key.organization);
     let message = match retry_after {
         Some(wait) => {
-            format!("Rate limit reached {place}, Used {limit}, Requested {requested}. Please try again in {}.", go_text(wait))
+            format!(
+                "Rate limit reached {place}, Used {limit}, Requested {requested}. Please try again in {}.",
+                go_text(wait)
+            )
         }
         None => {
             format!(
@@ -249,7 +307,9 @@ fn over_limit(world: &World, key: &Key, model: &str, tokens: u64, standing: &Sta
         kind,
         code: Some("rate_limit_exceeded".into()),
         param: None,
-        message: format!("{message} Visit https://platform.openai.com/account/rate-limits to learn more."),
+        message: format!(
+            "{message} Visit https://platform.openai.com/account/rate-limits to learn more."
+        ),
         retry_after,
         besides: Some(besides(world, standing)),
         close: None,

@@ -1,7 +1,8 @@
 //! WebSocket mode on the wire: the handshake, the frames both ways, and how a socket ends.
 //!
-//! Decides who is let in (as over HTTP, with the same checks), how long a socket lives and which close code it gets. What a
-//! frame means is the connection's affair. permessage-deflate is declined.
+//! Decides who is let in (as over HTTP, with the same checks), how long a socket lives and which
+//! close code it gets. What a frame means is the connection's affair. permessage-deflate is
+//! declined.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,10 +73,16 @@ fn has(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
 pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -> Response<Body> {
     let began = Instant::now();
     let headers = request.headers().clone();
-    let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name: &str| {
+        headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     let session = text("session-id");
     let path = request.uri().path().to_owned();
-    let line = world.sockets.open(Socket { path: path.clone(), session: session.clone(), ..Socket::default() });
+    let line = world.sockets.open(Socket {
+        path: path.clone(),
+        session: session.clone(),
+        ..Socket::default()
+    });
     let mut opening = Turn {
         transport: Transport::WebSocket.name().into(),
         method_path: format!("GET {path}"),
@@ -85,7 +92,9 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
         ..Turn::default()
     };
     let (key, entered) = match recognize(world, &headers, true) {
-        Ok(key) => (Some(Arc::clone(&key)), enter(world, &headers, &key, opening.session.as_deref()).await),
+        Ok(key) => {
+            (Some(Arc::clone(&key)), enter(world, &headers, &key, opening.session.as_deref()).await)
+        }
         Err((key, refusal)) => (key, Err(Entrance::Refused(refusal))),
     };
     if let Some(key) = &key {
@@ -140,7 +149,12 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
                 .write_buffer_size(0)
                 .max_message_size(Some(MOST_BYTES))
                 .max_frame_size(Some(MOST_BYTES));
-            let wire = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+            let wire = WebSocketStream::from_raw_socket(
+                TokioIo::new(upgraded),
+                Role::Server,
+                Some(config),
+            )
+            .await;
             hold(wire, connection, order, said, accepted.farewell, closing).await;
         }
     });
@@ -161,21 +175,37 @@ struct Accepted {
     farewell: Option<u16>,
 }
 
-async fn enter(world: &World, headers: &HeaderMap, key: &Key, session: Option<&str>) -> Result<Accepted, Entrance> {
+async fn enter(
+    world: &World,
+    headers: &HeaderMap,
+    key: &Key,
+    session: Option<&str>,
+) -> Result<Accepted, Entrance> {
     let invalid = |message: &str| Entrance::Refused(Refusal::invalid(None, None, message));
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
         return Err(invalid("The WebSocket version must be 13."));
     }
     let asked = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
-    let proof =
-        asked.and_then(|proof| HeaderValue::from_str(&proof).ok()).ok_or_else(|| invalid("There is no Sec-WebSocket-Key."))?;
-    let fault = world.memory().faults.strike(Target { at: At::Handshake, key, model: None, session, prewarm: false });
-    let Some(fault) = fault else { return Ok(Accepted { proof, headers: HeaderMap::new(), farewell: None }) };
+    let proof = asked
+        .and_then(|proof| HeaderValue::from_str(&proof).ok())
+        .ok_or_else(|| invalid("There is no Sec-WebSocket-Key."))?;
+    let fault = world.memory().faults.strike(Target {
+        at: At::Handshake,
+        key,
+        model: None,
+        session,
+        prewarm: false,
+    });
+    let Some(fault) = fault else {
+        return Ok(Accepted { proof, headers: HeaderMap::new(), farewell: None });
+    };
     if let Some(stall) = fault.stall {
         tokio::time::sleep(stall.0).await;
     }
     match fault.status.and_then(|status| StatusCode::from_u16(status).ok()) {
-        Some(status) if status != StatusCode::OK => Err(Entrance::Refused(fault.refusal(status, key, "this model"))),
+        Some(status) if status != StatusCode::OK => {
+            Err(Entrance::Refused(fault.refusal(status, key, "this model")))
+        }
         _ if fault.reset => Err(Entrance::Broken),
         _ => Ok(Accepted { proof, headers: fault.told(None), farewell: fault.close }),
     }
@@ -285,7 +315,9 @@ async fn talk(
 /// The close code for what a peer did wrong; nothing if it is only gone.
 fn complaint(error: &Error) -> Option<u16> {
     match error {
-        Error::Capacity(CapacityError::MessageTooLong { .. } | CapacityError::TooManyHeaders) => Some(1009),
+        Error::Capacity(CapacityError::MessageTooLong { .. } | CapacityError::TooManyHeaders) => {
+            Some(1009)
+        }
         Error::Utf8(_) => Some(1007),
         // It left without a word.
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
@@ -294,7 +326,8 @@ fn complaint(error: &Error) -> Option<u16> {
     }
 }
 
-/// Writes what is said, until the last word or until nobody is there to read it. Returns whether that word was to break.
+/// Writes what is said, until the last word or until nobody is there to read it. Returns whether
+/// that word was to break.
 async fn write(
     mut sink: SplitSink<Wire, Message>,
     mut said: Receiver<Out>,

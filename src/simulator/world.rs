@@ -1,4 +1,5 @@
-//! Everything that lives as long as the simulator: keys, clock, seals, the judge, and one memory behind one lock.
+//! Everything that lives as long as the simulator: keys, clock, seals, the judge, and one memory
+//! behind one lock.
 //!
 //! Decides how ids look and what a reset forgets. Serves nothing.
 
@@ -32,7 +33,8 @@ pub struct Memory {
     pub traces: Traces,
     machines: Machines,
     cache: Cache,
-    /// The same turns, had they all gone to one organization in one region whose machines never overflow.
+    /// The same turns, had they all gone to one organization in one region whose machines never
+    /// overflow.
     ideal: Cache,
 }
 
@@ -45,12 +47,22 @@ pub struct Reading {
 
 impl Memory {
     /// Serves a prefix from the machine that it is steered to, and from the ideal one.
-    pub fn serve(&mut self, now: Duration, machines: u32, key: &Key, ask: &Ask<'_>, prefix: &Prefix) -> Reading {
+    pub fn serve(
+        &mut self,
+        now: Duration,
+        machines: u32,
+        key: &Key,
+        ask: &Ask<'_>,
+        prefix: &Prefix,
+    ) -> Reading {
         let named = ask.cache_key.as_deref().unwrap_or("").as_bytes();
         let beginning = digest(&[b"home", &prefix.head, named]);
-        let home = u32::from_be_bytes([beginning[0], beginning[1], beginning[2], beginning[3]]) % machines;
-        let place: [&[u8]; 3] = [key.organization.as_bytes(), key.region.as_bytes(), ask.model.as_bytes()];
-        // All prefixes of one cache key share its allowance on a machine; without a key, each beginning has its own.
+        let home =
+            u32::from_be_bytes([beginning[0], beginning[1], beginning[2], beginning[3]]) % machines;
+        let place: [&[u8]; 3] =
+            [key.organization.as_bytes(), key.region.as_bytes(), ask.model.as_bytes()];
+        // All prefixes of one cache key share its allowance on a machine; without a key, each
+        // beginning has its own.
         let lane = if named.is_empty() {
             digest(&[b"beginning", place[0], place[1], place[2], &prefix.head])
         } else {
@@ -141,7 +153,8 @@ impl World {
         memory.limits.clear();
         memory.stored.clear();
         memory.traces.clear();
-        (memory.machines, memory.cache, memory.ideal) = (Machines::default(), Cache::default(), Cache::default());
+        (memory.machines, memory.cache, memory.ideal) =
+            (Machines::default(), Cache::default(), Cache::default());
         drop(memory);
         self.judge.clear();
         self.probes.clear();

@@ -1,6 +1,7 @@
 //! Where a Redis is: one, a primary that Sentinels name, or a Cluster. Pure.
 //!
-//! Several hosts are no URL, so they are read here. What is wrong is told without what was read: it may hold a password.
+//! Several hosts are no URL, so they are read here. What is wrong is told without what was read: it
+//! may hold a password.
 
 use core::net::Ipv6Addr;
 use std::fmt;
@@ -69,20 +70,28 @@ impl Address {
         let (scheme, rest) = text.split_once("://").ok_or_else(|| format!("must be {FORMS}"))?;
         let (is_tls, form) = match scheme.strip_prefix("rediss") {
             Some(form) => (true, form),
-            None => (false, scheme.strip_prefix("redis").ok_or_else(|| format!("must be {FORMS}"))?),
+            None => {
+                (false, scheme.strip_prefix("redis").ok_or_else(|| format!("must be {FORMS}"))?)
+            }
         };
-        let (rest, path) = rest.split_once('/').map_or((rest, None), |(rest, path)| (rest, Some(path)));
+        let (rest, path) =
+            rest.split_once('/').map_or((rest, None), |(rest, path)| (rest, Some(path)));
         if path.is_some_and(|path| path.contains('@')) {
             return Err(UNENCODED.into());
         }
-        let (credentials, hosts) = rest.rsplit_once('@').map_or((None, rest), |(before, after)| (Some(before), after));
+        let (credentials, hosts) =
+            rest.rsplit_once('@').map_or((None, rest), |(before, after)| (Some(before), after));
         let (kind, database, port) = match form {
             "" => (StoreKind::One, path, REDIS_PORT),
             "-cluster" if path.is_none_or(str::is_empty) => (StoreKind::Cluster, None, REDIS_PORT),
-            "-cluster" => return Err("a Cluster has no databases: nothing may follow the hosts".into()),
+            "-cluster" => {
+                return Err("a Cluster has no databases: nothing may follow the hosts".into());
+            }
             "-sentinel" => {
                 let path = path.unwrap_or_default();
-                let (master, database) = path.split_once('/').map_or((path, None), |(master, rest)| (master, Some(rest)));
+                let (master, database) = path
+                    .split_once('/')
+                    .map_or((path, None), |(master, rest)| (master, Some(rest)));
                 if master.is_empty() {
                     return Err("must name the master that the Sentinels watch: redis-sentinel://HOST,HOST/MASTER".into());
                 }
@@ -90,20 +99,27 @@ impl Address {
             }
             _ => return Err(format!("must be {FORMS}")),
         };
-        let hosts = hosts.split(',').map(|host| Host::parse(host, port)).collect::<Result<Vec<_>, _>>()?;
+        let hosts =
+            hosts.split(',').map(|host| Host::parse(host, port)).collect::<Result<Vec<_>, _>>()?;
         if kind == StoreKind::One && hosts.len() > 1 {
             return Err("has several hosts: say redis-sentinel:// or redis-cluster://".into());
         }
-        let (user, password) = match credentials.map(|both| both.split_once(':').unwrap_or((both, ""))) {
+        let (user, password) = match credentials
+            .map(|both| both.split_once(':').unwrap_or((both, "")))
+        {
             None => (None, None),
-            Some((_, "")) => return Err("has a user without a password, or a password without its colon".into()),
-            Some((user, password)) => {
-                (Some(decoded(user)?).filter(|user| !user.is_empty()), Some(Secret::new(decoded(password)?)))
+            Some((_, "")) => {
+                return Err("has a user without a password, or a password without its colon".into());
             }
+            Some((user, password)) => (
+                Some(decoded(user)?).filter(|user| !user.is_empty()),
+                Some(Secret::new(decoded(password)?)),
+            ),
         };
         let database = match database.filter(|text| !text.is_empty()) {
             None => 0,
-            Some(text) => digits(text).ok_or("the database must be a small number, and nothing may follow it")?,
+            Some(text) => digits(text)
+                .ok_or("the database must be a small number, and nothing may follow it")?,
         };
         Ok(Self { kind, is_tls, hosts, user, password, database })
     }
@@ -116,12 +132,17 @@ impl Host {
             Some(_) => return Err("what stands in brackets must be an IPv6 address".into()),
             None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
-        let is_named = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte));
+        let is_named =
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte));
         if name.is_empty() || !is_named {
-            return Err("a host must be a name, an IPv4 address, or an IPv6 address in brackets".into());
+            return Err(
+                "a host must be a name, an IPv4 address, or an IPv6 address in brackets".into()
+            );
         }
         let port = match port.strip_prefix(':') {
-            Some(port) => digits(port).filter(|port| *port > 0).ok_or("a port must be a number from 1 to 65535")?,
+            Some(port) => digits(port)
+                .filter(|port| *port > 0)
+                .ok_or("a port must be a number from 1 to 65535")?,
             None if port.is_empty() => usual,
             None => return Err("only a port may follow a host's bracket".into()),
         };
@@ -144,7 +165,12 @@ fn decoded(text: &str) -> Result<String, String> {
             b'%' => {
                 let (code, after) = rest.split_at_checked(2).ok_or(ENCODING)?;
                 rest = after;
-                let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok()).ok_or(ENCODING);
+                let digit = |byte: u8| {
+                    char::from(byte)
+                        .to_digit(16)
+                        .and_then(|digit| u8::try_from(digit).ok())
+                        .ok_or(ENCODING)
+                };
                 digit(code[0])? * 16 + digit(code[1])?
             }
             plain => *plain,
@@ -154,7 +180,8 @@ fn decoded(text: &str) -> Result<String, String> {
 }
 
 const UNENCODED: &str = "a / in the user or password must be written %2F";
-const ENCODING: &str = "a % must be followed by two hexadecimal digits: write %25 for the sign itself";
+const ENCODING: &str =
+    "a % must be followed by two hexadecimal digits: write %25 for the sign itself";
 
 #[cfg(test)]
 mod tests {
@@ -167,17 +194,32 @@ mod tests {
     #[test]
     fn an_address_is_one_a_sentinels_or_a_clusters() {
         let one = Address::parse("redis://h").unwrap();
-        assert_eq!((one.kind, one.is_tls, one.hosts, one.database), (StoreKind::One, false, vec![host("h", 6379)], 0));
+        assert_eq!(
+            (one.kind, one.is_tls, one.hosts, one.database),
+            (StoreKind::One, false, vec![host("h", 6379)], 0)
+        );
         let one = Address::parse("rediss://us%40er:p%3A%2Fw:1@[::1]:7000/3").unwrap();
-        assert_eq!((&one.kind, one.is_tls, &one.hosts, one.database), (&StoreKind::One, true, &vec![host("::1", 7000)], 3));
-        assert_eq!((one.user.as_deref(), one.password.as_ref().map(Secret::expose)), (Some("us@er"), Some("p:/w:1")));
+        assert_eq!(
+            (&one.kind, one.is_tls, &one.hosts, one.database),
+            (&StoreKind::One, true, &vec![host("::1", 7000)], 3)
+        );
+        assert_eq!(
+            (one.user.as_deref(), one.password.as_ref().map(Secret::expose)),
+            (Some("us@er"), Some("p:/w:1"))
+        );
         assert_eq!(one.to_string(), "one Redis at [::1]:7000, through TLS");
         let named = Address::parse("redis-sentinel://:pw@a,b:7001,[fe80::1]/main/2").unwrap();
         assert_eq!(named.hosts, [host("a", 26379), host("b", 7001), host("fe80::1", 26379)]);
         assert_eq!((&named.kind, named.database), (&StoreKind::Sentinel("main".into()), 2));
-        assert_eq!((named.user.as_deref(), named.password.as_ref().map(Secret::expose)), (None, Some("pw")));
+        assert_eq!(
+            (named.user.as_deref(), named.password.as_ref().map(Secret::expose)),
+            (None, Some("pw"))
+        );
         let cluster = Address::parse("rediss-cluster://u:p@a:1,b:2/").unwrap();
-        assert_eq!((cluster.kind, cluster.is_tls, cluster.hosts), (StoreKind::Cluster, true, vec![host("a", 1), host("b", 2)]));
+        assert_eq!(
+            (cluster.kind, cluster.is_tls, cluster.hosts),
+            (StoreKind::Cluster, true, vec![host("a", 1), host("b", 2)])
+        );
     }
 
     #[test]
@@ -222,7 +264,10 @@ mod tests {
             assert_eq!((address.hosts[0].port, address.database), (port, database), "{text}");
         }
         let named = Address::parse("rediss-sentinel://a,[::1]:2/my%20main").unwrap();
-        assert_eq!(named.to_string(), "the Redis that Sentinels name my main, at a:26379, [::1]:2, through TLS");
+        assert_eq!(
+            named.to_string(),
+            "the Redis that Sentinels name my main, at a:26379, [::1]:2, through TLS"
+        );
         let cluster = Address::parse("redis-cluster://u:canary@a:7,b").unwrap();
         assert_eq!(cluster.to_string(), "a Redis Cluster at a:7, b:6379");
     }
@@ -265,7 +310,10 @@ mod tests {
             ("redis-cluster://u:canary@a,b/1", "no databases"),
         ] {
             let fault = Address::parse(wrong).expect_err(wrong);
-            assert!(fault.contains(word) && !fault.contains("canary") && !fault.contains('\n'), "{wrong}: {fault}");
+            assert!(
+                fault.contains(word) && !fault.contains("canary") && !fault.contains('\n'),
+                "{wrong}: {fault}"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Hearing of what other replicas have bound, and reading what they bound before.
 //!
-//! A help to whoever remembers bindings, and nothing more: what is lost here is found in the store by the next turn.
+//! A help to whoever remembers bindings, and nothing more: what is lost here is found in the store
+//! by the next turn.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +15,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::Unavailable;
 use super::address::Host;
 use super::dial::{Dialer, Shown};
-use super::fault::{StoreFault, Faults};
+use super::fault::{Faults, StoreFault};
 use super::name::Name;
 
 /// So many names a node looks at in one step of a walk: a tenth of a millisecond.
 const SCANNED: u32 = 100;
 /// From one attempt to the next, at least.
 const RETUNE: Duration = Duration::from_millis(250);
-/// How often it makes sure that there is still somebody who could speak, and that it is the right one.
+/// How often it makes sure that there is still somebody who could speak, and that it is the right
+/// one.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// A session is bound.
@@ -121,7 +123,11 @@ pub type Read = Vec<(Announcement, Duration)>;
 impl Scan {
     /// Through what `nodes` have.
     pub fn through(dialer: &Arc<Dialer>, faults: &Arc<Faults>, nodes: Vec<Arc<Host>>) -> Self {
-        let reader = Reader { dialer: Arc::clone(dialer), faults: Arc::clone(faults), pattern: dialer.pattern() };
+        let reader = Reader {
+            dialer: Arc::clone(dialer),
+            faults: Arc::clone(faults),
+            pattern: dialer.pattern(),
+        };
         Self { reader: Some(reader), nodes, ..Self::empty() }
     }
 
@@ -151,16 +157,22 @@ impl Scan {
         }
         let (reader, node) = (self.reader.as_ref()?, self.nodes.last().cloned()?);
         let reading = reader.read(&node, self.connection.take(), self.cursor);
-        let read = timeout(reader.dialer.patience(), reading).await.unwrap_or_else(|_| Err(StoreFault::Silent));
+        let read = timeout(reader.dialer.patience(), reading)
+            .await
+            .unwrap_or_else(|_| Err(StoreFault::Silent));
         let (result, left) = match read {
-            Ok((connection, cursor, some)) => (Ok(some), Some((connection, cursor)).filter(|_| cursor != 0)),
+            Ok((connection, cursor, some)) => {
+                (Ok(some), Some((connection, cursor)).filter(|_| cursor != 0))
+            }
             Err(fault) => {
                 reader.faults.note(&fault, Some(&node));
                 (Err(fault.into()), None)
             }
         };
         match left {
-            Some((connection, cursor)) => (self.connection, self.cursor) = (Some(connection), cursor),
+            Some((connection, cursor)) => {
+                (self.connection, self.cursor) = (Some(connection), cursor)
+            }
             None => {
                 self.nodes.pop();
                 self.cursor = 0;
@@ -182,7 +194,13 @@ impl Reader {
             None => self.dialer.dial(&self.dialer.address()?, node, Shown::Everything).await?,
         };
         let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(&self.pattern).arg("COUNT").arg(SCANNED).arg("TYPE").arg("string");
+        scan.arg(cursor)
+            .arg("MATCH")
+            .arg(&self.pattern)
+            .arg("COUNT")
+            .arg(SCANNED)
+            .arg("TYPE")
+            .arg("string");
         let (next, mut names): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
         names.retain(|name| session(&self.dialer, name).is_some());
         if names.is_empty() {
@@ -202,7 +220,8 @@ impl Reader {
     }
 }
 
-/// The session whose binding is stored under `name`: `None` for a name of another kind, or of another deployment.
+/// The session whose binding is stored under `name`: `None` for a name of another kind, or of
+/// another deployment.
 fn session<'n>(dialer: &Dialer, name: &'n str) -> Option<&'n str> {
     match Name::of_value(dialer.bare(name)?)? {
         Name::Binding(session) => Some(session),

@@ -1,14 +1,15 @@
-//! What every kind of store can do: a Redis, the memory of one process, and the model that tests play with.
+//! What every kind of store can do: a Redis, the memory of one process, and the model that tests
+//! play with.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 
+use super::announcement::{Announcement, Scan};
 use super::board::{Board, BoardReport};
 use super::name::Name;
-use super::announcement::{Announcement, Scan};
-use super::{Budget, Held, Replaced, MemberReport, MembershipReply, Unavailable};
+use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
 
 /// An answer on its way.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 'a>>;
@@ -36,26 +37,64 @@ pub trait Backend: Send + Sync {
     fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>>;
 
     /// Stores `value` where nothing is stored. `None`: done; otherwise what was stored before.
-    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, budget: &'a mut Budget) -> Pending<'a, Option<String>>;
+    fn claim<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>>;
 
-    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, budget: &'a mut Budget) -> Pending<'a, Replaced>;
+    fn replace<'a>(
+        &'a self,
+        name: Name<'a>,
+        change: Change<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Replaced>;
 
     /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
-    fn extend<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, budget: &'a mut Budget) -> Pending<'a, ()>;
+    fn extend<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, ()>;
 
     /// `None`: done; otherwise what stays.
-    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>>;
+    fn merge<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>>;
 
     /// As [`Self::merge`], for a session's first binding.
-    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>>;
+    fn begin<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>>;
 
     /// Adds lines to the end of a session's trail.
-    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], ttl: Duration, budget: &'a mut Budget) -> Pending<'a, ()>;
+    fn append<'a>(
+        &'a self,
+        session: &'a str,
+        lines: &'a [String],
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, ()>;
 
     /// The lines of a session's trail, the oldest first.
     fn list<'a>(&'a self, session: &'a str, budget: &'a mut Budget) -> Pending<'a, Vec<String>>;
 
-    fn roll<'a>(&'a self, report: &'a MemberReport<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, MembershipReply>;
+    fn roll<'a>(
+        &'a self,
+        report: &'a MemberReport<'a>,
+        is_early: bool,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, MembershipReply>;
 
     fn hear<'a>(&'a self, word: &'a BoardReport<'a>, budget: &'a mut Budget) -> Pending<'a, Board>;
 
@@ -72,7 +111,8 @@ pub trait Backend: Send + Sync {
         broadcast::channel(1).1
     }
 
-    /// Counts how often the store began to listen to announcements: earlier ones may have been missed.
+    /// Counts how often the store began to listen to announcements: earlier ones may have been
+    /// missed.
     fn resubscribed(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
     }

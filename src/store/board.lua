@@ -1,12 +1,14 @@
--- The board of replicas. Its fields: `v` is the version, `n:<name>` is `<stamp> <expiry, 0: none> <value>`, `r:<replica>` is
--- `<expiry> <load>`; times are milliseconds of this Redis.
+-- The board of replicas. Its fields: `v` is the version, `n:<name>` is `<stamp> <expiry, 0: none>
+-- <value>`, `r:<replica>` is `<expiry> <load>`; times are milliseconds of this Redis.
 --
--- Replica ARGV[1] lives ARGV[2] milliseconds without another word (0: it leaves) with the load ARGV[3]; it has the version
--- ARGV[4]. Then four arguments a note: name, value, life in milliseconds (0: it stays), and the stamp that it had on a board
--- that has lost it (0: it is new). A new note replaces what is there, but never shortens the life of the same value; a lost one
+-- Replica ARGV[1] lives ARGV[2] milliseconds without another word (0: it leaves) with the load
+-- ARGV[3]; it has the version ARGV[4]. Then four arguments a note: name, value, life in
+-- milliseconds (0: it stays), and the stamp that it had on a board that has lost it (0: it is new).
+-- A new note replaces what is there, but never shortens the life of the same value; a lost one
 -- replaces what is older. A note without a value takes one away.
 --
--- Answers the time, the version, all notes if that is another version (name, value, life, stamp), and the loads of the others.
+-- Answers the time, the version, all notes if that is another version (name, value, life, stamp),
+-- and the loads of the others.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local board, replica = KEYS[1], 'r:' .. ARGV[1]

@@ -1,7 +1,9 @@
-//! The board of replicas: what each of them wants the others to know at once, and what each of them is doing.
+//! The board of replicas: what each of them wants the others to know at once, and what each of them
+//! is doing.
 //!
-//! A note is a name and a value, for a time or for good. Each replica speaks several times a second, and hears in the same
-//! breath what is new. Nothing depends on it: a replica that hears nothing finds out by itself.
+//! A note is a name and a value, for a time or for good. Each replica speaks several times a
+//! second, and hears in the same breath what is new. Nothing depends on it: a replica that hears
+//! nothing finds out by itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -63,7 +65,12 @@ struct Kept {
 
 impl Default for LocalBoard {
     fn default() -> Self {
-        Self { origin: Instant::now(), version: 0, notes: BTreeMap::new(), replicas: BTreeMap::new() }
+        Self {
+            origin: Instant::now(),
+            version: 0,
+            notes: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+        }
     }
 }
 
@@ -97,7 +104,11 @@ impl LocalBoard {
             life: (kept.expiry > 0).then(|| Duration::from_millis(kept.expiry - now)),
             stamp: kept.stamp,
         };
-        let notes = if self.version == word.seen { Vec::new() } else { self.notes.iter().map(told).collect() };
+        let notes = if self.version == word.seen {
+            Vec::new()
+        } else {
+            self.notes.iter().map(told).collect()
+        };
         Board { now, version: self.version, notes, loads }
     }
 
@@ -107,7 +118,9 @@ impl LocalBoard {
         let mut expiry = note.life.map_or(0, |life| now + millis(life).max(1));
         let stamp = match (note.stamp, old) {
             (0, old) => {
-                let longer = old.filter(|old| old.text == note.value && expiry > 0 && (old.expiry == 0 || old.expiry > expiry));
+                let longer = old.filter(|old| {
+                    old.text == note.value && expiry > 0 && (old.expiry == 0 || old.expiry > expiry)
+                });
                 expiry = longer.map_or(expiry, |old| old.expiry);
                 now.max(old.map_or(0, |old| old.stamp + 1))
             }
@@ -116,7 +129,10 @@ impl LocalBoard {
         };
         match note.value.is_empty() {
             true => drop(self.notes.remove(&note.name)),
-            false => drop(self.notes.insert(note.name.clone(), Kept { stamp, expiry, text: note.value.clone() })),
+            false => drop(
+                self.notes
+                    .insert(note.name.clone(), Kept { stamp, expiry, text: note.value.clone() }),
+            ),
         }
         true
     }
@@ -131,11 +147,22 @@ mod tests {
     use super::*;
 
     fn note(name: &str, value: &str, life: u64) -> Note {
-        Note { name: name.into(), value: value.into(), life: (life > 0).then(|| Duration::from_millis(life)), stamp: 0 }
+        Note {
+            name: name.into(),
+            value: value.into(),
+            life: (life > 0).then(|| Duration::from_millis(life)),
+            stamp: 0,
+        }
     }
 
     fn say(board: &mut LocalBoard, replica: &str, seen: u64, notes: &[Note]) -> Board {
-        board.hear(&BoardReport { replica, life: Duration::from_secs(5), load: replica, seen, notes })
+        board.hear(&BoardReport {
+            replica,
+            life: Duration::from_secs(5),
+            load: replica,
+            seen,
+            notes,
+        })
     }
 
     fn names(board: &Board) -> String {
@@ -148,7 +175,10 @@ mod tests {
         let own = say(&mut board, "one", 0, &[note("a", "ill", 1_000), note("b", "off", 0)]);
         assert_eq!(names(&own), "a=ill b=off ");
         let other = say(&mut board, "two", 0, &[]);
-        assert_eq!((names(&other).as_str(), &other.loads[..]), ("a=ill b=off ", &["one".to_owned()][..]));
+        assert_eq!(
+            (names(&other).as_str(), &other.loads[..]),
+            ("a=ill b=off ", &["one".to_owned()][..])
+        );
         assert_eq!(names(&say(&mut board, "two", other.version, &[])), "", "nothing is new");
         tokio::time::advance(Duration::from_millis(1_001)).await;
         let later = say(&mut board, "two", other.version, &[]);
@@ -171,20 +201,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
-        for (first, second, holds) in
-            [(9_000, 1_000, 9_000), (1_000, 9_000, 9_000), (9_000, 9_000, 9_000), (0, 1_000, 0), (1_000, 0, 0)]
-        {
+        for (first, second, holds) in [
+            (9_000, 1_000, 9_000),
+            (1_000, 9_000, 9_000),
+            (9_000, 9_000, 9_000),
+            (0, 1_000, 0),
+            (1_000, 0, 0),
+        ] {
             let mut board = LocalBoard::default();
             let before = say(&mut board, "one", 0, &[note("a", "ill", first)]);
             say(&mut board, "two", before.version, &[note("a", "ill", second)]);
             let told = say(&mut board, "one", before.version, &[]);
             let life = note("", "", holds).life;
-            let found: Vec<_> = told.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
+            let found: Vec<_> =
+                told.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
             assert_eq!(found, [("ill", life)], "{first} and then {second}");
             assert!(told.notes[0].stamp > before.notes[0].stamp, "it is newer");
             // Another value is another matter, however long it holds.
             let other = say(&mut board, "two", told.version, &[note("a", "well", 500)]);
-            assert_eq!((other.notes[0].value.as_str(), other.notes[0].life), ("well", Some(Duration::from_millis(500))));
+            assert_eq!(
+                (other.notes[0].value.as_str(), other.notes[0].life),
+                ("well", Some(Duration::from_millis(500)))
+            );
         }
     }
 
@@ -206,7 +244,8 @@ mod tests {
         for replica in ["one", "two", "three"] {
             say(&mut board, replica, 0, &[]);
         }
-        let leaving = BoardReport { replica: "one", life: Duration::ZERO, load: "", seen: 0, notes: &[] };
+        let leaving =
+            BoardReport { replica: "one", life: Duration::ZERO, load: "", seen: 0, notes: &[] };
         assert_eq!(board.hear(&leaving).loads.len(), 2);
         tokio::time::advance(Duration::from_millis(4_000)).await;
         assert_eq!(say(&mut board, "three", 0, &[]).loads, ["two"]);

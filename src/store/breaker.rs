@@ -1,8 +1,9 @@
 //! When a connection to the store is not worth waiting for. Pure.
 //!
-//! It opens when three questions in a row stayed without an answer, or half of the last second's did. Questions that wait at
-//! the same time are one silence: a hiccup that many turns wait for is no loss. What closes it again is not decided here:
-//! a new connection has a new breaker once it has proven itself.
+//! It opens when three questions in a row stayed without an answer, or half of the last second's
+//! did. Questions that wait at the same time are one silence: a hiccup that many turns wait for is
+//! no loss. What closes it again is not decided here: a new connection has a new breaker once it
+//! has proven itself.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,9 @@ impl Breaker {
             unanswered: sum.unanswered + part.unanswered,
             silences: sum.silences + part.silences,
         });
-        sum.silences >= SILENCES && sum.answered + sum.unanswered >= FEWEST && sum.unanswered >= sum.answered
+        sum.silences >= SILENCES
+            && sum.answered + sum.unanswered >= FEWEST
+            && sum.unanswered >= sum.answered
     }
 
     fn part(&mut self, now: Instant) -> &mut Part {
@@ -146,7 +149,10 @@ mod tests {
         let (mut breaker, at) = super::tests::breaker();
         for turn in 0..100 {
             breaker.answered(at(turn * 300));
-            assert!(!breaker.unanswered(at(turn * 300), at(turn * 300 + 50)), "seven in a second are too few: {turn}");
+            assert!(
+                !breaker.unanswered(at(turn * 300), at(turn * 300 + 50)),
+                "seven in a second are too few: {turn}"
+            );
         }
     }
 }

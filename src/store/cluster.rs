@@ -1,7 +1,7 @@
 //! A Cluster: a link to each primary, and a table of who has what.
 //!
-//! The table is kept in the background, so that a dead shard stalls nobody but its own sessions, which find its link away. A
-//! turn follows where a node sends it, within its own time.
+//! The table is kept in the background, so that a dead shard stalls nobody but its own sessions,
+//! which find its link away. A turn follows where a node sends it, within its own time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,13 +16,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::address::Host;
 use super::dial::{Dialer, Shown};
-use super::fault::{StoreFault, Faults, Redirection};
+use super::fault::{Faults, Redirection, StoreFault};
 use super::health::Health;
 use super::link::{Link, LinkTarget};
 use super::slots::{Slots, slot};
 use crate::task::Tasks;
 
-/// From one look at the Cluster to the next: while all is well, while something is missing, and at least.
+/// From one look at the Cluster to the next: while all is well, while something is missing, and at
+/// least.
 const CALM: Duration = Duration::from_secs(30);
 const ALARMED: Duration = Duration::from_secs(1);
 const APART: Duration = Duration::from_millis(100);
@@ -55,14 +56,24 @@ struct Member {
 }
 
 impl Cluster {
-    pub fn new(dialer: Arc<Dialer>, faults: Arc<Faults>, health: Arc<Health>, tasks: Tasks) -> Self {
+    pub fn new(
+        dialer: Arc<Dialer>,
+        faults: Arc<Faults>,
+        health: Arc<Health>,
+        tasks: Tasks,
+    ) -> Self {
         // Until there is a table, something is missing.
         health.loses();
         Self { dialer, faults, health, tasks, table: RwLock::default(), stale: Arc::default() }
     }
 
     /// Puts a question about `name` to the node that has it.
-    pub async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, StoreFault> {
+    pub async fn ask<T: FromRedisValue>(
+        &self,
+        name: &str,
+        question: &Pipeline,
+        until: Instant,
+    ) -> Result<T, StoreFault> {
         let table = self.table();
         let mut host = table.slots.owner(slot(name)).ok_or(StoreFault::Away)?;
         let (mut result, mut sent_on);
@@ -130,11 +141,13 @@ impl Cluster {
         }
     }
 
-    /// What most of the connected nodes say; with none connected, the first of all known nodes that answers.
+    /// What most of the connected nodes say; with none connected, the first of all known nodes that
+    /// answers.
     async fn look(&self) -> Result<Slots, StoreFault> {
         let table = self.table();
         let links = table.members.values().filter(|member| member.link.is_up());
-        let mut told: FuturesUnordered<_> = links.map(async |member| tell(&member.link).await).collect();
+        let mut told: FuturesUnordered<_> =
+            links.map(async |member| tell(&member.link).await).collect();
         let mut votes: Vec<(Slots, usize)> = Vec::new();
         while let Some(slots) = told.next().await {
             let Ok(slots) = slots else { continue };
@@ -151,7 +164,8 @@ impl Cluster {
 
     async fn search(&self, table: &Table) -> Result<Slots, StoreFault> {
         let address = self.dialer.address()?;
-        let mut hosts: Vec<&Host> = address.hosts.iter().chain(table.members.keys()).chain(&table.slots.replicas).collect();
+        let mut hosts: Vec<&Host> =
+            address.hosts.iter().chain(table.members.keys()).chain(&table.slots.replicas).collect();
         hosts.sort_unstable();
         hosts.dedup();
         let one = async |host: &Host| {
@@ -159,7 +173,9 @@ impl Cluster {
                 let mut connection = self.dialer.dial(&address, host, Shown::Everything).await?;
                 understood(&question().query_async(&mut connection).await?, host)
             };
-            timeout(self.dialer.patience(), asking).await.unwrap_or_else(|_| Err(self.dialer.late()))
+            timeout(self.dialer.patience(), asking)
+                .await
+                .unwrap_or_else(|_| Err(self.dialer.late()))
         };
         let mut told: FuturesUnordered<_> = hosts.into_iter().map(one).collect();
         let mut last = StoreFault::Away;
@@ -203,7 +219,13 @@ impl Cluster {
     fn join(&self, host: &Host, slots: &Slots) -> Member {
         let place = LinkTarget::Node(host.clone());
         let (dialer, faults) = (Arc::clone(&self.dialer), Arc::clone(&self.faults));
-        let link = Arc::new(Link::new(dialer, place, faults, Arc::clone(&self.health), Arc::clone(&self.stale)));
+        let link = Arc::new(Link::new(
+            dialer,
+            place,
+            faults,
+            Arc::clone(&self.health),
+            Arc::clone(&self.stale),
+        ));
         link.prove_with_own(|name| slots.is_at(name, host));
         let (kept, end) = (Arc::clone(&link).keep(), CancellationToken::new());
         let ended = end.clone();
@@ -237,7 +259,8 @@ fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, StoreFault> {
     slots.ok_or_else(|| StoreFault::Unready("the Cluster has given no slots to any node".into()))
 }
 
-/// The question as it is put to a node that does not have the name yet: the word counts for one command.
+/// The question as it is put to a node that does not have the name yet: the word counts for one
+/// command.
 fn asking(question: &Pipeline) -> Pipeline {
     let mut asking = pipe();
     for command in question.cmd_iter() {

@@ -1,14 +1,15 @@
 //! How a connection to a Redis is made: where the address says, with what it says now.
 //!
-//! The address is read again for each attempt, so that a password that was changed in its file is used at once. What decides
-//! whether a connection is good enough is not here.
+//! The address is read again for each attempt, so that a password that was changed in its file is
+//! used at once. What decides whether a connection is good enough is not here.
 
 use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, PubSub};
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisResult, TlsCertificates,
+    AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
+    RedisResult, TlsCertificates,
 };
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -21,8 +22,8 @@ use super::name::Name;
 
 /// How long the kernel believes in a peer that acknowledges nothing, asked or not.
 const VANISHED: Duration = Duration::from_secs(5);
-/// An attempt, with name resolution and greeting, at least. A Redis that was stopped greets as soon as it goes on, and one that
-/// was cut off is found by the next attempt.
+/// An attempt, with name resolution and greeting, at least. A Redis that was stopped greets as soon
+/// as it goes on, and one that was cut off is found by the next attempt.
 const CONNECT: Duration = Duration::from_secs(1);
 
 /// Whom a connection is shown.
@@ -44,7 +45,9 @@ impl Dialer {
     pub fn new(settings: &Settings) -> Result<Self, String> {
         let address = settings.address()?;
         let dialer = Self { settings: settings.clone(), kind: address.kind.clone() };
-        dialer.client(&address, &address.hosts[0], Shown::Nothing).map_err(|fault| fault.to_string())?;
+        dialer
+            .client(&address, &address.hosts[0], Shown::Nothing)
+            .map_err(|fault| fault.to_string())?;
         Ok(dialer)
     }
 
@@ -67,7 +70,8 @@ impl Dialer {
         name.under(&self.settings.prefix)
     }
 
-    /// The part of `text` that follows this deployment's prefix: `None` for a name of another deployment.
+    /// The part of `text` that follows this deployment's prefix: `None` for a name of another
+    /// deployment.
     pub fn bare<'t>(&self, text: &'t str) -> Option<&'t str> {
         text.strip_prefix(&*self.settings.prefix)?.strip_prefix(':')
     }
@@ -82,15 +86,24 @@ impl Dialer {
         let address = self.settings.address().map_err(StoreFault::Unready)?;
         match std::mem::discriminant(&address.kind) == std::mem::discriminant(&self.kind) {
             true => Ok(address),
-            false => Err(StoreFault::Unready("store.url: has become another kind of address: that takes a restart".into())),
+            false => Err(StoreFault::Unready(
+                "store.url: has become another kind of address: that takes a restart".into(),
+            )),
         }
     }
 
     /// A connection to `host` that many share. Waits as long as it takes.
-    pub async fn dial(&self, address: &Address, host: &Host, shown: Shown) -> Result<MultiplexedConnection, StoreFault> {
+    pub async fn dial(
+        &self,
+        address: &Address,
+        host: &Host,
+        shown: Shown,
+    ) -> Result<MultiplexedConnection, StoreFault> {
         let client = self.client(address, host, shown)?;
-        let settings = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connecting = async move { client.get_multiplexed_async_connection_with_config(&settings).await };
+        let settings =
+            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let connecting =
+            async move { client.get_multiplexed_async_connection_with_config(&settings).await };
         self.reach(address, connecting).await
     }
 
@@ -109,7 +122,8 @@ impl Dialer {
         if !address.is_tls {
             return Ok(connecting.await?);
         }
-        // Reads the system's certificates anew each time, which blocks: that is no work for a thread that serves turns.
+        // Reads the system's certificates anew each time, which blocks: that is no work for a
+        // thread that serves turns.
         let (runtime, given_up) = (Handle::current(), CancellationToken::new());
         let _guard = given_up.clone().drop_guard();
         let aside = spawn_blocking(move || {
@@ -126,13 +140,20 @@ impl Dialer {
     /// What to say of a greeting that has taken longer than [`Self::patience`].
     pub fn late(&self) -> StoreFault {
         match self.address() {
-            Ok(address) if address.is_tls => StoreFault::Late("no greeting in time: perhaps it does not speak TLS on this port"),
+            Ok(address) if address.is_tls => {
+                StoreFault::Late("no greeting in time: perhaps it does not speak TLS on this port")
+            }
             _ => StoreFault::Late("no greeting in time"),
         }
     }
 
     /// What makes connections to `host`.
-    pub fn client(&self, address: &Address, host: &Host, shown: Shown) -> Result<Client, StoreFault> {
+    pub fn client(
+        &self,
+        address: &Address,
+        host: &Host,
+        shown: Shown,
+    ) -> Result<Client, StoreFault> {
         let (name, port) = (host.name.clone(), host.port);
         let place = match address.is_tls {
             true => ConnectionAddr::TcpTls { host: name, port, insecure: false, tls_params: None },
@@ -149,16 +170,20 @@ impl Dialer {
                 greeting = greeting.set_password(password.expose());
             }
         }
-        let info = place.into_connection_info()?.set_redis_settings(greeting).set_tcp_settings(tcp());
+        let info =
+            place.into_connection_info()?.set_redis_settings(greeting).set_tcp_settings(tcp());
         match self.settings.authorities().map_err(StoreFault::Unready)? {
-            root_cert @ Some(_) => Ok(Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?),
+            root_cert @ Some(_) => {
+                Ok(Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })?)
+            }
             None => Ok(Client::open(info)?),
         }
     }
 }
 
 fn tcp() -> TcpSettings {
-    let keepalive = TcpKeepalive::new().with_time(VANISHED / 2).with_interval(Duration::from_secs(1));
+    let keepalive =
+        TcpKeepalive::new().with_time(VANISHED / 2).with_interval(Duration::from_secs(1));
     let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
     #[cfg(target_os = "linux")]
     let tcp = tcp.set_user_timeout(VANISHED);
@@ -177,7 +202,12 @@ mod tests {
     use crate::setting::{Secret, SecretSource, Span};
 
     fn settings(url: SecretSource, ca_file: Option<&str>) -> Settings {
-        Settings { url, prefix: "w".into(), timeout: Span(Duration::from_millis(50)), ca_file: ca_file.map(Into::into) }
+        Settings {
+            url,
+            prefix: "w".into(),
+            timeout: Span(Duration::from_millis(50)),
+            ca_file: ca_file.map(Into::into),
+        }
     }
 
     fn text(url: &str) -> SecretSource {
@@ -186,12 +216,17 @@ mod tests {
 
     #[test]
     fn user_password_and_database_are_shown_to_whom_they_are_meant_for() {
-        let dialer = Dialer::new(&settings(text("redis-sentinel://u:p%40@h/main/3"), None)).unwrap();
+        let dialer =
+            Dialer::new(&settings(text("redis-sentinel://u:p%40@h/main/3"), None)).unwrap();
         let address = dialer.address().unwrap();
         let greeting = |shown| {
             let client = dialer.client(&address, &address.hosts[0], shown).unwrap();
             let greeting = client.get_connection_info().redis_settings().clone();
-            (greeting.username().map(str::to_owned), greeting.password().map(str::to_owned), greeting.db())
+            (
+                greeting.username().map(str::to_owned),
+                greeting.password().map(str::to_owned),
+                greeting.db(),
+            )
         };
         assert_eq!(greeting(Shown::Everything), (Some("u".into()), Some("p@".into()), 3));
         assert_eq!(greeting(Shown::Nothing), (None, None, 0));
@@ -229,7 +264,9 @@ mod tests {
 
     #[test]
     fn pattern_means_the_prefix_as_it_is() {
-        for (prefix, expected) in [("warmkey", "warmkey:*"), ("w*", r"w\*:*"), (r"a?[b-c]^\", r"a\?\[b-c\]\^\\:*")] {
+        for (prefix, expected) in
+            [("warmkey", "warmkey:*"), ("w*", r"w\*:*"), (r"a?[b-c]^\", r"a\?\[b-c\]\^\\:*")]
+        {
             assert_eq!(pattern(prefix), expected, "{prefix}");
         }
     }

@@ -1,6 +1,7 @@
 //! A bounded map whose entries expire.
 //!
-//! What is full gives up the entry that would expire soonest, which is the one that has been unused for longest.
+//! What is full gives up the entry that would expire soonest, which is the one that has been unused
+//! for longest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,12 +23,20 @@ pub struct Expiring<V> {
 
 impl<V> Expiring<V> {
     pub fn new(capacity: usize) -> Self {
-        Self { by_id: HashMap::new(), by_expiry: BTreeMap::new(), writes: 0, capacity: capacity.max(1) }
+        Self {
+            by_id: HashMap::new(),
+            by_expiry: BTreeMap::new(),
+            writes: 0,
+            capacity: capacity.max(1),
+        }
     }
 
     /// The value, and when it expires.
     pub fn get(&self, id: &str) -> Option<(&V, Instant)> {
-        self.by_id.get(id).filter(|(_, expiry)| expiry.0 > Instant::now()).map(|(value, expiry)| (value, expiry.0))
+        self.by_id
+            .get(id)
+            .filter(|(_, expiry)| expiry.0 > Instant::now())
+            .map(|(value, expiry)| (value, expiry.0))
     }
 
     pub fn put(&mut self, id: &str, value: V, ttl: Duration) {
@@ -88,7 +97,11 @@ mod tests {
             map.put(&n.to_string(), n, HOUR);
         }
         for n in 0..500 {
-            assert_eq!(map.get(&n.to_string()).is_some(), n > 400, "{n}: the last 99 and nobody else");
+            assert_eq!(
+                map.get(&n.to_string()).is_some(),
+                n > 400,
+                "{n}: the last 99 and nobody else"
+            );
         }
         assert!(map.get("used").is_some());
     }

@@ -26,13 +26,21 @@ struct Seen {
 }
 
 impl Fake {
-    /// Answers a command of connection 1, 2, ... with the line that `answer` has for it; takes what a connection proves itself with.
-    pub async fn answering(answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
-        Self::proven_by(move |number, name| if name == "PROBE" { Some("+OK") } else { answer(number, name) }).await
+    /// Answers a command of connection 1, 2, ... with the line that `answer` has for it; takes what
+    /// a connection proves itself with.
+    pub async fn answering(
+        answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static,
+    ) -> Self {
+        Self::proven_by(
+            move |number, name| if name == "PROBE" { Some("+OK") } else { answer(number, name) },
+        )
+        .await
     }
 
     /// Answers everything with the line that `answer` has for it.
-    pub async fn proven_by(answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static) -> Self {
+    pub async fn proven_by(
+        answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static,
+    ) -> Self {
         let answer = Arc::new(answer);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, seen) = (listener.local_addr().unwrap(), Arc::<Seen>::default());

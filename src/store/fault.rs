@@ -1,6 +1,8 @@
-//! Why a question to the store has no answer: what is counted, what is logged, and whether the connection is at an end.
+//! Why a question to the store has no answer: what is counted, what is logged, and whether the
+//! connection is at an end.
 //!
-//! Each fault is counted; one of a kind is logged at most once a minute. None carries an address or a password.
+//! Each fault is counted; one of a kind is logged at most once a minute. None carries an address or
+//! a password.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,15 +73,19 @@ impl StoreFault {
         }
     }
 
-    /// Whether the connection can serve no more: it broke, or its Redis is none that takes writes. Anything else that Redis
-    /// says about one command is an answer.
+    /// Whether the connection can serve no more: it broke, or its Redis is none that takes writes.
+    /// Anything else that Redis says about one command is an answer.
     pub fn ends_connection(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         match self.code().as_deref() {
             Some("CLUSTERDOWN") => !self.is_about_one_slot(),
             Some("READONLY" | "LOADING" | "MASTERDOWN" | "BUSY" | "NOAUTH" | "WRONGPASS") => true,
             Some(_) => false,
-            None => error.is_io_error() || error.is_connection_dropped() || error.is_unrecoverable_error(),
+            None => {
+                error.is_io_error()
+                    || error.is_connection_dropped()
+                    || error.is_unrecoverable_error()
+            }
         }
     }
 
@@ -120,7 +126,9 @@ impl fmt::Display for StoreFault {
         };
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         let means = match self.code().as_deref() {
-            _ if error.kind() == ErrorKind::AuthenticationFailed => "it refuses the user or password",
+            _ if error.kind() == ErrorKind::AuthenticationFailed => {
+                "it refuses the user or password"
+            }
             Some("WRONGPASS") => "it refuses the user or password",
             Some("NOAUTH") => "it asks for a password",
             Some("NOPERM") => "its user may not do this",
@@ -174,10 +182,15 @@ impl Faults {
         let Some(reason) = fault.reason() else { return };
         self.metrics.store_failed(reason);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = logged.iter().position(|(logged, ..)| *logged == reason).map(|place| logged.remove(place));
+        let last = logged
+            .iter()
+            .position(|(logged, ..)| *logged == reason)
+            .map(|place| logged.remove(place));
         let why = fault.to_string();
         match last {
-            Some((_, at, old)) if at.elapsed() < RELOG && old == why => logged.push((reason, at, why)),
+            Some((_, at, old)) if at.elapsed() < RELOG && old == why => {
+                logged.push((reason, at, why))
+            }
             _ => {
                 let node = whence.map(Host::to_string).unwrap_or_default();
                 tracing::warn!(reason = reason.name(), node, why, "the store fails");
@@ -206,7 +219,11 @@ mod tests {
     #[test]
     fn what_redis_says_has_a_kind_and_a_consequence() {
         for (text, reason, ends) in [
-            ("READONLY You can't write against a read only replica.", Some(StoreFailure::Readonly), true),
+            (
+                "READONLY You can't write against a read only replica.",
+                Some(StoreFailure::Readonly),
+                true,
+            ),
             ("LOADING Redis is loading the dataset in memory", Some(StoreFailure::Loading), true),
             ("MASTERDOWN Link with MASTER is down", Some(StoreFailure::Loading), true),
             ("CLUSTERDOWN The cluster is down", Some(StoreFailure::Loading), true),
@@ -214,8 +231,16 @@ mod tests {
             ("BUSY Redis is busy running a script.", Some(StoreFailure::Other), true),
             ("NOAUTH Authentication required.", Some(StoreFailure::Authentication), true),
             ("WRONGPASS invalid username-password pair", Some(StoreFailure::Authentication), true),
-            ("NOPERM this user has no permissions to run the 'eval' command", Some(StoreFailure::Denied), false),
-            ("OOM command not allowed when used memory > 'maxmemory'.", Some(StoreFailure::OutOfMemory), false),
+            (
+                "NOPERM this user has no permissions to run the 'eval' command",
+                Some(StoreFailure::Denied),
+                false,
+            ),
+            (
+                "OOM command not allowed when used memory > 'maxmemory'.",
+                Some(StoreFailure::OutOfMemory),
+                false,
+            ),
             ("WRONGTYPE Operation against a key", Some(StoreFailure::Other), false),
             ("NOSCRIPT No matching script", None, false),
             ("MOVED 3999 127.0.0.1:6381", None, false),
@@ -229,9 +254,18 @@ mod tests {
     fn a_redirection_names_a_host() {
         let asked = Host { name: "a".into(), port: 1 };
         let host = |name: &str| Host { name: name.into(), port: 6381 };
-        assert_eq!(refused("MOVED 3999 10.0.0.1:6381").redirection(&asked), Some(Redirection::Moved(host("10.0.0.1"))));
-        assert_eq!(refused("ASK 3999 ::1:6381").redirection(&asked), Some(Redirection::Ask(host("::1"))));
-        assert_eq!(refused("MOVED 3999 :6381").redirection(&asked), Some(Redirection::Moved(host("a"))));
+        assert_eq!(
+            refused("MOVED 3999 10.0.0.1:6381").redirection(&asked),
+            Some(Redirection::Moved(host("10.0.0.1")))
+        );
+        assert_eq!(
+            refused("ASK 3999 ::1:6381").redirection(&asked),
+            Some(Redirection::Ask(host("::1")))
+        );
+        assert_eq!(
+            refused("MOVED 3999 :6381").redirection(&asked),
+            Some(Redirection::Moved(host("a")))
+        );
         assert_eq!(refused("OOM 3999 :6381").redirection(&asked), None);
     }
 }

@@ -1,8 +1,8 @@
-//! How many bindings that others would not expect, rebinds above all, no replica of the store has acknowledged: a failover may
-//! lose so many, and hardly more.
+//! How many bindings that others would not expect, rebinds above all, no replica of the store has
+//! acknowledged: a failover may lose so many, and hardly more.
 //!
-//! `WAIT` blocks its connection, so it has some of its own, and nobody's turn waits for it. What comes while it waits is counted
-//! together: the queue is a number.
+//! `WAIT` blocks its connection, so it has some of its own, and nobody's turn waits for it. What
+//! comes while it waits is counted together: the queue is a number.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,7 +48,10 @@ impl Lag {
     /// `host` has stored a rebind under `name`.
     pub fn note(&self, host: Arc<Host>, name: &str) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.entry(host).or_insert_with(|| Pending { rebinds: 0, name: name.to_owned() }).rebinds += 1;
+        pending
+            .entry(host)
+            .or_insert_with(|| Pending { rebinds: 0, name: name.to_owned() })
+            .rebinds += 1;
         self.word.notify_one();
     }
 
@@ -57,10 +60,12 @@ impl Lag {
         let mut pools: HashMap<Arc<Host>, Pool> = HashMap::new();
         loop {
             self.word.notified().await;
-            let pending = std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+            let pending =
+                std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
             let one = async |(host, pending): (Arc<Host>, Pending), pool: Option<Pool>| {
                 let pool = pool.or_else(|| self.pool(&host));
-                let waiting = timeout(PATIENCE, self.acknowledgements(pool.as_ref(), &pending.name));
+                let waiting =
+                    timeout(PATIENCE, self.acknowledgements(pool.as_ref(), &pending.name));
                 let acknowledged = waiting.await.ok().flatten();
                 if acknowledged.unwrap_or(0) == 0 {
                     self.metrics.rebinds_lag(pending.rebinds);
@@ -91,17 +96,25 @@ impl Lag {
     async fn acknowledgements(&self, pool: Option<&Pool>, name: &str) -> Option<u64> {
         let mut connection = pool?.get().await.ok()?;
         let mut question = pipe();
-        question.cmd("SET").arg(self.dialer.name(Name::Lag(name))).arg("").arg("PX").arg(ACKNOWLEDGE_MS).ignore();
+        question
+            .cmd("SET")
+            .arg(self.dialer.name(Name::Lag(name)))
+            .arg("")
+            .arg("PX")
+            .arg(ACKNOWLEDGE_MS)
+            .ignore();
         question.cmd("WAIT").arg(1).arg(ACKNOWLEDGE_MS);
         let (replicas,) = question.query_async(&mut connection).await.ok()?;
         Some(replicas)
     }
 
     fn pool(&self, host: &Host) -> Option<Pool> {
-        let client = self.dialer.client(&self.dialer.address().ok()?, host, Shown::Everything).ok()?;
+        let client =
+            self.dialer.client(&self.dialer.address().ok()?, host, Shown::Everything).ok()?;
         // The usual half a second for an answer is less than what is waited for.
         let settings = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
-        let makes = Manager::new_with_config(client.get_connection_info().clone(), settings).ok()?;
+        let makes =
+            Manager::new_with_config(client.get_connection_info().clone(), settings).ok()?;
         Pool::builder(makes).max_size(1).runtime(Runtime::Tokio1).build().ok()
     }
 }

@@ -1,8 +1,10 @@
-//! One connection to one Redis, remade in the background, so that no turn ever waits for a connection.
+//! One connection to one Redis, remade in the background, so that no turn ever waits for a
+//! connection.
 //!
-//! It is given up when it breaks, when its Redis takes no writes, and when its breaker opens; from then on nobody waits for
-//! anything. A new one is used once it has proven itself: several writes in a row, each answered with time to spare, so that a
-//! Redis which is too slow for the turns stays out instead of coming and going.
+//! It is given up when it breaks, when its Redis takes no writes, and when its breaker opens; from
+//! then on nobody waits for anything. A new one is used once it has proven itself: several writes
+//! in a row, each answered with time to spare, so that a Redis which is too slow for the turns
+//! stays out instead of coming and going.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use super::address::{Host, StoreKind};
 use super::breaker::Breaker;
 use super::dial::{Dialer, Shown};
-use super::fault::{StoreFault, Faults};
+use super::fault::{Faults, StoreFault};
 use super::health::Health;
 use super::name::Name;
 use super::sentinel::{self, Named};
@@ -63,7 +65,8 @@ enum State {
     Retired,
 }
 
-/// One connection. What is learned late about an old one says nothing about the one in use: they are told apart by number.
+/// One connection. What is learned late about an old one says nothing about the one in use: they
+/// are told apart by number.
 struct Line {
     number: u64,
     connection: MultiplexedConnection,
@@ -73,14 +76,33 @@ struct Line {
 
 impl Link {
     /// Away until [`Self::keep`] has connected it.
-    pub fn new(dialer: Arc<Dialer>, place: LinkTarget, faults: Arc<Faults>, health: Arc<Health>, lost: Arc<Notify>) -> Self {
+    pub fn new(
+        dialer: Arc<Dialer>,
+        place: LinkTarget,
+        faults: Arc<Faults>,
+        health: Arc<Health>,
+        lost: Arc<Notify>,
+    ) -> Self {
         health.loses();
         let probe = Mutex::new(dialer.name(Name::Proof(None)));
-        Self { dialer, place, faults, health, state: Mutex::new(State::Away), word: Notify::new(), probe, lost }
+        Self {
+            dialer,
+            place,
+            faults,
+            health,
+            state: Mutex::new(State::Away),
+            word: Notify::new(),
+            probe,
+            lost,
+        }
     }
 
     /// Puts a question, and waits for the answer until `until`.
-    pub async fn ask<T: FromRedisValue>(&self, question: &Pipeline, until: Instant) -> Result<T, StoreFault> {
+    pub async fn ask<T: FromRedisValue>(
+        &self,
+        question: &Pipeline,
+        until: Instant,
+    ) -> Result<T, StoreFault> {
         let (number, mut connection) = self.line()?;
         let asked = Instant::now();
         let result = match timeout_at(until, question.query_async(&mut connection)).await {
@@ -107,12 +129,13 @@ impl Link {
         matches!(*self.lock(), State::Up(_))
     }
 
-    /// From now on it proves itself with a name that `is_own` to its node of a Cluster: any other is refused before the node has
-    /// looked whether it can write at all.
+    /// From now on it proves itself with a name that `is_own` to its node of a Cluster: any other
+    /// is refused before the node has looked whether it can write at all.
     pub fn prove_with_own(&self, is_own: impl Fn(&str) -> bool) {
         let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_own(&probe) {
-            // Where the prefix pins all names to one node there is no other name: that others refuse it does no harm.
+            // Where the prefix pins all names to one node there is no other name: that others
+            // refuse it does no harm.
             let mut names = (0..NAMES).map(|number| self.dialer.name(Name::Proof(Some(number))));
             if let Some(own) = names.find(|name| is_own(name)) {
                 *probe = own;
@@ -182,10 +205,15 @@ impl Link {
         }
     }
 
-    /// A write, since one that only reads may be a replica. What Redis says against this one command is an answer too.
+    /// A write, since one that only reads may be a replica. What Redis says against this one
+    /// command is an answer too.
     async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
         let mut write = cmd("SET");
-        write.arg(self.probe.lock().unwrap_or_else(PoisonError::into_inner).as_str()).arg("").arg("PX").arg(PROOF_LIFE_MS);
+        write
+            .arg(self.probe.lock().unwrap_or_else(PoisonError::into_inner).as_str())
+            .arg("")
+            .arg("PX")
+            .arg(PROOF_LIFE_MS);
         match write.exec_async(connection).await.map_err(StoreFault::from) {
             Err(fault) if fault.ends_connection() => Err(fault),
             Err(fault) => {
@@ -196,10 +224,12 @@ impl Link {
         }
     }
 
-    /// Returns when most Sentinels name another primary than the one in use, which may be cut off from them, live on, and lose
-    /// what it is told from now on. What fewer say takes no connection away that works.
+    /// Returns when most Sentinels name another primary than the one in use, which may be cut off
+    /// from them, live on, and lose what it is told from now on. What fewer say takes no connection
+    /// away that works.
     async fn watch_name(&self, number: u64) {
-        if !matches!((&self.place, self.dialer.kind()), (LinkTarget::Named, StoreKind::Sentinel(_))) {
+        if !matches!((&self.place, self.dialer.kind()), (LinkTarget::Named, StoreKind::Sentinel(_)))
+        {
             return std::future::pending().await;
         }
         while let Some(host) = self.host() {
@@ -211,8 +241,9 @@ impl Link {
         }
     }
 
-    /// Returns when the connection is given up. Asks now and then, and after a question without an answer at once and again, so
-    /// that what has happened to the connection is known soon, however few turns there are.
+    /// Returns when the connection is given up. Asks now and then, and after a question without an
+    /// answer at once and again, so that what has happened to the connection is known soon, however
+    /// few turns there are.
     async fn attend(&self, number: u64) {
         while self.is_in_use(number) {
             let mut is_due = timeout(HEARTBEAT, self.word.notified()).await.is_err();
@@ -230,7 +261,12 @@ impl Link {
     fn begin(&self, number: u64, host: Host, connection: MultiplexedConnection) {
         let mut state = self.lock();
         if matches!(*state, State::Away) {
-            *state = State::Up(Box::new(Line { number, connection, host: Arc::new(host), breaker: Breaker::new(now()) }));
+            *state = State::Up(Box::new(Line {
+                number,
+                connection,
+                host: Arc::new(host),
+                breaker: Breaker::new(now()),
+            }));
             self.health.regains();
         }
     }
@@ -246,10 +282,13 @@ impl Link {
         matches!(&*self.lock(), State::Up(line) if line.number == number)
     }
 
-    /// The connection, if it is to be asked: because that is due, or its last question has no answer.
+    /// The connection, if it is to be asked: because that is due, or its last question has no
+    /// answer.
     fn connection(&self, number: u64, is_due: bool) -> Option<MultiplexedConnection> {
         match &*self.lock() {
-            State::Up(line) if line.number == number && (is_due || line.breaker.is_doubtful()) => Some(line.connection.clone()),
+            State::Up(line) if line.number == number && (is_due || line.breaker.is_doubtful()) => {
+                Some(line.connection.clone())
+            }
             _ => None,
         }
     }
@@ -278,7 +317,9 @@ impl Link {
 
     fn unanswered(&self, number: u64, asked: Instant) {
         let opens = match &mut *self.lock() {
-            State::Up(line) if line.number == number => line.breaker.unanswered(asked.into_std(), now()),
+            State::Up(line) if line.number == number => {
+                line.breaker.unanswered(asked.into_std(), now())
+            }
             _ => return,
         };
         match opens {

@@ -1,10 +1,11 @@
--- The roll of replicas. Its fields: `r:<replica>` is `<expiry in milliseconds> <fingerprint>`, `s:<fingerprint>` is
--- `<ordinal> <tags of its keys>`.
+-- The roll of replicas. Its fields: `r:<replica>` is `<expiry in milliseconds> <fingerprint>`,
+-- `s:<fingerprint>` is `<ordinal> <tags of its keys>`.
 --
--- Replica ARGV[1] has loaded the set of keys with the fingerprint ARGV[2] and the tags ARGV[3], whose ordinal was ARGV[4] when
--- it was last told, and lives ARGV[5] milliseconds without another word (0: it leaves). ARGV[6] is 1 where others that live may
--- not have had the time to answer: that nobody else is there says nothing then. Answers the set's ordinal, and the tags
--- of every other set that a live replica has loaded.
+-- Replica ARGV[1] has loaded the set of keys with the fingerprint ARGV[2] and the tags ARGV[3],
+-- whose ordinal was ARGV[4] when it was last told, and lives ARGV[5] milliseconds without another
+-- word (0: it leaves). ARGV[6] is 1 where others that live may not have had the time to answer:
+-- that nobody else is there says nothing then. Answers the set's ordinal, and the tags of every
+-- other set that a live replica has loaded.
 local replica, fingerprint, life = 'r:' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -12,13 +12,13 @@ use super::board::{self, Board, BoardReport};
 use super::expiring::Expiring;
 use super::name::Name;
 use super::trail::LONGEST;
-use super::{Budget, Held, Replaced, MemberReport, MembershipReply};
+use super::{Budget, Held, MemberReport, MembershipReply, Replaced};
 
 /// A bounded map of values that expire, and one of trails.
 pub struct Memory {
     bindings: Mutex<Expiring<String>>,
-    /// What stands beside them, under a session's or a response's id and a suffix: there may be far more of it, and it pushes no
-    /// binding out.
+    /// What stands beside them, under a session's or a response's id and a suffix: there may be far
+    /// more of it, and it pushes no binding out.
     beside: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<board::LocalBoard>,
@@ -28,7 +28,12 @@ impl Memory {
     pub fn new(capacity: usize) -> Self {
         let map = || Mutex::new(Expiring::new(capacity));
         let trails = Mutex::new(Expiring::new(capacity));
-        Self { bindings: map(), beside: map(), trails, board: Mutex::new(board::LocalBoard::default()) }
+        Self {
+            bindings: map(),
+            beside: map(),
+            trails,
+            board: Mutex::new(board::LocalBoard::default()),
+        }
     }
 
     pub fn get(&self, name: Name<'_>) -> Option<Held> {
@@ -59,7 +64,10 @@ impl Memory {
 
     pub fn merge(&self, name: Name<'_>, value: &str, epoch: u32, ttl: Duration) -> Option<String> {
         let (mut entries, id) = self.lock(name);
-        let stored = entries.get(&id).filter(|(stored, _)| epoch_of(stored) >= epoch).map(|(stored, _)| stored.clone());
+        let stored = entries
+            .get(&id)
+            .filter(|(stored, _)| epoch_of(stored) >= epoch)
+            .map(|(stored, _)| stored.clone());
         if stored.is_none() {
             entries.put(&id, value.to_owned(), ttl);
         }
@@ -108,7 +116,8 @@ impl Memory {
             Name::Binding(session) => (&self.bindings, session.into()),
             other => (&self.beside, other.to_string().into()),
         };
-        // A panic elsewhere leaves nothing half done: no write can panic between the map and its order.
+        // A panic elsewhere leaves nothing half done: no write can panic between the map and its
+        // order.
         (entries.lock().unwrap_or_else(PoisonError::into_inner), id)
     }
 }
@@ -140,28 +149,61 @@ impl Backend for InProcess {
         at_once(self.memory.get(name))
     }
 
-    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn claim<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         at_once(self.memory.claim(name, value, ttl))
     }
 
-    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, _: &'a mut Budget) -> Pending<'a, Replaced> {
+    fn replace<'a>(
+        &'a self,
+        name: Name<'a>,
+        change: Change<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Replaced> {
         at_once(self.memory.replace(name, change.expected, change.new, change.ttl))
     }
 
-    fn extend<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+    fn extend<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, ()> {
         self.memory.extend(name, value, ttl);
         at_once(())
     }
 
-    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn merge<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         at_once(self.memory.merge(name, merge.value, merge.epoch, merge.ttl))
     }
 
-    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn begin<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         at_once(self.memory.claim(name, merge.value, merge.ttl))
     }
 
-    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], ttl: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+    fn append<'a>(
+        &'a self,
+        session: &'a str,
+        lines: &'a [String],
+        ttl: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, ()> {
         self.memory.append(session, lines, ttl);
         at_once(())
     }
@@ -171,7 +213,12 @@ impl Backend for InProcess {
     }
 
     /// Replicas of one process have one configuration.
-    fn roll<'a>(&'a self, _: &'a MemberReport<'a>, _: bool, _: &'a mut Budget) -> Pending<'a, MembershipReply> {
+    fn roll<'a>(
+        &'a self,
+        _: &'a MemberReport<'a>,
+        _: bool,
+        _: &'a mut Budget,
+    ) -> Pending<'a, MembershipReply> {
         at_once(MembershipReply { ordinal: 1, others: Vec::new() })
     }
 
@@ -204,9 +251,12 @@ mod tests {
     async fn what_stands_beside_bindings_pushes_none_out() {
         let memory = Memory::new(8);
         memory.claim(Name::Binding("s"), "a", HOUR);
-        (0..50).for_each(|number| drop(memory.claim(Name::Response(&number.to_string()), "b", HOUR)));
+        (0..50)
+            .for_each(|number| drop(memory.claim(Name::Response(&number.to_string()), "b", HOUR)));
         assert_eq!(memory.get(Name::Binding("s")).map(|held| held.value), Some("a".into()));
-        assert!(memory.get(Name::Response("49")).is_some() && memory.get(Name::Response("0")).is_none());
+        assert!(
+            memory.get(Name::Response("49")).is_some() && memory.get(Name::Response("0")).is_none()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -232,13 +282,22 @@ mod tests {
                 newer,
                 HOUR,
             );
-            assert_eq!(memory.merge(Name::Binding("newer"), "b 3 1", 3, HOUR), Some(newer.into()), "it knows better");
+            assert_eq!(
+                memory.merge(Name::Binding("newer"), "b 3 1", 3, HOUR),
+                Some(newer.into()),
+                "it knows better"
+            );
         }
-        for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)] {
+        for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)]
+        {
             let [old, new] = [stored, merged].map(|epoch| format!("key {epoch} 1"));
             memory.merge(Name::Binding(&old), &old, stored, HOUR);
             let stays = (merged <= stored).then(|| old.clone());
-            assert_eq!(memory.merge(Name::Binding(&old), &new, merged, HOUR), stays, "{merged} over {stored}");
+            assert_eq!(
+                memory.merge(Name::Binding(&old), &new, merged, HOUR),
+                stays,
+                "{merged} over {stored}"
+            );
             memory.remove(Name::Binding(&old));
         }
     }
@@ -246,7 +305,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trail_keeps_its_newest_lines_for_a_time() {
         let memory = Memory::new(8);
-        let lines = |range: std::ops::Range<usize>| range.map(|number| number.to_string()).collect::<Vec<_>>();
+        let lines = |range: std::ops::Range<usize>| {
+            range.map(|number| number.to_string()).collect::<Vec<_>>()
+        };
         memory.append("s", &lines(0..3), HOUR);
         memory.append("s", &lines(3..LONGEST + 2), HOUR);
         assert_eq!(memory.list("s"), lines(2..LONGEST + 2));

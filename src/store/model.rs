@@ -1,8 +1,9 @@
-//! A store for state machines: each operation is a step of its own, and a test makes its weather and its flaws.
+//! A store for state machines: each operation is a step of its own, and a test makes its weather
+//! and its flaws.
 //!
-//! Under it is the in-process store, which does what the scripts do (`tests/it/scripts.rs` shows it with a real Redis), so that
-//! every interleaving of replicas, outages, losses and lost answers can be played. The roll is called
-//! as `roll.lua` calls it, but that no replica's life ends by itself.
+//! Under it is the in-process store, which does what the scripts do (`tests/it/scripts.rs` shows it
+//! with a real Redis), so that every interleaving of replicas, outages, losses and lost answers can
+//! be played. The roll is called as `roll.lua` calls it, but that no replica's life ends by itself.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
@@ -13,12 +14,12 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use super::announcement::{Announcement, Read, Scan};
 use super::backend::{Backend, Change, Merge, Pending};
 use super::board::{Board, BoardReport};
 use super::memory::Memory;
 use super::name::Name;
-use super::announcement::{Announcement, Read, Scan};
-use super::{Budget, Held, Replaced, MemberReport, MembershipReply, Unavailable};
+use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
 
 /// Longer than a case takes.
 const TTL: Duration = Duration::from_secs(3_600);
@@ -72,7 +73,13 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(flaw: Flaw) -> Self {
-        Self { flaw, writes: Vec::new(), values: Memory::new(1_000), sets: BTreeMap::new(), replicas: BTreeMap::new() }
+        Self {
+            flaw,
+            writes: Vec::new(),
+            values: Memory::new(1_000),
+            sets: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+        }
     }
 
     /// The ordinal of a set of keys, if one was ever told.
@@ -94,7 +101,9 @@ impl Shared {
         let old = self.value(id);
         let answer = operation(&self.values);
         match self.value(id) {
-            Some(new) if old.as_ref() != Some(&new) => self.writes.push(Write { id: id.into(), old, new }),
+            Some(new) if old.as_ref() != Some(&new) => {
+                self.writes.push(Write { id: id.into(), old, new })
+            }
             _ => {}
         }
         answer
@@ -102,7 +111,12 @@ impl Shared {
 
     /// A failover forgets the last write to `id`, and the record with it.
     pub fn loses(&mut self, id: &str) {
-        let last = self.writes.iter().rev().find(|write| write.id == id).and_then(|write| write.old.clone());
+        let last = self
+            .writes
+            .iter()
+            .rev()
+            .find(|write| write.id == id)
+            .and_then(|write| write.old.clone());
         match last {
             Some(old) => overwrite(&self.values, id, &old),
             None => self.values.remove(Name::Binding(id)),
@@ -145,7 +159,10 @@ impl Model {
     }
 
     /// One operation: other replicas may go first.
-    fn step<'a, T: Send + 'a>(&'a self, operation: impl FnOnce(&mut Shared) -> T + Send + 'a) -> Pending<'a, T> {
+    fn step<'a, T: Send + 'a>(
+        &'a self,
+        operation: impl FnOnce(&mut Shared) -> T + Send + 'a,
+    ) -> Pending<'a, T> {
         Box::pin(async move {
             pause().await;
             let weather = *self.weather.lock().unwrap();
@@ -166,10 +183,18 @@ impl Model {
 impl Backend for Model {
     fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
         // A life that is never due: nothing is refreshed.
-        self.step(move |shared| shared.value(&name.to_string()).map(|value| Held { value, left: Duration::MAX }))
+        self.step(move |shared| {
+            shared.value(&name.to_string()).map(|value| Held { value, left: Duration::MAX })
+        })
     }
 
-    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, _: Duration, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn claim<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        _: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         let id = name.to_string();
         self.step(move |shared| match shared.flaw {
             Flaw::PlainClaim => {
@@ -180,11 +205,21 @@ impl Backend for Model {
         })
     }
 
-    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn begin<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         self.claim(name, merge.value, merge.ttl, budget)
     }
 
-    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, _: &'a mut Budget) -> Pending<'a, Replaced> {
+    fn replace<'a>(
+        &'a self,
+        name: Name<'a>,
+        change: Change<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Replaced> {
         let id = name.to_string();
         self.step(move |shared| {
             let stored = shared.value(&id);
@@ -194,15 +229,28 @@ impl Backend for Model {
                 (Flaw::ReplaceByKey, Some(stored)) if key(stored) == key(change.expected) => stored,
                 _ => change.expected,
             };
-            shared.keeping(&id, |values| values.replace(Name::Binding(&id), expected, change.new, TTL))
+            shared.keeping(&id, |values| {
+                values.replace(Name::Binding(&id), expected, change.new, TTL)
+            })
         })
     }
 
-    fn extend<'a>(&'a self, _: Name<'a>, _: &'a str, _: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+    fn extend<'a>(
+        &'a self,
+        _: Name<'a>,
+        _: &'a str,
+        _: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, _: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn merge<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         let id = name.to_string();
         self.step(move |shared| {
             let epoch = match shared.flaw {
@@ -215,7 +263,13 @@ impl Backend for Model {
         })
     }
 
-    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], _: Duration, _: &'a mut Budget) -> Pending<'a, ()> {
+    fn append<'a>(
+        &'a self,
+        session: &'a str,
+        lines: &'a [String],
+        _: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, ()> {
         self.step(move |shared| shared.values.append(session, lines, TTL))
     }
 
@@ -223,22 +277,37 @@ impl Backend for Model {
         self.step(move |shared| shared.values.list(session))
     }
 
-    fn roll<'a>(&'a self, report: &'a MemberReport<'a>, is_early: bool, _: &'a mut Budget) -> Pending<'a, MembershipReply> {
+    fn roll<'a>(
+        &'a self,
+        report: &'a MemberReport<'a>,
+        is_early: bool,
+        _: &'a mut Budget,
+    ) -> Pending<'a, MembershipReply> {
         self.step(move |shared| {
             if report.life.is_zero() {
                 shared.replicas.remove(report.replica);
                 return MembershipReply { ordinal: 0, others: Vec::new() };
             }
             shared.replicas.insert(report.replica.into(), report.fingerprint.into());
-            let live: BTreeSet<_> = shared.replicas.values().filter(|print| *print != report.fingerprint).cloned().collect();
+            let live: BTreeSet<_> = shared
+                .replicas
+                .values()
+                .filter(|print| *print != report.fingerprint)
+                .cloned()
+                .collect();
             let newest = shared.sets.values().map(|(ordinal, _)| *ordinal).max().unwrap_or(0);
             let ordinal = match shared.sets.get(report.fingerprint) {
-                Some((ordinal, _)) if *ordinal == newest || !live.is_empty() || is_early => *ordinal,
+                Some((ordinal, _)) if *ordinal == newest || !live.is_empty() || is_early => {
+                    *ordinal
+                }
                 None if report.ordinal > 0 => report.ordinal,
                 _ => newest + 1,
             };
             shared.sets.insert(report.fingerprint.into(), (ordinal, report.keys.into()));
-            MembershipReply { ordinal, others: live.iter().map(|print| shared.sets[print].1.clone()).collect() }
+            MembershipReply {
+                ordinal,
+                others: live.iter().map(|print| shared.sets[print].1.clone()).collect(),
+            }
         })
     }
 

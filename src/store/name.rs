@@ -1,4 +1,5 @@
-//! Every name under which something is stored: the one place where names are made, and told apart. Pure.
+//! Every name under which something is stored: the one place where names are made, and told apart.
+//! Pure.
 
 use std::fmt;
 
@@ -7,8 +8,8 @@ use std::fmt;
 /// Other versions store under the same names: a name's spelling never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name<'n> {
-    /// A session's binding, by the session's id of 22 characters. With a prefix of 7 characters the name is 30 bytes, which Redis
-    /// keeps in 32.
+    /// A session's binding, by the session's id of 22 characters. With a prefix of 7 characters the
+    /// name is 30 bytes, which Redis keeps in 32.
     Binding(&'n str),
     /// What was decided about a session, by the session's id.
     Trail(&'n str),
@@ -24,14 +25,17 @@ pub enum Name<'n> {
     Board,
     /// The channel on which bindings are announced.
     Announcements,
-    /// What a connection writes to show that it can; a numbered one lies in another slot of a Cluster.
+    /// What a connection writes to show that it can; a numbered one lies in another slot of a
+    /// Cluster.
     Proof(Option<u32>),
-    /// What is written beside the full name of a binding, in its slot, to see replicas of the store acknowledge it.
+    /// What is written beside the full name of a binding, in its slot, to see replicas of the store
+    /// acknowledge it.
     Lag(&'n str),
 }
 
 impl<'n> Name<'n> {
-    /// The name that is spelled `text`, of those that hold a plain value: `None` for a name of another kind.
+    /// The name that is spelled `text`, of those that hold a plain value: `None` for a name of
+    /// another kind.
     pub fn of_value(text: &'n str) -> Option<Self> {
         match text.rsplit_once('.') {
             Some((id, "thread")) => Some(Self::Thread(id)),
@@ -101,8 +105,16 @@ mod tests {
         for value in [Name::Binding("s"), Name::Thread("t"), Name::Response("r")] {
             assert_eq!(Name::of_value(&value.to_string()), Some(value));
         }
-        let fixed = [Name::Membership, Name::Board, Name::Announcements, Name::Proof(None), Name::Proof(Some(7))];
-        for other in [Name::Trail("s"), Name::Probe("key:a"), Name::Lag("w:s")].into_iter().chain(fixed) {
+        let fixed = [
+            Name::Membership,
+            Name::Board,
+            Name::Announcements,
+            Name::Proof(None),
+            Name::Proof(Some(7)),
+        ];
+        for other in
+            [Name::Trail("s"), Name::Probe("key:a"), Name::Lag("w:s")].into_iter().chain(fixed)
+        {
             assert_eq!(Name::of_value(&other.to_string()), None, "{other}");
         }
     }

@@ -1,4 +1,5 @@
-//! What a Redis may do to those who ask it: answer late, refuse, fall silent, break; and what they say of it then.
+//! What a Redis may do to those who ask it: answer late, refuse, fall silent, break; and what they
+//! say of it then.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,7 +50,8 @@ fn is_up(store: &Store) -> bool {
 
 #[tokio::test]
 async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
-    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let fake =
+        Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(Duration::ZERO)).await.is_err());
     assert!(is_up(&store));
@@ -59,7 +61,8 @@ async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
 
 #[tokio::test]
 async fn one_budget_covers_all_that_a_turn_asks() {
-    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let fake =
+        Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     let mut budget = Budget(LONG);
     assert_eq!(store.get(Name::Binding("s"), &mut budget).await.unwrap(), None);
@@ -81,7 +84,9 @@ async fn one_budget_covers_all_that_a_turn_asks() {
 
 #[tokio::test]
 async fn an_error_for_one_command_is_an_answer() {
-    let fake = Fake::proven_by(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'.")).await;
+    let fake =
+        Fake::proven_by(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'."))
+            .await;
     let (store, _tasks) = store(&fake).await;
     for _ in 0..5 {
         assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(LONG)).await.is_err());
@@ -115,7 +120,8 @@ async fn turns_that_wait_together_are_one_silence() {
 
 #[tokio::test]
 async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
-    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let fake =
+        Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     fake.hush(1);
     let mut patient = Budget(LONG);
@@ -139,7 +145,8 @@ async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
 
 #[tokio::test]
 async fn the_first_attempt_after_a_loss_is_made_at_once() {
-    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let fake =
+        Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     // Between two attempts are 250 ms at least, and between two heartbeats are more.
     let between = Duration::from_millis(250);
@@ -161,9 +168,11 @@ async fn the_first_attempt_after_a_loss_is_made_at_once() {
 
 #[tokio::test]
 async fn what_takes_no_writes_is_not_used() {
-    for refusal in
-        ["-READONLY You can't write against a read only replica.", "-LOADING Redis is loading", "-MASTERDOWN Link down"]
-    {
+    for refusal in [
+        "-READONLY You can't write against a read only replica.",
+        "-LOADING Redis is loading",
+        "-MASTERDOWN Link down",
+    ] {
         let is_replica = Arc::new(AtomicBool::new(true));
         let says = Arc::clone(&is_replica);
         let fake = Fake::proven_by(move |_, command| match command {
@@ -193,14 +202,20 @@ async fn a_primary_that_became_a_replica_is_given_up_by_the_first_who_hears_it()
     let fake = Fake::proven_by(move |_, command| match command {
         "GET" => Some("$-1"),
         "PTTL" => Some(":-2"),
-        _ if says.load(Ordering::Relaxed) => Some("-READONLY You can't write against a read only replica."),
+        _ if says.load(Ordering::Relaxed) => {
+            Some("-READONLY You can't write against a read only replica.")
+        }
         "PROBE" => Some("+OK"),
         _ => Some("$-1"),
     })
     .await;
     let (store, _tasks) = store(&fake).await;
     is_replica.store(true, Ordering::Relaxed);
-    assert_eq!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(), None, "it still reads");
+    assert_eq!(
+        store.get(Name::Binding("s"), &mut Budget(LONG)).await.unwrap(),
+        None,
+        "it still reads"
+    );
     assert!(store.claim(Name::Binding("s"), "v", LONG, &mut Budget(LONG)).await.is_err());
     assert!(!is_up(&store));
     let page = store.metrics.render();
@@ -209,7 +224,8 @@ async fn a_primary_that_became_a_replica_is_given_up_by_the_first_who_hears_it()
 
 #[tokio::test]
 async fn nobody_waits_for_a_store_that_is_away() {
-    let fake = Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
+    let fake =
+        Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     fake.hush(usize::MAX);
     let began = Instant::now();
@@ -236,10 +252,12 @@ async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
     let fake = Fake::answering(|_, _| Some("$-1")).await;
     let dialer = Arc::new(Dialer::new(&settings(&fake)).unwrap());
     let metrics = Arc::new(Metrics::new());
-    let (faults, health) = (Arc::new(Faults::new(Arc::clone(&metrics))), Arc::new(Health::new(metrics)));
+    let (faults, health) =
+        (Arc::new(Faults::new(Arc::clone(&metrics))), Arc::new(Health::new(metrics)));
     let link = || {
         let host = dialer.address().unwrap().hosts.remove(0);
-        let (dialer, faults, health) = (Arc::clone(&dialer), Arc::clone(&faults), Arc::clone(&health));
+        let (dialer, faults, health) =
+            (Arc::clone(&dialer), Arc::clone(&faults), Arc::clone(&health));
         Arc::new(Link::new(dialer, LinkTarget::Node(host), faults, health, Arc::default()))
     };
     let one = link();

@@ -1,7 +1,7 @@
 //! The store that replicas share: Redis 7, alone, behind Sentinels or as a Cluster.
 //!
-//! What is asked of it, in its own commands. `EVALSHA` first, `EVAL` when the script is not known yet; never `SCRIPT LOAD`,
-//! never a `PING`. The caller's deadline bounds every wait for an answer.
+//! What is asked of it, in its own commands. `EVALSHA` first, `EVAL` when the script is not known
+//! yet; never `SCRIPT LOAD`, never a `PING`. The caller's deadline bounds every wait for an answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use super::address::{Host, StoreKind};
+use super::announcement::{Announcement, Scan, Subscriber};
 use super::backend::{Change, Merge};
-use super::board::{Board, Note, BoardReport};
+use super::board::{Board, BoardReport, Note};
 use super::cluster::Cluster;
 use super::dial::Dialer;
-use super::fault::{StoreFault, Faults};
+use super::fault::{Faults, StoreFault};
 use super::health::Health;
 use super::lag::Lag;
 use super::link::{Link, LinkTarget};
 use super::name::Name;
-use super::announcement::{Subscriber, Announcement, Scan};
 use super::trail::LONGEST;
-use super::{Held, Replaced, MemberReport, MembershipReply, Settings, Unavailable};
+use super::{Held, MemberReport, MembershipReply, Replaced, Settings, Unavailable};
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 
@@ -63,20 +63,43 @@ enum Nodes {
 
 impl Redis {
     /// Checks the address and starts connecting; answers as [`Unavailable`] until connected.
-    pub fn open(settings: &Settings, metrics: &Arc<Metrics>, tasks: &Tasks) -> Result<Self, String> {
+    pub fn open(
+        settings: &Settings,
+        metrics: &Arc<Metrics>,
+        tasks: &Tasks,
+    ) -> Result<Self, String> {
         let dialer = Arc::new(Dialer::new(settings)?);
-        let (faults, health) = (Arc::new(Faults::new(Arc::clone(metrics))), Arc::new(Health::new(Arc::clone(metrics))));
+        let (faults, health) = (
+            Arc::new(Faults::new(Arc::clone(metrics))),
+            Arc::new(Health::new(Arc::clone(metrics))),
+        );
         let (told, counted) = (Arc::clone(&faults), Arc::clone(&health));
-        let lag = (*dialer.kind() != StoreKind::One).then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
+        let lag = (*dialer.kind() != StoreKind::One)
+            .then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
         if let Some(lag) = &lag {
             tasks.spawn_until_stopped(Arc::clone(lag).keep());
         }
-        let (news, resubscribed, channel) = (broadcast::Sender::new(HEARD), watch::Sender::new(0), dialer.name(Name::Announcements));
-        let ear = Subscriber { dialer: Arc::clone(&dialer), faults: Arc::clone(&faults), told: news.clone(), resubscribed: resubscribed.clone() };
+        let (news, resubscribed, channel) = (
+            broadcast::Sender::new(HEARD),
+            watch::Sender::new(0),
+            dialer.name(Name::Announcements),
+        );
+        let ear = Subscriber {
+            dialer: Arc::clone(&dialer),
+            faults: Arc::clone(&faults),
+            told: news.clone(),
+            resubscribed: resubscribed.clone(),
+        };
         let kept = Arc::clone(&dialer);
         let nodes = match dialer.kind() {
             StoreKind::One | StoreKind::Sentinel(_) => {
-                let link = Arc::new(Link::new(kept, LinkTarget::Named, told, counted, Arc::new(Notify::new())));
+                let link = Arc::new(Link::new(
+                    kept,
+                    LinkTarget::Named,
+                    told,
+                    counted,
+                    Arc::new(Notify::new()),
+                ));
                 tasks.spawn_until_stopped(Arc::clone(&link).keep());
                 Nodes::One(link)
             }
@@ -88,9 +111,25 @@ impl Redis {
         };
         let known = nodes.clone();
         tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
-        let scripts = [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
+        let scripts =
+            [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
         let [replace, extend, merge, roll, board, trail] = scripts;
-        Ok(Self { dialer, nodes, channel, lag, news, resubscribed, faults, health, replace, extend, merge, roll, board, trail })
+        Ok(Self {
+            dialer,
+            nodes,
+            channel,
+            lag,
+            news,
+            resubscribed,
+            faults,
+            health,
+            replace,
+            extend,
+            merge,
+            roll,
+            board,
+            trail,
+        })
     }
 
     /// Whether all of it answers.
@@ -129,37 +168,64 @@ impl Redis {
         let mut both = Pipeline::with_capacity(2);
         both.get(name).pttl(name);
         let (value, left): (Option<String>, i64) = self.ask(name, &both, until).await?;
-        // Negative: gone between the two commands (-2), or stored without an end (-1) by a hand that was not ours.
-        Ok(value.map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
+        // Negative: gone between the two commands (-2), or stored without an end (-1) by a hand
+        // that was not ours.
+        Ok(value
+            .map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
     }
 
     /// Stores `value` where nothing is stored.
-    pub async fn claim(&self, name: &str, value: &str, ttl: Duration, until: Instant) -> Result<Option<String>, Unavailable> {
+    pub async fn claim(
+        &self,
+        name: &str,
+        value: &str,
+        ttl: Duration,
+        until: Instant,
+    ) -> Result<Option<String>, Unavailable> {
         let mut set = pipe();
         set.cmd("SET").arg(name).arg(value).arg("NX").arg("GET").arg("PX").arg(millis(ttl));
         let (stored,) = self.ask(name, &set, until).await?;
         Ok(stored)
     }
 
-    pub async fn replace(&self, name: &str, change: &Change<'_>, until: Instant) -> Result<Replaced, Unavailable> {
+    pub async fn replace(
+        &self,
+        name: &str,
+        change: &Change<'_>,
+        until: Instant,
+    ) -> Result<Replaced, Unavailable> {
         let Change { expected, new, ttl, is_move } = change;
         let (ttl, lag) = (millis(*ttl).to_string(), self.lagging(name, *is_move));
-        let stored = self.run(&self.replace, name, &[expected, new, &ttl, &self.channel], until).await?;
+        let stored =
+            self.run(&self.replace, name, &[expected, new, &ttl, &self.channel], until).await?;
         if let (None, Some((lag, host))) = (&stored, lag) {
             lag.note(host, name);
         }
         Ok(stored.map_or(Replaced::Done, Replaced::Lost))
     }
 
-    pub async fn extend(&self, name: &str, value: &str, ttl: Duration, until: Instant) -> Result<(), Unavailable> {
+    pub async fn extend(
+        &self,
+        name: &str,
+        value: &str,
+        ttl: Duration,
+        until: Instant,
+    ) -> Result<(), Unavailable> {
         let (life, due) = (millis(ttl).to_string(), millis(ttl / 4 * 3).to_string());
         self.run(&self.extend, name, &[value, &life, &due, &self.channel], until).await
     }
 
-    pub async fn merge(&self, name: &str, merge: &Merge<'_>, until: Instant) -> Result<Option<String>, Unavailable> {
+    pub async fn merge(
+        &self,
+        name: &str,
+        merge: &Merge<'_>,
+        until: Instant,
+    ) -> Result<Option<String>, Unavailable> {
         let Merge { value, epoch, ttl, is_expected } = merge;
-        let (epoch, ttl, lag) = (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
-        let stored: Option<String> = self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
+        let (epoch, ttl, lag) =
+            (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
+        let stored: Option<String> =
+            self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
         // The same: stored by a write whose answer was lost.
         let is_there = stored.as_ref().is_none_or(|stored| stored == value);
         if let (true, Some((lag, host))) = (is_there, lag) {
@@ -168,31 +234,65 @@ impl Redis {
         Ok(stored)
     }
 
-    pub async fn exchange_membership(&self, name: &str, report: &MemberReport<'_>, is_early: bool, until: Instant) -> Result<MembershipReply, Unavailable> {
+    pub async fn exchange_membership(
+        &self,
+        name: &str,
+        report: &MemberReport<'_>,
+        is_early: bool,
+        until: Instant,
+    ) -> Result<MembershipReply, Unavailable> {
         let MemberReport { replica, fingerprint, keys, ordinal, life } = report;
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
-        let args = [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
+        let args =
+            [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
         let (ordinal, others) = self.run(&self.roll, name, &args, until).await?;
         Ok(MembershipReply { ordinal, others })
     }
 
-    pub async fn hear(&self, name: &str, word: &BoardReport<'_>, until: Instant) -> Result<Board, Unavailable> {
-        let mut args = vec![word.replica.into(), word.life.as_millis().to_string(), word.load.into(), word.seen.to_string()];
+    pub async fn hear(
+        &self,
+        name: &str,
+        word: &BoardReport<'_>,
+        until: Instant,
+    ) -> Result<Board, Unavailable> {
+        let mut args = vec![
+            word.replica.into(),
+            word.life.as_millis().to_string(),
+            word.load.into(),
+            word.seen.to_string(),
+        ];
         for note in word.notes {
             let life = note.life.map_or(0, millis);
-            args.extend([note.name.clone(), note.value.clone(), life.to_string(), note.stamp.to_string()]);
+            args.extend([
+                note.name.clone(),
+                note.value.clone(),
+                life.to_string(),
+                note.stamp.to_string(),
+            ]);
         }
         let args: Vec<_> = args.iter().map(String::as_str).collect();
-        let (now, version, told, loads): (u64, u64, Vec<String>, Vec<String>) = self.run(&self.board, name, &args, until).await?;
+        let (now, version, told, loads): (u64, u64, Vec<String>, Vec<String>) =
+            self.run(&self.board, name, &args, until).await?;
         let note = |parts: &[String]| {
             let [name, value, life, stamp] = parts else { return None };
             let life = life.parse().ok().filter(|left| *left > 0).map(Duration::from_millis);
-            Some(Note { name: name.clone(), value: value.clone(), life, stamp: stamp.parse().ok()? })
+            Some(Note {
+                name: name.clone(),
+                value: value.clone(),
+                life,
+                stamp: stamp.parse().ok()?,
+            })
         };
         Ok(Board { now, version, notes: told.chunks(4).filter_map(note).collect(), loads })
     }
 
-    pub async fn append(&self, name: &str, lines: &[String], ttl: Duration, until: Instant) -> Result<(), Unavailable> {
+    pub async fn append(
+        &self,
+        name: &str,
+        lines: &[String],
+        ttl: Duration,
+        until: Instant,
+    ) -> Result<(), Unavailable> {
         let (most, ttl) = (LONGEST.to_string(), millis(ttl).to_string());
         let args: Vec<_> = [&most, &ttl].into_iter().chain(lines).map(String::as_str).collect();
         self.run(&self.trail, name, &args, until).await
@@ -205,8 +305,8 @@ impl Redis {
         Ok(lines)
     }
 
-    /// Who counts a write under `name` that `is_counted` until a replica of the store has it, and the node that has it now: should
-    /// that be lost a moment later, so may be what it stored.
+    /// Who counts a write under `name` that `is_counted` until a replica of the store has it, and
+    /// the node that has it now: should that be lost a moment later, so may be what it stored.
     fn lagging(&self, name: &str, is_counted: bool) -> Option<(&Lag, Arc<Host>)> {
         let lag = self.lag.as_deref().filter(|_| is_counted)?;
         Some((lag, self.nodes.host(name)?))
@@ -225,7 +325,9 @@ impl Redis {
             call
         };
         let result = match self.ask(name, &call("EVALSHA", known.get_hash()), until).await {
-            Err(StoreFault::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            Err(StoreFault::Refused(error))
+                if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) =>
+            {
                 self.ask(name, &call("EVAL", text), until).await
             }
             result => result,
@@ -234,7 +336,12 @@ impl Redis {
         Ok(answer)
     }
 
-    async fn ask<T: FromRedisValue>(&self, name: &str, question: &Pipeline, until: Instant) -> Result<T, StoreFault> {
+    async fn ask<T: FromRedisValue>(
+        &self,
+        name: &str,
+        question: &Pipeline,
+        until: Instant,
+    ) -> Result<T, StoreFault> {
         match &self.nodes {
             Nodes::One(link) => link.ask(question, until).await,
             Nodes::Many(cluster) => cluster.ask(name, question, until).await,

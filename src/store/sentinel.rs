@@ -1,7 +1,7 @@
 //! Which Redis the Sentinels call the primary.
 //!
-//! All are asked at once, since one that is dead or stopped must not hold up the others. What most of them say counts; whether
-//! that Redis takes writes is for the caller to try.
+//! All are asked at once, since one that is dead or stopped must not hold up the others. What most
+//! of them say counts; whether that Redis takes writes is for the caller to try.
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -15,17 +15,26 @@ use super::fault::StoreFault;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Named {
     pub host: Host,
-    /// Whether most of all Sentinels do. Those that happened to answer may be the ones that are cut off.
+    /// Whether most of all Sentinels do. Those that happened to answer may be the ones that are cut
+    /// off.
     pub by_most: bool,
 }
 
-pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result<Named, StoreFault> {
+pub async fn primary(
+    dialer: &Dialer,
+    address: &Address,
+    master: &str,
+) -> Result<Named, StoreFault> {
     let mut asked: FuturesUnordered<_> = address
         .hosts
         .iter()
         .map(async |sentinel| {
-            let answer = tokio::time::timeout(dialer.patience(), ask(dialer, address, sentinel, master)).await;
-            answer.unwrap_or_else(|_| Err(StoreFault::Unready(format!("the Sentinel at {sentinel}: {}", dialer.late()))))
+            let answer =
+                tokio::time::timeout(dialer.patience(), ask(dialer, address, sentinel, master))
+                    .await;
+            answer.unwrap_or_else(|_| {
+                Err(StoreFault::Unready(format!("the Sentinel at {sentinel}: {}", dialer.late())))
+            })
         })
         .collect();
     let mut votes: Vec<(Host, usize)> = Vec::new();
@@ -51,21 +60,29 @@ pub async fn primary(dialer: &Dialer, address: &Address, master: &str) -> Result
     most.map(|(host, votes)| Named { host, by_most: votes * 2 > address.hosts.len() }).ok_or(last)
 }
 
-async fn ask(dialer: &Dialer, address: &Address, sentinel: &Host, master: &str) -> Result<Host, StoreFault> {
+async fn ask(
+    dialer: &Dialer,
+    address: &Address,
+    sentinel: &Host,
+    master: &str,
+) -> Result<Host, StoreFault> {
     // The user and password are those of Redis: a Sentinel sees them only if it asks for some.
     let mut connection = dialer.dial(address, sentinel, Shown::Nothing).await?;
     let mut question = cmd("SENTINEL");
     question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
     let mut answer = question.query_async(&mut connection).await.map_err(StoreFault::from);
-    let wants_password = answer.as_ref().is_err_and(|fault| fault.code().as_deref() == Some("NOAUTH"));
+    let wants_password =
+        answer.as_ref().is_err_and(|fault| fault.code().as_deref() == Some("NOAUTH"));
     if let (true, Some(password)) = (wants_password, &address.password) {
         let mut greeting = cmd("AUTH");
-        let _: () = greeting.arg(&address.user).arg(password.expose()).query_async(&mut connection).await?;
+        let _: () =
+            greeting.arg(&address.user).arg(password.expose()).query_async(&mut connection).await?;
         answer = question.query_async(&mut connection).await.map_err(StoreFault::from);
     }
     let named: Option<(String, u16)> = answer?;
-    let (name, port) =
-        named.ok_or_else(|| StoreFault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}")))?;
+    let (name, port) = named.ok_or_else(|| {
+        StoreFault::Unready(format!("the Sentinel at {sentinel} knows no master named {master}"))
+    })?;
     Ok(Host { name, port })
 }
 
@@ -81,8 +98,12 @@ mod tests {
     const NAMED: &str = "*2\r\n$8\r\n10.0.0.1\r\n$4\r\n6379";
 
     fn settings(credentials: &str, hosts: &[&Fake], timeout: Duration) -> Settings {
-        let hosts: Vec<String> = hosts.iter().map(|fake| fake.url().replace("redis://", "")).collect();
-        let url = SecretSource::Text(Secret::new(format!("redis-sentinel://{credentials}{}/main", hosts.join(","))));
+        let hosts: Vec<String> =
+            hosts.iter().map(|fake| fake.url().replace("redis://", "")).collect();
+        let url = SecretSource::Text(Secret::new(format!(
+            "redis-sentinel://{credentials}{}/main",
+            hosts.join(",")
+        )));
         Settings { url, prefix: "w".into(), timeout: Span(timeout), ca_file: None }
     }
 
@@ -94,7 +115,8 @@ mod tests {
 
     #[tokio::test]
     async fn most_decide_and_none_holds_up() {
-        let (right, silent) = (Fake::answering(|_, _| Some(NAMED)).await, Fake::answering(|_, _| None).await);
+        let (right, silent) =
+            (Fake::answering(|_, _| Some(NAMED)).await, Fake::answering(|_, _| None).await);
         let also = Fake::answering(|_, _| Some(NAMED)).await;
         let wrong = Fake::answering(|_, _| Some("*2\r\n$8\r\n10.0.0.2\r\n$4\r\n6379")).await;
         let ignorant = Fake::answering(|_, _| Some("*-1")).await;
@@ -137,7 +159,8 @@ mod tests {
     async fn a_primary_is_left_once_most_name_another() {
         use std::sync::atomic::{AtomicBool, Ordering};
         const LONG: Duration = Duration::from_secs(20);
-        let redis = || Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" }));
+        let redis =
+            || Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" }));
         let (first, second) = (redis().await, redis().await);
         let named = |fake: &Fake| -> &'static str {
             let address = fake.url();
@@ -147,7 +170,9 @@ mod tests {
         let (old, new, is_over) = (named(&first), named(&second), Arc::new(AtomicBool::new(false)));
         let sentinel = |later: &'static str| {
             let is_over = Arc::clone(&is_over);
-            Fake::answering(move |_, _| Some(if is_over.load(Ordering::Relaxed) { later } else { old }))
+            Fake::answering(move |_, _| {
+                Some(if is_over.load(Ordering::Relaxed) { later } else { old })
+            })
         };
         let most = [sentinel(new).await, sentinel(old).await, sentinel(new).await];
         let few = [sentinel("*-1").await, sentinel(new).await, sentinel("*-1").await];
@@ -174,7 +199,10 @@ mod tests {
         assert!(led.ready(LONG).await);
         let asked = few[1].asked().len();
         until(&|| few[1].asked().len() > asked).await;
-        assert!(kept.ready(Duration::ZERO).await && led.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
+        assert!(
+            kept.ready(Duration::ZERO).await
+                && led.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok()
+        );
         assert!(kept.get(Name::Binding("s"), &mut Budget(LONG)).await.is_ok());
         let gets = |fake: &Fake| fake.asked().iter().filter(|asked| *asked == "GET").count();
         assert_eq!((gets(&first), gets(&second), second.connections()), (1, 1, 1));

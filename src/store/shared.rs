@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 
+use super::announcement::{Announcement, Scan};
 use super::backend::{Backend, Change, Merge, Pending};
 use super::board::{Board, BoardReport};
 use super::name::Name;
-use super::announcement::{Announcement, Scan};
 use super::redis::Redis;
-use super::{Budget, Held, Replaced, MemberReport, MembershipReply, Unavailable};
+use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
 use crate::metrics::{Metrics, Operation};
 
 pub struct Shared {
@@ -51,61 +51,106 @@ impl Shared {
 
 impl Backend for Shared {
     fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>> {
-        self.timed(Operation::Get, name, budget, move |redis, name, until| async move { redis.get(&name, until).await })
+        self.timed(Operation::Get, name, budget, move |redis, name, until| async move {
+            redis.get(&name, until).await
+        })
     }
 
-    fn claim<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
+    fn claim<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
         self.timed(Operation::Claim, name, budget, move |redis, name, until| async move {
             redis.claim(&name, value, ttl, until).await
         })
     }
 
-    fn replace<'a>(&'a self, name: Name<'a>, change: Change<'a>, budget: &'a mut Budget) -> Pending<'a, Replaced> {
+    fn replace<'a>(
+        &'a self,
+        name: Name<'a>,
+        change: Change<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Replaced> {
         self.timed(Operation::Replace, name, budget, move |redis, name, until| async move {
             redis.replace(&name, &change, until).await
         })
     }
 
-    fn extend<'a>(&'a self, name: Name<'a>, value: &'a str, ttl: Duration, budget: &'a mut Budget) -> Pending<'a, ()> {
+    fn extend<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, ()> {
         self.timed(Operation::Extend, name, budget, move |redis, name, until| async move {
             redis.extend(&name, value, ttl, until).await
         })
     }
 
-    fn merge<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
-        self.timed(
-            Operation::Merge,
-            name,
-            budget,
-            move |redis, name, until| async move { redis.merge(&name, &merge, until).await },
-        )
-    }
-
-    fn begin<'a>(&'a self, name: Name<'a>, merge: Merge<'a>, budget: &'a mut Budget) -> Pending<'a, Option<String>> {
-        self.timed(
-            Operation::Claim,
-            name,
-            budget,
-            move |redis, name, until| async move { redis.merge(&name, &merge, until).await },
-        )
-    }
-
-    fn append<'a>(&'a self, session: &'a str, lines: &'a [String], ttl: Duration, budget: &'a mut Budget) -> Pending<'a, ()> {
-        self.timed(Operation::Append, Name::Trail(session), budget, move |redis, name, until| async move {
-            redis.append(&name, lines, ttl, until).await
+    fn merge<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
+        self.timed(Operation::Merge, name, budget, move |redis, name, until| async move {
+            redis.merge(&name, &merge, until).await
         })
+    }
+
+    fn begin<'a>(
+        &'a self,
+        name: Name<'a>,
+        merge: Merge<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Option<String>> {
+        self.timed(Operation::Claim, name, budget, move |redis, name, until| async move {
+            redis.merge(&name, &merge, until).await
+        })
+    }
+
+    fn append<'a>(
+        &'a self,
+        session: &'a str,
+        lines: &'a [String],
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, ()> {
+        self.timed(
+            Operation::Append,
+            Name::Trail(session),
+            budget,
+            move |redis, name, until| async move { redis.append(&name, lines, ttl, until).await },
+        )
     }
 
     fn list<'a>(&'a self, session: &'a str, budget: &'a mut Budget) -> Pending<'a, Vec<String>> {
-        self.timed(Operation::List, Name::Trail(session), budget, move |redis, name, until| async move {
-            redis.list(&name, until).await
-        })
+        self.timed(
+            Operation::List,
+            Name::Trail(session),
+            budget,
+            move |redis, name, until| async move { redis.list(&name, until).await },
+        )
     }
 
-    fn roll<'a>(&'a self, report: &'a MemberReport<'a>, is_early: bool, budget: &'a mut Budget) -> Pending<'a, MembershipReply> {
-        self.timed(Operation::Roll, Name::Membership, budget, move |redis, name, until| async move {
-            redis.exchange_membership(&name, report, is_early, until).await
-        })
+    fn roll<'a>(
+        &'a self,
+        report: &'a MemberReport<'a>,
+        is_early: bool,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, MembershipReply> {
+        self.timed(
+            Operation::Roll,
+            Name::Membership,
+            budget,
+            move |redis, name, until| async move {
+                redis.exchange_membership(&name, report, is_early, until).await
+            },
+        )
     }
 
     fn hear<'a>(&'a self, word: &'a BoardReport<'a>, budget: &'a mut Budget) -> Pending<'a, Board> {

@@ -8,7 +8,8 @@ const SLOTS: u16 = 16_384;
 
 /// The slot that `name` is in: by its hash tag, where it has one.
 pub fn slot(name: &str) -> u16 {
-    let tag = name.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(tag, _)| tag);
+    let tag =
+        name.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(tag, _)| tag);
     let hashed = if tag.is_empty() { name } else { tag };
     crc16::State::<crc16::XMODEM>::calculate(hashed.as_bytes()) % SLOTS
 }
@@ -23,7 +24,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Reads the answer to `CLUSTER SLOTS` that `asked` gave. A node that gives no address of its own is where it was asked.
+    /// Reads the answer to `CLUSTER SLOTS` that `asked` gave. A node that gives no address of its
+    /// own is where it was asked.
     pub fn parse(answer: &Value, asked: &Host) -> Option<Self> {
         let mut slots = Self::default();
         for range in array(answer)? {
@@ -97,18 +99,28 @@ mod tests {
 
     #[test]
     fn a_name_has_the_slot_that_redis_says() {
-        for (name, expected) in [("123456789", 12_739), ("foo", 12_182), ("{foo}bar", 12_182), ("a{foo}{bar}", 12_182)] {
+        for (name, expected) in
+            [("123456789", 12_739), ("foo", 12_182), ("{foo}bar", 12_182), ("a{foo}{bar}", 12_182)]
+        {
             assert_eq!(slot(name), expected, "{name}");
         }
-        assert_eq!(slot("a{}b"), crc16::State::<crc16::XMODEM>::calculate(b"a{}b") % SLOTS, "an empty tag is none");
+        assert_eq!(
+            slot("a{}b"),
+            crc16::State::<crc16::XMODEM>::calculate(b"a{}b") % SLOTS,
+            "an empty tag is none"
+        );
         assert_eq!(slot("warmkey:lag:{warmkey:abc}"), slot("warmkey:abc"));
     }
 
     #[test]
     fn each_slot_has_its_primary() {
-        let node = |name: Value, port: i64| Value::Array(vec![name, Value::Int(port), Value::BulkString(b"id".to_vec())]);
+        let node = |name: Value, port: i64| {
+            Value::Array(vec![name, Value::Int(port), Value::BulkString(b"id".to_vec())])
+        };
         let named = |name: &str, port| node(Value::BulkString(name.into()), port);
-        let range = |first, last, nodes: Vec<Value>| Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat());
+        let range = |first, last, nodes: Vec<Value>| {
+            Value::Array([vec![Value::Int(first), Value::Int(last)], nodes].concat())
+        };
         let answer = Value::Array(vec![
             range(8_000, 16_383, vec![node(Value::Nil, 2), named("r", 4), named("?", 5)]),
             range(0, 5_000, vec![named("a", 1), named("r", 4)]),
@@ -118,7 +130,10 @@ mod tests {
         assert_eq!(slots.primaries(), [host("a", 1), host("asked", 2)]);
         assert_eq!(slots.replicas, [host("r", 4)]);
         let owner = |slot| slots.owner(slot).map(|host| host.port);
-        assert_eq!([0, 5_000, 5_001, 6_000, 8_000, 16_383].map(owner), [Some(1), Some(1), None, Some(1), Some(2), Some(2)]);
+        assert_eq!(
+            [0, 5_000, 5_001, 6_000, 8_000, 16_383].map(owner),
+            [Some(1), Some(1), None, Some(1), Some(2), Some(2)]
+        );
         assert_eq!(Slots::parse(&Value::Okay, &host("asked", 9)), None);
         assert_eq!(Slots::default().owner(7), None);
     }

@@ -1,4 +1,5 @@
--- A trail: the newest ARGV[1] of its lines, for ARGV[2] milliseconds from now on. The arguments after these are added to it.
+-- A trail: the newest ARGV[1] of its lines, for ARGV[2] milliseconds from now on. The arguments
+-- after these are added to it.
 for i = 3, #ARGV do
   redis.call('RPUSH', KEYS[1], ARGV[i])
 end

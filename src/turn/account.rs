@@ -1,4 +1,5 @@
-//! The guard of one turn: gathers what is learned while the turn runs, and makes its record however the turn ends.
+//! The guard of one turn: gathers what is learned while the turn runs, and makes its record however
+//! the turn ends.
 
 use std::sync::Arc;
 
@@ -69,8 +70,9 @@ impl Account {
         }
     }
 
-    /// The handshake that this account was opened for succeeded: each turn on its WebSocket gets an account of its own.
-    /// Returns also whether the socket's key reads another cache than the key that the session began with.
+    /// The handshake that this account was opened for succeeded: each turn on its WebSocket gets an
+    /// account of its own. Returns also whether the socket's key reads another cache than the key
+    /// that the session began with.
     pub fn opened(mut self) -> (Caller, bool) {
         self.is_void = true;
         let domain_moved = self.service.as_ref().is_some_and(|(service, _)| service.domain_moved);
@@ -98,7 +100,8 @@ impl Account {
 
     /// The turn is about to be sent with `binding`'s key, and counts as in flight on it.
     pub fn bound(&mut self, binding: &Binding, domain_moved: bool, loads: &Loads) {
-        let service = Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
+        let service =
+            Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
         self.service = Some((service, loads.enter(&binding.key)));
     }
 
@@ -113,7 +116,8 @@ impl Account {
 
     pub fn refused(&mut self, error: &Error) {
         self.status = Some(error.status());
-        self.ending = Some(if error.fault() == Fault::Client { Ending::Refused } else { Ending::Unserved });
+        self.ending =
+            Some(if error.fault() == Fault::Client { Ending::Refused } else { Ending::Unserved });
         if error.fault() != Fault::Client {
             tracing::warn!(turn = %self.id, code = error.code(), cause = error.cause.as_deref(), "{error}");
         }
@@ -197,13 +201,16 @@ mod tests {
     fn outcomes(metrics: &Metrics) -> Vec<String> {
         let page = metrics.render();
         assert!(page.contains("warmkey_active_turns 0"), "{page}");
-        let lines = page.lines().filter_map(|line| line.strip_prefix("warmkey_turns_total{transport=\"http\",outcome=\""));
+        let lines = page.lines().filter_map(|line| {
+            line.strip_prefix("warmkey_turns_total{transport=\"http\",outcome=\"")
+        });
         lines.filter_map(|line| line.strip_suffix("\"} 1")).map(str::to_owned).collect()
     }
 
     #[test]
     fn a_turn_ends_as_the_upstream_said_and_else_as_its_connection_did() {
-        let (done, part, failed) = (Some(Terminal::Completed), Some(Terminal::Incomplete), Some(Terminal::Failed));
+        let (done, part, failed) =
+            (Some(Terminal::Completed), Some(Terminal::Incomplete), Some(Terminal::Failed));
         for (status, terminal, broken, expected) in [
             (200, done, Some(Ending::ClientLeft), "completed"),
             (200, part, Some(Ending::Cut), "incomplete"),
@@ -250,25 +257,43 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_are_counted_of_the_key_that_served() {
-        let (gateway, client) = (gateway(&[("a", "o", "p"), ("b", "o", "p")]), Client::unrestricted("alice"));
+        let (gateway, client) =
+            (gateway(&[("a", "o", "p"), ("b", "o", "p")]), Client::unrestricted("alice"));
         let (_, binding, _) = bound(&gateway, &client).await;
         let keys = gateway.registry.loaded();
         let [a, b] = keys.table.keys() else { panic!("two keys") };
         let mut account = open(&gateway.metrics);
-        account.bound(&Binding { key: Arc::clone(a), ..binding.clone() }, false, &gateway.registry.loads);
+        account.bound(
+            &Binding { key: Arc::clone(a), ..binding.clone() },
+            false,
+            &gateway.registry.loads,
+        );
         account.bound(&Binding { key: Arc::clone(b), ..binding }, false, &gateway.registry.loads);
-        assert_eq!([a, b].map(|key| gateway.registry.loads.of(key)), [0, 1], "it is in flight at the last one");
+        assert_eq!(
+            [a, b].map(|key| gateway.registry.loads.of(key)),
+            [0, 1],
+            "it is in flight at the last one"
+        );
         // What was read and written is never more than there was.
         let usage = Usage { input: 10, cached: 8, written: 5, output: 3, miss: None };
         account.answered(StatusCode::OK);
-        account.relayed(Reading { terminal: Some(Terminal::Completed), usage: Some(usage), failure: None }, None);
+        account.relayed(
+            Reading { terminal: Some(Terminal::Completed), usage: Some(usage), failure: None },
+            None,
+        );
         drop(account);
         let page = gateway.metrics.render();
         for (cache, tokens) in [("read", 8), ("written", 5), ("uncached", 0)] {
-            assert!(page.contains(&format!("warmkey_input_tokens_total{{key=\"b\",cache=\"{cache}\"}} {tokens}\n")), "{page}");
+            assert!(
+                page.contains(&format!(
+                    "warmkey_input_tokens_total{{key=\"b\",cache=\"{cache}\"}} {tokens}\n"
+                )),
+                "{page}"
+            );
         }
         assert!(
-            page.contains("warmkey_output_tokens_total{key=\"b\"} 3\n") && page.contains("key=\"a\",cache=\"read\"} 0"),
+            page.contains("warmkey_output_tokens_total{key=\"b\"} 3\n")
+                && page.contains("key=\"a\",cache=\"read\"} 0"),
             "{page}"
         );
     }

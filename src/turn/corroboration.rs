@@ -1,4 +1,5 @@
-//! Who was told that a model is not to be had. One client may ask for what nobody has; two are believed.
+//! Who was told that a model is not to be had. One client may ask for what nobody has; two are
+//! believed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -30,7 +31,8 @@ impl Corroboration {
 
     fn is_second(&self, subject: Subject, client: &ClientId, now: Instant) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_second = told.get(&subject).is_some_and(|(first, at)| first != client && now - *at < MEMORY);
+        let is_second =
+            told.get(&subject).is_some_and(|(first, at)| first != client && now - *at < MEMORY);
         if !is_second {
             if told.len() >= MOST {
                 told.retain(|_, (_, at)| now - *at < MEMORY);
@@ -52,9 +54,13 @@ mod tests {
     #[test]
     fn two_clients_are_believed_and_one_is_not() {
         let (corroboration, now) = (Corroboration::default(), Instant::now());
-        let subject = |model: &[u8]| Subject::Model(Tag::of("project", b"p"), Tag::of("model", model));
+        let subject =
+            |model: &[u8]| Subject::Model(Tag::of("project", b"p"), Tag::of("model", model));
         let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
-        assert!(!corroboration.is_second(subject(b"m"), &alice, now) && !corroboration.is_second(subject(b"m"), &alice, now));
+        assert!(
+            !corroboration.is_second(subject(b"m"), &alice, now)
+                && !corroboration.is_second(subject(b"m"), &alice, now)
+        );
         assert!(!corroboration.is_second(subject(b"n"), &bob, now), "of another model");
         assert!(corroboration.is_second(subject(b"m"), &bob, now));
         assert!(!corroboration.is_second(subject(b"m"), &bob, now + MEMORY), "that was long ago");
@@ -63,16 +69,24 @@ mod tests {
     #[test]
     fn words_are_kept_for_a_while_and_not_without_end() {
         let (corroboration, now) = (Corroboration::default(), Instant::now());
-        let subject = |number: usize| Subject::Model(Tag::of("project", b"p"), Tag::of("model", &number.to_be_bytes()));
+        let subject = |number: usize| {
+            Subject::Model(Tag::of("project", b"p"), Tag::of("model", &number.to_be_bytes()))
+        };
         let [alice, bob] = ["alice", "bob"].map(|id| Client::unrestricted(id).id);
         for number in 0..=MOST {
             assert!(!corroboration.is_second(subject(number), &alice, now));
         }
         let kept = || corroboration.0.lock().unwrap().len();
         assert_eq!(kept(), MOST);
-        assert!(!corroboration.is_second(subject(MOST), &bob, now), "there was no room for the first word");
+        assert!(
+            !corroboration.is_second(subject(MOST), &bob, now),
+            "there was no room for the first word"
+        );
         assert!(corroboration.is_second(subject(MOST - 1), &bob, now + MEMORY - MEMORY / 60));
-        assert!(!corroboration.is_second(subject(MOST), &alice, now + MEMORY), "there is room again");
+        assert!(
+            !corroboration.is_second(subject(MOST), &alice, now + MEMORY),
+            "there is room again"
+        );
         assert!(corroboration.is_second(subject(MOST), &bob, now + MEMORY) && kept() == 1);
     }
 }

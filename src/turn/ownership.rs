@@ -20,14 +20,21 @@ pub enum ForeignIds {
     /// It is answered as if there were no such thing: it may be another client's.
     #[default]
     Refuse,
-    /// It goes where its session is. For a gateway that is new before keys that its clients have used.
+    /// It goes where its session is. For a gateway that is new before keys that its clients have
+    /// used.
     Pass,
 }
 
 impl Gateway {
-    /// The owner of the response that `client` goes on from and calls `id`. `None`: there is none, or it is nobody's that is known
-    /// here, and passes all the same. An id of another client takes the same way to the same end as one that nobody has issued.
-    pub async fn origin(&self, client: &ClientId, id: Option<&str>, budget: &mut Budget) -> Result<Option<Owner>, Error> {
+    /// The owner of the response that `client` goes on from and calls `id`. `None`: there is none,
+    /// or it is nobody's that is known here, and passes all the same. An id of another client takes
+    /// the same way to the same end as one that nobody has issued.
+    pub async fn origin(
+        &self,
+        client: &ClientId,
+        id: Option<&str>,
+        budget: &mut Budget,
+    ) -> Result<Option<Owner>, Error> {
         let Some(id) = id else { return Ok(None) };
         let response = self.identifier.response(client, id);
         match (self.owners.find(&response, budget).await, self.foreign_ids) {
@@ -39,17 +46,20 @@ impl Gateway {
         }
     }
 
-    /// A conversation is kept by an upstream. None passes through here that could be told from another client's.
+    /// A conversation is kept by an upstream. None passes through here that could be told from
+    /// another client's.
     pub fn may_converse(&self, conversation: Option<&str>) -> Result<(), Error> {
         match conversation {
-            Some(id) if self.foreign_ids == ForeignIds::Refuse => {
-                Err(Error::new(ErrorKind::ConversationNotFound, format!("Conversation with id '{id}' not found.")))
-            }
+            Some(id) if self.foreign_ids == ForeignIds::Refuse => Err(Error::new(
+                ErrorKind::ConversationNotFound,
+                format!("Conversation with id '{id}' not found."),
+            )),
             _ => Ok(()),
         }
     }
 
-    /// Files and vector stores are made beside the gateway: none passes through here that could be told from another client's.
+    /// Files and vector stores are made beside the gateway: none passes through here that could be
+    /// told from another client's.
     pub fn may_refer(&self, references: References) -> Result<(), Error> {
         match references.are_foreign && self.foreign_ids == ForeignIds::Refuse {
             true => Err(Error::new(ErrorKind::FileNotFound, FOREIGN_FILE)),
@@ -65,5 +75,8 @@ impl Gateway {
 
 /// What the real service says of an id that it does not know.
 pub fn not_found(id: &str) -> Error {
-    Error::new(ErrorKind::PreviousResponseNotFound, format!("Previous response with id '{id}' not found."))
+    Error::new(
+        ErrorKind::PreviousResponseNotFound,
+        format!("Previous response with id '{id}' not found."),
+    )
 }

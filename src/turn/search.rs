@@ -1,4 +1,5 @@
-//! A turn whose session's organization is forgotten: asks each other organization once, and binds the one that accepts.
+//! A turn whose session's organization is forgotten: asks each other organization once, and binds
+//! the one that accepts.
 //!
 //! The client never sees the forgetting. Where nobody accepts, it gets what the first one said.
 
@@ -27,11 +28,16 @@ pub struct Search<'t> {
 
 impl Search<'_> {
     /// `refused`: what the first key answered.
-    pub async fn run(self, account: &mut Account, refused: Answer, budget: &mut Budget) -> Result<(Binding, Answer), Error> {
+    pub async fn run(
+        self,
+        account: &mut Account,
+        refused: Answer,
+        budget: &mut Budget,
+    ) -> Result<(Binding, Answer), Error> {
         let Self { gateway, sent, wanted, provisional } = self;
         let mut tried = vec![provisional.key.organization_tag];
-        // What an organization said that may be the right one, at another time; and what one said that could open the history, and
-        // had another fault to find.
+        // What an organization said that may be the right one, at another time; and what one said
+        // that could open the history, and had another fault to find.
         let (mut later, mut other) = (None, None);
         while let Some(next) = gateway.bindings.elsewhere(wanted, provisional, &tried) {
             let moves_domain = !next.key.shares_cache_with(&provisional.key);
@@ -48,7 +54,10 @@ impl Search<'_> {
                     later.get_or_insert(Ok((next, answer)));
                 }
                 // It has seen nothing of the turn.
-                Verdict::GiveUp(error, Reason::Unreachable | Reason::Overloaded | Reason::TooSteep) => {
+                Verdict::GiveUp(
+                    error,
+                    Reason::Unreachable | Reason::Overloaded | Reason::TooSteep,
+                ) => {
                     tried.push(next.key.organization_tag);
                     later.get_or_insert(Err(error));
                 }
@@ -61,7 +70,10 @@ impl Search<'_> {
                 Verdict::Limited(wait) => {
                     gateway.registry.limit(&next.key, wanted.model, wait);
                     tried.push(next.key.organization_tag);
-                    later.get_or_insert(Err(Error::limited("Every upstream key that may serve this session is cooling.", wait)));
+                    later.get_or_insert(Err(Error::limited(
+                        "Every upstream key that may serve this session is cooling.",
+                        wait,
+                    )));
                 }
                 Verdict::Deliver(answer) => {
                     tried.push(next.key.organization_tag);
@@ -72,7 +84,11 @@ impl Search<'_> {
         }
         // Whose answer is passed on is accounted for, not who was asked last.
         let mut pass_on = |(binding, answer): (Binding, Answer)| {
-            account.bound(&binding, !binding.key.shares_cache_with(&provisional.key), &gateway.registry.loads);
+            account.bound(
+                &binding,
+                !binding.key.shares_cache_with(&provisional.key),
+                &gateway.registry.loads,
+            );
             (binding, answer)
         };
         if let Some(other) = other {

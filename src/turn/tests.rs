@@ -1,4 +1,5 @@
-//! What a turn does between its attempts: how long it waits, how often it is repeated, and where it goes then.
+//! What a turn does between its attempts: how long it waits, how often it is repeated, and where it
+//! goes then.
 
 use super::*;
 use crate::binding::local::Local;
@@ -16,9 +17,11 @@ const TTL: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A replica with a store of its own and these keys, each with its organization and project. No upstream is there.
+/// A replica with a store of its own and these keys, each with its organization and project. No
+/// upstream is there.
 pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
-    let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+    let upstream: UpstreamSettings =
+        serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
     let settings = keys.iter().map(|(id, organization, project)| {
         let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
             "weight": 1, "secret": "sk" });
@@ -44,7 +47,12 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
         waiters: Waiters::default(),
         retries: Mutex::default(),
         corroboration: Corroboration::default(),
-        sockets: Sockets { tasks: tasks.clone(), closing: CancellationToken::new(), spread: Duration::ZERO, ping: PATIENCE },
+        sockets: Sockets {
+            tasks: tasks.clone(),
+            closing: CancellationToken::new(),
+            spread: Duration::ZERO,
+            ping: PATIENCE,
+        },
         tasks,
     }
 }
@@ -62,7 +70,9 @@ pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Wanted<'c>, Bi
 pub fn decided(gateway: &Gateway, decision: &str, reason: &str) -> u32 {
     let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
     let page = gateway.metrics.render();
-    page.lines().find_map(|line| line.strip_prefix(&series)).map_or(0, |count| count.parse().unwrap())
+    page.lines()
+        .find_map(|line| line.strip_prefix(&series))
+        .map_or(0, |count| count.parse().unwrap())
 }
 
 #[tokio::test(start_paused = true)]
@@ -85,9 +95,16 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
         assert!(took <= PATIENCE, "{took:?}: all waits of a turn together");
         match waited {
             Ok(binding) => {
-                assert!(is_served && binding.key.id == "a" && took >= again * 2 - SECOND / 10, "{took:?}");
+                assert!(
+                    is_served && binding.key.id == "a" && took >= again * 2 - SECOND / 10,
+                    "{took:?}"
+                );
                 let left = PATIENCE - took;
-                assert!(wanted.patience.abs_diff(left) < SECOND / 50, "{:?} and not {left:?}", wanted.patience);
+                assert!(
+                    wanted.patience.abs_diff(left) < SECOND / 50,
+                    "{:?} and not {left:?}",
+                    wanted.patience
+                );
             }
             Err(error) => assert!(!is_served && error.code() == "rate_limit_exceeded", "{error:?}"),
         }
@@ -103,18 +120,34 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
         let gateway = gateway(keys);
         let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
         let began = Instant::now();
-        let mut places: Vec<_> = std::iter::from_fn(|| gateway.waiters.enter(&binding.key)).collect();
+        let mut places: Vec<_> =
+            std::iter::from_fn(|| gateway.waiters.enter(&binding.key)).collect();
         gateway.registry.limit(&binding.key, "m", SECOND);
         match gateway.wait(&mut wanted, binding.clone(), &mut budget).await {
-            Ok(beside) => assert!(keys.len() == 2 && beside.key.tag != binding.key.tag && beside.has_moved),
-            Err(error) => assert!(keys.len() == 1 && error.code() == "rate_limit_exceeded", "{error:?}"),
+            Ok(beside) => {
+                assert!(keys.len() == 2 && beside.key.tag != binding.key.tag && beside.has_moved)
+            }
+            Err(error) => {
+                assert!(keys.len() == 1 && error.code() == "rate_limit_exceeded", "{error:?}")
+            }
         }
-        assert_eq!((began.elapsed(), decided(&gateway, "wait", "limited")), (Duration::ZERO, 0), "nobody waited");
+        assert_eq!(
+            (began.elapsed(), decided(&gateway, "wait", "limited")),
+            (Duration::ZERO, 0),
+            "nobody waited"
+        );
         places.pop();
         wanted.patience = PATIENCE;
         let waited = gateway.wait(&mut wanted, binding.clone(), &mut budget).await.unwrap();
-        assert!(waited.key.tag == binding.key.tag && began.elapsed() >= SECOND, "{:?}", began.elapsed());
-        assert!(gateway.waiters.enter(&binding.key).is_some(), "and leaves its place to the next one");
+        assert!(
+            waited.key.tag == binding.key.tag && began.elapsed() >= SECOND,
+            "{:?}",
+            began.elapsed()
+        );
+        assert!(
+            gateway.waiters.enter(&binding.key).is_some(),
+            "and leaves its place to the next one"
+        );
     }
 }
 
@@ -147,7 +180,12 @@ async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
         let gateway = gateway(keys);
         let (mut wanted, binding, _) = bound(&gateway, &client).await;
         let loaded = gateway.registry.loaded();
-        if let Some(sibling) = loaded.table.keys().iter().find(|key| key.tag != binding.key.tag && !sibling_for.is_zero()) {
+        if let Some(sibling) = loaded
+            .table
+            .keys()
+            .iter()
+            .find(|key| key.tag != binding.key.tag && !sibling_for.is_zero())
+        {
             gateway.registry.limit(sibling, "m", sibling_for);
         }
         gateway.stop_waiting(&mut wanted, &binding, limits);
@@ -169,9 +207,15 @@ async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
         let (Ok(binding) | Err(binding)) = &next;
         assert_eq!((binding.key.tag == own, next.is_err()), (is_own, is_last));
         let took = began.elapsed();
-        assert!(if is_last { took.is_zero() } else { took >= SECOND / 10 && took <= SECOND / 4 }, "{took:?}");
+        assert!(
+            if is_last { took.is_zero() } else { took >= SECOND / 10 && took <= SECOND / 4 },
+            "{took:?}"
+        );
     }
-    assert_eq!((decided(&gateway, "retry", "failed"), decided(&gateway, "refuse", "failed")), (2, 1));
+    assert_eq!(
+        (decided(&gateway, "retry", "failed"), decided(&gateway, "refuse", "failed")),
+        (2, 1)
+    );
     // All turns together have made as many as they may: another one is not repeated at all.
     let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
     let (mut left, began) = (gateway.retries(), Instant::now());
@@ -187,13 +231,30 @@ async fn a_failed_turn_without_a_sibling_is_repeated_once() {
     let mut left = gateway.retries();
     let again = gateway.again(&mut wanted, binding, &mut left, &mut budget).await.unwrap();
     let last = gateway.again(&mut wanted, again, &mut left, &mut budget).await.unwrap_err();
-    assert_eq!((last.key.id.as_str(), decided(&gateway, "refuse", "failed")), ("a", 1), "what it said is the last word");
+    assert_eq!(
+        (last.key.id.as_str(), decided(&gateway, "refuse", "failed")),
+        ("a", 1),
+        "what it said is the last word"
+    );
 }
 
 #[test]
 fn a_credential_in_a_url_is_known_by_its_name() {
-    let refused = |query: &str| refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap()).err().map(|e| e.code());
-    for query in ["key=x", "api_key=x", "api-key=x", "token=x", "access_token=x", "a=1&Key=x&b=2", "a&TOKEN", "key"] {
+    let refused = |query: &str| {
+        refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap())
+            .err()
+            .map(|e| e.code())
+    };
+    for query in [
+        "key=x",
+        "api_key=x",
+        "api-key=x",
+        "token=x",
+        "access_token=x",
+        "a=1&Key=x&b=2",
+        "a&TOKEN",
+        "key",
+    ] {
         assert_eq!(refused(query), Some("invalid_api_key"), "{query}");
     }
     for query in ["", "a=key", "monkey=x", "keys=x", "client_version=1&a=token", "key%20=x"] {

@@ -25,10 +25,11 @@ pub enum Verdict {
     Limited(Duration),
     /// The key's project may not use this model, or so it says: the client hears it.
     Denied(Answer),
-    /// The upstream failed, or may have: the same turn may be served at the next attempt, here or by a sibling. Where none is
-    /// made, this is the last word.
+    /// The upstream failed, or may have: the same turn may be served at the next attempt, here or
+    /// by a sibling. Where none is made, this is the last word.
     Again(Result<Answer, Error>),
-    /// The key's organization cannot open the session's history. Where nobody is to be asked instead, `Answer` is the last word.
+    /// The key's organization cannot open the session's history. Where nobody is to be asked
+    /// instead, `Answer` is the last word.
     Foreign(Answer),
     /// No other key would help.
     GiveUp(Error, Reason),
@@ -36,40 +37,58 @@ pub enum Verdict {
 
 /// `resends`: a turn that may have been served already is sent again.
 pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
-    let uncertain = |error: Error| if resends { Verdict::Again(Err(error)) } else { Verdict::GiveUp(error, Reason::Failed) };
+    let uncertain = |error: Error| {
+        if resends { Verdict::Again(Err(error)) } else { Verdict::GiveUp(error, Reason::Failed) }
+    };
     match outcome {
         Outcome::Answered(answer) => Verdict::Deliver(answer),
-        Outcome::Refused(Refusal { answer, error }) => match diagnose(answer.status, &error, &answer.headers, now) {
-            Diagnosis::Sound => Verdict::Deliver(answer),
-            Diagnosis::Ailing(ailment) => Verdict::Ailing(ailment),
-            Diagnosis::Limited(wait) => Verdict::Limited(limit::wait_or_usual(wait)),
-            Diagnosis::NoAccess => Verdict::Denied(answer),
-            Diagnosis::Failed => Verdict::Again(Ok(passing(answer))),
-            Diagnosis::Foreign => Verdict::Foreign(answer),
-            Diagnosis::TooSteep(wait) => Verdict::GiveUp(too_steep(wait), Reason::TooSteep),
-            Diagnosis::Overloaded(wait) => Verdict::GiveUp(overloaded(wait), Reason::Overloaded),
-        },
+        Outcome::Refused(Refusal { answer, error }) => {
+            match diagnose(answer.status, &error, &answer.headers, now) {
+                Diagnosis::Sound => Verdict::Deliver(answer),
+                Diagnosis::Ailing(ailment) => Verdict::Ailing(ailment),
+                Diagnosis::Limited(wait) => Verdict::Limited(limit::wait_or_usual(wait)),
+                Diagnosis::NoAccess => Verdict::Denied(answer),
+                Diagnosis::Failed => Verdict::Again(Ok(passing(answer))),
+                Diagnosis::Foreign => Verdict::Foreign(answer),
+                Diagnosis::TooSteep(wait) => Verdict::GiveUp(too_steep(wait), Reason::TooSteep),
+                Diagnosis::Overloaded(wait) => {
+                    Verdict::GiveUp(overloaded(wait), Reason::Overloaded)
+                }
+            }
+        }
         // The host's fault, never the key's.
         Outcome::Unreachable(cause) => {
-            let error = Error::new(ErrorKind::UpstreamUnreachable, "The upstream could not be reached.").because(cause);
+            let error =
+                Error::new(ErrorKind::UpstreamUnreachable, "The upstream could not be reached.")
+                    .because(cause);
             Verdict::GiveUp(error, Reason::Unreachable)
         }
         // It may have been served, and billed: sending it again is for the client to decide.
         Outcome::Interrupted(cause) => uncertain(
-            Error::new(ErrorKind::UpstreamInterrupted, "The connection to the upstream was lost before it answered.")
-                .retry_after(SOON)
-                .because(cause),
+            Error::new(
+                ErrorKind::UpstreamInterrupted,
+                "The connection to the upstream was lost before it answered.",
+            )
+            .retry_after(SOON)
+            .because(cause),
         ),
-        Outcome::Silent => uncertain(Error::new(ErrorKind::UpstreamTimeout, "The upstream did not answer in time.").retry_after(SOON)),
+        Outcome::Silent => uncertain(
+            Error::new(ErrorKind::UpstreamTimeout, "The upstream did not answer in time.")
+                .retry_after(SOON),
+        ),
         // Codex goes on over HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
-            let error = Error::new(ErrorKind::UpgradeRequired, "The upstream of this session does not speak WebSocket: use HTTP.");
+            let error = Error::new(
+                ErrorKind::UpgradeRequired,
+                "The upstream of this session does not speak WebSocket: use HTTP.",
+            );
             Verdict::GiveUp(error, Reason::Unreachable)
         }
     }
 }
 
-/// A failure as its client hears of it if it is the last word: with a time, so that all do not come again at once.
+/// A failure as its client hears of it if it is the last word: with a time, so that all do not come
+/// again at once.
 fn passing(mut answer: Answer) -> Answer {
     answer.headers.entry(RETRY_AFTER).or_insert_with(|| SOON.as_secs().into());
     answer
@@ -77,13 +96,19 @@ fn passing(mut answer: Answer) -> Answer {
 
 /// The traffic grows too fast. Without a time Codex would give up.
 pub fn too_steep(wait: Option<Duration>) -> Error {
-    Error::limited("The upstream's organization takes no faster growth of its traffic.", limit::wait_or_usual(wait))
+    Error::limited(
+        "The upstream's organization takes no faster growth of its traffic.",
+        limit::wait_or_usual(wait),
+    )
 }
 
 /// The model has too much to do, whoever asks. Codex gives up on the upstream's own word for it.
 pub fn overloaded(wait: Option<Duration>) -> Error {
-    Error::new(ErrorKind::NoKeyAvailable, "The model is overloaded, and no other key would help. Please try again in a moment.")
-        .retry_after(wait.unwrap_or(RELIEF))
+    Error::new(
+        ErrorKind::NoKeyAvailable,
+        "The model is overloaded, and no other key would help. Please try again in a moment.",
+    )
+    .retry_after(wait.unwrap_or(RELIEF))
 }
 
 #[cfg(test)]
@@ -115,14 +140,22 @@ mod tests {
 
     #[test]
     fn what_is_the_keys_moves_the_turn_and_what_is_the_clients_is_delivered() {
-        assert!(matches!(refused(401, "invalid_api_key", None), Verdict::Ailing(Ailment::Rejected(Scope::Key))));
+        assert!(matches!(
+            refused(401, "invalid_api_key", None),
+            Verdict::Ailing(Ailment::Rejected(Scope::Key))
+        ));
         let exhausted = Ailment::Exhausted(Scope::Organization);
-        assert!(matches!(refused(429, "credit_balance_exhausted", None), Verdict::Ailing(found) if found == exhausted));
+        assert!(
+            matches!(refused(429, "credit_balance_exhausted", None), Verdict::Ailing(found) if found == exhausted)
+        );
         assert!(matches!(refused(404, "model_not_found", None), Verdict::Denied(_)));
         assert!(matches!(refused(400, "invalid_encrypted_content", None), Verdict::Foreign(_)));
         assert!(matches!(refused(400, "invalid_value", None), Verdict::Deliver(_)));
         for status in [200, 400, 404] {
-            assert!(matches!(decided(Outcome::Answered(answer(status))), Verdict::Deliver(_)), "{status}");
+            assert!(
+                matches!(decided(Outcome::Answered(answer(status))), Verdict::Deliver(_)),
+                "{status}"
+            );
         }
     }
 
@@ -134,13 +167,18 @@ mod tests {
         };
         assert_eq!((limited(Some("3")), limited(Some("garbled"))), (3, 20));
         let told = |verdict| match verdict {
-            Verdict::GiveUp(error, _) => (error.code(), error.retry_after.map(|wait| wait.as_secs())),
+            Verdict::GiveUp(error, _) => {
+                (error.code(), error.retry_after.map(|wait| wait.as_secs()))
+            }
             _ => panic!("no other key is tried"),
         };
         assert_eq!(told(refused(429, "slow_down", None)), ("rate_limit_exceeded", Some(20)));
         assert_eq!(told(refused(429, "slow_down", Some("7"))), ("rate_limit_exceeded", Some(7)));
         assert_eq!(told(refused(503, "server_is_overloaded", None)), ("no_key_available", Some(5)));
-        assert_eq!(told(refused(503, "server_is_overloaded", Some("2"))), ("no_key_available", Some(2)));
+        assert_eq!(
+            told(refused(503, "server_is_overloaded", Some("2"))),
+            ("no_key_available", Some(2))
+        );
     }
 
     #[test]
@@ -151,13 +189,22 @@ mod tests {
             (Outcome::Silent, "upstream_timeout"),
             (Outcome::NotSpoken, "websocket_not_supported"),
         ] {
-            assert!(matches!(decided(outcome), Verdict::GiveUp(error, _) if error.code() == code), "{code}");
+            assert!(
+                matches!(decided(outcome), Verdict::GiveUp(error, _) if error.code() == code),
+                "{code}"
+            );
         }
         for outcome in [Outcome::Silent, Outcome::Interrupted("reset".into())] {
-            assert!(matches!(decide(outcome, true, SystemTime::UNIX_EPOCH), Verdict::Again(Err(_))));
+            assert!(matches!(
+                decide(outcome, true, SystemTime::UNIX_EPOCH),
+                Verdict::Again(Err(_))
+            ));
         }
         for outcome in [Outcome::Unreachable("refused".into()), Outcome::NotSpoken] {
-            assert!(matches!(decide(outcome, true, SystemTime::UNIX_EPOCH), Verdict::GiveUp(_, Reason::Unreachable)));
+            assert!(matches!(
+                decide(outcome, true, SystemTime::UNIX_EPOCH),
+                Verdict::GiveUp(_, Reason::Unreachable)
+            ));
         }
         assert!(matches!(refused(502, "", None), Verdict::Again(Ok(_))), "that is an answer");
     }
@@ -165,11 +212,15 @@ mod tests {
     #[test]
     fn what_may_have_been_served_says_when_to_come_again_and_what_has_failed_too() {
         for outcome in [Outcome::Silent, Outcome::Interrupted("reset".into())] {
-            let Verdict::GiveUp(error, Reason::Failed) = decided(outcome) else { panic!("it is not sent again") };
+            let Verdict::GiveUp(error, Reason::Failed) = decided(outcome) else {
+                panic!("it is not sent again")
+            };
             assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
         }
         for (said, told) in [(None, "1"), (Some("7"), "7")] {
-            let Verdict::Again(Ok(answer)) = refused(503, "server_error", said) else { panic!("it has failed") };
+            let Verdict::Again(Ok(answer)) = refused(503, "server_error", said) else {
+                panic!("it has failed")
+            };
             assert_eq!(answer.headers["retry-after"], told, "the upstream's own word counts");
         }
     }

@@ -1,4 +1,5 @@
-//! Waiting for a key that is short for a moment: in place, so that the session's cache stays warm, and never too many at once.
+//! Waiting for a key that is short for a moment: in place, so that the session's cache stays warm,
+//! and never too many at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +23,8 @@ pub struct Waiters {
 }
 
 impl Waiters {
-    /// A place among those that wait for `key`, until it is dropped: also by a client that leaves. `None`: there is none.
+    /// A place among those that wait for `key`, until it is dropped: also by a client that leaves.
+    /// `None`: there is none.
     pub fn enter(&self, key: &Key) -> Option<OwnedSemaphorePermit> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let place = places.entry(key.tag).or_insert_with(|| Arc::new(Semaphore::new(WAITERS)));
@@ -35,7 +37,8 @@ pub fn moment() -> Duration {
     MOMENT + MOMENT.mul_f64(chance())
 }
 
-/// How long a key is left alone at least that a turn was told of so often before that it is short: "in a moment" was not true then.
+/// How long a key is left alone at least that a turn was told of so often before that it is short:
+/// "in a moment" was not true then.
 pub fn insisting(told: u32) -> Duration {
     INSISTING * told
 }
@@ -49,7 +52,8 @@ mod tests {
     fn places_are_few_and_come_back() {
         let (patience, table) = (Waiters::default(), Table::sketch("a o 1 sk-a, b o 1 sk-b"));
         let [a, b] = table.keys() else { panic!("two keys") };
-        let mut waiting: Vec<_> = (0..WAITERS).map(|_| patience.enter(a).expect("a place")).collect();
+        let mut waiting: Vec<_> =
+            (0..WAITERS).map(|_| patience.enter(a).expect("a place")).collect();
         assert!(patience.enter(a).is_none() && patience.enter(b).is_some());
         waiting.pop();
         assert!(patience.enter(a).is_some());

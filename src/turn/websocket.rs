@@ -1,4 +1,5 @@
-//! Turns on a WebSocket: its handshake, the connection with one key for life, and what is in flight on it.
+//! Turns on a WebSocket: its handshake, the connection with one key for life, and what is in flight
+//! on it.
 
 pub mod frame;
 pub mod replace_error;

@@ -1,6 +1,8 @@
-//! One attempt: sends the client's bytes, or its wish for a WebSocket, with a key's identity and reports what the upstream did.
+//! One attempt: sends the client's bytes, or its wish for a WebSocket, with a key's identity and
+//! reports what the upstream did.
 //!
-//! Retries nothing but a connection that did not come about, of which the upstream has seen nothing.
+//! Retries nothing but a connection that did not come about, of which the upstream has seen
+//! nothing.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -9,7 +11,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use flate2::bufread::MultiGzDecoder;
 use http::header::{
-    CONTENT_ENCODING, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+    CONTENT_ENCODING, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+    SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
 use http::{Method, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -43,7 +46,8 @@ pub enum Ask<'t> {
     WebSocket(&'t str),
 }
 
-/// Sends the turn with `key`. `foreign_state`: its `x-codex-turn-state` belongs to another key and stays here.
+/// Sends the turn with `key`. `foreign_state`: its `x-codex-turn-state` belongs to another key and
+/// stays here.
 pub async fn send(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> Outcome {
     let pool = match turn.ask {
         Ask::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
@@ -53,7 +57,8 @@ pub async fn send(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> Outcome {
     let patience = patience(turn.ask, key.upstream.first_byte_timeout);
     let mut again = true;
     loop {
-        let attempt = tokio::time::timeout(patience, pool.execute(request(turn, key, foreign_state)));
+        let attempt =
+            tokio::time::timeout(patience, pool.execute(request(turn, key, foreign_state)));
         match attempt.await {
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match turn.ask {
@@ -85,7 +90,8 @@ fn request(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> reqwest::Request 
         Ask::Turn(body) => {
             let mut request = reqwest::Request::new(Method::POST, url);
             *request.headers_mut() = headers;
-            // A body of known length: it is sent with an exact content-length, and shared, not copied, with another attempt.
+            // A body of known length: it is sent with an exact content-length, and shared, not
+            // copied, with another attempt.
             *request.body_mut() = Some(body.clone().into());
             request
         }
@@ -104,11 +110,21 @@ async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
             let mut response = http::Response::<reqwest::Body>::from(response);
             let upgrade = Some(hyper::upgrade::on(&mut response));
             let (parts, _) = response.into_parts();
-            Outcome::Answered(Answer { status: parts.status, headers: parts.headers, head: Bytes::new(), rest: None, upgrade })
+            Outcome::Answered(Answer {
+                status: parts.status,
+                headers: parts.headers,
+                head: Bytes::new(),
+                rest: None,
+                upgrade,
+            })
         }
-        StatusCode::SWITCHING_PROTOCOLS => Outcome::Unreachable("its handshake is not that of a WebSocket".into()),
+        StatusCode::SWITCHING_PROTOCOLS => {
+            Outcome::Unreachable("its handshake is not that of a WebSocket".into())
+        }
         // Whatever it serves there, it is no WebSocket.
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UPGRADE_REQUIRED => Outcome::NotSpoken,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UPGRADE_REQUIRED => {
+            Outcome::NotSpoken
+        }
         status if status.is_success() || status.is_redirection() => Outcome::NotSpoken,
         _ => read(response).await,
     }
@@ -118,7 +134,9 @@ async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
 fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
     let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     headers.get(UPGRADE).is_some_and(is_websocket)
-        && headers.get(SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == derive_accept_key(nonce.as_bytes()))
+        && headers
+            .get(SEC_WEBSOCKET_ACCEPT)
+            .is_some_and(|value| *value == derive_accept_key(nonce.as_bytes()))
         && !headers.contains_key(SEC_WEBSOCKET_EXTENSIONS)
         && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
 }
@@ -148,7 +166,8 @@ pub async fn read(mut rest: reqwest::Response) -> Outcome {
     Outcome::Refused(Refusal { answer, error })
 }
 
-/// Whether what the answer means for the key, the session or the next attempt is known from its body alone.
+/// Whether what the answer means for the key, the session or the next attempt is known from its
+/// body alone.
 fn has_meaning(status: StatusCode) -> bool {
     matches!(
         status,
@@ -164,7 +183,8 @@ fn has_meaning(status: StatusCode) -> bool {
     )
 }
 
-/// An error body as text. Decoding is for reading only, and as bounded as the body: what comes out beyond that says nothing.
+/// An error body as text. Decoding is for reading only, and as bounded as the body: what comes out
+/// beyond that says nothing.
 fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     let mut text = Vec::new();
     let read = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
@@ -178,7 +198,8 @@ fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     Cow::Owned(text)
 }
 
-/// An error with its causes, without the address it happened at: it may hold what is nobody's business.
+/// An error with its causes, without the address it happened at: it may hold what is nobody's
+/// business.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut next = std::error::Error::source(error);
@@ -203,8 +224,11 @@ mod tests {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(body).unwrap();
         let zstd = zstd::encode_all(&body[..], 1).unwrap();
-        for (encoding, bytes) in [("gzip", gzip.finish().unwrap()), ("zstd", zstd), ("identity", body.to_vec())] {
-            let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        for (encoding, bytes) in
+            [("gzip", gzip.finish().unwrap()), ("zstd", zstd), ("identity", body.to_vec())]
+        {
+            let headers =
+                HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
             let error = ErrorBody::parse(&decoded(&headers, &bytes));
             assert_eq!(error.code.as_deref(), Some("credit_balance_exhausted"), "{encoding}");
         }
@@ -212,7 +236,9 @@ mod tests {
 
     #[test]
     fn encoded_error_is_read_as_far_as_it_goes() {
-        let headers = |encoding: &'static str| HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        let headers = |encoding: &'static str| {
+            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
+        };
         let text = [br#"{"error":{"code":"a"}}"#.to_vec(), vec![b' '; 4 * ERROR_BODY]].concat();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(&text).unwrap();
@@ -223,7 +249,10 @@ mod tests {
             assert_eq!(&decoded(&headers(encoding), b"none of it")[..], b"", "{encoding}");
         }
         // What is cut still says what it said.
-        assert!(decoded(&headers("gzip"), &gzip[..gzip.len() - 8]).starts_with(br#"{"error":{"code":"a"}}"#));
+        assert!(
+            decoded(&headers("gzip"), &gzip[..gzip.len() - 8])
+                .starts_with(br#"{"error":{"code":"a"}}"#)
+        );
         assert_eq!(&decoded(&headers("br"), b"as it came")[..], b"as it came");
     }
 
@@ -233,7 +262,11 @@ mod tests {
         let (turn, socket) = (Bytes::new(), "nonce");
         for (configured, of_turn, of_socket) in [(600, 600, 10), (10, 10, 10), (3, 3, 3)] {
             let wait = |ask| patience(ask, Duration::from_secs(configured)).as_secs();
-            assert_eq!((wait(Ask::Turn(&turn)), wait(Ask::WebSocket(socket))), (of_turn, of_socket), "{configured}");
+            assert_eq!(
+                (wait(Ask::Turn(&turn)), wait(Ask::WebSocket(socket))),
+                (of_turn, of_socket),
+                "{configured}"
+            );
         }
     }
 
@@ -241,11 +274,14 @@ mod tests {
     fn handshake_is_accepted_by_its_own_key_alone() {
         let nonce = "dGhlIHNhbXBsZSBub25jZQ==";
         let answer = |lines: &[(&'static str, &'static str)]| {
-            let lines = lines.iter().map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)));
+            let lines = lines
+                .iter()
+                .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_static(value)));
             is_accepted(&HeaderMap::from_iter(lines), nonce)
         };
         // RFC 6455, section 1.3.
-        let (upgrade, accept) = (("upgrade", "WebSocket"), ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        let (upgrade, accept) =
+            (("upgrade", "WebSocket"), ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert!(answer(&[upgrade, accept]));
         for wrong in [
             &[upgrade][..],
@@ -267,13 +303,17 @@ mod tests {
     async fn answer_with_a_meaning_is_read_before_it_is_passed_on() {
         let body = r#"{"error":{"code":"some_code"}}"#;
         for status in [400, 401, 403, 404, 429, 500, 502, 503, 504] {
-            let Outcome::Refused(refusal) = read(response(status, body.into())).await else { panic!("{status} has a meaning") };
+            let Outcome::Refused(refusal) = read(response(status, body.into())).await else {
+                panic!("{status} has a meaning")
+            };
             assert_eq!(refusal.error.code.as_deref(), Some("some_code"), "{status}");
             assert!(refusal.answer.head == body && refusal.answer.rest.is_none(), "{status}");
             assert_eq!(refusal.answer.status.as_u16(), status);
         }
         for status in [200, 204, 307, 402, 405, 408, 409, 413, 415, 422, 501, 505] {
-            let Outcome::Answered(answer) = read(response(status, body.into())).await else { panic!("{status} passes") };
+            let Outcome::Answered(answer) = read(response(status, body.into())).await else {
+                panic!("{status} passes")
+            };
             assert_eq!((answer.status.as_u16(), answer.head.len()), (status, 0));
             assert_eq!(answer.rest.expect("all of it").bytes().await.unwrap(), body, "{status}");
         }
@@ -304,12 +344,24 @@ mod tests {
             ("silent", vec![(late, error.clone())], false, ERROR_BODY_TIME),
             ("a byte short of long", vec![(none, long.slice(1..))], true, none),
             ("long", vec![(none, long.clone()), (late, error.clone())], false, none),
-            ("longer", vec![(none, error.clone()), (none, long.clone()), (late, error.clone())], false, none),
+            (
+                "longer",
+                vec![(none, error.clone()), (none, long.clone()), (late, error.clone())],
+                false,
+                none,
+            ),
         ] {
-            let expected: Vec<u8> = parts.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+            let expected: Vec<u8> =
+                parts.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
             let began = tokio::time::Instant::now();
-            let Outcome::Refused(refusal) = read(response(400, pieces(parts))).await else { panic!("{what}") };
-            assert_eq!(began.elapsed().as_secs(), time.as_secs(), "{what}: how long it was waited for");
+            let Outcome::Refused(refusal) = read(response(400, pieces(parts))).await else {
+                panic!("{what}")
+            };
+            assert_eq!(
+                began.elapsed().as_secs(),
+                time.as_secs(),
+                "{what}: how long it was waited for"
+            );
             assert_eq!(refusal.answer.rest.is_none(), whole, "{what}");
             let mut bytes = refusal.answer.head.to_vec();
             if let Some(rest) = refusal.answer.rest {

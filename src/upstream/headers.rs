@@ -1,8 +1,9 @@
 //! Decides which headers cross the gateway. Pure.
 //!
-//! Towards the upstream everything passes but the identity of the hop: what the client shows us, what belongs to one
-//! connection, what names another organization. A new client's new header must reach the upstream, or it breaks what it was
-//! made for. Towards the client only what is listed passes: no upstream credential may leave.
+//! Towards the upstream everything passes but the identity of the hop: what the client shows us,
+//! what belongs to one connection, what names another organization. A new client's new header must
+//! reach the upstream, or it breaks what it was made for. Towards the client only what is listed
+//! passes: no upstream credential may leave.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -12,7 +13,8 @@ use crate::setting::Secret;
 /// An upstream's own sticky token: opaque, and worth nothing to another key.
 pub const TURN_STATE: &str = "x-codex-turn-state";
 
-/// Headers of one connection (RFC 9110, section 7.6.1), and those that the next hop's client writes itself.
+/// Headers of one connection (RFC 9110, section 7.6.1), and those that the next hop's client writes
+/// itself.
 const HOP_BY_HOP: [&str; 12] = [
     "connection",
     "keep-alive",
@@ -46,7 +48,8 @@ const IDENTITY: [&str; 13] = [
 ];
 
 /// What balancers tell us about the client: none of the upstream's business.
-const FORWARDED: [&str; 6] = ["forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip"];
+const FORWARDED: [&str; 6] =
+    ["forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip"];
 
 const STRIPPED_PREFIXES: [&str; 3] = ["sec-websocket-", "x-forwarded-", "x-warmkey-"];
 
@@ -81,10 +84,18 @@ const RETURNED: [&str; 24] = [
 const RETURNED_PREFIXES: [&str; 4] = ["x-codex-", "x-openai-", "x-ratelimit-", "x-stainless-"];
 
 /// `x-{limit}-primary-used-percent` and its like: Codex reads them under any limit's name.
-const RETURNED_SUFFIXES: [&str; 7] =
-    ["-used-percent", "-window-minutes", "-reset-at", "-limit-name", "-reset-after-seconds", "-has-credits", "-unlimited"];
+const RETURNED_SUFFIXES: [&str; 7] = [
+    "-used-percent",
+    "-window-minutes",
+    "-reset-at",
+    "-limit-name",
+    "-reset-after-seconds",
+    "-has-credits",
+    "-unlimited",
+];
 
-/// The headers of an attempt with `secret`. `foreign_state`: the turn's `x-codex-turn-state` was issued by another key.
+/// The headers of an attempt with `secret`. `foreign_state`: the turn's `x-codex-turn-state` was
+/// issued by another key.
 pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> HeaderMap {
     let nominated = nominated(client);
     let mut sent = HeaderMap::with_capacity(client.len() + 1);
@@ -114,22 +125,31 @@ pub fn credential(secret: &Secret) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Takes out of `client`'s headers the encodings of an answer that are not read here. What is left is the client's own word.
+/// Takes out of `client`'s headers the encodings of an answer that are not read here. What is left
+/// is the client's own word.
 pub fn keep_readable(client: &mut HeaderMap) {
     let is_readable = |coding: &&str| {
         let name = coding.split(';').next().unwrap_or_default().trim();
         ["identity", "gzip", "zstd"].iter().any(|readable| name.eq_ignore_ascii_case(readable))
     };
-    let values = client.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
-    let (kept, taken): (Vec<_>, Vec<_>) =
-        values.flat_map(|value| value.split(',')).map(str::trim).filter(|coding| !coding.is_empty()).partition(is_readable);
+    let values =
+        client.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
+    let (kept, taken): (Vec<_>, Vec<_>) = values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|coding| !coding.is_empty())
+        .partition(is_readable);
     if !taken.is_empty() {
         let kept = if kept.is_empty() { "identity".to_owned() } else { kept.join(", ") };
-        client.insert(header::ACCEPT_ENCODING, HeaderValue::try_from(kept).expect("it was part of a header"));
+        client.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::try_from(kept).expect("it was part of a header"),
+        );
     }
 }
 
-/// The headers of a handshake, beside those that cross: a WebSocket without extensions or subprotocols.
+/// The headers of a handshake, beside those that cross: a WebSocket without extensions or
+/// subprotocols.
 pub fn upgrading(mut headers: HeaderMap, nonce: &str) -> HeaderMap {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

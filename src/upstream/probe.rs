@@ -1,7 +1,8 @@
-//! Asks again about keys that are out of use: whether a refusal is meant, and whether it has passed.
+//! Asks again about keys that are out of use: whether a refusal is meant, and whether it has
+//! passed.
 //!
-//! A refused key is asked for its models, which costs nothing. Whether a quota is there again only a turn can find out: one
-//! replica at a time lets one try.
+//! A refused key is asked for its models, which costs nothing. Whether a quota is there again only
+//! a turn can find out: one replica at a time lets one try.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,7 +24,8 @@ use crate::upstream::headers::credential;
 
 /// How often it is looked whether something is to be asked.
 const BEAT: Duration = Duration::from_secs(1);
-/// So many keys of an organization are asked at the most, where one after the other is refused by itself.
+/// So many keys of an organization are asked at the most, where one after the other is refused by
+/// itself.
 const WITNESSES: usize = 3;
 /// How long an upstream may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +42,13 @@ pub struct Prober {
 
 impl Prober {
     /// Probes in the background until `tasks` end. `name` is this replica's among all replicas.
-    pub fn start(store: &Arc<Store>, registry: &Arc<Registry>, metrics: &Arc<Metrics>, tasks: &Tasks, name: String) {
+    pub fn start(
+        store: &Arc<Store>,
+        registry: &Arc<Registry>,
+        metrics: &Arc<Metrics>,
+        tasks: &Tasks,
+        name: String,
+    ) {
         let (store, registry) = (Arc::clone(store), Arc::clone(registry));
         let (metrics, owned) = (Arc::clone(metrics), tasks.clone());
         let prober = Self { store, registry, metrics, tasks: owned, name };
@@ -67,7 +75,9 @@ impl Prober {
     async fn ask(&self, subject: Subject, condition: Condition, pause: Duration) {
         match condition {
             Condition::Suspected => self.confirm(subject).await,
-            Condition::Rejected if self.is_elected(subject, pause).await => self.confirm(subject).await,
+            Condition::Rejected if self.is_elected(subject, pause).await => {
+                self.confirm(subject).await
+            }
             Condition::Exhausted if self.is_elected(subject, pause).await => {
                 self.metrics.decided(Decision::Probe, Reason::Exhausted);
                 tracing::info!(decision = "probe", reason = "exhausted", "a new session may try");
@@ -80,7 +90,15 @@ impl Prober {
     /// Whether this replica asks for all. Without the store each asks for itself.
     async fn is_elected(&self, subject: Subject, pause: Duration) -> bool {
         let subject = subject.name();
-        let claimed = self.store.claim(Name::Probe(&subject), &self.name, pause / 5 * 4, &mut self.store.patient_budget()).await;
+        let claimed = self
+            .store
+            .claim(
+                Name::Probe(&subject),
+                &self.name,
+                pause / 5 * 4,
+                &mut self.store.patient_budget(),
+            )
+            .await;
         !matches!(claimed, Ok(Some(_)))
     }
 
@@ -88,8 +106,11 @@ impl Prober {
     async fn confirm(&self, subject: Subject) {
         let loaded = self.registry.loaded();
         let is_organization = matches!(subject, Subject::Organization(_));
-        let is_rejected = |key: &&Arc<Key>| self.registry.conditions.is(Subject::of(key, Scope::Key), Condition::Rejected);
-        let mut concerned: Vec<_> = loaded.table.keys().iter().filter(|key| subject.concerns(key)).collect();
+        let is_rejected = |key: &&Arc<Key>| {
+            self.registry.conditions.is(Subject::of(key, Scope::Key), Condition::Rejected)
+        };
+        let mut concerned: Vec<_> =
+            loaded.table.keys().iter().filter(|key| subject.concerns(key)).collect();
         concerned.sort_by_key(is_rejected);
         for key in concerned.into_iter().take(if is_organization { WITNESSES } else { 1 }) {
             self.metrics.decided(Decision::Probe, Reason::Rejected);
@@ -97,14 +118,17 @@ impl Prober {
             let told = answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
             tracing::info!(decision = "probe", reason = "rejected", key = %key.id, answer = told, "asked whether a key is accepted");
             return match answer {
-                // One that is refused by itself says nothing of its organization: another one is asked.
+                // One that is refused by itself says nothing of its organization: another one is
+                // asked.
                 Some((_, Some(Scope::Key))) if is_organization => {
                     self.registry.condemn(key, Ailment::Rejected(Scope::Key));
                     continue;
                 }
                 Some((_, Some(scope))) => self.registry.condemn(key, Ailment::Rejected(scope)),
                 // Whatever else it says, it says it to a key that it knows.
-                Some((status, None)) if !status.is_server_error() => self.registry.recovered(subject, &key.id),
+                Some((status, None)) if !status.is_server_error() => {
+                    self.registry.recovered(subject, &key.id)
+                }
                 Some(_) | None => {}
             };
         }
@@ -115,7 +139,8 @@ impl Prober {
     }
 }
 
-/// What `GET /models` is answered with, and what it refuses the key by, if it does. `None`: with nothing.
+/// What `GET /models` is answered with, and what it refuses the key by, if it does. `None`: with
+/// nothing.
 pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     let mut request = reqwest::Request::new(Method::GET, key.upstream.models.clone());
     if let Some(value) = credential(&key.secret) {
@@ -127,189 +152,16 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     };
     let outcome = tokio::time::timeout(PATIENCE, asked).await.ok()??;
     let scope = match &outcome {
-        Outcome::Refused(Refusal { answer, error }) => match diagnose(answer.status, error, &answer.headers, SystemTime::now()) {
-            Diagnosis::Ailing(Ailment::Rejected(scope)) => Some(scope),
-            _ => None,
-        },
+        Outcome::Refused(Refusal { answer, error }) => {
+            match diagnose(answer.status, error, &answer.headers, SystemTime::now()) {
+                Diagnosis::Ailing(Ailment::Rejected(scope)) => Some(scope),
+                _ => None,
+            }
+        }
         _ => None,
     };
     Some((outcome.answer()?.status, scope))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::health::conditions::Fitness;
-    use crate::key::table::Table;
-    use crate::peers::heartbeat::Heartbeat;
-    use crate::store::memory::Memory;
-    use std::sync::Mutex;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-    use tokio::time::{Instant, sleep};
-
-    #[tokio::test(start_paused = true)]
-    async fn an_exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
-        let memory = Arc::new(Memory::new(100));
-        let tasks = Tasks::default();
-        let replicas: Vec<_> = ["one", "two"]
-            .into_iter()
-            .map(|name| {
-                let metrics = Arc::new(Metrics::new());
-                let registry = Arc::new(Registry::new(Table::sketch("a o 1 sk-a, b o 1 sk-b"), Arc::clone(&metrics)));
-                let store = Arc::new(Store::in_memory(Arc::clone(&memory), Arc::clone(&metrics)));
-                let (topic, replicas) = (Arc::clone(&registry) as _, Arc::clone(&registry.replicas));
-                let heartbeat = Heartbeat::new(Arc::clone(&store), topic, replicas, name.into());
-                tasks.spawn(async move { Arc::new(heartbeat).run().await });
-                let prober = Prober { store, registry: Arc::clone(&registry), metrics, tasks: tasks.clone(), name: name.into() };
-                tasks.spawn(Arc::new(prober).keep_probing());
-                registry
-            })
-            .collect();
-        let key = replicas[0].loaded().table.keys()[0].clone();
-        let tickets = || replicas.iter().filter(|registry| registry.conditions.take_ticket(&key)).count();
-        let all = |is: fn(Fitness) -> bool| replicas.iter().all(|registry| is(registry.fitness(&key, "")));
-        replicas[0].condemn(&key, Ailment::Exhausted(Scope::Organization));
-        sleep(Duration::from_secs(590)).await;
-        assert_eq!(tickets(), 0);
-        for _ in 0..2 {
-            sleep(Duration::from_secs(20)).await;
-            assert_eq!(tickets(), 1, "one replica asks for all, and one turn of it");
-            assert!(all(|fitness| matches!(fitness, Fitness::Dead(_))), "for the others it is out of use meanwhile");
-            // It was refused again.
-            replicas[0].condemn(&key, Ailment::Exhausted(Scope::Organization));
-            sleep(Duration::from_secs(580)).await;
-        }
-        sleep(Duration::from_secs(20)).await;
-        let served = replicas.iter().find(|registry| registry.conditions.take_ticket(&key)).expect("one may try");
-        served.has_served(&key, Instant::now());
-        sleep(Duration::from_secs(1)).await;
-        assert!(all(|fitness| fitness == Fitness::Ready), "all hear that it is back");
-        assert!(replicas.iter().all(|registry| registry.conditions.ramp(&key) < 0.1), "and come to it little by little");
-    }
-
-    /// What an upstream was asked, in the order in which it was.
-    type Heard = Arc<Mutex<Vec<String>>>;
-
-    /// An upstream that answers each question with a status and a code, by the secret that it is shown. 0: with nothing.
-    async fn upstream(script: impl Fn(&str) -> (u16, &'static str) + Send + 'static) -> (String, Heard) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, heard) = (listener.local_addr().unwrap(), Heard::default());
-        let hearing = Arc::clone(&heard);
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.is_ok_and(|count| count > 0) {}
-                let head = String::from_utf8(head).unwrap();
-                let secret = head.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
-                let (status, code) = script(secret.expect("a credential"));
-                hearing.lock().unwrap().push(head);
-                let body = format!(r#"{{"error":{{"code":"{code}"}}}}"#);
-                let head = format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
-                if status > 0 {
-                    stream.write_all((head + &body).as_bytes()).await.unwrap();
-                }
-            }
-        });
-        (format!("http://{address}/v1"), heard)
-    }
-
-    /// A replica whose keys, each `id organization`, are known at `url`.
-    fn prober(url: &str, keys: &[(&str, &str)], memory: &Arc<Memory>) -> (Prober, Arc<Registry>) {
-        let upstream = serde_json::from_value(serde_json::json!({ "name": "u", "base_url": url })).unwrap();
-        let key = |(id, organization): &(&str, &str)| {
-            serde_json::from_value(serde_json::json!({
-                "id": id, "upstream": "u", "organization": organization, "secret": format!("sk-{id}"),
-            }))
-            .unwrap()
-        };
-        let table = Table::new(&[upstream], &keys.iter().map(key).collect::<Vec<_>>()).unwrap();
-        let metrics = Arc::new(Metrics::new());
-        let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
-        let store = Arc::new(Store::in_memory(Arc::clone(memory), Arc::clone(&metrics)));
-        let name = format!("{:p}", Arc::as_ptr(&registry));
-        (Prober { store, registry: Arc::clone(&registry), metrics, tasks: Tasks::default(), name }, registry)
-    }
-
-    #[tokio::test]
-    async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
-        use Condition::{Recovering, Rejected, Suspected};
-        for (status, code, expected) in [
-            (200, "", Some(Recovering)),
-            // It says so to a key that it knows.
-            (404, "", Some(Recovering)),
-            (403, "unsupported_country_region_territory", Some(Recovering)),
-            (429, "insufficient_quota", Some(Recovering)),
-            (401, "invalid_api_key", Some(Rejected)),
-            // Who is ill, or silent, says nothing: what was believed before stays.
-            (500, "", None),
-            (503, "server_is_overloaded", None),
-            (0, "", None),
-        ] {
-            for before in [Suspected, Rejected] {
-                let (url, heard) = upstream(move |_| (status, code)).await;
-                let (prober, registry) = prober(&url, &[("a", "o"), ("b", "o")], &Arc::new(Memory::new(9)));
-                let keys = registry.loaded();
-                let [key, other] = keys.table.keys() else { panic!("two keys") };
-                let subject = Subject::of(key, Scope::Key);
-                match before {
-                    Suspected => registry.observe(key, Ailment::Rejected(Scope::Key)),
-                    _ => registry.condemn(key, Ailment::Rejected(Scope::Key)),
-                }
-                prober.ask(subject, before, Duration::from_secs(60)).await;
-                let known = [Suspected, Rejected, Recovering].into_iter().filter(|one| registry.conditions.is(subject, *one));
-                assert_eq!(known.collect::<Vec<_>>(), [expected.unwrap_or(before)], "{before:?}, answered {status} {code}");
-                assert!(registry.conditions.of(other).is_empty(), "nothing is said of another key");
-                let heard = heard.lock().unwrap();
-                let [question] = &heard[..] else { panic!("one question: {heard:?}") };
-                assert!(question.starts_with("GET /v1/models HTTP/1.1\r\n"), "{question}");
-            }
-        }
-    }
-
-    /// Of an organization that is refused its keys are asked one by one: each may be refused by itself.
-    #[tokio::test]
-    async fn verdict_on_an_organization_is_none_of_its_keys() {
-        const KEYS: [(&str, &str); 5] = [("a", "o"), ("b", "o"), ("c", "o"), ("d", "o"), ("e", "p")];
-        let (own, all) = ((401, "invalid_api_key"), (401, "account_deactivated"));
-        for (answers, asked, is_refused, refused) in [
-            ([all; 4], 1, true, 0),
-            ([own, all, all, all], 2, true, 1),
-            ([own, (200, ""), all, all], 2, false, 1),
-            ([(200, ""); 4], 1, false, 0),
-            ([(500, ""); 4], 1, true, 0),
-            // Three of them are witnesses enough.
-            ([own; 4], 3, false, 3),
-        ] {
-            let (url, heard) = upstream(move |secret| answers[usize::from(secret.as_bytes()[3] - b'a')]).await;
-            let (prober, registry) = prober(&url, &KEYS, &Arc::new(Memory::new(9)));
-            let loaded = registry.loaded();
-            let keys = loaded.table.keys();
-            let organization = Subject::of(&keys[0], Scope::Organization);
-            registry.condemn(&keys[0], Ailment::Rejected(Scope::Organization));
-            prober.ask(organization, Condition::Rejected, Duration::from_secs(60)).await;
-            let secrets: Vec<_> =
-                heard.lock().unwrap().iter().map(|head| head[head.find("sk-").unwrap()..].chars().nth(3)).collect();
-            assert_eq!(secrets, ['a', 'b', 'c'][..asked].iter().copied().map(Some).collect::<Vec<_>>(), "{answers:?}");
-            assert_eq!(registry.conditions.is(organization, Condition::Rejected), is_refused, "{answers:?}");
-            let is_refused = |key: &&Arc<Key>| registry.conditions.is(Subject::of(key, Scope::Key), Condition::Rejected);
-            assert_eq!(keys.iter().filter(is_refused).count(), refused, "{answers:?}");
-            assert!(registry.conditions.of(&keys[4]).is_empty(), "another organization's");
-        }
-    }
-
-    /// A suspicion is every replica's own to clear; what is known to be refused one asks about for all.
-    #[tokio::test]
-    async fn question_about_a_refused_key_is_asked_by_one_replica() {
-        let memory = Arc::new(Memory::new(9));
-        let (url, heard) = upstream(|_| (401, "invalid_api_key")).await;
-        let replicas = [(); 3].map(|()| prober(&url, &[("a", "o")], &memory));
-        for (condition, expected) in [(Condition::Suspected, 3), (Condition::Rejected, 4), (Condition::Rejected, 4)] {
-            for (prober, registry) in &replicas {
-                let subject = Subject::of(&registry.loaded().table.keys()[0], Scope::Key);
-                prober.ask(subject, condition, Duration::from_secs(60)).await;
-            }
-            assert_eq!(heard.lock().unwrap().len(), expected, "{condition:?}");
-        }
-    }
-}
+mod tests;

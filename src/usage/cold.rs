@@ -34,15 +34,27 @@ mod tests {
 
     #[test]
     fn a_turn_is_cold_for_one_reason() {
-        use BindingResult::{Created, Degraded, Existing, Inherited, None as Nowhere, Rebound, Spilled};
+        use BindingResult::{
+            Created, Degraded, Existing, Inherited, None as Nowhere, Rebound, Spilled,
+        };
         for (result, moved, usage, expected) in [
             (Existing, false, usage(9_000, 128, None), None),
             (Created, false, usage(9_000, 0, None), Some(ColdReason::FirstTurn)),
             (Existing, false, usage(900, 0, None), Some(ColdReason::BelowMinimum)),
             (Rebound, true, usage(9_000, 0, None), Some(ColdReason::DomainMoved)),
             (Rebound, false, usage(9_000, 0, None), Some(ColdReason::KeyMoved)),
-            (Existing, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::ModelChanged)),
-            (Existing, false, usage(9_000, 0, Some("tools_changed")), Some(ColdReason::PrefixChanged)),
+            (
+                Existing,
+                false,
+                usage(9_000, 0, Some("model_changed")),
+                Some(ColdReason::ModelChanged),
+            ),
+            (
+                Existing,
+                false,
+                usage(9_000, 0, Some("tools_changed")),
+                Some(ColdReason::PrefixChanged),
+            ),
             (Existing, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
             // A single token that was read is warm, also of too short a prefix and on another key.
             (Rebound, true, usage(900, 1, None), None),
@@ -57,10 +69,24 @@ mod tests {
             (Spilled, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::KeyMoved)),
             // On a key that did not change with this turn the upstream alone knows why.
             (Inherited, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
-            (Degraded, false, usage(9_000, 0, Some("tools_changed")), Some(ColdReason::PrefixChanged)),
-            (Nowhere, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::ModelChanged)),
+            (
+                Degraded,
+                false,
+                usage(9_000, 0, Some("tools_changed")),
+                Some(ColdReason::PrefixChanged),
+            ),
+            (
+                Nowhere,
+                false,
+                usage(9_000, 0, Some("model_changed")),
+                Some(ColdReason::ModelChanged),
+            ),
         ] {
-            assert_eq!(reason(result, moved, &usage), expected, "{result:?}, moved: {moved}, {usage:?}");
+            assert_eq!(
+                reason(result, moved, &usage),
+                expected,
+                "{result:?}, moved: {moved}, {usage:?}"
+            );
         }
     }
 }

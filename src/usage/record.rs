@@ -1,4 +1,5 @@
-//! What a turn was: plain data, built once when the turn ends. Everything that is told of a turn is told from it.
+//! What a turn was: plain data, built once when the turn ends. Everything that is told of a turn is
+//! told from it.
 
 use std::sync::Arc;
 use std::time::Duration;

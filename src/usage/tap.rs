@@ -1,7 +1,8 @@
 //! Watches an answer go by and keeps the one part of it that says what it cost.
 //!
-//! Sees every chunk before it is passed on, changes none, and holds at most [`KEPT`] bytes of one event or document. Looks
-//! closely only at what can be a terminal event: most of a stream is stepped over line by line.
+//! Sees every chunk before it is passed on, changes none, and holds at most [`KEPT`] bytes of one
+//! event or document. Looks closely only at what can be a terminal event: most of a stream is
+//! stepped over line by line.
 
 use std::io::Write;
 
@@ -53,7 +54,10 @@ impl Tap {
     pub fn finish(&mut self, ended: bool) -> Reading {
         let Some(reader) = self.0.reader_mut() else {
             // What cannot be read is taken at its status.
-            return Reading { terminal: ended.then_some(Terminal::Completed), ..Reading::default() };
+            return Reading {
+                terminal: ended.then_some(Terminal::Completed),
+                ..Reading::default()
+            };
         };
         if ended && !reader.is_stream {
             let (terminal, usage) = terminal::of_document(&reader.kept);
@@ -70,7 +74,8 @@ struct Reader {
     line: Line,
     /// The end that the current event's name announces.
     announced: Option<Terminal>,
-    /// The current line's first bytes while it is not known what it is, the data of a terminal event, or a document.
+    /// The current line's first bytes while it is not known what it is, the data of a terminal
+    /// event, or a document.
     kept: Vec<u8>,
     is_too_long: bool,
     /// `\r` was the last byte: a `\n` that follows belongs to it.
@@ -89,8 +94,9 @@ enum Line {
     Skipped,
 }
 
-/// `event: response.incomplete`, and the start of a `data:` line with some white space, are told apart within so many bytes.
-/// What a line shows only later is not looked for, in however many pieces it comes.
+/// `event: response.incomplete`, and the start of a `data:` line with some white space, are told
+/// apart within so many bytes. What a line shows only later is not looked for, in however many
+/// pieces it comes.
 pub(crate) const START: usize = 64;
 
 impl Reader {
@@ -164,7 +170,8 @@ impl Reader {
                 self.keep(data);
             }
         } else if let Some(name) = field(line, b"event:") {
-            // The name of a line that goes on is longer than the name of any end, and so is its start.
+            // The name of a line that goes on is longer than the name of any end, and so is its
+            // start.
             self.announced = Terminal::of_event(name);
         }
     }

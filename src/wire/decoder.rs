@@ -1,4 +1,5 @@
-//! Hands a copy of an answer's bytes, decoded, to whoever reads them. The answer itself is never decoded.
+//! Hands a copy of an answer's bytes, decoded, to whoever reads them. The answer itself is never
+//! decoded.
 
 use std::io::Write;
 
@@ -11,7 +12,8 @@ pub enum Decoder<R: Write> {
     Plain(R),
     Gzip(Box<MultiGzDecoder<R>>),
     Zstd(Box<zstd::stream::write::Decoder<'static, R>>),
-    /// An encoding that is not read, or bytes that are not of it: the answer passes, and nothing is known of it.
+    /// An encoding that is not read, or bytes that are not of it: the answer passes, and nothing is
+    /// known of it.
     Blind,
 }
 
@@ -20,9 +22,8 @@ impl<R: Write> Decoder<R> {
         match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
             None | Some(b"identity") => Self::Plain(reader),
             Some(b"gzip") => Self::Gzip(Box::new(MultiGzDecoder::new(reader))),
-            Some(b"zstd") => {
-                zstd::stream::write::Decoder::new(reader).map_or(Self::Blind, |decoder| Self::Zstd(Box::new(decoder)))
-            }
+            Some(b"zstd") => zstd::stream::write::Decoder::new(reader)
+                .map_or(Self::Blind, |decoder| Self::Zstd(Box::new(decoder))),
             Some(_) => Self::Blind,
         }
     }

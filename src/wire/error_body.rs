@@ -44,7 +44,9 @@ impl ErrorBody {
     }
 
     fn of(error: Fields) -> Self {
-        let text = |value: Option<serde_json::Value>| value.as_ref().and_then(|v| v.as_str()).map(str::to_owned);
+        let text = |value: Option<serde_json::Value>| {
+            value.as_ref().and_then(|v| v.as_str()).map(str::to_owned)
+        };
         let message = text(error.message).unwrap_or_default();
         Self {
             code: text(error.code),
@@ -71,21 +73,29 @@ impl ErrorBody {
 /// A frame without either is a 400: the error is not one of HTTP.
 pub fn frame_status(text: &[u8]) -> StatusCode {
     let found = fields(text, ["status", "status_code"]).unwrap_or_default();
-    let number = found.into_iter().flatten().find_map(|raw| std::str::from_utf8(raw).ok()?.parse().ok());
-    number.and_then(|number: u16| StatusCode::from_u16(number).ok()).unwrap_or(StatusCode::BAD_REQUEST)
+    let number =
+        found.into_iter().flatten().find_map(|raw| std::str::from_utf8(raw).ok()?.parse().ok());
+    number
+        .and_then(|number: u16| StatusCode::from_u16(number).ok())
+        .unwrap_or(StatusCode::BAD_REQUEST)
 }
 
-/// The headers that an `error` frame carries: they say when the client may come again. Headers at the
-/// top of the frame win over those inside its `error`.
+/// The headers that an `error` frame carries: they say when the client may come again. Headers at
+/// the top of the frame win over those inside its `error`.
 pub fn frame_headers(text: &[u8]) -> HeaderMap {
     let [own, error] = fields(text, ["headers", "error"]).unwrap_or_default();
     let inside = error.and_then(|raw| fields(raw, ["headers"]).ok()).and_then(|[inside]| inside);
     let mut headers = HeaderMap::new();
     for raw in [inside, own].into_iter().flatten() {
-        let Ok(pairs) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(raw) else { continue };
+        let Ok(pairs) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(raw)
+        else {
+            continue;
+        };
         for (name, value) in pairs {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(name), HeaderValue::try_from(value))
+            {
                 headers.insert(name, value);
             }
         }
@@ -102,8 +112,14 @@ mod tests {
         let code = |data: &str| ErrorBody::of_event(data.as_bytes()).and_then(|error| error.code);
         let failed = r#"{"type":"response.failed","response":{"id":"r","error":{"code":"rate_limit_exceeded","message":"m"}}}"#;
         assert_eq!(code(failed).as_deref(), Some("rate_limit_exceeded"));
-        assert_eq!(code(r#"{"type":"error","code":"insufficient_quota","message":"m"}"#).as_deref(), Some("insufficient_quota"));
-        assert_eq!((code("{}"), code(r#"{"response":{"error":null}}"#), code("text")), (None, None, None));
+        assert_eq!(
+            code(r#"{"type":"error","code":"insufficient_quota","message":"m"}"#).as_deref(),
+            Some("insufficient_quota")
+        );
+        assert_eq!(
+            (code("{}"), code(r#"{"response":{"error":null}}"#), code("text")),
+            (None, None, None)
+        );
     }
 
     #[test]
@@ -117,21 +133,35 @@ mod tests {
         ] {
             assert_eq!(frame_status(frame.as_bytes()), status, "{frame}");
         }
-        let frame = br#"{"error":{"headers":{"a":"1","b":2}},"headers":{"a":"3","not a name":"x"}}"#;
+        let frame =
+            br#"{"error":{"headers":{"a":"1","b":2}},"headers":{"a":"3","not a name":"x"}}"#;
         let headers = frame_headers(frame);
-        assert_eq!((headers.len(), &headers["a"], &headers["b"]), (2, &"3".parse().unwrap(), &"2".parse().unwrap()));
+        assert_eq!(
+            (headers.len(), &headers["a"], &headers["b"]),
+            (2, &"3".parse().unwrap(), &"2".parse().unwrap())
+        );
     }
 
     #[test]
     fn a_message_says_how_long_a_limit_holds_and_whether_it_is_for_good() {
-        let message = |text: &str| format!(r#"{{"error":{{"code":"rate_limit_exceeded","message":"{text}"}}}}"#);
-        let event = |text: &str| format!(r#"{{"type":"response.failed","response":{}}}"#, message(text));
+        let message = |text: &str| {
+            format!(r#"{{"error":{{"code":"rate_limit_exceeded","message":"{text}"}}}}"#)
+        };
+        let event =
+            |text: &str| format!(r#"{{"type":"response.failed","response":{}}}"#, message(text));
         for (text, wait, is_beyond_limit) in [
-            ("Limit 30000, Used 22999, Requested 12528. Please try again in 11.054s.", Some(11_054), false),
+            (
+                "Limit 30000, Used 22999, Requested 12528. Please try again in 11.054s.",
+                Some(11_054),
+                false,
+            ),
             ("Limit 30000, Requested 40000.", None, true),
             ("Slow down.", None, false),
         ] {
-            for read in [ErrorBody::parse(message(text).as_bytes()), ErrorBody::of_event(event(text).as_bytes()).unwrap()] {
+            for read in [
+                ErrorBody::parse(message(text).as_bytes()),
+                ErrorBody::of_event(event(text).as_bytes()).unwrap(),
+            ] {
                 let found = (read.wait.map(|wait| wait.as_millis()), read.is_beyond_limit);
                 assert_eq!(found, (wait, is_beyond_limit), "{text}");
             }
@@ -141,11 +171,14 @@ mod tests {
     #[test]
     fn an_error_body_is_read_with_tolerance() {
         let read = |body: &str| ErrorBody::parse(body.as_bytes());
-        let both =
-            read(r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#);
+        let both = read(
+            r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#,
+        );
         assert_eq!(both.code.as_deref(), Some("credit_balance_exhausted"));
         assert_eq!(both.class.as_deref(), Some("insufficient_quota"));
-        for nothing in ["", "<html>", "{}", r#"{"error":"text"}"#, r#"{"error":{"code":429,"type":null}}"#] {
+        for nothing in
+            ["", "<html>", "{}", r#"{"error":"text"}"#, r#"{"error":{"code":429,"type":null}}"#]
+        {
             assert_eq!(read(nothing), ErrorBody::default(), "{nothing}");
         }
     }

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn line_ends_at_either_byte() {
-        for (bytes, length) in [("a\nb", Some(1)), ("ab\r\n", Some(2)), ("\r", Some(0)), ("ab", None), ("", None)] {
+        for (bytes, length) in
+            [("a\nb", Some(1)), ("ab\r\n", Some(2)), ("\r", Some(0)), ("ab", None), ("", None)]
+        {
             assert_eq!(line_length(bytes.as_bytes()), length, "{bytes:?}");
         }
     }

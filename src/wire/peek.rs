@@ -1,7 +1,7 @@
 //! Finds the few top-level fields that routing needs in a body of any size. Pure.
 //!
-//! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass. What is not JSON at all is an
-//! error, since nothing could be checked.
+//! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass.
+//! What is not JSON at all is an error, since nothing could be checked.
 
 use crate::wire::quotes::unescaped;
 use crate::wire::references::References;
@@ -63,8 +63,16 @@ pub struct Peek {
 
 impl Peek {
     pub fn at(body: &[u8]) -> Result<Self, NotJson> {
-        let names = ["model", "prompt_cache_key", "client_metadata", "conversation", "previous_response_id", "store"];
-        let ([model, key, metadata, conversation, previous, store], references) = look(body, names)?;
+        let names = [
+            "model",
+            "prompt_cache_key",
+            "client_metadata",
+            "conversation",
+            "previous_response_id",
+            "store",
+        ];
+        let ([model, key, metadata, conversation, previous, store], references) =
+            look(body, names)?;
         Ok(Self {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
@@ -88,10 +96,12 @@ pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
     fields(raw, [name]).ok().map(|[field]| Field::of(field))
 }
 
-/// The parts of a body that stay the same for a whole conversation, as written: the model, `instructions`, `tools`, the
-/// leading system and developer items, the first user item. `None` where there is no user text to tell conversations apart.
+/// The parts of a body that stay the same for a whole conversation, as written: the model,
+/// `instructions`, `tools`, the leading system and developer items, the first user item. `None`
+/// where there is no user text to tell conversations apart.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
-    let [model, instructions, tools, input] = fields(body, ["model", "instructions", "tools", "input"]).ok()?;
+    let [model, instructions, tools, input] =
+        fields(body, ["model", "instructions", "tools", "input"]).ok()?;
     let mut parts: Vec<&[u8]> = [model, instructions, tools].map(Option::unwrap_or_default).into();
     let input = input?;
     if input.starts_with(b"\"") {
@@ -122,12 +132,18 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
 type Fields<'b, const N: usize> = [Option<&'b [u8]>; N];
 
 /// The top-level fields `names` of `body`, as written, last one wins. No object: none of them.
-pub fn fields<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<Fields<'b, N>, NotJson> {
+pub fn fields<'b, const N: usize>(
+    body: &'b [u8],
+    names: [&str; N],
+) -> Result<Fields<'b, N>, NotJson> {
     look(body, names).map(|(found, _)| found)
 }
 
 /// The same, and what the body refers to.
-pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<(Fields<'b, N>, References), NotJson> {
+pub fn look<'b, const N: usize>(
+    body: &'b [u8],
+    names: [&str; N],
+) -> Result<(Fields<'b, N>, References), NotJson> {
     let (mut found, mut references) = ([None; N], References::default());
     let mut scanner = Scanner::new(body);
     if scanner.peek() != Some(b'{') {
@@ -144,7 +160,8 @@ pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<(Fie
             if let b"input" | b"tools" | b"prompt" = &*key {
                 references.add(inside);
             }
-            if *key == *b"prompt" && inner(Some(value), "id").is_some_and(|id| id != Field::Absent) {
+            if *key == *b"prompt" && inner(Some(value), "id").is_some_and(|id| id != Field::Absent)
+            {
                 references.find_own();
             }
             if !scanner.take(b',') {
@@ -158,179 +175,4 @@ pub fn look<'b, const N: usize>(body: &'b [u8], names: [&str; N]) -> Result<(Fie
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(text: &str) -> Field {
-        Field::Text(text.into())
-    }
-
-    #[test]
-    fn it_finds_what_routing_needs() {
-        let peek = Peek::at(br#"{"model":"gpt-5.4","input":[{"prompt_cache_key":"inner"}],"prompt_cache_key":"k","client_metadata":{"a":1,"session_id":"s"},"conversation":{"id":"c"}}"#).unwrap();
-        let expected = Peek {
-            model: text("gpt-5.4"),
-            prompt_cache_key: text("k"),
-            session_id: text("s"),
-            conversation: text("c"),
-            ..Peek::default()
-        };
-        assert_eq!(peek, expected);
-        assert_eq!(Peek::at(br#"{"conversation":"c"}"#).unwrap().conversation, text("c"));
-    }
-
-    #[test]
-    fn the_last_of_duplicate_fields_wins() {
-        assert_eq!(Peek::at(br#"{"model":"a","model":"b"}"#).unwrap().model, text("b"));
-        assert_eq!(Peek::at(br#"{"mod\u0065l":"c","model\ud800":"d"}"#).unwrap().model, text("c"));
-        assert_eq!(Peek::at(br#"{"prompt_cache_key":"a","prompt_cache_key":7}"#).unwrap().prompt_cache_key, Field::Malformed);
-    }
-
-    #[test]
-    fn wrong_types_are_malformed_not_fatal() {
-        let peek = Peek::at(br#"{"model":7,"prompt_cache_key":[],"client_metadata":"x","conversation":{"id":{}}}"#).unwrap();
-        let malformed = Field::Malformed;
-        assert_eq!(
-            peek,
-            Peek {
-                model: malformed.clone(),
-                prompt_cache_key: malformed.clone(),
-                session_id: Field::Absent,
-                conversation: malformed,
-                ..Peek::default()
-            }
-        );
-        assert_eq!(Peek::at(br#"{"prompt_cache_key":null}"#).unwrap(), Peek::default());
-    }
-
-    #[test]
-    fn what_is_gone_on_from_is_an_id_whatever_it_is() {
-        let id = |body: &[u8]| Peek::at(body).unwrap().previous_response_id.id().map(str::to_owned);
-        assert_eq!(id(br#"{"previous_response_id":"resp_1"}"#).as_deref(), Some("resp_1"));
-        assert_eq!(id(br#"{"previous\u005fresponse_id":"a","previous_response_id":"\u0062"}"#).as_deref(), Some("b"));
-        for nothing in [&b"{}"[..], br#"{"previous_response_id":null}"#, br#"{"input":{"previous_response_id":"x"}}"#] {
-            assert_eq!(id(nothing), None);
-        }
-        let long = format!(r#"{{"previous_response_id":"{}"}}"#, "x".repeat(LONGEST));
-        for nobodys in [br#"{"previous_response_id":7}"#, &br#"{"previous_response_id":"\ud800"}"#[..], long.as_bytes()] {
-            assert_eq!(id(nobodys).as_deref(), Some(""));
-        }
-    }
-
-    #[test]
-    fn a_response_is_stored_unless_its_request_says_no() {
-        let is_unstored = |body: &[u8]| Peek::at(body).unwrap().is_unstored;
-        assert!(is_unstored(br#"{"store" : false}"#) && is_unstored(br#"{"store":true,"store":false}"#));
-        for stored in [&b"{}"[..], br#"{"store":true}"#, br#"{"store":null}"#, br#"{"store":"false"}"#, b"[]"] {
-            assert!(!is_unstored(stored));
-        }
-    }
-
-    #[test]
-    fn whatever_is_json_passes() {
-        let deep = format!(r#"{{"input":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        let bodies: [&[u8]; 9] = [
-            b"[]",
-            b" 7 ",
-            b"\"text\"",
-            b"null",
-            b"{}",
-            deep.as_bytes(),
-            br#"{"n":[-0,1.0e2,123456789012345678901234567890,1E+400],"\ud800":"\udfff\u0000"}"#,
-            b"{\"input\":\"\xff\xfe\"}",
-            b"\r\n\t{ \"model\" : \"m\" }\n",
-        ];
-        for body in bodies {
-            assert!(Peek::at(body).is_ok(), "{}", String::from_utf8_lossy(&body[..body.len().min(60)]));
-        }
-    }
-
-    #[test]
-    fn what_is_not_json_does_not() {
-        for body in
-            ["", "{", "{\"a\":1", "{\"a\":1}x", "{'a':1}", "{\"a\":01}", "{\"a\":NaN}", "{\"a\":1,}", "model=gpt", "{1:2}"]
-        {
-            assert!(Peek::at(body.as_bytes()).is_err(), "{body}");
-        }
-    }
-
-    #[test]
-    fn a_stable_prefix_is_the_same_all_conversation_long() {
-        let turn = |rest: &str| {
-            format!(
-                r#"{{"model":"m","tools":[{{"name":"t"}}],"input":[{{"role":"developer","content":"d"}},{{"role":"user","content":"u"}}{rest}]}}"#
-            )
-        };
-        let (first, later) = (turn(""), turn(r#",{"role":"assistant","content":"a"},{"role":"user","content":"v"}"#));
-        assert_eq!(stable_prefix(first.as_bytes()).unwrap(), stable_prefix(later.as_bytes()).unwrap());
-        let other = first.replace(r#""u""#, r#""w""#);
-        assert_ne!(stable_prefix(first.as_bytes()), stable_prefix(other.as_bytes()));
-        for nothing in [r#"{}"#, r#"{"input":""}"#, r#"{"input":[]}"#, r#"{"input":[{"role":"assistant"}]}"#, r#"{"input":7}"#] {
-            assert_eq!(stable_prefix(nothing.as_bytes()), None, "{nothing}");
-        }
-    }
-
-    /// What differs in any of these is another conversation, however alike the rest is.
-    #[test]
-    fn stable_prefix_has_all_that_conversations_differ_in() {
-        let body = |model: &str, instructions: &str, tools: &str, items: &[(&str, &str)]| {
-            let items: Vec<_> = items.iter().map(|(role, text)| format!(r#"{{"role":"{role}","content":"{text}"}}"#)).collect();
-            format!(r#"{{"model":"{model}","instructions":"{instructions}","tools":[{tools}],"input":[{}]}}"#, items.join(","))
-        };
-        let items = [("system", "s"), ("developer", "d"), ("user", "u")];
-        let base = body("m", "i", "1", &items);
-        let prefix =
-            |body: &str| stable_prefix(body.as_bytes()).map(|parts| parts.iter().map(|part| part.to_vec()).collect::<Vec<_>>());
-        let whole = prefix(&base).expect("there is a text");
-        assert_eq!(whole, [&b"\"m\""[..], b"\"i\"", b"[1]", b"\"s\"", b"\"d\"", b"\"u\""]);
-        for (what, other) in [
-            ("model", body("n", "i", "1", &items)),
-            ("instructions", body("m", "j", "1", &items)),
-            ("tools", body("m", "i", "2", &items)),
-            ("system text", body("m", "i", "1", &[("system", "x"), items[1], items[2]])),
-            ("developer text", body("m", "i", "1", &[items[0], ("developer", "x"), items[2]])),
-            ("a system text less", body("m", "i", "1", &items[1..])),
-            ("user text", body("m", "i", "1", &[items[0], items[1], ("user", "x")])),
-            // The same words, in another field.
-            ("model for instructions", body("i", "m", "1", &items)),
-        ] {
-            assert!(prefix(&other).is_some_and(|other| other != whole), "{what}: {other}");
-        }
-        for more in [("user", "v"), ("assistant", "a"), ("developer", "x")] {
-            assert_eq!(prefix(&body("m", "i", "1", &[items[0], items[1], items[2], more])), Some(whole.clone()), "{more:?}");
-        }
-        // Without a list there is one text, and what only the developer says is nobody's conversation.
-        assert_eq!(prefix(r#"{"input":"u"}"#), Some(vec![vec![], vec![], vec![], b"\"u\"".to_vec()]));
-        assert_ne!(prefix(r#"{"input":"u"}"#), prefix(r#"{"input":"v"}"#));
-        assert_eq!(prefix(&body("m", "i", "1", &items[..2])), None);
-        // Tools that stand in the input.
-        let lite =
-            |tool: &str| format!(r#"{{"input":[{{"role":"developer","tools":["{tool}"]}},{{"role":"user","content":"u"}}]}}"#);
-        assert!(prefix(&lite("a")).is_some() && prefix(&lite("a")) != prefix(&lite("b")));
-    }
-
-    #[test]
-    fn field_inside_a_field_is_read_like_one_at_the_top() {
-        let at = |body: &str| Peek::at(body.as_bytes()).unwrap();
-        let session = |metadata: &str| at(&format!(r#"{{"client_metadata":{metadata}}}"#)).session_id;
-        assert_eq!(session(r#"{"session_id":"a","session_id":"\u0062"}"#), text("b"));
-        assert_eq!(session(r#"{"x":{"session_id":"a"}}"#), Field::Absent);
-        assert_eq!(
-            (session(r#"{"session_id":null}"#), session("[]"), session("null")),
-            (Field::Absent, Field::Absent, Field::Absent)
-        );
-        assert_eq!(session(r#"{"session_id":["a"]}"#), Field::Malformed);
-        let conversation = |value: &str| at(&format!(r#"{{"conversation":{value}}}"#)).conversation;
-        assert_eq!((conversation("{}"), conversation("null")), (Field::Absent, Field::Absent));
-        assert_eq!((conversation("7"), conversation(r#"{"id":7}"#)), (Field::Malformed, Field::Malformed));
-    }
-
-    #[test]
-    fn field_is_read_up_to_a_length() {
-        let key = |length: usize| {
-            Peek::at(format!(r#"{{"prompt_cache_key":"{}"}}"#, "k".repeat(length)).as_bytes()).unwrap().prompt_cache_key
-        };
-        assert_eq!(key(LONGEST - 2), text(&"k".repeat(LONGEST - 2)), "with its quotes it is as long as may be");
-        assert_eq!(key(LONGEST - 1), Field::Malformed);
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! Finds the quotes of JSON text that are not escaped, and what no string may hold. Pure.
 //!
-//! Works on blocks of 64 bytes, a bit a byte: comparing is done for all bytes of a block at once, and which quotes are escaped
-//! follows from a few operations on whole words. The idea is that of simdjson (Langdale and Lemire, 2019), in portable Rust that
-//! the compiler turns into vector instructions.
+//! Works on blocks of 64 bytes, a bit a byte: comparing is done for all bytes of a block at once,
+//! and which quotes are escaped follows from a few operations on whole words. The idea is that of
+//! simdjson (Langdale and Lemire, 2019), in portable Rust that the compiler turns into vector
+//! instructions.
 
 use std::borrow::Cow;
 
@@ -16,13 +17,18 @@ pub struct Quotes {
     words: Vec<u64>,
     /// The first byte behind a backslash that no escape has.
     bad_escape: Option<usize>,
-    /// Some byte of the text is a control character: between values it may be white space, in a string it may not be.
+    /// Some byte of the text is a control character: between values it may be white space, in a
+    /// string it may not be.
     has_control: bool,
 }
 
 impl Quotes {
     pub fn of(text: &[u8]) -> Self {
-        let mut quotes = Self { words: Vec::with_capacity(text.len().div_ceil(BLOCK)), bad_escape: None, has_control: false };
+        let mut quotes = Self {
+            words: Vec::with_capacity(text.len().div_ceil(BLOCK)),
+            bad_escape: None,
+            has_control: false,
+        };
         // The byte before the block is a backslash that escapes the block's first byte.
         let mut carry = false;
         let (blocks, rest) = text.as_chunks::<BLOCK>();
@@ -63,7 +69,9 @@ impl Quotes {
         self.words.push(places(block, |byte| byte == b'"') & !escaped);
         self.has_control |= block.iter().fold(false, |found, byte| found | (*byte < b' '));
         if self.bad_escape.is_none() {
-            self.bad_escape = bits(escaped).map(|bit| base + bit).find(|at| !is_escape(text.get(*at..).unwrap_or_default()));
+            self.bad_escape = bits(escaped)
+                .map(|bit| base + bit)
+                .find(|at| !is_escape(text.get(*at..).unwrap_or_default()));
         }
     }
 }
@@ -94,7 +102,8 @@ fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
     }
     let (words, _) = found.as_chunks::<8>();
     // A multiplication gathers eight bytes of 0 or 1 into one byte of eight bits.
-    let gather = |word: &[u8; 8]| u64::from_le_bytes(*word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    let gather =
+        |word: &[u8; 8]| u64::from_le_bytes(*word).wrapping_mul(0x0102_0408_1020_4080) >> 56;
     words.iter().enumerate().fold(0, |bits, (at, word)| bits | gather(word) << (at * 8))
 }
 

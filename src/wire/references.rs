@@ -1,7 +1,9 @@
-//! References in a body to what a project stores apart from its responses: no other project finds it. Pure.
+//! References in a body to what a project stores apart from its responses: no other project finds
+//! it. Pure.
 //!
-//! Where a reference may stand is told by OpenAI's API reference for responses; the names are looked at wherever they stand inside
-//! `input`, `tools` and `prompt`, on the scanner's one way through the body.
+//! Where a reference may stand is told by OpenAI's API reference for responses; the names are
+//! looked at wherever they stand inside `input`, `tools` and `prompt`, on the scanner's one way
+//! through the body.
 
 use memchr::memchr;
 
@@ -15,12 +17,14 @@ const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
 pub struct References {
     /// There is something that only the project finds which stores it.
     pub are_held: bool,
-    /// There is a file or a vector store: neither is made by a response, so it never passed through here.
+    /// There is a file or a vector store: neither is made by a response, so it never passed through
+    /// here.
     pub are_foreign: bool,
 }
 
 impl References {
-    /// Takes note of a field, as written: its name in quotes, and the text that begins with its value. `is_first`: of its object.
+    /// Takes note of a field, as written: its name in quotes, and the text that begins with its
+    /// value. `is_first`: of its object.
     #[inline]
     pub fn look(&mut self, name: &[u8], value: &[u8], is_first: bool) {
         match name {
@@ -28,11 +32,23 @@ impl References {
             // The type may be left out: an item of nothing but its id.
             br#""id""# if is_first && is_alone(value) => self.find_own(),
             br#""file_id""# if value.starts_with(br#""file"#) => self.find_foreign(),
-            br#""file_ids""# if list(value).is_some_and(|list| list.starts_with(br#""file"#)) => self.find_foreign(),
-            br#""vector_store_ids""# if list(value).is_some_and(|list| list.starts_with(br#""vs_"#)) => self.find_foreign(),
+            br#""file_ids""# if list(value).is_some_and(|list| list.starts_with(br#""file"#)) => {
+                self.find_foreign()
+            }
+            br#""vector_store_ids""#
+                if list(value).is_some_and(|list| list.starts_with(br#""vs_"#)) =>
+            {
+                self.find_foreign()
+            }
             // Files of a container too, which an answer cites.
-            br#""file_id""# | br#""container_id""# | br#""container""# | br#""skill_id""# if is_text(value) => self.find_own(),
-            br#""file_ids""# | br#""vector_store_ids""# if list(value).is_some_and(|list| !list.starts_with(b"]")) => {
+            br#""file_id""# | br#""container_id""# | br#""container""# | br#""skill_id""#
+                if is_text(value) =>
+            {
+                self.find_own()
+            }
+            br#""file_ids""# | br#""vector_store_ids""#
+                if list(value).is_some_and(|list| !list.starts_with(b"]")) =>
+            {
                 self.find_own()
             }
             name if name.len() >= SHORTEST_ESCAPED && name.contains(&b'\\') => {
@@ -71,7 +87,8 @@ fn list(value: &[u8]) -> Option<&[u8]> {
 
 /// A string behind which its object ends.
 fn is_alone(value: &[u8]) -> bool {
-    let end = value.strip_prefix(b"\"").and_then(|text| memchr(b'"', text).map(|end| &text[end + 1..]));
+    let end =
+        value.strip_prefix(b"\"").and_then(|text| memchr(b'"', text).map(|end| &text[end + 1..]));
     is_text(value) && end.is_some_and(|rest| rest.trim_ascii_start().starts_with(b"}"))
 }
 
@@ -87,18 +104,33 @@ mod tests {
     #[test]
     fn whatever_only_one_project_finds_is_a_reference() {
         for (body, foreign) in [
-            (r#"{"input":[{"role":"user","content":[{"type":"input_file","file_id":"file-1"}]}]}"#, true),
+            (
+                r#"{"input":[{"role":"user","content":[{"type":"input_file","file_id":"file-1"}]}]}"#,
+                true,
+            ),
             (r#"{"input":[{"content":[{"type":"input_image" , "file_id" : "file_1"}]}]}"#, true),
             (r#"{"input":[{"content":[{"file\u005fid":"file-1"}]}]}"#, true),
             (r#"{"tools":[{"type":"file_search","vector_store_ids":[ "vs_1" ]}]}"#, true),
-            (r#"{"tools":[{"type":"code_interpreter","container":{"type":"auto","file_ids":["file-1"]}}]}"#, true),
+            (
+                r#"{"tools":[{"type":"code_interpreter","container":{"type":"auto","file_ids":["file-1"]}}]}"#,
+                true,
+            ),
             (r#"{"tools":[{"type":"code_interpreter","container":"cntr_1"}]}"#, false),
-            (r#"{"input":[{"type":"code_interpreter_call","id":"ci_1","container_id":"cntr_1"}]}"#, false),
-            (r#"{"input":[{"annotations":[{"container_id":"cntr_1","file_id":"cfile_1"}]}]}"#, false),
+            (
+                r#"{"input":[{"type":"code_interpreter_call","id":"ci_1","container_id":"cntr_1"}]}"#,
+                false,
+            ),
+            (
+                r#"{"input":[{"annotations":[{"container_id":"cntr_1","file_id":"cfile_1"}]}]}"#,
+                false,
+            ),
             (r#"{"input":[{"type":"item_reference","id":"msg_1"}]}"#, false),
             (r#"{"input":[{"id":"msg_1"}]}"#, false),
             (r#"{"input":[{"role":"user","content":"x"},{ "id" : "msg_1" }]}"#, false),
-            (r#"{"tools":[{"type":"shell","environment":{"skills":[{"type":"skill_reference","skill_id":"skill_1"}]}}]}"#, false),
+            (
+                r#"{"tools":[{"type":"shell","environment":{"skills":[{"type":"skill_reference","skill_id":"skill_1"}]}}]}"#,
+                false,
+            ),
             (r#"{"prompt":{"id":"pmpt_1"},"input":"hello"}"#, false),
             (r#"{"prompt":{"variables":{"x":{"type":"input_file","file_id":"file-1"}}}}"#, true),
             (r#"{"tools":[{"type":"file_search","vector_store_ids":["other"]}]}"#, false),

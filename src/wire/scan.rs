@@ -1,8 +1,10 @@
-//! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing. Pure.
+//! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing.
+//! Pure.
 //!
-//! Every turn's body goes through here once. Bodies are mostly strings full of escapes, so all quotes that are not escaped are
-//! found first, 64 bytes at a time and without a branch a byte; then it steps from quote to quote. It accepts what RFC 8259
-//! does, at any depth, and more than that only in strings: text that is not read need not be valid Unicode.
+//! Every turn's body goes through here once. Bodies are mostly strings full of escapes, so all
+//! quotes that are not escaped are found first, 64 bytes at a time and without a branch a byte;
+//! then it steps from quote to quote. It accepts what RFC 8259 does, at any depth, and more than
+//! that only in strings: text that is not read need not be valid Unicode.
 
 use crate::wire::quotes::Quotes;
 use crate::wire::references::References;

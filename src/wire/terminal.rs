@@ -19,7 +19,8 @@ pub struct Usage {
     pub cached: u64,
     pub written: u64,
     pub output: u64,
-    /// Why nothing was read from the cache, where the upstream says so (`prompt_cache_diagnostics.reason`).
+    /// Why nothing was read from the cache, where the upstream says so
+    /// (`prompt_cache_diagnostics.reason`).
     pub miss: Option<String>,
 }
 
@@ -39,7 +40,8 @@ impl Terminal {
         match status {
             "incomplete" => Self::Incomplete,
             "failed" | "cancelled" => Self::Failed,
-            // A response that is answered as JSON and still queued was accepted: that is what was asked for.
+            // A response that is answered as JSON and still queued was accepted: that is what was
+            // asked for.
             _ => Self::Completed,
         }
     }
@@ -84,8 +86,11 @@ struct Diagnostics {
     reason: Option<String>,
 }
 
-/// A field's value, or its default where it is null or of another type: one odd field makes no other unreadable.
-fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(field: D) -> Result<T, D::Error> {
+/// A field's value, or its default where it is null or of another type: one odd field makes no
+/// other unreadable.
+fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
+    field: D,
+) -> Result<T, D::Error> {
     Ok(serde_json::from_str(<&RawValue>::deserialize(field)?.get()).unwrap_or_default())
 }
 
@@ -110,7 +115,10 @@ pub fn of_event(data: &[u8]) -> Option<Usage> {
 /// The end and the usage of an answer that is one JSON document.
 pub fn of_document(body: &[u8]) -> (Terminal, Option<Usage>) {
     match serde_json::from_slice::<Response>(body) {
-        Ok(response) => (response.status.as_deref().map_or(Terminal::Completed, Terminal::of_status), response.usage()),
+        Ok(response) => (
+            response.status.as_deref().map_or(Terminal::Completed, Terminal::of_status),
+            response.usage(),
+        ),
         Err(_) => (Terminal::Completed, None),
     }
 }
@@ -122,7 +130,13 @@ mod tests {
     #[test]
     fn usage_is_read_where_it_is() {
         let event = br#"{"type":"response.completed","response":{"id":"r","status":"completed","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
-        let expected = Usage { input: 9_000, cached: 8_832, written: 100, output: 7, miss: Some("tools_changed".into()) };
+        let expected = Usage {
+            input: 9_000,
+            cached: 8_832,
+            written: 100,
+            output: 7,
+            miss: Some("tools_changed".into()),
+        };
         assert_eq!(of_event(event), Some(expected));
         for nothing in ["", "{}", r#"{"response":null}"#, r#"{"response":{"usage":null}}"#, "[1]"] {
             assert_eq!(of_event(nothing.as_bytes()), None, "{nothing}");
@@ -144,28 +158,42 @@ mod tests {
         ] {
             for value in ["null", "-1", "1.5", "true", "[[]]"] {
                 let mut event = r#"{"response":{"status":"completed","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"output_tokens":7},"prompt_cache_diagnostics":{"reason":"m"}}}"#.to_owned();
-                // Of two equal names the later one would be an error: the right one gets another name.
+                // Of two equal names the later one would be an error: the right one gets another
+                // name.
                 let name = format!("\"{odd}\":");
                 event = event.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
                 assert_eq!(of_event(event.as_bytes()), Some(lost.clone()), "{event}");
             }
         }
         assert_eq!(
-            of_document(br#"{"status":5,"usage":{"input_tokens":null,"output_tokens":7}}"#).1.map(|usage| usage.output),
+            of_document(br#"{"status":5,"usage":{"input_tokens":null,"output_tokens":7}}"#)
+                .1
+                .map(|usage| usage.output),
             Some(7)
         );
         for usage in ["null", "7", "\"x\""] {
-            assert_eq!(of_event(format!(r#"{{"response":{{"usage":{usage}}}}}"#).as_bytes()), None, "{usage}");
+            assert_eq!(
+                of_event(format!(r#"{{"response":{{"usage":{usage}}}}}"#).as_bytes()),
+                None,
+                "{usage}"
+            );
         }
     }
 
     #[test]
     fn a_document_says_how_it_ended() {
-        assert_eq!(of_document(br#"{"status":"incomplete","usage":{"input_tokens":5}}"#).0, Terminal::Incomplete);
+        assert_eq!(
+            of_document(br#"{"status":"incomplete","usage":{"input_tokens":5}}"#).0,
+            Terminal::Incomplete
+        );
         assert_eq!(of_document(br#"{"status":"failed"}"#), (Terminal::Failed, None));
         assert_eq!(of_document(br#"{"status":"cancelled"}"#).0, Terminal::Failed);
         for done in ["completed", "queued", "in_progress", "never_heard_of"] {
-            assert_eq!(of_document(format!(r#"{{"status":"{done}"}}"#).as_bytes()).0, Terminal::Completed, "{done}");
+            assert_eq!(
+                of_document(format!(r#"{{"status":"{done}"}}"#).as_bytes()).0,
+                Terminal::Completed,
+                "{done}"
+            );
         }
         assert_eq!(of_document(b"text"), (Terminal::Completed, None));
     }

@@ -1,4 +1,5 @@
-//! Who may ask on the admin listener, what is answered to anybody else, and the command line that asks there.
+//! Who may ask on the admin listener, what is answered to anybody else, and the command line that
+//! asks there.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -32,12 +33,24 @@ async fn whoever_shows_no_token_is_told_nothing() {
     let admin = cluster.replica().admin();
     for (method, target) in ASKED {
         let request = Request::new(method, target);
-        for request in
-            [request.clone(), request.clone().bearer(ALICE), request.clone().bearer("token-canary-admi"), request.bearer("")]
-        {
+        for request in [
+            request.clone(),
+            request.clone().bearer(ALICE),
+            request.clone().bearer("token-canary-admi"),
+            request.bearer(""),
+        ] {
             let answer = ask(admin, &request).await;
-            assert_eq!((answer.status, answer.code().as_str()), (401, "invalid_api_key"), "{target}: {}", answer.text());
-            assert!(answer.header("x-request-id").is_some() && !answer.text().contains("canary"), "{}", answer.text());
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (401, "invalid_api_key"),
+                "{target}: {}",
+                answer.text()
+            );
+            assert!(
+                answer.header("x-request-id").is_some() && !answer.text().contains("canary"),
+                "{}",
+                answer.text()
+            );
         }
     }
     for target in ["/livez", "/readyz", "/metrics"] {
@@ -73,13 +86,25 @@ async fn what_is_asked_wrongly_is_named() {
     ] {
         let answer = asked(admin, method, target).await;
         let code = if status == 404 { "unknown_url" } else { "invalid_request" };
-        assert_eq!((answer.status, answer.code().as_str()), (status, code), "{method} {target}: {}", answer.text());
-        assert!(answer.text().contains(word) && answer.header("x-request-id").is_some(), "{target}: {}", answer.text());
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (status, code),
+            "{method} {target}: {}",
+            answer.text()
+        );
+        assert!(
+            answer.text().contains(word) && answer.header("x-request-id").is_some(),
+            "{target}: {}",
+            answer.text()
+        );
     }
-    let states: Vec<_> = cluster.replica().keys().await.iter().map(|key| key["state"].clone()).collect();
+    let states: Vec<_> =
+        cluster.replica().keys().await.iter().map(|key| key["state"].clone()).collect();
     assert_eq!(states, ["ready"; 3], "nothing has changed");
     // A page in somebody's browser, which may send a token that it does not know.
-    let page = Request::new("POST", "/keys/org-a-1/disable").bearer(TOKEN).header("origin", "http://evil.example");
+    let page = Request::new("POST", "/keys/org-a-1/disable")
+        .bearer(TOKEN)
+        .header("origin", "http://evil.example");
     let answer = ask(admin, &page).await;
     assert_eq!((answer.status, answer.code().as_str()), (403, "origin_not_allowed"));
 }
@@ -98,7 +123,8 @@ async fn alone(listen: &str, token: &str) -> (Folder, Process, SocketAddr) {
     command.arg("serve").arg("--config").arg(file);
     let mut replica = Process::start("alone", command, folder.path(), "warmkey");
     let line = replica.line().await.expect("it starts");
-    let port = line.trim_end_matches(')').rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let port =
+        line.trim_end_matches(')').rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
     (folder, replica, SocketAddr::from(([127, 0, 0, 1], port.expect("a port"))))
 }
 
@@ -106,16 +132,22 @@ async fn alone(listen: &str, token: &str) -> (Folder, Process, SocketAddr) {
 async fn without_a_token_only_this_machine_is_heard() {
     let token = format!("admin_token = {TOKEN:?}");
     let unguarded = async |admin: SocketAddr, target: &str| -> Answer { get(admin, target).await };
-    for (listen, token, expected) in
-        [("127.0.0.1:0", "", 200), ("0.0.0.0:0", "", 404), ("127.0.0.1:0", &token, 401), ("0.0.0.0:0", &token, 401)]
-    {
+    for (listen, token, expected) in [
+        ("127.0.0.1:0", "", 200),
+        ("0.0.0.0:0", "", 404),
+        ("127.0.0.1:0", &token, 401),
+        ("0.0.0.0:0", &token, 401),
+    ] {
         let (_folder, _replica, admin) = alone(listen, token).await;
         assert_eq!(unguarded(admin, "/keys").await.status, expected, "{listen} {token}");
         assert_eq!(unguarded(admin, "/readyz").await.status, 200);
         if expected == 404 {
             assert_eq!(asked(admin, "POST", "/keys/a%2F1/disable").await.code(), "unknown_url");
         } else {
-            assert_eq!(asked(admin, "POST", "/keys/a%2F1/disable").await.json()["keys"][0]["state"], "disabled");
+            assert_eq!(
+                asked(admin, "POST", "/keys/a%2F1/disable").await.json()["keys"][0]["state"],
+                "disabled"
+            );
         }
     }
 }
@@ -124,8 +156,12 @@ async fn without_a_token_only_this_machine_is_heard() {
 async fn what_is_shown_of_a_key_is_no_secret() {
     let cluster = guarded().start().await;
     let mut keys = cluster.replica().keys().await;
-    let fingerprints: std::collections::BTreeSet<String> = keys.iter().map(|key| key["fingerprint"].to_string()).collect();
-    assert!(fingerprints.len() == 3 && fingerprints.iter().all(|print| print.len() == 10), "{fingerprints:?}");
+    let fingerprints: std::collections::BTreeSet<String> =
+        keys.iter().map(|key| key["fingerprint"].to_string()).collect();
+    assert!(
+        fingerprints.len() == 3 && fingerprints.iter().all(|print| print.len() == 10),
+        "{fingerprints:?}"
+    );
     keys[0]["fingerprint"] = json!("");
     assert_eq!(
         keys[0],
@@ -138,7 +174,12 @@ async fn what_is_shown_of_a_key_is_no_secret() {
 async fn key(words: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = Command::new(WARMKEY);
     // Whatever lies in the folder where the tests run is not meant.
-    command.arg("key").args(words).envs(environment.iter().copied()).current_dir("/").kill_on_drop(true);
+    command
+        .arg("key")
+        .args(words)
+        .envs(environment.iter().copied())
+        .current_dir("/")
+        .kill_on_drop(true);
     let output = within(SOON, "the end of a command", command.output()).await.expect("it runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (said, errors) = (text(&output.stdout), text(&output.stderr));
@@ -152,7 +193,12 @@ fn path(path: &Path) -> &str {
 
 /// What a line of the table says, cell by cell.
 fn cells<'t>(table: &'t str, id: &str) -> Vec<&'t str> {
-    table.lines().find(|line| line.starts_with(id)).expect("a line for the key").split_whitespace().collect()
+    table
+        .lines()
+        .find(|line| line.starts_with(id))
+        .expect("a line for the key")
+        .split_whitespace()
+        .collect()
 }
 
 #[tokio::test]
@@ -163,13 +209,20 @@ async fn the_command_line_says_it_to_any_replica() {
     let admin = format!("http://{}", cluster.replicas[1].admin());
     let (code, said, errors) = key(&["list", config[0], config[1]], &[]).await;
     assert_eq!((code, errors.as_str(), said.lines().count()), (0, "", 4), "{said}{errors}");
-    assert_eq!(cells(&said, "org-b-1")[..7], ["org-b-1", "org-b", "org-b-main", "us", "1", "ready", "0"]);
+    assert_eq!(
+        cells(&said, "org-b-1")[..7],
+        ["org-b-1", "org-b", "org-b-main", "us", "1", "ready", "0"]
+    );
     let (code, said, errors) = key(&["disable", "org-a-1", config[0], config[1]], &[]).await;
     assert_eq!((code, errors.as_str()), (0, ""), "{said}{errors}");
-    assert!(said.starts_with("org-a-1: out of use") && cells(&said, "org-a-1 ")[5] == "disabled", "{said}");
+    assert!(
+        said.starts_with("org-a-1: out of use") && cells(&said, "org-a-1 ")[5] == "disabled",
+        "{said}"
+    );
     cluster.all_have("org-a-1", "disabled").await;
     // By another replica, with the file's token.
-    let (code, said, _) = key(&[config[0], config[1], "--admin", &admin, "drain", "org:org-b"], &[]).await;
+    let (code, said, _) =
+        key(&[config[0], config[1], "--admin", &admin, "drain", "org:org-b"], &[]).await;
     assert!(code == 0 && said.starts_with("org:org-b: takes no sessions"), "{said}");
     cluster.all_have("org-b-1", "disabled").await;
     let (_, said, _) = key(&["list", config[0], config[1]], &[]).await;
@@ -201,6 +254,10 @@ async fn the_command_line_says_it_to_any_replica() {
     }
     let (code, _, errors) = key(&["list", "--admin", &admin], &[]).await;
     assert!(code == 1 && errors.contains("No token was given"), "{errors}");
-    let (code, _, errors) = key(&["list", "--admin", &admin], &[("WARMKEY__SERVER__ADMIN_TOKEN", "token-canary-other")]).await;
+    let (code, _, errors) = key(
+        &["list", "--admin", &admin],
+        &[("WARMKEY__SERVER__ADMIN_TOKEN", "token-canary-other")],
+    )
+    .await;
     assert!(code == 1 && errors.contains("unknown or revoked"), "{errors}");
 }

@@ -1,4 +1,5 @@
-//! An answer's bytes reach the client as the upstream sent them, and end as the upstream ended them.
+//! An answer's bytes reach the client as the upstream sent them, and end as the upstream ended
+//! them.
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::sha256;
@@ -32,7 +33,10 @@ async fn a_stream_is_the_same_bytes_however_it_is_written() {
     ];
     let scripts: Vec<Vec<Step>> = wild.iter().map(|pieces| stream(pieces)).collect();
     let upstream = Recorder::start(move |seen| {
-        let number: usize = seen.header("session-id").and_then(|id| id.parse().ok()).expect("the test numbers its sessions");
+        let number: usize = seen
+            .header("session-id")
+            .and_then(|id| id.parse().ok())
+            .expect("the test numbers its sessions");
         scripts[number].clone()
     })
     .await;
@@ -41,8 +45,15 @@ async fn a_stream_is_the_same_bytes_however_it_is_written() {
         let request = Request::turn(ALICE, BODY).header("session-id", &number.to_string());
         let answer = ask(cluster.address(), &request).await;
         assert_eq!(answer.header("content-type"), Some("text/event-stream"), "{number}");
-        assert_eq!(String::from_utf8_lossy(&answer.body), String::from_utf8_lossy(&pieces.concat()), "{number}");
-        assert!(answer.body == pieces.concat() && answer.whole, "{number}: the same bytes and the same end");
+        assert_eq!(
+            String::from_utf8_lossy(&answer.body),
+            String::from_utf8_lossy(&pieces.concat()),
+            "{number}"
+        );
+        assert!(
+            answer.body == pieces.concat() && answer.whole,
+            "{number}: the same bytes and the same end"
+        );
     }
 }
 
@@ -50,7 +61,8 @@ async fn a_stream_is_the_same_bytes_however_it_is_written() {
 async fn pieces(connection: &mut Connection, length: usize) -> (Vec<u8>, usize) {
     let (mut bytes, mut count) = (Vec::new(), 0);
     while bytes.len() < length {
-        let Piece::Bytes(piece) = within(ANSWER, "what was sent comes", connection.piece()).await else {
+        let Piece::Bytes(piece) = within(ANSWER, "what was sent comes", connection.piece()).await
+        else {
             panic!("it goes on: {}", String::from_utf8_lossy(&bytes))
         };
         bytes.extend(piece);
@@ -95,16 +107,25 @@ async fn an_event_of_32_mib_streams_through_in_little_memory() {
     let piece = vec![b'x'; 64 * 1024];
     let mut steps = vec![Step::Send(stream_head("")), Step::Send(chunk(b"event: image\ndata: \""))];
     steps.extend(std::iter::repeat_n(Step::Send(chunk(&piece)), 512));
-    steps.extend([Step::Send(chunk(b"\"\n\n")), Step::Send(chunk(COMPLETED.as_bytes())), Step::Send(b"0\r\n\r\n".to_vec())]);
+    steps.extend([
+        Step::Send(chunk(b"\"\n\n")),
+        Step::Send(chunk(COMPLETED.as_bytes())),
+        Step::Send(b"0\r\n\r\n".to_vec()),
+    ]);
     let upstream = Recorder::answering(steps).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let before = cluster.replica().process().peak();
     let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
     let grown = cluster.replica().process().peak().saturating_sub(before);
-    let expected = [b"event: image\ndata: \"".as_slice(), &piece.repeat(512), b"\"\n\n", COMPLETED.as_bytes()].concat();
+    let expected =
+        [b"event: image\ndata: \"".as_slice(), &piece.repeat(512), b"\"\n\n", COMPLETED.as_bytes()]
+            .concat();
     assert_eq!((sha256(&answer.body), answer.whole), (sha256(&expected), true));
     assert!(grown < 12 << 20, "the event is not held: {grown} bytes more");
-    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 1.0).await;
+    cluster
+        .replica()
+        .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 1.0)
+        .await;
 }
 
 #[tokio::test]
@@ -112,10 +133,14 @@ async fn a_json_answer_keeps_its_length() {
     let body =
         br#"{"id":"resp_1","object":"response","status":"completed","n":1.0e2,"usage":{"input_tokens":5,"output_tokens":1}}"#;
     let (got, _upstream, _cluster) =
-        answered(vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", body))]).await;
+        answered(vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", body))])
+            .await;
     assert_eq!(got.body, body);
     assert_eq!(got.header("content-length"), Some(body.len().to_string().as_str()));
-    assert_eq!((got.header("content-type"), got.header("transfer-encoding")), (Some("application/json"), None));
+    assert_eq!(
+        (got.header("content-type"), got.header("transfer-encoding")),
+        (Some("application/json"), None)
+    );
 }
 
 #[tokio::test]
@@ -124,18 +149,29 @@ async fn a_compressed_answer_stays_compressed() {
         // Not even of that coding: nobody on the way may open it.
         let body = [0x1f, 0x8b, 0x08, 0x00, 0xff, 0x00, 0x13];
         let headers = format!("content-type: text/event-stream\r\ncontent-encoding: {coding}\r\n");
-        let (got, _upstream, _cluster) = answered(vec![Step::Send(answer("200 OK", &headers, &body))]).await;
-        assert_eq!((got.header("content-encoding"), got.body.as_slice()), (Some(coding), body.as_slice()));
+        let (got, _upstream, _cluster) =
+            answered(vec![Step::Send(answer("200 OK", &headers, &body))]).await;
+        assert_eq!(
+            (got.header("content-encoding"), got.body.as_slice()),
+            (Some(coding), body.as_slice())
+        );
     }
 }
 
 #[tokio::test]
 async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
-    for status in ["400 Bad Request", "404 Not Found", "409 Conflict", "413 Payload Too Large", "422 Unprocessable Entity"] {
+    for status in [
+        "400 Bad Request",
+        "404 Not Found",
+        "409 Conflict",
+        "413 Payload Too Large",
+        "422 Unprocessable Entity",
+    ] {
         let body =
             br#"{"error": {"message":"its own words","type":"invalid_request_error","param":"input","code":"some_code"} }"#;
         let (got, upstream, _cluster) =
-            answered(vec![Step::Send(answer(status, "content-type: application/json\r\n", body))]).await;
+            answered(vec![Step::Send(answer(status, "content-type: application/json\r\n", body))])
+                .await;
         assert!(status.starts_with(&got.status.to_string()), "{status}: {}", got.status);
         assert_eq!(got.body, body, "{status}");
         assert_eq!(upstream.seen().len(), 1, "{status}: asked once");
@@ -145,9 +181,12 @@ async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
 /// Its beginning is looked at, and all of it passes.
 #[tokio::test]
 async fn refusal_of_any_length_passes_whole() {
-    let body = format!(r#"{{"error":{{"code":"some_code","message":"{}"}}}}"#, "long ".repeat(60_000)).into_bytes();
+    let body =
+        format!(r#"{{"error":{{"code":"some_code","message":"{}"}}}}"#, "long ".repeat(60_000))
+            .into_bytes();
     let head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
-    let chunked = [&head[..], &chunk(&body[..70_000]), &chunk(&body[70_000..]), b"0\r\n\r\n"].concat();
+    let chunked =
+        [&head[..], &chunk(&body[..70_000]), &chunk(&body[70_000..]), b"0\r\n\r\n"].concat();
     for bytes in [answer("400 Bad Request", "content-type: application/json\r\n", &body), chunked] {
         let (got, _upstream, _cluster) = answered(vec![Step::Send(bytes)]).await;
         assert_eq!((got.status, got.whole, got.body.len()), (400, true, body.len()));
@@ -159,7 +198,8 @@ async fn refusal_of_any_length_passes_whole() {
 async fn a_redirect_is_not_followed() {
     let elsewhere = Recorder::answering(completed()).await;
     let headers = format!("location: {}/responses\r\n", elsewhere.url());
-    let (got, upstream, _cluster) = answered(vec![Step::Send(answer("307 Temporary Redirect", &headers, b""))]).await;
+    let (got, upstream, _cluster) =
+        answered(vec![Step::Send(answer("307 Temporary Redirect", &headers, b""))]).await;
     assert_eq!((got.status, upstream.seen().len(), elsewhere.seen().len()), (307, 1, 0));
 }
 
@@ -175,29 +215,49 @@ async fn an_interim_answer_comes_before_the_real_one() {
 async fn a_cut_stream_is_seen_cut() {
     let event = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
     for end in [Step::Close, Step::Reset] {
-        let steps = vec![Step::Send(stream_head("")), Step::Send(chunk(event)), Step::Pause(ms(200)), end];
+        let steps =
+            vec![Step::Send(stream_head("")), Step::Send(chunk(event)), Step::Pause(ms(200)), end];
         let (got, _upstream, cluster) = answered(steps).await;
         assert_eq!((got.status, got.body.as_slice(), got.whole), (200, event.as_slice(), false));
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
-        assert_eq!(cluster.replica().metrics().await.get(r#"warmkey_turns_total{transport="http",outcome="completed"}"#), 0.0);
+        assert_eq!(
+            cluster
+                .replica()
+                .metrics()
+                .await
+                .get(r#"warmkey_turns_total{transport="http",outcome="completed"}"#),
+            0.0
+        );
     }
 }
 
-/// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the bytes are the client's. It is told,
-/// once a turn, and not in its words.
+/// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the
+/// bytes are the client's. It is told, once a turn, and not in its words.
 #[tokio::test]
 async fn a_secret_in_a_body_is_counted_and_passes() {
     let upstream = Recorder::start(|seen| {
-        let echo = format!("data: {{\"authorization\":\"Bearer {0}\",\"again\":\"{0}\"}}\n\n", seen.key());
-        let (half, other) = echo.split_at(echo.find("canary").expect("it is a secret of the tests"));
+        let echo =
+            format!("data: {{\"authorization\":\"Bearer {0}\",\"again\":\"{0}\"}}\n\n", seen.key());
+        let (half, other) =
+            echo.split_at(echo.find("canary").expect("it is a secret of the tests"));
         match seen.header("session-id") {
             Some("json") => {
-                vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", echo.as_bytes()))]
+                vec![Step::Send(answer(
+                    "200 OK",
+                    "content-type: application/json\r\n",
+                    echo.as_bytes(),
+                ))]
             }
             Some("refused") => {
-                vec![Step::Send(answer("400 Bad Request", "content-type: application/json\r\n", echo.as_bytes()))]
+                vec![Step::Send(answer(
+                    "400 Bad Request",
+                    "content-type: application/json\r\n",
+                    echo.as_bytes(),
+                ))]
             }
-            Some("stream") => stream(&[b"data: {}\n\n", echo.as_bytes(), echo.as_bytes(), COMPLETED.as_bytes()]),
+            Some("stream") => {
+                stream(&[b"data: {}\n\n", echo.as_bytes(), echo.as_bytes(), COMPLETED.as_bytes()])
+            }
             Some("split") => {
                 let mut steps = stream(&[half.as_bytes(), other.as_bytes(), COMPLETED.as_bytes()]);
                 steps.insert(2, Step::Pause(ms(100)));
@@ -211,7 +271,14 @@ async fn a_secret_in_a_body_is_counted_and_passes() {
     let echo = "data: {\"authorization\":\"Bearer sk-canary-org-a-1\",\"again\":\"sk-canary-org-a-1\"}\n\n";
     let whole = |events: &[&str]| events.concat();
     for (count, (session, status, body)) in [
-        ("silent", 200, whole(&["event: response.created\ndata: {\"type\":\"response.created\"}\n\n", COMPLETED])),
+        (
+            "silent",
+            200,
+            whole(&[
+                "event: response.created\ndata: {\"type\":\"response.created\"}\n\n",
+                COMPLETED,
+            ]),
+        ),
         ("json", 200, whole(&[echo])),
         ("refused", 400, whole(&[echo])),
         ("stream", 200, whole(&["data: {}\n\n", echo, echo, COMPLETED])),
@@ -220,24 +287,35 @@ async fn a_secret_in_a_body_is_counted_and_passes() {
     .into_iter()
     .enumerate()
     {
-        let got = ask(cluster.address(), &Request::turn(ALICE, BODY).header("session-id", session)).await;
+        let got =
+            ask(cluster.address(), &Request::turn(ALICE, BODY).header("session-id", session)).await;
         assert_eq!((got.status, got.text(), got.whole), (status, body, true), "{session}");
-        cluster.shows("warmkey_credential_echoes_total", f64::from(u8::try_from(count).expect("they are few"))).await;
+        cluster
+            .shows(
+                "warmkey_credential_echoes_total",
+                f64::from(u8::try_from(count).expect("they are few")),
+            )
+            .await;
     }
     let log = cluster.logs();
     let told: Vec<_> = log.lines().filter(|line| line.contains("holds the secret")).collect();
-    assert!(told.len() == 4 && told.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")), "{log}");
+    assert!(
+        told.len() == 4
+            && told.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")),
+        "{log}"
+    );
     let page = cluster.replica().probe("/metrics").await.text();
     assert!(!log.contains("canary") && !page.contains("canary"), "and never what it is");
 }
 
-/// C30: a 204 and a 304 have no body, whatever is sent as one: not even what looks like the next turn's answer.
-/// Where it comes so late that the next turn was sent before, nothing tells it from that turn's answer: by then it is one (RFC
-/// 9112, section 6.3).
+/// C30: a 204 and a 304 have no body, whatever is sent as one: not even what looks like the next
+/// turn's answer. Where it comes so late that the next turn was sent before, nothing tells it from
+/// that turn's answer: by then it is one (RFC 9112, section 6.3).
 #[tokio::test]
 async fn a_body_where_none_may_be_answers_nobody() {
     let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");
-    let chunked = [b"transfer-encoding: chunked\r\n\r\n", chunk(&forged).as_slice(), b"0\r\n\r\n"].concat();
+    let chunked =
+        [b"transfer-encoding: chunked\r\n\r\n", chunk(&forged).as_slice(), b"0\r\n\r\n"].concat();
     let sized = [format!("content-length: {}\r\n\r\n", forged.len()).as_bytes(), &forged].concat();
     let unannounced = [b"\r\n", forged.as_slice()].concat();
     for status in [204, 304] {
@@ -245,16 +323,27 @@ async fn a_body_where_none_may_be_answers_nobody() {
             let bodiless = [format!("HTTP/1.1 {status} x\r\n").as_bytes(), rest].concat();
             let upstream = Recorder::start(move |seen| match seen.header("session-id") {
                 Some("bodiless") => vec![Step::Send(bodiless.clone())],
-                _ => vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", b"{}"))],
+                _ => {
+                    vec![Step::Send(answer("200 OK", "content-type: application/json\r\n", b"{}"))]
+                }
             })
             .await;
-            let cluster = Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
+            let cluster =
+                Cluster::new().keys(siblings("org-a", 1)).recorded_by(&upstream).start().await;
             let mut client = Connection::open(cluster.address()).await;
-            for (session, expected) in [("bodiless", (status, "")), ("other", (200, "{}"))].repeat(4) {
+            for (session, expected) in
+                [("bodiless", (status, "")), ("other", (200, "{}"))].repeat(4)
+            {
                 let request = Request::turn(ALICE, BODY).header("session-id", session);
-                let mut got = within(ANSWER, "an answer", client.ask(&request)).await.expect("the connection lives on");
+                let mut got = within(ANSWER, "an answer", client.ask(&request))
+                    .await
+                    .expect("the connection lives on");
                 client.finish(&mut got).await;
-                assert_eq!(((got.status, got.text().as_str()), got.whole), (expected, true), "{session}");
+                assert_eq!(
+                    ((got.status, got.text().as_str()), got.whole),
+                    (expected, true),
+                    "{session}"
+                );
             }
             assert_eq!(upstream.seen().len(), 8, "each was asked for once");
         }

@@ -1,6 +1,7 @@
 //! HAProxy in round robin: no affinity, so that every turn of a session may meet another replica.
 //!
-//! It tries another replica only where a connection was refused. Whatever a replica answers, or fails to answer, the client sees.
+//! It tries another replica only where a connection was refused. Whatever a replica answers, or
+//! fails to answer, the client sees.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,9 +26,12 @@ impl Balancer {
         for attempt in 0..5 {
             let (address, state) = (port::free(), port::free());
             let name = format!("haproxy-{attempt}");
-            let file = folder.write(&format!("{name}.cfg"), &configuration(address, state, replicas));
+            let file =
+                folder.write(&format!("{name}.cfg"), &configuration(address, state, replicas));
             // Debian keeps it where only root looks.
-            let program = ["/usr/sbin/haproxy", "haproxy"].into_iter().find(|program| Path::new(program).exists());
+            let program = ["/usr/sbin/haproxy", "haproxy"]
+                .into_iter()
+                .find(|program| Path::new(program).exists());
             let mut command = Command::new(program.unwrap_or("haproxy"));
             command.arg("-db").arg("-f").arg(file);
             let mut process = Process::start(&name, command, folder.path(), "haproxy");
@@ -61,12 +65,19 @@ impl Balancer {
     }
 }
 
-fn configuration(address: SocketAddr, state: SocketAddr, replicas: &[(SocketAddr, SocketAddr)]) -> String {
+fn configuration(
+    address: SocketAddr,
+    state: SocketAddr,
+    replicas: &[(SocketAddr, SocketAddr)],
+) -> String {
     let servers: String = replicas
         .iter()
         .enumerate()
         .map(|(number, (listen, admin))| {
-            format!("  server r{number} {listen} check port {} inter 100ms fall 1 rise 1\n", admin.port())
+            format!(
+                "  server r{number} {listen} check port {} inter 100ms fall 1 rise 1\n",
+                admin.port()
+            )
         })
         .collect();
     format!(

@@ -1,7 +1,8 @@
 //! The invariants of the binding, each a test with its name, judged by the upstream's record.
 //!
-//! Replicas that share nothing would still agree where all of them compute the same order. So that these tests can fail, the
-//! replicas here differ in their weights, as in the middle of a deploy: only what they share can make them agree.
+//! Replicas that share nothing would still agree where all of them compute the same order. So that
+//! these tests can fail, the replicas here differ in their weights, as in the middle of a deploy:
+//! only what they share can make them agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -20,7 +21,8 @@ use crate::wire::{Request, ask};
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 
-/// The invariants that hold whatever the shape of Redis, each a module with its name and a test for each shape.
+/// The invariants that hold whatever the shape of Redis, each a module with its name and a test for
+/// each shape.
 macro_rules! on_every_redis {
     ($($invariant:ident)*) => { $(
         mod $invariant {
@@ -46,7 +48,8 @@ macro_rules! on_every_redis {
 
 on_every_redis! { b1_agreement b2_first_turn_race b3_single_winner_rebind b6_key_addition b10_restart_and_scale b16_sliding_ttl }
 
-/// Two organizations of three keys each; replica `number` would send nearly everything to a key of its own.
+/// Two organizations of three keys each; replica `number` would send nearly everything to a key of
+/// its own.
 fn weights(number: usize) -> Vec<Key> {
     let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
     keys[number * 2].weight = 50;
@@ -55,7 +58,8 @@ fn weights(number: usize) -> Vec<Key> {
 
 /// Three replicas behind HAProxy that disagree about everything but what is stored.
 async fn disagreeing(shape: Shape) -> Running {
-    let mut cluster = Cluster::new().keys(weights(0)).replicas(3).redis_as(shape).balanced().start().await;
+    let mut cluster =
+        Cluster::new().keys(weights(0)).replicas(3).redis_as(shape).balanced().start().await;
     for number in 1..3 {
         cluster.change(|cluster| cluster.keys(weights(number)));
         cluster.replace(number).await;
@@ -65,7 +69,10 @@ async fn disagreeing(shape: Shape) -> Running {
 
 async fn served_by_all(cluster: &Running) {
     for (number, replica) in cluster.replicas.iter().enumerate() {
-        assert!(replica.metrics().await.sum("warmkey_turns_total") > 0.0, "replica {number} took its part");
+        assert!(
+            replica.metrics().await.sum("warmkey_turns_total") > 0.0,
+            "replica {number} took its part"
+        );
     }
 }
 
@@ -133,11 +140,21 @@ async fn b3_single_winner_rebind(shape: Shape) {
         let turns = cluster.turns().await;
         let mut keys = path_of(&turns, &root.session);
         assert_eq!((keys.len(), &keys[0]), (2, &first[0]), "one move, to one key: {keys:?}");
-        let organization = |key: &str| turns.iter().find(|turn| turn.key == key).map(|turn| turn.organization.clone());
+        let organization = |key: &str| {
+            turns.iter().find(|turn| turn.key == key).map(|turn| turn.organization.clone())
+        };
         let last = keys.pop().expect("there are two");
-        assert_eq!(organization(&first[0]), organization(&last), "what is sealed stays in its organization");
+        assert_eq!(
+            organization(&first[0]),
+            organization(&last),
+            "what is sealed stays in its organization"
+        );
         let (_, value) = cluster.store().binding().await;
-        assert_eq!(value.split(' ').nth(1), Some("2"), "the epoch has been incremented once: {value:?}");
+        assert_eq!(
+            value.split(' ').nth(1),
+            Some("2"),
+            "the epoch has been incremented once: {value:?}"
+        );
         // The next round begins with all keys and no memory of the last one.
         cluster.upstream().heal().await;
         cluster.store().tell(&["FLUSHALL"]).await;
@@ -148,15 +165,19 @@ async fn b3_single_winner_rebind(shape: Shape) {
         // What replicas know they tell each other again.
         cluster.replicas[0].word("probe", &first[0]).await;
         for replica in &cluster.replicas {
-            replica.shows(&format!("warmkey_key_state{{key=\"{}\",state=\"ready\"}}", first[0]), 1.0).await;
+            replica
+                .shows(&format!("warmkey_key_state{{key=\"{}\",state=\"ready\"}}", first[0]), 1.0)
+                .await;
         }
     }
 }
 
-/// B5: both keys of its organization die within one turn, which shows nothing that is sealed: a sub-agent's first.
+/// B5: both keys of its organization die within one turn, which shows nothing that is sealed: a
+/// sub-agent's first.
 #[tokio::test]
 async fn b5_forced_moves_stay_where_a_session_is_sealed() {
-    let cluster = Cluster::new().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
+    let cluster =
+        Cluster::new().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
     let root = found("a session in org-a", async || {
         let mut root = Codex::new(cluster.address(), ALICE);
         root.turn("first").await.served();
@@ -168,11 +189,20 @@ async fn b5_forced_moves_stay_where_a_session_is_sealed() {
     }
     let before = cluster.turns().await.len();
     let ended = root.spawn().turn("nobody is left").await;
-    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+    assert_eq!(
+        (ended.answer.status, ended.answer.code().as_str()),
+        (503, "no_key_available"),
+        "{}",
+        ended.answer.text()
+    );
     let turns = cluster.turns().await.split_off(before);
     let mut asked: Vec<_> = turns.iter().map(|turn| (turn.key.as_str(), turn.status)).collect();
     asked.sort_unstable();
-    assert_eq!(asked, [("org-a-1", 401), ("org-a-2", 401)], "each of its own once, and nobody else");
+    assert_eq!(
+        asked,
+        [("org-a-1", 401), ("org-a-2", 401)],
+        "each of its own once, and nobody else"
+    );
 }
 
 async fn b6_key_addition(shape: Shape) {
@@ -199,7 +229,10 @@ async fn b6_key_addition(shape: Shape) {
     let mut fresh = keys_by_session(&cluster.turns().await);
     fresh.retain(|session, _| !before.contains_key(session));
     let share = fresh.values().filter(|keys| keys.contains("org-b-new")).count();
-    assert!((7..=36).contains(&share), "a quarter of 80 new sessions, give or take four deviations: {share}");
+    assert!(
+        (7..=36).contains(&share),
+        "a quarter of 80 new sessions, give or take four deviations: {share}"
+    );
 }
 
 /// Two replicas that know these keys, and an upstream that also knows `org-b-new`.
@@ -216,7 +249,8 @@ async fn knowing(keys: &[Key], shape: Shape) -> Running {
 
 async fn b10_restart_and_scale(shape: Shape) {
     let mut cluster = disagreeing(shape).await;
-    let mut sessions: Vec<Codex> = (0..10).map(|_| Codex::new(cluster.address(), ALICE).patient()).collect();
+    let mut sessions: Vec<Codex> =
+        (0..10).map(|_| Codex::new(cluster.address(), ALICE).patient()).collect();
     for step in 0..5 {
         for session in &mut sessions {
             session.turn(&format!("step {step}")).await.served();
@@ -241,17 +275,29 @@ async fn b10_restart_and_scale(shape: Shape) {
         }
     }
     let keys = keys_by_session(&cluster.turns().await);
-    assert!(keys.len() == 10 && keys.values().all(|keys| keys.len() == 1), "one key a session: {keys:?}");
+    assert!(
+        keys.len() == 10 && keys.values().all(|keys| keys.len() == 1),
+        "one key a session: {keys:?}"
+    );
 }
 
 async fn b16_sliding_ttl(shape: Shape) {
     let upstream = Recorder::answering(completed()).await;
     let ttl = "ttl = \"4s\"";
-    let mut cluster = Cluster::new().recorded_by(&upstream).replicas(2).redis_as(shape).binding(ttl).start().await;
+    let mut cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .replicas(2)
+        .redis_as(shape)
+        .binding(ttl)
+        .start()
+        .await;
     let addresses = [cluster.replicas[0].address(), cluster.replicas[1].address()];
     let turn = async |number: usize| {
         // What the upstream keeps is written down before its id is read: that is another write.
-        let request = Request::turn(ALICE, r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"x","store":false}"#);
+        let request = Request::turn(
+            ALICE,
+            r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"x","store":false}"#,
+        );
         assert_eq!(ask(addresses[number % 2], &request).await.status, 200);
     };
     turn(0).await;
@@ -269,11 +315,15 @@ async fn b16_sliding_ttl(shape: Shape) {
         sleep(ms(50)).await;
     }
     let quarters = began.elapsed().as_secs() + 1;
-    assert!((4..=quarters).contains(&refreshes), "at most one a quarter: {refreshes} in {quarters} quarters");
+    assert!(
+        (4..=quarters).contains(&refreshes),
+        "at most one a quarter: {refreshes} in {quarters} quarters"
+    );
     cluster.shows(CREATED, 1.0).await;
     cluster.shows(EXISTING, number as f64).await;
-    // A refresh is due, and Redis takes no writes: no turn waits for it. Unless a heartbeat, which is a write, was under way on the
-    // same connection: that is chance, where a refresh that is waited for is there each time.
+    // A refresh is due, and Redis takes no writes: no turn waits for it. Unless a heartbeat, which
+    // is a write, was under way on the same connection: that is chance, where a refresh that is
+    // waited for is there each time.
     let redis = cluster.store();
     let mut waited = Vec::new();
     while waited.len() < 6 && waited.last().is_none_or(|took| *took >= ms(1_000)) {
@@ -288,10 +338,16 @@ async fn b16_sliding_ttl(shape: Shape) {
         waited.push(paused.elapsed());
         redis.tell(&["CLIENT", "UNPAUSE"]).await;
     }
-    assert!(waited.last().is_some_and(|took| *took < ms(1_000)), "a turn waits for no write: {waited:?}");
+    assert!(
+        waited.last().is_some_and(|took| *took < ms(1_000)),
+        "a turn waits for no write: {waited:?}"
+    );
     // Unused for its TTL it ends, and the next turn binds anew.
     let redis = cluster.store();
-    eventually(SOON, "the end of an unused binding", async || redis.bindings().await.is_empty().then_some(())).await;
+    eventually(SOON, "the end of an unused binding", async || {
+        redis.bindings().await.is_empty().then_some(())
+    })
+    .await;
     turn(0).await;
     cluster.shows(CREATED, 2.0).await;
 }
@@ -301,11 +357,15 @@ async fn b17_no_session() {
     let mut script = vec![Step::Hold];
     script.extend(completed());
     let upstream = Recorder::answering(script).await;
-    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).recorded_by(&upstream).redis().start().await;
+    let mut cluster =
+        Cluster::new().keys(siblings("org-a", 4)).recorded_by(&upstream).redis().start().await;
     let address = cluster.address();
     let mut turns = JoinSet::new();
     for _ in 0..16 {
-        turns.spawn(async move { ask(address, &Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#)).await });
+        turns.spawn(async move {
+            ask(address, &Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#))
+                .await
+        });
     }
     upstream.reached(16).await;
     let mut load = BTreeMap::<String, usize>::new();
@@ -316,7 +376,10 @@ async fn b17_no_session() {
     while let Some(turn) = turns.join_next().await {
         assert_eq!(turn.expect("a turn ends").status, 200);
     }
-    assert!(load.len() == 4 && load.values().all(|turns| (2..=6).contains(turns)), "spread by load: {load:?}");
+    assert!(
+        load.len() == 4 && load.values().all(|turns| (2..=6).contains(turns)),
+        "spread by load: {load:?}"
+    );
     cluster.shows(r#"warmkey_bindings_total{result="none"}"#, 16.0).await;
     assert_eq!(cluster.store().bindings().await, Vec::<String>::new(), "nothing is bound");
 }

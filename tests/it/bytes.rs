@@ -1,4 +1,5 @@
-//! A request's bytes arrive upstream as they were sent, whatever they are, or the client is told why not.
+//! A request's bytes arrive upstream as they were sent, whatever they are, or the client is told
+//! why not.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -19,7 +20,12 @@ async fn every_recorded_request_arrives_as_it_was_sent() {
         let seen = &upstream.seen()[number];
         assert_eq!(seen.line, "POST /v1/responses HTTP/1.1", "{}", shape.name);
         assert!(seen.body == shape.body, "{}: the same bytes", shape.name);
-        assert_eq!(seen.header("content-length"), Some(shape.body.len().to_string().as_str()), "{}", shape.name);
+        assert_eq!(
+            seen.header("content-length"),
+            Some(shape.body.len().to_string().as_str()),
+            "{}",
+            shape.name
+        );
     }
 }
 
@@ -28,13 +34,28 @@ async fn the_judge_sees_the_same_hash() {
     let cluster = Cluster::new().start().await;
     for (number, shape) in shapes().iter().enumerate() {
         let answer = ask(cluster.address(), &shape.request(ALICE)).await;
-        // What another organization sealed is refused upstream, and the refusal is the upstream's own.
-        let foreign = number != 0 && (shape.holds("encrypted_content\":\"") || shape.name == "zstd-tool-round");
-        assert_eq!(answer.status, if foreign { 400 } else { 200 }, "{}: {}", shape.name, answer.text());
+        // What another organization sealed is refused upstream, and the refusal is the upstream's
+        // own.
+        let foreign = number != 0
+            && (shape.holds("encrypted_content\":\"") || shape.name == "zstd-tool-round");
+        assert_eq!(
+            answer.status,
+            if foreign { 400 } else { 200 },
+            "{}: {}",
+            shape.name,
+            answer.text()
+        );
         let record = cluster.upstream().recorded(number + 1).await;
         assert_eq!(record[number].body_sha256, sha256(&shape.body), "{}", shape.name);
-        assert!(record[number].headers.iter().any(|name| name == "user-agent"), "{}: what it was sent is known", shape.name);
-        let own = record[number].headers.iter().find(|name| name.contains("warmkey") || name.contains("yai"));
+        assert!(
+            record[number].headers.iter().any(|name| name == "user-agent"),
+            "{}: what it was sent is known",
+            shape.name
+        );
+        let own = record[number]
+            .headers
+            .iter()
+            .find(|name| name.contains("warmkey") || name.contains("yai"));
         assert_eq!(own, None, "{}: the gateway says nothing of itself", shape.name);
     }
 }
@@ -45,7 +66,10 @@ async fn a_body_in_chunks_arrives_whole() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let body = shapes().remove(0).body;
     let chunks = body.chunks(1_000).map(<[u8]>::to_vec).collect();
-    let request = Request::new("POST", "/v1/responses").bearer(ALICE).header("content-type", "application/json").chunks(chunks);
+    let request = Request::new("POST", "/v1/responses")
+        .bearer(ALICE)
+        .header("content-type", "application/json")
+        .chunks(chunks);
     assert_eq!(ask(cluster.address(), &request).await.status, 200);
     assert!(upstream.only().body == body, "the same bytes");
 }
@@ -66,10 +90,16 @@ async fn what_is_no_json_is_refused_and_never_sent() {
     ];
     for body in plain {
         let answer = ask(cluster.address(), &Request::turn(ALICE, body)).await;
-        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_json"), "{:?}", String::from_utf8_lossy(body));
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (400, "invalid_json"),
+            "{:?}",
+            String::from_utf8_lossy(body)
+        );
     }
     for encoding in ["zstd", "gzip"] {
-        let request = Request::turn(ALICE, *b"not what the label says").header("content-encoding", encoding);
+        let request =
+            Request::turn(ALICE, *b"not what the label says").header("content-encoding", encoding);
         let answer = ask(cluster.address(), &request).await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_json"), "{encoding}");
     }
@@ -82,8 +112,11 @@ async fn deep_nesting_passes_and_harms_nothing() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for depth in [100, 10_000, 1_000_000] {
         let before = upstream.seen().len();
-        let body =
-            format!(r#"{{"model":"gpt-5.4","prompt_cache_key":"deep","input":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
+        let body = format!(
+            r#"{{"model":"gpt-5.4","prompt_cache_key":"deep","input":{}{}}}"#,
+            "[".repeat(depth),
+            "]".repeat(depth)
+        );
         let answer = ask(cluster.address(), &Request::turn(ALICE, body.clone())).await;
         assert_eq!(answer.status, 200, "{depth}: {}", answer.text());
         assert!(upstream.seen()[before].body == body.as_bytes(), "{depth}: the same bytes");
@@ -91,7 +124,8 @@ async fn deep_nesting_passes_and_harms_nothing() {
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
 }
 
-/// A JSON text, spelled as nobody would: odd numbers, needless escapes, duplicate names, spaces anywhere.
+/// A JSON text, spelled as nobody would: odd numbers, needless escapes, duplicate names, spaces
+/// anywhere.
 fn json() -> impl Strategy<Value = String> {
     let number = prop_oneof![
         Just("1.0e2".to_owned()),
@@ -102,18 +136,29 @@ fn json() -> impl Strategy<Value = String> {
         "-?[1-9][0-9]{0,60}",
         "[0-9]\\.[0-9]{1,30}[eE][+-]?[0-9]{1,4}",
     ];
-    let leaf = prop_oneof![number, text(), Just("true".to_owned()), Just("false".to_owned()), Just("null".to_owned())];
+    let leaf = prop_oneof![
+        number,
+        text(),
+        Just("true".to_owned()),
+        Just("false".to_owned()),
+        Just("null".to_owned())
+    ];
     leaf.prop_recursive(5, 60, 6, |inner| {
         prop_oneof![
-            (prop::collection::vec(inner.clone(), 0..6), space())
-                .prop_map(|(values, space)| { format!("[{space}{}{space}]", values.join(&format!("{space},"))) }),
-            (prop::collection::vec((name(), inner), 0..6), space()).prop_map(|(fields, space)| object(&fields, &space)),
+            (prop::collection::vec(inner.clone(), 0..6), space()).prop_map(|(values, space)| {
+                format!("[{space}{}{space}]", values.join(&format!("{space},")))
+            }),
+            (prop::collection::vec((name(), inner), 0..6), space())
+                .prop_map(|(fields, space)| object(&fields, &space)),
         ]
     })
 }
 
 fn object(fields: &[(String, String)], space: &str) -> String {
-    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{space}{name}{space}:{space}{value}{space}")).collect();
+    let fields: Vec<String> = fields
+        .iter()
+        .map(|(name, value)| format!("{space}{name}{space}:{space}{value}{space}"))
+        .collect();
     format!("{{{}{space}}}", fields.join(","))
 }
 
@@ -145,9 +190,20 @@ fn text() -> impl Strategy<Value = String> {
 
 /// Names that mean something to the gateway, spelled both ways, among names that do not.
 fn name() -> impl Strategy<Value = String> {
-    let known = ["model", "input", "prompt_cache_key", "client_metadata", "conversation", "stream", "session_id", "instructions"];
-    let known =
-        known.iter().map(|name| format!("\"{name}\"")).chain([r#""\u006dodel""#.to_owned(), r#""\u0069nput""#.to_owned()]);
+    let known = [
+        "model",
+        "input",
+        "prompt_cache_key",
+        "client_metadata",
+        "conversation",
+        "stream",
+        "session_id",
+        "instructions",
+    ];
+    let known = known
+        .iter()
+        .map(|name| format!("\"{name}\""))
+        .chain([r#""\u006dodel""#.to_owned(), r#""\u0069nput""#.to_owned()]);
     prop_oneof![prop::sample::select(known.collect::<Vec<_>>()), text()]
 }
 
@@ -173,10 +229,14 @@ fn encoded(coding: Coding, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn any_json_arrives_as_it_was_spelled() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
     let (upstream, cluster) = runtime.block_on(async {
         let upstream = Recorder::answering(completed()).await;
-        let cluster = Cluster::new().recorded_by(&upstream).server("foreign_ids", "\"pass\"").start().await;
+        let cluster =
+            Cluster::new().recorded_by(&upstream).server("foreign_ids", "\"pass\"").start().await;
         (upstream, cluster)
     });
     let codings = prop::sample::select(vec![Coding::Identity, Coding::Zstd, Coding::Gzip]);
@@ -198,7 +258,11 @@ fn any_json_arrives_as_it_was_spelled() {
         prop_assert_eq!(seen.header("content-length"), Some(length.as_str()));
         Ok(())
     });
-    assert!(outcome.is_ok(), "{}", outcome.err().map(|error| error.to_string()).unwrap_or_default());
+    assert!(
+        outcome.is_ok(),
+        "{}",
+        outcome.err().map(|error| error.to_string()).unwrap_or_default()
+    );
     // Entered, so that the processes end with a reactor to tell them so.
     let _entered = runtime.enter();
     drop((upstream, cluster));

@@ -1,4 +1,5 @@
-//! What lies between a replica and its Redis, or its upstream, for a test to slow, silence, cut and mend at any moment.
+//! What lies between a replica and its Redis, or its upstream, for a test to slow, silence, cut and
+//! mend at any moment.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +17,8 @@ pub enum Weather {
     Fair,
     /// So much later, each way.
     Slow(Duration),
-    /// Connections are accepted, and nothing passes. What was sent passes later, as after a peer that was stopped.
+    /// Connections are accepted, and nothing passes. What was sent passes later, as after a peer
+    /// that was stopped.
     Silent,
     /// Nobody listens, and what was open is reset.
     Refused,
@@ -101,7 +103,9 @@ async fn listen(
         let is_refused = *changes.borrow_and_update() == Weather::Refused;
         match &listener {
             Some(_) if is_refused => listener = None,
-            None if !is_refused => listener = Some(TcpListener::bind(address).await.expect("its port is its own")),
+            None if !is_refused => {
+                listener = Some(TcpListener::bind(address).await.expect("its port is its own"))
+            }
             _ => {}
         }
         let accepting = async {
@@ -154,7 +158,11 @@ async fn connect(
 }
 
 /// Carries what comes from one side to the other, in the weather of the moment.
-async fn carry(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, mut weather: watch::Receiver<Weather>) {
+async fn carry(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut weather: watch::Receiver<Weather>,
+) {
     let (queue, mut queued) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let reading = async {
         let mut bytes = vec![0; 16 * 1024];
@@ -174,7 +182,9 @@ async fn carry(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt +
                         sleep_until(came + span).await;
                         break;
                     }
-                    Weather::Silent | Weather::Refused if weather.changed().await.is_err() => return,
+                    Weather::Silent | Weather::Refused if weather.changed().await.is_err() => {
+                        return;
+                    }
                     Weather::Silent | Weather::Refused => {}
                 }
             }

@@ -16,7 +16,10 @@ impl Certificates {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder).expect("the temporary folder can be written");
         let made = Self { folder };
-        let authority = [&["-subj", "/CN=warmkey test authority", "-addext", "keyUsage=critical,keyCertSign"][..]].concat();
+        let authority =
+            [&["-subj", "/CN=warmkey test authority", "-addext", "keyUsage=critical,keyCertSign"]
+                [..]]
+            .concat();
         made.certify("ca", &authority).await;
         made.server("server", "IP:127.0.0.1,DNS:localhost").await;
         made
@@ -24,21 +27,39 @@ impl Certificates {
 
     /// Another server that the authority vouches for under `names`.
     pub async fn server(&self, name: &str, names: &str) {
-        let (ca, key, names) = (self.path("ca.pem"), self.path("ca.key"), format!("subjectAltName={names}"));
+        let (ca, key, names) =
+            (self.path("ca.pem"), self.path("ca.key"), format!("subjectAltName={names}"));
         self.certify(name, &[&plain(&names)[..], &["-CA", &ca, "-CAkey", &key]].concat()).await;
     }
 
     /// The same, until yesterday.
     pub async fn expired(&self, name: &str, names: &str) {
-        let (ca, key, own) = (self.path("ca.pem"), self.path("ca.key"), self.path(&format!("{name}.pem")));
+        let (ca, key, own) =
+            (self.path("ca.pem"), self.path("ca.key"), self.path(&format!("{name}.pem")));
         self.certify(name, &plain(&format!("subjectAltName={names}"))).await;
-        run(Command::new("openssl").args(["x509", "-in", &own, "-CA", &ca, "-CAkey", &key, "-days", "-1", "-out", &own])).await;
+        run(Command::new("openssl")
+            .args(["x509", "-in", &own, "-CA", &ca, "-CAkey", &key, "-days", "-1", "-out", &own]))
+        .await;
     }
 
     async fn certify(&self, name: &str, options: &[&str]) {
         let mut command = Command::new("openssl");
-        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
-        command.arg("-keyout").arg(self.path(&format!("{name}.key"))).arg("-out").arg(self.path(&format!("{name}.pem")));
+        command.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ]);
+        command
+            .arg("-keyout")
+            .arg(self.path(&format!("{name}.key")))
+            .arg("-out")
+            .arg(self.path(&format!("{name}.pem")));
         run(command.args(options)).await;
     }
 
@@ -71,6 +92,8 @@ const fn plain(names: &str) -> [&str; 6] {
 
 async fn run(command: &mut Command) {
     let command = command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = within(SOON, "openssl", command.output()).await.expect("openssl runs: install the package openssl");
+    let output = within(SOON, "openssl", command.output())
+        .await
+        .expect("openssl runs: install the package openssl");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,4 +1,5 @@
-//! A whole deployment, described in one line and gone with its test: upstream, store, replicas, balancer.
+//! A whole deployment, described in one line and gone with its test: upstream, store, replicas,
+//! balancer.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -69,7 +70,9 @@ impl Cluster {
             store: "timeout = \"2s\"\n".into(),
             binding: String::new(),
             upstream_options: String::new(),
-            clients: format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n[[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"),
+            clients: format!(
+                "[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n[[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"
+            ),
         }
     }
 
@@ -185,7 +188,8 @@ impl Cluster {
 
     /// The configuration of a replica.
     fn configuration(&self, upstream: &str, store: Option<&str>) -> String {
-        let server: String = self.server.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+        let server: String =
+            self.server.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
         let keys: String = self
             .keys
             .iter()
@@ -216,7 +220,10 @@ impl Cluster {
         let folder = Folder::new();
         let simulator = match &self.upstream {
             Some(_) => None,
-            None => Some(Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator).await),
+            None => Some(
+                Simulator::start(&folder, &[&self.keys[..], &self.spare].concat(), &self.simulator)
+                    .await,
+            ),
         };
         let cable = match &simulator {
             Some(simulator) if self.is_cabled => Some(Cable::to(simulator.address()).await),
@@ -238,10 +245,16 @@ impl Cluster {
         };
         for number in 0..running.description.replicas {
             let text = running.configuration(number);
-            running.replicas.push(Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await);
+            running.replicas.push(
+                Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await,
+            );
         }
         if running.description.is_balanced {
-            let addresses: Vec<_> = running.replicas.iter().map(|replica| (replica.address(), replica.admin())).collect();
+            let addresses: Vec<_> = running
+                .replicas
+                .iter()
+                .map(|replica| (replica.address(), replica.admin()))
+                .collect();
             running.balancer = Some(Balancer::start(&running.folder, &addresses).await);
         }
         running
@@ -354,10 +367,14 @@ impl Running {
         self.replicas[number].shows(RELOADS, before + 1.0).await;
     }
 
-    /// Waits until this series has this sum over all replicas: a turn is in the books a moment after its client has it.
+    /// Waits until this series has this sum over all replicas: a turn is in the books a moment
+    /// after its client has it.
     pub async fn shows(&self, series: &str, expected: f64) {
         let what = format!("{series} becomes {expected} in all");
-        eventually(SOON, &what, async || ((self.total(series).await - expected).abs() < f64::EPSILON).then_some(())).await;
+        eventually(SOON, &what, async || {
+            ((self.total(series).await - expected).abs() < f64::EPSILON).then_some(())
+        })
+        .await;
     }
 
     async fn total(&self, series: &str) -> f64 {

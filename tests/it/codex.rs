@@ -1,5 +1,5 @@
-//! A client that behaves on the wire like Codex: bodies, headers, a connection for each request, when it leaves, when it
-//! tries again. Verified against the recorded requests in `tests/fixtures`.
+//! A client that behaves on the wire like Codex: bodies, headers, a connection for each request,
+//! when it leaves, when it tries again. Verified against the recorded requests in `tests/fixtures`.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -26,7 +26,8 @@ struct Recorded {
     tools: Vec<Box<RawValue>>,
 }
 
-static RECORDED: LazyLock<Recorded> = LazyLock::new(|| serde_json::from_str(FIRST_TURN).expect("the fixture is JSON"));
+static RECORDED: LazyLock<Recorded> =
+    LazyLock::new(|| serde_json::from_str(FIRST_TURN).expect("the fixture is JSON"));
 
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -35,7 +36,8 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// An id like those of Codex: a UUID of version 7 in shape.
 pub fn uuid() -> String {
     let random = |mask: u64| getrandom::u64().expect("the system has entropy") & mask;
-    let (time, a, b, c) = (random(u64::MAX >> 16), random(0xfff), random(0x3fff), random(u64::MAX >> 16));
+    let (time, a, b, c) =
+        (random(u64::MAX >> 16), random(0xfff), random(0x3fff), random(u64::MAX >> 16));
     format!("{:08x}-{:04x}-7{a:03x}-{:04x}-{c:012x}", time >> 16, time & 0xffff, 0x8000 | b)
 }
 
@@ -51,7 +53,13 @@ pub struct Ended {
 impl Ended {
     /// Fails the test unless the turn was served to its end.
     pub fn served(self) -> Self {
-        assert!(self.completed, "served: {} {:?} {}", self.answer.status, self.answer.headers, self.answer.text());
+        assert!(
+            self.completed,
+            "served: {} {:?} {}",
+            self.answer.status,
+            self.answer.headers,
+            self.answer.text()
+        );
         self
     }
 }
@@ -77,7 +85,8 @@ impl Codex {
     /// A new session of the client with this token.
     pub fn new(address: SocketAddr, token: &str) -> Self {
         let session = uuid();
-        // A workspace has tools of its own, so that sessions share no prefix and each pays for its own beginning.
+        // A workspace has tools of its own, so that sessions share no prefix and each pays for its
+        // own beginning.
         let own = json!({ "type": "function", "name": format!("workspace_{}", session.replace('-', "_")), "strict": false,
             "description": "this workspace", "parameters": { "type": "object", "properties": {} } });
         let mut tools = vec![own.to_string()];
@@ -101,7 +110,8 @@ impl Codex {
         self
     }
 
-    /// Tries again as Codex does: on a connection that fails or breaks, on 5xx, and on 429 with a wait, unless it is for good.
+    /// Tries again as Codex does: on a connection that fails or breaks, on 5xx, and on 429 with a
+    /// wait, unless it is for good.
     pub const fn patient(mut self) -> Self {
         self.patience = 5;
         self
@@ -153,7 +163,8 @@ impl Codex {
         metadata.to_string()
     }
 
-    /// The body of a turn, fields in the order in which Codex writes them, `client_metadata` in no order at all.
+    /// The body of a turn, fields in the order in which Codex writes them, `client_metadata` in no
+    /// order at all.
     fn body(&self, metadata: &str, turn: &str) -> Vec<u8> {
         let mut client = [
             ("x-codex-installation-id", "05c07f78-fc45-4415-bc49-17d50f3e9f69".to_owned()),
@@ -165,9 +176,15 @@ impl Codex {
             ("x-codex-turn-metadata", metadata.to_owned()),
         ];
         for last in (1..client.len()).rev() {
-            client.swap(last, getrandom::u32().expect("the system has entropy") as usize % (last + 1));
+            client.swap(
+                last,
+                getrandom::u32().expect("the system has entropy") as usize % (last + 1),
+            );
         }
-        let client: Vec<String> = client.iter().map(|(name, value)| format!("{}:{}", json!(name), json!(value))).collect();
+        let client: Vec<String> = client
+            .iter()
+            .map(|(name, value)| format!("{}:{}", json!(name), json!(value)))
+            .collect();
         format!(
             r#"{{"model":{},"stream":true,"input":[{}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":"xhigh"}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":{},"client_metadata":{{{}}}}}"#,
             json!(self.model),
@@ -179,7 +196,8 @@ impl Codex {
         .into_bytes()
     }
 
-    /// Appends a user's message, and makes the request of the turn that it begins; its body comes beside it.
+    /// Appends a user's message, and makes the request of the turn that it begins; its body comes
+    /// beside it.
     pub fn begin(&mut self, text: &str) -> (Request, Vec<u8>) {
         let turn = uuid();
         self.input.push(
@@ -194,7 +212,9 @@ impl Codex {
             .header("x-codex-window-id", &format!("{}:0", self.thread))
             .header("x-codex-turn-metadata", &metadata);
         if let Some(parent) = &self.parent {
-            request = request.header("x-codex-parent-thread-id", parent).header("x-openai-subagent", "collab_spawn");
+            request = request
+                .header("x-codex-parent-thread-id", parent)
+                .header("x-openai-subagent", "collab_spawn");
         }
         let request = request
             .header("x-client-request-id", &self.thread)
@@ -204,7 +224,10 @@ impl Codex {
             .header("content-type", "application/json")
             .bearer(&self.token)
             .header("originator", "codex_exec")
-            .header("user-agent", "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)")
+            .header(
+                "user-agent",
+                "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)",
+            )
             .body(body.clone());
         (request, body)
     }
@@ -226,10 +249,13 @@ impl Codex {
             let wait = match &answer {
                 _ if completed || attempts > self.patience => None,
                 None => Some(pause),
-                Some(answer) if answer.status == 429 && answer.code() == "insufficient_quota" => None,
-                Some(answer) if answer.status == 429 => {
-                    answer.header("retry-after").and_then(|wait| wait.parse().ok()).map(Duration::from_secs)
+                Some(answer) if answer.status == 429 && answer.code() == "insufficient_quota" => {
+                    None
                 }
+                Some(answer) if answer.status == 429 => answer
+                    .header("retry-after")
+                    .and_then(|wait| wait.parse().ok())
+                    .map(Duration::from_secs),
                 Some(answer) => (answer.status == 200 || answer.status >= 500).then_some(pause),
             };
             let Some(wait) = wait else {
@@ -262,12 +288,14 @@ fn items_of(data: &str) -> Option<String> {
 /// The output items of an answer, as they were written.
 fn items(body: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(body);
-    let done = text.split("\n\n").filter(|event| event.starts_with("event: response.output_item.done\n"));
+    let done =
+        text.split("\n\n").filter(|event| event.starts_with("event: response.output_item.done\n"));
     let data = done.filter_map(|event| event.split_once("data: "));
     data.map(|(_, data)| items_of(data).expect("an output item is JSON")).collect()
 }
 
-/// Asks on a new connection, and closes it as soon as the terminal event is there, before the stream has ended.
+/// Asks on a new connection, and closes it as soon as the terminal event is there, before the
+/// stream has ended.
 async fn stream(address: SocketAddr, request: &Request, begun: impl Fn()) -> Option<Answer> {
     let mut connection = Connection::try_open(address).await.ok()?;
     let mut answer = connection.ask(request).await?;

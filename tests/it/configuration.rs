@@ -40,7 +40,8 @@ const LISTEN: &str = "listen = \"127.0.0.1:0\"\nadmin_listen";
 const SECRET: &str = "secret = \"secret-canary-0123456789abcdefghijklmnopqrstuvwxyz\"\n";
 const UPSTREAM: &str = "[[upstream]]\nname = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\n";
 
-/// What is wrong: a part of the good file, what stands in its place, and a word that the one line must hold.
+/// What is wrong: a part of the good file, what stands in its place, and a word that the one line
+/// must hold.
 const BAD: &[(&str, &str, &str)] = &[
     ("[server]", "[server]\nlisten_adress = \"x\"", "listen_adress"),
     ("[server]", "[servers]\na = 1\n[server]", "servers"),
@@ -58,20 +59,48 @@ const BAD: &[(&str, &str, &str)] = &[
     (SECRET, "secret = { file = \"/nowhere/at/all\" }\n", "/nowhere/at/all"),
     (SECRET, "secret = { enviroment = \"X\" }\n", "secret"),
     ("secret = \"sk-canary-1\"", "secret = \"\"", "secret"),
-    ("secret = \"sk-canary-1\"", "secret = { env = \"WARMKEY_IT_IS_NOT_SET\" }", "WARMKEY_IT_IS_NOT_SET"),
+    (
+        "secret = \"sk-canary-1\"",
+        "secret = { env = \"WARMKEY_IT_IS_NOT_SET\" }",
+        "WARMKEY_IT_IS_NOT_SET",
+    ),
     ("upstream = \"openai\"", "upstream = \"elsewhere\"", "elsewhere"),
-    ("listen = \"127.0.0.1:0\"\nadmin_listen", "open = true\nlisten = \"0.0.0.0:0\"\nadmin_listen", "open"),
+    (
+        "listen = \"127.0.0.1:0\"\nadmin_listen",
+        "open = true\nlisten = \"0.0.0.0:0\"\nadmin_listen",
+        "open",
+    ),
     (LISTEN, "listen = \"somewhere\"\nadmin_listen", "listen"),
     (LISTEN, "drain = \"soon\"\nlisten = \"127.0.0.1:0\"\nadmin_listen", "soon"),
     (LISTEN, "drain = 5\nlisten = \"127.0.0.1:0\"\nadmin_listen", "drain"),
     (LISTEN, "max_body = \"64 megabytes\"\nlisten = \"127.0.0.1:0\"\nadmin_listen", "64 megabytes"),
     ("\"memory:\"", "\"mysql://x\"", "store.url"),
-    ("\"memory:\"", "\"redis://user:canary@127.0.0.1:1\"\n[ledger]\nurl = \"sqlite:x.db\"", "ledger"),
+    (
+        "\"memory:\"",
+        "\"redis://user:canary@127.0.0.1:1\"\n[ledger]\nurl = \"sqlite:x.db\"",
+        "ledger",
+    ),
     ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"ftp://x\"", "base_url"),
-    ("base_url = \"http://127.0.0.1:9/v1\"", "base_url = \"http://127.0.0.1:9/v1\"\nconnect_timeout = \"1.5s\"", "1.5s"),
-    (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nspeaks = [\"chat\"]\n", "speaks"),
-    (UPSTREAM, "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nkind = \"gateway\"\n", "kind"),
-    ("token = \"token-canary-alice\"", "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"", "token"),
+    (
+        "base_url = \"http://127.0.0.1:9/v1\"",
+        "base_url = \"http://127.0.0.1:9/v1\"\nconnect_timeout = \"1.5s\"",
+        "1.5s",
+    ),
+    (
+        UPSTREAM,
+        "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nspeaks = [\"chat\"]\n",
+        "speaks",
+    ),
+    (
+        UPSTREAM,
+        "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nkind = \"gateway\"\n",
+        "kind",
+    ),
+    (
+        "token = \"token-canary-alice\"",
+        "token = \"token-canary-alice\"\ntoken_sha256 = \"canary\"",
+        "token",
+    ),
     (CLIENT, "[[client]]\ntoken_file = \"/nowhere/at/all\"\n", "/nowhere/at/all"),
     ("[server]", "[server", "line"),
     ("secret = \"sk-canary-1\"", "secret = \"sk-canary-1", "line 18, column"),
@@ -84,7 +113,9 @@ async fn run(command: &str, text: &str) -> (Option<i32>, String, String) {
     let file = folder.write("warmkey.toml", text);
     let mut child = Command::new(WARMKEY);
     child.arg(command).arg("--config").arg(file).kill_on_drop(true);
-    let output = within(Duration::from_secs(30), "the end of a bad start", child.output()).await.expect("it runs");
+    let output = within(Duration::from_secs(30), "the end of a bad start", child.output())
+        .await
+        .expect("it runs");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -106,9 +137,10 @@ async fn a_bad_configuration_is_refused_with_one_line() {
 
 #[tokio::test]
 async fn two_of_one_name_are_refused() {
-    for (text, word) in
-        [(format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"), (format!("{GOOD}{UPSTREAM}"), "openai")]
-    {
+    for (text, word) in [
+        (format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"),
+        (format!("{GOOD}{UPSTREAM}"), "openai"),
+    ] {
         expect(word, word, run("serve", &text).await);
     }
 }
@@ -150,7 +182,8 @@ async fn check_reaches_the_store() {
     expect("nobody greets", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
-/// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a user without SET is refused.
+/// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a
+/// user without SET is refused.
 #[tokio::test]
 async fn check_does_what_serving_needs() {
     let folder = Folder::new();
@@ -176,37 +209,79 @@ async fn check_does_what_serving_needs() {
 }
 
 /// Checks the configuration that a process finds in `folder` and in its environment.
-async fn checked(folder: &Folder, words: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
+async fn checked(
+    folder: &Folder,
+    words: &[&str],
+    environment: &[(&str, &str)],
+) -> (Option<i32>, String, String) {
     let mut child = Command::new(WARMKEY);
-    child.arg("check").args(words).envs(environment.iter().copied()).current_dir(folder.path()).kill_on_drop(true);
+    child
+        .arg("check")
+        .args(words)
+        .envs(environment.iter().copied())
+        .current_dir(folder.path())
+        .kill_on_drop(true);
     let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// A variable stands before the file, is read as what its option is, and is refused by the option's name.
+/// A variable stands before the file, is read as what its option is, and is refused by the option's
+/// name.
 #[tokio::test]
 async fn an_option_may_come_from_the_environment() {
     let folder = Folder::new();
     folder.write("good.toml", GOOD);
     folder.write(
         "nameless.toml",
-        &GOOD.replace(SECRET, "").replace("sk-canary-1", "{E}").replace("\"{E}\"", "{ env = \"THE_KEY\" }"),
+        &GOOD
+            .replace(SECRET, "")
+            .replace("sk-canary-1", "{E}")
+            .replace("\"{E}\"", "{ env = \"THE_KEY\" }"),
     );
     for (file, environment, word) in [
-        ("good.toml", &[("WARMKEY__SERVER__SECRET", "canary-short")][..], "server.secret: has 12 bytes"),
+        (
+            "good.toml",
+            &[("WARMKEY__SERVER__SECRET", "canary-short")][..],
+            "server.secret: has 12 bytes",
+        ),
         ("good.toml", &[("WARMKEY__SERVER__LISTEN_ADRESS", "canary")], "listen_adress"),
         ("good.toml", &[("WARMKEY__SERVERS__LISTEN", "canary")], "servers"),
         ("good.toml", &[("WARMKEY__SERVER__LISTEN", "canary")], "server.listen"),
-        ("good.toml", &[("WARMKEY__SERVER__OPEN", "true"), ("WARMKEY__SERVER__LISTEN", "0.0.0.0:0")], "server.open"),
+        (
+            "good.toml",
+            &[("WARMKEY__SERVER__OPEN", "true"), ("WARMKEY__SERVER__LISTEN", "0.0.0.0:0")],
+            "server.open",
+        ),
         ("good.toml", &[("WARMKEY__SERVER__DRAIN", "5")], "server.drain"),
-        ("good.toml", &[("WARMKEY__BINDING__MEMORY", "0")], "binding.memory: must be more than nothing"),
+        (
+            "good.toml",
+            &[("WARMKEY__BINDING__MEMORY", "0")],
+            "binding.memory: must be more than nothing",
+        ),
         ("good.toml", &[("WARMKEY__BINDING__MEMORY", "canary")], "binding.memory"),
-        ("good.toml", &[("WARMKEY__STORE__TIMEOUT", "0s")], "store.timeout: must be longer than nothing"),
-        ("good.toml", &[("WARMKEY__HOP__SECRET", "")], "hop.secret: the secret in the file is empty"),
-        // A secret without a source of its own has a variable of its own; one that names another reads that.
-        ("nameless.toml", &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", "canary-short")], "server.secret: has 12 bytes"),
-        ("nameless.toml", &[("THE_KEY", "")], "key a-1: secret: the secret in environment variable THE_KEY is empty"),
+        (
+            "good.toml",
+            &[("WARMKEY__STORE__TIMEOUT", "0s")],
+            "store.timeout: must be longer than nothing",
+        ),
+        (
+            "good.toml",
+            &[("WARMKEY__HOP__SECRET", "")],
+            "hop.secret: the secret in the file is empty",
+        ),
+        // A secret without a source of its own has a variable of its own; one that names another
+        // reads that.
+        (
+            "nameless.toml",
+            &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", "canary-short")],
+            "server.secret: has 12 bytes",
+        ),
+        (
+            "nameless.toml",
+            &[("THE_KEY", "")],
+            "key a-1: secret: the secret in environment variable THE_KEY is empty",
+        ),
         ("nameless.toml", &[], "key a-1: secret: environment variable THE_KEY is not set"),
     ] {
         expect(word, word, checked(&folder, &["--config", file], environment).await);
@@ -214,12 +289,19 @@ async fn an_option_may_come_from_the_environment() {
     let long = "canary-0123456789abcdefghijklmnopqrstuvwxyz";
     for (file, environment) in [
         ("good.toml", &[("WARMKEY_SECRET", "canary-short"), ("WARMKEY__BINDING__MEMORY", "7")][..]),
-        ("good.toml", &[("WARMKEY__SERVER__OPEN", "true"), ("WARMKEY__FAILOVER__AMBIGUOUS", "true")]),
+        (
+            "good.toml",
+            &[("WARMKEY__SERVER__OPEN", "true"), ("WARMKEY__FAILOVER__AMBIGUOUS", "true")],
+        ),
         ("nameless.toml", &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", long)]),
     ] {
         let (code, said, errors) = checked(&folder, &["--config", file], environment).await;
         assert_eq!((code, errors.as_str()), (Some(0), ""), "{environment:?}");
-        assert_eq!(said.contains("Serves anybody"), environment.contains(&("WARMKEY__SERVER__OPEN", "true")), "{said}");
+        assert_eq!(
+            said.contains("Serves anybody"),
+            environment.contains(&("WARMKEY__SERVER__OPEN", "true")),
+            "{said}"
+        );
     }
 }
 
@@ -248,27 +330,42 @@ async fn the_command_line_ends_with_a_code_of_its_own() {
         (&["simulate", "--listen", "nowhere"], 64),
     ] {
         let mut child = Command::new(WARMKEY);
-        let output =
-            within(Duration::from_secs(30), "the end", child.args(words).kill_on_drop(true).output()).await.expect("it runs");
+        let output = within(
+            Duration::from_secs(30),
+            "the end",
+            child.args(words).kill_on_drop(true).output(),
+        )
+        .await
+        .expect("it runs");
         let (said, errors) = (!output.stdout.is_empty(), !output.stderr.is_empty());
-        assert_eq!((output.status.code(), said, errors), (Some(code), code == 0, code != 0), "{words:?}");
+        assert_eq!(
+            (output.status.code(), said, errors),
+            (Some(code), code == 0, code != 0),
+            "{words:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_hangup_ends_nothing() {
     let folder = Folder::new();
-    let file = folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));
+    let file =
+        folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));
     let mut command = Command::new(WARMKEY);
     command.arg("serve").arg("--config").arg(file).env("WARMKEY__TELEMETRY__LOG", "text");
     let mut replica = Process::start("replica", command, folder.path(), "warmkey");
     assert!(replica.line().await.is_some_and(|line| line.starts_with("listening on ")));
     for times in 1..3 {
         replica.signal("HUP").await;
-        let answers = async || (replica.log().matches("has not changed").count() == times).then_some(());
+        let answers =
+            async || (replica.log().matches("has not changed").count() == times).then_some(());
         eventually(SOON, "a line in the log", answers).await;
     }
-    assert!(replica.is_running() && !replica.log().contains('{'), "text, as was asked for: {}", replica.log());
+    assert!(
+        replica.is_running() && !replica.log().contains('{'),
+        "text, as was asked for: {}",
+        replica.log()
+    );
     replica.signal("TERM").await;
     assert_eq!(replica.exit(SOON).await.code(), Some(0));
 }

@@ -18,9 +18,20 @@ async fn the_demo_shows_each_way_of_routing_and_passes_within_a_minute() {
         lines.push(line);
     }
     let shown = lines.join("\n");
-    assert!(demo.exit(SOON).await.success() && lines.last().is_some_and(|line| line == "PASS"), "{shown}");
+    assert!(
+        demo.exit(SOON).await.success() && lines.last().is_some_and(|line| line == "PASS"),
+        "{shown}"
+    );
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
-    let rows: Vec<&str> = lines.iter().filter(|line| line.ends_with(" %")).filter_map(|line| line.get(..17)).collect();
+    let rows: Vec<&str> = lines
+        .iter()
+        .filter(|line| line.ends_with(" %"))
+        .filter_map(|line| line.get(..17))
+        .collect();
     let rows: Vec<&str> = rows.into_iter().map(str::trim_end).collect();
-    assert_eq!(rows, ["single key", "round robin", "user sticky", "warmkey http", "warmkey websocket"], "{shown}");
+    assert_eq!(
+        rows,
+        ["single key", "round robin", "user sticky", "warmkey http", "warmkey websocket"],
+        "{shown}"
+    );
 }

@@ -40,14 +40,17 @@ async fn held(cluster: &Running) -> (Connection, Answer) {
 #[tokio::test]
 async fn a_turn_in_flight_is_finished() {
     let upstream = holding().await;
-    let mut cluster = Cluster::new().recorded_by(&upstream).server("drain_delay", "\"2s\"").start().await;
+    let mut cluster =
+        Cluster::new().recorded_by(&upstream).server("drain_delay", "\"2s\"").start().await;
     let address = cluster.address();
     assert_eq!(cluster.replica().probe("/readyz").await.status, 200);
     let (mut client, mut answer) = held(&cluster).await;
     let asked = Instant::now();
     cluster.replica().terminate().await;
-    eventually(ms(1_000), "not ready at once", async || (cluster.replica().probe("/readyz").await.status == 503).then_some(()))
-        .await;
+    eventually(ms(1_000), "not ready at once", async || {
+        (cluster.replica().probe("/readyz").await.status == 503).then_some(())
+    })
+    .await;
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
     // The balancer looks away only later: meanwhile everything is served, on new connections too.
     while asked.elapsed() < ms(1_500) {
@@ -67,7 +70,8 @@ async fn a_turn_in_flight_is_finished() {
 #[tokio::test]
 async fn who_drains_keeps_no_new_key_waiting() {
     let (upstream, keys) = (holding().await, siblings("org-a", 2));
-    let cluster = Cluster::new().keys(keys[..1].to_vec()).replicas(2).redis().recorded_by(&upstream);
+    let cluster =
+        Cluster::new().keys(keys[..1].to_vec()).replicas(2).redis().recorded_by(&upstream);
     let mut cluster = cluster.start().await;
     let (mut client, mut answer) = held(&cluster).await;
     cluster.replica().terminate().await;
@@ -84,7 +88,8 @@ async fn who_drains_keeps_no_new_key_waiting() {
 async fn a_second_signal_ends_it_at_once() {
     for signal in ["TERM", "INT"] {
         let upstream = holding().await;
-        let mut cluster = Cluster::new().recorded_by(&upstream).server("drain_delay", "\"20s\"").start().await;
+        let mut cluster =
+            Cluster::new().recorded_by(&upstream).server("drain_delay", "\"20s\"").start().await;
         let (mut client, mut answer) = held(&cluster).await;
         cluster.replica().process().signal(signal).await;
         eventually(SOON, "the first one is heard", async || {
@@ -96,7 +101,11 @@ async fn a_second_signal_ends_it_at_once() {
         cluster.replicas[0].exit(SOON).await;
         assert!(asked.elapsed() < Duration::from_secs(1), "{signal}: {:?}", asked.elapsed());
         client.finish(&mut answer).await;
-        assert_eq!((answer.body.as_slice(), answer.whole), (CREATED, false), "cut, and nothing made up");
+        assert_eq!(
+            (answer.body.as_slice(), answer.whole),
+            (CREATED, false),
+            "cut, and nothing made up"
+        );
     }
 }
 
@@ -108,7 +117,11 @@ async fn what_outlasts_the_grace_is_cut() {
     let asked = Instant::now();
     cluster.replica().terminate().await;
     client.finish(&mut answer).await;
-    assert_eq!((answer.body.as_slice(), answer.whole), (CREATED, false), "cut, and nothing made up");
+    assert_eq!(
+        (answer.body.as_slice(), answer.whole),
+        (CREATED, false),
+        "cut, and nothing made up"
+    );
     assert!(asked.elapsed() > ms(900), "it had its grace: {:?}", asked.elapsed());
     cluster.replicas[0].exit(SOON).await;
     assert!(asked.elapsed() < ms(2_500), "{:?}", asked.elapsed());
@@ -130,7 +143,8 @@ async fn nobody_waits_for_an_idle_connection() {
 
 #[tokio::test]
 async fn a_client_that_left_leaves_nothing_to_wait_for() {
-    // Right after the terminal event: the drained rest is owned by a task that the end waits for, and not long.
+    // Right after the terminal event: the drained rest is owned by a task that the end waits for,
+    // and not long.
     let upstream = holding().await;
     let mut cluster = Cluster::new().recorded_by(&upstream).start().await;
     let (client, _) = held(&cluster).await;

@@ -17,7 +17,11 @@ fn expect(answer: &Answer, status: u16, code: &str) {
     assert!(error["type"].as_str().is_some_and(|class| !class.is_empty()), "{error}");
     assert_eq!(error.get("param"), Some(&json!(null)), "{error}");
     assert_eq!(answer.header("content-type"), Some("application/json"));
-    assert!(answer.header("x-request-id").is_some() && answer.header("x-warmkey-turn").is_some(), "{:?}", answer.headers);
+    assert!(
+        answer.header("x-request-id").is_some() && answer.header("x-warmkey-turn").is_some(),
+        "{:?}",
+        answer.headers
+    );
     assert!(answer.whole);
 }
 
@@ -31,7 +35,9 @@ pub fn waits(answer: &Answer) -> u64 {
 async fn a_token_is_asked_for() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    let turn = || Request::new("POST", "/v1/responses").header("content-type", "application/json").body(BODY);
+    let turn = || {
+        Request::new("POST", "/v1/responses").header("content-type", "application/json").body(BODY)
+    };
     let wrong = [
         turn(),
         turn().bearer("unknown"),
@@ -48,7 +54,12 @@ async fn a_token_is_asked_for() {
     }
     assert!(upstream.seen().is_empty());
     // The scheme has no case.
-    assert_eq!(ask(cluster.address(), &turn().header("authorization", &format!("bearer {ALICE}"))).await.status, 200);
+    assert_eq!(
+        ask(cluster.address(), &turn().header("authorization", &format!("bearer {ALICE}")))
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -56,13 +67,18 @@ async fn a_credential_in_the_url_is_refused_and_goes_nowhere() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for query in ["key=canary", "a=1&api_key=canary", "ACCESS_TOKEN=canary"] {
-        let request = Request::new("POST", &format!("/v1/responses?{query}")).bearer(ALICE).body(BODY);
+        let request =
+            Request::new("POST", &format!("/v1/responses?{query}")).bearer(ALICE).body(BODY);
         expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
     }
     assert!(upstream.seen().is_empty() && !cluster.logs().contains("canary"));
     let request = Request::new("POST", "/v1/responses?client_version=1").bearer(ALICE).body(BODY);
     assert_eq!(ask(cluster.address(), &request).await.status, 200);
-    assert!(upstream.seen()[0].line.contains("/responses?client_version=1 "), "{}", upstream.seen()[0].line);
+    assert!(
+        upstream.seen()[0].line.contains("/responses?client_version=1 "),
+        "{}",
+        upstream.seen()[0].line
+    );
 }
 
 #[tokio::test]
@@ -71,7 +87,8 @@ async fn a_token_is_refused_before_the_body_is_read() {
     let mut connection = Connection::open(cluster.address()).await;
     let head = "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer unknown\r\ncontent-length: 60000000\r\n\r\n";
     connection.send_raw(head.as_bytes()).await.expect("the head is taken");
-    let mut answer = within(SOON, "an answer to the head alone", connection.head()).await.expect("an answer");
+    let mut answer =
+        within(SOON, "an answer to the head alone", connection.head()).await.expect("an answer");
     connection.finish(&mut answer).await;
     expect(&answer, 401, "invalid_api_key");
 }
@@ -87,10 +104,18 @@ async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
     );
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).clients(&clients).start().await;
-    for (token, status) in
-        [("token-of-carol", 200), ("token-of-dave", 200), ("token-of-erin", 200), ("token-of-carl", 401), (&hash, 401)]
-    {
-        assert_eq!(ask(cluster.address(), &Request::turn(token, BODY)).await.status, status, "{token}");
+    for (token, status) in [
+        ("token-of-carol", 200),
+        ("token-of-dave", 200),
+        ("token-of-erin", 200),
+        ("token-of-carl", 401),
+        (&hash, 401),
+    ] {
+        assert_eq!(
+            ask(cluster.address(), &Request::turn(token, BODY)).await.status,
+            status,
+            "{token}"
+        );
     }
 }
 
@@ -103,15 +128,18 @@ async fn without_any_token_everybody_is_refused() {
 #[tokio::test]
 async fn an_open_gateway_asks_for_no_token() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).clients("").server("open", "true").start().await;
-    let request = Request::new("POST", "/responses").header("content-type", "application/json").body(BODY);
+    let cluster =
+        Cluster::new().recorded_by(&upstream).clients("").server("open", "true").start().await;
+    let request =
+        Request::new("POST", "/responses").header("content-type", "application/json").body(BODY);
     assert_eq!(ask(cluster.address(), &request).await.status, 200);
 }
 
 #[tokio::test]
 async fn a_client_may_be_held_to_some_models() {
     let upstream = Recorder::answering(completed()).await;
-    let clients = format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
+    let clients =
+        format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
     let cluster = Cluster::new().recorded_by(&upstream).clients(&clients).start().await;
     assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200);
     let refused = [
@@ -122,10 +150,16 @@ async fn a_client_may_be_held_to_some_models() {
         r#"{"model":"gpt-5.4","input":"x","\u006dodel":"gpt-6"}"#,
     ];
     for body in refused {
-        expect(&ask(cluster.address(), &Request::turn(ALICE, body)).await, 403, "model_not_allowed");
+        expect(
+            &ask(cluster.address(), &Request::turn(ALICE, body)).await,
+            403,
+            "model_not_allowed",
+        );
     }
     let hidden = zstd::encode_all(refused[0].as_bytes(), 1).expect("memory is enough");
-    let answer = ask(cluster.address(), &Request::turn(ALICE, hidden).header("content-encoding", "zstd")).await;
+    let answer =
+        ask(cluster.address(), &Request::turn(ALICE, hidden).header("content-encoding", "zstd"))
+            .await;
     expect(&answer, 403, "model_not_allowed");
     assert_eq!(upstream.seen().len(), 1);
 }
@@ -133,8 +167,10 @@ async fn a_client_may_be_held_to_some_models() {
 #[tokio::test]
 async fn a_client_may_be_held_to_some_organizations() {
     let upstream = Recorder::answering(completed()).await;
-    let keys = [crate::simulator::siblings("org-a", 2), crate::simulator::siblings("org-b", 1)].concat();
-    let clients = format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\norganizations = [\"org-b\"]\n");
+    let keys =
+        [crate::simulator::siblings("org-a", 2), crate::simulator::siblings("org-b", 1)].concat();
+    let clients =
+        format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\norganizations = [\"org-b\"]\n");
     let cluster = Cluster::new().keys(keys).recorded_by(&upstream).clients(&clients).start().await;
     for session in 0..12 {
         let request = Request::turn(ALICE, BODY).header("session-id", &session.to_string());
@@ -165,11 +201,16 @@ async fn what_is_not_served_is_unknown() {
         ("GET", "/_sim/turns"),
     ];
     for (method, target) in unknown {
-        let answer = ask(cluster.address(), &Request::new(method, target).bearer(ALICE).body(BODY)).await;
+        let answer =
+            ask(cluster.address(), &Request::new(method, target).bearer(ALICE).body(BODY)).await;
         expect(&answer, 404, "unknown_url");
     }
     for target in ["/responses", "/v1/responses", "/responses?a=b"] {
-        assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY).target(target)).await.status, 200, "{target}");
+        assert_eq!(
+            ask(cluster.address(), &Request::turn(ALICE, BODY).target(target)).await.status,
+            200,
+            "{target}"
+        );
     }
     assert_eq!(upstream.seen().len(), 3);
 }
@@ -193,7 +234,12 @@ async fn models_without_valid_token_are_401_and_with_one_404() {
         }
     }
     // Other methods and what lies below are unknown to everybody.
-    for (method, target) in [("POST", "/v1/models"), ("DELETE", "/models"), ("GET", "/models/"), ("GET", "/models/gpt-5.4")] {
+    for (method, target) in [
+        ("POST", "/v1/models"),
+        ("DELETE", "/models"),
+        ("GET", "/models/"),
+        ("GET", "/models/gpt-5.4"),
+    ] {
         expect(&ask(cluster.address(), &Request::new(method, target)).await, 404, "unknown_url");
     }
     assert!(upstream.seen().is_empty());
@@ -209,7 +255,11 @@ async fn models_of_an_open_gateway_are_404() {
 async fn an_upstream_that_refuses_connections_is_unreachable() {
     let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;
     for _ in 0..3 {
-        expect(&ask(cluster.address(), &Request::turn(ALICE, BODY)).await, 502, "upstream_unreachable");
+        expect(
+            &ask(cluster.address(), &Request::turn(ALICE, BODY)).await,
+            502,
+            "upstream_unreachable",
+        );
     }
     // The host's fault, never a key's.
     for key in ["org-a-1", "org-a-2"] {
@@ -221,8 +271,13 @@ async fn an_upstream_that_refuses_connections_is_unreachable() {
 #[tokio::test]
 async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
     let upstream = Recorder::answering(vec![Step::Hold]).await;
-    let cluster = Cluster::new().recorded_by(&upstream).upstream("first_byte_timeout = \"500ms\"").start().await;
-    let answer = within(SOON, "an answer", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .upstream("first_byte_timeout = \"500ms\"")
+        .start()
+        .await;
+    let answer =
+        within(SOON, "an answer", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
     expect(&answer, 504, "upstream_timeout");
     upstream.left(0).await;
     assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");

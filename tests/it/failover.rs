@@ -40,7 +40,9 @@ async fn a_dead_key_is_left_once_and_unseen() {
     codex.turn("does not move back").await.served();
     assert_eq!(path_of(&cluster.turns().await, &codex.session), [dead.clone(), next]);
     let metrics = cluster.replica().metrics().await;
-    let state = |state: &str| metrics.get(&format!("warmkey_key_state{{key=\"{dead}\",state=\"{state}\"}}"));
+    let state = |state: &str| {
+        metrics.get(&format!("warmkey_key_state{{key=\"{dead}\",state=\"{state}\"}}"))
+    };
     assert_eq!((state("disabled"), state("ready")), (1.0, 0.0));
 }
 
@@ -58,15 +60,25 @@ async fn what_moves_is_the_same_turn_without_the_old_keys_state() {
     .await;
     let cluster = Cluster::new().keys(siblings("org-a", 3)).recorded_by(&upstream).start().await;
     let turn = |text: &str| {
-        Request::turn(ALICE, format!(r#"{{"model":"gpt-5.4","stream":true,"input":"{text}"}}"#)).header("session-id", "s")
+        Request::turn(ALICE, format!(r#"{{"model":"gpt-5.4","stream":true,"input":"{text}"}}"#))
+            .header("session-id", "s")
     };
     assert_eq!(ask(cluster.address(), &turn("first")).await.status, 200);
     let key = upstream.only().key().to_owned();
     *revoked.lock().expect("no holder panics") = Some(key.clone());
-    assert_eq!(ask(cluster.address(), &turn("second").header("x-codex-turn-state", "issued-by-the-first")).await.status, 200);
-    let turns: Vec<_> = upstream.seen().into_iter().filter(|seen| seen.line.starts_with("POST")).collect();
+    assert_eq!(
+        ask(cluster.address(), &turn("second").header("x-codex-turn-state", "issued-by-the-first"))
+            .await
+            .status,
+        200
+    );
+    let turns: Vec<_> =
+        upstream.seen().into_iter().filter(|seen| seen.line.starts_with("POST")).collect();
     let [_, refused, moved] = &turns[..] else { panic!("one attempt more: {} turns", turns.len()) };
-    assert_eq!((refused.key(), refused.header("x-codex-turn-state")), (key.as_str(), Some("issued-by-the-first")));
+    assert_eq!(
+        (refused.key(), refused.header("x-codex-turn-state")),
+        (key.as_str(), Some("issued-by-the-first"))
+    );
     assert_ne!(moved.key(), key);
     assert_eq!(moved.header("x-codex-turn-state"), None, "it means nothing to another key");
     assert!(refused.body == moved.body && !moved.body.is_empty(), "the same bytes again");
@@ -104,11 +116,20 @@ async fn a_sealed_session_never_leaves_its_organization() {
     let ended = codex.turn("no credit").await;
     assert_eq!((ended.answer.status, ended.completed), (429, false), "{}", ended.answer.text());
     let error = &ended.answer.json()["error"];
-    assert!(error["code"].is_string() && error["message"].as_str().is_some_and(|text| text.len() > 20), "{error}");
-    // A sub-agent's first turn shows nothing that is sealed, and belongs to the session all the same.
+    assert!(
+        error["code"].is_string() && error["message"].as_str().is_some_and(|text| text.len() > 20),
+        "{error}"
+    );
+    // A sub-agent's first turn shows nothing that is sealed, and belongs to the session all the
+    // same.
     let ended = codex.spawn().turn("no credit").await;
     // Without asking the upstream again, in words its client stops at.
-    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "insufficient_quota"), "{}", ended.answer.text());
+    assert_eq!(
+        (ended.answer.status, ended.answer.code().as_str()),
+        (429, "insufficient_quota"),
+        "{}",
+        ended.answer.text()
+    );
     assert_eq!(ended.answer.header("x-should-retry"), Some("false"));
     let turns = cluster.turns().await;
     assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
@@ -132,13 +153,19 @@ async fn a_sealed_session_moves_within_its_organization_only() {
     assert_eq!(cluster.turns().await.pop().expect("a turn").organization, home);
     cluster.upstream().revoke(&second).await;
     let ended = codex.turn("has nowhere to go").await;
-    assert!(ended.answer.status >= 500, "never the upstream's 401: {} {}", ended.answer.status, ended.answer.text());
+    assert!(
+        ended.answer.status >= 500,
+        "never the upstream's 401: {} {}",
+        ended.answer.status,
+        ended.answer.text()
+    );
     assert!(crate::errors::waits(&ended.answer) >= 1);
     let turns = cluster.turns().await;
     assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
 }
 
-/// Both keys were refused for a time, at different moments: what the upstream takes back all replicas know.
+/// Both keys were refused for a time, at different moments: what the upstream takes back all
+/// replicas know.
 #[tokio::test]
 async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
     let cluster = Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().start().await;
@@ -155,7 +182,9 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
     for key in ["org-a-1", "org-a-2"] {
         cluster.replicas[1].word("probe", key).await;
         for replica in &cluster.replicas {
-            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+            replica
+                .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
+                .await;
         }
     }
     let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
@@ -175,7 +204,12 @@ async fn without_any_key_the_client_is_told_to_wait() {
     }
     for _ in 0..3 {
         let ended = Codex::new(cluster.address(), ALICE).turn("nobody").await;
-        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+        assert_eq!(
+            (ended.answer.status, ended.answer.code().as_str()),
+            (503, "no_key_available"),
+            "{}",
+            ended.answer.text()
+        );
         assert!(crate::errors::waits(&ended.answer) >= 1);
     }
     assert!(refused(&cluster.turns().await, 401) <= 2, "each key was asked once");
@@ -183,7 +217,8 @@ async fn without_any_key_the_client_is_told_to_wait() {
 
 #[tokio::test]
 async fn what_another_organization_sealed_is_refused_by_the_upstream_itself() {
-    // The session changes the gateway's pool under the client: the error is the upstream's, byte for byte, and final.
+    // The session changes the gateway's pool under the client: the error is the upstream's, byte
+    // for byte, and final.
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;
     let elsewhere = Cluster::new().keys(siblings("org-z", 1)).start().await;
     let mut codex = Codex::new(elsewhere.address(), ALICE);

@@ -1,4 +1,5 @@
-//! The requests that Codex was recorded sending, in every shape it has: prose is filler, everything else is as it was.
+//! The requests that Codex was recorded sending, in every shape it has: prose is filler, everything
+//! else is as it was.
 
 use crate::wire::{Headers, Request};
 
@@ -22,15 +23,26 @@ impl Shape {
 
 macro_rules! shape {
     ($name:literal) => {
-        shape($name, include_str!(concat!("../fixtures/", $name, ".head")), include_str!(concat!("../fixtures/", $name, ".body")))
+        shape(
+            $name,
+            include_str!(concat!("../fixtures/", $name, ".head")),
+            include_str!(concat!("../fixtures/", $name, ".body")),
+        )
     };
 }
 
 fn shape(name: &'static str, head: &str, body: &str) -> Shape {
-    let headers: Headers =
-        head.lines().filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let headers: Headers = head
+        .lines()
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     let is_zstd = headers.iter().any(|(name, value)| name == "content-encoding" && value == "zstd");
-    let body = if is_zstd { zstd::encode_all(body.as_bytes(), 3).expect("memory is enough") } else { body.as_bytes().to_vec() };
+    let body = if is_zstd {
+        zstd::encode_all(body.as_bytes(), 3).expect("memory is enough")
+    } else {
+        body.as_bytes().to_vec()
+    };
     Shape { name, headers, body }
 }
 

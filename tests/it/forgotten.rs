@@ -1,4 +1,5 @@
-//! Bindings that nobody remembers: a sealed session finds the one organization that can open its history, unseen by its client.
+//! Bindings that nobody remembers: a sealed session finds the one organization that can open its
+//! history, unseen by its client.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -20,7 +21,8 @@ fn keys() -> Vec<Key> {
     ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 2)).collect()
 }
 
-/// Nearly every session goes to the first organization. That is not where their own order will send two of three.
+/// Nearly every session goes to the first organization. That is not where their own order will send
+/// two of three.
 fn lopsided() -> Vec<Key> {
     let mut keys = keys();
     (keys[0].weight, keys[1].weight) = (50, 50);
@@ -47,11 +49,14 @@ async fn so_many_sealed(cluster: Cluster, count: usize) -> (Running, Vec<Codex>)
     (cluster, sessions)
 }
 
-/// Every session is resumed, by alternating replicas: it lives, and what that took is within bounds.
+/// Every session is resumed, by alternating replicas: it lives, and what that took is within
+/// bounds.
 async fn resume(cluster: &Running, sessions: &mut [Codex]) {
     let before = cluster.turns().await;
-    let homes: BTreeMap<_, _> =
-        before.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.organization.clone())).collect();
+    let homes: BTreeMap<_, _> = before
+        .iter()
+        .map(|turn| (turn.session.clone().unwrap_or_default(), turn.organization.clone()))
+        .collect();
     for (number, codex) in sessions.iter_mut().enumerate() {
         codex.moves_to(cluster.replicas[number % 2].address());
         codex.turn("do you remember?").await.served();
@@ -61,13 +66,19 @@ async fn resume(cluster: &Running, sessions: &mut [Codex]) {
     for codex in sessions.iter() {
         let attempts = attempts(&turns[before.len()..], codex);
         let (last, others) = attempts.split_last().expect("the turn has reached the upstream");
-        assert!(last.is_served() && last.organization == homes[&codex.session], "its own organization: {attempts:?}");
+        assert!(
+            last.is_served() && last.organization == homes[&codex.session],
+            "its own organization: {attempts:?}"
+        );
         let mut tried: Vec<&str> = attempts.iter().map(|turn| turn.organization.as_str()).collect();
         tried.sort_unstable();
         tried.dedup();
         assert_eq!(tried.len(), attempts.len(), "each organization once: {attempts:?}");
         assert!(others.iter().all(|turn| turn.status == 400), "{attempts:?}");
-        assert!(attempts.iter().all(|turn| turn.body_sha256 == last.body_sha256), "the same bytes each time");
+        assert!(
+            attempts.iter().all(|turn| turn.body_sha256 == last.body_sha256),
+            "the same bytes each time"
+        );
         extra += others.len();
     }
     assert!(extra > 0, "every session was found at once: nothing is shown");
@@ -121,8 +132,15 @@ async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
         let mut codex = codex.clone();
         codex.moves_to(cluster.replicas[number].address());
         let answer = codex.turn("do you remember?").await.answer;
-        assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_encrypted_content"), "{number}");
-        let asked: Vec<_> = cluster.turns().await[before..].iter().map(|turn| (turn.key.clone(), turn.status)).collect();
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (400, "invalid_encrypted_content"),
+            "{number}"
+        );
+        let asked: Vec<_> = cluster.turns().await[before..]
+            .iter()
+            .map(|turn| (turn.key.clone(), turn.status))
+            .collect();
         assert_eq!(asked, [(home.key.clone(), 400)], "{number}: one key, once");
         assert_eq!(cluster.redis().binding().await, stored, "{number}");
     }
@@ -130,7 +148,11 @@ async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
     for number in [0, 1] {
         codex.moves_to(cluster.replicas[number].address());
         codex.turn("and now?").await.served();
-        assert_eq!(cluster.turns().await.last().map(|turn| turn.key.clone()), Some(home.key.clone()), "{number}");
+        assert_eq!(
+            cluster.turns().await.last().map(|turn| turn.key.clone()),
+            Some(home.key.clone()),
+            "{number}"
+        );
     }
     assert_eq!(cluster.redis().binding().await, stored);
 }
@@ -140,7 +162,10 @@ async fn sealed_sessions_survive_their_bindings() {
     let (mut cluster, mut sessions) = sealed(Cluster::new().binding("ttl = \"3s\"")).await;
     cluster.change(|cluster| cluster.binding(""));
     let redis = cluster.redis();
-    eventually(SOON, "the end of all bindings", async || redis.bindings().await.is_empty().then_some(())).await;
+    eventually(SOON, "the end of all bindings", async || {
+        redis.bindings().await.is_empty().then_some(())
+    })
+    .await;
     for number in 0..2 {
         cluster.replace(number).await;
         cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
@@ -164,9 +189,15 @@ async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
         }
         let turns = cluster.turns().await;
         let attempts = attempts(&turns[before.len()..], codex);
-        assert!(attempts.len() <= 2 * ORGANIZATIONS.len(), "each replica tries each organization once: {attempts:?}");
+        assert!(
+            attempts.len() <= 2 * ORGANIZATIONS.len(),
+            "each replica tries each organization once: {attempts:?}"
+        );
         let found: Vec<&Turn> = attempts.iter().filter(|turn| turn.is_served()).collect();
-        assert!(found.len() == 2 && found[0].key == found[1].key, "both find the same key: {attempts:?}");
+        assert!(
+            found.len() == 2 && found[0].key == found[1].key,
+            "both find the same key: {attempts:?}"
+        );
     }
 }
 
@@ -180,7 +211,10 @@ async fn the_search_goes_past_an_organization_that_is_unwell() {
         cluster.replicas[number].shows("warmkey_store_up", 1.0).await;
     }
     let before = cluster.turns().await.len();
-    cluster.upstream().fault(json!({ "organization": "org-b", "status": 503, "code": "server_error" })).await;
+    cluster
+        .upstream()
+        .fault(json!({ "organization": "org-b", "status": 503, "code": "server_error" }))
+        .await;
     let mut past = 0;
     for mut codex in sessions {
         codex.moves_to(cluster.address());
@@ -200,7 +234,8 @@ async fn the_search_goes_past_an_organization_that_is_unwell() {
     assert!(past > 0, "nobody met it on the way: nothing is shown");
 }
 
-/// Where a session is looked for first there may be no quota left: it is not that organization's word that counts.
+/// Where a session is looked for first there may be no quota left: it is not that organization's
+/// word that counts.
 #[tokio::test]
 async fn a_guess_that_is_exhausted_is_given_up() {
     let (mut cluster, sessions) = sealed(Cluster::new()).await;
@@ -220,7 +255,10 @@ async fn a_guess_that_is_exhausted_is_given_up() {
         codex.moves_to(cluster.replicas[number % 2].address());
         let session = codex.clone();
         if home != "org-a" {
-            assert_eq!(codex.turn("your own is exhausted").await.answer.code(), "insufficient_quota");
+            assert_eq!(
+                codex.turn("your own is exhausted").await.answer.code(),
+                "insufficient_quota"
+            );
         } else if number % 3 == 0 {
             let mut talk = codex.by_websocket();
             talk.turn("do you remember?").await;
@@ -230,22 +268,30 @@ async fn a_guess_that_is_exhausted_is_given_up() {
             codex.turn("and now?").await.served();
         }
         let attempts = attempts(&cluster.turns().await[before..], &session);
-        assert!(attempts.iter().all(|turn| !turn.is_served() || turn.organization == "org-a"), "{attempts:?}");
+        assert!(
+            attempts.iter().all(|turn| !turn.is_served() || turn.organization == "org-a"),
+            "{attempts:?}"
+        );
         asked += attempts.iter().filter(|turn| turn.status == 429).count();
     }
     assert!(asked > 0, "nobody met one that is exhausted: nothing is shown");
 }
 
-/// What each organization says on the way decides what the client hears where none accepts: the first that may be the right one at
-/// another time, and before it one that could open the history and had another fault to find.
+/// What each organization says on the way decides what the client hears where none accepts: the
+/// first that may be the right one at another time, and before it one that could open the history
+/// and had another fault to find.
 #[tokio::test]
 async fn what_the_others_say_is_the_last_word_of_a_search() {
     let foreign = ("400 No", "invalid_encrypted_content");
-    let (limited, failed, steep) =
-        (("429 No", "rate_limit_exceeded"), ("503 No", "server_error"), ("503 No", "server_is_overloaded"));
+    let (limited, failed, steep) = (
+        ("429 No", "rate_limit_exceeded"),
+        ("503 No", "server_error"),
+        ("503 No", "server_is_overloaded"),
+    );
     let (invalid, denied) = (("400 No", "invalid_value"), ("404 No", "model_not_found"));
     let (broken, served) = (("", ""), ("200 OK", ""));
-    // What the second and the third organization say; the status and the code that the client gets, and how many were asked.
+    // What the second and the third organization say; the status and the code that the client gets,
+    // and how many were asked.
     let cases = [
         (foreign, foreign, 400, "invalid_encrypted_content", 3),
         (denied, foreign, 400, "invalid_encrypted_content", 3),
@@ -272,32 +318,54 @@ async fn what_the_others_say_is_the_last_word_of_a_search() {
             Some(("200 OK", _)) | None => completed(),
             Some(("", _)) => vec![Step::Close],
             Some((status, code)) => {
-                let error = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
-                vec![Step::Send(answer(status, "content-type: application/json\r\n", error.as_bytes()))]
+                let error = format!(
+                    r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#
+                );
+                vec![Step::Send(answer(
+                    status,
+                    "content-type: application/json\r\n",
+                    error.as_bytes(),
+                ))]
             }
         }
     })
     .await;
-    let keys: Vec<Key> = ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 1)).collect();
+    let keys: Vec<Key> =
+        ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 1)).collect();
     let cluster = Cluster::new().keys(keys).recorded_by(&upstream).start().await;
     for (number, (second, third, status, code, count)) in cases.into_iter().enumerate() {
         let what = format!("{second:?}, {third:?}");
         // A model each: what is short of one is so for that one alone.
         let body = format!(r#"{{"model":"gpt-{number}","stream":true,"input":"x"}}"#);
         let before = upstream.seen().len();
-        let got = ask(cluster.address(), &Request::turn(ALICE, body).header("session-id", &number.to_string())).await;
+        let got = ask(
+            cluster.address(),
+            &Request::turn(ALICE, body).header("session-id", &number.to_string()),
+        )
+        .await;
         assert_eq!(got.status, status, "{what}: {}", got.text());
         assert!(status == 200 || got.code() == code, "{what}: {}", got.text());
         assert!(!matches!(status, 429 | 503) || waits(&got) >= 1, "{what}");
-        let mut keys: Vec<_> = upstream.seen()[before..].iter().map(|seen| seen.key().to_owned()).collect();
+        let mut keys: Vec<_> =
+            upstream.seen()[before..].iter().map(|seen| seen.key().to_owned()).collect();
         let last = keys.last().cloned();
         keys.sort_unstable();
         keys.dedup();
-        assert_eq!((keys.len(), upstream.seen().len() - before), (count, count), "{what}: each was asked once");
+        assert_eq!(
+            (keys.len(), upstream.seen().len() - before),
+            (count, count),
+            "{what}: each was asked once"
+        );
         if status == 200 {
             // It is bound where it was accepted.
             let next = Request::turn(ALICE, r#"{"model":"other","stream":true,"input":"x"}"#);
-            assert_eq!(ask(cluster.address(), &next.header("session-id", &number.to_string())).await.status, 200, "{what}");
+            assert_eq!(
+                ask(cluster.address(), &next.header("session-id", &number.to_string()))
+                    .await
+                    .status,
+                200,
+                "{what}"
+            );
             assert_eq!(upstream.seen().last().map(|seen| seen.key().to_owned()), last, "{what}");
         }
     }

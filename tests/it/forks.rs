@@ -1,4 +1,5 @@
-//! Forks: a new session whose history is another's begins on the key of the session it was forked from.
+//! Forks: a new session whose history is another's begins on the key of the session it was forked
+//! from.
 
 use crate::cluster::{ALICE, BOB, Cluster, Running};
 use crate::codex::Codex;
@@ -33,7 +34,12 @@ async fn assert_inherited(cluster: &Running, forks: &[(String, Codex)]) {
     let keys = keys_by_session(&turns);
     for (parent, fork) in forks {
         assert_eq!(keys[&fork.session], keys[parent], "one key for both");
-        assert!(turns.iter().all(|turn| turn.session.as_ref() != Some(&fork.session) || turn.is_served()), "at once");
+        assert!(
+            turns
+                .iter()
+                .all(|turn| turn.session.as_ref() != Some(&fork.session) || turn.is_served()),
+            "at once"
+        );
     }
 }
 
@@ -88,15 +94,23 @@ async fn a_fork_whose_parent_is_forgotten_finds_its_organization() {
         let mut fork = codex.fork().at(cluster.address());
         fork.turn("another way").await.served();
         let turns = cluster.turns().await;
-        let home = turns.iter().find(|turn| turn.session.as_ref() == Some(&codex.session)).expect("the parent was served");
-        let attempts: Vec<_> = turns.iter().filter(|turn| turn.session.as_ref() == Some(&fork.session)).collect();
+        let home = turns
+            .iter()
+            .find(|turn| turn.session.as_ref() == Some(&codex.session))
+            .expect("the parent was served");
+        let attempts: Vec<_> =
+            turns.iter().filter(|turn| turn.session.as_ref() == Some(&fork.session)).collect();
         let last = attempts.last().expect("the fork was served");
-        assert!(last.is_served() && last.organization == home.organization && attempts.len() <= 2, "{attempts:?}");
+        assert!(
+            last.is_served() && last.organization == home.organization && attempts.len() <= 2,
+            "{attempts:?}"
+        );
     }
 }
 
-/// Bob shows Alice's history, and names her thread: that must tell him nothing. Whoever holds a history may go on with it, in the
-/// organization that can open it, which he finds as anybody does whose session is forgotten.
+/// Bob shows Alice's history, and names her thread: that must tell him nothing. Whoever holds a
+/// history may go on with it, in the organization that can open it, which he finds as anybody does
+/// whose session is forgotten.
 #[tokio::test]
 async fn nobody_inherits_from_another_client() {
     let (cluster, sessions) = displaced().await;
@@ -109,15 +123,24 @@ async fn nobody_inherits_from_another_client() {
         fork.moves_to(cluster.address());
         fork.turn("what is this?").await.served();
         let turns = cluster.turns().await;
-        let attempts: Vec<_> = turns.iter().filter(|turn| turn.session.as_ref() == Some(&fork.session)).collect();
+        let attempts: Vec<_> =
+            turns.iter().filter(|turn| turn.session.as_ref() == Some(&fork.session)).collect();
         let (last, others) = attempts.split_last().expect("it was sent");
-        let home = before.iter().find(|turn| turn.session.as_ref() == Some(&codex.session)).expect("the parent was served");
+        let home = before
+            .iter()
+            .find(|turn| turn.session.as_ref() == Some(&codex.session))
+            .expect("the parent was served");
         assert!(last.is_served() && last.organization == home.organization, "{attempts:?}");
-        assert!(others.iter().all(|turn| turn.status == 400 && turn.organization != home.organization), "{attempts:?}");
+        assert!(
+            others.iter().all(|turn| turn.status == 400 && turn.organization != home.organization),
+            "{attempts:?}"
+        );
         elsewhere += usize::from(!homes[&codex.session].contains(&attempts[0].key));
     }
     // By an order of their own: a quarter of them would meet their parent's key by chance.
     assert!(elsewhere > 0, "all of them begin on the keys of another client's sessions");
-    cluster.shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, SESSIONS as f64).await;
+    cluster
+        .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, SESSIONS as f64)
+        .await;
     cluster.shows(INHERITED, 0.0).await;
 }

@@ -1,4 +1,5 @@
-//! The frames of RFC 6455, byte by byte: what a test writes goes over the wire as it is, and what comes is read strictly.
+//! The frames of RFC 6455, byte by byte: what a test writes goes over the wire as it is, and what
+//! comes is read strictly.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,7 +27,8 @@ pub enum Side {
 pub const SIDES: [Side; 2] = [Side::Client, Side::Upstream];
 
 impl Side {
-    /// A frame as this side has to send it. The mask is not zero, so that one that is not undone is seen.
+    /// A frame as this side has to send it. The mask is not zero, so that one that is not undone is
+    /// seen.
     pub fn frame(self, first: u8, payload: &[u8]) -> Vec<u8> {
         self.announced(first, payload.len() as u64, payload)
     }
@@ -69,7 +71,9 @@ impl End {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        within(ANSWER, "bytes are taken", self.stream.write_all(bytes)).await.expect("the connection is open");
+        within(ANSWER, "bytes are taken", self.stream.write_all(bytes))
+            .await
+            .expect("the connection is open");
     }
 
     /// A frame as it has to be sent.
@@ -77,7 +81,8 @@ impl End {
         self.send(&self.side.frame(first, payload)).await;
     }
 
-    /// The next frame: its first byte and its payload. It is whole, and masked and measured as the other side has to.
+    /// The next frame: its first byte and its payload. It is whole, and masked and measured as the
+    /// other side has to.
     pub async fn next(&mut self) -> (u8, Vec<u8>) {
         within(ANSWER, "a frame", async {
             self.fill(2).await;
@@ -85,33 +90,56 @@ impl End {
             let size = [0, 2, 8][usize::from(short > 125) + usize::from(short > 126)];
             let (mask, head) = if is_masked { (2 + size, 6 + size) } else { (2 + size, 2 + size) };
             self.fill(head).await;
-            let long = self.bytes[2..2 + size].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+            let long =
+                self.bytes[2..2 + size].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
             let length = if size == 0 { usize::from(short) } else { long };
             self.fill(head + length).await;
             let frame: Vec<u8> = self.bytes.drain(..head + length).collect();
-            assert_eq!(is_masked, self.side == Side::Upstream, "the gateway masks what it sends as a client, and only that");
-            assert_eq!(size, [0, 2, 8][usize::from(length > 125) + usize::from(length > 65_535)], "lengths are told shortly");
-            assert_eq!(frame[0] & 0xf0, 0x80, "what the gateway sends is not fragmented, and has no reserved bits");
+            assert_eq!(
+                is_masked,
+                self.side == Side::Upstream,
+                "the gateway masks what it sends as a client, and only that"
+            );
+            assert_eq!(
+                size,
+                [0, 2, 8][usize::from(length > 125) + usize::from(length > 65_535)],
+                "lengths are told shortly"
+            );
+            assert_eq!(
+                frame[0] & 0xf0,
+                0x80,
+                "what the gateway sends is not fragmented, and has no reserved bits"
+            );
             let mask = frame[mask..head].iter().cycle();
             let payload = frame[head..].iter();
-            let payload =
-                if is_masked { payload.zip(mask).map(|(byte, mask)| byte ^ mask).collect() } else { payload.copied().collect() };
+            let payload = if is_masked {
+                payload.zip(mask).map(|(byte, mask)| byte ^ mask).collect()
+            } else {
+                payload.copied().collect()
+            };
             (frame[0], payload)
         })
         .await
     }
 
-    /// The code of the close frame that comes next, with no more behind it: the other side ends the connection. 1005: no code. It
-    /// comes long before a ping would be missed, which takes a minute.
+    /// The code of the close frame that comes next, with no more behind it: the other side ends the
+    /// connection. 1005: no code. It comes long before a ping would be missed, which takes a
+    /// minute.
     pub async fn closed(&mut self) -> u16 {
         let (first, payload) = within(SOON, "a close", self.next()).await;
-        assert_eq!(first, CLOSE, "a close and not {first:#x} {:?}", String::from_utf8_lossy(&payload));
+        assert_eq!(
+            first,
+            CLOSE,
+            "a close and not {first:#x} {:?}",
+            String::from_utf8_lossy(&payload)
+        );
         assert!(payload.is_empty() || std::str::from_utf8(&payload[2..]).is_ok());
         self.ends().await;
         payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))
     }
 
-    /// Nothing more comes, now that all is said. A server ends the connection then, and its client waits for that.
+    /// Nothing more comes, now that all is said. A server ends the connection then, and its client
+    /// waits for that.
     pub async fn ends(&mut self) {
         if self.side == Side::Upstream {
             let _ = self.stream.shutdown().await;
@@ -133,7 +161,8 @@ impl End {
     }
 }
 
-/// Opens a WebSocket through the gateway at `address`; returns the end at `side`, and the other one.
+/// Opens a WebSocket through the gateway at `address`; returns the end at `side`, and the other
+/// one.
 pub async fn open(address: std::net::SocketAddr, upstream: &Upstream, side: Side) -> (End, End) {
     let (client, there) = tokio::join!(session(address, ALICE, "s"), upstream.accept());
     let (client, there) = (End::new(Side::Client, client), End::new(Side::Upstream, there));

@@ -1,4 +1,5 @@
-//! Generations: replicas load another set of keys at different moments, and no binding moves but those of a key that is gone.
+//! Generations: replicas load another set of keys at different moments, and no binding moves but
+//! those of a key that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,7 +58,8 @@ impl Players {
 async fn newcomers(cluster: &Running, count: usize) -> BTreeMap<String, usize> {
     let mut sessions = Vec::new();
     for number in 0..count {
-        let mut codex = Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
+        let mut codex =
+            Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
         codex.turn("first").await.served();
         sessions.push(codex.session);
     }
@@ -77,7 +79,11 @@ async fn a_new_key_takes_sessions_once_every_replica_has_it() {
     let players = Players::start(&cluster, 12).await;
     cluster.change(|cluster| cluster.keys([keys, new].concat()));
     for number in 0..3 {
-        assert_eq!(newcomers(&cluster, 12).await.get("org-b-new"), None, "{number} of three have it");
+        assert_eq!(
+            newcomers(&cluster, 12).await.get("org-b-new"),
+            None,
+            "{number} of three have it"
+        );
         cluster.reload(number).await;
         if number < 2 {
             cluster.replicas[number].shows(WAITING, 1.0).await;
@@ -89,7 +95,12 @@ async fn a_new_key_takes_sessions_once_every_replica_has_it() {
     let sessions = players.stop().await;
     let served = keys_by_session(&cluster.turns().await);
     for codex in sessions {
-        assert_eq!(served[&codex.session].len(), 1, "who was bound has not moved: {:?}", served[&codex.session]);
+        assert_eq!(
+            served[&codex.session].len(),
+            1,
+            "who was bound has not moved: {:?}",
+            served[&codex.session]
+        );
     }
 }
 
@@ -134,24 +145,33 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
     for number in 0..2 {
         cluster.reload(number).await;
     }
-    // Two have it no longer and one still does: whose word counts is not known, so that their turns are served by a sibling
-    // and nobody's binding moves.
+    // Two have it no longer and one still does: whose word counts is not known, so that their turns
+    // are served by a sibling and nobody's binding moves.
     let rebound = "warmkey_bindings_total{result=\"rebound\"}";
     for replica in &cluster.replicas[..2] {
-        let is_spilling = async || replica.metrics().await.get("warmkey_bindings_total{result=\"spilled\"}") > 10.0;
-        eventually(SOON, "turns of the key that is gone here", async || is_spilling().await.then_some(())).await;
+        let is_spilling = async || {
+            replica.metrics().await.get("warmkey_bindings_total{result=\"spilled\"}") > 10.0
+        };
+        eventually(SOON, "turns of the key that is gone here", async || {
+            is_spilling().await.then_some(())
+        })
+        .await;
     }
     cluster.shows(rebound, 0.0).await;
     cluster.reload(2).await;
     let mut sessions = players.stop().await;
-    // By now every replica has heard that the old set is the newest again, or hears it within a beat.
+    // By now every replica has heard that the old set is the newest again, or hears it within a
+    // beat.
     eventually(SOON, "all agree that it is gone", async || {
         for codex in &mut sessions {
             codex.turn("after").await.served();
         }
         let last = |session: &str, turns: &[_]| path_of(turns, session).pop();
         let turns = cluster.turns().await;
-        sessions.iter().all(|codex| last(&codex.session, &turns).as_deref() != Some("org-b-new")).then_some(())
+        sessions
+            .iter()
+            .all(|codex| last(&codex.session, &turns).as_deref() != Some("org-b-new"))
+            .then_some(())
     })
     .await;
     let settled = cluster.turns().await.len();
@@ -166,8 +186,11 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
     for codex in &sessions {
         let path = path_of(&turns, &codex.session);
         assert_eq!(path_of(&turns[settled..], &codex.session).len(), 1, "{path:?}");
-        let organizations: BTreeSet<_> =
-            turns.iter().filter(|turn| turn.session.as_ref() == Some(&codex.session)).map(|turn| &turn.organization).collect();
+        let organizations: BTreeSet<_> = turns
+            .iter()
+            .filter(|turn| turn.session.as_ref() == Some(&codex.session))
+            .map(|turn| &turn.organization)
+            .collect();
         assert_eq!(organizations.len(), 1, "what is sealed stays: {path:?}");
         came_from_there += usize::from(path[0] == "org-b-new");
         assert!(path[0] == "org-b-new" || path.len() == 1, "{path:?}");
@@ -180,7 +203,8 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
 async fn reloading_while_redis_is_away_moves_nobody() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let new = vec![Key::new("org-b-new", "org-b")];
-    let cluster = Cluster::new().keys(keys.clone()).spare(new.clone()).replicas(3).redis().balanced();
+    let cluster =
+        Cluster::new().keys(keys.clone()).spare(new.clone()).replicas(3).redis().balanced();
     let mut cluster = cluster.store("timeout = \"300ms\"").start().await;
     let players = Players::start(&cluster, 10).await;
     cluster.redis().signal("STOP").await;
@@ -190,7 +214,11 @@ async fn reloading_while_redis_is_away_moves_nobody() {
         cluster.reload(number).await;
         cluster.replicas[number].shows(WAITING, 1.0).await;
     }
-    assert_eq!(newcomers(&cluster, 24).await.get("org-b-new"), None, "nobody knows what the others have");
+    assert_eq!(
+        newcomers(&cluster, 24).await.get("org-b-new"),
+        None,
+        "nobody knows what the others have"
+    );
     cluster.redis().signal("CONT").await;
     cluster.shows(WAITING, 0.0).await;
     let share = newcomers(&cluster, 48).await.remove("org-b-new").unwrap_or_default();
@@ -198,14 +226,20 @@ async fn reloading_while_redis_is_away_moves_nobody() {
     let sessions = players.stop().await;
     let served = keys_by_session(&cluster.turns().await);
     for codex in sessions {
-        assert_eq!(served[&codex.session].len(), 1, "nobody has moved: {:?}", served[&codex.session]);
+        assert_eq!(
+            served[&codex.session].len(),
+            1,
+            "nobody has moved: {:?}",
+            served[&codex.session]
+        );
     }
 }
 
 #[tokio::test]
 async fn replicas_that_reloaded_in_an_outage_agree_with_one_that_did_not() {
     let keys = [siblings("org-a", 3), siblings("org-b", 2)].concat();
-    let cluster = Cluster::new().keys(keys.clone()).replicas(3).redis().store("timeout = \"300ms\"");
+    let cluster =
+        Cluster::new().keys(keys.clone()).replicas(3).redis().store("timeout = \"300ms\"");
     let mut cluster = cluster.start().await;
     cluster.redis().signal("STOP").await;
     cluster.shows("warmkey_store_up", 0.0).await;
@@ -241,5 +275,8 @@ async fn replicas_that_reloaded_in_an_outage_agree_with_one_that_did_not() {
         assert!(path.iter().all(|key| key[..5] == path[0][..5]), "what is sealed stays: {path:?}");
         stayed += usize::from(!is_forced);
     }
-    assert!((1..72).contains(&stayed), "some were on the key that is gone, and some were not: {stayed}");
+    assert!(
+        (1..72).contains(&stayed),
+        "some were on the key that is gone, and some were not: {stayed}"
+    );
 }

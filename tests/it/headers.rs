@@ -28,16 +28,25 @@ async fn what_codex_sends_passes_with_values_and_order() {
             ("x-codex-repeated", "second, with a comma"),
             ("x-codex-repeated", "third"),
         ];
-        let request = own.iter().fold(shape.request(ALICE), |request, (name, value)| request.header(name, value));
+        let request = own
+            .iter()
+            .fold(shape.request(ALICE), |request, (name, value)| request.header(name, value));
         assert_eq!(ask(cluster.address(), &request).await.status, 200, "{}", shape.name);
         let seen = &upstream.seen()[number];
         for (name, value) in shape.headers.iter().filter(|(name, _)| name != "chatgpt-account-id") {
-            assert!(values(&seen.headers, name).contains(&value.as_str()), "{}: {name} passes", shape.name);
+            assert!(
+                values(&seen.headers, name).contains(&value.as_str()),
+                "{}: {name} passes",
+                shape.name
+            );
         }
         for (name, value) in &own[..6] {
             assert!(values(&seen.headers, name).contains(value), "{}: {name} passes", shape.name);
         }
-        assert_eq!(values(&seen.headers, "x-codex-repeated"), ["first", "second, with a comma", "third"]);
+        assert_eq!(
+            values(&seen.headers, "x-codex-repeated"),
+            ["first", "second, with a comma", "third"]
+        );
         assert_eq!(values(&seen.headers, "accept"), ["text/event-stream"], "nothing is added");
         assert_eq!(seen.header("accept-encoding"), None, "nothing is added");
     }
@@ -63,7 +72,9 @@ async fn no_credential_of_the_client_goes_upstream() {
         "keep-alive",
         "te",
     ];
-    let mut request = Request::turn(ALICE, BODY).header("connection", "authorization, x-org").header("connection", "x-project");
+    let mut request = Request::turn(ALICE, BODY)
+        .header("connection", "authorization, x-org")
+        .header("connection", "x-project");
     for slot in slots {
         request = request.header(slot, "sent-canary");
     }
@@ -71,8 +82,14 @@ async fn no_credential_of_the_client_goes_upstream() {
     let seen = upstream.only();
     assert!(!format!("{:?}", seen.headers).contains("sent-canary"), "{:?}", seen.headers);
     let keys = values(&seen.headers, "authorization");
-    assert!(matches!(keys[..], ["Bearer sk-canary-org-a-1" | "Bearer sk-canary-org-a-2"]), "the key's own secret: {keys:?}");
-    assert_eq!(values(&seen.headers, "host"), [upstream.url().trim_start_matches("http://").trim_end_matches("/v1")]);
+    assert!(
+        matches!(keys[..], ["Bearer sk-canary-org-a-1" | "Bearer sk-canary-org-a-2"]),
+        "the key's own secret: {keys:?}"
+    );
+    assert_eq!(
+        values(&seen.headers, "host"),
+        [upstream.url().trim_start_matches("http://").trim_end_matches("/v1")]
+    );
     for name in slots {
         assert_eq!(values(&seen.headers, name), [""; 0], "{name} stays here");
     }
@@ -82,7 +99,11 @@ async fn no_credential_of_the_client_goes_upstream() {
 async fn a_credential_slot_other_than_authorization_is_no_token() {
     let cluster = Cluster::new().start().await;
     for slot in ["x-goog-api-key", "cookie", "proxy-authorization"] {
-        let answer = ask(cluster.address(), &Request::new("POST", "/responses").header(slot, ALICE).body(BODY)).await;
+        let answer = ask(
+            cluster.address(),
+            &Request::new("POST", "/responses").header(slot, ALICE).body(BODY),
+        )
+        .await;
         assert_eq!((answer.status, answer.code().as_str()), (401, "invalid_api_key"), "{slot}");
     }
 }
@@ -103,7 +124,10 @@ async fn no_credential_of_the_upstream_reaches_the_client() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let got = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
     assert!(!format!("{:?}", got.headers).contains("canary"), "{:?}", got.headers);
-    let passing = headers.split("\r\n").filter(|line| !line.contains("canary")).filter_map(|line| line.split_once(": "));
+    let passing = headers
+        .split("\r\n")
+        .filter(|line| !line.contains("canary"))
+        .filter_map(|line| line.split_once(": "));
     for (name, value) in passing {
         assert_eq!(values(&got.headers, name), [value], "{name} passes");
     }
@@ -128,14 +152,17 @@ async fn every_answer_says_which_turn_it_is() {
     }
     assert_eq!(turns.len(), 5, "one each: {turns:?}");
     assert!(
-        turns.iter().all(|turn| turn.len() == 32 && turn.bytes().all(|byte| byte.is_ascii_hexdigit())),
+        turns
+            .iter()
+            .all(|turn| turn.len() == 32 && turn.bytes().all(|byte| byte.is_ascii_hexdigit())),
         "trace ids: {turns:?}"
     );
     turns.sort();
     turns.dedup();
     assert_eq!(turns.len(), 5, "each its own");
     // Unless the client has a name for it already.
-    let traced = Request::turn(ALICE, BODY).header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let traced = Request::turn(ALICE, BODY)
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let answer = ask(cluster.address(), &traced).await;
     assert_eq!(answer.header("x-warmkey-turn"), Some("0af7651916cd43dd8448eb211c80319c"));
 }
@@ -186,9 +213,16 @@ async fn the_hop_header_is_believed_only_beside_its_secret() {
     let hop = format!("\n[hop]\nsecret = {HOP:?}\n");
     let clients = format!("{hop}[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n");
     let cluster = Cluster::new().recorded_by(&upstream).clients(&clients).start().await;
-    let turn = |session: &str| Request::turn(ALICE, BODY).header("session-id", session).header("YAI-Sticky-Session", "shared");
+    let turn = |session: &str| {
+        Request::turn(ALICE, BODY)
+            .header("session-id", session)
+            .header("YAI-Sticky-Session", "shared")
+    };
     for (session, hop) in [("one", HOP), ("two", HOP), ("three", "wrong")] {
-        assert_eq!(ask(cluster.address(), &turn(session).header("x-warmkey-hop", hop)).await.status, 200);
+        assert_eq!(
+            ask(cluster.address(), &turn(session).header("x-warmkey-hop", hop)).await.status,
+            200
+        );
     }
     // One and two share a binding, three has its own.
     cluster.shows(r#"warmkey_bindings_total{result="created"}"#, 2.0).await;

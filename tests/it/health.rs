@@ -1,5 +1,5 @@
-//! Keys fall ill, sessions do not: what the upstream refuses, and where turns go then. Three replicas, a real Redis, and the
-//! upstream's record as the judge.
+//! Keys fall ill, sessions do not: what the upstream refuses, and where turns go then. Three
+//! replicas, a real Redis, and the upstream's record as the judge.
 
 use crate::cluster::{ALICE, Cluster, Running};
 use crate::codex::Codex;
@@ -13,7 +13,8 @@ mod spoken;
 
 /// Two organizations: one of two projects with two keys each, one of a single project.
 fn pool() -> Vec<Key> {
-    let side = (3..=4).map(|number| Key::new(&format!("org-a-{number}"), "org-a").of_project("side"));
+    let side =
+        (3..=4).map(|number| Key::new(&format!("org-a-{number}"), "org-a").of_project("side"));
     [siblings("org-a", 2), side.collect(), siblings("org-b", 2)].concat()
 }
 
@@ -25,7 +26,8 @@ fn three() -> Cluster {
 async fn sessions(cluster: &Running, count: usize) -> Vec<Codex> {
     let mut all = Vec::new();
     for number in 0..count {
-        let mut codex = Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
+        let mut codex =
+            Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
         codex.turn("first").await.served();
         all.push(codex);
     }
@@ -86,14 +88,15 @@ async fn all_know(cluster: &Running, key: &str, state: &str) {
 async fn decided(cluster: &Running, decision: &str, reason: &str) -> f64 {
     let mut sum = 0.0;
     for replica in &cluster.replicas {
-        let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}}");
+        let series =
+            format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}}");
         sum += replica.metrics().await.get(&series);
     }
     sum
 }
 
-/// B5: nothing but what is listed there moves a session: not a limit that is waited for or spilled, not a failure, not a key that
-/// is added or weighs otherwise, not a deploy.
+/// B5: nothing but what is listed there moves a session: not a limit that is waited for or spilled,
+/// not a failure, not a key that is added or weighs otherwise, not a deploy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b5_forced_moves_only() {
     let mut cluster = three().keys(pool()).spare(siblings("org-c", 1)).start().await;
@@ -102,7 +105,8 @@ async fn b5_forced_moves_only() {
         let turns = cluster.turns().await;
         all.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect::<Vec<_>>()
     };
-    for ill in [Ill::limited(1), Ill::down(500), Ill::down(503), Ill::withdrawn(), Ill::forbidden()] {
+    for ill in [Ill::limited(1), Ill::down(500), Ill::down(503), Ill::withdrawn(), Ill::forbidden()]
+    {
         cluster.upstream().ails(ill.times(2)).await;
         for codex in &mut all {
             codex.turn("whatever comes").await;

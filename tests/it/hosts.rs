@@ -1,5 +1,6 @@
-//! Upstreams that are not reached, or are not who they should be: names that nobody knows, certificates that nobody may trust. That
-//! is the host's fault: no key is condemned for it, and nothing is sent to whoever answers.
+//! Upstreams that are not reached, or are not who they should be: names that nobody knows,
+//! certificates that nobody may trust. That is the host's fault: no key is condemned for it, and
+//! nothing is sent to whoever answers.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -20,21 +21,36 @@ const KEYS: [&str; 2] = ["org-a-1", "org-a-2"];
 
 /// Three replicas of a pool whose upstream is there, and with a Redis.
 async fn three(upstream: &str, options: &str) -> Running {
-    Cluster::new().keys(siblings("org-a", 2)).replicas(3).redis().upstream_at(upstream).upstream(options).start().await
+    Cluster::new()
+        .keys(siblings("org-a", 2))
+        .replicas(3)
+        .redis()
+        .upstream_at(upstream)
+        .upstream(options)
+        .start()
+        .await
 }
 
 /// Every replica says so, and thinks no worse of its keys.
 async fn is_unreachable(cluster: &Running) {
     for replica in &cluster.replicas {
         let ended = Codex::new(replica.address(), ALICE).turn("nobody").await;
-        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (502, "upstream_unreachable"), "{}", ended.answer.text());
+        assert_eq!(
+            (ended.answer.status, ended.answer.code().as_str()),
+            (502, "upstream_unreachable"),
+            "{}",
+            ended.answer.text()
+        );
         for key in KEYS {
-            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
+            replica
+                .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0)
+                .await;
         }
     }
 }
 
-/// C2, of a name that was never found. Which fault that is, no such name or no answer, is up to this machine's name servers.
+/// C2, of a name that was never found. Which fault that is, no such name or no answer, is up to
+/// this machine's name servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_that_nobody_knows_condemns_nobody() {
     is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;
@@ -52,11 +68,20 @@ impl Server {
         let behind = port::free();
         let mut command = Command::new("openssl");
         command.args(["s_server", "-quiet", "-www", "-accept", &behind.to_string()]);
-        command.args(["-cert", &certificates.path(&format!("{name}.pem")), "-key", &certificates.path(&format!("{name}.key"))]);
+        command.args([
+            "-cert",
+            &certificates.path(&format!("{name}.pem")),
+            "-key",
+            &certificates.path(&format!("{name}.key")),
+        ]);
         let openssl = Process::start(name, command, folder.path(), "openssl");
-        eventually(SOON, "openssl listens", async || TcpStream::connect(behind).await.ok().map(drop)).await;
+        eventually(SOON, "openssl listens", async || {
+            TcpStream::connect(behind).await.ok().map(drop)
+        })
+        .await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
-        let (address, heard) = (listener.local_addr().expect("it is bound"), Arc::new(Mutex::new(Vec::new())));
+        let (address, heard) =
+            (listener.local_addr().expect("it is bound"), Arc::new(Mutex::new(Vec::new())));
         let hearing = Arc::clone(&heard);
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
@@ -81,25 +106,36 @@ impl Server {
     }
 }
 
-/// C3: another authority's, another host's, an expired one: nobody is told anything, least of all in plain text, and nobody asks
-/// again and again.
+/// C3: another authority's, another host's, an expired one: nobody is told anything, least of all
+/// in plain text, and nobody asks again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_is_not_to_be_trusted_is_told_nothing() {
     let folder = Folder::new();
-    let (trusted, other) = (Certificates::make(folder.path(), "trusted").await, Certificates::make(folder.path(), "other").await);
+    let (trusted, other) = (
+        Certificates::make(folder.path(), "trusted").await,
+        Certificates::make(folder.path(), "other").await,
+    );
     trusted.server("elsewhere", "DNS:elsewhere.example").await;
     trusted.expired("expired", "IP:127.0.0.1").await;
     let options = format!("ca_file = {:?}\nfirst_byte_timeout = \"1s\"\n", trusted.authority());
-    for (certificates, name) in [(&other, "server"), (&trusted, "elsewhere"), (&trusted, "expired")] {
+    for (certificates, name) in [(&other, "server"), (&trusted, "elsewhere"), (&trusted, "expired")]
+    {
         let server = Server::start(&folder, certificates, name).await;
         let cluster = three(&format!("https://{}/v1", server.address), &options).await;
         is_unreachable(&cluster).await;
         let heard = server.heard();
         // 22: a TLS handshake. Once, and once more.
-        assert!(heard.len() == 2 * cluster.replicas.len() && heard.iter().all(|byte| *byte == 22), "{name}: {heard:?}");
+        assert!(
+            heard.len() == 2 * cluster.replicas.len() && heard.iter().all(|byte| *byte == 22),
+            "{name}: {heard:?}"
+        );
     }
-    // A good one is trusted, so that it is the certificates that the others were refused for. It is no upstream, and says nothing.
+    // A good one is trusted, so that it is the certificates that the others were refused for. It is
+    // no upstream, and says nothing.
     let server = Server::start(&folder, &trusted, "server").await;
     let cluster = three(&format!("https://{}/v1", server.address), &options).await;
-    assert_eq!(Codex::new(cluster.address(), ALICE).turn("somebody").await.answer.code(), "upstream_timeout");
+    assert_eq!(
+        Codex::new(cluster.address(), ALICE).turn("somebody").await.answer.code(),
+        "upstream_timeout"
+    );
 }

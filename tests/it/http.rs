@@ -32,33 +32,57 @@ async fn an_http2_client_is_served_the_same() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let client = http2();
     for (number, shape) in shapes().into_iter().enumerate() {
-        let mut request = client.post(format!("http://{}/responses", cluster.address())).bearer_auth(ALICE);
+        let mut request =
+            client.post(format!("http://{}/responses", cluster.address())).bearer_auth(ALICE);
         for (name, value) in &shape.headers {
             request = request.header(name, value);
         }
-        let answer = within(ANSWER, "an answer", request.body(shape.body.clone()).send()).await.expect("an answer");
-        assert_eq!((answer.status(), answer.version()), (200.try_into().expect("a status"), reqwest::Version::HTTP_2));
+        let answer = within(ANSWER, "an answer", request.body(shape.body.clone()).send())
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (answer.status(), answer.version()),
+            (200.try_into().expect("a status"), reqwest::Version::HTTP_2)
+        );
         assert!(answer.bytes().await.expect("a body").ends_with(COMPLETED.as_bytes()));
         let seen = &upstream.seen()[number];
         assert!(seen.body == shape.body, "{}: the same bytes", shape.name);
         assert_eq!(seen.header("content-length"), Some(shape.body.len().to_string().as_str()));
-        assert_eq!(seen.header("session-id"), shape.headers.iter().find(|(n, _)| n == "session-id").map(|(_, v)| v.as_str()));
+        assert_eq!(
+            seen.header("session-id"),
+            shape.headers.iter().find(|(n, _)| n == "session-id").map(|(_, v)| v.as_str())
+        );
     }
 }
 
 /// What every HTTP/2 connection begins with.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Puts TLS before `upstream`, for one connection that must speak HTTP/2. Dropping the child ends it.
+/// Puts TLS before `upstream`, for one connection that must speak HTTP/2. Dropping the child ends
+/// it.
 async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: SocketAddr) -> Child {
     let (certificate, key) = (certificates.path("server.pem"), certificates.path("server.key"));
     let mut command = Command::new("openssl");
-    command.args(["s_server", "-quiet", "-alpn", "h2", "-accept", &port.to_string(), "-cert", &certificate, "-key", &key]);
+    command.args([
+        "s_server",
+        "-quiet",
+        "-alpn",
+        "h2",
+        "-accept",
+        &port.to_string(),
+        "-cert",
+        &certificate,
+        "-key",
+        &key,
+    ]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut openssl = command.spawn().expect("openssl runs: install the package openssl");
-    eventually(SOON, "openssl listens", async || TcpStream::connect(port).await.ok().map(drop)).await;
-    let (mut to, mut from) = (openssl.stdin.take().expect("a pipe"), openssl.stdout.take().expect("a pipe"));
-    let (mut back, mut there) = TcpStream::connect(upstream).await.expect("the upstream listens").into_split();
+    eventually(SOON, "openssl listens", async || TcpStream::connect(port).await.ok().map(drop))
+        .await;
+    let (mut to, mut from) =
+        (openssl.stdin.take().expect("a pipe"), openssl.stdout.take().expect("a pipe"));
+    let (mut back, mut there) =
+        TcpStream::connect(upstream).await.expect("the upstream listens").into_split();
     tokio::spawn(async move {
         let mut preface = [0; PREFACE.len()];
         from.read_exact(&mut preface).await?;
@@ -79,9 +103,15 @@ async fn an_http2_upstream_is_asked_the_same() {
     let certificates = Certificates::make(folder.path(), "upstream").await;
     let _openssl = http2_alone(port, &certificates, simulator.address()).await;
     let options = format!("http2 = true\nca_file = {:?}\n", certificates.authority());
-    let cluster = Cluster::new().keys(keys).upstream_at(&format!("https://{port}/v1")).upstream(&options).start().await;
+    let cluster = Cluster::new()
+        .keys(keys)
+        .upstream_at(&format!("https://{port}/v1"))
+        .upstream(&options)
+        .start()
+        .await;
     let mut codex = Codex::new(cluster.address(), ALICE);
-    let sent = [codex.turn("first").await.served().sha256, codex.turn("second").await.served().sha256];
+    let sent =
+        [codex.turn("first").await.served().sha256, codex.turn("second").await.served().sha256];
     let seen = simulator.turns().await;
     assert_eq!(seen.iter().map(|turn| turn.body_sha256.as_str()).collect::<Vec<_>>(), sent);
     assert!(seen[1].cached_tokens > 0, "the second one went on from the first");
@@ -95,10 +125,12 @@ async fn head_is_answered_without_a_body() {
     for client in [http1, http2()] {
         for path in ["/responses", "/elsewhere"] {
             let url = format!("http://{}{path}", cluster.address());
-            let told = within(ANSWER, "an answer", client.get(&url).send()).await.expect("an answer");
+            let told =
+                within(ANSWER, "an answer", client.get(&url).send()).await.expect("an answer");
             let body = told.bytes().await.expect("a body");
             // HEAD is a byte longer than GET, and the message says which it was.
-            let answer = within(ANSWER, "a head", client.head(&url).send()).await.expect("an answer");
+            let answer =
+                within(ANSWER, "a head", client.head(&url).send()).await.expect("an answer");
             assert_eq!(answer.status(), 404);
             assert_eq!(answer.headers()["content-length"], (body.len() + 1).to_string());
             assert_eq!(within(ANSWER, "its end", answer.bytes()).await.expect("no more"), "");
@@ -118,7 +150,13 @@ async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
     let upstream = Recorder::answering(hold).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let client = http2();
-    let turn = || client.post(format!("http://{}/responses", cluster.address())).bearer_auth(ALICE).body(BODY).send();
+    let turn = || {
+        client
+            .post(format!("http://{}/responses", cluster.address()))
+            .bearer_auth(ALICE)
+            .body(BODY)
+            .send()
+    };
     let leaving = within(ANSWER, "a head", turn()).await.expect("an answer");
     let staying = within(ANSWER, "a head", turn()).await.expect("an answer");
     let left = Instant::now();
@@ -133,7 +171,8 @@ async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
 #[tokio::test]
 async fn a_client_that_waits_for_a_go_ahead_gets_one() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
     let head = |length: usize| {
         format!(
             "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: {length}\r\nexpect: 100-continue\r\n\r\n"
@@ -154,8 +193,12 @@ async fn a_client_that_waits_for_a_go_ahead_gets_one() {
 #[tokio::test]
 async fn a_refusal_reaches_a_client_that_is_still_sending() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster =
-        Cluster::new().recorded_by(&upstream).server("max_body", "\"4MiB\"").server("replay_total", "\"1MiB\"").start().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("max_body", "\"4MiB\"")
+        .server("replay_total", "\"1MiB\"")
+        .start()
+        .await;
     let body = |size: usize| format!("{{\"input\":\"{}\"}}", "x".repeat(size));
     for _ in 0..10 {
         let refused = [
@@ -183,15 +226,22 @@ async fn an_upstream_that_closes_its_idle_connections_costs_no_turn() {
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 200, "turn {turn}: {}", answer.text());
         // What the upstream has closed and the gateway has not noticed, nobody could call idle.
-        let is_closed = async || (upstream.is_idle() && gateway.descriptors() <= before).then_some(());
+        let is_closed =
+            async || (upstream.is_idle() && gateway.descriptors() <= before).then_some(());
         eventually(SOON, "both ends have closed", is_closed).await;
     }
-    assert_eq!((upstream.seen().len(), upstream.connections()), (40, 40), "each turn was sent once");
+    assert_eq!(
+        (upstream.seen().len(), upstream.connections()),
+        (40, 40),
+        "each turn was sent once"
+    );
 }
 
 /// A request that two parties could read differently.
 fn ambiguous(lines: &str) -> String {
-    format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n{lines}\r\n4\r\n{{  }}\r\n0\r\n\r\n")
+    format!(
+        "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n{lines}\r\n4\r\n{{  }}\r\n0\r\n\r\n"
+    )
 }
 
 #[tokio::test]
@@ -225,11 +275,18 @@ async fn a_request_of_doubtful_length_is_refused() {
 async fn a_length_beside_chunks_begins_no_second_request() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    for both in ["content-length: 4\r\ntransfer-encoding: chunked\r\n", "transfer-encoding: chunked\r\ncontent-length: 4\r\n"] {
+    for both in [
+        "content-length: 4\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ncontent-length: 4\r\n",
+    ] {
         let mut client = Connection::open(cluster.address()).await;
-        let smuggled =
-            format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: 2\r\n\r\n{{}}");
-        client.send_raw(format!("{}{smuggled}", ambiguous(both)).as_bytes()).await.expect("the request is taken");
+        let smuggled = format!(
+            "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: 2\r\n\r\n{{}}"
+        );
+        client
+            .send_raw(format!("{}{smuggled}", ambiguous(both)).as_bytes())
+            .await
+            .expect("the request is taken");
         // Refused, or read by its chunks: either way nothing that follows is believed.
         within(SOON, "the end", client.closed()).await;
     }

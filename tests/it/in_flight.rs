@@ -1,4 +1,5 @@
-//! B18: how many turns each key has in flight, by every replica's word, judged by the upstream's own count.
+//! B18: how many turns each key has in flight, by every replica's word, judged by the upstream's
+//! own count.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,24 +25,38 @@ type Counts = BTreeMap<String, u64>;
 async fn answering(cluster: &Running, count: u64) -> Counts {
     let what = format!("{count} turns in flight upstream");
     let is_all = |open: &Counts| open.values().sum::<u64>() == count;
-    eventually(SOON, &what, async || Some(cluster.upstream().in_flight().await).filter(is_all)).await
+    eventually(SOON, &what, async || Some(cluster.upstream().in_flight().await).filter(is_all))
+        .await
 }
 
-/// Every replica in `numbers` has these counts, by a question that is asked after `limit` at the latest.
-async fn agree(cluster: &Running, numbers: &[usize], expected: &Counts, limit: Duration, what: &str) {
+/// Every replica in `numbers` has these counts, by a question that is asked after `limit` at the
+/// latest.
+async fn agree(
+    cluster: &Running,
+    numbers: &[usize],
+    expected: &Counts,
+    limit: Duration,
+    what: &str,
+) {
     let began = Instant::now();
     for number in numbers {
         loop {
             let asked = began.elapsed();
             let keys = cluster.replicas[*number].keys().await;
             let count = |key: &serde_json::Value| {
-                (key["id"].as_str().expect("an id").to_owned(), key["in_flight"].as_u64().expect("a count"))
+                (
+                    key["id"].as_str().expect("an id").to_owned(),
+                    key["in_flight"].as_u64().expect("a count"),
+                )
             };
             let counts: Counts = keys.iter().map(count).filter(|(_, count)| *count > 0).collect();
             if counts == *expected {
                 break;
             }
-            assert!(asked < limit, "{what}: replica {number} counts {counts:?} after {asked:?}, and there are {expected:?}");
+            assert!(
+                asked < limit,
+                "{what}: replica {number} counts {counts:?} after {asked:?}, and there are {expected:?}"
+            );
         }
     }
 }
@@ -58,7 +73,8 @@ async fn stream(cluster: &Running, number: usize, pace: &str) -> Connection {
 
 /// The same on a WebSocket.
 async fn talk(cluster: &Running, number: usize, pace: &str) -> Socket {
-    let mut socket = session(cluster.replicas[number].address(), ALICE, &crate::codex::uuid()).await;
+    let mut socket =
+        session(cluster.replicas[number].address(), ALICE, &crate::codex::uuid()).await;
     socket.send(&plain(pace)).await;
     while socket.json().await["type"] != "response.created" {}
     socket
@@ -68,7 +84,8 @@ async fn talk(cluster: &Running, number: usize, pace: &str) -> Socket {
 async fn b18_in_flight_counts() {
     const LONG: &str = "SLOW:600x1s";
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
-    let cluster = Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"));
+    let cluster =
+        Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"));
     let mut cluster = cluster.start().await;
     let mut streams = [Vec::new(), Vec::new(), Vec::new()];
     let mut talks = [Vec::new(), Vec::new(), Vec::new()];
@@ -106,20 +123,36 @@ async fn b18_in_flight_counts() {
     let last = stream(&cluster, 2, "SLOW:4x1s").await;
     cluster.replicas[2].terminate().await;
     cluster.replicas[2].says("waiting for turns in flight").await;
-    agree(&cluster, &[0, 1], &answering(&cluster, count + 1).await, LIVE, "a replica that drains").await;
+    agree(&cluster, &[0, 1], &answering(&cluster, count + 1).await, LIVE, "a replica that drains")
+        .await;
     assert_eq!(cluster.replicas[2].exit(SOON).await.code(), Some(0));
-    agree(&cluster, &[0, 1], &answering(&cluster, count).await, LIVE, "a replica that has left").await;
+    agree(&cluster, &[0, 1], &answering(&cluster, count).await, LIVE, "a replica that has left")
+        .await;
     drop(last);
 
     // One that is told twice leaves its turns behind, and none of them is counted.
     cluster.restart(2).await;
     let cut = (stream(&cluster, 2, LONG).await, talk(&cluster, 2, LONG).await);
-    agree(&cluster, &[0, 1, 2], &answering(&cluster, count + 2).await, LIVE, "a replica that is back").await;
+    agree(
+        &cluster,
+        &[0, 1, 2],
+        &answering(&cluster, count + 2).await,
+        LIVE,
+        "a replica that is back",
+    )
+    .await;
     cluster.replicas[2].terminate().await;
     cluster.replicas[2].says("draining").await;
     cluster.replicas[2].terminate().await;
     cluster.replicas[2].exit(SOON).await;
-    agree(&cluster, &[0, 1], &answering(&cluster, count).await, LIVE, "a replica that was told twice").await;
+    agree(
+        &cluster,
+        &[0, 1],
+        &answering(&cluster, count).await,
+        LIVE,
+        "a replica that was told twice",
+    )
+    .await;
     drop(cut);
 
     // A crash.

@@ -16,9 +16,15 @@ use crate::wire::{Request, ask};
 #[tokio::test]
 async fn the_balancer_takes_turns_and_touches_nothing() {
     let folder = Folder::new();
-    let cut = vec![Step::Send(stream_head("")), Step::Send(chunk(b"data: 1\n\n")), Step::Pause(ms(50)), Step::Close];
+    let cut = vec![
+        Step::Send(stream_head("")),
+        Step::Send(chunk(b"data: 1\n\n")),
+        Step::Pause(ms(50)),
+        Step::Close,
+    ];
     let replicas = [Recorder::answering(completed()).await, Recorder::answering(cut).await];
-    let addresses: Vec<_> = replicas.iter().map(|replica| (replica.address(), replica.address())).collect();
+    let addresses: Vec<_> =
+        replicas.iter().map(|replica| (replica.address(), replica.address())).collect();
     let balancer = Balancer::start(&folder, &addresses).await;
     let body = [0xff, 0x00, b'{', b'\n'];
     let mut whole = Vec::new();
@@ -27,9 +33,13 @@ async fn the_balancer_takes_turns_and_touches_nothing() {
         assert_eq!(answer.status, 200);
         whole.push(answer.whole);
     }
-    assert!(whole == [true, false, true, false] || whole == [false, true, false, true], "{whole:?}");
+    assert!(
+        whole == [true, false, true, false] || whole == [false, true, false, true],
+        "{whole:?}"
+    );
     for replica in &replicas {
-        let turns: Vec<_> = replica.seen().into_iter().filter(|seen| seen.line.starts_with("POST")).collect();
+        let turns: Vec<_> =
+            replica.seen().into_iter().filter(|seen| seen.line.starts_with("POST")).collect();
         assert_eq!(turns.len(), 2, "round robin");
         assert!(turns.iter().all(|seen| seen.body == body && seen.key() == "token"));
     }
@@ -104,8 +114,13 @@ async fn a_cable_does_what_the_weather_says() {
     assert!(ping().await.is_err_and(|error| error.is_timeout()));
     assert!(client.get_multiplexed_async_connection().await.is_ok(), "a new one works");
     cable.set(Weather::Refused);
-    let is_refused =
-        async || client.get_multiplexed_async_connection().await.is_err_and(|e| e.is_connection_refusal()).then_some(());
+    let is_refused = async || {
+        client
+            .get_multiplexed_async_connection()
+            .await
+            .is_err_and(|e| e.is_connection_refusal())
+            .then_some(())
+    };
     eventually(SOON, "nobody listens", is_refused).await;
     cable.set(Weather::Fair);
     let answers = async || client.get_multiplexed_async_connection().await.ok();
@@ -136,7 +151,12 @@ async fn a_redis_speaks_tls_beside_plain_text() {
         "-CAfile",
         &certificates.authority(),
     ]);
-    let output = within(SOON, "openssl", openssl.stdin(std::process::Stdio::null()).kill_on_drop(true).output()).await;
+    let output = within(
+        SOON,
+        "openssl",
+        openssl.stdin(std::process::Stdio::null()).kill_on_drop(true).output(),
+    )
+    .await;
     let said = String::from_utf8_lossy(&output.expect("openssl runs").stdout).into_owned();
     assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
 }

@@ -1,5 +1,5 @@
-//! The judge judged: each thing that can be wrong with the simulated upstream is as a client would meet it, and stands in the
-//! record.
+//! The judge judged: each thing that can be wrong with the simulated upstream is as a client would
+//! meet it, and stands in the record.
 
 use std::net::SocketAddr;
 
@@ -47,9 +47,15 @@ async fn each_ill_is_met_as_it_is_called_and_stands_in_the_record() {
         assert_eq!((refused.status, refused.code().as_str()), (status, code));
     }
     let turns = upstream.turns().await;
-    assert_eq!(statuses(&turns).values().sum::<usize>(), 2 * ills.len(), "every attempt, refused or not");
+    assert_eq!(
+        statuses(&turns).values().sum::<usize>(),
+        2 * ills.len(),
+        "every attempt, refused or not"
+    );
     for (_, status, code) in ills {
-        let is_it = |turn: &&crate::simulator::Turn| turn.status == status && turn.code.as_deref() == Some(code);
+        let is_it = |turn: &&crate::simulator::Turn| {
+            turn.status == status && turn.code.as_deref() == Some(code)
+        };
         assert_eq!(turns.iter().filter(is_it).count(), 1, "{code}");
     }
 }
@@ -76,10 +82,17 @@ async fn a_limit_is_told_in_every_way_that_there_is() {
     assert_eq!((page.status, page.header("content-type")), (502, Some("text/html; charset=UTF-8")));
     upstream.ails(Ill::failing("rate_limit_exceeded").organization("org-a").times(1)).await;
     let failed = turn(upstream.address(), &keys[0]).await;
-    assert!(failed.status == 200 && failed.text().contains("event: response.failed"), "{}", failed.text());
+    assert!(
+        failed.status == 200 && failed.text().contains("event: response.failed"),
+        "{}",
+        failed.text()
+    );
     upstream.ails(Ill::breaking().times(1)).await;
     let mut connection = Connection::open(upstream.address()).await;
-    assert!(connection.ask(&Request::turn(&keys[0].secret(), body("hello"))).await.is_none(), "no byte of an answer");
+    assert!(
+        connection.ask(&Request::turn(&keys[0].secret(), body("hello"))).await.is_none(),
+        "no byte of an answer"
+    );
 }
 
 #[tokio::test]
@@ -92,7 +105,10 @@ async fn one_project_is_short_and_its_sibling_is_not() {
     for key in [&keys[0], &keys[0], &keys[1], &keys[1]] {
         answers.push(turn(upstream.address(), key).await);
     }
-    assert_eq!(answers.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 429, 200, 200]);
+    assert_eq!(
+        answers.iter().map(|answer| answer.status).collect::<Vec<_>>(),
+        [200, 429, 200, 200]
+    );
     assert_eq!(answers[1].header("x-ratelimit-limit-tokens"), Some("100000"));
     assert!(answers[1].header("retry-after").is_some());
 }
@@ -102,7 +118,9 @@ async fn a_probe_is_recorded_and_a_key_is_healed_alone() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
     let address = upstream.address();
-    let probe = async |key: &Key| ask(address, &Request::new("GET", "/v1/models").bearer(&key.secret())).await.status;
+    let probe = async |key: &Key| {
+        ask(address, &Request::new("GET", "/v1/models").bearer(&key.secret())).await.status
+    };
     for key in &keys {
         upstream.revoke(&key.id).await;
     }
@@ -111,9 +129,18 @@ async fn a_probe_is_recorded_and_a_key_is_healed_alone() {
     assert_eq!((probe(&keys[0]).await, probe(&keys[1]).await), (200, 401));
     upstream.heal().await;
     upstream.ails(Ill::down(500).at_probes().times(1)).await;
-    assert_eq!((turn(address, &keys[1]).await.status, probe(&keys[1]).await, probe(&keys[1]).await), (200, 500, 200));
+    assert_eq!(
+        (turn(address, &keys[1]).await.status, probe(&keys[1]).await, probe(&keys[1]).await),
+        (200, 500, 200)
+    );
     let probes = upstream.probes().await;
-    let of = |key: &Key| probes.iter().filter(|probe| probe.key == key.id).map(|probe| probe.status).collect::<Vec<_>>();
+    let of = |key: &Key| {
+        probes
+            .iter()
+            .filter(|probe| probe.key == key.id)
+            .map(|probe| probe.status)
+            .collect::<Vec<_>>()
+    };
     assert_eq!((of(&keys[0]), of(&keys[1])), (vec![401, 200], vec![401, 401, 500, 200]));
     assert_eq!(upstream.turns().await.len(), 1, "a probe is no turn");
 }
@@ -123,7 +150,8 @@ async fn a_handshake_that_is_refused_is_an_attempt_like_another() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 1));
     let upstream = Simulator::start(&folder, &keys, "").await;
     upstream.ails(Ill::limited(9).at_handshakes().times(1)).await;
-    let refused = socket::open(upstream.address(), &keys[0].secret(), &[]).await.err().expect("refused");
+    let refused =
+        socket::open(upstream.address(), &keys[0].secret(), &[]).await.err().expect("refused");
     assert_eq!((refused.status, refused.waits()), (429, 9));
     assert_eq!(statuses(&upstream.turns().await), [(429, 1)].into());
     assert!(socket::open(upstream.address(), &keys[0].secret(), &[]).await.is_ok());
@@ -136,7 +164,11 @@ async fn what_is_in_flight_is_told_at_any_moment() {
     let flies = async |expected: &[(&str, u64)]| {
         eventually(SOON, &format!("{expected:?} in flight"), async || {
             let flying = upstream.in_flight().await;
-            flying.iter().map(|(key, count)| (key.as_str(), *count)).eq(expected.iter().copied()).then_some(())
+            flying
+                .iter()
+                .map(|(key, count)| (key.as_str(), *count))
+                .eq(expected.iter().copied())
+                .then_some(())
         })
         .await;
     };
@@ -144,7 +176,10 @@ async fn what_is_in_flight_is_told_at_any_moment() {
     for key in [&keys[0], &keys[0], &keys[1]] {
         let mut connection = Connection::open(upstream.address()).await;
         let slow = Request::turn(&key.secret(), body("SLOW:1000x1s"));
-        assert_eq!(within(SOON, "a head", connection.ask(&slow)).await.expect("an answer").status, 200);
+        assert_eq!(
+            within(SOON, "a head", connection.ask(&slow)).await.expect("an answer").status,
+            200
+        );
         connections.push(connection);
     }
     flies(&[(&keys[0].id, 2), (&keys[1].id, 1)]).await;
@@ -168,7 +203,8 @@ async fn an_upstream_that_cannot_be_reached_can_be_reached_again() {
     assert_eq!(cluster.turns().await.len(), 1, "the upstream has seen nothing of it");
     cluster.cable().set(Weather::Fair);
     eventually(SOON, "a turn is served again", async || {
-        (ask(cluster.address(), &Request::turn(ALICE, body("after"))).await.status == 200).then_some(())
+        (ask(cluster.address(), &Request::turn(ALICE, body("after"))).await.status == 200)
+            .then_some(())
     })
     .await;
 }

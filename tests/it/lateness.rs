@@ -1,4 +1,5 @@
-//! How late this machine is: what a process waits for a core. The one excuse of a test whose subject is the clock.
+//! How late this machine is: what a process waits for a core. The one excuse of a test whose
+//! subject is the clock.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,7 +8,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(5);
 /// What nobody can tell from a wait of a turn's own.
 const TOLD: Duration = Duration::from_millis(25);
-/// Processes that a turn passes, each of which may be late: client, balancer, replica, store, upstream, and back.
+/// Processes that a turn passes, each of which may be late: client, balancer, replica, store,
+/// upstream, and back.
 const HOPS: u32 = 8;
 
 /// Looks at the clock from a thread of its own until it is dropped.

@@ -17,7 +17,13 @@ const IDLE: Duration = ms(700);
 
 async fn asked(address: SocketAddr) -> Connection {
     let mut client = Connection::open(address).await;
-    assert_eq!(within(ANSWER, "a head", client.ask(&Request::turn(ALICE, BODY))).await.expect("an answer").status, 200);
+    assert_eq!(
+        within(ANSWER, "a head", client.ask(&Request::turn(ALICE, BODY)))
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
     client
 }
 
@@ -34,12 +40,21 @@ async fn read_until(client: &mut Connection, end: &[u8]) {
 }
 
 async fn turns(cluster: &Running, outcome: &str) -> f64 {
-    cluster.replica().metrics().await.get(&format!("warmkey_turns_total{{transport=\"http\",outcome=\"{outcome}\"}}"))
+    cluster
+        .replica()
+        .metrics()
+        .await
+        .get(&format!("warmkey_turns_total{{transport=\"http\",outcome=\"{outcome}\"}}"))
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_in_mid_answer_cancels_upstream() {
-    let upstream = Recorder::answering(vec![Step::Send(stream_head("")), Step::Send(chunk(CREATED)), Step::Hold]).await;
+    let upstream = Recorder::answering(vec![
+        Step::Send(stream_head("")),
+        Step::Send(chunk(CREATED)),
+        Step::Hold,
+    ])
+    .await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut client = asked(cluster.address()).await;
     read_until(&mut client, CREATED).await;
@@ -48,8 +63,17 @@ async fn a_client_that_leaves_in_mid_answer_cancels_upstream() {
     drop(client);
     let cancelled = upstream.left(0).await;
     assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
-    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="client_left"}"#, 1.0).await;
-    assert_eq!((turns(&cluster, "completed").await, cluster.replica().metrics().await.get("warmkey_active_turns")), (0.0, 0.0));
+    cluster
+        .replica()
+        .shows(r#"warmkey_turns_total{transport="http",outcome="client_left"}"#, 1.0)
+        .await;
+    assert_eq!(
+        (
+            turns(&cluster, "completed").await,
+            cluster.replica().metrics().await.get("warmkey_active_turns")
+        ),
+        (0.0, 0.0)
+    );
 }
 
 #[tokio::test]
@@ -66,7 +90,10 @@ async fn a_client_that_leaves_before_the_answer_cancels_upstream() {
     drop(client);
     let cancelled = upstream.left(0).await;
     assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
-    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="client_left"}"#, 1.0).await;
+    cluster
+        .replica()
+        .shows(r#"warmkey_turns_total{transport="http",outcome="client_left"}"#, 1.0)
+        .await;
 }
 
 #[tokio::test]
@@ -85,23 +112,40 @@ async fn a_client_that_leaves_after_the_terminal_event_was_served() {
         read_until(&mut client, COMPLETED.as_bytes()).await;
         drop(client);
         // The gateway has noticed, and waits for the end that is still to come.
-        cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn)).await;
+        cluster
+            .replica()
+            .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn))
+            .await;
         upstream.release(1);
         // The rest of the stream was drained: only then is the connection free for the next turn.
-        eventually(SOON, "the last chunk", async || upstream.seen()[usize::from(turn) - 1].answered.then_some(())).await;
+        eventually(SOON, "the last chunk", async || {
+            upstream.seen()[usize::from(turn) - 1].answered.then_some(())
+        })
+        .await;
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
     }
-    assert!(upstream.seen().iter().all(|seen| seen.left.is_none()), "the gateway left no connection");
+    assert!(
+        upstream.seen().iter().all(|seen| seen.left.is_none()),
+        "the gateway left no connection"
+    );
     upstream.release(1);
     assert_eq!(ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status, 200);
-    assert!(upstream.connections() <= 3, "and the next turn finds one that lives on: {}", upstream.connections());
+    assert!(
+        upstream.connections() <= 3,
+        "and the next turn finds one that lives on: {}",
+        upstream.connections()
+    );
     assert_eq!(turns(&cluster, "client_left").await, 0.0);
 }
 
 #[tokio::test]
 async fn a_stream_that_never_ends_after_its_terminal_event_is_not_drained_for_long() {
-    let upstream =
-        Recorder::answering(vec![Step::Send(stream_head("")), Step::Send(chunk(COMPLETED.as_bytes())), Step::Hold]).await;
+    let upstream = Recorder::answering(vec![
+        Step::Send(stream_head("")),
+        Step::Send(chunk(COMPLETED.as_bytes())),
+        Step::Hold,
+    ])
+    .await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut client = asked(cluster.address()).await;
     read_until(&mut client, COMPLETED.as_bytes()).await;
@@ -109,28 +153,44 @@ async fn a_stream_that_never_ends_after_its_terminal_event_is_not_drained_for_lo
     drop(client);
     let cancelled = upstream.left(0).await;
     assert!(cancelled - left < ms(2_500), "a second, and no more: {:?}", cancelled - left);
-    cluster.replica().shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 1.0).await;
+    cluster
+        .replica()
+        .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, 1.0)
+        .await;
 }
 
 #[tokio::test]
 async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
     // After its first event, and after some that came one by one.
     for events in [1, 4] {
-        let some = std::iter::repeat_n([Step::Send(chunk(CREATED)), Step::Pause(ms(30))], events).flatten();
-        let upstream =
-            Recorder::answering([Step::Send(stream_head(""))].into_iter().chain(some).chain([Step::Hold]).collect()).await;
-        let cluster = Cluster::new().recorded_by(&upstream).upstream("idle_timeout = \"700ms\"").start().await;
+        let some = std::iter::repeat_n([Step::Send(chunk(CREATED)), Step::Pause(ms(30))], events)
+            .flatten();
+        let upstream = Recorder::answering(
+            [Step::Send(stream_head(""))].into_iter().chain(some).chain([Step::Hold]).collect(),
+        )
+        .await;
+        let cluster = Cluster::new()
+            .recorded_by(&upstream)
+            .upstream("idle_timeout = \"700ms\"")
+            .start()
+            .await;
         let began = Instant::now();
-        let answer = within(SOON, "the end", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
+        let answer =
+            within(SOON, "the end", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
         assert!(began.elapsed() < ms(2_500), "{:?}", began.elapsed());
-        assert_eq!((answer.status, answer.body, answer.whole), (200, CREATED.repeat(events), false), "cut, and nothing made up");
+        assert_eq!(
+            (answer.status, answer.body, answer.whole),
+            (200, CREATED.repeat(events), false),
+            "cut, and nothing made up"
+        );
         upstream.left(0).await;
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
         assert_eq!(turns(&cluster, "completed").await, 0.0);
     }
 }
 
-/// Of events that come one by one, which the client's connection takes itself, and of such as are more than is kept for it.
+/// Of events that come one by one, which the client's connection takes itself, and of such as are
+/// more than is kept for it.
 #[tokio::test]
 async fn a_client_that_takes_its_time_is_no_silence() {
     let kinds = [("one by one", 7_000, ms(2)), ("large", 300_000, Duration::ZERO)];
@@ -140,7 +200,9 @@ async fn a_client_that_takes_its_time_is_no_silence() {
         .zip(&events)
         .map(|((session, _, pause), event)| {
             let last = [COMPLETED.as_bytes(), b""].map(|bytes| Step::Send(chunk(bytes)));
-            let steps = [Step::Send(stream_head("")), Step::Drip(chunk(event), *pause)].into_iter().chain(last);
+            let steps = [Step::Send(stream_head("")), Step::Drip(chunk(event), *pause)]
+                .into_iter()
+                .chain(last);
             (*session, steps.collect::<Vec<_>>())
         })
         .collect();
@@ -149,8 +211,11 @@ async fn a_client_that_takes_its_time_is_no_silence() {
         scripts.iter().find(|(name, _)| *name == session).expect("it is one of these").1.clone()
     })
     .await;
-    let cluster =
-        Cluster::new().recorded_by(&upstream).upstream(&format!("idle_timeout = \"{}ms\"", IDLE.as_millis())).start().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .upstream(&format!("idle_timeout = \"{}ms\"", IDLE.as_millis()))
+        .start()
+        .await;
     let mut clients = Vec::new();
     for (session, ..) in kinds {
         let request = Request::turn(ALICE, BODY).header("session-id", session);
@@ -160,13 +225,18 @@ async fn a_client_that_takes_its_time_is_no_silence() {
     }
     // The upstream goes on until nothing fits into what lies between.
     upstream.rests(clients.len(), cluster.replica().process()).await;
-    // And then nothing moves for longer than an upstream may be silent, however often the gateway looks again.
+    // And then nothing moves for longer than an upstream may be silent, however often the gateway
+    // looks again.
     tokio::time::sleep(IDLE * 4).await;
     upstream.release(clients.len());
     let mut come = 0;
     for ((client, answer), event) in clients.iter_mut().zip(&events) {
         within(ANSWER, "the rest", client.finish(answer)).await;
-        assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.body.len());
+        assert!(
+            answer.whole && answer.body.ends_with(COMPLETED.as_bytes()),
+            "{}",
+            answer.body.len()
+        );
         let length = answer.body.len() - COMPLETED.len();
         assert_eq!(length % event.len(), 0);
         come += length / event.len();
@@ -189,7 +259,8 @@ async fn a_stream_that_only_pauses_goes_on() {
     assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
 }
 
-/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends that, or whoever waits.
+/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends that, or
+/// whoever waits.
 #[tokio::test]
 async fn an_upstream_that_thinks_before_its_first_byte_is_waited_for() {
     let thinking = ms(1_500);
@@ -198,7 +269,8 @@ async fn an_upstream_that_thinks_before_its_first_byte_is_waited_for() {
         _ => [vec![Step::Pause(thinking)], completed()].concat(),
     })
     .await;
-    let options = "connect_timeout = \"500ms\"\nidle_timeout = \"500ms\"\nfirst_byte_timeout = \"60s\"";
+    let options =
+        "connect_timeout = \"500ms\"\nidle_timeout = \"500ms\"\nfirst_byte_timeout = \"60s\"";
     let cluster = Cluster::new().recorded_by(&upstream).upstream(options).start().await;
     let (began, mut leaving) = (Instant::now(), Connection::open(cluster.address()).await);
     let of = |session: &str| Request::turn(ALICE, BODY).header("session-id", session);
@@ -212,11 +284,18 @@ async fn an_upstream_that_thinks_before_its_first_byte_is_waited_for() {
     // By now the other has waited as long.
     let left = Instant::now();
     drop(leaving);
-    let number = upstream.seen().iter().position(|seen| seen.header("session-id") == Some("leaves")).expect("it was asked");
+    let number = upstream
+        .seen()
+        .iter()
+        .position(|seen| seen.header("session-id") == Some("leaves"))
+        .expect("it was asked");
     let cancelled = upstream.left(number).await;
     assert!(cancelled - left < Duration::from_secs(1), "{:?}", cancelled - left);
     cluster.replica().shows("warmkey_active_turns", 0.0).await;
-    assert_eq!((turns(&cluster, "completed").await, turns(&cluster, "client_left").await), (1.0, 1.0));
+    assert_eq!(
+        (turns(&cluster, "completed").await, turns(&cluster, "client_left").await),
+        (1.0, 1.0)
+    );
     assert_eq!(upstream.seen().len(), 2, "neither was asked for again");
     assert_eq!(cluster.replica().metrics().await.sum("warmkey_decisions_total"), 0.0);
 }
@@ -233,7 +312,8 @@ async fn events_are_passed_on_as_they_come() {
     ])
     .await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    // The head comes before any event, an event before the next, and half an event before its other half.
+    // The head comes before any event, an event before the next, and half an event before its other
+    // half.
     let mut client = asked(cluster.address()).await;
     upstream.release(1);
     read_until(&mut client, CREATED).await;
@@ -249,13 +329,19 @@ async fn a_connection_serves_one_turn_after_the_other() {
     for number in 0..10 {
         let body = if number % 2 == 0 { BODY } else { "no JSON" };
         let request = Request::turn(ALICE, body);
-        let mut answer = within(ANSWER, "an answer", client.ask(&request)).await.expect("the connection lives on");
+        let mut answer = within(ANSWER, "an answer", client.ask(&request))
+            .await
+            .expect("the connection lives on");
         client.finish(&mut answer).await;
         assert!(answer.whole);
     }
     assert_eq!(upstream.seen().len(), 5);
     // One, or two where a turn came before the last one's connection was back.
-    assert!(upstream.connections() <= 2, "upstream connections are kept: {}", upstream.connections());
+    assert!(
+        upstream.connections() <= 2,
+        "upstream connections are kept: {}",
+        upstream.connections()
+    );
 }
 
 #[tokio::test]
@@ -264,8 +350,10 @@ async fn a_client_that_leaves_while_it_is_sending_reaches_nobody() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let head = format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n");
     // A body that is whole JSON already, and not yet whole by its framing.
-    for start in ["content-length: 1000\r\n\r\n{\"input\":\"x\"}", "transfer-encoding: chunked\r\n\r\nd\r\n{\"input\":\"x\"}\r\n"]
-    {
+    for start in [
+        "content-length: 1000\r\n\r\n{\"input\":\"x\"}",
+        "transfer-encoding: chunked\r\n\r\nd\r\n{\"input\":\"x\"}\r\n",
+    ] {
         let mut client = Connection::open(cluster.address()).await;
         client.send_raw(format!("{head}{start}").as_bytes()).await.expect("the connection is open");
         cluster.replica().shows("warmkey_active_turns", 1.0).await;
@@ -290,7 +378,10 @@ async fn nothing_is_left_behind() {
             assert_eq!(ask(cluster.address(), &Request::turn("unknown", BODY)).await.status, 401);
             let mut client = Connection::open(cluster.address()).await;
             let held = Request::turn(ALICE, BODY).header("session-id", "held");
-            assert_eq!(within(ANSWER, "a head", client.ask(&held)).await.expect("an answer").status, 200);
+            assert_eq!(
+                within(ANSWER, "a head", client.ask(&held)).await.expect("an answer").status,
+                200
+            );
         }
         cluster.replica().shows("warmkey_active_turns", 0.0).await;
     };

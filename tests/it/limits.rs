@@ -1,4 +1,5 @@
-//! What one client may take: bytes of a body, bytes of all bodies, time for its headers, memory for a stream that it does not read.
+//! What one client may take: bytes of a body, bytes of all bodies, time for its headers, memory for
+//! a stream that it does not read.
 
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ async fn a_body_of_64_mib_passes_and_one_more_byte_does_not() {
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
     let large = body((1 << 20) + 1);
     let chunks = large.chunks(10_000).map(<[u8]>::to_vec).collect();
     for request in [Request::turn(ALICE, large), Request::turn(ALICE, "").chunks(chunks)] {
@@ -42,36 +44,55 @@ async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
         assert_eq!((answer.status, answer.code().as_str()), (413, "request_too_large"));
     }
     assert!(upstream.seen().is_empty());
-    assert_eq!(ask(cluster.address(), &Request::turn(ALICE, body(1 << 20))).await.status, 200, "the limit itself passes");
+    assert_eq!(
+        ask(cluster.address(), &Request::turn(ALICE, body(1 << 20))).await.status,
+        200,
+        "the limit itself passes"
+    );
     // A length that is only announced is refused too.
     let mut connection = Connection::open(cluster.address()).await;
-    let head =
-        format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: 99999999999\r\n\r\n");
+    let head = format!(
+        "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: 99999999999\r\n\r\n"
+    );
     connection.send_raw(head.as_bytes()).await.expect("the head is taken");
-    assert_eq!(within(SOON, "an answer to the head alone", connection.head()).await.expect("an answer").status, 413);
+    assert_eq!(
+        within(SOON, "an answer to the head alone", connection.head())
+            .await
+            .expect("an answer")
+            .status,
+        413
+    );
 }
 
 #[tokio::test]
 async fn a_compressed_bomb_is_not_unpacked() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
     let bomb = zstd::encode_all(body(200 << 20).as_slice(), 1).expect("memory is enough");
     assert!(bomb.len() < 1 << 20);
     let before = cluster.replica().process().peak();
-    let answer = ask(cluster.address(), &Request::turn(ALICE, bomb).header("content-encoding", "zstd")).await;
+    let answer =
+        ask(cluster.address(), &Request::turn(ALICE, bomb).header("content-encoding", "zstd"))
+            .await;
     assert!(matches!(answer.status, 200 | 400 | 413), "{}", answer.text());
     let grown = cluster.replica().process().peak().saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes more");
 }
 
-/// What many small bodies unfold to counts as bodies do, and is not kept while their upstream thinks.
+/// What many small bodies unfold to counts as bodies do, and is not kept while their upstream
+/// thinks.
 #[tokio::test]
 async fn many_compressed_bodies_share_the_memory_for_bodies() {
     let mut script = vec![Step::Hold];
     script.extend(completed());
     let upstream = Recorder::answering(script).await;
-    let cluster =
-        Cluster::new().recorded_by(&upstream).server("replay_total", "\"16MiB\"").server("max_body", "\"16MiB\"").start().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("replay_total", "\"16MiB\"")
+        .server("max_body", "\"16MiB\"")
+        .start()
+        .await;
     let before = cluster.replica().process().peak();
     let folded = zstd::encode_all(body(7 << 20).as_slice(), 1).expect("memory is enough");
     let address = cluster.address();
@@ -96,19 +117,31 @@ async fn bodies_in_flight_have_a_limit_together() {
     let mut script = vec![Step::Hold];
     script.extend(completed());
     let upstream = Recorder::answering(script).await;
-    let cluster =
-        Cluster::new().recorded_by(&upstream).server("replay_total", "\"1MiB\"").server("max_body", "\"1MiB\"").start().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("replay_total", "\"1MiB\"")
+        .server("max_body", "\"1MiB\"")
+        .start()
+        .await;
     let address = cluster.address();
     let turn = || Request::turn(ALICE, body(700 << 10));
     let first = tokio::spawn(async move { ask(address, &turn()).await });
     upstream.reached(1).await;
     let refused = ask(address, &turn()).await;
-    assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"), "{}", refused.text());
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (503, "no_key_available"),
+        "{}",
+        refused.text()
+    );
     assert!((1..=60).contains(&waits(&refused)));
     upstream.release(2);
     assert_eq!(first.await.expect("the client runs").status, 200);
     // What the first one held is given back.
-    eventually(SOON, "room again", async || (ask(address, &turn()).await.status == 200).then_some(())).await;
+    eventually(SOON, "room again", async || {
+        (ask(address, &turn()).await.status == 200).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -118,21 +151,25 @@ async fn headers_that_do_not_come_end_the_connection() {
         let began = Instant::now();
         let mut connection = Connection::open(cluster.address()).await;
         connection.send_raw(start.as_bytes()).await.expect("the connection is open");
-        within(Duration::from_secs(5), &format!("the end after {start:?}"), connection.closed()).await;
+        within(Duration::from_secs(5), &format!("the end after {start:?}"), connection.closed())
+            .await;
         assert!(began.elapsed() > ms(900), "{start:?} had its time: {:?}", began.elapsed());
     }
 }
 
-/// A balancer keeps its connections for later: the time for headers is not the time between requests.
+/// A balancer keeps its connections for later: the time for headers is not the time between
+/// requests.
 #[tokio::test]
 async fn a_connection_that_has_asked_before_may_be_idle() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).server("header_timeout", "\"1s\"").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("header_timeout", "\"1s\"").start().await;
     let mut connection = Connection::open(cluster.address()).await;
     for pause in [ms(0), ms(2_500)] {
         sleep(pause).await;
         let turn = Request::turn(ALICE, body(100));
-        let mut answer = within(ANSWER, "an answer", connection.ask(&turn)).await.expect("it is open");
+        let mut answer =
+            within(ANSWER, "an answer", connection.ask(&turn)).await.expect("it is open");
         connection.finish(&mut answer).await;
         assert_eq!((answer.status, answer.whole), (200, true));
     }
@@ -154,8 +191,15 @@ async fn headers_that_drip_end_the_connection() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
     const READERS: u64 = 40;
-    let event = format!("event: response.output_text.delta\ndata: {{\"delta\":\"{}\"}}\n\n", "x".repeat(4_000));
-    let upstream = Recorder::answering(vec![Step::Send(stream_head("")), Step::Flood(chunk(event.as_bytes()))]).await;
+    let event = format!(
+        "event: response.output_text.delta\ndata: {{\"delta\":\"{}\"}}\n\n",
+        "x".repeat(4_000)
+    );
+    let upstream = Recorder::answering(vec![
+        Step::Send(stream_head("")),
+        Step::Flood(chunk(event.as_bytes())),
+    ])
+    .await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let before = cluster.replica().process().resident();
     let mut readers = Vec::new();
@@ -163,10 +207,14 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
         let mut reader = Connection::open(cluster.address()).await;
         let body = r#"{"model":"gpt-5.4","stream":true,"input":"hello"}"#;
         let request = Request::turn(ALICE, body).header("session-id", &session.to_string());
-        assert_eq!(within(ANSWER, "a head", reader.ask(&request)).await.expect("an answer").status, 200);
+        assert_eq!(
+            within(ANSWER, "a head", reader.ask(&request)).await.expect("an answer").status,
+            200
+        );
         readers.push(reader);
     }
-    // Everybody is held back: for each reader there are bytes that the gateway could read, and it sleeps.
+    // Everybody is held back: for each reader there are bytes that the gateway could read, and it
+    // sleeps.
     upstream.rests(READERS as usize, cluster.replica().process()).await;
     assert!(upstream.repeats() > READERS);
     let grown = cluster.replica().process().resident().saturating_sub(before);

@@ -30,9 +30,16 @@ pub struct Load {
 }
 
 impl Load {
-    /// Of sessions that each begin a turn in every `period`, unless the one before is still going on.
+    /// Of sessions that each begin a turn in every `period`, unless the one before is still going
+    /// on.
     pub fn new(period: Duration) -> Self {
-        Self { period, laps: Arc::default(), failures: Arc::default(), players: JoinSet::new(), over: watch::Sender::new(false) }
+        Self {
+            period,
+            laps: Arc::default(),
+            failures: Arc::default(),
+            players: JoinSet::new(),
+            over: watch::Sender::new(false),
+        }
     }
 
     /// These sessions play from now on, each at a moment of its own within the period.
@@ -66,7 +73,12 @@ impl Load {
     /// Fails the test unless every turn so far was served.
     pub fn all_served(&self) {
         let failures = self.failures.lock().expect("no holder panics");
-        assert!(failures.is_empty(), "{} sessions ended with a turn that failed: {}", failures.len(), failures[0]);
+        assert!(
+            failures.is_empty(),
+            "{} sessions ended with a turn that failed: {}",
+            failures.len(),
+            failures[0]
+        );
     }
 
     /// The turns that have begun in this time and ended.

@@ -1,10 +1,14 @@
-//! Everything at once and for long: twenty keys, three replicas, sessions over both transports, and keys that fall ill, come and
-//! go meanwhile. `WARMKEY_LONG=1` (`make test-long`) plays ten times as many sessions.
+//! Everything at once and for long: twenty keys, three replicas, sessions over both transports, and
+//! keys that fall ill, come and go meanwhile. `WARMKEY_LONG=1` (`make test-long`) plays ten times
+//! as many sessions.
 //!
-//! Judged by the upstream's record, phase by phase: a session may leave its key only where that phase has taken the key from it,
-//! or made it short; and never its organization.
+//! Judged by the upstream's record, phase by phase: a session may leave its key only where that
+//! phase has taken the key from it, or made it short; and never its organization.
 
-#![expect(clippy::print_stdout, reason = "what it prints is the figures of a phase, for those who ask with --nocapture")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what it prints is the figures of a phase, for those who ask with --nocapture"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +25,8 @@ use crate::simulator::{Ill, Key, Turn};
 
 /// Of each session, in each phase.
 const TURNS: usize = 3;
-/// On the simulator's clock Codex's own pace: beyond fifteen turns a minute the cache of a single key overflows, too.
+/// On the simulator's clock Codex's own pace: beyond fifteen turns a minute the cache of a single
+/// key overflows, too.
 const PACE: Duration = Duration::from_millis(400);
 const AT_ONCE: usize = 48;
 
@@ -35,7 +40,10 @@ fn keys() -> Vec<Key> {
             key
         }
     };
-    ["org-a", "org-b", "org-c", "org-d"].iter().flat_map(|name| (1..=5).map(move |number| key(name, number))).collect()
+    ["org-a", "org-b", "org-c", "org-d"]
+        .iter()
+        .flat_map(|name| (1..=5).map(move |number| key(name, number)))
+        .collect()
 }
 
 enum Player {
@@ -56,7 +64,8 @@ impl Player {
         match self {
             Self::Http(codex) => {
                 let ended = codex.turn("and on").await;
-                (!ended.completed).then(|| format!("{} {}", ended.answer.status, ended.answer.code()))
+                (!ended.completed)
+                    .then(|| format!("{} {}", ended.answer.status, ended.answer.code()))
             }
             Self::Socket(talk) => {
                 talk.turn("and on").await;
@@ -101,11 +110,19 @@ struct Marathon {
 
 impl Marathon {
     async fn start(sessions: usize) -> Self {
-        let cluster = Cluster::new().keys(keys()).spare(vec![Key::new("org-b-6", "org-b")]).replicas(3).redis_as(Shape::Sentinel);
+        let cluster = Cluster::new()
+            .keys(keys())
+            .spare(vec![Key::new("org-b-6", "org-b")])
+            .replicas(3)
+            .redis_as(Shape::Sentinel);
         let cluster = cluster.balanced().simulator("time_scale = 10.0").start().await;
         let player = |number: usize| {
             let codex = Codex::new(cluster.address(), ALICE).patient();
-            if number.is_multiple_of(2) { Player::Http(Box::new(codex)) } else { Player::Socket(Box::new(codex.by_websocket())) }
+            if number.is_multiple_of(2) {
+                Player::Http(Box::new(codex))
+            } else {
+                Player::Socket(Box::new(codex.by_websocket()))
+            }
         };
         let players = (0..sessions).map(player).collect();
         Self {
@@ -151,8 +168,11 @@ impl Marathon {
         let turns = self.cluster.turns().await.split_off(before);
         self.played += count * TURNS;
         self.judge(&turns, trouble);
-        let sum = |of: fn(&Turn) -> u64| turns.iter().filter(|turn| turn.is_served()).map(of).sum::<u64>() as f64;
-        let (cached, ideal) = (sum(|turn| turn.cached_tokens), sum(|turn| turn.ideal_cached_tokens));
+        let sum = |of: fn(&Turn) -> u64| {
+            turns.iter().filter(|turn| turn.is_served()).map(of).sum::<u64>() as f64
+        };
+        let (cached, ideal) =
+            (sum(|turn| turn.cached_tokens), sum(|turn| turn.ideal_cached_tokens));
         println!(
             "{name:<28} {:>6} attempts in {:>5.1} s, cached {:.1} %, {:.1} % of the ideal, {} failed; so far {} unforced moves, {} crossings",
             turns.len(),
@@ -169,21 +189,35 @@ impl Marathon {
     fn judge(&mut self, turns: &[Turn], trouble: &Trouble) {
         for player in &self.players {
             let all = turns.iter().filter(|turn| turn.session.as_deref() == Some(player.session()));
-            let home = self.homes.get(player.session()).map(|(_, organization)| organization.clone());
-            // Refused there as a foreign one, and found again: that is a crossing, too, where nothing was forgotten.
-            let is_elsewhere = |turn: &&Turn| !turn.is_served() && home.as_ref().is_some_and(|home| *home != turn.organization);
-            self.crossings += if trouble.forgets { 0 } else { all.clone().filter(is_elsewhere).count() };
+            let home =
+                self.homes.get(player.session()).map(|(_, organization)| organization.clone());
+            // Refused there as a foreign one, and found again: that is a crossing, too, where
+            // nothing was forgotten.
+            let is_elsewhere = |turn: &&Turn| {
+                !turn.is_served() && home.as_ref().is_some_and(|home| *home != turn.organization)
+            };
+            self.crossings +=
+                if trouble.forgets { 0 } else { all.clone().filter(is_elsewhere).count() };
             let own = all.filter(|turn| turn.is_served());
             for turn in own {
                 let last = self.last.insert(player.session().to_owned(), turn.key.clone());
-                // A connection has one key for life, also where it was opened while the session's own key was short.
-                let is_same_connection = turn.transport == "websocket" && last.as_ref() == Some(&turn.key);
+                // A connection has one key for life, also where it was opened while the session's
+                // own key was short.
+                let is_same_connection =
+                    turn.transport == "websocket" && last.as_ref() == Some(&turn.key);
                 let Some((home, organization)) = self.homes.get_mut(player.session()) else {
-                    self.homes.insert(player.session().to_owned(), (turn.key.clone(), turn.organization.clone()));
+                    self.homes.insert(
+                        player.session().to_owned(),
+                        (turn.key.clone(), turn.organization.clone()),
+                    );
                     continue;
                 };
                 if *organization != turn.organization {
-                    println!("{} crossed from {organization} to {}", player.session(), turn.organization);
+                    println!(
+                        "{} crossed from {organization} to {}",
+                        player.session(),
+                        turn.organization
+                    );
                     self.crossings += 1;
                 } else if *home == turn.key || trouble.short.contains(home) || is_same_connection {
                 } else if trouble.lost.contains(home) {
@@ -201,7 +235,12 @@ impl Marathon {
     async fn calms_down(&self) {
         for replica in &self.cluster.replicas {
             for key in keys() {
-                replica.shows(&format!("warmkey_key_state{{key=\"{}\",state=\"cooling\"}}", key.id), 0.0).await;
+                replica
+                    .shows(
+                        &format!("warmkey_key_state{{key=\"{}\",state=\"cooling\"}}", key.id),
+                        0.0,
+                    )
+                    .await;
             }
         }
     }
@@ -210,7 +249,8 @@ impl Marathon {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_stay_whatever_happens_to_keys() {
     let mut marathon = Marathon::start(if is_long() { 2_000 } else { 200 }).await;
-    // As often with many sessions as with few: a limit that struck each of them would outlast what clients bear.
+    // As often with many sessions as with few: a limit that struck each of them would outlast what
+    // clients bear.
     let many = 40;
     marathon.phase("calm", &Trouble::default()).await;
 
@@ -221,7 +261,11 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon.cluster.upstream().heal().await;
     marathon.calms_down().await;
 
-    marathon.cluster.upstream().ails(Ill::down(502).code("server_error").key("org-b-1").times(many / 4)).await;
+    marathon
+        .cluster
+        .upstream()
+        .ails(Ill::down(502).code("server_error").key("org-b-1").times(many / 4))
+        .await;
     marathon.phase("failures", &Trouble::short(&["org-b-1"])).await;
     marathon.cluster.upstream().heal().await;
 
@@ -229,7 +273,11 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon.cluster.upstream().revoke("org-d-1").await;
     marathon.phase("two keys revoked", &Trouble::lost(&["org-a-1", "org-d-1"])).await;
 
-    let changed: Vec<Key> = keys().into_iter().filter(|key| key.id != "org-c-2").chain([Key::new("org-b-6", "org-b")]).collect();
+    let changed: Vec<Key> = keys()
+        .into_iter()
+        .filter(|key| key.id != "org-c-2")
+        .chain([Key::new("org-b-6", "org-b")])
+        .collect();
     marathon.cluster.change(|description| description.keys(changed));
     for number in 0..3 {
         marathon.cluster.reload(number).await;
@@ -247,12 +295,15 @@ async fn sessions_stay_whatever_happens_to_keys() {
     // No replica of Redis that was cut off for longer is made primary.
     marathon.phase_of(200, "writes that will be lost", &Trouble::lost(&["org-b-2"])).await;
     let killed = marathon.cluster.sentinel().kill_primary().await;
-    marathon.phase("Redis fails over", &Trouble { forgets: true, ..Trouble::lost(&["org-b-2"]) }).await;
+    marathon
+        .phase("Redis fails over", &Trouble { forgets: true, ..Trouble::lost(&["org-b-2"]) })
+        .await;
     marathon.cluster.sentinel().failed_over(killed).await;
     for replica in &marathon.cluster.replicas {
         replica.shows("warmkey_store_up", 1.0).await;
     }
-    // Sessions that slept meanwhile would be told of by the store, which has lost their moves: none did.
+    // Sessions that slept meanwhile would be told of by the store, which has lost their moves: none
+    // did.
     marathon.phase("calm again", &Trouble::default()).await;
 
     println!(
@@ -274,8 +325,17 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon.players.retain(|player| matches!(player, Player::Http(_)));
     marathon.cluster.upstream().exhaust("org-d").await;
     let of_d = marathon.homes.values().filter(|(_, organization)| organization == "org-d").count();
-    marathon.phase("an organization exhausted", &Trouble::short(&["org-d-2", "org-d-3", "org-d-4", "org-d-5"])).await;
+    marathon
+        .phase(
+            "an organization exhausted",
+            &Trouble::short(&["org-d-2", "org-d-3", "org-d-4", "org-d-5"]),
+        )
+        .await;
     assert!(of_d > 0 && !marathon.failed.is_empty());
-    assert!(marathon.failed.iter().all(|failure| failure.ends_with("429 insufficient_quota")), "{:?}", marathon.failed.first());
+    assert!(
+        marathon.failed.iter().all(|failure| failure.ends_with("429 insufficient_quota")),
+        "{:?}",
+        marathon.failed.first()
+    );
     assert_eq!((marathon.unforced, marathon.crossings), (0, 0));
 }

@@ -1,4 +1,5 @@
-//! The operator's word on keys: heard by all replicas at once, over either transport, and not forgotten.
+//! The operator's word on keys: heard by all replicas at once, over either transport, and not
+//! forgotten.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +40,8 @@ async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) {
     }
 }
 
-/// A turn at each replica that names no session: it goes by load, and the first of idle keys is the first in the file.
+/// A turn at each replica that names no session: it goes by load, and the first of idle keys is the
+/// first in the file.
 async fn nameless(cluster: &Running) {
     for replica in &cluster.replicas {
         let turn = Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#);
@@ -87,18 +89,29 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
     let before = cluster.turns().await;
     let key = a_key_of(&before, &sessions);
     let done = cluster.replicas[1].word("disable", &key).await;
-    assert_eq!((&done["shared"], &done["keys"][0]["state"]), (&json!(true), &json!(DISABLED)), "{done}");
+    assert_eq!(
+        (&done["shared"], &done["keys"][0]["state"]),
+        (&json!(true), &json!(DISABLED)),
+        "{done}"
+    );
     cluster.all_have(&key, DISABLED).await;
     for round in 1..3 {
         turn_each(&cluster, &mut sessions, round).await;
     }
     sessions.extend(begun(&cluster, 12).await);
     let turns = cluster.turns().await;
-    assert!(turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key), "nobody was sent there");
+    assert!(
+        turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
+        "nobody was sent there"
+    );
     for codex in &sessions[..12] {
         let path = path_of(&turns, &codex.session);
         let is_bound = path[0] == key;
-        assert_eq!(path.len(), if is_bound { 2 } else { 1 }, "one sibling stands in, and nobody else moves: {path:?}");
+        assert_eq!(
+            path.len(),
+            if is_bound { 2 } else { 1 },
+            "one sibling stands in, and nobody else moves: {path:?}"
+        );
         assert!(!is_bound || path[1].starts_with("org-a"), "within the organization: {path:?}");
     }
     // Through another replica than the word before.
@@ -115,7 +128,8 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
     }
 }
 
-/// Twice in a row: by sessions that have never moved, and by one that has, from the first key in the file to the next.
+/// Twice in a row: by sessions that have never moved, and by one that has, from the first key in
+/// the file to the next.
 #[tokio::test]
 async fn a_drained_key_is_left_for_good() {
     let cluster = three_replicas().start().await;
@@ -132,7 +146,10 @@ async fn a_drained_key_is_left_for_good() {
         begun(&cluster, 6).await;
         nameless(&cluster).await;
         let turns = cluster.turns().await;
-        assert!(turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key), "nobody was sent to {key}");
+        assert!(
+            turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
+            "nobody was sent to {key}"
+        );
         cluster.replicas[1].word("enable", &key).await;
         cluster.all_have(&key, READY).await;
         for round in 1..3 {
@@ -142,7 +159,11 @@ async fn a_drained_key_is_left_for_good() {
         for codex in &sessions {
             let (path, now) = (path_of(&before, &codex.session), path_of(&after, &codex.session));
             let expected = path.len() + usize::from(path.last() == Some(&key));
-            assert_eq!(now.len(), expected, "whoever was on {key} has moved, once and not back, and nobody else: {now:?}");
+            assert_eq!(
+                now.len(),
+                expected,
+                "whoever was on {key} has moved, once and not back, and nobody else: {now:?}"
+            );
             let organizations: BTreeSet<_> = now.iter().map(|key| &key[..5]).collect();
             assert_eq!(organizations.len(), 1, "its history is sealed: {now:?}");
         }
@@ -177,7 +198,10 @@ async fn a_websocket_hears_the_word_between_its_turns() {
         let path = path_of(&cluster.turns().await, &talk.codex.session);
         let expected = if verb == "disable" { 3 } else { 2 };
         assert_eq!((path.len(), &path[0]), (expected, &key), "{verb}: {path:?}");
-        assert!(verb == "drain" || path[2] == key, "back on its own with the next connection: {path:?}");
+        assert!(
+            verb == "drain" || path[2] == key,
+            "back on its own with the next connection: {path:?}"
+        );
     }
 }
 
@@ -191,11 +215,19 @@ async fn a_word_on_an_organization_is_one_on_all_its_keys() {
     cluster.all_have("org-b-1", DISABLED).await;
     // What it knows only its organization can open: it waits for it.
     let ended = there.turn("nobody may").await;
-    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+    assert_eq!(
+        (ended.answer.status, ended.answer.code().as_str()),
+        (503, "no_key_available"),
+        "{}",
+        ended.answer.text()
+    );
     assert!(ended.answer.header("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok()));
     begun(&cluster, 12).await;
     let turns = cluster.turns().await;
-    assert!(turns[before.len()..].iter().all(|turn| turn.organization == "org-a"), "new sessions go elsewhere");
+    assert!(
+        turns[before.len()..].iter().all(|turn| turn.organization == "org-a"),
+        "new sessions go elsewhere"
+    );
     // Its own word still stands when that on its organization is ended.
     cluster.replicas[1].word("drain", "org-b-1").await;
     cluster.replicas[1].word("enable", "org:org-b").await;
@@ -225,7 +257,8 @@ async fn a_word_outlives_replicas_and_the_store() {
         cluster.restart(number).await;
         holds(&cluster).await;
     }
-    // One replica has been away while another word was said, and comes back to a store that has lost all of them.
+    // One replica has been away while another word was said, and comes back to a store that has
+    // lost all of them.
     cluster.redis().tell(&["FLUSHALL"]).await;
     cluster.replicas[0].kill().await;
     cluster.restart(0).await;
@@ -256,13 +289,20 @@ async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
         replica.shows("warmkey_store_up", 0.0).await;
     }
     let done = cluster.replicas[0].word("disable", "org-a-1").await;
-    assert_eq!((&done["shared"], &done["keys"][0]["state"]), (&json!(false), &json!(DISABLED)), "{done}");
+    assert_eq!(
+        (&done["shared"], &done["keys"][0]["state"]),
+        (&json!(false), &json!(DISABLED)),
+        "{done}"
+    );
     let before = cluster.turns().await.len();
     for codex in &mut sessions {
         codex.moves_to(cluster.replicas[0].address());
         codex.turn("without the store").await.served();
     }
-    assert!(cluster.turns().await[before..].iter().all(|turn| turn.key != "org-a-1"), "it is heeded here");
+    assert!(
+        cluster.turns().await[before..].iter().all(|turn| turn.key != "org-a-1"),
+        "it is heeded here"
+    );
     assert_eq!(cluster.replicas[1].key("org-a-1").await["state"], READY);
     cluster.redis().restart().await;
     eventually(SOON, "the others have heard", async || {
@@ -288,7 +328,10 @@ async fn a_probe_brings_back_what_has_been_put_right() {
     let done = cluster.replicas[2].word("probe", "org:org-a").await;
     let answers = done["answers"].as_array().expect("answers");
     assert!(
-        answers.len() == 3 && answers.iter().all(|answer| answer["status"] == 200 && answer["is_accepted"] == true),
+        answers.len() == 3
+            && answers
+                .iter()
+                .all(|answer| answer["status"] == 200 && answer["is_accepted"] == true),
         "{done}"
     );
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
@@ -299,17 +342,26 @@ async fn a_probe_brings_back_what_has_been_put_right() {
     // What has not been put right stays out of use.
     cluster.upstream().revoke("org-a-2").await;
     let done = cluster.replicas[0].word("probe", "org-a-2").await;
-    assert_eq!((&done["answers"][0]["status"], &done["answers"][0]["is_accepted"]), (&json!(401), &json!(false)), "{done}");
+    assert_eq!(
+        (&done["answers"][0]["status"], &done["answers"][0]["is_accepted"]),
+        (&json!(401), &json!(false)),
+        "{done}"
+    );
     assert_eq!(done["keys"][0]["conditions"][0]["reason"], "rejected", "{done}");
     cluster.all_have("org-a-2", DISABLED).await;
     turn_each(&cluster, &mut sessions, 1).await;
-    assert!(cluster.turns().await.iter().all(|turn| turn.status != 401), "no turn had to find that out");
+    assert!(
+        cluster.turns().await.iter().all(|turn| turn.status != 401),
+        "no turn had to find that out"
+    );
 }
 
-/// The first key in the file, which has a session that has never moved, and one that an operator's word has moved to it.
+/// The first key in the file, which has a session that has never moved, and one that an operator's
+/// word has moved to it.
 #[tokio::test]
 async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
-    let mut cluster = three_replicas().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
+    let mut cluster =
+        three_replicas().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
     let mut sessions = begun(&cluster, 10).await;
     sessions.push(begun_in(&cluster, "org-a-1").await);
     sessions.push(begun_in(&cluster, "org-a-2").await);
@@ -320,8 +372,11 @@ async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     cluster.all_have("org-a-2", READY).await;
     let before = cluster.turns().await;
     assert_eq!(path_of(&before, &sessions[11].session), ["org-a-2", "org-a-1"]);
-    let emptied =
-        [vec![Key { weight: 0, ..Key::new("org-a-1", "org-a") }], siblings("org-a", 2).split_off(1), siblings("org-b", 1)];
+    let emptied = [
+        vec![Key { weight: 0, ..Key::new("org-a-1", "org-a") }],
+        siblings("org-a", 2).split_off(1),
+        siblings("org-b", 1),
+    ];
     cluster.change(|cluster| cluster.keys(emptied.concat()));
     for number in 0..3 {
         cluster.reload(number).await;
@@ -337,9 +392,13 @@ async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     begun(&cluster, 24).await;
     nameless(&cluster).await;
     let turns = cluster.turns().await;
-    let nameless: Vec<_> = turns[kept.len()..].iter().filter(|turn| turn.session.is_none()).collect();
+    let nameless: Vec<_> =
+        turns[kept.len()..].iter().filter(|turn| turn.session.is_none()).collect();
     assert_eq!(nameless.len(), 3, "turns that name no session go on");
-    assert!(turns[kept.len()..].iter().all(|turn| turn.is_served() && turn.key != "org-a-1"), "nobody new comes");
+    assert!(
+        turns[kept.len()..].iter().all(|turn| turn.is_served() && turn.key != "org-a-1"),
+        "nobody new comes"
+    );
     assert_eq!(cluster.replicas[1].key("org-a-1").await["weight"], 0);
     eventually(ms(2_000), "nothing in flight", async || {
         cluster.replicas[1].keys().await.iter().all(|key| key["in_flight"] == 0).then_some(())

@@ -14,14 +14,21 @@ use crate::process::Folder;
 use crate::redis::Redis;
 use crate::simulator::{Key, keys_by_session, path_of, siblings};
 
-/// A turn's own time here, beside what it waits for the store: a machine that compiles meanwhile is slow.
+/// A turn's own time here, beside what it waits for the store: a machine that compiles meanwhile is
+/// slow.
 const SLACK: Duration = Duration::from_secs(2);
 
 #[tokio::test]
 async fn replicas_start_and_agree_without_redis() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let nowhere = format!("redis://{}", port::free());
-    let cluster = Cluster::new().keys(keys).replicas(3).store_at(&nowhere).store("timeout = \"300ms\"").start().await;
+    let cluster = Cluster::new()
+        .keys(keys)
+        .replicas(3)
+        .store_at(&nowhere)
+        .store("timeout = \"300ms\"")
+        .start()
+        .await;
     for replica in &cluster.replicas {
         assert_eq!(replica.probe("/readyz").await.status, 200, "ready whatever the store does");
         replica.shows("warmkey_store_up", 0.0).await;
@@ -37,14 +44,22 @@ async fn replicas_start_and_agree_without_redis() {
         }
     }
     let keys = keys_by_session(&cluster.turns().await);
-    assert!(keys.len() == 12 && keys.values().all(|keys| keys.len() == 1), "the same order everywhere: {keys:?}");
+    assert!(
+        keys.len() == 12 && keys.values().all(|keys| keys.len() == 1),
+        "the same order everywhere: {keys:?}"
+    );
     let used: BTreeSet<_> = keys.into_values().flatten().collect();
     assert!(used.len() > 1, "and not one key for all: {used:?}");
 }
 
 #[tokio::test]
 async fn a_redis_that_dies_costs_no_turn_and_moves_no_session() {
-    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis().store("timeout = \"300ms\"").start().await;
+    let mut cluster = Cluster::new()
+        .keys(siblings("org-a", 4))
+        .redis()
+        .store("timeout = \"300ms\"")
+        .start()
+        .await;
     let mut sessions: Vec<Codex> = (0..8).map(|_| Codex::new(cluster.address(), ALICE)).collect();
     for session in &mut sessions {
         session.turn("first").await.served();
@@ -65,7 +80,12 @@ async fn a_redis_that_dies_costs_no_turn_and_moves_no_session() {
 
 #[tokio::test]
 async fn a_redis_that_hangs_is_waited_for_no_longer_than_said() {
-    let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis().store("timeout = \"300ms\"").start().await;
+    let mut cluster = Cluster::new()
+        .keys(siblings("org-a", 4))
+        .redis()
+        .store("timeout = \"300ms\"")
+        .start()
+        .await;
     let mut bound = Codex::new(cluster.address(), ALICE);
     bound.turn("first").await.served();
     cluster.redis().signal("STOP").await;
@@ -87,7 +107,12 @@ async fn a_connection_that_falls_silent_is_remade() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let wire = Cable::to(redis.address()).await;
-    let cluster = Cluster::new().keys(siblings("org-a", 4)).store_at(&wire.url()).store("timeout = \"300ms\"").start().await;
+    let cluster = Cluster::new()
+        .keys(siblings("org-a", 4))
+        .store_at(&wire.url())
+        .store("timeout = \"300ms\"")
+        .start()
+        .await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let mut bound = Codex::new(cluster.address(), ALICE);
     bound.turn("first").await.served();
@@ -95,7 +120,11 @@ async fn a_connection_that_falls_silent_is_remade() {
     wire.strand();
     let began = Instant::now();
     finds_again(&cluster, &mut bound).await;
-    assert!(began.elapsed() < ms(1_500) + SLACK, "three turns wait, and the next one does not: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < ms(1_500) + SLACK,
+        "three turns wait, and the next one does not: {:?}",
+        began.elapsed()
+    );
     assert_eq!(path_of(&cluster.turns().await, &bound.session).len(), 1);
     cluster.replica().shows("warmkey_store_up", 1.0).await;
 }
@@ -124,11 +153,14 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
     .await;
 }
 
-/// Sessions that began when there was one organization, and come to a replica that was started since, without anybody who could
-/// tell it of them: their order begins elsewhere now. Each guess takes a connection.
+/// Sessions that began when there was one organization, and come to a replica that was started
+/// since, without anybody who could tell it of them: their order begins elsewhere now. Each guess
+/// takes a connection.
 #[tokio::test]
 async fn a_websocket_finds_its_organization_again_without_redis() {
-    let new: Vec<Key> = ["org-b", "org-c"].map(|name| Key { weight: 20, ..Key::new(&format!("{name}-1"), name) }).into();
+    let new: Vec<Key> = ["org-b", "org-c"]
+        .map(|name| Key { weight: 20, ..Key::new(&format!("{name}-1"), name) })
+        .into();
     let cluster = Cluster::new().keys(siblings("org-a", 1)).spare(new.clone()).replicas(2).redis();
     let mut cluster = cluster.store("timeout = \"300ms\"").start().await;
     let mut talks = Vec::new();
@@ -153,5 +185,9 @@ async fn a_websocket_finds_its_organization_again_without_redis() {
     }
     let turns = cluster.turns().await;
     let asked = turns.iter().filter(|turn| turn.status == 400).count();
-    assert!((6..=12).contains(&asked) && turns.iter().all(|turn| !turn.is_served() || turn.organization == "org-a"), "{asked}");
+    assert!(
+        (6..=12).contains(&asked)
+            && turns.iter().all(|turn| !turn.is_served() || turn.organization == "org-a"),
+        "{asked}"
+    );
 }

@@ -1,6 +1,8 @@
-//! Whose a stored response is: it is gone on from in the project that stores it, by the client that made it, and by nobody else.
+//! Whose a stored response is: it is gone on from in the project that stores it, by the client that
+//! made it, and by nobody else.
 //!
-//! The simulator stores for a project and finds nothing elsewhere: whatever is served went to the right one.
+//! The simulator stores for a project and finds nothing elsewhere: whatever is served went to the
+//! right one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,7 +48,8 @@ fn two_projects() -> Vec<Key> {
     vec![Key::new("a-1", "org-a").of_project("one"), Key::new("a-3", "org-a").of_project("two")]
 }
 
-/// A conversation that its upstream keeps: each turn sends what is new, and the id of what it goes on from.
+/// A conversation that its upstream keeps: each turn sends what is new, and the id of what it goes
+/// on from.
 #[derive(Clone)]
 struct Chain {
     address: SocketAddr,
@@ -99,12 +102,19 @@ fn id_of(answer: &Answer) -> String {
     let text = answer.text();
     let data = text.lines().find_map(|line| line.strip_prefix("data: "));
     let json: Value = serde_json::from_str(data.unwrap_or(&text)).expect("an answer is JSON");
-    json.pointer("/response/id").unwrap_or(&json["id"]).as_str().expect("a response has an id").to_owned()
+    json.pointer("/response/id")
+        .unwrap_or(&json["id"])
+        .as_str()
+        .expect("a response has an id")
+        .to_owned()
 }
 
 /// The turn of the record that made this response.
 fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
-    turns.iter().find(|turn| turn.response_id.as_deref() == Some(id)).unwrap_or_else(|| panic!("{id} is on record"))
+    turns
+        .iter()
+        .find(|turn| turn.response_id.as_deref() == Some(id))
+        .unwrap_or_else(|| panic!("{id} is on record"))
 }
 
 /// A response that this key has made, by going on with new sessions until one is bound to it.
@@ -121,8 +131,10 @@ async fn stored_by(cluster: &Running, key: &str) -> String {
 /// What the gateway has asked of its store for turns.
 async fn asked_of_the_store(cluster: &Running) -> f64 {
     // Replicas ask for each other's words all the time.
-    let is_beat = |series: &str| ["roll", "board"].iter().any(|operation| series.contains(operation));
-    let is_turns = |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_beat(series);
+    let is_beat =
+        |series: &str| ["roll", "board"].iter().any(|operation| series.contains(operation));
+    let is_turns =
+        |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_beat(series);
     cluster.replica().metrics().await.sum_where(is_turns)
 }
 
@@ -155,7 +167,11 @@ async fn b19_response_ownership() {
     assert_eq!(turns.len(), 72, "each was sent once");
     for turn in turns.iter().filter(|turn| turn.previous_response_id.is_some()) {
         let before = made(&turns, turn.previous_response_id.as_deref().unwrap_or_default());
-        assert_eq!((turn.status, &turn.key), (200, &before.key), "a chain is a session: it has one key");
+        assert_eq!(
+            (turn.status, &turn.key),
+            (200, &before.key),
+            "a chain is a session: it has one key"
+        );
     }
     let mut projects: Vec<_> = turns.iter().map(|turn| project_of(&turn.key)).collect();
     projects.sort_unstable();
@@ -184,7 +200,9 @@ async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
         let mut connection = Connection::open(first.address).await;
         let mut answer = connection.ask(&first.request(&json!({}))).await.expect("an answer");
         let id = loop {
-            let Piece::Bytes(bytes) = connection.piece().await else { panic!("the id comes: {}", answer.text()) };
+            let Piece::Bytes(bytes) = connection.piece().await else {
+                panic!("the id comes: {}", answer.text())
+            };
             answer.body.extend_from_slice(&bytes);
             let text = answer.text();
             let id = text.split_once("\"id\":\"").and_then(|(_, rest)| rest.split_once('"'));
@@ -201,7 +219,8 @@ async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
 
 #[tokio::test]
 async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() {
-    let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().store("timeout = \"300ms\"").start().await;
+    let mut cluster =
+        Cluster::new().keys(keys(0)).replicas(2).redis().store("timeout = \"300ms\"").start().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
     let mut chain = Chain::new(here);
     let stored = chain.turn().await;
@@ -217,14 +236,21 @@ async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() 
     let mut said = Vec::new();
     for id in [&stored, &never] {
         let answer = Chain::new(there).after(id).asks(json!({})).await;
-        assert_eq!((answer.status, answer.code().as_str()), (503, "no_key_available"), "{}", answer.text());
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (503, "no_key_available"),
+            "{}",
+            answer.text()
+        );
         assert_eq!(answer.header("retry-after"), Some("1"));
         said.push(answer.body);
     }
     assert_eq!(said[0], said[1], "nor whether there is something");
     cluster.redis().signal("CONT").await;
     for id in [&stored, &last] {
-        let is_found = async || (Chain::new(there).after(id).asks(json!({})).await.status == 200).then_some(());
+        let is_found = async || {
+            (Chain::new(there).after(id).asks(json!({})).await.status == 200).then_some(())
+        };
         eventually(SOON, "what was made in the outage is found everywhere", is_found).await;
     }
     assert_eq!(Chain::new(there).after(&never).asks(json!({})).await.status, 400);
@@ -266,18 +292,26 @@ async fn b14_response_ids_of_another_client() {
             assert_eq!(answer.text().replace(id.as_str(), &foreign), json_text(&real));
         }
     }
-    // The same class of time, on any machine: the fastest of either kind is faster than half of the other.
+    // The same class of time, on any machine: the fastest of either kind is faster than half of the
+    // other.
     times.values_mut().for_each(|times| times.sort_unstable());
     for kind in [true, false] {
         let (fastest, median) = (times[&kind][0], times[&!kind][times[&!kind].len() / 2]);
-        assert!(fastest < median, "foreign {kind}: {fastest:?} at the fastest, and the median of the others is {median:?}");
+        assert!(
+            fastest < median,
+            "foreign {kind}: {fastest:?} at the fastest, and the median of the others is {median:?}"
+        );
     }
     // And by what it costs.
     let mut calls = Vec::new();
     for id in [&foreign, &unknown] {
-        let (gets, asked) = (cluster.redis().calls("get").await, asked_of_the_store(&cluster).await);
+        let (gets, asked) =
+            (cluster.redis().calls("get").await, asked_of_the_store(&cluster).await);
         bob(id).asks(json!({})).await;
-        calls.push((cluster.redis().calls("get").await - gets, asked_of_the_store(&cluster).await - asked));
+        calls.push((
+            cluster.redis().calls("get").await - gets,
+            asked_of_the_store(&cluster).await - asked,
+        ));
     }
     assert_eq!(calls[0], calls[1]);
     assert_eq!(cluster.turns().await.len(), before, "nothing of it went upstream");
@@ -288,7 +322,8 @@ async fn b14_response_ids_of_another_client() {
 
 /// As the gateway spells an error.
 fn json_text(error: &Value) -> String {
-    let [message, class, param, code] = ["message", "type", "param", "code"].map(|name| &error[name]);
+    let [message, class, param, code] =
+        ["message", "type", "param", "code"].map(|name| &error[name]);
     format!(r#"{{"error":{{"message":{message},"type":{class},"param":{param},"code":{code}}}}}"#)
 }
 
@@ -312,32 +347,54 @@ async fn a_turn_goes_where_its_previous_response_is_and_the_binding_stays() {
         let home = Chain::new(cluster.address()).of_session(&session).turn().await;
         assert_eq!(key_of(&home).await, bound, "the session has not moved");
     }
-    cluster.replica().shows(r#"warmkey_decisions_total{decision="spill",reason="stored"}"#, 4.0).await;
+    cluster
+        .replica()
+        .shows(r#"warmkey_decisions_total{decision="spill",reason="stored"}"#, 4.0)
+        .await;
 }
 
 #[tokio::test]
 async fn a_project_that_cannot_serve_is_named_and_nobody_serves_instead() {
     for (fault, status, code) in [
-        (json!({ "key": "a-3", "status": 401, "code": "invalid_api_key" }), 503, "no_key_available"),
-        (json!({ "project": "two", "status": 429, "code": "project_spend_limit_exceeded" }), 429, "insufficient_quota"),
+        (
+            json!({ "key": "a-3", "status": 401, "code": "invalid_api_key" }),
+            503,
+            "no_key_available",
+        ),
+        (
+            json!({ "project": "two", "status": 429, "code": "project_spend_limit_exceeded" }),
+            429,
+            "insufficient_quota",
+        ),
     ] {
         let cluster = Cluster::new().keys(two_projects()).start().await;
         let id = stored_by(&cluster, "a-3").await;
         cluster.upstream().fault(fault).await;
         // The first one finds out. What the upstream says of a quota its client may hear.
         let session = uuid();
-        let found_out = Chain::new(cluster.address()).of_session(&session).after(&id).asks(json!({})).await;
+        let found_out =
+            Chain::new(cluster.address()).of_session(&session).after(&id).asks(json!({})).await;
         assert_eq!(found_out.status, status, "{}", found_out.text());
-        for chain in [Chain::new(cluster.address()), Chain::new(cluster.address()).of_session(&session)] {
+        for chain in
+            [Chain::new(cluster.address()), Chain::new(cluster.address()).of_session(&session)]
+        {
             let answer = chain.after(&id).asks(json!({})).await;
-            assert_eq!((answer.status, answer.code().as_str()), (status, code), "{}", answer.text());
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (status, code),
+                "{}",
+                answer.text()
+            );
             assert!(answer.text().contains("org-a/two"), "{}", answer.text());
             let wait = answer.header("retry-after").and_then(|wait| wait.parse::<u32>().ok());
             assert!(wait.is_some_and(|wait| wait > 0), "{wait:?}");
         }
         let turns = cluster.turns().await;
         let gone_on = turns.iter().filter(|turn| turn.previous_response_id.is_some());
-        assert!(gone_on.clone().all(|turn| turn.key == "a-3") && gone_on.count() == 1, "never silently elsewhere");
+        assert!(
+            gone_on.clone().all(|turn| turn.key == "a-3") && gone_on.count() == 1,
+            "never silently elsewhere"
+        );
         // Whoever goes on from nothing is served by the other.
         let free = Chain::new(cluster.address()).of_session(&session).turn().await;
         assert_eq!(made(&cluster.turns().await, &free).key, "a-1");

@@ -1,4 +1,5 @@
-//! How a WebSocket ends: by either end, or by the gateway. What both are told of a close or a breach: `rfc6455`.
+//! How a WebSocket ends: by either end, or by the gateway. What both are told of a close or a
+//! breach: `rfc6455`.
 
 use std::time::Duration;
 
@@ -50,9 +51,13 @@ async fn an_upstream_that_is_lost_between_responses_is_a_reason_to_connect_anew(
     turn(&mut client, &mut there, "resp_1").await;
     drop(there);
     assert_eq!(client.closed().await, 1001);
-    let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
     turn(&mut client, &mut there, "resp_2").await;
-    assert_eq!(cluster.replica().metrics().await.get(r#"warmkey_bindings_total{result="existing"}"#), 1.0);
+    assert_eq!(
+        cluster.replica().metrics().await.get(r#"warmkey_bindings_total{result="existing"}"#),
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -67,7 +72,10 @@ async fn an_upstream_that_is_lost_in_mid_response_is_an_error_with_a_status() {
             None => drop(there),
         }
         let frames = [client.json().await, client.json().await];
-        assert_eq!(frames.iter().map(|frame| &frame["stream_id"]).collect::<Vec<_>>(), [&json!(null), &json!("a")]);
+        assert_eq!(
+            frames.iter().map(|frame| &frame["stream_id"]).collect::<Vec<_>>(),
+            [&json!(null), &json!("a")]
+        );
         for frame in frames {
             assert_eq!((&frame["type"], &frame["status"]), (&json!("error"), &json!(503)));
             assert_eq!(
@@ -76,7 +84,10 @@ async fn an_upstream_that_is_lost_in_mid_response_is_an_error_with_a_status() {
             );
         }
         assert_eq!(client.closed().await, 1011);
-        cluster.replica().shows(r#"warmkey_turns_total{transport="websocket",outcome="cut"}"#, 2.0).await;
+        cluster
+            .replica()
+            .shows(r#"warmkey_turns_total{transport="websocket",outcome="cut"}"#, 2.0)
+            .await;
     }
 }
 
@@ -122,14 +133,20 @@ async fn a_silent_peer_is_asked_and_kept_and_a_dead_one_is_found() {
 
 #[tokio::test]
 async fn a_leaving_replica_finishes_what_is_in_flight() {
-    let (mut cluster, upstream, mut client, mut there) = connected(Cluster::new().server("drain_delay", "\"1s\"")).await;
+    let (mut cluster, upstream, mut client, mut there) =
+        connected(Cluster::new().server("drain_delay", "\"1s\"")).await;
     begun(&mut client, &mut there).await;
-    let (mut idle, mut there_too) = tokio::join!(session(cluster.address(), ALICE, "idle"), upstream.accept());
+    let (mut idle, mut there_too) =
+        tokio::join!(session(cluster.address(), ALICE, "idle"), upstream.accept());
     let asked = Instant::now();
     cluster.replica().terminate().await;
-    eventually(SOON, "not ready", async || (cluster.replica().probe("/readyz").await.status == 503).then_some(())).await;
+    eventually(SOON, "not ready", async || {
+        (cluster.replica().probe("/readyz").await.status == 503).then_some(())
+    })
+    .await;
     // While the balancer looks away everything is served.
-    let (late, mut late_there) = tokio::join!(session(cluster.address(), BOB, "late"), upstream.accept());
+    let (late, mut late_there) =
+        tokio::join!(session(cluster.address(), BOB, "late"), upstream.accept());
     let mut late = late;
     turn(&mut late, &mut late_there, "resp_9").await;
     assert_eq!((idle.closed().await, there_too.closed().await), (1001, 1001));
@@ -149,7 +166,8 @@ async fn a_leaving_replica_finishes_what_is_in_flight() {
 
 #[tokio::test]
 async fn what_outlasts_the_grace_is_cut() {
-    let (mut cluster, _upstream, mut client, mut there) = connected(Cluster::new().server("drain", "\"1s\"")).await;
+    let (mut cluster, _upstream, mut client, mut there) =
+        connected(Cluster::new().server("drain", "\"1s\"")).await;
     begun(&mut client, &mut there).await;
     let asked = Instant::now();
     cluster.replica().terminate().await;
@@ -172,11 +190,14 @@ async fn a_revoked_token_ends_its_connections() {
     turn(&mut other, &mut other_there, "resp_2").await;
 }
 
-/// A client's rights are those that it has when it asks, on a connection that was open before as on the next one.
+/// A client's rights are those that it has when it asks, on a connection that was open before as on
+/// the next one.
 #[tokio::test]
 async fn a_client_may_ask_for_what_it_may_by_now() {
-    let clients = |rights: &str| format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n{rights}\n");
-    let (mut cluster, _upstream, mut client, mut there) = connected(Cluster::new().clients(&clients(""))).await;
+    let clients =
+        |rights: &str| format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n{rights}\n");
+    let (mut cluster, _upstream, mut client, mut there) =
+        connected(Cluster::new().clients(&clients(""))).await;
     begun(&mut client, &mut there).await;
     cluster.change(|cluster| cluster.clients(&clients("models = [\"gpt-6\"]")));
     cluster.reload(0).await;
@@ -185,7 +206,10 @@ async fn a_client_may_ask_for_what_it_may_by_now() {
     assert_eq!(client.text().await, completed("resp_1"));
     client.send(&create(None)).await;
     let refused = client.json().await;
-    assert_eq!((&refused["status"], &refused["error"]["code"]), (&json!(403), &json!("model_not_allowed")));
+    assert_eq!(
+        (&refused["status"], &refused["error"]["code"]),
+        (&json!(403), &json!("model_not_allowed"))
+    );
     let other = create(None).replace("gpt-5.4", "gpt-6");
     client.send(&other).await;
     assert_eq!(there.text().await, other);
@@ -199,23 +223,28 @@ async fn a_client_may_ask_for_what_it_may_by_now() {
     turn(&mut client, &mut there, "resp_3").await;
 }
 
-/// It ends where its client may not go on with it: its token is somebody else's, or its key of an organization that is no more
-/// for the client. Another token of the same client, or another right, is no reason.
+/// It ends where its client may not go on with it: its token is somebody else's, or its key of an
+/// organization that is no more for the client. Another token of the same client, or another right,
+/// is no reason.
 #[tokio::test]
 async fn a_connection_ends_that_its_client_could_not_open() {
     let clients = |sections: &[(&str, &str, &str)]| -> String {
-        let section = |(id, token, more): &(&str, &str, &str)| format!("[[client]]\nid = {id:?}\ntoken = {token:?}\n{more}\n");
+        let section = |(id, token, more): &(&str, &str, &str)| {
+            format!("[[client]]\nid = {id:?}\ntoken = {token:?}\n{more}\n")
+        };
         sections.iter().map(section).collect()
     };
     let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url());
-    let mut cluster = cluster.clients(&clients(&[("alice", ALICE, ""), ("alice", BOB, "")])).start().await;
+    let mut cluster =
+        cluster.clients(&clients(&[("alice", ALICE, ""), ("alice", BOB, "")])).start().await;
     let there = async {
         let asked = upstream.asked().await;
         (asked.key(), asked.accept("").await)
     };
-    let (mut client, (key, mut there)) = tokio::join!(session(cluster.address(), ALICE, "s"), there);
+    let (mut client, (key, mut there)) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), there);
     turn(&mut client, &mut there, "resp_1").await;
     let (own, other) = if key.contains("org-a") { ("org-a", "org-b") } else { ("org-b", "org-a") };
     let only = |organization: &str| format!("organizations = [{organization:?}]");
@@ -245,9 +274,11 @@ async fn a_connection_ends_that_its_client_could_not_open() {
 /// Whoever is slow to read can answer no ping either, and is not dead for that.
 #[tokio::test]
 async fn a_client_that_is_slow_to_read_is_waited_for() {
-    let (cluster, _upstream, mut client, mut there) = connected(Cluster::new().server("ping", "\"1s\"")).await;
+    let (cluster, _upstream, mut client, mut there) =
+        connected(Cluster::new().server("ping", "\"1s\"")).await;
     begun(&mut client, &mut there).await;
-    let event = format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, "z".repeat(60_000));
+    let event =
+        format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, "z".repeat(60_000));
     let mut sent = 0_usize;
     eventually(SOON, "the upstream is held back", async || {
         // It is there.

@@ -1,4 +1,5 @@
-//! Bounded waiting. Every wait of a test has a limit and a name, and waits for a state, never for time to pass.
+//! Bounded waiting. Every wait of a test has a limit and a name, and waits for a state, never for
+//! time to pass.
 
 use std::future::Future;
 use std::io::Write;
@@ -24,7 +25,8 @@ pub fn is_long() -> bool {
     std::env::var_os("WARMKEY_LONG").is_some()
 }
 
-/// Ends everything if it is not dropped in time, by name: a test that hangs must not be one that nobody hears of.
+/// Ends everything if it is not dropped in time, by name: a test that hangs must not be one that
+/// nobody hears of.
 pub struct Watchdog {
     _is_over: Sender<()>,
 }
@@ -57,7 +59,8 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
     }
 }
 
-/// Tries until an attempt finds what it is after, where each has its chance, and fails the test if that is no excuse any more.
+/// Tries until an attempt finds what it is after, where each has its chance, and fails the test if
+/// that is no excuse any more.
 pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..ATTEMPTS {
         if let Some(value) = attempt().await {
@@ -68,7 +71,11 @@ pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -
 }
 
 /// Asks again until `state` answers, and fails the test if it does not within `limit`.
-pub async fn eventually<T>(limit: Duration, what: &str, mut state: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(
+    limit: Duration,
+    what: &str,
+    mut state: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = state().await {

@@ -1,7 +1,8 @@
 //! Ports for what must keep its address over a restart.
 //!
-//! They lie below the kernel's ephemeral range, so that no outgoing connection takes one while its owner is down, and each
-//! is asked from the kernel by binding it once. Servers that need no fixed port bind port 0 themselves.
+//! They lie below the kernel's ephemeral range, so that no outgoing connection takes one while its
+//! owner is down, and each is asked from the kernel by binding it once. Servers that need no fixed
+//! port bind port 0 themselves.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -12,7 +13,9 @@ static TAKEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 pub fn free() -> SocketAddr {
     let mut taken = TAKEN.lock().expect("no holder panics");
     loop {
-        let port = 12_000 + u16::try_from(getrandom::u32().expect("the system has entropy") % 20_000).expect("below 20,000");
+        let port = 12_000
+            + u16::try_from(getrandom::u32().expect("the system has entropy") % 20_000)
+                .expect("below 20,000");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if !taken.contains(&port) && TcpListener::bind(address).is_ok() {
             taken.insert(port);

@@ -62,8 +62,13 @@ impl Process {
     /// Starts `command`; a program that is not installed is one clear line naming `package`.
     pub fn start(name: &str, mut command: Command, folder: &Path, package: &str) -> Self {
         let log = folder.join(format!("{name}.log"));
-        let sink = File::options().create(true).append(true).open(&log).expect("the temporary folder can be written");
-        let before = sink.metadata().map_or(0, |file| usize::try_from(file.len()).unwrap_or(usize::MAX));
+        let sink = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("the temporary folder can be written");
+        let before =
+            sink.metadata().map_or(0, |file| usize::try_from(file.len()).unwrap_or(usize::MAX));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
         let mut child = match command.spawn() {
             Ok(child) => child,
@@ -80,7 +85,9 @@ impl Process {
 
     /// The next line on standard output; None once it has closed it.
     pub async fn line(&mut self) -> Option<String> {
-        within(SOON, &format!("a line of {}", self.name), self.lines.next_line()).await.expect("standard output is text")
+        within(SOON, &format!("a line of {}", self.name), self.lines.next_line())
+            .await
+            .expect("standard output is text")
     }
 
     /// Everything it said on standard error so far, and what a process of its name said before.
@@ -96,17 +103,22 @@ impl Process {
 
     /// Sends `TERM`, `KILL`, `STOP`, ...
     pub async fn signal(&self, signal: &str) {
-        let sent = Command::new("sh").arg("-c").arg(format!("kill -{signal} {}", self.pid)).status().await;
+        let sent =
+            Command::new("sh").arg("-c").arg(format!("kill -{signal} {}", self.pid)).status().await;
         assert!(sent.expect("sh runs").success(), "{} takes SIG{signal}", self.name);
     }
 
     /// SIGKILL, and gone when this returns.
     pub async fn kill(&mut self) {
-        within(SOON, "a killed process is gone", self.child.kill()).await.expect("an own child can be killed");
+        within(SOON, "a killed process is gone", self.child.kill())
+            .await
+            .expect("an own child can be killed");
     }
 
     pub async fn exit(&mut self, limit: Duration) -> ExitStatus {
-        within(limit, &format!("exit of {}", self.name), self.child.wait()).await.expect("an own child can be awaited")
+        within(limit, &format!("exit of {}", self.name), self.child.wait())
+            .await
+            .expect("an own child can be awaited")
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -139,8 +151,12 @@ impl Process {
     }
 
     fn memory(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a process has resident memory");
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("the process runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .expect("a process has resident memory");
         let kib = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
         kib.expect("memory is told in KiB") * 1024
     }

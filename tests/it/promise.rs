@@ -1,9 +1,10 @@
-//! The one promise: a session stays on the key whose prompt cache is warm, whichever replica takes each turn, and dying
-//! replicas change nothing about it.
+//! The one promise: a session stays on the key whose prompt cache is warm, whichever replica takes
+//! each turn, and dying replicas change nothing about it.
 //!
-//! The same work is played to one key directly and to Warmkey; the simulator keeps both records. Its clock runs five hundred times
-//! faster, so that sessions come at the pace of people, not of a test: a key of a real service takes about 15 requests a minute
-//! of one session before it overflows to a cold machine, and forgets after half an hour.
+//! The same work is played to one key directly and to Warmkey; the simulator keeps both records.
+//! Its clock runs five hundred times faster, so that sessions come at the pace of people, not of a
+//! test: a key of a real service takes about 15 requests a minute of one session before it
+//! overflows to a cold machine, and forgets after half an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -51,24 +52,32 @@ impl Work {
         let goal = ALL_TURNS * percent / 100;
         while self.done.load(Ordering::Relaxed) < goal {
             let before = self.done.load(Ordering::Relaxed);
-            eventually(SOON * 2, "progress", async || (self.done.load(Ordering::Relaxed) > before).then_some(())).await;
+            eventually(SOON * 2, "progress", async || {
+                (self.done.load(Ordering::Relaxed) > before).then_some(())
+            })
+            .await;
         }
     }
 
-    /// One session: its first turn, perhaps in a crowd, then its other turns, each longer by what was said before.
+    /// One session: its first turn, perhaps in a crowd, then its other turns, each longer by what
+    /// was said before.
     async fn session(&self, number: usize, mut root: Codex) {
         let said = "the quick brown fox jumps over the lazy dog, and ".repeat(20);
         if number.is_multiple_of(CROWDED) {
-            // Slow enough that all of them are in flight at once; a moment apart, as people and tools are.
+            // Slow enough that all of them are in flight at once; a moment apart, as people and
+            // tools are.
             let mut crowd = JoinSet::new();
             for _ in 1..CROWD {
                 let (mut agent, begun) = (root.spawn(), Arc::new(Notify::new()));
                 let telling = Arc::clone(&begun);
                 crowd.spawn(async move {
-                    let turn = agent.turn_telling("an agent begins SLOW:4x200ms", || telling.notify_one()).await;
+                    let turn = agent
+                        .turn_telling("an agent begins SLOW:4x200ms", || telling.notify_one())
+                        .await;
                     turn.served().sha256
                 });
-                // However long it takes to the upstream, the next one arrives three seconds later by the upstream's clock.
+                // However long it takes to the upstream, the next one arrives three seconds later
+                // by the upstream's clock.
                 within(SOON, "an agent is answered", begun.notified()).await;
                 sleep(ms(6)).await;
             }
@@ -89,7 +98,8 @@ impl Work {
         let open = Arc::new(Semaphore::new(OPEN));
         let mut sessions = JoinSet::new();
         for number in 0..SESSIONS {
-            let codex = Codex::new(address, &tokens[number / 2 % 2]).model(MODELS[number % 2]).patient();
+            let codex =
+                Codex::new(address, &tokens[number / 2 % 2]).model(MODELS[number % 2]).patient();
             let (work, open) = (Arc::clone(&self), Arc::clone(&open));
             sessions.spawn(async move {
                 let _turn = open.acquire_owned().await.expect("the gate stays");
@@ -106,7 +116,8 @@ impl Work {
 fn shares(turns: &[Turn]) -> [(f64, f64); 2] {
     MODELS.map(|model| {
         let of_model = |turn: &&Turn| turn.is_served() && turn.model.as_deref() == Some(model);
-        let sum = |part: fn(&Turn) -> u64| turns.iter().filter(of_model).map(part).sum::<u64>() as f64;
+        let sum =
+            |part: fn(&Turn) -> u64| turns.iter().filter(of_model).map(part).sum::<u64>() as f64;
         let cached = sum(|turn| turn.cached_tokens);
         (cached / sum(|turn| turn.input_tokens), cached / sum(|turn| turn.ideal_cached_tokens))
     })
@@ -150,11 +161,15 @@ async fn three_replicas() -> Running {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_promise_holds_while_replicas_die() {
     let single = single_key().await;
-    assert!(single.iter().all(|(_, of_ideal)| *of_ideal > 0.99), "the single key itself does not overflow: {single:?}");
+    assert!(
+        single.iter().all(|(_, of_ideal)| *of_ideal > 0.99),
+        "the single key itself does not overflow: {single:?}"
+    );
 
     let mut cluster = three_replicas().await;
     let work = Arc::new(Work::default());
-    let playing = tokio::spawn(Arc::clone(&work).play(cluster.address(), [ALICE.into(), BOB.into()]));
+    let playing =
+        tokio::spawn(Arc::clone(&work).play(cluster.address(), [ALICE.into(), BOB.into()]));
     work.reaches(25).await;
     cluster.replicas[0].kill().await;
     work.reaches(50).await;
@@ -172,17 +187,36 @@ async fn the_promise_holds_while_replicas_die() {
     assert_eq!(keys.len(), SESSIONS);
     let moved: BTreeMap<_, _> = keys.iter().filter(|(_, keys)| keys.len() != 1).collect();
     assert!(moved.is_empty(), "exactly one key a session: {moved:?}");
-    assert_eq!(keys.into_values().flatten().collect::<BTreeSet<_>>().len(), 6, "and every key is at work");
+    assert_eq!(
+        keys.into_values().flatten().collect::<BTreeSet<_>>().len(),
+        6,
+        "and every key is at work"
+    );
 
-    let served: BTreeSet<String> = turns.iter().filter(|turn| turn.is_served()).map(|turn| turn.body_sha256.clone()).collect();
-    assert!(served == *work.sent.lock().expect("no holder panics"), "the bodies that arrived are the bodies that were sent");
+    let served: BTreeSet<String> =
+        turns.iter().filter(|turn| turn.is_served()).map(|turn| turn.body_sha256.clone()).collect();
+    assert!(
+        served == *work.sent.lock().expect("no holder panics"),
+        "the bodies that arrived are the bodies that were sent"
+    );
 
     for ((model, (cached, of_ideal)), single) in MODELS.iter().zip(shares(&turns)).zip(single) {
-        assert!(cached >= 0.99 * single.0, "{model}: cached {cached:.4}, by the single key {:.4}", single.0);
-        assert!(of_ideal >= 0.99, "{model}: {of_ideal:.4} of the ideal, the single key {:.4}", single.1);
+        assert!(
+            cached >= 0.99 * single.0,
+            "{model}: cached {cached:.4}, by the single key {:.4}",
+            single.0
+        );
+        assert!(
+            of_ideal >= 0.99,
+            "{model}: {of_ideal:.4} of the ideal, the single key {:.4}",
+            single.1
+        );
     }
     for (number, replica) in cluster.replicas.iter().enumerate() {
-        assert!(replica.metrics().await.sum("warmkey_turns_total") > 0.0, "replica {number} took its part");
+        assert!(
+            replica.metrics().await.sum("warmkey_turns_total") > 0.0,
+            "replica {number} took its part"
+        );
         replica.shows("warmkey_active_turns", 0.0).await;
     }
 }

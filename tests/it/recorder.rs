@@ -1,4 +1,5 @@
-//! An upstream that keeps every byte of what it was sent, and answers with exactly the bytes that a test wrote down.
+//! An upstream that keeps every byte of what it was sent, and answers with exactly the bytes that a
+//! test wrote down.
 //!
 //! The simulator judges what a turn cost; this one judges what a turn looked like.
 
@@ -54,7 +55,9 @@ impl Seen {
     }
 
     pub fn key(&self) -> &str {
-        self.header("authorization").and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default()
+        self.header("authorization")
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .unwrap_or_default()
     }
 }
 
@@ -144,13 +147,18 @@ impl Recorder {
         self.book.repeats.load(Ordering::Relaxed)
     }
 
-    /// Waits until `streams` floods and drips are held back by clients that do not read. Each of them has a write that
-    /// waits and goes on waiting, and the gateway, which has something to read then, has nothing to do.
+    /// Waits until `streams` floods and drips are held back by clients that do not read. Each of
+    /// them has a write that waits and goes on waiting, and the gateway, which has something to
+    /// read then, has nothing to do.
     pub async fn rests(&self, streams: usize, gateway: &Process) {
         let mut before = None;
         eventually(ANSWER, "streams at rest", async || {
-            assert!(self.seen().iter().all(|seen| seen.left.is_none()), "the gateway has left a stream");
-            let is_held_back = self.book.waiting.load(Ordering::Relaxed) == streams && gateway.sleeps();
+            assert!(
+                self.seen().iter().all(|seen| seen.left.is_none()),
+                "the gateway has left a stream"
+            );
+            let is_held_back =
+                self.book.waiting.load(Ordering::Relaxed) == streams && gateway.sleeps();
             let now = is_held_back.then(|| self.repeats());
             (std::mem::replace(&mut before, now) == now && is_held_back).then_some(())
         })
@@ -159,12 +167,18 @@ impl Recorder {
 
     /// Waits until `count` requests have come, whole.
     pub async fn reached(&self, count: usize) {
-        eventually(ANSWER, "requests upstream", async || (self.seen().len() >= count).then_some(())).await;
+        eventually(ANSWER, "requests upstream", async || {
+            (self.seen().len() >= count).then_some(())
+        })
+        .await;
     }
 
     /// Waits until the peer has left request `number`, and says when.
     pub async fn left(&self, number: usize) -> Instant {
-        eventually(ANSWER, "the gateway leaves upstream", async || self.seen().get(number).and_then(|seen| seen.left)).await
+        eventually(ANSWER, "the gateway leaves upstream", async || {
+            self.seen().get(number).and_then(|seen| seen.left)
+        })
+        .await
     }
 
     /// Lets `count` answers pass their hold.
@@ -181,7 +195,8 @@ impl Drop for Recorder {
 
 /// A whole answer with exact length.
 pub fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len()).into_bytes();
+    let mut bytes = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len())
+        .into_bytes();
     bytes.extend_from_slice(body);
     bytes
 }
@@ -198,7 +213,9 @@ pub fn chunk(bytes: &[u8]) -> Vec<u8> {
 /// A whole streamed answer, each piece a chunk and a write of its own.
 pub fn stream(pieces: &[&[u8]]) -> Vec<Step> {
     let mut steps = vec![Step::Send(stream_head(""))];
-    steps.extend(pieces.iter().filter(|piece| !piece.is_empty()).map(|piece| Step::Send(chunk(piece))));
+    steps.extend(
+        pieces.iter().filter(|piece| !piece.is_empty()).map(|piece| Step::Send(chunk(piece))),
+    );
     steps.push(Step::Send(b"0\r\n\r\n".to_vec()));
     steps
 }
@@ -214,7 +231,10 @@ pub const COMPLETED: &str = concat!(
 
 /// A short streamed answer that ends well.
 pub fn completed() -> Vec<Step> {
-    stream(&[b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n", COMPLETED.as_bytes()])
+    stream(&[
+        b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n",
+        COMPLETED.as_bytes(),
+    ])
 }
 
 async fn serve(mut stream: TcpStream, book: Arc<Book>) {
@@ -261,7 +281,9 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
             Step::Send(bytes) => drop(to.write_all(&bytes).await),
             Step::Flood(bytes) => while again(to, &bytes, book).await {},
             Step::Drip(bytes, pause) => {
-                while book.gate.try_acquire().map(SemaphorePermit::forget).is_err() && again(to, &bytes, book).await {
+                while book.gate.try_acquire().map(SemaphorePermit::forget).is_err()
+                    && again(to, &bytes, book).await
+                {
                     tokio::time::sleep(pause).await;
                 }
             }
@@ -274,7 +296,8 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
     Going::On
 }
 
-/// A listener whose connections take little that their peer has not read: a write soon waits for a peer that does not.
+/// A listener whose connections take little that their peer has not read: a write soon waits for a
+/// peer that does not.
 fn listen() -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -326,12 +349,15 @@ async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Seen> {
     let head = String::from_utf8_lossy(&head[..end]).into_owned();
     let mut lines = head.split("\r\n");
     let line = lines.next().unwrap_or_default().to_owned();
-    let headers: Headers =
-        lines.filter_map(|line| line.split_once(':')).map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned())).collect();
+    let headers: Headers = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(n, v)| (n.to_ascii_lowercase(), v.trim().to_owned()))
+        .collect();
     let body = if value(&headers, "transfer-encoding") == Some("chunked") {
         chunked(stream, buffer).await?
     } else {
-        let length = value(&headers, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let length =
+            value(&headers, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         take(stream, buffer, length).await?
     };
     Some(Seen { line, headers, body, answered: false, left: None })

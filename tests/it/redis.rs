@@ -1,4 +1,5 @@
-//! A real Redis of a test's own, on a port that was free, and known to be its own child; and the shapes in which people run it.
+//! A real Redis of a test's own, on a port that was free, and known to be its own child; and the
+//! shapes in which people run it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -49,7 +50,8 @@ impl Redis {
         panic!("no port for Redis after five attempts");
     }
 
-    /// Waits until the port is answered. Whether it is by this very process: another may have taken it.
+    /// Waits until the port is answered. Whether it is by this very process: another may have taken
+    /// it.
     async fn is_own(&mut self) -> bool {
         eventually(SOON, "Redis answers", async || {
             if !self.process.is_running() {
@@ -108,7 +110,9 @@ impl Redis {
         }
         stream.write_all(bytes.as_bytes()).await.expect("Redis reads");
         // It may drop the command of a client that has gone.
-        tokio::spawn(async move { while matches!(stream.read_buf(&mut Vec::new()).await, Ok(1..)) {} });
+        tokio::spawn(
+            async move { while matches!(stream.read_buf(&mut Vec::new()).await, Ok(1..)) {} },
+        );
     }
 
     /// Waits until this section of `INFO` has all these lines.
@@ -120,16 +124,24 @@ impl Redis {
         .await;
     }
 
-    /// Waits until its replicas have all that it has now. `WAIT` would speak for the writes of its own connection only.
+    /// Waits until its replicas have all that it has now. `WAIT` would speak for the writes of its
+    /// own connection only.
     pub async fn is_copied(&self) {
-        let offset =
-            |line: &str, name: &str| line.split([',', ':']).find_map(|part| part.strip_prefix(name)?.parse::<u64>().ok());
+        let offset = |line: &str, name: &str| {
+            line.split([',', ':']).find_map(|part| part.strip_prefix(name)?.parse::<u64>().ok())
+        };
         let info: String = self.ask(&["INFO", "replication"]).await;
-        let goal = info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")?.parse::<u64>().ok());
+        let goal = info
+            .lines()
+            .find_map(|line| line.strip_prefix("master_repl_offset:")?.parse::<u64>().ok());
         eventually(SOON, "all that was written on every replica", async || {
             let info: String = self.try_ask(&["INFO", "replication"]).await?;
             let mut replicas = info.lines().filter_map(|line| offset(line, "offset="));
-            replicas.clone().next().filter(|_| replicas.all(|offset| Some(offset) >= goal)).map(|_| ())
+            replicas
+                .clone()
+                .next()
+                .filter(|_| replicas.all(|offset| Some(offset) >= goal))
+                .map(|_| ())
         })
         .await;
     }
@@ -137,7 +149,10 @@ impl Redis {
     /// The name of every binding it holds: a session's id has 22 characters.
     pub async fn bindings(&self) -> Vec<String> {
         let names: Vec<String> = self.ask(&["KEYS", "warmkey:*"]).await;
-        names.into_iter().filter(|name| name.rsplit(':').next().is_some_and(|id| id.len() == 22)).collect()
+        names
+            .into_iter()
+            .filter(|name| name.rsplit(':').next().is_some_and(|id| id.len() == 22))
+            .collect()
     }
 
     /// The one binding it holds: its name and its value.
@@ -154,7 +169,9 @@ impl Redis {
         let info: String = self.ask(&["INFO", "commandstats"]).await;
         let prefix = format!("cmdstat_{command}:calls=");
         let line = info.lines().find_map(|line| line.strip_prefix(&prefix));
-        line.and_then(|rest| rest.split(',').next()).and_then(|calls| calls.parse().ok()).unwrap_or(0)
+        line.and_then(|rest| rest.split(',').next())
+            .and_then(|calls| calls.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Sends it `STOP`, `CONT`, ...
@@ -171,7 +188,8 @@ fn run(folder: &Path, data: &Path, address: SocketAddr, arguments: &[String]) ->
     let name = format!("redis-{}", address.port());
     let mut command = Command::new("redis-server");
     // A file of configuration comes before all options.
-    let (files, options): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.ends_with(".conf"));
+    let (files, options): (Vec<_>, Vec<_>) =
+        arguments.iter().partition(|word| word.ends_with(".conf"));
     command.args(files);
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
     command.arg("--port").arg(address.port().to_string()).arg("--dir").arg(data);

@@ -1,4 +1,5 @@
-//! Reload from outside: what is noticed, what is taken into use, what is refused, and what stays as it was.
+//! Reload from outside: what is noticed, what is taken into use, what is refused, and what stays as
+//! it was.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,8 +19,13 @@ const FAILURES: &str = "warmkey_reload_failures_total";
 async fn a_key_changes_its_secret_and_nothing_else() {
     let old = siblings("org-a", 1);
     let new = Key::new("rotated", "org-a");
-    let mut cluster =
-        Cluster::new().keys(old.clone()).spare(vec![new]).redis().simulator("event_delay = \"150ms\"").start().await;
+    let mut cluster = Cluster::new()
+        .keys(old.clone())
+        .spare(vec![new])
+        .redis()
+        .simulator("event_delay = \"150ms\"")
+        .start()
+        .await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     let bound = cluster.redis().binding().await;
@@ -56,20 +62,31 @@ async fn a_token_is_rotated_without_a_gap() {
     for number in 0..2 {
         assert_eq!(status(new, &cluster, number).await, 401);
         cluster.reload(number).await;
-        assert_eq!((status(old, &cluster, number).await, status(new, &cluster, number).await), (200, 200));
+        assert_eq!(
+            (status(old, &cluster, number).await, status(new, &cluster, number).await),
+            (200, 200)
+        );
     }
     codex.shows(new);
     codex.turn("with the other token").await.served();
     cluster.change(|cluster| cluster.clients(&section(new)));
     for number in 0..2 {
         cluster.reload(number).await;
-        assert_eq!((status(old, &cluster, number).await, status(new, &cluster, number).await), (401, 200));
+        assert_eq!(
+            (status(old, &cluster, number).await, status(new, &cluster, number).await),
+            (401, 200)
+        );
     }
     codex.turn("without the first").await.served();
-    assert_eq!(path_of(&cluster.turns().await, &codex.session).len(), 1, "the same client, the same session");
+    assert_eq!(
+        path_of(&cluster.turns().await, &codex.session).len(),
+        1,
+        "the same client, the same session"
+    );
 }
 
-/// Puts `files` where `mount` shows them, as Kubernetes does: a folder of its own, and a link that is swapped.
+/// Puts `files` where `mount` shows them, as Kubernetes does: a folder of its own, and a link that
+/// is swapped.
 fn project(mount: &Path, version: &str, files: &[(&str, &str)]) {
     let folder = mount.join(version);
     fs::create_dir_all(&folder).expect("the temporary folder can be written");
@@ -93,20 +110,35 @@ async fn what_kubernetes_swaps_is_noticed() {
     // The configuration itself comes by a link too: another file, the same content, no reload.
     let file = cluster.replica().file();
     let first = fs::read_to_string(&file).expect("it is there");
-    project(mount.path(), "..2", &[("tokens", &tokens("token-canary-1")), ("warmkey.toml", &first)]);
+    project(
+        mount.path(),
+        "..2",
+        &[("tokens", &tokens("token-canary-1")), ("warmkey.toml", &first)],
+    );
     fs::remove_file(&file).expect("it is there");
     symlink(mount.path().join("warmkey.toml"), &file).expect("the temporary folder can be written");
     cluster.replica().hang_up().await;
     cluster.replica().says("has not changed").await;
     assert_eq!(cluster.replica().metrics().await.get(RELOADS), 0.0);
     // A secret.
-    project(mount.path(), "..3", &[("tokens", &tokens("token-canary-2")), ("warmkey.toml", &first)]);
+    project(
+        mount.path(),
+        "..3",
+        &[("tokens", &tokens("token-canary-2")), ("warmkey.toml", &first)],
+    );
     cluster.replica().shows(RELOADS, 1.0).await;
     Codex::new(cluster.address(), "token-canary-2").turn("second").await.served();
-    assert_eq!(Codex::new(cluster.address(), "token-canary-1").turn("too late").await.answer.status, 401);
+    assert_eq!(
+        Codex::new(cluster.address(), "token-canary-1").turn("too late").await.answer.status,
+        401
+    );
     // The configuration.
     let second = first.replace("weight = 1", "weight = 2");
-    project(mount.path(), "..4", &[("tokens", &tokens("token-canary-2")), ("warmkey.toml", &second)]);
+    project(
+        mount.path(),
+        "..4",
+        &[("tokens", &tokens("token-canary-2")), ("warmkey.toml", &second)],
+    );
     cluster.replica().shows(RELOADS, 2.0).await;
     Codex::new(cluster.address(), "token-canary-2").turn("third").await.served();
     assert!(!cluster.logs().contains("canary"), "no secret is told");
@@ -118,10 +150,17 @@ async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
     let replica = cluster.replica();
     let mut codex = Codex::new(cluster.address(), ALICE);
     let good = fs::read_to_string(replica.file()).expect("it is there");
-    let told = || replica.process().log().lines().filter(|line| line.contains("cannot be used")).count();
+    let told =
+        || replica.process().log().lines().filter(|line| line.contains("cannot be used")).count();
     let keyless = good.split("[[key]]").next().expect("the part before");
-    let unreadable = good.replacen("secret = \"sk-canary-org-a-1\"", "secret = { file = \"/nowhere/canary\" }", 1);
-    let twice = format!("{good}[[key]]\nid = \"org-a-1\"\nupstream = \"openai\"\norganization = \"o\"\nsecret = \"sk-canary\"\n");
+    let unreadable = good.replacen(
+        "secret = \"sk-canary-org-a-1\"",
+        "secret = { file = \"/nowhere/canary\" }",
+        1,
+    );
+    let twice = format!(
+        "{good}[[key]]\nid = \"org-a-1\"\nupstream = \"openai\"\norganization = \"o\"\nsecret = \"sk-canary\"\n"
+    );
     let bad = [
         "this is no TOML: sk-canary = [".to_owned(),
         keyless.to_owned(),
@@ -141,31 +180,43 @@ async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
     assert_eq!((told(), replica.metrics().await.get(RELOADS)), (bad.len(), 0.0));
     // A good one is taken, and what only a start can change is named.
     cluster.change(|cluster| {
-        let cluster = cluster.keys(siblings("org-a", 1)).server("drain", "\"31s\"").binding("ttl = \"700h\"");
-        cluster.server("listen", "\"127.0.0.1:1\"").server("secret", "\"another canary secret of enough bytes\"")
+        let cluster =
+            cluster.keys(siblings("org-a", 1)).server("drain", "\"31s\"").binding("ttl = \"700h\"");
+        cluster
+            .server("listen", "\"127.0.0.1:1\"")
+            .server("secret", "\"another canary secret of enough bytes\"")
     });
     cluster.reload(0).await;
-    cluster.replica().says("needs a restart: binding.ttl, server.drain, server.listen, server.secret").await;
+    cluster
+        .replica()
+        .says("needs a restart: binding.ttl, server.drain, server.listen, server.secret")
+        .await;
     let metrics = cluster.replica().metrics().await;
-    let has_key = |id: &str| metrics.has(&format!("warmkey_key_state{{key=\"{id}\",state=\"ready\"}}"));
+    let has_key =
+        |id: &str| metrics.has(&format!("warmkey_key_state{{key=\"{id}\",state=\"ready\"}}"));
     assert_eq!((has_key("org-a-1"), has_key("org-a-2")), (true, false));
     codex.turn("and served").await.served();
     let log = cluster.logs();
     assert!(!log.replace("/nowhere/canary", "").contains("canary"), "no secret is told: {log}");
 }
 
-/// Whether a token is asked for is decided at the start, by the address that is listened on: a file cannot open what listens
-/// already, and who needed no token goes on without one.
+/// Whether a token is asked for is decided at the start, by the address that is listened on: a file
+/// cannot open what listens already, and who needed no token goes on without one.
 #[tokio::test]
 async fn gateway_is_as_open_as_it_was_started() {
     for (before, after, status) in [("true", "false", 200), ("false", "true", 401)] {
         let mut cluster = Cluster::new().server("open", before).start().await;
-        let nobody = Request::new("POST", "/responses").body(r#"{"model":"gpt-5.4","input":"hello"}"#);
+        let nobody =
+            Request::new("POST", "/responses").body(r#"{"model":"gpt-5.4","input":"hello"}"#);
         assert_eq!(ask(cluster.address(), &nobody).await.status, status, "{before}");
         cluster.change(|cluster| cluster.keys(siblings("org-a", 1)).server("open", after));
         cluster.reload(0).await;
         cluster.replica().says("needs a restart: server.open").await;
-        assert_eq!(ask(cluster.address(), &nobody).await.status, status, "{before}, and reloaded with {after}");
+        assert_eq!(
+            ask(cluster.address(), &nobody).await.status,
+            status,
+            "{before}, and reloaded with {after}"
+        );
         Codex::new(cluster.address(), ALICE).turn("known").await.served();
     }
 }
@@ -173,8 +224,10 @@ async fn gateway_is_as_open_as_it_was_started() {
 #[tokio::test]
 async fn a_key_that_is_refused_while_its_secret_changes_is_tried_with_the_new_one() {
     let old = siblings("org-a", 1);
-    let mut cluster = Cluster::new().keys(old.clone()).spare(vec![Key::new("rotated", "org-a")]).start().await;
-    let fault = json!({ "key": "org-a-1", "status": 401, "code": "invalid_api_key", "stall": "4s" });
+    let mut cluster =
+        Cluster::new().keys(old.clone()).spare(vec![Key::new("rotated", "org-a")]).start().await;
+    let fault =
+        json!({ "key": "org-a-1", "status": 401, "code": "invalid_api_key", "stall": "4s" });
     cluster.upstream().fault(fault).await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     let turn = tokio::spawn(async move { codex.turn("refused late").await.served() });

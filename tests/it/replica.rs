@@ -23,14 +23,16 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts it with `text` as its configuration, `@listen@` and `@admin@` standing for its addresses.
+    /// Starts it with `text` as its configuration, `@listen@` and `@admin@` standing for its
+    /// addresses.
     pub async fn start(name: &str, folder: &Path, text: &str) -> Self {
         let (listen, admin) = (port::free(), port::free());
         let process = run(name, folder, text, listen, admin).await;
         Self { name: name.into(), folder: folder.into(), listen, admin, process }
     }
 
-    /// Starts it again, on the same addresses and perhaps with another configuration. It must be gone.
+    /// Starts it again, on the same addresses and perhaps with another configuration. It must be
+    /// gone.
     pub async fn restart(&mut self, text: &str) {
         assert!(!self.process.is_running(), "{} has ended", self.name);
         self.process = run(&self.name, &self.folder, text, self.listen, self.admin).await;
@@ -60,7 +62,8 @@ impl Replica {
     /// Puts another configuration in its place, as a whole.
     pub fn rewrite(&self, text: &str) {
         let new = self.folder.join(format!("{}.new", self.name));
-        fs::write(&new, addressed(text, self.listen, self.admin)).expect("the temporary folder can be written");
+        fs::write(&new, addressed(text, self.listen, self.admin))
+            .expect("the temporary folder can be written");
         fs::rename(new, self.file()).expect("the temporary folder can be written");
     }
 
@@ -102,7 +105,13 @@ impl Replica {
     }
 }
 
-async fn run(name: &str, folder: &Path, text: &str, listen: SocketAddr, admin: SocketAddr) -> Process {
+async fn run(
+    name: &str,
+    folder: &Path,
+    text: &str,
+    listen: SocketAddr,
+    admin: SocketAddr,
+) -> Process {
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, addressed(text, listen, admin)).expect("the temporary folder can be written");
     let mut command = Command::new(WARMKEY);
@@ -126,7 +135,11 @@ impl Metrics {
     fn read(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let series = lines.filter_map(|line| line.rsplit_once(' '));
-        Self(series.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
+        Self(
+            series
+                .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+                .collect(),
+        )
     }
 
     /// A series that is not there yet is 0.
@@ -140,12 +153,16 @@ impl Metrics {
 
     /// The sum over all labels of a name.
     pub fn sum(&self, name: &str) -> f64 {
-        let is_one = |series: &str| series == name || series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'));
+        let is_one = |series: &str| {
+            series == name || series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))
+        };
         // An empty sum of floats is -0.
-        self.0.iter().filter(|(series, _)| is_one(series)).map(|(_, value)| value).sum::<f64>() + 0.0
+        self.0.iter().filter(|(series, _)| is_one(series)).map(|(_, value)| value).sum::<f64>()
+            + 0.0
     }
     /// The sum over all series that are meant.
     pub fn sum_where(&self, is_meant: impl Fn(&str) -> bool) -> f64 {
-        self.0.iter().filter(|(series, _)| is_meant(series)).map(|(_, value)| value).sum::<f64>() + 0.0
+        self.0.iter().filter(|(series, _)| is_meant(series)).map(|(_, value)| value).sum::<f64>()
+            + 0.0
     }
 }

@@ -1,6 +1,8 @@
-//! RFC 6455 to the letter, on both sides of the gateway: towards its clients, and towards its upstreams.
+//! RFC 6455 to the letter, on both sides of the gateway: towards its clients, and towards its
+//! upstreams.
 //!
-//! After the cases of the Autobahn test suite, which cannot be played through: it sends text that is no JSON.
+//! After the cases of the Autobahn test suite, which cannot be played through: it sends text that
+//! is no JSON.
 
 use std::net::SocketAddr;
 
@@ -44,9 +46,14 @@ async fn frames_that_must_not_be_are_a_breach_of_protocol() {
     let (cluster, upstream, address) = gateway().await;
     for side in SIDES {
         let other = if side == Side::Client { Side::Upstream } else { Side::Client };
-        let reserved_bits = [0xc0, 0xa0, 0x90, 0xf0].iter().flat_map(|bits| [0x1, 0x2, 0x8, 0x9].map(|kind| bits | kind));
+        let reserved_bits = [0xc0, 0xa0, 0x90, 0xf0]
+            .iter()
+            .flat_map(|bits| [0x1, 0x2, 0x8, 0x9].map(|kind| bits | kind));
         let reserved_kinds = (0x83..=0x87).chain(0x8b..=0x8f);
-        let mut wrong: Vec<_> = reserved_bits.chain(reserved_kinds).map(|first| side.frame(first, &json("x"))).collect();
+        let mut wrong: Vec<_> = reserved_bits
+            .chain(reserved_kinds)
+            .map(|first| side.frame(first, &json("x")))
+            .collect();
         wrong.extend([
             // Masked by the wrong side.
             other.frame(TEXT, &json("x")),
@@ -94,7 +101,8 @@ async fn text_that_is_no_utf8_is_a_breach_of_its_own() {
             let quoted = [b"\"", text, b"\""].concat();
             breaks(address, &upstream, side, &side.frame(TEXT, &quoted), 1007).await;
             let (first, second) = quoted.split_at(quoted.len() / 2);
-            let fragments = [side.frame(0x01, first), side.frame(0x00, b""), side.frame(0x80, second)].concat();
+            let fragments =
+                [side.frame(0x01, first), side.frame(0x00, b""), side.frame(0x80, second)].concat();
             breaks(address, &upstream, side, &fragments, 1007).await;
             let close = [&1000_u16.to_be_bytes()[..], text].concat();
             breaks(address, &upstream, side, &side.frame(CLOSE, &close), 1007).await;
@@ -110,7 +118,8 @@ async fn a_message_that_is_too_large_is_refused_by_its_length() {
         for length in [LARGEST + 1, 1 << 32, u64::MAX >> 1, u64::MAX] {
             breaks(address, &upstream, side, &side.announced(TEXT, length, b""), 1009).await;
         }
-        let fragments = [side.frame(0x01, &half), side.frame(0x00, &half), side.frame(0x80, b" ")].concat();
+        let fragments =
+            [side.frame(0x01, &half), side.frame(0x00, &half), side.frame(0x80, b" ")].concat();
         breaks(address, &upstream, side, &fragments, 1009).await;
     }
     // One that may come takes no memory before it does.
@@ -136,10 +145,18 @@ async fn a_message_passes_whole_in_whatever_pieces_it_comes() {
     let text = json("κόσμε, 你好, 𝄞");
     for side in SIDES {
         let (mut here, mut there) = open(address, &upstream, side).await;
-        // A fragment for each byte, which are parts of characters, and one for nothing; control frames between them.
+        // A fragment for each byte, which are parts of characters, and one for nothing; control
+        // frames between them.
         let mut fragments = side.frame(0x01, b"");
         for byte in &text {
-            fragments.extend([side.frame(0x00, &[*byte]), side.frame(PONG, b"nobody asked"), side.frame(0x00, b"")].concat());
+            fragments.extend(
+                [
+                    side.frame(0x00, &[*byte]),
+                    side.frame(PONG, b"nobody asked"),
+                    side.frame(0x00, b""),
+                ]
+                .concat(),
+            );
         }
         fragments.extend([side.frame(PING, b"between"), side.frame(0x80, b"")].concat());
         for piece in fragments.chunks(7) {
@@ -190,13 +207,15 @@ async fn a_peer_that_pings_and_does_not_read_is_held_back() {
         let pings = side.frame(PING, &[b'p'; 125]).repeat(1000);
         let before = cluster.replica().process().resident();
         let mut sent = 0;
-        eventually(SOON, "nothing more is taken", async || match tokio::time::timeout(ms(500), here.send(&pings)).await {
-            Ok(()) => {
-                sent += pings.len();
-                assert!(sent < 64 << 20, "{side:?}: {sent} bytes of pings were taken");
-                None
+        eventually(SOON, "nothing more is taken", async || {
+            match tokio::time::timeout(ms(500), here.send(&pings)).await {
+                Ok(()) => {
+                    sent += pings.len();
+                    assert!(sent < 64 << 20, "{side:?}: {sent} bytes of pings were taken");
+                    None
+                }
+                Err(_) => Some(()),
             }
-            Err(_) => Some(()),
         })
         .await;
         let more = cluster.replica().process().resident().saturating_sub(before);
@@ -213,10 +232,13 @@ async fn a_close_is_answered_and_carried_to_the_other_end() {
     let (_cluster, upstream, address) = gateway().await;
     let reason = "é".repeat(61);
     for side in SIDES {
-        for code in [1000_u16, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000, 4999] {
+        for code in
+            [1000_u16, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000, 4999]
+        {
             let (mut here, mut there) = open(address, &upstream, side).await;
             let word = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
-            // Whatever comes behind it is not looked at. Later it would find nobody, and be answered with a reset.
+            // Whatever comes behind it is not looked at. Later it would find nobody, and be
+            // answered with a reset.
             here.send(&[side.frame(CLOSE, &word), side.frame(TEXT, &json("after"))].concat()).await;
             assert_eq!(here.closed().await, code, "{side:?}");
             assert_eq!(there.next().await, (CLOSE, word), "{side:?}");
@@ -225,7 +247,11 @@ async fn a_close_is_answered_and_carried_to_the_other_end() {
         }
         let (mut here, mut there) = open(address, &upstream, side).await;
         here.frame(CLOSE, b"").await;
-        assert_eq!((here.closed().await, there.next().await), (1005, (CLOSE, Vec::new())), "{side:?}");
+        assert_eq!(
+            (here.closed().await, there.next().await),
+            (1005, (CLOSE, Vec::new())),
+            "{side:?}"
+        );
     }
 }
 

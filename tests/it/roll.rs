@@ -1,5 +1,5 @@
-//! The roll of replicas, called in a real Redis: which ordinal a set of keys has, and whose sets are
-//! told.
+//! The roll of replicas, called in a real Redis: which ordinal a set of keys has, and whose sets
+//! are told.
 
 use std::time::Duration;
 
@@ -19,14 +19,33 @@ impl Roll {
         Self(Real::new().await)
     }
 
-    /// `replica` has loaded `set`, whose ordinal it believes to be `ordinal`, and lives for so long.
-    /// Returns the ordinal and the other sets.
-    async fn tell(&self, replica: &str, set: &str, ordinal: u32, life: Duration) -> (u32, Vec<String>) {
+    /// `replica` has loaded `set`, whose ordinal it believes to be `ordinal`, and lives for so
+    /// long. Returns the ordinal and the other sets.
+    async fn tell(
+        &self,
+        replica: &str,
+        set: &str,
+        ordinal: u32,
+        life: Duration,
+    ) -> (u32, Vec<String>) {
         self.call(replica, set, ordinal, life, false).await
     }
 
-    async fn call(&self, replica: &str, set: &str, ordinal: u32, life: Duration, is_early: bool) -> (u32, Vec<String>) {
-        let report = MemberReport { replica, fingerprint: set, keys: &format!("tags of {set}"), ordinal, life };
+    async fn call(
+        &self,
+        replica: &str,
+        set: &str,
+        ordinal: u32,
+        life: Duration,
+        is_early: bool,
+    ) -> (u32, Vec<String>) {
+        let report = MemberReport {
+            replica,
+            fingerprint: set,
+            keys: &format!("tags of {set}"),
+            ordinal,
+            life,
+        };
         let (store, budget) = (&self.0.store, &mut self.0.store.budget());
         let roll = match is_early {
             true => store.exchange_membership_early(&report, budget).await,
@@ -79,7 +98,11 @@ async fn who_is_early_renews_nothing() {
         roll.tell("a", set, 0, LONG).await;
     }
     for _ in 0..2 {
-        assert_eq!(roll.call("a", "first", 1, LONG, true).await, (1, Vec::new()), "the others may still come");
+        assert_eq!(
+            roll.call("a", "first", 1, LONG, true).await,
+            (1, Vec::new()),
+            "the others may still come"
+        );
     }
     assert_eq!(roll.call("a", "third", 0, LONG, true).await, (3, Vec::new()), "what is new is new");
     assert_eq!(roll.call("a", "first", 1, LONG, true).await, (1, Vec::new()));
@@ -104,7 +127,10 @@ async fn a_dead_replica_is_not_waited_for_after_its_life() {
     let roll = Roll::new().await;
     roll.tell("dead", "first", 0, ms(300)).await;
     assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
-    eventually(SOON, "the end of its life", async || roll.tell("a", "second", 2, LONG).await.1.is_empty().then_some(())).await;
+    eventually(SOON, "the end of its life", async || {
+        roll.tell("a", "second", 2, LONG).await.1.is_empty().then_some(())
+    })
+    .await;
     // Its field is gone too: a replica has another name each time that it starts.
     let replicas: Vec<String> = roll.0.redis.ask(&["HKEYS", "w:generations"]).await;
     assert_eq!(replicas.iter().filter(|name| name.starts_with("r:")).collect::<Vec<_>>(), ["r:a"]);
@@ -125,7 +151,11 @@ async fn what_is_kept_does_not_grow_for_ever() {
     assert_eq!(roll.ordinal("b", "old", 0).await, 1);
     for number in 0..200 {
         let set = format!("set {number}");
-        assert_eq!(roll.tell("a", &set, 0, LONG).await, (number + 2, others(&["old"])), "what one lives with is kept");
+        assert_eq!(
+            roll.tell("a", &set, 0, LONG).await,
+            (number + 2, others(&["old"])),
+            "what one lives with is kept"
+        );
     }
     assert_eq!(roll.ordinal("b", "old", 0).await, 1);
     let fields: u32 = roll.0.redis.ask(&["HLEN", "w:generations"]).await;

@@ -1,4 +1,5 @@
-//! The scripts in a real Redis do what the in-process store does, which the state machine of the binding plays with.
+//! The scripts in a real Redis do what the in-process store does, which the state machine of the
+//! binding plays with.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,13 +49,18 @@ impl Real {
         let url = SecretSource::Text(Secret::new(url));
         let settings = Settings { url, prefix: "w".into(), timeout: Span(SOON), ca_file: None };
         let tasks = Tasks::new();
-        let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks).expect("the address is one");
+        let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)
+            .expect("the address is one");
         assert!(store.ready(SOON).await, "{:?}", store.fault());
         Self { redis, store, tasks, _folder: folder }
     }
 
     async fn held(&self, id: &str) -> Held {
-        self.store.get(Name::Binding(id), &mut self.store.budget()).await.expect("an answer").expect("it is stored")
+        self.store
+            .get(Name::Binding(id), &mut self.store.budget())
+            .await
+            .expect("an answer")
+            .expect("it is stored")
     }
 }
 
@@ -79,7 +85,8 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         id.clone().prop_map(Operation::Get),
         (id.clone(), any.clone()).prop_map(|(id, epoch)| Operation::Claim(id, epoch)),
-        (id.clone(), any.clone(), any.clone()).prop_map(|(id, old, new)| Operation::Replace(id, old, new)),
+        (id.clone(), any.clone(), any.clone())
+            .prop_map(|(id, old, new)| Operation::Replace(id, old, new)),
         (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
         (id.clone(), any).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
         id.clone().prop_map(Operation::Begin),
@@ -100,15 +107,32 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     match operation {
         Operation::Get(id) => {
             let minutes = |held: Held| (held.value, (held.left.as_secs_f64() / 60.0).round());
-            format!("{:?}", store.get(Name::Binding(&name(*id)), budget).await.map(|held| held.map(minutes)))
+            format!(
+                "{:?}",
+                store.get(Name::Binding(&name(*id)), budget).await.map(|held| held.map(minutes))
+            )
         }
-        Operation::Claim(id, epoch) => format!("{:?}", store.claim(Name::Binding(&name(*id)), &value(*epoch), TTL, budget).await),
-        Operation::Begin(id) => format!("{:?}", store.begin(Name::Binding(&name(*id)), &value(1), false, TTL, budget).await),
+        Operation::Claim(id, epoch) => format!(
+            "{:?}",
+            store.claim(Name::Binding(&name(*id)), &value(*epoch), TTL, budget).await
+        ),
+        Operation::Begin(id) => format!(
+            "{:?}",
+            store.begin(Name::Binding(&name(*id)), &value(1), false, TTL, budget).await
+        ),
         Operation::Replace(id, old, new) => {
-            format!("{:?}", store.replace(Name::Binding(&name(*id)), &value(*old), &value(*new), TTL, budget).await)
+            format!(
+                "{:?}",
+                store
+                    .replace(Name::Binding(&name(*id)), &value(*old), &value(*new), TTL, budget)
+                    .await
+            )
         }
         Operation::Merge(id, epoch) => {
-            format!("{:?}", store.merge(Name::Binding(&name(*id)), &value(*epoch), *epoch, TTL, budget).await)
+            format!(
+                "{:?}",
+                store.merge(Name::Binding(&name(*id)), &value(*epoch), *epoch, TTL, budget).await
+            )
         }
         Operation::Append(id, lines) => {
             let lines: Vec<String> = (0..*lines).map(|line| format!("{line} of {lines}")).collect();
@@ -116,7 +140,10 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
         }
         Operation::List(id) => format!("{:?}", store.list(&name(*id), budget).await),
         Operation::Extend(id, epoch) => {
-            format!("{:?}", store.extend(Name::Binding(&name(*id)), &value(*epoch), TTL * 2, budget).await)
+            format!(
+                "{:?}",
+                store.extend(Name::Binding(&name(*id)), &value(*epoch), TTL * 2, budget).await
+            )
         }
     }
 }
@@ -127,9 +154,13 @@ async fn the_scripts_do_what_the_in_process_store_does() {
     let model = Store::in_memory(Arc::new(Memory::new(10_000)), Arc::new(Metrics::new()));
     let (mut runner, operations) = (TestRunner::default(), prop::collection::vec(operation(), 30));
     for round in 0..100 {
-        let operations = operations.new_tree(&mut runner).expect("operations can be made").current();
+        let operations =
+            operations.new_tree(&mut runner).expect("operations can be made").current();
         for (number, operation) in operations.iter().enumerate() {
-            let (expected, found) = (perform(&model, round, operation).await, perform(&real.store, round, operation).await);
+            let (expected, found) = (
+                perform(&model, round, operation).await,
+                perform(&real.store, round, operation).await,
+            );
             assert_eq!(found, expected, "operation {number} of {operations:#?}");
         }
     }
@@ -142,10 +173,17 @@ async fn a_merge_compares_epochs_as_numbers() {
     for old in EPOCHS {
         for new in EPOCHS {
             let (id, budget) = (format!("{old}-{new}"), &mut store.budget());
-            assert_eq!(store.merge(Name::Binding(&id), &value(old), old, TTL, budget).await.unwrap(), None);
+            assert_eq!(
+                store.merge(Name::Binding(&id), &value(old), old, TTL, budget).await.unwrap(),
+                None
+            );
             let stays = (new <= old).then(|| value(old));
             let other = format!("other {new} 1");
-            assert_eq!(store.merge(Name::Binding(&id), &other, new, TTL, budget).await.unwrap(), stays, "{new} over {old}");
+            assert_eq!(
+                store.merge(Name::Binding(&id), &other, new, TTL, budget).await.unwrap(),
+                stays,
+                "{new} over {old}"
+            );
         }
     }
     tasks.join(SOON).await;
@@ -159,12 +197,22 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     let second = Duration::from_secs(1);
     for (left, is_due) in [(730, true), (770, false), (999, false)] {
         let id = left.to_string();
-        store.claim(Name::Binding(&id), "key 1 1", second * left, &mut store.budget()).await.unwrap();
-        store.extend(Name::Binding(&id), "key 2 1", second * 1_000, &mut store.budget()).await.unwrap();
+        store
+            .claim(Name::Binding(&id), "key 1 1", second * left, &mut store.budget())
+            .await
+            .unwrap();
+        store
+            .extend(Name::Binding(&id), "key 2 1", second * 1_000, &mut store.budget())
+            .await
+            .unwrap();
         let held = real.held(&id).await;
         let life = if is_due { 1_000 } else { left };
         assert_eq!(held.value, "key 1 1");
-        assert!((second * (life - 15)..=second * life).contains(&held.left), "{left}: {:?}", held.left);
+        assert!(
+            (second * (life - 15)..=second * life).contains(&held.left),
+            "{left}: {:?}",
+            held.left
+        );
     }
     // What somebody stored without an end gets one, and so does a trail.
     real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
@@ -183,11 +231,17 @@ async fn what_cannot_be_told_is_stored_all_the_same() {
     let real = Real::with_user("quiet", &["~*", "resetchannels", "+@all"]).await;
     let (store, budget) = (&real.store, &mut real.store.budget());
     assert_eq!(store.begin(Name::Binding("s"), "key 1 1", false, TTL, budget).await.unwrap(), None);
-    assert_eq!(store.rebind(Name::Binding("s"), "key 1 1", "key 2 1", TTL, budget).await.unwrap(), Replaced::Done);
+    assert_eq!(
+        store.rebind(Name::Binding("s"), "key 1 1", "key 2 1", TTL, budget).await.unwrap(),
+        Replaced::Done
+    );
     store.extend(Name::Binding("s"), "key 2 1", TTL * 2, budget).await.unwrap();
     assert!(real.held("s").await.left > TTL);
     assert_eq!(store.merge(Name::Binding("s"), "key 3 1", 3, TTL, budget).await.unwrap(), None);
     store.extend(Name::Binding("lost"), "key 1 1", TTL, budget).await.unwrap();
-    assert_eq!((real.held("s").await.value, real.held("lost").await.value), ("key 3 1".into(), "key 1 1".into()));
+    assert_eq!(
+        (real.held("s").await.value, real.held("lost").await.value),
+        ("key 3 1".into(), "key 1 1".into())
+    );
     real.tasks.join(SOON).await;
 }

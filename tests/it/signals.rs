@@ -20,7 +20,8 @@ fn turn(body: serde_json::Value) -> Request {
 async fn bound(cluster: &Running, request: &Request) -> (f64, f64) {
     let counts = async || {
         let metrics = cluster.replica().metrics().await;
-        let count = |result: &str| metrics.get(&format!("warmkey_bindings_total{{result=\"{result}\"}}"));
+        let count =
+            |result: &str| metrics.get(&format!("warmkey_bindings_total{{result=\"{result}\"}}"));
         (count("created"), count("existing"), metrics.sum("warmkey_bindings_total"))
     };
     let before = counts().await;
@@ -38,10 +39,14 @@ const KNOWN: (f64, f64) = (0.0, 1.0);
 #[tokio::test]
 async fn every_signal_names_a_session_and_the_strongest_wins() {
     let upstream = Recorder::answering(completed()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).server("foreign_ids", "\"pass\"").start().await;
-    let by_header = ["session-id", "session_id", "x-session-id", "conversation-id", "conversation_id"];
+    let cluster =
+        Cluster::new().recorded_by(&upstream).server("foreign_ids", "\"pass\"").start().await;
+    let by_header =
+        ["session-id", "session_id", "x-session-id", "conversation-id", "conversation_id"];
     for name in by_header {
-        let request = |value: &str| turn(json!({ "prompt_cache_key": crate::codex::uuid() })).header(name, value);
+        let request = |value: &str| {
+            turn(json!({ "prompt_cache_key": crate::codex::uuid() })).header(name, value)
+        };
         assert_eq!(bound(&cluster, &request(name)).await, NEW, "{name}");
         assert_eq!(bound(&cluster, &request(name)).await, KNOWN, "{name}");
         assert_eq!(bound(&cluster, &request(&format!("{name}-2"))).await, NEW, "{name}");
@@ -62,8 +67,14 @@ async fn every_signal_names_a_session_and_the_strongest_wins() {
 async fn a_malformed_signal_is_skipped() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    for (number, wrong) in ["x".repeat(257), "with space".into(), "sch\u{f6}n".into(), String::new()].into_iter().enumerate() {
-        let request = || turn(json!({ "prompt_cache_key": format!("p{number}") })).header("session-id", &wrong);
+    for (number, wrong) in
+        ["x".repeat(257), "with space".into(), "sch\u{f6}n".into(), String::new()]
+            .into_iter()
+            .enumerate()
+    {
+        let request = || {
+            turn(json!({ "prompt_cache_key": format!("p{number}") })).header("session-id", &wrong)
+        };
         assert_eq!(bound(&cluster, &request()).await, NEW, "{wrong:?}");
         assert_eq!(bound(&cluster, &request()).await, KNOWN, "{wrong:?}");
     }
@@ -77,10 +88,21 @@ async fn a_malformed_signal_is_skipped() {
 async fn a_compressed_body_names_its_session_too() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    let body = |text: &str| format!(r#"{{"model":"gpt-5.4","input":"{text}","prompt_cache_key":"packed"}}"#).into_bytes();
+    let body = |text: &str| {
+        format!(r#"{{"model":"gpt-5.4","input":"{text}","prompt_cache_key":"packed"}}"#)
+            .into_bytes()
+    };
     let packed = |text: &str| zstd::encode_all(body(text).as_slice(), 3).expect("memory is enough");
-    assert_eq!(bound(&cluster, &Request::turn(ALICE, packed("one")).header("content-encoding", "zstd")).await, NEW);
-    assert_eq!(bound(&cluster, &Request::turn(ALICE, packed("two")).header("content-encoding", "zstd")).await, KNOWN);
+    assert_eq!(
+        bound(&cluster, &Request::turn(ALICE, packed("one")).header("content-encoding", "zstd"))
+            .await,
+        NEW
+    );
+    assert_eq!(
+        bound(&cluster, &Request::turn(ALICE, packed("two")).header("content-encoding", "zstd"))
+            .await,
+        KNOWN
+    );
     assert_eq!(bound(&cluster, &Request::turn(ALICE, body("three"))).await, KNOWN);
 }
 
@@ -90,14 +112,18 @@ async fn a_body_is_read_as_its_upstream_reads_it() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let bodies = [
         (r#"{"input":"1","prompt_cache_key":"a"}"#, NEW),
-        // Escaped is the same name and the same value; the last of two counts; what is nested is not at the top.
+        // Escaped is the same name and the same value; the last of two counts; what is nested is
+        // not at the top.
         (r#"{"input":"2","prompt\u005fcache_key":"\u0061"}"#, KNOWN),
         (r#"{"input":"3","prompt_cache_key":"zzz","prompt_cache_key":"a"}"#, KNOWN),
         (r#"{"input":[{"prompt_cache_key":"a"}],"prompt_cache_key":"b"}"#, NEW),
         (r#"{"prompt_cache_key":"b","input":[{"prompt_cache_key":"a"},"}{",[]]}"#, KNOWN),
         // Not a text: no signal, so the next one counts.
         (r#"{"prompt_cache_key":7,"input":"4","client_metadata":{"session_id":"m"}}"#, NEW),
-        (r#"{"prompt_cache_key":null,"input":"5","client_metadata":{"x":1,"session_id":"m"}}"#, KNOWN),
+        (
+            r#"{"prompt_cache_key":null,"input":"5","client_metadata":{"x":1,"session_id":"m"}}"#,
+            KNOWN,
+        ),
     ];
     for (body, expected) in bodies {
         assert_eq!(bound(&cluster, &Request::turn(ALICE, body)).await, expected, "{body}");
@@ -117,10 +143,26 @@ async fn without_a_signal_the_stable_prefix_is_one() {
         )
     };
     assert_eq!(bound(&cluster, &chat("gpt-5.4", "be kind", "hello", "one")).await, NEW);
-    assert_eq!(bound(&cluster, &chat("gpt-5.4", "be kind", "hello", "two")).await, KNOWN, "it grows at its end");
-    assert_eq!(bound(&cluster, &chat("gpt-5.4", "be kind", "good day", "one")).await, NEW, "another first text");
-    assert_eq!(bound(&cluster, &chat("gpt-5.4", "be brief", "hello", "one")).await, NEW, "another system text");
-    assert_eq!(bound(&cluster, &chat("gpt-5.6-sol", "be kind", "hello", "one")).await, NEW, "another model");
+    assert_eq!(
+        bound(&cluster, &chat("gpt-5.4", "be kind", "hello", "two")).await,
+        KNOWN,
+        "it grows at its end"
+    );
+    assert_eq!(
+        bound(&cluster, &chat("gpt-5.4", "be kind", "good day", "one")).await,
+        NEW,
+        "another first text"
+    );
+    assert_eq!(
+        bound(&cluster, &chat("gpt-5.4", "be brief", "hello", "one")).await,
+        NEW,
+        "another system text"
+    );
+    assert_eq!(
+        bound(&cluster, &chat("gpt-5.6-sol", "be kind", "hello", "one")).await,
+        NEW,
+        "another model"
+    );
 }
 
 #[tokio::test]
@@ -131,16 +173,23 @@ async fn b14_isolation() {
     for session in 0..12 {
         for token in [ALICE, BOB, ALICE] {
             let body = r#"{"model":"gpt-5.4","input":"x"}"#;
-            let request = Request::turn(token, body).header("session-id", &format!("equal-{session}"));
+            let request =
+                Request::turn(token, body).header("session-id", &format!("equal-{session}"));
             assert_eq!(ask(cluster.address(), &request).await.status, 200);
         }
     }
     let seen = upstream.seen();
     let differ = seen.chunks(3).filter(|turns| turns[0].key() != turns[1].key()).count();
     assert!(differ > 0, "bob's sessions are bound for themselves");
-    assert!(seen.chunks(3).all(|turns| turns[0].key() == turns[2].key()), "bob moves none of alice's");
+    assert!(
+        seen.chunks(3).all(|turns| turns[0].key() == turns[2].key()),
+        "bob moves none of alice's"
+    );
     cluster.shows(r#"warmkey_bindings_total{result="created"}"#, 24.0).await;
     let names = cluster.redis().bindings().await;
     assert_eq!(names.len(), 24, "{names:?}");
-    assert!(names.iter().all(|name| !name.contains("equal-") && !name.contains("alice")), "no raw id is stored: {names:?}");
+    assert!(
+        names.iter().all(|name| !name.contains("equal-") && !name.contains("alice")),
+        "no raw id is stored: {names:?}"
+    );
 }

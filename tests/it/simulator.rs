@@ -1,4 +1,5 @@
-//! The simulated upstream as a process of its own, and its record: the only judge of where a turn went and what it cost.
+//! The simulated upstream as a process of its own, and its record: the only judge of where a turn
+//! went and what it cost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -31,7 +32,8 @@ pub struct Key {
 
 impl Key {
     pub fn new(id: &str, organization: &str) -> Self {
-        let (id, organization, project) = (id.into(), organization.into(), format!("{organization}-main"));
+        let (id, organization, project) =
+            (id.into(), organization.into(), format!("{organization}-main"));
         Self { id, organization, project, weight: 1, shown: None, limits: String::new() }
     }
 
@@ -127,7 +129,8 @@ pub fn keys_by_session(turns: &[Turn]) -> BTreeMap<String, BTreeSet<String>> {
 
 /// The keys that served this session, in order of its turns, repeats left out.
 pub fn path_of(turns: &[Turn], session: &str) -> Vec<String> {
-    let served = turns.iter().filter(|turn| turn.is_served() && turn.session.as_deref() == Some(session));
+    let served =
+        turns.iter().filter(|turn| turn.is_served() && turn.session.as_deref() == Some(session));
     let mut path: Vec<String> = served.map(|turn| turn.key.clone()).collect();
     path.dedup();
     path
@@ -157,8 +160,12 @@ impl Simulator {
         command.arg("simulate").arg("--config").arg(file).args(["--listen", "127.0.0.1:0"]);
         let mut process = Process::start("simulator", command, folder.path(), "warmkey");
         let line = process.line().await.expect("the simulator says where it listens");
-        let address = line.strip_prefix("simulating on http://").and_then(|address| address.parse().ok());
-        Self { address: address.unwrap_or_else(|| panic!("an address in {line:?}")), _process: process }
+        let address =
+            line.strip_prefix("simulating on http://").and_then(|address| address.parse().ok());
+        Self {
+            address: address.unwrap_or_else(|| panic!("an address in {line:?}")),
+            _process: process,
+        }
     }
 
     pub const fn address(&self) -> SocketAddr {
@@ -189,7 +196,8 @@ impl Simulator {
 
     async fn read<T: DeserializeOwned>(&self, page: &str) -> T {
         let answer = get(self.address, page).await;
-        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{page} is readable ({error}): {}", answer.text()))
+        serde_json::from_slice(&answer.body)
+            .unwrap_or_else(|error| panic!("{page} is readable ({error}): {}", answer.text()))
     }
 
     /// Waits until the record holds `count` turns.
@@ -202,7 +210,9 @@ impl Simulator {
     }
 
     pub async fn fault(&self, fault: Value) {
-        let request = Request::new("POST", "/_sim/fault").header("content-type", "application/json").body(fault.to_string());
+        let request = Request::new("POST", "/_sim/fault")
+            .header("content-type", "application/json")
+            .body(fault.to_string());
         let answer = ask(self.address, &request).await;
         assert!(answer.status < 300, "the simulator takes the fault: {}", answer.text());
     }
@@ -233,7 +243,8 @@ impl Simulator {
     }
 
     async fn heal_only(&self, scope: Value) {
-        let answer = ask(self.address, &Request::new("DELETE", "/_sim/fault").body(scope.to_string())).await;
+        let answer =
+            ask(self.address, &Request::new("DELETE", "/_sim/fault").body(scope.to_string())).await;
         assert!(answer.status < 300, "the simulator clears its faults: {}", answer.text());
     }
 }

@@ -1,4 +1,5 @@
-//! WebSockets by hand, both ends of the gateway: what a test sends is what goes over the wire, and it sees what came.
+//! WebSockets by hand, both ends of the gateway: what a test sends is what goes over the wire, and
+//! it sees what came.
 
 use std::net::SocketAddr;
 
@@ -27,7 +28,9 @@ pub struct Socket(pub WebSocketStream<TcpStream>);
 
 impl Socket {
     pub async fn send(&mut self, text: &str) {
-        within(ANSWER, "a message is taken", self.0.send(Message::text(text))).await.expect("the connection is open");
+        within(ANSWER, "a message is taken", self.0.send(Message::text(text)))
+            .await
+            .expect("the connection is open");
     }
 
     /// The next thing that is not a ping or pong.
@@ -52,11 +55,13 @@ impl Socket {
 
     pub async fn json(&mut self) -> serde_json::Value {
         let text = self.text().await;
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("JSON expected ({error}): {text}"))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("JSON expected ({error}): {text}"))
     }
 
-    /// The code that the other side closes with. 1005: it gave none; 1006: it is gone without a word. Whoever was told to close does
-    /// so long before a ping would be missed, which takes a minute: a close that comes by that alone comes too late.
+    /// The code that the other side closes with. 1005: it gave none; 1006: it is gone without a
+    /// word. Whoever was told to close does so long before a ping would be missed, which takes a
+    /// minute: a close that comes by that alone comes too late.
     pub async fn closed(&mut self) -> u16 {
         match within(SOON, "a close", self.next()).await {
             Some(Ok(Message::Close(Some(word)))) => word.code.into(),
@@ -93,12 +98,18 @@ impl Refused {
     }
 
     pub fn waits(&self) -> u64 {
-        value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok()).expect("an integer retry-after")
+        value(&self.headers, "retry-after")
+            .and_then(|wait| wait.parse().ok())
+            .expect("an integer retry-after")
     }
 }
 
 /// Opens a WebSocket as Codex does, with these headers beside its own.
-pub async fn open(address: SocketAddr, token: &str, headers: &[(&str, &str)]) -> Result<(Socket, Headers), Refused> {
+pub async fn open(
+    address: SocketAddr,
+    token: &str,
+    headers: &[(&str, &str)],
+) -> Result<(Socket, Headers), Refused> {
     open_with(address, &head("/responses", token, headers), b"").await
 }
 
@@ -111,25 +122,43 @@ pub async fn session(address: SocketAddr, token: &str, session: &str) -> Socket 
 /// The request with which Codex opens a WebSocket.
 pub fn head(target: &str, token: &str, headers: &[(&str, &str)]) -> String {
     let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    format!("GET {target} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {token}\r\n{CODEX}{more}\r\n")
+    format!(
+        "GET {target} HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {token}\r\n{CODEX}{more}\r\n"
+    )
 }
 
 /// Sends `head` and, without waiting for an answer, `early`.
-pub async fn open_with(address: SocketAddr, head: &str, early: &[u8]) -> Result<(Socket, Headers), Refused> {
+pub async fn open_with(
+    address: SocketAddr,
+    head: &str,
+    early: &[u8],
+) -> Result<(Socket, Headers), Refused> {
     let mut stream = TcpStream::connect(address).await.expect("the listener accepts");
     stream.set_nodelay(true).expect("a socket has options");
     stream.write_all(head.as_bytes()).await.expect("the head is taken");
     stream.write_all(early).await.expect("more is taken");
-    let (line, headers, rest) = within(ANSWER, "an answer", read_head(&mut stream)).await.expect("an answer has a head");
-    let status: u16 = line.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("an answer has a status");
+    let (line, headers, rest) =
+        within(ANSWER, "an answer", read_head(&mut stream)).await.expect("an answer has a head");
+    let status: u16 =
+        line.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("an answer has a status");
     if status == 101 {
-        assert_eq!(value(&headers, ACCEPTED), Some(derive_accept_key(b"aMgmqkQqgExh1/SCvQpsDA==").as_str()));
-        return Ok((Socket(WebSocketStream::from_partially_read(stream, rest, Role::Client, None).await), headers));
+        assert_eq!(
+            value(&headers, ACCEPTED),
+            Some(derive_accept_key(b"aMgmqkQqgExh1/SCvQpsDA==").as_str())
+        );
+        return Ok((
+            Socket(WebSocketStream::from_partially_read(stream, rest, Role::Client, None).await),
+            headers,
+        ));
     }
-    let length: usize = value(&headers, "content-length").map_or(0, |length| length.parse().expect("a length is a number"));
+    let length: usize = value(&headers, "content-length")
+        .map_or(0, |length| length.parse().expect("a length is a number"));
     let mut body = rest;
     while body.len() < length {
-        assert!(within(ANSWER, "a body", stream.read_buf(&mut body)).await.is_ok_and(|count| count > 0), "the body is whole");
+        assert!(
+            within(ANSWER, "a body", stream.read_buf(&mut body)).await.is_ok_and(|count| count > 0),
+            "the body is whole"
+        );
     }
     Err(Refused { status, headers, body: String::from_utf8_lossy(&body).into_owned() })
 }
@@ -146,7 +175,8 @@ impl Upstream {
         format!("http://{}/v1", self.0.local_addr().expect("a bound listener has an address"))
     }
 
-    /// The next request, which is not answered yet. Who asks for models, to know whether a key is accepted, hears that it is not.
+    /// The next request, which is not answered yet. Who asks for models, to know whether a key is
+    /// accepted, hears that it is not.
     pub async fn asked(&self) -> Asked {
         within(SOON, "a request upstream", async {
             loop {
@@ -166,7 +196,8 @@ impl Upstream {
 
     /// The question whether a key is accepted is answered: it is not.
     pub async fn is_probed(&self) {
-        let (mut stream, _) = within(SOON, "a probe", self.0.accept()).await.expect("the listener accepts");
+        let (mut stream, _) =
+            within(SOON, "a probe", self.0.accept()).await.expect("the listener accepts");
         let (line, headers, rest) = read_head(&mut stream).await.expect("a request has a head");
         assert!(line.contains("/models"), "{line}");
         Asked { line, headers, rest, stream }.refuse("401 Unauthorized", "invalid_api_key").await;
@@ -194,7 +225,8 @@ pub struct Asked {
 
 impl Asked {
     pub fn key(&self) -> String {
-        let shown = value(&self.headers, "authorization").and_then(|value| value.strip_prefix("Bearer "));
+        let shown =
+            value(&self.headers, "authorization").and_then(|value| value.strip_prefix("Bearer "));
         shown.expect("a key is shown").to_owned()
     }
 
@@ -206,14 +238,23 @@ impl Asked {
             "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n{ACCEPTED}: {accepted}\r\n{headers}\r\n"
         );
         self.stream.write_all(head.as_bytes()).await.expect("the answer is taken");
-        Socket(WebSocketStream::from_partially_read(self.stream, self.rest, Role::Server, None).await)
+        Socket(
+            WebSocketStream::from_partially_read(self.stream, self.rest, Role::Server, None).await,
+        )
     }
 
     /// Answers with this status and OpenAI error code.
     pub async fn refuse(mut self, status: &str, code: &str) {
-        let body = format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
-        let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n", body.len());
-        self.stream.write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes()).await.expect("the answer is taken");
+        let body =
+            format!(r#"{{"error":{{"message":"m","type":"t","param":null,"code":"{code}"}}}}"#);
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
+            body.len()
+        );
+        self.stream
+            .write_all(format!("{head}connection: close\r\n\r\n{body}").as_bytes())
+            .await
+            .expect("the answer is taken");
     }
 }
 
@@ -232,7 +273,11 @@ async fn read_head(stream: &mut TcpStream) -> Option<(String, Headers, Vec<u8>)>
     let mut lines = head.split("\r\n");
     let line = lines.next()?.to_owned();
     let headers = lines.filter_map(|line| line.split_once(':'));
-    Some((line, headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect(), rest))
+    Some((
+        line,
+        headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect(),
+        rest,
+    ))
 }
 
 /// A `response.create` as Codex sends it, in short.
@@ -249,7 +294,9 @@ pub fn plain(text: &str) -> String {
 }
 
 pub fn created(id: &str) -> String {
-    format!(r#"{{"type":"response.created","sequence_number":0,"response":{{"id":{id:?},"status":"in_progress","usage":null}}}}"#)
+    format!(
+        r#"{{"type":"response.created","sequence_number":0,"response":{{"id":{id:?},"status":"in_progress","usage":null}}}}"#
+    )
 }
 
 pub fn completed(id: &str) -> String {

@@ -1,4 +1,5 @@
-//! The promise over WebSocket: one connection has one key, and a session has that key by either transport.
+//! The promise over WebSocket: one connection has one key, and a session has that key by either
+//! transport.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,11 @@ fn cluster() -> Cluster {
 
 /// The turns that generated something, without the handshakes that were refused.
 fn served(turns: &[Turn], session: &str) -> Vec<Turn> {
-    turns.iter().filter(|turn| turn.is_served() && turn.session.as_deref() == Some(session)).cloned().collect()
+    turns
+        .iter()
+        .filter(|turn| turn.is_served() && turn.session.as_deref() == Some(session))
+        .cloned()
+        .collect()
 }
 
 #[tokio::test]
@@ -52,21 +57,26 @@ async fn a_session_has_one_key_by_either_transport() {
     // What was said before was read from the cache, whichever way it came.
     for session in keys.keys() {
         let later: Vec<_> = served(&turns, session).into_iter().skip(2).collect();
-        assert!(later.iter().all(|turn| turn.cached_tokens * 100 >= turn.ideal_cached_tokens * 99), "{later:?}");
+        assert!(
+            later.iter().all(|turn| turn.cached_tokens * 100 >= turn.ideal_cached_tokens * 99),
+            "{later:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn b20_one_connection_one_key() {
     let cluster = cluster().start().await;
-    let mut talks: Vec<_> = (0..6).map(|_| Codex::new(cluster.address(), ALICE).by_websocket()).collect();
+    let mut talks: Vec<_> =
+        (0..6).map(|_| Codex::new(cluster.address(), ALICE).by_websocket()).collect();
     for talk in &mut talks {
         for text in ["one", "two", "three"] {
             talk.turn(text).await;
         }
         assert_eq!(talk.connections, 1);
     }
-    // Its key dies: the connection is given up, and the decision is there for the next one, on whichever replica.
+    // Its key dies: the connection is given up, and the decision is there for the next one, on
+    // whichever replica.
     let turns = cluster.turns().await;
     let dead = path_of(&turns, &talks[0].codex.session)[0].clone();
     cluster.upstream().revoke(&dead).await;
@@ -80,11 +90,19 @@ async fn b20_one_connection_one_key() {
     for talk in &talks {
         let path = path_of(&turns, &talk.codex.session);
         let is_moved = path[0] == dead;
-        assert_eq!((path.len(), talk.connections), (1 + usize::from(is_moved), 1 + usize::from(is_moved)), "{path:?}");
-        let organizations: BTreeSet<_> = served(&turns, &talk.codex.session).into_iter().map(|turn| turn.organization).collect();
+        assert_eq!(
+            (path.len(), talk.connections),
+            (1 + usize::from(is_moved), 1 + usize::from(is_moved)),
+            "{path:?}"
+        );
+        let organizations: BTreeSet<_> =
+            served(&turns, &talk.codex.session).into_iter().map(|turn| turn.organization).collect();
         assert_eq!(organizations.len(), 1, "its history is sealed by one organization");
     }
-    assert!(turns.iter().filter(|turn| turn.key == dead && turn.status == 401).count() <= 2 * talks.len());
+    assert!(
+        turns.iter().filter(|turn| turn.key == dead && turn.status == 401).count()
+            <= 2 * talks.len()
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! The store by itself, against every shape of Redis: what it answers, whom it follows, and how soon it is back.
+//! The store by itself, against every shape of Redis: what it answers, whom it follows, and how
+//! soon it is back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,8 @@ struct Opened {
 impl Opened {
     fn of(settings: &Settings) -> Self {
         let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
-        let store = Store::in_redis(settings, Arc::clone(&metrics), &tasks).expect("the address is well formed");
+        let store = Store::in_redis(settings, Arc::clone(&metrics), &tasks)
+            .expect("the address is well formed");
         Self { store, metrics, _tasks: tasks }
     }
 
@@ -53,7 +55,11 @@ impl Opened {
 
     /// Whether a value is stored, as long as the store answers.
     async fn finds(&self, id: &str) -> Option<bool> {
-        self.store.get(Name::Binding(id), &mut self.store.budget()).await.ok().map(|held| held.is_some())
+        self.store
+            .get(Name::Binding(id), &mut self.store.budget())
+            .await
+            .ok()
+            .map(|held| held.is_some())
     }
 
     async fn claims(&self, id: &str) -> bool {
@@ -77,12 +83,19 @@ impl Opened {
 }
 
 fn settings(url: &str) -> Settings {
-    Settings { url: SecretSource::Text(Secret::new(url)), prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None }
+    Settings {
+        url: SecretSource::Text(Secret::new(url)),
+        prefix: "w".into(),
+        timeout: Span(TIMEOUT),
+        ca_file: None,
+    }
 }
 
 /// Ids whose names are in each shard, by the shard.
 fn one_of_each() -> Vec<String> {
-    let in_shard = |shard| (0..).map(|n| format!("s{n}")).find(|id| Shards::shard_of(&format!("w:{id}")) == shard);
+    let in_shard = |shard| {
+        (0..).map(|n| format!("s{n}")).find(|id| Shards::shard_of(&format!("w:{id}")) == shard)
+    };
     (0..3).map(|shard| in_shard(shard).expect("there is one")).collect()
 }
 
@@ -94,12 +107,17 @@ async fn a_store_does_the_same_in_every_shape() {
         let opened = Opened::at(&redis.url()).await;
         let store = &opened.store;
         let mut heard = store.announcements();
-        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0)).await.expect("it lives");
+        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0))
+            .await
+            .expect("it lives");
         for id in one_of_each() {
             assert_eq!(opened.finds(&id).await, Some(false), "{shape:?}");
             assert!(opened.claims(&id).await);
             assert_eq!(
-                store.claim(Name::Binding(&id), "other 1 1", LONG, &mut store.budget()).await.unwrap(),
+                store
+                    .claim(Name::Binding(&id), "other 1 1", LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
                 Some("key 1 1".into())
             );
             redis.tell(&["SCRIPT", "FLUSH"]).await;
@@ -109,28 +127,63 @@ async fn a_store_does_the_same_in_every_shape() {
                 Replaced::Lost("key 1 1".into())
             );
             let budget = &mut store.budget();
-            assert_eq!(store.rebind(Name::Binding(&id), "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
             assert_eq!(
-                store.replace(Name::Binding(&id), "key 2 1", "key 2 1 s", LONG, &mut store.budget()).await.unwrap(),
+                store.rebind(Name::Binding(&id), "key 1 1", "key 2 1", LONG, budget).await.unwrap(),
                 Replaced::Done
             );
-            store.extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
-            // It lives for as long anyway: nothing is written, and nobody hears of it.
-            store.extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget()).await.unwrap();
-            let held = store.get(Name::Binding(&id), &mut store.budget()).await.unwrap().expect("it is stored");
-            assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
-            assert_eq!(store.merge(Name::Binding(&id), "key 3 1", 3, LONG, &mut store.budget()).await.unwrap(), None);
             assert_eq!(
-                store.merge(Name::Binding(&id), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(),
+                store
+                    .replace(Name::Binding(&id), "key 2 1", "key 2 1 s", LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
+                Replaced::Done
+            );
+            store
+                .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
+                .await
+                .unwrap();
+            // It lives for as long anyway: nothing is written, and nobody hears of it.
+            store
+                .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
+                .await
+                .unwrap();
+            let held = store
+                .get(Name::Binding(&id), &mut store.budget())
+                .await
+                .unwrap()
+                .expect("it is stored");
+            assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
+            assert_eq!(
+                store
+                    .merge(Name::Binding(&id), "key 3 1", 3, LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
+                None
+            );
+            assert_eq!(
+                store
+                    .merge(Name::Binding(&id), "key 2 1", 2, LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
                 Some("key 3 1".into())
             );
             assert_eq!(
-                store.begin(Name::Binding(&id), "key 1 1", false, LONG, &mut store.budget()).await.unwrap(),
+                store
+                    .begin(Name::Binding(&id), "key 1 1", false, LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
                 Some("key 3 1".into())
             );
             let next = format!("{id}-next");
-            assert_eq!(store.begin(Name::Binding(&next), "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
-            // What was stored, or lives longer, is told, and nothing else: no claim, no word that lost. Of one session in order.
+            assert_eq!(
+                store
+                    .begin(Name::Binding(&next), "key 1 1", true, LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
+                None
+            );
+            // What was stored, or lives longer, is told, and nothing else: no claim, no word that
+            // lost. Of one session in order.
             let (mut told, mut told_next) = (Vec::new(), Vec::new());
             while told.len() < 4 || told_next.is_empty() {
                 let news = within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
@@ -204,19 +257,41 @@ async fn a_rebind_that_no_replica_has_is_counted() {
     let store = &opened.store;
     let rebind = async || {
         let value = "key 1 1";
-        assert_eq!(store.rebind(Name::Binding("s"), value, value, LONG, &mut store.budget()).await.unwrap(), Replaced::Done);
+        assert_eq!(
+            store
+                .rebind(Name::Binding("s"), value, value, LONG, &mut store.budget())
+                .await
+                .unwrap(),
+            Replaced::Done
+        );
     };
     rebind().await;
     let primary = trio.primary().await;
-    eventually(SOON, "it was waited for", async || (primary.calls("wait").await > 0).then_some(())).await;
+    eventually(SOON, "it was waited for", async || (primary.calls("wait").await > 0).then_some(()))
+        .await;
     primary.reports("clients", &["blocked_clients:0"]).await;
     trio.cut_replicas_off().await;
     rebind().await;
     // What is lost, and whoever has not heard of it does not expect, is one more in the same count.
-    assert_eq!(store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(), None);
-    assert_eq!(store.begin(Name::Binding("t"), "key 1 1", false, LONG, &mut store.budget()).await.unwrap(), None);
-    assert_eq!(store.begin(Name::Binding("u"), "key 1 1", true, LONG, &mut store.budget()).await.unwrap(), None);
-    assert!(store.merge(Name::Binding("s"), "key 1 1", 1, LONG, &mut store.budget()).await.unwrap().is_some());
+    assert_eq!(
+        store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(),
+        None
+    );
+    assert_eq!(
+        store.begin(Name::Binding("t"), "key 1 1", false, LONG, &mut store.budget()).await.unwrap(),
+        None
+    );
+    assert_eq!(
+        store.begin(Name::Binding("u"), "key 1 1", true, LONG, &mut store.budget()).await.unwrap(),
+        None
+    );
+    assert!(
+        store
+            .merge(Name::Binding("s"), "key 1 1", 1, LONG, &mut store.budget())
+            .await
+            .unwrap()
+            .is_some()
+    );
     let is_counted = async || (opened.series("warmkey_lagging_rebinds_total") == 3).then_some(());
     eventually(SOON, "three of them lag, and the one before does not", is_counted).await;
 }
@@ -235,7 +310,10 @@ async fn slots_that_move_are_followed() {
     assert_eq!(opened.finds(id).await, Some(false), "asked for elsewhere");
     assert!(opened.claims(id).await);
     let (store, budget) = (&opened.store, &mut opened.store.budget());
-    assert_eq!(store.replace(Name::Binding(id), "key 1 1", "key 2 1", LONG, budget).await.unwrap(), Replaced::Done);
+    assert_eq!(
+        store.replace(Name::Binding(id), "key 1 1", "key 2 1", LONG, budget).await.unwrap(),
+        Replaced::Done
+    );
     shards.finish_move(slot, 0, 1).await;
     assert_eq!(shards.node(1).ask::<String>(&["GET", &format!("w:{id}")]).await, "key 2 1");
     for _ in 0..10 {
@@ -254,8 +332,10 @@ async fn a_dead_shard_costs_only_its_own() {
         assert!(opened.claims(id).await);
     }
     for number in 0..3 {
-        let has_written =
-            async || (!shards.node(number).ask::<Vec<String>>(&["KEYS", "w:*probe"]).await.is_empty()).then_some(());
+        let has_written = async || {
+            (!shards.node(number).ask::<Vec<String>>(&["KEYS", "w:*probe"]).await.is_empty())
+                .then_some(())
+        };
         eventually(SOON, "each node has taken a write as proof", has_written).await;
     }
     shards.kill_shard(1).await;
@@ -306,11 +386,23 @@ async fn a_rotated_password_needs_no_restart() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let rotate = async |password: &str| {
-        let rules = ["ACL", "SETUSER", "gateway", "reset", "on", &format!(">{password}"), "~w:*", "&w:*", "+@all"];
+        let rules = [
+            "ACL",
+            "SETUSER",
+            "gateway",
+            "reset",
+            "on",
+            &format!(">{password}"),
+            "~w:*",
+            "&w:*",
+            "+@all",
+        ];
         redis.tell(&rules).await;
         redis.tell(&["CLIENT", "KILL", "USER", "gateway"]).await;
     };
-    let write = |password: &str| folder.write("url", &format!("redis://gateway:{password}@{}\n", redis.address()));
+    let write = |password: &str| {
+        folder.write("url", &format!("redis://gateway:{password}@{}\n", redis.address()))
+    };
     rotate("canary-1").await;
     let file = write("canary-1");
     let opened = Opened::ready(&Settings { url: SecretSource::File(file), ..settings("") }).await;
@@ -327,18 +419,26 @@ async fn a_rotated_password_needs_no_restart() {
 /// What the reference of the options says a user needs.
 #[tokio::test]
 async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
-    let words = include_str!("../../src/config/default.toml").lines().find_map(|line| line.strip_prefix("#   ACL SETUSER "));
-    let words = words.expect("the reference says which").replace("warmkey:", "w:").replace("PASSWORD", "canary");
+    let words = include_str!("../../src/config/default.toml")
+        .lines()
+        .find_map(|line| line.strip_prefix("#   ACL SETUSER "));
+    let words = words
+        .expect("the reference says which")
+        .replace("warmkey:", "w:")
+        .replace("PASSWORD", "canary");
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
         let folder = Folder::new();
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
-        let rules: Vec<&str> = ["ACL", "SETUSER"].into_iter().chain(words.split_whitespace()).collect();
+        let rules: Vec<&str> =
+            ["ACL", "SETUSER"].into_iter().chain(words.split_whitespace()).collect();
         redis.tell(&rules).await;
         let name = words.split_whitespace().next().expect("a user");
         let opened = Opened::at(&redis.url().replace("://", &format!("://{name}:canary@"))).await;
         let store = &opened.store;
         let mut heard = store.announcements();
-        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0)).await.expect("it lives");
+        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0))
+            .await
+            .expect("it lives");
         assert!(opened.claims("s").await);
         assert_eq!(opened.finds("s").await, Some(true));
         store.extend(Name::Binding("s"), "key 1 1", LONG, &mut store.budget()).await.unwrap();
@@ -347,6 +447,10 @@ async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
         assert_eq!(store.list("s", &mut store.budget()).await.unwrap(), ["a line"]);
         within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
         assert!(store.scan().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
-        assert_eq!((opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")), (0, 0), "{shape:?}");
+        assert_eq!(
+            (opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")),
+            (0, 0),
+            "{shape:?}"
+        );
     }
 }

@@ -9,14 +9,19 @@ use crate::patience::{SOON, eventually};
 use crate::simulator::{path_of, siblings};
 
 fn two_replicas() -> Cluster {
-    Cluster::new().keys(siblings("org-a", 2)).redis().replicas(2).server("admin_token", &format!("{TOKEN:?}"))
+    Cluster::new()
+        .keys(siblings("org-a", 2))
+        .redis()
+        .replicas(2)
+        .server("admin_token", &format!("{TOKEN:?}"))
 }
 
 /// The stored id of the one session, as the logs show it.
 async fn id_of_the_one(cluster: &mut Running) -> String {
     let name = cluster.redis().binding().await.0;
     let id = name.strip_prefix("warmkey:").expect("a binding has the prefix").to_owned();
-    let is_logged = async || cluster.logs().contains(&format!("\"session\":\"{id}\"")).then_some(());
+    let is_logged =
+        async || cluster.logs().contains(&format!("\"session\":\"{id}\"")).then_some(());
     eventually(SOON, "a log line of the session", is_logged).await;
     id
 }
@@ -25,11 +30,18 @@ async fn id_of_the_one(cluster: &mut Running) -> String {
 async fn ends(cluster: &Running, id: &str, decision: &str, reason: &str) -> Vec<Value> {
     let mut trails = Vec::new();
     for replica in &cluster.replicas {
-        let trail = eventually(SOON, &format!("{decision} because of {reason} in the trail"), async || {
-            let trail = replica.session(id).await["trail"].as_array().expect("a trail is a list").clone();
-            trail.last().is_some_and(|mark| mark["decision"] == decision && mark["reason"] == reason).then_some(trail)
-        })
-        .await;
+        let trail =
+            eventually(SOON, &format!("{decision} because of {reason} in the trail"), async || {
+                let trail = replica.session(id).await["trail"]
+                    .as_array()
+                    .expect("a trail is a list")
+                    .clone();
+                trail
+                    .last()
+                    .is_some_and(|mark| mark["decision"] == decision && mark["reason"] == reason)
+                    .then_some(trail)
+            })
+            .await;
         trails.push(trail);
     }
     assert!(trails.iter().all(|trail| *trail == trails[0]), "every replica shows the same");
@@ -48,9 +60,16 @@ async fn what_happens_to_a_session_is_in_its_trail() {
     let key = path_of(&cluster.turns().await, &codex.session).remove(0);
     let bound = json!({ "key": key, "organization": "org-a", "epoch": 1, "generation": 1, "sealed": true, "stored": true });
     for replica in &cluster.replicas {
-        assert_eq!(replica.session(&id).await, json!({ "session": id, "binding": bound, "trail": [] }));
+        assert_eq!(
+            replica.session(&id).await,
+            json!({ "session": id, "binding": bound, "trail": [] })
+        );
     }
-    assert_eq!(cluster.redis().ask::<u64>(&["EXISTS", &format!("warmkey:{id}.trail")]).await, 0, "nothing is written of it");
+    assert_eq!(
+        cluster.redis().ask::<u64>(&["EXISTS", &format!("warmkey:{id}.trail")]).await,
+        0,
+        "nothing is written of it"
+    );
     cluster.replicas[1].word("disable", &key).await;
     cluster.all_have(&key, "disabled").await;
     codex.moves_to(cluster.replicas[0].address());
@@ -63,7 +82,11 @@ async fn what_happens_to_a_session_is_in_its_trail() {
     codex.moves_to(cluster.replicas[1].address());
     codex.turn("moved").await.served();
     let trail = ends(&cluster, &id, "move", "drained").await;
-    assert_eq!((trail.len(), &trail[1]["from"], &trail[1]["to"]), (2, &json!(key), &json!(sibling)), "{trail:?}");
+    assert_eq!(
+        (trail.len(), &trail[1]["from"], &trail[1]["to"]),
+        (2, &json!(key), &json!(sibling)),
+        "{trail:?}"
+    );
     let binding = cluster.replicas[0].session(&id).await["binding"].clone();
     assert_eq!((&binding["key"], &binding["epoch"]), (&json!(sibling), &json!(2)));
     // Without the store it waits to be written; what this replica remembers is shown.
@@ -75,7 +98,11 @@ async fn what_happens_to_a_session_is_in_its_trail() {
     // That the other key is drained changes nothing: what is gone is the organization's.
     assert_eq!(codex.turn("no credit").await.answer.code(), "insufficient_quota");
     let shown = cluster.replicas[1].session(&id).await;
-    assert_eq!((&shown["binding"]["key"], &shown["binding"]["stored"]), (&json!(sibling), &json!(false)), "{shown}");
+    assert_eq!(
+        (&shown["binding"]["key"], &shown["binding"]["stored"]),
+        (&json!(sibling), &json!(false)),
+        "{shown}"
+    );
     cluster.redis().restart().await;
     let trail = ends(&cluster, &id, "refuse", "exhausted").await;
     assert_eq!(trail.last().map(|mark| &mark["to"]), Some(&Value::Null), "{trail:?}");
@@ -99,8 +126,10 @@ async fn a_trail_has_an_end_and_a_life() {
         assert_eq!(codex.turn("nobody may").await.answer.status, 503);
     }
     let trail = eventually(SOON, "a full trail, without its oldest line", async || {
-        let trail = cluster.replicas[1].session(&id).await["trail"].as_array().expect("a list").clone();
-        (length(&mut cluster).await == 32 && trail.iter().all(|mark| mark["reason"] == "disabled")).then_some(trail)
+        let trail =
+            cluster.replicas[1].session(&id).await["trail"].as_array().expect("a list").clone();
+        (length(&mut cluster).await == 32 && trail.iter().all(|mark| mark["reason"] == "disabled"))
+            .then_some(trail)
     })
     .await;
     assert_eq!(trail.last().map(|mark| &mark["decision"]), Some(&json!("refuse")));

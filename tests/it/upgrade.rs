@@ -10,7 +10,11 @@ use crate::simulator::siblings;
 use crate::socket::{Refused, Upstream, create, head, open, open_with, session, turn};
 use crate::wire::{Request, ask, value, values};
 
-async fn refused(cluster: &crate::cluster::Running, token: &str, headers: &[(&str, &str)]) -> Refused {
+async fn refused(
+    cluster: &crate::cluster::Running,
+    token: &str,
+    headers: &[(&str, &str)],
+) -> Refused {
     open(cluster.address(), token, headers).await.err().expect("it is refused")
 }
 
@@ -40,7 +44,10 @@ async fn a_handshake_reaches_the_upstream_with_the_keys_identity() {
             ("connection", "Upgrade"),
             ("sec-websocket-version", "13"),
             ("openai-beta", "responses_websockets=2026-02-06"),
-            ("user-agent", "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)"),
+            (
+                "user-agent",
+                "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)",
+            ),
             ("session-id", "s"),
             ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#),
             ("x-codex-turn-state", "opaque"),
@@ -49,7 +56,12 @@ async fn a_handshake_reaches_the_upstream_with_the_keys_identity() {
         }
         assert_eq!(values(&asked.headers, "x-new-header"), ["one", "two"]);
         assert!(!format!("{:?}", asked.headers).contains("canary\""), "{:?}", asked.headers);
-        for own in ["sec-websocket-extensions", "sec-websocket-protocol", "content-length", "transfer-encoding"] {
+        for own in [
+            "sec-websocket-extensions",
+            "sec-websocket-protocol",
+            "content-length",
+            "transfer-encoding",
+        ] {
             assert_eq!(value(&asked.headers, own), None, "{own}");
         }
         assert_ne!(value(&asked.headers, "sec-websocket-key"), Some("aMgmqkQqgExh1/SCvQpsDA=="));
@@ -97,18 +109,25 @@ async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
     let smuggled = "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n";
     let there = async {
         let mut asked = upstream.asked().await;
-        asked.stream.write_all(b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n").await.expect("the answer is taken");
+        asked
+            .stream
+            .write_all(b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .expect("the answer is taken");
         let mut rest = asked.rest;
         let _ = tokio::time::timeout(ms(300), asked.stream.read_to_end(&mut rest)).await;
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
     };
-    let (opened, ()) = tokio::join!(open_with(cluster.address(), &request, smuggled.as_bytes()), there);
+    let (opened, ()) =
+        tokio::join!(open_with(cluster.address(), &request, smuggled.as_bytes()), there);
     assert_eq!(opened.err().expect("it is refused").status, 400);
 }
 
 #[tokio::test]
 async fn a_refused_key_is_left_before_the_client_sees_anything() {
-    for (status, code) in [("401 Unauthorized", "invalid_api_key"), ("429 Too Many Requests", "insufficient_quota")] {
+    for (status, code) in
+        [("401 Unauthorized", "invalid_api_key"), ("429 Too Many Requests", "insufficient_quota")]
+    {
         let upstream = Upstream::start().await;
         let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
         let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
@@ -138,24 +157,43 @@ async fn with_no_key_left_the_client_is_told_when_to_come_again() {
     let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[("session-id", "s")]), there);
     assert_eq!((refusal.status, refusal.code().as_str()), (503, "no_key_available"), "{refusal:?}");
     assert!((1..=60).contains(&refusal.waits()));
-    cluster.replica().shows(r#"warmkey_turns_total{transport="websocket",outcome="unserved"}"#, 1.0).await;
+    cluster
+        .replica()
+        .shows(r#"warmkey_turns_total{transport="websocket",outcome="unserved"}"#, 1.0)
+        .await;
 }
 
 #[tokio::test]
 async fn an_upstream_without_websocket_is_told_so_that_codex_goes_on_over_http() {
-    for status in ["404 Not Found", "405 Method Not Allowed", "426 Upgrade Required", "200 OK", "301 Moved Permanently"] {
-        let upstream = Recorder::answering(vec![Step::Send(answer(status, "location: /x\r\n", b"{}"))]).await;
+    for status in [
+        "404 Not Found",
+        "405 Method Not Allowed",
+        "426 Upgrade Required",
+        "200 OK",
+        "301 Moved Permanently",
+    ] {
+        let upstream =
+            Recorder::answering(vec![Step::Send(answer(status, "location: /x\r\n", b"{}"))]).await;
         let cluster = Cluster::new().recorded_by(&upstream).start().await;
         let refusal = refused(&cluster, ALICE, &[]).await;
-        assert_eq!((refusal.status, refusal.code().as_str()), (426, "websocket_not_supported"), "{status}");
+        assert_eq!(
+            (refusal.status, refusal.code().as_str()),
+            (426, "websocket_not_supported"),
+            "{status}"
+        );
         assert_eq!(upstream.seen().len(), 1);
     }
     let upstream = Recorder::answering(completed_http()).await;
-    let cluster = Cluster::new().recorded_by(&upstream).upstream("speaks = [\"responses\"]").start().await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).upstream("speaks = [\"responses\"]").start().await;
     assert_eq!(refused(&cluster, ALICE, &[]).await.status, 426);
     assert!(upstream.seen().is_empty(), "it is not even asked");
     let body = r#"{"model":"gpt-5.4","input":"x"}"#;
-    assert_eq!(ask(cluster.address(), &Request::turn(ALICE, body)).await.status, 200, "and goes on over HTTP");
+    assert_eq!(
+        ask(cluster.address(), &Request::turn(ALICE, body)).await.status,
+        200,
+        "and goes on over HTTP"
+    );
 }
 
 #[tokio::test]
@@ -172,8 +210,11 @@ async fn other_refusals_pass_or_say_when_to_come_again() {
         let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[]), there);
         let expected = if own == code { status } else { 503 };
         assert_eq!((refusal.status, refusal.code().as_str()), (expected, own));
-        let told =
-            refusal.headers.iter().find(|(name, _)| name == "retry-after").and_then(|(_, value)| value.parse::<u64>().ok());
+        let told = refusal
+            .headers
+            .iter()
+            .find(|(name, _)| name == "retry-after")
+            .and_then(|(_, value)| value.parse::<u64>().ok());
         assert_eq!(told, waits, "{code}");
     }
 }
@@ -188,12 +229,18 @@ async fn an_upstream_that_answers_no_handshake_is_unreachable() {
     for wrong in ["upgrade: websocket\r\nsec-websocket-accept: x", "upgrade: h2c", "x: y"] {
         let there = async {
             let mut asked = upstream.asked().await;
-            let head = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n{wrong}\r\n\r\n");
+            let head = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\n{wrong}\r\n\r\n"
+            );
             asked.stream.write_all(head.as_bytes()).await.expect("the answer is taken");
             asked
         };
         let (refusal, _asked) = tokio::join!(refused(&cluster, ALICE, &[]), there);
-        assert_eq!((refusal.status, refusal.code().as_str()), (502, "upstream_unreachable"), "{wrong}");
+        assert_eq!(
+            (refusal.status, refusal.code().as_str()),
+            (502, "upstream_unreachable"),
+            "{wrong}"
+        );
     }
     let gone = async { drop(upstream.asked().await) };
     let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[]), gone);
@@ -205,16 +252,33 @@ async fn a_stranger_reaches_nobody() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     assert_eq!(refused(&cluster, "unknown", &[]).await.code(), "invalid_api_key");
-    assert_eq!(refused(&cluster, ALICE, &[("origin", "https://evil.example")]).await.code(), "origin_not_allowed");
+    assert_eq!(
+        refused(&cluster, ALICE, &[("origin", "https://evil.example")]).await.code(),
+        "origin_not_allowed"
+    );
     let query = head("/responses?api_key=canary", ALICE, &[]);
-    assert_eq!(open_with(cluster.address(), &query, b"").await.err().expect("it is refused").status, 401);
-    for wrong in ["sec-websocket-version: 13", "connection: Upgrade", "sec-websocket-key: aMgmqkQqgExh1/SCvQpsDA=="] {
+    assert_eq!(
+        open_with(cluster.address(), &query, b"").await.err().expect("it is refused").status,
+        401
+    );
+    for wrong in [
+        "sec-websocket-version: 13",
+        "connection: Upgrade",
+        "sec-websocket-key: aMgmqkQqgExh1/SCvQpsDA==",
+    ] {
         let request = head("/responses", ALICE, &[]).replace(&format!("{wrong}\r\n"), "");
-        assert_eq!(open_with(cluster.address(), &request, b"").await.err().expect("it is refused").status, 400, "{wrong}");
+        assert_eq!(
+            open_with(cluster.address(), &request, b"").await.err().expect("it is refused").status,
+            400,
+            "{wrong}"
+        );
     }
     assert_eq!(refused(&cluster, ALICE, &[("content-length", "5")]).await.status, 400);
     for target in ["/", "/v2/responses", "/chat/completions"] {
-        let refusal = open_with(cluster.address(), &head(target, ALICE, &[]), b"").await.err().expect("it is refused");
+        let refusal = open_with(cluster.address(), &head(target, ALICE, &[]), b"")
+            .await
+            .err()
+            .expect("it is refused");
         assert_eq!(refusal.code(), "unknown_url", "{target}");
     }
     assert!(!upstream.is_asked().await);
@@ -232,7 +296,8 @@ async fn a_new_session_goes_where_websocket_is_spoken() {
     let cluster = Cluster::new().recorded_by(&deaf).upstream(&more).start().await;
     for number in 0..6 {
         let name = format!("s{number}");
-        let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, &name), upstream.accept());
+        let (mut client, mut there) =
+            tokio::join!(session(cluster.address(), ALICE, &name), upstream.accept());
         turn(&mut client, &mut there, "resp_1").await;
     }
     // One that began where it is not spoken stays there.
@@ -251,7 +316,8 @@ async fn a_new_session_goes_where_websocket_is_spoken() {
                 () = deaf.reached(seen + 1) => true,
             }
         };
-        let (answer, begins_here) = within(SOON, "an answer", async { tokio::join!(asking, there) }).await;
+        let (answer, begins_here) =
+            within(SOON, "an answer", async { tokio::join!(asking, there) }).await;
         if begins_here {
             assert_eq!(answer.status, 200);
             stays += 1;

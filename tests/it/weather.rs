@@ -1,8 +1,9 @@
-//! Redis in any weather, under two hundred sessions on three replicas: no turn fails, none waits for it, none moves.
+//! Redis in any weather, under two hundred sessions on three replicas: no turn fails, none waits
+//! for it, none moves.
 //!
-//! Replicas that forget would still agree where a session is on the key that its own order names first. So that these tests can
-//! fail, most sessions of a scene are bound to another one: only what is stored, and remembered while the store is away, keeps
-//! them where they are.
+//! Replicas that forget would still agree where a session is on the key that its own order names
+//! first. So that these tests can fail, most sessions of a scene are bound to another one: only
+//! what is stored, and remembered while the store is away, keeps them where they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -51,7 +52,8 @@ fn lopsided() -> Vec<Key> {
     keys
 }
 
-/// A deployment under load, with a record of what each session's key is. Fields drop in order: the load goes first.
+/// A deployment under load, with a record of what each session's key is. Fields drop in order: the
+/// load goes first.
 pub struct Scene {
     load: Load,
     pub cluster: Running,
@@ -70,7 +72,8 @@ impl Scene {
         // Nothing is to be forgotten before the scene begins, however slow the machine is.
         let cluster = cluster.keys(lopsided()).replicas(3).balanced().store("timeout = \"5s\"");
         let mut cluster = cluster.start().await;
-        let mut sessions: Vec<Codex> = (0..KNOWN).map(|_| Codex::new(cluster.address(), ALICE)).collect();
+        let mut sessions: Vec<Codex> =
+            (0..KNOWN).map(|_| Codex::new(cluster.address(), ALICE)).collect();
         sessions = turn_each(sessions).await;
         cluster.change(|cluster| cluster.keys(keys()).store(""));
         for number in 0..3 {
@@ -83,12 +86,21 @@ impl Scene {
         sessions.iter_mut().for_each(|session| session.moves_to(balancer));
         let turns = cluster.upstream().recorded(KNOWN * 4).await;
         // The last one is right: the last turn of each session has found its binding.
-        let bound: BTreeMap<_, _> =
-            turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())).collect();
+        let bound: BTreeMap<_, _> = turns
+            .iter()
+            .map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone()))
+            .collect();
         assert_eq!(bound.len(), KNOWN);
         let mut load = Load::new(PERIOD);
         load.join(sessions);
-        let mut scene = Self { load, cluster, bound, before: turns.len(), normal: Duration::ZERO, lateness: Lateness::watch() };
+        let mut scene = Self {
+            load,
+            cluster,
+            bound,
+            before: turns.len(),
+            normal: Duration::ZERO,
+            lateness: Lateness::watch(),
+        };
         let (from, until) = (Instant::now(), Instant::now() + PERIOD);
         sleep_until(until).await;
         scene.normal = scene.longest(from, until);
@@ -118,8 +130,9 @@ impl Scene {
         }
     }
 
-    /// Redis has just begun to fail. Plays on, and sees to it that no turn fails or takes long. Returns how long the turns of
-    /// each replica waited for it after the first second: where it answers, that is what a busy machine makes of it.
+    /// Redis has just begun to fail. Plays on, and sees to it that no turn fails or takes long.
+    /// Returns how long the turns of each replica waited for it after the first second: where it
+    /// answers, that is what a busy machine makes of it.
     pub async fn does_without(&mut self, span: Duration) -> [f64; 3] {
         let struck = Instant::now();
         let at_first = self.waits().await;
@@ -132,8 +145,12 @@ impl Scene {
         self.is_quick(struck, span);
         let late = self.lateness.count(struck.into_std());
         std::array::from_fn(|number| {
-            let [first, second, last] = [&at_first[number], &after_a_second[number], &at_last[number]];
-            assert!(last.degraded > first.degraded, "replica {number} noticed nothing: nothing is shown");
+            let [first, second, last] =
+                [&at_first[number], &after_a_second[number], &at_last[number]];
+            assert!(
+                last.degraded > first.degraded,
+                "replica {number} noticed nothing: nothing is shown"
+            );
             let long = last.long - first.long;
             assert!(long <= SLOW_TURNS + late, "replica {number}: {long} turns waited too long");
             last.seconds - second.seconds
@@ -152,11 +169,17 @@ impl Scene {
         self.is_quick(from, span);
     }
 
-    /// No turn has taken longer in `span` than before, but for what a turn may wait for the store and for a core.
+    /// No turn has taken longer in `span` than before, but for what a turn may wait for the store
+    /// and for a core.
     fn is_quick(&self, from: Instant, span: Duration) {
-        let (longest, late) = (self.longest(from, from + span), self.lateness.of_a_turn(from.into_std()));
+        let (longest, late) =
+            (self.longest(from, from + span), self.lateness.of_a_turn(from.into_std()));
         let most = self.normal + LONGEST + NOISE + late;
-        assert!(longest <= most, "a turn took {longest:?}, and before {:?}, {late:?} late", self.normal);
+        assert!(
+            longest <= most,
+            "a turn took {longest:?}, and before {:?}, {late:?} late",
+            self.normal
+        );
     }
 
     /// How often a core came so late since `from` that a turn may have been late for it.
@@ -164,14 +187,16 @@ impl Scene {
         self.lateness.count(from)
     }
 
-    /// Redis has just come back. All replicas have found it within two seconds, and go on as before.
+    /// Redis has just come back. All replicas have found it within two seconds, and go on as
+    /// before.
     pub async fn recovers(&mut self) {
         let back = Instant::now();
         self.is_found(back).await;
         self.goes_on(PERIOD).await;
     }
 
-    /// Waits until all replicas have found the store, and fails where that was later than two seconds after `back`.
+    /// Waits until all replicas have found the store, and fails where that was later than two
+    /// seconds after `back`.
     pub async fn is_found(&self, back: Instant) {
         for replica in &self.cluster.replicas {
             replica.shows("warmkey_store_up", 1.0).await;
@@ -189,7 +214,8 @@ impl Scene {
     pub async fn failures(&self) -> f64 {
         let mut failures = 0.0;
         for replica in &self.cluster.replicas {
-            let is_one = |series: &str| series.starts_with(FAILURES) && !series.contains("\"timeout\"");
+            let is_one =
+                |series: &str| series.starts_with(FAILURES) && !series.contains("\"timeout\"");
             failures += replica.metrics().await.sum_where(is_one);
         }
         failures
@@ -212,15 +238,22 @@ impl Scene {
         waits
     }
 
-    /// Ends the load and asks the upstream what has happened: every turn served, none twice, byte for byte, none elsewhere.
+    /// Ends the load and asks the upstream what has happened: every turn served, none twice, byte
+    /// for byte, none elsewhere.
     pub async fn judge(self) {
         let sent = self.load.end().await;
         let turns = self.cluster.upstream().recorded(self.before + sent.len()).await;
         let turns = &turns[self.before..];
         assert!(turns.iter().all(|turn| turn.is_served()), "the upstream has refused nothing");
         let arrived: BTreeSet<String> = turns.iter().map(|turn| turn.body_sha256.clone()).collect();
-        assert!(arrived == sent && turns.len() == sent.len(), "the bodies that arrived are the bodies that were sent");
-        let drift = drift(self.bound, turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())));
+        assert!(
+            arrived == sent && turns.len() == sent.len(),
+            "the bodies that arrived are the bodies that were sent"
+        );
+        let drift = drift(
+            self.bound,
+            turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())),
+        );
         assert!(drift.is_empty(), "{} turns went elsewhere: {drift:?}", drift.len());
         for replica in &self.cluster.replicas {
             assert!(replica.metrics().await.sum("warmkey_turns_total") > 0.0);
@@ -230,7 +263,10 @@ impl Scene {
 }
 
 /// Every turn that was served by another key than its session's turn before.
-fn drift(mut bound: BTreeMap<String, String>, turns: impl Iterator<Item = (String, String)>) -> Vec<String> {
+fn drift(
+    mut bound: BTreeMap<String, String>,
+    turns: impl Iterator<Item = (String, String)>,
+) -> Vec<String> {
     let mut drift = Vec::new();
     for (session, key) in turns {
         match bound.insert(session.clone(), key.clone()) {
@@ -261,8 +297,9 @@ async fn turn_each(sessions: Vec<Codex>) -> Vec<Codex> {
     }
 }
 
-/// Plays each session on replica `number` until it was found in the store: the machine may be too slow for that at first. A few
-/// at a time, so that one that came late has only those repeated that came with it.
+/// Plays each session on replica `number` until it was found in the store: the machine may be too
+/// slow for that at first. A few at a time, so that one that came late has only those repeated that
+/// came with it.
 async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex>) -> Vec<Codex> {
     let replica = &cluster.replicas[number];
     replica.shows("warmkey_store_up", 1.0).await;
@@ -289,7 +326,10 @@ async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex>) -
 /// Turns that went without the store, and all turns.
 async fn bindings(replica: &Replica) -> (f64, f64) {
     let metrics = replica.metrics().await;
-    (metrics.get(r#"warmkey_bindings_total{result="degraded"}"#), metrics.sum("warmkey_bindings_total"))
+    (
+        metrics.get(r#"warmkey_bindings_total{result="degraded"}"#),
+        metrics.sum("warmkey_bindings_total"),
+    )
 }
 
 /// What the turns of a replica have waited for the store, all of them together.
@@ -304,20 +344,24 @@ struct Waits {
     degraded: f64,
 }
 
-/// After the first second, all turns of a replica together: more than fifty that waited would be ten times as much.
+/// After the first second, all turns of a replica together: more than fifty that waited would be
+/// ten times as much.
 const LATER: f64 = 0.250;
 /// Three are what it takes to notice that the store is away.
 const SLOW_TURNS: f64 = 2.0;
-/// Which part of all questions may take longer than [`LONGEST`], on a machine that compiles meanwhile: a store whose questions do
-/// so for the first second alone has five times as many.
+/// Which part of all questions may take longer than [`LONGEST`], on a machine that compiles
+/// meanwhile: a store whose questions do so for the first second alone has five times as many.
 const LATE: f64 = 0.05;
 
 impl Waits {
     fn read(metrics: &Metrics) -> Self {
-        let on_the_path = ["get", "claim", "replace"].map(|operation| format!("operation=\"{operation}\""));
+        let on_the_path =
+            ["get", "claim", "replace"].map(|operation| format!("operation=\"{operation}\""));
         let of = |series: &str| on_the_path.iter().any(|label| series.contains(label));
         let sum = |name: &str, label: &str| {
-            metrics.sum_where(|series| series.starts_with(name) && series.contains(label) && of(series))
+            metrics.sum_where(|series| {
+                series.starts_with(name) && series.contains(label) && of(series)
+            })
         };
         let all = sum("warmkey_store_seconds_count", "");
         Self {
@@ -332,7 +376,12 @@ impl Waits {
 
 /// Between two readings of all replicas.
 fn judge_waits(before: &[Waits], after: &[Waits]) {
-    let grown = |count: fn(&Waits) -> f64| after.iter().map(count).sum::<f64>() - before.iter().map(count).sum::<f64>();
+    let grown = |count: fn(&Waits) -> f64| {
+        after.iter().map(count).sum::<f64>() - before.iter().map(count).sum::<f64>()
+    };
     let (late, all) = (grown(|waits| waits.late), grown(|waits| waits.all));
-    assert!(all > 0.0 && late <= all * LATE, "{late} of {all} questions took longer than {LONGEST:?}");
+    assert!(
+        all > 0.0 && late <= all * LATE,
+        "{late} of {all} questions took longer than {LONGEST:?}"
+    );
 }

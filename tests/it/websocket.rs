@@ -35,7 +35,9 @@ async fn text_passes_as_it_came_in_both_directions() {
         client.send(text).await;
         assert_eq!(there.text().await, *text);
     }
-    for text in odd.iter().map(String::as_str).chain(["no JSON", r#"{"type":"codex.rate_limits"}"#, ""]) {
+    for text in
+        odd.iter().map(String::as_str).chain(["no JSON", r#"{"type":"codex.rate_limits"}"#, ""])
+    {
         there.send(text).await;
         assert_eq!(client.text().await, text);
     }
@@ -54,35 +56,62 @@ async fn every_response_is_a_turn_in_the_books() {
     turn(&mut client, &mut there, "resp_1").await;
     turn(&mut client, &mut there, "resp_2").await;
     let metrics = replica.metrics().await;
-    assert_eq!(metrics.get(&turns("completed")), 2.0, "written down before the client has the last word");
+    assert_eq!(
+        metrics.get(&turns("completed")),
+        2.0,
+        "written down before the client has the last word"
+    );
     assert_eq!(metrics.get("warmkey_active_turns"), 0.0);
     assert_eq!(metrics.get(r#"warmkey_bindings_total{result="created"}"#), 1.0);
     assert_eq!(metrics.get(r#"warmkey_bindings_total{result="existing"}"#), 1.0);
-    assert_eq!(metrics.sum_where(|series| series.starts_with("warmkey_input_tokens_total") && series.contains("read")), 17_664.0);
+    assert_eq!(
+        metrics
+            .sum_where(|series| series.starts_with("warmkey_input_tokens_total")
+                && series.contains("read")),
+        17_664.0
+    );
     assert_eq!(metrics.sum("warmkey_output_tokens_total"), 14.0);
     // Two lanes, and one response that the upstream starts by itself.
     for lane in ["a", "b"] {
-        client.send(&create(None).replace("\"model\"", &format!("\"stream_id\":{lane:?},\"model\""))).await;
+        client
+            .send(&create(None).replace("\"model\"", &format!("\"stream_id\":{lane:?},\"model\"")))
+            .await;
         there.text().await;
     }
     replica.shows("warmkey_active_turns", 2.0).await;
-    let on = |lane: &str, event: String| event.replace("\"response\"", &format!("\"stream_id\":{lane:?},\"response\""));
+    let on = |lane: &str, event: String| {
+        event.replace("\"response\"", &format!("\"stream_id\":{lane:?},\"response\""))
+    };
     let incomplete = completed("resp_b").replace("completed", "incomplete");
-    for event in [on("b", created("resp_b")), on("a", created("resp_a")), on("b", incomplete), on("b", created("resp_c"))] {
+    for event in [
+        on("b", created("resp_b")),
+        on("a", created("resp_a")),
+        on("b", incomplete),
+        on("b", created("resp_c")),
+    ] {
         there.send(&event).await;
         assert_eq!(client.text().await, event);
     }
     let metrics = replica.metrics().await;
-    assert_eq!((metrics.get(&turns("incomplete")), metrics.get("warmkey_active_turns")), (1.0, 2.0));
+    assert_eq!(
+        (metrics.get(&turns("incomplete")), metrics.get("warmkey_active_turns")),
+        (1.0, 2.0)
+    );
     drop(client);
     replica.shows(&turns("client_left"), 2.0).await;
     replica.shows("warmkey_active_turns", 0.0).await;
     replica.shows("warmkey_active_websockets", 0.0).await;
     let log = cluster.logs();
-    let line = log.lines().find(|line| line.contains("\"transport\":\"websocket\"")).expect("a line a turn");
+    let line = log
+        .lines()
+        .find(|line| line.contains("\"transport\":\"websocket\""))
+        .expect("a line a turn");
     let line: serde_json::Value = serde_json::from_str(line).expect("a log line is JSON");
     assert_eq!(line["outcome"], "completed", "{line}");
-    assert_eq!((&line["client"], &line["status"], &line["cached_tokens"]), (&json!("alice"), &json!(200), &json!(8832)));
+    assert_eq!(
+        (&line["client"], &line["status"], &line["cached_tokens"]),
+        (&json!("alice"), &json!(200), &json!(8832))
+    );
 }
 
 #[tokio::test]
@@ -95,7 +124,9 @@ async fn only_ids_of_its_own_may_be_gone_on_from() {
     };
     client.send(&create(Some("resp_of_bob"))).await;
     assert_eq!(client.json().await, refusal("resp_of_bob"));
-    client.send(r#"{"type":"response.steer","stream_id":"l","previous_response_id":"resp_\"x"}"#).await;
+    client
+        .send(r#"{"type":"response.steer","stream_id":"l","previous_response_id":"resp_\"x"}"#)
+        .await;
     let mut expected = refusal("resp_\"x");
     expected["stream_id"] = json!("l");
     assert_eq!(client.json().await, expected);
@@ -112,19 +143,31 @@ async fn what_is_no_json_is_refused_and_the_connection_goes_on() {
     for text in ["", "{", "text", "{\"type\":\"response.create\",}"] {
         client.send(text).await;
         let frame = client.json().await;
-        assert_eq!((&frame["status"], &frame["error"]["code"]), (&json!(400), &json!("invalid_json")), "{text}");
+        assert_eq!(
+            (&frame["status"], &frame["error"]["code"]),
+            (&json!(400), &json!("invalid_json")),
+            "{text}"
+        );
     }
     turn(&mut client, &mut there, "resp_1").await;
 }
 
 #[tokio::test]
 async fn a_client_may_be_held_to_some_models() {
-    let clients = format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
-    let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new().clients(&clients)).await;
-    for other in [create(None).replace("gpt-5.4", "gpt-6"), r#"{"type":"response.create","input":"x"}"#.into()] {
+    let clients =
+        format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
+    let (_cluster, _upstream, mut client, mut there) =
+        connected(Cluster::new().clients(&clients)).await;
+    for other in [
+        create(None).replace("gpt-5.4", "gpt-6"),
+        r#"{"type":"response.create","input":"x"}"#.into(),
+    ] {
         client.send(&other).await;
         let frame = client.json().await;
-        assert_eq!((&frame["status"], &frame["error"]["code"]), (&json!(403), &json!("model_not_allowed")));
+        assert_eq!(
+            (&frame["status"], &frame["error"]["code"]),
+            (&json!(403), &json!("model_not_allowed"))
+        );
     }
     turn(&mut client, &mut there, "resp_1").await;
 }
@@ -150,19 +193,19 @@ async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
         assert_eq!(client.closed().await, 1001);
         cluster.replica().shows(&turns("upstream_error"), 1.0).await;
         // The next connection lands elsewhere.
-        let disabled = cluster
-            .replica()
-            .metrics()
-            .await
-            .sum_where(|series| series.starts_with("warmkey_key_state") && series.contains("state=\"disabled\""));
+        let disabled = cluster.replica().metrics().await.sum_where(|series| {
+            series.starts_with("warmkey_key_state") && series.contains("state=\"disabled\"")
+        });
         assert_eq!(disabled, 1.0);
-        let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+        let (mut client, mut there) =
+            tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
         turn(&mut client, &mut there, "resp_1").await;
         cluster.replica().shows(r#"warmkey_bindings_total{result="rebound"}"#, 1.0).await;
     }
 }
 
-/// Only a handshake that names the model finds another key, and only what is not sealed another organization.
+/// Only a handshake that names the model finds another key, and only what is not sealed another
+/// organization.
 #[tokio::test]
 async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
     let anew = "websocket_connection_limit_reached";
@@ -175,9 +218,11 @@ async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
         let upstream = Upstream::start().await;
         let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
         let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
-        let metadata = announced.map_or_else(|| "{}".to_owned(), |model| format!(r#"{{"model":{model:?}}}"#));
+        let metadata =
+            announced.map_or_else(|| "{}".to_owned(), |model| format!(r#"{{"model":{model:?}}}"#));
         let headers = [("session-id", "s"), ("x-codex-turn-metadata", metadata.as_str())];
-        let (client, mut there) = tokio::join!(open(cluster.address(), ALICE, &headers), upstream.accept());
+        let (client, mut there) =
+            tokio::join!(open(cluster.address(), ALICE, &headers), upstream.accept());
         let (mut client, _) = client.expect("it is accepted");
         let sealed = r#"[{"type":"reasoning","encrypted_content":"x"}, "#;
         let ask = if is_sealed { create(None).replacen('[', sealed, 1) } else { create(None) };
@@ -185,7 +230,8 @@ async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
         there.text().await;
         there.send(r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"}}"#).await;
         assert_eq!(client.json().await["error"]["code"], code, "{announced:?} {is_sealed}");
-        let decided = format!("warmkey_decisions_total{{decision={decision:?},reason=\"limited\"}}");
+        let decided =
+            format!("warmkey_decisions_total{{decision={decision:?},reason=\"limited\"}}");
         cluster.replica().shows(&decided, 1.0).await;
     }
 }
@@ -209,17 +255,32 @@ async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
     }
     // Codex gives up on these, as they are.
     for (refusal, code, waits) in [
-        (r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"} }"#, "rate_limit_exceeded", "20"),
-        (r#"{"type":"error","status":503,"error":{"code":"server_is_overloaded"} }"#, "no_key_available", "5"),
+        (
+            r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"} }"#,
+            "rate_limit_exceeded",
+            "20",
+        ),
+        (
+            r#"{"type":"error","status":503,"error":{"code":"server_is_overloaded"} }"#,
+            "no_key_available",
+            "5",
+        ),
     ] {
-        let frame: serde_json::Value = serde_json::from_str(&refuse(&mut client, &mut there, refusal).await).expect("JSON");
-        assert_eq!((&frame["error"]["code"], &frame["headers"]["retry-after"]), (&json!(code), &json!(waits)));
+        let frame: serde_json::Value =
+            serde_json::from_str(&refuse(&mut client, &mut there, refusal).await).expect("JSON");
+        assert_eq!(
+            (&frame["error"]["code"], &frame["headers"]["retry-after"]),
+            (&json!(code), &json!(waits))
+        );
     }
     // After the first event there is nothing to hide, and nobody to hide it for.
     turn(&mut client, &mut there, "resp_1").await;
     client.send(&create(None)).await;
     there.text().await;
-    for event in [created("resp_2"), r#"{"type":"error","status":429,"error":{"code":"credit_balance_exhausted"}}"#.into()] {
+    for event in [
+        created("resp_2"),
+        r#"{"type":"error","status":429,"error":{"code":"credit_balance_exhausted"}}"#.into(),
+    ] {
         there.send(&event).await;
         assert_eq!(client.text().await, event);
     }
@@ -228,7 +289,10 @@ async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
 #[tokio::test]
 async fn a_slow_reader_holds_the_upstream_back() {
     let (_cluster, _upstream, client, mut there) = connected(Cluster::new()).await;
-    let event = Message::text(format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, "z".repeat(60_000)));
+    let event = Message::text(format!(
+        r#"{{"type":"response.output_text.delta","delta":"{}"}}"#,
+        "z".repeat(60_000)
+    ));
     let mut sent = 0_usize;
     // Whatever the system's own buffers take, it ends: what nobody reads is not taken.
     eventually(SOON, "the upstream is held back", async || {
@@ -244,7 +308,10 @@ async fn a_slow_reader_holds_the_upstream_back() {
     })
     .await;
     drop(client);
-    within(ANSWER, "the upstream is let go", async { while there.0.send(event.clone()).await.is_ok() {} }).await;
+    within(ANSWER, "the upstream is let go", async {
+        while there.0.send(event.clone()).await.is_ok() {}
+    })
+    .await;
 }
 
 /// C19: what fails inside an answer is passed on, and what it says of the key is known.
@@ -252,8 +319,7 @@ async fn a_slow_reader_holds_the_upstream_back() {
 async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
     let keys = siblings("org-a", 1);
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
-    let failed =
-        r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"insufficient_quota"}}}"#;
+    let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"insufficient_quota"}}}"#;
     client.send(&create(None)).await;
     there.text().await;
     for event in [created("resp_1"), failed.to_owned()] {
@@ -264,9 +330,11 @@ async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
 }
 
 #[tokio::test]
-async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up_or_a_failure() {
+async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up_or_a_failure()
+ {
     let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"server_error"}}}"#;
-    let (normal, warm_up) = (create(None), create(None).replace("\"tools\"", "\"generate\":false,\"tools\""));
+    let (normal, warm_up) =
+        (create(None), create(None).replace("\"tools\"", "\"generate\":false,\"tools\""));
     for (ask, event, is_sealed) in [
         (&warm_up, created("resp_1"), false),
         // The first event is enough: what follows may be kept by a client whose answer is cut.
@@ -336,8 +404,15 @@ async fn turns_in_flight_have_a_limit_on_one_connection() {
     }
     client.send(&ask.replace("\"model\"", "\"stream_id\":\"a\",\"model\"")).await;
     let refused = client.json().await;
-    assert_eq!((&refused["status"], &refused["error"]["code"]), (&json!(503), &json!("no_key_available")), "{refused}");
-    assert_eq!((&refused["headers"]["retry-after"], &refused["stream_id"]), (&json!("1"), &json!("a")));
+    assert_eq!(
+        (&refused["status"], &refused["error"]["code"]),
+        (&json!(503), &json!("no_key_available")),
+        "{refused}"
+    );
+    assert_eq!(
+        (&refused["headers"]["retry-after"], &refused["stream_id"]),
+        (&json!("1"), &json!("a"))
+    );
     assert_eq!(cluster.replica().metrics().await.get("warmkey_active_turns"), 256.0);
     for event in [created("resp_1"), completed("resp_1")] {
         there.send(&event).await;

@@ -1,4 +1,5 @@
-//! HTTP/1.1 by hand: what is sent is chosen byte by byte, and what comes back is known exactly, cut streams included.
+//! HTTP/1.1 by hand: what is sent is chosen byte by byte, and what comes back is known exactly, cut
+//! streams included.
 
 use std::net::SocketAddr;
 
@@ -37,12 +38,20 @@ pub struct Request {
 
 impl Request {
     pub fn new(method: &str, target: &str) -> Self {
-        Self { method: method.into(), target: target.into(), headers: Headers::new(), framing: Framing::None }
+        Self {
+            method: method.into(),
+            target: target.into(),
+            headers: Headers::new(),
+            framing: Framing::None,
+        }
     }
 
     /// `POST /responses` with this token and JSON body.
     pub fn turn(token: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self::new("POST", "/responses").bearer(token).header("content-type", "application/json").body(body)
+        Self::new("POST", "/responses")
+            .bearer(token)
+            .header("content-type", "application/json")
+            .body(body)
     }
 
     pub fn bearer(self, token: &str) -> Self {
@@ -119,7 +128,8 @@ impl Answer {
     }
 
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("JSON expected ({error}): {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("JSON expected ({error}): {}", self.text()))
     }
 
     /// `error.code` of an error in the OpenAI shape.
@@ -177,8 +187,8 @@ impl Connection {
         self.write.write_all(bytes).await
     }
 
-    /// Sends the request and reads the head of its answer; None if the connection ended first. The two go on at once,
-    /// since an answer may come before the body has been taken.
+    /// Sends the request and reads the head of its answer; None if the connection ended first. The
+    /// two go on at once, since an answer may come before the body has been taken.
     pub async fn ask(&mut self, request: &Request) -> Option<Answer> {
         let host = self.address;
         let Self { read, write, buffer, left, .. } = self;
@@ -209,7 +219,9 @@ impl Connection {
         loop {
             match self.left {
                 Left::Nothing | Left::Length(0) => return Piece::End,
-                Left::Length(count) | Left::Chunk(count) if count > 0 && !self.buffer.is_empty() => {
+                Left::Length(count) | Left::Chunk(count)
+                    if count > 0 && !self.buffer.is_empty() =>
+                {
                     let taken = usize::try_from(count).unwrap_or(usize::MAX).min(self.buffer.len());
                     let bytes: Vec<u8> = self.buffer.drain(..taken).collect();
                     let rest = count - taken as u64;
@@ -230,10 +242,16 @@ impl Connection {
                     Some(count) => self.left = Left::Chunk(count),
                     None => return Piece::Cut,
                 },
-                Left::UntilClose if !self.buffer.is_empty() => return Piece::Bytes(std::mem::take(&mut self.buffer)),
+                Left::UntilClose if !self.buffer.is_empty() => {
+                    return Piece::Bytes(std::mem::take(&mut self.buffer));
+                }
                 Left::UntilClose | Left::Length(_) | Left::Chunk(_) => {
                     if !more(&mut self.read, &mut self.buffer).await {
-                        return if matches!(self.left, Left::UntilClose) { Piece::End } else { Piece::Cut };
+                        return if matches!(self.left, Left::UntilClose) {
+                            Piece::End
+                        } else {
+                            Piece::Cut
+                        };
                     }
                 }
             }
@@ -290,7 +308,11 @@ async fn line(read: &mut OwnedReadHalf, buffer: &mut Vec<u8>) -> Option<String> 
 async fn head(read: &mut OwnedReadHalf, buffer: &mut Vec<u8>, left: &mut Left) -> Option<Answer> {
     loop {
         let status = line(read, buffer).await?;
-        let status: u16 = status.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("an answer begins with a status");
+        let status: u16 = status
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .expect("an answer begins with a status");
         let mut headers = Headers::new();
         loop {
             let line = line(read, buffer).await?;
@@ -303,14 +325,17 @@ async fn head(read: &mut OwnedReadHalf, buffer: &mut Vec<u8>, left: &mut Left) -
         *left = match (value(&headers, "content-length"), value(&headers, "transfer-encoding")) {
             _ if status == 204 || status == 304 => Left::Nothing,
             (_, Some("chunked")) => Left::Chunk(0),
-            (Some(length), _) => Left::Length(length.parse().expect("a content-length is a number")),
+            (Some(length), _) => {
+                Left::Length(length.parse().expect("a content-length is a number"))
+            }
             (None, _) => Left::UntilClose,
         };
         return Some(Answer { status, headers, body: Vec::new(), whole: false });
     }
 }
 
-/// One request on a connection of its own, and its whole answer; None if the connection broke before the head of one.
+/// One request on a connection of its own, and its whole answer; None if the connection broke
+/// before the head of one.
 pub async fn try_ask(address: SocketAddr, request: &Request) -> Option<Answer> {
     within(ANSWER, "an answer", async {
         let mut connection = Connection::try_open(address).await.ok()?;

@@ -1,4 +1,5 @@
-//! The repository as the rules see it: its text files, and of Rust ones the code in use and the paths it names.
+//! The repository as the rules see it: its text files, and of Rust ones the code in use and the
+//! paths it names.
 //!
 //! Reads, and judges nothing. It knows as much of the language as the rules need, and no more.
 
@@ -16,8 +17,8 @@ impl File {
         self.path.starts_with(folder) && self.path.ends_with(".rs")
     }
 
-    /// Where it stands in the module tree: `src/key/place.rs` is `["key", "place"]`, the root is empty.
-    /// `None` for what the rules about modules exempt: the command line, and tests.
+    /// Where it stands in the module tree: `src/key/place.rs` is `["key", "place"]`, the root is
+    /// empty. `None` for what the rules about modules exempt: the command line, and tests.
     pub fn module(&self) -> Option<Vec<&str>> {
         let inside = self.path.strip_prefix("src/")?.strip_suffix(".rs")?;
         let mut module: Vec<_> = inside.split('/').collect();
@@ -39,8 +40,11 @@ pub fn repository() -> Vec<File> {
 
 pub fn listed(which: &[&str]) -> Vec<String> {
     // A checkout that belongs to somebody else, as in a container, is still only read here.
-    let git =
-        Command::new("git").args(["-c", "safe.directory=*", "ls-files"]).args(which).output().expect("these tests need git");
+    let git = Command::new("git")
+        .args(["-c", "safe.directory=*", "ls-files"])
+        .args(which)
+        .output()
+        .expect("these tests need git");
     assert!(git.status.success(), "git ls-files: {}", String::from_utf8_lossy(&git.stderr));
     String::from_utf8_lossy(&git.stdout).lines().map(String::from).collect()
 }
@@ -56,7 +60,8 @@ pub fn declared(line: &str) -> Option<&str> {
     bare.then(|| name.trim_end_matches([';', ' ', '{', '}']))
 }
 
-/// Every path that the code of `file` names by `crate`, `super` or `self`, from the crate's root, with its line.
+/// Every path that the code of `file` names by `crate`, `super` or `self`, from the crate's root,
+/// with its line.
 pub fn paths(file: &File) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     let module = file.module().unwrap_or_default();
@@ -117,10 +122,13 @@ fn branch<'a>(mut rest: &'a str, mut path: Vec<String>, leaves: &mut Vec<Vec<Str
 /// The text with comments, literals and test code blanked; every line keeps its number.
 fn code(text: &str) -> String {
     let mut out = text.as_bytes().to_vec();
-    let mut blank =
-        |from: usize, to: usize| out[from..to].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ');
+    let mut blank = |from: usize, to: usize| {
+        out[from..to].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ')
+    };
     let after = |from: usize, what: &str| {
-        text.get(from..).and_then(|rest| rest.find(what)).map_or(text.len(), |at| from + at + what.len())
+        text.get(from..)
+            .and_then(|rest| rest.find(what))
+            .map_or(text.len(), |at| from + at + what.len())
     };
     let mut at = 0;
     while at < text.len() {
@@ -129,7 +137,9 @@ fn code(text: &str) -> String {
         let end = match rest {
             [b'/', b'/', ..] => after(at, "\n"),
             [b'/', b'*', ..] => after(at + 2, "*/"),
-            [b'r', ..] if rest.get(hashes + 1) == Some(&b'"') => after(at + hashes + 2, &format!("\"{}", "#".repeat(hashes))),
+            [b'r', ..] if rest.get(hashes + 1) == Some(&b'"') => {
+                after(at + hashes + 2, &format!("\"{}", "#".repeat(hashes)))
+            }
             [b'"', ..] => {
                 let mut end = at + 1;
                 while end < text.len() && text.as_bytes()[end] != b'"' {
@@ -139,9 +149,11 @@ fn code(text: &str) -> String {
             }
             [b'\'', b'\\', ..] => after(at + 3, "'"),
             // One character between quotes; otherwise it is a lifetime.
-            [b'\'', ..] => {
-                text[at + 1..].char_indices().nth(1).filter(|(_, c)| *c == '\'').map_or(at + 1, |(more, _)| at + more + 2)
-            }
+            [b'\'', ..] => text[at + 1..]
+                .char_indices()
+                .nth(1)
+                .filter(|(_, c)| *c == '\'')
+                .map_or(at + 1, |(more, _)| at + more + 2),
             _ => at + 1,
         };
         if end > at + 1 {
@@ -152,13 +164,15 @@ fn code(text: &str) -> String {
     let mut code = String::from_utf8_lossy(&out).into_owned();
     while let Some(at) = code.find("#[cfg(test)]") {
         let end = item_end(&code, at);
-        let blanked: String = code[at..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+        let blanked: String =
+            code[at..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
         code.replace_range(at..end, &blanked);
     }
     code
 }
 
-/// Where the item that starts at `at` ends: at its semicolon, or at the brace that closes its first one.
+/// Where the item that starts at `at` ends: at its semicolon, or at the brace that closes its first
+/// one.
 fn item_end(code: &str, at: usize) -> usize {
     let mut depth = 0;
     for (more, c) in code[at..].char_indices() {

@@ -47,8 +47,14 @@ impl Replica {
         let registry = Arc::new(Registry::new(upstream::set(set), Arc::clone(metrics)));
         let local = Arc::new(Local::new(100, TTL / 2));
         let places = Places::new(Arc::clone(&registry));
-        let bindings =
-            Bindings::new(Arc::clone(&store), places, Arc::clone(&local), TTL, Tasks::new(), Trail::new(Arc::clone(metrics)).0);
+        let bindings = Bindings::new(
+            Arc::clone(&store),
+            places,
+            Arc::clone(&local),
+            TTL,
+            Tasks::new(),
+            Trail::new(Arc::clone(metrics)).0,
+        );
         let client = Client::unrestricted("alice");
         let (set, is_gone) = (Cell::new(set), Cell::new(false));
         Self {
@@ -68,8 +74,13 @@ impl Replica {
     pub async fn answer_roll(&self) {
         let loaded = self.registry.loaded();
         let keys = loaded.tags();
-        let report =
-            MemberReport { replica: &self.name, fingerprint: &loaded.fingerprint, keys: &keys, ordinal: loaded.ordinal(), life: TTL };
+        let report = MemberReport {
+            replica: &self.name,
+            fingerprint: &loaded.fingerprint,
+            keys: &keys,
+            ordinal: loaded.ordinal(),
+            life: TTL,
+        };
         if let Ok(roll) = self.store.exchange_membership(&report, &mut self.store.budget()).await {
             self.registry.heard(&loaded, &roll);
         }
@@ -80,10 +91,13 @@ impl Replica {
         let began = (upstream.tick(), upstream.writes());
         let history = upstream.history(number);
         let carries_sealed = Sealed::Known(!history.is_empty());
-        let mut wanted = Wanted { session: Some(session(number)), carries_sealed, ..Wanted::of(&self.client) };
+        let mut wanted =
+            Wanted { session: Some(session(number)), carries_sealed, ..Wanted::of(&self.client) };
         let mut budget = self.bindings.budget();
         let found = self.bindings.look_up(&session(number), &mut budget).await;
-        let Ok(mut binding) = self.bindings.bind(&mut wanted, found, &mut budget).await else { return };
+        let Ok(mut binding) = self.bindings.bind(&mut wanted, found, &mut budget).await else {
+            return;
+        };
         loop {
             if self.is_gone.get() {
                 return;
@@ -91,7 +105,9 @@ impl Replica {
             self.goes_by(upstream, number, &binding);
             pause().await;
             match upstream.ask(&binding.key, &history) {
-                Answer::Served => return self.serve(upstream, number, began, binding, false, &mut budget).await,
+                Answer::Served => {
+                    return self.serve(upstream, number, began, binding, false, &mut budget).await;
+                }
                 Answer::Dead => {
                     self.registry.condemn(&binding.key, Ailment::Rejected(Scope::Key));
                     wanted.refused.push(binding.key.tag);
@@ -134,17 +150,26 @@ impl Replica {
         was_searched: bool,
         budget: &mut Budget,
     ) {
-        // Nobody could know where the session was, or that another replica has moved it since and cannot tell.
+        // Nobody could know where the session was, or that another replica has moved it since and
+        // cannot tell.
         let is_blind = match &binding.written {
             Written::Here(record) => {
                 let highest = upstream.highest(number).max(upstream.highest_written(number));
-                binding.is_provisional || record.epoch < highest || upstream.has_other(number, record)
+                binding.is_provisional
+                    || record.epoch < highest
+                    || upstream.has_other(number, record)
             }
             Written::Stored(record) => record.epoch < upstream.highest(number),
             Written::Nowhere | Written::Beside(_) => false,
         };
         let is_excused = is_blind || was_searched || binding.result == BindingResult::Spilled;
-        upstream.serves(Served { session: number, key: Arc::clone(&binding.key), began, writes, is_excused });
+        upstream.serves(Served {
+            session: number,
+            key: Arc::clone(&binding.key),
+            began,
+            writes,
+            is_excused,
+        });
         self.registry.has_served(&binding.key, Instant::now());
         self.bindings.confirm(&binding, budget).await;
     }
@@ -158,7 +183,10 @@ impl Replica {
         let mut epochs = self.epochs.borrow_mut();
         let highest = epochs.entry(session).or_default();
         if record.epoch < *highest {
-            upstream.violated(format!("B4: {} goes by epoch {} of session {session} after {highest}", self.name, record.epoch));
+            upstream.violated(format!(
+                "B4: {} goes by epoch {} of session {session} after {highest}",
+                self.name, record.epoch
+            ));
         }
         *highest = record.epoch.max(*highest);
         upstream.reaches(session, *highest);

@@ -14,7 +14,8 @@ use crate::setting::{Secret, SecretSource};
 use crate::store::model::{Shared, Write};
 
 /// Id and organization.
-pub const KEYS: [(&str, &str); 4] = [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
+pub const KEYS: [(&str, &str); 4] =
+    [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
 /// The sets that replicas load: the usual one, one with a key more, one with a key less.
 pub const SETS: [&[usize]; 3] = [&[0, 1, 2], &[0, 1, 2, 3], &[1, 2]];
 
@@ -35,7 +36,8 @@ pub fn keys() -> Vec<Arc<Key>> {
 }
 
 fn table(keys: &[usize]) -> Table {
-    let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+    let upstream: UpstreamSettings =
+        serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
     let settings = |key: &usize| Settings {
         id: KEYS[*key].0.into(),
         upstream: "u".into(),
@@ -68,13 +70,18 @@ pub struct Served {
     pub began: usize,
     /// How many writes the store had seen when it began.
     pub writes: usize,
-    /// Nobody could know where its session was, or its key was not loaded: B8 and the rule of spilling speak of it, not B1.
+    /// Nobody could know where its session was, or its key was not loaded: B8 and the rule of
+    /// spilling speak of it, not B1.
     pub is_excused: bool,
 }
 
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a turn of session {} that began at {} on {}", self.session, self.began, self.key.id)
+        write!(
+            f,
+            "a turn of session {} that began at {} on {}",
+            self.session, self.began, self.key.id
+        )
     }
 }
 
@@ -142,7 +149,8 @@ impl Upstream {
         for key in 0..KEYS.len() {
             match (SETS[old].contains(&key), SETS[set].contains(&key)) {
                 (true, false) => self.trouble(key),
-                // By a set that is newer than another replica's it is removed, although this one never had it.
+                // By a set that is newer than another replica's it is removed, although this one
+                // never had it.
                 (false, false) if old != set && self.is_loaded(key) => self.trouble(key),
                 // Until now it was removed, for somebody.
                 (false, true) => self.returned.borrow_mut().push((self.tick(), key)),
@@ -168,18 +176,30 @@ impl Upstream {
         if self.dead.borrow().contains(&number(key.tag).unwrap()) {
             return Answer::Dead;
         }
-        if history.iter().all(|organization| *organization == key.organization) { Answer::Served } else { Answer::Foreign }
+        if history.iter().all(|organization| *organization == key.organization) {
+            Answer::Served
+        } else {
+            Answer::Foreign
+        }
     }
 
     pub fn serves(&self, turn: Served) {
-        self.sealed.borrow_mut().entry(turn.session).or_default().insert(turn.key.organization.clone());
+        self.sealed
+            .borrow_mut()
+            .entry(turn.session)
+            .or_default()
+            .insert(turn.key.organization.clone());
         let last = self.served.borrow_mut().insert(turn.session, turn.clone());
         let Some(last) = last.filter(|last| last.key.tag != turn.key.tag) else { return };
         let is_lost = self.lost.borrow().contains(&turn.session);
-        let is_excused = (last.is_excused || turn.is_excused || is_lost) && self.peace.get() != Some(turn.session);
+        let is_excused = (last.is_excused || turn.is_excused || is_lost)
+            && self.peace.get() != Some(turn.session);
         let since = last.began.min(turn.began);
         let is_excused = is_excused || self.has_moved(&last);
-        if !is_excused && !self.has_trouble(last.key.tag, since) && !self.has_trouble(turn.key.tag, since) {
+        if !is_excused
+            && !self.has_trouble(last.key.tag, since)
+            && !self.has_trouble(turn.key.tag, since)
+        {
             self.violated(format!("B1: {last}, then {turn}"));
         }
     }
@@ -189,15 +209,22 @@ impl Upstream {
         let Some(key) = number(key) else { return true };
         let is_removed = self.sets.borrow().values().any(|set| !SETS[*set].contains(&key));
         let (troubles, returned) = (self.troubles.borrow(), self.returned.borrow());
-        is_removed || troubles.iter().chain(returned.iter()).any(|(at, which)| *at >= since && *which == key)
+        is_removed
+            || troubles
+                .iter()
+                .chain(returned.iter())
+                .any(|(at, which)| *at >= since && *which == key)
     }
 
-    /// Whether the store has taken another key for the session since that turn: [`wrong_write`] judges the moves themselves.
+    /// Whether the store has taken another key for the session since that turn: [`wrong_write`]
+    /// judges the moves themselves.
     fn has_moved(&self, last: &Served) -> bool {
         let key = |value: &str| BindingRecord::parse(value).map(|record| record.key);
         self.shared.lock().unwrap().writes.iter().skip(last.writes).any(|write| {
             let old = write.old.as_deref().and_then(key);
-            write.id == session(last.session).as_str() && old == Some(last.key.tag) && key(&write.new) != old
+            write.id == session(last.session).as_str()
+                && old == Some(last.key.tag)
+                && key(&write.new) != old
         })
     }
 
@@ -232,14 +259,19 @@ impl Upstream {
     pub fn highest_written(&self, number: usize) -> u32 {
         let shared = self.shared.lock().unwrap();
         let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
-        own.filter_map(|write| BindingRecord::parse(&write.new)).map(|record| record.epoch).max().unwrap_or_default()
+        own.filter_map(|write| BindingRecord::parse(&write.new))
+            .map(|record| record.epoch)
+            .max()
+            .unwrap_or_default()
     }
 
-    /// Whether the store has taken another key at the epoch of `record`, which a replica goes by that cannot ask it: B8's exception.
+    /// Whether the store has taken another key at the epoch of `record`, which a replica goes by
+    /// that cannot ask it: B8's exception.
     pub fn has_other(&self, number: usize, record: &BindingRecord) -> bool {
         let shared = self.shared.lock().unwrap();
         let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
-        own.filter_map(|write| BindingRecord::parse(&write.new)).any(|other| other.epoch == record.epoch && other.key != record.key)
+        own.filter_map(|write| BindingRecord::parse(&write.new))
+            .any(|other| other.epoch == record.epoch && other.key != record.key)
     }
 
     /// From now on nothing excuses this session's turns.
@@ -249,7 +281,8 @@ impl Upstream {
 
     /// The client was told that its history cannot be opened.
     pub fn died(&self, session: usize, binding: &Binding) {
-        // A history that two organizations have sealed is nobody's to open: only turns that nobody could place do that.
+        // A history that two organizations have sealed is nobody's to open: only turns that nobody
+        // could place do that.
         if self.history(session).len() < 2 {
             self.violated(format!("session {session} dies: {binding:?}"));
         }
@@ -276,7 +309,9 @@ pub fn wrong_write(upstream: &Upstream, writes: &[Write]) -> Option<String> {
             // What was lost is put right as well as its replicas remember it.
             () if upstream.has_lost(&write.id) => continue,
             () if is_move && new.epoch == old.epoch => "B3: a binding is replaced at its own epoch",
-            () if new.epoch > old.epoch && !successors.insert((&write.id, old.epoch)) => "B3: an epoch has two successors",
+            () if new.epoch > old.epoch && !successors.insert((&write.id, old.epoch)) => {
+                "B3: an epoch has two successors"
+            }
             // A guess that was corrected moves to another organization without any trouble.
             () if is_move && old.organization == new.organization && upstream.is_sound(old.key) => {
                 "B5: a binding moves although nothing happened to its key"

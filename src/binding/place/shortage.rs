@@ -22,13 +22,19 @@ impl Places {
         match (wanted.within, allowed.first()) {
             (Reach::Project { .. } | Reach::Nowhere, None) => {
                 self.registry.wants_reload();
-                Error::new(ErrorKind::NoKeyAvailable, "No upstream key of the project is known that stores what this turn refers to.")
-                    .retry_after(SOON)
+                Error::new(
+                    ErrorKind::NoKeyAvailable,
+                    "No upstream key of the project is known that stores what this turn refers to.",
+                )
+                .retry_after(SOON)
             }
             // Which one it is its client should know: it may go on without.
             (Reach::Project { .. }, Some(key)) => {
                 let project = [key.organization.as_str(), key.project.as_str()].join("/");
-                let what = format!("What this turn refers to is stored by {}.", project.trim_end_matches('/'));
+                let what = format!(
+                    "What this turn refers to is stored by {}.",
+                    project.trim_end_matches('/')
+                );
                 Error { message: format!("{what} {}", error.message), ..error }
             }
             _ => error,
@@ -36,20 +42,32 @@ impl Places {
     }
 
     fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
-        let fitness: Vec<_> = allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
-        let is_out = |fitness: &Fitness| matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject));
+        let fitness: Vec<_> =
+            allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
+        let is_out = |fitness: &Fitness| {
+            matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject))
+        };
         // Whatever an operator says of some of them besides.
-        let is_final = fitness.iter().any(is_out) && allowed.iter().all(|key| self.registry.is_exhausted(key));
-        let soonest =
-            fitness.iter().filter_map(|fitness| if let Fitness::Limited(wait) = fitness { Some(*wait) } else { None }).min();
+        let is_final =
+            fitness.iter().any(is_out) && allowed.iter().all(|key| self.registry.is_exhausted(key));
+        let soonest = fitness
+            .iter()
+            .filter_map(
+                |fitness| if let Fitness::Limited(wait) = fitness { Some(*wait) } else { None },
+            )
+            .min();
         match soonest {
-            Some(wait) => Error::limited("Every upstream key that may serve this session is cooling.", wait),
+            Some(wait) => {
+                Error::limited("Every upstream key that may serve this session is cooling.", wait)
+            }
             // Waiting does not help.
             None if is_final => Error::new(
                 ErrorKind::InsufficientQuota,
                 "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
             ),
-            None if fitness.contains(&Fitness::Bypassed(Why::Incident)) => none_available(LATER / 6),
+            None if fitness.contains(&Fitness::Bypassed(Why::Incident)) => {
+                none_available(LATER / 6)
+            }
             None if fitness.contains(&Fitness::Bypassed(Why::Suspected)) => none_available(SOON),
             None => none_available(LATER),
         }
@@ -62,10 +80,12 @@ impl Places {
         self.shortage(wanted, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
     }
 
-    /// What is the matter with the organizations that the client may use and that were not `tried`, if there are any.
+    /// What is the matter with the organizations that the client may use and that were not `tried`,
+    /// if there are any.
     pub fn shortage_beside(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Option<Error> {
         let loaded = self.registry.loaded();
-        let is_left = |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
+        let is_left =
+            |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
         let left: Vec<_> = loaded.table.keys().iter().filter(is_left).collect();
         (!left.is_empty()).then(|| self.shortage(wanted, &left))
     }
@@ -83,7 +103,8 @@ pub fn not_loaded() -> Error {
 
 /// Nobody can say at the moment which project stores what the turn refers to.
 pub fn untold() -> Error {
-    let message = "It cannot be told at the moment which project stores what this turn refers to: try again.";
+    let message =
+        "It cannot be told at the moment which project stores what this turn refers to: try again.";
     Error::new(ErrorKind::NoKeyAvailable, message).retry_after(SOON)
 }
 

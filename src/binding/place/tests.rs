@@ -61,12 +61,28 @@ fn play(registry: &Registry, cases: &[Case], failed: &mut Vec<Tag>) {
         match *case {
             Case::Rejected(number) => registry.condemn(key(number), Ailment::Rejected(Scope::Key)),
             Case::Suspected(number) => registry.observe(key(number), Ailment::Rejected(Scope::Key)),
-            Case::Exhausted(number, scope) => registry.observe(key(number), Ailment::Exhausted(scope)),
-            Case::Limited(number, wait) => registry.limit(key(number), "m", Duration::from_secs(wait)),
+            Case::Exhausted(number, scope) => {
+                registry.observe(key(number), Ailment::Exhausted(scope))
+            }
+            Case::Limited(number, wait) => {
+                registry.limit(key(number), "m", Duration::from_secs(wait))
+            }
             Case::Denied(number) => registry.deny(key(number), "m"),
-            Case::Disabled(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Disabled, None)),
-            Case::Drained(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Drained, None)),
-            Case::Enabled(number) => drop(registry.conditions.note(Subject::named(key(number)), Condition::Enabled, None)),
+            Case::Disabled(number) => drop(registry.conditions.note(
+                Subject::named(key(number)),
+                Condition::Disabled,
+                None,
+            )),
+            Case::Drained(number) => drop(registry.conditions.note(
+                Subject::named(key(number)),
+                Condition::Drained,
+                None,
+            )),
+            Case::Enabled(number) => drop(registry.conditions.note(
+                Subject::named(key(number)),
+                Condition::Enabled,
+                None,
+            )),
             Case::Served(number) => registry.has_served(key(number), tokio::time::Instant::now()),
             Case::Failed(number) => failed.push(key(number).tag),
         }
@@ -75,23 +91,41 @@ fn play(registry: &Registry, cases: &[Case], failed: &mut Vec<Tag>) {
 }
 
 fn wanted<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Wanted<'t> {
-    Wanted { session: Some(session.clone()), model: "m", patience: PATIENCE, failed, ..Wanted::of(client) }
+    Wanted {
+        session: Some(session.clone()),
+        model: "m",
+        patience: PATIENCE,
+        failed,
+        ..Wanted::of(client)
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_while_that_recovers() {
+async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_while_that_recovers()
+{
     let registry = registry(&[], &mut Vec::new());
     let (places, client) = (Places::new(Arc::clone(&registry)), Client::unrestricted("alice"));
     let begin = || {
         let sessions = (0..300).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
         sessions
-            .map(|session| places.place_new(&wanted(&session, &client, Vec::new()), &session).unwrap().id.clone())
+            .map(|session| {
+                places
+                    .place_new(&wanted(&session, &client, Vec::new()), &session)
+                    .unwrap()
+                    .id
+                    .clone()
+            })
             .collect::<Vec<_>>()
     };
     let keys = registry.loaded().table.keys().to_vec();
-    let count = |homes: &[String], prefix: &str| homes.iter().filter(|home| home.starts_with(prefix)).count();
+    let count = |homes: &[String], prefix: &str| {
+        homes.iter().filter(|home| home.starts_with(prefix)).count()
+    };
     let calm = begin();
-    assert!(["a-1", "a-2", "b-1", "b-2", "c-1"].iter().all(|key| count(&calm, key) > 20), "{calm:?}");
+    assert!(
+        ["a-1", "a-2", "b-1", "b-2", "c-1"].iter().all(|key| count(&calm, key) > 20),
+        "{calm:?}"
+    );
 
     // b-1 has more than its share to do, and the one project of org-c has nothing left.
     registry.loads.heard(&[format!("{}=40", keys[3].tag)]);
@@ -103,7 +137,10 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
     registry.headrooms.observe(&keys[5], "m", &limits.into_iter().map(named).collect());
     let full = begin();
     assert_eq!(count(&full, "b-1"), 0);
-    assert!(calm.iter().zip(&full).all(|(calm, full)| calm == full || calm == "b-1" && full == "b-2"), "{full:?}");
+    assert!(
+        calm.iter().zip(&full).all(|(calm, full)| calm == full || calm == "b-1" && full == "b-2"),
+        "{full:?}"
+    );
 
     registry.loads.heard(&[]);
     registry.condemn(&keys[5], Ailment::Rejected(Scope::Key));
@@ -114,7 +151,13 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
         shares.push(count(&begin(), "c-1"));
         tokio::time::advance(Duration::from_secs(30)).await;
     }
-    assert!(shares[0] == 0 && shares[1] > 5 && shares[1] < shares[2] && shares[2] == count(&calm, "c-1"), "{shares:?}");
+    assert!(
+        shares[0] == 0
+            && shares[1] > 5
+            && shares[1] < shares[2]
+            && shares[2] == count(&calm, "c-1"),
+        "{shares:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +171,9 @@ async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
     };
     let on = |home: &str| {
         let sessions = (0..200).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
-        let homes = sessions.map(|session| places.place_new(&wanted(&session, &client, Vec::new()), &session).unwrap());
+        let homes = sessions.map(|session| {
+            places.place_new(&wanted(&session, &client, Vec::new()), &session).unwrap()
+        });
         homes.filter(|key| key.id == home).count()
     };
     recover(5);
@@ -143,15 +188,26 @@ async fn only_what_is_exhausted_everywhere_is_told_for_good() {
     let told = |cases: &[Case], reach: &str| {
         let registry = registry(cases, &mut Vec::new());
         let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
-        let reach =
-            if reach.is_empty() { Reach::Anywhere } else { Reach::Organization(Tag::of("organization", reach.as_bytes())) };
+        let reach = if reach.is_empty() {
+            Reach::Anywhere
+        } else {
+            Reach::Organization(Tag::of("organization", reach.as_bytes()))
+        };
         Places::new(registry).shortage_of(&wanted(&session, &client, Vec::new()), reach).kind
     };
     let (a, b) = (Case::Exhausted(0, Scope::Organization), Case::Exhausted(3, Scope::Organization));
     assert_eq!(told(&[a], "org-a"), ErrorKind::InsufficientQuota);
     assert_eq!(told(&[a, b], ""), ErrorKind::InsufficientQuota);
-    assert_eq!(told(&[a, Case::Disabled(1)], "org-a"), ErrorKind::InsufficientQuota, "an operator's word on one of them helps nobody");
-    assert_eq!(told(&[a, Case::Rejected(3), Case::Rejected(4)], ""), ErrorKind::NoKeyAvailable, "others are only refused");
+    assert_eq!(
+        told(&[a, Case::Disabled(1)], "org-a"),
+        ErrorKind::InsufficientQuota,
+        "an operator's word on one of them helps nobody"
+    );
+    assert_eq!(
+        told(&[a, Case::Rejected(3), Case::Rejected(4)], ""),
+        ErrorKind::NoKeyAvailable,
+        "others are only refused"
+    );
     assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), ErrorKind::NoKeyAvailable);
 }
 
@@ -170,20 +226,40 @@ fn check(
     let own = &loaded.table.keys()[bound];
     let record = BindingRecord { sealed: is_sealed, generation: 1, ..BindingRecord::first(own, 1) };
     loaded.heard(&crate::store::MembershipReply { ordinal: 1, others: Vec::new() });
-    let may = |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
+    let may =
+        |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
     let can = |key: &Key| {
-        let is_short = matches!(registry.fitness(key, "m"), Fitness::Limited(wait) if wait <= PATIENCE);
+        let is_short =
+            matches!(registry.fitness(key, "m"), Fitness::Limited(wait) if wait <= PATIENCE);
         !wanted.failed.contains(&key.tag) && (registry.is_ready(key, "m") || is_short)
     };
-    for key in [places.place_new(&wanted, session).ok(), places.choose(&wanted, session, Reach::Anywhere).ok()].iter().flatten() {
+    for key in [
+        places.place_new(&wanted, session).ok(),
+        places.choose(&wanted, session, Reach::Anywhere).ok(),
+    ]
+    .iter()
+    .flatten()
+    {
         prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
     }
     let home = Reach::Organization(record.organization);
-    for key in [places.choose(&wanted, session, home).ok(), places.sibling(&wanted, session, &record)].iter().flatten() {
-        prop_assert!(may(key) && can(key) && key.organization == own.organization, "{} is not at home", key.id);
+    for key in
+        [places.choose(&wanted, session, home).ok(), places.sibling(&wanted, session, &record)]
+            .iter()
+            .flatten()
+    {
+        prop_assert!(
+            may(key) && can(key) && key.organization == own.organization,
+            "{} is not at home",
+            key.id
+        );
     }
     if let Ok(Ok(key)) = places.place_moved(&wanted, session, wanted.reach(&record)) {
-        prop_assert!(may(&key) && can(&key) && (!is_sealed || key.organization == own.organization), "{} is no place_moved", key.id);
+        prop_assert!(
+            may(&key) && can(&key) && (!is_sealed || key.organization == own.organization),
+            "{} is no place_moved",
+            key.id
+        );
     }
     match places.standing(&wanted, &record) {
         Standing::Ready(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
@@ -191,13 +267,19 @@ fn check(
         Standing::OtherProject => prop_assert!(false, "it may go anywhere"),
         // What is left for good is left for a reason that lasts.
         Standing::Dead(reason) => {
-            prop_assert!(matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained), "{reason:?}");
+            prop_assert!(
+                matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained),
+                "{reason:?}"
+            );
             prop_assert!(!registry.is_ready(own, "m"));
         }
     }
     let shortage = places.shortage_of(&wanted, home);
     let is_final = shortage.kind == ErrorKind::InsufficientQuota;
-    prop_assert!(is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)), "{shortage:?}");
+    prop_assert!(
+        is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)),
+        "{shortage:?}"
+    );
     Ok(())
 }
 

@@ -17,13 +17,17 @@ const KEYS: [(&str, &str, &str, u32); 5] = [
 ];
 
 fn places() -> (Places, Arc<Registry>) {
-    let upstream: UpstreamSettings = serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
+    let upstream: UpstreamSettings =
+        serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
     let settings = KEYS.map(|(id, organization, project, weight)| {
         let key = serde_json::json!({ "id": id, "upstream": "u", "organization": organization, "project": project,
             "weight": weight, "secret": "sk" });
         serde_json::from_value::<Settings>(key).unwrap()
     });
-    let registry = Arc::new(Registry::new(Table::new(&[upstream], &settings).unwrap(), Arc::new(Metrics::new())));
+    let registry = Arc::new(Registry::new(
+        Table::new(&[upstream], &settings).unwrap(),
+        Arc::new(Metrics::new()),
+    ));
     (Places::new(Arc::clone(&registry)), registry)
 }
 
@@ -55,14 +59,23 @@ fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
         (project("org-b", "one"), &["b-1"]),
     ] {
         let wanted = wanted(&client, within);
-        let mut used: Vec<_> =
-            (0..40).map(|number| places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()).collect();
-        used.extend((0..40).map(|number| places.default_of(&wanted, &session(number)).unwrap().id.clone()));
+        let mut used: Vec<_> = (0..40)
+            .map(|number| {
+                places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()
+            })
+            .collect();
+        used.extend(
+            (0..40).map(|number| places.default_of(&wanted, &session(number)).unwrap().id.clone()),
+        );
         used.push(places.by_load(&wanted).unwrap().id.clone());
         used.sort_unstable();
         used.dedup();
         assert_eq!(used, expected);
-        assert!(places.elsewhere(&wanted, &session(1), &[key(&registry, expected[0]).organization_tag]).is_none());
+        assert!(
+            places
+                .elsewhere(&wanted, &session(1), &[key(&registry, expected[0]).organization_tag])
+                .is_none()
+        );
     }
 }
 
@@ -70,21 +83,31 @@ fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
 fn a_binding_to_another_project_is_left_alone() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
-    let standing = |record: &BindingRecord, within| match places.standing(&wanted(&client, within), record) {
-        Standing::Ready(key) => key.id.clone(),
-        Standing::OtherProject => "elsewhere".into(),
-        Standing::Dead(_) => "gone".into(),
-        Standing::Bypassed(_) => "not loaded".into(),
-    };
+    let standing =
+        |record: &BindingRecord, within| match places.standing(&wanted(&client, within), record) {
+            Standing::Ready(key) => key.id.clone(),
+            Standing::OtherProject => "elsewhere".into(),
+            Standing::Dead(_) => "gone".into(),
+            Standing::Bypassed(_) => "not loaded".into(),
+        };
     let (one, two) = (project("org-a", "one"), project("org-a", "two"));
     let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
-    assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["a-1", "a-1", "elsewhere"]);
+    assert_eq!(
+        [Reach::Anywhere, one, two].map(|within| standing(&bound, within)),
+        ["a-1", "a-1", "elsewhere"]
+    );
     // Whatever becomes of its key, that is for the session's other turns to find out.
     registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
-    assert_eq!([Reach::Anywhere, one, two].map(|within| standing(&bound, within)), ["gone", "gone", "elsewhere"]);
+    assert_eq!(
+        [Reach::Anywhere, one, two].map(|within| standing(&bound, within)),
+        ["gone", "gone", "elsewhere"]
+    );
     let unknown = BindingRecord { key: Tag::of("key", b"new"), generation: 9, ..bound };
     let other = project("org-b", "one");
-    assert_eq!([Reach::Anywhere, two, other].map(|within| standing(&unknown, within)), ["not loaded", "not loaded", "elsewhere"]);
+    assert_eq!(
+        [Reach::Anywhere, two, other].map(|within| standing(&unknown, within)),
+        ["not loaded", "not loaded", "elsewhere"]
+    );
 }
 
 #[test]
@@ -93,10 +116,14 @@ fn a_key_of_the_same_project_serves_in_its_place_first() {
     let client = Client::unrestricted("alice");
     let wanted = wanted(&client, Reach::Anywhere);
     let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
-    let sibling = |number| places.sibling(&wanted, &session(number), &bound).map(|key| key.id.clone());
+    let sibling =
+        |number| places.sibling(&wanted, &session(number), &bound).map(|key| key.id.clone());
     assert!((0..40).all(|number| sibling(number).as_deref() == Some("a-2")));
     registry.condemn(&key(&registry, "a-2"), Ailment::Rejected(Scope::Key));
-    assert!((0..40).all(|number| sibling(number).as_deref() == Some("a-3")), "one of another project is better than none");
+    assert!(
+        (0..40).all(|number| sibling(number).as_deref() == Some("a-3")),
+        "one of another project is better than none"
+    );
 }
 
 #[test]
@@ -106,16 +133,25 @@ fn a_project_without_a_key_in_use_is_named() {
     let refused = |within| {
         let wanted = wanted(&client, within);
         let error = places.choose(&wanted, &session(1), Reach::Anywhere).err().unwrap();
-        assert_eq!(places.by_load(&wanted).err().map(|error| error.message), Some(error.message.clone()));
+        assert_eq!(
+            places.by_load(&wanted).err().map(|error| error.message),
+            Some(error.message.clone())
+        );
         (error.status().as_u16(), error.retry_after.map(|wait| wait.as_secs()), error.message)
     };
     registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
     registry.condemn(&key(&registry, "a-2"), Ailment::Rejected(Scope::Key));
     let (status, wait, message) = refused(project("org-a", "one"));
-    assert!((status, wait) == (503, Some(30)) && message.contains("org-a/one"), "{status} {wait:?} {message}");
+    assert!(
+        (status, wait) == (503, Some(30)) && message.contains("org-a/one"),
+        "{status} {wait:?} {message}"
+    );
     registry.condemn(&key(&registry, "a-3"), Ailment::Exhausted(Scope::Project));
     let (status, wait, message) = refused(project("org-a", "two"));
-    assert!((status, wait) == (429, None) && message.contains("org-a/two"), "{status} {wait:?} {message}");
+    assert!(
+        (status, wait) == (429, None) && message.contains("org-a/two"),
+        "{status} {wait:?} {message}"
+    );
     let (status, wait, _) = refused(project("org-a", "later"));
     assert_eq!((status, wait), (503, Some(1)), "another replica may have loaded it");
     let (status, wait, _) = refused(Reach::Nowhere);

@@ -1,4 +1,5 @@
-//! Turns that another key serves than that of their session: what becomes of the binding, and of its seal.
+//! Turns that another key serves than that of their session: what becomes of the binding, and of
+//! its seal.
 
 use super::*;
 use crate::binding::demand::Sealed;
@@ -14,7 +15,10 @@ async fn answer_of_a_sibling_seals_the_session() {
         replica.limits("a-1");
         let mut wanted = replica.wanted();
         let spilled = replica.bind(&mut wanted).await.unwrap();
-        assert_eq!((seen(&spilled), spilled.is_provisional), (("a-2", true, BindingResult::Spilled), true));
+        assert_eq!(
+            (seen(&spilled), spilled.is_provisional),
+            (("a-2", true, BindingResult::Spilled), true)
+        );
         assert_eq!(spilled.written, Written::Beside(bound.clone()));
         replica.is_stored(&bound).await;
         replica.serves(&spilled).await;
@@ -44,7 +48,11 @@ async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
     replica.weather(Weather::Fair);
     replica.is_stored(&bound).await;
     replica.exhausts("a-1", Scope::Organization);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::InsufficientQuota), "this replica knows");
+    assert_eq!(
+        replica.goes(replica.wanted()).await,
+        Err(ErrorKind::InsufficientQuota),
+        "this replica knows"
+    );
     replica.is_stored(&bound.sealed()).await;
 }
 
@@ -91,7 +99,11 @@ async fn detour_leaves_the_binding_alone_and_seals_it_within_its_organization() 
         replica.rejects(to);
         let error = replica.rebind(&mut wanted, &away).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoKeyAvailable);
-        assert!(error.message.contains(&format!("stored by {}/", replica.key(to).organization)), "{}", error.message);
+        assert!(
+            error.message.contains(&format!("stored by {}/", replica.key(to).organization)),
+            "{}",
+            error.message
+        );
     }
 }
 

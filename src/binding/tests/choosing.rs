@@ -6,7 +6,11 @@ use crate::binding::select::Reach;
 impl Replica {
     /// The keys that `choice` takes for many sessions, each once.
     fn chosen(&self, mut choice: impl FnMut(&SessionId) -> Option<Arc<Key>>) -> Vec<String> {
-        let mut all: Vec<_> = (0..60).map(session).filter_map(|session| choice(&session)).map(|key| key.id.clone()).collect();
+        let mut all: Vec<_> = (0..60)
+            .map(session)
+            .filter_map(|session| choice(&session))
+            .map(|key| key.id.clone())
+            .collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -16,14 +20,22 @@ impl Replica {
 /// The weightless key is the first in the file, and has nothing to do.
 #[tokio::test(start_paused = true)]
 async fn weightless_key_takes_nothing_new_wherever_it_stands() {
-    let [replica] = replicas("a-0 org-a zero 0, a-1 org-a one 1, b-0 org-b zero 0, b-1 org-b one 1, c-0 org-c one 0");
+    let [replica] = replicas(
+        "a-0 org-a zero 0, a-1 org-a one 1, b-0 org-b zero 0, b-1 org-b one 1, c-0 org-c one 0",
+    );
     let (places, wanted) = (&replica.bindings.places, replica.wanted());
     let nobody = || Wanted { session: None, ..replica.wanted() };
     let expected = ["a-1", "b-1"];
     assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), expected);
-    assert_eq!(replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()), expected);
+    assert_eq!(
+        replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()),
+        expected
+    );
     assert_eq!(replica.chosen(|session| places.default_of(&wanted, session).ok()), expected);
-    assert_eq!(replica.chosen(|session| places.place_moved(&wanted, session, Reach::Anywhere).ok()?.ok()), expected);
+    assert_eq!(
+        replica.chosen(|session| places.place_moved(&wanted, session, Reach::Anywhere).ok()?.ok()),
+        expected
+    );
     // Turns that name no session, however much the others have to do.
     let busy: Vec<_> = (0..50).map(|_| replica.registry.loads.enter(&replica.key("a-1"))).collect();
     assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("b-1"));
@@ -32,8 +44,15 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     drop((busy, more));
     replica.limits("a-1");
     replica.limits("b-1");
-    assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::RateLimitExceeded), "nor where nobody else serves");
-    assert!(places.choose(&wanted, &session(1), Reach::Anywhere).is_err() && places.place_new(&wanted, &session(1)).is_err());
+    assert_eq!(
+        replica.goes(nobody()).await,
+        Err(ErrorKind::RateLimitExceeded),
+        "nor where nobody else serves"
+    );
+    assert!(
+        places.choose(&wanted, &session(1), Reach::Anywhere).is_err()
+            && places.place_new(&wanted, &session(1)).is_err()
+    );
     assert_eq!(replica.goes(Wanted { patience: LONG, ..nobody() }).await.as_deref(), Ok("a-1"));
     // It is no sibling, and keeps what it has.
     assert!(places.sibling(&wanted, &session(1), &replica.record("a-1", 1)).is_none());
@@ -46,7 +65,8 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
 /// Where a new session comes by WebSocket it begins at an upstream that speaks it, if there is one.
 #[tokio::test(start_paused = true)]
 async fn websocket_begins_where_it_is_spoken() {
-    let [replica] = replicas("a-1 org-a plain 5, a-2 org-a two 1, b-1 org-b plain 5, c-1 org-c one 1");
+    let [replica] =
+        replicas("a-1 org-a plain 5, a-2 org-a two 1, b-1 org-b plain 5, c-1 org-c one 1");
     let places = &replica.bindings.places;
     let http = replica.wanted();
     let socket = Wanted { by_websocket: true, ..replica.wanted() };
@@ -55,9 +75,17 @@ async fn websocket_begins_where_it_is_spoken() {
     assert_eq!(replica.chosen(|session| places.place_new(&http, session).ok()), all);
     assert_eq!(replica.chosen(|session| places.choose(&http, session, Reach::Anywhere).ok()), all);
     assert_eq!(replica.chosen(|session| places.place_new(&socket, session).ok()), spoken);
-    assert_eq!(replica.chosen(|session| places.choose(&socket, session, Reach::Anywhere).ok()), spoken);
-    assert_eq!(replica.chosen(|session| places.place_moved(&socket, session, Reach::Anywhere).ok()?.ok()), spoken);
-    let sibling = |wanted, id| places.sibling(wanted, &session(1), &replica.record(id, 1)).map(|key| key.id.clone());
+    assert_eq!(
+        replica.chosen(|session| places.choose(&socket, session, Reach::Anywhere).ok()),
+        spoken
+    );
+    assert_eq!(
+        replica.chosen(|session| places.place_moved(&socket, session, Reach::Anywhere).ok()?.ok()),
+        spoken
+    );
+    let sibling = |wanted, id| {
+        places.sibling(wanted, &session(1), &replica.record(id, 1)).map(|key| key.id.clone())
+    };
     assert_eq!((sibling(&socket, "a-2"), sibling(&http, "a-2").as_deref()), (None, Some("a-1")));
     // With nobody left who speaks it: better one that says so than none.
     let home = Reach::Organization(replica.key("b-1").organization_tag);
@@ -69,7 +97,8 @@ async fn websocket_begins_where_it_is_spoken() {
     assert_eq!(replica.chosen(|session| places.choose(&patient, session, home).ok()), ["a-1"]);
 }
 
-/// A sibling that reads the same cache comes before one that does not, and what is made there is found if it is of one project.
+/// A sibling that reads the same cache comes before one that does not, and what is made there is
+/// found if it is of one project.
 #[tokio::test(start_paused = true)]
 async fn sibling_is_of_the_same_region_before_others() {
     let [replica] = replicas(
@@ -85,10 +114,18 @@ async fn sibling_is_of_the_same_region_before_others() {
     };
     assert_eq!(siblings(&bound, &[]), ["a-5"], "of one project and one region");
     assert_eq!(siblings(&bound, &["a-5"]), ["a-2"], "of one region");
-    assert_eq!(siblings(&bound, &["a-5", "a-2"]), ["a-4"], "by the session's order, whatever its project");
+    assert_eq!(
+        siblings(&bound, &["a-5", "a-2"]),
+        ["a-4"],
+        "by the session's order, whatever its project"
+    );
     assert_eq!(siblings(&bound, &["a-5", "a-2", "a-4"]), ["a-3"]);
     assert!(siblings(&bound, &["a-5", "a-2", "a-4", "a-3"]).is_empty(), "no other organization");
-    assert_eq!(siblings(&unknown, &[]), ["a-4"], "where its key is not known, any region is as good");
+    assert_eq!(
+        siblings(&unknown, &[]),
+        ["a-4"],
+        "where its key is not known, any region is as good"
+    );
     // Limits and rights are those of the turn.
     replica.limits("a-1");
     assert_eq!(siblings(&bound, &[]), ["a-2"], "a-5 is of the project that is short");
@@ -104,13 +141,20 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
     let (places, wanted) = (&replica.bindings.places, replica.wanted());
     let others = |ids: &[&str]| {
         let tags: Vec<_> = ids.iter().map(|id| replica.key(id).tag.to_string()).collect();
-        replica.registry.heard(&replica.registry.loaded(), &MembershipReply { ordinal: 1, others: vec![tags.join(" ")] });
+        replica.registry.heard(
+            &replica.registry.loaded(),
+            &MembershipReply { ordinal: 1, others: vec![tags.join(" ")] },
+        );
     };
     others(&["a-1"]);
     assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-1"]);
-    assert_eq!(replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()), ["a-1"]);
+    assert_eq!(
+        replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()),
+        ["a-1"]
+    );
     assert_eq!(replica.chosen(|session| places.default_of(&wanted, session).ok()), ["a-1"]);
-    // Where none of those that may serve is common, one that some have yet to load is better than none.
+    // Where none of those that may serve is common, one that some have yet to load is better than
+    // none.
     let home = Reach::Organization(replica.key("b-1").organization_tag);
     assert_eq!(replica.chosen(|session| places.choose(&wanted, session, home).ok()), ["b-1"]);
     // It serves in another key's place, which binds nothing.
@@ -120,14 +164,18 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
     assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-2", "b-1"]);
 }
 
-/// What failed with a turn, or is short for longer than it may wait, is not chosen; what is well comes before what is waited for.
+/// What failed with a turn, or is short for longer than it may wait, is not chosen; what is well
+/// comes before what is waited for.
 #[tokio::test(start_paused = true)]
 async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let places = &replica.bindings.places;
     let choose = |wanted: &Wanted<'_>| {
-        let [place_new, choose] = [places.place_new(wanted, &session(1)), places.choose(wanted, &session(1), Reach::Anywhere)]
-            .map(|chosen| chosen.map(|key| key.id.clone()).map_err(|error| error.kind));
+        let [place_new, choose] = [
+            places.place_new(wanted, &session(1)),
+            places.choose(wanted, &session(1), Reach::Anywhere),
+        ]
+        .map(|chosen| chosen.map(|key| key.id.clone()).map_err(|error| error.kind));
         assert_eq!(place_new, choose);
         choose
     };
@@ -138,18 +186,32 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     let restricted = Client::of_organizations("alice", &["org-b"]);
     let barred = || Wanted { client: &restricted, ..replica.wanted() };
     assert_eq!(choose(&barred()).as_deref(), Ok("b-1"));
-    assert!(!places.has_any(&barred(), reach_of(&replica, "a-1")) && places.has_any(&barred(), reach_of(&replica, "b-1")));
+    assert!(
+        !places.has_any(&barred(), reach_of(&replica, "a-1"))
+            && places.has_any(&barred(), reach_of(&replica, "b-1"))
+    );
     assert_eq!(places.by_load(&barred()).unwrap().id, "b-1");
     assert_eq!(places.default_of(&barred(), &session(1)).unwrap().id, "b-1");
-    assert!(!places.has_any(&Wanted { failed: vec![replica.key("b-1").tag], ..patient() }, reach_of(&replica, "b-1")));
+    assert!(!places.has_any(
+        &Wanted { failed: vec![replica.key("b-1").tag], ..patient() },
+        reach_of(&replica, "b-1")
+    ));
     replica.limits("a-1");
     assert_eq!(choose(&patient()).as_deref(), Ok("b-1"));
     replica.limits("b-1");
     assert_eq!(choose(&patient()).as_deref(), Ok("a-1"));
-    assert!(places.has_any(&patient(), Reach::Anywhere) && !places.has_any(&replica.wanted(), Reach::Anywhere));
+    assert!(
+        places.has_any(&patient(), Reach::Anywhere)
+            && !places.has_any(&replica.wanted(), Reach::Anywhere)
+    );
     assert_eq!(choose(&replica.wanted()), Err(ErrorKind::RateLimitExceeded));
-    let by_load = |wanted: &Wanted<'_>| places.by_load(wanted).map(|key| key.id.clone()).map_err(|error| error.kind);
-    assert_eq!(by_load(&Wanted { failed: vec![replica.key("a-1").tag], ..patient() }).as_deref(), Ok("b-1"));
+    let by_load = |wanted: &Wanted<'_>| {
+        places.by_load(wanted).map(|key| key.id.clone()).map_err(|error| error.kind)
+    };
+    assert_eq!(
+        by_load(&Wanted { failed: vec![replica.key("a-1").tag], ..patient() }).as_deref(),
+        Ok("b-1")
+    );
 }
 
 fn reach_of(replica: &Replica, id: &str) -> Reach {
@@ -159,7 +221,8 @@ fn reach_of(replica: &Replica, id: &str) -> Reach {
 /// Which keys are tried when, and what is told where the wait is known.
 #[tokio::test(start_paused = true)]
 async fn shortage_says_when_to_come_again() {
-    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1, a-4 org-a four 1");
+    let [replica] =
+        replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1, a-4 org-a four 1");
     let told = || {
         let error = replica.bindings.places.shortage_of(&replica.wanted(), Reach::Anywhere);
         (error.kind, error.retry_after.map(|wait| wait.as_secs()))
@@ -189,7 +252,8 @@ async fn shortage_says_when_to_come_again() {
     assert_eq!(told(), (ErrorKind::RateLimitExceeded, Some(20)));
 }
 
-/// A project with little left of its limit takes new sessions only where its siblings have no more, and loses none that it has.
+/// A project with little left of its limit takes new sessions only where its siblings have no more,
+/// and loses none that it has.
 #[tokio::test(start_paused = true)]
 async fn scarce_project_is_spared_new_sessions() {
     let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 5, b-1 org-b one 1");
@@ -200,18 +264,34 @@ async fn scarce_project_is_spared_new_sessions() {
             let name = format!("x-ratelimit-{what}-requests");
             (http::HeaderName::try_from(name).unwrap(), http::HeaderValue::from_str(value).unwrap())
         };
-        replica.registry.headrooms.observe(&replica.key(id), MODEL, &limits.into_iter().map(named).collect());
+        replica.registry.headrooms.observe(
+            &replica.key(id),
+            MODEL,
+            &limits.into_iter().map(named).collect(),
+        );
     };
     let other = Wanted { model: "other", ..replica.wanted() };
     let before = replica.chosen(|session| places.place_new(&wanted, session).ok());
     assert_eq!(before, ["a-1", "a-2", "b-1"]);
     left("a-1", "0");
     left("b-1", "0");
-    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-2", "b-1"], "b-1 has no sibling");
-    assert_eq!(replica.chosen(|session| places.place_new(&other, session).ok()), before, "of that they have enough");
+    assert_eq!(
+        replica.chosen(|session| places.place_new(&wanted, session).ok()),
+        ["a-2", "b-1"],
+        "b-1 has no sibling"
+    );
+    assert_eq!(
+        replica.chosen(|session| places.place_new(&other, session).ok()),
+        before,
+        "of that they have enough"
+    );
     assert_eq!(replica.stands(&wanted, &replica.record("a-1", 1)), "a-1");
     left("a-2", "0");
-    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), before, "none is better off");
+    assert_eq!(
+        replica.chosen(|session| places.place_new(&wanted, session).ok()),
+        before,
+        "none is better off"
+    );
 }
 
 /// A session and its keys meet in the same order whatever version of this program a replica runs.
@@ -219,6 +299,11 @@ async fn scarce_project_is_spared_new_sessions() {
 async fn order_of_keys_is_the_same_in_all_versions() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 2, b-1 org-b one 1, c-1 org-c one 3");
     let (places, wanted) = (&replica.bindings.places, replica.wanted());
-    let order = (0..16).map(|number| places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone());
-    assert_eq!(order.collect::<Vec<_>>().join(" "), "c-1 a-1 c-1 c-1 c-1 c-1 a-2 a-2 a-1 c-1 a-2 c-1 a-2 a-1 c-1 c-1");
+    let order = (0..16).map(|number| {
+        places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()
+    });
+    assert_eq!(
+        order.collect::<Vec<_>>().join(" "),
+        "c-1 a-1 c-1 c-1 c-1 c-1 a-2 a-2 a-1 c-1 a-2 c-1 a-2 a-1 c-1 c-1"
+    );
 }

@@ -25,7 +25,10 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     let default = replica.bindings.places.default_of(&wanted, &session(1)).unwrap();
     let record = BindingRecord::first(&default, 1);
     assert_eq!(seen(&begun), (default.id.as_str(), false, BindingResult::Degraded));
-    assert_eq!((begun.written.clone(), begun.is_provisional), (Written::Here(record.clone()), true));
+    assert_eq!(
+        (begun.written.clone(), begun.is_provisional),
+        (Written::Here(record.clone()), true)
+    );
     replica.serves(&begun).await;
     // Nobody knows whether that was its organization, whatever it has answered.
     assert_eq!(known(&replica), Known { record: record.sealed(), is_provisional: true });
@@ -38,7 +41,8 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     assert!(!known(&replica).is_provisional);
 }
 
-/// What is stored of a session that was guessed in the dark knows better, however often the guess has moved meanwhile.
+/// What is stored of a session that was guessed in the dark knows better, however often the guess
+/// has moved meanwhile.
 #[tokio::test(start_paused = true)]
 async fn guess_gives_way_to_what_is_stored() {
     // By a merge, or by the next turn, whichever is first.
@@ -50,7 +54,10 @@ async fn guess_gives_way_to_what_is_stored() {
         let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
         dark.rejects(&guess.key.id);
         guess = dark.rebind(&mut wanted, &guess).await.unwrap();
-        assert_eq!((guess.has_moved, guess.is_provisional, known(&dark).record.epoch), (true, true, 1));
+        assert_eq!(
+            (guess.has_moved, guess.is_provisional, known(&dark).record.epoch),
+            (true, true, 1)
+        );
         dark.serves(&guess).await;
         let stored = other.record(elsewhere, 1).sealed();
         other.put(&stored).await;
@@ -75,7 +82,10 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
         replica.weather(Weather::Away);
         let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
         let here = replica.bind(&mut wanted).await.unwrap();
-        assert_eq!((seen(&here), here.is_provisional), (("b-1", false, BindingResult::Degraded), !sealed));
+        assert_eq!(
+            (seen(&here), here.is_provisional),
+            (("b-1", false, BindingResult::Degraded), !sealed)
+        );
         replica.refuses("b-1", &mut wanted);
         let moved = replica.bind(&mut wanted).await.unwrap();
         assert_eq!(seen(&moved), ("b-2", true, BindingResult::Degraded));
@@ -86,7 +96,10 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
         assert_eq!(known(&replica), Known { record: next.clone(), is_provisional: false });
         // The other organizations are well, and nobody can say whose its history is.
         replica.refuses("b-2", &mut wanted);
-        assert_eq!(replica.rebind(&mut wanted, &moved).await.unwrap_err().kind, ErrorKind::NoKeyAvailable);
+        assert_eq!(
+            replica.rebind(&mut wanted, &moved).await.unwrap_err().kind,
+            ErrorKind::NoKeyAvailable
+        );
         replica.weather(Weather::Fair);
         assert_eq!(merges(&replica).await, 1);
         replica.is_stored(&next).await;
@@ -120,13 +133,19 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
         replica.local.note(&session(1), &newer.record, newer.is_provisional);
         let wanted = replica.wanted();
         let met = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
-        assert_eq!((seen(&met), &met.written), ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone())));
+        assert_eq!(
+            (seen(&met), &met.written),
+            ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone()))
+        );
         assert_eq!(known(&replica), newer, "it is left alone");
         // Its key is dead as well.
         replica.says(taken, Condition::Drained);
         let moved = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
         let next = replica.record(other, 3).sealed();
-        assert_eq!((seen(&moved), &moved.written), ((other, true, BindingResult::Degraded), &Written::Here(next.clone())));
+        assert_eq!(
+            (seen(&moved), &moved.written),
+            ((other, true, BindingResult::Degraded), &Written::Here(next.clone()))
+        );
         assert_eq!(known(&replica), Known { record: next, is_provisional: false });
     }
 }
@@ -176,8 +195,8 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     replica.is_stored(&replica.record("b-2", 2).sealed()).await;
 }
 
-/// A sibling serves the turns of a guess whose key is limited: the guess stays one, and gives way to
-/// the stored binding, even if its own key dies before the turn's next attempt.
+/// A sibling serves the turns of a guess whose key is limited: the guess stays one, and gives way
+/// to the stored binding, even if its own key dies before the turn's next attempt.
 #[tokio::test(start_paused = true)]
 async fn guess_that_is_served_beside_its_key_stays_one() {
     for is_served in [false, true] {
@@ -197,7 +216,10 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
         let moved = replica.rebind(&mut wanted, &beside).await.unwrap();
         assert_eq!(moved.key.id, beside.key.id, "the organization has no other key");
         let next = BindingRecord { sealed: is_served, ..BindingRecord::first(&moved.key, 1) };
-        assert_eq!((&moved.written, known(&replica)), (&Written::Here(next.clone()), Known { record: next, is_provisional: true }));
+        assert_eq!(
+            (&moved.written, known(&replica)),
+            (&Written::Here(next.clone()), Known { record: next, is_provisional: true })
+        );
         replica.weather(Weather::Fair);
         let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
         let stored = replica.record(elsewhere, 1).sealed();
@@ -224,7 +246,10 @@ async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     replica.local.confirm(&session(1), &stored);
     replica.rejects(&guess.key.id);
     let moved = replica.rebind(&mut wanted, &guess).await.unwrap();
-    assert_eq!((moved.is_provisional, known(&replica).is_provisional, known(&replica).record.epoch), (true, true, 1));
+    assert_eq!(
+        (moved.is_provisional, known(&replica).is_provisional, known(&replica).record.epoch),
+        (true, true, 1)
+    );
 }
 
 /// Nobody is told for good by what is only a guess.
@@ -240,7 +265,8 @@ async fn guess_that_is_exhausted_is_no_last_word() {
     assert_ne!(begun.key.organization, own.organization, "with the store it begins elsewhere");
 }
 
-/// In the dark a key of the guessed organization that is well comes before one that is not; a key that is short is waited for.
+/// In the dark a key of the guessed organization that is well comes before one that is not; a key
+/// that is short is waited for.
 #[tokio::test(start_paused = true)]
 async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     let [replica] = replicas(SIX);
@@ -248,12 +274,22 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     replica.weather(Weather::Away);
     replica.limits(&own.id);
     let sibling = replica.bind(&mut replica.wanted()).await.unwrap();
-    assert!(sibling.key.organization == own.organization && sibling.key.id != own.id, "{sibling:?}");
+    assert!(
+        sibling.key.organization == own.organization && sibling.key.id != own.id,
+        "{sibling:?}"
+    );
     assert_eq!(sibling.written, Written::Here(BindingRecord::first(&sibling.key, 1)));
     replica.local.forget(&session(1));
     replica.limits(&sibling.key.id);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::RateLimitExceeded), "and nobody else is asked");
-    assert_eq!(replica.goes(Wanted { patience: LONG, ..replica.wanted() }).await.as_deref(), Ok(own.id.as_str()));
+    assert_eq!(
+        replica.goes(replica.wanted()).await,
+        Err(ErrorKind::RateLimitExceeded),
+        "and nobody else is asked"
+    );
+    assert_eq!(
+        replica.goes(Wanted { patience: LONG, ..replica.wanted() }).await.as_deref(),
+        Ok(own.id.as_str())
+    );
 }
 
 /// Its key is not loaded here: what is not sealed goes on elsewhere, since nobody can be asked.
@@ -263,7 +299,11 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
         let [early, late] = replicas::<2>(SIX);
         let bound = BindingRecord { sealed, generation: 2, ..early.record("c-1", 2) };
         late.put(&bound).await;
-        late.loads(if sibling { "a-1 org-a one 1, c-2 org-c two 1" } else { "a-1 org-a one 1, b-1 org-b one 1" });
+        late.loads(if sibling {
+            "a-1 org-a one 1, c-2 org-c two 1"
+        } else {
+            "a-1 org-a one 1, b-1 org-b one 1"
+        });
         late.is_of(1);
         late.local.confirm(&session(1), &bound);
         late.weather(Weather::Away);
@@ -271,7 +311,9 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
         let bind = late.bind(&mut wanted).await;
         match (sealed, sibling) {
             (_, true) => assert_eq!(seen(&bind.unwrap()), ("c-2", true, BindingResult::Spilled)),
-            (true, false) => assert_eq!(bind.unwrap_err().retry_after, Some(Duration::from_secs(1))),
+            (true, false) => {
+                assert_eq!(bind.unwrap_err().retry_after, Some(Duration::from_secs(1)))
+            }
             (false, false) => {
                 let moved = bind.unwrap();
                 assert_eq!((moved.has_moved, moved.result), (true, BindingResult::Degraded));
@@ -283,7 +325,8 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
     }
 }
 
-/// A key that came in the dark takes no session that other replicas would not look for there; one that went takes none.
+/// A key that came in the dark takes no session that other replicas would not look for there; one
+/// that went takes none.
 #[tokio::test(start_paused = true)]
 async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");
@@ -298,7 +341,11 @@ async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     let before: Vec<_> = (0..40).map(begins).collect();
     assert!((0..40).all(|number| is_default(number, "a-1") == (before[number as usize] == "a-1")));
     replica.loads("a-1 org-a one 1, a-2 org-a two 1, a-0 org-a one 50, b-1 org-b one 50");
-    assert_eq!((0..40).map(begins).collect::<Vec<_>>(), before, "what came in the dark changes nothing");
+    assert_eq!(
+        (0..40).map(begins).collect::<Vec<_>>(),
+        before,
+        "what came in the dark changes nothing"
+    );
     replica.loads("a-1 org-a one 50, a-2 org-a two 1");
     assert_eq!((0..40).map(begins).collect::<Vec<_>>(), before, "nor do other weights");
     replica.loads("a-2 org-a two 1, b-1 org-b one 50");
@@ -308,7 +355,8 @@ async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     assert!((0..40).any(|number| begins(number) == "b-1"), "the store has its word on the new set");
 }
 
-/// Without its word on the set of keys nobody could say later whether a key is removed or not loaded yet.
+/// Without its word on the set of keys nobody could say later whether a key is removed or not
+/// loaded yet.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_merged_before_the_generation_is_known() {
     let replica = one();
@@ -325,7 +373,8 @@ async fn nothing_is_merged_before_the_generation_is_known() {
     replica.is_stored(&BindingRecord { generation: 3, ..record.sealed() }).await;
 }
 
-/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the record changes.
+/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the
+/// record changes.
 #[tokio::test(start_paused = true)]
 async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
     let replica = one();
@@ -341,10 +390,18 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
     let text = "of a newer version";
     let here = replica.record("b-1", 9);
     replica.local.note(&session(2), &here, false);
-    replica.store.claim(Name::Binding(session(2).as_str()), text, TTL, &mut replica.store.budget()).await.unwrap();
+    replica
+        .store
+        .claim(Name::Binding(session(2).as_str()), text, TTL, &mut replica.store.budget())
+        .await
+        .unwrap();
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
     assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
-    let held = replica.store.get(Name::Binding(session(2).as_str()), &mut replica.store.budget()).await.unwrap();
+    let held = replica
+        .store
+        .get(Name::Binding(session(2).as_str()), &mut replica.store.budget())
+        .await
+        .unwrap();
     assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
 }
 
@@ -359,8 +416,15 @@ async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
     assert_eq!((merges(&replica).await, merges(&replica).await), (70, 0));
     assert_eq!(known(&replica).record, replica.record("b-1", 2));
     for number in (0..70).filter(|number| *number != 1) {
-        let held = replica.store.get(Name::Binding(session(number).as_str()), &mut replica.store.budget()).await.unwrap();
-        assert_eq!(held.map(|held| held.value), Some(replica.record("a-1", 1).sealed().to_string()));
+        let held = replica
+            .store
+            .get(Name::Binding(session(number).as_str()), &mut replica.store.budget())
+            .await
+            .unwrap();
+        assert_eq!(
+            held.map(|held| held.value),
+            Some(replica.record("a-1", 1).sealed().to_string())
+        );
     }
 }
 
@@ -383,8 +447,14 @@ async fn store_that_goes_away_within_a_turn_costs_nothing() {
     replica.weather(Weather::Mute);
     let mut wanted = replica.wanted();
     let moved = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
-    assert_eq!((seen(&moved), moved.is_provisional), (("a-2", true, BindingResult::Degraded), false));
-    assert_eq!(known(&replica), Known { record: replica.record("a-2", 2).sealed(), is_provisional: false });
+    assert_eq!(
+        (seen(&moved), moved.is_provisional),
+        (("a-2", true, BindingResult::Degraded), false)
+    );
+    assert_eq!(
+        known(&replica),
+        Known { record: replica.record("a-2", 2).sealed(), is_provisional: false }
+    );
     replica.weather(Weather::Fair);
     // The write had arrived.
     replica.is_stored(&replica.record("a-2", 2).sealed()).await;

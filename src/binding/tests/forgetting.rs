@@ -1,4 +1,5 @@
-//! Sessions whose binding nobody remembers: the search for the organization that can open their history, and what it leaves.
+//! Sessions whose binding nobody remembers: the search for the organization that can open their
+//! history, and what it leaves.
 
 use super::*;
 use crate::binding::local::Known;
@@ -15,7 +16,10 @@ fn organization(name: &str) -> Tag {
 fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
     let key = replica.key(id);
     let is_provisional = true;
-    Binding { is_provisional, ..Binding::new(&key, Some(&session(1)), written, BindingResult::Created) }
+    Binding {
+        is_provisional,
+        ..Binding::new(&key, Some(&session(1)), written, BindingResult::Created)
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -27,7 +31,10 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     let mut tried = vec![organization("org-a")];
     let mut path = Vec::new();
     while let Some(next) = replica.bindings.elsewhere(&wanted, &first, &tried) {
-        assert_eq!((next.written.clone(), next.has_moved, next.result), (first.written.clone(), true, BindingResult::Rebound));
+        assert_eq!(
+            (next.written.clone(), next.has_moved, next.result),
+            (first.written.clone(), true, BindingResult::Rebound)
+        );
         path.push(next.key.id.clone());
         tried.push(next.key.organization_tag);
     }
@@ -40,14 +47,20 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     replica.rejects("b-1");
     tried.retain(|tag| *tag != organization("org-b"));
     assert!(replica.bindings.elsewhere(&wanted, &first, &tried).is_none());
-    assert_eq!(replica.bindings.give_up(&wanted, &tried).unwrap_err().kind, ErrorKind::NoKeyAvailable);
+    assert_eq!(
+        replica.bindings.give_up(&wanted, &tried).unwrap_err().kind,
+        ErrorKind::NoKeyAvailable
+    );
     // Nor one that its client may not use.
     let restricted = Client::of_organizations("alice", &["org-a", "org-d"]);
     let wanted = Wanted { session: Some(session(1)), model: MODEL, ..Wanted::of(&restricted) };
     let next = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a")]);
     assert_eq!(next.map(|next| next.key.id.clone()).as_deref(), Some("d-1"));
     let both = [organization("org-a"), organization("org-d")];
-    assert!(replica.bindings.elsewhere(&wanted, &first, &both).is_none() && replica.bindings.give_up(&wanted, &both).is_ok());
+    assert!(
+        replica.bindings.elsewhere(&wanted, &first, &both).is_none()
+            && replica.bindings.give_up(&wanted, &both).is_ok()
+    );
     let nobody = Binding { session: None, ..first };
     assert!(replica.bindings.elsewhere(&wanted, &nobody, &[]).is_none());
 }
@@ -60,16 +73,28 @@ async fn organization_that_is_found_is_bound_and_sealed() {
     replica.put(&record).await;
     let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
     let first = guess(&replica, "a-1", Written::Stored(record));
-    let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
+    let found = replica
+        .bindings
+        .elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")])
+        .unwrap();
     let mut budget = replica.bindings.budget();
     let bound = replica.bindings.correct(&wanted, found, &mut budget).await;
-    let next = BindingRecord { stale_state: Some(state_tag(b"state")), ..replica.record("b-1", 2).sealed() };
-    assert_eq!((bound.written.clone(), bound.is_provisional), (Written::Stored(next.clone()), false));
+    let next = BindingRecord {
+        stale_state: Some(state_tag(b"state")),
+        ..replica.record("b-1", 2).sealed()
+    };
+    assert_eq!(
+        (bound.written.clone(), bound.is_provisional),
+        (Written::Stored(next.clone()), false)
+    );
     replica.is_stored(&next).await;
     assert_eq!(replica.decided("move", "forgotten"), 1);
     wanted.turn_state = None;
     let later = replica.bind(&mut wanted).await.unwrap();
-    assert_eq!((seen(&later), later.is_provisional), (("b-1", false, BindingResult::Existing), false));
+    assert_eq!(
+        (seen(&later), later.is_provisional),
+        (("b-1", false, BindingResult::Existing), false)
+    );
 }
 
 /// Somebody else was first, or nobody can be told.
@@ -80,7 +105,10 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
         let record = replica.record("a-1", 1);
         let first = guess(&replica, "a-1", Written::Stored(record.clone()));
         let wanted = replica.wanted();
-        let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
+        let found = replica
+            .bindings
+            .elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")])
+            .unwrap();
         let other = replica.record("d-1", 2).sealed();
         replica.put(&other).await;
         replica.weather(weather);
@@ -88,10 +116,16 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
         assert!(!bound.is_provisional && bound.key.id == "b-1");
         let here = replica.record("b-1", 2).sealed();
         match weather {
-            Weather::Fair => assert_eq!((bound.written, replica.local.recall(&session(1))), (Written::Nowhere, None)),
+            Weather::Fair => assert_eq!(
+                (bound.written, replica.local.recall(&session(1))),
+                (Written::Nowhere, None)
+            ),
             _ => {
                 assert_eq!(bound.written, Written::Here(here.clone()));
-                assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_provisional: false }));
+                assert_eq!(
+                    replica.local.recall(&session(1)),
+                    Some(Known { record: here, is_provisional: false })
+                );
             }
         }
         replica.weather(Weather::Fair);
@@ -99,7 +133,8 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
     }
 }
 
-/// What was found in the dark is no guess, and lays no claim to more than it knows: what is stored at its epoch stands.
+/// What was found in the dark is no guess, and lays no claim to more than it knows: what is stored
+/// at its epoch stands.
 #[tokio::test(start_paused = true)]
 async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
     let [replica] = replicas(KEYS);
@@ -108,11 +143,17 @@ async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
     replica.local.note(&session(1), &record, true);
     let wanted = replica.wanted();
     let first = guess(&replica, "a-1", Written::Here(record));
-    let found = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")]).unwrap();
+    let found = replica
+        .bindings
+        .elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")])
+        .unwrap();
     let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
     let here = replica.record("b-1", 1).sealed();
     assert_eq!((bound.written, bound.is_provisional), (Written::Here(here.clone()), false));
-    assert_eq!(replica.local.recall(&session(1)), Some(Known { record: here, is_provisional: false }));
+    assert_eq!(
+        replica.local.recall(&session(1)),
+        Some(Known { record: here, is_provisional: false })
+    );
 }
 
 /// A connection has one key for life: the next one meets the next organization.
@@ -126,7 +167,12 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
         let mut binding = replica.bind(&mut replica.wanted()).await.unwrap();
         for _ in 0..8 {
             path.push(binding.key.id.clone());
-            if !replica.bindings.rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget()).await.unwrap() {
+            if !replica
+                .bindings
+                .rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget())
+                .await
+                .unwrap()
+            {
                 break;
             }
             binding = replica.bind(&mut replica.wanted()).await.unwrap();
@@ -137,14 +183,21 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
             let is_provisional = weather == Weather::Away;
             assert_eq!(replica.local.recall(&session(1)), Some(Known { record, is_provisional }));
         }
-        assert_eq!(path.last().map(String::as_str), Some("c-1"), "the one that takes no new sessions is the last");
+        assert_eq!(
+            path.last().map(String::as_str),
+            Some("c-1"),
+            "the one that takes no new sessions is the last"
+        );
         path.sort_unstable();
         assert_eq!(path, ["a-1", "b-1", "c-1", "d-1"], "{weather:?}");
         assert_eq!(replica.decided("move", "forgotten"), 3);
         // Some time after the last try they are asked again.
         for (seconds, expected) in [(299, false), (301, true)] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            let again = replica.bindings.rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget()).await;
+            let again = replica
+                .bindings
+                .rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget())
+                .await;
             assert_eq!(again.unwrap(), expected, "after {seconds} s");
         }
     }
@@ -159,13 +212,18 @@ async fn guess_is_the_last_word_only_where_all_could_be_asked() {
     let again = async |binding: &Binding| {
         let wanted = replica.wanted();
         let mut budget = replica.bindings.budget();
-        replica.bindings.rebind_provisionally(&wanted, binding, &mut budget).await.map_err(|error| error.kind)
+        replica
+            .bindings
+            .rebind_provisionally(&wanted, binding, &mut budget)
+            .await
+            .map_err(|error| error.kind)
     };
     replica.rejects("b-1");
     replica.exhausts("c-1", Scope::Organization);
     assert_eq!(again(&first).await, Err(ErrorKind::NoKeyAvailable));
     replica.is_stored(&record).await;
-    // Another turn of the session has moved it: that is met by the next connection, and nothing is overwritten.
+    // Another turn of the session has moved it: that is met by the next connection, and nothing is
+    // overwritten.
     replica.recovers("b-1");
     let other = replica.record("b-1", 2).sealed();
     replica.put(&other).await;

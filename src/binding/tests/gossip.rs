@@ -10,8 +10,8 @@ use super::*;
 use crate::binding::gossip::Gossip;
 use crate::binding::local::Known;
 use crate::store::Unavailable;
-use crate::store::model::{BEHIND, Heard, ScanSteps};
 use crate::store::announcement::Announcement;
+use crate::store::model::{BEHIND, Heard, ScanSteps};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What the steps of a short scan take.
@@ -90,7 +90,9 @@ async fn announcement_that_says_less_or_nothing_is_passed_over() {
     replica.local.confirm(&session(1), &newer);
     replica.told(announced(1, &older)).await;
     assert_eq!(replica.known_of(1).map(|known| known.record), Some(newer));
-    for (id, value) in [(session(2).as_str(), "of a newer version"), ("no session", older.to_string().as_str())] {
+    for (id, value) in
+        [(session(2).as_str(), "of a newer version"), ("no session", older.to_string().as_str())]
+    {
         replica.told(Announcement { id: id.into(), value: value.into() }).await;
     }
     assert_eq!(replica.known_of(2), None);
@@ -105,7 +107,8 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     let (replica, _listening) = listener();
     let record = replica.record("a-1", 3).sealed();
     let read = |number, left| (announced(number, &record), left);
-    let unreadable = (Announcement { id: session(4).as_str().into(), value: "of a newer version".into() }, TTL);
+    let unreadable =
+        (Announcement { id: session(4).as_str().into(), value: "of a newer version".into() }, TTL);
     replica.next_scan(vec![
         Ok(vec![read(1, 100 * SECOND), unreadable, read(2, TTL)]),
         Err(Unavailable("silent".into())),
@@ -117,7 +120,11 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     sleep(STEPS).await;
     assert_eq!(*replica.scans(), [began], "at once");
     let known = || [1, 2, 3, 4].map(|number| replica.known_of(number).is_some());
-    assert_eq!(known(), [true, true, true, false], "a node that is silent hides nothing of the others");
+    assert_eq!(
+        known(),
+        [true, true, true, false],
+        "a node that is silent hides nothing of the others"
+    );
     assert_eq!(replica.known_of(3), Some(Known { record: record.clone(), is_provisional: false }));
     tokio::time::advance(99 * SECOND - began.elapsed()).await;
     assert_eq!(known(), [true, true, true, false]);
@@ -141,9 +148,13 @@ async fn gossip_costs_no_served_session_its_place() {
     for number in 1_000..1_080 {
         replica.told(announced(number, &record)).await;
     }
-    let known = |numbers: std::ops::Range<u32>| numbers.filter(|number| replica.known_of(*number).is_some()).count();
+    let known = |numbers: std::ops::Range<u32>| {
+        numbers.filter(|number| replica.known_of(*number).is_some()).count()
+    };
     assert_eq!((known(0..60), known(1_000..1_040), known(1_040..1_080)), (60, 0, 40));
-    replica.next_scan(vec![Ok((2_000..2_020).map(|number| (announced(number, &record), TTL)).collect())]);
+    replica.next_scan(vec![Ok((2_000..2_020)
+        .map(|number| (announced(number, &record), TTL))
+        .collect())]);
     replica.subscribed();
     sleep(STEPS).await;
     assert_eq!(replica.scans().len(), 1);
@@ -185,8 +196,13 @@ async fn announcements_that_are_missed_are_read() {
     }
     replica.next_scan(vec![Ok(vec![(announced(0, &record), TTL)])]);
     sleep(Duration::from_millis(1)).await;
-    let known = || (0..=BEHIND as u32).map(|number| replica.known_of(number).is_some()).collect::<Vec<_>>();
-    assert!(known()[1..].iter().all(|is_known| *is_known), "the last ones are heard: {:?}", known());
+    let known =
+        || (0..=BEHIND as u32).map(|number| replica.known_of(number).is_some()).collect::<Vec<_>>();
+    assert!(
+        known()[1..].iter().all(|is_known| *is_known),
+        "the last ones are heard: {:?}",
+        known()
+    );
     sleep(SECOND + STEPS).await;
     assert_eq!((replica.scans().len(), known()[0]), (2, true));
     // As many as it can hear are no reason to read.

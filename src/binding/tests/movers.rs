@@ -1,4 +1,5 @@
-//! Sessions that move to one key at once: how many it takes, how long the others wait, and where they go on.
+//! Sessions that move to one key at once: how many it takes, how long the others wait, and where
+//! they go on.
 
 use crate::store::name::Name;
 use std::ops::Range;
@@ -12,13 +13,21 @@ const MOVERS: usize = 256;
 /// The clock of the tests counts in milliseconds.
 const TICKS: Duration = Duration::from_millis(10);
 
-/// Sessions that are bound to `a-1`, which is dead, each with this much patience. Returns where each went, or what it was told,
-/// and how long that took.
-async fn moved(replica: &Replica, sessions: Range<u32>, patience: Duration) -> Vec<(Result<String, Error>, Duration)> {
+/// Sessions that are bound to `a-1`, which is dead, each with this much patience. Returns where
+/// each went, or what it was told, and how long that took.
+async fn moved(
+    replica: &Replica,
+    sessions: Range<u32>,
+    patience: Duration,
+) -> Vec<(Result<String, Error>, Duration)> {
     let began = tokio::time::Instant::now();
     let each = sessions.map(|number| async move {
         let text = BindingRecord::first(&replica.key("a-1"), 1).sealed().to_string();
-        replica.store.claim(Name::Binding(session(number).as_str()), &text, TTL, &mut replica.store.budget()).await.unwrap();
+        replica
+            .store
+            .claim(Name::Binding(session(number).as_str()), &text, TTL, &mut replica.store.budget())
+            .await
+            .unwrap();
         let mut wanted = Wanted { session: Some(session(number)), patience, ..replica.wanted() };
         let binding = replica.bind(&mut wanted).await;
         (binding.map(|binding| binding.key.id.clone()), began.elapsed())
@@ -38,7 +47,10 @@ async fn crowd_without_patience_is_told_when_to_come_again() {
         let Err(error) = went else { continue };
         let wait = error.retry_after.unwrap();
         assert_eq!((error.kind, *took), (ErrorKind::RateLimitExceeded, Duration::ZERO));
-        assert!((Duration::from_millis(100)..Duration::from_millis(126)).contains(&wait), "{wait:?}");
+        assert!(
+            (Duration::from_millis(100)..Duration::from_millis(126)).contains(&wait),
+            "{wait:?}"
+        );
     }
     assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "too_many")), (30, 0));
 }
@@ -52,9 +64,19 @@ async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
     let all = moved(&replica, 0..60, patience).await;
     let (came, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(went, _)| went.is_ok());
     assert!((31..=34).contains(&came.len()), "a few find a place meanwhile: {}", came.len());
-    assert!(came.iter().chain(&refused).all(|(_, took)| *took <= patience + TICKS), "nobody waits longer");
-    assert!(refused.iter().any(|(_, took)| *took > Duration::ZERO) && came.iter().any(|(_, took)| *took > Duration::ZERO));
-    assert_eq!(replica.decided("wait", "too_many"), 30, "each is told once, however often it waits");
+    assert!(
+        came.iter().chain(&refused).all(|(_, took)| *took <= patience + TICKS),
+        "nobody waits longer"
+    );
+    assert!(
+        refused.iter().any(|(_, took)| *took > Duration::ZERO)
+            && came.iter().any(|(_, took)| *took > Duration::ZERO)
+    );
+    assert_eq!(
+        replica.decided("wait", "too_many"),
+        30,
+        "each is told once, however often it waits"
+    );
 }
 
 /// Memory is bounded: so many wait, and the others are told to come again.
@@ -75,15 +97,20 @@ async fn crowd_is_bounded_and_its_places_are_given_back() {
 /// Where another key of the organization has room the session goes on there.
 #[tokio::test(start_paused = true)]
 async fn crowd_goes_on_in_its_order() {
-    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1000000, a-3 org-a three 1, b-1 org-b one 1, b-2 org-b two 1");
+    let [replica] = replicas(
+        "a-1 org-a one 1, a-2 org-a two 1000000, a-3 org-a three 1, b-1 org-b one 1, b-2 org-b two 1",
+    );
     replica.rejects("a-1");
     let all = moved(&replica, 0..70, Duration::ZERO).await;
-    let count = |id: &str| all.iter().filter(|(went, _)| went.as_deref().is_ok_and(|key| key == id)).count();
+    let count = |id: &str| {
+        all.iter().filter(|(went, _)| went.as_deref().is_ok_and(|key| key == id)).count()
+    };
     assert_eq!((count("a-2"), count("a-3")), (30, 30));
     assert_eq!(all.iter().filter(|(went, _)| went.is_err()).count(), 10);
 }
 
-/// Ten new sessions a second have begun with a key for a minute: it takes twice as many moved ones, three seconds' worth at once.
+/// Ten new sessions a second have begun with a key for a minute: it takes twice as many moved ones,
+/// three seconds' worth at once.
 #[tokio::test(start_paused = true)]
 async fn crowd_is_measured_by_the_new_sessions_that_a_key_is_used_to() {
     let [replica] = replicas("a-1 org-a one 0, a-2 org-a two 1, b-1 org-b one 0, b-2 org-b two 0");

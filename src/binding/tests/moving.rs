@@ -22,14 +22,19 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
             }
             let bind = replica.bind(&mut replica.wanted()).await;
             if is_of_all && sealed {
-                assert_eq!(bind.err().map(|error| error.kind), Some(ErrorKind::NoKeyAvailable), "nobody else has its history");
+                assert_eq!(
+                    bind.err().map(|error| error.kind),
+                    Some(ErrorKind::NoKeyAvailable),
+                    "nobody else has its history"
+                );
                 replica.is_stored(&bound).await;
                 continue;
             }
             let expected = if is_of_all { "b-1" } else { "a-2" };
             let moved = bind.unwrap();
             assert!(
-                (moved.key.id.as_str(), moved.has_moved) == (expected, true) || !sealed && moved.key.id == "b-1",
+                (moved.key.id.as_str(), moved.has_moved) == (expected, true)
+                    || !sealed && moved.key.id == "b-1",
                 "{moved:?}"
             );
             let next = BindingRecord { sealed, ..replica.record(&moved.key.id, epoch + 1) };
@@ -50,7 +55,11 @@ async fn disabled_key_keeps_sessions_of_every_epoch() {
         assert_eq!(seen(&beside), ("a-2", true, BindingResult::Spilled));
         replica.is_stored(&bound).await;
         replica.says("a-1", Condition::Enabled);
-        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-1"), "its sessions are back");
+        assert_eq!(
+            replica.goes(replica.wanted()).await.as_deref(),
+            Ok("a-1"),
+            "its sessions are back"
+        );
     }
 }
 
@@ -59,7 +68,11 @@ async fn turn_without_a_session_goes_to_no_key_that_an_operator_has_closed() {
     for word in [Condition::Drained, Condition::Disabled] {
         let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 1");
         let nobody = || Wanted { session: None, ..replica.wanted() };
-        assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-1"), "the one with the least to do for its weight");
+        assert_eq!(
+            replica.goes(nobody()).await.as_deref(),
+            Ok("a-1"),
+            "the one with the least to do for its weight"
+        );
         replica.says("a-1", word);
         assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-2"), "{word:?}");
         replica.says("a-2", word);
@@ -78,7 +91,10 @@ async fn turn_without_a_session_binds_nothing_and_moves_by_load() {
     replica.rejects("a-2");
     assert!(replica.bindings.would_leave(&wanted, &first));
     let next = replica.rebind(&mut wanted, &first).await.unwrap();
-    assert_eq!((seen(&next), &next.written), (("b-1", true, BindingResult::None), &Written::Nowhere));
+    assert_eq!(
+        (seen(&next), &next.written),
+        (("b-1", true, BindingResult::None), &Written::Nowhere)
+    );
     replica.rejects("b-1");
     assert!(replica.rebind(&mut wanted, &first).await.is_err());
     assert!(!replica.bindings.would_leave(&wanted, &first), "there is nowhere to go");
@@ -87,7 +103,9 @@ async fn turn_without_a_session_binds_nothing_and_moves_by_load() {
 /// Its turn shows nothing that is sealed, and belongs to the session all the same.
 #[tokio::test(start_paused = true)]
 async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() {
-    let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1");
+    let [replica] = replicas(
+        "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1",
+    );
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;
     let mut wanted = replica.wanted();
@@ -101,7 +119,10 @@ async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() 
     replica.is_stored(&moved).await;
     replica.refuses("a-2", &mut wanted);
     let error = replica.rebind(&mut wanted, &second).await.unwrap_err();
-    assert_eq!((error.kind, error.retry_after), (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(30))));
+    assert_eq!(
+        (error.kind, error.retry_after),
+        (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(30)))
+    );
     replica.is_stored(&moved).await;
     // The next turn fares no better once it has asked both, on whatever is known of it.
     let refused = || Wanted { refused: vec![bound.key, moved.key], ..replica.wanted() };
@@ -136,13 +157,16 @@ impl Fate {
     }
 }
 
-/// Its organization has no key left: what may go on elsewhere does, and everybody else hears why not.
+/// Its organization has no key left: what may go on elsewhere does, and everybody else hears why
+/// not.
 #[tokio::test(start_paused = true)]
 async fn session_leaves_its_organization_only_for_what_it_may() {
     use Fate::{Denied, Disabled, Exhausted, ExhaustedProjects, Limited, Rejected};
     const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1, b-4 org-b four 1";
-    let (limited, none, quota) = (ErrorKind::RateLimitExceeded, ErrorKind::NoKeyAvailable, ErrorKind::InsufficientQuota);
-    // Nothing sealed; the turn shows something sealed; the session is sealed. `None`: it goes to the other organization.
+    let (limited, none, quota) =
+        (ErrorKind::RateLimitExceeded, ErrorKind::NoKeyAvailable, ErrorKind::InsufficientQuota);
+    // Nothing sealed; the turn shows something sealed; the session is sealed. `None`: it goes to
+    // the other organization.
     for (fate, free, shown, sealed) in [
         (Limited, None, Some(limited), Some(limited)),
         (Disabled, None, Some(none), Some(none)),
@@ -150,7 +174,9 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
         (Exhausted, None, None, Some(quota)),
         (ExhaustedProjects, None, None, Some(quota)),
     ] {
-        for (is_shown, is_sealed, expected) in [(false, false, free), (true, false, shown), (false, true, sealed)] {
+        for (is_shown, is_sealed, expected) in
+            [(false, false, free), (true, false, shown), (false, true, sealed)]
+        {
             let [replica] = replicas(KEYS);
             let bound = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
             replica.put(&bound).await;
@@ -174,7 +200,8 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
             }
         }
     }
-    // What nobody in its organization may have its own key tells it, and no other organization is asked for it.
+    // What nobody in its organization may have its own key tells it, and no other organization is
+    // asked for it.
     let [replica] = replicas(KEYS);
     replica.put(&replica.record("a-1", 1)).await;
     Denied.befalls(&replica);
@@ -191,7 +218,11 @@ async fn short_key_serves_those_who_have_the_patience() {
     let waits = |patience| Wanted { patience: Duration::from_millis(patience), ..replica.wanted() };
     assert_eq!(replica.goes(waits(5_000)).await.as_deref(), Ok("a-1"));
     assert_eq!(replica.goes(waits(4_999)).await.as_deref(), Ok("a-2"));
-    assert_eq!(replica.goes(Wanted { model: "other", ..waits(0) }).await.as_deref(), Ok("a-1"), "of that it has enough");
+    assert_eq!(
+        replica.goes(Wanted { model: "other", ..waits(0) }).await.as_deref(),
+        Ok("a-1"),
+        "of that it has enough"
+    );
     // A sibling that is short for less time serves who can wait for that one.
     replica.registry.limit(&replica.key("a-2"), MODEL, Duration::from_secs(3));
     assert_eq!(replica.goes(waits(3_000)).await.as_deref(), Ok("a-2"));
@@ -211,10 +242,14 @@ async fn moved_turn_leaves_its_state_behind() {
     let stale_state = Some(state_tag(b"issued by the first"));
     replica.is_stored(&BindingRecord { stale_state, ..replica.record("a-2", 4).sealed() }).await;
     let later = replica.bind(&mut replica.wanted()).await.unwrap();
-    assert!(later.is_foreign_state(b"issued by the first") && !later.is_foreign_state(b"issued by the second"));
+    assert!(
+        later.is_foreign_state(b"issued by the first")
+            && !later.is_foreign_state(b"issued by the second")
+    );
 }
 
-/// A turn that is under way while another one of its session moves, and whose own key is well again by then.
+/// A turn that is under way while another one of its session moves, and whose own key is well again
+/// by then.
 #[tokio::test(start_paused = true)]
 async fn turn_goes_on_from_the_move_of_another_one() {
     for weather in [Weather::Fair, Weather::Away] {
@@ -261,7 +296,8 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
     let lost = second.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (won.key.id.as_str(), true, BindingResult::Existing));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
-    // Where the winner's key is short for the loser, its sibling serves, and the session stays where it is.
+    // Where the winner's key is short for the loser, its sibling serves, and the session stays
+    // where it is.
     let beside = second.bind(&mut second.wanted()).await.unwrap();
     assert_eq!(seen(&beside), (other, true, BindingResult::Spilled));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
@@ -288,7 +324,9 @@ async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
 
 #[tokio::test(start_paused = true)]
 async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
-    for (is_sealed, expected) in [(false, Ok("b-1".to_owned())), (true, Err(ErrorKind::NoKeyAvailable))] {
+    for (is_sealed, expected) in
+        [(false, Ok("b-1".to_owned())), (true, Err(ErrorKind::NoKeyAvailable))]
+    {
         let replica = Replica { client: Client::of_organizations("alice", &["org-b"]), ..one() };
         let bound = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
         replica.put(&bound).await;
@@ -321,7 +359,11 @@ async fn binding_that_the_store_has_lost_is_restored() {
 async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
     let replica = one();
     let text = "something that this version does not understand";
-    replica.store.claim(Name::Binding(session(1).as_str()), text, TTL, &mut replica.store.budget()).await.unwrap();
+    replica
+        .store
+        .claim(Name::Binding(session(1).as_str()), text, TTL, &mut replica.store.budget())
+        .await
+        .unwrap();
     let mut wanted = replica.wanted();
     let binding = replica.bind(&mut wanted).await.unwrap();
     let default = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
@@ -330,7 +372,9 @@ async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
     assert_eq!(replica.stored().await.as_deref(), Some(text));
     // What its history holds is not known: its organization is not left.
     let organization = binding.key.organization.clone();
-    for id in ["a-1", "a-2", "b-1"].into_iter().filter(|id| replica.key(id).organization == organization) {
+    for id in
+        ["a-1", "a-2", "b-1"].into_iter().filter(|id| replica.key(id).organization == organization)
+    {
         replica.rejects(id);
     }
     assert!(replica.rebind(&mut wanted, &binding).await.is_err());
@@ -350,7 +394,12 @@ async fn stored_life_starts_anew_after_a_quarter() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        let held = replica.store.get(Name::Binding(session(1).as_str()), &mut replica.store.budget()).await.unwrap().unwrap();
+        let held = replica
+            .store
+            .get(Name::Binding(session(1).as_str()), &mut replica.store.budget())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(held.value, bound.to_string());
         held.left
     };

@@ -1,4 +1,5 @@
-//! What a session has from others: what a fork inherits, and which project holds a turn that refers to what is stored there.
+//! What a session has from others: what a fork inherits, and which project holds a turn that refers
+//! to what is stored there.
 
 use super::*;
 use crate::binding::record::state_tag;
@@ -26,17 +27,25 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
     for sealed in [false, true] {
         for is_root in [true, false] {
             let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
-            let parent = BindingRecord { sealed, stale_state: Some(state_tag(b"old")), ..replica.record("b-1", 5) };
+            let parent = BindingRecord {
+                sealed,
+                stale_state: Some(state_tag(b"old")),
+                ..replica.record("b-1", 5)
+            };
             let bound = session(if is_root { ROOT } else { PARENT });
             claims(&replica, Name::Binding(bound.as_str()), &parent.to_string()).await;
-            claims(&replica, Name::Thread(session(THREAD).as_str()), session(PARENT).as_str()).await;
+            claims(&replica, Name::Thread(session(THREAD).as_str()), session(PARENT).as_str())
+                .await;
             let begun = replica.bind(&mut fork(&replica)).await.unwrap();
             assert_eq!(seen(&begun), ("b-1", false, BindingResult::Inherited));
             assert!(begun.is_provisional, "its parent may have been forgotten since it was forked");
             let first = BindingRecord { sealed, ..replica.record("b-1", 1) };
             replica.is_stored(&first).await;
             let next = replica.bind(&mut replica.wanted()).await.unwrap();
-            assert_eq!((seen(&next), next.is_provisional), (("b-1", false, BindingResult::Existing), !sealed));
+            assert_eq!(
+                (seen(&next), next.is_provisional),
+                (("b-1", false, BindingResult::Existing), !sealed)
+            );
         }
     }
 }
@@ -82,10 +91,14 @@ async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
         let parent = Some(Parent { root: session(number + 100), thread: session(THREAD) });
         let lineage = Lineage { parent, thread: None };
         let own = Wanted { session: Some(session(number)), ..replica.wanted() };
-        let fork = Wanted { lineage, ..Wanted { session: Some(session(number)), ..replica.wanted() } };
+        let fork =
+            Wanted { lineage, ..Wanted { session: Some(session(number)), ..replica.wanted() } };
         let places = &replica.bindings.places;
-        let expected = places.choose(&own, &session(number + 100), Reach::Anywhere).unwrap().id.clone();
-        differ += u32::from(places.choose(&own, &session(number), Reach::Anywhere).unwrap().id != expected);
+        let expected =
+            places.choose(&own, &session(number + 100), Reach::Anywhere).unwrap().id.clone();
+        differ += u32::from(
+            places.choose(&own, &session(number), Reach::Anywhere).unwrap().id != expected,
+        );
         assert_eq!(places.choose(&fork, &session(number), Reach::Anywhere).unwrap().id, expected);
         assert_eq!(places.default_of(&fork, &session(number)).unwrap().id, expected);
         assert_eq!(places.place_new(&fork, &session(number)).unwrap().id, expected);
@@ -135,11 +148,18 @@ async fn turn_is_held_to_the_project_of_its_session() {
     replica.put(&replica.record("a-1", 1).sealed()).await;
     replica.limits("a-1");
     let mut free = replica.wanted();
-    assert_eq!(seen(&replica.bind(&mut free).await.unwrap()), ("a-2", true, BindingResult::Spilled));
+    assert_eq!(
+        seen(&replica.bind(&mut free).await.unwrap()),
+        ("a-2", true, BindingResult::Spilled)
+    );
     assert_eq!(free.within, Reach::Anywhere, "it refers to nothing");
     let mut wanted = held(replica.wanted());
     let error = replica.bind(&mut wanted).await.unwrap_err();
-    assert_eq!((error.kind, wanted.within), (ErrorKind::RateLimitExceeded, home), "no sibling has it");
+    assert_eq!(
+        (error.kind, wanted.within),
+        (ErrorKind::RateLimitExceeded, home),
+        "no sibling has it"
+    );
     // By what this replica remembers, and not where it remembers nothing.
     replica.weather(Weather::Away);
     let mut wanted = Wanted { patience: LONG, ..held(replica.wanted()) };
@@ -147,7 +167,10 @@ async fn turn_is_held_to_the_project_of_its_session() {
     assert_eq!(wanted.within, home);
     replica.local.forget(&session(1));
     let error = replica.bind(&mut held(replica.wanted())).await.unwrap_err();
-    assert_eq!((error.kind, error.retry_after), (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(1))));
+    assert_eq!(
+        (error.kind, error.retry_after),
+        (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(1)))
+    );
     assert!(error.message.contains("cannot be told at the moment"), "{}", error.message);
 }
 
@@ -192,7 +215,8 @@ async fn fork_is_held_to_the_project_of_its_parent() {
     }
 }
 
-/// Between two attempts of one turn another turn of its session is served: from then on it is known where it is held.
+/// Between two attempts of one turn another turn of its session is served: from then on it is known
+/// where it is held.
 #[tokio::test(start_paused = true)]
 async fn turn_is_held_again_when_it_goes_on() {
     let replica = one();
@@ -201,12 +225,19 @@ async fn turn_is_held_again_when_it_goes_on() {
     let early = replica.bind(&mut wanted).await.unwrap();
     replica.limits("a-1");
     let beside = replica.rebind(&mut wanted, &early).await.unwrap();
-    assert_eq!((seen(&beside), wanted.within), (("a-2", true, BindingResult::Spilled), Reach::Anywhere), "nothing was served");
+    assert_eq!(
+        (seen(&beside), wanted.within),
+        (("a-2", true, BindingResult::Spilled), Reach::Anywhere),
+        "nothing was served"
+    );
     replica.registry.conditions.forget(|_| true);
     replica.registry.has_changed();
     replica.serves(&replica.bind(&mut replica.wanted()).await.unwrap()).await;
     replica.limits("a-1");
-    assert_eq!(replica.rebind(&mut wanted, &early).await.unwrap_err().kind, ErrorKind::RateLimitExceeded);
+    assert_eq!(
+        replica.rebind(&mut wanted, &early).await.unwrap_err().kind,
+        ErrorKind::RateLimitExceeded
+    );
     assert_eq!(wanted.within, Reach::project_of(&replica.key("a-1")));
     // What has said itself where it belongs is asked nothing.
     let within = Reach::project_of(&replica.key("a-2"));
@@ -226,27 +257,44 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     let error = late.bind(&mut wanted).await.unwrap_err();
     assert_eq!((wanted.within, error.retry_after), (Reach::Nowhere, Some(Duration::from_secs(1))));
     assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
-    assert!(tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(), "the configuration is looked at");
+    assert!(
+        tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(),
+        "the configuration is looked at"
+    );
 }
 
-/// Whether a connection that has `binding`'s key for life can be asked for what the session's project has.
+/// Whether a connection that has `binding`'s key for life can be asked for what the session's
+/// project has.
 #[tokio::test(start_paused = true)]
 async fn connection_is_in_own_project_where_the_project_of_its_session_is() {
     let replica = one();
-    let on = |id: &str, written| Binding::new(&replica.key(id), Some(&session(1)), written, BindingResult::Existing);
+    let on = |id: &str, written| {
+        Binding::new(&replica.key(id), Some(&session(1)), written, BindingResult::Existing)
+    };
     let record = replica.record("a-1", 1);
-    let is_in_own_project = |binding: &Binding| [false, true].map(|has_served| replica.bindings.is_in_own_project(binding, has_served));
+    let is_in_own_project = |binding: &Binding| {
+        [false, true].map(|has_served| replica.bindings.is_in_own_project(binding, has_served))
+    };
     assert_eq!(is_in_own_project(&on("a-1", Written::Stored(record.clone()))), [true, true]);
     assert_eq!(is_in_own_project(&on("a-1", Written::Beside(record.clone()))), [true, true]);
     assert_eq!(is_in_own_project(&on("a-2", Written::Beside(record.clone()))), [false, false]);
     assert_eq!(is_in_own_project(&on("a-1", Written::Here(record.clone()))), [false, true]);
     assert_eq!(is_in_own_project(&on("a-1", Written::Here(record.sealed()))), [true, true]);
     assert_eq!(is_in_own_project(&on("a-1", Written::Nowhere)), [false, true]);
-    assert_eq!(is_in_own_project(&Binding { session: None, ..on("a-1", Written::Nowhere) }), [true, true]);
+    assert_eq!(
+        is_in_own_project(&Binding { session: None, ..on("a-1", Written::Nowhere) }),
+        [true, true]
+    );
     // Whether another connection would be.
     let beside = on("a-2", Written::Beside(record.clone()));
     assert!(replica.bindings.is_own_project_ready(&beside, MODEL));
-    assert!(!replica.bindings.is_own_project_ready(&on("a-2", Written::Stored(record)), MODEL), "it is at home");
+    assert!(
+        !replica.bindings.is_own_project_ready(&on("a-2", Written::Stored(record)), MODEL),
+        "it is at home"
+    );
     replica.limits("a-1");
-    assert!(!replica.bindings.is_own_project_ready(&beside, MODEL) && replica.bindings.is_own_project_ready(&beside, "other"));
+    assert!(
+        !replica.bindings.is_own_project_ready(&beside, MODEL)
+            && replica.bindings.is_own_project_ready(&beside, "other")
+    );
 }

@@ -1,14 +1,16 @@
-//! What is decided about a connection that has one key for life: whether another one would be served elsewhere, and what its
-//! client is told where nobody serves.
+//! What is decided about a connection that has one key for life: whether another one would be
+//! served elsewhere, and what its client is told where nobody serves.
 
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::select::Reach;
 
 /// `org-a` has two keys of two projects, the others one each.
-const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1";
+const KEYS: &str =
+    "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1";
 
-/// A binding to `id`, sealed or not, as it is stored; the turn says whether it shows what is sealed.
+/// A binding to `id`, sealed or not, as it is stored; the turn says whether it shows what is
+/// sealed.
 fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool {
     let record = BindingRecord { sealed: is_sealed, ..replica.record(id, 1) };
     let binding = Binding::stored(&replica.key(id), &session(1), record, BindingResult::Existing);
@@ -18,13 +20,18 @@ fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool 
 
 /// Each: nothing sealed, something shown, the session sealed.
 fn all(replica: &Replica, id: &str) -> [bool; 3] {
-    [(false, false), (false, true), (true, false)].map(|(is_sealed, is_shown)| leaves(replica, id, is_sealed, is_shown))
+    [(false, false), (false, true), (true, false)]
+        .map(|(is_sealed, is_shown)| leaves(replica, id, is_sealed, is_shown))
 }
 
 #[tokio::test(start_paused = true)]
 async fn connection_is_left_where_another_key_would_serve() {
     let [replica] = replicas(KEYS);
-    assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([false; 3], [false; 3]), "all is well");
+    assert_eq!(
+        (all(&replica, "a-1"), all(&replica, "b-1")),
+        ([false; 3], [false; 3]),
+        "all is well"
+    );
     // Short: a sibling serves, and what may leave its organization does.
     replica.limits("a-1");
     replica.limits("b-1");
@@ -51,7 +58,8 @@ async fn connection_is_left_where_another_key_would_serve() {
     assert_eq!(all(&replica, "a-1"), [true; 3]);
 }
 
-/// A turn of this connection finds out whether a key that is exhausted is so still: looking does not.
+/// A turn of this connection finds out whether a key that is exhausted is so still: looking does
+/// not.
 #[tokio::test(start_paused = true)]
 async fn connection_that_is_looked_at_tries_nothing() {
     let [replica] = replicas(KEYS);
@@ -59,16 +67,21 @@ async fn connection_that_is_looked_at_tries_nothing() {
     let subject = Subject::of(&replica.key("b-1"), Scope::Organization);
     replica.registry.conditions.grant(subject);
     assert!(leaves(&replica, "b-1", false, false) && !leaves(&replica, "b-1", true, false));
-    assert!(replica.registry.conditions.take_ticket(&replica.key("b-1")), "one turn may still find out");
+    assert!(
+        replica.registry.conditions.take_ticket(&replica.key("b-1")),
+        "one turn may still find out"
+    );
 }
 
-/// A session that another replica has moved to a key that is out of use here alone: one turn tries it, and looking does not.
+/// A session that another replica has moved to a key that is out of use here alone: one turn tries
+/// it, and looking does not.
 #[tokio::test(start_paused = true)]
 async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
     let [replica] = replicas(KEYS);
     replica.rejects("a-1");
     let record = replica.record("a-1", 2).sealed();
-    let binding = Binding::stored(&replica.key("a-1"), &session(1), record.clone(), BindingResult::Existing);
+    let binding =
+        Binding::stored(&replica.key("a-1"), &session(1), record.clone(), BindingResult::Existing);
     assert!(replica.bindings.would_leave(&replica.wanted(), &binding));
     replica.put(&record).await;
     assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-1"), "it is tried once");
@@ -80,14 +93,18 @@ async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
 async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a one 1");
     let record = replica.record("a-1", 1).sealed();
-    let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
+    let binding =
+        Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
     let within = Reach::project_of(&replica.key("a-1"));
     let wanted = Wanted { within, ..replica.wanted() };
     replica.rejects("a-1");
     assert!(replica.bindings.would_leave(&wanted, &binding), "a-3 has it too");
     replica.says("a-3", Condition::Disabled);
     assert!(!replica.bindings.would_leave(&wanted, &binding));
-    assert!(replica.bindings.would_leave(&replica.wanted(), &binding), "a turn that refers to nothing goes on");
+    assert!(
+        replica.bindings.would_leave(&replica.wanted(), &binding),
+        "a turn that refers to nothing goes on"
+    );
 }
 
 /// A sibling that is itself limited for longer than the turn may wait does not count as one.
@@ -97,7 +114,8 @@ async fn sibling_counts_if_it_can_serve_within_the_wait() {
     for (limited_for, counts) in [(wait, true), (wait + more, false)] {
         let [replica] = replicas(KEYS);
         let record = replica.record("a-1", 1).sealed();
-        let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
+        let binding =
+            Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
         let wanted = Wanted { patience: wait, ..replica.wanted() };
         let spent = replica.wanted();
         // The own key is limited, too: only the sibling is asked about.
@@ -119,19 +137,32 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
     replica.exhausts("a-1", Scope::Organization);
     let told = |is_sealed| {
         let record = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
-        let binding = Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
+        let binding =
+            Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
         replica.bindings.shortage(&replica.wanted(), &binding).kind
     };
-    assert_eq!((told(true), told(false)), (ErrorKind::InsufficientQuota, ErrorKind::NoKeyAvailable));
+    assert_eq!(
+        (told(true), told(false)),
+        (ErrorKind::InsufficientQuota, ErrorKind::NoKeyAvailable)
+    );
     // The sealed content that a turn shows may belong to another organization, which is well.
-    let binding = Binding::stored(&replica.key("a-1"), &session(1), replica.record("a-1", 1), BindingResult::Existing);
+    let binding = Binding::stored(
+        &replica.key("a-1"),
+        &session(1),
+        replica.record("a-1", 1),
+        BindingResult::Existing,
+    );
     let shows = Wanted { carries_sealed: Sealed::Known(true), ..replica.wanted() };
     assert_eq!(replica.bindings.shortage(&shows, &binding).kind, ErrorKind::NoKeyAvailable);
     replica.limits("c-1");
     assert_eq!(told(false), ErrorKind::RateLimitExceeded);
     let restricted = Client::of_organizations("alice", &["org-b"]);
     let barred = Wanted { client: &restricted, ..replica.wanted() };
-    assert_eq!(replica.bindings.places.shortage_of(&barred, Reach::Anywhere).kind, ErrorKind::NoKeyAvailable, "not its own");
+    assert_eq!(
+        replica.bindings.places.shortage_of(&barred, Reach::Anywhere).kind,
+        ErrorKind::NoKeyAvailable,
+        "not its own"
+    );
     // Whoever has a session hears of its siblings; whoever has none has no sibling.
     let binding = Binding::passing(&replica.key("b-1"), None, BindingResult::None);
     assert!(!replica.bindings.has_sibling(&replica.wanted(), &binding));

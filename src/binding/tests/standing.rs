@@ -1,5 +1,5 @@
-//! What a replica makes of a stored binding: whether its key serves, is passed by, or is left; and who finds out whether a key that
-//! is out of use is so still.
+//! What a replica makes of a stored binding: whether its key serves, is passed by, or is left; and
+//! who finds out whether a key that is out of use is so still.
 
 use super::*;
 use crate::binding::place::Standing;
@@ -23,14 +23,17 @@ impl Replica {
     }
 }
 
-/// A key of another name or another organization is another key, and only a replica of the same set or a newer one can say that
-/// it is removed.
+/// A key of another name or another organization is another key, and only a replica of the same set
+/// or a newer one can say that it is removed.
 #[tokio::test(start_paused = true)]
 async fn unknown_key_is_removed_by_a_newer_set_alone() {
     let replica = one();
     let wanted = replica.wanted();
     let unknown = BindingRecord { key: Tag::of("key", b"new"), ..replica.record("a-1", 1) };
-    let moved = BindingRecord { organization: Tag::of("organization", b"org-b"), ..replica.record("a-1", 1) };
+    let moved = BindingRecord {
+        organization: Tag::of("organization", b"org-b"),
+        ..replica.record("a-1", 1)
+    };
     for record in [unknown, moved] {
         for (own, writers, expected) in [
             (3, 3, "gone removed"),
@@ -42,8 +45,15 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
         ] {
             replica.is_of(own);
             let record = BindingRecord { generation: writers, ..record.clone() };
-            assert_eq!(replica.stands(&wanted, &record), expected, "this replica's {own}, the writer's {writers}");
-            let wants = tokio::time::timeout(Duration::from_millis(1), replica.registry.reload_wanted()).await.is_ok();
+            assert_eq!(
+                replica.stands(&wanted, &record),
+                expected,
+                "this replica's {own}, the writer's {writers}"
+            );
+            let wants =
+                tokio::time::timeout(Duration::from_millis(1), replica.registry.reload_wanted())
+                    .await
+                    .is_ok();
             assert_eq!(wants, expected != "gone removed", "it is looked for where it may be");
         }
     }
@@ -70,14 +80,21 @@ async fn standing_is_by_rights_then_by_the_turn_then_by_health() {
     replica.rejects("a-1");
     assert_eq!(replica.stands(&replica.wanted(), &record), "gone rejected");
     replica.rejects("a-2");
-    assert_eq!(replica.stands(&replica.wanted(), &record), "aside incident", "most keys are refused: that is not their fault");
-    for (said, expected) in [(Condition::Disabled, "aside disabled"), (Condition::Drained, "gone drained")] {
+    assert_eq!(
+        replica.stands(&replica.wanted(), &record),
+        "aside incident",
+        "most keys are refused: that is not their fault"
+    );
+    for (said, expected) in
+        [(Condition::Disabled, "aside disabled"), (Condition::Drained, "gone drained")]
+    {
         replica.says("a-1", said);
         assert_eq!(replica.stands(&replica.wanted(), &record), expected);
     }
 }
 
-/// To a session that stays in its organization a project's quota is a shortage; one that may go elsewhere leaves its key.
+/// To a session that stays in its organization a project's quota is a shortage; one that may go
+/// elsewhere leaves its key.
 #[tokio::test(start_paused = true)]
 async fn exhausted_project_is_left_by_whoever_may_leave_its_organization() {
     let replica = one();
@@ -92,7 +109,8 @@ async fn exhausted_project_is_left_by_whoever_may_leave_its_organization() {
     assert_eq!(replica.stands(&replica.wanted(), &sealed), "gone exhausted");
 }
 
-/// A key that is out of use here, and to which somebody has moved the session since, is tried by one turn in a while.
+/// A key that is out of use here, and to which somebody has moved the session since, is tried by
+/// one turn in a while.
 #[tokio::test(start_paused = true)]
 async fn key_that_a_session_was_moved_to_is_tried_by_one_turn() {
     let replica = one();
@@ -100,7 +118,11 @@ async fn key_that_a_session_was_moved_to_is_tried_by_one_turn() {
     replica.rejects("a-1");
     let refused = || Wanted { refused: vec![first.key], ..replica.wanted() };
     let later = |record| word(&replica.bindings.places.standing_later(&replica.wanted(), record));
-    assert_eq!(replica.stands(&replica.wanted(), &first), "gone rejected", "nobody has moved it here");
+    assert_eq!(
+        replica.stands(&replica.wanted(), &first),
+        "gone rejected",
+        "nobody has moved it here"
+    );
     assert_eq!(replica.stands(&refused(), &second), "gone rejected", "the turn has tried it");
     assert_eq!(later(&second), "gone rejected", "it tries nothing");
     assert_eq!(replica.stands(&replica.wanted(), &second), "a-1");
@@ -134,7 +156,8 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
     let subject = Subject::of(&replica.key("a-1"), Scope::Organization);
     let choose = |refused: &[&str]| {
         let refused = refused.iter().map(|id| replica.key(id).tag).collect();
-        let chosen = places.choose(&Wanted { refused, ..replica.wanted() }, &session(1), Reach::Anywhere);
+        let chosen =
+            places.choose(&Wanted { refused, ..replica.wanted() }, &session(1), Reach::Anywhere);
         chosen.map(|key| key.id.clone()).map_err(|error| error.kind)
     };
     replica.exhausts("a-1", Scope::Organization);
@@ -161,10 +184,26 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
 async fn refusal_is_told_with_its_reason() {
     type Befalls = dyn Fn(&Replica);
     let cases: [(&Befalls, Reason); 5] = [
-        (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.limits(id)), Reason::Limited),
-        (&|replica| ["a-1", "b-1"].iter().for_each(|id| replica.exhausts(id, Scope::Organization)), Reason::Exhausted),
-        (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.says(id, Condition::Disabled)), Reason::Disabled),
-        (&|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.rejects(id)), Reason::Incident),
+        (
+            &|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.limits(id)),
+            Reason::Limited,
+        ),
+        (
+            &|replica| {
+                ["a-1", "b-1"].iter().for_each(|id| replica.exhausts(id, Scope::Organization))
+            },
+            Reason::Exhausted,
+        ),
+        (
+            &|replica| {
+                ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.says(id, Condition::Disabled))
+            },
+            Reason::Disabled,
+        ),
+        (
+            &|replica| ["a-1", "a-2", "b-1"].iter().for_each(|id| replica.rejects(id)),
+            Reason::Incident,
+        ),
         (&|replica| replica.loads("x-1 org-x one 1"), Reason::NotLoaded),
     ];
     for (befalls, reason) in cases {

@@ -3,21 +3,23 @@
 use super::*;
 use crate::binding::{Settings, start};
 
-/// B4: what a replica remembers is believed for less time than the store holds it. Believed for longer,
-/// it would bring back a binding that the store has let go of.
+/// B4: what a replica remembers is believed for less time than the store holds it. Believed for
+/// longer, it would bring back a binding that the store has let go of.
 #[tokio::test(start_paused = true)]
 async fn start_believes_what_is_remembered_for_half_the_ttl() {
     let second = Duration::from_secs(1);
     let metrics = Arc::new(Metrics::new());
     let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));
     let registry = Arc::new(Registry::new(table(KEYS), Arc::clone(&metrics)));
-    let settings: Settings = serde_json::from_str(r#"{"ttl":"4000s","wait":"5s","memory":2}"#).unwrap();
+    let settings: Settings =
+        serde_json::from_str(r#"{"ttl":"4000s","wait":"5s","memory":2}"#).unwrap();
     let tasks = Tasks::new();
     let (bindings, _owners) = start(&store, &registry, &settings, &metrics, &tasks);
     let client = Client::unrestricted("alice");
     let mut budget = bindings.budget();
     for number in 1..=3 {
-        let mut wanted = Wanted { session: Some(session(number)), model: MODEL, ..Wanted::of(&client) };
+        let mut wanted =
+            Wanted { session: Some(session(number)), model: MODEL, ..Wanted::of(&client) };
         bindings.bind(&mut wanted, Ok(None), &mut budget).await.unwrap();
     }
     let remembered = || [1, 2, 3].map(|number| bindings.local.recall(&session(number)).is_some());

@@ -6,7 +6,11 @@ use crate::metrics::{Decision, Reason};
 
 async fn writes(replica: &Replica, lines: &[&str]) {
     let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
-    replica.store.append(session(1).as_str(), &lines, TTL, &mut replica.store.budget()).await.unwrap();
+    replica
+        .store
+        .append(session(1).as_str(), &lines, TTL, &mut replica.store.budget())
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -18,7 +22,14 @@ async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
     let shown = async || {
         let view = replica.bindings.view(&session(1)).await.unwrap();
         let bound = view.binding.unwrap();
-        (bound.key.unwrap_or_default(), bound.organization, bound.epoch, bound.generation, bound.sealed, bound.stored)
+        (
+            bound.key.unwrap_or_default(),
+            bound.organization,
+            bound.epoch,
+            bound.generation,
+            bound.sealed,
+            bound.stored,
+        )
     };
     assert_eq!(shown().await, ("b-1".into(), Some("org-b".into()), 3, 7, true, true));
     replica.weather(Weather::Away);

@@ -12,7 +12,11 @@ pub fn client() -> Result<reqwest::Client, String> {
     client.map_err(|error| error.to_string())
 }
 
-pub async fn ask(player: Player<'_>, history: &[String], client: &reqwest::Client) -> Result<Answer, String> {
+pub async fn ask(
+    player: Player<'_>,
+    history: &[String],
+    client: &reqwest::Client,
+) -> Result<Answer, String> {
     let Player { session, thread, proxy } = player;
     let request = client
         .post(format!("http://{proxy}/v1/responses"))
@@ -31,7 +35,9 @@ pub async fn ask(player: Player<'_>, history: &[String], client: &reqwest::Clien
         text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         first_token.get_or_insert_with(Instant::now);
         // The last word: Codex does not wait for the end behind it.
-        if text.ends_with(b"\n\n") && memchr::memmem::find(&text, b"event: response.completed").is_some() {
+        if text.ends_with(b"\n\n")
+            && memchr::memmem::find(&text, b"event: response.completed").is_some()
+        {
             break;
         }
     }

@@ -1,6 +1,6 @@
-//! A thread's WebSocket as Codex uses it: opened with all that names the session, begun with a prewarm, then gone on from response
-//! to response with only what is new. A new one in the midst of a session is sent the whole history, and no response's id: ids do
-//! not outlive their socket.
+//! A thread's WebSocket as Codex uses it: opened with all that names the session, begun with a
+//! prewarm, then gone on from response to response with only what is new. A new one in the midst of
+//! a session is sent the whole history, and no response's id: ids do not outlive their socket.
 
 use std::time::Instant;
 
@@ -48,7 +48,8 @@ impl Line {
             self.previous = prewarm.ok().map(|completed| (completed.response.id, prefix.len()));
             self.is_prewarmed = true;
         }
-        let (id, seen) = self.previous.as_ref().map_or((None, 0), |(id, seen)| (Some(id.as_str()), *seen));
+        let (id, seen) =
+            self.previous.as_ref().map_or((None, 0), |(id, seen)| (Some(id.as_str()), *seen));
         let answer = turn(&mut socket, player.session.frame(id, &history[seen..])).await?;
         match &answer.completed {
             Ok(Completed { response }) => {
@@ -70,8 +71,11 @@ async fn open(player: Player<'_>) -> Result<Socket, String> {
         "session_id": session.id, "thread_id": thread.id, "turn_id": "", "window_number": 0, "request_kind": "prewarm",
         "history_initialization": "new", "thread_source": if is_subagent { "subagent" } else { "user" }, "model": session.model,
     });
-    let (window, metadata, bearer) =
-        (format!("{}:0", thread.id), metadata.to_string(), format!("Bearer {}", token(session.user)));
+    let (window, metadata, bearer) = (
+        format!("{}:0", thread.id),
+        metadata.to_string(),
+        format!("Bearer {}", token(session.user)),
+    );
     let mut headers = vec![
         ("authorization", bearer.as_str()),
         ("user-agent", "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)"),
@@ -86,17 +90,26 @@ async fn open(player: Player<'_>) -> Result<Socket, String> {
         ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
     ];
     if is_subagent {
-        headers.extend([("x-codex-parent-thread-id", session.root.id.as_str()), ("x-openai-subagent", "collab_spawn")]);
+        headers.extend([
+            ("x-codex-parent-thread-id", session.root.id.as_str()),
+            ("x-openai-subagent", "collab_spawn"),
+        ]);
     }
-    let mut request = format!("ws://{proxy}/v1/responses").into_client_request().map_err(|error| error.to_string())?;
+    let mut request = format!("ws://{proxy}/v1/responses")
+        .into_client_request()
+        .map_err(|error| error.to_string())?;
     for (name, value) in headers {
-        request.headers_mut().insert(name, HeaderValue::try_from(value).map_err(|error| error.to_string())?);
+        request
+            .headers_mut()
+            .insert(name, HeaderValue::try_from(value).map_err(|error| error.to_string())?);
     }
     let stream = TcpStream::connect(proxy).await.map_err(|error| error.to_string())?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     match client_async(request, stream).await {
         Ok((socket, _)) => Ok(socket),
-        Err(Error::Http(response)) => Err(format!("a WebSocket was refused: {}", response.status())),
+        Err(Error::Http(response)) => {
+            Err(format!("a WebSocket was refused: {}", response.status()))
+        }
         Err(error) => Err(format!("no WebSocket: {error}")),
     }
 }
@@ -115,9 +128,13 @@ async fn turn(socket: &mut Socket, frame: String) -> Result<Answer, String> {
         let completed = match event.kind {
             // Of the connection, and not of the answer.
             "response.metadata" => continue,
-            "response.completed" => Ok(serde_json::from_str(&text).map_err(|error| error.to_string())?),
+            "response.completed" => {
+                Ok(serde_json::from_str(&text).map_err(|error| error.to_string())?)
+            }
             "error" => Err((event.status.unwrap_or_default(), text.to_string())),
-            "response.failed" | "response.incomplete" => return Err(format!("a turn ended in {text}")),
+            "response.failed" | "response.incomplete" => {
+                return Err(format!("a turn ended in {text}"));
+            }
             _ => {
                 first_token.get_or_insert_with(Instant::now);
                 continue;

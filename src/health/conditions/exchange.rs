@@ -1,7 +1,7 @@
 //! What is told to other replicas of the health of keys, and what is heard of them.
 //!
-//! What the store has lost it is told again, with the time it was first told at. Silence ends what was met of a key, but never
-//! an operator's word: only another word does.
+//! What the store has lost it is told again, with the time it was first told at. Silence ends what
+//! was met of a key, but never an operator's word: only another word does.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -39,13 +39,14 @@ impl Conditions {
         self.read().untold.is_empty()
     }
 
-    /// The others have been told `notes`, and this is what the board says then. Returns whether anything is new.
+    /// The others have been told `notes`, and this is what the board says then. Returns whether
+    /// anything is new.
     pub fn heard(&self, told: &[Note], board: &Board) -> bool {
         let now = Instant::now();
         let mut known = self.write();
         for note in told {
-            if let Some(place) =
-                Place::parse(&note.name).filter(|place| known.untold.get(place).is_some_and(|(told, _)| told == note))
+            if let Some(place) = Place::parse(&note.name)
+                .filter(|place| known.untold.get(place).is_some_and(|(told, _)| told == note))
             {
                 known.untold.remove(&place);
             }
@@ -57,7 +58,11 @@ impl Conditions {
         known.seen = board.version;
         let mut said = HashMap::new();
         for note in &board.notes {
-            let Some((place, condition)) = Place::parse(&note.name).zip(Condition::parse(&note.value)) else { continue };
+            let Some((place, condition)) =
+                Place::parse(&note.name).zip(Condition::parse(&note.value))
+            else {
+                continue;
+            };
             said.insert(place, note.stamp);
             let old = known.entries.get(&place);
             // Yet to be told, or told and lost since: what is known here is newer.
@@ -70,7 +75,14 @@ impl Conditions {
             let old = old.filter(|old| old.condition == condition).cloned();
             let entry = match old {
                 Some(old) => Entry { until, stamp: note.stamp, ..old },
-                None => Entry { condition, since, until, stamp: note.stamp, asked: None, has_ticket: false },
+                None => Entry {
+                    condition,
+                    since,
+                    until,
+                    stamp: note.stamp,
+                    asked: None,
+                    has_ticket: false,
+                },
             };
             known.entries.insert(place, entry);
         }
@@ -82,14 +94,27 @@ impl Conditions {
         });
         let again = |(place, entry): (&Place, &Entry)| {
             let life = entry.until.map(|until| until - now);
-            (*place, (Note { name: place.to_string(), value: entry.condition.name().into(), life, stamp: entry.stamp }, now))
+            (
+                *place,
+                (
+                    Note {
+                        name: place.to_string(),
+                        value: entry.condition.name().into(),
+                        life,
+                        stamp: entry.stamp,
+                    },
+                    now,
+                ),
+            )
         };
         let lost: Vec<_> = lost.map(again).collect();
         if !lost.is_empty() {
             self.news.notify_one();
         }
         known.untold.extend(lost);
-        known.entries.retain(|place, entry| may_be_lost(place) || entry.stamp == 0 || said.contains_key(place));
+        known.entries.retain(|place, entry| {
+            may_be_lost(place) || entry.stamp == 0 || said.contains_key(place)
+        });
         true
     }
 }
@@ -99,7 +124,7 @@ mod tests {
     use super::*;
     use crate::health::condition::Subject;
     use crate::key::Tag;
-    use crate::store::board::{LocalBoard, BoardReport};
+    use crate::store::board::{BoardReport, LocalBoard};
 
     fn subject() -> Subject {
         Subject::Key(Tag::of("key", b"a"))
@@ -108,13 +133,25 @@ mod tests {
     /// What a beat does.
     fn beat(one: &Conditions, board: &mut LocalBoard) {
         let (seen, notes) = one.word();
-        let word = BoardReport { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
+        let word = BoardReport {
+            replica: "r",
+            life: Duration::from_secs(5),
+            load: "",
+            seen,
+            notes: &notes,
+        };
         one.heard(&notes, &board.hear(&word));
     }
 
     /// What only listens. Returns whether anything is new.
     fn heard_by(one: &Conditions, board: &mut LocalBoard) -> bool {
-        let word = BoardReport { replica: "r", life: Duration::from_secs(5), load: "", seen: one.word().0, notes: &[] };
+        let word = BoardReport {
+            replica: "r",
+            life: Duration::from_secs(5),
+            load: "",
+            seen: one.word().0,
+            notes: &[],
+        };
         one.heard(&[], &board.hear(&word))
     }
 
@@ -130,10 +167,15 @@ mod tests {
         beat(&one, &mut board);
         beat(&two, &mut board);
         assert!(one.is_told() && two.is(subject(), Condition::Disabled));
-        // Another word comes before anybody has seen that the board is empty: its version does not fall.
+        // Another word comes before anybody has seen that the board is empty: its version does not
+        // fall.
         board.forget();
         tokio::time::advance(Duration::from_secs(60)).await;
-        two.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(9)));
+        two.note(
+            Subject::Key(Tag::of("key", b"b")),
+            Condition::Limited,
+            Some(Duration::from_secs(9)),
+        );
         for one in [&two, &two, &one] {
             beat(one, &mut board);
         }
@@ -147,7 +189,11 @@ mod tests {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         one.note(subject(), Condition::Limited, Some(Duration::from_secs(90)));
-        one.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(20)));
+        one.note(
+            Subject::Key(Tag::of("key", b"b")),
+            Condition::Limited,
+            Some(Duration::from_secs(20)),
+        );
         // The store is away.
         for _ in 0..60 {
             one.word();
@@ -155,7 +201,10 @@ mod tests {
         }
         beat(&one, &mut board);
         beat(&two, &mut board);
-        assert!(two.is(subject(), Condition::Limited) && !two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited));
+        assert!(
+            two.is(subject(), Condition::Limited)
+                && !two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited)
+        );
         tokio::time::advance(Duration::from_secs(31)).await;
         assert!(!one.is(subject(), Condition::Limited) && !two.is(subject(), Condition::Limited));
     }
@@ -175,9 +224,15 @@ mod tests {
                 beat(each, &mut board);
             }
             tokio::time::advance(Duration::from_secs(59)).await;
-            assert!([&one, &two].iter().all(|each| each.is(subject(), Condition::Limited)), "{first} and {second}");
+            assert!(
+                [&one, &two].iter().all(|each| each.is(subject(), Condition::Limited)),
+                "{first} and {second}"
+            );
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(![&one, &two].iter().any(|each| each.is(subject(), Condition::Limited)), "{first} and {second}");
+            assert!(
+                ![&one, &two].iter().any(|each| each.is(subject(), Condition::Limited)),
+                "{first} and {second}"
+            );
         }
     }
 
@@ -188,7 +243,13 @@ mod tests {
         say(&one, Condition::Disabled);
         let (seen, notes) = one.word();
         say(&one, Condition::Drained);
-        let word = BoardReport { replica: "r", life: Duration::from_secs(5), load: "", seen, notes: &notes };
+        let word = BoardReport {
+            replica: "r",
+            life: Duration::from_secs(5),
+            load: "",
+            seen,
+            notes: &notes,
+        };
         one.heard(&notes, &board.hear(&word));
         assert!(!one.is_told() && one.is(subject(), Condition::Drained));
         beat(&one, &mut board);
@@ -205,7 +266,10 @@ mod tests {
         beat(&one, &mut board);
         tokio::time::advance(Duration::from_secs(500)).await;
         let before = Instant::now();
-        assert!(heard_by(&two, &mut board) && two.is_older(exhausted, before.checked_sub(Duration::from_secs(499)).unwrap()));
+        assert!(
+            heard_by(&two, &mut board)
+                && two.is_older(exhausted, before.checked_sub(Duration::from_secs(499)).unwrap())
+        );
         assert!(!heard_by(&two, &mut board), "nothing is new");
         tokio::time::advance(Duration::from_secs(100)).await;
         assert_eq!(two.due().len(), 1, "for ten minutes it has been the case");
@@ -218,12 +282,17 @@ mod tests {
         assert!(heard_by(&two, &mut board) && two.due().is_empty(), "it was asked just now");
         let known = two.read();
         let entry = known.entries.values().next().unwrap();
-        assert!(entry.has_ticket && entry.until.unwrap() - Instant::now() == Duration::from_secs(24 * 3_600), "{entry:?}");
+        assert!(
+            entry.has_ticket
+                && entry.until.unwrap() - Instant::now() == Duration::from_secs(24 * 3_600),
+            "{entry:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_store_has_lost_it_hears_again_with_what_is_left_of_its_life() {
-        let (one, two, fresh) = (Conditions::default(), Conditions::default(), Conditions::default());
+        let (one, two, fresh) =
+            (Conditions::default(), Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         one.note(subject(), Condition::Limited, Some(Duration::from_secs(60)));
         for each in [&one, &two] {
@@ -244,20 +313,39 @@ mod tests {
     async fn what_a_newer_version_says_is_passed_over() {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
-        let note = |name: &str, value: &str| Note { name: name.into(), value: value.into(), life: None, stamp: 0 };
+        let note = |name: &str, value: &str| Note {
+            name: name.into(),
+            value: value.into(),
+            life: None,
+            stamp: 0,
+        };
         let newer = [note("xyz", "suspected"), note(&subject().name(), "frozen solid")];
-        let word = BoardReport { replica: "new", life: Duration::from_secs(5), load: "", seen: 0, notes: &newer };
+        let word = BoardReport {
+            replica: "new",
+            life: Duration::from_secs(5),
+            load: "",
+            seen: 0,
+            notes: &newer,
+        };
         board.hear(&word);
-        one.note(Subject::Key(Tag::of("key", b"b")), Condition::Limited, Some(Duration::from_secs(9)));
+        one.note(
+            Subject::Key(Tag::of("key", b"b")),
+            Condition::Limited,
+            Some(Duration::from_secs(9)),
+        );
         for each in [&one, &two] {
             beat(each, &mut board);
         }
-        assert!(two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited) && !two.is(subject(), Condition::Suspected));
+        assert!(
+            two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited)
+                && !two.is(subject(), Condition::Suspected)
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_old_word_does_not_come_back() {
-        let (one, two, away) = (Conditions::default(), Conditions::default(), Conditions::default());
+        let (one, two, away) =
+            (Conditions::default(), Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
         for each in [&one, &two, &away] {

@@ -59,15 +59,19 @@ async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to()
         (&[(Key, Rejected), (Organization, Exhausted)], Fitness::Dead(Why::Rejected)),
         (&[(Project, Exhausted)], Fitness::Dead(Why::ExhaustedProject)),
         (&[(Organization, Exhausted)], Fitness::Dead(Why::ExhaustedOrganization)),
-        (&[(Project, Exhausted), (Organization, Exhausted)], Fitness::Dead(Why::ExhaustedOrganization)),
+        (
+            &[(Project, Exhausted), (Organization, Exhausted)],
+            Fitness::Dead(Why::ExhaustedOrganization),
+        ),
         (&[(Key, Suspected), (Key, Rejected)], Fitness::Dead(Why::Rejected)),
     ] {
         assert_eq!(known(&key, cases).fitness(&key, "m"), expected, "{cases:?}");
     }
     // What is the case of a model is the case of nothing else, and hides nothing.
-    for (condition, expected) in
-        [(Condition::NoAccess, Fitness::Bypassed(Why::NoAccess)), (Limited, Fitness::Limited(Duration::from_secs(60)))]
-    {
+    for (condition, expected) in [
+        (Condition::NoAccess, Fitness::Bypassed(Why::NoAccess)),
+        (Limited, Fitness::Limited(Duration::from_secs(60))),
+    ] {
         let conditions = Conditions::default();
         conditions.note(Subject::model(&key, "m"), condition, condition.life());
         assert_eq!(conditions.fitness(&key, "m"), expected);
@@ -81,15 +85,22 @@ async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to()
 async fn the_longer_of_two_limits_holds_and_is_told() {
     let key = key();
     let subject = Subject::model(&key, "m");
-    for (first, second, holds, is_told) in [(60, 10, 60, false), (10, 60, 60, true), (60, 59, 60, false), (60, 61, 61, true)] {
+    for (first, second, holds, is_told) in
+        [(60, 10, 60, false), (10, 60, 60, true), (60, 59, 60, false), (60, 61, 61, true)]
+    {
         let conditions = Conditions::default();
-        let note = |seconds: u32| conditions.note(subject, Condition::Limited, Some(SECOND * seconds));
+        let note =
+            |seconds: u32| conditions.note(subject, Condition::Limited, Some(SECOND * seconds));
         assert!(note(first), "it is news");
         tell(&conditions);
         assert!(!note(second), "it is none");
         let told = if is_told { vec![format!("limited={second}")] } else { Vec::new() };
         assert_eq!(untold(&conditions), told, "{first} and then {second}");
-        assert_eq!(conditions.fitness(&key, "m"), Fitness::Limited(SECOND * holds), "{first} and then {second}");
+        assert_eq!(
+            conditions.fitness(&key, "m"),
+            Fitness::Limited(SECOND * holds),
+            "{first} and then {second}"
+        );
     }
 }
 
@@ -108,15 +119,29 @@ async fn what_holds_for_about_as_long_anyway_is_not_said_again() {
         let (began, life) = (Instant::now(), condition.life().unwrap());
         tokio::time::advance(after).await;
         assert!(!conditions.note(subject, condition, condition.life()), "{condition:?} is no news");
-        assert_eq!(untold(&conditions).len(), usize::from(is_told), "{condition:?} after {after:?}");
+        assert_eq!(
+            untold(&conditions).len(),
+            usize::from(is_told),
+            "{condition:?} after {after:?}"
+        );
         let left = conditions.of(&key)[0].2.unwrap();
-        assert_eq!(left, if is_told { life } else { life - after }, "{condition:?} after {after:?}");
+        assert_eq!(
+            left,
+            if is_told { life } else { life - after },
+            "{condition:?} after {after:?}"
+        );
         assert!(conditions.is_older(subject, began), "it has been the case all the time");
     }
     let conditions = known(&key, &[(Scope::Key, Condition::Disabled)]);
     tell(&conditions);
-    assert!(!conditions.note(Subject::named(&key), Condition::Disabled, None) && untold(&conditions).is_empty());
-    assert!(conditions.note(Subject::named(&key), Condition::Drained, None), "another word is news");
+    assert!(
+        !conditions.note(Subject::named(&key), Condition::Disabled, None)
+            && untold(&conditions).is_empty()
+    );
+    assert!(
+        conditions.note(Subject::named(&key), Condition::Drained, None),
+        "another word is news"
+    );
     assert_eq!(untold(&conditions), ["drained=-1"]);
 }
 
@@ -167,7 +192,10 @@ async fn a_key_that_is_out_of_use_here_alone_may_be_tried_now_and_then() {
         assert!(!conditions.may_try(&key), "{scope:?}");
     }
     for word in [Condition::Disabled, Condition::Drained] {
-        assert!(!known(&key, &[(Scope::Key, Condition::Rejected), (Scope::Key, word)]).may_try(&key), "{word:?}");
+        assert!(
+            !known(&key, &[(Scope::Key, Condition::Rejected), (Scope::Key, word)]).may_try(&key),
+            "{word:?}"
+        );
     }
     assert!(known(&key, &[(Scope::Key, Condition::Enabled)]).may_try(&key));
 }
@@ -195,7 +223,8 @@ async fn what_is_the_case_is_asked_again_each_in_its_own_time() {
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(conditions.due(), expected);
     }
-    let never = known(&key, &[(Scope::Key, Condition::Disabled), (Scope::Key, Condition::Recovering)]);
+    let never =
+        known(&key, &[(Scope::Key, Condition::Disabled), (Scope::Key, Condition::Recovering)]);
     never.note(Subject::model(&key, "m"), Condition::Limited, Some(HOUR * 48));
     tokio::time::advance(HOUR).await;
     assert!(never.due().is_empty());
@@ -216,9 +245,15 @@ async fn a_ticket_is_for_one_turn_and_for_what_is_exhausted() {
         assert!(!conditions.take_ticket(&key) && !conditions.has_ticket(&key), "{scope:?}");
         conditions.grant(Subject::of(&key, scope));
         conditions.note(Subject::named(&key), Condition::Disabled, None);
-        assert!(!conditions.has_ticket(&key) && !conditions.take_ticket(&key), "an operator wants nobody there");
+        assert!(
+            !conditions.has_ticket(&key) && !conditions.take_ticket(&key),
+            "an operator wants nobody there"
+        );
     }
-    let both = known(&key, &[(Scope::Project, Condition::Exhausted), (Scope::Organization, Condition::Exhausted)]);
+    let both = known(
+        &key,
+        &[(Scope::Project, Condition::Exhausted), (Scope::Organization, Condition::Exhausted)],
+    );
     both.grant(Subject::of(&key, Scope::Project));
     both.grant(Subject::of(&key, Scope::Organization));
     assert!(both.take_ticket(&key) && !both.take_ticket(&key), "one turn finds out about both");
@@ -255,14 +290,24 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
     let one = Conditions::default();
     assert!(!refused(&one, 0, Scope::Key, Condition::Rejected));
     assert!(!refused(&one, 1, Scope::Key, Condition::Rejected), "half of them");
-    assert!(!refused(&one, 2, Scope::Organization, Condition::Exhausted), "a quota is nobody's fault");
+    assert!(
+        !refused(&one, 2, Scope::Organization, Condition::Exhausted),
+        "a quota is nobody's fault"
+    );
     assert_eq!(one.fitness(&keys[2], ""), Fitness::Dead(Why::ExhaustedOrganization));
     assert!(refused(&one, 3, Scope::Key, Condition::Suspected));
     assert_eq!(one.fitness(&keys[0], ""), Fitness::Bypassed(Why::Incident));
-    assert_eq!(one.fitness(&keys[2], ""), Fitness::Dead(Why::ExhaustedOrganization), "whatever else is the case");
+    assert_eq!(
+        one.fitness(&keys[2], ""),
+        Fitness::Dead(Why::ExhaustedOrganization),
+        "whatever else is the case"
+    );
     // They are asked soon, since it will be over for all at once.
     tokio::time::advance(SECOND * 5).await;
-    assert_eq!(one.due().into_iter().filter(|(_, condition, _)| *condition == Condition::Rejected).count(), 2);
+    assert_eq!(
+        one.due().into_iter().filter(|(_, condition, _)| *condition == Condition::Rejected).count(),
+        2
+    );
     // However long it takes: it stays one until most are accepted again.
     tokio::time::advance(SECOND * 50).await;
     one.consider(&keys);
@@ -274,7 +319,10 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
     let other = Conditions::default();
     refused(&other, 0, Scope::Organization, Condition::Rejected);
     tokio::time::advance(AT_ONCE).await;
-    assert!(refused(&other, 3, Scope::Key, Condition::Rejected), "an organization is all of its keys");
+    assert!(
+        refused(&other, 3, Scope::Key, Condition::Rejected),
+        "an organization is all of its keys"
+    );
     let late = Conditions::default();
     refused(&late, 0, Scope::Organization, Condition::Rejected);
     tokio::time::advance(AT_ONCE + SECOND).await;
@@ -284,12 +332,16 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
 #[tokio::test(start_paused = true)]
 async fn a_condition_is_shown_of_every_key_that_it_concerns() {
     let keys = keys("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
-    let conditions = known(&keys[0], &[(Scope::Key, Condition::Rejected), (Scope::Key, Condition::Disabled)]);
+    let conditions =
+        known(&keys[0], &[(Scope::Key, Condition::Rejected), (Scope::Key, Condition::Disabled)]);
     conditions.note(Subject::of(&keys[0], Scope::Organization), Condition::Exhausted, Some(HOUR));
     conditions.note(Subject::of(&keys[0], Scope::Project), Condition::Recovering, Some(RAMP));
     conditions.note(Subject::model(&keys[0], "m"), Condition::Limited, Some(SECOND));
     let shown = |key: &Key| {
-        let told = conditions.of(key).into_iter().map(|(subject, condition, _)| (subject.scope(), condition.name()));
+        let told = conditions
+            .of(key)
+            .into_iter()
+            .map(|(subject, condition, _)| (subject.scope(), condition.name()));
         told.collect::<Vec<_>>()
     };
     let all = [

@@ -26,7 +26,9 @@ fn the_same_keys_are_no_reload() {
 
 #[test]
 fn while_the_store_is_away_the_set_of_the_moment_of_loss_says_where_sessions_go() {
-    let ids = |loaded: Arc<Loaded>| loaded.table.keys().iter().map(|key| key.id.clone()).collect::<String>();
+    let ids = |loaded: Arc<Loaded>| {
+        loaded.table.keys().iter().map(|key| key.id.clone()).collect::<String>()
+    };
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b");
     reload(&registry, "a o 1 sk-a, c o 1 sk-c", Some(2));
     assert_eq!((ids(registry.loaded()), ids(registry.frozen())), ("ac".into(), "ac".into()));
@@ -34,7 +36,10 @@ fn while_the_store_is_away_the_set_of_the_moment_of_loss_says_where_sessions_go(
     reload(&registry, "a o 1 sk-a, d o 1 sk-d, e o 1 sk-e", None);
     assert_eq!((ids(registry.loaded()), ids(registry.frozen())), ("ade".into(), "ac".into()));
     let frozen = registry.frozen();
-    assert_eq!(frozen.table.keys().iter().map(|key| frozen.is_gone(key)).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        frozen.table.keys().iter().map(|key| frozen.is_gone(key)).collect::<Vec<_>>(),
+        [false, true]
+    );
     registry.heard(&registry.loaded(), &MembershipReply { ordinal: 3, others: Vec::new() });
     assert_eq!(ids(registry.frozen()), "ade");
     reload(&registry, "f o 1 sk-f", None);
@@ -101,7 +106,11 @@ async fn most_keys_refused_at_once_is_the_upstreams_affair() {
     assert_eq!(registry.fitness(&keys[0], ""), Fitness::Dead(Why::Rejected));
     tokio::time::advance(Duration::from_secs(11)).await;
     registry.condemn(&keys[1], REJECTED);
-    assert_eq!(registry.fitness(&keys[1], ""), Fitness::Dead(Why::Rejected), "one after the other they died");
+    assert_eq!(
+        registry.fitness(&keys[1], ""),
+        Fitness::Dead(Why::Rejected),
+        "one after the other they died"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,8 +119,16 @@ async fn a_project_is_short_of_one_model_for_a_time() {
     let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
     registry.limit(&a, "m", Duration::from_secs(5));
     registry.limit(&b, "m", Duration::from_secs(1));
-    assert_eq!(registry.fitness(&b, "m"), Fitness::Limited(Duration::from_secs(5)), "one project, and no word shortens it");
-    assert!(registry.is_ready(&a, "n") && registry.is_ready(&c, "m") && registry.state(&a) == KeyState::Cooling);
+    assert_eq!(
+        registry.fitness(&b, "m"),
+        Fitness::Limited(Duration::from_secs(5)),
+        "one project, and no word shortens it"
+    );
+    assert!(
+        registry.is_ready(&a, "n")
+            && registry.is_ready(&c, "m")
+            && registry.state(&a) == KeyState::Cooling
+    );
     tokio::time::advance(Duration::from_secs(5)).await;
     assert!(registry.is_ready(&a, "m"));
 }
@@ -136,7 +153,11 @@ async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_belie
     assert!(registry.is_exhausted(&b) && !registry.is_exhausted(&a));
     registry.condemn(&a, REJECTED);
     registry.observe(&a, REJECTED);
-    assert_eq!(registry.fitness(&a, ""), Fitness::Dead(Why::Rejected), "a suspicion takes nothing back");
+    assert_eq!(
+        registry.fitness(&a, ""),
+        Fitness::Dead(Why::Rejected),
+        "a suspicion takes nothing back"
+    );
     // It was accepted when it was asked, and turns are refused a moment later.
     registry.recovered(Subject::of(&a, Scope::Key), "a");
     assert_eq!(registry.state(&a), KeyState::Probing);
@@ -182,7 +203,10 @@ async fn an_answer_on_an_old_connection_tells_of_the_quota_alone() {
     assert_eq!(registry.fitness(&a, ""), Fitness::Dead(Why::Rejected), "it was accepted before");
     registry.condemn(&a, ORGANIZATION);
     registry.has_served(&a, Instant::now());
-    assert!(registry.is_ready(&a, "") && registry.conditions.ramp(&a) < 0.01, "a turn that is served tells of all");
+    assert!(
+        registry.is_ready(&a, "") && registry.conditions.ramp(&a) < 0.01,
+        "a turn that is served tells of all"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,8 +246,15 @@ async fn a_key_is_closed_when_an_operator_says_so_or_has_removed_it() {
     registry.observe(&d, REJECTED);
     assert!(!registry.is_closed(&c) && !registry.is_closed(&d), "what is met may pass");
     reload(&registry, "b p 1 sk-b, c x 1 sk-new, d r 0 sk-new", Some(2));
-    assert!(registry.is_closed(&a) && registry.is_closed(&c), "one is removed, and one another organization's");
-    assert!(!registry.is_closed(&d) && registry.successor(&c).is_none() && registry.successor(&a).is_none());
+    assert!(
+        registry.is_closed(&a) && registry.is_closed(&c),
+        "one is removed, and one another organization's"
+    );
+    assert!(
+        !registry.is_closed(&d)
+            && registry.successor(&c).is_none()
+            && registry.successor(&a).is_none()
+    );
     assert_eq!(registry.successor(&d).map(|key| key.weight), Some(0));
 }
 
@@ -231,7 +262,8 @@ async fn a_key_is_closed_when_an_operator_says_so_or_has_removed_it() {
 async fn a_state_is_that_of_the_worst_that_is_the_case() {
     let (registry, metrics) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
     let a = key(&registry, "a");
-    let is_shown = |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
+    let is_shown =
+        |state: &str| metrics.render().contains(&format!("key=\"a\",state=\"{state}\"}} 1"));
     assert!(registry.state(&a) == KeyState::Ready && is_shown("ready"));
     registry.condemn(&a, REJECTED);
     registry.recovered(Subject::of(&a, Scope::Key), "a");
@@ -240,7 +272,10 @@ async fn a_state_is_that_of_the_worst_that_is_the_case() {
     assert!(registry.state(&a) == KeyState::Cooling && is_shown("cooling"));
     tokio::time::advance(Duration::from_secs(1)).await;
     registry.deny(&a, "n");
-    assert!(registry.state(&a) == KeyState::Cooling && registry.fitness(&a, "n") == Fitness::Bypassed(Why::NoAccess));
+    assert!(
+        registry.state(&a) == KeyState::Cooling
+            && registry.fitness(&a, "n") == Fitness::Bypassed(Why::NoAccess)
+    );
     registry.observe(&a, REJECTED);
     assert!(registry.state(&a) == KeyState::Disabled && is_shown("disabled"));
 }

@@ -26,10 +26,16 @@ fn read(answer: &Answer) -> Vec<Value> {
     let events = answer.steps().into_iter().enumerate().map(|(number, step)| {
         let bytes = answer.event(step, number as u64).sse();
         let text = std::str::from_utf8(&bytes).expect("text");
-        let (name, data) = text.strip_prefix("event: ").and_then(|rest| rest.split_once("\ndata: ")).expect("two lines");
-        let data: Value =
-            serde_json::from_str(data.strip_suffix("\n\n").expect("a blank line")).unwrap_or_else(|e| panic!("{data}: {e}"));
-        assert_eq!((data["type"].as_str(), data["sequence_number"].as_u64()), (Some(name), Some(number as u64)));
+        let (name, data) = text
+            .strip_prefix("event: ")
+            .and_then(|rest| rest.split_once("\ndata: "))
+            .expect("two lines");
+        let data: Value = serde_json::from_str(data.strip_suffix("\n\n").expect("a blank line"))
+            .unwrap_or_else(|e| panic!("{data}: {e}"));
+        assert_eq!(
+            (data["type"].as_str(), data["sequence_number"].as_u64()),
+            (Some(name), Some(number as u64))
+        );
         data
     });
     events.collect()
@@ -38,7 +44,8 @@ fn read(answer: &Answer) -> Vec<Value> {
 #[test]
 fn an_ordinary_answer_has_the_events_of_the_service_in_its_order() {
     let events = read(&answer(message(2)));
-    let names: Vec<_> = events.iter().map(|event| event["type"].as_str().expect("a name")).collect();
+    let names: Vec<_> =
+        events.iter().map(|event| event["type"].as_str().expect("a name")).collect();
     assert_eq!(
         names,
         [
@@ -85,13 +92,17 @@ fn a_call_and_a_compaction_are_whole() {
     let events = read(&answer(vec![call]));
     assert_eq!(events[3]["delta"], r#"{"cmd":"echo hi"}"#);
     assert_eq!(events[5]["item"]["call_id"], "call_1");
-    let events = read(&answer(vec![Item::Compaction { id: "cmp_1".into(), sealed: "gAAAA".into() }]));
+    let events =
+        read(&answer(vec![Item::Compaction { id: "cmp_1".into(), sealed: "gAAAA".into() }]));
     assert_eq!(events.last().expect("an end")["response"]["output"][0]["type"], "compaction");
 }
 
 #[test]
 fn a_big_event_has_its_size() {
-    let events = read(&answer(vec![Item::Message { id: "msg_1".into(), text: Text::Big { bytes: 100_001 } }]));
+    let events = read(&answer(vec![Item::Message {
+        id: "msg_1".into(),
+        text: Text::Big { bytes: 100_001 },
+    }]));
     assert_eq!(events[4]["delta"].as_str().map(str::len), Some(100_001));
 }
 
@@ -109,10 +120,16 @@ fn an_answer_that_ends_early_says_why_and_repeats_its_lane() {
     let answer = Answer { lane: Some("side".into()), ..answer(message(2)) };
     let data: Value = serde_json::from_str(&answer.incomplete("steered", 1, 4).json).expect("JSON");
     let response = &data["response"];
-    assert_eq!((data["stream_id"].as_str(), data["sequence_number"].as_u64()), (Some("side"), Some(4)));
+    assert_eq!(
+        (data["stream_id"].as_str(), data["sequence_number"].as_u64()),
+        (Some("side"), Some(4))
+    );
     assert_eq!(
         (response["status"].as_str(), response["incomplete_details"]["reason"].as_str()),
         (Some("incomplete"), Some("steered"))
     );
-    assert_eq!((response["output"].as_array().map(Vec::len), response["usage"]["output_tokens"].as_u64()), (Some(1), Some(64)));
+    assert_eq!(
+        (response["output"].as_array().map(Vec::len), response["usage"]["output_tokens"].as_u64()),
+        (Some(1), Some(64))
+    );
 }

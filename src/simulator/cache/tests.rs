@@ -22,9 +22,16 @@ fn stepped(family: u64, tokens: u64) -> Prefix {
 }
 
 fn marked(ends: &[(u64, Stop)]) -> Prefix {
-    let ends: Vec<End> =
-        ends.iter().map(|(tokens, stop)| End { digest: digest(*tokens), tokens: *tokens, stop: *stop }).collect();
-    Prefix { tokens: ends.last().map_or(1, |end| end.tokens), steps: Vec::new(), ends, head: digest(0) }
+    let ends: Vec<End> = ends
+        .iter()
+        .map(|(tokens, stop)| End { digest: digest(*tokens), tokens: *tokens, stop: *stop })
+        .collect();
+    Prefix {
+        tokens: ends.last().map_or(1, |end| end.tokens),
+        steps: Vec::new(),
+        ends,
+        head: digest(0),
+    }
 }
 
 fn seconds(number: u64) -> Duration {
@@ -49,19 +56,33 @@ fn steps_die_of_idleness_and_of_age() {
     cache.serve(seconds(0), SCOPE, &stepped(1, 2048), memory);
     assert_eq!(cache.serve(seconds(600), SCOPE, &stepped(1, 2048), memory).cached, 2048);
     assert_eq!(cache.serve(seconds(1201), SCOPE, &stepped(1, 2048), memory).cached, 0);
-    let times: Vec<_> =
-        (1..9).map(|turn| cache.serve(seconds(1201 + turn * 500), SCOPE, &stepped(1, 2048), memory).cached).collect();
+    let times: Vec<_> = (1..9)
+        .map(|turn| {
+            cache.serve(seconds(1201 + turn * 500), SCOPE, &stepped(1, 2048), memory).cached
+        })
+        .collect();
     assert_eq!(times, [2048, 2048, 2048, 2048, 2048, 2048, 2048, 0]);
 }
 
 #[test]
 fn a_growing_conversation_reads_its_last_end_and_writes_the_rest() {
     let mut cache = Cache::default();
-    let first = cache.serve(seconds(0), SCOPE, &marked(&[(5000, Stop::Developer), (5100, Stop::Turn)]), MARKS);
+    let first = cache.serve(
+        seconds(0),
+        SCOPE,
+        &marked(&[(5000, Stop::Developer), (5100, Stop::Turn)]),
+        MARKS,
+    );
     assert_eq!(first, Served { cached: 0, written: 5100, written_half_day: 0 });
     let grown = marked(&[(5000, Stop::Developer), (5100, Stop::Turn), (6000, Stop::Turn)]);
-    assert_eq!(cache.serve(seconds(60), SCOPE, &grown, MARKS), Served { cached: 5100, written: 900, written_half_day: 0 });
-    assert_eq!(cache.serve(seconds(61), SCOPE, &grown, MARKS), Served { cached: 6000, written: 0, written_half_day: 0 });
+    assert_eq!(
+        cache.serve(seconds(60), SCOPE, &grown, MARKS),
+        Served { cached: 5100, written: 900, written_half_day: 0 }
+    );
+    assert_eq!(
+        cache.serve(seconds(61), SCOPE, &grown, MARKS),
+        Served { cached: 6000, written: 0, written_half_day: 0 }
+    );
     assert_eq!(cache.serve(seconds(61 + 1801), SCOPE, &grown, MARKS).cached, 0);
 }
 
@@ -74,14 +95,25 @@ fn a_shared_beginning_matches_only_where_it_was_marked() {
     assert_eq!(cache.serve(seconds(1), SCOPE, &other, MARKS).cached, 0);
     let prewarm = marked(&[(5000, Stop::Developer)]);
     cache.serve(seconds(2), SCOPE, &prewarm, MARKS);
-    assert_eq!(cache.serve(seconds(3), SCOPE, &marked(&[(5000, Stop::Developer), (5300, Stop::Turn)]), MARKS).cached, 5000);
+    assert_eq!(
+        cache
+            .serve(
+                seconds(3),
+                SCOPE,
+                &marked(&[(5000, Stop::Developer), (5300, Stop::Turn)]),
+                MARKS
+            )
+            .cached,
+        5000
+    );
 }
 
 #[test]
 fn only_twenty_earlier_ends_are_looked_up() {
     let mut cache = Cache::default();
     cache.serve(seconds(0), SCOPE, &marked(&[(2000, Stop::Turn)]), MARKS);
-    let ends = |later: u64| marked(&(0..=later).map(|turn| (2000 + turn, Stop::Turn)).collect::<Vec<_>>());
+    let ends =
+        |later: u64| marked(&(0..=later).map(|turn| (2000 + turn, Stop::Turn)).collect::<Vec<_>>());
     assert_eq!(cache.serve(seconds(1), SCOPE, &ends(20), MARKS).cached, 2000);
     let mut cache = Cache::default();
     cache.serve(seconds(0), SCOPE, &marked(&[(2000, Stop::Turn)]), MARKS);
@@ -94,7 +126,11 @@ fn explicit_mode_without_marks_caches_nothing() {
     let mut cache = Cache::default();
     let plain = marked(&[(5000, Stop::Turn)]);
     assert_eq!(cache.serve(seconds(0), SCOPE, &plain, explicit), Served::default());
-    let mark = marked(&[(4000, Stop::Mark(Some(Ttl::HalfDay))), (4500, Stop::Mark(None)), (5000, Stop::Turn)]);
+    let mark = marked(&[
+        (4000, Stop::Mark(Some(Ttl::HalfDay))),
+        (4500, Stop::Mark(None)),
+        (5000, Stop::Turn),
+    ]);
     let served = cache.serve(seconds(1), SCOPE, &mark, explicit);
     assert_eq!(served, Served { cached: 0, written: 4500, written_half_day: 4000 });
     assert_eq!(cache.serve(seconds(1 + 3 * 3600), SCOPE, &mark, explicit).cached, 4000);

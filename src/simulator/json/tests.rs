@@ -20,8 +20,9 @@ fn the_last_duplicate_wins_and_null_is_absent() {
 
 #[test]
 fn odd_but_valid_values_are_read() {
-    let document =
-        read(r#"[1e999, -0.0E-7, "\ud800", "\ud83d\ude00\ud800x", "", [], {}, [[[{"a":[]}]]], 12345678901234567890123]"#);
+    let document = read(
+        r#"[1e999, -0.0E-7, "\ud800", "\ud83d\ude00\ud800x", "", [], {}, [[[{"a":[]}]]], 12345678901234567890123]"#,
+    );
     let items: Vec<_> = document.root().items().collect();
     assert_eq!(items.len(), 9);
     assert_eq!(items[2].text().as_deref(), Some("\u{FFFD}"));

@@ -5,8 +5,8 @@ use crate::simulator::json::Document;
 
 fn prefix(body: &str, step: Option<u64>) -> Prefix {
     let document = Document::read(body.as_bytes()).expect("JSON");
-    let ask =
-        Ask::read(document.root(), crate::simulator::request::Transport::Http).unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    let ask = Ask::read(document.root(), crate::simulator::request::Transport::Http)
+        .unwrap_or_else(|refusal| panic!("{refusal:?}"));
     let mut history = History::default();
     ask.input.items().for_each(|item| history.take(item));
     Prefix::new(&ask, &history, step)
@@ -31,7 +31,10 @@ fn ends_are_user_messages_last_outputs_and_the_first_developer_run() {
 #[test]
 fn appending_keeps_every_earlier_end_and_step() {
     let long = format!(r#"{{"role":"user","content":"{}"}}"#, "word ".repeat(2000));
-    let (short, longer) = (body("", &[DEVELOPER, &long].join(",")), body("", &[DEVELOPER, &long, CALL, OUTPUT].join(",")));
+    let (short, longer) = (
+        body("", &[DEVELOPER, &long].join(",")),
+        body("", &[DEVELOPER, &long, CALL, OUTPUT].join(",")),
+    );
     let (before, after) = (prefix(&short, None), prefix(&longer, None));
     assert_eq!(before.ends[..], after.ends[..before.ends.len()]);
     let (before, after) = (prefix(&short, Some(128)), prefix(&longer, Some(128)));
@@ -48,13 +51,15 @@ fn what_a_model_never_sees_changes_nothing() {
             r#","temperature":0.5,"metadata":{"a":"b"},"stream":true,"store":false,"tool_choice":"none","max_output_tokens":9"#,
             USER,
         ),
-        body("", r#"{"id":"msg_1","status":"completed","role":"user","content":[{"type":"input_text","text":"hello"}]}"#),
+        body(
+            "",
+            r#"{"id":"msg_1","status":"completed","role":"user","content":[{"type":"input_text","text":"hello"}]}"#,
+        ),
     ];
     for body in &same {
         assert_eq!(prefix(body, None).ends[0].digest, plain, "{body}");
     }
-    let marked =
-        r#"{"role":"user","content":[{"type":"input_text","text":"hello","prompt_cache_breakpoint":{"mode":"explicit"}}]}"#;
+    let marked = r#"{"role":"user","content":[{"type":"input_text","text":"hello","prompt_cache_breakpoint":{"mode":"explicit"}}]}"#;
     let ends = prefix(&body("", marked), None).ends;
     assert!(ends.iter().any(|end| end.digest == plain && end.stop == Stop::Turn));
 }

@@ -35,7 +35,10 @@ fn the_defaults_are_those_of_the_service() {
 #[test]
 fn each_regime_refuses_the_fields_of_the_other() {
     let named = |body| refusal(body).param;
-    assert_eq!(named(r#"{"model":"gpt-5.4","input":[],"prompt_cache_options":{}}"#).as_deref(), Some("prompt_cache_options"));
+    assert_eq!(
+        named(r#"{"model":"gpt-5.4","input":[],"prompt_cache_options":{}}"#).as_deref(),
+        Some("prompt_cache_options")
+    );
     assert_eq!(
         named(r#"{"model":"gpt-5.6-sol","input":[],"prompt_cache_retention":"24h"}"#).as_deref(),
         Some("prompt_cache_retention")
@@ -44,9 +47,12 @@ fn each_regime_refuses_the_fields_of_the_other() {
         named(r#"{"model":"gpt-5.5","input":[],"prompt_cache_retention":"in_memory"}"#).as_deref(),
         Some("prompt_cache_retention")
     );
-    accepts(r#"{"model":"gpt-6-sol","input":[],"prompt_cache_options":{"mode":"explicit","ttl":"12h"}}"#, |ask| {
-        assert_eq!(ask.caching, Caching::Breakpoints { implicit: false, ttl: Ttl::HalfDay });
-    });
+    accepts(
+        r#"{"model":"gpt-6-sol","input":[],"prompt_cache_options":{"mode":"explicit","ttl":"12h"}}"#,
+        |ask| {
+            assert_eq!(ask.caching, Caching::Breakpoints { implicit: false, ttl: Ttl::HalfDay });
+        },
+    );
 }
 
 #[test]
@@ -61,11 +67,17 @@ fn what_the_service_refuses_is_refused() {
         (r#"{"model":"gpt-5.4","input":["x"]}"#, "invalid_type"),
         (r#"{"model":"gpt-5.4","input":[],"stream":"yes"}"#, "invalid_type"),
         (r#"{"model":"nothing","input":[]}"#, "model_not_found"),
-        (&format!(r#"{{"model":"gpt-5.4","input":[],"prompt_cache_key":"{key}"}}"#), "string_above_max_length"),
+        (
+            &format!(r#"{{"model":"gpt-5.4","input":[],"prompt_cache_key":"{key}"}}"#),
+            "string_above_max_length",
+        ),
     ] {
         assert_eq!(refusal(body).code.as_deref(), Some(code), "{body}");
     }
-    assert_eq!(refusal(r#"{"model":"gpt-5.4","input":[],"conversation":{"id":"conv_1"}}"#).status.as_u16(), 404);
+    assert_eq!(
+        refusal(r#"{"model":"gpt-5.4","input":[],"conversation":{"id":"conv_1"}}"#).status.as_u16(),
+        404
+    );
 }
 
 #[test]
@@ -85,5 +97,8 @@ fn an_output_needs_its_call_and_a_call_its_output() {
     assert_eq!(take(&format!("[{call},{output}]")), Ok(()));
     let message = take(&format!("[{output},{call}]")).expect_err("refused");
     assert_eq!(message, "No tool call found for function call output with call_id c1.");
-    assert_eq!(take(&format!("[{call}]")).expect_err("refused"), "No tool output found for function call c1.");
+    assert_eq!(
+        take(&format!("[{call}]")).expect_err("refused"),
+        "No tool output found for function call c1."
+    );
 }

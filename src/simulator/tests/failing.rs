@@ -9,9 +9,13 @@ use crate::simulator::judge::Outcome;
 #[tokio::test]
 async fn a_packed_body_is_read_and_hashed_as_it_came() {
     let upstream = upstream().await;
-    let packed = zstd::encode_all(ask("gpt-5.4", &history()).to_string().as_bytes(), 3).expect("packed");
-    let sha256 = body::hex(&sha2::Digest::finalize(<sha2::Sha256 as sha2::Digest>::new_with_prefix(&packed)));
-    let request = upstream.request("a-1", &json!({})).header("content-encoding", "zstd").body(packed);
+    let packed =
+        zstd::encode_all(ask("gpt-5.4", &history()).to_string().as_bytes(), 3).expect("packed");
+    let sha256 = body::hex(&sha2::Digest::finalize(
+        <sha2::Sha256 as sha2::Digest>::new_with_prefix(&packed),
+    ));
+    let request =
+        upstream.request("a-1", &json!({})).header("content-encoding", "zstd").body(packed);
     assert_eq!(upstream.send(request).await.status, 200);
     let turn = upstream.simulator.turns().pop().expect("recorded");
     assert_eq!((turn.body_sha256, turn.model.as_deref()), (sha256, Some("gpt-5.4")));
@@ -24,30 +28,51 @@ async fn an_odd_request_gets_a_plain_answer() {
     let body = format!(
         "{{\"model\":\"gpt-4o\",\"model\":\"gpt-5.4\",\n\"stream\":true,\"metadata\":{{\"a\":{deep}}},\n\"tool_choice\":{{\n\"type\":{deep}}},\"temperature\":1e999,\"input\":[{{\"role\":\"user\",\"content\":\"\\ud800\",\"x\":-0.0E-7}}]}}"
     );
-    let request = upstream.client.post(upstream.url("/v1/responses")).bearer_auth("sk-a-1").body(body);
+    let request =
+        upstream.client.post(upstream.url("/v1/responses")).bearer_auth("sk-a-1").body(body);
     let answered = upstream.send(request).await;
-    assert_eq!((answered.status, answered.response()["model"].as_str()), (200, Some("gpt-5.4")), "{}", answered.text);
+    assert_eq!(
+        (answered.status, answered.response()["model"].as_str()),
+        (200, Some("gpt-5.4")),
+        "{}",
+        answered.text
+    );
 }
 
 #[tokio::test]
 async fn what_must_not_reach_an_upstream_is_refused_and_recorded() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &history());
-    for (name, value) in [("YAI-Sticky-Session", "x"), ("x-warmkey-hop", "x"), ("cookie", "a=b"), ("x-api-key", "sk")] {
+    for (name, value) in [
+        ("YAI-Sticky-Session", "x"),
+        ("x-warmkey-hop", "x"),
+        ("cookie", "a=b"),
+        ("x-api-key", "sk"),
+    ] {
         let answered = upstream.send(upstream.request("a-1", &body).header(name, value)).await;
         assert_eq!((answered.status, answered.error().as_str()), (400, "simulator_leak"), "{name}");
         let turn = upstream.simulator.turns().pop().expect("recorded");
-        assert!(turn.headers.contains(&name.to_ascii_lowercase()) && turn.code.as_deref() == Some("simulator_leak"));
+        assert!(
+            turn.headers.contains(&name.to_ascii_lowercase())
+                && turn.code.as_deref() == Some("simulator_leak")
+        );
     }
-    let chunked = reqwest::Body::wrap(http_body_util::StreamBody::new(futures_util::stream::iter([Ok::<_, std::io::Error>(
-        http_body::Frame::data(bytes::Bytes::from(body.to_string())),
-    )])));
+    let chunked =
+        reqwest::Body::wrap(http_body_util::StreamBody::new(futures_util::stream::iter([Ok::<
+            _,
+            std::io::Error,
+        >(
+            http_body::Frame::data(bytes::Bytes::from(body.to_string())),
+        )])));
     let answered = upstream.send(upstream.request("a-1", &body).body(chunked)).await;
     assert_eq!(answered.error(), "simulator_framing");
     assert_eq!(upstream.post("nobody", &body).await.error(), "invalid_api_key");
     assert_eq!(upstream.post("a-1", &json!([])).await.status, 400);
     let turn = upstream.simulator.turns().pop().expect("recorded");
-    assert_eq!((turn.outcome, turn.key.as_deref(), turn.status), (Outcome::Refused, Some("a-1"), 400));
+    assert_eq!(
+        (turn.outcome, turn.key.as_deref(), turn.status),
+        (Outcome::Refused, Some("a-1"), 400)
+    );
 }
 
 #[tokio::test]
@@ -56,9 +81,11 @@ async fn a_turn_state_belongs_to_its_key() {
     let body = ask("gpt-5.4", &history());
     let first = upstream.post("a-1", &body).await;
     let state = first.headers["x-codex-turn-state"].to_str().expect("text").to_owned();
-    let again = upstream.send(upstream.request("a-1", &body).header("x-codex-turn-state", &state)).await;
+    let again =
+        upstream.send(upstream.request("a-1", &body).header("x-codex-turn-state", &state)).await;
     assert!(again.status == 200 && !again.headers.contains_key("x-codex-turn-state"));
-    let moved = upstream.send(upstream.request("a-2", &body).header("x-codex-turn-state", &state)).await;
+    let moved =
+        upstream.send(upstream.request("a-2", &body).header("x-codex-turn-state", &state)).await;
     assert_eq!((moved.status, moved.error().as_str()), (400, "simulator_foreign_turn_state"));
 }
 
@@ -68,20 +95,33 @@ async fn faults_strike_as_scripted() {
     let body = ask("gpt-5.4", &history());
     upstream.fault(json!({"key": "a-1", "status": 429, "retry_after": 2, "times": 1})).await;
     let limited = upstream.post("a-1", &body).await;
-    assert_eq!((limited.status, limited.headers["retry-after"].to_str().expect("text")), (429, "2"));
+    assert_eq!(
+        (limited.status, limited.headers["retry-after"].to_str().expect("text")),
+        (429, "2")
+    );
     assert!(limited.text.contains("Please try again in 2s."));
 
-    upstream.fault(json!({"organization": "org-a", "status": 401, "code": "account_deactivated"})).await;
+    upstream
+        .fault(json!({"organization": "org-a", "status": 401, "code": "account_deactivated"}))
+        .await;
     assert_eq!(upstream.post("a-2", &body).await.error(), "account_deactivated");
-    let models = |key: &str| upstream.client.get(upstream.url("/v1/models")).bearer_auth(format!("sk-{key}"));
+    let models = |key: &str| {
+        upstream.client.get(upstream.url("/v1/models")).bearer_auth(format!("sk-{key}"))
+    };
     assert_eq!(upstream.send(models("a-1")).await.status, 401);
     assert_eq!(upstream.send(models("b-1")).await.status, 200);
-    assert_eq!(upstream.send(upstream.client.delete(upstream.url("/_sim/fault"))).await.status, 204);
+    assert_eq!(
+        upstream.send(upstream.client.delete(upstream.url("/_sim/fault"))).await.status,
+        204
+    );
     assert_eq!(upstream.post("a-1", &body).await.status, 200);
 
     upstream.fault(json!({"cut_after_events": 3, "times": 1})).await;
     let cut = upstream.post("a-1", &body).await;
-    assert_eq!((cut.status, cut.text.matches("event: ").count(), cut.text.contains("completed")), (200, 3, false));
+    assert_eq!(
+        (cut.status, cut.text.matches("event: ").count(), cut.text.contains("completed")),
+        (200, 3, false)
+    );
 
     upstream.fault(json!({"status": 200, "code": "server_error", "times": 1})).await;
     assert!(upstream.post("a-1", &body).await.text.contains("event: response.failed"));
@@ -113,29 +153,53 @@ async fn every_fault_strikes_on_every_scope_and_nobody_else() {
     let body = |model: &str| ask(model, &[user("hi")]);
     let with = |scope: &Value, fault: Value| {
         let mut all = scope.clone();
-        all.as_object_mut().expect("an object").extend(fault.as_object().expect("an object").clone());
+        all.as_object_mut()
+            .expect("an object")
+            .extend(fault.as_object().expect("an object").clone());
         all["times"] = json!(1);
         all
     };
     for (scope, other, model) in scopes() {
-        for (status, code) in
-            [(401, "invalid_api_key"), (404, "model_not_found"), (429, "rate_limit_exceeded"), (503, "slow_down")]
-        {
-            upstream.fault(with(&scope, json!({"status": status, "code": code, "retry_after": 7}))).await;
-            assert_eq!(upstream.post(other, &body(model)).await.status, 200, "{scope}: {other} with {model} is spared");
+        for (status, code) in [
+            (401, "invalid_api_key"),
+            (404, "model_not_found"),
+            (429, "rate_limit_exceeded"),
+            (503, "slow_down"),
+        ] {
+            upstream
+                .fault(with(&scope, json!({"status": status, "code": code, "retry_after": 7})))
+                .await;
+            assert_eq!(
+                upstream.post(other, &body(model)).await.status,
+                200,
+                "{scope}: {other} with {model} is spared"
+            );
             let struck = upstream.post("a-1", &body("gpt-5.4")).await;
             assert_eq!((struck.status, struck.error().as_str()), (status, code), "{scope}");
             assert_eq!(struck.headers["retry-after"], "7", "{scope}");
-            assert_eq!(upstream.post("a-1", &body("gpt-5.4")).await.status, 200, "{scope}: once is once");
+            assert_eq!(
+                upstream.post("a-1", &body("gpt-5.4")).await.status,
+                200,
+                "{scope}: once is once"
+            );
         }
         upstream.fault(with(&scope, json!({"cut_after_events": 2, "stall": "30ms"}))).await;
-        assert!(upstream.post(other, &body(model)).await.text.contains("event: response.completed"));
+        assert!(
+            upstream.post(other, &body(model)).await.text.contains("event: response.completed")
+        );
         let cut = upstream.post("a-1", &body("gpt-5.4")).await;
-        assert_eq!((cut.text.matches("event: ").count(), cut.text.contains("event: response.completed")), (2, false), "{scope}");
+        assert_eq!(
+            (cut.text.matches("event: ").count(), cut.text.contains("event: response.completed")),
+            (2, false),
+            "{scope}"
+        );
 
         upstream.fault(with(&scope, json!({"reset": true}))).await;
         assert_eq!(upstream.post(other, &body(model)).await.status, 200);
-        assert!(upstream.request("a-1", &body("gpt-5.4")).send().await.is_err(), "{scope}: no answer at all");
+        assert!(
+            upstream.request("a-1", &body("gpt-5.4")).send().await.is_err(),
+            "{scope}: no answer at all"
+        );
 
         upstream.fault(with(&scope, json!({"stall": "300ms"}))).await;
         assert_eq!(upstream.post(other, &body(model)).await.status, 200);

@@ -32,12 +32,18 @@ async fn a_lane_keeps_its_order_while_others_pass_it() {
     let mut ends = Vec::new();
     while ends.len() < 3 {
         let frame = socket.answer().await;
-        ends.push((frame["stream_id"].as_str().map(str::to_owned), frame["response"]["id"].as_str().map(str::to_owned)));
+        ends.push((
+            frame["stream_id"].as_str().map(str::to_owned),
+            frame["response"]["id"].as_str().map(str::to_owned),
+        ));
     }
     let turns = upstream.simulator.turns();
     let said = |index: usize| (turns[index].lane.clone(), turns[index].response_id.clone());
     assert_eq!(ends, [said(2), said(0), said(1)]);
-    assert_eq!(turns.iter().map(|turn| turn.lane.as_deref()).collect::<Vec<_>>(), [Some("slow"), Some("slow"), None]);
+    assert_eq!(
+        turns.iter().map(|turn| turn.lane.as_deref()).collect::<Vec<_>>(),
+        [Some("slow"), Some("slow"), None]
+    );
 }
 
 #[tokio::test]
@@ -45,10 +51,15 @@ async fn a_lane_can_go_on_from_what_another_said() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let first = socket.turn(&on("main", "hello")).await;
-    let fork = |input: &str| with(create("gpt-5.4", Some(&first), &[user(input)]), json!({"stream_id": "side"}));
+    let fork = |input: &str| {
+        with(create("gpt-5.4", Some(&first), &[user(input)]), json!({"stream_id": "side"}))
+    };
     // A fork that is refused does not cost its source what it goes on from.
     let refused = socket.turn(&with(fork("and?"), json!({"nonsense": 1}))).await;
-    assert_eq!((code(&refused), refused["stream_id"].as_str()), ((400, "unknown_parameter"), Some("side")));
+    assert_eq!(
+        (code(&refused), refused["stream_id"].as_str()),
+        ((400, "unknown_parameter"), Some("side"))
+    );
     assert_eq!(kind(&socket.turn(&fork("and?")).await), "response.completed");
 }
 
@@ -74,7 +85,10 @@ async fn thirty_two_lanes_have_names_and_sixteen_speak_at_once() {
     assert_eq!(code(&refused), (400, "websocket_stream_limit_reached"));
     assert_eq!(code(&socket.turn(&on("no such name", "hello")).await), (400, "invalid_stream_id"));
     assert_eq!(kind(&socket.turn(&on("lane-7", "hello")).await), "response.completed");
-    assert_eq!(kind(&socket.turn(&create("gpt-5.4", None, &[user("hello")])).await), "response.completed");
+    assert_eq!(
+        kind(&socket.turn(&create("gpt-5.4", None, &[user("hello")])).await),
+        "response.completed"
+    );
 }
 
 #[tokio::test]
@@ -96,11 +110,17 @@ async fn a_steered_response_ends_early_and_has_a_successor_that_nobody_asked_for
     assert!(kinds.contains(&"response.steer.accepted".to_owned()), "{kinds:?}");
     assert_eq!(incomplete["response"]["incomplete_details"]["reason"], "steered");
     let successor = socket.answer().await;
-    assert_eq!((kind(&successor), successor["stream_id"].as_str()), ("response.completed", Some("main")));
+    assert_eq!(
+        (kind(&successor), successor["stream_id"].as_str()),
+        ("response.completed", Some("main"))
+    );
     assert_eq!(successor["response"]["previous_response_id"], created["response"]["id"]);
 
     let turns = upstream.simulator.turns();
-    assert_eq!(turns.iter().map(|turn| turn.outcome).collect::<Vec<_>>(), [Outcome::Incomplete, Outcome::Completed]);
+    assert_eq!(
+        turns.iter().map(|turn| turn.outcome).collect::<Vec<_>>(),
+        [Outcome::Incomplete, Outcome::Completed]
+    );
     assert_eq!(turns[1].frame.as_deref(), Some("response.steer"));
     let hash = <sha2::Sha256 as sha2::Digest>::new_with_prefix(steer.to_string());
     assert_eq!(turns[1].body_sha256, body::hex(&sha2::Digest::finalize(hash)));
@@ -129,18 +149,25 @@ async fn a_steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
         }
     };
     let pending = socket.hear().await.expect("a frame");
-    assert_eq!((kind(&pending), &pending["required_input"][0]["call_id"]), ("response.steer.pending", &call));
+    assert_eq!(
+        (kind(&pending), &pending["required_input"][0]["call_id"]),
+        ("response.steer.pending", &call)
+    );
     let output = json!({"type": "function_call_output", "call_id": call, "output": "hi"});
     let next = with(create("gpt-6-sol", None, &[output]), json!({"previous_response_id": id}));
     assert_eq!(kind(&socket.turn(&next).await), "response.completed");
     let with_steer = upstream.simulator.turns()[1].input_tokens;
 
-    for (target, input, why) in
-        [(&json!("resp_0"), json!("shorter"), "response_not_found"), (&json!("resp_0"), json!([]), "invalid_input")]
-    {
+    for (target, input, why) in [
+        (&json!("resp_0"), json!("shorter"), "response_not_found"),
+        (&json!("resp_0"), json!([]), "invalid_input"),
+    ] {
         socket.say(&steer(target, input)).await;
         let failed = socket.hear().await.expect("a frame");
-        assert_eq!((kind(&failed), failed["error"]["code"].as_str()), ("response.steer.failed", Some(why)));
+        assert_eq!(
+            (kind(&failed), failed["error"]["code"].as_str()),
+            ("response.steer.failed", Some(why))
+        );
     }
     socket.say(&create("gpt-5.6-sol", None, &[user("hello")])).await;
     let created = socket.hear().await.expect("a frame");
@@ -199,7 +226,10 @@ async fn a_client_that_leaves_is_told_from_a_socket_that_is_closed() {
         if leaves {
             drop(socket);
         } else {
-            let closed = upstream.client.post(upstream.url("/_sim/close")).body(r#"{"session":"session-1","code":1012}"#);
+            let closed = upstream
+                .client
+                .post(upstream.url("/_sim/close"))
+                .body(r#"{"session":"session-1","code":1012}"#);
             assert_eq!(upstream.send(closed).await.text, r#"{"closed":1}"#);
             while socket.hear().await != Err(1012) {}
         }
@@ -221,8 +251,11 @@ async fn frames_that_break_the_protocol_are_answered_with_its_close_codes() {
         let closed = || upstream.simulator.sockets().pop().and_then(|socket| socket.server_close);
         assert_eq!(closed(), Some(expected));
     }
-    // A masked text frame of one byte that is no UTF-8, and a frame of an opcode that does not exist.
-    for (frame, expected) in [([0x81, 0x81, 0, 0, 0, 0, 0xff], 1007_u16), ([0x83, 0x81, 0, 0, 0, 0, b'x'], 1002)] {
+    // A masked text frame of one byte that is no UTF-8, and a frame of an opcode that does not
+    // exist.
+    for (frame, expected) in
+        [([0x81, 0x81, 0, 0, 0, 0, 0xff], 1007_u16), ([0x83, 0x81, 0, 0, 0, 0, b'x'], 1002)]
+    {
         let mut socket = Socket::open(&upstream, "a-1").await;
         let raw = socket.wire.get_mut();
         raw.write_all(&frame).await.expect("written");
@@ -232,7 +265,10 @@ async fn frames_that_break_the_protocol_are_answered_with_its_close_codes() {
     }
     let mut socket = Socket::open(&upstream, "a-1").await;
     socket.wire.send(Message::Ping("are you there".into())).await.expect("sent");
-    assert_eq!(socket.wire.next().await.expect("a frame").expect("whole"), Message::Pong("are you there".into()));
+    assert_eq!(
+        socket.wire.next().await.expect("a frame").expect("whole"),
+        Message::Pong("are you there".into())
+    );
     socket.say(&json!({"type": "session.update"})).await;
     assert_eq!(code(&socket.answer().await), (400, "invalid_value"));
     socket.wire.send(Message::text("{")).await.expect("sent");

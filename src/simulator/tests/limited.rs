@@ -1,4 +1,5 @@
-//! Rate limits as a client meets them: who is refused, and what each answer tells of where its project stands.
+//! Rate limits as a client meets them: who is refused, and what each answer tells of where its
+//! project stands.
 
 use super::socket::{Socket, code, create};
 use super::*;
@@ -13,18 +14,33 @@ fn told<const N: usize>(answered: &Answered, names: [&str; N]) -> [String; N] {
 
 #[tokio::test]
 async fn limits_refuse_with_the_time_to_wait_and_a_faster_clock_waits_less() {
-    let upstream = upstream_with(Config { requests_per_minute: 1, time_scale: 60.0, ..Config::default() }).await;
+    let upstream =
+        upstream_with(Config { requests_per_minute: 1, time_scale: 60.0, ..Config::default() })
+            .await;
     let body = ask("gpt-5.4", &[user("hi")]);
     let first = upstream.post("a-1", &body).await;
-    assert_eq!((first.status, told(&first, ["limit-requests", "remaining-requests"])), (200, ["1", "0"].map(String::from)));
+    assert_eq!(
+        (first.status, told(&first, ["limit-requests", "remaining-requests"])),
+        (200, ["1", "0"].map(String::from))
+    );
     let reset = &told(&first, ["reset-requests"])[0];
-    assert!(reset == "1s" || reset.ends_with("ms"), "a minute of the upstream's is a second: {reset}");
+    assert!(
+        reset == "1s" || reset.ends_with("ms"),
+        "a minute of the upstream's is a second: {reset}"
+    );
     let second = upstream.post("a-1", &body).await;
     assert_eq!(
-        (second.status, second.error().as_str(), second.headers["retry-after"].to_str().expect("text")),
+        (
+            second.status,
+            second.error().as_str(),
+            second.headers["retry-after"].to_str().expect("text")
+        ),
         (429, "rate_limit_exceeded", "1")
     );
-    assert_eq!(told(&second, ["limit-requests", "remaining-requests"]), ["1", "0"].map(String::from));
+    assert_eq!(
+        told(&second, ["limit-requests", "remaining-requests"]),
+        ["1", "0"].map(String::from)
+    );
     assert_eq!(upstream.post("a-2", &body).await.status, 200);
 }
 
@@ -39,7 +55,11 @@ async fn one_project_may_be_short_and_its_sibling_not() {
         statuses.push(upstream.post(key, &body).await.status);
     }
     assert_eq!(statuses, [200, 429, 200, 200], "keys of one project share what it may");
-    assert_eq!(upstream.post("a-1", &ask("gpt-5.5", &[user("hi")])).await.status, 200, "another model has its own");
+    assert_eq!(
+        upstream.post("a-1", &ask("gpt-5.5", &[user("hi")])).await.status,
+        200,
+        "another model has its own"
+    );
 }
 
 #[tokio::test]
@@ -47,9 +67,18 @@ async fn what_is_larger_than_the_limit_is_told_so_and_not_to_come_back() {
     let upstream = upstream_with(Config { tokens_per_minute: 2000, ..Config::default() }).await;
     let large = upstream.post("a-1", &ask("gpt-5.4", &history())).await;
     assert_eq!((large.status, large.error().as_str()), (429, "rate_limit_exceeded"));
-    assert!(large.text.contains("Request too large for gpt-5.4") && !large.text.contains("try again"), "{}", large.text);
-    assert!(!large.headers.contains_key("retry-after") && !large.headers.contains_key("retry-after-ms"));
-    assert_eq!(told(&large, ["limit-tokens", "remaining-tokens"]), ["2000", "2000"].map(String::from));
+    assert!(
+        large.text.contains("Request too large for gpt-5.4") && !large.text.contains("try again"),
+        "{}",
+        large.text
+    );
+    assert!(
+        !large.headers.contains_key("retry-after") && !large.headers.contains_key("retry-after-ms")
+    );
+    assert_eq!(
+        told(&large, ["limit-tokens", "remaining-tokens"]),
+        ["2000", "2000"].map(String::from)
+    );
     assert_eq!(upstream.post("a-1", &ask("gpt-5.4", &[user("hi")])).await.status, 200);
 }
 
@@ -62,9 +91,17 @@ async fn what_is_refused_counts_and_tells_where_its_project_stands() {
     assert_eq!((invalid.status, told(&invalid, left)), (400, ["3".into()]));
     upstream.fault(json!({"status": 500, "times": 1})).await;
     let scripted = upstream.post("a-1", &body).await;
-    assert_eq!((scripted.status, told(&scripted, left)), (500, ["nothing".into()]), "a script says all there is to say");
+    assert_eq!(
+        (scripted.status, told(&scripted, left)),
+        (500, ["nothing".into()]),
+        "a script says all there is to say"
+    );
     let answered = upstream.post("a-1", &body).await;
-    assert_eq!((answered.status, told(&answered, left)), (200, ["1".into()]), "both of them counted");
+    assert_eq!(
+        (answered.status, told(&answered, left)),
+        (200, ["1".into()]),
+        "both of them counted"
+    );
 }
 
 #[tokio::test]
@@ -76,7 +113,11 @@ async fn over_a_websocket_the_frame_tells_it() {
     let limited = socket.turn(&request).await;
     assert_eq!(code(&limited), (429, "rate_limit_exceeded"));
     let headers = &limited["headers"];
-    assert_eq!((&headers["x-ratelimit-limit-requests"], &headers["x-ratelimit-remaining-requests"]), (&json!("1"), &json!("0")));
-    let wait: u64 = headers["retry-after"].as_str().and_then(|text| text.parse().ok()).expect("whole seconds");
+    assert_eq!(
+        (&headers["x-ratelimit-limit-requests"], &headers["x-ratelimit-remaining-requests"]),
+        (&json!("1"), &json!("0"))
+    );
+    let wait: u64 =
+        headers["retry-after"].as_str().and_then(|text| text.parse().ok()).expect("whole seconds");
     assert!((50..=60).contains(&wait), "{headers}");
 }

@@ -1,4 +1,5 @@
-//! What a gateway learns of a key without asking for an answer, and what the judge tells of turns in flight.
+//! What a gateway learns of a key without asking for an answer, and what the judge tells of turns
+//! in flight.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +11,14 @@ use super::*;
 
 impl Upstream {
     async fn probe(&self, key: &str) -> u16 {
-        self.send(self.client.get(self.url("/v1/models")).bearer_auth(format!("sk-{key}"))).await.status
+        self.send(self.client.get(self.url("/v1/models")).bearer_auth(format!("sk-{key}")))
+            .await
+            .status
     }
 
     async fn flies(&self, expected: &[(&str, u64)]) {
-        let expected: BTreeMap<_, _> = expected.iter().map(|(key, count)| ((*key).to_owned(), *count)).collect();
+        let expected: BTreeMap<_, _> =
+            expected.iter().map(|(key, count)| ((*key).to_owned(), *count)).collect();
         for _ in 0..1000 {
             if self.simulator.summary().in_flight == expected {
                 return;
@@ -30,20 +34,32 @@ async fn a_probe_tells_whether_a_key_lives_and_is_no_turn() {
     let upstream = upstream().await;
     assert_eq!((upstream.probe("a-1").await, upstream.probe("nobody").await), (200, 401));
     // Short of quota or of time is not dead.
-    for fault in
-        [json!({"key": "a-1", "status": 429}), json!({"organization": "org-a", "status": 429, "code": "insufficient_quota"})]
-    {
+    for fault in [
+        json!({"key": "a-1", "status": 429}),
+        json!({"organization": "org-a", "status": 429, "code": "insufficient_quota"}),
+    ] {
         upstream.fault(fault).await;
         assert_eq!(upstream.probe("a-1").await, 200);
     }
     upstream.fault(json!({"organization": "org-a", "status": 401, "code": "account_deactivated", "times": 1})).await;
     for _ in 0..2 {
-        assert_eq!((upstream.probe("a-2").await, upstream.probe("b-1").await), (401, 200), "asking does not revive it");
+        assert_eq!(
+            (upstream.probe("a-2").await, upstream.probe("b-1").await),
+            (401, 200),
+            "asking does not revive it"
+        );
     }
     let record = upstream.send(upstream.client.get(upstream.url("/_sim/probes"))).await.json();
-    let seen: Vec<_> =
-        record.as_array().expect("a list").iter().map(|probe| (probe["key"].clone(), probe["status"].clone())).collect();
-    assert_eq!(seen[..3], [(json!("a-1"), json!(200)), (json!(null), json!(401)), (json!("a-1"), json!(200))]);
+    let seen: Vec<_> = record
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|probe| (probe["key"].clone(), probe["status"].clone()))
+        .collect();
+    assert_eq!(
+        seen[..3],
+        [(json!("a-1"), json!(200)), (json!(null), json!(401)), (json!("a-1"), json!(200))]
+    );
     assert!(seen.len() == 8 && record[0]["at"].is_u64());
     assert!(upstream.simulator.turns().is_empty());
     upstream.simulator.reset();
@@ -61,10 +77,17 @@ async fn a_probe_fails_as_scripted_and_is_checked_like_any_request() {
     upstream.fault(json!({"at": "turn", "key": "a-1", "status": 401})).await;
     assert_eq!((upstream.post("a-1", &body).await.status, upstream.probe("a-1").await), (401, 200));
     upstream.fault(json!({"at": "probe", "reset": true, "times": 1})).await;
-    assert!(upstream.client.get(upstream.url("/models")).bearer_auth("sk-a-1").send().await.is_err());
-    let leaking = upstream.client.get(upstream.url("/models")).bearer_auth("sk-a-1").header("x-warmkey-hop", "x");
+    assert!(
+        upstream.client.get(upstream.url("/models")).bearer_auth("sk-a-1").send().await.is_err()
+    );
+    let leaking = upstream
+        .client
+        .get(upstream.url("/models"))
+        .bearer_auth("sk-a-1")
+        .header("x-warmkey-hop", "x");
     assert_eq!(upstream.send(leaking).await.error(), "simulator_leak");
-    let last: Vec<_> = upstream.simulator.probes().iter().rev().take(2).map(|probe| probe.status).collect();
+    let last: Vec<_> =
+        upstream.simulator.probes().iter().rev().take(2).map(|probe| probe.status).collect();
     assert_eq!(last, [400, 0]);
 }
 
@@ -90,5 +113,8 @@ async fn turns_in_flight_are_counted_at_their_key_over_either_transport() {
     drop((streamed, socket, begun));
     upstream.flies(&[]).await;
     let summary = upstream.send(upstream.client.get(upstream.url("/_sim/summary"))).await.json();
-    assert_eq!((&summary["in_flight"], &summary["keys"]), (&json!({}), &json!({"a-1": 1, "a-2": 1, "b-1": 2})));
+    assert_eq!(
+        (&summary["in_flight"], &summary["keys"]),
+        (&json!({}), &json!({"a-1": 1, "a-2": 1, "b-1": 2}))
+    );
 }

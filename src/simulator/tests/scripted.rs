@@ -16,32 +16,51 @@ async fn a_limit_can_be_told_in_every_way_or_in_none() {
     let silent = upstream.post("a-1", &body).await;
     assert_eq!((silent.status, silent.error().as_str()), (429, "rate_limit_exceeded"));
     let telling = |name: &str| name.starts_with("retry-after") || name.starts_with("x-ratelimit");
-    assert!(!silent.headers.keys().any(|name| telling(name.as_str())) && !silent.text.contains("try again"), "{}", silent.text);
+    assert!(
+        !silent.headers.keys().any(|name| telling(name.as_str()))
+            && !silent.text.contains("try again"),
+        "{}",
+        silent.text
+    );
 
     upstream.fault(with(limited.clone(), json!({"retry_after_text": "soon"}))).await;
     assert_eq!(header(&upstream.post("a-1", &body).await, "retry-after"), Some("soon"));
 
-    upstream.fault(with(limited.clone(), json!({"retry_after": 40, "retry_after_date": true}))).await;
+    upstream
+        .fault(with(limited.clone(), json!({"retry_after": 40, "retry_after_date": true})))
+        .await;
     let dated = upstream.post("a-1", &body).await;
-    assert!(header(&dated, "retry-after").is_some_and(|date| date.ends_with(" GMT")) && dated.text.contains("try again in 40s"));
+    assert!(
+        header(&dated, "retry-after").is_some_and(|date| date.ends_with(" GMT"))
+            && dated.text.contains("try again in 40s")
+    );
 
     let told = json!({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"});
     upstream.fault(with(limited, json!({"retry_after": false, "headers": told}))).await;
     let told = upstream.post("a-1", &body).await;
-    assert_eq!((header(&told, "x-ratelimit-reset-requests"), header(&told, "retry-after")), (Some("6m0s"), None));
+    assert_eq!(
+        (header(&told, "x-ratelimit-reset-requests"), header(&told, "retry-after")),
+        (Some("6m0s"), None)
+    );
 
     // An answer may say as well that it was the last one for a while.
     upstream.fault(json!({"headers": {"x-ratelimit-remaining-requests": "0"}, "times": 1})).await;
     let last = upstream.post("a-1", &body).await;
     assert_eq!((last.status, header(&last, "x-ratelimit-remaining-requests")), (200, Some("0")));
-    assert_eq!(header(&last, "x-ratelimit-limit-requests"), Some("120000"), "beside what it would say anyway");
+    assert_eq!(
+        header(&last, "x-ratelimit-limit-requests"),
+        Some("120000"),
+        "beside what it would say anyway"
+    );
 }
 
 #[tokio::test]
 async fn what_stands_before_the_service_answers_with_a_page() {
     let upstream = upstream().await;
     for status in [500, 502, 504] {
-        upstream.fault(json!({"status": status, "html": "<html>Bad gateway</html>", "times": 1})).await;
+        upstream
+            .fault(json!({"status": status, "html": "<html>Bad gateway</html>", "times": 1}))
+            .await;
         let page = upstream.post("a-1", &ask("gpt-5.4", &[user("hi")])).await;
         assert_eq!((page.status, page.text.as_str()), (status, "<html>Bad gateway</html>"));
         assert_eq!(header(&page, "content-type"), Some("text/html; charset=UTF-8"));
@@ -59,7 +78,12 @@ async fn every_refusal_has_the_type_and_the_code_of_the_real_one() {
         (429, None, "rate_limit_exceeded", "tokens"),
         (429, Some("slow_down"), "slow_down", "rate_limit_error"),
         (429, Some("insufficient_quota"), "insufficient_quota", "insufficient_quota"),
-        (429, Some("project_spend_limit_exceeded"), "project_spend_limit_exceeded", "insufficient_quota"),
+        (
+            429,
+            Some("project_spend_limit_exceeded"),
+            "project_spend_limit_exceeded",
+            "insufficient_quota",
+        ),
         (500, None, "server_error", "server_error"),
         (502, None, "server_error", "server_error"),
         (503, None, "server_is_overloaded", "service_unavailable_error"),
@@ -70,7 +94,11 @@ async fn every_refusal_has_the_type_and_the_code_of_the_real_one() {
         upstream.fault(fault.clone()).await;
         let refused = upstream.post("a-1", &ask("gpt-5.4", &[user("hi")])).await;
         let error = &refused.json()["error"];
-        assert_eq!((refused.status, &error["code"], &error["type"]), (status, &json!(code), &json!(kind)), "{fault}");
+        assert_eq!(
+            (refused.status, &error["code"], &error["type"]),
+            (status, &json!(code), &json!(kind)),
+            "{fault}"
+        );
         // And the same as a frame.
         let mut socket = match status {
             401 => {
@@ -90,9 +118,10 @@ async fn every_refusal_has_the_type_and_the_code_of_the_real_one() {
 #[tokio::test]
 async fn a_stream_that_begins_well_can_end_in_a_limit_or_a_quota() {
     let upstream = upstream().await;
-    for (named, text) in
-        [("rate_limit_exceeded", "Please try again in 7s."), ("insufficient_quota", "exceeded your current quota")]
-    {
+    for (named, text) in [
+        ("rate_limit_exceeded", "Please try again in 7s."),
+        ("insufficient_quota", "exceeded your current quota"),
+    ] {
         upstream.fault(json!({"status": 200, "code": named, "retry_after": 7, "times": 2})).await;
         let failed = upstream.post("a-1", &ask("gpt-5.4", &[user("hi")])).await;
         let error = &failed.response()["error"];
@@ -100,7 +129,10 @@ async fn a_stream_that_begins_well_can_end_in_a_limit_or_a_quota() {
         assert!(error["message"].as_str().is_some_and(|message| message.contains(text)), "{error}");
         let mut socket = Socket::open(&upstream, "a-1").await;
         let event = socket.turn(&create("gpt-5.4", None, &[user("hi")])).await;
-        assert_eq!((&event["type"], &event["response"]["error"]), (&json!("response.failed"), error));
+        assert_eq!(
+            (&event["type"], &event["response"]["error"]),
+            (&json!("response.failed"), error)
+        );
     }
 }
 
@@ -113,7 +145,10 @@ async fn over_a_websocket_a_frame_and_a_handshake_tell_what_is_scripted() {
     let silent = socket.turn(&request).await;
     assert_eq!((code(&silent), silent.get("headers")), ((429, "rate_limit_exceeded"), None));
     upstream.fault(json!({"status": 429, "retry_after_text": "soon", "headers": {"x-odd": "1"}, "times": 1})).await;
-    assert_eq!(socket.turn(&request).await["headers"], json!({"retry-after": "soon", "x-odd": "1"}));
+    assert_eq!(
+        socket.turn(&request).await["headers"],
+        json!({"retry-after": "soon", "x-odd": "1"})
+    );
     upstream.fault(json!({"at": "handshake", "headers": {"x-odd": "1"}, "times": 1})).await;
     assert_eq!(Socket::open(&upstream, "a-1").await.headers["x-odd"], "1");
 }
@@ -125,9 +160,13 @@ async fn one_key_can_be_healed_alone() {
     for key in ["a-1", "a-2"] {
         upstream.fault(json!({"key": key, "status": 401})).await;
     }
-    let heal = |scope: Value| upstream.client.delete(upstream.url("/_sim/fault")).body(scope.to_string());
+    let heal =
+        |scope: Value| upstream.client.delete(upstream.url("/_sim/fault")).body(scope.to_string());
     assert_eq!(upstream.send(heal(json!({"key": "a-1"}))).await.status, 204);
-    assert_eq!((upstream.post("a-1", &body).await.status, upstream.post("a-2", &body).await.status), (200, 401));
+    assert_eq!(
+        (upstream.post("a-1", &body).await.status, upstream.post("a-2", &body).await.status),
+        (200, 401)
+    );
     assert_eq!(upstream.send(heal(json!({"kye": "a-2"}))).await.status, 400);
     assert_eq!(upstream.send(heal(json!({}))).await.status, 204);
     assert_eq!(upstream.post("a-2", &body).await.status, 200);

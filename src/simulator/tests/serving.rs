@@ -14,14 +14,18 @@ async fn a_session_is_warm_on_its_organization_and_shut_out_of_any_other() {
 
         let moved = upstream.post("b-1", &ask(model, &input)).await;
         assert_eq!((moved.status, moved.error().as_str()), (400, "invalid_encrypted_content"));
-        let text = "Reason: Encrypted content organization_id did not match the target organization.";
+        let text =
+            "Reason: Encrypted content organization_id did not match the target organization.";
         assert!(moved.text.contains(text), "{}", moved.text);
 
         // Another key of the same organization and region shares the cache.
         let second = upstream.post("a-2", &ask(model, &input)).await;
         assert!(second.cached() > 4900, "{model}: {}", second.cached());
         let turns = upstream.simulator.turns();
-        assert_eq!((turns[2].cached_tokens, turns[2].ideal_cached_tokens), (second.cached(), second.cached()));
+        assert_eq!(
+            (turns[2].cached_tokens, turns[2].ideal_cached_tokens),
+            (second.cached(), second.cached())
+        );
         assert_eq!(turns.iter().map(|turn| turn.status).collect::<Vec<_>>(), [200, 400, 200]);
     }
 }
@@ -59,7 +63,11 @@ async fn a_burst_overflows_to_cold_machines_and_a_paced_session_does_not() {
         }
         let turns = upstream.simulator.turns();
         assert_eq!(turns.iter().filter(|turn| turn.cached_tokens == 0).count(), cold, "at {scale}");
-        assert_eq!(turns.iter().filter(|turn| turn.ideal_cached_tokens == 0).count(), 1, "at {scale}");
+        assert_eq!(
+            turns.iter().filter(|turn| turn.ideal_cached_tokens == 0).count(),
+            1,
+            "at {scale}"
+        );
     }
 }
 
@@ -68,7 +76,11 @@ async fn the_newer_regime_writes_diagnoses_and_answers_in_its_own_fields() {
     let upstream = upstream().await;
     let mut input = history();
     let first = upstream.post("a-1", &ask("gpt-6-sol", &input)).await.response();
-    assert!(first["usage"]["input_tokens_details"]["cache_write_tokens"].as_u64().is_some_and(|written| written > 4900));
+    assert!(
+        first["usage"]["input_tokens_details"]["cache_write_tokens"]
+            .as_u64()
+            .is_some_and(|written| written > 4900)
+    );
     assert_eq!(first["prompt_cache_options"]["ttl"], "30m");
     assert_eq!(first["prompt_cache_diagnostics"]["type"], "unavailable");
     input[0]["content"] = "other".repeat(4000).into();
@@ -82,13 +94,23 @@ async fn a_tool_is_called_once_and_then_answered() {
     let mut input = vec![user("TOOL please")];
     let first = upstream.post("a-1", &ask("gpt-5.4", &input)).await.response();
     let call = first["output"][1].clone();
-    assert_eq!((call["type"].as_str(), call["name"].as_str()), (Some("function_call"), Some("exec_command")));
-    let output = json!({"type": "function_call_output", "call_id": call["call_id"], "output": "hi"});
+    assert_eq!(
+        (call["type"].as_str(), call["name"].as_str()),
+        (Some("function_call"), Some("exec_command"))
+    );
+    let output =
+        json!({"type": "function_call_output", "call_id": call["call_id"], "output": "hi"});
 
     let lost = upstream.post("a-1", &ask("gpt-5.4", &[input[0].clone(), output.clone()])).await;
-    assert!((lost.status, lost.error().starts_with("No tool call found for function call output")) == (400, true));
+    assert!(
+        (lost.status, lost.error().starts_with("No tool call found for function call output"))
+            == (400, true)
+    );
     input.extend([first["output"][0].clone(), call, output]);
-    assert_eq!(upstream.post("a-1", &ask("gpt-5.4", &input)).await.response()["output"][1]["type"], "message");
+    assert_eq!(
+        upstream.post("a-1", &ask("gpt-5.4", &input)).await.response()["output"][1]["type"],
+        "message"
+    );
 }
 
 #[tokio::test]
@@ -97,7 +119,10 @@ async fn a_history_is_compacted_and_gone_on_from() {
     let mut input = history();
     input.push(json!({"type": "compaction_trigger"}));
     let output = upstream.post("a-1", &ask("gpt-5.4", &input)).await.response()["output"].clone();
-    assert_eq!((output.as_array().map(Vec::len), output[0]["type"].as_str()), (Some(1), Some("compaction")));
+    assert_eq!(
+        (output.as_array().map(Vec::len), output[0]["type"].as_str()),
+        (Some(1), Some("compaction"))
+    );
     let next = ask("gpt-5.4", &[output[0].clone(), user("three")]);
     assert_eq!(upstream.post("a-2", &next).await.status, 200);
     assert_eq!(upstream.post("b-1", &next).await.error(), "invalid_encrypted_content");
@@ -108,10 +133,13 @@ async fn a_stored_response_is_found_in_its_project_and_no_other() {
     let upstream = upstream().await;
     let stored = json!({"model": "gpt-5.4", "input": "x".repeat(20_000)});
     let first = upstream.post("a-1", &stored).await.json();
-    let next = json!({"model": "gpt-5.4", "input": "and then?", "previous_response_id": first["id"]});
+    let next =
+        json!({"model": "gpt-5.4", "input": "and then?", "previous_response_id": first["id"]});
     let second = upstream.post("a-1", &next).await;
     assert!(
-        second.json()["usage"]["input_tokens_details"]["cached_tokens"].as_u64().is_some_and(|cached| cached > 4800),
+        second.json()["usage"]["input_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .is_some_and(|cached| cached > 4800),
         "{}",
         second.text
     );
@@ -125,10 +153,17 @@ async fn a_stored_response_is_found_in_its_project_and_no_other() {
 #[tokio::test]
 async fn the_judge_answers_over_http_and_everything_else_is_not_found() {
     let upstream = upstream().await;
-    upstream.send(upstream.request("a-1", &ask("gpt-5.4", &history())).header("session-id", "s-1")).await;
-    let turns: Vec<Turn> =
-        serde_json::from_str(&upstream.send(upstream.client.get(upstream.url("/_sim/turns"))).await.text).expect("turns");
-    assert_eq!((turns.len(), turns[0].session.as_deref(), turns[0].transport.as_str()), (1, Some("s-1"), "http"));
+    upstream
+        .send(upstream.request("a-1", &ask("gpt-5.4", &history())).header("session-id", "s-1"))
+        .await;
+    let turns: Vec<Turn> = serde_json::from_str(
+        &upstream.send(upstream.client.get(upstream.url("/_sim/turns"))).await.text,
+    )
+    .expect("turns");
+    assert_eq!(
+        (turns.len(), turns[0].session.as_deref(), turns[0].transport.as_str()),
+        (1, Some("s-1"), "http")
+    );
     assert_eq!(
         turns[0].body_sha256,
         body::hex(&sha2::Digest::finalize(<sha2::Sha256 as sha2::Digest>::new_with_prefix(
@@ -136,10 +171,16 @@ async fn the_judge_answers_over_http_and_everything_else_is_not_found() {
         )))
     );
     let summary = upstream.send(upstream.client.get(upstream.url("/_sim/summary"))).await.json();
-    assert_eq!((summary["turns"].as_u64(), summary["statuses"]["200"].as_u64()), (Some(1), Some(1)));
+    assert_eq!(
+        (summary["turns"].as_u64(), summary["statuses"]["200"].as_u64()),
+        (Some(1), Some(1))
+    );
     assert_eq!(upstream.send(upstream.client.post(upstream.url("/_sim/reset"))).await.status, 204);
     assert!(upstream.simulator.turns().is_empty());
-    for request in [upstream.client.get(upstream.url("/v1/responses")), upstream.client.post(upstream.url("/v1/embeddings"))] {
+    for request in [
+        upstream.client.get(upstream.url("/v1/responses")),
+        upstream.client.post(upstream.url("/v1/embeddings")),
+    ] {
         let answered = upstream.send(request).await;
         assert_eq!(answered.status, 404);
         assert!(answered.error().starts_with("Invalid URL ("), "{}", answered.text);
@@ -149,6 +190,7 @@ async fn the_judge_answers_over_http_and_everything_else_is_not_found() {
 #[tokio::test]
 async fn a_public_address_needs_to_be_meant() {
     let address = SocketAddr::from(([0, 0, 0, 0], 1));
-    let simulator = |expose| Simulator::new(&Config { expose, ..Config::default() }).expect("no keys are fine");
+    let simulator =
+        |expose| Simulator::new(&Config { expose, ..Config::default() }).expect("no keys are fine");
     assert!(simulator(false).admits(address).is_err() && simulator(true).admits(address).is_ok());
 }

@@ -19,9 +19,17 @@ pub struct Socket {
 
 impl Socket {
     /// The handshake's answer is the error of one that is refused.
-    pub async fn open_with(upstream: &Upstream, key: &str, headers: &[(&'static str, &str)]) -> Result<Self, Error> {
-        let mut request = format!("ws://{}/v1/responses", upstream.address).into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", format!("Bearer sk-{key}").parse().expect("a value"));
+    pub async fn open_with(
+        upstream: &Upstream,
+        key: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
+        let mut request = format!("ws://{}/v1/responses", upstream.address)
+            .into_client_request()
+            .expect("a request");
+        request
+            .headers_mut()
+            .insert("authorization", format!("Bearer sk-{key}").parse().expect("a value"));
         for (name, value) in headers {
             request.headers_mut().append(*name, value.parse().expect("a value"));
         }
@@ -34,7 +42,11 @@ impl Socket {
         Self::open_with(upstream, key, &[("session-id", "session-1")]).await.expect("accepted")
     }
 
-    pub async fn refused(upstream: &Upstream, key: &str, headers: &[(&'static str, &str)]) -> (u16, Value) {
+    pub async fn refused(
+        upstream: &Upstream,
+        key: &str,
+        headers: &[(&'static str, &str)],
+    ) -> (u16, Value) {
         match Self::open_with(upstream, key, headers).await.map(|_| ()) {
             Err(Error::Http(response)) => {
                 let body = response.body().as_deref().unwrap_or_default();
@@ -51,10 +63,15 @@ impl Socket {
     /// The next frame, or the close code: 1006 if it just broke.
     pub async fn hear(&mut self) -> Result<Value, u16> {
         loop {
-            let message = tokio::time::timeout(SOON, self.wire.next()).await.expect("a frame in time");
+            let message =
+                tokio::time::timeout(SOON, self.wire.next()).await.expect("a frame in time");
             match message {
-                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
-                Some(Ok(Message::Close(frame))) => return Err(frame.map_or(1005, |frame| frame.code.into())),
+                Some(Ok(Message::Text(text))) => {
+                    return Ok(serde_json::from_str(&text).expect("JSON"));
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    return Err(frame.map_or(1005, |frame| frame.code.into()));
+                }
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(1006),
             }
@@ -66,7 +83,10 @@ impl Socket {
         loop {
             let frame = self.hear().await.expect("a frame");
             let kind = frame["type"].as_str().expect("a type");
-            if matches!(kind, "response.completed" | "response.incomplete" | "response.failed" | "error") {
+            if matches!(
+                kind,
+                "response.completed" | "response.incomplete" | "response.failed" | "error"
+            ) {
                 return frame;
             }
         }

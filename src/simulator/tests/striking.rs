@@ -1,4 +1,5 @@
-//! Faults on a WebSocket: handshakes that are refused, turns that are refused or cut, and what must not come in.
+//! Faults on a WebSocket: handshakes that are refused, turns that are refused or cut, and what must
+//! not come in.
 
 use super::socket::{Socket, code, create, with};
 use super::*;
@@ -17,19 +18,28 @@ async fn a_handshake_is_checked_like_any_request() {
         let (_, body) = Socket::refused(&upstream, "a-1", &[headers]).await;
         assert_eq!(body["error"]["code"], expected, "{headers:?}");
         let turn = upstream.simulator.turns().pop().expect("recorded");
-        assert_eq!((turn.outcome, turn.code.as_deref(), turn.key.as_deref()), (Outcome::Refused, Some(expected), Some("a-1")));
+        assert_eq!(
+            (turn.outcome, turn.code.as_deref(), turn.key.as_deref()),
+            (Outcome::Refused, Some(expected), Some("a-1"))
+        );
         assert_eq!((turn.transport.as_str(), turn.frame), ("websocket", None));
     }
     assert_eq!(Socket::refused(&upstream, "nobody", &[]).await.0, 401);
     let record = upstream.simulator.sockets();
-    assert_eq!(record.iter().map(|socket| socket.status).collect::<Vec<_>>(), [400, 400, 401, 400, 400, 401]);
+    assert_eq!(
+        record.iter().map(|socket| socket.status).collect::<Vec<_>>(),
+        [400, 400, 401, 400, 400, 401]
+    );
 }
 
 #[tokio::test]
 async fn an_upstream_may_not_speak_it_at_all() {
     let upstream = upstream_with(Config { websocket: false, ..Config::default() }).await;
     let (status, body) = Socket::refused(&upstream, "a-1", &[]).await;
-    assert_eq!((status, body["error"]["message"].as_str()), (404, Some("Invalid URL (GET /v1/responses)")));
+    assert_eq!(
+        (status, body["error"]["message"].as_str()),
+        (404, Some("Invalid URL (GET /v1/responses)"))
+    );
 }
 
 #[tokio::test]
@@ -38,17 +48,27 @@ async fn extensions_are_declined_and_the_turn_state_is_told_to_those_who_read_it
     let offered = ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits");
     let headers = [offered, ("openai-beta", "responses_websockets=2026-02-06")];
     let mut socket = Socket::open_with(&upstream, "a-1", &headers).await.expect("accepted");
-    assert!(!socket.headers.contains_key("sec-websocket-extensions") && socket.headers.contains_key("x-request-id"));
+    assert!(
+        !socket.headers.contains_key("sec-websocket-extensions")
+            && socket.headers.contains_key("x-request-id")
+    );
     socket.say(&create("gpt-5.4", None, &[user("hello")])).await;
     let metadata = socket.hear().await.expect("a frame");
     assert_eq!(metadata["type"], "response.metadata");
     let state = metadata["headers"]["x-codex-turn-state"].as_str().expect("a state").to_owned();
     let first = socket.answer().await;
     let carrying = |state: &str| {
-        with(create("gpt-5.4", Some(&first), &[user("and?")]), json!({"client_metadata": {"x-codex-turn-state": state}}))
+        with(
+            create("gpt-5.4", Some(&first), &[user("and?")]),
+            json!({"client_metadata": {"x-codex-turn-state": state}}),
+        )
     };
     socket.say(&carrying(&state)).await;
-    assert_eq!(socket.hear().await.expect("a frame")["type"], "response.created", "told once a turn");
+    assert_eq!(
+        socket.hear().await.expect("a frame")["type"],
+        "response.created",
+        "told once a turn"
+    );
     socket.answer().await;
     assert_eq!(upstream.simulator.turns()[1].turn_state.as_deref(), Some(state.as_str()));
     let mut other = Socket::open(&upstream, "a-2").await;
@@ -58,7 +78,15 @@ async fn extensions_are_declined_and_the_turn_state_is_told_to_those_who_read_it
 #[tokio::test]
 async fn handshakes_are_refused_as_scripted() {
     let upstream = upstream().await;
-    for (status, code) in [(401, "invalid_api_key"), (403, ""), (404, ""), (426, ""), (429, ""), (500, ""), (503, "slow_down")] {
+    for (status, code) in [
+        (401, "invalid_api_key"),
+        (403, ""),
+        (404, ""),
+        (426, ""),
+        (429, ""),
+        (500, ""),
+        (503, "slow_down"),
+    ] {
         let mut fault = json!({"key": "a-1", "status": status, "at": "handshake", "retry_after": 3, "times": 1});
         if !code.is_empty() {
             fault["code"] = code.into();
@@ -87,7 +115,10 @@ async fn turns_are_refused_and_cut_as_scripted() {
     let mut socket = Socket::open(&upstream, "a-1").await;
     upstream.fault(json!({"status": 429, "retry_after": 2, "times": 1})).await;
     let limited = socket.turn(&request).await;
-    assert_eq!((code(&limited), limited["headers"]["retry-after"].as_str()), ((429, "rate_limit_exceeded"), Some("2")));
+    assert_eq!(
+        (code(&limited), limited["headers"]["retry-after"].as_str()),
+        ((429, "rate_limit_exceeded"), Some("2"))
+    );
     assert_eq!(socket.turn(&request).await["type"], "response.completed", "the socket lives on");
 
     upstream.fault(json!({"status": 503, "cut_after_events": 3, "times": 1})).await;
@@ -99,7 +130,9 @@ async fn turns_are_refused_and_cut_as_scripted() {
 
     upstream.fault(json!({"status": 200, "code": "server_error", "times": 1})).await;
     assert_eq!(socket.turn(&request).await["type"], "response.failed");
-    upstream.fault(json!({"status": 200, "code": "server_error", "error_event": true, "times": 1})).await;
+    upstream
+        .fault(json!({"status": 200, "code": "server_error", "error_event": true, "times": 1}))
+        .await;
     let bare = socket.turn(&request).await;
     assert_eq!((&bare["status"], &bare["code"]), (&Value::Null, &json!("server_error")));
 
@@ -127,7 +160,11 @@ async fn turns_are_refused_and_cut_as_scripted() {
         };
         assert_eq!((heard, ended), (events, end), "{fault}");
         let outcome = if events == 18 { Outcome::Completed } else { Outcome::Cut };
-        assert_eq!(upstream.last(|turn| turn.finished_at.is_some()).await.outcome, outcome, "{fault}");
+        assert_eq!(
+            upstream.last(|turn| turn.finished_at.is_some()).await.outcome,
+            outcome,
+            "{fault}"
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! WebSocket mode when all is well: the same turns as over HTTP, on the same caches, seals and records.
+//! WebSocket mode when all is well: the same turns as over HTTP, on the same caches, seals and
+//! records.
 
 use sha2::{Digest, Sha256};
 
@@ -7,7 +8,9 @@ use super::*;
 use crate::simulator::judge::Outcome;
 
 fn cached(frame: &Value) -> u64 {
-    frame["response"]["usage"]["input_tokens_details"]["cached_tokens"].as_u64().unwrap_or_else(|| panic!("{frame}"))
+    frame["response"]["usage"]["input_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{frame}"))
 }
 
 #[tokio::test]
@@ -15,28 +18,43 @@ async fn a_conversation_goes_on_from_what_the_socket_remembers() {
     for model in ["gpt-5.4", "gpt-6-sol"] {
         let upstream = upstream().await;
         let mut socket = Socket::open(&upstream, "a-1").await;
-        let warm = socket.turn(&with(create(model, None, &history()), json!({"generate": false}))).await;
-        assert_eq!((warm["type"].as_str(), &warm["response"]["output"]), (Some("response.completed"), &json!([])), "{warm}");
+        let warm =
+            socket.turn(&with(create(model, None, &history()), json!({"generate": false}))).await;
+        assert_eq!(
+            (warm["type"].as_str(), &warm["response"]["output"]),
+            (Some("response.completed"), &json!([])),
+            "{warm}"
+        );
         let first = socket.turn(&create(model, Some(&warm), &[user("TOOL please")])).await;
         assert!(cached(&first) > 4900, "{model}: {first}");
         let call = &first["response"]["output"][1];
         assert_eq!(call["type"], "function_call");
-        let output = json!({"type": "function_call_output", "call_id": call["call_id"], "output": "hi"});
+        let output =
+            json!({"type": "function_call_output", "call_id": call["call_id"], "output": "hi"});
         let frame = create(model, Some(&first), &[output]);
         let second = socket.turn(&frame).await;
         assert!(cached(&second) >= cached(&first));
 
-        // What it remembers is a history like any other: in full and over HTTP, on another key, it is as warm.
+        // What it remembers is a history like any other: in full and over HTTP, on another key, it
+        // is as warm.
         let mut input = history();
         input.push(user("TOOL please"));
         input.extend(first["response"]["output"].as_array().expect("items").iter().cloned());
         input.push(frame["input"][0].clone());
         let over_http = upstream.post("a-2", &ask(model, &input)).await;
-        assert_eq!((over_http.status, over_http.cached() >= cached(&second)), (200, true), "{model}: {}", over_http.text);
+        assert_eq!(
+            (over_http.status, over_http.cached() >= cached(&second)),
+            (200, true),
+            "{model}: {}",
+            over_http.text
+        );
 
         let turns = upstream.simulator.turns();
-        assert!(turns[..3].iter().all(|turn| turn.transport == "websocket" && turn.connection == Some(1) && turn.status == 200));
-        assert!(turns.iter().all(|turn| turn.outcome == Outcome::Completed && turn.cached_tokens == turn.ideal_cached_tokens));
+        assert!(turns[..3].iter().all(|turn| turn.transport == "websocket"
+            && turn.connection == Some(1)
+            && turn.status == 200));
+        assert!(turns.iter().all(|turn| turn.outcome == Outcome::Completed
+            && turn.cached_tokens == turn.ideal_cached_tokens));
         assert_eq!(turns[2].body_sha256, body::hex(&Sha256::digest(frame.to_string())));
         assert_eq!((turns[0].prewarm, turns[1].prewarm, turns[0].output_tokens), (true, false, 0));
         assert_eq!(turns[2].previous_response_id, turns[1].response_id);
@@ -48,7 +66,8 @@ async fn a_conversation_goes_on_from_what_the_socket_remembers() {
 async fn what_is_not_stored_is_gone_with_its_socket_and_what_is_stored_is_not() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
-    let kept = socket.turn(&with(create("gpt-5.4", None, &history()), json!({"store": true}))).await;
+    let kept =
+        socket.turn(&with(create("gpt-5.4", None, &history()), json!({"store": true}))).await;
     let lost = socket.turn(&create("gpt-5.4", Some(&kept), &[user("and?")])).await;
     assert_eq!(lost["type"], "response.completed");
     drop(socket);
@@ -56,8 +75,14 @@ async fn what_is_not_stored_is_gone_with_its_socket_and_what_is_stored_is_not() 
     let refused = socket.turn(&create("gpt-5.4", Some(&lost), &[user("and?")])).await;
     assert_eq!(code(&refused), (400, "previous_response_not_found"), "{refused}");
     assert_eq!(refused["error"]["param"], "previous_response_id");
-    assert_eq!(socket.turn(&create("gpt-5.4", Some(&kept), &[user("and?")])).await["type"], "response.completed");
-    let over_http = with(ask("gpt-5.4", &[user("and?")]), json!({"previous_response_id": kept["response"]["id"]}));
+    assert_eq!(
+        socket.turn(&create("gpt-5.4", Some(&kept), &[user("and?")])).await["type"],
+        "response.completed"
+    );
+    let over_http = with(
+        ask("gpt-5.4", &[user("and?")]),
+        json!({"previous_response_id": kept["response"]["id"]}),
+    );
     assert_eq!(upstream.post("a-1", &over_http).await.status, 200);
     // Stored for its project.
     let mut other = Socket::open(&upstream, "a-2").await;
@@ -70,12 +95,15 @@ async fn a_refusal_evicts_the_parent_it_went_on_from() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let first = socket.turn(&create("gpt-5.4", None, &history())).await;
-    let foreign =
-        json!({"type": "reasoning", "summary": [], "encrypted_content": upstream.simulator.world.seal("content", "org-b", 40)});
+    let foreign = json!({"type": "reasoning", "summary": [], "encrypted_content": upstream.simulator.world.seal("content", "org-b", 40)});
     let refused = socket.turn(&create("gpt-5.4", Some(&first), &[foreign, user("and?")])).await;
     assert_eq!(code(&refused), (400, "invalid_encrypted_content"), "{refused}");
     let message = refused["error"]["message"].as_str().expect("a message");
-    assert!(message.ends_with("Encrypted content organization_id did not match the target organization."), "{message}");
+    assert!(
+        message
+            .ends_with("Encrypted content organization_id did not match the target organization."),
+        "{message}"
+    );
     let again = socket.turn(&create("gpt-5.4", Some(&first), &[user("and?")])).await;
     assert_eq!(code(&again), (400, "previous_response_not_found"));
     assert_eq!(upstream.simulator.turns()[1].outcome, Outcome::Refused);

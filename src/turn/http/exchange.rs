@@ -1,4 +1,5 @@
-//! A turn over HTTP, from socket to socket: its body is read, the spine finds an answer, the relay passes it on.
+//! A turn over HTTP, from socket to socket: its body is read, the spine finds an answer, the relay
+//! passes it on.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -39,7 +40,10 @@ pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Ou
 }
 
 /// An answer to the client, whatever becomes of `turn`.
-pub async fn guarded(id: TurnId, turn: impl Future<Output = Response<Outgoing>>) -> Response<Outgoing> {
+pub async fn guarded(
+    id: TurnId,
+    turn: impl Future<Output = Response<Outgoing>>,
+) -> Response<Outgoing> {
     let failed = |_| {
         tracing::error!(turn = %id, "a turn panicked");
         Error::new(ErrorKind::Internal, "The gateway failed on this turn.").to_response()
@@ -63,7 +67,11 @@ fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
     response
 }
 
-async fn answer(gateway: &Arc<Gateway>, mut account: Account, request: Request<Body>) -> Response<Outgoing> {
+async fn answer(
+    gateway: &Arc<Gateway>,
+    mut account: Account,
+    request: Request<Body>,
+) -> Response<Outgoing> {
     match gateway.exchange(&mut account, request).await {
         Ok((key, answer, hold)) => pass_on(gateway, &key, answer, hold, account).await,
         Err(error) => {
@@ -85,8 +93,12 @@ pub async fn pass_on(
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &key.secret);
-    let (body, pump) =
-        relay(answer, key, hold, Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(key) });
+    let (body, pump) = relay(
+        answer,
+        key,
+        hold,
+        Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(key) },
+    );
     pump.start(&gateway.tasks).await;
     response.map(|()| Outgoing::Relayed(body))
 }
@@ -137,7 +149,8 @@ impl Gateway {
         account.session(&identity);
         account.model(&model);
         let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
-        // Whose it is that it goes on from, where nobody here knows, is for its session's project to say.
+        // Whose it is that it goes on from, where nobody here knows, is for its session's project
+        // to say.
         let is_held = is_held || previous.is_some() && within == Reach::Anywhere;
         let found = match (found, &identity.session) {
             (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
@@ -148,21 +161,33 @@ impl Gateway {
             keep_readable(&mut head.headers);
         }
         let carries_sealed = is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let mut wanted =
-            Wanted { is_held, within, ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false) };
+        let mut wanted = Wanted {
+            is_held,
+            within,
+            ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false)
+        };
         let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
         let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
         let hold = (!is_unstored && answer.status.is_success()).then(|| {
-            let (gateway, client, owner) = (Arc::clone(self), client.id.clone(), Owner::of(&binding));
+            let (gateway, client, owner) =
+                (Arc::clone(self), client.id.clone(), Owner::of(&binding));
             let mut budget = sending.budget;
-            let write_down = move |id: String| async move { gateway.own(&client, &id, owner, &mut budget).await };
+            let write_down = move |id: String| async move {
+                gateway.own(&client, &id, owner, &mut budget).await
+            };
             IdGate::new(&answer.headers, write_down)
         });
         Ok((binding.key, answer, hold))
     }
 
     /// All that is to be learned from the body's text, which is not kept.
-    fn glance(&self, client: &Client, headers: &HeaderMap, body: &Replayed, mut identity: Identity) -> Result<Glance, Error> {
+    fn glance(
+        &self,
+        client: &Client,
+        headers: &HeaderMap,
+        body: &Replayed,
+        mut identity: Identity,
+    ) -> Result<Glance, Error> {
         let text = self.replay.text(headers, body)?;
         if matches!(text, Text::Unreadable) && self.foreign_ids == ForeignIds::Refuse {
             let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
@@ -170,7 +195,10 @@ impl Gateway {
         }
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
         if !client.may_ask_for(peek.model.text()) {
-            return Err(Error::new(ErrorKind::ModelNotAllowed, "This client may not ask for this model."));
+            return Err(Error::new(
+                ErrorKind::ModelNotAllowed,
+                "This client may not ask for this model.",
+            ));
         }
         self.may_converse(peek.conversation.id())?;
         self.may_refer(peek.references)?;
@@ -189,8 +217,18 @@ impl Gateway {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        let is_held = peek.references.are_held || peek.conversation.id().is_some() || matches!(text, Text::Unreadable);
-        Ok(Glance { identity, derived, previous, is_unstored: peek.is_unstored, is_sealed, is_held, model })
+        let is_held = peek.references.are_held
+            || peek.conversation.id().is_some()
+            || matches!(text, Text::Unreadable);
+        Ok(Glance {
+            identity,
+            derived,
+            previous,
+            is_unstored: peek.is_unstored,
+            is_sealed,
+            is_held,
+            model,
+        })
     }
 }
 
@@ -201,9 +239,19 @@ mod tests {
     use http::header::CONTENT_ENCODING;
 
     /// What is seen of `text` in this encoding. The error is its code.
-    async fn seen(gateway: &Gateway, client: &Client, text: &str, encoding: &'static str) -> Result<Glance, &'static str> {
-        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
-        let bytes = if encoding == "zstd" { zstd::encode_all(text.as_bytes(), 1).unwrap() } else { text.into() };
+    async fn seen(
+        gateway: &Gateway,
+        client: &Client,
+        text: &str,
+        encoding: &'static str,
+    ) -> Result<Glance, &'static str> {
+        let headers =
+            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        let bytes = if encoding == "zstd" {
+            zstd::encode_all(text.as_bytes(), 1).unwrap()
+        } else {
+            text.into()
+        };
         let body = gateway.replay.read(&headers, Body::from(bytes)).await.unwrap();
         gateway.glance(client, &headers, &body, Identity::default()).map_err(|error| error.code())
     }
@@ -214,25 +262,44 @@ mod tests {
         let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
         for encoding in ["identity", "zstd"] {
             let glance = seen(&gateway, &alice, text, encoding).await.unwrap();
-            assert_eq!((glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored), ("m", Some("r"), true));
+            assert_eq!(
+                (glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored),
+                ("m", Some("r"), true)
+            );
             // A body that is there as it is can be asked once that matters.
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
             let glance = seen(&gateway, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
-            assert_eq!((glance.model.as_str(), glance.previous, glance.is_unstored, glance.is_held), ("", None, false, false));
+            assert_eq!(
+                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.is_held),
+                ("", None, false, false)
+            );
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(false));
-            assert!(glance.identity.session.is_none() && glance.derived.is_some(), "nothing in it names a session");
-            let glance = seen(&gateway, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding).await.unwrap();
+            assert!(
+                glance.identity.session.is_none() && glance.derived.is_some(),
+                "nothing in it names a session"
+            );
+            let glance =
+                seen(&gateway, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
+                    .await
+                    .unwrap();
             assert!(glance.identity.session.is_some() && glance.derived.is_none());
             let conversation = r#"{"input":"x","conversation":"c"}"#;
-            assert_eq!(seen(&gateway, &alice, conversation, encoding).await.err(), Some("conversation_not_found"));
+            assert_eq!(
+                seen(&gateway, &alice, conversation, encoding).await.err(),
+                Some("conversation_not_found")
+            );
             assert_eq!(seen(&gateway, &alice, "{", encoding).await.err(), Some("invalid_json"));
         }
         assert_eq!(seen(&gateway, &alice, text, "br").await.err(), Some("invalid_request"));
         // What cannot be read may hold anything.
         gateway.foreign_ids = ForeignIds::Pass;
         let glance = seen(&gateway, &alice, text, "br").await.unwrap();
-        assert_eq!((glance.is_sealed, glance.is_held, glance.model.as_str()), (Some(true), true, ""));
-        let glance = seen(&gateway, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
+        assert_eq!(
+            (glance.is_sealed, glance.is_held, glance.model.as_str()),
+            (Some(true), true, "")
+        );
+        let glance =
+            seen(&gateway, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
         assert!(glance.is_held, "it is for its session's project to say");
     }
 
@@ -248,7 +315,10 @@ mod tests {
     async fn a_turn_that_panics_is_answered() {
         let id = TurnId::random();
         let response = guarded(id, async { panic!("a turn of a test") }).await;
-        assert_eq!((response.status().as_u16(), &response.headers()[TURN]), (500, &id.to_string().parse().unwrap()));
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()[TURN]),
+            (500, &id.to_string().parse().unwrap())
+        );
     }
 
     #[tokio::test]
@@ -257,7 +327,8 @@ mod tests {
         for said in [Some("req_1"), None] {
             let response = guarded(id, async { answered(said) }).await;
             let own = id.to_string();
-            let told = [TURN, REQUEST_ID].map(|name| response.headers()[name].to_str().unwrap().to_owned());
+            let told = [TURN, REQUEST_ID]
+                .map(|name| response.headers()[name].to_str().unwrap().to_owned());
             assert_eq!(told, [own.clone(), said.map_or(own, str::to_owned)]);
         }
     }

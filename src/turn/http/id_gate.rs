@@ -1,4 +1,5 @@
-//! Holds back the bytes that complete a response's id until that is written down: whoever can read it can use it, on any replica.
+//! Holds back the bytes that complete a response's id until that is written down: whoever can read
+//! it can use it, on any replica.
 //!
 //! Nothing else waits, neither what comes before those bytes nor what comes after.
 
@@ -22,8 +23,12 @@ pub struct IdGate {
 }
 
 impl IdGate {
-    /// Of the answer with these `headers`, whose id is written down by `write_down` before it can be read.
-    pub fn new<F>(headers: &HeaderMap, write_down: impl FnOnce(String) -> F + Send + 'static) -> Self
+    /// Of the answer with these `headers`, whose id is written down by `write_down` before it can
+    /// be read.
+    pub fn new<F>(
+        headers: &HeaderMap,
+        write_down: impl FnOnce(String) -> F + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -41,7 +46,9 @@ impl IdGate {
                 None
             }
             Some(Found::Nothing) => {
-                tracing::warn!("the id of a stored response could not be read: nobody can go on from it");
+                tracing::warn!(
+                    "the id of a stored response could not be read: nobody can go on from it"
+                );
                 self.search = None;
                 Some(data)
             }
@@ -77,7 +84,10 @@ mod tests {
 
     #[tokio::test]
     async fn only_what_completes_the_id_waits_and_every_byte_passes() {
-        let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, "text/event-stream".parse().unwrap())]);
+        let headers = HeaderMap::from_iter([(
+            http::header::CONTENT_TYPE,
+            "text/event-stream".parse().unwrap(),
+        )]);
         for size in 1..=EVENTS.len() {
             let (gate, told) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
             let (key, book) = (Arc::clone(&gate), Arc::clone(&told));
@@ -93,10 +103,16 @@ mod tests {
                     Some(data) => passed.extend_from_slice(&data),
                     None => {
                         assert!(completes && hold.keeps_some(), "{size}: nothing else waits");
-                        assert!(futures_util::poll!(poll_fn(|context| hold.poll_kept(context))).is_pending(), "{size}: it waits");
+                        assert!(
+                            futures_util::poll!(poll_fn(|context| hold.poll_kept(context)))
+                                .is_pending(),
+                            "{size}: it waits"
+                        );
                         assert!(told.lock().unwrap().is_empty());
                         gate.add_permits(1);
-                        passed.extend_from_slice(&poll_fn(|context| hold.poll_kept(context)).await.unwrap());
+                        passed.extend_from_slice(
+                            &poll_fn(|context| hold.poll_kept(context)).await.unwrap(),
+                        );
                     }
                 }
                 assert_eq!(hold.is_over(), passed.len() >= complete, "{size}");
@@ -108,7 +124,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_tells_no_id_passes_at_once() {
-        let headers = HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
+        let headers =
+            HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
         let mut hold = IdGate::new(&headers, |id| async move { panic!("nobody has told {id}") });
         assert!(!hold.is_over());
         assert_eq!(hold.offer(EVENTS.into()), Some(EVENTS.into()));

@@ -49,7 +49,9 @@ mod tests {
     /// How long after now silence is noticed.
     async fn silence(idle: &mut Idle) -> Duration {
         let began = Instant::now();
-        timeout(SECOND * 9, poll_fn(|context| idle.poll_over(context))).await.expect("whoever asks is woken");
+        timeout(SECOND * 9, poll_fn(|context| idle.poll_over(context)))
+            .await
+            .expect("whoever asks is woken");
         began.elapsed()
     }
 

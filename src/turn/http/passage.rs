@@ -1,6 +1,8 @@
-//! An answer between its upstream and its client: what is taken of it and not yet sent, and what is learned as it passes.
+//! An answer between its upstream and its client: what is taken of it and not yet sent, and what is
+//! learned as it passes.
 //!
-//! One of two takes the upstream's frames: the relay itself, or the pump. Which of them, and when, is told there.
+//! One of two takes the upstream's frames: the relay itself, or the pump. Which of them, and when,
+//! is told there.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -28,7 +30,8 @@ const LARGE: usize = 8 * 1024;
 /// So much waits for a slow reader; then the upstream waits too.
 const AHEAD: usize = 64 * 1024;
 
-/// Why an answer cannot go on. The connection to the client is cut, so that it sees a cut answer as what it is.
+/// Why an answer cannot go on. The connection to the client is cut, so that it sees a cut answer as
+/// what it is.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum Broken {
     #[error("the upstream's answer was cut")]
@@ -54,8 +57,9 @@ impl Course {
     }
 }
 
-/// What is looked at for every event lies together, for memory that a thousand streams share is what an event costs here: the
-/// order of the fields is that of the memory, and what is seldom looked at is boxed or stands last.
+/// What is looked at for every event lies together, for memory that a thousand streams share is
+/// what an event costs here: the order of the fields is that of the memory, and what is seldom
+/// looked at is boxed or stands last.
 #[repr(C)]
 pub struct Passage {
     /// Nothing follows; or this follows.
@@ -100,7 +104,8 @@ impl Passage {
             turn.account.leaked();
         }
         Self {
-            // A client that knows the length leaves with the last byte: that is an end, too, here and below.
+            // A client that knows the length leaves with the last byte: that is an end, too, here
+            // and below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
             hold: hold.map(Box::new),
             joined: BytesMut::from(&answer.head[..]),
@@ -196,7 +201,8 @@ impl Passage {
         self.length >= AHEAD
     }
 
-    /// The upstream is done with, one way or the other. Accounted for before the client can have read the last byte.
+    /// The upstream is done with, one way or the other. Accounted for before the client can have
+    /// read the last byte.
     pub fn end(&mut self, broken: Option<Broken>) {
         if self.closed.is_some() {
             return;
@@ -215,8 +221,9 @@ impl Passage {
         wake(&mut self.writer);
     }
 
-    /// The client has left. Returns what is left of an answer whose last word was said: Codex leaves before the last chunk, and
-    /// reading on to the end keeps the upstream's connection alive.
+    /// The client has left. Returns what is left of an answer whose last word was said: Codex
+    /// leaves before the last chunk, and reading on to the end keeps the upstream's connection
+    /// alive.
     pub fn leave(&mut self) -> Option<reqwest::Response> {
         let turn = self.turn.take()?;
         if self.tap.is_over() {
@@ -255,7 +262,8 @@ impl Passage {
     }
 }
 
-/// Whether nothing is left of a body whose length is known. HTTP/2 says the end by itself, and has to be heard out.
+/// Whether nothing is left of a body whose length is known. HTTP/2 says the end by itself, and has
+/// to be heard out.
 fn is_end(upstream: &reqwest::Response) -> bool {
     upstream.version() < Version::HTTP_2 && upstream.content_length() == Some(0)
 }
@@ -281,12 +289,19 @@ mod tests {
     async fn a_failure_inside_an_answer_is_of_the_model_that_was_asked_for() {
         let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
         let (_, binding, _) = bound(&gateway, &client).await;
-        let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
+        let mut account =
+            Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new());
         account.model("m");
         account.bound(&binding, false, &gateway.registry.loads);
-        let course = Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(&binding.key) };
-        let failure = Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });
-        course.end(Reading { terminal: Some(Terminal::Failed), failure, ..Reading::default() }, None);
+        let course = Course {
+            account,
+            registry: Arc::clone(&gateway.registry),
+            key: Arc::clone(&binding.key),
+        };
+        let failure =
+            Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });
+        course
+            .end(Reading { terminal: Some(Terminal::Failed), failure, ..Reading::default() }, None);
         let is_ready = |model| gateway.registry.is_ready(&binding.key, model);
         assert!(!is_ready("m") && is_ready("n") && is_ready(""));
     }

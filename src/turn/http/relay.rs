@@ -1,11 +1,13 @@
-//! The answer on its way to the client: every byte as it came, in as few writes as the upstream's own timing allows.
+//! The answer on its way to the client: every byte as it came, in as few writes as the upstream's
+//! own timing allows.
 //!
-//! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that is woken for each of them
-//! writes each by itself. Where frames come one by one, as most do, the client's connection takes them itself, and nobody else is
-//! woken. Where they follow each other closely, a task of the turn's own takes them: it joins those that are ready at the same
-//! moment, and wakes the connection once for all of them. What has come is never held back for a timer: the upstream's connection
-//! gets the chance to hand over another frame, and when there is none everything goes on its way. Whoever takes the frames, it is
-//! that task that listens for silence.
+//! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that
+//! is woken for each of them writes each by itself. Where frames come one by one, as most do, the
+//! client's connection takes them itself, and nobody else is woken. Where they follow each other
+//! closely, a task of the turn's own takes them: it joins those that are ready at the same moment,
+//! and wakes the connection once for all of them. What has come is never held back for a timer: the
+//! upstream's connection gets the chance to hand over another frame, and when there is none
+//! everything goes on its way. Whoever takes the frames, it is that task that listens for silence.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -32,8 +34,8 @@ const EPILOGUE: Duration = Duration::from_secs(1);
 /// The body that a client is sent. Dropping it before its end cancels the upstream request.
 pub struct Relay(Arc<Mutex<Passage>>);
 
-/// Passes an answer on where its frames have company, listens for silence, and sees to its end if its client leaves. However it
-/// ends, nobody waits for more.
+/// Passes an answer on where its frames have company, listens for silence, and sees to its end if
+/// its client leaves. However it ends, nobody waits for more.
 pub struct Pump(Arc<Mutex<Passage>>);
 
 /// Both ends of an answer's way: the relay sends what it or the pump, once that is started, takes.
@@ -43,7 +45,8 @@ pub fn relay(answer: Answer, key: &Key, hold: Option<IdGate>, turn: Course) -> (
 }
 
 impl Pump {
-    /// Passes the answer on. What is here as a whole goes with its head, in one write; the rest has a task of its own.
+    /// Passes the answer on. What is here as a whole goes with its head, in one write; the rest has
+    /// a task of its own.
     pub async fn start(self, tasks: &Tasks) {
         match poll_immediate(poll_fn(|context| self.poll_over(context))).await {
             Some(()) => self.finish().await,
@@ -120,7 +123,10 @@ impl Body for Relay {
     type Data = Bytes;
     type Error = Box<dyn Error + Send + Sync>;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let passage = &mut *lock(&self.0);
         if let Some(data) = passage.pop() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -128,7 +134,9 @@ impl Body for Relay {
         if passage.is_paced && !passage.is_closed() {
             match passage.poll_next(context) {
                 Poll::Pending => {}
-                Poll::Ready(Next::Alone(data) | Next::Large(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Poll::Ready(Next::Alone(data) | Next::Large(data)) => {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 Poll::Ready(Next::Last(data)) => {
                     passage.end(None);
                     return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -161,7 +169,8 @@ impl Drop for Relay {
     }
 }
 
-/// What a client is sent. Not axum's body: that is a box of its own, and an event of a slow stream pays for each line of memory.
+/// What a client is sent. Not axum's body: that is a box of its own, and an event of a slow stream
+/// pays for each line of memory.
 pub enum Outgoing {
     Relayed(Relay),
     Own(axum::body::Body),
@@ -177,7 +186,10 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = Box<dyn Error + Send + Sync>;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
             Self::Relayed(relay) => Pin::new(relay).poll_frame(context),
             Self::Own(body) => Pin::new(body).poll_frame(context).map_err(Into::into),

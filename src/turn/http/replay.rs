@@ -1,4 +1,5 @@
-//! Reads a turn's body, whole and once, into memory that is bounded: the same bytes can then be sent again.
+//! Reads a turn's body, whole and once, into memory that is bounded: the same bytes can then be
+//! sent again.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -19,14 +20,16 @@ use crate::wire::peek::Peek;
 
 /// What the memory for bodies is counted in: a permit is a `u32`, and a body may be larger.
 const UNIT: usize = 4 * 1024;
-/// Reserved at once for a body that announces its length; a longer one earns its memory by arriving.
+/// Reserved at once for a body that announces its length; a longer one earns its memory by
+/// arriving.
 const RESERVE: usize = 1024 * 1024;
 /// A body is decoded in steps of so many bytes.
 const STEP: usize = 64 * 1024;
 /// A body must come at this rate on the whole (bytes a second), after a grace.
 const SLOWEST: u64 = 16 * 1024;
 const GRACE: Duration = Duration::from_secs(30);
-/// What is still read and thrown away of a body that is refused, so that its sender gets to read why.
+/// What is still read and thrown away of a body that is refused, so that its sender gets to read
+/// why.
 const DRAIN: Duration = Duration::from_secs(2);
 /// What a client is told when memory is short.
 const SOON: Duration = Duration::from_secs(1);
@@ -48,7 +51,8 @@ pub struct Replayed {
 pub enum Text<'b> {
     /// As it was sent.
     Plain(&'b [u8]),
-    /// Decoded, with its own place in the memory for bodies: to be dropped as soon as it was looked at.
+    /// Decoded, with its own place in the memory for bodies: to be dropped as soon as it was looked
+    /// at.
     Decoded(Vec<u8>, Option<OwnedSemaphorePermit>),
     /// In an encoding that is not read here.
     Unreadable,
@@ -74,7 +78,9 @@ impl Replay {
         let mut body = body;
         match self.collect(&mut body).await {
             // A client that waits for a go-ahead sends nothing that would have to be drained.
-            Err(error) if error.kind == ErrorKind::RequestTooLarge && !headers.contains_key(EXPECT) => {
+            Err(error)
+                if error.kind == ErrorKind::RequestTooLarge && !headers.contains_key(EXPECT) =>
+            {
                 drain(&mut body, self.max_body).await;
                 Err(error)
             }
@@ -83,7 +89,10 @@ impl Replay {
     }
 
     async fn collect(&self, body: &mut Body) -> Result<Replayed, Error> {
-        let announced = body.size_hint().exact().map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        let announced = body
+            .size_hint()
+            .exact()
+            .map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
         if announced > self.max_body {
             return Err(self.too_large());
         }
@@ -96,9 +105,15 @@ impl Replay {
                 Ok(None) => break,
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
-                    return Err(Error::new(ErrorKind::InvalidRequest, "The body could not be read.").because(error.to_string()));
+                    return Err(Error::new(
+                        ErrorKind::InvalidRequest,
+                        "The body could not be read.",
+                    )
+                    .because(error.to_string()));
                 }
-                Err(_) => return Err(Error::new(ErrorKind::RequestTimeout, "The body came too slowly.")),
+                Err(_) => {
+                    return Err(Error::new(ErrorKind::RequestTimeout, "The body came too slowly."));
+                }
             };
             let Ok(data) = frame.into_data() else { continue };
             if bytes.len() + data.len() > self.max_body {
@@ -117,9 +132,15 @@ impl Replay {
         if wanted <= taken {
             return Ok(());
         }
-        let more = u32::try_from(wanted - taken).ok().and_then(|units| Arc::clone(&self.free).try_acquire_many_owned(units).ok());
+        let more = u32::try_from(wanted - taken)
+            .ok()
+            .and_then(|units| Arc::clone(&self.free).try_acquire_many_owned(units).ok());
         let Some(more) = more else {
-            return Err(Error::new(ErrorKind::NoKeyAvailable, "The gateway holds as many request bodies as it may.").retry_after(SOON));
+            return Err(Error::new(
+                ErrorKind::NoKeyAvailable,
+                "The gateway holds as many request bodies as it may.",
+            )
+            .retry_after(SOON));
         };
         match place {
             Some(place) => place.merge(more),
@@ -129,7 +150,10 @@ impl Replay {
     }
 
     fn too_large(&self) -> Error {
-        Error::new(ErrorKind::RequestTooLarge, format!("The body is larger than {} bytes.", self.max_body))
+        Error::new(
+            ErrorKind::RequestTooLarge,
+            format!("The body is larger than {} bytes.", self.max_body),
+        )
     }
 }
 
@@ -150,23 +174,33 @@ async fn drain(body: &mut Body, limit: usize) {
 impl Replay {
     /// The body as JSON text, decoded where that is needed.
     pub fn text<'b>(&self, headers: &HeaderMap, body: &'b Replayed) -> Result<Text<'b>, Error> {
-        let encoding = headers.get(CONTENT_ENCODING).map_or(&b""[..], |value| value.as_bytes()).to_ascii_lowercase();
+        let encoding = headers
+            .get(CONTENT_ENCODING)
+            .map_or(&b""[..], |value| value.as_bytes())
+            .to_ascii_lowercase();
         match &encoding[..] {
             b"" | b"identity" => Ok(Text::Plain(&body.bytes)),
-            b"zstd" => self.decode(zstd::stream::read::Decoder::with_buffer(&body.bytes[..]).map_err(not_decodable)?),
+            b"zstd" => self.decode(
+                zstd::stream::read::Decoder::with_buffer(&body.bytes[..]).map_err(not_decodable)?,
+            ),
             b"gzip" => self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..])),
             _ => Ok(Text::Unreadable),
         }
     }
 
-    /// At most `max_body` bytes come out, and all of them count: a small body that unfolds without end is too large.
+    /// At most `max_body` bytes come out, and all of them count: a small body that unfolds without
+    /// end is too large.
     fn decode<'b>(&self, mut decoder: impl Read) -> Result<Text<'b>, Error> {
         let (mut text, mut place) = (Vec::new(), None);
         loop {
             self.extend(&mut place, text.len() + STEP)?;
-            let read = decoder.by_ref().take(STEP as u64).read_to_end(&mut text).map_err(not_decodable)?;
+            let read =
+                decoder.by_ref().take(STEP as u64).read_to_end(&mut text).map_err(not_decodable)?;
             if text.len() > self.max_body {
-                return Err(Error::new(ErrorKind::RequestTooLarge, format!("The body unfolds to more than {} bytes.", self.max_body)));
+                return Err(Error::new(
+                    ErrorKind::RequestTooLarge,
+                    format!("The body unfolds to more than {} bytes.", self.max_body),
+                ));
             }
             if read == 0 {
                 return Ok(Text::Decoded(text, place));
@@ -176,12 +210,15 @@ impl Replay {
 }
 
 fn not_decodable(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::InvalidJson, "The body is not what its content-encoding says.").because(error.to_string())
+    Error::new(ErrorKind::InvalidJson, "The body is not what its content-encoding says.")
+        .because(error.to_string())
 }
 
 /// Looks at a body's JSON text.
 pub fn peek(text: &[u8]) -> Result<Peek, Error> {
-    Peek::at(text).map_err(|place| Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}.")))
+    Peek::at(text).map_err(|place| {
+        Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}."))
+    })
 }
 
 #[cfg(test)]
@@ -221,20 +258,29 @@ mod tests {
 
     /// `count` chunks of `size` bytes, one a second.
     fn dripping(size: usize, count: usize) -> Body {
-        Body::new(http_body_util::StreamBody::new(futures_util::stream::unfold(0, move |sent| async move {
-            if sent == count {
-                return None;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            Some((Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(vec![b'x'; size]))), sent + 1))
-        })))
+        Body::new(http_body_util::StreamBody::new(futures_util::stream::unfold(
+            0,
+            move |sent| async move {
+                if sent == count {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Some((
+                    Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from(vec![b'x'; size]))),
+                    sent + 1,
+                ))
+            },
+        )))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_may_take_as_long_as_its_length_is_worth() {
         let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
         let body = replay.read(&HeaderMap::new(), dripping(16 * 1024, 120)).await.unwrap();
-        assert_eq!((body.bytes.len(), began.elapsed()), (120 * 16 * 1024, Duration::from_secs(120)));
+        assert_eq!(
+            (body.bytes.len(), began.elapsed()),
+            (120 * 16 * 1024, Duration::from_secs(120))
+        );
         drop(body);
         let began = Instant::now();
         let error = replay.read(&HeaderMap::new(), dripping(8 * 1024, 120)).await.err().unwrap();
@@ -247,7 +293,11 @@ mod tests {
     async fn what_is_too_large_is_drained_for_a_moment_and_not_where_nothing_was_sent() {
         let (replay, began) = (replay(16 * KIB, 64 * KIB), Instant::now());
         let refused = replay.read(&HeaderMap::new(), dripping(17 * 1024, 1)).await.err().unwrap();
-        assert_eq!((refused.code(), began.elapsed()), ("request_too_large", Duration::from_secs(1)), "it was sent to its end");
+        assert_eq!(
+            (refused.code(), began.elapsed()),
+            ("request_too_large", Duration::from_secs(1)),
+            "it was sent to its end"
+        );
         for (limit, took) in [(64 * 1024, DRAIN), (0, Duration::from_secs(1))] {
             let began = Instant::now();
             drain(&mut dripping(9 * 1024, 100), limit).await;
@@ -256,30 +306,46 @@ mod tests {
         let waiting = HeaderMap::from_iter([(EXPECT, HeaderValue::from_static("100-continue"))]);
         let began = Instant::now();
         let refused = replay.read(&waiting, dripping(17 * 1024, 9)).await.err().unwrap();
-        assert_eq!((refused.code(), began.elapsed()), ("request_too_large", Duration::from_secs(1)), "with the first chunk");
+        assert_eq!(
+            (refused.code(), began.elapsed()),
+            ("request_too_large", Duration::from_secs(1)),
+            "with the first chunk"
+        );
     }
 
     #[tokio::test]
     async fn an_encoded_body_is_read_and_counted_and_a_bomb_is_not_unpacked() {
         let replay = replay(512 * KIB, 1024 * KIB);
-        let encoded = |encoding: &'static str| HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
+        let encoded = |encoding: &'static str| {
+            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
+        };
         let text = |body: &Replayed, encoding| {
             let text = replay.text(&encoded(encoding), body).map_err(|error| error.code())?;
             Ok::<_, &str>((text.bytes().map(<[u8]>::to_vec), replay.free.available_permits()))
         };
-        let body = read(&replay, zstd::encode_all(&b"{\"model\":\"m\"}"[..], 3).unwrap()).await.unwrap();
+        let body =
+            read(&replay, zstd::encode_all(&b"{\"model\":\"m\"}"[..], 3).unwrap()).await.unwrap();
         let (decoded, free) = text(&body, "zstd").unwrap();
         assert_eq!(decoded.unwrap(), b"{\"model\":\"m\"}");
-        assert!(free < replay.free.available_permits(), "the text has a place of its own while it is looked at");
-        let bomb = read(&replay, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
+        assert!(
+            free < replay.free.available_permits(),
+            "the text has a place of its own while it is looked at"
+        );
+        let bomb =
+            read(&replay, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
         assert_eq!(text(&bomb, "ZSTD").err(), Some("request_too_large"));
         assert_eq!(text(&bomb, "gzip").err(), Some("invalid_json"));
         assert_eq!(text(&bomb, "br").unwrap().0, None);
         let large = zstd::encode_all(&vec![b' '; 400 * 1024][..], 3).unwrap();
-        let (one, two) = (read(&replay, large.clone()).await.unwrap(), read(&replay, large).await.unwrap());
+        let (one, two) =
+            (read(&replay, large.clone()).await.unwrap(), read(&replay, large).await.unwrap());
         let held = replay.text(&encoded("zstd"), &one).unwrap();
         let second = replay.text(&encoded("zstd"), &two).unwrap();
-        assert_eq!(text(&one, "zstd").err(), Some("no_key_available"), "texts share the memory for bodies");
+        assert_eq!(
+            text(&one, "zstd").err(),
+            Some("no_key_available"),
+            "texts share the memory for bodies"
+        );
         drop((held, second));
         assert!(text(&one, "zstd").is_ok());
     }

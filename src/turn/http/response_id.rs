@@ -1,7 +1,7 @@
 //! Finds the id of the response that an answer tells of, in a copy of its bytes as they pass. Pure.
 //!
-//! Never later than with the byte that completes it. An id stands near the beginning of an answer: what comes long after that is
-//! not looked at.
+//! Never later than with the byte that completes it. An id stands near the beginning of an answer:
+//! what comes long after that is not looked at.
 
 use std::io::Write;
 
@@ -29,7 +29,10 @@ pub struct Finder(Decoder<Text>);
 
 impl Finder {
     pub fn new(headers: &HeaderMap) -> Self {
-        Self(Decoder::new(headers, Text { is_stream: is_stream(headers), kept: Vec::new(), length: 0 }))
+        Self(Decoder::new(
+            headers,
+            Text { is_stream: is_stream(headers), kept: Vec::new(), length: 0 },
+        ))
     }
 
     /// Looks at what comes next.
@@ -210,16 +213,33 @@ mod tests {
     #[test]
     fn a_documents_own_id_is_found_wherever_it_stands() {
         assert_eq!(found(JSON, br#"{"id":"resp_1","object":"response""#, 5), (is("resp_1"), 15));
-        assert_eq!(found(JSON, br#" {"output":[{"id":"no"}],"n":1.0e2,"id":"resp_1"}"#, 500).0, is("resp_1"));
-        for nothing in [&br#"{"output":[{"id":"no"}]}"#[..], br#"{"id":7}"#, b"[]", b"", b"<html>", br#"{"id":null,"id":"#] {
-            assert_eq!(found(JSON, nothing, 3).0, Found::NotYet, "{}", String::from_utf8_lossy(nothing));
+        assert_eq!(
+            found(JSON, br#" {"output":[{"id":"no"}],"n":1.0e2,"id":"resp_1"}"#, 500).0,
+            is("resp_1")
+        );
+        for nothing in [
+            &br#"{"output":[{"id":"no"}]}"#[..],
+            br#"{"id":7}"#,
+            b"[]",
+            b"",
+            b"<html>",
+            br#"{"id":null,"id":"#,
+        ] {
+            assert_eq!(
+                found(JSON, nothing, 3).0,
+                Found::NotYet,
+                "{}",
+                String::from_utf8_lossy(nothing)
+            );
         }
     }
 
     #[test]
     fn what_comes_too_late_is_not_looked_for() {
-        let late =
-            format!("data: {{\"type\":\"x\"}}\n\n{}\ndata: {{\"response\":{{\"id\":\"r\"}}}}\n\n", ":\n".repeat(LOOKED_AT / 2));
+        let late = format!(
+            "data: {{\"type\":\"x\"}}\n\n{}\ndata: {{\"response\":{{\"id\":\"r\"}}}}\n\n",
+            ":\n".repeat(LOOKED_AT / 2)
+        );
         for size in [1, 7, 1_000, late.len()] {
             assert_eq!(found(STREAM, late.as_bytes(), size).0, Found::Nothing, "{size}");
         }
@@ -233,7 +253,9 @@ mod tests {
         let text = b"data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(text).unwrap();
-        for (encoding, bytes) in [("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(&text[..], 1).unwrap())] {
+        for (encoding, bytes) in
+            [("gzip", gzip.finish().unwrap()), ("zstd", zstd::encode_all(&text[..], 1).unwrap())]
+        {
             assert_eq!(finder(STREAM, Some(encoding)).look(&bytes), is("resp_1"), "{encoding}");
         }
         assert_eq!(finder(STREAM, Some("br")).look(text), Found::Nothing);

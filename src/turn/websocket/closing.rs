@@ -1,7 +1,8 @@
 //! Decides what both ends of a WebSocket are told when it ends. Pure.
 //!
-//! A word of one end is carried over to the other. Codex answers a close between turns with a new connection and its full input,
-//! unseen by its user; in mid-response it needs an error with a status first.
+//! A word of one end is carried over to the other. Codex answers a close between turns with a new
+//! connection and its full input, unseen by its user; in mid-response it needs an error with a
+//! status first.
 
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -17,7 +18,8 @@ pub enum End {
     Told(CloseCode, &'static str),
 }
 
-/// What the client and the upstream are told. `in_flight`: the client waits for an answer that will not come.
+/// What the client and the upstream are told. `in_flight`: the client waits for an answer that will
+/// not come.
 pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
     let away = || say(CloseCode::Away, "");
     match end {
@@ -45,11 +47,14 @@ fn say(code: CloseCode, reason: &'static str) -> Farewell {
     Farewell::Say(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// The other end's word, where it may be sent. Without a code there is nothing in it that could not. That the protocol was broken
-/// is a matter of one hop: said of frames that were ours, or by the frames themselves in place of a word that must not be.
+/// The other end's word, where it may be sent. Without a code there is nothing in it that could
+/// not. That the protocol was broken is a matter of one hop: said of frames that were ours, or by
+/// the frames themselves in place of a word that must not be.
 fn carried(word: Option<&CloseFrame>) -> Farewell {
     match word {
-        Some(word) if !word.code.is_allowed() || word.code == CloseCode::Protocol => say(CloseCode::Error, ""),
+        Some(word) if !word.code.is_allowed() || word.code == CloseCode::Protocol => {
+            say(CloseCode::Error, "")
+        }
         word => Farewell::Say(word.cloned()),
     }
 }
@@ -78,7 +83,11 @@ mod tests {
             assert_eq!((client, upstream), (Farewell::Echo, Farewell::Say(word(sent))));
         }
         for unsendable in [0, 1002, 1005, 1006, 1015, 2000, 5000] {
-            assert_eq!(code(farewells(&End::Upstream(Lost::Closed(word(unsendable))), false).0), 1011, "{unsendable}");
+            assert_eq!(
+                code(farewells(&End::Upstream(Lost::Closed(word(unsendable))), false).0),
+                1011,
+                "{unsendable}"
+            );
         }
         assert_eq!(farewells(&End::Upstream(Lost::Closed(None)), false).0, Farewell::Say(None));
     }
@@ -86,7 +95,11 @@ mod tests {
     #[test]
     fn what_was_lost_without_a_word_gets_one() {
         for lost in [Lost::Gone, Lost::Broke(CloseCode::Invalid)] {
-            assert_eq!(code(farewells(&End::Upstream(lost.clone()), false).0), 1001, "Codex connects again, unseen");
+            assert_eq!(
+                code(farewells(&End::Upstream(lost.clone()), false).0),
+                1001,
+                "Codex connects again, unseen"
+            );
             assert_eq!(code(farewells(&End::Upstream(lost), true).0), 1011);
         }
         assert_eq!(farewells(&End::Client(Lost::Gone), true).0, Farewell::None);

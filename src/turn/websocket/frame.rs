@@ -1,4 +1,5 @@
-//! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as they are. Pure.
+//! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as
+//! they are. Pure.
 
 use http::{HeaderMap, StatusCode};
 
@@ -28,10 +29,20 @@ pub struct Request {
 
 impl Request {
     pub fn read(text: &[u8]) -> Result<Self, NotJson> {
-        let names =
-            ["type", "stream_id", "previous_response_id", "conversation", "model", "generate", "prompt_cache_options", "store"];
-        let ([kind, lane, previous, conversation, model, generate, options, store], references) = look(text, names)?;
-        let is_prewarm = || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
+        let names = [
+            "type",
+            "stream_id",
+            "previous_response_id",
+            "conversation",
+            "model",
+            "generate",
+            "prompt_cache_options",
+            "store",
+        ];
+        let ([kind, lane, previous, conversation, model, generate, options, store], references) =
+            look(text, names)?;
+        let is_prewarm =
+            || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
         Ok(Self {
             is_create: named(kind).as_deref() == Some("response.create"),
             lane: named(lane),
@@ -77,14 +88,22 @@ impl Event {
         let stage = match name {
             b"response.created" => Stage::Created,
             b"error" => {
-                let (status, headers) = (error_body::frame_status(text), error_body::frame_headers(text));
+                let (status, headers) =
+                    (error_body::frame_status(text), error_body::frame_headers(text));
                 Stage::Refused(status, ErrorBody::parse(text), headers)
             }
             name => Stage::Ended(Terminal::of_event(name)?),
         };
         let [lane, response] = fields(text, ["stream_id", "response"]).ok()?;
-        let [id, store] = response.and_then(|response| fields(response, ["id", "store"]).ok()).unwrap_or_default();
-        Some(Self { lane: named(lane), response_id: named(id), is_unstored: store == Some(b"false"), stage })
+        let [id, store] = response
+            .and_then(|response| fields(response, ["id", "store"]).ok())
+            .unwrap_or_default();
+        Some(Self {
+            lane: named(lane),
+            response_id: named(id),
+            is_unstored: store == Some(b"false"),
+            stage,
+        })
     }
 }
 
@@ -126,13 +145,19 @@ mod tests {
         let warm = |text: &str| Request::read(text.as_bytes()).unwrap().is_warm_up;
         assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
         assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));
-        assert_eq!(Request::read(br#"{"type":"response.later","previous_response_id":null}"#), Ok(Request::default()));
+        assert_eq!(
+            Request::read(br#"{"type":"response.later","previous_response_id":null}"#),
+            Ok(Request::default())
+        );
         assert!(Request::read(b"{").is_err());
     }
 
     #[test]
     fn only_the_ends_of_a_response_are_looked_at() {
-        assert_eq!(event(r#"{"type":"response.output_text.delta","delta":"response.completed"}"#), None);
+        assert_eq!(
+            event(r#"{"type":"response.output_text.delta","delta":"response.completed"}"#),
+            None
+        );
         assert_eq!(event(r#"{"type":"codex.rate_limits"}"#), None);
         assert_eq!(event("no JSON"), None);
         for text in [
@@ -142,25 +167,44 @@ mod tests {
         ] {
             let (lane, response_id) = (Some("a".into()), Some("r".into()));
             let stage = Stage::Ended(Terminal::Completed);
-            assert_eq!(event(text), Some(Event { lane, response_id, is_unstored: false, stage }), "{text}");
+            assert_eq!(
+                event(text),
+                Some(Event { lane, response_id, is_unstored: false, stage }),
+                "{text}"
+            );
         }
         assert!(
-            event(r#"{"type":"response.created","response":{"store":false,"id":"r"}}"#).is_some_and(|event| event.is_unstored)
+            event(r#"{"type":"response.created","response":{"store":false,"id":"r"}}"#)
+                .is_some_and(|event| event.is_unstored)
         );
     }
 
     #[test]
     fn an_error_has_a_status_under_either_name() {
-        for (field, expected) in [(r#""status":401,"#, 401), (r#""status_code":429,"#, 429), ("", 400), (r#""status":"x","#, 400)]
-        {
+        for (field, expected) in [
+            (r#""status":401,"#, 401),
+            (r#""status_code":429,"#, 429),
+            ("", 400),
+            (r#""status":"x","#, 400),
+        ] {
             let text = format!(r#"{{"type":"error",{field}"error":{{"type":"t","code":"c"}}}}"#);
-            let error = ErrorBody { code: Some("c".into()), class: Some("t".into()), ..ErrorBody::default() };
-            let stage = Stage::Refused(StatusCode::from_u16(expected).unwrap(), error, HeaderMap::new());
-            assert_eq!(event(&text), Some(Event { lane: None, response_id: None, is_unstored: false, stage }), "{text}");
+            let error = ErrorBody {
+                code: Some("c".into()),
+                class: Some("t".into()),
+                ..ErrorBody::default()
+            };
+            let stage =
+                Stage::Refused(StatusCode::from_u16(expected).unwrap(), error, HeaderMap::new());
+            assert_eq!(
+                event(&text),
+                Some(Event { lane: None, response_id: None, is_unstored: false, stage }),
+                "{text}"
+            );
         }
         for number in ["99", "1000", "70000", "-1", "4.5"] {
             let text = format!(r#"{{"type":"error","status":{number}}}"#);
-            let stage = Stage::Refused(StatusCode::BAD_REQUEST, ErrorBody::default(), HeaderMap::new());
+            let stage =
+                Stage::Refused(StatusCode::BAD_REQUEST, ErrorBody::default(), HeaderMap::new());
             assert_eq!(event(&text).map(|event| event.stage), Some(stage), "{number} is no status");
         }
     }
@@ -174,19 +218,31 @@ mod tests {
         for (text, expected) in [
             (r#"{"type":"error","headers":{"Retry-After":"9"},"error":{"code":"c"}}"#, Some("9")),
             (r#"{"type":"error","error":{"code":"c","headers":{"retry-after":9}}}"#, Some("9")),
-            (r#"{"type":"error","error":{"headers":{"retry-after":"1"}},"headers":{"retry-after":"2"}}"#, Some("2")),
-            (r#"{"type":"error","headers":{"no name":"1","x":"a\nb","retry-after":"3"}}"#, Some("3")),
+            (
+                r#"{"type":"error","error":{"headers":{"retry-after":"1"}},"headers":{"retry-after":"2"}}"#,
+                Some("2"),
+            ),
+            (
+                r#"{"type":"error","headers":{"no name":"1","x":"a\nb","retry-after":"3"}}"#,
+                Some("3"),
+            ),
             (r#"{"type":"error","headers":["retry-after","4"]}"#, None),
         ] {
             let headers = headers(text);
-            assert_eq!(headers.get("retry-after").map(|value| value.to_str().unwrap()), expected, "{text}");
+            assert_eq!(
+                headers.get("retry-after").map(|value| value.to_str().unwrap()),
+                expected,
+                "{text}"
+            );
             assert!(headers.len() <= 1, "{text}");
         }
     }
 
     #[test]
     fn a_type_is_read_however_it_is_written() {
-        for text in [r#"{"type":"response\u002ecreated"}"#, r#"{"type":1,"type":"response.created"}"#] {
+        for text in
+            [r#"{"type":"response\u002ecreated"}"#, r#"{"type":1,"type":"response.created"}"#]
+        {
             assert_eq!(event(text).map(|event| event.stage), Some(Stage::Created), "{text}");
         }
     }

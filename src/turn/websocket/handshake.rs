@@ -1,11 +1,13 @@
-//! A WebSocket up to its first message: its handshake is answered once the upstream has answered ours.
+//! A WebSocket up to its first message: its handshake is answered once the upstream has answered
+//! ours.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
@@ -42,24 +44,35 @@ pub fn is_wanted(headers: &HeaderMap) -> bool {
     names(headers, UPGRADE, "websocket")
 }
 
-/// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted ours.
+/// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted
+/// ours.
 pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
-    let account = Account::open(Arc::clone(&gateway.books), Transport::Websocket, request.headers());
+    let account =
+        Account::open(Arc::clone(&gateway.books), Transport::Websocket, request.headers());
     guarded(account.id, answer(&gateway, account, request)).await
 }
 
-async fn answer(gateway: &Arc<Gateway>, mut account: Account, mut request: Request<Body>) -> Response<Outgoing> {
+async fn answer(
+    gateway: &Arc<Gateway>,
+    mut account: Account,
+    mut request: Request<Body>,
+) -> Response<Outgoing> {
     let nonce = generate_key();
     let client = hyper::upgrade::on(&mut request);
     let accepted = accept(gateway, &request);
     let (head, _) = request.into_parts();
     let connected = match accepted {
-        Ok(accepted) => gateway.connect(&mut account, &head, &nonce).await.map(|connected| (accepted, connected)),
+        Ok(accepted) => gateway
+            .connect(&mut account, &head, &nonce)
+            .await
+            .map(|connected| (accepted, connected)),
         Err(error) => Err(error),
     };
     match connected {
         Ok((accepted, mut connected)) => match connected.answer.upgrade.take() {
-            Some(upstream) => open(gateway, account, &head.headers, connected, (client, upstream), accepted),
+            Some(upstream) => {
+                open(gateway, account, &head.headers, connected, (client, upstream), accepted)
+            }
             None => pass_on(gateway, &connected.binding.key, connected.answer, None, account).await,
         },
         Err(error) => {
@@ -79,8 +92,14 @@ struct Connected {
 }
 
 impl Gateway {
-    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that binding needs.
-    async fn connect(&self, account: &mut Account, head: &Parts, nonce: &str) -> Result<Connected, Error> {
+    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that
+    /// binding needs.
+    async fn connect(
+        &self,
+        account: &mut Account,
+        head: &Parts,
+        nonce: &str,
+    ) -> Result<Connected, Error> {
         let (client, identity) = self.receive(account, head)?;
         account.session(&identity);
         let whole = Instant::now();
@@ -90,7 +109,8 @@ impl Gateway {
             None => Ok(None),
         };
         let model = announced_model(&head.headers).unwrap_or_default();
-        let mut wanted = self.wanted(&client, &head.headers, identity, &model, Sealed::Known(false), true);
+        let mut wanted =
+            self.wanted(&client, &head.headers, identity, &model, Sealed::Known(false), true);
         let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
         let served = self.serve(account, &mut sending, &mut wanted, found).await;
         let (binding, answer) = served.map_err(|error| error.for_handshake())?;
@@ -107,13 +127,23 @@ fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Err
         && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
         && request.body().is_end_stream();
     let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake);
-    let accepted = key.and_then(|key| HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok());
-    let accepted = accepted.ok_or_else(|| Error::new(ErrorKind::InvalidRequest, "This is not the handshake of a WebSocket."))?;
+    let accepted =
+        key.and_then(|key| HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok());
+    let accepted = accepted.ok_or_else(|| {
+        Error::new(ErrorKind::InvalidRequest, "This is not the handshake of a WebSocket.")
+    })?;
     if is_cross_origin(headers) {
-        return Err(Error::new(ErrorKind::OriginNotAllowed, "Pages of other origins may not connect."));
+        return Err(Error::new(
+            ErrorKind::OriginNotAllowed,
+            "Pages of other origins may not connect.",
+        ));
     }
     if gateway.sockets.closing.is_cancelled() {
-        return Err(Error::new(ErrorKind::NoKeyAvailable, "This replica is leaving: connect again.").retry_after(SOON));
+        return Err(Error::new(
+            ErrorKind::NoKeyAvailable,
+            "This replica is leaving: connect again.",
+        )
+        .retry_after(SOON));
     }
     Ok(accepted)
 }
@@ -140,12 +170,26 @@ fn open(
     let open = Open::new(Arc::clone(&gateway.metrics));
     let (caller, domain_moved) = account.opened();
     let (owner, pass) = (Arc::clone(gateway), TokenProof::of(head));
-    let connection = Connection { gateway: owner, binding, client, lineage, announced, caller, pass, domain_moved };
+    let connection = Connection {
+        gateway: owner,
+        binding,
+        client,
+        lineage,
+        announced,
+        caller,
+        pass,
+        domain_moved,
+    };
     gateway.sockets.tasks.spawn(async move {
         let _open = open;
-        // A client that has left by now leaves nothing behind: its upstream's connection goes with this task.
-        let (Ok(client), Ok(upstream)) = tokio::join!(client_connection, upstream_connection) else { return };
-        let (client, upstream) = (frames(client, Role::Server).await, frames(upstream, Role::Client).await);
+        // A client that has left by now leaves nothing behind: its upstream's connection goes with
+        // this task.
+        let (Ok(client), Ok(upstream)) = tokio::join!(client_connection, upstream_connection)
+        else {
+            return;
+        };
+        let (client, upstream) =
+            (frames(client, Role::Server).await, frames(upstream, Role::Client).await);
         Socket::run(connection, client, upstream).await;
     });
     response
@@ -159,7 +203,8 @@ fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
 
 /// Browsers let any page open a WebSocket anywhere, and say whose page it is.
 fn is_cross_origin(headers: &HeaderMap) -> bool {
-    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
+    let text =
+        |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
     text(ORIGIN).is_some_and(|origin| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
         !authority.zip(text(HOST)).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host))
@@ -190,15 +235,23 @@ mod tests {
     #[test]
     fn a_handshake_is_answered_only_where_it_is_one() {
         let gateway = gateway(&[("a", "o", "p")]);
-        let answered = |request: &Request<Body>| accept(&gateway, request).map_err(|error| error.code());
+        let answered =
+            |request: &Request<Body>| accept(&gateway, request).map_err(|error| error.code());
         let ours = handshake(None);
         assert!(is_wanted(ours.headers()));
         // The example of RFC 6455.
         assert_eq!(answered(&ours).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        for changed in
-            [(SEC_WEBSOCKET_VERSION, "8"), (SEC_WEBSOCKET_VERSION, ""), (CONNECTION, "keep-alive"), (CONNECTION, "upgrades")]
-        {
-            assert_eq!(answered(&handshake(Some(changed.clone()))).unwrap_err(), "invalid_request", "{changed:?}");
+        for changed in [
+            (SEC_WEBSOCKET_VERSION, "8"),
+            (SEC_WEBSOCKET_VERSION, ""),
+            (CONNECTION, "keep-alive"),
+            (CONNECTION, "upgrades"),
+        ] {
+            assert_eq!(
+                answered(&handshake(Some(changed.clone()))).unwrap_err(),
+                "invalid_request",
+                "{changed:?}"
+            );
         }
         for version in [Version::HTTP_10, Version::HTTP_2] {
             let mut other = handshake(None);
@@ -207,7 +260,10 @@ mod tests {
         }
         let with_body = handshake(None).map(|_| Body::from("x"));
         assert_eq!(answered(&with_body).unwrap_err(), "invalid_request");
-        assert_eq!(answered(&handshake(Some((ORIGIN, "https://evil.example")))).unwrap_err(), "origin_not_allowed");
+        assert_eq!(
+            answered(&handshake(Some((ORIGIN, "https://evil.example")))).unwrap_err(),
+            "origin_not_allowed"
+        );
     }
 
     #[test]
@@ -215,20 +271,31 @@ mod tests {
         let gateway = gateway(&[("a", "o", "p")]);
         gateway.sockets.closing.cancel();
         let error = accept(&gateway, &handshake(None)).unwrap_err();
-        assert_eq!((error.code(), error.retry_after), ("no_key_available", Some(SOON)), "another one does");
+        assert_eq!(
+            (error.code(), error.retry_after),
+            ("no_key_available", Some(SOON)),
+            "another one does"
+        );
     }
 
     #[test]
     fn a_page_may_connect_only_where_it_came_from() {
         let is_cross = |origin: Option<&str>| {
-            let mut headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway:8080"))]);
+            let mut headers =
+                HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway:8080"))]);
             if let Some(origin) = origin {
                 headers.insert(ORIGIN, origin.parse().unwrap());
             }
             is_cross_origin(&headers)
         };
         assert!(!is_cross(None) && !is_cross(Some("http://gateway:8080")));
-        for origin in ["https://evil.example", "null", "http://gateway", "http://gateway:8080.evil.example", ""] {
+        for origin in [
+            "https://evil.example",
+            "null",
+            "http://gateway",
+            "http://gateway:8080.evil.example",
+            "",
+        ] {
             assert!(is_cross(Some(origin)), "{origin}");
         }
     }

@@ -1,7 +1,8 @@
-//! Which turns of a WebSocket are in flight, lane by lane, and which response ids were issued on it. Pure.
+//! Which turns of a WebSocket are in flight, lane by lane, and which response ids were issued on
+//! it. Pure.
 //!
-//! A lane (`stream_id`) answers one response after the other; lanes interleave. What is queued, cancelled or steered is the
-//! upstream's business: here is only kept what it said.
+//! A lane (`stream_id`) answers one response after the other; lanes interleave. What is queued,
+//! cancelled or steered is the upstream's business: here is only kept what it said.
 
 use std::collections::VecDeque;
 
@@ -29,7 +30,14 @@ pub struct Turn<T> {
 impl<T> Turn<T> {
     /// One that nobody asked for in so many words.
     pub const fn new(account: T) -> Self {
-        Self { account, is_warm_up: false, is_unstored: false, shows_sealed: false, is_held: false, has_begun: false }
+        Self {
+            account,
+            is_warm_up: false,
+            is_unstored: false,
+            shows_sealed: false,
+            is_held: false,
+            has_begun: false,
+        }
     }
 }
 
@@ -82,7 +90,10 @@ impl<T> Lanes<T> {
     /// Everything that is in flight, with its lane.
     pub fn take_all(&mut self) -> Vec<(Option<String>, Turn<T>)> {
         let lanes = std::mem::take(&mut self.lanes);
-        lanes.into_iter().flat_map(|(lane, turns)| turns.into_iter().map(move |turn| (lane.clone(), turn))).collect()
+        lanes
+            .into_iter()
+            .flat_map(|(lane, turns)| turns.into_iter().map(move |turn| (lane.clone(), turn)))
+            .collect()
     }
 
     pub fn issue(&mut self, id: String) {
@@ -135,7 +146,11 @@ mod tests {
             // Each event of a response says its id.
             lanes.issue("r9".into());
         }
-        assert!(!lanes.has_issued("r0") && lanes.has_issued("r1") && lanes.has_issued(&format!("r{ISSUED}")));
+        assert!(
+            !lanes.has_issued("r0")
+                && lanes.has_issued("r1")
+                && lanes.has_issued(&format!("r{ISSUED}"))
+        );
     }
 
     #[test]

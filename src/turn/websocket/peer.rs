@@ -19,14 +19,15 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::turn::http::idle::Idle;
 
-/// A larger message is refused. The real service's own limit is not known; a Codex turn is a few megabytes at the most.
+/// A larger message is refused. The real service's own limit is not known; a Codex turn is a few
+/// megabytes at the most.
 const LARGEST: usize = 16 * 1024 * 1024;
 /// What is read at a time. Defaults would cost a quarter of a megabyte a connection.
 const READ: usize = 4 * 1024;
 /// So much is joined into one write.
 const WRITE: usize = 4 * 1024;
-/// So many answers to pings may wait for a peer that does not read. Beyond it no more is read from that peer either: the frames
-/// themselves would pile up answers without end.
+/// So many answers to pings may wait for a peer that does not read. Beyond it no more is read from
+/// that peer either: the frames themselves would pile up answers without end.
 const OWED: usize = 256;
 
 pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
@@ -110,10 +111,13 @@ impl Incoming {
         }
     }
 
-    /// Sees to it that the answer to a ping, which the frames have ready, gets out. Only somebody who is owed many is waited for:
-    /// a peer may well read no more for now because it has so much to say.
+    /// Sees to it that the answer to a ping, which the frames have ready, gets out. Only somebody
+    /// who is owed many is waited for: a peer may well read no more for now because it has so much
+    /// to say.
     async fn answer(&mut self, sink: &Mutex<Sink>) {
-        let is_out = sink.try_lock().is_ok_and(|mut sink| matches!(sink.flush().now_or_never(), Some(Ok(()))));
+        let is_out = sink
+            .try_lock()
+            .is_ok_and(|mut sink| matches!(sink.flush().now_or_never(), Some(Ok(()))));
         self.owed = if is_out { 0 } else { self.owed + 1 };
         if self.owed > OWED {
             // A peer that is gone is found by whoever reads from it.
@@ -123,7 +127,8 @@ impl Incoming {
     }
 }
 
-/// Whether the question went out. Where something else cannot get out, the peer is slow to read: it cannot be expected to answer.
+/// Whether the question went out. Where something else cannot get out, the peer is slow to read: it
+/// cannot be expected to answer.
 fn ping(sink: &Mutex<Sink>) -> bool {
     let Ok(mut sink) = sink.try_lock() else { return false };
     matches!(sink.send(Message::Ping(Bytes::new())).now_or_never(), Some(Ok(())))
@@ -140,7 +145,13 @@ pub enum Farewell {
 }
 
 /// Leaves a peer, after these last messages, within `patience`.
-pub async fn leave(sink: Mutex<Sink>, from: Incoming, last: Vec<Message>, farewell: Farewell, patience: Duration) {
+pub async fn leave(
+    sink: Mutex<Sink>,
+    from: Incoming,
+    last: Vec<Message>,
+    farewell: Farewell,
+    patience: Duration,
+) {
     let Ok(mut frames) = sink.into_inner().reunite(from.frames) else { return };
     let word = match farewell {
         Farewell::None => return,
@@ -154,7 +165,8 @@ pub async fn leave(sink: Mutex<Sink>, from: Incoming, last: Vec<Message>, farewe
         }
         frames.flush().await?;
         if is_broken {
-            // It is not understood any more; but were its bytes left unread, the connection would be reset under our last word.
+            // It is not understood any more; but were its bytes left unread, the connection would
+            // be reset under our last word.
             let (stream, mut unread) = (frames.get_mut(), [0; 1024]);
             stream.shutdown().await?;
             while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}

@@ -17,10 +17,17 @@ pub struct Served<'b> {
 }
 
 impl Gateway {
-    /// Whether a turn of `client` may ask for this on a connection that has `binding`'s key for life: it goes on only from what it
-    /// finds there. `is_own`: what it goes on from was issued on the connection. Returns whether it refers to what nobody but the
-    /// project finds that its session is bound to.
-    pub async fn may_ask(&self, client: &ClientId, request: &Request, is_own: bool, on: &Served<'_>) -> Result<bool, Error> {
+    /// Whether a turn of `client` may ask for this on a connection that has `binding`'s key for
+    /// life: it goes on only from what it finds there. `is_own`: what it goes on from was issued on
+    /// the connection. Returns whether it refers to what nobody but the project finds that its
+    /// session is bound to.
+    pub async fn may_ask(
+        &self,
+        client: &ClientId,
+        request: &Request,
+        is_own: bool,
+        on: &Served<'_>,
+    ) -> Result<bool, Error> {
         let previous = request.previous_response_id.as_deref().filter(|_| !is_own);
         let origin = self.origin(client, previous, &mut self.bindings.budget()).await?;
         if let (Some(id), Some(owner)) = (previous, &origin)
@@ -34,7 +41,12 @@ impl Gateway {
         let is_held = is_unknown || request.references.are_held;
         match is_held && !self.bindings.is_in_own_project(on.binding, on.has_served) {
             // The next connection finds it.
-            true if self.bindings.is_own_project_ready(on.binding, request.model.as_deref().unwrap_or_default()) => Err(anew()),
+            true if self
+                .bindings
+                .is_own_project_ready(on.binding, request.model.as_deref().unwrap_or_default()) =>
+            {
+                Err(anew())
+            }
             true => Err(untold()),
             false => Ok(is_held),
         }

@@ -1,5 +1,6 @@
-//! What a client hears instead of an error frame: where the next connection will not meet the error, that it should make one;
-//! and of what is said of our keys only what is the client's business.
+//! What a client hears instead of an error frame: where the next connection will not meet the
+//! error, that it should make one; and of what is said of our keys only what is the client's
+//! business.
 
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
@@ -18,8 +19,8 @@ pub enum Replacement {
     /// What the upstream said.
     Nothing,
     Error(Error),
-    /// The word on which every client connects anew, with its full input. The key is out of use by then, or the session bound
-    /// elsewhere.
+    /// The word on which every client connects anew, with its full input. The key is out of use by
+    /// then, or the session bound elsewhere.
     Anew,
 }
 
@@ -53,16 +54,27 @@ impl Refused<'_> {
 
 impl Replacement {
     /// `wanted`: the refused turn.
-    pub async fn of(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: Refused<'_>) -> Self {
+    pub async fn of(
+        gateway: &Gateway,
+        binding: &Binding,
+        wanted: &mut Wanted<'_>,
+        refused: Refused<'_>,
+    ) -> Self {
         let instead = Self::decide(gateway, binding, wanted, &refused).await;
         if let Some(reason) = refused.reason() {
-            let decision = if matches!(instead, Self::Anew) { Decision::Retry } else { Decision::Refuse };
+            let decision =
+                if matches!(instead, Self::Anew) { Decision::Retry } else { Decision::Refuse };
             gateway.tell(wanted, binding, decision, reason);
         }
         instead
     }
 
-    async fn decide(gateway: &Gateway, binding: &Binding, wanted: &mut Wanted<'_>, refused: &Refused<'_>) -> Self {
+    async fn decide(
+        gateway: &Gateway,
+        binding: &Binding,
+        wanted: &mut Wanted<'_>,
+        refused: &Refused<'_>,
+    ) -> Self {
         let (bindings, key) = (&gateway.bindings, &binding.key);
         let is_rejected = matches!(refused.diagnosis, Diagnosis::Ailing(Ailment::Rejected(_)));
         let (is_cured, otherwise) = match refused.diagnosis {
@@ -71,13 +83,17 @@ impl Replacement {
                 gateway.registry.settled(key).await;
                 wanted.refused.push(key.tag);
                 // Accepted when it was asked again, the same one serves the next connection.
-                let is_cured = gateway.registry.is_ready(key, wanted.model) || bindings.would_leave(wanted, binding);
+                let is_cured = gateway.registry.is_ready(key, wanted.model)
+                    || bindings.would_leave(wanted, binding);
                 (is_cured, Some(bindings.shortage(wanted, binding)))
             }
             Diagnosis::Limited(wait) => {
                 let wait = wait_or_usual(wait);
                 gateway.registry.limit(key, wanted.model, wait);
-                let error = Error::limited("The upstream takes no more of this model for the moment.", wait);
+                let error = Error::limited(
+                    "The upstream takes no more of this model for the moment.",
+                    wait,
+                );
                 // A handshake that names no model would find the same key again.
                 let is_cured = refused.is_announced && bindings.would_leave(wanted, binding);
                 (is_cured, Some(error).filter(|_| !is_told(refused.headers)))
@@ -93,11 +109,14 @@ impl Replacement {
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
-            Diagnosis::TooSteep(wait) => (false, Some(too_steep(wait)).filter(|_| !is_told(refused.headers))),
+            Diagnosis::TooSteep(wait) => {
+                (false, Some(too_steep(wait)).filter(|_| !is_told(refused.headers)))
+            }
             Diagnosis::Foreign | Diagnosis::Failed | Diagnosis::Sound => (false, None),
         };
         match otherwise {
-            // What is said of our key is never the client's business; anything else it may hear in the upstream's words.
+            // What is said of our key is never the client's business; anything else it may hear in
+            // the upstream's words.
             Some(error) if refused.has_begun && is_rejected => Self::Error(error),
             _ if refused.has_begun => Self::Nothing,
             _ if is_cured => Self::Anew,
@@ -118,14 +137,16 @@ impl Replacement {
 
 /// That a client should connect anew, in the words of the real service.
 pub fn anew() -> Error {
-    const ANEW: &str =
-        "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+    const ANEW: &str = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
     Error::new(ErrorKind::ConnectionLimit, ANEW)
 }
 
 /// Whether an error frame says when to come again so that every client understands it.
 fn is_told(headers: &HeaderMap) -> bool {
-    headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).is_some_and(|text| text.parse::<u32>().is_ok())
+    headers
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|text| text.parse::<u32>().is_ok())
 }
 
 #[cfg(test)]

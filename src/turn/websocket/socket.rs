@@ -1,7 +1,8 @@
 //! A WebSocket from end to end: one of the client's, one of the upstream's, one key, for life.
 //!
-//! Text passes as it came, in both directions, known or not. What is the business of one hop stays there: fragments, pings,
-//! pongs. The books are kept from what passes, by lane, and never alter it; the only frames of our own are errors.
+//! Text passes as it came, in both directions, known or not. What is the business of one hop stays
+//! there: fragments, pings, pongs. The books are kept from what passes, by lane, and never alter
+//! it; the only frames of our own are errors.
 
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -30,8 +31,8 @@ use crate::turn::websocket::frame::{Event, Request, Stage};
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::peer::{Frames, Incoming, Sink, leave};
 use crate::turn::websocket::reach::Served;
-use crate::turn::websocket::replace_error::{Replacement, Refused};
-use crate::turn::websocket::state::{SocketState, Failed, DueWrites};
+use crate::turn::websocket::replace_error::{Refused, Replacement};
+use crate::turn::websocket::state::{DueWrites, Failed, SocketState};
 use crate::usage::tap::Reading;
 use crate::wire::terminal::Terminal;
 
@@ -74,7 +75,16 @@ pub struct Connection {
 impl Socket {
     /// Passes on what comes, until one end is gone or both are told to go.
     pub async fn run(connection: Connection, client: Frames, upstream: Frames) {
-        let Connection { gateway, binding, client: who, lineage, announced, caller, pass, domain_moved } = connection;
+        let Connection {
+            gateway,
+            binding,
+            client: who,
+            lineage,
+            announced,
+            caller,
+            pass,
+            domain_moved,
+        } = connection;
         let ping = gateway.sockets.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
@@ -93,7 +103,8 @@ impl Socket {
             quiet: Notify::new(),
             leaving: Notify::new(),
         };
-        let (mut from_client, mut from_upstream) = (Incoming::new(from_client, ping), Incoming::new(from_upstream, ping));
+        let (mut from_client, mut from_upstream) =
+            (Incoming::new(from_client, ping), Incoming::new(from_upstream, ping));
         let end = tokio::select! {
             end = socket.upward(&mut from_client) => end,
             end = socket.downward(&mut from_upstream) => end,
@@ -166,7 +177,9 @@ impl Socket {
 
     /// Looks at what the client asks for. The error is the frame that it gets instead of an answer.
     async fn ask(&self, text: &str) -> Result<(), String> {
-        let invalid = |place| Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."));
+        let invalid = |place| {
+            Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
+        };
         let request = match Request::read(text.as_bytes()).map_err(invalid) {
             Ok(request) => request,
             Err(error) => return Err(self.refuse(&error, None)),
@@ -174,7 +187,13 @@ impl Socket {
         // What was issued on this connection is its own: nobody is asked.
         let (is_own, has_served) = {
             let books = self.books();
-            (request.previous_response_id.as_deref().is_some_and(|id| books.lanes.has_issued(id)), books.is_confirmed)
+            (
+                request
+                    .previous_response_id
+                    .as_deref()
+                    .is_some_and(|id| books.lanes.has_issued(id)),
+                books.is_confirmed,
+            )
         };
         let on = Served { binding: &self.binding, has_served };
         let may_ask = self.gateway.may_ask(&self.client.id, &request, is_own, &on).await;
@@ -182,11 +201,15 @@ impl Socket {
         let asked = match may_ask {
             Err(error) => Err(error),
             _ if !request.is_create => return Ok(()),
-            _ if !self.may_ask_for(request.model.as_deref()) => {
-                Err(Error::new(ErrorKind::ModelNotAllowed, "This client may not ask for this model."))
-            }
+            _ if !self.may_ask_for(request.model.as_deref()) => Err(Error::new(
+                ErrorKind::ModelNotAllowed,
+                "This client may not ask for this model.",
+            )),
             _ if books.lanes.is_full() => {
-                let error = Error::new(ErrorKind::NoKeyAvailable, "Too many responses are in flight on this connection.");
+                let error = Error::new(
+                    ErrorKind::NoKeyAvailable,
+                    "Too many responses are in flight on this connection.",
+                );
                 Err(error.retry_after(SOON))
             }
             Ok(is_held) => Ok(is_held),
@@ -199,7 +222,8 @@ impl Socket {
                 let (is_warm_up, is_unstored) = (request.is_warm_up, request.is_unstored);
                 // Once something was answered it makes no difference.
                 let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
-                let turn = Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
+                let turn =
+                    Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
                 books.lanes.ask(request.lane.as_deref(), turn);
                 Ok(())
             }
@@ -237,11 +261,16 @@ impl Socket {
         let (lane, id) = (lane.as_deref(), response_id.as_deref());
         let news = match stage {
             Stage::Created => self.created(&mut self.books_of(id), lane),
-            Stage::Ended(terminal) => self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes()),
+            Stage::Ended(terminal) => {
+                self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes())
+            }
             Stage::Refused(status, error, headers) => {
                 let failed = self.books_of(id).refused(lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
-                return self.instead(lane, &failed, diagnosis, &headers).await.map_or(text, Utf8Bytes::from);
+                return self
+                    .instead(lane, &failed, diagnosis, &headers)
+                    .await
+                    .map_or(text, Utf8Bytes::from);
             }
         };
         let mut budget = self.gateway.bindings.budget();
@@ -264,7 +293,8 @@ impl Socket {
         books
     }
 
-    /// A response begins: the next one of its lane or, where the client waits for none, one that the upstream starts by itself.
+    /// A response begins: the next one of its lane or, where the client waits for none, one that
+    /// the upstream starts by itself.
     fn created(&self, books: &mut SocketState, lane: Option<&str>) -> DueWrites {
         self.gateway.registry.has_answered(&self.binding.key);
         if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
@@ -280,13 +310,23 @@ impl Socket {
         let Some(turn) = books.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
-        // A warm-up is accepted by any organization: it shows nothing that is sealed, and is answered with nothing.
-        let news = DueWrites { must_confirm: !turn.is_warm_up && !books.is_confirmed, is_stored: !turn.is_unstored };
+        // A warm-up is accepted by any organization: it shows nothing that is sealed, and is
+        // answered with nothing.
+        let news = DueWrites {
+            must_confirm: !turn.is_warm_up && !books.is_confirmed,
+            is_stored: !turn.is_unstored,
+        };
         books.is_confirmed |= news.must_confirm;
         news
     }
 
-    fn ended(&self, books: &mut SocketState, lane: Option<&str>, terminal: Terminal, text: &[u8]) -> DueWrites {
+    fn ended(
+        &self,
+        books: &mut SocketState,
+        lane: Option<&str>,
+        terminal: Terminal,
+        text: &[u8],
+    ) -> DueWrites {
         let is_new = books.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
         let is_begin = is_new && terminal != Terminal::Failed;
         let news = if is_begin { self.created(books, lane) } else { DueWrites::default() };
@@ -294,7 +334,11 @@ impl Socket {
             turn.account.answered(StatusCode::OK);
             let reading = Reading::of_event(terminal, text);
             if let Some(failure) = &reading.failure {
-                self.gateway.registry.observe_failure(&self.binding.key, turn.account.asked(), failure);
+                self.gateway.registry.observe_failure(
+                    &self.binding.key,
+                    turn.account.asked(),
+                    failure,
+                );
             }
             turn.account.relayed(reading, None);
         }
@@ -302,11 +346,18 @@ impl Socket {
     }
 
     /// What the client hears in place of an error frame.
-    async fn instead(&self, lane: Option<&str>, failed: &Failed, diagnosis: Diagnosis, headers: &HeaderMap) -> Option<String> {
+    async fn instead(
+        &self,
+        lane: Option<&str>,
+        failed: &Failed,
+        diagnosis: Diagnosis,
+        headers: &HeaderMap,
+    ) -> Option<String> {
         let Failed { has_begun, model, is_sealed, is_held } = failed;
         let is_provisional = self.binding.is_provisional && !self.books().is_confirmed;
         let is_announced = self.announced == *model;
-        let refused = Refused { diagnosis, headers, has_begun: *has_begun, is_provisional, is_announced };
+        let refused =
+            Refused { diagnosis, headers, has_begun: *has_begun, is_provisional, is_announced };
         let mut wanted = Wanted {
             session: self.binding.session.clone(),
             lineage: self.lineage.clone(),
@@ -314,7 +365,11 @@ impl Socket {
             by_websocket: true,
             model,
             patience: self.gateway.options.wait,
-            within: if *is_held && !is_provisional { Reach::project_of(&self.binding.key) } else { Reach::Anywhere },
+            within: if *is_held && !is_provisional {
+                Reach::project_of(&self.binding.key)
+            } else {
+                Reach::Anywhere
+            },
             ..Wanted::of(&self.client)
         };
         let instead = Replacement::of(&self.gateway, &self.binding, &mut wanted, refused).await;
@@ -326,7 +381,8 @@ impl Socket {
 
     /// Waits until something else than its two ends ends the connection.
     async fn told(&self) -> End {
-        let (mut clients, mut operators) = (self.gateway.clients.follow(), self.gateway.registry.follow());
+        let (mut clients, mut operators) =
+            (self.gateway.clients.follow(), self.gateway.registry.follow());
         let closing = async {
             self.gateway.sockets.closing.cancelled().await;
             sleep(self.gateway.sockets.moment()).await;
@@ -335,8 +391,10 @@ impl Socket {
         let mut is_leaving = false;
         loop {
             let admitted = self.gateway.clients.get().admit(self.pass).cloned();
-            let may_stay =
-                |client: Arc<Client>| client.id == self.client.id && client.may_use_organization(&self.binding.key.organization);
+            let may_stay = |client: Arc<Client>| {
+                client.id == self.client.id
+                    && client.may_use_organization(&self.binding.key.organization)
+            };
             if !admitted.is_some_and(may_stay) {
                 return End::Told(CloseCode::Policy, "the token was revoked");
             }
@@ -371,7 +429,11 @@ impl Socket {
                 continue;
             }
             if matches!(end, End::Upstream(_)) {
-                let error = Error::new(ErrorKind::UpstreamInterrupted, "The connection to the upstream was lost.").retry_after(SOON);
+                let error = Error::new(
+                    ErrorKind::UpstreamInterrupted,
+                    "The connection to the upstream was lost.",
+                )
+                .retry_after(SOON);
                 last.push(Message::text(error.to_frame(lane.as_deref())));
             }
             turn.account.cut();

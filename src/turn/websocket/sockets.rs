@@ -1,4 +1,5 @@
-//! The WebSockets of one replica: who owns them, how many are open, and when each ends as the replica leaves.
+//! The WebSockets of one replica: who owns them, how many are open, and when each ends as the
+//! replica leaves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,14 +53,21 @@ mod tests {
 
     #[test]
     fn moments_are_spread_over_the_time_that_there_is() {
-        let (tasks, closing, spread, ping) =
-            (Tasks::new(), CancellationToken::new(), Duration::from_secs(8), Duration::from_secs(30));
+        let (tasks, closing, spread, ping) = (
+            Tasks::new(),
+            CancellationToken::new(),
+            Duration::from_secs(8),
+            Duration::from_secs(30),
+        );
         let sockets = Sockets { tasks, closing, spread, ping };
         let moments: Vec<_> = (0..200).map(|_| sockets.moment()).collect();
         assert!(moments.iter().all(|moment| *moment <= spread), "{moments:?}");
         for quarter in 0..4 {
             let part = spread / 4 * quarter..spread / 4 * (quarter + 1);
-            assert!(moments.iter().any(|moment| part.contains(moment)), "some leave within {part:?}");
+            assert!(
+                moments.iter().any(|moment| part.contains(moment)),
+                "some leave within {part:?}"
+            );
         }
     }
 }

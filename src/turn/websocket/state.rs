@@ -45,14 +45,24 @@ pub struct Failed {
 impl SocketState {
     pub fn new(result: BindingResult, domain_moved: bool) -> Self {
         let (is_passing, is_confirmed) = (false, false);
-        Self { lanes: Lanes::default(), result, domain_moved, is_passing, is_confirmed, model: String::new() }
+        Self {
+            lanes: Lanes::default(),
+            result,
+            domain_moved,
+            is_passing,
+            is_confirmed,
+            model: String::new(),
+        }
     }
 
-    /// Where the binding of the turn that begins comes from, and whether that turn reads another cache
-    /// than the session's turns before. Only the first turn on a socket has moved.
+    /// Where the binding of the turn that begins comes from, and whether that turn reads another
+    /// cache than the session's turns before. Only the first turn on a socket has moved.
     pub fn begin(&mut self) -> (BindingResult, bool) {
         let (result, domain_moved) = (self.result, std::mem::take(&mut self.domain_moved));
-        if matches!(result, BindingResult::Created | BindingResult::Inherited | BindingResult::Rebound) {
+        if matches!(
+            result,
+            BindingResult::Created | BindingResult::Inherited | BindingResult::Rebound
+        ) {
             self.result = BindingResult::Existing;
         }
         (result, domain_moved)
@@ -62,11 +72,18 @@ impl SocketState {
     pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
         let is_sealed = self.is_confirmed;
         let Some(mut turn) = self.lanes.ended(lane) else {
-            return Failed { has_begun: false, model: self.model.clone(), is_sealed, is_held: false };
+            return Failed {
+                has_begun: false,
+                model: self.model.clone(),
+                is_sealed,
+                is_held: false,
+            };
         };
         turn.account.answered(status);
-        turn.account.relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        let (has_begun, model, is_held) = (turn.has_begun, turn.account.asked().to_owned(), turn.is_held);
+        turn.account
+            .relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
+        let (has_begun, model, is_held) =
+            (turn.has_begun, turn.account.asked().to_owned(), turn.is_held);
         Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, is_held }
     }
 }
@@ -98,8 +115,8 @@ mod tests {
         }
     }
 
-    /// The key of the socket is in another region than the session's own: what the first turn has read
-    /// there its next turns find.
+    /// The key of the socket is in another region than the session's own: what the first turn has
+    /// read there its next turns find.
     #[test]
     fn turn_on_a_spilled_socket_is_cold_for_the_region_once() {
         let mut books = SocketState::new(BindingResult::Spilled, true);

@@ -3,7 +3,10 @@
 use super::*;
 
 fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
-    pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse::<HeaderValue>().unwrap())).collect()
+    pairs
+        .iter()
+        .map(|(name, value)| (HeaderName::from_static(name), value.parse::<HeaderValue>().unwrap()))
+        .collect()
 }
 
 fn names(headers: &HeaderMap) -> Vec<&str> {
@@ -14,8 +17,11 @@ fn names(headers: &HeaderMap) -> Vec<&str> {
 
 #[test]
 fn the_identity_of_the_hop_is_replaced() {
-    let mut client =
-        map(&[("authorization", "Bearer wk-client"), ("user-agent", "codex_exec/0.169.0"), ("x-codex-window-id", "t:0")]);
+    let mut client = map(&[
+        ("authorization", "Bearer wk-client"),
+        ("user-agent", "codex_exec/0.169.0"),
+        ("x-codex-window-id", "t:0"),
+    ]);
     for name in [
         "x-api-key",
         "api-key",
@@ -36,7 +42,11 @@ fn the_identity_of_the_hop_is_replaced() {
 
 #[test]
 fn a_nominated_header_stays_here_and_ours_does_not() {
-    let client = map(&[("connection", "authorization, X-Org , close"), ("authorization", "Bearer wk"), ("x-org", "1")]);
+    let client = map(&[
+        ("connection", "authorization, X-Org , close"),
+        ("authorization", "Bearer wk"),
+        ("x-org", "1"),
+    ]);
     assert_eq!(names(&outgoing(&client, &Secret::new("sk"), false)), ["authorization"]);
 }
 
@@ -70,7 +80,11 @@ fn what_is_to_be_read_comes_in_an_encoding_that_is() {
     ] {
         let mut headers = map(&[("accept-encoding", asked)]);
         keep_readable(&mut headers);
-        assert_eq!(headers.get_all("accept-encoding").iter().collect::<Vec<_>>(), [kept], "{asked}");
+        assert_eq!(
+            headers.get_all("accept-encoding").iter().collect::<Vec<_>>(),
+            [kept],
+            "{asked}"
+        );
     }
     let mut twice = map(&[("accept-encoding", "br")]);
     twice.append("accept-encoding", HeaderValue::from_static("zstd"));
@@ -96,7 +110,12 @@ fn only_what_is_listed_returns() {
     let passed = returned(&upstream, &Secret::new("sk-upstream"));
     assert_eq!(
         names(&passed),
-        ["content-type", "x-codex-turn-state", "x-ratelimit-remaining-tokens", "x-weekly-primary-used-percent"]
+        [
+            "content-type",
+            "x-codex-turn-state",
+            "x-ratelimit-remaining-tokens",
+            "x-weekly-primary-used-percent"
+        ]
     );
 }
 
@@ -145,7 +164,8 @@ fn header_of_the_hop_stays_here() {
         "sec-websocket-protocol",
         "sec-websocket-extensions",
     ] {
-        let sent = outgoing(&map(&[(name, "canary"), ("user-agent", "u")]), &Secret::new("sk"), false);
+        let sent =
+            outgoing(&map(&[(name, "canary"), ("user-agent", "u")]), &Secret::new("sk"), false);
         assert_eq!(names(&sent), ["authorization", "user-agent"], "{name}");
         assert_eq!(sent["authorization"], "Bearer sk", "{name}");
     }
@@ -191,13 +211,23 @@ fn header_that_is_not_the_hops_passes() {
         "x-api-keys",
     ] {
         let sent = outgoing(&map(&[(name, "1, 2 ;x")]), &Secret::new("sk"), false);
-        assert_eq!((sent.len(), sent.get(name).map(HeaderValue::as_bytes)), (2, Some(&b"1, 2 ;x"[..])), "{name}");
+        assert_eq!(
+            (sent.len(), sent.get(name).map(HeaderValue::as_bytes)),
+            (2, Some(&b"1, 2 ;x"[..])),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn header_is_nominated_by_any_line_in_any_case() {
-    let mut client = map(&[("connection", "X-One,,x-two"), ("x-one", "1"), ("x-two", "2"), ("x-three", "3"), ("x-four", "4")]);
+    let mut client = map(&[
+        ("connection", "X-One,,x-two"),
+        ("x-one", "1"),
+        ("x-two", "2"),
+        ("x-three", "3"),
+        ("x-four", "4"),
+    ]);
     client.append("connection", HeaderValue::from_static("\tx-Three "));
     client.append("connection", HeaderValue::from_bytes(b"x-four \xff").unwrap());
     let sent = outgoing(&client, &Secret::new("sk"), false);
@@ -219,16 +249,26 @@ fn credential_is_the_secret_and_nothing_else() {
 
 #[test]
 fn handshake_is_for_a_plain_websocket() {
-    let client = map(&[("upgrade", "h2c"), ("sec-websocket-key", "client"), ("sec-websocket-extensions", "permessage-deflate")]);
+    let client = map(&[
+        ("upgrade", "h2c"),
+        ("sec-websocket-key", "client"),
+        ("sec-websocket-extensions", "permessage-deflate"),
+    ]);
     let sent = upgrading(outgoing(&client, &Secret::new("sk"), false), "nonce");
-    assert_eq!(names(&sent), ["authorization", "connection", "sec-websocket-key", "sec-websocket-version", "upgrade"]);
-    let told = ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"].map(|name| &sent[name]);
+    assert_eq!(
+        names(&sent),
+        ["authorization", "connection", "sec-websocket-key", "sec-websocket-version", "upgrade"]
+    );
+    let told = ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"]
+        .map(|name| &sent[name]);
     assert_eq!(told, ["Upgrade", "websocket", "13", "nonce"]);
 }
 
 #[test]
 fn header_of_an_answer_returns_if_it_is_listed() {
-    let returns = |name: &'static str| !returned(&map(&[(name, "7")]), &Secret::new("sk-upstream")).is_empty();
+    let returns = |name: &'static str| {
+        !returned(&map(&[(name, "7")]), &Secret::new("sk-upstream")).is_empty()
+    };
     for name in [
         "age",
         "cache-control",
@@ -300,7 +340,8 @@ fn header_of_an_answer_returns_if_it_is_listed() {
 #[test]
 fn secret_returns_in_no_header() {
     let upstream = |value: &str| map(&[("x-request-id", value)]);
-    let returned = |value: &str, secret: &str| returned(&upstream(value), &Secret::new(secret)).len();
+    let returned =
+        |value: &str, secret: &str| returned(&upstream(value), &Secret::new(secret)).len();
     for echo in ["sk-upstream", "Bearer sk-upstream", "req-sk-upstream-1"] {
         assert_eq!(returned(echo, "sk-upstream"), 0, "{echo}");
     }
@@ -311,5 +352,9 @@ fn secret_returns_in_no_header() {
     twice.append("x-request-id", HeaderValue::from_static("sk-upstream"));
     twice.append("x-request-id", HeaderValue::from_static("two"));
     let passed = super::returned(&twice, &Secret::new("sk-upstream"));
-    assert_eq!(passed.get_all("x-request-id").iter().collect::<Vec<_>>(), ["one", "two"], "in their order");
+    assert_eq!(
+        passed.get_all("x-request-id").iter().collect::<Vec<_>>(),
+        ["one", "two"],
+        "in their order"
+    );
 }

@@ -4,7 +4,8 @@ use super::*;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use proptest::prelude::*;
 
-const USAGE: &str = r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
+const USAGE: &str =
+    r#"{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832},"output_tokens":7}"#;
 
 fn headers(kind: &str, encoding: Option<&str>) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -72,7 +73,11 @@ fn an_event_without_a_name_is_known_by_its_type() {
             for size in [1, text.len()] {
                 let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
                 let reading = read(&headers("text/event-stream; charset=utf-8", None), &chunks);
-                assert_eq!((reading.terminal, reading.usage), (terminal, terminal.and_then(|_| usage())), "{text}");
+                assert_eq!(
+                    (reading.terminal, reading.usage),
+                    (terminal, terminal.and_then(|_| usage())),
+                    "{text}"
+                );
             }
         }
     }
@@ -82,7 +87,8 @@ fn an_event_without_a_name_is_known_by_its_type() {
 fn what_stands_in_the_middle_of_a_line_is_no_line() {
     let line = format!("x{}", "x".repeat(KEPT + 1));
     let kind = headers("text/event-stream", None);
-    let reading = read(&kind, &[b"x", line.as_bytes(), b"data: {\"type\":\"response.completed\"}\n\n"]);
+    let reading =
+        read(&kind, &[b"x", line.as_bytes(), b"data: {\"type\":\"response.completed\"}\n\n"]);
     assert_eq!(reading, Reading::default());
 }
 
@@ -100,7 +106,10 @@ fn a_document_and_an_encoded_stream_are_read() {
     let text = stream("\n");
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(text.as_bytes()).unwrap();
-    assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[&gzip.finish().unwrap()]).usage, usage());
+    assert_eq!(
+        read(&headers("text/event-stream", Some("gzip")), &[&gzip.finish().unwrap()]).usage,
+        usage()
+    );
     let zstd = zstd::encode_all(text.as_bytes(), 1).unwrap();
     assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&zstd]).usage, usage());
 }
@@ -113,14 +122,20 @@ fn what_is_too_long_or_unreadable_passes_unread() {
         tap.observe(chunk);
         assert!(tap.0.reader().unwrap().kept.capacity() <= 2 * KEPT);
     });
-    assert_eq!(tap.finish(true), Reading { terminal: Some(Terminal::Completed), ..Reading::default() });
+    assert_eq!(
+        tap.finish(true),
+        Reading { terminal: Some(Terminal::Completed), ..Reading::default() }
+    );
     assert_eq!(read(&headers("text/event-stream", Some("br")), &[b"?"]).usage, None);
     assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
 }
 
 /// A stream's end, by the terminal event `name` with this `data`.
 fn ended(name: &str, data: &str) -> Reading {
-    read(&headers("text/event-stream", None), &[format!("event: {name}\ndata: {data}\n\n").as_bytes()])
+    read(
+        &headers("text/event-stream", None),
+        &[format!("event: {name}\ndata: {data}\n\n").as_bytes()],
+    )
 }
 
 /// A name holds for the event that it stands in, and for no other.
@@ -178,8 +193,14 @@ fn line_is_what_its_first_bytes_say_however_it_arrives() {
 fn failed_answer_says_what_went_wrong() {
     let error = r#"{"response":{"error":{"code":"rate_limit_exceeded","message":"m"},"usage":{"input_tokens":5}}}"#;
     let reading = ended("response.failed", error);
-    assert_eq!(reading.failure.and_then(|failure| failure.code).as_deref(), Some("rate_limit_exceeded"));
-    assert_eq!((reading.terminal, reading.usage.map(|usage| usage.input)), (Some(Terminal::Failed), Some(5)));
+    assert_eq!(
+        reading.failure.and_then(|failure| failure.code).as_deref(),
+        Some("rate_limit_exceeded")
+    );
+    assert_eq!(
+        (reading.terminal, reading.usage.map(|usage| usage.input)),
+        (Some(Terminal::Failed), Some(5))
+    );
     let reading = ended("error", r#"{"type":"error","code":"server_error","message":"m"}"#);
     assert_eq!(reading.failure.and_then(|failure| failure.code).as_deref(), Some("server_error"));
     // Only a failure is one.
@@ -187,17 +208,27 @@ fn failed_answer_says_what_went_wrong() {
     assert_eq!(ended("response.completed", error).failure, None);
 }
 
-/// What an answer costs is known of an event up to a length, and of a document: a byte more, and only its end is.
+/// What an answer costs is known of an event up to a length, and of a document: a byte more, and
+/// only its end is.
 #[test]
 fn event_is_kept_up_to_a_length() {
     let start = format!(r#"{{"response":{{"usage":{USAGE}}},"x":""#);
     let data = |length: usize| format!("{start}{}\"}}", "x".repeat(length - start.len() - 2));
     for (length, expected) in [(KEPT, usage()), (KEPT + 1, None)] {
         let reading = ended("response.completed", &data(length));
-        assert_eq!((reading.terminal, reading.usage), (Some(Terminal::Completed), expected.clone()), "{length}");
-        let document = data(length).replacen(r#"{"response":"#, "", 1).replacen("},\"x\"", ",\"x\"", 1);
+        assert_eq!(
+            (reading.terminal, reading.usage),
+            (Some(Terminal::Completed), expected.clone()),
+            "{length}"
+        );
+        let document =
+            data(length).replacen(r#"{"response":"#, "", 1).replacen("},\"x\"", ",\"x\"", 1);
         let padded = format!("{document}{}", " ".repeat(length - document.len()));
-        assert_eq!(read(&headers("application/json", None), &[padded.as_bytes()]).usage, expected, "{length}");
+        assert_eq!(
+            read(&headers("application/json", None), &[padded.as_bytes()]).usage,
+            expected,
+            "{length}"
+        );
     }
     // The length of one event is not held against the next.
     let both = format!("event: response.failed\ndata: {}\n\n", "x".repeat(KEPT + 1));
@@ -205,7 +236,8 @@ fn event_is_kept_up_to_a_length() {
     assert_eq!(read(&headers("text/event-stream", None), &[both.as_bytes()]).usage, usage());
 }
 
-/// A client may leave once the upstream has said all: that is known with the last word, not with the last byte.
+/// A client may leave once the upstream has said all: that is known with the last word, not with
+/// the last byte.
 #[test]
 fn answer_is_over_with_its_last_word() {
     let text = stream("\n");
@@ -234,7 +266,8 @@ fn answer_is_over_with_its_last_word() {
     }
 }
 
-/// A document is whole only at its end. What cannot be read is taken at its status, if it came to one.
+/// A document is whole only at its end. What cannot be read is taken at its status, if it came to
+/// one.
 #[test]
 fn answer_that_did_not_end_says_nothing() {
     let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
@@ -247,11 +280,18 @@ fn answer_that_did_not_end_says_nothing() {
         tap.observe(bytes);
         assert!(!tap.is_over(), "{kind} {encoding:?}");
         assert_eq!(tap.finish(false), Reading::default(), "{kind} {encoding:?}");
-        assert_eq!(read(&headers(kind, encoding), &[bytes]).terminal, Some(Terminal::Completed), "{kind} {encoding:?}");
+        assert_eq!(
+            read(&headers(kind, encoding), &[bytes]).terminal,
+            Some(Terminal::Completed),
+            "{kind} {encoding:?}"
+        );
     }
     // Named as what it is, and read as such.
     let text = stream("\n");
-    assert_eq!(read(&headers("text/event-stream", Some("identity")), &[text.as_bytes()]).usage, usage());
+    assert_eq!(
+        read(&headers("text/event-stream", Some("identity")), &[text.as_bytes()]).usage,
+        usage()
+    );
     let twice = zstd::encode_all(&b": one frame\n\n"[..], 1).unwrap();
     let twice = [twice, zstd::encode_all(text.as_bytes(), 1).unwrap()].concat();
     assert_eq!(read(&headers("text/event-stream", Some("zstd")), &[&twice]).usage, usage());

@@ -1,4 +1,5 @@
-//! The same client over WebSocket: it warms up, then sends only what is new, on one connection for as long as that lives.
+//! The same client over WebSocket: it warms up, then sends only what is new, on one connection for
+//! as long as that lives.
 
 use std::time::Duration;
 
@@ -36,7 +37,8 @@ impl Talk {
         self.connection = None;
     }
 
-    /// One turn to its end, through as many connections as it takes. The frame that was sent last, and its terminal event.
+    /// One turn to its end, through as many connections as it takes. The frame that was sent last,
+    /// and its terminal event.
     pub async fn turn(&mut self, text: &str) -> (String, Value) {
         self.codex.begin(text);
         for attempt in 0..ATTEMPTS {
@@ -86,12 +88,14 @@ impl Talk {
 }
 
 impl Codex {
-    /// A request for what the first `count` items of the input lead to; the upstream has some of them with `previous`.
+    /// A request for what the first `count` items of the input lead to; the upstream has some of
+    /// them with `previous`.
     fn frame(&self, previous: Option<(String, usize)>, count: usize, generate: bool) -> String {
         let known = previous.as_ref().map_or(0, |(_, known)| *known);
         let turn = uuid();
         let new = Self { input: self.input[known..count].to_vec(), ..self.clone() };
-        let body = String::from_utf8(new.body(&self.metadata(&turn), &turn)).expect("a body is text");
+        let body =
+            String::from_utf8(new.body(&self.metadata(&turn), &turn)).expect("a body is text");
         let mut head = r#"{"type":"response.create","#.to_owned();
         if let Some((id, _)) = previous {
             head.push_str(&format!(r#""previous_response_id":{id:?},"#));
@@ -103,7 +107,8 @@ impl Codex {
     }
 }
 
-/// The terminal event that answers `frame`, and the items that came before it. `None`: the connection is to be made anew.
+/// The terminal event that answers `frame`, and the items that came before it. `None`: the
+/// connection is to be made anew.
 async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)> {
     socket.send(frame).await;
     let mut items = Vec::new();
@@ -116,15 +121,23 @@ async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)
             "response.completed" => return Some((event, items)),
             "response.failed" | "response.incomplete" => panic!("the turn is completed: {text}"),
             "error" => {
-                assert_ne!(event["error"]["code"], "insufficient_quota", "the turn goes on: {text}");
-                if let Some(wait) = event["headers"]["retry-after"].as_str().and_then(|wait| wait.parse().ok()) {
+                assert_ne!(
+                    event["error"]["code"], "insufficient_quota",
+                    "the turn goes on: {text}"
+                );
+                if let Some(wait) =
+                    event["headers"]["retry-after"].as_str().and_then(|wait| wait.parse().ok())
+                {
                     tokio::time::sleep(Duration::from_secs(wait)).await;
                     return None;
                 }
                 let is_anew = ["previous_response_not_found", "websocket_connection_limit_reached"]
                     .iter()
                     .any(|code| event["error"]["code"] == json!(code));
-                assert!(is_anew || event["status"].as_u64().is_some_and(|status| status >= 500), "the turn goes on: {text}");
+                assert!(
+                    is_anew || event["status"].as_u64().is_some_and(|status| status >= 500),
+                    "the turn goes on: {text}"
+                );
                 return None;
             }
             _ => {}

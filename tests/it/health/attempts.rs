@@ -17,12 +17,19 @@ async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
         let cluster = three().keys(pool()).start().await;
         let (mut codex, turn) = one_of(&cluster, "org-a").await;
         let before = cluster.turns().await.len();
-        cluster.upstream().ails(Ill::down(status).code("server_error").session(&codex.session).times(times)).await;
+        cluster
+            .upstream()
+            .ails(Ill::down(status).code("server_error").session(&codex.session).times(times))
+            .await;
         codex.turn("goes on").await.served();
         let mut sent = attempts(&cluster, &codex, before).await;
         let (served_by, _) = sent.pop().expect("it was served");
         assert_eq!(sent, vec![(turn.key.clone(), status); times as usize]);
-        assert_eq!(served_by == turn.key, times == 1, "the same key once more, then a sibling: {served_by}");
+        assert_eq!(
+            served_by == turn.key,
+            times == 1,
+            "the same key once more, then a sibling: {served_by}"
+        );
         assert!(served_by.starts_with("org-a"));
         assert_eq!(decided(&cluster, "retry", "failed").await, times as f64);
         goes_on(&cluster, &mut codex, 3).await;
@@ -38,7 +45,11 @@ async fn what_fails_always_is_not_sent_much_more_often() {
     let (offered, began) = (120, Instant::now());
     for number in 0..offered {
         let ended = Codex::new(cluster.address(), ALICE).turn("fails").await;
-        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "server_error"), "turn {number}");
+        assert_eq!(
+            (ended.answer.status, ended.answer.code().as_str()),
+            (503, "server_error"),
+            "turn {number}"
+        );
         assert!(waits(&ended.answer) >= 1, "turn {number}");
     }
     let turns = cluster.turns().await;
@@ -49,11 +60,15 @@ async fn what_fails_always_is_not_sent_much_more_often() {
     assert!(turns.len() > offered, "some were tried again");
     assert!(began.elapsed() < Duration::from_secs(60), "and nobody waited long");
     for key in ["org-a-1", "org-b-1"] {
-        cluster.replica().shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
+        cluster
+            .replica()
+            .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0)
+            .await;
     }
 }
 
-/// Another key does not help: the client is told when to come again, in words that do not end its turn.
+/// Another key does not help: the client is told when to come again, in words that do not end its
+/// turn.
 #[tokio::test]
 async fn an_overloaded_model_is_not_shopped_around() {
     let cluster = three().keys(pool()).start().await;
@@ -71,7 +86,11 @@ async fn an_overloaded_model_is_not_shopped_around() {
 #[tokio::test]
 async fn b15_at_most_once() {
     for resends in [false, true] {
-        let cluster = three().keys(pool()).binding(&format!("[failover]\nambiguous = {resends}")).start().await;
+        let cluster = three()
+            .keys(pool())
+            .binding(&format!("[failover]\nambiguous = {resends}"))
+            .start()
+            .await;
         let mut codex = Codex::new(cluster.address(), ALICE);
         codex.turn("first").await.served();
         let before = cluster.turns().await.len();
@@ -80,7 +99,10 @@ async fn b15_at_most_once() {
         match resends {
             true => assert_eq!(ended.answer.status, 200),
             false => {
-                assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "upstream_interrupted"));
+                assert_eq!(
+                    (ended.answer.status, ended.answer.code().as_str()),
+                    (503, "upstream_interrupted")
+                );
                 assert!(waits(&ended.answer) >= 1);
                 assert_eq!(decided(&cluster, "refuse", "failed").await, 1.0);
             }
@@ -92,7 +114,12 @@ async fn b15_at_most_once() {
     let cluster = three().keys(pool()).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
-    for (ill, more) in [(Ill::down(400), 0), (Ill::down(413), 0), (Ill::down(422), 0), (Ill::down(500).code("server_error"), 1)] {
+    for (ill, more) in [
+        (Ill::down(400), 0),
+        (Ill::down(413), 0),
+        (Ill::down(422), 0),
+        (Ill::down(500).code("server_error"), 1),
+    ] {
         let before = cluster.turns().await.len();
         cluster.upstream().ails(ill.times(1)).await;
         codex.turn("refused").await;
@@ -112,22 +139,41 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
         let mut states = Vec::new();
         for replica in &cluster.replicas {
             let page = replica.probe("/metrics").await.text();
-            states.extend(page.lines().filter(|line| line.starts_with("warmkey_key_state{")).map(str::to_owned));
+            states.extend(
+                page.lines()
+                    .filter(|line| line.starts_with("warmkey_key_state{"))
+                    .map(str::to_owned),
+            );
         }
         states
     };
     let (before, decisions) = (states().await, "warmkey_decisions_total");
-    assert_eq!(before.iter().filter(|line| line.contains("\"ready\"} ") && line.ends_with(" 1")).count(), 3 * pool().len());
-    for (status, code) in [(400, "invalid_value"), (404, "not_found"), (413, "request_too_large"), (422, "unprocessable")] {
+    assert_eq!(
+        before.iter().filter(|line| line.contains("\"ready\"} ") && line.ends_with(" 1")).count(),
+        3 * pool().len()
+    );
+    for (status, code) in [
+        (400, "invalid_value"),
+        (404, "not_found"),
+        (413, "request_too_large"),
+        (422, "unprocessable"),
+    ] {
         for codex in &mut all {
             for number in 0..3 {
                 codex.moves_to(cluster.replicas[number].address());
                 let sent = cluster.turns().await.len();
-                cluster.upstream().ails(Ill::down(status).code(code).session(&codex.session).times(1)).await;
+                cluster
+                    .upstream()
+                    .ails(Ill::down(status).code(code).session(&codex.session).times(1))
+                    .await;
                 let ended = codex.turn("refused").await;
                 assert_eq!((ended.answer.status, ended.answer.code().as_str()), (status, code));
                 let home = path(&cluster, codex).await;
-                assert_eq!(attempts(&cluster, codex, sent).await, [(home[0].clone(), status)], "one attempt, at home");
+                assert_eq!(
+                    attempts(&cluster, codex, sent).await,
+                    [(home[0].clone(), status)],
+                    "one attempt, at home"
+                );
             }
         }
     }
@@ -137,7 +183,10 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
     }
     assert_eq!(states().await, before, "no state of any key at any replica");
     for replica in &cluster.replicas {
-        assert!(replica.metrics().await.sum(decisions).abs() < f64::EPSILON, "and nothing was decided");
+        assert!(
+            replica.metrics().await.sum(decisions).abs() < f64::EPSILON,
+            "and nothing was decided"
+        );
     }
 }
 
@@ -149,10 +198,14 @@ async fn an_upstream_that_is_not_there_condemns_nobody() {
     codex.turn("first").await.served();
     cluster.cable().set(Weather::Refused);
     // A connection that was open is lost once; then there is none.
-    let unreachable = async || (codex.turn("nobody").await.answer.code() == "upstream_unreachable").then_some(());
+    let unreachable =
+        async || (codex.turn("nobody").await.answer.code() == "upstream_unreachable").then_some(());
     eventually(SOON, "told that nobody is there", unreachable).await;
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
-        cluster.replica().shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0).await;
+        cluster
+            .replica()
+            .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"ready\"}}"), 1.0)
+            .await;
     }
     assert!(decided(&cluster, "refuse", "unreachable").await >= 1.0);
     cluster.cable().set(Weather::Fair);
@@ -165,10 +218,16 @@ async fn an_upstream_that_is_not_there_condemns_nobody() {
 async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
     let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = one_of(&cluster, "org-a").await;
-    cluster.upstream().ails(Ill::failing("insufficient_quota").session(&codex.session).times(1)).await;
+    cluster
+        .upstream()
+        .ails(Ill::failing("insufficient_quota").session(&codex.session).times(1))
+        .await;
     let ended = codex.turn("fails").await;
     assert!(ended.answer.status == 200 && ended.answer.text().contains("event: response.failed"));
-    cluster.replica().shows(&format!("warmkey_key_state{{key=\"{}\",state=\"disabled\"}}", turn.key), 1.0).await;
+    cluster
+        .replica()
+        .shows(&format!("warmkey_key_state{{key=\"{}\",state=\"disabled\"}}", turn.key), 1.0)
+        .await;
     assert_eq!(codex.turn("known").await.answer.code(), "insufficient_quota");
     assert!(decided(&cluster, "refuse", "exhausted").await >= 1.0, "and it is told");
 }

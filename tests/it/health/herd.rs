@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 use super::{sessions, three};
 use crate::simulator::{path_of, siblings};
 
-/// B13: they come to the others little by little: at twice the rate of five a second, and three seconds' worth of that at once, by
-/// all replicas together.
+/// B13: they come to the others little by little: at twice the rate of five a second, and three
+/// seconds' worth of that at once, by all replicas together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b13_herd() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;
@@ -36,7 +36,10 @@ async fn b13_herd() {
         let record = cluster.turns().await;
         // Taken afterwards: a record that is slow to come holds nothing that came later than this.
         let seconds = began.elapsed().as_secs_f64();
-        let moved = record[before..].iter().filter(|turn| turn.key == "org-a-2" && turn.is_served()).count();
+        let moved = record[before..]
+            .iter()
+            .filter(|turn| turn.key == "org-a-2" && turn.is_served())
+            .count();
         assert!(moved <= 31 + (10.0 * seconds) as usize, "{moved} have come after {seconds} s");
         came = moved;
     }

@@ -12,7 +12,11 @@ use crate::simulator::{Ill, Key, path_of, siblings};
 #[tokio::test]
 async fn a_key_that_is_short_for_a_moment_is_waited_for() {
     let cluster = three().keys(pool()).start().await;
-    for ill in [Ill::limited(1), Ill::limited_until(2), Ill::limited_in_silence().header("retry-after-ms", "900")] {
+    for ill in [
+        Ill::limited(1),
+        Ill::limited_until(2),
+        Ill::limited_in_silence().header("retry-after-ms", "900"),
+    ] {
         let (mut codex, _) = one_of(&cluster, "org-a").await;
         let (before, began) = (cluster.turns().await.len(), Instant::now());
         cluster.upstream().ails(ill.session(&codex.session).times(1)).await;
@@ -20,24 +24,36 @@ async fn a_key_that_is_short_for_a_moment_is_waited_for() {
         assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
         let home = path(&cluster, &codex).await;
         assert_eq!(home.len(), 1, "{home:?}");
-        assert_eq!(attempts(&cluster, &codex, before).await, [(home[0].clone(), 429), (home[0].clone(), 200)]);
+        assert_eq!(
+            attempts(&cluster, &codex, before).await,
+            [(home[0].clone(), 429), (home[0].clone(), 200)]
+        );
     }
     assert!(decided(&cluster, "wait", "limited").await >= 3.0);
-    assert_eq!(decided(&cluster, "spill", "limited").await + decided(&cluster, "move", "limited").await, 0.0);
+    assert_eq!(
+        decided(&cluster, "spill", "limited").await + decided(&cluster, "move", "limited").await,
+        0.0
+    );
 }
 
-/// "In a moment", again and again: another project serves, and where there is none it is asked less often.
+/// "In a moment", again and again: another project serves, and where there is none it is asked less
+/// often.
 #[tokio::test]
 async fn a_moment_that_does_not_end_is_no_moment() {
     let moment = || Ill::limited_in_silence().header("retry-after-ms", "100");
     let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = one_of(&cluster, "org-a").await;
-    let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
+    let project =
+        if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
     let before = cluster.turns().await.len();
     cluster.upstream().ails(moment().project(project)).await;
     codex.turn("is served beside").await.served();
     let beside = attempts(&cluster, &codex, before).await;
-    assert_eq!((beside.len(), &beside[..2]), (3, &[(turn.key.clone(), 429), (turn.key.clone(), 429)][..]), "{beside:?}");
+    assert_eq!(
+        (beside.len(), &beside[..2]),
+        (3, &[(turn.key.clone(), 429), (turn.key.clone(), 429)][..]),
+        "{beside:?}"
+    );
     assert!(beside[2].0.starts_with("org-a"), "{beside:?}");
 
     let cluster = three().keys(siblings("org-a", 1)).start().await;
@@ -49,7 +65,8 @@ async fn a_moment_that_does_not_end_is_no_moment() {
     assert!(began.elapsed() >= Duration::from_millis(1_100), "{:?}", began.elapsed());
 }
 
-/// C5: for longer, another project of the organization serves, always the same one, and the binding stays.
+/// C5: for longer, another project of the organization serves, always the same one, and the binding
+/// stays.
 #[tokio::test]
 async fn a_longer_shortage_is_spilled_and_comes_to_its_end() {
     let cluster = three().keys(pool()).start().await;
@@ -71,10 +88,15 @@ async fn a_longer_shortage_is_spilled_and_comes_to_its_end() {
     // It is over: home again, of itself.
     tokio::time::sleep_until((began + Duration::from_millis(7_300)).into()).await;
     goes_on(&cluster, &mut codex, 3).await;
-    assert_eq!(path(&cluster, &codex).await, [turn.key.clone(), spilled[1].clone(), turn.key], "the binding was left alone");
+    assert_eq!(
+        path(&cluster, &codex).await,
+        [turn.key.clone(), spilled[1].clone(), turn.key],
+        "the binding was left alone"
+    );
 }
 
-/// C5: with no other project, a session that is not sealed goes elsewhere, and one that is hears when to come again.
+/// C5: with no other project, a session that is not sealed goes elsewhere, and one that is hears
+/// when to come again.
 #[tokio::test]
 async fn what_cannot_leave_is_told_the_truth() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 2)].concat()).start().await;
@@ -84,14 +106,22 @@ async fn what_cannot_leave_is_told_the_truth() {
     for number in 0..3 {
         sealed.moves_to(cluster.replicas[number].address());
         let ended = sealed.turn("nowhere to go").await;
-        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
+        assert_eq!(
+            (ended.answer.status, ended.answer.code().as_str()),
+            (429, "rate_limit_exceeded")
+        );
         all_know(&cluster, &turn.key, "cooling").await;
         let wait = waits(&ended.answer);
         assert!((2_990..=3_000).contains(&wait), "{wait}");
-        let message = ended.answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        let message =
+            ended.answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
         assert!(message.ends_with(&format!("Please try again in {wait}s.")), "{message}");
     }
-    assert_eq!(attempts(&cluster, &sealed, before).await, [(turn.key, 429)], "the upstream is not asked again");
+    assert_eq!(
+        attempts(&cluster, &sealed, before).await,
+        [(turn.key, 429)],
+        "the upstream is not asked again"
+    );
     for number in 0..6 {
         let mut new = Codex::new(cluster.replicas[number % 3].address(), ALICE);
         new.turn("first").await.served();
@@ -108,11 +138,16 @@ async fn a_limit_is_of_one_model() {
     let limited = Codex::new(cluster.address(), ALICE).turn("first").await;
     assert_eq!(limited.answer.status, 429);
     for number in 0..3 {
-        Codex::new(cluster.replicas[number].address(), ALICE).model("gpt-5.5").turn("first").await.served();
+        Codex::new(cluster.replicas[number].address(), ALICE)
+            .model("gpt-5.5")
+            .turn("first")
+            .await
+            .served();
     }
 }
 
-/// A limit that says nothing, or nonsense, holds for a usual time, and clients are told a whole number.
+/// A limit that says nothing, or nonsense, holds for a usual time, and clients are told a whole
+/// number.
 #[tokio::test]
 async fn nonsense_is_clamped() {
     for ill in [
@@ -155,18 +190,27 @@ async fn what_is_not_the_keys_fault_cools_nothing() {
         .await;
     let ended = codex.turn("too large").await;
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
-    assert!(ended.answer.text().contains("Request too large"), "it is passed on: {}", ended.answer.text());
-    assert_eq!(attempts(&cluster, &codex, before).await, [(turn.key.clone(), 429), (turn.key.clone(), 429)]);
+    assert!(
+        ended.answer.text().contains("Request too large"),
+        "it is passed on: {}",
+        ended.answer.text()
+    );
+    assert_eq!(
+        attempts(&cluster, &codex, before).await,
+        [(turn.key.clone(), 429), (turn.key.clone(), 429)]
+    );
     goes_on(&cluster, &mut codex, 3).await;
     assert_eq!(path(&cluster, &codex).await, [turn.key]);
 }
 
-/// C6: a project that has spent its money: its sealed sessions go on in another project, and come back.
+/// C6: a project that has spent its money: its sealed sessions go on in another project, and come
+/// back.
 #[tokio::test]
 async fn an_exhausted_project_is_served_by_its_sibling() {
     let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = one_of(&cluster, "org-a").await;
-    let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
+    let project =
+        if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
     cluster.upstream().ails(Ill::overspent().project(project)).await;
     goes_on(&cluster, &mut codex, 1).await;
     all_know(&cluster, &turn.key, "disabled").await;
@@ -174,13 +218,20 @@ async fn an_exhausted_project_is_served_by_its_sibling() {
     let path = path(&cluster, &codex).await;
     assert_eq!((path.len(), &path[0]), (2, &turn.key), "{path:?}");
     assert_eq!(last_of(&cluster, &codex).await.organization, "org-a");
-    assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1, "one refusal speaks for all");
+    assert_eq!(
+        cluster.turns().await.iter().filter(|turn| turn.status == 429).count(),
+        1,
+        "one refusal speaks for all"
+    );
 }
 
 /// What answers say of limits decides where new sessions begin, and moves no other.
 #[tokio::test]
 async fn new_sessions_prefer_where_there_is_room() {
-    let keys = [Key::new("org-a-1", "org-a").limited(400, 40_000_000), Key::new("org-a-2", "org-a").of_project("side")];
+    let keys = [
+        Key::new("org-a-1", "org-a").limited(400, 40_000_000),
+        Key::new("org-a-2", "org-a").of_project("side"),
+    ];
     let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
     let mut all = super::sessions(&cluster, 30).await;
     let homes = super::homes(&cluster, &all).await;
@@ -191,7 +242,10 @@ async fn new_sessions_prefer_where_there_is_room() {
     let need = there.len() + 3;
     for number in there.into_iter().cycle() {
         let ended = all[number].turn("uses it up").await.served();
-        let left = ended.answer.header("x-ratelimit-remaining-requests").expect("the upstream says what is left");
+        let left = ended
+            .answer
+            .header("x-ratelimit-remaining-requests")
+            .expect("the upstream says what is left");
         if left.parse::<usize>().expect("a number") < need {
             break;
         }
@@ -205,7 +259,11 @@ async fn new_sessions_prefer_where_there_is_room() {
     let fresh: Vec<_> = new.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     assert_eq!(count(&fresh), 0, "{fresh:?}");
     for (codex, home) in all.iter().zip(&homes) {
-        assert_eq!(path_of(&turns, &codex.session), std::slice::from_ref(home), "who lives there stays");
+        assert_eq!(
+            path_of(&turns, &codex.session),
+            std::slice::from_ref(home),
+            "who lives there stays"
+        );
         assert_eq!(path_of(&turns[scarce..], &codex.session).len(), 1, "and has gone on");
     }
 }

@@ -17,7 +17,11 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     let mut all = sessions(&cluster, 24).await;
     let mut homes = homes(&cluster, &all).await;
     let count = |key: &String| homes.iter().filter(|home| *home == key).count();
-    let dead = homes.iter().filter(|home| home.starts_with("org-a")).max_by_key(|home| count(home)).cloned();
+    let dead = homes
+        .iter()
+        .filter(|home| home.starts_with("org-a"))
+        .max_by_key(|home| count(home))
+        .cloned();
     let dead = dead.expect("some begin in org-a");
     let at = homes.iter().position(|home| *home == dead).expect("one is on it");
     let (mut first, _) = (all.remove(at), homes.remove(at));
@@ -25,7 +29,8 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     cluster.upstream().revoke(&dead).await;
     let ended = first.turn("meets it").await.served();
     assert!(!ended.answer.text().contains("Incorrect API key"));
-    within(Duration::from_secs(1), "all replicas know", all_know(&cluster, &dead, "disabled")).await;
+    within(Duration::from_secs(1), "all replicas know", all_know(&cluster, &dead, "disabled"))
+        .await;
     let before = cluster.turns().await.len();
     for codex in &mut all {
         goes_on(&cluster, codex, 2).await;
@@ -35,12 +40,18 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     for (codex, home) in all.iter().zip(&homes) {
         let path = path_of(&turns, &codex.session);
         match *home == dead {
-            true => assert!(path.len() == 2 && path[1].starts_with("org-a"), "one move, at home: {path:?}"),
+            true => assert!(
+                path.len() == 2 && path[1].starts_with("org-a"),
+                "one move, at home: {path:?}"
+            ),
             false => assert_eq!(path.len(), 1, "{path:?}"),
         }
     }
     let probes = cluster.upstream().probes().await;
-    assert!(probes.iter().any(|probe| probe.key == dead && probe.status == 401), "it was asked: {probes:?}");
+    assert!(
+        probes.iter().any(|probe| probe.key == dead && probe.status == 401),
+        "it was asked: {probes:?}"
+    );
 }
 
 /// B7: a key that is accepted again takes new sessions, and none comes back that has left it.
@@ -67,8 +78,16 @@ async fn b7_no_fail_back() {
     let (before, after) = turns.split_at(recovered);
     for (codex, home) in all.iter().zip(&homes) {
         let refuge = path_of(before, &codex.session).pop();
-        assert_eq!(refuge.as_ref() == Some(home), *home != dead, "{home} is dead, or not: {refuge:?}");
-        assert_eq!(path_of(after, &codex.session).first(), refuge.as_ref(), "it stays where it went");
+        assert_eq!(
+            refuge.as_ref() == Some(home),
+            *home != dead,
+            "{home} is dead, or not: {refuge:?}"
+        );
+        assert_eq!(
+            path_of(after, &codex.session).first(),
+            refuge.as_ref(),
+            "it stays where it went"
+        );
         assert_eq!(path_of(after, &codex.session).len(), 1);
     }
     assert!(after.iter().any(|turn| turn.key == dead), "new sessions come to it");
@@ -99,13 +118,21 @@ async fn b12_spread() {
     }
     let turns = cluster.turns().await;
     for survivor in ["org-a-2", "org-a-3", "org-a-4"] {
-        let count = all.iter().filter(|codex| path_of(&turns, &codex.session).pop().as_deref() == Some(survivor)).count();
+        let count = all
+            .iter()
+            .filter(|codex| path_of(&turns, &codex.session).pop().as_deref() == Some(survivor))
+            .count();
         assert!(count > 0, "{survivor} takes some of {}", all.len());
     }
-    assert!(all.iter().all(|codex| path_of(&turns, &codex.session).iter().all(|key| key.starts_with("org-a"))));
+    assert!(
+        all.iter().all(|codex| path_of(&turns, &codex.session)
+            .iter()
+            .all(|key| key.starts_with("org-a")))
+    );
 }
 
-/// Where there are others to go to: whoever came before it was known to be an incident may have moved, and nobody after.
+/// Where there are others to go to: whoever came before it was known to be an incident may have
+/// moved, and nobody after.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incident_moves_nobody_who_could_move() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
@@ -133,7 +160,9 @@ async fn an_incident_moves_nobody_who_could_move() {
     cluster.upstream().heal().await;
     for key in refused {
         for replica in &cluster.replicas {
-            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+            replica
+                .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
+                .await;
         }
     }
     for codex in &mut all {
@@ -157,19 +186,32 @@ async fn an_incident_moves_nobody() {
     for codex in &mut all {
         let ended = codex.turn("incident").await;
         if ended.answer.status != 200 {
-            assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
+            assert_eq!(
+                (ended.answer.status, ended.answer.code().as_str()),
+                (503, "no_key_available"),
+                "{}",
+                ended.answer.text()
+            );
             assert!(waits(&ended.answer) >= 1);
         }
     }
     cluster.upstream().heal().await;
     for key in ["org-a-1", "org-a-2", "org-b-1"] {
-        cluster.replicas[0].shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+        cluster.replicas[0]
+            .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
+            .await;
     }
     for codex in &mut all {
-        eventually(SOON, "served again", async || (codex.turn("over").await.answer.status == 200).then_some(())).await;
+        eventually(SOON, "served again", async || {
+            (codex.turn("over").await.answer.status == 200).then_some(())
+        })
+        .await;
     }
     let turns = cluster.turns().await;
-    let moved = all.iter().filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session)).count();
+    let moved = all
+        .iter()
+        .filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session))
+        .count();
     // Whoever came first could not know that it was one.
     assert!(moved <= 6, "{moved} of 12 have moved");
 }
@@ -187,8 +229,13 @@ async fn what_a_project_may_not_is_believed_of_two_clients() {
         assert_eq!(attempts(&cluster, &codex, before).await.len(), 1, "nobody else is asked");
     }
     goes_on(&cluster, &mut codex, 3).await;
-    assert_eq!(path(&cluster, &codex).await, std::slice::from_ref(&turn.key), "one client's word changes nothing");
-    let project = if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
+    assert_eq!(
+        path(&cluster, &codex).await,
+        std::slice::from_ref(&turn.key),
+        "one client's word changes nothing"
+    );
+    let project =
+        if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
     cluster.upstream().ails(Ill::withdrawn().project(project).model("gpt-6")).await;
     let mut told = BTreeSet::new();
     for number in 0..40 {
@@ -200,7 +247,8 @@ async fn what_a_project_may_not_is_believed_of_two_clients() {
         }
     }
     assert_eq!(told.len(), 2);
-    // A session that lives there and asks for the model is served by a sibling, and stays what it is.
+    // A session that lives there and asks for the model is served by a sibling, and stays what it
+    // is.
     codex.moves_to(cluster.address());
     let mut other = codex.clone().model("gpt-6");
     other.turn("the other model").await.served();
@@ -209,7 +257,8 @@ async fn what_a_project_may_not_is_believed_of_two_clients() {
     assert_eq!(last_of(&cluster, &codex).await.key, turn.key);
 }
 
-/// Exhausted for good, and known to all: a sealed session stops at once with what its user should do.
+/// Exhausted for good, and known to all: a sealed session stops at once with what its user should
+/// do.
 #[tokio::test]
 async fn an_exhausted_organization_is_told_once() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
@@ -219,8 +268,14 @@ async fn an_exhausted_organization_is_told_once() {
     for number in 0..3 {
         codex.moves_to(cluster.replicas[number].address());
         let ended = codex.turn("no credit").await;
-        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "insufficient_quota"));
-        assert_eq!((ended.answer.header("x-should-retry"), ended.answer.header("retry-after")), (Some("false"), Some("600")));
+        assert_eq!(
+            (ended.answer.status, ended.answer.code().as_str()),
+            (429, "insufficient_quota")
+        );
+        assert_eq!(
+            (ended.answer.header("x-should-retry"), ended.answer.header("retry-after")),
+            (Some("false"), Some("600"))
+        );
         assert!(ended.answer.text().contains("Add credit"), "{}", ended.answer.text());
         all_know(&cluster, "org-a-1", "disabled").await;
     }
@@ -240,7 +295,8 @@ async fn one_that_is_not_sealed(cluster: &Running, organization: &str) -> Codex 
     panic!("some session begins in {organization}");
 }
 
-/// A 401 that is about an organization is about all its keys, everywhere: who can leave does, who cannot is told when to come again.
+/// A 401 that is about an organization is about all its keys, everywhere: who can leave does, who
+/// cannot is told when to come again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
@@ -249,8 +305,17 @@ async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
     cluster.upstream().ails(Ill::deactivated().organization("org-a")).await;
     let told = async |sealed: &mut Codex| {
         let ended = sealed.turn("nowhere to go").await;
-        assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"), "{}", ended.answer.text());
-        assert!(waits(&ended.answer) >= 1 && !ended.answer.text().contains("deactivated"), "{}", ended.answer.text());
+        assert_eq!(
+            (ended.answer.status, ended.answer.code().as_str()),
+            (503, "no_key_available"),
+            "{}",
+            ended.answer.text()
+        );
+        assert!(
+            waits(&ended.answer) >= 1 && !ended.answer.text().contains("deactivated"),
+            "{}",
+            ended.answer.text()
+        );
     };
     told(&mut sealed).await;
     for key in ["org-a-1", "org-a-2"] {
@@ -265,7 +330,10 @@ async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
     }
     sessions(&cluster, 12).await;
     let turns = cluster.turns().await;
-    assert!(turns[known..].iter().all(|turn| turn.organization == "org-b"), "nobody tried it again");
+    assert!(
+        turns[known..].iter().all(|turn| turn.organization == "org-b"),
+        "nobody tried it again"
+    );
     let refuge = path_of(&turns, &unsealed.session);
     assert_eq!(refuge.len(), 1, "one move: {refuge:?}");
     // Accepted again.

@@ -20,10 +20,13 @@ async fn talks(cluster: &Running) -> (crate::codex::Talk, String) {
 /// What is refused before it begins is served by a sibling, on the next connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_turn_lands_on_a_sibling() {
-    for (ill, comes_back) in [(Ill::limited(3_000), true), (Ill::revoked(), false), (Ill::overspent(), true)] {
+    for (ill, comes_back) in
+        [(Ill::limited(3_000), true), (Ill::revoked(), false), (Ill::overspent(), true)]
+    {
         let cluster = three().keys(pool()).start().await;
         let (mut talk, home) = talks(&cluster).await;
-        let project = if ["org-a-1", "org-a-2"].contains(&home.as_str()) { "org-a-main" } else { "side" };
+        let project =
+            if ["org-a-1", "org-a-2"].contains(&home.as_str()) { "org-a-main" } else { "side" };
         let ill = if comes_back { ill.project(project) } else { ill.key(&home) };
         cluster.upstream().ails(ill).await;
         talk.turn("elsewhere").await;
@@ -47,7 +50,8 @@ async fn a_handshake_knows_what_is_short() {
     talk.hang_up();
     cluster.upstream().ails(Ill::limited(3_000).at_handshakes()).await;
     let headers = [("session-id", talk.codex.session.as_str())];
-    let refused: Refused = open(cluster.address(), ALICE, &headers).await.err().expect("it is refused");
+    let refused: Refused =
+        open(cluster.address(), ALICE, &headers).await.err().expect("it is refused");
     assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"));
     assert!(refused.waits() > 2_900);
 }

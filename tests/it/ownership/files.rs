@@ -18,7 +18,8 @@ fn referring(place: &str) -> [Value; 3] {
 
 /// A turn on a socket with these fields: how it ended, if not well.
 async fn asks(socket: &mut Socket, fields: &Value) -> Result<(), (u64, String)> {
-    let mut frame = json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": false });
+    let mut frame =
+        json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": false });
     for (name, value) in fields.as_object().expect("fields") {
         frame[name] = value.clone();
     }
@@ -64,7 +65,11 @@ async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere(
     let before = cluster.turns().await.len();
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let away = ("a-3".to_owned(), 200);
-    assert_eq!(asked_since(&cluster, before).await, [("a-1".into(), 429), away.clone()], "one that refers to nothing is spilled");
+    assert_eq!(
+        asked_since(&cluster, before).await,
+        [("a-1".into(), 429), away.clone()],
+        "one that refers to nothing is spilled"
+    );
     let before = cluster.turns().await.len();
     for mut fields in referring("org-a-one") {
         let held = chain.asks(fields.clone()).await;
@@ -74,19 +79,32 @@ async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere(
         let fork = Request::turn(ALICE, fields.to_string()).header("session-id", &uuid());
         let forked = ask(cluster.address(), &fork.header("x-codex-turn-metadata", &metadata)).await;
         for refused in [held, forked] {
-            assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limit_exceeded"), "{}", refused.text());
+            assert_eq!(
+                (refused.status, refused.code().as_str()),
+                (429, "rate_limit_exceeded"),
+                "{}",
+                refused.text()
+            );
             assert!(refused.text().contains("org-a/one"), "{}", refused.text());
-            let wait: u64 = refused.header("retry-after").and_then(|wait| wait.parse().ok()).expect("when to come again");
+            let wait: u64 = refused
+                .header("retry-after")
+                .and_then(|wait| wait.parse().ok())
+                .expect("when to come again");
             assert!((2_900..=3_000).contains(&wait), "{wait}");
         }
     }
     assert!(asked_since(&cluster, before).await.is_empty(), "nobody was asked instead");
     // A socket has one key for life.
     let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
-    let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
+    let (mut socket, _) =
+        open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
     assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
     for fields in [&referring("org-a-one")[..], &[json!({ "conversation": "conv_1" })]].concat() {
-        assert_eq!(asks(&mut socket, &fields).await, Err((503, "no_key_available".into())), "{fields}");
+        assert_eq!(
+            asks(&mut socket, &fields).await,
+            Err((503, "no_key_available".into())),
+            "{fields}"
+        );
     }
     assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
     assert_eq!(asked_since(&cluster, before).await, [away.clone(), away]);
@@ -100,7 +118,8 @@ async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has()
     cluster.upstream().ails(Ill::limited(6).key("a-1").times(1)).await;
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
-    let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
+    let (mut socket, _) =
+        open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
     assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
     let [file, ..] = referring("org-a-one");
     assert_eq!(asks(&mut socket, &file).await, Err((503, "no_key_available".into())));
@@ -110,7 +129,8 @@ async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has()
     };
     eventually(ms(8_000), "its key is well again", is_told_to_leave).await;
     assert_eq!(socket.closed().await, 1001, "and it does not wait for the client to do so");
-    let (mut socket, _) = open(cluster.address(), ALICE, &headers).await.expect("its own key takes it");
+    let (mut socket, _) =
+        open(cluster.address(), ALICE, &headers).await.expect("its own key takes it");
     assert_eq!(asks(&mut socket, &file).await, Ok(()));
 }
 
@@ -122,13 +142,26 @@ async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
     let before = cluster.turns().await.len();
     for fields in referring("org-a-one") {
         let refused = chain.asks(fields).await;
-        assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"), "{}", refused.text());
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (503, "no_key_available"),
+            "{}",
+            refused.text()
+        );
     }
     let asked = asked_since(&cluster, before).await;
-    assert!(!asked.is_empty() && asked.iter().all(|(key, status)| (key.as_str(), *status) == ("a-1", 401)), "{asked:?}");
+    assert!(
+        !asked.is_empty()
+            && asked.iter().all(|(key, status)| (key.as_str(), *status) == ("a-1", 401)),
+        "{asked:?}"
+    );
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let asked = asked_since(&cluster, before).await;
-    assert_eq!(asked.last(), Some(&("a-3".into(), 200)), "one that refers to nothing takes the session along");
+    assert_eq!(
+        asked.last(),
+        Some(&("a-3".into(), 200)),
+        "one that refers to nothing takes the session along"
+    );
     for fields in referring("org-a-two") {
         assert_eq!(chain.asks(fields).await.status, 200);
     }
@@ -145,11 +178,20 @@ async fn while_nobody_can_say_whose_it_is_a_turn_waits() {
     for fields in referring("org-a-one") {
         assert_eq!(chain.asks(fields.clone()).await.status, 200, "its replica remembers");
         let untold = there.asks(fields).await;
-        assert_eq!((untold.status, untold.code().as_str()), (503, "no_key_available"), "{}", untold.text());
+        assert_eq!(
+            (untold.status, untold.code().as_str()),
+            (503, "no_key_available"),
+            "{}",
+            untold.text()
+        );
         assert_eq!(untold.header("retry-after"), Some("1"));
     }
-    let mut socket = session(there.address, ALICE, &there.session.clone().expect("a session")).await;
-    assert_eq!(asks(&mut socket, &referring("org-a-one")[0]).await, Err((503, "no_key_available".into())));
+    let mut socket =
+        session(there.address, ALICE, &there.session.clone().expect("a session")).await;
+    assert_eq!(
+        asks(&mut socket, &referring("org-a-one")[0]).await,
+        Err((503, "no_key_available".into()))
+    );
 }
 
 #[tokio::test]
@@ -160,7 +202,12 @@ async fn files_that_never_passed_through_here_are_not_found() {
     let [file, store, container] = referring("org-a-one");
     for fields in [&file, &store] {
         let refused = chain.asks(fields.clone()).await;
-        assert_eq!((refused.status, refused.code().as_str()), (404, "file_not_found"), "{}", refused.text());
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (404, "file_not_found"),
+            "{}",
+            refused.text()
+        );
         assert_eq!(asks(&mut socket, fields).await, Err((404, "file_not_found".into())));
     }
     assert!(cluster.turns().await.is_empty(), "nothing of it went upstream");

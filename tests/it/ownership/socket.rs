@@ -1,11 +1,13 @@
-//! The same on a WebSocket, which has one key for life: it goes on from its own ids, and from what its key finds.
+//! The same on a WebSocket, which has one key for life: it goes on from its own ids, and from what
+//! its key finds.
 
 use super::*;
 use crate::socket::{Socket, session};
 
 /// A turn on a socket: its terminal event, or the error that it was answered with.
 async fn turn(socket: &mut Socket, previous: Option<&str>, store: bool) -> Value {
-    let mut frame = json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": store });
+    let mut frame =
+        json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": store });
     if let Some(id) = previous {
         frame["previous_response_id"] = json!(id);
     }
@@ -56,7 +58,10 @@ async fn d10_ids_of_other_connections() {
     }
     let sent = cluster.turns().await;
     let is_asked = |turn: &&Turn| turn.previous_response_id.is_some();
-    assert!(sent.iter().filter(is_asked).all(|turn| turn.status == 200), "nothing that is not found there went upstream");
+    assert!(
+        sent.iter().filter(is_asked).all(|turn| turn.status == 200),
+        "nothing that is not found there went upstream"
+    );
 }
 
 #[tokio::test]
@@ -79,7 +84,11 @@ async fn an_id_issued_on_a_socket_is_good_everywhere_if_it_is_stored() {
             assert_eq!(event["type"] == "response.completed", is_stored, "{event}");
         }
     }
-    assert_eq!(owners(cluster.redis()).await.len(), 4, "two made here, and two that went on from them over HTTP");
+    assert_eq!(
+        owners(cluster.redis()).await.len(),
+        4,
+        "two made here, and two that went on from them over HTTP"
+    );
 }
 
 #[tokio::test]
@@ -102,7 +111,8 @@ async fn an_id_of_a_socket_is_written_down_before_it_is_read() {
 
 #[tokio::test]
 async fn without_the_store_a_socket_goes_on_from_its_own() {
-    let mut cluster = Cluster::new().keys(keys(0)).redis().store("timeout = \"300ms\"").start().await;
+    let mut cluster =
+        Cluster::new().keys(keys(0)).redis().store("timeout = \"300ms\"").start().await;
     let mut socket = session(cluster.address(), ALICE, "s").await;
     let mut last = id(&turn(&mut socket, None, true).await);
     cluster.redis().kill().await;
@@ -111,7 +121,10 @@ async fn without_the_store_a_socket_goes_on_from_its_own() {
     }
     // What is not its own may be its client's: who could say so is away.
     let refused = turn(&mut socket, Some("resp_never"), true).await;
-    assert_eq!((&refused["status"], &refused["error"]["code"]), (&json!(503), &json!("no_key_available")));
+    assert_eq!(
+        (&refused["status"], &refused["error"]["code"]),
+        (&json!(503), &json!("no_key_available"))
+    );
     assert_eq!(refused["headers"]["retry-after"], "1");
     // This replica knows what it has issued.
     let mut other = session(cluster.address(), ALICE, "s").await;
@@ -120,11 +133,15 @@ async fn without_the_store_a_socket_goes_on_from_its_own() {
 
 #[tokio::test]
 async fn unknown_ids_pass_on_a_socket_too_where_the_operator_says_so() {
-    let cluster = Cluster::new().keys(two_projects()).server("foreign_ids", "\"pass\"").start().await;
+    let cluster =
+        Cluster::new().keys(two_projects()).server("foreign_ids", "\"pass\"").start().await;
     let mut socket = session(cluster.address(), ALICE, "s").await;
     id(&turn(&mut socket, None, true).await);
     let refused = turn(&mut socket, Some("resp_never"), true).await;
     assert_eq!(refused["error"]["code"], "previous_response_not_found");
     let turns = cluster.turns().await;
-    assert!(turns.iter().any(|turn| turn.previous_response_id.as_deref() == Some("resp_never")), "the upstream has said so");
+    assert!(
+        turns.iter().any(|turn| turn.previous_response_id.as_deref() == Some("resp_never")),
+        "the upstream has said so"
+    );
 }

@@ -1,6 +1,8 @@
-//! Redis as a trio: a primary, two replicas, and three Sentinels that promote one of them when the primary is gone.
+//! Redis as a trio: a primary, two replicas, and three Sentinels that promote one of them when the
+//! primary is gone.
 //!
-//! Replicas copy as a user of their own, so that a test can cut them off: what is acknowledged from then on is lost with the primary.
+//! Replicas copy as a user of their own, so that a test can cut them off: what is acknowledged from
+//! then on is lost with the primary.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -46,13 +48,15 @@ impl Sentinel {
     }
 
     pub fn url(&self) -> String {
-        let hosts: Vec<String> = self.sentinels.iter().map(|sentinel| sentinel.address().to_string()).collect();
+        let hosts: Vec<String> =
+            self.sentinels.iter().map(|sentinel| sentinel.address().to_string()).collect();
         format!("redis-sentinel://{}/{NAME}", hosts.join(","))
     }
 
     /// Who the Sentinels say is the primary.
     pub async fn primary_number(&self) -> usize {
-        let address: (String, u16) = self.sentinels[0].ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).await;
+        let address: (String, u16) =
+            self.sentinels[0].ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).await;
         let found = self.nodes.iter().position(|node| node.address().port() == address.1);
         found.unwrap_or_else(|| panic!("a node of this trio at {address:?}"))
     }
@@ -84,7 +88,12 @@ impl Sentinel {
     pub async fn failed_over(&self, number: usize) {
         eventually(SOON, "a new primary that takes writes", async || {
             let next = self.primary_number().await;
-            let info: String = self.nodes.get(next).filter(|_| next != number)?.try_ask(&["INFO", "replication"]).await?;
+            let info: String = self
+                .nodes
+                .get(next)
+                .filter(|_| next != number)?
+                .try_ask(&["INFO", "replication"])
+                .await?;
             info.contains("role:master").then_some(())
         })
         .await;
@@ -96,7 +105,8 @@ impl Sentinel {
             let (host, port) = place(other.address());
             let id: String = other.ask(&["SENTINEL", "MYID"]).await;
             let (master, master_port) = place(self.nodes[0].address());
-            let hello = [host.as_str(), &port, &id, "0", NAME, &master, &master_port, "0"].join(",");
+            let hello =
+                [host.as_str(), &port, &id, "0", NAME, &master, &master_port, "0"].join(",");
             if other.address() != sentinel.address() {
                 sentinel.tell(&["PUBLISH", "__sentinel__:hello", &hello]).await;
             }
@@ -106,8 +116,12 @@ impl Sentinel {
     async fn knows_all(&self, sentinel: &Redis) {
         eventually(SOON, "a Sentinel that knows them all", async || {
             let words: Vec<String> = sentinel.try_ask(&["SENTINEL", "MASTER", NAME]).await?;
-            let field = |name: &str| words.iter().position(|word| word == name).and_then(|at| words.get(at + 1));
-            let is_met = field("num-slaves")? == "2" && field("num-other-sentinels")? == "2" && field("flags")? == "master";
+            let field = |name: &str| {
+                words.iter().position(|word| word == name).and_then(|at| words.get(at + 1))
+            };
+            let is_met = field("num-slaves")? == "2"
+                && field("num-other-sentinels")? == "2"
+                && field("flags")? == "master";
             is_met.then_some(())
         })
         .await;

@@ -24,7 +24,9 @@ impl Store {
     pub async fn start(shape: Shape, folder: &Path, arguments: &[String]) -> Self {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         match shape {
-            Shape::Standalone => Self::Standalone(Box::new(Redis::start_with(folder, &arguments).await)),
+            Shape::Standalone => {
+                Self::Standalone(Box::new(Redis::start_with(folder, &arguments).await))
+            }
             Shape::Sentinel => Self::Sentinel(Sentinel::start(folder).await),
             Shape::Cluster => Self::Cluster(Shards::start(folder).await),
         }

@@ -21,9 +21,17 @@ impl Shards {
     pub async fn start(folder: &Path) -> Self {
         let buses: Vec<String> = (0..2 * SHARDS).map(|_| port::free().port().to_string()).collect();
         let nodes = join_all(buses.iter().map(|bus| {
-            let options = ["--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000"];
+            let options = [
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                bus,
+                "--cluster-node-timeout",
+                "1000",
+            ];
             // Copies begin at once, and a replica takes over however old its copy is.
-            let copies = ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"];
+            let copies =
+                ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"];
             // A dead shard is a dead shard, and not the end of the others.
             let coverage = ["--cluster-require-full-coverage", "no"];
             let arguments = [&options[..], &copies, &coverage].concat();
@@ -35,17 +43,27 @@ impl Shards {
             node.tell(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()]).await;
             if number < SHARDS {
                 let (first, last) = range(number);
-                node.tell(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()]).await;
+                node.tell(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()])
+                    .await;
             }
             let port = node.address().port().to_string();
             nodes[0].tell(&["CLUSTER", "MEET", "127.0.0.1", &port, &buses[number]]).await;
         }
         let shards = Self { nodes, ids };
         for node in &shards.nodes {
-            shards.sees(node, "all nodes", |line| !line.contains("handshake") && !line.contains("noaddr"), 2 * SHARDS).await;
+            shards
+                .sees(
+                    node,
+                    "all nodes",
+                    |line| !line.contains("handshake") && !line.contains("noaddr"),
+                    2 * SHARDS,
+                )
+                .await;
         }
         for number in SHARDS..2 * SHARDS {
-            shards.nodes[number].tell(&["CLUSTER", "REPLICATE", &shards.ids[number - SHARDS]]).await;
+            shards.nodes[number]
+                .tell(&["CLUSTER", "REPLICATE", &shards.ids[number - SHARDS]])
+                .await;
         }
         for (number, node) in shards.nodes.iter().enumerate() {
             if number >= SHARDS {
@@ -54,7 +72,8 @@ impl Shards {
             shards.sees(node, "all replicas", |line| line.contains("slave "), SHARDS).await;
             eventually(SOON, "a Cluster that is well", async || {
                 let info: String = node.try_ask(&["CLUSTER", "INFO"]).await?;
-                (info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")).then_some(())
+                (info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384"))
+                    .then_some(())
             })
             .await;
         }
@@ -77,7 +96,9 @@ impl Shards {
     /// The shard that this name belongs to.
     pub fn shard_of(name: &str) -> usize {
         let slot = slot_of(name);
-        (0..SHARDS).find(|shard| (range(*shard).0..=range(*shard).1).contains(&slot)).expect("all slots are covered")
+        (0..SHARDS)
+            .find(|shard| (range(*shard).0..=range(*shard).1).contains(&slot))
+            .expect("all slots are covered")
     }
 
     /// The nodes that take writes and run.
@@ -119,7 +140,8 @@ impl Shards {
         self.nodes[shard + SHARDS].reports("replication", &["role:master"]).await;
     }
 
-    /// Opens the move of a slot to another shard: from now on names that are not there yet are asked for at the other one.
+    /// Opens the move of a slot to another shard: from now on names that are not there yet are
+    /// asked for at the other one.
     pub async fn open_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         self.nodes[to].tell(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.ids[from]]).await;
@@ -131,7 +153,8 @@ impl Shards {
         let slot = slot.to_string();
         let port = self.nodes[to].address().port().to_string();
         found("the end of a slot", async || {
-            let names: Vec<String> = self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
+            let names: Vec<String> =
+                self.nodes[from].ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).await;
             if names.is_empty() {
                 return Some(());
             }
@@ -142,20 +165,28 @@ impl Shards {
         })
         .await;
         // Who receives it says so first: a slot is never nobody's.
-        for node in [to, from].into_iter().chain((0..SHARDS).filter(|node| ![to, from].contains(node))) {
+        for node in
+            [to, from].into_iter().chain((0..SHARDS).filter(|node| ![to, from].contains(node)))
+        {
             self.nodes[node].tell(&["CLUSTER", "SETSLOT", &slot, "NODE", &self.ids[to]]).await;
         }
     }
 }
 
 fn range(shard: usize) -> (u16, u16) {
-    let bound = |shard: usize| u16::try_from(usize::from(SLOTS) * shard / SHARDS).expect("a slot has a small number");
+    let bound = |shard: usize| {
+        u16::try_from(usize::from(SLOTS) * shard / SHARDS).expect("a slot has a small number")
+    };
     (bound(shard), bound(shard + 1) - 1)
 }
 
 /// The slot of a name: CRC16 (XMODEM) of it, or of what stands between its first braces.
 pub fn slot_of(name: &str) -> u16 {
-    let tag = name.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag).filter(|tag| !tag.is_empty());
+    let tag = name
+        .split_once('{')
+        .and_then(|(_, rest)| rest.split_once('}'))
+        .map(|(tag, _)| tag)
+        .filter(|tag| !tag.is_empty());
     let mut crc = 0_u16;
     for byte in tag.unwrap_or(name).bytes() {
         crc ^= u16::from(byte) << 8;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use warmkey::store::board::{Board, Note, BoardReport};
+use warmkey::store::board::{Board, BoardReport, Note};
 
 use super::*;
 use crate::patience::eventually;
@@ -38,14 +38,12 @@ fn said() -> impl Strategy<Value = Said> {
         prop::sample::select(vec![0, 10, 10, 30, 90]),
         prop_oneof![3 => Just(None), 1 => (-1..2_i64).prop_map(Some)],
     );
-    let noted = noted.prop_map(|(name, value, minutes, again)| Noted { name, value, minutes, again });
+    let noted =
+        noted.prop_map(|(name, value, minutes, again)| Noted { name, value, minutes, again });
     let notes = prop::collection::vec(noted, 0..3);
-    (0..REPLICAS.len(), prop::bool::weighted(0.2), any::<bool>(), notes).prop_map(|(replica, leaves, is_informed, notes)| Said {
-        replica,
-        leaves,
-        is_informed,
-        notes,
-    })
+    (0..REPLICAS.len(), prop::bool::weighted(0.2), any::<bool>(), notes).prop_map(
+        |(replica, leaves, is_informed, notes)| Said { replica, leaves, is_informed, notes },
+    )
 }
 
 /// One of the two stores, with what its board was at last: their clocks differ.
@@ -79,8 +77,24 @@ impl<'s> Side<'s> {
         let replica = REPLICAS[said.replica];
         let life = if said.leaves { Duration::ZERO } else { LONG };
         let seen = if said.is_informed { self.version } else { 0 };
-        let heard = self.hear(&BoardReport { replica, life, load: &format!("load of {replica}"), seen, notes: &notes }).await;
-        let all = self.hear(&BoardReport { replica: "judge", life: Duration::ZERO, load: "", seen: 0, notes: &[] }).await;
+        let heard = self
+            .hear(&BoardReport {
+                replica,
+                life,
+                load: &format!("load of {replica}"),
+                seen,
+                notes: &notes,
+            })
+            .await;
+        let all = self
+            .hear(&BoardReport {
+                replica: "judge",
+                life: Duration::ZERO,
+                load: "",
+                seen: 0,
+                notes: &[],
+            })
+            .await;
         assert_eq!(heard.version, all.version, "who asks changes nothing");
         let answer = format!("hears {} {:?}", self.shown(&heard.notes), sorted(&heard.loads));
         let is_new = (all.version > self.version, all.version == self.version);
@@ -132,7 +146,9 @@ async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
     let real = Real::new().await;
     let mut side = Side::new(&real.store);
     for (number, (first, second, holds)) in
-        [(90, 10, Some(90.0)), (10, 90, Some(90.0)), (0, 10, None), (10, 0, None)].into_iter().enumerate()
+        [(90, 10, Some(90.0)), (10, 90, Some(90.0)), (0, 10, None), (10, 0, None)]
+            .into_iter()
+            .enumerate()
     {
         for minutes in [first, second] {
             let notes = vec![Noted { name: 0, value: "ill", minutes, again: None }];
@@ -140,7 +156,10 @@ async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
         }
         let said = Said { replica: 1, leaves: false, is_informed: false, notes: Vec::new() };
         let told = side.says(&said).await;
-        assert!(told.contains(&format!("a=ill for {holds:?}, ")), "{number}: {first} and then {second}: {told}");
+        assert!(
+            told.contains(&format!("a=ill for {holds:?}, ")),
+            "{number}: {first} and then {second}: {told}"
+        );
         let notes = vec![Noted { name: 0, value: "", minutes: 0, again: None }];
         side.says(&Said { replica: 0, leaves: false, is_informed: false, notes }).await;
     }
@@ -154,15 +173,28 @@ async fn what_is_over_leaves_the_board_by_itself() {
     let short = Duration::from_millis(300);
     let note = |name: &str, life| Note { name: name.into(), value: "ill".into(), life, stamp: 0 };
     let notes = [note("a", Some(short)), note("b", None)];
-    let own = side.hear(&BoardReport { replica: "one", life: short, load: "busy", seen: 0, notes: &notes }).await;
+    let own = side
+        .hear(&BoardReport { replica: "one", life: short, load: "busy", seen: 0, notes: &notes })
+        .await;
     assert_eq!(own.notes.len(), 2);
     eventually(SOON, "the end of both lives", async || {
-        let two = side.hear(&BoardReport { replica: "two", life: LONG, load: "", seen: own.version, notes: &[] }).await;
+        let two = side
+            .hear(&BoardReport {
+                replica: "two",
+                life: LONG,
+                load: "",
+                seen: own.version,
+                notes: &[],
+            })
+            .await;
         let names: Vec<_> = two.notes.iter().map(|note| note.name.as_str()).collect();
         (two.version > own.version && names == ["b"] && two.loads.is_empty()).then_some(())
     })
     .await;
     let fields: Vec<String> = real.redis.ask(&["HKEYS", "w:board"]).await;
-    assert!(!fields.iter().any(|field| field == "n:a" || field == "r:one"), "nothing is left of them: {fields:?}");
+    assert!(
+        !fields.iter().any(|field| field == "n:a" || field == "r:one"),
+        "nothing is left of them: {fields:?}"
+    );
     real.tasks.join(SOON).await;
 }

@@ -13,15 +13,31 @@ async fn what_is_bound_can_be_walked_through() {
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
         let (opened, other) = (Opened::at(&redis.url()).await, Opened::at(&redis.url()).await);
         let store = &opened.store;
-        let expected: BTreeMap<String, String> = (0..1_500).map(|n| (format!("{n:022}"), format!("key {n} 1"))).collect();
+        let expected: BTreeMap<String, String> =
+            (0..1_500).map(|n| (format!("{n:022}"), format!("key {n} 1"))).collect();
         for (id, value) in &expected {
-            assert_eq!(store.begin(Name::Binding(id), value, true, LONG, &mut store.budget()).await.unwrap(), None);
+            assert_eq!(
+                store
+                    .begin(Name::Binding(id), value, true, LONG, &mut store.budget())
+                    .await
+                    .unwrap(),
+                None
+            );
         }
         // Beside them is what is no binding.
-        store.extend(Name::Thread(&format!("{:022}", 1)), "x", LONG, &mut store.budget()).await.unwrap();
-        store.extend(Name::Response(&format!("{:022}", 1)), "x", LONG, &mut store.budget()).await.unwrap();
+        store
+            .extend(Name::Thread(&format!("{:022}", 1)), "x", LONG, &mut store.budget())
+            .await
+            .unwrap();
+        store
+            .extend(Name::Response(&format!("{:022}", 1)), "x", LONG, &mut store.budget())
+            .await
+            .unwrap();
         store.claim(Name::Probe("key:a"), "x", LONG, &mut store.budget()).await.unwrap();
-        store.append(&format!("{:022}", 1), &["x".into()], LONG, &mut store.budget()).await.unwrap();
+        store
+            .append(&format!("{:022}", 1), &["x".into()], LONG, &mut store.budget())
+            .await
+            .unwrap();
         let (mut walk, mut found) = (other.store.scan().unwrap(), BTreeMap::new());
         while let Some(some) = walk.step().await {
             let some = some.unwrap();

@@ -5,10 +5,15 @@ use super::*;
 #[tokio::test]
 async fn a_certificate_is_trusted_or_the_fault_is_named() {
     let folder = Folder::new();
-    let (good, other) = (Certificates::make(folder.path(), "good").await, Certificates::make(folder.path(), "other").await);
+    let (good, other) = (
+        Certificates::make(folder.path(), "good").await,
+        Certificates::make(folder.path(), "other").await,
+    );
     let encrypted = port::free();
     let arguments = good.arguments(encrypted.port());
-    let redis = Redis::start_with(folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let redis =
+        Redis::start_with(folder.path(), &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+            .await;
     let at = |scheme: &str, port: u16, authority: Option<String>| Settings {
         ca_file: authority.map(Into::into),
         ..settings(&format!("{scheme}://127.0.0.1:{port}"))
@@ -26,7 +31,11 @@ async fn a_certificate_is_trusted_or_the_fault_is_named() {
         let named = async || opened.store.fault().filter(|fault| fault.contains(word));
         eventually(SOON, word, named).await;
         assert!(!*opened.store.health().borrow(), "{word}");
-        assert!(opened.failures("connection") + opened.failures("timeout") + opened.failures("other") > 0, "{word}");
+        assert!(
+            opened.failures("connection") + opened.failures("timeout") + opened.failures("other")
+                > 0,
+            "{word}"
+        );
     }
 }
 
@@ -37,7 +46,8 @@ async fn sentinels_and_a_cluster_are_reached_through_tls() {
     let start = async |more: &[&str]| {
         let encrypted = port::free();
         let arguments = certificates.arguments(encrypted.port());
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let arguments: Vec<&str> =
+            arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
         (Redis::start_with(folder.path(), &arguments).await, encrypted)
     };
     let reach = async |url: &str| {
@@ -48,11 +58,13 @@ async fn sentinels_and_a_cluster_are_reached_through_tls() {
     };
     let (_primary, watched) = start(&[]).await;
     let encrypted = port::free();
-    let _sentinel = sentinel::watching(folder.path(), watched, &certificates.arguments(encrypted.port())).await;
+    let _sentinel =
+        sentinel::watching(folder.path(), watched, &certificates.arguments(encrypted.port())).await;
     reach(&format!("rediss-sentinel://{encrypted}/{}", sentinel::NAME)).await;
 
     let bus = port::free().port().to_string();
-    let (node, encrypted) = start(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus]).await;
+    let (node, encrypted) =
+        start(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--cluster-port", &bus]).await;
     node.tell(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
     reach(&format!("rediss-cluster://{encrypted}")).await;
 }

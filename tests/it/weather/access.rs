@@ -1,4 +1,5 @@
-//! A Redis that wants a password, or speaks TLS: what is wrong is named, and no turn is lost over it.
+//! A Redis that wants a password, or speaks TLS: what is wrong is named, and no turn is lost over
+//! it.
 
 use std::path::PathBuf;
 
@@ -13,12 +14,17 @@ const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 /// A Redis whose user `gateway` has this password.
 async fn guarded(folder: &Folder, password: &str) -> Redis {
     let redis = Redis::start(folder.path()).await;
-    redis.tell(&["ACL", "SETUSER", "gateway", "on", &format!(">{password}"), "~warmkey:*", "+@all"]).await;
+    redis
+        .tell(&["ACL", "SETUSER", "gateway", "on", &format!(">{password}"), "~warmkey:*", "+@all"])
+        .await;
     redis
 }
 
 fn write_url(folder: &Folder, redis: &Redis, password: &str) -> PathBuf {
-    folder.write("store.url", &redis.url().replace("redis://", &format!("redis://gateway:{password}@")))
+    folder.write(
+        "store.url",
+        &redis.url().replace("redis://", &format!("redis://gateway:{password}@")),
+    )
 }
 
 async fn cut(redis: &Redis) {
@@ -31,7 +37,13 @@ async fn a_password_that_is_rotated() {
     let folder = Folder::new();
     let redis = guarded(&folder, "canary-old").await;
     let file = write_url(&folder, &redis, "canary-old");
-    let cluster = Cluster::new().keys(siblings("org-a", 4)).replicas(2).store_in(&file).store("").start().await;
+    let cluster = Cluster::new()
+        .keys(siblings("org-a", 4))
+        .replicas(2)
+        .store_in(&file)
+        .store("")
+        .start()
+        .await;
     for replica in &cluster.replicas {
         replica.shows(UP, 1.0).await;
     }
@@ -44,7 +56,9 @@ async fn a_password_that_is_rotated() {
     }
     sessions = turn_each(sessions).await;
     // What is wrong is said, and the passwords are not.
-    let is_named = async || (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(());
+    let is_named = async || {
+        (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(())
+    };
     eventually(SOON, "a line of each replica about the password", is_named).await;
     for replica in &cluster.replicas {
         let series = format!("{FAILURES}{{reason=\"authentication\"}}");
@@ -67,7 +81,10 @@ async fn a_password_that_is_rotated() {
         replica.shows(UP, 1.0).await;
     }
     let turns = cluster.turns().await;
-    let moved = drift(BTreeMap::new(), turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())));
+    let moved = drift(
+        BTreeMap::new(),
+        turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())),
+    );
     assert!(moved.is_empty() && turns.iter().all(|turn| turn.is_served()), "{moved:?}");
     assert!(!cluster.logs().contains("canary-"), "no password is ever told");
 }
@@ -102,8 +119,10 @@ async fn a_redis_that_speaks_tls() {
     let certificates = Certificates::make(folder.path(), "good").await;
     let (mut redis, port) = secured(&folder, &certificates).await;
     for host in ["127.0.0.1", "localhost"] {
-        let cluster = Cluster::new().keys(siblings("org-a", 4)).store_at(&format!("rediss://{host}:{port}"));
-        let cluster = cluster.store(&format!("ca_file = {:?}", certificates.authority())).start().await;
+        let cluster =
+            Cluster::new().keys(siblings("org-a", 4)).store_at(&format!("rediss://{host}:{port}"));
+        let cluster =
+            cluster.store(&format!("ca_file = {:?}", certificates.authority())).start().await;
         cluster.replica().shows(UP, 1.0).await;
         let mut codex = Codex::new(cluster.address(), ALICE);
         codex.turn("in secret").await.served();
@@ -125,17 +144,27 @@ async fn a_redis_that_cannot_be_trusted() {
     let other = Certificates::make(folder.path(), "other").await;
     let (redis, port) = secured(&folder, &other).await;
     let plain = redis.address().port();
-    for (what, port, named) in [("signed by somebody else", port, "certificate"), ("plain text", plain, "TLS")] {
-        let cluster = Cluster::new().keys(siblings("org-a", 4)).replicas(2).store_at(&format!("rediss://127.0.0.1:{port}"));
+    for (what, port, named) in
+        [("signed by somebody else", port, "certificate"), ("plain text", plain, "TLS")]
+    {
+        let cluster = Cluster::new()
+            .keys(siblings("org-a", 4))
+            .replicas(2)
+            .store_at(&format!("rediss://127.0.0.1:{port}"));
         let cluster = cluster.store(&format!("ca_file = {:?}", good.authority())).start().await;
         let mut codex = Codex::new(cluster.address(), ALICE);
         for number in [0, 1, 0] {
             codex.moves_to(cluster.replicas[number].address());
             codex.turn(what).await.served();
         }
-        assert!(cluster.turns().await.windows(2).all(|pair| pair[0].key == pair[1].key), "{what}: one key");
+        assert!(
+            cluster.turns().await.windows(2).all(|pair| pair[0].key == pair[1].key),
+            "{what}: one key"
+        );
         cluster.shows(UP, 0.0).await;
-        let is_named = async || cluster.logs().to_ascii_lowercase().contains(&named.to_ascii_lowercase()).then_some(());
+        let is_named = async || {
+            cluster.logs().to_ascii_lowercase().contains(&named.to_ascii_lowercase()).then_some(())
+        };
         eventually(SOON, &format!("{what}: a line that says {named:?}"), is_named).await;
         assert_eq!(redis.bindings().await.len(), 0, "{what}: nothing is told to it");
     }

@@ -1,4 +1,5 @@
-//! A Redis that answers, and not what was hoped for: emptied, full, read-only, loading, without the scripts it knew.
+//! A Redis that answers, and not what was hoped for: emptied, full, read-only, loading, without the
+//! scripts it knew.
 
 use super::*;
 use crate::simulator::path_of;
@@ -18,7 +19,8 @@ async fn a_redis_that_is_flushed() {
     scene.judge().await;
 }
 
-/// B-7: what is bound is found; what begins goes by its own order, and is stored as soon as there is room.
+/// B-7: what is bound is found; what begins goes by its own order, and is stored as soon as there
+/// is room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_full() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
@@ -63,7 +65,8 @@ async fn a_redis_that_is_loading() {
     let arguments = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
     let mut scene = Scene::set(Cluster::new().redis_with(&arguments)).await;
     let redis = scene.cluster.redis();
-    // It looks up from its work at every key, and each one takes it two milliseconds: five seconds in all.
+    // It looks up from its work at every key, and each one takes it two milliseconds: five seconds
+    // in all.
     redis.tell(&["DEBUG", "POPULATE", "2500", "elsewhere", "1100"]).await;
     for setting in [["key-load-delay", "2000"], ["loading-process-events-interval-bytes", "1024"]] {
         redis.tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
@@ -90,11 +93,19 @@ async fn a_redis_that_has_forgotten_its_scripts() {
         codex.turn("by scripts").await.served();
         let (_, value) = cluster.redis().binding().await;
         let words: Vec<&str> = value.split(' ').collect();
-        assert_eq!((words[1], words.get(3)), (epoch.to_string().as_str(), Some(&"s")), "moved and sealed: {value:?}");
-        let key = path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key");
+        assert_eq!(
+            (words[1], words.get(3)),
+            (epoch.to_string().as_str(), Some(&"s")),
+            "moved and sealed: {value:?}"
+        );
+        let key =
+            path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key");
         if epoch < 3 {
             cluster.upstream().revoke(&key).await;
         }
     }
-    assert!(cluster.replica().metrics().await.get(r#"warmkey_bindings_total{result="degraded"}"#).abs() < f64::EPSILON);
+    assert!(
+        cluster.replica().metrics().await.get(r#"warmkey_bindings_total{result="degraded"}"#).abs()
+            < f64::EPSILON
+    );
 }

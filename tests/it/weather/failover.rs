@@ -1,4 +1,5 @@
-//! A primary that goes away, and Sentinels that make another one: what was acknowledged last is lost.
+//! A primary that goes away, and Sentinels that make another one: what was acknowledged last is
+//! lost.
 
 use super::*;
 use crate::redis::shape::Shape;
@@ -17,7 +18,8 @@ async fn a_primary_that_is_killed_and_replaced() {
     scene.judge().await;
 }
 
-/// B-12: the old primary still accepts connections, and comes back as a replica that takes no writes (B-5).
+/// B-12: the old primary still accepts connections, and comes back as a replica that takes no
+/// writes (B-5).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_is_stopped_and_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
@@ -36,16 +38,18 @@ async fn a_primary_that_is_stopped_and_replaced() {
     scene.judge().await;
 }
 
-/// B9: what moved just before the failover may be forgotten with the primary, and only that. Whoever has seen the newer epoch
-/// keeps to it, and tells the new primary.
+/// B9: what moved just before the failover may be forgotten with the primary, and only that.
+/// Whoever has seen the newer epoch keeps to it, and tells the new primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_failover() {
     let keys = siblings("org-a", 4);
-    let mut cluster = Cluster::new().keys(keys).replicas(2).redis_as(Shape::Sentinel).store("").start().await;
+    let mut cluster =
+        Cluster::new().keys(keys).replicas(2).redis_as(Shape::Sentinel).store("").start().await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 1.0).await;
     }
-    let mut sessions: Vec<Codex> = (0..40).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect();
+    let mut sessions: Vec<Codex> =
+        (0..40).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect();
     sessions = turn_each(sessions).await;
     let dead = path_of(&cluster.turns().await, &sessions[0].session).remove(0);
     // Its replicas have everything until now, and nothing from now on.
@@ -54,8 +58,11 @@ async fn b9_failover() {
     cluster.upstream().revoke(&dead).await;
     sessions = turn_each(sessions).await;
     let before = cluster.turns().await;
-    let moved: Vec<String> =
-        sessions.iter().map(|codex| codex.session.clone()).filter(|session| path_of(&before, session).len() == 2).collect();
+    let moved: Vec<String> = sessions
+        .iter()
+        .map(|codex| codex.session.clone())
+        .filter(|session| path_of(&before, session).len() == 2)
+        .collect();
     assert!(!moved.is_empty() && moved.len() < sessions.len(), "some have moved: {}", moved.len());
     cluster.upstream().heal().await;
     // The other replica has only heard of their moves: for all it knows, the old key would serve.
@@ -68,12 +75,16 @@ async fn b9_failover() {
         replica.shows("warmkey_store_up", 1.0).await;
     }
     for number in [1, 0, 1] {
-        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions
+            .iter_mut()
+            .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         sessions = turn_each(sessions).await;
     }
     let turns = cluster.turns().await;
-    let others: Vec<_> =
-        sessions.iter().filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session)).collect();
+    let others: Vec<_> = sessions
+        .iter()
+        .filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session))
+        .collect();
     assert!(others.is_empty(), "{} of {} sessions drifted", others.len(), sessions.len());
     let lagging = async || {
         let mut lagging = 0.0;
@@ -85,18 +96,21 @@ async fn b9_failover() {
     eventually(SOON, "the metric that bounds what may drift", lagging).await;
 }
 
-/// B8 and B9: what began elsewhere than its order says every replica knows, also when it has not served it, was started since, or
-/// the store has lost it.
+/// B8 and B9: what began elsewhere than its order says every replica knows, also when it has not
+/// served it, was started since, or the store has lost it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_first_bindings() {
-    let cluster = Cluster::new().keys(siblings("org-a", 4)).replicas(3).redis_as(Shape::Sentinel).store("");
+    let cluster =
+        Cluster::new().keys(siblings("org-a", 4)).replicas(3).redis_as(Shape::Sentinel).store("");
     let mut cluster = cluster.start().await;
     for replica in &cluster.replicas {
         replica.says("what is bound in the store is known").await;
     }
     cluster.replicas[0].word("disable", "org-a-1").await;
     cluster.all_have("org-a-1", "disabled").await;
-    let new = |cluster: &Running| -> Vec<Codex> { (0..24).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect() };
+    let new = |cluster: &Running| -> Vec<Codex> {
+        (0..24).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect()
+    };
     let mut sessions = turn_each(new(&cluster)).await;
     cluster.replicas[2].kill().await;
     cluster.restart(2).await;
@@ -112,7 +126,9 @@ async fn b9_first_bindings() {
 
     let killed = cluster.sentinel().kill_primary().await;
     for number in [2, 1, 0] {
-        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions
+            .iter_mut()
+            .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         sessions = turn_each(sessions).await;
     }
     cluster.sentinel().failed_over(killed).await;
@@ -121,6 +137,9 @@ async fn b9_first_bindings() {
     }
     sessions = turn_each(sessions).await;
     let turns = cluster.turns().await;
-    let others = sessions.iter().filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session)).count();
+    let others = sessions
+        .iter()
+        .filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session))
+        .count();
     assert_eq!(others, 0, "of {} sessions", sessions.len());
 }

@@ -13,7 +13,13 @@ async fn divided(folder: &Folder) -> (Redis, Cable, Running) {
     let redis = Redis::start(folder.path()).await;
     let cable = Cable::to(redis.address()).await;
     let urls = [cable.url(), redis.url()];
-    let cluster = Cluster::new().keys(siblings("org-a", 5)).replicas(2).stores_at(&urls).store("").start().await;
+    let cluster = Cluster::new()
+        .keys(siblings("org-a", 5))
+        .replicas(2)
+        .stores_at(&urls)
+        .store("")
+        .start()
+        .await;
     for replica in &cluster.replicas {
         replica.shows(UP, 1.0).await;
     }
@@ -45,10 +51,15 @@ async fn back(cluster: &Running, cable: &Cable) {
 }
 
 fn epoch(value: &str) -> u32 {
-    value.split(' ').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or_else(|| panic!("an epoch in {value:?}"))
+    value
+        .split(' ')
+        .nth(1)
+        .and_then(|epoch| epoch.parse().ok())
+        .unwrap_or_else(|| panic!("an epoch in {value:?}"))
 }
 
-/// B4: who has seen a session's second key goes by it, whatever the store says later, and says so to the store.
+/// B4: who has seen a session's second key goes by it, whatever the store says later, and says so
+/// to the store.
 #[tokio::test]
 async fn b4_monotone_epoch() {
     let folder = Folder::new();
@@ -64,7 +75,9 @@ async fn b4_monotone_epoch() {
     assert_eq!(by(&cluster, 1, &mut codex).await, second);
     let (_, new) = redis.binding().await;
     assert_eq!((epoch(&old), epoch(&new)), (1, 2));
-    for (what, words) in [("an older one", &["SET", &name, &old, "PX", "600000"][..]), ("none", &["DEL", &name])] {
+    for (what, words) in
+        [("an older one", &["SET", &name, &old, "PX", "600000"][..]), ("none", &["DEL", &name])]
+    {
         redis.tell(words).await;
         assert_eq!(by(&cluster, 1, &mut codex).await, second, "the store has {what}");
         let is_told = async || {
@@ -76,7 +89,8 @@ async fn b4_monotone_epoch() {
     }
 }
 
-/// B11: what is bound without the store is written where nothing or less is stored, and gives way otherwise.
+/// B11: what is bound without the store is written where nothing or less is stored, and gives way
+/// otherwise.
 #[tokio::test]
 async fn b11_recovery() {
     let folder = Folder::new();
@@ -120,10 +134,15 @@ async fn b11_recovery() {
     for key in [&home, &once] {
         cluster.replicas[0].word("probe", key).await;
         for replica in &cluster.replicas {
-            replica.shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0).await;
+            replica
+                .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
+                .await;
         }
     }
-    eventually(SOON, "what began is stored", async || (redis.bindings().await.len() >= known).then_some(())).await;
+    eventually(SOON, "what began is stored", async || {
+        (redis.bindings().await.len() >= known).then_some(())
+    })
+    .await;
     assert_eq!(by(&cluster, 1, &mut begun_here).await, begun, "where nothing was stored");
     let merged = async || {
         let mut epochs = Vec::new();
@@ -136,18 +155,25 @@ async fn b11_recovery() {
     eventually(SOON, "one session in its second epoch and one in its third", merged).await;
     assert_eq!(by(&cluster, 1, &mut moved_here).await, here, "where a lower epoch was stored");
     for number in [0, 1, 0] {
-        assert_eq!(by(&cluster, number, &mut moved_there).await, there, "where a higher epoch was stored");
+        assert_eq!(
+            by(&cluster, number, &mut moved_there).await,
+            there,
+            "where a higher epoch was stored"
+        );
     }
 }
 
-/// B-20: a key dies, and the replica that cannot be told learns it by one failed attempt of its own.
+/// B-20: a key dies, and the replica that cannot be told learns it by one failed attempt of its
+/// own.
 #[tokio::test]
 async fn a_replica_on_its_own_learns_that_a_key_is_dead() {
     let folder = Folder::new();
     let (_redis, cable, cluster) = divided(&folder).await;
     let mut sessions: Vec<Codex> = (0..20).map(|_| Codex::new(cluster.address(), ALICE)).collect();
     for number in [0, 1] {
-        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions
+            .iter_mut()
+            .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         sessions = turn_each(sessions).await;
     }
     away(&cluster, &cable).await;
@@ -158,26 +184,31 @@ async fn a_replica_on_its_own_learns_that_a_key_is_dead() {
         let there = by(&cluster, 1, codex).await;
         assert_eq!(by(&cluster, 0, codex).await, there, "both find the same next one");
     }
-    let refused = async || cluster.turns().await[before..].iter().filter(|turn| turn.status == 401).count();
+    let refused =
+        async || cluster.turns().await[before..].iter().filter(|turn| turn.status == 401).count();
     assert_eq!(refused().await, 2, "one failed attempt of each");
     back(&cluster, &cable).await;
     for codex in &mut sessions {
         let there = by(&cluster, 1, codex).await;
         assert_eq!(by(&cluster, 0, codex).await, there);
-        assert!(path_of(&cluster.turns().await, &codex.session).len() <= 2, "each moved once at the most");
+        assert!(
+            path_of(&cluster.turns().await, &codex.session).len() <= 2,
+            "each moved once at the most"
+        );
     }
     assert_eq!(refused().await, 2);
 }
 
-/// B8: without the store a session stays where the replica remembers it, or where its own order sends it; whatever else
-/// moves, stays in its organization; and nobody is refused.
+/// B8: without the store a session stays where the replica remembers it, or where its own order
+/// sends it; whatever else moves, stays in its organization; and nobody is refused.
 #[tokio::test]
 async fn b8_store_outage() {
     let mut cluster = Cluster::new().keys(lopsided()).replicas(3).redis().start().await;
     for replica in &cluster.replicas {
         replica.shows(UP, 1.0).await;
     }
-    let mut sessions = turn_each((0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect()).await;
+    let mut sessions =
+        turn_each((0..40).map(|_| Codex::new(cluster.address(), ALICE)).collect()).await;
     cluster.change(|cluster| cluster.keys(keys()).store(""));
     cluster.redis().tell(&["FLUSHALL"]).await;
     for number in 0..3 {
@@ -189,20 +220,34 @@ async fn b8_store_outage() {
     sessions = introduce(&cluster, 0, sessions).await;
     let home = |turns: &[crate::simulator::Turn]| -> BTreeMap<String, (String, String)> {
         let served = turns.iter().filter(|turn| turn.is_served());
-        served.map(|turn| (turn.session.clone().unwrap_or_default(), (turn.key.clone(), turn.organization.clone()))).collect()
+        served
+            .map(|turn| {
+                (
+                    turn.session.clone().unwrap_or_default(),
+                    (turn.key.clone(), turn.organization.clone()),
+                )
+            })
+            .collect()
     };
     let before = home(&cluster.turns().await);
     cluster.redis().signal("STOP").await;
     for number in 0..3 {
-        sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        sessions
+            .iter_mut()
+            .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         sessions = turn_each(sessions).await;
         let during = home(&cluster.turns().await);
-        assert!(sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]), "who is remembered stays");
+        assert!(
+            sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]),
+            "who is remembered stays"
+        );
     }
     // Nobody remembers the others: the two replicas still agree, and leave no organization.
     let mut homes = Vec::new();
     for number in [1, 2] {
-        strangers.iter_mut().for_each(|session| session.moves_to(cluster.replicas[number].address()));
+        strangers
+            .iter_mut()
+            .for_each(|session| session.moves_to(cluster.replicas[number].address()));
         strangers = turn_each(strangers).await;
         homes.push(home(&cluster.turns().await));
     }
@@ -220,7 +265,8 @@ async fn b8_store_outage() {
 /// What could not be read is read once it can be: until then the replica knows what it is told.
 #[tokio::test]
 async fn what_was_bound_is_read_as_soon_as_it_can_be() {
-    let mut cluster = Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().store("").start().await;
+    let mut cluster =
+        Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().store("").start().await;
     for replica in &cluster.replicas {
         replica.says("what is bound in the store is known").await;
     }

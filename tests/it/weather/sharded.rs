@@ -38,8 +38,12 @@ async fn a_shard_that_dies_and_comes_back_empty() {
 /// B-11: only the dead shard's sessions go without the store.
 #[tokio::test]
 async fn a_dead_shard_concerns_only_its_own_sessions() {
-    let mut cluster =
-        Cluster::new().keys(siblings("org-a", 4)).redis_as(Shape::Cluster).store("timeout = \"300ms\"").start().await;
+    let mut cluster = Cluster::new()
+        .keys(siblings("org-a", 4))
+        .redis_as(Shape::Cluster)
+        .store("timeout = \"300ms\"")
+        .start()
+        .await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let mut sessions: Vec<(Codex, usize)> = Vec::new();
     let mut known = BTreeSet::new();
@@ -52,7 +56,10 @@ async fn a_dead_shard_concerns_only_its_own_sessions() {
         sessions.push((codex, Shards::shard_of(new[0])));
         known = names;
     }
-    assert!((0..3).all(|shard| sessions.iter().any(|(_, own)| *own == shard)), "sessions on every shard");
+    assert!(
+        (0..3).all(|shard| sessions.iter().any(|(_, own)| *own == shard)),
+        "sessions on every shard"
+    );
     cluster.shards().kill_shard(2).await;
     for round in 0..3 {
         for (codex, shard) in &mut sessions {
@@ -69,7 +76,10 @@ async fn a_dead_shard_concerns_only_its_own_sessions() {
         }
     }
     let turns = cluster.turns().await;
-    let moved = drift(BTreeMap::new(), turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())));
+    let moved = drift(
+        BTreeMap::new(),
+        turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())),
+    );
     assert!(moved.is_empty(), "{moved:?}");
 }
 
@@ -78,7 +88,8 @@ async fn counts(replica: &Replica) -> (f64, f64) {
     (metrics.get(EXISTING), metrics.get(DEGRADED))
 }
 
-/// B-10: every binding goes to another shard, each through a slot that is open for a while (ASK) and then is elsewhere (MOVED).
+/// B-10: every binding goes to another shard, each through a slot that is open for a while (ASK)
+/// and then is elsewhere (MOVED).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_move_under_load() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
@@ -101,8 +112,12 @@ async fn slots_that_move_under_load() {
     }
     scene.goes_on(PERIOD).await;
     assert_eq!(scene.failures().await, failures, "a slot that moves is no failure");
-    // Each time that a core comes late, a few turns may be late with it: not one of each of the slots.
+    // Each time that a core comes late, a few turns may be late with it: not one of each of the
+    // slots.
     let (late, excused) = (scene.degraded().await - degraded, scene.lateness(began) * AT_ONCE);
-    assert!(late < moves.len() as f64 / 5.0 + excused, "a slot that moves is no outage: {late} turns, {excused} excused");
+    assert!(
+        late < moves.len() as f64 / 5.0 + excused,
+        "a slot that moves is no outage: {late} turns, {excused} excused"
+    );
     scene.judge().await;
 }

@@ -6,7 +6,8 @@ use crate::patience::is_long;
 use crate::process::Folder;
 use crate::redis::Redis;
 
-/// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a minute.
+/// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a
+/// minute.
 fn a_long_time() -> Duration {
     if is_long() { Duration::from_secs(60) } else { AWAY }
 }

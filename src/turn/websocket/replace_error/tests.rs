@@ -13,8 +13,15 @@ const TWO: [(&str, &str, &str); 2] = [("a", "o", "p"), ("b", "q", "p")];
 const SECOND: Duration = Duration::from_secs(1);
 const EXHAUSTED: Diagnosis = Diagnosis::Ailing(Ailment::Exhausted(Scope::Organization));
 const REJECTED: Diagnosis = Diagnosis::Ailing(Ailment::Rejected(Scope::Key));
-/// What is refused is a first response, for the model of the handshake, under a binding that is a guess.
-const FIRST: Case = Case { says: None, has_begun: false, is_provisional: true, is_announced: true, is_sealed: false };
+/// What is refused is a first response, for the model of the handshake, under a binding that is a
+/// guess.
+const FIRST: Case = Case {
+    says: None,
+    has_begun: false,
+    is_provisional: true,
+    is_announced: true,
+    is_sealed: false,
+};
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -26,9 +33,13 @@ struct Case {
     is_sealed: bool,
 }
 
-/// What the client hears: nothing else than the upstream said, a code with its wait, or that it should connect anew. And what was
-/// decided: a retry, a refusal, a move of the session.
-async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) -> (String, [u32; 3]) {
+/// What the client hears: nothing else than the upstream said, a code with its wait, or that it
+/// should connect anew. And what was decided: a retry, a refusal, a move of the session.
+async fn heard(
+    keys: &[(&str, &str, &str)],
+    diagnosis: Diagnosis,
+    case: Case,
+) -> (String, [u32; 3]) {
     let (gateway, client) = (gateway(keys), Client::unrestricted("alice"));
     let (mut wanted, binding, _) = bound(&gateway, &client).await;
     wanted.carries_sealed = Sealed::Known(case.is_sealed);
@@ -43,18 +54,28 @@ async fn heard(keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case) ->
     let count = |decision| reason.as_ref().map_or(0, |reason| decided(&gateway, decision, reason));
     let said = match &instead {
         Replacement::Nothing => "nothing".into(),
-        Replacement::Error(error) => format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs())),
+        Replacement::Error(error) => {
+            format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs()))
+        }
         Replacement::Anew => "anew".into(),
     };
     (said, [count("retry"), count("refuse"), count("move")])
 }
 
-async fn is_heard(what: &str, keys: &[(&str, &str, &str)], diagnosis: Diagnosis, case: Case, expected: &str) {
+async fn is_heard(
+    what: &str,
+    keys: &[(&str, &str, &str)],
+    diagnosis: Diagnosis,
+    case: Case,
+    expected: &str,
+) {
     let (said, decided) = heard(keys, diagnosis, case).await;
     assert_eq!(said, expected, "{what}");
-    let is_told = diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.is_provisional);
+    let is_told =
+        diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.is_provisional);
     let is_anew = expected == "anew";
-    // Where the next connection has to look elsewhere, its session is bound there by then, and never otherwise.
+    // Where the next connection has to look elsewhere, its session is bound there by then, and
+    // never otherwise.
     let is_moved = is_anew && diagnosis == Diagnosis::Foreign;
     assert_eq!(decided, [is_anew, is_told && !is_anew, is_moved].map(u32::from), "{what}");
 }
@@ -68,7 +89,14 @@ async fn what_is_the_keys_is_a_reason_to_connect_anew_where_another_one_serves()
     is_heard("in mid-response", &TWO, EXHAUSTED, begun, "nothing").await;
     is_heard("a sibling", &beside, REJECTED, FIRST, "anew").await;
     is_heard("it may yet be accepted", &TWO, REJECTED, FIRST, "no_key_available Some(1)").await;
-    is_heard("in mid-response nobody hears of our key", &TWO, REJECTED, begun, "no_key_available Some(1)").await;
+    is_heard(
+        "in mid-response nobody hears of our key",
+        &TWO,
+        REJECTED,
+        begun,
+        "no_key_available Some(1)",
+    )
+    .await;
     is_heard(
         "another project",
         &[TWO[0], ("c", "o", "r")],
@@ -84,27 +112,62 @@ async fn a_key_that_is_accepted_when_it_is_asked_again_serves_the_next_connectio
     let (gateway, client) = (gateway(&TWO[..1]), Client::unrestricted("alice"));
     let (mut wanted, binding, _) = bound(&gateway, &client).await;
     let headers = HeaderMap::new();
-    let refused = Refused { diagnosis: REJECTED, headers: &headers, has_begun: false, is_provisional: true, is_announced: false };
+    let refused = Refused {
+        diagnosis: REJECTED,
+        headers: &headers,
+        has_begun: false,
+        is_provisional: true,
+        is_announced: false,
+    };
     let asked = async {
         tokio::time::sleep(SECOND).await;
         gateway.registry.recovered(Subject::of(&binding.key, Scope::Key), "a");
     };
-    let (instead, ()) = tokio::join!(Replacement::of(&gateway, &binding, &mut wanted, refused), asked);
+    let (instead, ()) =
+        tokio::join!(Replacement::of(&gateway, &binding, &mut wanted, refused), asked);
     assert!(matches!(instead, Replacement::Anew));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_is_a_reason_to_connect_anew_only_where_the_next_one_finds_another_key() {
-    let limited = |seconds: Option<u32>| Diagnosis::Limited(seconds.map(|seconds| SECOND * seconds));
+    let limited =
+        |seconds: Option<u32>| Diagnosis::Limited(seconds.map(|seconds| SECOND * seconds));
     let unannounced = Case { is_announced: false, ..FIRST };
     is_heard("another organization", &TWO, limited(Some(9)), FIRST, "anew").await;
     is_heard("soon over", &TWO, limited(Some(3)), FIRST, "rate_limit_exceeded Some(3)").await;
-    is_heard("sealed", &TWO, limited(Some(9)), Case { is_sealed: true, ..FIRST }, "rate_limit_exceeded Some(9)").await;
-    is_heard("nobody else", &TWO[..1], limited(Some(9)), FIRST, "rate_limit_exceeded Some(9)").await;
-    is_heard("another model than was announced", &TWO, limited(None), unannounced, "rate_limit_exceeded Some(20)").await;
-    is_heard("in mid-response", &TWO, limited(Some(9)), Case { has_begun: true, ..FIRST }, "nothing").await;
-    for (says, expected) in [("9", "nothing"), ("1.5", "rate_limit_exceeded Some(9)"), ("-1", "rate_limit_exceeded Some(9)")] {
-        is_heard(says, &TWO, limited(Some(9)), Case { says: Some(says), ..unannounced }, expected).await;
+    is_heard(
+        "sealed",
+        &TWO,
+        limited(Some(9)),
+        Case { is_sealed: true, ..FIRST },
+        "rate_limit_exceeded Some(9)",
+    )
+    .await;
+    is_heard("nobody else", &TWO[..1], limited(Some(9)), FIRST, "rate_limit_exceeded Some(9)")
+        .await;
+    is_heard(
+        "another model than was announced",
+        &TWO,
+        limited(None),
+        unannounced,
+        "rate_limit_exceeded Some(20)",
+    )
+    .await;
+    is_heard(
+        "in mid-response",
+        &TWO,
+        limited(Some(9)),
+        Case { has_begun: true, ..FIRST },
+        "nothing",
+    )
+    .await;
+    for (says, expected) in [
+        ("9", "nothing"),
+        ("1.5", "rate_limit_exceeded Some(9)"),
+        ("-1", "rate_limit_exceeded Some(9)"),
+    ] {
+        is_heard(says, &TWO, limited(Some(9)), Case { says: Some(says), ..unannounced }, expected)
+            .await;
     }
 }
 
@@ -113,7 +176,14 @@ async fn what_another_key_does_not_help_against_says_when_to_come_again() {
     let (overloaded, too_steep) = (Diagnosis::Overloaded(None), Diagnosis::TooSteep(None));
     let (says, begun) = (Case { says: Some("9"), ..FIRST }, Case { has_begun: true, ..FIRST });
     is_heard("overloaded", &TWO, overloaded, FIRST, "no_key_available Some(5)").await;
-    is_heard("for a time", &TWO, Diagnosis::Overloaded(Some(9 * SECOND)), says, "no_key_available Some(9)").await;
+    is_heard(
+        "for a time",
+        &TWO,
+        Diagnosis::Overloaded(Some(9 * SECOND)),
+        says,
+        "no_key_available Some(9)",
+    )
+    .await;
     is_heard("in mid-response", &TWO, overloaded, begun, "nothing").await;
     is_heard("too steep", &TWO, too_steep, FIRST, "rate_limit_exceeded Some(20)").await;
     is_heard("and it says so", &TWO, too_steep, says, "nothing").await;
@@ -126,8 +196,16 @@ async fn what_another_key_does_not_help_against_says_when_to_come_again() {
 async fn a_forgotten_organization_is_looked_for_only_under_a_guess() {
     is_heard("a guess", &TWO, Diagnosis::Foreign, FIRST, "anew").await;
     is_heard("nobody else", &TWO[..1], Diagnosis::Foreign, FIRST, "nothing").await;
-    is_heard("known", &TWO, Diagnosis::Foreign, Case { is_provisional: false, ..FIRST }, "nothing").await;
-    is_heard("in mid-response", &TWO, Diagnosis::Foreign, Case { has_begun: true, ..FIRST }, "nothing").await;
+    is_heard("known", &TWO, Diagnosis::Foreign, Case { is_provisional: false, ..FIRST }, "nothing")
+        .await;
+    is_heard(
+        "in mid-response",
+        &TWO,
+        Diagnosis::Foreign,
+        Case { has_begun: true, ..FIRST },
+        "nothing",
+    )
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,9 +215,17 @@ async fn a_model_that_two_clients_may_not_have_is_denied_to_the_project() {
         let client = Client::unrestricted(name);
         let (mut wanted, binding, _) = bound(&gateway, &client).await;
         let headers = HeaderMap::new();
-        let refused =
-            Refused { diagnosis: Diagnosis::NoAccess, headers: &headers, has_begun: false, is_provisional: false, is_announced: true };
-        assert!(matches!(Replacement::of(&gateway, &binding, &mut wanted, refused).await, Replacement::Nothing));
+        let refused = Refused {
+            diagnosis: Diagnosis::NoAccess,
+            headers: &headers,
+            has_begun: false,
+            is_provisional: false,
+            is_announced: true,
+        };
+        assert!(matches!(
+            Replacement::of(&gateway, &binding, &mut wanted, refused).await,
+            Replacement::Nothing
+        ));
         assert_eq!(!gateway.registry.is_ready(&binding.key, "m"), is_denied, "{name}");
         assert!(gateway.registry.is_ready(&binding.key, "n"));
     }

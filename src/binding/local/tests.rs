@@ -1,0 +1,212 @@
+use super::*;
+use crate::key::Tag;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn record(epoch: u32) -> BindingRecord {
+    let tag = Tag::of("key", b"a-1");
+    BindingRecord {
+        key: tag,
+        organization: tag,
+        epoch,
+        generation: 1,
+        sealed: false,
+        stale_state: None,
+    }
+}
+
+fn session(n: u32) -> SessionId {
+    SessionId::parse(&format!("{n:022}")).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_epoch_falls_while_it_is_believed() {
+    let local = Local::new(8, HOUR);
+    assert_eq!(local.confirm(&session(1), &record(2)), Belief::Stored);
+    assert_eq!(local.confirm(&session(1), &record(1)), Belief::Outdated);
+    assert_eq!(local.recall(&session(1)).unwrap().record.epoch, 2);
+    tokio::time::advance(HOUR).await;
+    assert_eq!(local.recall(&session(1)), None);
+    assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_noted_is_unmerged_until_the_store_confirms_the_session() {
+    let local = Local::new(8, HOUR);
+    local.note(&session(1), &record(1), true);
+    assert_eq!(local.next_unmerged(9), [(session(1), record(1))]);
+    assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
+    assert!(
+        local.next_unmerged(9).is_empty() && !local.recall(&session(1)).unwrap().is_provisional
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_seal_that_the_store_has_not_heard_of_is_not_forgotten() {
+    let local = Local::new(8, HOUR);
+    local.confirm(&session(1), &record(1));
+    local.note(&session(1), &record(1).sealed(), false);
+    assert_eq!(local.confirm(&session(1), &record(1)), Belief::Unsealed);
+    assert_eq!(local.next_unmerged(9), [(session(1), record(1).sealed())]);
+    assert_eq!(local.confirm(&session(1), &record(1).sealed()), Belief::Stored);
+    assert!(local.next_unmerged(9).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_merged_keeps_nobody_waiting() {
+    let local = Local::new(8, HOUR);
+    (0..5).for_each(|n| local.note(&session(n), &record(1), true));
+    let round: Vec<_> =
+        (0..5).flat_map(|_| local.next_unmerged(2)).map(|(session, _)| session).collect();
+    assert_eq!(round, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4].map(session));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_note_renews_no_belief() {
+    let local = Local::new(8, HOUR);
+    local.confirm(&session(1), &record(1));
+    tokio::time::advance(HOUR / 2).await;
+    local.note(&session(1), &record(2), false);
+    tokio::time::advance(HOUR / 2).await;
+    assert_eq!(local.recall(&session(1)), None);
+    assert!(local.next_unmerged(9).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_made_room_is_not_merged() {
+    let local = Local::new(2, HOUR);
+    for n in 0..5 {
+        local.note(&session(n), &record(1), true);
+    }
+    assert_eq!(local.next_unmerged(9).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_read_costs_nobody_a_place_lowers_no_epoch_and_is_believed_while_it_is_stored() {
+    let local = Local::new(3, HOUR);
+    (0..2).for_each(|n| local.note(&session(n), &record(2), true));
+    local.read(&session(0), &record(1), HOUR);
+    local.read(&session(1), &record(3), HOUR / 4);
+    local.read(&session(2), &record(1), HOUR);
+    local.read(&session(3), &record(1), HOUR);
+    let epochs = || {
+        (0..4)
+            .map(|n| local.recall(&session(n)).map(|known| known.record.epoch))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(epochs(), [Some(2), Some(3), Some(1), None]);
+    tokio::time::advance(HOUR / 4).await;
+    assert_eq!(epochs(), [Some(2), None, Some(1), None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_served_keeps_its_place_before_what_is_heard() {
+    let local = Local::new(2, HOUR);
+    local.confirm(&session(0), &record(1));
+    local.hear(&session(0), &record(1));
+    for n in 1..9 {
+        local.hear(&session(n), &record(1));
+    }
+    assert!(local.recall(&session(0)).is_some() && local.recall(&session(8)).is_some());
+    tokio::time::advance(HOUR / 2).await;
+    assert!(local.recall(&session(0)).is_some() && local.recall(&session(8)).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_is_told_once_in_a_while() {
+    let local = Local::new(8, HOUR);
+    assert!(!local.has_told(&session(9), &session(1)));
+    assert!(local.has_told(&session(9), &session(1)));
+    assert_eq!(local.session_of(&session(9)), Some(session(1)));
+    assert!(!local.has_told(&session(9), &session(2)));
+    tokio::time::advance(HOUR).await;
+    assert!(!local.has_told(&session(9), &session(2)));
+}
+
+/// A turn that confirms what was confirmed a moment ago renews nothing; a later one does.
+#[tokio::test(start_paused = true)]
+async fn belief_is_renewed_by_the_stores_word() {
+    let local = Local::new(8, HOUR);
+    local.confirm(&session(1), &record(1));
+    for _ in 0..5 {
+        tokio::time::advance(HOUR / 2).await;
+        assert_eq!(local.confirm(&session(1), &record(1)), Belief::Stored);
+    }
+    tokio::time::advance(HOUR - Duration::from_secs(1)).await;
+    assert!(local.recall(&session(1)).is_some());
+    // What is heard of it takes nothing away.
+    local.confirm(&session(1), &record(1));
+    local.hear(&session(1), &record(1));
+    tokio::time::advance(HOUR / 4 * 3).await;
+    assert!(local.recall(&session(1)).is_some());
+    local.hear(&session(2), &record(1));
+    tokio::time::advance(HOUR / 2).await;
+    assert!(local.recall(&session(2)).is_none(), "it is believed for half as long");
+}
+
+/// A guess is no more than that, whatever the store has said of it: the store's word makes it
+/// known.
+#[tokio::test(start_paused = true)]
+async fn guess_becomes_known_by_the_stores_word() {
+    let local = Local::new(8, HOUR);
+    local.note(&session(1), &record(1), true);
+    local.hear(&session(1), &record(1));
+    assert!(
+        !local.recall(&session(1)).unwrap().is_provisional && local.next_unmerged(9).is_empty()
+    );
+    // Another one of the same epoch gives way, and a higher one does not.
+    let other = BindingRecord { key: Tag::of("key", b"b-1"), ..record(1) };
+    local.note(&session(2), &record(1), true);
+    assert_eq!(local.confirm(&session(2), &other), Belief::Stored);
+    assert_eq!(local.recall(&session(2)).unwrap().record, other);
+    local.note(&session(2), &record(3), false);
+    assert_eq!(local.confirm(&session(2), &record(2)), Belief::Outdated);
+    local.note(&session(2), &record(2), false);
+    assert_eq!(local.recall(&session(2)).unwrap().record, record(3), "no note lowers an epoch");
+    assert!(local.next_unmerged(9).iter().all(|next| *next == (session(2), record(3))));
+    local.note(&session(2), &record(3).sealed(), false);
+    assert_eq!(local.recall(&session(2)).unwrap().record, record(3).sealed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_that_is_forgotten_is_not_merged() {
+    let local = Local::new(8, HOUR);
+    local.note(&session(1), &record(1), false);
+    local.note(&session(2), &record(1), false);
+    assert_eq!(local.count_unmerged(), 2);
+    local.forget(&session(1));
+    assert_eq!(local.recall(&session(1)), None);
+    assert_eq!(local.next_unmerged(9), [(session(2), record(1))]);
+    assert_eq!(local.count_unmerged(), 1);
+    // It may be bound anew, and is merged once then.
+    local.note(&session(1), &record(1), false);
+    assert_eq!(local.next_unmerged(9).len(), 2);
+    local.forget(&session(1));
+    local.note(&session(1), &record(1), false);
+    assert_eq!((local.next_unmerged(9).len(), local.count_unmerged()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn organization_that_is_ruled_out_is_so_for_its_session_and_for_a_time() {
+    let local = Local::new(8, HOUR);
+    let [a, b] = ["a", "b"].map(|name| Tag::of("organization", name.as_bytes()));
+    assert_eq!(local.rule_out(&session(1), a), [a]);
+    assert_eq!(local.rule_out(&session(1), b), [a, b]);
+    assert_eq!(local.rule_out(&session(1), a), [a, b], "each once");
+    assert_eq!(local.rule_out(&session(2), b), [b]);
+    tokio::time::advance(RULED_OUT - Duration::from_secs(1)).await;
+    assert_eq!(local.rule_out(&session(2), a), [b, a]);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(local.rule_out(&session(1), b), [b]);
+}
+
+/// The store could not be told of a thread: the next turn tells it.
+#[tokio::test(start_paused = true)]
+async fn thread_that_was_not_told_is_told_again() {
+    let local = Local::new(8, HOUR);
+    assert!(!local.has_told(&session(9), &session(1)));
+    local.has_not_told(&session(9));
+    assert!(!local.has_told(&session(9), &session(1)) && local.has_told(&session(9), &session(1)));
+    tokio::time::advance(HOUR / 2).await;
+    assert!(!local.has_told(&session(9), &session(1)), "its life in the store starts anew");
+}
