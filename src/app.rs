@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
@@ -16,7 +16,7 @@ use crate::binding::ownership::Owners;
 use crate::client::Clients;
 use crate::config::fixed::Fixed;
 use crate::config::source::Seen;
-use crate::config::{Plan, StoreChoice};
+use crate::config::{Config, Plan, StoreChoice};
 use crate::current::Current;
 use crate::health::membership::Membership;
 use crate::health::operator::Operator;
@@ -27,15 +27,17 @@ use crate::reload::Reload;
 use crate::server::Listeners;
 use crate::server::drain::Drain;
 use crate::server::operator::{Access, AdminApi};
+use crate::server::routes::ClientRoutes;
 use crate::session::identify::Identifier;
 use crate::store::Store;
 use crate::store::memory::Memory;
 use crate::task::Tasks;
-use crate::turn::corroboration::Corroboration;
+use crate::turn::Gateway;
+use crate::turn::entry::Entry;
+use crate::turn::failover::{Failover, FailoverOptions};
+use crate::turn::http::exchange::HttpTurns;
 use crate::turn::http::replay::Replay;
-use crate::turn::waiting::Waiters;
-use crate::turn::websocket::sockets::Sockets;
-use crate::turn::{FailoverOptions, Gateway};
+use crate::turn::websocket::sockets::{SocketTiming, WebSocketTurns};
 use crate::upstream::probe::Prober;
 use crate::usage::books::Books;
 
@@ -81,13 +83,14 @@ impl Replica {
         Prober::start(&store, &registry, &metrics, &tasks, name);
 
         let drain = Drain::new(&config.server);
-        let gateway = gateway(&fixed, &clients, &registry, bound, &metrics, &drain, &tasks);
+        let gateway = Arc::new(gateway(&fixed, &clients, &registry, bound, &metrics));
+        let routes = routes(&gateway, &config.server, &drain, &tasks);
         let api = AdminApi {
-            gateway: Arc::new(gateway),
+            gateway,
             operator: Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat)),
             access: Access::of(&config.server, fixed.admin_token.as_ref()),
         };
-        listeners.serve(api, &metrics, &drain, &tasks);
+        listeners.serve(routes, api, &metrics, &drain, &tasks);
 
         let reload =
             Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
@@ -167,36 +170,45 @@ fn gateway(
     registry: &Arc<Registry>,
     (bindings, owners): (Bindings, Arc<Owners>),
     metrics: &Arc<Metrics>,
-    drain: &Drain,
-    tasks: &Tasks,
 ) -> Gateway {
-    let (config, server) = (&fixed.config, &fixed.config.server);
-    Gateway {
+    let Config { binding, failover, server, .. } = &fixed.config;
+    let entry = Entry {
         clients: Arc::clone(clients),
         identifier: Identifier::new(&fixed.secret, fixed.hop_secret.clone()),
-        bindings,
         owners,
         foreign_ids: server.foreign_ids,
+    };
+    let options = FailoverOptions { wait: binding.wait.0, resends: failover.ambiguous };
+    Gateway {
+        entry,
+        bindings,
         registry: Arc::clone(registry),
-        replay: Replay::new(server.max_body, server.replay_total),
+        failover: Failover::new(options),
         books: Arc::new(Books::new(Arc::clone(metrics))),
-        metrics: Arc::clone(metrics),
-        options: FailoverOptions {
-            wait: config.binding.wait.0,
-            resends: config.failover.ambiguous,
-        },
-        waiters: Waiters::default(),
-        retries: Mutex::default(),
-        corroboration: Corroboration::default(),
-        sockets: Sockets {
-            tasks: drain.connections.clone(),
-            closing: drain.closing.clone(),
-            // A replica that must drain quickly has less time to spread.
-            spread: SPREAD.min(server.drain.0 / 2),
-            ping: server.ping.0,
-        },
-        tasks: tasks.clone(),
     }
+}
+
+/// The two ways in which turns come.
+fn routes(
+    gateway: &Arc<Gateway>,
+    server: &crate::server::Settings,
+    drain: &Drain,
+    tasks: &Tasks,
+) -> ClientRoutes {
+    let http = HttpTurns {
+        gateway: Arc::clone(gateway),
+        replay: Replay::new(server.max_body, server.replay_total),
+        tasks: tasks.clone(),
+    };
+    let websocket = WebSocketTurns {
+        gateway: Arc::clone(gateway),
+        connections: drain.connections.clone(),
+        closing: drain.closing.clone(),
+        answers: tasks.clone(),
+        // A replica that must drain quickly has less time to spread.
+        timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
+    };
+    ClientRoutes { http: Arc::new(http), websocket: Arc::new(websocket) }
 }
 
 /// A random name, which no other process has.

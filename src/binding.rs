@@ -28,6 +28,8 @@ pub mod place;
 pub mod trail;
 pub mod local;
 pub mod bind;
+mod moving;
+mod beside;
 pub mod seal;
 pub mod outage;
 pub mod gossip;
@@ -36,8 +38,6 @@ pub mod project;
 pub mod forgotten;
 pub mod ownership;
 pub mod view;
-#[cfg(test)]
-mod machine;
 #[cfg(test)]
 mod tests;
 
@@ -132,6 +132,11 @@ impl Binding {
             refresh: false,
             has_moved: false,
         }
+    }
+
+    /// The same for a turn that is not served by the key that it was bound to first.
+    fn moved(self) -> Self {
+        Self { has_moved: true, ..self }
     }
 
     /// A binding as it is stored. One that has served nothing yet is a guess, whoever made it.

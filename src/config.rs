@@ -35,7 +35,7 @@ pub struct Config {
     pub store: store::Settings,
     pub ledger: Ledger,
     pub binding: binding::Settings,
-    pub failover: turn::FailoverSettings,
+    pub failover: turn::failover::FailoverSettings,
     pub hop: HopSettings,
     pub telemetry: telemetry::Settings,
     #[serde(default)]

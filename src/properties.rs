@@ -166,7 +166,7 @@ fn refer(value: &Json, is_held: &mut bool, is_foreign: &mut bool) {
 /// A WebSocket's message is read as JSON, or says nothing.
 pub fn message(text: &[u8]) {
     let is_json = serde_json::from_slice::<IgnoredAny>(text).is_ok();
-    assert_eq!(frame::Request::read(text).is_ok(), is_json, "{}", text.escape_ascii());
+    assert_eq!(frame::ClientMessage::read(text).is_ok(), is_json, "{}", text.escape_ascii());
     let event = frame::Event::read(text);
     assert!(is_json || event.is_none(), "{event:?} of {}", text.escape_ascii());
     let Some(plain) = Json::read(text).filter(|plain| plain.is_plain(&["type"])) else { return };

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::setting::{SecretSource, Size, Span};
 use crate::task::Tasks;
-use crate::turn::ownership::ForeignIds;
+use crate::turn::entry::ForeignIds;
 
 pub mod operator;
 pub mod admin;
@@ -69,8 +69,14 @@ impl Listeners {
 
     /// Serves in the background until `tasks` end. `drain` ends the connections of clients earlier;
     /// probes are answered to the last.
-    pub fn serve(self, api: AdminApi, metrics: &Arc<Metrics>, drain: &Drain, tasks: &Tasks) {
-        let routes = ClientRoutes(Arc::clone(&api.gateway));
+    pub fn serve(
+        self,
+        routes: ClientRoutes,
+        api: AdminApi,
+        metrics: &Arc<Metrics>,
+        drain: &Drain,
+        tasks: &Tasks,
+    ) {
         let (connections, closing) = (drain.connections.clone(), drain.closing.clone());
         tasks.spawn_until_stopped(self.clients.serve(routes, connections, closing));
         let routes = admin_routes(Arc::clone(metrics), drain.readiness.clone(), Arc::new(api));

@@ -1,367 +1,267 @@
 //! A turn: one request and its answer, from authenticating its client to accounting for what it
 //! cost.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::http::request::Parts;
-use ::http::{HeaderMap, HeaderValue, Uri};
-use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::binding::Binding;
 use crate::binding::bind::{Bindings, Found};
-use crate::binding::demand::{Sealed, Wanted};
-use crate::binding::ownership::Owners;
+use crate::binding::demand::{Demand, Tried};
 use crate::binding::trail::Step;
-use crate::client::{Client, Clients};
-use crate::current::Current;
-use crate::error::{Error, ErrorKind};
-use crate::health::conditions::Fitness;
+use crate::error::Error;
+use crate::health::diagnose::Ailment;
 use crate::health::registry::Registry;
-use crate::limit::{Retries, chance, jittered};
-use crate::metrics::{Decision, Metrics, Reason};
-use crate::outcome::Answer;
-use crate::session::identify::{Identifier, Identity};
+use crate::key::Key;
+use crate::metrics::{Decision, Reason};
+use crate::outcome::{Answer, Outcome};
+use crate::session::SessionId;
 use crate::store::Budget;
-use crate::task::Tasks;
-use crate::upstream::attempt::{Ask, Sent, send};
-use crate::upstream::headers::TURN_STATE;
+use crate::upstream::attempt::send;
+use crate::upstream::request::Request;
 use crate::usage::books::Books;
 
 pub mod account;
 pub mod verdict;
-pub mod waiting;
-pub mod corroboration;
-pub mod search;
+pub mod entry;
 pub mod ownership;
+pub mod corroboration;
+pub mod failover;
+pub mod waiting;
+pub mod search;
+pub mod idle;
 pub mod http;
 pub mod websocket;
 
 use account::Account;
-use corroboration::Corroboration;
-use http::replay::Replay;
-use ownership::ForeignIds;
-use search::Search;
+use entry::Entry;
+use failover::{ATTEMPTS, Failover, back_off, pause};
 use verdict::{Verdict, decide};
-use waiting::{Waiters, insisting, moment};
-use websocket::sockets::Sockets;
 
-/// Query parameters in which a client might show a credential: they would end up in logs on the
-/// way.
-const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
-
-/// So often the upstream is asked at most where it fails.
-const ATTEMPTS: u32 = 3;
-
-/// `[failover]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FailoverSettings {
-    /// Whether a turn that may already have been served is sent again.
-    pub ambiguous: bool,
-}
-
-/// How far a turn goes for its answer.
-#[derive(Clone, Copy, Debug)]
-pub struct FailoverOptions {
-    /// The longest wait in place for a key that is short.
-    pub wait: Duration,
-    /// A turn that may already have been served is sent again.
-    pub resends: bool,
-}
-
-/// All that serving turns needs: one a replica, shared by its turns.
+/// What all turns of a replica share, whichever way they come.
 pub struct Gateway {
-    /// Who may call.
-    pub clients: Arc<Current<Clients>>,
-    /// Which session a turn belongs to.
-    pub identifier: Identifier,
+    /// Who may call, which session a turn belongs to, and what a turn may refer to.
+    pub entry: Entry,
     /// Which key a session is bound to.
     pub bindings: Bindings,
-    /// Whose a stored response is.
-    pub owners: Arc<Owners>,
-    /// What becomes of ids that never passed through here.
-    pub foreign_ids: ForeignIds,
-    /// Which keys are in use.
+    /// Which keys there are, and how they are.
     pub registry: Arc<Registry>,
-    /// The memory that request bodies are held in.
-    pub replay: Replay,
+    /// How often and for how long a turn tries.
+    pub failover: Failover,
     /// Where the end of each turn is told.
     pub books: Arc<Books>,
-    pub metrics: Arc<Metrics>,
-    pub options: FailoverOptions,
-    /// Who waits for keys.
-    pub waiters: Waiters,
-    /// What attempts may be repeated with.
-    pub retries: Mutex<Retries>,
-    /// Who was told that a model is not to be had.
-    pub corroboration: Corroboration,
-    /// The WebSockets that are open.
-    pub sockets: Sockets,
-    /// Owns what outlives a turn.
-    pub tasks: Tasks,
-}
-
-/// What is sent upstream, and with how much time for the store.
-struct Sending<'t> {
-    ask: Ask<'t>,
-    head: &'t Parts,
-    /// When all of it was here.
-    whole: Instant,
-    budget: Budget,
 }
 
 impl Gateway {
-    /// Who calls, and for which session, as far as the head tells.
-    fn receive(
+    /// Tells operators what was decided about a turn of `session` at the binding's key.
+    fn tell(
         &self,
-        account: &mut Account,
-        head: &Parts,
-    ) -> Result<(Arc<Client>, Identity), Error> {
-        let client = self.clients.get().authenticate(&head.headers)?;
-        account.client(&client.id);
-        refuse_credentials(&head.uri)?;
-        let identity = self.identifier.by_headers(&client.id, &head.headers);
-        Ok((client, identity))
+        session: Option<&SessionId>,
+        binding: &Binding,
+        decision: Decision,
+        reason: Reason,
+    ) {
+        let from = Some(&*binding.key);
+        let to = from.filter(|_| decision != Decision::Refuse);
+        self.bindings.trail.tell(&Step { session, decision, reason, from, to });
+    }
+}
+
+/// The upstream as the spine sees it.
+pub trait Ask {
+    /// Sends the turn once with the binding's key. The turn's `x-codex-turn-state` is left out if
+    /// another key has issued it (`has_foreign_state`).
+    fn ask(&self, binding: &Binding, has_foreign_state: bool) -> impl Future<Output = Outcome>;
+}
+
+impl Ask for Request<'_> {
+    async fn ask(&self, binding: &Binding, has_foreign_state: bool) -> Outcome {
+        send(self, &binding.key, has_foreign_state).await
+    }
+}
+
+/// The attempts of one turn, up to its answer.
+pub struct Attempts<'t, A> {
+    gateway: &'t Gateway,
+    account: &'t mut Account,
+    upstream: &'t A,
+    demand: &'t Demand<'t>,
+    tried: Tried,
+    /// The time that is left for store operations.
+    budget: &'t mut Budget,
+    /// The key that the turn was bound to first.
+    first: Option<Arc<Key>>,
+    retries_left: u32,
+    /// How many attempts were rate-limited.
+    limits: u32,
+}
+
+impl<'t, A: Ask> Attempts<'t, A> {
+    pub fn new(
+        gateway: &'t Gateway,
+        account: &'t mut Account,
+        upstream: &'t A,
+        (demand, tried): (&'t Demand<'t>, Tried),
+        budget: &'t mut Budget,
+    ) -> Self {
+        let (first, retries_left, limits) = (None, ATTEMPTS - 1, 0);
+        Self { gateway, account, upstream, demand, tried, budget, first, retries_left, limits }
     }
 
-    fn wanted<'t>(
-        &self,
-        client: &'t Client,
-        headers: &'t HeaderMap,
-        identity: Identity,
-        model: &'t str,
-        carries_sealed: Sealed<'t>,
-        by_websocket: bool,
-    ) -> Wanted<'t> {
-        let turn_state = headers.get(TURN_STATE).map(HeaderValue::as_bytes);
-        let lineage = self.identifier.lineage(&client.id, headers);
-        let (session, patience) = (identity.session, self.options.wait);
-        Wanted {
-            session,
-            lineage,
-            carries_sealed,
-            turn_state,
-            by_websocket,
-            model,
-            patience,
-            ..Wanted::of(client)
-        }
-    }
-
-    /// The spine: binds, and asks until there is an answer. Until then, and never after, a failed
-    /// attempt may move to another key.
-    async fn serve(
-        &self,
-        account: &mut Account,
-        sending: &mut Sending<'_>,
-        wanted: &mut Wanted<'_>,
+    /// The spine: binds the turn, and asks until there is an answer. Until then, and never after, a
+    /// failed attempt may move to another key. `complete`: when the whole request was here.
+    pub async fn run(
+        mut self,
         found: Found,
+        complete: Instant,
     ) -> Result<(Binding, Answer), Error> {
-        let Sending { ask, head, whole, budget } = sending;
-        let sent = Sent { headers: &head.headers, query: head.uri.query(), ask: *ask };
-        let mut binding = self.bindings.bind(wanted, found, budget).await?;
-        let first = Arc::clone(&binding.key);
-        account.overhead(*whole);
-        let (mut retries, mut limits) = (self.retries(), 0);
+        let bindings = &self.gateway.bindings;
+        let mut binding = bindings.bind(self.demand, &mut self.tried, found, self.budget).await?;
+        self.account.overhead(complete);
+        self.gateway.failover.begin_turn();
         loop {
-            binding = self.wait(wanted, binding, budget).await?;
-            account.bound(&binding, !binding.key.shares_cache_with(&first), &self.registry.loads);
-            let is_foreign_state =
-                wanted.turn_state.is_some_and(|state| binding.is_foreign_state(state));
+            binding = self.wait(binding).await?;
+            let has_foreign_state =
+                self.demand.turn_state.is_some_and(|state| binding.is_foreign_state(state));
             let began = Instant::now();
-            let outcome = send(&sent, &binding.key, is_foreign_state).await;
-            if let Some(answer) = outcome.answer() {
-                self.registry.headrooms.observe(&binding.key, wanted.model, &answer.headers);
-            }
-            match decide(outcome, self.options.resends, SystemTime::now()) {
-                Verdict::Deliver(answer) => {
-                    return Ok(self.deliver(binding, answer, began, budget).await);
-                }
+            match self.attempt(&binding, has_foreign_state).await {
+                Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began).await),
                 Verdict::Denied(answer) => {
-                    self.corroboration.heard(&self.registry, &binding.key, wanted);
+                    let Gateway { failover, registry, .. } = self.gateway;
+                    failover.corroboration.heard(registry, &binding.key, self.demand);
                     return Ok((binding, answer));
                 }
                 Verdict::GiveUp(error, reason) => {
-                    self.refuse(wanted, &binding, reason);
+                    self.refuse(&binding, reason);
                     return Err(error);
                 }
                 Verdict::Foreign(answer) if binding.is_provisional => {
-                    let search =
-                        Search { gateway: self, sent: &sent, wanted, provisional: &binding };
-                    return search.run(account, answer, budget).await;
+                    return self.search(binding, answer).await;
                 }
                 Verdict::Foreign(answer) => return Ok((binding, answer)),
-                Verdict::Again(last) => {
-                    match self.again(wanted, binding, &mut retries, budget).await {
-                        Ok(next) => binding = next,
-                        Err(binding) => return last.map(|answer| (binding, answer)),
-                    }
-                }
-                Verdict::Limited(told) => {
-                    let wait = told.max(insisting(limits));
-                    self.registry.limit(&binding.key, wanted.model, wait);
-                    if retries == 0 {
-                        self.refuse(wanted, &binding, Reason::Limited);
-                        return Err(Error::limited(
-                            "The upstream keys that may serve this session are cooling.",
-                            wait,
-                        ));
-                    }
-                    (retries, limits) = (retries - 1, limits + 1);
-                    self.stop_waiting(wanted, &binding, limits);
-                    binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
-                }
-                Verdict::Ailing(ailment) => {
-                    if let Some(successor) = self.registry.successor(&binding.key) {
-                        // Refused was what it showed before a reload.
-                        binding.key = successor;
-                        continue;
-                    }
-                    self.registry.observe(&binding.key, ailment);
-                    // A key that is refused is asked whether that is meant before its sessions
-                    // leave it.
-                    self.registry.settled(&binding.key).await;
-                    binding = self.elsewhere(wanted, &binding, ailment.into(), budget).await?;
-                }
+                Verdict::Again(last) => match self.retry(binding).await {
+                    Ok(next) => binding = next,
+                    Err(binding) => return last.map(|answer| (binding, answer)),
+                },
+                Verdict::Limited(told) => binding = self.limited(&binding, told).await?,
+                Verdict::Ailing(ailment) => binding = self.ailing(binding, ailment).await?,
             }
         }
     }
 
-    /// Where the turn goes, now that its key has refused it for this `reason`.
-    async fn elsewhere(
-        &self,
-        wanted: &mut Wanted<'_>,
-        binding: &Binding,
-        reason: Reason,
-        budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        if reason != Reason::Limited {
-            wanted.refused.push(binding.key.tag);
+    /// One attempt: notes where the turn is, asks, and reads what the answer means.
+    async fn attempt(&mut self, binding: &Binding, has_foreign_state: bool) -> Verdict {
+        self.note(binding);
+        let outcome = self.upstream.ask(binding, has_foreign_state).await;
+        if let Some(answer) = outcome.answer() {
+            let (key, model) = (&binding.key, self.demand.model);
+            self.gateway.registry.headrooms.observe(key, model, &answer.headers);
         }
-        let next = self.bindings.rebind(wanted, binding, budget).await;
+        decide(outcome, self.gateway.failover.options.resends, SystemTime::now())
+    }
+
+    /// The turn is at the binding's key from now on.
+    fn note(&mut self, binding: &Binding) {
+        let first = self.first.get_or_insert_with(|| Arc::clone(&binding.key));
+        let domain_moved = !binding.key.shares_cache_with(first);
+        self.account.bound(binding, domain_moved, &self.gateway.registry.loads);
+    }
+
+    async fn deliver(
+        &mut self,
+        binding: Binding,
+        answer: Answer,
+        began: Instant,
+    ) -> (Binding, Answer) {
+        if answer.status.is_success() {
+            self.gateway.registry.has_served(&binding.key, began);
+            self.gateway.bindings.confirm(&binding, self.budget).await;
+        }
+        (binding, answer)
+    }
+
+    /// The key's project takes no more of the model for a while: the turn waits for it, or another
+    /// key serves.
+    async fn limited(&mut self, binding: &Binding, told: Duration) -> Result<Binding, Error> {
+        let wait = told.max(back_off(self.limits));
+        self.gateway.registry.limit(&binding.key, self.demand.model, wait);
+        if self.retries_left == 0 {
+            self.refuse(binding, Reason::Limited);
+            return Err(Error::limited(
+                "The upstream keys that may serve this session are cooling.",
+                wait,
+            ));
+        }
+        (self.retries_left, self.limits) = (self.retries_left - 1, self.limits + 1);
+        self.stop_waiting(binding);
+        self.leave(binding, Reason::Limited).await
+    }
+
+    /// The key is out of use: another one serves.
+    async fn ailing(&mut self, mut binding: Binding, ailment: Ailment) -> Result<Binding, Error> {
+        let registry = &self.gateway.registry;
+        if let Some(successor) = registry.successor(&binding.key) {
+            // The upstream has refused a secret that a reload has replaced since.
+            binding.key = successor;
+            return Ok(binding);
+        }
+        registry.observe(&binding.key, ailment);
+        // A probe decides whether a refused key is rejected, before its sessions leave it.
+        registry.settled(&binding.key).await;
+        self.leave(&binding, ailment.into()).await
+    }
+
+    /// Where the turn goes, now that the binding's key has refused it for this `reason`.
+    async fn leave(&mut self, binding: &Binding, reason: Reason) -> Result<Binding, Error> {
+        if reason != Reason::Limited {
+            self.tried.refused.push(binding.key.tag);
+        }
+        let next = self.rebind(binding).await;
         if next.is_err() {
-            self.refuse(wanted, binding, reason);
+            self.refuse(binding, reason);
         }
         next
     }
 
-    /// Ends the wait for a key that is limited again after it was waited for, where a sibling
-    /// serves at once.
-    fn stop_waiting(&self, wanted: &mut Wanted<'_>, binding: &Binding, limits: u32) {
-        let patience = std::mem::take(&mut wanted.patience);
-        if limits == 1 || !self.bindings.has_sibling(wanted, binding) {
-            wanted.patience = patience;
-        }
-    }
-
-    /// Waits in place where the binding's key is short for a moment. Where that takes too long, or
-    /// too many wait, another serves.
-    async fn wait(
-        &self,
-        wanted: &mut Wanted<'_>,
-        mut binding: Binding,
-        budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        while let Fitness::Limited(short) = self.registry.fitness(&binding.key, wanted.model) {
-            let place = self.waiters.enter(&binding.key).filter(|_| short <= wanted.patience);
-            if let Some(_place) = place {
-                self.tell(wanted, &binding, Decision::Wait, Reason::Limited);
-                let pause = jittered(short, chance());
-                wanted.patience = wanted.patience.saturating_sub(pause);
-                sleep(pause).await;
-                continue;
-            }
-            wanted.patience = Duration::ZERO;
-            binding = self.elsewhere(wanted, &binding, Reason::Limited, budget).await?;
-        }
-        Ok(binding)
+    async fn rebind(&mut self, binding: &Binding) -> Result<Binding, Error> {
+        self.gateway.bindings.rebind(self.demand, &mut self.tried, binding, self.budget).await
     }
 
     /// One more attempt after the upstream has failed with the turn: first with the same key, then
     /// with a sibling. The error is the binding as it was: there is no further attempt.
-    async fn again(
-        &self,
-        wanted: &mut Wanted<'_>,
-        binding: Binding,
-        retries: &mut u32,
-        budget: &mut Budget,
-    ) -> Result<Binding, Binding> {
-        let is_first = *retries == ATTEMPTS - 1;
-        if *retries == 0 || !lock(&self.retries).take() {
-            self.refuse(wanted, &binding, Reason::Failed);
+    async fn retry(&mut self, binding: Binding) -> Result<Binding, Binding> {
+        let is_first = self.retries_left == ATTEMPTS - 1;
+        if self.retries_left == 0 || !self.gateway.failover.may_retry() {
+            self.refuse(&binding, Reason::Failed);
             return Err(binding);
         }
-        *retries -= 1;
-        sleep(moment()).await;
+        self.retries_left -= 1;
+        sleep(pause()).await;
         let next = match is_first {
             true => Ok(binding),
             false => {
-                wanted.failed.push(binding.key.tag);
-                self.bindings.rebind(wanted, &binding, budget).await.map_err(|_| binding)
+                self.tried.failed.push(binding.key.tag);
+                self.rebind(&binding).await.map_err(|_| binding)
             }
         };
         match &next {
-            Ok(binding) => self.tell(wanted, binding, Decision::Retry, Reason::Failed),
-            Err(binding) => self.refuse(wanted, binding, Reason::Failed),
+            Ok(binding) => self.tell(binding, Decision::Retry, Reason::Failed),
+            Err(binding) => self.refuse(binding, Reason::Failed),
         }
         next
     }
 
-    fn retries(&self) -> u32 {
-        lock(&self.retries).turn();
-        ATTEMPTS - 1
+    fn refuse(&self, binding: &Binding, reason: Reason) {
+        self.tell(binding, Decision::Refuse, reason);
     }
 
-    fn refuse(&self, wanted: &Wanted<'_>, binding: &Binding, reason: Reason) {
-        self.tell(wanted, binding, Decision::Refuse, reason);
-    }
-
-    fn tell(&self, wanted: &Wanted<'_>, binding: &Binding, decision: Decision, reason: Reason) {
-        let key = Some(&*binding.key);
-        let to = key.filter(|_| decision != Decision::Refuse);
-        self.bindings.trail.tell(&Step {
-            session: wanted.session.as_ref(),
-            decision,
-            reason,
-            from: key,
-            to,
-        });
-    }
-
-    async fn deliver(
-        &self,
-        binding: Binding,
-        answer: Answer,
-        began: Instant,
-        budget: &mut Budget,
-    ) -> (Binding, Answer) {
-        if answer.status.is_success() {
-            self.registry.has_served(&binding.key, began);
-            self.bindings.confirm(&binding, budget).await;
-        }
-        (binding, answer)
+    fn tell(&self, binding: &Binding, decision: Decision, reason: Reason) {
+        self.gateway.tell(self.demand.session.as_ref(), binding, decision, reason);
     }
 }
 
-fn lock(retries: &Mutex<Retries>) -> MutexGuard<'_, Retries> {
-    // Nothing in it can panic.
-    retries.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
-    let names =
-        uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split('=').next());
-    match names.into_iter().any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one)))
-    {
-        true => Err(Error::new(
-            ErrorKind::InvalidApiKey,
-            "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
-        )),
-        false => Ok(()),
-    }
-}
-
+#[cfg(test)]
+mod machine;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! How an upstream is called: what is sent to it, what comes back, and what may be passed on.
 
-pub mod attempt;
 pub mod headers;
+pub mod request;
+pub mod attempt;
 pub mod probe;

@@ -9,22 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
 
-use crate::binding::demand::Wanted;
+use crate::binding::demand::{Demand, Placing, Tried};
 use crate::binding::local::{Belief, Known, Local};
-use crate::binding::place::{Places, Standing, none_in_use, not_loaded};
-use crate::binding::record::{BindingRecord, state_tag};
+use crate::binding::place::{Places, Standing};
+use crate::binding::record::BindingRecord;
 use crate::binding::select::Reach;
 use crate::binding::trail::{Step, Trail};
 use crate::binding::{Binding, Written};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
-use crate::limit::{chance, jittered};
 use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
 use crate::store::name::Name;
-use crate::store::{Budget, Held, Replaced, Store, Unavailable};
+use crate::store::{Budget, Held, Store, Unavailable};
 use crate::task::Tasks;
 
 /// So many turns wait on this replica until a key takes one more moved session.
@@ -41,7 +39,7 @@ pub struct Bindings {
     pub(super) tasks: Tasks,
     pub trail: Trail,
     /// Places for those that wait to move.
-    movers: Semaphore,
+    pub(super) movers: Semaphore,
 }
 
 impl Bindings {
@@ -69,19 +67,22 @@ impl Bindings {
 
     pub async fn bind(
         &self,
-        wanted: &mut Wanted<'_>,
+        demand: &Demand<'_>,
+        tried: &mut Tried,
         found: Found,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let bound = match self.hold(wanted, &found, budget).await {
-            Ok(()) => self.find(wanted, found, budget).await,
+        let held = self.hold(demand, tried, &found, budget).await;
+        let placing = demand.after(tried);
+        let bound = match held {
+            Ok(()) => self.find(placing, found, budget).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &bound {
-            let session = wanted.session.as_ref();
+            let session = placing.demand.session.as_ref();
             let (reason, from) = match session.and_then(|session| self.local.recall(session)) {
                 Some(Known { record, .. }) => {
-                    (self.places.reason(wanted, &record), self.places.key_of(&record))
+                    (self.places.reason(placing, &record), self.places.key_of(&record))
                 }
                 None if error.kind == ErrorKind::InsufficientQuota => (Reason::Exhausted, None),
                 None if error.kind == ErrorKind::RateLimitExceeded => (Reason::Limited, None),
@@ -100,19 +101,19 @@ impl Bindings {
 
     async fn find(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         found: Found,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let Some(session) = &wanted.session else { return self.by_load(wanted) };
-        self.tell_thread(wanted, session);
+        let Some(session) = &placing.demand.session else { return self.by_load(placing) };
+        self.tell_thread(placing, session);
         match found {
-            Ok(Some(held)) => self.adopt(wanted, session, &held, budget).await,
+            Ok(Some(held)) => self.adopt(placing, session, &held, budget).await,
             Ok(None) => match self.local.recall(session) {
-                Some(known) => self.restore(wanted, session, &known, budget).await,
-                None => self.create(wanted, session, budget).await,
+                Some(known) => self.restore(placing, session, &known, budget).await,
+                None => self.create(placing, session, budget).await,
             },
-            Err(_) => self.without_store(wanted, session),
+            Err(_) => self.without_store(placing, session),
         }
     }
 
@@ -120,11 +121,13 @@ impl Bindings {
     /// stays, is served by a sibling, or its session moves.
     pub async fn rebind(
         &self,
-        wanted: &mut Wanted<'_>,
+        demand: &Demand<'_>,
+        tried: &mut Tried,
         binding: &Binding,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        self.hold_again(wanted);
+        self.hold_again(demand, tried);
+        let placing = demand.after(tried);
         // Another turn of the session may have moved it meanwhile, and a guess gives way to what is
         // stored.
         let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
@@ -136,89 +139,90 @@ impl Bindings {
             .filter(|known| binding.record().is_some_and(|record| is_better(known, record)));
         let next = match (&binding.session, &binding.written) {
             (Some(session), Written::Stored(record) | Written::Beside(record)) => match newer {
-                Some(known) => self.restore(wanted, session, known, budget).await?,
-                None => self.use_stored(wanted, session, record.clone(), self.ttl, budget).await?,
+                Some(known) => self.restore(placing, session, known, budget).await?,
+                None => self.use_stored(placing, session, record.clone(), self.ttl, budget).await?,
             },
             (Some(session), Written::Here(record)) => {
                 let own = Known {
                     record: record.clone(),
                     is_provisional: self.is_provisional(session, record, binding),
                 };
-                self.use_known(wanted, session, newer.unwrap_or(&own))?
+                self.use_known(placing, session, newer.unwrap_or(&own))?
             }
             // What the session's history holds is not known: its organization is not left.
             (Some(session), Written::Nowhere) => {
                 let key = self.places.choose(
-                    wanted,
+                    placing,
                     session,
                     Reach::Organization(binding.key.organization_tag),
                 )?;
                 Binding::passing(&key, Some(session), binding.result)
             }
-            (None, _) => self.by_load(wanted)?,
+            (None, _) => self.by_load(placing)?,
         };
         if next.key.tag == binding.key.tag && next.written == binding.written {
             return Ok(Binding { key: next.key, ..binding.clone() });
         }
-        Ok(has_moved(next))
+        Ok(next.moved())
     }
 
     /// Whether another connection of the session would be served by another key than `binding`'s.
-    pub fn would_leave(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
+    pub fn would_leave(&self, placing: Placing<'_>, binding: &Binding) -> bool {
         let (Some(_), Some(record)) = (&binding.session, binding.record()) else {
-            return self.places.by_load(wanted).is_ok_and(|key| key.tag != binding.key.tag);
+            return self.places.by_load(placing).is_ok_and(|key| key.tag != binding.key.tag);
         };
-        match self.places.standing_later(wanted, record) {
+        match self.places.standing_later(placing, record) {
             Standing::Ready(key) => key.tag != binding.key.tag,
             Standing::Bypassed(reason) => {
-                self.has_sibling(wanted, binding)
-                    || may_leave(wanted, record, reason)
-                        && self.places.has_any(wanted, Reach::Anywhere)
+                self.has_sibling(placing, binding)
+                    || placing.may_leave(record, reason)
+                        && self.places.has_any(placing, Reach::Anywhere)
             }
             Standing::Dead(_) | Standing::OtherProject => {
-                self.places.has_any(wanted, wanted.last_reach(record))
+                self.places.has_any(placing, placing.last_reach(record))
             }
         }
     }
 
     /// Whether another key of the session's organization can serve the turn.
-    pub fn has_sibling(&self, wanted: &Wanted<'_>, binding: &Binding) -> bool {
+    pub fn has_sibling(&self, placing: Placing<'_>, binding: &Binding) -> bool {
         let bound = binding.session.as_ref().zip(binding.record());
-        bound
-            .is_some_and(|(session, record)| self.places.sibling(wanted, session, record).is_some())
+        bound.is_some_and(|(session, record)| {
+            self.places.sibling(placing, session, record).is_some()
+        })
     }
 
     /// What a client is told whose turn nobody can serve in place of `binding`'s key.
-    pub fn shortage(&self, wanted: &Wanted<'_>, binding: &Binding) -> Error {
+    pub fn shortage(&self, placing: Placing<'_>, binding: &Binding) -> Error {
         self.places.shortage_of(
-            wanted,
-            binding.record().map_or(Reach::Anywhere, |record| wanted.last_reach(record)),
+            placing,
+            binding.record().map_or(Reach::Anywhere, |record| placing.last_reach(record)),
         )
     }
 
     /// Uses a stored binding, or moves it where its key can serve no more.
     async fn adopt(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         held: &Held,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         let Some(record) = BindingRecord::parse(&held.value) else {
-            return self.beside_store(wanted, session);
+            return self.beside_store(placing, session);
         };
         match self.local.confirm(session, &record) {
-            Belief::Stored => self.use_stored(wanted, session, record, held.left, budget).await,
+            Belief::Stored => self.use_stored(placing, session, record, held.left, budget).await,
             Belief::Unsealed => {
                 let sealed = record.sealed();
                 self.seal(session, &record, &sealed, false, budget).await;
                 let record = self.newer(session, &sealed).unwrap_or(sealed);
-                self.use_stored(wanted, session, record, held.left, budget).await
+                self.use_stored(placing, session, record, held.left, budget).await
             }
             Belief::Outdated => match self.local.recall(session) {
-                Some(known) => self.restore(wanted, session, &known, budget).await,
+                Some(known) => self.restore(placing, session, &known, budget).await,
                 // Belief in it has ended just now.
-                None => self.use_stored(wanted, session, record, held.left, budget).await,
+                None => self.use_stored(placing, session, record, held.left, budget).await,
             },
         }
     }
@@ -227,7 +231,7 @@ impl Bindings {
     /// unless it knows better.
     async fn restore(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         known: &Known,
         budget: &mut Budget,
@@ -247,18 +251,22 @@ impl Bindings {
             Ok(None) => record,
             Ok(Some(stored)) => match BindingRecord::parse(&stored) {
                 Some(stored) => stored,
-                None => return self.beside_store(wanted, session),
+                None => return self.beside_store(placing, session),
             },
-            Err(_) => return self.without_store(wanted, session),
+            Err(_) => return self.without_store(placing, session),
         };
         let record = self.newer(session, &record).unwrap_or(record);
-        self.use_stored(wanted, session, record, self.ttl, budget).await
+        self.use_stored(placing, session, record, self.ttl, budget).await
     }
 
     /// Takes note that the store holds `record`. Returns what this replica knows instead, where
     /// that is newer: another turn of the session was faster, and the store has lost its word. The
     /// next turn brings it back.
-    fn newer(&self, session: &SessionId, record: &BindingRecord) -> Option<BindingRecord> {
+    pub(super) fn newer(
+        &self,
+        session: &SessionId,
+        record: &BindingRecord,
+    ) -> Option<BindingRecord> {
         match self.local.confirm(session, record) {
             Belief::Outdated => self.local.recall(session).map(|known| known.record),
             Belief::Stored | Belief::Unsealed => None,
@@ -268,17 +276,17 @@ impl Bindings {
     /// Uses what the store holds, which lives for `left`.
     async fn use_stored(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         record: BindingRecord,
         left: Duration,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let mut standing = self.places.standing(wanted, &record);
+        let mut standing = self.places.standing(placing, &record);
         if matches!(standing, Standing::Bypassed(Reason::Suspected)) {
             // In a moment it is known whether its sessions leave it: better than to and fro.
             self.places.settled(&record).await;
-            standing = self.places.standing(wanted, &record);
+            standing = self.places.standing(placing, &record);
         }
         match standing {
             Standing::Ready(key) => {
@@ -288,28 +296,28 @@ impl Bindings {
                     ..Binding::stored(&key, session, record, BindingResult::Existing)
                 })
             }
-            Standing::Bypassed(reason) => match self.spill(wanted, session, &record, reason) {
-                Err(_) if may_leave(wanted, &record, reason) => {
-                    self.replace(wanted, session, record, reason, budget).await
+            Standing::Bypassed(reason) => match self.spill(placing, session, &record, reason) {
+                Err(_) if placing.may_leave(&record, reason) => {
+                    self.replace(placing, session, record, reason, budget).await
                 }
                 spilled => spilled,
             },
-            Standing::Dead(reason) => self.replace(wanted, session, record, reason, budget).await,
-            Standing::OtherProject => self.serve_beside(wanted, session, &record),
+            Standing::Dead(reason) => self.replace(placing, session, record, reason, budget).await,
+            Standing::OtherProject => self.serve_beside(placing, session, &record),
         }
     }
 
     /// A session's first binding, by the first of all turns that try.
     async fn create(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let (record, result, chosen) = match self.inherited(wanted, budget).await {
+        let (record, result, chosen) = match self.inherited(placing, budget).await {
             Some(record) => (record, BindingResult::Inherited, None),
             None => {
-                let key = self.places.place_new(wanted, session)?;
+                let key = self.places.place_new(placing, session)?;
                 (
                     BindingRecord::first(&key, self.places.generation()),
                     BindingResult::Created,
@@ -320,7 +328,7 @@ impl Bindings {
         let (id, value) = (session.as_str(), record.to_string());
         // Should the store be lost, another replica would look for it by its order alone.
         let is_expected =
-            chosen.as_ref().is_some_and(|key| self.places.is_default(wanted, session, key));
+            chosen.as_ref().is_some_and(|key| self.places.is_default(placing, session, key));
         match self.store.begin(Name::Binding(id), &value, is_expected, self.ttl, budget).await {
             Ok(None) => {
                 let newer = self.newer(session, &record);
@@ -331,146 +339,16 @@ impl Bindings {
                     });
                 }
                 let record = newer.unwrap_or(record);
-                let binding = self.use_stored(wanted, session, record, self.ttl, budget).await?;
+                let binding = self.use_stored(placing, session, record, self.ttl, budget).await?;
                 let result =
                     if binding.result == BindingResult::Existing { result } else { binding.result };
                 Ok(Binding { result, is_provisional: true, ..binding })
             }
             Ok(Some(winner)) => {
-                self.adopt(wanted, session, &Held { value: winner, left: self.ttl }, budget).await
+                self.adopt(placing, session, &Held { value: winner, left: self.ttl }, budget).await
             }
-            Err(_) => self.go_by(wanted, session, record, true),
+            Err(_) => self.go_by(placing, session, record, true),
         }
-    }
-
-    /// Compare-and-set from `record` to the next key that may serve. Whoever loses looks at what
-    /// the winner stored, and goes on from there only if that key can serve no more either: at most
-    /// once a key.
-    async fn replace(
-        &self,
-        wanted: &Wanted<'_>,
-        session: &SessionId,
-        mut record: BindingRecord,
-        mut reason: Reason,
-        budget: &mut Budget,
-    ) -> Result<Binding, Error> {
-        let mut patience = wanted.patience;
-        for _ in 0..=self.places.count() {
-            let key = self.place_moved(wanted, session, &record, &mut patience).await?;
-            let next =
-                record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
-            let outcome = self
-                .store
-                .rebind(
-                    Name::Binding(session.as_str()),
-                    &record.to_string(),
-                    &next.to_string(),
-                    self.ttl,
-                    budget,
-                )
-                .await;
-            let held = match outcome {
-                Ok(Replaced::Done) => match self.newer(session, &next) {
-                    None => {
-                        self.tell(session, Decision::Move, reason, &record, &key);
-                        return Ok(has_moved(Binding::stored(
-                            &key,
-                            session,
-                            next,
-                            BindingResult::Rebound,
-                        )));
-                    }
-                    Some(newer) => newer,
-                },
-                Ok(Replaced::Lost(winner)) => match BindingRecord::parse(&winner) {
-                    Some(winner) => self.newer(session, &winner).unwrap_or(winner),
-                    None => return self.beside_store(wanted, session),
-                },
-                Err(_) => return self.go_by(wanted, session, next, false).map(has_moved),
-            };
-            match self.places.standing(wanted, &held) {
-                Standing::Ready(key) => {
-                    return Ok(has_moved(Binding::stored(
-                        &key,
-                        session,
-                        held,
-                        BindingResult::Existing,
-                    )));
-                }
-                Standing::Bypassed(reason) => {
-                    return self.spill(wanted, session, &held, reason).map(has_moved);
-                }
-                Standing::Dead(now) => (record, reason) = (held, now),
-                Standing::OtherProject => return self.serve_beside(wanted, session, &held),
-            }
-        }
-        Err(none_in_use())
-    }
-
-    /// The key that the session moves to, once it takes one more.
-    async fn place_moved(
-        &self,
-        wanted: &Wanted<'_>,
-        session: &SessionId,
-        record: &BindingRecord,
-        patience: &mut Duration,
-    ) -> Result<Arc<Key>, Error> {
-        // Dropped by a client that leaves, too.
-        let mut place = None;
-        loop {
-            let within = |reach| self.places.place_moved(wanted, session, reach);
-            let found = within(wanted.reach(record)).or_else(|_| within(wanted.last_reach(record)));
-            let wait = match found? {
-                Ok(key) => return Ok(key),
-                Err(wait) => jittered(wait, chance()),
-            };
-            let is_first = place.is_none();
-            place = place.or_else(|| self.movers.try_acquire().ok().filter(|_| wait <= *patience));
-            if wait > *patience || place.is_none() {
-                return Err(Error::limited(
-                    "Too many sessions move to the keys that may serve this one.",
-                    wait,
-                ));
-            }
-            if is_first {
-                let (decision, reason) = (Decision::Wait, Reason::Crowded);
-                self.trail.tell(&Step {
-                    session: Some(session),
-                    decision,
-                    reason,
-                    from: None,
-                    to: None,
-                });
-            }
-            *patience -= wait;
-            sleep(wait).await;
-        }
-    }
-
-    /// Serves the turn from the session's organization and leaves the binding alone.
-    pub(super) fn spill(
-        &self,
-        wanted: &Wanted<'_>,
-        session: &SessionId,
-        record: &BindingRecord,
-        reason: Reason,
-    ) -> Result<Binding, Error> {
-        let own = self.places.key_of(record);
-        let key = match (self.places.sibling(wanted, session, record), own, reason) {
-            (Some(key), ..) => key,
-            // What nobody of its organization may have the client is told by its own key.
-            (None, Some(own), Reason::NoAccess) => own,
-            (None, _, Reason::NotLoaded) => return Err(not_loaded()),
-            (None, ..) => {
-                return Err(self
-                    .places
-                    .shortage_of(wanted, Reach::Organization(record.organization)));
-            }
-        };
-        self.tell(session, Decision::Spill, reason, record, &key);
-        let (is_provisional, written) = (!record.sealed, Written::Beside(record.clone()));
-        let binding = Binding::new(&key, Some(session), written, BindingResult::Spilled);
-        Ok(Binding { has_moved: key.tag != record.key, is_provisional, ..binding })
     }
 
     pub(super) fn tell(
@@ -491,44 +369,7 @@ impl Bindings {
         });
     }
 
-    /// Serves the turn where the response is stored that it goes on from, and leaves the binding
-    /// alone: it is to another project. An answer of the session's own organization seals it as a
-    /// sibling's would.
-    pub(super) fn serve_beside(
-        &self,
-        wanted: &Wanted<'_>,
-        session: &SessionId,
-        record: &BindingRecord,
-    ) -> Result<Binding, Error> {
-        let key = self.places.choose(wanted, session, wanted.within)?;
-        self.tell(session, Decision::Spill, Reason::Stored, record, &key);
-        let is_home = key.organization_tag == record.organization;
-        let written = if is_home { Written::Beside(record.clone()) } else { Written::Nowhere };
-        Ok(has_moved(Binding::new(&key, Some(session), written, BindingResult::Spilled)))
+    fn by_load(&self, placing: Placing<'_>) -> Result<Binding, Error> {
+        Ok(Binding::passing(&self.places.by_load(placing)?, None, BindingResult::None))
     }
-
-    /// What is stored was written by a newer version: it knows better, so its word is neither used
-    /// nor overwritten.
-    fn beside_store(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Binding, Error> {
-        let key = self.places.default_of(wanted, session)?;
-        Ok(Binding::passing(&key, Some(session), BindingResult::Degraded))
-    }
-
-    fn by_load(&self, wanted: &Wanted<'_>) -> Result<Binding, Error> {
-        Ok(Binding::passing(&self.places.by_load(wanted)?, None, BindingResult::None))
-    }
-}
-
-/// Whether a session leaves its organization for this, where nobody else in it can serve. One whose
-/// history may be elsewhere does so only for what lasts.
-fn may_leave(wanted: &Wanted<'_>, record: &BindingRecord, reason: Reason) -> bool {
-    match reason {
-        Reason::Limited | Reason::Disabled => wanted.reach(record) == Reach::Anywhere,
-        Reason::Exhausted => wanted.last_reach(record) == Reach::Anywhere,
-        _ => false,
-    }
-}
-
-fn has_moved(binding: Binding) -> Binding {
-    Binding { has_moved: true, ..binding }
 }

@@ -6,7 +6,7 @@
 //! organization, and the one that accepts is bound.
 
 use crate::binding::bind::Bindings;
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Placing;
 use crate::binding::record::{BindingRecord, state_tag};
 use crate::binding::trail::Step;
 use crate::binding::{Binding, Written};
@@ -19,13 +19,13 @@ use crate::store::{Budget, Replaced};
 impl Bindings {
     /// The next key to try instead of `provisional`: of an organization that was not `tried`. It is
     /// bound by [`Self::correct`].
-    pub fn elsewhere(
+    pub fn next_untried(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         provisional: &Binding,
         tried: &[Tag],
     ) -> Option<Binding> {
-        let key = self.places.elsewhere(wanted, provisional.session.as_ref()?, tried)?;
+        let key = self.places.choose_outside(placing, provisional.session.as_ref()?, tried)?;
         Some(Binding {
             key,
             result: BindingResult::Rebound,
@@ -40,7 +40,7 @@ impl Bindings {
     /// not tried; the error, that one is out of use. Each replica tries each of them once.
     pub async fn rebind_provisionally(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         provisional: &Binding,
         budget: &mut Budget,
     ) -> Result<bool, Error> {
@@ -48,8 +48,8 @@ impl Bindings {
             return Ok(false);
         };
         let tried = self.local.rule_out(session, record.organization);
-        let Some(key) = self.places.elsewhere(wanted, session, &tried) else {
-            return self.give_up(wanted, &tried).map(|()| false);
+        let Some(key) = self.places.choose_outside(placing, session, &tried) else {
+            return self.give_up(placing, &tried).map(|()| false);
         };
         let next = record.moved_to(&key, self.places.generation(), None);
         let replaced = match &provisional.written {
@@ -80,22 +80,26 @@ impl Bindings {
 
     /// Nobody accepted: whether that is the last word. An organization that cannot be asked may be
     /// the right one: its clients hear what is the matter with it.
-    pub fn give_up(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Result<(), Error> {
-        self.places.shortage_beside(wanted, tried).map_or(Ok(()), Err)
+    pub fn give_up(&self, placing: Placing<'_>, tried: &[Tag]) -> Result<(), Error> {
+        self.places.shortage_beside(placing, tried).map_or(Ok(()), Err)
     }
 
     /// The upstream accepted the session's history with `found`'s key: that is its organization.
     /// Before the first byte of the answer, so the binding is sealed as well.
     pub async fn correct(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         found: Binding,
         budget: &mut Budget,
     ) -> Binding {
         let Some(session) = &found.session else { return found };
         let next = |record: &BindingRecord| {
             record
-                .moved_to(&found.key, self.places.generation(), wanted.turn_state.map(state_tag))
+                .moved_to(
+                    &found.key,
+                    self.places.generation(),
+                    placing.demand.turn_state.map(state_tag),
+                )
                 .sealed()
         };
         let step = Step {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::binding::bind::Bindings;
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Placing;
 use crate::binding::record::BindingRecord;
 use crate::session::SessionId;
 use crate::store::name::Name;
@@ -18,10 +18,10 @@ impl Bindings {
     /// it is no fork, or its parent is forgotten.
     pub(super) async fn inherited(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         budget: &mut Budget,
     ) -> Option<BindingRecord> {
-        let parent = wanted.lineage.parent.as_ref()?;
+        let parent = placing.demand.lineage.parent.as_ref()?;
         if let Some(record) = binding_of(&self.store, &parent.root, budget).await {
             return Some(inherit(record));
         }
@@ -29,20 +29,20 @@ impl Bindings {
             self.store.get(Name::Thread(parent.thread.as_str()), budget).await.ok().flatten();
         match session.and_then(|held| SessionId::parse(&held.value)) {
             Some(session) => binding_of(&self.store, &session, budget).await.map(inherit),
-            None => self.inherited_here(wanted),
+            None => self.inherited_here(placing),
         }
     }
 
     /// The same by what this replica remembers.
-    pub(super) fn inherited_here(&self, wanted: &Wanted<'_>) -> Option<BindingRecord> {
-        let parent = wanted.lineage.parent.as_ref()?;
+    pub(super) fn inherited_here(&self, placing: Placing<'_>) -> Option<BindingRecord> {
+        let parent = placing.demand.lineage.parent.as_ref()?;
         let of_thread = || self.local.recall(&self.local.session_of(&parent.thread)?);
         self.local.recall(&parent.root).or_else(of_thread).map(|known| inherit(known.record))
     }
 
     /// Lets forks find the session of this turn's thread, unless that was done lately.
-    pub(super) fn tell_thread(&self, wanted: &Wanted<'_>, session: &SessionId) {
-        let Some(thread) = &wanted.lineage.thread else { return };
+    pub(super) fn tell_thread(&self, placing: Placing<'_>, session: &SessionId) {
+        let Some(thread) = &placing.demand.lineage.thread else { return };
         if self.local.has_told(thread, session) {
             return;
         }

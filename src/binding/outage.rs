@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 
 use crate::binding::Binding;
 use crate::binding::bind::Bindings;
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Placing;
 use crate::binding::local::{Known, Local};
 use crate::binding::place::Standing;
 use crate::binding::record::{BindingRecord, state_tag};
@@ -31,59 +31,59 @@ const MERGED_AT_ONCE: usize = 32;
 impl Bindings {
     pub(super) fn without_store(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
     ) -> Result<Binding, Error> {
         if let Some(known) = self.local.recall(session) {
-            return self.use_known(wanted, session, &known);
+            return self.use_known(placing, session, &known);
         }
-        let record = match self.inherited_here(wanted) {
+        let record = match self.inherited_here(placing) {
             Some(record) => record,
             None => BindingRecord::first(
-                self.places.default_of(wanted, session)?.as_ref(),
+                self.places.default_of(placing, session)?.as_ref(),
                 self.places.generation(),
             ),
         };
-        self.go_by(wanted, session, record, true)
+        self.go_by(placing, session, record, true)
     }
 
     /// Goes by `record` until the store can be asked, unless this replica knows better: it may have
     /// been written, or may not.
     pub(super) fn go_by(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         record: BindingRecord,
         is_provisional: bool,
     ) -> Result<Binding, Error> {
         self.local.note(session, &record, is_provisional);
         let known = self.local.recall(session).unwrap_or(Known { record, is_provisional });
-        self.use_known(wanted, session, &known)
+        self.use_known(placing, session, &known)
     }
 
     pub(super) fn use_known(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         known: &Known,
     ) -> Result<Binding, Error> {
-        match self.places.standing(wanted, &known.record) {
+        match self.places.standing(placing, &known.record) {
             Standing::Ready(key) => {
                 Ok(Binding::here(&key, session, known.record.clone(), known.is_provisional))
             }
             // Its organization may be gone altogether, and nobody can be asked: what is not sealed
             // goes on elsewhere.
             Standing::Bypassed(reason) => match (
-                self.spill(wanted, session, &known.record, reason),
-                wanted.reach(&known.record),
+                self.spill(placing, session, &known.record, reason),
+                placing.reach(&known.record),
             ) {
                 (Err(_), Reach::Anywhere) if reason == Reason::NotLoaded => {
-                    self.move_here(wanted, session, known, Reach::Anywhere, reason)
+                    self.move_here(placing, session, known, Reach::Anywhere, reason)
                 }
                 (spilled, _) => spilled,
             },
-            Standing::Dead(reason) => self.move_home(wanted, session, known, reason),
-            Standing::OtherProject => self.serve_beside(wanted, session, &known.record),
+            Standing::Dead(reason) => self.move_home(placing, session, known, reason),
+            Standing::OtherProject => self.serve_beside(placing, session, &known.record),
         }
     }
 
@@ -105,13 +105,13 @@ impl Bindings {
     /// Moves the session to the next key of its organization.
     fn move_home(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         known: &Known,
         reason: Reason,
     ) -> Result<Binding, Error> {
         self.move_here(
-            wanted,
+            placing,
             session,
             known,
             Reach::Organization(known.record.organization),
@@ -123,7 +123,7 @@ impl Bindings {
     /// win over what is stored by the number of its moves.
     fn move_here(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         known: &Known,
         reach: Reach,
@@ -133,7 +133,7 @@ impl Bindings {
         let newer =
             self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
         if let Some(newer) = &newer
-            && let Standing::Ready(key) = self.places.standing(wanted, &newer.record)
+            && let Standing::Ready(key) = self.places.standing(placing, &newer.record)
         {
             return Ok(Binding {
                 has_moved: true,
@@ -141,9 +141,12 @@ impl Bindings {
             });
         }
         let known = newer.as_ref().unwrap_or(known);
-        let key = self.places.choose(wanted, session, reach)?;
-        let mut next =
-            known.record.moved_to(&key, self.places.generation(), wanted.turn_state.map(state_tag));
+        let key = self.places.choose(placing, session, reach)?;
+        let mut next = known.record.moved_to(
+            &key,
+            self.places.generation(),
+            placing.demand.turn_state.map(state_tag),
+        );
         if known.is_provisional {
             next.epoch = known.record.epoch;
         }

@@ -4,45 +4,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Placing;
 use crate::binding::record::BindingRecord;
 use crate::binding::select::{Reach, first, share};
 use crate::error::{Error, ErrorKind};
-use crate::health::conditions::{Fitness, Why};
+use crate::health::conditions::Fitness;
 use crate::health::registry::Registry;
 use crate::key::generation::Loaded;
 use crate::key::{Key, Tag};
-use crate::metrics::Reason;
 use crate::session::SessionId;
 
 mod shortage;
+mod standing;
 
 pub use shortage::{none_in_use, not_loaded, untold};
-
-/// What this replica makes of a stored binding.
-pub enum Standing {
-    Ready(Arc<Key>),
-    /// The key cannot serve this turn; the session stays bound to it.
-    Bypassed(Reason),
-    /// The key can serve no more.
-    Dead(Reason),
-    /// The key belongs to a project that this turn may not use.
-    OtherProject,
-}
-
-impl From<Why> for Reason {
-    fn from(why: Why) -> Self {
-        match why {
-            Why::Disabled => Self::Disabled,
-            Why::Drained => Self::Drained,
-            Why::Suspected => Self::Suspected,
-            Why::Rejected => Self::Rejected,
-            Why::Incident => Self::Incident,
-            Why::ExhaustedProject | Why::ExhaustedOrganization => Self::Exhausted,
-            Why::NoAccess => Self::NoAccess,
-        }
-    }
-}
+pub use standing::Standing;
 
 pub struct Places {
     registry: Arc<Registry>,
@@ -103,95 +79,11 @@ impl Places {
             .map(|key| key.organization.clone())
     }
 
-    pub fn standing(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Standing {
-        self.judge(wanted, record, |key| self.may_try(wanted, record, key))
-    }
-
-    /// The same for a turn that is not served now, and tries nothing.
-    pub fn standing_later(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Standing {
-        self.judge(wanted, record, |_| false)
-    }
-
-    /// `tries`: whether the turn finds out if a key that is out of use is so still.
-    fn judge(
-        &self,
-        wanted: &Wanted<'_>,
-        record: &BindingRecord,
-        tries: impl FnOnce(&Key) -> bool,
-    ) -> Standing {
-        let (generation, key) = (self.generation(), self.key_of(record));
-        if !key
-            .as_ref()
-            .map_or(wanted.within.touches(record.organization), |key| wanted.within.includes(key))
-        {
-            return Standing::OtherProject;
-        }
-        match key {
-            Some(key) if !is_allowed(wanted, &key) => Standing::Dead(Reason::NotAllowed),
-            Some(key) if wanted.failed.contains(&key.tag) => Standing::Bypassed(Reason::Failed),
-            Some(key) => self.standing_of(wanted, record, key, tries),
-            // Only a replica of the same or a newer generation may call a key removed: 0 says
-            // nothing of either.
-            None if generation == 0 || record.generation == 0 || record.generation > generation => {
-                self.registry.wants_reload();
-                Standing::Bypassed(Reason::NotLoaded)
-            }
-            None => Standing::Dead(Reason::Removed),
-        }
-    }
-
-    /// Why nobody can serve the turn in place of `record`'s key.
-    pub fn reason(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> Reason {
-        match self.key_of(record) {
-            None => Reason::NotLoaded,
-            Some(key) if !is_allowed(wanted, &key) => Reason::NotAllowed,
-            Some(key) => match self.registry.fitness(&key, wanted.model) {
-                Fitness::Bypassed(why) | Fitness::Dead(why) => why.into(),
-                Fitness::Limited(_) => Reason::Limited,
-                Fitness::Ready => Reason::Failed,
-            },
-        }
-    }
-
-    fn standing_of(
-        &self,
-        wanted: &Wanted<'_>,
-        record: &BindingRecord,
-        key: Arc<Key>,
-        tries: impl FnOnce(&Key) -> bool,
-    ) -> Standing {
-        match self.registry.fitness(&key, wanted.model) {
-            Fitness::Ready => Standing::Ready(key),
-            Fitness::Limited(wait) if wait <= wanted.patience => Standing::Ready(key),
-            Fitness::Limited(_) => Standing::Bypassed(Reason::Limited),
-            // The client is told what it may not have, where nobody can give it.
-            Fitness::Bypassed(why) => Standing::Bypassed(why.into()),
-            Fitness::Dead(_) if tries(&key) => Standing::Ready(key),
-            // To a sealed session that is a shortage: its organization can still serve it, and its
-            // key will again.
-            Fitness::Dead(why @ Why::ExhaustedProject)
-                if wanted.reach(record) != Reach::Anywhere =>
-            {
-                Standing::Bypassed(why.into())
-            }
-            Fitness::Dead(why) => Standing::Dead(why.into()),
-        }
-    }
-
-    /// Whether the turn may find out if `key`, which is out of use, is so still: somebody moved the
-    /// session here, whatever this replica thinks of the key; or it is this turn that asks for all.
-    fn may_try(&self, wanted: &Wanted<'_>, record: &BindingRecord, key: &Key) -> bool {
-        let is_fresh = !wanted.refused.contains(&key.tag);
-        is_fresh
-            && (self.registry.conditions.take_ticket(key)
-                || record.epoch > 1 && self.registry.conditions.may_try(key))
-    }
-
     /// Who serves the session's turn in place of its key: the next one in its order within the
     /// organization, which reads the same cache if there is one that does.
     pub fn sibling(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         record: &BindingRecord,
     ) -> Option<Arc<Key>> {
@@ -199,7 +91,7 @@ impl Places {
         let is_open = |key: &&Arc<Key>| {
             key.organization_tag == record.organization
                 && key.tag != record.key
-                && is_allowed(wanted, key)
+                && is_allowed(placing, key)
         };
         let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let own = self.key_of(record);
@@ -208,41 +100,42 @@ impl Places {
         let is_next = |key: &Key| {
             is_near(key) && own.as_ref().is_some_and(|own| own.project_tag == key.project_tag)
         };
-        let can = |key: &Key| speaks(wanted, key) && self.can_serve(wanted, key);
+        let can = |key: &Key| speaks(placing, key) && self.can_serve(placing, key);
         let nearest = |is: &dyn Fn(&Key) -> bool| {
-            first(wanted.order(session), &open, |key| is(key) && can(key))
+            first(placing.demand.order(session), &open, |key| is(key) && can(key))
         };
         nearest(&is_next).or_else(|| nearest(&is_near)).or_else(|| nearest(&|_| true)).cloned()
     }
 
     /// Whether `key` can serve the turn now, or in as short a time as it may wait.
-    fn can_serve(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        if wanted.failed.contains(&key.tag) {
+    fn can_serve(&self, placing: Placing<'_>, key: &Key) -> bool {
+        if placing.tried.failed.contains(&key.tag) {
             return false;
         }
-        match self.registry.fitness(key, wanted.model) {
+        match self.registry.fitness(key, placing.demand.model) {
             Fitness::Ready => true,
-            Fitness::Limited(wait) => wait <= wanted.patience,
+            Fitness::Limited(wait) => wait <= placing.tried.wait_left,
             Fitness::Bypassed(_) | Fitness::Dead(_) => false,
         }
     }
 
     /// Where a new session begins: in its first organization that takes one, with its first key
     /// there that has room for it.
-    pub fn place_new(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
+    pub fn place_new(&self, placing: Placing<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let allowed = self.common(&loaded, wanted, Reach::Anywhere);
-        let (order, is_back) = (wanted.order(session), self.is_back(session, &allowed));
-        let is_open = |key: &Key| speaks(wanted, key) && self.is_ready(wanted, key) && is_back(key);
+        let allowed = self.common(&loaded, placing, Reach::Anywhere);
+        let (order, is_back) = (placing.demand.order(session), self.is_back(session, &allowed));
+        let is_open =
+            |key: &Key| speaks(placing, key) && self.is_ready(placing, key) && is_back(key);
         let Some(own) = first(order, &allowed, |key| {
-            is_open(key) || speaks(wanted, key) && self.is_asked(wanted, key)
+            is_open(key) || speaks(placing, key) && self.is_asked(placing, key)
         }) else {
-            return self.choose(wanted, session, Reach::Anywhere);
+            return self.choose(placing, session, Reach::Anywhere);
         };
-        if !self.is_ready(wanted, own) {
+        if !self.is_ready(placing, own) {
             return match self.registry.conditions.take_ticket(own) {
                 true => Ok(Arc::clone(own)),
-                false => self.choose(wanted, session, Reach::Anywhere),
+                false => self.choose(placing, session, Reach::Anywhere),
             };
         }
         let siblings: Vec<_> = allowed
@@ -251,7 +144,7 @@ impl Places {
             .filter(|key| key.organization_tag == own.organization_tag)
             .collect();
         let has_room = |key: &Key| {
-            !self.registry.headrooms.is_scarce(key, wanted.model)
+            !self.registry.headrooms.is_scarce(key, placing.demand.model)
                 && !self.registry.loads.is_above_share(key, &siblings)
         };
         let key = first(order, &siblings, |key| is_open(key) && has_room(key)).unwrap_or(own);
@@ -263,27 +156,28 @@ impl Places {
     fn common<'k>(
         &self,
         loaded: &'k Loaded,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         reach: Reach,
     ) -> Vec<&'k Arc<Key>> {
         let within: Vec<_> = loaded
             .table
             .keys()
             .iter()
-            .filter(|key| reach.includes(key) && is_allowed(wanted, key))
+            .filter(|key| reach.includes(key) && is_allowed(placing, key))
             .collect();
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
         // Where all are new, one that some replicas have yet to load is better than none.
         if common.is_empty() { within } else { common }
     }
 
-    fn is_ready(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        !wanted.failed.contains(&key.tag) && self.registry.is_ready(key, wanted.model)
+    fn is_ready(&self, placing: Placing<'_>, key: &Key) -> bool {
+        !placing.tried.failed.contains(&key.tag)
+            && self.registry.is_ready(key, placing.demand.model)
     }
 
     /// Whether the turn may find out if an exhausted `key` is so still.
-    fn is_asked(&self, wanted: &Wanted<'_>, key: &Key) -> bool {
-        !wanted.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
+    fn is_asked(&self, placing: Placing<'_>, key: &Key) -> bool {
+        !placing.tried.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
     }
 
     /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one
@@ -291,16 +185,16 @@ impl Places {
     /// them have too many.
     pub fn place_moved(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         reach: Reach,
     ) -> Result<Result<Arc<Key>, Duration>, Error> {
         let loaded = self.registry.loaded();
-        let mut allowed = self.common(&loaded, wanted, reach);
+        let mut allowed = self.common(&loaded, placing, reach);
         let mut too_many = None;
         loop {
-            let chosen = first(wanted.order(session), &allowed, |key| {
-                self.is_ready(wanted, key) && speaks(wanted, key)
+            let chosen = first(placing.demand.order(session), &allowed, |key| {
+                self.is_ready(placing, key) && speaks(placing, key)
             });
             let Some(key) = chosen.cloned() else { break };
             match self.registry.herd.admit(&key) {
@@ -311,39 +205,39 @@ impl Places {
         }
         match too_many {
             Some(wait) => Ok(Err(wait)),
-            None => self.choose(wanted, session, reach).map(Ok),
+            None => self.choose(placing, session, reach).map(Ok),
         }
     }
 
     /// The session's first choice among the keys within `reach`.
     pub fn choose(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         reach: Reach,
     ) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
-        let allowed = self.common(&loaded, wanted, reach);
-        let is_ready = |key: &Key| self.is_ready(wanted, key);
-        let order = wanted.order(session);
-        let chosen = first(order, &allowed, |key| is_ready(key) && speaks(wanted, key))
+        let allowed = self.common(&loaded, placing, reach);
+        let is_ready = |key: &Key| self.is_ready(placing, key);
+        let order = placing.demand.order(session);
+        let chosen = first(order, &allowed, |key| is_ready(key) && speaks(placing, key))
             .or_else(|| first(order, &allowed, is_ready))
-            .or_else(|| first(order, &allowed, |key| self.can_serve(wanted, key)));
+            .or_else(|| first(order, &allowed, |key| self.can_serve(placing, key)));
         if let Some(key) = chosen {
             return Ok(Arc::clone(key));
         }
         if let Some(key) = allowed
             .iter()
-            .find(|key| wanted.within != Reach::Anywhere && self.can_serve(wanted, key))
+            .find(|key| placing.tried.within != Reach::Anywhere && self.can_serve(placing, key))
         {
             // What is stored there is nothing new to a key that takes nothing new.
             return Ok(Arc::clone(key));
         }
         // With nobody else left one turn may find out whether that is so still.
-        let asked = first(order, &allowed, |key| self.is_asked(wanted, key));
+        let asked = first(order, &allowed, |key| self.is_asked(placing, key));
         match asked.filter(|key| self.registry.conditions.take_ticket(key)) {
             Some(key) => Ok(Arc::clone(key)),
-            None => Err(self.shortage(wanted, &allowed)),
+            None => Err(self.shortage(placing, &allowed)),
         }
     }
 
@@ -362,10 +256,10 @@ impl Places {
     }
 
     /// Whether some key within `reach` can serve the turn.
-    pub fn has_any(&self, wanted: &Wanted<'_>, reach: Reach) -> bool {
+    pub fn has_any(&self, placing: Placing<'_>, reach: Reach) -> bool {
         let loaded = self.registry.loaded();
         let can = |key: &Arc<Key>| {
-            reach.includes(key) && is_allowed(wanted, key) && self.can_serve(wanted, key)
+            reach.includes(key) && is_allowed(placing, key) && self.can_serve(placing, key)
         };
         loaded.table.keys().iter().any(can)
     }
@@ -374,21 +268,21 @@ impl Places {
     /// alone, over the keys of the moment of loss, whatever this replica has heard of them since.
     /// Only within the organization found so a key in use is preferred: the others would get there
     /// too, by one refused attempt.
-    pub fn default_of(&self, wanted: &Wanted<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
+    pub fn default_of(&self, placing: Placing<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let frozen = self.registry.frozen();
-        let Some(chosen) = expected(&frozen, wanted, session) else {
+        let Some(chosen) = expected(&frozen, placing, session) else {
             // Nothing of that moment is left for this client.
-            return self.choose(wanted, session, Reach::Anywhere);
+            return self.choose(placing, session, Reach::Anywhere);
         };
         let is_home = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
-        let home: Vec<_> = open_of(&frozen, wanted).filter(is_home).collect();
-        match first(wanted.order(session), &home, |key| {
-            !frozen.is_gone(key) && self.can_serve(wanted, key)
+        let home: Vec<_> = open_of(&frozen, placing).filter(is_home).collect();
+        match first(placing.demand.order(session), &home, |key| {
+            !frozen.is_gone(key) && self.can_serve(placing, key)
         }) {
             Some(key) => Ok(Arc::clone(key)),
             // It is a guess: nobody is told for good by it.
             None => self
-                .choose(wanted, session, Reach::Organization(chosen.organization_tag))
+                .choose(placing, session, Reach::Organization(chosen.organization_tag))
                 .map_err(|error| {
                     if error.kind == ErrorKind::InsufficientQuota { none_in_use() } else { error }
                 }),
@@ -397,66 +291,67 @@ impl Places {
 
     /// Whether every replica would look for the session at `key` while nobody can be asked, were
     /// all keys well.
-    pub fn is_default(&self, wanted: &Wanted<'_>, session: &SessionId, key: &Key) -> bool {
-        expected(&self.registry.frozen(), wanted, session)
+    pub fn is_default(&self, placing: Placing<'_>, session: &SessionId, key: &Key) -> bool {
+        expected(&self.registry.frozen(), placing, session)
             .is_some_and(|default| default.tag == key.tag)
     }
 
     /// A key in use outside the organizations that were `tried`: the session's first choice, or one
     /// that takes no new sessions and may yet have this one's history.
-    pub fn elsewhere(
+    pub fn choose_outside(
         &self,
-        wanted: &Wanted<'_>,
+        placing: Placing<'_>,
         session: &SessionId,
         tried: &[Tag],
     ) -> Option<Arc<Key>> {
         let loaded = self.registry.loaded();
         let is_open =
-            |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
+            |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(placing, key);
         let allowed: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
-        let can = |key: &Key| self.can_serve(wanted, key);
-        let chosen = first(wanted.order(session), &allowed, can);
+        let can = |key: &Key| self.can_serve(placing, key);
+        let chosen = first(placing.demand.order(session), &allowed, can);
         chosen.or_else(|| allowed.iter().copied().find(|key| can(key))).cloned()
     }
 
     /// The key with the least going on, for a turn without a session.
-    pub fn by_load(&self, wanted: &Wanted<'_>) -> Result<Arc<Key>, Error> {
+    pub fn by_load(&self, placing: Placing<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let takes = |key: &Key| {
-            (key.weight > 0 || wanted.within != Reach::Anywhere) && is_allowed(wanted, key)
+            (key.weight > 0 || placing.tried.within != Reach::Anywhere) && is_allowed(placing, key)
         };
         let allowed: Vec<_> = loaded.table.keys().iter().filter(|key| takes(key)).collect();
-        let candidates = allowed.iter().copied().filter(|key| self.can_serve(wanted, key));
+        let candidates = allowed.iter().copied().filter(|key| self.can_serve(placing, key));
         self.registry
             .loads
             .least(candidates)
             .cloned()
-            .ok_or_else(|| self.shortage(wanted, &allowed))
+            .ok_or_else(|| self.shortage(placing, &allowed))
     }
 }
 
 /// The keys of `frozen` that go into the order of a session whose binding the store cannot tell.
-fn open_of<'f>(frozen: &'f Loaded, wanted: &Wanted<'_>) -> impl Iterator<Item = &'f Arc<Key>> {
-    frozen.table.keys().iter().filter(|key| frozen.is_common(key) && is_allowed(wanted, key))
+fn open_of<'f>(frozen: &'f Loaded, placing: Placing<'f>) -> impl Iterator<Item = &'f Arc<Key>> {
+    frozen.table.keys().iter().filter(move |key| frozen.is_common(key) && is_allowed(placing, key))
 }
 
 /// The first of them that is left, whatever is known of its health.
 fn expected<'f>(
     frozen: &'f Loaded,
-    wanted: &Wanted<'_>,
+    placing: Placing<'f>,
     session: &SessionId,
 ) -> Option<&'f Arc<Key>> {
-    first(wanted.order(session), &open_of(frozen, wanted).collect::<Vec<_>>(), |key| {
+    first(placing.demand.order(session), &open_of(frozen, placing).collect::<Vec<_>>(), |key| {
         !frozen.is_gone(key)
     })
 }
 
-fn speaks(wanted: &Wanted<'_>, key: &Key) -> bool {
-    key.upstream.speaks_websocket || !wanted.by_websocket
+fn speaks(placing: Placing<'_>, key: &Key) -> bool {
+    key.upstream.speaks_websocket || !placing.demand.by_websocket
 }
 
-fn is_allowed(wanted: &Wanted<'_>, key: &Key) -> bool {
-    wanted.client.may_use_organization(&key.organization) && wanted.within.includes(key)
+fn is_allowed(placing: Placing<'_>, key: &Key) -> bool {
+    placing.demand.client.may_use_organization(&key.organization)
+        && placing.tried.within.includes(key)
 }
 
 #[cfg(test)]

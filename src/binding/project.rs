@@ -5,7 +5,7 @@
 //! behind what its project stores.
 
 use crate::binding::bind::{Bindings, Found};
-use crate::binding::demand::Wanted;
+use crate::binding::demand::{Demand, Tried};
 use crate::binding::local::Known;
 use crate::binding::place::untold;
 use crate::binding::record::BindingRecord;
@@ -19,11 +19,13 @@ impl Bindings {
     /// cannot be told, the turn has to wait.
     pub(super) async fn hold(
         &self,
-        wanted: &mut Wanted<'_>,
+        demand: &Demand<'_>,
+        tried: &mut Tried,
         found: &Found,
         budget: &mut Budget,
     ) -> Result<(), Error> {
-        let Some(session) = wanted.session.as_ref().filter(|_| wanted.is_unheld()) else {
+        let placing = demand.after(tried);
+        let Some(session) = demand.session.as_ref().filter(|_| placing.is_unheld()) else {
             return Ok(());
         };
         let held = found.as_ref().ok().and_then(Option::as_ref);
@@ -35,12 +37,12 @@ impl Bindings {
             .chain(known)
             .max_by_key(|record| (record.epoch, record.sealed))
         {
-            None if is_untold => self.inherited_here(wanted),
-            None => self.inherited(wanted, budget).await,
+            None if is_untold => self.inherited_here(placing),
+            None => self.inherited(placing, budget).await,
             home => home,
         };
         match home.filter(|record| record.sealed) {
-            Some(record) => wanted.within = self.places.project_of(&record),
+            Some(record) => tried.within = self.places.project_of(&record),
             None if is_untold => return Err(untold()),
             None => {}
         }
@@ -49,11 +51,11 @@ impl Bindings {
 
     /// The same once more where the turn goes on: another turn of its session may have been served
     /// meanwhile.
-    pub(super) fn hold_again(&self, wanted: &mut Wanted<'_>) {
-        let session = wanted.session.as_ref().filter(|_| wanted.is_unheld());
+    pub(super) fn hold_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
+        let session = demand.session.as_ref().filter(|_| demand.after(tried).is_unheld());
         let known = session.and_then(|session| self.local.recall(session));
         if let Some(Known { record, .. }) = known.filter(|known| known.record.sealed) {
-            wanted.within = self.places.project_of(&record);
+            tried.within = self.places.project_of(&record);
         }
     }
 

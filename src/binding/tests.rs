@@ -11,7 +11,7 @@ use super::place::Places;
 use super::record::BindingRecord;
 use super::trail::Trail;
 use super::{Binding, Written};
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Turn;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::health::condition::{Condition, Subject};
@@ -30,10 +30,12 @@ use crate::task::Tasks;
 mod beside;
 mod movers;
 mod dark;
+mod merging;
 mod forgetting;
 mod gossip;
 mod choosing;
 mod moving;
+mod restoring;
 mod related;
 mod socket;
 mod standing;
@@ -157,8 +159,11 @@ impl Replica {
         BindingRecord { epoch, ..BindingRecord::first(&self.key(id), 1) }
     }
 
-    fn wanted(&self) -> Wanted<'_> {
-        Wanted { session: Some(session(1)), model: MODEL, ..Wanted::of(&self.client) }
+    fn turn(&self) -> Turn<'_> {
+        Turn::of(&self.client).with(|turn| {
+            turn.demand.session = Some(session(1));
+            turn.demand.model = MODEL;
+        })
     }
 
     /// The store holds `record` for the session, whatever it held.
@@ -190,25 +195,24 @@ impl Replica {
         assert_eq!(self.stored().await, Some(record.to_string()));
     }
 
-    async fn bind(&self, wanted: &mut Wanted<'_>) -> Result<Binding, Error> {
+    async fn bind(&self, turn: &mut Turn<'_>) -> Result<Binding, Error> {
         let mut budget = self.bindings.budget();
-        let found = match &wanted.session {
+        let found = match &turn.demand.session {
             Some(session) => self.bindings.look_up(session, &mut budget).await,
             None => Ok(None),
         };
-        self.bindings.bind(wanted, found, &mut budget).await
+        self.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await
     }
 
-    async fn rebind(&self, wanted: &mut Wanted<'_>, binding: &Binding) -> Result<Binding, Error> {
-        self.bindings.rebind(wanted, binding, &mut self.bindings.budget()).await
-    }
-
-    /// The key that `wanted` is served by, or why it is not.
-    async fn goes(&self, mut wanted: Wanted<'_>) -> Result<String, ErrorKind> {
-        self.bind(&mut wanted)
+    async fn rebind(&self, turn: &mut Turn<'_>, binding: &Binding) -> Result<Binding, Error> {
+        self.bindings
+            .rebind(&turn.demand, &mut turn.tried, binding, &mut self.bindings.budget())
             .await
-            .map(|binding| binding.key.id.clone())
-            .map_err(|error| error.kind)
+    }
+
+    /// The key that `turn` is served by, or why it is not.
+    async fn goes(&self, mut turn: Turn<'_>) -> Result<String, ErrorKind> {
+        self.bind(&mut turn).await.map(|binding| binding.key.id.clone()).map_err(|error| error.kind)
     }
 
     /// The binding has served a turn.
@@ -226,8 +230,8 @@ impl Replica {
     }
 
     /// This key has refused a turn, and does so again when it is asked.
-    fn refuses(&self, id: &str, wanted: &mut Wanted<'_>) {
-        wanted.refused.push(self.key(id).tag);
+    fn refuses(&self, id: &str, turn: &mut Turn<'_>) {
+        turn.tried.refused.push(self.key(id).tag);
         self.rejects(id);
     }
 

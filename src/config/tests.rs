@@ -178,7 +178,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(binding.memory, 200_000);
     assert!(!server.open && !config.failover.ambiguous && config.hop.secret.is_none());
     assert!(server.secret.is_none() && server.admin_token.is_none());
-    assert!(matches!(server.foreign_ids, turn::ownership::ForeignIds::Refuse));
+    assert!(matches!(server.foreign_ids, turn::entry::ForeignIds::Refuse));
     assert_eq!(config.telemetry.log, telemetry::LogFormat::Json);
 }
 

@@ -18,15 +18,19 @@ use tower_service::Service;
 
 use crate::error::{Error, ErrorKind};
 use crate::turn::Gateway;
-use crate::turn::http::exchange as http;
+use crate::turn::http::exchange::{self as http, HttpTurns};
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::handshake as websocket;
+use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::wire::endpoint::Endpoint;
 
 /// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for
 /// it.
 #[derive(Clone)]
-pub struct ClientRoutes(pub Arc<Gateway>);
+pub struct ClientRoutes {
+    pub http: Arc<HttpTurns>,
+    pub websocket: Arc<WebSocketTurns>,
+}
 
 impl Service<Request<Incoming>> for ClientRoutes {
     type Response = Response<Outgoing>;
@@ -38,7 +42,7 @@ impl Service<Request<Incoming>> for ClientRoutes {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(answer(Arc::clone(&self.0), request.map(Body::new)).map(Ok))
+        Box::pin(answer(self.clone(), request.map(Body::new)).map(Ok))
     }
 }
 
@@ -51,18 +55,20 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
     response.map(|_| Outgoing::Own(Body::empty()))
 }
 
-async fn answer(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
+async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
+    let ClientRoutes { http: turns, websocket: sockets } = routes;
+    let gateway = &turns.gateway;
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
-        Some(Endpoint::CreateResponse) => http::serve(gateway, request).await,
+        Some(Endpoint::CreateResponse) => http::serve(turns, request).await,
         Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => {
-            websocket::serve(gateway, request).await
+            websocket::serve(sockets, request).await
         }
-        Some(Endpoint::OpenWebSocket) | None => refuse(&gateway, &request, &unknown(&request)),
+        Some(Endpoint::OpenWebSocket) | None => refuse(gateway, &request, &unknown(&request)),
         Some(Endpoint::ListModels) => {
             // A client that checks its token here must not take a working gateway for a broken one.
-            let refused = gateway.clients.get().authenticate(request.headers()).err();
-            refuse(&gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
+            let refused = gateway.entry.clients.get().authenticate(request.headers()).err();
+            refuse(gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
         }
     }
 }

@@ -262,7 +262,7 @@ mod tests {
         let (_, binding, _) = bound(&gateway, &client).await;
         let keys = gateway.registry.loaded();
         let [a, b] = keys.table.keys() else { panic!("two keys") };
-        let mut account = open(&gateway.metrics);
+        let mut account = open(&gateway.books.metrics);
         account.bound(
             &Binding { key: Arc::clone(a), ..binding.clone() },
             false,
@@ -282,7 +282,7 @@ mod tests {
             None,
         );
         drop(account);
-        let page = gateway.metrics.render();
+        let page = gateway.books.metrics.render();
         for (cache, tokens) in [("read", 8), ("written", 5), ("uncached", 0)] {
             assert!(
                 page.contains(&format!(

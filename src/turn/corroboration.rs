@@ -1,5 +1,5 @@
-//! Who was told that a model is not to be had. One client may ask for what nobody has; two are
-//! believed.
+//! Which clients were told that a model is not to be had. One client may ask for a model that no
+//! project has; two clients are believed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,25 +7,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Demand;
 use crate::client::ClientId;
 use crate::health::condition::Subject;
 use crate::health::registry::Registry;
 use crate::key::Key;
 
-/// So long a word waits for a second witness.
+/// How long one client's report waits for another client's.
 const MEMORY: Duration = Duration::from_secs(60);
-/// So many words are kept: models are named by clients.
+/// The most reports that are kept: clients name the models.
 const MOST: usize = 1_000;
 
 #[derive(Default)]
 pub struct Corroboration(Mutex<HashMap<Subject, (ClientId, Instant)>>);
 
 impl Corroboration {
-    /// `wanted`'s client was told so. With another client's word before it is true.
-    pub fn heard(&self, registry: &Registry, key: &Key, wanted: &Wanted<'_>) {
-        if self.is_second(Subject::model(key, wanted.model), &wanted.client.id, Instant::now()) {
-            registry.deny(key, wanted.model);
+    /// The client of `demand` was told that the key's project has no such model. Once two clients
+    /// were told so, the project is taken to have no access to the model.
+    pub fn heard(&self, registry: &Registry, key: &Key, demand: &Demand<'_>) {
+        if self.is_second(Subject::model(key, demand.model), &demand.client.id, Instant::now()) {
+            registry.deny(key, demand.model);
         }
     }
 

@@ -1,7 +1,6 @@
 //! Turns over HTTP: the body that is read once, and the answer that is passed on as it comes.
 
 pub mod replay;
-pub mod idle;
 pub mod response_id;
 pub mod id_gate;
 pub mod passage;

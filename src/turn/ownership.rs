@@ -1,31 +1,17 @@
-//! Whose response a turn goes on from, and whose it makes.
-
-use serde::Deserialize;
+//! Which stored things a turn may refer to, and whose a response is that it makes.
 
 use crate::binding::ownership::Owner;
 use crate::binding::place::untold;
 use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
 use crate::store::Budget;
-use crate::turn::Gateway;
+use crate::turn::entry::{Entry, ForeignIds};
 use crate::wire::references::References;
 
 const FOREIGN_FILE: &str = "A file or vector store that did not pass through this gateway is not found here. \
     Its operator can let such ids pass (`server.foreign_ids`).";
 
-/// `server.foreign_ids`: what becomes of a turn that goes on from what never passed through here.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ForeignIds {
-    /// It is answered as if there were no such thing: it may be another client's.
-    #[default]
-    Refuse,
-    /// It goes where its session is. For a gateway that is new before keys that its clients have
-    /// used.
-    Pass,
-}
-
-impl Gateway {
+impl Entry {
     /// The owner of the response that `client` goes on from and calls `id`. `None`: there is none,
     /// or it is nobody's that is known here, and passes all the same. An id of another client takes
     /// the same way to the same end as one that nobody has issued.
@@ -46,24 +32,24 @@ impl Gateway {
         }
     }
 
-    /// A conversation is kept by an upstream. None passes through here that could be told from
-    /// another client's.
-    pub fn may_converse(&self, conversation: Option<&str>) -> Result<(), Error> {
-        match conversation {
-            Some(id) if self.foreign_ids == ForeignIds::Refuse => Err(Error::new(
+    /// Checks that a turn refers to nothing that could be another client's. Upstreams keep
+    /// conversations; files and vector stores are made beside the gateway. None of them passes
+    /// through here, so none can be told from another client's.
+    pub fn may_refer(
+        &self,
+        conversation: Option<&str>,
+        references: References,
+    ) -> Result<(), Error> {
+        match (self.foreign_ids, conversation) {
+            (ForeignIds::Pass, _) => Ok(()),
+            (ForeignIds::Refuse, Some(id)) => Err(Error::new(
                 ErrorKind::ConversationNotFound,
                 format!("Conversation with id '{id}' not found."),
             )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Files and vector stores are made beside the gateway: none passes through here that could be
-    /// told from another client's.
-    pub fn may_refer(&self, references: References) -> Result<(), Error> {
-        match references.are_foreign && self.foreign_ids == ForeignIds::Refuse {
-            true => Err(Error::new(ErrorKind::FileNotFound, FOREIGN_FILE)),
-            false => Ok(()),
+            (ForeignIds::Refuse, None) if references.are_foreign => {
+                Err(Error::new(ErrorKind::FileNotFound, FOREIGN_FILE))
+            }
+            (ForeignIds::Refuse, None) => Ok(()),
         }
     }
 

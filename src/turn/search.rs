@@ -1,104 +1,85 @@
 //! A turn whose session's organization is forgotten: asks each other organization once, and binds
-//! the one that accepts.
+//! the session to the one that accepts.
 //!
-//! The client never sees the forgetting. Where nobody accepts, it gets what the first one said.
-
-use std::time::SystemTime;
+//! The client never sees the forgetting. If no organization accepts, the client gets what the first
+//! one said.
 
 use tokio::time::Instant;
 
 use crate::binding::Binding;
-use crate::binding::demand::Wanted;
 use crate::error::Error;
 use crate::metrics::Reason;
 use crate::outcome::Answer;
-use crate::store::Budget;
-use crate::turn::Gateway;
-use crate::turn::account::Account;
-use crate::turn::verdict::{Verdict, decide};
-use crate::upstream::attempt::{Sent, send};
+use crate::turn::verdict::Verdict;
+use crate::turn::{Ask, Attempts};
 
-/// A turn that its first key could not serve, because another organization has sealed its history.
-pub struct Search<'t> {
-    pub gateway: &'t Gateway,
-    pub sent: &'t Sent<'t>,
-    pub wanted: &'t Wanted<'t>,
-    pub provisional: &'t Binding,
-}
-
-impl Search<'_> {
-    /// `refused`: what the first key answered.
-    pub async fn run(
-        self,
-        account: &mut Account,
+impl<A: Ask> Attempts<'_, A> {
+    /// Searches after the provisional binding's key has answered `refused`: another organization
+    /// has sealed the session's history.
+    pub(super) async fn search(
+        mut self,
+        provisional: Binding,
         refused: Answer,
-        budget: &mut Budget,
     ) -> Result<(Binding, Answer), Error> {
-        let Self { gateway, sent, wanted, provisional } = self;
+        let gateway = self.gateway;
         let mut tried = vec![provisional.key.organization_tag];
         // What an organization said that may be the right one, at another time; and what one said
-        // that could open the history, and had another fault to find.
+        // that could open the history, and found another fault.
         let (mut later, mut other) = (None, None);
-        while let Some(next) = gateway.bindings.elsewhere(wanted, provisional, &tried) {
-            let moves_domain = !next.key.shares_cache_with(&provisional.key);
-            account.bound(&next, moves_domain, &gateway.registry.loads);
+        loop {
+            let placing = self.demand.after(&self.tried);
+            let Some(next) = gateway.bindings.next_untried(placing, &provisional, &tried) else {
+                break;
+            };
             let began = Instant::now();
-            // One that fails or is short may be the right one, at another time.
-            match decide(send(sent, &next.key, true).await, false, SystemTime::now()) {
+            match self.attempt(&next, true).await {
                 Verdict::Deliver(answer) if answer.status.is_success() => {
-                    let found = gateway.bindings.correct(wanted, next, budget).await;
-                    return Ok(gateway.deliver(found, answer, began, budget).await);
+                    let placing = self.demand.after(&self.tried);
+                    let found = gateway.bindings.correct(placing, next, self.budget).await;
+                    return Ok(self.deliver(found, answer, began).await);
                 }
-                Verdict::Again(Ok(answer)) => {
-                    tried.push(next.key.organization_tag);
-                    later.get_or_insert(Ok((next, answer)));
+                // A key that is out of use was not asked: a sibling is, if there is one.
+                Verdict::Ailing(ailment) => {
+                    gateway.registry.observe(&next.key, ailment);
+                    continue;
                 }
-                // It has seen nothing of the turn.
+                Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
+                // The organization has seen nothing of the turn.
                 Verdict::GiveUp(
                     error,
                     Reason::Unreachable | Reason::Overloaded | Reason::TooSteep,
-                ) => {
-                    tried.push(next.key.organization_tag);
-                    later.get_or_insert(Err(error));
-                }
+                ) => later = later.or(Some(Err(error))),
                 Verdict::GiveUp(error, _) | Verdict::Again(Err(error)) => {
-                    gateway.refuse(wanted, provisional, Reason::Forgotten);
+                    self.refuse(&provisional, Reason::Forgotten);
                     return Err(error);
                 }
-                // It was not asked: a sibling is, if there is one.
-                Verdict::Ailing(ailment) => gateway.registry.observe(&next.key, ailment),
                 Verdict::Limited(wait) => {
-                    gateway.registry.limit(&next.key, wanted.model, wait);
-                    tried.push(next.key.organization_tag);
-                    later.get_or_insert(Err(Error::limited(
+                    gateway.registry.limit(&next.key, self.demand.model, wait);
+                    later = later.or(Some(Err(Error::limited(
                         "Every upstream key that may serve this session is cooling.",
                         wait,
-                    )));
+                    ))));
                 }
-                Verdict::Deliver(answer) => {
-                    tried.push(next.key.organization_tag);
-                    other.get_or_insert((next, answer));
-                }
-                Verdict::Denied(_) | Verdict::Foreign(_) => tried.push(next.key.organization_tag),
+                Verdict::Deliver(answer) => other = other.or(Some((next.clone(), answer))),
+                Verdict::Denied(_) | Verdict::Foreign(_) => {}
             }
+            tried.push(next.key.organization_tag);
         }
-        // Whose answer is passed on is accounted for, not who was asked last.
-        let mut pass_on = |(binding, answer): (Binding, Answer)| {
-            account.bound(
-                &binding,
-                !binding.key.shares_cache_with(&provisional.key),
-                &gateway.registry.loads,
-            );
-            (binding, answer)
+        let last = match (other, later) {
+            (Some(other), _) => other,
+            (None, later) => {
+                self.refuse(&provisional, Reason::Forgotten);
+                match later {
+                    Some(later) => later?,
+                    None => {
+                        gateway.bindings.give_up(self.demand.after(&self.tried), &tried)?;
+                        (provisional, refused)
+                    }
+                }
+            }
         };
-        if let Some(other) = other {
-            return Ok(pass_on(other));
-        }
-        gateway.refuse(wanted, provisional, Reason::Forgotten);
-        if let Some(later) = later {
-            return later.map(pass_on);
-        }
-        gateway.bindings.give_up(wanted, &tried)?;
-        Ok(pass_on((provisional.clone(), refused)))
+        // The turn is accounted for at the key whose answer is passed on.
+        self.note(&last.0);
+        Ok(last)
     }
 }

@@ -2,16 +2,25 @@
 //! goes then.
 
 use super::*;
+use crate::binding::demand::Turn;
 use crate::binding::local::Local;
+use crate::binding::ownership::Owners;
 use crate::binding::place::Places;
 use crate::binding::trail::Trail;
+use crate::client::{Client, Clients};
+use crate::current::Current;
 use crate::key::table::Table;
 use crate::key::{Settings, UpstreamSettings};
+use crate::metrics::{Metrics, Transport};
 use crate::session::SessionId;
-use crate::setting::{Secret, Size};
+use crate::session::identify::Identifier;
+use crate::setting::Secret;
 use crate::store::Store;
 use crate::store::memory::Memory;
-use tokio_util::sync::CancellationToken;
+use crate::task::Tasks;
+use crate::turn::entry::ForeignIds;
+use crate::turn::failover::FailoverOptions;
+use ::http::HeaderMap;
 
 const TTL: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,43 +42,59 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
     let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));
     let (places, trail) = (Places::new(Arc::clone(&registry)), Trail::new(Arc::clone(&metrics)).0);
     let local = Arc::new(Local::new(100, TTL / 2));
-    Gateway {
+    let entry = Entry {
         clients: Arc::new(Current::new(Arc::new(Clients::new(&[]).unwrap()))),
         identifier: Identifier::new(&Secret::new("a secret of the tests"), None),
-        bindings: Bindings::new(Arc::clone(&store), places, local, TTL, tasks.clone(), trail),
-        owners: Arc::new(Owners::new(store, TTL, 100)),
+        owners: Arc::new(Owners::new(Arc::clone(&store), TTL, 100)),
         foreign_ids: ForeignIds::Refuse,
+    };
+    Gateway {
+        entry,
+        bindings: Bindings::new(store, places, local, TTL, tasks, trail),
         registry,
-        replay: Replay::new(Size(1 << 20), Size(1 << 20)),
-        books: Arc::new(Books::new(Arc::clone(&metrics))),
-        metrics,
-        options: FailoverOptions { wait: PATIENCE, resends: false },
-        waiters: Waiters::default(),
-        retries: Mutex::default(),
-        corroboration: Corroboration::default(),
-        sockets: Sockets {
-            tasks: tasks.clone(),
-            closing: CancellationToken::new(),
-            spread: Duration::ZERO,
-            ping: PATIENCE,
-        },
-        tasks,
+        failover: Failover::new(FailoverOptions { wait: PATIENCE, resends: false }),
+        books: Arc::new(Books::new(metrics)),
     }
 }
 
 /// A turn of a new session for the model `m`, and the key that it is bound to.
-pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Wanted<'c>, Binding, Budget) {
-    let session = SessionId::parse(&"s".repeat(SessionId::LENGTH));
-    let mut wanted = Wanted { session, model: "m", patience: PATIENCE, ..Wanted::of(client) };
+pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Turn<'c>, Binding, Budget) {
+    let mut turn = Turn::of(client);
+    turn.demand.session = SessionId::parse(&"s".repeat(SessionId::LENGTH));
+    (turn.demand.model, turn.tried.wait_left) = ("m", PATIENCE);
     let mut budget = gateway.bindings.budget();
-    let binding = gateway.bindings.bind(&mut wanted, Ok(None), &mut budget).await.unwrap();
-    (wanted, binding, budget)
+    let Turn { demand, tried } = &mut turn;
+    let binding = gateway.bindings.bind(demand, tried, Ok(None), &mut budget).await.unwrap();
+    (turn, binding, budget)
+}
+
+/// An upstream that no turn comes to.
+struct Nowhere;
+
+impl Ask for Nowhere {
+    async fn ask(&self, _: &Binding, _: bool) -> Outcome {
+        panic!("no turn is sent")
+    }
+}
+
+fn attempts<'t>(
+    gateway: &'t Gateway,
+    account: &'t mut Account,
+    turn: &'t Turn<'t>,
+    budget: &'t mut Budget,
+) -> Attempts<'t, Nowhere> {
+    let Turn { demand, tried } = turn;
+    Attempts::new(gateway, account, &Nowhere, (demand, tried.clone()), budget)
+}
+
+fn account(gateway: &Gateway) -> Account {
+    Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new())
 }
 
 /// How often it was decided so.
 pub fn decided(gateway: &Gateway, decision: &str, reason: &str) -> u32 {
     let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
-    let page = gateway.metrics.render();
+    let page = gateway.books.metrics.render();
     page.lines()
         .find_map(|line| line.strip_prefix(&series))
         .map_or(0, |count| count.parse().unwrap())
@@ -80,17 +105,20 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
     let client = Client::unrestricted("alice");
     for (again, is_served) in [(SECOND, true), (3 * SECOND, false)] {
         let gateway = gateway(&[("a", "o", "p")]);
-        let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+        let (turn, binding, mut budget) = bound(&gateway, &client).await;
+        let mut account = self::account(&gateway);
+        let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
         let (key, began) = (Arc::clone(&binding.key), Instant::now());
         gateway.registry.limit(&key, "m", again);
         // Others are told while it waits that the key is short for as long once more.
         let told = async {
             sleep(again - SECOND / 10).await;
-            let places: Vec<_> = std::iter::from_fn(|| gateway.waiters.enter(&key)).collect();
+            let places: Vec<_> =
+                std::iter::from_fn(|| gateway.failover.waiters.enter(&key)).collect();
             assert_eq!(places.len(), 63, "it has one of 64");
             gateway.registry.limit(&key, "m", again);
         };
-        let (waited, ()) = tokio::join!(gateway.wait(&mut wanted, binding, &mut budget), told);
+        let (waited, ()) = tokio::join!(attempts.wait(binding), told);
         let took = began.elapsed();
         assert!(took <= PATIENCE, "{took:?}: all waits of a turn together");
         match waited {
@@ -101,9 +129,9 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
                 );
                 let left = PATIENCE - took;
                 assert!(
-                    wanted.patience.abs_diff(left) < SECOND / 50,
+                    attempts.tried.wait_left.abs_diff(left) < SECOND / 50,
                     "{:?} and not {left:?}",
-                    wanted.patience
+                    attempts.tried.wait_left
                 );
             }
             Err(error) => assert!(!is_served && error.code() == "rate_limit_exceeded", "{error:?}"),
@@ -118,12 +146,14 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
     let client = Client::unrestricted("alice");
     for keys in [&[("a", "o", "p"), ("b", "o", "q")][..], &[("a", "o", "p")]] {
         let gateway = gateway(keys);
-        let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+        let (turn, binding, mut budget) = bound(&gateway, &client).await;
+        let mut account = self::account(&gateway);
+        let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
         let began = Instant::now();
         let mut places: Vec<_> =
-            std::iter::from_fn(|| gateway.waiters.enter(&binding.key)).collect();
+            std::iter::from_fn(|| gateway.failover.waiters.enter(&binding.key)).collect();
         gateway.registry.limit(&binding.key, "m", SECOND);
-        match gateway.wait(&mut wanted, binding.clone(), &mut budget).await {
+        match attempts.wait(binding.clone()).await {
             Ok(beside) => {
                 assert!(keys.len() == 2 && beside.key.tag != binding.key.tag && beside.has_moved)
             }
@@ -137,15 +167,15 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
             "nobody waited"
         );
         places.pop();
-        wanted.patience = PATIENCE;
-        let waited = gateway.wait(&mut wanted, binding.clone(), &mut budget).await.unwrap();
+        attempts.tried.wait_left = PATIENCE;
+        let waited = attempts.wait(binding.clone()).await.unwrap();
         assert!(
             waited.key.tag == binding.key.tag && began.elapsed() >= SECOND,
             "{:?}",
             began.elapsed()
         );
         assert!(
-            gateway.waiters.enter(&binding.key).is_some(),
+            gateway.failover.waiters.enter(&binding.key).is_some(),
             "and leaves its place to the next one"
         );
     }
@@ -156,10 +186,12 @@ async fn a_wait_that_is_longer_than_the_patience_is_not_begun() {
     let client = Client::unrestricted("alice");
     for (wait, is_waited_for) in [(PATIENCE, true), (PATIENCE + SECOND / 1_000, false)] {
         let gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);
-        let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
+        let (turn, binding, mut budget) = bound(&gateway, &client).await;
+        let mut account = self::account(&gateway);
+        let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
         let began = Instant::now();
         gateway.registry.limit(&binding.key, "m", wait);
-        let waited = gateway.wait(&mut wanted, binding.clone(), &mut budget).await.unwrap();
+        let waited = attempts.wait(binding.clone()).await.unwrap();
         assert_eq!(waited.key.tag == binding.key.tag, is_waited_for, "{wait:?}");
         assert_eq!(began.elapsed() >= wait, is_waited_for, "{wait:?}");
         assert_eq!(decided(&gateway, "spill", "limited"), u32::from(!is_waited_for));
@@ -178,7 +210,9 @@ async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
         (alone, Duration::ZERO, 2, false),
     ] {
         let gateway = gateway(keys);
-        let (mut wanted, binding, _) = bound(&gateway, &client).await;
+        let (turn, binding, mut budget) = bound(&gateway, &client).await;
+        let mut account = self::account(&gateway);
+        let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
         let loaded = gateway.registry.loaded();
         if let Some(sibling) = loaded
             .table
@@ -188,9 +222,10 @@ async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
         {
             gateway.registry.limit(sibling, "m", sibling_for);
         }
-        gateway.stop_waiting(&mut wanted, &binding, limits);
+        attempts.limits = limits;
+        attempts.stop_waiting(&binding);
         let left = if is_left { Duration::ZERO } else { PATIENCE };
-        assert_eq!(wanted.patience, left, "{keys:?}, {sibling_for:?}, {limits}");
+        assert_eq!(attempts.tried.wait_left, left, "{keys:?}, {sibling_for:?}, {limits}");
     }
 }
 
@@ -198,12 +233,15 @@ async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
 async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
     let client = Client::unrestricted("alice");
     let gateway = gateway(&[("a", "o", "p"), ("b", "o", "p")]);
-    let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
-    let (own, mut left) = (binding.key.tag, gateway.retries());
+    let (turn, binding, mut budget) = bound(&gateway, &client).await;
+    let mut account = self::account(&gateway);
+    let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
+    let own = binding.key.tag;
+    gateway.failover.begin_turn();
     let mut next = Ok(binding);
     for (is_own, is_last) in [(true, false), (false, false), (false, true)] {
         let began = Instant::now();
-        next = gateway.again(&mut wanted, next.unwrap(), &mut left, &mut budget).await;
+        next = attempts.retry(next.unwrap()).await;
         let (Ok(binding) | Err(binding)) = &next;
         assert_eq!((binding.key.tag == own, next.is_err()), (is_own, is_last));
         let took = began.elapsed();
@@ -217,9 +255,12 @@ async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
         (2, 1)
     );
     // All turns together have made as many as they may: another one is not repeated at all.
-    let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
-    let (mut left, began) = (gateway.retries(), Instant::now());
-    assert!(gateway.again(&mut wanted, binding, &mut left, &mut budget).await.is_err());
+    let (turn, binding, mut budget) = bound(&gateway, &client).await;
+    let mut account = self::account(&gateway);
+    let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
+    gateway.failover.begin_turn();
+    let began = Instant::now();
+    assert!(attempts.retry(binding).await.is_err());
     assert_eq!((decided(&gateway, "refuse", "failed"), began.elapsed()), (2, Duration::ZERO));
 }
 
@@ -227,38 +268,15 @@ async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
 async fn a_failed_turn_without_a_sibling_is_repeated_once() {
     let client = Client::unrestricted("alice");
     let gateway = gateway(&[("a", "o", "p")]);
-    let (mut wanted, binding, mut budget) = bound(&gateway, &client).await;
-    let mut left = gateway.retries();
-    let again = gateway.again(&mut wanted, binding, &mut left, &mut budget).await.unwrap();
-    let last = gateway.again(&mut wanted, again, &mut left, &mut budget).await.unwrap_err();
+    let (turn, binding, mut budget) = bound(&gateway, &client).await;
+    let mut account = self::account(&gateway);
+    let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
+    gateway.failover.begin_turn();
+    let again = attempts.retry(binding).await.unwrap();
+    let last = attempts.retry(again).await.unwrap_err();
     assert_eq!(
         (last.key.id.as_str(), decided(&gateway, "refuse", "failed")),
         ("a", 1),
         "what it said is the last word"
     );
-}
-
-#[test]
-fn a_credential_in_a_url_is_known_by_its_name() {
-    let refused = |query: &str| {
-        refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap())
-            .err()
-            .map(|e| e.code())
-    };
-    for query in [
-        "key=x",
-        "api_key=x",
-        "api-key=x",
-        "token=x",
-        "access_token=x",
-        "a=1&Key=x&b=2",
-        "a&TOKEN",
-        "key",
-    ] {
-        assert_eq!(refused(query), Some("invalid_api_key"), "{query}");
-    }
-    for query in ["", "a=key", "monkey=x", "keys=x", "client_version=1&a=token", "key%20=x"] {
-        assert_eq!(refused(query), None, "{query}");
-    }
-    assert!(refuse_credentials(&"/v1/responses".parse().unwrap()).is_ok());
 }

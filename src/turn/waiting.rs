@@ -1,21 +1,24 @@
-//! Waiting for a key that is short for a moment: in place, so that the session's cache stays warm,
-//! and never too many at once.
+//! Waiting for a limited key: in place, so that the session's cache stays warm, and never by too
+//! many turns at once.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
 
+use crate::binding::Binding;
+use crate::binding::demand::Tried;
+use crate::error::Error;
+use crate::health::conditions::Fitness;
 use crate::key::{Key, Tag};
-use crate::limit::chance;
+use crate::limit::{chance, jittered};
+use crate::metrics::{Decision, Reason};
+use crate::turn::{Ask, Attempts};
 
-/// So many turns wait for one key on this replica.
+/// The most turns that wait for one key on this replica.
 const WAITERS: usize = 64;
-/// How long a key is left alone at least that is short again.
-const INSISTING: Duration = Duration::from_secs(1);
-/// A short time in which what failed by chance may succeed.
-const MOMENT: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub struct Waiters {
@@ -23,8 +26,8 @@ pub struct Waiters {
 }
 
 impl Waiters {
-    /// A place among those that wait for `key`, until it is dropped: also by a client that leaves.
-    /// `None`: there is none.
+    /// A place among the turns that wait for `key`, held until it is dropped, also if the client
+    /// leaves. `None`: all places are taken.
     pub fn enter(&self, key: &Key) -> Option<OwnedSemaphorePermit> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let place = places.entry(key.tag).or_insert_with(|| Arc::new(Semaphore::new(WAITERS)));
@@ -32,39 +35,34 @@ impl Waiters {
     }
 }
 
-/// How long to wait before an attempt that repeats one that failed.
-pub fn moment() -> Duration {
-    MOMENT + MOMENT.mul_f64(chance())
-}
-
-/// How long a key is left alone at least that a turn was told of so often before that it is short:
-/// "in a moment" was not true then.
-pub fn insisting(told: u32) -> Duration {
-    INSISTING * told
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::key::table::Table;
-
-    #[test]
-    fn places_are_few_and_come_back() {
-        let (patience, table) = (Waiters::default(), Table::sketch("a o 1 sk-a, b o 1 sk-b"));
-        let [a, b] = table.keys() else { panic!("two keys") };
-        let mut waiting: Vec<_> =
-            (0..WAITERS).map(|_| patience.enter(a).expect("a place")).collect();
-        assert!(patience.enter(a).is_none() && patience.enter(b).is_some());
-        waiting.pop();
-        assert!(patience.enter(a).is_some());
+impl<A: Ask> Attempts<'_, A> {
+    /// Waits in place while the binding's key is limited. If that takes too long, or too many turns
+    /// wait, another key serves.
+    pub(super) async fn wait(&mut self, mut binding: Binding) -> Result<Binding, Error> {
+        let gateway = self.gateway;
+        while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, self.demand.model)
+        {
+            let place = gateway.failover.waiters.enter(&binding.key);
+            if let Some(_place) = place.filter(|_| wait <= self.tried.wait_left) {
+                self.tell(&binding, Decision::Wait, Reason::Limited);
+                let pause = jittered(wait, chance());
+                self.tried.wait_left = self.tried.wait_left.saturating_sub(pause);
+                sleep(pause).await;
+                continue;
+            }
+            self.tried.wait_left = Duration::ZERO;
+            binding = self.leave(&binding, Reason::Limited).await?;
+        }
+        Ok(binding)
     }
 
-    #[test]
-    fn waits_are_short_and_spread() {
-        let moments: Vec<_> = (0..100).map(|_| moment()).collect();
-        assert!(moments.iter().all(|wait| (MOMENT..=2 * MOMENT).contains(wait)), "{moments:?}");
-        let (first, last) = (moments.iter().min().unwrap(), moments.iter().max().unwrap());
-        assert!(*last - *first > MOMENT / 2, "not all at once: {first:?} to {last:?}");
-        assert_eq!([0, 1, 2].map(insisting), [0, 1, 2].map(Duration::from_secs));
+    /// Ends the waits of a turn whose key is limited again after a wait, if a sibling serves at
+    /// once.
+    pub(super) fn stop_waiting(&mut self, binding: &Binding) {
+        let impatient = Tried { wait_left: Duration::ZERO, ..self.tried.clone() };
+        let placing = self.demand.after(&impatient);
+        if self.limits > 1 && self.gateway.bindings.has_sibling(placing, binding) {
+            self.tried = impatient;
+        }
     }
 }

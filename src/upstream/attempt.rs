@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use flate2::bufread::MultiGzDecoder;
+use http::StatusCode;
 use http::header::{
     CONTENT_ENCODING, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
     SEC_WEBSOCKET_PROTOCOL, UPGRADE,
 };
-use http::{Method, StatusCode};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
 use crate::outcome::{Answer, Outcome, Refusal};
-use crate::upstream::headers::{outgoing, upgrading};
+use crate::upstream::request::{Content, Request};
 use crate::wire::error_body::ErrorBody;
 
 /// What is read of an error answer to learn its meaning. Real ones are a few hundred bytes.
@@ -27,78 +27,27 @@ const ERROR_BODY: usize = 64 * 1024;
 /// How long an error answer's body may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 
-/// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// The turn as it is sent: the client's own bytes and headers.
-pub struct Sent<'t> {
-    pub headers: &'t HeaderMap,
-    pub query: Option<&'t str>,
-    pub ask: Ask<'t>,
-}
-
-/// What is asked for.
-#[derive(Clone, Copy)]
-pub enum Ask<'t> {
-    /// The answer to this body.
-    Turn(&'t Bytes),
-    /// A WebSocket, for turns to come, with this `sec-websocket-key`.
-    WebSocket(&'t str),
-}
-
-/// Sends the turn with `key`. `foreign_state`: its `x-codex-turn-state` belongs to another key and
-/// stays here.
-pub async fn send(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> Outcome {
-    let pool = match turn.ask {
-        Ask::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
-        Ask::WebSocket(_) => &key.upgrades,
-        Ask::Turn(_) => &key.connections,
+/// Sends the turn with `key` once. The turn's `x-codex-turn-state` is left out if another key has
+/// issued it (`has_foreign_state`).
+pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> Outcome {
+    let pool = match request.content {
+        Content::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
+        Content::WebSocket(_) => &key.upgrades,
+        Content::Body(_) => &key.connections,
     };
-    let patience = patience(turn.ask, key.upstream.first_byte_timeout);
+    let wait = request.timeout(key.upstream.first_byte_timeout);
     let mut again = true;
     loop {
-        let attempt =
-            tokio::time::timeout(patience, pool.execute(request(turn, key, foreign_state)));
-        match attempt.await {
+        let sending = pool.execute(request.for_key(key, has_foreign_state));
+        match tokio::time::timeout(wait, sending).await {
             Err(_) => return Outcome::Silent,
-            Ok(Ok(response)) => match turn.ask {
-                Ask::WebSocket(nonce) => return read_handshake(response, nonce).await,
-                Ask::Turn(_) => return read(response).await,
+            Ok(Ok(response)) => match request.content {
+                Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
+                Content::Body(_) => return read(response).await,
             },
             Ok(Err(error)) if error.is_connect() && again => again = false,
             Ok(Err(error)) if error.is_connect() => return Outcome::Unreachable(causes(&error)),
             Ok(Err(error)) => return Outcome::Interrupted(causes(&error)),
-        }
-    }
-}
-
-/// How long the upstream may take to begin its answer.
-fn patience(ask: Ask<'_>, first_byte_timeout: Duration) -> Duration {
-    match ask {
-        Ask::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
-        Ask::Turn(_) => first_byte_timeout,
-    }
-}
-
-fn request(turn: &Sent<'_>, key: &Key, foreign_state: bool) -> reqwest::Request {
-    let mut url = key.upstream.responses.clone();
-    if turn.query.is_some() {
-        url.set_query(turn.query);
-    }
-    let headers = outgoing(turn.headers, &key.secret, foreign_state);
-    match turn.ask {
-        Ask::Turn(body) => {
-            let mut request = reqwest::Request::new(Method::POST, url);
-            *request.headers_mut() = headers;
-            // A body of known length: it is sent with an exact content-length, and shared, not
-            // copied, with another attempt.
-            *request.body_mut() = Some(body.clone().into());
-            request
-        }
-        Ask::WebSocket(nonce) => {
-            let mut request = reqwest::Request::new(Method::GET, url);
-            *request.headers_mut() = upgrading(headers, nonce);
-            request
         }
     }
 }
@@ -254,20 +203,6 @@ mod tests {
                 .starts_with(br#"{"error":{"code":"a"}}"#)
         );
         assert_eq!(&decoded(&headers("br"), b"as it came")[..], b"as it came");
-    }
-
-    /// Reasoning may take minutes, and a handshake no longer than its client waits for it.
-    #[test]
-    fn handshake_is_waited_for_less_than_a_turn() {
-        let (turn, socket) = (Bytes::new(), "nonce");
-        for (configured, of_turn, of_socket) in [(600, 600, 10), (10, 10, 10), (3, 3, 3)] {
-            let wait = |ask| patience(ask, Duration::from_secs(configured)).as_secs();
-            assert_eq!(
-                (wait(Ask::Turn(&turn)), wait(Ask::WebSocket(socket))),
-                (of_turn, of_socket),
-                "{configured}"
-            );
-        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::usage::record::Record;
 
 /// The readers of every turn's record on this replica.
 pub struct Books {
-    metrics: Arc<Metrics>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Books {

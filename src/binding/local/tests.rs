@@ -1,3 +1,5 @@
+//! What a replica remembers of sessions, for how long, and what takes the place of what.
+
 use super::*;
 use crate::key::Tag;
 

@@ -1,3 +1,5 @@
+//! Owners of stored responses: as text, remembered, and looked up in the store.
+
 use super::*;
 use crate::client::ClientId;
 use crate::metrics::Metrics;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Places, is_allowed};
-use crate::binding::demand::Wanted;
+use crate::binding::demand::Placing;
 use crate::binding::select::Reach;
 use crate::error::{Error, ErrorKind};
 use crate::health::conditions::{Fitness, Why};
@@ -17,9 +17,9 @@ const LATER: Duration = Duration::from_secs(30);
 
 impl Places {
     /// What the client is told where none of `allowed` can serve.
-    pub fn shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
-        let error = self.plain_shortage(wanted, allowed);
-        match (wanted.within, allowed.first()) {
+    pub fn shortage(&self, placing: Placing<'_>, allowed: &[&Arc<Key>]) -> Error {
+        let error = self.plain_shortage(placing, allowed);
+        match (placing.tried.within, allowed.first()) {
             (Reach::Project { .. } | Reach::Nowhere, None) => {
                 self.registry.wants_reload();
                 Error::new(
@@ -41,9 +41,9 @@ impl Places {
         }
     }
 
-    fn plain_shortage(&self, wanted: &Wanted<'_>, allowed: &[&Arc<Key>]) -> Error {
+    fn plain_shortage(&self, placing: Placing<'_>, allowed: &[&Arc<Key>]) -> Error {
         let fitness: Vec<_> =
-            allowed.iter().map(|key| self.registry.fitness(key, wanted.model)).collect();
+            allowed.iter().map(|key| self.registry.fitness(key, placing.demand.model)).collect();
         let is_out = |fitness: &Fitness| {
             matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject))
         };
@@ -74,20 +74,20 @@ impl Places {
     }
 
     /// The same for whoever may go within `reach`.
-    pub fn shortage_of(&self, wanted: &Wanted<'_>, reach: Reach) -> Error {
+    pub fn shortage_of(&self, placing: Placing<'_>, reach: Reach) -> Error {
         let loaded = self.registry.loaded();
-        let is_open = |key: &&Arc<Key>| reach.includes(key) && is_allowed(wanted, key);
-        self.shortage(wanted, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
+        let is_open = |key: &&Arc<Key>| reach.includes(key) && is_allowed(placing, key);
+        self.shortage(placing, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
     }
 
     /// What is the matter with the organizations that the client may use and that were not `tried`,
     /// if there are any.
-    pub fn shortage_beside(&self, wanted: &Wanted<'_>, tried: &[Tag]) -> Option<Error> {
+    pub fn shortage_beside(&self, placing: Placing<'_>, tried: &[Tag]) -> Option<Error> {
         let loaded = self.registry.loaded();
         let is_left =
-            |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(wanted, key);
+            |key: &&Arc<Key>| !tried.contains(&key.organization_tag) && is_allowed(placing, key);
         let left: Vec<_> = loaded.table.keys().iter().filter(is_left).collect();
-        (!left.is_empty()).then(|| self.shortage(wanted, &left))
+        (!left.is_empty()).then(|| self.shortage(placing, &left))
     }
 }
 

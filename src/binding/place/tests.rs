@@ -6,11 +6,12 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::binding::demand::Turn;
 use crate::client::Client;
 use crate::health::condition::{Condition, Subject};
 use crate::health::diagnose::{Ailment, Scope};
 use crate::key::table::Table;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Reason};
 
 const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, a-3 org-a 0 sk-3, b-1 org-b 2 sk-4, b-2 org-b 1 sk-5, c-1 org-c 1 sk-6";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -90,14 +91,13 @@ fn play(registry: &Registry, cases: &[Case], failed: &mut Vec<Tag>) {
     registry.has_changed();
 }
 
-fn wanted<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Wanted<'t> {
-    Wanted {
-        session: Some(session.clone()),
-        model: "m",
-        patience: PATIENCE,
-        failed,
-        ..Wanted::of(client)
-    }
+fn turn<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Turn<'t> {
+    Turn::of(client).with(|turn| {
+        turn.demand.session = Some(session.clone());
+        turn.demand.model = "m";
+        turn.tried.wait_left = PATIENCE;
+        turn.tried.failed = failed;
+    })
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,7 +110,7 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
         sessions
             .map(|session| {
                 places
-                    .place_new(&wanted(&session, &client, Vec::new()), &session)
+                    .place_new(turn(&session, &client, Vec::new()).placing(), &session)
                     .unwrap()
                     .id
                     .clone()
@@ -172,7 +172,7 @@ async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
     let on = |home: &str| {
         let sessions = (0..200).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
         let homes = sessions.map(|session| {
-            places.place_new(&wanted(&session, &client, Vec::new()), &session).unwrap()
+            places.place_new(turn(&session, &client, Vec::new()).placing(), &session).unwrap()
         });
         homes.filter(|key| key.id == home).count()
     };
@@ -193,7 +193,7 @@ async fn only_what_is_exhausted_everywhere_is_told_for_good() {
         } else {
             Reach::Organization(Tag::of("organization", reach.as_bytes()))
         };
-        Places::new(registry).shortage_of(&wanted(&session, &client, Vec::new()), reach).kind
+        Places::new(registry).shortage_of(turn(&session, &client, Vec::new()).placing(), reach).kind
     };
     let (a, b) = (Case::Exhausted(0, Scope::Organization), Case::Exhausted(3, Scope::Organization));
     assert_eq!(told(&[a], "org-a"), ErrorKind::InsufficientQuota);
@@ -221,7 +221,7 @@ fn check(
 ) -> Result<(), TestCaseError> {
     let places = Places::new(Arc::clone(registry));
     let client = Client::of_organizations("alice", organizations);
-    let wanted = wanted(session, &client, failed);
+    let turn = turn(session, &client, failed);
     let loaded = registry.loaded();
     let own = &loaded.table.keys()[bound];
     let record = BindingRecord { sealed: is_sealed, generation: 1, ..BindingRecord::first(own, 1) };
@@ -231,11 +231,11 @@ fn check(
     let can = |key: &Key| {
         let is_short =
             matches!(registry.fitness(key, "m"), Fitness::Limited(wait) if wait <= PATIENCE);
-        !wanted.failed.contains(&key.tag) && (registry.is_ready(key, "m") || is_short)
+        !turn.tried.failed.contains(&key.tag) && (registry.is_ready(key, "m") || is_short)
     };
     for key in [
-        places.place_new(&wanted, session).ok(),
-        places.choose(&wanted, session, Reach::Anywhere).ok(),
+        places.place_new(turn.placing(), session).ok(),
+        places.choose(turn.placing(), session, Reach::Anywhere).ok(),
     ]
     .iter()
     .flatten()
@@ -243,10 +243,12 @@ fn check(
         prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
     }
     let home = Reach::Organization(record.organization);
-    for key in
-        [places.choose(&wanted, session, home).ok(), places.sibling(&wanted, session, &record)]
-            .iter()
-            .flatten()
+    for key in [
+        places.choose(turn.placing(), session, home).ok(),
+        places.sibling(turn.placing(), session, &record),
+    ]
+    .iter()
+    .flatten()
     {
         prop_assert!(
             may(key) && can(key) && key.organization == own.organization,
@@ -254,14 +256,15 @@ fn check(
             key.id
         );
     }
-    if let Ok(Ok(key)) = places.place_moved(&wanted, session, wanted.reach(&record)) {
+    if let Ok(Ok(key)) = places.place_moved(turn.placing(), session, turn.placing().reach(&record))
+    {
         prop_assert!(
             may(&key) && can(&key) && (!is_sealed || key.organization == own.organization),
             "{} is no place_moved",
             key.id
         );
     }
-    match places.standing(&wanted, &record) {
+    match places.standing(turn.placing(), &record) {
         Standing::Ready(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
         Standing::Bypassed(_) | Standing::Dead(Reason::NotAllowed) => {}
         Standing::OtherProject => prop_assert!(false, "it may go anywhere"),
@@ -274,7 +277,7 @@ fn check(
             prop_assert!(!registry.is_ready(own, "m"));
         }
     }
-    let shortage = places.shortage_of(&wanted, home);
+    let shortage = places.shortage_of(turn.placing(), home);
     let is_final = shortage.kind == ErrorKind::InsufficientQuota;
     prop_assert!(
         is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)),

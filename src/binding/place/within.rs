@@ -1,6 +1,7 @@
 //! Turns that go on from what one project has stored.
 
 use super::*;
+use crate::binding::demand::Turn;
 use crate::client::Client;
 use crate::health::diagnose::{Ailment, Scope};
 use crate::key::table::Table;
@@ -40,8 +41,8 @@ fn project(organization: &str, project: &str) -> Reach {
     Reach::Project { organization: Tag::of("organization", organization.as_bytes()), project }
 }
 
-fn wanted(client: &Client, within: Reach) -> Wanted<'_> {
-    Wanted { within, ..Wanted::of(client) }
+fn turn(client: &Client, within: Reach) -> Turn<'_> {
+    Turn::of(client).with(|turn| turn.tried.within = within)
 }
 
 fn session(number: u32) -> SessionId {
@@ -58,22 +59,28 @@ fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
         (project("org-a", "idle"), &["a-4"]),
         (project("org-b", "one"), &["b-1"]),
     ] {
-        let wanted = wanted(&client, within);
+        let turn = turn(&client, within);
         let mut used: Vec<_> = (0..40)
             .map(|number| {
-                places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()
+                places.choose(turn.placing(), &session(number), Reach::Anywhere).unwrap().id.clone()
             })
             .collect();
         used.extend(
-            (0..40).map(|number| places.default_of(&wanted, &session(number)).unwrap().id.clone()),
+            (0..40).map(|number| {
+                places.default_of(turn.placing(), &session(number)).unwrap().id.clone()
+            }),
         );
-        used.push(places.by_load(&wanted).unwrap().id.clone());
+        used.push(places.by_load(turn.placing()).unwrap().id.clone());
         used.sort_unstable();
         used.dedup();
         assert_eq!(used, expected);
         assert!(
             places
-                .elsewhere(&wanted, &session(1), &[key(&registry, expected[0]).organization_tag])
+                .choose_outside(
+                    turn.placing(),
+                    &session(1),
+                    &[key(&registry, expected[0]).organization_tag]
+                )
                 .is_none()
         );
     }
@@ -83,13 +90,14 @@ fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
 fn a_binding_to_another_project_is_left_alone() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
-    let standing =
-        |record: &BindingRecord, within| match places.standing(&wanted(&client, within), record) {
-            Standing::Ready(key) => key.id.clone(),
-            Standing::OtherProject => "elsewhere".into(),
-            Standing::Dead(_) => "gone".into(),
-            Standing::Bypassed(_) => "not loaded".into(),
-        };
+    let standing = |record: &BindingRecord, within| match places
+        .standing(turn(&client, within).placing(), record)
+    {
+        Standing::Ready(key) => key.id.clone(),
+        Standing::OtherProject => "elsewhere".into(),
+        Standing::Dead(_) => "gone".into(),
+        Standing::Bypassed(_) => "not loaded".into(),
+    };
     let (one, two) = (project("org-a", "one"), project("org-a", "two"));
     let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
     assert_eq!(
@@ -114,10 +122,10 @@ fn a_binding_to_another_project_is_left_alone() {
 fn a_key_of_the_same_project_serves_in_its_place_first() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
-    let wanted = wanted(&client, Reach::Anywhere);
+    let turn = turn(&client, Reach::Anywhere);
     let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
     let sibling =
-        |number| places.sibling(&wanted, &session(number), &bound).map(|key| key.id.clone());
+        |number| places.sibling(turn.placing(), &session(number), &bound).map(|key| key.id.clone());
     assert!((0..40).all(|number| sibling(number).as_deref() == Some("a-2")));
     registry.condemn(&key(&registry, "a-2"), Ailment::Rejected(Scope::Key));
     assert!(
@@ -131,10 +139,10 @@ fn a_project_without_a_key_in_use_is_named() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
     let refused = |within| {
-        let wanted = wanted(&client, within);
-        let error = places.choose(&wanted, &session(1), Reach::Anywhere).err().unwrap();
+        let turn = turn(&client, within);
+        let error = places.choose(turn.placing(), &session(1), Reach::Anywhere).err().unwrap();
         assert_eq!(
-            places.by_load(&wanted).err().map(|error| error.message),
+            places.by_load(turn.placing()).err().map(|error| error.message),
             Some(error.message.clone())
         );
         (error.status().as_u16(), error.retry_after.map(|wait| wait.as_secs()), error.message)

@@ -13,8 +13,8 @@ async fn answer_of_a_sibling_seals_the_session() {
         let bound = BindingRecord { generation, ..replica.record("a-1", 1) };
         replica.put(&bound).await;
         replica.limits("a-1");
-        let mut wanted = replica.wanted();
-        let spilled = replica.bind(&mut wanted).await.unwrap();
+        let mut turn = replica.turn();
+        let spilled = replica.bind(&mut turn).await.unwrap();
         assert_eq!(
             (seen(&spilled), spilled.is_provisional),
             (("a-2", true, BindingResult::Spilled), true)
@@ -27,11 +27,11 @@ async fn answer_of_a_sibling_seals_the_session() {
         // Whatever its next turn shows, it is not served elsewhere, on any replica.
         for replica in [&replica, &other] {
             replica.exhausts("a-1", Scope::Organization);
-            assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::InsufficientQuota));
+            assert_eq!(replica.goes(replica.turn()).await, Err(ErrorKind::InsufficientQuota));
         }
         replica.is_stored(&bound.sealed()).await;
         replica.weather(Weather::Away);
-        assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::InsufficientQuota));
+        assert_eq!(replica.goes(replica.turn()).await, Err(ErrorKind::InsufficientQuota));
     }
 }
 
@@ -42,14 +42,14 @@ async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
     let bound = replica.record("a-1", 1);
     replica.put(&bound).await;
     replica.limits("a-1");
-    let spilled = replica.bind(&mut replica.wanted()).await.unwrap();
+    let spilled = replica.bind(&mut replica.turn()).await.unwrap();
     replica.weather(Weather::Away);
     replica.serves(&spilled).await;
     replica.weather(Weather::Fair);
     replica.is_stored(&bound).await;
     replica.exhausts("a-1", Scope::Organization);
     assert_eq!(
-        replica.goes(replica.wanted()).await,
+        replica.goes(replica.turn()).await,
         Err(ErrorKind::InsufficientQuota),
         "this replica knows"
     );
@@ -61,11 +61,11 @@ async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
     let replica = one();
     let bound = BindingRecord { generation: 0, ..replica.record("a-1", 2) };
     replica.put(&bound).await;
-    let binding = replica.bind(&mut replica.wanted()).await.unwrap();
+    let binding = replica.bind(&mut replica.turn()).await.unwrap();
     assert!(binding.is_provisional, "it has served nothing yet");
     replica.serves(&binding).await;
     replica.is_stored(&BindingRecord { generation: 1, ..bound.sealed() }).await;
-    assert!(!replica.bind(&mut replica.wanted()).await.unwrap().is_provisional);
+    assert!(!replica.bind(&mut replica.turn()).await.unwrap().is_provisional);
 }
 
 /// A seal comes too late where the session has moved: the move stands.
@@ -73,9 +73,9 @@ async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
 async fn seal_overwrites_no_move() {
     let [one, two] = replicas::<2>(KEYS);
     one.put(&one.record("a-1", 1)).await;
-    let slow = one.bind(&mut one.wanted()).await.unwrap();
+    let slow = one.bind(&mut one.turn()).await.unwrap();
     two.rejects("a-1");
-    assert_eq!(two.goes(two.wanted()).await.as_deref().map(|id| id != "a-1"), Ok(true));
+    assert_eq!(two.goes(two.turn()).await.as_deref().map(|id| id != "a-1"), Ok(true));
     let moved = two.stored().await;
     one.serves(&slow).await;
     assert_eq!(one.stored().await, moved);
@@ -89,15 +89,15 @@ async fn detour_leaves_the_binding_alone_and_seals_it_within_its_organization() 
         let bound = replica.record("a-1", 4);
         replica.put(&bound).await;
         let within = Reach::project_of(&replica.key(to));
-        let mut wanted = Wanted { within, ..replica.wanted() };
-        let away = replica.bind(&mut wanted).await.unwrap();
+        let mut turn = replica.turn().with(|turn| turn.tried.within = within);
+        let away = replica.bind(&mut turn).await.unwrap();
         assert_eq!(seen(&away), (to, true, BindingResult::Spilled));
         replica.serves(&away).await;
         replica.is_stored(&if is_home { bound.sealed() } else { bound }).await;
         assert_eq!(replica.decided("spill", "stored"), 1);
         // Nobody else has it.
         replica.rejects(to);
-        let error = replica.rebind(&mut wanted, &away).await.unwrap_err();
+        let error = replica.rebind(&mut turn, &away).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoKeyAvailable);
         assert!(
             error.message.contains(&format!("stored by {}/", replica.key(to).organization)),
@@ -132,8 +132,8 @@ async fn suspected_key_is_settled_before_its_sessions_leave_it() {
             tokio::time::sleep(Duration::from_secs(1)).await;
             if is_meant { replica.rejects("a-1") } else { replica.recovers("a-1") }
         };
-        let mut wanted = replica.wanted();
-        let (binding, ()) = tokio::join!(replica.bind(&mut wanted), settles);
+        let mut turn = replica.turn();
+        let (binding, ()) = tokio::join!(replica.bind(&mut turn), settles);
         let binding = binding.unwrap();
         assert_eq!((binding.key.id.as_str(), binding.has_moved), expected);
         let epoch = if is_meant { 2 } else { 1 };
@@ -150,7 +150,7 @@ async fn suspected_key_that_nobody_asks_keeps_its_sessions() {
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;
     replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
-    let beside = replica.bind(&mut replica.wanted()).await.unwrap();
+    let beside = replica.bind(&mut replica.turn()).await.unwrap();
     assert_eq!(seen(&beside), ("a-2", true, BindingResult::Spilled));
     replica.is_stored(&bound).await;
     assert_eq!(replica.decided("spill", "suspected"), 1);
@@ -165,16 +165,16 @@ async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
     for (id, expected) in [("a-2", Ok("a-1".to_owned())), ("c-1", Err(ErrorKind::NoKeyAvailable))] {
         let bound = BindingRecord { generation: 2, ..early.record(id, 1) };
         late.put(&bound).await;
-        assert_eq!(late.goes(late.wanted()).await, expected);
+        assert_eq!(late.goes(late.turn()).await, expected);
         late.is_stored(&bound).await;
-        let wanted = tokio::time::timeout(LONG, late.registry.reload_wanted()).await;
-        assert!(wanted.is_ok(), "the configuration is looked at");
+        let turn = tokio::time::timeout(LONG, late.registry.reload_wanted()).await;
+        assert!(turn.is_ok(), "the configuration is looked at");
         late.local.forget(&session(1));
     }
-    let error = late.bind(&mut late.wanted()).await.unwrap_err();
+    let error = late.bind(&mut late.turn()).await.unwrap_err();
     assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
     // Of the same generation, or an older one, it is removed.
     late.is_of(2);
-    assert_eq!(late.goes(late.wanted()).await.map(|id| id != "c-1"), Ok(true));
+    assert_eq!(late.goes(late.turn()).await.map(|id| id != "c-1"), Ok(true));
     assert_eq!(late.decided("move", "removed"), 1);
 }

@@ -23,17 +23,20 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     let [replica] = replicas(
         "a-0 org-a zero 0, a-1 org-a one 1, b-0 org-b zero 0, b-1 org-b one 1, c-0 org-c one 0",
     );
-    let (places, wanted) = (&replica.bindings.places, replica.wanted());
-    let nobody = || Wanted { session: None, ..replica.wanted() };
+    let (places, turn) = (&replica.bindings.places, replica.turn());
+    let nobody = || replica.turn().with(|turn| turn.demand.session = None);
     let expected = ["a-1", "b-1"];
-    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), expected);
+    assert_eq!(replica.chosen(|session| places.place_new(turn.placing(), session).ok()), expected);
     assert_eq!(
-        replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()),
+        replica.chosen(|session| places.choose(turn.placing(), session, Reach::Anywhere).ok()),
         expected
     );
-    assert_eq!(replica.chosen(|session| places.default_of(&wanted, session).ok()), expected);
+    assert_eq!(replica.chosen(|session| places.default_of(turn.placing(), session).ok()), expected);
     assert_eq!(
-        replica.chosen(|session| places.place_moved(&wanted, session, Reach::Anywhere).ok()?.ok()),
+        replica.chosen(|session| places
+            .place_moved(turn.placing(), session, Reach::Anywhere)
+            .ok()?
+            .ok()),
         expected
     );
     // Turns that name no session, however much the others have to do.
@@ -50,15 +53,18 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
         "nor where nobody else serves"
     );
     assert!(
-        places.choose(&wanted, &session(1), Reach::Anywhere).is_err()
-            && places.place_new(&wanted, &session(1)).is_err()
+        places.choose(turn.placing(), &session(1), Reach::Anywhere).is_err()
+            && places.place_new(turn.placing(), &session(1)).is_err()
     );
-    assert_eq!(replica.goes(Wanted { patience: LONG, ..nobody() }).await.as_deref(), Ok("a-1"));
+    assert_eq!(
+        replica.goes(nobody().with(|turn| turn.tried.wait_left = LONG)).await.as_deref(),
+        Ok("a-1")
+    );
     // It is no sibling, and keeps what it has.
-    assert!(places.sibling(&wanted, &session(1), &replica.record("a-1", 1)).is_none());
+    assert!(places.sibling(turn.placing(), &session(1), &replica.record("a-1", 1)).is_none());
     for epoch in [1, 2] {
         replica.put(&replica.record("c-0", epoch)).await;
-        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("c-0"));
+        assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("c-0"));
     }
 }
 
@@ -68,33 +74,48 @@ async fn websocket_begins_where_it_is_spoken() {
     let [replica] =
         replicas("a-1 org-a plain 5, a-2 org-a two 1, b-1 org-b plain 5, c-1 org-c one 1");
     let places = &replica.bindings.places;
-    let http = replica.wanted();
-    let socket = Wanted { by_websocket: true, ..replica.wanted() };
+    let http = replica.turn();
+    let socket = replica.turn().with(|turn| turn.demand.by_websocket = true);
     let all = ["a-1", "a-2", "b-1", "c-1"];
     let spoken = ["a-2", "c-1"];
-    assert_eq!(replica.chosen(|session| places.place_new(&http, session).ok()), all);
-    assert_eq!(replica.chosen(|session| places.choose(&http, session, Reach::Anywhere).ok()), all);
-    assert_eq!(replica.chosen(|session| places.place_new(&socket, session).ok()), spoken);
+    assert_eq!(replica.chosen(|session| places.place_new(http.placing(), session).ok()), all);
     assert_eq!(
-        replica.chosen(|session| places.choose(&socket, session, Reach::Anywhere).ok()),
+        replica.chosen(|session| places.choose(http.placing(), session, Reach::Anywhere).ok()),
+        all
+    );
+    assert_eq!(replica.chosen(|session| places.place_new(socket.placing(), session).ok()), spoken);
+    assert_eq!(
+        replica.chosen(|session| places.choose(socket.placing(), session, Reach::Anywhere).ok()),
         spoken
     );
     assert_eq!(
-        replica.chosen(|session| places.place_moved(&socket, session, Reach::Anywhere).ok()?.ok()),
+        replica.chosen(|session| places
+            .place_moved(socket.placing(), session, Reach::Anywhere)
+            .ok()?
+            .ok()),
         spoken
     );
-    let sibling = |wanted, id| {
-        places.sibling(wanted, &session(1), &replica.record(id, 1)).map(|key| key.id.clone())
+    let sibling = |turn, id| {
+        places.sibling(turn, &session(1), &replica.record(id, 1)).map(|key| key.id.clone())
     };
-    assert_eq!((sibling(&socket, "a-2"), sibling(&http, "a-2").as_deref()), (None, Some("a-1")));
+    assert_eq!(
+        (sibling(socket.placing(), "a-2"), sibling(http.placing(), "a-2").as_deref()),
+        (None, Some("a-1"))
+    );
     // With nobody left who speaks it: better one that says so than none.
     let home = Reach::Organization(replica.key("b-1").organization_tag);
-    assert_eq!(places.choose(&socket, &session(1), home).unwrap().id, "b-1");
+    assert_eq!(places.choose(socket.placing(), &session(1), home).unwrap().id, "b-1");
     // That is told at once, which is better than to wait for one who does.
     replica.limits("a-2");
-    let patient = Wanted { patience: LONG, by_websocket: true, ..replica.wanted() };
+    let patient = replica.turn().with(|turn| {
+        turn.tried.wait_left = LONG;
+        turn.demand.by_websocket = true;
+    });
     let home = Reach::Organization(replica.key("a-2").organization_tag);
-    assert_eq!(replica.chosen(|session| places.choose(&patient, session, home).ok()), ["a-1"]);
+    assert_eq!(
+        replica.chosen(|session| places.choose(patient.placing(), session, home).ok()),
+        ["a-1"]
+    );
 }
 
 /// A sibling that reads the same cache comes before one that does not, and what is made there is
@@ -109,8 +130,8 @@ async fn sibling_is_of_the_same_region_before_others() {
     let unknown = BindingRecord { key: crate::key::Tag::of("key", b"new"), ..bound.clone() };
     let siblings = |record: &BindingRecord, failed: &[&str]| {
         let failed = failed.iter().map(|id| replica.key(id).tag).collect::<Vec<_>>();
-        let wanted = Wanted { failed, ..replica.wanted() };
-        replica.chosen(|session| places.sibling(&wanted, session, record))
+        let turn = replica.turn().with(|turn| turn.tried.failed = failed);
+        replica.chosen(|session| places.sibling(turn.placing(), session, record))
     };
     assert_eq!(siblings(&bound, &[]), ["a-5"], "of one project and one region");
     assert_eq!(siblings(&bound, &["a-5"]), ["a-2"], "of one region");
@@ -130,15 +151,15 @@ async fn sibling_is_of_the_same_region_before_others() {
     replica.limits("a-1");
     assert_eq!(siblings(&bound, &[]), ["a-2"], "a-5 is of the project that is short");
     let restricted = Client::of_organizations("alice", &["org-b"]);
-    let barred = Wanted { client: &restricted, ..replica.wanted() };
-    assert!(places.sibling(&barred, &session(1), &bound).is_none());
+    let barred = replica.turn().with(|turn| turn.demand.client = &restricted);
+    assert!(places.sibling(barred.placing(), &session(1), &bound).is_none());
 }
 
 /// A key takes sessions once all live replicas have it, unless none is like that.
 #[tokio::test(start_paused = true)]
 async fn key_that_others_have_yet_to_load_takes_no_session() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 5000, b-1 org-b one 5000");
-    let (places, wanted) = (&replica.bindings.places, replica.wanted());
+    let (places, turn) = (&replica.bindings.places, replica.turn());
     let others = |ids: &[&str]| {
         let tags: Vec<_> = ids.iter().map(|id| replica.key(id).tag.to_string()).collect();
         replica.registry.heard(
@@ -147,21 +168,27 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
         );
     };
     others(&["a-1"]);
-    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-1"]);
+    assert_eq!(replica.chosen(|session| places.place_new(turn.placing(), session).ok()), ["a-1"]);
     assert_eq!(
-        replica.chosen(|session| places.choose(&wanted, session, Reach::Anywhere).ok()),
+        replica.chosen(|session| places.choose(turn.placing(), session, Reach::Anywhere).ok()),
         ["a-1"]
     );
-    assert_eq!(replica.chosen(|session| places.default_of(&wanted, session).ok()), ["a-1"]);
+    assert_eq!(replica.chosen(|session| places.default_of(turn.placing(), session).ok()), ["a-1"]);
     // Where none of those that may serve is common, one that some have yet to load is better than
     // none.
     let home = Reach::Organization(replica.key("b-1").organization_tag);
-    assert_eq!(replica.chosen(|session| places.choose(&wanted, session, home).ok()), ["b-1"]);
+    assert_eq!(
+        replica.chosen(|session| places.choose(turn.placing(), session, home).ok()),
+        ["b-1"]
+    );
     // It serves in another key's place, which binds nothing.
-    let sibling = places.sibling(&wanted, &session(1), &replica.record("a-1", 1));
+    let sibling = places.sibling(turn.placing(), &session(1), &replica.record("a-1", 1));
     assert_eq!(sibling.map(|key| key.id.clone()).as_deref(), Some("a-2"));
     others(&["a-1", "a-2", "b-1"]);
-    assert_eq!(replica.chosen(|session| places.place_new(&wanted, session).ok()), ["a-2", "b-1"]);
+    assert_eq!(
+        replica.chosen(|session| places.place_new(turn.placing(), session).ok()),
+        ["a-2", "b-1"]
+    );
 }
 
 /// What failed with a turn, or is short for longer than it may wait, is not chosen; what is well
@@ -170,30 +197,31 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
 async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let places = &replica.bindings.places;
-    let choose = |wanted: &Wanted<'_>| {
+    let choose = |turn: &Turn<'_>| {
         let [place_new, choose] = [
-            places.place_new(wanted, &session(1)),
-            places.choose(wanted, &session(1), Reach::Anywhere),
+            places.place_new(turn.placing(), &session(1)),
+            places.choose(turn.placing(), &session(1), Reach::Anywhere),
         ]
         .map(|chosen| chosen.map(|key| key.id.clone()).map_err(|error| error.kind));
         assert_eq!(place_new, choose);
         choose
     };
-    let failed = |id: &str| Wanted { failed: vec![replica.key(id).tag], ..replica.wanted() };
-    let patient = || Wanted { patience: LONG, ..replica.wanted() };
-    assert_eq!(choose(&replica.wanted()).as_deref(), Ok("a-1"));
+    let failed =
+        |id: &str| replica.turn().with(|turn| turn.tried.failed = vec![replica.key(id).tag]);
+    let patient = || replica.turn().with(|turn| turn.tried.wait_left = LONG);
+    assert_eq!(choose(&replica.turn()).as_deref(), Ok("a-1"));
     assert_eq!(choose(&failed("a-1")).as_deref(), Ok("b-1"));
     let restricted = Client::of_organizations("alice", &["org-b"]);
-    let barred = || Wanted { client: &restricted, ..replica.wanted() };
+    let barred = || replica.turn().with(|turn| turn.demand.client = &restricted);
     assert_eq!(choose(&barred()).as_deref(), Ok("b-1"));
     assert!(
-        !places.has_any(&barred(), reach_of(&replica, "a-1"))
-            && places.has_any(&barred(), reach_of(&replica, "b-1"))
+        !places.has_any(barred().placing(), reach_of(&replica, "a-1"))
+            && places.has_any(barred().placing(), reach_of(&replica, "b-1"))
     );
-    assert_eq!(places.by_load(&barred()).unwrap().id, "b-1");
-    assert_eq!(places.default_of(&barred(), &session(1)).unwrap().id, "b-1");
+    assert_eq!(places.by_load(barred().placing()).unwrap().id, "b-1");
+    assert_eq!(places.default_of(barred().placing(), &session(1)).unwrap().id, "b-1");
     assert!(!places.has_any(
-        &Wanted { failed: vec![replica.key("b-1").tag], ..patient() },
+        patient().with(|turn| turn.tried.failed = vec![replica.key("b-1").tag]).placing(),
         reach_of(&replica, "b-1")
     ));
     replica.limits("a-1");
@@ -201,15 +229,16 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     replica.limits("b-1");
     assert_eq!(choose(&patient()).as_deref(), Ok("a-1"));
     assert!(
-        places.has_any(&patient(), Reach::Anywhere)
-            && !places.has_any(&replica.wanted(), Reach::Anywhere)
+        places.has_any(patient().placing(), Reach::Anywhere)
+            && !places.has_any(replica.turn().placing(), Reach::Anywhere)
     );
-    assert_eq!(choose(&replica.wanted()), Err(ErrorKind::RateLimitExceeded));
-    let by_load = |wanted: &Wanted<'_>| {
-        places.by_load(wanted).map(|key| key.id.clone()).map_err(|error| error.kind)
+    assert_eq!(choose(&replica.turn()), Err(ErrorKind::RateLimitExceeded));
+    let by_load = |turn: &Turn<'_>| {
+        places.by_load(turn.placing()).map(|key| key.id.clone()).map_err(|error| error.kind)
     };
     assert_eq!(
-        by_load(&Wanted { failed: vec![replica.key("a-1").tag], ..patient() }).as_deref(),
+        by_load(&patient().with(|turn| turn.tried.failed = vec![replica.key("a-1").tag]))
+            .as_deref(),
         Ok("b-1")
     );
 }
@@ -224,7 +253,7 @@ async fn shortage_says_when_to_come_again() {
     let [replica] =
         replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1, a-4 org-a four 1");
     let told = || {
-        let error = replica.bindings.places.shortage_of(&replica.wanted(), Reach::Anywhere);
+        let error = replica.bindings.places.shortage_of(replica.turn().placing(), Reach::Anywhere);
         (error.kind, error.retry_after.map(|wait| wait.as_secs()))
     };
     let none = |wait| (ErrorKind::NoKeyAvailable, Some(wait));
@@ -257,7 +286,7 @@ async fn shortage_says_when_to_come_again() {
 #[tokio::test(start_paused = true)]
 async fn scarce_project_is_spared_new_sessions() {
     let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 5, b-1 org-b one 1");
-    let (places, wanted) = (&replica.bindings.places, replica.wanted());
+    let (places, turn) = (&replica.bindings.places, replica.turn());
     let left = |id: &str, left: &str| {
         let limits = [("limit", "100"), ("remaining", left), ("reset", "60s")];
         let named = |(what, value): (&str, &str)| {
@@ -270,25 +299,25 @@ async fn scarce_project_is_spared_new_sessions() {
             &limits.into_iter().map(named).collect(),
         );
     };
-    let other = Wanted { model: "other", ..replica.wanted() };
-    let before = replica.chosen(|session| places.place_new(&wanted, session).ok());
+    let other = replica.turn().with(|turn| turn.demand.model = "other");
+    let before = replica.chosen(|session| places.place_new(turn.placing(), session).ok());
     assert_eq!(before, ["a-1", "a-2", "b-1"]);
     left("a-1", "0");
     left("b-1", "0");
     assert_eq!(
-        replica.chosen(|session| places.place_new(&wanted, session).ok()),
+        replica.chosen(|session| places.place_new(turn.placing(), session).ok()),
         ["a-2", "b-1"],
         "b-1 has no sibling"
     );
     assert_eq!(
-        replica.chosen(|session| places.place_new(&other, session).ok()),
+        replica.chosen(|session| places.place_new(other.placing(), session).ok()),
         before,
         "of that they have enough"
     );
-    assert_eq!(replica.stands(&wanted, &replica.record("a-1", 1)), "a-1");
+    assert_eq!(replica.stands(&turn, &replica.record("a-1", 1)), "a-1");
     left("a-2", "0");
     assert_eq!(
-        replica.chosen(|session| places.place_new(&wanted, session).ok()),
+        replica.chosen(|session| places.place_new(turn.placing(), session).ok()),
         before,
         "none is better off"
     );
@@ -298,9 +327,9 @@ async fn scarce_project_is_spared_new_sessions() {
 #[tokio::test(start_paused = true)]
 async fn order_of_keys_is_the_same_in_all_versions() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 2, b-1 org-b one 1, c-1 org-c one 3");
-    let (places, wanted) = (&replica.bindings.places, replica.wanted());
+    let (places, turn) = (&replica.bindings.places, replica.turn());
     let order = (0..16).map(|number| {
-        places.choose(&wanted, &session(number), Reach::Anywhere).unwrap().id.clone()
+        places.choose(turn.placing(), &session(number), Reach::Anywhere).unwrap().id.clone()
     });
     assert_eq!(
         order.collect::<Vec<_>>().join(" "),

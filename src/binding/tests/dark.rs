@@ -3,7 +3,6 @@
 use super::*;
 use crate::binding::local::Known;
 use crate::binding::outage::merge_all;
-use crate::store::name::Name;
 
 const SIX: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, c-1 org-c one 1, c-2 org-c two 1";
 
@@ -20,9 +19,9 @@ fn known(replica: &Replica) -> Known {
 async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     let replica = one();
     replica.weather(Weather::Away);
-    let mut wanted = replica.wanted();
-    let begun = replica.bind(&mut wanted).await.unwrap();
-    let default = replica.bindings.places.default_of(&wanted, &session(1)).unwrap();
+    let mut turn = replica.turn();
+    let begun = replica.bind(&mut turn).await.unwrap();
+    let default = replica.bindings.places.default_of(turn.placing(), &session(1)).unwrap();
     let record = BindingRecord::first(&default, 1);
     assert_eq!(seen(&begun), (default.id.as_str(), false, BindingResult::Degraded));
     assert_eq!(
@@ -32,7 +31,7 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     replica.serves(&begun).await;
     // Nobody knows whether that was its organization, whatever it has answered.
     assert_eq!(known(&replica), Known { record: record.sealed(), is_provisional: true });
-    assert!(replica.bind(&mut wanted).await.unwrap().is_provisional);
+    assert!(replica.bind(&mut turn).await.unwrap().is_provisional);
     assert_eq!(merges(&replica).await, 0, "nobody answers");
     replica.weather(Weather::Fair);
     assert_eq!(replica.stored().await, None);
@@ -49,11 +48,11 @@ async fn guess_gives_way_to_what_is_stored() {
     for is_merged in [false, true] {
         let [dark, other] = replicas::<2>(SIX);
         dark.weather(Weather::Away);
-        let mut wanted = dark.wanted();
-        let mut guess = dark.bind(&mut wanted).await.unwrap();
+        let mut turn = dark.turn();
+        let mut guess = dark.bind(&mut turn).await.unwrap();
         let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
         dark.rejects(&guess.key.id);
-        guess = dark.rebind(&mut wanted, &guess).await.unwrap();
+        guess = dark.rebind(&mut turn, &guess).await.unwrap();
         assert_eq!(
             (guess.has_moved, guess.is_provisional, known(&dark).record.epoch),
             (true, true, 1)
@@ -65,7 +64,7 @@ async fn guess_gives_way_to_what_is_stored() {
         if is_merged {
             merges(&dark).await;
         }
-        assert_eq!(dark.goes(dark.wanted()).await.as_deref(), Ok(elsewhere));
+        assert_eq!(dark.goes(dark.turn()).await.as_deref(), Ok(elsewhere));
         dark.is_stored(&stored).await;
         assert_eq!(known(&dark), Known { record: stored, is_provisional: false });
     }
@@ -78,16 +77,16 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
         let [replica] = replicas(SIX);
         let bound = BindingRecord { sealed, ..replica.record("b-1", 2) };
         replica.put(&bound).await;
-        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+        assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-1"));
         replica.weather(Weather::Away);
-        let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
-        let here = replica.bind(&mut wanted).await.unwrap();
+        let mut turn = replica.turn().with(|turn| turn.demand.turn_state = Some(b"state"));
+        let here = replica.bind(&mut turn).await.unwrap();
         assert_eq!(
             (seen(&here), here.is_provisional),
             (("b-1", false, BindingResult::Degraded), !sealed)
         );
-        replica.refuses("b-1", &mut wanted);
-        let moved = replica.bind(&mut wanted).await.unwrap();
+        replica.refuses("b-1", &mut turn);
+        let moved = replica.bind(&mut turn).await.unwrap();
         assert_eq!(seen(&moved), ("b-2", true, BindingResult::Degraded));
         assert!(moved.is_foreign_state(b"state"));
         let stale_state = Some(crate::binding::record::state_tag(b"state"));
@@ -95,9 +94,9 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
         assert_eq!(moved.written, Written::Here(next.clone()));
         assert_eq!(known(&replica), Known { record: next.clone(), is_provisional: false });
         // The other organizations are well, and nobody can say whose its history is.
-        replica.refuses("b-2", &mut wanted);
+        replica.refuses("b-2", &mut turn);
         assert_eq!(
-            replica.rebind(&mut wanted, &moved).await.unwrap_err().kind,
+            replica.rebind(&mut turn, &moved).await.unwrap_err().kind,
             ErrorKind::NoKeyAvailable
         );
         replica.weather(Weather::Fair);
@@ -112,11 +111,11 @@ async fn limited_session_waits_in_the_dark_for_its_organization() {
     let [replica] = replicas(SIX);
     let bound = replica.record("b-1", 2);
     replica.put(&bound).await;
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-1"));
     replica.limits("b-1");
     replica.limits("b-2");
     replica.weather(Weather::Away);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::RateLimitExceeded));
+    assert_eq!(replica.goes(replica.turn()).await, Err(ErrorKind::RateLimitExceeded));
     assert_eq!(known(&replica), Known { record: bound, is_provisional: false });
 }
 
@@ -131,8 +130,8 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
         replica.weather(Weather::Away);
         replica.rejects("a-1");
         replica.local.note(&session(1), &newer.record, newer.is_provisional);
-        let wanted = replica.wanted();
-        let met = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
+        let turn = replica.turn();
+        let met = replica.bindings.use_known(turn.placing(), &session(1), &old).unwrap();
         assert_eq!(
             (seen(&met), &met.written),
             ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone()))
@@ -140,7 +139,7 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
         assert_eq!(known(&replica), newer, "it is left alone");
         // Its key is dead as well.
         replica.says(taken, Condition::Drained);
-        let moved = replica.bindings.use_known(&wanted, &session(1), &old).unwrap();
+        let moved = replica.bindings.use_known(turn.placing(), &session(1), &old).unwrap();
         let next = replica.record(other, 3).sealed();
         assert_eq!(
             (seen(&moved), &moved.written),
@@ -157,12 +156,12 @@ async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     for sealed in [false, true] {
         let [replica] = replicas(SIX);
         replica.put(&BindingRecord { sealed, ..replica.record("b-1", 2) }).await;
-        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+        assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-1"));
         replica.weather(Weather::Away);
-        let mut wanted = replica.wanted();
-        let here = replica.bind(&mut wanted).await.unwrap();
-        replica.refuses("b-1", &mut wanted);
-        let moved = replica.rebind(&mut wanted, &here).await.unwrap();
+        let mut turn = replica.turn();
+        let here = replica.bind(&mut turn).await.unwrap();
+        replica.refuses("b-1", &mut turn);
+        let moved = replica.rebind(&mut turn, &here).await.unwrap();
         let next = BindingRecord { sealed, ..replica.record("b-2", 3) };
         assert_eq!(
             (seen(&moved), &moved.written),
@@ -183,13 +182,13 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     let [replica] = replicas(SIX);
     let bound = replica.record("b-1", 1);
     replica.put(&bound).await;
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-1"));
     replica.weather(Weather::Away);
-    let here = replica.bind(&mut replica.wanted()).await.unwrap();
+    let here = replica.bind(&mut replica.turn()).await.unwrap();
     replica.serves(&here).await;
     assert_eq!(known(&replica), Known { record: bound.sealed(), is_provisional: false });
     replica.rejects("b-1");
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-2"));
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-2"));
     replica.weather(Weather::Fair);
     assert_eq!(merges(&replica).await, 1);
     replica.is_stored(&replica.record("b-2", 2).sealed()).await;
@@ -202,10 +201,10 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
     for is_served in [false, true] {
         let [replica] = replicas(SIX);
         replica.weather(Weather::Away);
-        let mut wanted = replica.wanted();
-        let guess = replica.bind(&mut wanted).await.unwrap();
+        let mut turn = replica.turn();
+        let guess = replica.bind(&mut turn).await.unwrap();
         replica.limits(&guess.key.id);
-        let beside = replica.bind(&mut wanted).await.unwrap();
+        let beside = replica.bind(&mut turn).await.unwrap();
         let bound = BindingRecord { sealed: is_served, ..BindingRecord::first(&guess.key, 1) };
         assert_eq!((beside.result, beside.has_moved), (BindingResult::Spilled, true));
         if is_served {
@@ -213,7 +212,7 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
         }
         assert_eq!(known(&replica), Known { record: bound, is_provisional: true });
         replica.rejects(&guess.key.id);
-        let moved = replica.rebind(&mut wanted, &beside).await.unwrap();
+        let moved = replica.rebind(&mut turn, &beside).await.unwrap();
         assert_eq!(moved.key.id, beside.key.id, "the organization has no other key");
         let next = BindingRecord { sealed: is_served, ..BindingRecord::first(&moved.key, 1) };
         assert_eq!(
@@ -235,8 +234,8 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
 async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     let [replica] = replicas(SIX);
     replica.weather(Weather::Away);
-    let mut wanted = replica.wanted();
-    let guess = replica.bind(&mut wanted).await.unwrap();
+    let mut turn = replica.turn();
+    let guess = replica.bind(&mut turn).await.unwrap();
     let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
     let stored = replica.record(elsewhere, 1).sealed();
     replica.local.confirm(&session(1), &stored);
@@ -245,7 +244,7 @@ async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     assert_eq!(known(&replica), Known { record: served, is_provisional: true });
     replica.local.confirm(&session(1), &stored);
     replica.rejects(&guess.key.id);
-    let moved = replica.rebind(&mut wanted, &guess).await.unwrap();
+    let moved = replica.rebind(&mut turn, &guess).await.unwrap();
     assert_eq!(
         (moved.is_provisional, known(&replica).is_provisional, known(&replica).record.epoch),
         (true, true, 1)
@@ -256,12 +255,12 @@ async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
 #[tokio::test(start_paused = true)]
 async fn guess_that_is_exhausted_is_no_last_word() {
     let [replica] = replicas(SIX);
-    let own = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
+    let own = replica.bindings.places.default_of(replica.turn().placing(), &session(1)).unwrap();
     replica.exhausts(&own.id, Scope::Organization);
     replica.weather(Weather::Away);
-    assert_eq!(replica.goes(replica.wanted()).await, Err(ErrorKind::NoKeyAvailable));
+    assert_eq!(replica.goes(replica.turn()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Fair);
-    let begun = replica.bind(&mut replica.wanted()).await.unwrap();
+    let begun = replica.bind(&mut replica.turn()).await.unwrap();
     assert_ne!(begun.key.organization, own.organization, "with the store it begins elsewhere");
 }
 
@@ -270,10 +269,10 @@ async fn guess_that_is_exhausted_is_no_last_word() {
 #[tokio::test(start_paused = true)]
 async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     let [replica] = replicas(SIX);
-    let own = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
+    let own = replica.bindings.places.default_of(replica.turn().placing(), &session(1)).unwrap();
     replica.weather(Weather::Away);
     replica.limits(&own.id);
-    let sibling = replica.bind(&mut replica.wanted()).await.unwrap();
+    let sibling = replica.bind(&mut replica.turn()).await.unwrap();
     assert!(
         sibling.key.organization == own.organization && sibling.key.id != own.id,
         "{sibling:?}"
@@ -282,12 +281,12 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     replica.local.forget(&session(1));
     replica.limits(&sibling.key.id);
     assert_eq!(
-        replica.goes(replica.wanted()).await,
+        replica.goes(replica.turn()).await,
         Err(ErrorKind::RateLimitExceeded),
         "and nobody else is asked"
     );
     assert_eq!(
-        replica.goes(Wanted { patience: LONG, ..replica.wanted() }).await.as_deref(),
+        replica.goes(replica.turn().with(|turn| turn.tried.wait_left = LONG)).await.as_deref(),
         Ok(own.id.as_str())
     );
 }
@@ -307,8 +306,8 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
         late.is_of(1);
         late.local.confirm(&session(1), &bound);
         late.weather(Weather::Away);
-        let mut wanted = late.wanted();
-        let bind = late.bind(&mut wanted).await;
+        let mut turn = late.turn();
+        let bind = late.bind(&mut turn).await;
         match (sealed, sibling) {
             (_, true) => assert_eq!(seen(&bind.unwrap()), ("c-2", true, BindingResult::Spilled)),
             (true, false) => {
@@ -331,12 +330,12 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
 async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");
     let begins = |number| {
-        let (wanted, places) = (replica.wanted(), &replica.bindings.places);
-        places.default_of(&wanted, &session(number)).unwrap().id.clone()
+        let (turn, places) = (replica.turn(), &replica.bindings.places);
+        places.default_of(turn.placing(), &session(number)).unwrap().id.clone()
     };
     let is_default = |number, id| {
-        let wanted = replica.wanted();
-        replica.bindings.places.is_default(&wanted, &session(number), &replica.key(id))
+        let turn = replica.turn();
+        replica.bindings.places.is_default(turn.placing(), &session(number), &replica.key(id))
     };
     let before: Vec<_> = (0..40).map(begins).collect();
     assert!((0..40).all(|number| is_default(number, "a-1") == (before[number as usize] == "a-1")));
@@ -353,109 +352,4 @@ async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     assert!((0..40).all(|number| is_default(number, "a-2")));
     replica.is_of(2);
     assert!((0..40).any(|number| begins(number) == "b-1"), "the store has its word on the new set");
-}
-
-/// Without its word on the set of keys nobody could say later whether a key is removed or not
-/// loaded yet.
-#[tokio::test(start_paused = true)]
-async fn nothing_is_merged_before_the_generation_is_known() {
-    let replica = one();
-    replica.is_of(0);
-    replica.weather(Weather::Away);
-    let begun = replica.bind(&mut replica.wanted()).await.unwrap();
-    replica.serves(&begun).await;
-    let record = BindingRecord { generation: 0, ..replica.record(&begun.key.id, 1) };
-    assert_eq!(known(&replica).record, record.sealed());
-    replica.weather(Weather::Fair);
-    assert_eq!((merges(&replica).await, replica.stored().await), (0, None));
-    replica.is_of(3);
-    assert_eq!(merges(&replica).await, 1);
-    replica.is_stored(&BindingRecord { generation: 3, ..record.sealed() }).await;
-}
-
-/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the
-/// record changes.
-#[tokio::test(start_paused = true)]
-async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
-    let replica = one();
-    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 3) };
-    replica.put(&bound).await;
-    let binding = replica.bind(&mut replica.wanted()).await.unwrap();
-    replica.weather(Weather::Away);
-    replica.serves(&binding).await;
-    replica.weather(Weather::Fair);
-    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
-    replica.is_stored(&bound.sealed()).await;
-
-    let text = "of a newer version";
-    let here = replica.record("b-1", 9);
-    replica.local.note(&session(2), &here, false);
-    replica
-        .store
-        .claim(Name::Binding(session(2).as_str()), text, TTL, &mut replica.store.budget())
-        .await
-        .unwrap();
-    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
-    assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
-    let held = replica
-        .store
-        .get(Name::Binding(session(2).as_str()), &mut replica.store.budget())
-        .await
-        .unwrap();
-    assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
-}
-
-/// More than are merged at a time, and one that the store has moved meanwhile.
-#[tokio::test(start_paused = true)]
-async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
-    let replica = one();
-    for number in 0..70 {
-        replica.local.note(&session(number), &replica.record("a-1", 1).sealed(), true);
-    }
-    replica.put(&replica.record("b-1", 2)).await;
-    assert_eq!((merges(&replica).await, merges(&replica).await), (70, 0));
-    assert_eq!(known(&replica).record, replica.record("b-1", 2));
-    for number in (0..70).filter(|number| *number != 1) {
-        let held = replica
-            .store
-            .get(Name::Binding(session(number).as_str()), &mut replica.store.budget())
-            .await
-            .unwrap();
-        assert_eq!(
-            held.map(|held| held.value),
-            Some(replica.record("a-1", 1).sealed().to_string())
-        );
-    }
-}
-
-/// The store goes away between two operations of a turn: what it was to be told is remembered.
-#[tokio::test(start_paused = true)]
-async fn store_that_goes_away_within_a_turn_costs_nothing() {
-    let replica = one();
-    let mut budget = replica.bindings.budget();
-    let mut wanted = replica.wanted();
-    let found = replica.bindings.look_up(&session(1), &mut budget).await;
-    replica.weather(Weather::Away);
-    let begun = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
-    assert_eq!((begun.result, begun.is_provisional), (BindingResult::Degraded, true));
-    assert!(known(&replica).is_provisional, "somebody else may have been first");
-
-    let replica = one();
-    replica.put(&replica.record("a-1", 1).sealed()).await;
-    replica.rejects("a-1");
-    let found = replica.bindings.look_up(&session(1), &mut budget).await;
-    replica.weather(Weather::Mute);
-    let mut wanted = replica.wanted();
-    let moved = replica.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
-    assert_eq!(
-        (seen(&moved), moved.is_provisional),
-        (("a-2", true, BindingResult::Degraded), false)
-    );
-    assert_eq!(
-        known(&replica),
-        Known { record: replica.record("a-2", 2).sealed(), is_provisional: false }
-    );
-    replica.weather(Weather::Fair);
-    // The write had arrived.
-    replica.is_stored(&replica.record("a-2", 2).sealed()).await;
 }

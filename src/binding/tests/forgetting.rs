@@ -27,10 +27,10 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     let [replica] = replicas(KEYS);
     let record = replica.record("a-1", 1);
     let first = guess(&replica, "a-1", Written::Stored(record.clone()));
-    let wanted = replica.wanted();
+    let turn = replica.turn();
     let mut tried = vec![organization("org-a")];
     let mut path = Vec::new();
-    while let Some(next) = replica.bindings.elsewhere(&wanted, &first, &tried) {
+    while let Some(next) = replica.bindings.next_untried(turn.placing(), &first, &tried) {
         assert_eq!(
             (next.written.clone(), next.has_moved, next.result),
             (first.written.clone(), true, BindingResult::Rebound)
@@ -42,27 +42,30 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     assert_eq!(path.pop().as_deref(), Some("c-1"));
     path.sort_unstable();
     assert_eq!(path, ["b-1", "d-1"]);
-    assert!(replica.bindings.give_up(&wanted, &tried).is_ok(), "that is the last word");
+    assert!(replica.bindings.give_up(turn.placing(), &tried).is_ok(), "that is the last word");
     // What is out of use is not asked, and may be the right one: nobody is told for good.
     replica.rejects("b-1");
     tried.retain(|tag| *tag != organization("org-b"));
-    assert!(replica.bindings.elsewhere(&wanted, &first, &tried).is_none());
+    assert!(replica.bindings.next_untried(turn.placing(), &first, &tried).is_none());
     assert_eq!(
-        replica.bindings.give_up(&wanted, &tried).unwrap_err().kind,
+        replica.bindings.give_up(turn.placing(), &tried).unwrap_err().kind,
         ErrorKind::NoKeyAvailable
     );
     // Nor one that its client may not use.
     let restricted = Client::of_organizations("alice", &["org-a", "org-d"]);
-    let wanted = Wanted { session: Some(session(1)), model: MODEL, ..Wanted::of(&restricted) };
-    let next = replica.bindings.elsewhere(&wanted, &first, &[organization("org-a")]);
+    let turn = Turn::of(&restricted).with(|turn| {
+        turn.demand.session = Some(session(1));
+        turn.demand.model = MODEL;
+    });
+    let next = replica.bindings.next_untried(turn.placing(), &first, &[organization("org-a")]);
     assert_eq!(next.map(|next| next.key.id.clone()).as_deref(), Some("d-1"));
     let both = [organization("org-a"), organization("org-d")];
     assert!(
-        replica.bindings.elsewhere(&wanted, &first, &both).is_none()
-            && replica.bindings.give_up(&wanted, &both).is_ok()
+        replica.bindings.next_untried(turn.placing(), &first, &both).is_none()
+            && replica.bindings.give_up(turn.placing(), &both).is_ok()
     );
     let nobody = Binding { session: None, ..first };
-    assert!(replica.bindings.elsewhere(&wanted, &nobody, &[]).is_none());
+    assert!(replica.bindings.next_untried(turn.placing(), &nobody, &[]).is_none());
 }
 
 /// The organization that has opened the history is bound, sealed.
@@ -71,14 +74,14 @@ async fn organization_that_is_found_is_bound_and_sealed() {
     let [replica] = replicas(KEYS);
     let record = replica.record("a-1", 1);
     replica.put(&record).await;
-    let mut wanted = Wanted { turn_state: Some(b"state"), ..replica.wanted() };
+    let mut turn = replica.turn().with(|turn| turn.demand.turn_state = Some(b"state"));
     let first = guess(&replica, "a-1", Written::Stored(record));
     let found = replica
         .bindings
-        .elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")])
+        .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
         .unwrap();
     let mut budget = replica.bindings.budget();
-    let bound = replica.bindings.correct(&wanted, found, &mut budget).await;
+    let bound = replica.bindings.correct(turn.placing(), found, &mut budget).await;
     let next = BindingRecord {
         stale_state: Some(state_tag(b"state")),
         ..replica.record("b-1", 2).sealed()
@@ -89,8 +92,8 @@ async fn organization_that_is_found_is_bound_and_sealed() {
     );
     replica.is_stored(&next).await;
     assert_eq!(replica.decided("move", "forgotten"), 1);
-    wanted.turn_state = None;
-    let later = replica.bind(&mut wanted).await.unwrap();
+    turn.demand.turn_state = None;
+    let later = replica.bind(&mut turn).await.unwrap();
     assert_eq!(
         (seen(&later), later.is_provisional),
         (("b-1", false, BindingResult::Existing), false)
@@ -104,15 +107,16 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
         let [replica] = replicas(KEYS);
         let record = replica.record("a-1", 1);
         let first = guess(&replica, "a-1", Written::Stored(record.clone()));
-        let wanted = replica.wanted();
+        let turn = replica.turn();
         let found = replica
             .bindings
-            .elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")])
+            .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
             .unwrap();
         let other = replica.record("d-1", 2).sealed();
         replica.put(&other).await;
         replica.weather(weather);
-        let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
+        let bound =
+            replica.bindings.correct(turn.placing(), found, &mut replica.bindings.budget()).await;
         assert!(!bound.is_provisional && bound.key.id == "b-1");
         let here = replica.record("b-1", 2).sealed();
         match weather {
@@ -141,13 +145,14 @@ async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
     replica.weather(Weather::Away);
     let record = replica.record("a-1", 1);
     replica.local.note(&session(1), &record, true);
-    let wanted = replica.wanted();
+    let turn = replica.turn();
     let first = guess(&replica, "a-1", Written::Here(record));
     let found = replica
         .bindings
-        .elsewhere(&wanted, &first, &[organization("org-a"), organization("org-d")])
+        .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
         .unwrap();
-    let bound = replica.bindings.correct(&wanted, found, &mut replica.bindings.budget()).await;
+    let bound =
+        replica.bindings.correct(turn.placing(), found, &mut replica.bindings.budget()).await;
     let here = replica.record("b-1", 1).sealed();
     assert_eq!((bound.written, bound.is_provisional), (Written::Here(here.clone()), false));
     assert_eq!(
@@ -162,20 +167,20 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
     for weather in [Weather::Fair, Weather::Away] {
         let [replica] = replicas(KEYS);
         replica.weather(weather);
-        let wanted = replica.wanted();
+        let turn = replica.turn();
         let mut path = Vec::new();
-        let mut binding = replica.bind(&mut replica.wanted()).await.unwrap();
+        let mut binding = replica.bind(&mut replica.turn()).await.unwrap();
         for _ in 0..8 {
             path.push(binding.key.id.clone());
             if !replica
                 .bindings
-                .rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget())
+                .rebind_provisionally(turn.placing(), &binding, &mut replica.bindings.budget())
                 .await
                 .unwrap()
             {
                 break;
             }
-            binding = replica.bind(&mut replica.wanted()).await.unwrap();
+            binding = replica.bind(&mut replica.turn()).await.unwrap();
             assert!(binding.is_provisional, "until one of them has answered");
             let epoch = if weather == Weather::Fair { path.len() as u32 + 1 } else { 1 };
             let record = replica.record(&binding.key.id, epoch);
@@ -196,7 +201,7 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
             tokio::time::advance(Duration::from_secs(seconds)).await;
             let again = replica
                 .bindings
-                .rebind_provisionally(&wanted, &binding, &mut replica.bindings.budget())
+                .rebind_provisionally(turn.placing(), &binding, &mut replica.bindings.budget())
                 .await;
             assert_eq!(again.unwrap(), expected, "after {seconds} s");
         }
@@ -210,11 +215,11 @@ async fn guess_is_the_last_word_only_where_all_could_be_asked() {
     replica.put(&record).await;
     let first = guess(&replica, "a-1", Written::Stored(record.clone()));
     let again = async |binding: &Binding| {
-        let wanted = replica.wanted();
+        let turn = replica.turn();
         let mut budget = replica.bindings.budget();
         replica
             .bindings
-            .rebind_provisionally(&wanted, binding, &mut budget)
+            .rebind_provisionally(turn.placing(), binding, &mut budget)
             .await
             .map_err(|error| error.kind)
     };

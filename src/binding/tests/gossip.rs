@@ -75,7 +75,7 @@ async fn announcement_is_believed_for_a_quarter_of_the_stored_life() {
     assert_eq!(replica.local.count_unmerged(), 0, "the store knows it");
     // In an outage it is what the session goes by.
     replica.weather(Weather::Away);
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-1"));
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-1"));
     tokio::time::advance(TTL / 4 - SECOND - heard.elapsed()).await;
     assert!(replica.known_of(1).is_some());
     tokio::time::advance(SECOND).await;

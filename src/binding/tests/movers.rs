@@ -28,8 +28,11 @@ async fn moved(
             .claim(Name::Binding(session(number).as_str()), &text, TTL, &mut replica.store.budget())
             .await
             .unwrap();
-        let mut wanted = Wanted { session: Some(session(number)), patience, ..replica.wanted() };
-        let binding = replica.bind(&mut wanted).await;
+        let mut turn = replica.turn().with(|turn| {
+            turn.demand.session = Some(session(number));
+            turn.tried.wait_left = patience;
+        });
+        let binding = replica.bind(&mut turn).await;
         (binding.map(|binding| binding.key.id.clone()), began.elapsed())
     });
     join_all(each).await
@@ -52,7 +55,7 @@ async fn crowd_without_patience_is_told_when_to_come_again() {
             "{wait:?}"
         );
     }
-    assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "too_many")), (30, 0));
+    assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "crowded")), (30, 0));
 }
 
 /// All of them wait no longer than they may, however often they come too late.
@@ -72,11 +75,7 @@ async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
         refused.iter().any(|(_, took)| *took > Duration::ZERO)
             && came.iter().any(|(_, took)| *took > Duration::ZERO)
     );
-    assert_eq!(
-        replica.decided("wait", "too_many"),
-        30,
-        "each is told once, however often it waits"
-    );
+    assert_eq!(replica.decided("wait", "crowded"), 30, "each is told once, however often it waits");
 }
 
 /// Memory is bounded: so many wait, and the others are told to come again.
@@ -115,7 +114,8 @@ async fn crowd_goes_on_in_its_order() {
 async fn crowd_is_measured_by_the_new_sessions_that_a_key_is_used_to() {
     let [replica] = replicas("a-1 org-a one 0, a-2 org-a two 1, b-1 org-b one 0, b-2 org-b two 0");
     for number in 1_000..1_600 {
-        let begun = replica.bindings.places.place_new(&replica.wanted(), &session(number)).unwrap();
+        let begun =
+            replica.bindings.places.place_new(replica.turn().placing(), &session(number)).unwrap();
         assert_eq!(begun.id, "a-2");
     }
     replica.rejects("a-1");

@@ -3,7 +3,6 @@
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::record::state_tag;
-use crate::store::name::Name;
 
 /// Whatever it was that moved a session before, an operator's word is one.
 #[tokio::test(start_paused = true)]
@@ -20,7 +19,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
                     replica.registry.conditions.note(organization, Condition::Drained, None);
                 }
             }
-            let bind = replica.bind(&mut replica.wanted()).await;
+            let bind = replica.bind(&mut replica.turn()).await;
             if is_of_all && sealed {
                 assert_eq!(
                     bind.err().map(|error| error.kind),
@@ -51,12 +50,12 @@ async fn disabled_key_keeps_sessions_of_every_epoch() {
         let bound = BindingRecord { sealed, ..replica.record("a-1", epoch) };
         replica.put(&bound).await;
         replica.says("a-1", Condition::Disabled);
-        let beside = replica.bind(&mut replica.wanted()).await.unwrap();
+        let beside = replica.bind(&mut replica.turn()).await.unwrap();
         assert_eq!(seen(&beside), ("a-2", true, BindingResult::Spilled));
         replica.is_stored(&bound).await;
         replica.says("a-1", Condition::Enabled);
         assert_eq!(
-            replica.goes(replica.wanted()).await.as_deref(),
+            replica.goes(replica.turn()).await.as_deref(),
             Ok("a-1"),
             "its sessions are back"
         );
@@ -67,7 +66,7 @@ async fn disabled_key_keeps_sessions_of_every_epoch() {
 async fn turn_without_a_session_goes_to_no_key_that_an_operator_has_closed() {
     for word in [Condition::Drained, Condition::Disabled] {
         let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 1");
-        let nobody = || Wanted { session: None, ..replica.wanted() };
+        let nobody = || replica.turn().with(|turn| turn.demand.session = None);
         assert_eq!(
             replica.goes(nobody()).await.as_deref(),
             Ok("a-1"),
@@ -83,21 +82,21 @@ async fn turn_without_a_session_goes_to_no_key_that_an_operator_has_closed() {
 #[tokio::test(start_paused = true)]
 async fn turn_without_a_session_binds_nothing_and_moves_by_load() {
     let replica = one();
-    let mut wanted = Wanted { session: None, ..replica.wanted() };
-    let first = replica.bind(&mut wanted).await.unwrap();
+    let mut turn = replica.turn().with(|turn| turn.demand.session = None);
+    let first = replica.bind(&mut turn).await.unwrap();
     assert_eq!(seen(&first), ("a-1", false, BindingResult::None));
-    assert!(!replica.bindings.would_leave(&wanted, &first));
-    replica.refuses("a-1", &mut wanted);
+    assert!(!replica.bindings.would_leave(turn.placing(), &first));
+    replica.refuses("a-1", &mut turn);
     replica.rejects("a-2");
-    assert!(replica.bindings.would_leave(&wanted, &first));
-    let next = replica.rebind(&mut wanted, &first).await.unwrap();
+    assert!(replica.bindings.would_leave(turn.placing(), &first));
+    let next = replica.rebind(&mut turn, &first).await.unwrap();
     assert_eq!(
         (seen(&next), &next.written),
         (("b-1", true, BindingResult::None), &Written::Nowhere)
     );
     replica.rejects("b-1");
-    assert!(replica.rebind(&mut wanted, &first).await.is_err());
-    assert!(!replica.bindings.would_leave(&wanted, &first), "there is nowhere to go");
+    assert!(replica.rebind(&mut turn, &first).await.is_err());
+    assert!(!replica.bindings.would_leave(turn.placing(), &first), "there is nowhere to go");
 }
 
 /// Its turn shows nothing that is sealed, and belongs to the session all the same.
@@ -108,24 +107,24 @@ async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() 
     );
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;
-    let mut wanted = replica.wanted();
-    let first = replica.bind(&mut wanted).await.unwrap();
+    let mut turn = replica.turn();
+    let first = replica.bind(&mut turn).await.unwrap();
     assert_eq!(seen(&first), ("a-1", false, BindingResult::Existing));
-    replica.refuses("a-1", &mut wanted);
-    let second = replica.rebind(&mut wanted, &first).await.unwrap();
+    replica.refuses("a-1", &mut turn);
+    let second = replica.rebind(&mut turn, &first).await.unwrap();
     assert_eq!(seen(&second), ("a-2", true, BindingResult::Rebound));
     assert!(!second.is_provisional, "its organization is known");
     let moved = replica.record("a-2", 2).sealed();
     replica.is_stored(&moved).await;
-    replica.refuses("a-2", &mut wanted);
-    let error = replica.rebind(&mut wanted, &second).await.unwrap_err();
+    replica.refuses("a-2", &mut turn);
+    let error = replica.rebind(&mut turn, &second).await.unwrap_err();
     assert_eq!(
         (error.kind, error.retry_after),
         (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(30)))
     );
     replica.is_stored(&moved).await;
     // The next turn fares no better once it has asked both, on whatever is known of it.
-    let refused = || Wanted { refused: vec![bound.key, moved.key], ..replica.wanted() };
+    let refused = || replica.turn().with(|turn| turn.tried.refused = vec![bound.key, moved.key]);
     assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Away);
     assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
@@ -181,9 +180,10 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
             let bound = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
             replica.put(&bound).await;
             fate.befalls(&replica);
-            let mut wanted = Wanted { carries_sealed: Sealed::Known(is_shown), ..replica.wanted() };
+            let mut turn =
+                replica.turn().with(|turn| turn.demand.carries_sealed = Sealed::Known(is_shown));
             let case = format!("{fate:?}, shown {is_shown}, sealed {is_sealed}");
-            match (replica.bind(&mut wanted).await, expected) {
+            match (replica.bind(&mut turn).await, expected) {
                 (Ok(moved), None) => {
                     assert_eq!(
                         (moved.key.organization.as_str(), moved.has_moved, moved.is_provisional),
@@ -205,7 +205,7 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
     let [replica] = replicas(KEYS);
     replica.put(&replica.record("a-1", 1)).await;
     Denied.befalls(&replica);
-    let told = replica.bind(&mut replica.wanted()).await.unwrap();
+    let told = replica.bind(&mut replica.turn()).await.unwrap();
     assert_eq!(seen(&told), ("a-1", false, BindingResult::Spilled));
 }
 
@@ -215,11 +215,13 @@ async fn short_key_serves_those_who_have_the_patience() {
     let bound = replica.record("a-1", 1);
     replica.put(&bound).await;
     replica.registry.limit(&replica.key("a-1"), MODEL, Duration::from_secs(5));
-    let waits = |patience| Wanted { patience: Duration::from_millis(patience), ..replica.wanted() };
+    let waits = |patience| {
+        replica.turn().with(|turn| turn.tried.wait_left = Duration::from_millis(patience))
+    };
     assert_eq!(replica.goes(waits(5_000)).await.as_deref(), Ok("a-1"));
     assert_eq!(replica.goes(waits(4_999)).await.as_deref(), Ok("a-2"));
     assert_eq!(
-        replica.goes(Wanted { model: "other", ..waits(0) }).await.as_deref(),
+        replica.goes(waits(0).with(|turn| turn.demand.model = "other")).await.as_deref(),
         Ok("a-1"),
         "of that it has enough"
     );
@@ -235,13 +237,14 @@ async fn short_key_serves_those_who_have_the_patience() {
 async fn moved_turn_leaves_its_state_behind() {
     let replica = one();
     replica.put(&replica.record("a-1", 3).sealed()).await;
-    let mut wanted = Wanted { turn_state: Some(b"issued by the first"), ..replica.wanted() };
-    replica.refuses("a-1", &mut wanted);
-    let moved = replica.bind(&mut wanted).await.unwrap();
+    let mut turn =
+        replica.turn().with(|turn| turn.demand.turn_state = Some(b"issued by the first"));
+    replica.refuses("a-1", &mut turn);
+    let moved = replica.bind(&mut turn).await.unwrap();
     assert!(moved.is_foreign_state(b"anything"), "this turn carried it to another key");
     let stale_state = Some(state_tag(b"issued by the first"));
     replica.is_stored(&BindingRecord { stale_state, ..replica.record("a-2", 4).sealed() }).await;
-    let later = replica.bind(&mut replica.wanted()).await.unwrap();
+    let later = replica.bind(&mut replica.turn()).await.unwrap();
     assert!(
         later.is_foreign_state(b"issued by the first")
             && !later.is_foreign_state(b"issued by the second")
@@ -255,13 +258,13 @@ async fn turn_goes_on_from_the_move_of_another_one() {
     for weather in [Weather::Fair, Weather::Away] {
         let replica = one();
         replica.put(&replica.record("a-1", 1).sealed()).await;
-        let mut wanted = replica.wanted();
-        let early = replica.bind(&mut wanted).await.unwrap();
+        let mut turn = replica.turn();
+        let early = replica.bind(&mut turn).await.unwrap();
         replica.rejects("a-1");
-        assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-2"));
+        assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-2"));
         replica.recovers("a-1");
         replica.weather(weather);
-        let next = replica.rebind(&mut wanted, &early).await.unwrap();
+        let next = replica.rebind(&mut turn, &early).await.unwrap();
         assert_eq!((next.key.id.as_str(), next.has_moved), ("a-2", true), "{weather:?}");
         replica.weather(Weather::Fair);
         replica.is_stored(&replica.record("a-2", 2).sealed()).await;
@@ -271,9 +274,9 @@ async fn turn_goes_on_from_the_move_of_another_one() {
 #[tokio::test(start_paused = true)]
 async fn turn_that_stays_stays_as_it_was() {
     let replica = one();
-    let mut wanted = replica.wanted();
-    let begun = replica.bind(&mut wanted).await.unwrap();
-    let again = replica.rebind(&mut wanted, &begun).await.unwrap();
+    let mut turn = replica.turn();
+    let begun = replica.bind(&mut turn).await.unwrap();
+    let again = replica.rebind(&mut turn, &begun).await.unwrap();
     assert_eq!(seen(&again), (begun.key.id.as_str(), false, BindingResult::Created));
     assert!(begun.is_provisional && again.is_provisional && again.written == begun.written);
 }
@@ -289,16 +292,17 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
         replica.rejects("a-1");
     }
     // The second would go elsewhere by itself.
-    let won = first.bind(&mut first.wanted()).await.unwrap();
+    let won = first.bind(&mut first.turn()).await.unwrap();
     let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
     second.limits(&won.key.id);
-    let mut wanted = Wanted { patience: LONG, ..second.wanted() };
-    let lost = second.bindings.bind(&mut wanted, found, &mut budget).await.unwrap();
+    let mut turn = second.turn().with(|turn| turn.tried.wait_left = LONG);
+    let lost =
+        second.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (won.key.id.as_str(), true, BindingResult::Existing));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
     // Where the winner's key is short for the loser, its sibling serves, and the session stays
     // where it is.
-    let beside = second.bind(&mut second.wanted()).await.unwrap();
+    let beside = second.bind(&mut second.turn()).await.unwrap();
     assert_eq!(seen(&beside), (other, true, BindingResult::Spilled));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
 }
@@ -312,11 +316,13 @@ async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
     let found = second.bindings.look_up(&session(1), &mut budget).await;
     first.rejects("a-1");
     second.rejects("a-1");
-    let won = first.bind(&mut first.wanted()).await.unwrap();
+    let won = first.bind(&mut first.turn()).await.unwrap();
     let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
     second.limits(&won.key.id);
     let moved = second.record(&won.key.id, 2).sealed();
-    let lost = second.bindings.bind(&mut second.wanted(), found, &mut budget).await.unwrap();
+    let mut turn = second.turn();
+    let lost =
+        second.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (other, true, BindingResult::Spilled));
     assert_eq!(lost.written, Written::Beside(moved.clone()));
     second.is_stored(&moved).await;
@@ -330,82 +336,9 @@ async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
         let replica = Replica { client: Client::of_organizations("alice", &["org-b"]), ..one() };
         let bound = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
         replica.put(&bound).await;
-        assert_eq!(replica.goes(replica.wanted()).await, expected);
+        assert_eq!(replica.goes(replica.turn()).await, expected);
         if is_sealed {
             replica.is_stored(&bound).await;
         }
     }
-}
-
-/// What this replica knows of a session outlives the store's word, and comes back into it.
-#[tokio::test(start_paused = true)]
-async fn binding_that_the_store_has_lost_is_restored() {
-    let replica = one();
-    let bound = BindingRecord { generation: 0, ..replica.record("b-1", 3).sealed() };
-    replica.put(&bound).await;
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
-    replica.loses();
-    assert_eq!(replica.stored().await, None);
-    let restored = replica.bind(&mut replica.wanted()).await.unwrap();
-    assert_eq!(seen(&restored), ("b-1", false, BindingResult::Existing));
-    replica.is_stored(&BindingRecord { generation: 1, ..bound }).await;
-    // A lower epoch comes back with a failover: the higher one stands.
-    replica.put(&replica.record("a-1", 2).sealed()).await;
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("b-1"));
-    replica.is_stored(&replica.record("b-1", 3).sealed()).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
-    let replica = one();
-    let text = "something that this version does not understand";
-    replica
-        .store
-        .claim(Name::Binding(session(1).as_str()), text, TTL, &mut replica.store.budget())
-        .await
-        .unwrap();
-    let mut wanted = replica.wanted();
-    let binding = replica.bind(&mut wanted).await.unwrap();
-    let default = replica.bindings.places.default_of(&replica.wanted(), &session(1)).unwrap();
-    assert_eq!(seen(&binding), (default.id.as_str(), false, BindingResult::Degraded));
-    replica.serves(&binding).await;
-    assert_eq!(replica.stored().await.as_deref(), Some(text));
-    // What its history holds is not known: its organization is not left.
-    let organization = binding.key.organization.clone();
-    for id in
-        ["a-1", "a-2", "b-1"].into_iter().filter(|id| replica.key(id).organization == organization)
-    {
-        replica.rejects(id);
-    }
-    assert!(replica.rebind(&mut wanted, &binding).await.is_err());
-    assert_eq!(replica.stored().await.as_deref(), Some(text));
-}
-
-/// A stored life starts anew once a quarter of it has passed, and not before.
-#[tokio::test(start_paused = true)]
-async fn stored_life_starts_anew_after_a_quarter() {
-    let replica = with_clock();
-    let bound = replica.record("a-1", 1).sealed();
-    replica.put(&bound).await;
-    let left = async || {
-        let binding = replica.bind(&mut replica.wanted()).await.unwrap();
-        replica.serves(&binding).await;
-        // What is due is done behind the turn's back.
-        for _ in 0..8 {
-            tokio::task::yield_now().await;
-        }
-        let held = replica
-            .store
-            .get(Name::Binding(session(1).as_str()), &mut replica.store.budget())
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(held.value, bound.to_string());
-        held.left
-    };
-    tokio::time::advance(TTL / 4).await;
-    assert_eq!(left().await, TTL / 4 * 3, "not yet");
-    tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(left().await, TTL);
-    assert!(replica.tasks.join(LONG).await);
 }

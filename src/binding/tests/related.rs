@@ -12,9 +12,9 @@ const PARENT: u32 = 8;
 const THREAD: u32 = 9;
 
 /// A fork of thread [`THREAD`], which may be the root thread of session [`ROOT`].
-fn fork(replica: &Replica) -> Wanted<'_> {
+fn fork(replica: &Replica) -> Turn<'_> {
     let parent = Some(Parent { root: session(ROOT), thread: session(THREAD) });
-    Wanted { lineage: Lineage { parent, thread: None }, ..replica.wanted() }
+    replica.turn().with(|turn| turn.demand.lineage = Lineage { parent, thread: None })
 }
 
 async fn claims(replica: &Replica, name: Name<'_>, value: &str) {
@@ -41,7 +41,7 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
             assert!(begun.is_provisional, "its parent may have been forgotten since it was forked");
             let first = BindingRecord { sealed, ..replica.record("b-1", 1) };
             replica.is_stored(&first).await;
-            let next = replica.bind(&mut replica.wanted()).await.unwrap();
+            let next = replica.bind(&mut replica.turn()).await.unwrap();
             assert_eq!(
                 (seen(&next), next.is_provisional),
                 (("b-1", false, BindingResult::Existing), !sealed)
@@ -90,18 +90,26 @@ async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
     for number in 0..40 {
         let parent = Some(Parent { root: session(number + 100), thread: session(THREAD) });
         let lineage = Lineage { parent, thread: None };
-        let own = Wanted { session: Some(session(number)), ..replica.wanted() };
-        let fork =
-            Wanted { lineage, ..Wanted { session: Some(session(number)), ..replica.wanted() } };
+        let own = replica.turn().with(|turn| turn.demand.session = Some(session(number)));
+        let fork = replica.turn().with(|turn| {
+            turn.demand.session = Some(session(number));
+            turn.demand.lineage = lineage;
+        });
         let places = &replica.bindings.places;
-        let expected =
-            places.choose(&own, &session(number + 100), Reach::Anywhere).unwrap().id.clone();
+        let expected = places
+            .choose(own.placing(), &session(number + 100), Reach::Anywhere)
+            .unwrap()
+            .id
+            .clone();
         differ += u32::from(
-            places.choose(&own, &session(number), Reach::Anywhere).unwrap().id != expected,
+            places.choose(own.placing(), &session(number), Reach::Anywhere).unwrap().id != expected,
         );
-        assert_eq!(places.choose(&fork, &session(number), Reach::Anywhere).unwrap().id, expected);
-        assert_eq!(places.default_of(&fork, &session(number)).unwrap().id, expected);
-        assert_eq!(places.place_new(&fork, &session(number)).unwrap().id, expected);
+        assert_eq!(
+            places.choose(fork.placing(), &session(number), Reach::Anywhere).unwrap().id,
+            expected
+        );
+        assert_eq!(places.default_of(fork.placing(), &session(number)).unwrap().id, expected);
+        assert_eq!(places.place_new(fork.placing(), &session(number)).unwrap().id, expected);
     }
     assert!(differ > 10, "their own orders are others: {differ}");
 }
@@ -110,7 +118,8 @@ async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
 #[tokio::test(start_paused = true)]
 async fn thread_of_a_turn_leads_to_its_session() {
     let replica = with_clock();
-    let shows = |thread| Wanted { lineage: Lineage { parent: None, thread }, ..replica.wanted() };
+    let shows =
+        |thread| replica.turn().with(|turn| turn.demand.lineage = Lineage { parent: None, thread });
     let threads = async || {
         for _ in 0..8 {
             tokio::task::yield_now().await;
@@ -132,8 +141,8 @@ async fn thread_of_a_turn_leads_to_its_session() {
 }
 
 /// A turn that refers to what only the project of its session finds.
-fn held(wanted: Wanted<'_>) -> Wanted<'_> {
-    Wanted { is_held: true, ..wanted }
+fn held(turn: Turn<'_>) -> Turn<'_> {
+    turn.with(|turn| turn.demand.is_held = true)
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,31 +151,31 @@ async fn turn_is_held_to_the_project_of_its_session() {
     let home = Reach::project_of(&replica.key("a-1"));
     // Nothing was served yet: nobody knows which it is.
     replica.put(&replica.record("a-1", 1)).await;
-    let mut wanted = held(replica.wanted());
-    replica.bind(&mut wanted).await.unwrap();
-    assert_eq!(wanted.within, Reach::Anywhere);
+    let mut turn = held(replica.turn());
+    replica.bind(&mut turn).await.unwrap();
+    assert_eq!(turn.tried.within, Reach::Anywhere);
     replica.put(&replica.record("a-1", 1).sealed()).await;
     replica.limits("a-1");
-    let mut free = replica.wanted();
+    let mut free = replica.turn();
     assert_eq!(
         seen(&replica.bind(&mut free).await.unwrap()),
         ("a-2", true, BindingResult::Spilled)
     );
-    assert_eq!(free.within, Reach::Anywhere, "it refers to nothing");
-    let mut wanted = held(replica.wanted());
-    let error = replica.bind(&mut wanted).await.unwrap_err();
+    assert_eq!(free.tried.within, Reach::Anywhere, "it refers to nothing");
+    let mut turn = held(replica.turn());
+    let error = replica.bind(&mut turn).await.unwrap_err();
     assert_eq!(
-        (error.kind, wanted.within),
+        (error.kind, turn.tried.within),
         (ErrorKind::RateLimitExceeded, home),
         "no sibling has it"
     );
     // By what this replica remembers, and not where it remembers nothing.
     replica.weather(Weather::Away);
-    let mut wanted = Wanted { patience: LONG, ..held(replica.wanted()) };
-    assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-1");
-    assert_eq!(wanted.within, home);
+    let mut turn = held(replica.turn()).with(|turn| turn.tried.wait_left = LONG);
+    assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-1");
+    assert_eq!(turn.tried.within, home);
     replica.local.forget(&session(1));
-    let error = replica.bind(&mut held(replica.wanted())).await.unwrap_err();
+    let error = replica.bind(&mut held(replica.turn())).await.unwrap_err();
     assert_eq!(
         (error.kind, error.retry_after),
         (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(1)))
@@ -183,9 +192,9 @@ async fn turn_is_held_by_the_newest_word_on_its_session() {
         replica.put(&replica.record(stored, epoch).sealed()).await;
         replica.local.forget(&session(1));
         replica.local.note(&session(1), &replica.record(known, newer).sealed(), false);
-        let mut wanted = held(replica.wanted());
-        assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-2");
-        assert_eq!(wanted.within, Reach::project_of(&replica.key("a-2")));
+        let mut turn = held(replica.turn());
+        assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
+        assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
     }
     // Of one epoch, the one that has served.
     let replica = one();
@@ -194,9 +203,9 @@ async fn turn_is_held_by_the_newest_word_on_its_session() {
         replica.put(&stored).await;
         replica.local.forget(&session(1));
         replica.local.note(&session(1), &known, false);
-        let mut wanted = held(replica.wanted());
-        replica.bind(&mut wanted).await.unwrap();
-        assert_eq!(wanted.within, Reach::project_of(&replica.key("a-1")));
+        let mut turn = held(replica.turn());
+        replica.bind(&mut turn).await.unwrap();
+        assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
     }
 }
 
@@ -209,9 +218,9 @@ async fn fork_is_held_to_the_project_of_its_parent() {
         claims(&replica, Name::Binding(session(ROOT).as_str()), &parent.to_string()).await;
         replica.local.confirm(&session(ROOT), &parent);
         replica.weather(weather);
-        let mut wanted = held(fork(&replica));
-        assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-2");
-        assert_eq!(wanted.within, Reach::project_of(&replica.key("a-2")));
+        let mut turn = held(fork(&replica));
+        assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
+        assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
     }
 }
 
@@ -221,29 +230,29 @@ async fn fork_is_held_to_the_project_of_its_parent() {
 async fn turn_is_held_again_when_it_goes_on() {
     let replica = one();
     replica.put(&replica.record("a-1", 1)).await;
-    let mut wanted = held(replica.wanted());
-    let early = replica.bind(&mut wanted).await.unwrap();
+    let mut turn = held(replica.turn());
+    let early = replica.bind(&mut turn).await.unwrap();
     replica.limits("a-1");
-    let beside = replica.rebind(&mut wanted, &early).await.unwrap();
+    let beside = replica.rebind(&mut turn, &early).await.unwrap();
     assert_eq!(
-        (seen(&beside), wanted.within),
+        (seen(&beside), turn.tried.within),
         (("a-2", true, BindingResult::Spilled), Reach::Anywhere),
         "nothing was served"
     );
     replica.registry.conditions.forget(|_| true);
     replica.registry.has_changed();
-    replica.serves(&replica.bind(&mut replica.wanted()).await.unwrap()).await;
+    replica.serves(&replica.bind(&mut replica.turn()).await.unwrap()).await;
     replica.limits("a-1");
     assert_eq!(
-        replica.rebind(&mut wanted, &early).await.unwrap_err().kind,
+        replica.rebind(&mut turn, &early).await.unwrap_err().kind,
         ErrorKind::RateLimitExceeded
     );
-    assert_eq!(wanted.within, Reach::project_of(&replica.key("a-1")));
+    assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
     // What has said itself where it belongs is asked nothing.
     let within = Reach::project_of(&replica.key("a-2"));
-    let mut wanted = Wanted { within, ..held(replica.wanted()) };
-    assert_eq!(replica.bind(&mut wanted).await.unwrap().key.id, "a-2");
-    assert_eq!(wanted.within, within);
+    let mut turn = held(replica.turn()).with(|turn| turn.tried.within = within);
+    assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
+    assert_eq!(turn.tried.within, within);
 }
 
 /// No key of the project is loaded: nobody else has it.
@@ -253,9 +262,12 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     late.loads("a-2 org-a two 1, b-1 org-b one 1");
     late.is_of(1);
     late.put(&BindingRecord { generation: 2, ..early.record("a-1", 1).sealed() }).await;
-    let mut wanted = held(late.wanted());
-    let error = late.bind(&mut wanted).await.unwrap_err();
-    assert_eq!((wanted.within, error.retry_after), (Reach::Nowhere, Some(Duration::from_secs(1))));
+    let mut turn = held(late.turn());
+    let error = late.bind(&mut turn).await.unwrap_err();
+    assert_eq!(
+        (turn.tried.within, error.retry_after),
+        (Reach::Nowhere, Some(Duration::from_secs(1)))
+    );
     assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
     assert!(
         tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(),

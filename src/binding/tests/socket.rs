@@ -14,8 +14,8 @@ const KEYS: &str =
 fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool {
     let record = BindingRecord { sealed: is_sealed, ..replica.record(id, 1) };
     let binding = Binding::stored(&replica.key(id), &session(1), record, BindingResult::Existing);
-    let wanted = Wanted { carries_sealed: Sealed::Known(is_shown), ..replica.wanted() };
-    replica.bindings.would_leave(&wanted, &binding)
+    let turn = replica.turn().with(|turn| turn.demand.carries_sealed = Sealed::Known(is_shown));
+    replica.bindings.would_leave(turn.placing(), &binding)
 }
 
 /// Each: nothing sealed, something shown, the session sealed.
@@ -82,10 +82,10 @@ async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
     let record = replica.record("a-1", 2).sealed();
     let binding =
         Binding::stored(&replica.key("a-1"), &session(1), record.clone(), BindingResult::Existing);
-    assert!(replica.bindings.would_leave(&replica.wanted(), &binding));
+    assert!(replica.bindings.would_leave(replica.turn().placing(), &binding));
     replica.put(&record).await;
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-1"), "it is tried once");
-    assert_eq!(replica.goes(replica.wanted()).await.as_deref(), Ok("a-2"));
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-1"), "it is tried once");
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-2"));
 }
 
 /// Within the project that stores what it refers to there is nowhere else to go.
@@ -96,13 +96,13 @@ async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
     let binding =
         Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
     let within = Reach::project_of(&replica.key("a-1"));
-    let wanted = Wanted { within, ..replica.wanted() };
+    let turn = replica.turn().with(|turn| turn.tried.within = within);
     replica.rejects("a-1");
-    assert!(replica.bindings.would_leave(&wanted, &binding), "a-3 has it too");
+    assert!(replica.bindings.would_leave(turn.placing(), &binding), "a-3 has it too");
     replica.says("a-3", Condition::Disabled);
-    assert!(!replica.bindings.would_leave(&wanted, &binding));
+    assert!(!replica.bindings.would_leave(turn.placing(), &binding));
     assert!(
-        replica.bindings.would_leave(&replica.wanted(), &binding),
+        replica.bindings.would_leave(replica.turn().placing(), &binding),
         "a turn that refers to nothing goes on"
     );
 }
@@ -116,17 +116,20 @@ async fn sibling_counts_if_it_can_serve_within_the_wait() {
         let record = replica.record("a-1", 1).sealed();
         let binding =
             Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
-        let wanted = Wanted { patience: wait, ..replica.wanted() };
-        let spent = replica.wanted();
+        let turn = replica.turn().with(|turn| turn.tried.wait_left = wait);
+        let spent = replica.turn();
         // The own key is limited, too: only the sibling is asked about.
         replica.limits("a-1");
         let bindings = &replica.bindings;
-        assert!(bindings.has_sibling(&wanted, &binding) && bindings.has_sibling(&spent, &binding));
+        assert!(
+            bindings.has_sibling(turn.placing(), &binding)
+                && bindings.has_sibling(spent.placing(), &binding)
+        );
         replica.registry.limit(&replica.key("a-2"), MODEL, limited_for);
-        assert_eq!(bindings.has_sibling(&wanted, &binding), counts, "{limited_for:?}");
-        assert!(!bindings.has_sibling(&spent, &binding), "no wait is left");
-        let other = Wanted { model: "other", ..replica.wanted() };
-        assert!(bindings.has_sibling(&other, &binding), "the limit is one model's");
+        assert_eq!(bindings.has_sibling(turn.placing(), &binding), counts, "{limited_for:?}");
+        assert!(!bindings.has_sibling(spent.placing(), &binding), "no wait is left");
+        let other = replica.turn().with(|turn| turn.demand.model = "other");
+        assert!(bindings.has_sibling(other.placing(), &binding), "the limit is one model's");
     }
 }
 
@@ -139,7 +142,7 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
         let record = BindingRecord { sealed: is_sealed, ..replica.record("a-1", 1) };
         let binding =
             Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
-        replica.bindings.shortage(&replica.wanted(), &binding).kind
+        replica.bindings.shortage(replica.turn().placing(), &binding).kind
     };
     assert_eq!(
         (told(true), told(false)),
@@ -152,18 +155,21 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
         replica.record("a-1", 1),
         BindingResult::Existing,
     );
-    let shows = Wanted { carries_sealed: Sealed::Known(true), ..replica.wanted() };
-    assert_eq!(replica.bindings.shortage(&shows, &binding).kind, ErrorKind::NoKeyAvailable);
+    let shows = replica.turn().with(|turn| turn.demand.carries_sealed = Sealed::Known(true));
+    assert_eq!(
+        replica.bindings.shortage(shows.placing(), &binding).kind,
+        ErrorKind::NoKeyAvailable
+    );
     replica.limits("c-1");
     assert_eq!(told(false), ErrorKind::RateLimitExceeded);
     let restricted = Client::of_organizations("alice", &["org-b"]);
-    let barred = Wanted { client: &restricted, ..replica.wanted() };
+    let barred = replica.turn().with(|turn| turn.demand.client = &restricted);
     assert_eq!(
-        replica.bindings.places.shortage_of(&barred, Reach::Anywhere).kind,
+        replica.bindings.places.shortage_of(barred.placing(), Reach::Anywhere).kind,
         ErrorKind::NoKeyAvailable,
         "not its own"
     );
     // Whoever has a session hears of its siblings; whoever has none has no sibling.
     let binding = Binding::passing(&replica.key("b-1"), None, BindingResult::None);
-    assert!(!replica.bindings.has_sibling(&replica.wanted(), &binding));
+    assert!(!replica.bindings.has_sibling(replica.turn().placing(), &binding));
 }

@@ -18,8 +18,8 @@ fn word(standing: &Standing) -> String {
 }
 
 impl Replica {
-    pub(super) fn stands(&self, wanted: &Wanted<'_>, record: &BindingRecord) -> String {
-        word(&self.bindings.places.standing(wanted, record))
+    pub(super) fn stands(&self, turn: &Turn<'_>, record: &BindingRecord) -> String {
+        word(&self.bindings.places.standing(turn.placing(), record))
     }
 }
 
@@ -28,7 +28,7 @@ impl Replica {
 #[tokio::test(start_paused = true)]
 async fn unknown_key_is_removed_by_a_newer_set_alone() {
     let replica = one();
-    let wanted = replica.wanted();
+    let turn = replica.turn();
     let unknown = BindingRecord { key: Tag::of("key", b"new"), ..replica.record("a-1", 1) };
     let moved = BindingRecord {
         organization: Tag::of("organization", b"org-b"),
@@ -46,7 +46,7 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
             replica.is_of(own);
             let record = BindingRecord { generation: writers, ..record.clone() };
             assert_eq!(
-                replica.stands(&wanted, &record),
+                replica.stands(&turn, &record),
                 expected,
                 "this replica's {own}, the writer's {writers}"
             );
@@ -64,24 +64,27 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
 async fn standing_is_by_rights_then_by_the_turn_then_by_health() {
     let replica = one();
     let record = replica.record("a-1", 1);
-    let failed = || Wanted { failed: vec![record.key], ..replica.wanted() };
-    assert_eq!(replica.stands(&replica.wanted(), &record), "a-1");
+    let failed = || replica.turn().with(|turn| turn.tried.failed = vec![record.key]);
+    assert_eq!(replica.stands(&replica.turn(), &record), "a-1");
     assert_eq!(replica.stands(&failed(), &record), "aside failed");
     let restricted = Client::of_organizations("alice", &["org-b"]);
-    let barred = Wanted { client: &restricted, ..failed() };
+    let barred = failed().with(|turn| turn.demand.client = &restricted);
     assert_eq!(replica.stands(&barred, &record), "gone not_allowed");
     replica.limits("a-1");
-    assert_eq!(replica.stands(&replica.wanted(), &record), "aside limited");
+    assert_eq!(replica.stands(&replica.turn(), &record), "aside limited");
     replica.registry.deny(&replica.key("a-1"), MODEL);
-    assert_eq!(replica.stands(&replica.wanted(), &record), "aside no_access");
-    assert_eq!(replica.stands(&Wanted { model: "other", ..replica.wanted() }, &record), "a-1");
+    assert_eq!(replica.stands(&replica.turn(), &record), "aside no_access");
+    assert_eq!(
+        replica.stands(&replica.turn().with(|turn| turn.demand.model = "other"), &record),
+        "a-1"
+    );
     replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
-    assert_eq!(replica.stands(&replica.wanted(), &record), "aside suspected");
+    assert_eq!(replica.stands(&replica.turn(), &record), "aside suspected");
     replica.rejects("a-1");
-    assert_eq!(replica.stands(&replica.wanted(), &record), "gone rejected");
+    assert_eq!(replica.stands(&replica.turn(), &record), "gone rejected");
     replica.rejects("a-2");
     assert_eq!(
-        replica.stands(&replica.wanted(), &record),
+        replica.stands(&replica.turn(), &record),
         "aside incident",
         "most keys are refused: that is not their fault"
     );
@@ -89,7 +92,7 @@ async fn standing_is_by_rights_then_by_the_turn_then_by_health() {
         [(Condition::Disabled, "aside disabled"), (Condition::Drained, "gone drained")]
     {
         replica.says("a-1", said);
-        assert_eq!(replica.stands(&replica.wanted(), &record), expected);
+        assert_eq!(replica.stands(&replica.turn(), &record), expected);
     }
 }
 
@@ -100,13 +103,14 @@ async fn exhausted_project_is_left_by_whoever_may_leave_its_organization() {
     let replica = one();
     let (free, sealed) = (replica.record("a-1", 1), replica.record("a-1", 1).sealed());
     replica.exhausts("a-1", Scope::Project);
-    let within = Wanted { within: Reach::project_of(&replica.key("a-1")), ..replica.wanted() };
-    assert_eq!(replica.stands(&replica.wanted(), &free), "gone exhausted");
-    assert_eq!(replica.stands(&replica.wanted(), &sealed), "aside exhausted");
+    let within =
+        replica.turn().with(|turn| turn.tried.within = Reach::project_of(&replica.key("a-1")));
+    assert_eq!(replica.stands(&replica.turn(), &free), "gone exhausted");
+    assert_eq!(replica.stands(&replica.turn(), &sealed), "aside exhausted");
     assert_eq!(replica.stands(&within, &free), "aside exhausted");
     // Its organization's quota is used up as well: the session's key is no better than others.
     replica.exhausts("a-1", Scope::Organization);
-    assert_eq!(replica.stands(&replica.wanted(), &sealed), "gone exhausted");
+    assert_eq!(replica.stands(&replica.turn(), &sealed), "gone exhausted");
 }
 
 /// A key that is out of use here, and to which somebody has moved the session since, is tried by
@@ -116,17 +120,18 @@ async fn key_that_a_session_was_moved_to_is_tried_by_one_turn() {
     let replica = one();
     let (first, second) = (replica.record("a-1", 1), replica.record("a-1", 2));
     replica.rejects("a-1");
-    let refused = || Wanted { refused: vec![first.key], ..replica.wanted() };
-    let later = |record| word(&replica.bindings.places.standing_later(&replica.wanted(), record));
+    let refused = || replica.turn().with(|turn| turn.tried.refused = vec![first.key]);
+    let later =
+        |record| word(&replica.bindings.places.standing_later(replica.turn().placing(), record));
     assert_eq!(
-        replica.stands(&replica.wanted(), &first),
+        replica.stands(&replica.turn(), &first),
         "gone rejected",
         "nobody has moved it here"
     );
     assert_eq!(replica.stands(&refused(), &second), "gone rejected", "the turn has tried it");
     assert_eq!(later(&second), "gone rejected", "it tries nothing");
-    assert_eq!(replica.stands(&replica.wanted(), &second), "a-1");
-    assert_eq!(replica.stands(&replica.wanted(), &second), "gone rejected", "one is enough");
+    assert_eq!(replica.stands(&replica.turn(), &second), "a-1");
+    assert_eq!(replica.stands(&replica.turn(), &second), "gone rejected", "one is enough");
 }
 
 /// One turn finds out whether a quota is still used up.
@@ -141,10 +146,10 @@ async fn exhausted_key_is_tried_by_the_turn_with_the_ticket() {
         let bound = BindingRecord { sealed, ..replica.record("a-1", 1) };
         replica.exhausts("a-1", scope);
         replica.registry.conditions.grant(Subject::of(&replica.key("a-1"), scope));
-        let refused = Wanted { refused: vec![bound.key], ..replica.wanted() };
+        let refused = replica.turn().with(|turn| turn.tried.refused = vec![bound.key]);
         assert_eq!(replica.stands(&refused, &bound), out, "this turn was refused");
-        assert_eq!(replica.stands(&replica.wanted(), &bound), "a-1");
-        assert_eq!(replica.stands(&replica.wanted(), &bound), out, "the ticket is taken");
+        assert_eq!(replica.stands(&replica.turn(), &bound), "a-1");
+        assert_eq!(replica.stands(&replica.turn(), &bound), out, "the ticket is taken");
     }
 }
 
@@ -156,8 +161,11 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
     let subject = Subject::of(&replica.key("a-1"), Scope::Organization);
     let choose = |refused: &[&str]| {
         let refused = refused.iter().map(|id| replica.key(id).tag).collect();
-        let chosen =
-            places.choose(&Wanted { refused, ..replica.wanted() }, &session(1), Reach::Anywhere);
+        let chosen = places.choose(
+            replica.turn().with(|turn| turn.tried.refused = refused).placing(),
+            &session(1),
+            Reach::Anywhere,
+        );
         chosen.map(|key| key.id.clone()).map_err(|error| error.kind)
     };
     replica.exhausts("a-1", Scope::Organization);
@@ -169,8 +177,8 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
     // And so does a new session, of its first choice, although others are well.
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let place_new = |refused: Vec<Tag>| {
-        let wanted = Wanted { refused, ..replica.wanted() };
-        replica.bindings.places.place_new(&wanted, &session(1)).unwrap().id.clone()
+        let turn = replica.turn().with(|turn| turn.tried.refused = refused);
+        replica.bindings.places.place_new(turn.placing(), &session(1)).unwrap().id.clone()
     };
     replica.exhausts("a-1", Scope::Organization);
     assert_eq!(place_new(Vec::new()), "b-1");
@@ -216,7 +224,7 @@ async fn refusal_is_told_with_its_reason() {
                 continue;
             }
             befalls(&replica);
-            assert!(replica.goes(replica.wanted()).await.is_err(), "{reason:?}");
+            assert!(replica.goes(replica.turn()).await.is_err(), "{reason:?}");
             let told = match reason {
                 Reason::Limited | Reason::Exhausted => reason,
                 _ if is_bound => reason,

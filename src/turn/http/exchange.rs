@@ -9,7 +9,8 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
 
-use crate::binding::demand::{Sealed, Wanted};
+use crate::binding::Binding;
+use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
 use crate::client::Client;
@@ -19,24 +20,36 @@ use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::SessionId;
 use crate::session::identify::Identity;
+use crate::store::Budget;
+use crate::task::Tasks;
 use crate::telemetry::TurnId;
 use crate::turn::account::Account;
+use crate::turn::entry::{ForeignIds, may_ask_for};
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
-use crate::turn::http::replay::{self, Replayed, Text};
-use crate::turn::ownership::ForeignIds;
-use crate::turn::{Gateway, Sending};
-use crate::upstream::attempt::Ask;
-use crate::upstream::headers::{keep_readable, returned};
+use crate::turn::http::replay::{self, Replay, Replayed, Text};
+use crate::turn::{Attempts, Gateway};
+use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
+use crate::upstream::request::{Content, Request as Asked};
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What turns over HTTP share.
+pub struct HttpTurns {
+    pub gateway: Arc<Gateway>,
+    /// The memory that request bodies are held in.
+    pub replay: Replay,
+    /// Owns the answers that outlive their handlers.
+    pub tasks: Tasks,
+}
+
 /// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
-pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
-    let account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
-    guarded(account.id, answer(&gateway, account, request)).await
+pub async fn serve(turns: Arc<HttpTurns>, request: Request<Body>) -> Response<Outgoing> {
+    let books = Arc::clone(&turns.gateway.books);
+    let account = Account::open(books, Transport::Http, request.headers());
+    guarded(account.id, answer(&turns, account, request)).await
 }
 
 /// An answer to the client, whatever becomes of `turn`.
@@ -68,12 +81,15 @@ fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
 }
 
 async fn answer(
-    gateway: &Arc<Gateway>,
+    turns: &HttpTurns,
     mut account: Account,
     request: Request<Body>,
 ) -> Response<Outgoing> {
-    match gateway.exchange(&mut account, request).await {
-        Ok((key, answer, hold)) => pass_on(gateway, &key, answer, hold, account).await,
+    match turns.exchange(&mut account, request).await {
+        Ok((key, answer, gate)) => {
+            let course = Course::new(&turns.gateway, key, account);
+            pass_on(course, answer, gate, &turns.tasks).await
+        }
         Err(error) => {
             account.refused(&error);
             error.to_response()
@@ -81,25 +97,19 @@ async fn answer(
     }
 }
 
-/// `hold`: what the answer's bytes may have to wait for.
+/// Passes an upstream's answer on; its bytes may have to wait for the `gate`.
 pub async fn pass_on(
-    gateway: &Gateway,
-    key: &Arc<Key>,
+    mut course: Course,
     answer: Answer,
-    hold: Option<IdGate>,
-    mut account: Account,
+    gate: Option<IdGate>,
+    tasks: &Tasks,
 ) -> Response<Outgoing> {
-    account.answered(answer.status);
+    course.account.answered(answer.status);
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
-    *response.headers_mut() = returned(&answer.headers, &key.secret);
-    let (body, pump) = relay(
-        answer,
-        key,
-        hold,
-        Course { account, registry: Arc::clone(&gateway.registry), key: Arc::clone(key) },
-    );
-    pump.start(&gateway.tasks).await;
+    *response.headers_mut() = returned(&answer.headers, &course.key.secret);
+    let (body, pump) = relay(answer, gate, course);
+    pump.start(tasks).await;
     response.map(|()| Outgoing::Relayed(body))
 }
 
@@ -120,64 +130,78 @@ struct Glance {
     model: String,
 }
 
-impl Gateway {
+impl HttpTurns {
     /// A turn over HTTP, up to the head of its answer.
     async fn exchange(
-        self: &Arc<Self>,
+        &self,
         account: &mut Account,
         request: Request<Body>,
     ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
+        let Gateway { entry, bindings, failover, .. } = &*self.gateway;
         let (mut head, body) = request.into_parts();
-        let (client, identity) = self.receive(account, &head)?;
-        let mut budget = self.bindings.budget();
+        let (client, identity) = entry.enter(account, &head)?;
+        let mut budget = bindings.budget();
 
         // The store answers while the body is still coming.
         let look_up = async {
             match &identity.session {
-                Some(session) => Some(self.bindings.look_up(session, &mut budget).await),
+                Some(session) => Some(bindings.look_up(session, &mut budget).await),
                 None => None,
             }
         };
         let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
         let body = body?;
-        let whole = Instant::now();
+        let complete = Instant::now();
         let Glance { mut identity, derived, previous, is_unstored, is_sealed, is_held, model } =
             self.glance(&client, &head.headers, &body, identity)?;
-        let origin = self.origin(&client.id, previous.as_deref(), &mut budget).await;
+        let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
         account.session(&identity);
         account.model(&model);
         let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
-        // Whose it is that it goes on from, where nobody here knows, is for its session's project
-        // to say.
-        let is_held = is_held || previous.is_some() && within == Reach::Anywhere;
         let found = match (found, &identity.session) {
-            (None, Some(session)) => self.bindings.look_up(session, &mut budget).await,
+            (None, Some(session)) => bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
         };
 
         if !is_unstored {
             keep_readable(&mut head.headers);
         }
-        let carries_sealed = is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known);
-        let mut wanted = Wanted {
-            is_held,
-            within,
-            ..self.wanted(&client, &head.headers, identity, &model, carries_sealed, false)
+        let demand = Demand {
+            session: identity.session,
+            lineage: entry.identifier.lineage(&client.id, &head.headers),
+            carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
+            turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
+            model: &model,
+            // A response that the turn goes on from, of an owner not known here, is for the
+            // project of its session to find.
+            is_held: is_held || previous.is_some() && within == Reach::Anywhere,
+            ..Demand::of(&client)
         };
-        let mut sending = Sending { ask: Ask::Turn(&body.bytes), head: &head, whole, budget };
-        let (binding, answer) = self.serve(account, &mut sending, &mut wanted, found).await?;
-        let hold = (!is_unstored && answer.status.is_success()).then(|| {
-            let (gateway, client, owner) =
-                (Arc::clone(self), client.id.clone(), Owner::of(&binding));
-            let mut budget = sending.budget;
-            let write_down = move |id: String| async move {
-                gateway.own(&client, &id, owner, &mut budget).await
-            };
-            IdGate::new(&answer.headers, write_down)
-        });
-        Ok((binding.key, answer, hold))
+        let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
+        let asked = Asked::new(&head, Content::Body(&body.bytes));
+        let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
+        let (binding, answer) = attempts.run(found, complete).await?;
+        let gate = (!is_unstored && answer.status.is_success())
+            .then(|| self.gate(&answer, &client, &binding, budget));
+        Ok((binding.key, answer, gate))
+    }
+
+    /// Lets the answer pass once it is written down whose response it is.
+    fn gate(
+        &self,
+        answer: &Answer,
+        client: &Client,
+        binding: &Binding,
+        mut budget: Budget,
+    ) -> IdGate {
+        let (gateway, client) = (Arc::clone(&self.gateway), client.id.clone());
+        let owner = Owner::of(binding);
+        let write_down = move |id: String| async move {
+            gateway.entry.own(&client, &id, owner, &mut budget).await
+        };
+        IdGate::new(&answer.headers, write_down)
     }
 
     /// All that is to be learned from the body's text, which is not kept.
@@ -188,27 +212,22 @@ impl Gateway {
         body: &Replayed,
         mut identity: Identity,
     ) -> Result<Glance, Error> {
+        let entry = &self.gateway.entry;
         let text = self.replay.text(headers, body)?;
-        if matches!(text, Text::Unreadable) && self.foreign_ids == ForeignIds::Refuse {
+        if matches!(text, Text::Unreadable) && entry.foreign_ids == ForeignIds::Refuse {
             let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
-        if !client.may_ask_for(peek.model.text()) {
-            return Err(Error::new(
-                ErrorKind::ModelNotAllowed,
-                "This client may not ask for this model.",
-            ));
-        }
-        self.may_converse(peek.conversation.id())?;
-        self.may_refer(peek.references)?;
+        may_ask_for(client, peek.model.text())?;
+        entry.may_refer(peek.conversation.id(), peek.references)?;
         let mut derived = None;
         if identity.session.is_none() {
-            let by_body = self.identifier.by_body(&client.id, &peek);
+            let by_body = entry.identifier.by_body(&client.id, &peek);
             identity = Identity { skipped: identity.skipped + by_body.skipped, ..by_body };
         }
         if identity.session.is_none() {
-            derived = self.identifier.derived(&client.id, text.bytes().unwrap_or_default());
+            derived = entry.identifier.derived(&client.id, text.bytes().unwrap_or_default());
         }
         let is_sealed = match &text {
             Text::Plain(_) => None,
@@ -235,12 +254,18 @@ impl Gateway {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::setting::Size;
     use crate::turn::tests::gateway;
     use http::header::CONTENT_ENCODING;
 
+    fn turns(gateway: Gateway) -> HttpTurns {
+        let replay = Replay::new(Size(1 << 20), Size(1 << 20));
+        HttpTurns { gateway: Arc::new(gateway), replay, tasks: Tasks::new() }
+    }
+
     /// What is seen of `text` in this encoding. The error is its code.
     async fn seen(
-        gateway: &Gateway,
+        turns: &HttpTurns,
         client: &Client,
         text: &str,
         encoding: &'static str,
@@ -252,23 +277,24 @@ mod tests {
         } else {
             text.into()
         };
-        let body = gateway.replay.read(&headers, Body::from(bytes)).await.unwrap();
-        gateway.glance(client, &headers, &body, Identity::default()).map_err(|error| error.code())
+        let body = turns.replay.read(&headers, Body::from(bytes)).await.unwrap();
+        turns.glance(client, &headers, &body, Identity::default()).map_err(|error| error.code())
     }
 
     #[tokio::test]
     async fn a_body_is_looked_at_in_whatever_encoding_it_came() {
-        let (mut gateway, alice) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
+        let (mut turns, alice) =
+            (turns(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
         let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
         for encoding in ["identity", "zstd"] {
-            let glance = seen(&gateway, &alice, text, encoding).await.unwrap();
+            let glance = seen(&turns, &alice, text, encoding).await.unwrap();
             assert_eq!(
                 (glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored),
                 ("m", Some("r"), true)
             );
             // A body that is there as it is can be asked once that matters.
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
-            let glance = seen(&gateway, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
+            let glance = seen(&turns, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
             assert_eq!(
                 (glance.model.as_str(), glance.previous, glance.is_unstored, glance.is_held),
                 ("", None, false, false)
@@ -278,28 +304,28 @@ mod tests {
                 glance.identity.session.is_none() && glance.derived.is_some(),
                 "nothing in it names a session"
             );
-            let glance =
-                seen(&gateway, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
-                    .await
-                    .unwrap();
+            let glance = seen(&turns, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
+                .await
+                .unwrap();
             assert!(glance.identity.session.is_some() && glance.derived.is_none());
             let conversation = r#"{"input":"x","conversation":"c"}"#;
             assert_eq!(
-                seen(&gateway, &alice, conversation, encoding).await.err(),
+                seen(&turns, &alice, conversation, encoding).await.err(),
                 Some("conversation_not_found")
             );
-            assert_eq!(seen(&gateway, &alice, "{", encoding).await.err(), Some("invalid_json"));
+            assert_eq!(seen(&turns, &alice, "{", encoding).await.err(), Some("invalid_json"));
         }
-        assert_eq!(seen(&gateway, &alice, text, "br").await.err(), Some("invalid_request"));
+        assert_eq!(seen(&turns, &alice, text, "br").await.err(), Some("invalid_request"));
         // What cannot be read may hold anything.
-        gateway.foreign_ids = ForeignIds::Pass;
-        let glance = seen(&gateway, &alice, text, "br").await.unwrap();
+        let mut gateway = gateway(&[("a", "o", "p")]);
+        gateway.entry.foreign_ids = ForeignIds::Pass;
+        turns = self::turns(gateway);
+        let glance = seen(&turns, &alice, text, "br").await.unwrap();
         assert_eq!(
             (glance.is_sealed, glance.is_held, glance.model.as_str()),
             (Some(true), true, "")
         );
-        let glance =
-            seen(&gateway, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
+        let glance = seen(&turns, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
         assert!(glance.is_held, "it is for its session's project to say");
     }
 

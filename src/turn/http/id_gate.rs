@@ -89,9 +89,9 @@ mod tests {
             "text/event-stream".parse().unwrap(),
         )]);
         for size in 1..=EVENTS.len() {
-            let (gate, told) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
-            let (key, book) = (Arc::clone(&gate), Arc::clone(&told));
-            let mut hold = IdGate::new(&headers, move |id| async move {
+            let (store, told) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
+            let (key, book) = (Arc::clone(&store), Arc::clone(&told));
+            let mut gate = IdGate::new(&headers, move |id| async move {
                 key.acquire().await.unwrap().forget();
                 book.lock().unwrap().push(id);
             });
@@ -99,23 +99,23 @@ mod tests {
             let mut passed = Vec::new();
             for chunk in EVENTS.as_bytes().chunks(size) {
                 let completes = (passed.len() + 1..=passed.len() + chunk.len()).contains(&complete);
-                match hold.offer(Bytes::copy_from_slice(chunk)) {
+                match gate.offer(Bytes::copy_from_slice(chunk)) {
                     Some(data) => passed.extend_from_slice(&data),
                     None => {
-                        assert!(completes && hold.keeps_some(), "{size}: nothing else waits");
+                        assert!(completes && gate.keeps_some(), "{size}: nothing else waits");
                         assert!(
-                            futures_util::poll!(poll_fn(|context| hold.poll_kept(context)))
+                            futures_util::poll!(poll_fn(|context| gate.poll_kept(context)))
                                 .is_pending(),
                             "{size}: it waits"
                         );
                         assert!(told.lock().unwrap().is_empty());
-                        gate.add_permits(1);
+                        store.add_permits(1);
                         passed.extend_from_slice(
-                            &poll_fn(|context| hold.poll_kept(context)).await.unwrap(),
+                            &poll_fn(|context| gate.poll_kept(context)).await.unwrap(),
                         );
                     }
                 }
-                assert_eq!(hold.is_over(), passed.len() >= complete, "{size}");
+                assert_eq!(gate.is_over(), passed.len() >= complete, "{size}");
             }
             assert_eq!(String::from_utf8_lossy(&passed), EVENTS, "{size}");
             assert_eq!(*told.lock().unwrap(), ["resp_1"], "{size}");
@@ -126,10 +126,10 @@ mod tests {
     async fn an_answer_that_tells_no_id_passes_at_once() {
         let headers =
             HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
-        let mut hold = IdGate::new(&headers, |id| async move { panic!("nobody has told {id}") });
-        assert!(!hold.is_over());
-        assert_eq!(hold.offer(EVENTS.into()), Some(EVENTS.into()));
-        assert!(hold.is_over() && !hold.keeps_some());
-        assert_eq!(hold.offer(EVENTS.into()), Some(EVENTS.into()));
+        let mut gate = IdGate::new(&headers, |id| async move { panic!("nobody has told {id}") });
+        assert!(!gate.is_over());
+        assert_eq!(gate.offer(EVENTS.into()), Some(EVENTS.into()));
+        assert!(gate.is_over() && !gate.keeps_some());
+        assert_eq!(gate.offer(EVENTS.into()), Some(EVENTS.into()));
     }
 }

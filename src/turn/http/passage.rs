@@ -18,9 +18,10 @@ use crate::key::Key;
 use crate::key::leak::LeakScan;
 use crate::metrics::Ending;
 use crate::outcome::Answer;
+use crate::turn::Gateway;
 use crate::turn::account::Account;
 use crate::turn::http::id_gate::IdGate;
-use crate::turn::http::idle::Idle;
+use crate::turn::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
 
 /// A frame that comes so long after the one before comes alone, nearly always: it goes at once.
@@ -48,6 +49,10 @@ pub struct Course {
 }
 
 impl Course {
+    pub fn new(gateway: &Gateway, key: Arc<Key>, account: Account) -> Self {
+        Self { account, registry: Arc::clone(&gateway.registry), key }
+    }
+
     /// The answer is over, or will not go on. A failure that it states counts for its key's health.
     fn end(mut self, reading: Reading, broken: Option<Ending>) {
         if let Some(failure) = &reading.failure {
@@ -67,7 +72,7 @@ pub struct Passage {
     /// Frames come one by one: the relay takes them.
     pub is_paced: bool,
     pub has_left: bool,
-    hold: Option<Box<IdGate>>,
+    gate: Option<Box<IdGate>>,
     tap: Tap,
     leak_scan: LeakScan,
     pub idle: Idle,
@@ -96,7 +101,8 @@ pub enum Next {
 }
 
 impl Passage {
-    pub fn new(answer: Answer, key: &Key, hold: Option<IdGate>, turn: Course) -> Self {
+    pub fn new(answer: Answer, gate: Option<IdGate>, turn: Course) -> Self {
+        let key = Arc::clone(&turn.key);
         let mut tap = Tap::new(&answer.headers);
         tap.observe(&answer.head);
         let mut leak_scan = key.leak.scan();
@@ -107,7 +113,7 @@ impl Passage {
             // A client that knows the length leaves with the last byte: that is an end, too, here
             // and below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
-            hold: hold.map(Box::new),
+            gate: gate.map(Box::new),
             joined: BytesMut::from(&answer.head[..]),
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
@@ -130,7 +136,7 @@ impl Passage {
             Ok(None) => return Poll::Ready(Next::End(None)),
             Err(_) => return Poll::Ready(Next::End(Some(Broken::Cut))),
         };
-        let keeps_some = self.hold.as_ref().is_some_and(|hold| hold.keeps_some());
+        let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
         self.tap.observe(&data);
         if self.leak_scan.finds(&data)
@@ -150,10 +156,10 @@ impl Passage {
 
     fn poll_data(&mut self, context: &mut Context<'_>) -> Poll<reqwest::Result<Option<Bytes>>> {
         loop {
-            if let Some(hold) = &mut self.hold {
-                let kept = ready!(hold.poll_kept(context));
-                if hold.is_over() {
-                    self.hold = None;
+            if let Some(gate) = &mut self.gate {
+                let kept = ready!(gate.poll_kept(context));
+                if gate.is_over() {
+                    self.gate = None;
                 }
                 if kept.is_some() {
                     return Poll::Ready(Ok(kept));
@@ -162,8 +168,8 @@ impl Passage {
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(Ok(None)) };
             // It keeps nothing from one time to the next.
             let data = ready!(pin!(upstream.chunk()).poll(context))?;
-            match (&mut self.hold, data) {
-                (Some(hold), Some(data)) => match hold.offer(data) {
+            match (&mut self.gate, data) {
+                (Some(gate), Some(data)) => match gate.offer(data) {
                     None => _ = self.idle.stir(),
                     passed => return Poll::Ready(Ok(passed)),
                 },

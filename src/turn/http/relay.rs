@@ -20,7 +20,6 @@ use bytes::Bytes;
 use futures_util::future::poll_immediate;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::key::Key;
 use crate::outcome::Answer;
 use crate::task::Tasks;
 use crate::turn::http::id_gate::IdGate;
@@ -39,8 +38,8 @@ pub struct Relay(Arc<Mutex<Passage>>);
 pub struct Pump(Arc<Mutex<Passage>>);
 
 /// Both ends of an answer's way: the relay sends what it or the pump, once that is started, takes.
-pub fn relay(answer: Answer, key: &Key, hold: Option<IdGate>, turn: Course) -> (Relay, Pump) {
-    let passage = Arc::new(Mutex::new(Passage::new(answer, key, hold, turn)));
+pub fn relay(answer: Answer, gate: Option<IdGate>, turn: Course) -> (Relay, Pump) {
+    let passage = Arc::new(Mutex::new(Passage::new(answer, gate, turn)));
     (Relay(Arc::clone(&passage)), Pump(passage))
 }
 

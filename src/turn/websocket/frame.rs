@@ -12,7 +12,7 @@ use crate::wire::terminal::Terminal;
 
 /// What a client's message asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct ClientMessage {
     /// It asks for a response: a turn begins.
     pub is_create: bool,
     /// `stream_id`. `None`: the one lane of a client that names none.
@@ -27,7 +27,7 @@ pub struct Request {
     pub references: References,
 }
 
-impl Request {
+impl ClientMessage {
     pub fn read(text: &[u8]) -> Result<Self, NotJson> {
         let names = [
             "type",
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_request_is_read_wherever_its_fields_stand() {
         let text = r#"{"model":"m","input":[{"type":"x"}],"store":false,"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
-        let expected = Request {
+        let expected = ClientMessage {
             is_create: true,
             lane: Some("a".into()),
             previous_response_id: Some("resp_1".into()),
@@ -135,21 +135,21 @@ mod tests {
             is_unstored: true,
             references: References::default(),
         };
-        assert_eq!(Request::read(text.as_bytes()), Ok(expected));
-        let conversation = |text: &str| Request::read(text.as_bytes()).unwrap().conversation;
+        assert_eq!(ClientMessage::read(text.as_bytes()), Ok(expected));
+        let conversation = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().conversation;
         assert_eq!(conversation(r#"{"conversation":{"id":"c"}}"#).as_deref(), Some("c"));
         assert_eq!(
             (conversation(r#"{"conversation":null}"#), conversation(r#"{"conversation":7}"#)),
             (None, Some(String::new()))
         );
-        let warm = |text: &str| Request::read(text.as_bytes()).unwrap().is_warm_up;
+        let warm = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().is_warm_up;
         assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
         assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));
         assert_eq!(
-            Request::read(br#"{"type":"response.later","previous_response_id":null}"#),
-            Ok(Request::default())
+            ClientMessage::read(br#"{"type":"response.later","previous_response_id":null}"#),
+            Ok(ClientMessage::default())
         );
-        assert!(Request::read(b"{").is_err());
+        assert!(ClientMessage::read(b"{").is_err());
     }
 
     #[test]

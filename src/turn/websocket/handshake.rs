@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use crate::binding::Binding;
-use crate::binding::demand::Sealed;
+use crate::binding::demand::{Demand, Tried};
 use crate::client::Client;
 use crate::client::authenticate::TokenProof;
 use crate::error::{Error, ErrorKind};
@@ -28,13 +28,14 @@ use crate::outcome::Answer;
 use crate::session::lineage::{Lineage, announced_model};
 use crate::turn::account::Account;
 use crate::turn::http::exchange::{guarded, pass_on};
+use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::peer::frames;
 use crate::turn::websocket::socket::{Connection, Socket};
-use crate::turn::websocket::sockets::Open;
-use crate::turn::{Gateway, Sending};
-use crate::upstream::attempt::Ask;
-use crate::upstream::headers::returned;
+use crate::turn::websocket::sockets::{Open, WebSocketTurns};
+use crate::turn::{Attempts, Gateway};
+use crate::upstream::headers::{TURN_STATE, returned};
+use crate::upstream::request::{Content, Request as Asked};
 
 /// When a client should come again to a replica that leaves: the balancer knows by then.
 const SOON: Duration = Duration::from_secs(1);
@@ -46,24 +47,23 @@ pub fn is_wanted(headers: &HeaderMap) -> bool {
 
 /// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted
 /// ours.
-pub async fn serve(gateway: Arc<Gateway>, request: Request<Body>) -> Response<Outgoing> {
-    let account =
-        Account::open(Arc::clone(&gateway.books), Transport::Websocket, request.headers());
-    guarded(account.id, answer(&gateway, account, request)).await
+pub async fn serve(turns: Arc<WebSocketTurns>, request: Request<Body>) -> Response<Outgoing> {
+    let books = Arc::clone(&turns.gateway.books);
+    let account = Account::open(books, Transport::Websocket, request.headers());
+    guarded(account.id, answer(&turns, account, request)).await
 }
 
 async fn answer(
-    gateway: &Arc<Gateway>,
+    turns: &Arc<WebSocketTurns>,
     mut account: Account,
     mut request: Request<Body>,
 ) -> Response<Outgoing> {
     let nonce = generate_key();
     let client = hyper::upgrade::on(&mut request);
-    let accepted = accept(gateway, &request);
+    let accepted = accept(turns, &request);
     let (head, _) = request.into_parts();
     let connected = match accepted {
-        Ok(accepted) => gateway
-            .connect(&mut account, &head, &nonce)
+        Ok(accepted) => connect(&turns.gateway, &mut account, &head, &nonce)
             .await
             .map(|connected| (accepted, connected)),
         Err(error) => Err(error),
@@ -71,9 +71,12 @@ async fn answer(
     match connected {
         Ok((accepted, mut connected)) => match connected.answer.upgrade.take() {
             Some(upstream) => {
-                open(gateway, account, &head.headers, connected, (client, upstream), accepted)
+                open(turns, account, &head.headers, connected, (client, upstream), accepted)
             }
-            None => pass_on(gateway, &connected.binding.key, connected.answer, None, account).await,
+            None => {
+                let course = Course::new(&turns.gateway, connected.binding.key, account);
+                pass_on(course, connected.answer, None, &turns.answers).await
+            }
         },
         Err(error) => {
             account.refused(&error);
@@ -91,36 +94,43 @@ struct Connected {
     answer: Answer,
 }
 
-impl Gateway {
-    /// A WebSocket, up to the head of the answer to its handshake, in which a client says all that
-    /// binding needs.
-    async fn connect(
-        &self,
-        account: &mut Account,
-        head: &Parts,
-        nonce: &str,
-    ) -> Result<Connected, Error> {
-        let (client, identity) = self.receive(account, head)?;
-        account.session(&identity);
-        let whole = Instant::now();
-        let mut budget = self.bindings.budget();
-        let found = match &identity.session {
-            Some(session) => self.bindings.look_up(session, &mut budget).await,
-            None => Ok(None),
-        };
-        let model = announced_model(&head.headers).unwrap_or_default();
-        let mut wanted =
-            self.wanted(&client, &head.headers, identity, &model, Sealed::Known(false), true);
-        let mut sending = Sending { ask: Ask::WebSocket(nonce), head, whole, budget };
-        let served = self.serve(account, &mut sending, &mut wanted, found).await;
-        let (binding, answer) = served.map_err(|error| error.for_handshake())?;
-        let lineage = wanted.lineage;
-        Ok(Connected { client, lineage, announced: model, binding, answer })
-    }
+/// A WebSocket, up to the head of the answer to its handshake, in which a client says all that
+/// binding needs.
+async fn connect(
+    gateway: &Gateway,
+    account: &mut Account,
+    head: &Parts,
+    nonce: &str,
+) -> Result<Connected, Error> {
+    let Gateway { entry, bindings, failover, .. } = gateway;
+    let (client, identity) = entry.enter(account, head)?;
+    account.session(&identity);
+    let complete = Instant::now();
+    let mut budget = bindings.budget();
+    let found = match &identity.session {
+        Some(session) => bindings.look_up(session, &mut budget).await,
+        None => Ok(None),
+    };
+    let model = announced_model(&head.headers).unwrap_or_default();
+    let demand = Demand {
+        session: identity.session,
+        lineage: entry.identifier.lineage(&client.id, &head.headers),
+        turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
+        by_websocket: true,
+        model: &model,
+        ..Demand::of(&client)
+    };
+    let tried = Tried::nothing(failover.options.wait);
+    let asked = Asked::new(head, Content::WebSocket(nonce));
+    let attempts = Attempts::new(gateway, account, &asked, (&demand, tried), &mut budget);
+    let served = attempts.run(found, complete).await;
+    let (binding, answer) = served.map_err(|error| error.for_handshake())?;
+    let lineage = demand.lineage;
+    Ok(Connected { client, lineage, announced: model, binding, answer })
 }
 
 /// What a handshake is answered with, where it is one.
-fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Error> {
+fn accept(turns: &WebSocketTurns, request: &Request<Body>) -> Result<HeaderValue, Error> {
     let headers = request.headers();
     let is_handshake = request.version() == Version::HTTP_11
         && names(headers, CONNECTION, "upgrade")
@@ -138,7 +148,7 @@ fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Err
             "Pages of other origins may not connect.",
         ));
     }
-    if gateway.sockets.closing.is_cancelled() {
+    if turns.closing.is_cancelled() {
         return Err(Error::new(
             ErrorKind::NoKeyAvailable,
             "This replica is leaving: connect again.",
@@ -150,7 +160,7 @@ fn accept(gateway: &Gateway, request: &Request<Body>) -> Result<HeaderValue, Err
 
 /// Both connections are made into one; the turns that come on it are its own to account for.
 fn open(
-    gateway: &Arc<Gateway>,
+    turns: &Arc<WebSocketTurns>,
     account: Account,
     head: &HeaderMap,
     connected: Connected,
@@ -167,20 +177,20 @@ fn open(
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accepted);
 
-    let open = Open::new(Arc::clone(&gateway.metrics));
+    let open = Open::new(Arc::clone(&turns.gateway.books.metrics));
     let (caller, domain_moved) = account.opened();
-    let (owner, pass) = (Arc::clone(gateway), TokenProof::of(head));
+    let (owner, proof) = (Arc::clone(turns), TokenProof::of(head));
     let connection = Connection {
-        gateway: owner,
+        turns: owner,
         binding,
         client,
         lineage,
         announced,
         caller,
-        pass,
+        proof,
         domain_moved,
     };
-    gateway.sockets.tasks.spawn(async move {
+    turns.connections.spawn(async move {
         let _open = open;
         // A client that has left by now leaves nothing behind: its upstream's connection goes with
         // this task.
@@ -214,7 +224,7 @@ fn is_cross_origin(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::turn::tests::gateway;
+    use crate::turn::websocket::sockets::tests::turns;
 
     /// The handshake of a client, but for `changed`.
     fn handshake(changed: Option<(HeaderName, &'static str)>) -> Request<Body> {
@@ -234,9 +244,9 @@ mod tests {
 
     #[test]
     fn a_handshake_is_answered_only_where_it_is_one() {
-        let gateway = gateway(&[("a", "o", "p")]);
+        let turns = turns(&[("a", "o", "p")]);
         let answered =
-            |request: &Request<Body>| accept(&gateway, request).map_err(|error| error.code());
+            |request: &Request<Body>| accept(&turns, request).map_err(|error| error.code());
         let ours = handshake(None);
         assert!(is_wanted(ours.headers()));
         // The example of RFC 6455.
@@ -268,9 +278,9 @@ mod tests {
 
     #[test]
     fn a_replica_that_leaves_opens_no_connection() {
-        let gateway = gateway(&[("a", "o", "p")]);
-        gateway.sockets.closing.cancel();
-        let error = accept(&gateway, &handshake(None)).unwrap_err();
+        let turns = turns(&[("a", "o", "p")]);
+        turns.closing.cancel();
+        let error = accept(&turns, &handshake(None)).unwrap_err();
         assert_eq!(
             (error.code(), error.retry_after),
             ("no_key_available", Some(SOON)),

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::turn::http::idle::Idle;
+use crate::turn::idle::Idle;
 
 /// A larger message is refused. The real service's own limit is not known; a Codex turn is a few
 /// megabytes at the most.

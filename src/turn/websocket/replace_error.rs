@@ -6,7 +6,7 @@ use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
 use crate::binding::Binding;
-use crate::binding::demand::Wanted;
+use crate::binding::demand::{Demand, Tried};
 use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::{Ailment, Diagnosis};
 use crate::limit::wait_or_usual;
@@ -53,18 +53,18 @@ impl Refused<'_> {
 }
 
 impl Replacement {
-    /// `wanted`: the refused turn.
+    /// What the client of the refused turn `demand` hears.
     pub async fn of(
         gateway: &Gateway,
         binding: &Binding,
-        wanted: &mut Wanted<'_>,
+        (demand, tried): (&Demand<'_>, Tried),
         refused: Refused<'_>,
     ) -> Self {
-        let instead = Self::decide(gateway, binding, wanted, &refused).await;
+        let instead = Self::decide(gateway, binding, (demand, tried), &refused).await;
         if let Some(reason) = refused.reason() {
             let decision =
                 if matches!(instead, Self::Anew) { Decision::Retry } else { Decision::Refuse };
-            gateway.tell(wanted, binding, decision, reason);
+            gateway.tell(demand.session.as_ref(), binding, decision, reason);
         }
         instead
     }
@@ -72,7 +72,7 @@ impl Replacement {
     async fn decide(
         gateway: &Gateway,
         binding: &Binding,
-        wanted: &mut Wanted<'_>,
+        (demand, mut tried): (&Demand<'_>, Tried),
         refused: &Refused<'_>,
     ) -> Self {
         let (bindings, key) = (&gateway.bindings, &binding.key);
@@ -81,31 +81,35 @@ impl Replacement {
             Diagnosis::Ailing(ailment) => {
                 gateway.registry.observe(key, ailment);
                 gateway.registry.settled(key).await;
-                wanted.refused.push(key.tag);
+                tried.refused.push(key.tag);
                 // Accepted when it was asked again, the same one serves the next connection.
-                let is_cured = gateway.registry.is_ready(key, wanted.model)
-                    || bindings.would_leave(wanted, binding);
-                (is_cured, Some(bindings.shortage(wanted, binding)))
+                let is_cured = gateway.registry.is_ready(key, demand.model)
+                    || bindings.would_leave(demand.after(&tried), binding);
+                (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
             }
             Diagnosis::Limited(wait) => {
                 let wait = wait_or_usual(wait);
-                gateway.registry.limit(key, wanted.model, wait);
+                gateway.registry.limit(key, demand.model, wait);
                 let error = Error::limited(
                     "The upstream takes no more of this model for the moment.",
                     wait,
                 );
                 // A handshake that names no model would find the same key again.
-                let is_cured = refused.is_announced && bindings.would_leave(wanted, binding);
+                let is_cured =
+                    refused.is_announced && bindings.would_leave(demand.after(&tried), binding);
                 (is_cured, Some(error).filter(|_| !is_told(refused.headers)))
             }
             Diagnosis::Foreign if refused.is_provisional && !refused.has_begun => {
-                match bindings.rebind_provisionally(wanted, binding, &mut bindings.budget()).await {
+                match bindings
+                    .rebind_provisionally(demand.after(&tried), binding, &mut bindings.budget())
+                    .await
+                {
                     Ok(has_other) => (has_other, None),
                     Err(later) => (false, Some(later)),
                 }
             }
             Diagnosis::NoAccess => {
-                gateway.corroboration.heard(&gateway.registry, key, wanted);
+                gateway.failover.corroboration.heard(&gateway.registry, key, demand);
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),

@@ -8,22 +8,33 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::task::Tasks;
+use crate::turn::Gateway;
 
-/// The WebSockets of one replica: what they share, and how they end with it.
-pub struct Sockets {
-    /// Owns them. The end of the replica waits for them as for any connection.
-    pub tasks: Tasks,
+/// What the WebSockets of one replica share, and how they end with it.
+pub struct WebSocketTurns {
+    pub gateway: Arc<Gateway>,
+    /// Owns the WebSockets. The end of the replica waits for them as for any connection.
+    pub connections: Tasks,
     /// No further WebSocket is opened, and those that are open end.
     pub closing: CancellationToken,
-    /// Within this time, each at a moment of its own: otherwise all clients would be back at once.
+    /// Owns the refusals of handshakes, which pass like other answers.
+    pub answers: Tasks,
+    pub timing: SocketTiming,
+}
+
+/// When WebSockets end, and when their peers are asked for a sign of life.
+#[derive(Clone, Copy)]
+pub struct SocketTiming {
+    /// As the replica leaves, each WebSocket ends at a moment of its own within this time:
+    /// otherwise all clients would be back at once.
     pub spread: Duration,
     /// A silent peer is asked after this time, and given up after twice that.
     pub ping: Duration,
 }
 
-impl Sockets {
+impl SocketTiming {
     /// When, after the replica began to leave, one of them may end.
-    pub fn moment(&self) -> Duration {
+    pub fn moment(self) -> Duration {
         let mut random = [0; 2];
         // Without randomness all go at once: they are served again all the same.
         let _ = getrandom::fill(&mut random);
@@ -48,19 +59,27 @@ impl Drop for Open {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+    use crate::turn::tests::gateway;
+
+    /// The WebSockets of a replica with these keys.
+    pub fn turns(keys: &[(&str, &str, &str)]) -> WebSocketTurns {
+        let ping = Duration::from_secs(5);
+        WebSocketTurns {
+            gateway: Arc::new(gateway(keys)),
+            connections: Tasks::new(),
+            closing: CancellationToken::new(),
+            answers: Tasks::new(),
+            timing: SocketTiming { spread: Duration::ZERO, ping },
+        }
+    }
 
     #[test]
     fn moments_are_spread_over_the_time_that_there_is() {
-        let (tasks, closing, spread, ping) = (
-            Tasks::new(),
-            CancellationToken::new(),
-            Duration::from_secs(8),
-            Duration::from_secs(30),
-        );
-        let sockets = Sockets { tasks, closing, spread, ping };
-        let moments: Vec<_> = (0..200).map(|_| sockets.moment()).collect();
+        let (spread, ping) = (Duration::from_secs(8), Duration::from_secs(30));
+        let timing = SocketTiming { spread, ping };
+        let moments: Vec<_> = (0..200).map(|_| timing.moment()).collect();
         assert!(moments.iter().all(|moment| *moment <= spread), "{moments:?}");
         for quarter in 0..4 {
             let part = spread / 4 * quarter..spread / 4 * (quarter + 1);

@@ -41,8 +41,8 @@ async fn heard(
     case: Case,
 ) -> (String, [u32; 3]) {
     let (gateway, client) = (gateway(keys), Client::unrestricted("alice"));
-    let (mut wanted, binding, _) = bound(&gateway, &client).await;
-    wanted.carries_sealed = Sealed::Known(case.is_sealed);
+    let (mut turn, binding, _) = bound(&gateway, &client).await;
+    turn.demand.carries_sealed = Sealed::Known(case.is_sealed);
     let mut headers = HeaderMap::new();
     if let Some(wait) = case.says {
         headers.insert(RETRY_AFTER, wait.parse().unwrap());
@@ -50,7 +50,8 @@ async fn heard(
     let Case { has_begun, is_provisional, is_announced, .. } = case;
     let refused = Refused { diagnosis, headers: &headers, has_begun, is_provisional, is_announced };
     let reason = refused.reason().map(Reason::name);
-    let instead = Replacement::of(&gateway, &binding, &mut wanted, refused).await;
+    let instead =
+        Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused).await;
     let count = |decision| reason.as_ref().map_or(0, |reason| decided(&gateway, decision, reason));
     let said = match &instead {
         Replacement::Nothing => "nothing".into(),
@@ -110,7 +111,7 @@ async fn what_is_the_keys_is_a_reason_to_connect_anew_where_another_one_serves()
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_accepted_when_it_is_asked_again_serves_the_next_connection() {
     let (gateway, client) = (gateway(&TWO[..1]), Client::unrestricted("alice"));
-    let (mut wanted, binding, _) = bound(&gateway, &client).await;
+    let (turn, binding, _) = bound(&gateway, &client).await;
     let headers = HeaderMap::new();
     let refused = Refused {
         diagnosis: REJECTED,
@@ -123,8 +124,10 @@ async fn a_key_that_is_accepted_when_it_is_asked_again_serves_the_next_connectio
         tokio::time::sleep(SECOND).await;
         gateway.registry.recovered(Subject::of(&binding.key, Scope::Key), "a");
     };
-    let (instead, ()) =
-        tokio::join!(Replacement::of(&gateway, &binding, &mut wanted, refused), asked);
+    let (instead, ()) = tokio::join!(
+        Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused),
+        asked
+    );
     assert!(matches!(instead, Replacement::Anew));
 }
 
@@ -213,7 +216,7 @@ async fn a_model_that_two_clients_may_not_have_is_denied_to_the_project() {
     let gateway = gateway(&TWO[..1]);
     for (name, is_denied) in [("alice", false), ("alice", false), ("bob", true)] {
         let client = Client::unrestricted(name);
-        let (mut wanted, binding, _) = bound(&gateway, &client).await;
+        let (turn, binding, _) = bound(&gateway, &client).await;
         let headers = HeaderMap::new();
         let refused = Refused {
             diagnosis: Diagnosis::NoAccess,
@@ -223,7 +226,7 @@ async fn a_model_that_two_clients_may_not_have_is_denied_to_the_project() {
             is_announced: true,
         };
         assert!(matches!(
-            Replacement::of(&gateway, &binding, &mut wanted, refused).await,
+            Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused).await,
             Replacement::Nothing
         ));
         assert_eq!(!gateway.registry.is_ready(&binding.key, "m"), is_denied, "{name}");

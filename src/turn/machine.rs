@@ -8,11 +8,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Waker};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use crate::binding::outage::merge_all;
@@ -116,7 +117,7 @@ impl Machine {
             }
             Event::Membership(replica) => {
                 let replica = Rc::clone(&self.replicas[*replica]);
-                self.begin(Box::pin(async move { replica.answer_roll().await }));
+                self.begin(Box::pin(async move { replica.answer_membership().await }));
             }
             Event::Loses(session) => {
                 self.shared.lock().unwrap().loses(upstream::session(*session).as_str());
@@ -128,7 +129,7 @@ impl Machine {
                 self.replicas[*number].is_gone.set(true);
                 self.replicas[*number] = Rc::new(Replica::start(*number, set, &self.shared));
                 let replica = Rc::clone(&self.replicas[*number]);
-                self.begin(Box::pin(async move { replica.answer_roll().await }));
+                self.begin(Box::pin(async move { replica.answer_membership().await }));
             }
         }
     }
@@ -165,7 +166,7 @@ impl Machine {
     fn exchange_membership(&mut self) {
         for replica in &self.replicas {
             let replica = Rc::clone(replica);
-            self.going.push(Box::pin(async move { replica.answer_roll().await }));
+            self.going.push(Box::pin(async move { replica.answer_membership().await }));
         }
         self.finish();
     }
@@ -207,6 +208,10 @@ impl Machine {
 }
 
 fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
+    // The loop sets timers, which nothing waits for here.
+    static TIMERS: LazyLock<Runtime> =
+        LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
+    let _timers = TIMERS.enter();
     let mut machine = Machine::new(flaw);
     for event in events {
         machine.take(event);

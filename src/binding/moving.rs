@@ -1,0 +1,125 @@
+//! Moves a session when its key can serve no more. Every move is a compare-and-set with one winner;
+//! losers use the winner's key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::binding::Binding;
+use crate::binding::bind::Bindings;
+use crate::binding::demand::Placing;
+use crate::binding::place::{Standing, none_in_use};
+use crate::binding::record::{BindingRecord, state_tag};
+use crate::binding::trail::Step;
+use crate::error::Error;
+use crate::key::Key;
+use crate::limit::{chance, jittered};
+use crate::metrics::{BindingResult, Decision, Reason};
+use crate::session::SessionId;
+use crate::store::name::Name;
+use crate::store::{Budget, Replaced};
+
+impl Bindings {
+    /// Compare-and-set from `record` to the next key that may serve. Whoever loses looks at what
+    /// the winner stored, and goes on from there only if that key can serve no more either: at most
+    /// once a key.
+    pub(super) async fn replace(
+        &self,
+        placing: Placing<'_>,
+        session: &SessionId,
+        mut record: BindingRecord,
+        mut reason: Reason,
+        budget: &mut Budget,
+    ) -> Result<Binding, Error> {
+        let mut patience = placing.tried.wait_left;
+        for _ in 0..=self.places.count() {
+            let key = self.place_moved(placing, session, &record, &mut patience).await?;
+            let next = record.moved_to(
+                &key,
+                self.places.generation(),
+                placing.demand.turn_state.map(state_tag),
+            );
+            let outcome = self
+                .store
+                .rebind(
+                    Name::Binding(session.as_str()),
+                    &record.to_string(),
+                    &next.to_string(),
+                    self.ttl,
+                    budget,
+                )
+                .await;
+            let held = match outcome {
+                Ok(Replaced::Done) => match self.newer(session, &next) {
+                    None => {
+                        self.tell(session, Decision::Move, reason, &record, &key);
+                        return Ok(
+                            Binding::stored(&key, session, next, BindingResult::Rebound).moved()
+                        );
+                    }
+                    Some(newer) => newer,
+                },
+                Ok(Replaced::Lost(winner)) => match BindingRecord::parse(&winner) {
+                    Some(winner) => self.newer(session, &winner).unwrap_or(winner),
+                    None => return self.beside_store(placing, session),
+                },
+                Err(_) => return self.go_by(placing, session, next, false).map(Binding::moved),
+            };
+            match self.places.standing(placing, &held) {
+                Standing::Ready(key) => {
+                    return Ok(
+                        Binding::stored(&key, session, held, BindingResult::Existing).moved()
+                    );
+                }
+                Standing::Bypassed(reason) => {
+                    return self.spill(placing, session, &held, reason).map(Binding::moved);
+                }
+                Standing::Dead(now) => (record, reason) = (held, now),
+                Standing::OtherProject => return self.serve_beside(placing, session, &held),
+            }
+        }
+        Err(none_in_use())
+    }
+
+    /// The key that the session moves to, once it takes one more.
+    async fn place_moved(
+        &self,
+        placing: Placing<'_>,
+        session: &SessionId,
+        record: &BindingRecord,
+        patience: &mut Duration,
+    ) -> Result<Arc<Key>, Error> {
+        // Dropped by a client that leaves, too.
+        let mut place = None;
+        loop {
+            let within = |reach| self.places.place_moved(placing, session, reach);
+            let found =
+                within(placing.reach(record)).or_else(|_| within(placing.last_reach(record)));
+            let wait = match found? {
+                Ok(key) => return Ok(key),
+                Err(wait) => jittered(wait, chance()),
+            };
+            let is_first = place.is_none();
+            place = place.or_else(|| self.movers.try_acquire().ok().filter(|_| wait <= *patience));
+            if wait > *patience || place.is_none() {
+                return Err(Error::limited(
+                    "Too many sessions move to the keys that may serve this one.",
+                    wait,
+                ));
+            }
+            if is_first {
+                let (decision, reason) = (Decision::Wait, Reason::Crowded);
+                self.trail.tell(&Step {
+                    session: Some(session),
+                    decision,
+                    reason,
+                    from: None,
+                    to: None,
+                });
+            }
+            *patience -= wait;
+            sleep(wait).await;
+        }
+    }
+}

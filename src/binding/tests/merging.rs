@@ -1,0 +1,121 @@
+//! What was bound in the dark is merged into the store once the store answers again.
+
+use super::*;
+use crate::binding::local::Known;
+use crate::binding::outage::merge_all;
+use crate::store::name::Name;
+
+async fn merges(replica: &Replica) -> usize {
+    merge_all(&replica.store, &replica.local, &replica.registry, TTL).await
+}
+
+fn known(replica: &Replica) -> Known {
+    replica.local.recall(&session(1)).unwrap()
+}
+
+/// Without its word on the set of keys nobody could say later whether a key is removed or not
+/// loaded yet.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_merged_before_the_generation_is_known() {
+    let replica = one();
+    replica.is_of(0);
+    replica.weather(Weather::Away);
+    let begun = replica.bind(&mut replica.turn()).await.unwrap();
+    replica.serves(&begun).await;
+    let record = BindingRecord { generation: 0, ..replica.record(&begun.key.id, 1) };
+    assert_eq!(known(&replica).record, record.sealed());
+    replica.weather(Weather::Fair);
+    assert_eq!((merges(&replica).await, replica.stored().await), (0, None));
+    replica.is_of(3);
+    assert_eq!(merges(&replica).await, 1);
+    replica.is_stored(&BindingRecord { generation: 3, ..record.sealed() }).await;
+}
+
+/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the
+/// record changes.
+#[tokio::test(start_paused = true)]
+async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
+    let replica = one();
+    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 3) };
+    replica.put(&bound).await;
+    let binding = replica.bind(&mut replica.turn()).await.unwrap();
+    replica.weather(Weather::Away);
+    replica.serves(&binding).await;
+    replica.weather(Weather::Fair);
+    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
+    replica.is_stored(&bound.sealed()).await;
+
+    let text = "of a newer version";
+    let here = replica.record("b-1", 9);
+    replica.local.note(&session(2), &here, false);
+    replica
+        .store
+        .claim(Name::Binding(session(2).as_str()), text, TTL, &mut replica.store.budget())
+        .await
+        .unwrap();
+    assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
+    assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
+    let held = replica
+        .store
+        .get(Name::Binding(session(2).as_str()), &mut replica.store.budget())
+        .await
+        .unwrap();
+    assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
+}
+
+/// More than are merged at a time, and one that the store has moved meanwhile.
+#[tokio::test(start_paused = true)]
+async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
+    let replica = one();
+    for number in 0..70 {
+        replica.local.note(&session(number), &replica.record("a-1", 1).sealed(), true);
+    }
+    replica.put(&replica.record("b-1", 2)).await;
+    assert_eq!((merges(&replica).await, merges(&replica).await), (70, 0));
+    assert_eq!(known(&replica).record, replica.record("b-1", 2));
+    for number in (0..70).filter(|number| *number != 1) {
+        let held = replica
+            .store
+            .get(Name::Binding(session(number).as_str()), &mut replica.store.budget())
+            .await
+            .unwrap();
+        assert_eq!(
+            held.map(|held| held.value),
+            Some(replica.record("a-1", 1).sealed().to_string())
+        );
+    }
+}
+
+/// The store goes away between two operations of a turn: what it was to be told is remembered.
+#[tokio::test(start_paused = true)]
+async fn store_that_goes_away_within_a_turn_costs_nothing() {
+    let replica = one();
+    let mut budget = replica.bindings.budget();
+    let mut turn = replica.turn();
+    let found = replica.bindings.look_up(&session(1), &mut budget).await;
+    replica.weather(Weather::Away);
+    let begun =
+        replica.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
+    assert_eq!((begun.result, begun.is_provisional), (BindingResult::Degraded, true));
+    assert!(known(&replica).is_provisional, "somebody else may have been first");
+
+    let replica = one();
+    replica.put(&replica.record("a-1", 1).sealed()).await;
+    replica.rejects("a-1");
+    let found = replica.bindings.look_up(&session(1), &mut budget).await;
+    replica.weather(Weather::Mute);
+    let mut turn = replica.turn();
+    let moved =
+        replica.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
+    assert_eq!(
+        (seen(&moved), moved.is_provisional),
+        (("a-2", true, BindingResult::Degraded), false)
+    );
+    assert_eq!(
+        known(&replica),
+        Known { record: replica.record("a-2", 2).sealed(), is_provisional: false }
+    );
+    replica.weather(Weather::Fair);
+    // The write had arrived.
+    replica.is_stored(&replica.record("a-2", 2).sealed()).await;
+}

@@ -1,0 +1,115 @@
+//! The one way in for every turn, over HTTP and on a WebSocket: who calls, which session the turn
+//! belongs to, and what it may ask for.
+
+use std::sync::Arc;
+
+use ::http::Uri;
+use ::http::request::Parts;
+use serde::Deserialize;
+
+use crate::binding::ownership::Owners;
+use crate::client::authenticate::TokenProof;
+use crate::client::{Client, Clients};
+use crate::current::Current;
+use crate::error::{Error, ErrorKind};
+use crate::session::identify::{Identifier, Identity};
+use crate::turn::account::Account;
+
+/// Query parameters in which a client might show a credential: they would end up in logs on the
+/// way.
+const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
+
+/// `server.foreign_ids`: what becomes of a turn that goes on from what never passed through here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ForeignIds {
+    /// It is answered as if there were no such thing: it may be another client's.
+    #[default]
+    Refuse,
+    /// It goes where its session is. For a gateway that is new before keys that its clients have
+    /// used.
+    Pass,
+}
+
+/// What every turn passes before anything else looks at it.
+pub struct Entry {
+    pub clients: Arc<Current<Clients>>,
+    pub identifier: Identifier,
+    /// The owners of stored responses.
+    pub owners: Arc<Owners>,
+    pub foreign_ids: ForeignIds,
+}
+
+impl Entry {
+    /// Authenticates the client of a request, and identifies the session as far as the head tells.
+    pub fn enter(
+        &self,
+        account: &mut Account,
+        head: &Parts,
+    ) -> Result<(Arc<Client>, Identity), Error> {
+        let client = self.clients.get().authenticate(&head.headers)?;
+        account.client(&client.id);
+        refuse_credentials(&head.uri)?;
+        let identity = self.identifier.by_headers(&client.id, &head.headers);
+        Ok((client, identity))
+    }
+
+    /// Authenticates the client of an open connection again: its rights may have changed since.
+    pub fn enter_again(&self, proof: TokenProof) -> Result<Arc<Client>, Error> {
+        let revoked = || Error::new(ErrorKind::InvalidApiKey, "The token was revoked.");
+        self.clients.get().admit(proof).cloned().ok_or_else(revoked)
+    }
+}
+
+/// Checks that `client` may ask for `model`.
+pub fn may_ask_for(client: &Client, model: Option<&str>) -> Result<(), Error> {
+    match client.may_ask_for(model) {
+        true => Ok(()),
+        false => {
+            Err(Error::new(ErrorKind::ModelNotAllowed, "This client may not ask for this model."))
+        }
+    }
+}
+
+fn refuse_credentials(uri: &Uri) -> Result<(), Error> {
+    let names =
+        uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split('=').next());
+    match names.into_iter().any(|name| CREDENTIALS.iter().any(|one| name.eq_ignore_ascii_case(one)))
+    {
+        true => Err(Error::new(
+            ErrorKind::InvalidApiKey,
+            "A credential in the URL is not accepted: send `Authorization: Bearer TOKEN`.",
+        )),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credential_in_a_url_is_known_by_its_name() {
+        let refused = |query: &str| {
+            refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap())
+                .err()
+                .map(|e| e.code())
+        };
+        for query in [
+            "key=x",
+            "api_key=x",
+            "api-key=x",
+            "token=x",
+            "access_token=x",
+            "a=1&Key=x&b=2",
+            "a&TOKEN",
+            "key",
+        ] {
+            assert_eq!(refused(query), Some("invalid_api_key"), "{query}");
+        }
+        for query in ["", "a=key", "monkey=x", "keys=x", "client_version=1&a=token", "key%20=x"] {
+            assert_eq!(refused(query), None, "{query}");
+        }
+        assert!(refuse_credentials(&"/v1/responses".parse().unwrap()).is_ok());
+    }
+}

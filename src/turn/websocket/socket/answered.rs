@@ -1,0 +1,150 @@
+//! What an upstream answers on a WebSocket: noted before the client has it, and replaced where it
+//! is an error that the client must not act on.
+
+use std::sync::MutexGuard;
+use std::time::SystemTime;
+
+use http::{HeaderMap, StatusCode};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use crate::binding::demand::{Demand, Sealed, Tried};
+use crate::binding::ownership::Owner;
+use crate::binding::select::Reach;
+use crate::health::diagnose::{Diagnosis, diagnose};
+use crate::turn::websocket::frame::{Event, Stage};
+use crate::turn::websocket::lanes::Turn;
+use crate::turn::websocket::replace_error::{Refused, Replacement};
+use crate::turn::websocket::state::{DueWrites, Failed, SocketState};
+use crate::usage::tap::Reading;
+use crate::wire::terminal::Terminal;
+
+use super::Socket;
+
+impl Socket {
+    /// Takes note of an event before the client has it. Returns what the client is to have.
+    pub(super) async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
+        let Event { lane, response_id, is_unstored, stage } = event;
+        let (lane, id) = (lane.as_deref(), response_id.as_deref());
+        let news = match stage {
+            Stage::Created => self.created(&mut self.books_of(id), lane),
+            Stage::Ended(terminal) => {
+                self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes())
+            }
+            Stage::Refused(status, error, headers) => {
+                let failed = self.books_of(id).refused(lane, status);
+                let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
+                return self
+                    .instead(lane, &failed, diagnosis, &headers)
+                    .await
+                    .map_or(text, Utf8Bytes::from);
+            }
+        };
+        let mut budget = self.gateway().bindings.budget();
+        if news.must_confirm {
+            self.gateway().bindings.confirm(&self.binding, &mut budget).await;
+        }
+        if let Some(id) = id.filter(|_| news.is_stored && !is_unstored) {
+            self.gateway()
+                .entry
+                .own(&self.client.id, id, Owner::of(&self.binding), &mut budget)
+                .await;
+        }
+        text
+    }
+
+    /// The books, while an event is on its way to the client that may be of the response `id`.
+    fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, SocketState> {
+        let mut books = self.books();
+        books.is_passing = true;
+        if let Some(id) = id {
+            books.lanes.issue(id.to_owned());
+        }
+        books
+    }
+
+    /// A response begins: the next one of its lane or, where the client waits for none, one that
+    /// the upstream starts by itself.
+    fn created(&self, books: &mut SocketState, lane: Option<&str>) -> DueWrites {
+        self.gateway().registry.has_answered(&self.binding.key);
+        if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
+            // A lane has one response at a time: the one before is over, and nobody said how.
+            if let Some(turn) = books.lanes.ended(lane) {
+                turn.account.cut();
+            }
+        }
+        if books.lanes.current(lane).is_none() {
+            let turn = Turn::new(self.open(books));
+            books.lanes.ask(lane, turn);
+        }
+        let Some(turn) = books.lanes.current(lane) else { return DueWrites::default() };
+        turn.has_begun = true;
+        turn.account.answered(StatusCode::OK);
+        // A warm-up is accepted by any organization: it shows nothing that is sealed, and is
+        // answered with nothing.
+        let news = DueWrites {
+            must_confirm: !turn.is_warm_up && !books.is_confirmed,
+            is_stored: !turn.is_unstored,
+        };
+        books.is_confirmed |= news.must_confirm;
+        news
+    }
+
+    fn ended(
+        &self,
+        books: &mut SocketState,
+        lane: Option<&str>,
+        terminal: Terminal,
+        text: &[u8],
+    ) -> DueWrites {
+        let is_new = books.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
+        let is_begin = is_new && terminal != Terminal::Failed;
+        let news = if is_begin { self.created(books, lane) } else { DueWrites::default() };
+        if let Some(mut turn) = books.lanes.ended(lane) {
+            turn.account.answered(StatusCode::OK);
+            let reading = Reading::of_event(terminal, text);
+            if let Some(failure) = &reading.failure {
+                self.gateway().registry.observe_failure(
+                    &self.binding.key,
+                    turn.account.asked(),
+                    failure,
+                );
+            }
+            turn.account.relayed(reading, None);
+        }
+        news
+    }
+
+    /// What the client hears in place of an error frame.
+    async fn instead(
+        &self,
+        lane: Option<&str>,
+        failed: &Failed,
+        diagnosis: Diagnosis,
+        headers: &HeaderMap,
+    ) -> Option<String> {
+        let Failed { has_begun, model, is_sealed, is_held } = failed;
+        let is_provisional = self.binding.is_provisional && !self.books().is_confirmed;
+        let is_announced = self.announced == *model;
+        let refused =
+            Refused { diagnosis, headers, has_begun: *has_begun, is_provisional, is_announced };
+        let demand = Demand {
+            session: self.binding.session.clone(),
+            lineage: self.lineage.clone(),
+            carries_sealed: Sealed::Known(*is_sealed || diagnosis == Diagnosis::Foreign),
+            by_websocket: true,
+            model,
+            ..Demand::of(&self.client)
+        };
+        let within = match *is_held && !is_provisional {
+            true => Reach::project_of(&self.binding.key),
+            false => Reach::Anywhere,
+        };
+        let tried = Tried { within, ..Tried::nothing(self.gateway().failover.options.wait) };
+        let instead =
+            Replacement::of(self.gateway(), &self.binding, (&demand, tried), refused).await;
+        if matches!(instead, Replacement::Anew) {
+            self.leaving.notify_one();
+        }
+        instead.to_frame(lane)
+    }
+}

@@ -1,0 +1,82 @@
+//! What a client asks for on its WebSocket: checked, and noted as a turn, before it passes.
+
+use std::sync::Arc;
+
+use crate::binding::demand::Sealed;
+use crate::error::{Error, ErrorKind};
+use crate::turn::account::Account;
+use crate::turn::entry::may_ask_for;
+use crate::turn::websocket::frame::ClientMessage;
+use crate::turn::websocket::lanes::Turn;
+use crate::turn::websocket::reach::{Served, may_reach};
+
+use super::{SOON, Socket};
+
+impl Socket {
+    /// Checks what the client asks for. The error is the frame that the client gets instead of an
+    /// answer.
+    pub(super) async fn ask(&self, text: &str) -> Result<(), String> {
+        let invalid = |place| {
+            Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
+        };
+        let message = match ClientMessage::read(text.as_bytes()).map_err(invalid) {
+            Ok(message) => message,
+            Err(error) => return Err(self.refuse(&error, None)),
+        };
+        let accepted = match self.permit(&message).await {
+            Ok(is_held) if message.is_create => self.begin(&message, is_held, text),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        accepted.map_err(|error| {
+            if error.kind == ErrorKind::ConnectionLimit {
+                self.leaving.notify_one();
+            }
+            self.refuse(&error, message.lane.as_deref())
+        })
+    }
+
+    /// Checks what the message refers to, and whether its client may ask for its model by now.
+    /// Returns whether the message refers to something that only the session's project can find.
+    async fn permit(&self, message: &ClientMessage) -> Result<bool, Error> {
+        // A response that was issued on this connection is the client's own.
+        let (is_own, has_served) = {
+            let books = self.books();
+            let previous = message.previous_response_id.as_deref();
+            (previous.is_some_and(|id| books.lanes.has_issued(id)), books.is_confirmed)
+        };
+        let on = Served { binding: &self.binding, has_served };
+        let is_held = may_reach(self.gateway(), &self.client.id, message, is_own, &on).await?;
+        if message.is_create {
+            let client = self.gateway().entry.enter_again(self.proof)?;
+            may_ask_for(&client, message.model.as_deref())?;
+        }
+        Ok(is_held)
+    }
+
+    /// A turn begins.
+    fn begin(&self, message: &ClientMessage, is_held: bool, text: &str) -> Result<(), Error> {
+        let mut books = self.books();
+        if books.lanes.is_full() {
+            let error = Error::new(
+                ErrorKind::NoKeyAvailable,
+                "Too many responses are in flight on this connection.",
+            );
+            return Err(error.retry_after(SOON));
+        }
+        let mut account = self.open(&mut books);
+        books.model = message.model.clone().unwrap_or_default();
+        account.model(&books.model);
+        let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
+        // After the first answer it makes no difference.
+        let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
+        let turn = Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
+        books.lanes.ask(message.lane.as_deref(), turn);
+        Ok(())
+    }
+
+    fn refuse(&self, error: &Error, lane: Option<&str>) -> String {
+        Account::of(&self.caller, Arc::clone(&self.gateway().books)).refused(error);
+        error.to_frame(lane)
+    }
+}

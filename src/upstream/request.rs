@@ -1,0 +1,87 @@
+//! What a client asked for: kept as it came, and rendered for each key that the turn is tried with.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, Method};
+
+use crate::key::Key;
+use crate::upstream::headers::{outgoing, upgrading};
+
+/// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A turn as its client sent it.
+pub struct Request<'t> {
+    headers: &'t HeaderMap,
+    query: Option<&'t str>,
+    pub content: Content<'t>,
+}
+
+/// What the upstream is asked for.
+#[derive(Clone, Copy)]
+pub enum Content<'t> {
+    /// The answer to this body.
+    Body(&'t Bytes),
+    /// A WebSocket for turns to come, with this `sec-websocket-key`.
+    WebSocket(&'t str),
+}
+
+impl<'t> Request<'t> {
+    pub fn new(head: &'t Parts, content: Content<'t>) -> Self {
+        Self { headers: &head.headers, query: head.uri.query(), content }
+    }
+
+    /// The request as `key`'s upstream gets it. The turn's `x-codex-turn-state` is left out if
+    /// another key has issued it (`has_foreign_state`).
+    pub fn for_key(&self, key: &Key, has_foreign_state: bool) -> reqwest::Request {
+        let mut url = key.upstream.responses.clone();
+        if self.query.is_some() {
+            url.set_query(self.query);
+        }
+        let headers = outgoing(self.headers, &key.secret, has_foreign_state);
+        match self.content {
+            Content::Body(body) => {
+                let mut request = reqwest::Request::new(Method::POST, url);
+                *request.headers_mut() = headers;
+                // A body of known length is sent with an exact content-length. Attempts share its
+                // bytes.
+                *request.body_mut() = Some(body.clone().into());
+                request
+            }
+            Content::WebSocket(nonce) => {
+                let mut request = reqwest::Request::new(Method::GET, url);
+                *request.headers_mut() = upgrading(headers, nonce);
+                request
+            }
+        }
+    }
+
+    /// How long the upstream may take to begin its answer.
+    pub fn timeout(&self, first_byte_timeout: Duration) -> Duration {
+        match self.content {
+            Content::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
+            Content::Body(_) => first_byte_timeout,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reasoning may take minutes, and a handshake no longer than its client waits for it.
+    #[test]
+    fn handshake_is_waited_for_less_than_a_turn() {
+        let (head, ()) = http::Request::new(()).into_parts();
+        let body = Bytes::new();
+        let [turn, socket] = [Content::Body(&body), Content::WebSocket("nonce")]
+            .map(|content| Request::new(&head, content));
+        for (configured, of_turn, of_socket) in [(600, 600, 10), (10, 10, 10), (3, 3, 3)] {
+            let wait =
+                |request: &Request<'_>| request.timeout(Duration::from_secs(configured)).as_secs();
+            assert_eq!((wait(&turn), wait(&socket)), (of_turn, of_socket), "{configured}");
+        }
+    }
+}
