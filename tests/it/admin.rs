@@ -7,12 +7,12 @@ use std::path::Path;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::desk::{TOKEN, asked};
-use crate::patience::{SOON, within};
-use crate::process::{Folder, Process, WARMKEY};
-use crate::simulator::siblings;
-use crate::wire::{Answer, Request, ask, get};
+use crate::world::admin::{TOKEN, asked};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::process::{Folder, Process, WARMKEY};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{SOON, within};
+use crate::world::wire::{Answer, Request, ask, get};
 
 fn guarded() -> Cluster {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
@@ -238,7 +238,7 @@ async fn the_command_line_says_it_to_any_replica() {
     for id in ["org-a-1", "org-b-1"] {
         cluster.all_have(id, "ready").await;
     }
-    let nowhere = format!("http://{}", crate::port::free());
+    let nowhere = format!("http://{}", crate::world::port::free());
     for (words, code, word) in [
         (&["disable", "org-a-9", "--admin", &admin][..], 1, "org-a-9"),
         (&["list", "--admin", &nowhere], 1, "cannot be reached"),

@@ -1,12 +1,14 @@
 //! An answer's bytes reach the client as the upstream sent them, and end as the upstream ended
 //! them.
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::sha256;
-use crate::patience::{ANSWER, ms, within};
-use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
-use crate::simulator::siblings;
-use crate::wire::{Answer, Connection, Piece, Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::sha256;
+use crate::world::recorder::{
+    COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head,
+};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{ANSWER, ms, within};
+use crate::world::wire::{Answer, Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 

@@ -10,13 +10,13 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, found, ms};
-use crate::recorder::{Recorder, Step, completed};
-use crate::redis::shape::Shape;
-use crate::simulator::{Key, keys_by_session, path_of, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, completed};
+use crate::world::redis::shape::Shape;
+use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::waiting::{SOON, eventually, found, ms};
+use crate::world::wire::{Request, ask};
 
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
@@ -26,7 +26,7 @@ const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 macro_rules! on_every_redis {
     ($($invariant:ident)*) => { $(
         mod $invariant {
-            use crate::redis::shape::Shape;
+            use crate::world::redis::shape::Shape;
 
             #[tokio::test]
             async fn on_one_redis() {

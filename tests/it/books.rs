@@ -4,12 +4,14 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::patience::{SOON, eventually, ms};
-use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
-use crate::simulator::siblings;
-use crate::socket::{self, Upstream, create, created, session};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::recorder::{
+    COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head,
+};
+use crate::world::simulator::siblings;
+use crate::world::socket::{self, Upstream, create, created, session};
+use crate::world::waiting::{SOON, eventually, ms};
+use crate::world::wire::{Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const USAGE: &str = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007}"#;
@@ -158,7 +160,7 @@ async fn a_compressed_answer_is_counted_too() {
 #[tokio::test]
 async fn a_first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     let cluster = Cluster::new().start().await;
-    let mut codex = crate::codex::Codex::new(cluster.address(), ALICE);
+    let mut codex = crate::world::codex::Codex::new(cluster.address(), ALICE);
     let cold = async || cluster.replica().metrics().await.sum("warmkey_cold_turns_total");
     codex.turn("first").await.served();
     cluster.replica().shows(r#"warmkey_cold_turns_total{reason="first_turn"}"#, 1.0).await;

@@ -4,11 +4,11 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::sha256;
-use crate::fixtures::shapes;
-use crate::recorder::{Recorder, completed};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::sha256;
+use crate::world::fixtures::shapes;
+use crate::world::recorder::{Recorder, completed};
+use crate::world::wire::{Request, ask};
 
 #[tokio::test]
 async fn every_recorded_request_arrives_as_it_was_sent() {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually, ms, within};
-use crate::port;
-use crate::process::{Folder, Process, WARMKEY};
-use crate::redis::Redis;
+use crate::world::port;
+use crate::world::process::{Folder, Process, WARMKEY};
+use crate::world::redis::Redis;
+use crate::world::waiting::{SOON, eventually, ms, within};
 
 const GOOD: &str = r#"
 [server]

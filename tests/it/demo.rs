@@ -3,8 +3,8 @@
 use tokio::process::Command;
 use tokio::time::{Duration, Instant};
 
-use crate::patience::SOON;
-use crate::process::{Folder, Process, WARMKEY};
+use crate::world::process::{Folder, Process, WARMKEY};
+use crate::world::waiting::SOON;
 
 #[tokio::test]
 async fn the_demo_shows_each_way_of_routing_and_passes_within_a_minute() {

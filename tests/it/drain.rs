@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
-use crate::simulator::siblings;
-use crate::wire::{Answer, Connection, Request, ask, try_ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::{Answer, Connection, Request, ask, try_ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, BOB, Cluster};
-use crate::patience::{SOON, within};
-use crate::port;
-use crate::recorder::{Recorder, Step, completed};
-use crate::wire::{Answer, Connection, Request, ask};
+use crate::world::cluster::{ALICE, BOB, Cluster};
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, completed};
+use crate::world::waiting::{SOON, within};
+use crate::world::wire::{Answer, Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 
@@ -95,9 +95,9 @@ async fn a_token_is_refused_before_the_body_is_read() {
 
 #[tokio::test]
 async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
-    let folder = crate::process::Folder::new();
+    let folder = crate::world::process::Folder::new();
     let file = folder.write("tokens", "carol token-of-carol\ndave token-of-dave\n");
-    let hash = crate::codex::sha256(b"token-of-erin");
+    let hash = crate::world::codex::sha256(b"token-of-erin");
     let clients = format!(
         "[[client]]\nid = \"erin\"\ntoken_sha256 = {hash:?}\n[[client]]\ntoken_file = {:?}\n",
         file.display().to_string()
@@ -167,8 +167,11 @@ async fn a_client_may_be_held_to_some_models() {
 #[tokio::test]
 async fn a_client_may_be_held_to_some_organizations() {
     let upstream = Recorder::answering(completed()).await;
-    let keys =
-        [crate::simulator::siblings("org-a", 2), crate::simulator::siblings("org-b", 1)].concat();
+    let keys = [
+        crate::world::simulator::siblings("org-a", 2),
+        crate::world::simulator::siblings("org-b", 1),
+    ]
+    .concat();
     let clients =
         format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\norganizations = [\"org-b\"]\n");
     let cluster = Cluster::new().keys(keys).recorded_by(&upstream).clients(&clients).start().await;
@@ -286,7 +289,8 @@ async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
 #[tokio::test]
 async fn a_connection_lost_after_the_body_is_not_resent() {
     for end in [Step::Close, Step::Reset] {
-        let upstream = Recorder::answering(vec![Step::Pause(crate::patience::ms(50)), end]).await;
+        let upstream =
+            Recorder::answering(vec![Step::Pause(crate::world::waiting::ms(50)), end]).await;
         let cluster = Cluster::new().recorded_by(&upstream).start().await;
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 503, "{}", answer.text());

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::found;
-use crate::recorder::{Recorder, Step, answer, completed};
-use crate::simulator::{Turn, path_of, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::simulator::{Turn, path_of, siblings};
+use crate::world::waiting::found;
+use crate::world::wire::{Request, ask};
 
 async fn key_of(cluster: &Running, codex: &Codex) -> String {
     path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key")

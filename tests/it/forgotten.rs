@@ -6,13 +6,13 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
 use crate::errors::waits;
-use crate::patience::{SOON, eventually};
-use crate::recorder::{Recorder, Step, answer, completed};
-use crate::simulator::{Key, Turn, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::simulator::{Key, Turn, siblings};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Request, ask};
 
 const ORGANIZATIONS: [&str; 3] = ["org-a", "org-b", "org-c"];
 const SESSIONS: usize = 24;

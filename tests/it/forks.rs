@@ -1,10 +1,10 @@
 //! Forks: a new session whose history is another's begins on the key of the session it was forked
 //! from.
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually};
-use crate::simulator::{keys_by_session, siblings};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{keys_by_session, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 const SESSIONS: usize = 12;
 const INHERITED: &str = r#"warmkey_bindings_total{result="inherited"}"#;

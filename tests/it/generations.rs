@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually};
-use crate::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 const WAITING: &str = "warmkey_keys_waiting";
 

@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::fixtures::shapes;
-use crate::port;
-use crate::recorder::{Recorder, Step, answer, completed};
-use crate::wire::{Request, ask, get, values};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::fixtures::shapes;
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::wire::{Request, ask, get, values};
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"prompt-canary"}"#;
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";

@@ -1,9 +1,9 @@
 //! Keys fall ill, sessions do not: what the upstream refuses, and where turns go then. Three
 //! replicas, a real Redis, and the upstream's record as the judge.
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::simulator::{Ill, Key, Turn, path_of, siblings};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{Ill, Key, Turn, path_of, siblings};
 
 mod attempts;
 mod herd;

@@ -9,13 +9,13 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
-use crate::certificates::Certificates;
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually};
-use crate::port;
-use crate::process::{Folder, Process};
-use crate::simulator::siblings;
+use crate::world::certificates::Certificates;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::port;
+use crate::world::process::{Folder, Process};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{SOON, eventually};
 
 const KEYS: [&str; 2] = ["org-a-1", "org-a-2"];
 

@@ -9,16 +9,16 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use crate::certificates::Certificates;
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::fixtures::shapes;
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::port;
-use crate::process::Folder;
-use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
-use crate::simulator::{Simulator, siblings};
-use crate::wire::{Connection, Request, ask};
+use crate::world::certificates::Certificates;
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::fixtures::shapes;
+use crate::world::port;
+use crate::world::process::Folder;
+use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
+use crate::world::simulator::{Simulator, siblings};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::{Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::desk::TOKEN;
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::simulator::siblings;
-use crate::socket::{Socket, plain, session};
-use crate::wire::Connection;
+use crate::world::admin::TOKEN;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::siblings;
+use crate::world::socket::{Socket, plain, session};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::Connection;
 
 /// The counts are as true as this.
 const LIVE: Duration = ms(250);
@@ -74,7 +74,7 @@ async fn stream(cluster: &Running, number: usize, pace: &str) -> Connection {
 /// The same on a WebSocket.
 async fn talk(cluster: &Running, number: usize, pace: &str) -> Socket {
     let mut socket =
-        session(cluster.replicas[number].address(), ALICE, &crate::codex::uuid()).await;
+        session(cluster.replicas[number].address(), ALICE, &crate::world::codex::uuid()).await;
     socket.send(&plain(pace)).await;
     while socket.json().await["type"] != "response.created" {}
     socket

@@ -1,17 +1,17 @@
 //! The instruments themselves, without the gateway: what they would show if it were not there.
 
-use crate::balancer::Balancer;
-use crate::cable::{Cable, Weather};
+use crate::world::balancer::Balancer;
+use crate::world::cable::{Cable, Weather};
 use tokio::time::Instant;
 
-use crate::certificates::Certificates;
-use crate::patience::{SOON, eventually, ms, within};
-use crate::process::Folder;
-use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
-use crate::redis::Redis;
-use crate::redis::sentinel::Sentinel;
-use crate::redis::shards::{Shards, slot_of};
-use crate::wire::{Request, ask};
+use crate::world::certificates::Certificates;
+use crate::world::process::Folder;
+use crate::world::recorder::{Recorder, Step, chunk, completed, stream_head};
+use crate::world::redis::Redis;
+use crate::world::redis::sentinel::Sentinel;
+use crate::world::redis::shards::{Shards, slot_of};
+use crate::world::waiting::{SOON, eventually, ms, within};
+use crate::world::wire::{Request, ask};
 
 #[tokio::test]
 async fn the_balancer_takes_turns_and_touches_nothing() {
@@ -137,7 +137,7 @@ async fn a_cable_does_what_the_weather_says() {
 async fn a_redis_speaks_tls_beside_plain_text() {
     let folder = Folder::new();
     let certificates = Certificates::make(folder.path(), "good").await;
-    let port = crate::port::free().port();
+    let port = crate::world::port::free().port();
     let arguments = certificates.arguments(port);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let redis = Redis::start_with(folder.path(), &arguments).await;

@@ -3,14 +3,14 @@
 
 use std::net::SocketAddr;
 
-use crate::cable::Weather;
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, within};
-use crate::process::Folder;
-use crate::simulator::{Ill, Key, Simulator, siblings, statuses};
-use crate::socket;
-use crate::wire::{Answer, Connection, Request, ask};
+use crate::world::cable::Weather;
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::process::Folder;
+use crate::world::simulator::{Ill, Key, Simulator, siblings, statuses};
+use crate::world::socket;
+use crate::world::waiting::{SOON, eventually, within};
+use crate::world::wire::{Answer, Connection, Request, ask};
 
 const MODEL: &str = "gpt-5.4";
 
@@ -53,7 +53,7 @@ async fn each_ill_is_met_as_it_is_called_and_stands_in_the_record() {
         "every attempt, refused or not"
     );
     for (_, status, code) in ills {
-        let is_it = |turn: &&crate::simulator::Turn| {
+        let is_it = |turn: &&crate::world::simulator::Turn| {
             turn.status == status && turn.code.as_deref() == Some(code)
         };
         assert_eq!(turns.iter().filter(is_it).count(), 1, "{code}");

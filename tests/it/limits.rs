@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::sha256;
 use crate::errors::waits;
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
-use crate::wire::{Connection, Request, ask};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::sha256;
+use crate::world::recorder::{Recorder, Step, chunk, completed, stream_head};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::{Connection, Request, ask};
 
 /// A JSON body of exactly `size` bytes.
 fn body(size: usize) -> Vec<u8> {

@@ -4,30 +4,11 @@
 //! Each test describes its deployment in a line, plays clients against it, and asks the upstream
 //! what happened.
 
-mod patience;
-mod lateness;
-mod port;
-mod process;
-mod certificates;
-mod wire;
+mod world;
 
-mod balancer;
-mod cable;
-mod recorder;
-mod redis;
-mod replica;
-mod simulator;
-mod socket;
 mod store;
 
-mod cluster;
-mod codex;
-mod desk;
-mod fixtures;
-mod frames;
-
 mod instruments;
-mod load;
 
 mod demo;
 mod judge;

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::{Codex, Talk};
-use crate::patience::is_long;
-use crate::redis::shape::Shape;
-use crate::simulator::{Ill, Key, Turn};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::{Codex, Talk};
+use crate::world::redis::shape::Shape;
+use crate::world::simulator::{Ill, Key, Turn};
+use crate::world::waiting::is_long;
 
 /// Of each session, in each phase.
 const TURNS: usize = 3;

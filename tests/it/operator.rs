@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::{Codex, uuid};
-use crate::desk::TOKEN;
-use crate::patience::{SOON, eventually, found, ms};
-use crate::simulator::{Key, Turn, path_of, siblings};
-use crate::socket::{Socket, plain, session};
-use crate::wire::{Request, ask};
+use crate::world::admin::TOKEN;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::{Codex, uuid};
+use crate::world::simulator::{Key, Turn, path_of, siblings};
+use crate::world::socket::{Socket, plain, session};
+use crate::world::waiting::{SOON, eventually, found, ms};
+use crate::world::wire::{Request, ask};
 
 const DISABLED: &str = "disabled";
 const READY: &str = "ready";

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cable::Cable;
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, ms};
-use crate::port;
-use crate::process::Folder;
-use crate::redis::Redis;
-use crate::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::cable::Cable;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::port;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::waiting::{SOON, eventually, ms};
 
 /// A turn's own time here, beside what it waits for the store: a machine that compiles meanwhile is
 /// slow.

@@ -10,14 +10,14 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::cable::{Cable, Weather};
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::codex::uuid;
-use crate::patience::{SOON, eventually, ms};
-use crate::process::Folder;
-use crate::redis::Redis;
-use crate::simulator::{Key, Turn};
-use crate::wire::{Answer, Connection, Piece, Request, ask};
+use crate::world::cable::{Cable, Weather};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::codex::uuid;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::simulator::{Key, Turn};
+use crate::world::waiting::{SOON, eventually, ms};
+use crate::world::wire::{Answer, Connection, Piece, Request, ask};
 
 mod files;
 mod issued;

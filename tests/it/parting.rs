@@ -8,10 +8,10 @@ use serde_json::json;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::patience::{SOON, eventually, ms};
-use crate::simulator::siblings;
-use crate::socket::{Socket, Upstream, completed, create, created, open, session, turn};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::simulator::siblings;
+use crate::world::socket::{Socket, Upstream, completed, create, created, open, session, turn};
+use crate::world::waiting::{SOON, eventually, ms};
 
 async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {
     let upstream = Upstream::start().await;

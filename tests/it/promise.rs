@@ -15,11 +15,11 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, ms, within};
-use crate::process::Folder;
-use crate::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::process::Folder;
+use crate::world::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
+use crate::world::waiting::{SOON, eventually, ms, within};
 
 const SESSIONS: usize = 200;
 const TURNS: usize = 10;

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster, RELOADS, Running};
-use crate::codex::Codex;
-use crate::process::Folder;
-use crate::simulator::{Key, path_of, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, RELOADS, Running};
+use crate::world::codex::Codex;
+use crate::world::process::Folder;
+use crate::world::simulator::{Key, path_of, siblings};
+use crate::world::wire::{Request, ask};
 
 const FAILURES: &str = "warmkey_reload_failures_total";
 

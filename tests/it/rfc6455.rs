@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, Running};
-use crate::frames::{BINARY, CLOSE, End, PING, PONG, SIDES, Side, TEXT, open};
-use crate::patience::{SOON, eventually, ms};
-use crate::socket::Upstream;
+use crate::world::cluster::{Cluster, Running};
+use crate::world::frames::{BINARY, CLOSE, End, PING, PONG, SIDES, Side, TEXT, open};
+use crate::world::socket::Upstream;
+use crate::world::waiting::{SOON, eventually, ms};
 
 const LARGEST: u64 = 16 << 20;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use warmkey::store::MemberReport;
 
-use crate::patience::{SOON, eventually, ms};
 use crate::scripts::Real;
+use crate::world::waiting::{SOON, eventually, ms};
 
 /// Longer than a test takes.
 const LONG: Duration = Duration::from_secs(600);

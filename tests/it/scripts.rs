@@ -13,9 +13,9 @@ use warmkey::store::memory::Memory;
 use warmkey::store::{Held, Replaced, Settings, Store};
 use warmkey::task::Tasks;
 
-use crate::patience::SOON;
-use crate::process::Folder;
-use crate::redis::Redis;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::waiting::SOON;
 use warmkey::store::name::Name;
 
 mod board;

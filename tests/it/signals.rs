@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::patience::{SOON, eventually};
-use crate::recorder::{Recorder, completed};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::recorder::{Recorder, completed};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Request, ask};
 
 /// A turn whose text is new each time, so that it has no prefix in common with another.
 fn turn(body: serde_json::Value) -> Request {
-    let mut whole = json!({ "model": "gpt-5.4", "stream": true, "input": [{ "role": "user", "content": crate::codex::uuid() }] });
+    let mut whole = json!({ "model": "gpt-5.4", "stream": true, "input": [{ "role": "user", "content": crate::world::codex::uuid() }] });
     for (name, value) in body.as_object().expect("fields") {
         whole[name] = value.clone();
     }
@@ -45,7 +45,7 @@ async fn every_signal_names_a_session_and_the_strongest_wins() {
         ["session-id", "session_id", "x-session-id", "conversation-id", "conversation_id"];
     for name in by_header {
         let request = |value: &str| {
-            turn(json!({ "prompt_cache_key": crate::codex::uuid() })).header(name, value)
+            turn(json!({ "prompt_cache_key": crate::world::codex::uuid() })).header(name, value)
         };
         assert_eq!(bound(&cluster, &request(name)).await, NEW, "{name}");
         assert_eq!(bound(&cluster, &request(name)).await, KNOWN, "{name}");
@@ -167,7 +167,7 @@ async fn without_a_signal_the_stable_prefix_is_one() {
 
 #[tokio::test]
 async fn b14_isolation() {
-    let keys = crate::simulator::siblings("org-a", 4);
+    let keys = crate::world::simulator::siblings("org-a", 4);
     let upstream = Recorder::answering(completed()).await;
     let mut cluster = Cluster::new().keys(keys).recorded_by(&upstream).redis().start().await;
     for session in 0..12 {

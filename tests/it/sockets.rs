@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::{Codex, sha256};
-use crate::simulator::{Turn, keys_by_session, path_of, siblings};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::{Codex, sha256};
+use crate::world::simulator::{Turn, keys_by_session, path_of, siblings};
 
 fn cluster() -> Cluster {
     let keys = [siblings("org-a", 4), siblings("org-b", 2)].concat();

@@ -10,15 +10,15 @@ use warmkey::setting::{Secret, SecretSource, Span};
 use warmkey::store::{Replaced, Settings, Store};
 use warmkey::task::Tasks;
 
-use crate::cable::{Cable, Weather};
-use crate::certificates::Certificates;
-use crate::patience::{SOON, eventually, ms, within};
-use crate::port;
-use crate::process::Folder;
-use crate::redis::Redis;
-use crate::redis::sentinel::{self, Sentinel};
-use crate::redis::shape::{self, Shape};
-use crate::redis::shards::{Shards, slot_of};
+use crate::world::cable::{Cable, Weather};
+use crate::world::certificates::Certificates;
+use crate::world::port;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::redis::sentinel::{self, Sentinel};
+use crate::world::redis::shape::{self, Shape};
+use crate::world::redis::shards::{Shards, slot_of};
+use crate::world::waiting::{SOON, eventually, ms, within};
 use warmkey::store::name::Name;
 
 mod tls;

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::desk::{TOKEN, asked};
-use crate::patience::{SOON, eventually};
-use crate::simulator::{path_of, siblings};
+use crate::world::admin::{TOKEN, asked};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{path_of, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 fn two_replicas() -> Cluster {
     Cluster::new()

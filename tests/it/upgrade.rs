@@ -2,16 +2,16 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::cluster::{ALICE, Cluster};
-use crate::patience::{SOON, ms, within};
-use crate::port;
-use crate::recorder::{Recorder, Step, answer, completed as completed_http};
-use crate::simulator::siblings;
-use crate::socket::{Refused, Upstream, create, head, open, open_with, session, turn};
-use crate::wire::{Request, ask, value, values};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, answer, completed as completed_http};
+use crate::world::simulator::siblings;
+use crate::world::socket::{Refused, Upstream, create, head, open, open_with, session, turn};
+use crate::world::waiting::{SOON, ms, within};
+use crate::world::wire::{Request, ask, value, values};
 
 async fn refused(
-    cluster: &crate::cluster::Running,
+    cluster: &crate::world::cluster::Running,
     token: &str,
     headers: &[(&str, &str)],
 ) -> Refused {

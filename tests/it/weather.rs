@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::lateness::Lateness;
-use crate::load::Load;
-use crate::patience::{SOON, eventually, found, ms};
-use crate::replica::{Metrics, Replica};
-use crate::simulator::{Key, siblings};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::lateness::Lateness;
+use crate::world::load::Load;
+use crate::world::replica::{Metrics, Replica};
+use crate::world::simulator::{Key, siblings};
+use crate::world::waiting::{SOON, eventually, found, ms};
 
 mod access;
 mod ailing;

@@ -4,10 +4,10 @@ use futures_util::SinkExt;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::simulator::siblings;
-use crate::socket::{Socket, Upstream, completed, create, created, open, session, turn};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::simulator::siblings;
+use crate::world::socket::{Socket, Upstream, completed, create, created, open, session, turn};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
 
 /// A cluster, and both ends of a WebSocket through it.
 async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {

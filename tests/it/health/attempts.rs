@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{attempts, decided, goes_on, last_of, one_of, path, pool, three};
-use crate::cable::Weather;
-use crate::cluster::{ALICE, BOB};
-use crate::codex::Codex;
 use crate::errors::waits;
-use crate::patience::{SOON, eventually};
-use crate::simulator::{Ill, siblings};
+use crate::world::cable::Weather;
+use crate::world::cluster::{ALICE, BOB};
+use crate::world::codex::Codex;
+use crate::world::simulator::{Ill, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 /// C11: the same key once more, then a sibling, and the binding stays.
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::{sessions, three};
-use crate::simulator::{path_of, siblings};
+use crate::world::simulator::{path_of, siblings};
 
 /// B13: they come to the others little by little: at twice the rate of five a second, and three
 /// seconds' worth of that at once, by all replicas together.

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{all_know, attempts, decided, goes_on, last_of, one_of, path, pool, three};
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
 use crate::errors::waits;
-use crate::simulator::{Ill, Key, path_of, siblings};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::simulator::{Ill, Key, path_of, siblings};
 
 /// C4: a short wait is waited for in place.
 #[tokio::test]

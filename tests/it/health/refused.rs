@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{all_know, attempts, goes_on, homes, last_of, one_of, path, pool, sessions, three};
-use crate::cluster::{ALICE, BOB, Running};
-use crate::codex::Codex;
 use crate::errors::waits;
-use crate::patience::{SOON, eventually, within};
-use crate::simulator::{Ill, path_of, siblings};
+use crate::world::cluster::{ALICE, BOB, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{Ill, path_of, siblings};
+use crate::world::waiting::{SOON, eventually, within};
 
 /// C8: one refusal, one question, and within a second nobody uses it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,13 +1,13 @@
 //! The same over WebSocket: what cannot be cured on a connection is cured by the next one.
 
 use super::{last_of, pool, three};
-use crate::cluster::{ALICE, Running};
-use crate::codex::Codex;
-use crate::patience::found;
-use crate::simulator::{Ill, path_of, siblings};
-use crate::socket::{Refused, open};
+use crate::world::cluster::{ALICE, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{Ill, path_of, siblings};
+use crate::world::socket::{Refused, open};
+use crate::world::waiting::found;
 
-async fn talks(cluster: &Running) -> (crate::codex::Talk, String) {
+async fn talks(cluster: &Running) -> (crate::world::codex::Talk, String) {
     found("a session in org-a", async || {
         let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
         talk.turn("first").await;

@@ -3,8 +3,8 @@
 //! The simulator finds such a thing in the project that its id names, and nowhere else.
 
 use super::*;
-use crate::simulator::Ill;
-use crate::socket::{Socket, open, session};
+use crate::world::simulator::Ill;
+use crate::world::socket::{Socket, open, session};
 
 /// Fields of turns that refer to what project `place` stores: a file, a vector store, a container.
 fn referring(place: &str) -> [Value; 3] {

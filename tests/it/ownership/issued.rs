@@ -1,9 +1,9 @@
 //! Which ids are written down, what that costs, and what becomes of those that are not.
 
 use super::*;
-use crate::codex::Codex;
-use crate::recorder::{Recorder, Step, answer, chunk, stream_head};
-use crate::socket::{plain, session};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, answer, chunk, stream_head};
+use crate::world::socket::{plain, session};
 
 #[tokio::test]
 async fn what_is_not_stored_costs_nothing_and_is_found_by_nobody() {

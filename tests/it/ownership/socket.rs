@@ -2,7 +2,7 @@
 //! its key finds.
 
 use super::*;
-use crate::socket::{Socket, session};
+use crate::world::socket::{Socket, session};
 
 /// A turn on a socket: its terminal event, or the error that it was answered with.
 async fn turn(socket: &mut Socket, previous: Option<&str>, store: bool) -> Value {

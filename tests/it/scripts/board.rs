@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use warmkey::store::board::{Board, BoardReport, Note};
 
 use super::*;
-use crate::patience::eventually;
+use crate::world::waiting::eventually;
 
 const REPLICAS: [&str; 3] = ["one", "two", "three"];
 const NAMES: [&str; 3] = ["a", "b", "c"];

@@ -4,9 +4,9 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::certificates::Certificates;
-use crate::process::Folder;
-use crate::redis::Redis;
+use crate::world::certificates::Certificates;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
 
 const UP: &str = "warmkey_store_up";
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
@@ -107,7 +107,7 @@ async fn a_user_who_may_not_do_enough() {
 
 /// A Redis that speaks TLS at the second address.
 async fn secured(folder: &Folder, certificates: &Certificates) -> (Redis, u16) {
-    let port = crate::port::free().port();
+    let port = crate::world::port::free().port();
     let arguments = certificates.arguments(port);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     (Redis::start_with(folder.path(), &arguments).await, port)

@@ -2,7 +2,7 @@
 //! scripts it knew.
 
 use super::*;
-use crate::simulator::path_of;
+use crate::world::simulator::path_of;
 
 /// B-8, for sessions that somebody remembers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +48,7 @@ async fn everything_is_stored(scene: &mut Scene) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_takes_no_writes() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
-    let nowhere = crate::port::free();
+    let nowhere = crate::world::port::free();
     let (host, port) = (nowhere.ip().to_string(), nowhere.port().to_string());
     scene.cluster.redis().tell(&["REPLICAOF", &host, &port]).await;
     scene.endures(AWAY).await;

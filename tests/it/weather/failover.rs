@@ -2,8 +2,8 @@
 //! lost.
 
 use super::*;
-use crate::redis::shape::Shape;
-use crate::simulator::path_of;
+use crate::world::redis::shape::Shape;
+use crate::world::simulator::path_of;
 
 /// B-12.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,10 @@
 //! What one replica has seen or done without the others, and how they agree again.
 
 use super::*;
-use crate::cable::{Cable, Weather};
-use crate::process::Folder;
-use crate::redis::Redis;
-use crate::simulator::path_of;
+use crate::world::cable::{Cable, Weather};
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::simulator::path_of;
 
 const UP: &str = "warmkey_store_up";
 
@@ -218,7 +218,7 @@ async fn b8_store_outage() {
     let mut strangers = sessions.split_off(20);
     // Half of them the first replica meets again, and the others hear of it.
     sessions = introduce(&cluster, 0, sessions).await;
-    let home = |turns: &[crate::simulator::Turn]| -> BTreeMap<String, (String, String)> {
+    let home = |turns: &[crate::world::simulator::Turn]| -> BTreeMap<String, (String, String)> {
         let served = turns.iter().filter(|turn| turn.is_served());
         served
             .map(|turn| {

@@ -1,9 +1,9 @@
 //! A Cluster whose shards die, are taken over, and give their slots away.
 
 use super::*;
-use crate::redis::shape::Shape;
-use crate::redis::shards::{Shards, slot_of};
-use crate::replica::Replica;
+use crate::world::redis::shape::Shape;
+use crate::world::redis::shards::{Shards, slot_of};
+use crate::world::replica::Replica;
 
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;

@@ -1,10 +1,10 @@
 //! A single Redis goes away: killed, stopped, behind a cable that is silent, refused or slow.
 
 use super::*;
-use crate::cable::{Cable, Weather};
-use crate::patience::is_long;
-use crate::process::Folder;
-use crate::redis::Redis;
+use crate::world::cable::{Cable, Weather};
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::waiting::is_long;
 
 /// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a
 /// minute.

@@ -5,8 +5,8 @@ use std::path::Path;
 use futures_util::future::join_all;
 
 use super::Redis;
-use crate::patience::{SOON, eventually, found};
-use crate::port;
+use crate::world::port;
+use crate::world::waiting::{SOON, eventually, found};
 
 const SLOTS: u16 = 16_384;
 const SHARDS: usize = 3;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use crate::patience::{SOON, within};
+use crate::world::waiting::{SOON, within};
 
 /// The command under test.
 pub const WARMKEY: &str = env!("CARGO_BIN_EXE_warmkey");

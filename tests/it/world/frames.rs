@@ -4,9 +4,9 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::cluster::ALICE;
-use crate::patience::{ANSWER, SOON, within};
-use crate::socket::{Socket, Upstream, session};
+use crate::world::cluster::ALICE;
+use crate::world::socket::{Socket, Upstream, session};
+use crate::world::waiting::{ANSWER, SOON, within};
 
 /// The first byte of a frame that is a whole message, or a control frame.
 pub const TEXT: u8 = 0x81;

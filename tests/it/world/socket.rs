@@ -11,8 +11,8 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::patience::{ANSWER, SOON, within};
-use crate::wire::{Headers, value};
+use crate::world::waiting::{ANSWER, SOON, within};
+use crate::world::wire::{Headers, value};
 
 /// What Codex 0.169 sends to open its WebSocket, but for who and which session it is.
 const CODEX: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\

@@ -10,7 +10,7 @@ use std::path::Path;
 use futures_util::future::join_all;
 
 use super::Redis;
-use crate::patience::{SOON, eventually};
+use crate::world::waiting::{SOON, eventually};
 
 /// What the Sentinels call the primary.
 pub const NAME: &str = "main";

@@ -9,9 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually, within};
-use crate::port;
-use crate::process::Process;
+use crate::world::port;
+use crate::world::process::Process;
+use crate::world::waiting::{SOON, eventually, within};
 
 pub mod sentinel;
 pub mod shape;

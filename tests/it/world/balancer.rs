@@ -8,10 +8,10 @@ use std::path::Path;
 
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually};
-use crate::port;
-use crate::process::{Folder, Process};
-use crate::wire::{Connection, get};
+use crate::world::port;
+use crate::world::process::{Folder, Process};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Connection, get};
 
 pub struct Balancer {
     address: SocketAddr,

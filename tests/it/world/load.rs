@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::codex::Codex;
+use crate::world::codex::Codex;
 
 /// A turn as its client saw it.
 #[derive(Clone, Debug)]

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cluster::Running;
-use crate::patience::eventually;
-use crate::replica::Replica;
-use crate::wire::{Answer, Request, ask};
+use crate::world::cluster::Running;
+use crate::world::replica::Replica;
+use crate::world::waiting::eventually;
+use crate::world::wire::{Answer, Request, ask};
 
 /// What operators show in tests.
 pub const TOKEN: &str = "token-canary-admin";

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Codex, items_of, uuid};
-use crate::patience::ms;
-use crate::socket::{Refused, Socket, open};
+use crate::world::socket::{Refused, Socket, open};
+use crate::world::waiting::ms;
 
 /// How often Codex tries before it goes on over HTTP.
 const ATTEMPTS: u32 = 7;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::patience::{ANSWER, within};
+use crate::world::waiting::{ANSWER, within};
 
 pub type Headers = Vec<(String, String)>;
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually};
-use crate::port;
-use crate::process::{Process, WARMKEY};
-use crate::wire::{Answer, get};
+use crate::world::port;
+use crate::world::process::{Process, WARMKEY};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Answer, get};
 
 pub struct Replica {
     name: String,

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::port;
+use crate::world::port;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weather {

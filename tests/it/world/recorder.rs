@@ -16,9 +16,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::patience::{ANSWER, eventually};
-use crate::process::Process;
-use crate::wire::{Headers, value};
+use crate::world::process::Process;
+use crate::world::waiting::{ANSWER, eventually};
+use crate::world::wire::{Headers, value};
 
 /// What an upstream does, one step after the other, once it has read a request.
 #[derive(Clone)]

@@ -4,17 +4,17 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use crate::balancer::Balancer;
-use crate::cable::Cable;
-use crate::patience::{SOON, Watchdog, eventually};
-use crate::process::Folder;
-use crate::recorder::Recorder;
-use crate::redis::Redis;
-use crate::redis::sentinel::Sentinel;
-use crate::redis::shape::{Shape, Store};
-use crate::redis::shards::Shards;
-use crate::replica::Replica;
-use crate::simulator::{Key, Simulator, Turn, siblings};
+use crate::world::balancer::Balancer;
+use crate::world::cable::Cable;
+use crate::world::process::Folder;
+use crate::world::recorder::Recorder;
+use crate::world::redis::Redis;
+use crate::world::redis::sentinel::Sentinel;
+use crate::world::redis::shape::{Shape, Store};
+use crate::world::redis::shards::Shards;
+use crate::world::replica::Replica;
+use crate::world::simulator::{Key, Simulator, Turn, siblings};
+use crate::world::waiting::{SOON, Watchdog, eventually};
 
 /// The token of the client that every cluster knows.
 pub const ALICE: &str = "token-canary-alice";

@@ -1,7 +1,7 @@
 //! The requests that Codex was recorded sending, in every shape it has: prose is filler, everything
 //! else is as it was.
 
-use crate::wire::{Headers, Request};
+use crate::world::wire::{Headers, Request};
 
 pub struct Shape {
     pub name: &'static str,
@@ -25,8 +25,8 @@ macro_rules! shape {
     ($name:literal) => {
         shape(
             $name,
-            include_str!(concat!("../fixtures/", $name, ".head")),
-            include_str!(concat!("../fixtures/", $name, ".body")),
+            include_str!(concat!("../../fixtures/", $name, ".head")),
+            include_str!(concat!("../../fixtures/", $name, ".body")),
         )
     };
 }

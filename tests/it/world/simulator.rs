@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually};
-use crate::process::{Folder, Process, WARMKEY};
-use crate::wire::{Request, ask, get};
+use crate::world::process::{Folder, Process, WARMKEY};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Request, ask, get};
 
 mod ill;
 

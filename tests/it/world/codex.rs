@@ -10,15 +10,15 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::patience::{ANSWER, ms, within};
-use crate::wire::{Answer, Connection, Piece, Request};
+use crate::world::waiting::{ANSWER, ms, within};
+use crate::world::wire::{Answer, Connection, Piece, Request};
 
 mod talk;
 
 pub use talk::Talk;
 
 /// The recorded first turn: what every session begins with.
-const FIRST_TURN: &str = include_str!("../fixtures/first-turn.body");
+const FIRST_TURN: &str = include_str!("../../fixtures/first-turn.body");
 
 #[derive(Deserialize)]
 struct Recorded {

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::patience::{SOON, within};
+use crate::world::waiting::{SOON, within};
 
 pub struct Certificates {
     folder: PathBuf,
