@@ -28,7 +28,7 @@ const ASKED: [(&str, &str); 4] = [
 ];
 
 #[tokio::test]
-async fn whoever_shows_no_token_is_told_nothing() {
+async fn caller_without_a_token_is_told_nothing() {
     let cluster = guarded().start().await;
     let admin = cluster.replica().admin();
     for (method, target) in ASKED {
@@ -67,7 +67,7 @@ async fn whoever_shows_no_token_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_named() {
+async fn wrong_request_is_named() {
     let cluster = guarded().start().await;
     let admin = cluster.replica().admin();
     for (method, target, status, word) in [
@@ -129,7 +129,7 @@ async fn alone(listen: &str, token: &str) -> (Folder, Process, SocketAddr) {
 }
 
 #[tokio::test]
-async fn without_a_token_only_this_machine_is_heard() {
+async fn request_without_a_token_is_heard_from_this_machine_only() {
     let token = format!("admin_token = {TOKEN:?}");
     let unguarded = async |admin: SocketAddr, target: &str| -> Answer { get(admin, target).await };
     for (listen, token, expected) in [
@@ -153,7 +153,7 @@ async fn without_a_token_only_this_machine_is_heard() {
 }
 
 #[tokio::test]
-async fn what_is_shown_of_a_key_is_no_secret() {
+async fn page_of_a_key_shows_no_secret() {
     let cluster = guarded().start().await;
     let mut keys = cluster.replica().keys().await;
     let fingerprints: std::collections::BTreeSet<String> =
@@ -202,7 +202,7 @@ fn cells<'t>(table: &'t str, id: &str) -> Vec<&'t str> {
 }
 
 #[tokio::test]
-async fn the_command_line_says_it_to_any_replica() {
+async fn command_line_says_it_to_any_replica() {
     let cluster: Running = guarded().redis().replicas(2).start().await;
     let files = [cluster.replicas[0].file(), cluster.replicas[1].file()];
     let config = ["--config", path(&files[0])];

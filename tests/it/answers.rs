@@ -20,7 +20,7 @@ async fn answered(steps: Vec<Step>) -> (Answer, Recorder, Running) {
 }
 
 #[tokio::test]
-async fn a_stream_is_the_same_bytes_however_it_is_written() {
+async fn stream_is_the_same_bytes_however_it_is_written() {
     let wild: Vec<Vec<&[u8]>> = vec![
         vec![b"event: response.created\r\ndata: {}\r\n\r\n", COMPLETED.as_bytes()],
         vec![b"data: {}\r\rdata: {\"type\":\"response.completed\"}\r\r"],
@@ -105,7 +105,7 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
 }
 
 #[tokio::test]
-async fn an_event_of_32_mib_streams_through_in_little_memory() {
+async fn event_of_32_mib_streams_through_in_little_memory() {
     let piece = vec![b'x'; 64 * 1024];
     let mut steps = vec![Step::Send(stream_head("")), Step::Send(chunk(b"event: image\ndata: \""))];
     steps.extend(std::iter::repeat_n(Step::Send(chunk(&piece)), 512));
@@ -131,7 +131,7 @@ async fn an_event_of_32_mib_streams_through_in_little_memory() {
 }
 
 #[tokio::test]
-async fn a_json_answer_keeps_its_length() {
+async fn json_answer_keeps_its_length() {
     let body =
         br#"{"id":"resp_1","object":"response","status":"completed","n":1.0e2,"usage":{"input_tokens":5,"output_tokens":1}}"#;
     let (got, _upstream, _cluster) =
@@ -146,7 +146,7 @@ async fn a_json_answer_keeps_its_length() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_stays_compressed() {
+async fn compressed_answer_stays_compressed() {
     for coding in ["gzip", "br", "zstd"] {
         // Not even of that coding: nobody on the way may open it.
         let body = [0x1f, 0x8b, 0x08, 0x00, 0xff, 0x00, 0x13];
@@ -161,7 +161,7 @@ async fn a_compressed_answer_stays_compressed() {
 }
 
 #[tokio::test]
-async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
+async fn upstreams_refusal_reaches_the_client_as_it_was() {
     for status in [
         "400 Bad Request",
         "404 Not Found",
@@ -197,7 +197,7 @@ async fn refusal_of_any_length_passes_whole() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed() {
+async fn redirect_is_not_followed() {
     let elsewhere = Recorder::answering(completed()).await;
     let headers = format!("location: {}/responses\r\n", elsewhere.url());
     let (got, upstream, _cluster) =
@@ -206,7 +206,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn an_interim_answer_comes_before_the_real_one() {
+async fn interim_answer_comes_before_the_real_one() {
     let mut bytes = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".to_vec();
     bytes.extend(answer("200 OK", "content-type: application/json\r\n", b"{}"));
     let (got, _upstream, _cluster) = answered(vec![Step::Send(bytes)]).await;
@@ -214,7 +214,7 @@ async fn an_interim_answer_comes_before_the_real_one() {
 }
 
 #[tokio::test]
-async fn a_cut_stream_is_seen_cut() {
+async fn cut_stream_is_seen_cut() {
     let event = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
     for end in [Step::Close, Step::Reset] {
         let steps =
@@ -236,7 +236,7 @@ async fn a_cut_stream_is_seen_cut() {
 /// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the
 /// bytes are the client's. It is told, once a turn, and not in its words.
 #[tokio::test]
-async fn a_secret_in_a_body_is_counted_and_passes() {
+async fn secret_in_a_body_is_counted_and_passes() {
     let upstream = Recorder::start(|seen| {
         let echo =
             format!("data: {{\"authorization\":\"Bearer {0}\",\"again\":\"{0}\"}}\n\n", seen.key());
@@ -314,7 +314,7 @@ async fn a_secret_in_a_body_is_counted_and_passes() {
 /// turn's answer. Where it comes so late that the next turn was sent before, nothing tells it from
 /// that turn's answer: by then it is one (RFC 9112, section 6.3).
 #[tokio::test]
-async fn a_body_where_none_may_be_answers_nobody() {
+async fn body_of_a_bodiless_answer_answers_no_other_request() {
     let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");
     let chunked =
         [b"transfer-encoding: chunked\r\n\r\n", chunk(&forged).as_slice(), b"0\r\n\r\n"].concat();

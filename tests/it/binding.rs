@@ -46,7 +46,14 @@ macro_rules! on_every_redis {
     )* };
 }
 
-on_every_redis! { b1_agreement b2_first_turn_race b3_single_winner_rebind b6_key_addition b10_restart_and_scale b16_sliding_ttl }
+on_every_redis! {
+    b1_agreement
+    b2_first_turn_race
+    b3_single_winner_rebind
+    b6_key_addition
+    b10_restart_and_scale
+    b16_sliding_ttl
+}
 
 /// Two organizations of three keys each; replica `number` would send nearly everything to a key of
 /// its own.

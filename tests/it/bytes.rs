@@ -30,7 +30,7 @@ async fn every_recorded_request_arrives_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn the_judge_sees_the_same_hash() {
+async fn judge_sees_the_same_hash() {
     let cluster = Cluster::new().start().await;
     for (number, shape) in shapes().iter().enumerate() {
         let answer = ask(cluster.address(), &shape.request(ALICE)).await;
@@ -61,7 +61,7 @@ async fn the_judge_sees_the_same_hash() {
 }
 
 #[tokio::test]
-async fn a_body_in_chunks_arrives_whole() {
+async fn body_in_chunks_arrives_whole() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let body = shapes().remove(0).body;
@@ -75,7 +75,7 @@ async fn a_body_in_chunks_arrives_whole() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_refused_and_never_sent() {
+async fn body_that_is_no_json_is_refused_and_never_sent() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let plain: [&[u8]; 8] = [

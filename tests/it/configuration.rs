@@ -128,7 +128,7 @@ fn expect(what: &str, word: &str, (code, _, errors): (Option<i32>, String, Strin
 }
 
 #[tokio::test]
-async fn a_bad_configuration_is_refused_with_one_line() {
+async fn bad_configuration_is_refused_with_one_line() {
     for (part, instead, word) in BAD {
         assert!(GOOD.contains(part), "{part}");
         expect(instead, word, run("serve", &GOOD.replacen(part, instead, 1)).await);
@@ -136,7 +136,7 @@ async fn a_bad_configuration_is_refused_with_one_line() {
 }
 
 #[tokio::test]
-async fn two_of_one_name_are_refused() {
+async fn keys_and_upstreams_of_one_name_are_refused() {
     for (text, word) in [
         (format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"),
         (format!("{GOOD}{UPSTREAM}"), "openai"),
@@ -146,7 +146,7 @@ async fn two_of_one_name_are_refused() {
 }
 
 #[tokio::test]
-async fn a_missing_file_is_named() {
+async fn missing_file_is_named() {
     let mut child = Command::new(WARMKEY);
     child.args(["serve", "--config", "/nowhere/warmkey.toml"]).kill_on_drop(true);
     let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
@@ -229,7 +229,7 @@ async fn checked(
 /// A variable stands before the file, is read as what its option is, and is refused by the option's
 /// name.
 #[tokio::test]
-async fn an_option_may_come_from_the_environment() {
+async fn option_may_come_from_the_environment() {
     let folder = Folder::new();
     folder.write("good.toml", GOOD);
     folder.write(
@@ -318,7 +318,7 @@ async fn file_of_the_usual_name_is_read() {
 }
 
 #[tokio::test]
-async fn the_command_line_ends_with_a_code_of_its_own() {
+async fn command_line_ends_with_a_code_of_its_own() {
     for (words, code) in [
         (&["--help"][..], 0),
         (&["-V"], 0),
@@ -347,7 +347,7 @@ async fn the_command_line_ends_with_a_code_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_nothing() {
+async fn hangup_ends_nothing() {
     let folder = Folder::new();
     let file =
         folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));

@@ -38,7 +38,7 @@ async fn held(cluster: &Running) -> (Connection, Answer) {
 }
 
 #[tokio::test]
-async fn a_turn_in_flight_is_finished() {
+async fn turn_in_flight_is_finished() {
     let upstream = holding().await;
     let mut cluster =
         Cluster::new().recorded_by(&upstream).server("drain_delay", "\"2s\"").start().await;
@@ -68,7 +68,7 @@ async fn a_turn_in_flight_is_finished() {
 }
 
 #[tokio::test]
-async fn who_drains_keeps_no_new_key_waiting() {
+async fn draining_replica_keeps_no_new_key_waiting() {
     let (upstream, keys) = (holding().await, siblings("org-a", 2));
     let cluster =
         Cluster::new().keys(keys[..1].to_vec()).replicas(2).redis().recorded_by(&upstream);
@@ -85,7 +85,7 @@ async fn who_drains_keeps_no_new_key_waiting() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_ends_the_process_at_once() {
     for signal in ["TERM", "INT"] {
         let upstream = holding().await;
         let mut cluster =
@@ -110,7 +110,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_grace_is_cut() {
+async fn turn_that_outlasts_the_grace_is_cut() {
     let upstream = holding().await;
     let mut cluster = Cluster::new().recorded_by(&upstream).server("drain", "\"1s\"").start().await;
     let (mut client, mut answer) = held(&cluster).await;
@@ -128,7 +128,7 @@ async fn what_outlasts_the_grace_is_cut() {
 }
 
 #[tokio::test]
-async fn nobody_waits_for_an_idle_connection() {
+async fn drain_waits_for_no_idle_connection() {
     let upstream = Recorder::answering(completed()).await;
     let mut cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut idle = Connection::open(cluster.address()).await;
@@ -142,7 +142,7 @@ async fn nobody_waits_for_an_idle_connection() {
 }
 
 #[tokio::test]
-async fn a_client_that_left_leaves_nothing_to_wait_for() {
+async fn client_that_left_leaves_nothing_to_wait_for() {
     // Right after the terminal event: the drained rest is owned by a task that the end waits for,
     // and not long.
     let upstream = holding().await;

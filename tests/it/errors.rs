@@ -25,14 +25,8 @@ fn expect(answer: &Answer, status: u16, code: &str) {
     assert!(answer.whole);
 }
 
-/// An integer number of seconds: Codex gives up on anything else.
-pub fn waits(answer: &Answer) -> u64 {
-    let wait = answer.header("retry-after").and_then(|wait| wait.parse().ok());
-    wait.unwrap_or_else(|| panic!("an integer Retry-After: {:?}", answer.headers))
-}
-
 #[tokio::test]
-async fn a_token_is_asked_for() {
+async fn token_is_required() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let turn = || {
@@ -63,7 +57,7 @@ async fn a_token_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_credential_in_the_url_is_refused_and_goes_nowhere() {
+async fn credential_in_the_url_is_refused_and_goes_nowhere() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for query in ["key=canary", "a=1&api_key=canary", "ACCESS_TOKEN=canary"] {
@@ -82,7 +76,7 @@ async fn a_credential_in_the_url_is_refused_and_goes_nowhere() {
 }
 
 #[tokio::test]
-async fn a_token_is_refused_before_the_body_is_read() {
+async fn token_is_refused_before_the_body_is_read() {
     let cluster = Cluster::new().start().await;
     let mut connection = Connection::open(cluster.address()).await;
     let head = "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer unknown\r\ncontent-length: 60000000\r\n\r\n";
@@ -94,7 +88,7 @@ async fn a_token_is_refused_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
+async fn token_may_be_known_by_its_hash_or_from_a_file() {
     let folder = crate::world::process::Folder::new();
     let file = folder.write("tokens", "carol token-of-carol\ndave token-of-dave\n");
     let hash = crate::world::codex::sha256(b"token-of-erin");
@@ -120,13 +114,13 @@ async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
 }
 
 #[tokio::test]
-async fn without_any_token_everybody_is_refused() {
+async fn gateway_without_tokens_refuses_everybody() {
     let cluster = Cluster::new().clients("").start().await;
     expect(&ask(cluster.address(), &Request::turn(ALICE, BODY)).await, 401, "invalid_api_key");
 }
 
 #[tokio::test]
-async fn an_open_gateway_asks_for_no_token() {
+async fn open_gateway_asks_for_no_token() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).clients("").server("open", "true").start().await;
@@ -136,7 +130,7 @@ async fn an_open_gateway_asks_for_no_token() {
 }
 
 #[tokio::test]
-async fn a_client_may_be_held_to_some_models() {
+async fn client_may_be_limited_to_some_models() {
     let upstream = Recorder::answering(completed()).await;
     let clients =
         format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
@@ -165,7 +159,7 @@ async fn a_client_may_be_held_to_some_models() {
 }
 
 #[tokio::test]
-async fn a_client_may_be_held_to_some_organizations() {
+async fn client_may_be_limited_to_some_organizations() {
     let upstream = Recorder::answering(completed()).await;
     let keys = [
         crate::world::simulator::siblings("org-a", 2),
@@ -183,7 +177,7 @@ async fn a_client_may_be_held_to_some_organizations() {
 }
 
 #[tokio::test]
-async fn what_is_not_served_is_unknown() {
+async fn other_urls_are_unknown() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let unknown = [
@@ -255,7 +249,7 @@ async fn models_of_an_open_gateway_are_404() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_connections_is_unreachable() {
+async fn upstream_that_refuses_connections_is_unreachable() {
     let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;
     for _ in 0..3 {
         expect(
@@ -272,7 +266,7 @@ async fn an_upstream_that_refuses_connections_is_unreachable() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
+async fn upstream_that_never_answers_times_out_and_is_asked_once() {
     let upstream = Recorder::answering(vec![Step::Hold]).await;
     let cluster = Cluster::new()
         .recorded_by(&upstream)
@@ -287,14 +281,14 @@ async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
 }
 
 #[tokio::test]
-async fn a_connection_lost_after_the_body_is_not_resent() {
+async fn connection_lost_after_the_body_is_not_resent() {
     for end in [Step::Close, Step::Reset] {
         let upstream =
             Recorder::answering(vec![Step::Pause(crate::world::waiting::ms(50)), end]).await;
         let cluster = Cluster::new().recorded_by(&upstream).start().await;
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 503, "{}", answer.text());
-        assert!((1..=60).contains(&waits(&answer)));
+        assert!((1..=60).contains(&answer.retry_after()));
         assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
     }
 }

@@ -18,7 +18,7 @@ fn refused(turns: &[Turn], status: u16) -> usize {
 }
 
 #[tokio::test]
-async fn a_dead_key_is_left_once_and_unseen() {
+async fn dead_key_is_left_once_and_unseen() {
     let cluster = Cluster::new().keys(siblings("org-a", 3)).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
@@ -47,7 +47,7 @@ async fn a_dead_key_is_left_once_and_unseen() {
 }
 
 #[tokio::test]
-async fn what_moves_is_the_same_turn_without_the_old_keys_state() {
+async fn moved_turn_is_the_same_without_the_old_keys_state() {
     let revoked = Arc::new(Mutex::new(None::<String>));
     let known = Arc::clone(&revoked);
     let upstream = Recorder::start(move |seen| {
@@ -85,7 +85,7 @@ async fn what_moves_is_the_same_turn_without_the_old_keys_state() {
 }
 
 #[tokio::test]
-async fn a_new_session_leaves_an_exhausted_organization() {
+async fn new_session_leaves_an_exhausted_organization() {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let cluster = Cluster::new().keys(keys).start().await;
     cluster.upstream().exhaust("org-a").await;
@@ -106,7 +106,7 @@ async fn a_new_session_leaves_an_exhausted_organization() {
 }
 
 #[tokio::test]
-async fn a_sealed_session_never_leaves_its_organization() {
+async fn sealed_session_never_leaves_its_organization() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let cluster = Cluster::new().keys(keys).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
@@ -140,7 +140,7 @@ async fn a_sealed_session_never_leaves_its_organization() {
 }
 
 #[tokio::test]
-async fn a_sealed_session_moves_within_its_organization_only() {
+async fn sealed_session_moves_within_its_organization_only() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let cluster = Cluster::new().keys(keys).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
@@ -159,7 +159,7 @@ async fn a_sealed_session_moves_within_its_organization_only() {
         ended.answer.status,
         ended.answer.text()
     );
-    assert!(crate::errors::waits(&ended.answer) >= 1);
+    assert!(ended.answer.retry_after() >= 1);
     let turns = cluster.turns().await;
     assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
 }
@@ -197,7 +197,7 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
 }
 
 #[tokio::test]
-async fn without_any_key_the_client_is_told_to_wait() {
+async fn client_is_told_to_wait_where_there_is_no_key() {
     let cluster = Cluster::new().keys(siblings("org-a", 2)).start().await;
     for key in ["org-a-1", "org-a-2"] {
         cluster.upstream().revoke(key).await;
@@ -210,13 +210,13 @@ async fn without_any_key_the_client_is_told_to_wait() {
             "{}",
             ended.answer.text()
         );
-        assert!(crate::errors::waits(&ended.answer) >= 1);
+        assert!(ended.answer.retry_after() >= 1);
     }
     assert!(refused(&cluster.turns().await, 401) <= 2, "each key was asked once");
 }
 
 #[tokio::test]
-async fn what_another_organization_sealed_is_refused_by_the_upstream_itself() {
+async fn reasoning_that_another_organization_sealed_is_refused_by_the_upstream() {
     // The session changes the gateway's pool under the client: the error is the upstream's, byte
     // for byte, and final.
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;

@@ -6,7 +6,6 @@ use std::sync::Mutex;
 
 use serde_json::json;
 
-use crate::errors::waits;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
 use crate::world::recorder::{Recorder, Step, answer, completed};
@@ -203,7 +202,7 @@ async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
 
 /// An organization that is unwell keeps nobody from finding the right one behind it.
 #[tokio::test]
-async fn the_search_goes_past_an_organization_that_is_unwell() {
+async fn search_goes_past_an_organization_that_is_unwell() {
     let (mut cluster, sessions) = so_many_sealed(Cluster::new(), 3 * SESSIONS).await;
     cluster.redis().tell(&["FLUSHALL"]).await;
     for number in 0..2 {
@@ -237,7 +236,7 @@ async fn the_search_goes_past_an_organization_that_is_unwell() {
 /// Where a session is looked for first there may be no quota left: it is not that organization's
 /// word that counts.
 #[tokio::test]
-async fn a_guess_that_is_exhausted_is_given_up() {
+async fn provisional_binding_that_is_exhausted_is_given_up() {
     let (mut cluster, sessions) = sealed(Cluster::new()).await;
     let turns = cluster.turns().await;
     cluster.redis().tell(&["FLUSHALL"]).await;
@@ -281,7 +280,7 @@ async fn a_guess_that_is_exhausted_is_given_up() {
 /// first that may be the right one at another time, and before it one that could open the history
 /// and had another fault to find.
 #[tokio::test]
-async fn what_the_others_say_is_the_last_word_of_a_search() {
+async fn answer_of_the_last_organization_ends_a_search() {
     let foreign = ("400 No", "invalid_encrypted_content");
     let (limited, failed, steep) = (
         ("429 No", "rate_limit_exceeded"),
@@ -345,7 +344,7 @@ async fn what_the_others_say_is_the_last_word_of_a_search() {
         .await;
         assert_eq!(got.status, status, "{what}: {}", got.text());
         assert!(status == 200 || got.code() == code, "{what}: {}", got.text());
-        assert!(!matches!(status, 429 | 503) || waits(&got) >= 1, "{what}");
+        assert!(!matches!(status, 429 | 503) || got.retry_after() >= 1, "{what}");
         let mut keys: Vec<_> =
             upstream.seen()[before..].iter().map(|seen| seen.key().to_owned()).collect();
         let last = keys.last().cloned();

@@ -44,7 +44,7 @@ async fn assert_inherited(cluster: &Running, forks: &[(String, Codex)]) {
 }
 
 #[tokio::test]
-async fn a_fork_begins_on_its_parents_key() {
+async fn fork_begins_on_its_parents_key() {
     let (cluster, sessions) = displaced().await;
     let mut forks = Vec::new();
     for codex in sessions {
@@ -59,7 +59,7 @@ async fn a_fork_begins_on_its_parents_key() {
 }
 
 #[tokio::test]
-async fn a_fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
+async fn fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
     let (mut cluster, sessions) = displaced().await;
     let mut agents = Vec::new();
     for codex in &sessions {
@@ -84,7 +84,7 @@ async fn a_fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
 }
 
 #[tokio::test]
-async fn a_fork_whose_parent_is_forgotten_finds_its_organization() {
+async fn fork_whose_parent_is_forgotten_finds_its_organization() {
     let (mut cluster, sessions) = displaced().await;
     cluster.redis().tell(&["FLUSHALL"]).await;
     for number in 0..2 {
@@ -112,7 +112,7 @@ async fn a_fork_whose_parent_is_forgotten_finds_its_organization() {
 /// history may go on with it, in the organization that can open it, which he finds as anybody does
 /// whose session is forgotten.
 #[tokio::test]
-async fn nobody_inherits_from_another_client() {
+async fn fork_inherits_nothing_from_another_client() {
     let (cluster, sessions) = displaced().await;
     let before = cluster.turns().await;
     let homes = keys_by_session(&before);

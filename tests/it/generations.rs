@@ -72,7 +72,7 @@ async fn newcomers(cluster: &Running, count: usize) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test]
-async fn a_new_key_takes_sessions_once_every_replica_has_it() {
+async fn new_key_takes_sessions_once_every_replica_has_it() {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let new = vec![Key::new("org-b-new", "org-b")];
     let mut cluster = three(keys.clone(), new.clone()).await;
@@ -131,7 +131,7 @@ async fn only_sessions_of_a_removed_key_move_and_each_of_them_once() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_rolled_back_is_left_once_all_have() {
+async fn key_that_is_rolled_back_is_left_once_all_have() {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let new = vec![Key { weight: 4, ..Key::new("org-b-new", "org-b") }];
     let mut cluster = three(keys.clone(), new.clone()).await;

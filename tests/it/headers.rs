@@ -13,7 +13,7 @@ const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"prompt-canary"}"
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
 #[tokio::test]
-async fn what_codex_sends_passes_with_values_and_order() {
+async fn headers_of_codex_pass_with_values_and_order() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for (number, shape) in shapes().iter().enumerate() {
@@ -96,7 +96,7 @@ async fn no_credential_of_the_client_goes_upstream() {
 }
 
 #[tokio::test]
-async fn a_credential_slot_other_than_authorization_is_no_token() {
+async fn credential_slot_other_than_authorization_is_no_token() {
     let cluster = Cluster::new().start().await;
     for slot in ["x-goog-api-key", "cookie", "proxy-authorization"] {
         let answer = ask(
@@ -208,7 +208,7 @@ async fn no_secret_is_ever_told() {
 }
 
 #[tokio::test]
-async fn the_hop_header_is_believed_only_beside_its_secret() {
+async fn hop_header_is_believed_only_beside_its_secret() {
     let upstream = Recorder::answering(completed()).await;
     let hop = format!("\n[hop]\nsecret = {HOP:?}\n");
     let clients = format!("{hop}[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n");

@@ -52,7 +52,7 @@ async fn is_unreachable(cluster: &Running) {
 /// C2, of a name that was never found. Which fault that is, no such name or no answer, is up to
 /// this machine's name servers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_nobody_knows_condemns_nobody() {
+async fn host_name_that_resolves_to_nothing_condemns_no_key() {
     is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;
 }
 
@@ -109,7 +109,7 @@ impl Server {
 /// C3: another authority's, another host's, an expired one: nobody is told anything, least of all
 /// in plain text, and nobody asks again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_that_is_not_to_be_trusted_is_told_nothing() {
+async fn certificate_that_is_not_to_be_trusted_is_told_nothing() {
     let folder = Folder::new();
     let (trusted, other) = (
         Certificates::make(folder.path(), "trusted").await,

@@ -27,7 +27,7 @@ fn http2() -> reqwest::Client {
 }
 
 #[tokio::test]
-async fn an_http2_client_is_served_the_same() {
+async fn http2_client_is_served_the_same() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let client = http2();
@@ -97,7 +97,7 @@ async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: So
 
 /// `http2 = true`: the upstream gets the bytes that the client sent, in one connection.
 #[tokio::test]
-async fn an_http2_upstream_is_asked_the_same() {
+async fn http2_upstream_is_asked_the_same() {
     let (folder, port, keys) = (Folder::new(), port::free(), siblings("org-a", 1));
     let simulator = Simulator::start(&folder, &keys, "").await;
     let certificates = Certificates::make(folder.path(), "upstream").await;
@@ -139,7 +139,7 @@ async fn head_is_answered_without_a_body() {
 }
 
 #[tokio::test]
-async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
+async fn http2_stream_that_is_reset_cancels_upstream_and_no_other() {
     let hold = vec![
         Step::Send(stream_head("")),
         Step::Send(chunk(b"data: 1\n\n")),
@@ -169,7 +169,7 @@ async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_a_go_ahead_gets_one() {
+async fn client_that_waits_for_a_go_ahead_gets_one() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
@@ -191,7 +191,7 @@ async fn a_client_that_waits_for_a_go_ahead_gets_one() {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_a_client_that_is_still_sending() {
+async fn refusal_reaches_a_client_that_is_still_sending() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new()
         .recorded_by(&upstream)
@@ -215,7 +215,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_closes_its_idle_connections_costs_no_turn() {
+async fn upstream_that_closes_its_idle_connections_costs_no_turn() {
     let mut steps = completed();
     steps.extend([Step::Pause(ms(20)), Step::Close]);
     let upstream = Recorder::answering(steps).await;
@@ -245,7 +245,7 @@ fn ambiguous(lines: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_request_of_doubtful_length_is_refused() {
+async fn request_of_doubtful_length_is_refused() {
     // What two parties on the way read differently is how one client's request becomes another's.
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
@@ -272,7 +272,7 @@ async fn a_request_of_doubtful_length_is_refused() {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_begins_no_second_request() {
+async fn length_beside_chunks_begins_no_second_request() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for both in [

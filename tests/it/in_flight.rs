@@ -76,7 +76,7 @@ async fn talk(cluster: &Running, number: usize, pace: &str) -> Socket {
     let mut socket =
         session(cluster.replicas[number].address(), ALICE, &crate::world::codex::uuid()).await;
     socket.send(&plain(pace)).await;
-    while socket.json().await["type"] != "response.created" {}
+    socket.event(&["response.created"]).await;
     socket
 }
 

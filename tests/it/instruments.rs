@@ -14,7 +14,7 @@ use crate::world::waiting::{SOON, eventually, ms, within};
 use crate::world::wire::{Request, ask};
 
 #[tokio::test]
-async fn the_balancer_takes_turns_and_touches_nothing() {
+async fn balancer_takes_turns_and_touches_nothing() {
     let folder = Folder::new();
     let cut = vec![
         Step::Send(stream_head("")),
@@ -46,7 +46,7 @@ async fn the_balancer_takes_turns_and_touches_nothing() {
 }
 
 #[tokio::test]
-async fn a_redis_is_its_tests_own() {
+async fn redis_belongs_to_its_test() {
     let folder = Folder::new();
     let (first, second) = (Redis::start(folder.path()).await, Redis::start(folder.path()).await);
     let _: () = first.ask(&["SET", "warmkey:aaaaaaaaaaaaaaaaaaaaaa", "a"]).await;
@@ -57,7 +57,7 @@ async fn a_redis_is_its_tests_own() {
 }
 
 #[tokio::test]
-async fn a_trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
+async fn trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
     let folder = Folder::new();
     let mut trio = Sentinel::start(folder.path()).await;
     let primary = trio.primary().await;
@@ -73,7 +73,7 @@ async fn a_trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
 }
 
 #[tokio::test]
-async fn a_sharded_redis_moves_its_slots_and_survives_its_primaries() {
+async fn sharded_redis_moves_its_slots_and_survives_its_primaries() {
     let folder = Folder::new();
     let mut shards = Shards::start(folder.path()).await;
     // Known by its specification, and the reason why names can be kept together.
@@ -94,7 +94,7 @@ async fn a_sharded_redis_moves_its_slots_and_survives_its_primaries() {
 }
 
 #[tokio::test]
-async fn a_cable_does_what_the_weather_says() {
+async fn cable_does_what_the_weather_says() {
     let folder = Folder::new();
     let mut redis = Redis::start(folder.path()).await;
     let cable = Cable::to(redis.address()).await;
@@ -134,7 +134,7 @@ async fn a_cable_does_what_the_weather_says() {
 }
 
 #[tokio::test]
-async fn a_redis_speaks_tls_beside_plain_text() {
+async fn redis_speaks_tls_beside_plain_text() {
     let folder = Folder::new();
     let certificates = Certificates::make(folder.path(), "good").await;
     let port = crate::world::port::free().port();

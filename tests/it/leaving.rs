@@ -48,7 +48,7 @@ async fn turns(cluster: &Running, outcome: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_in_mid_answer_cancels_upstream() {
+async fn client_that_leaves_in_mid_answer_cancels_upstream() {
     let upstream = Recorder::answering(vec![
         Step::Send(stream_head("")),
         Step::Send(chunk(CREATED)),
@@ -77,7 +77,7 @@ async fn a_client_that_leaves_in_mid_answer_cancels_upstream() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_answer_cancels_upstream() {
+async fn client_that_leaves_before_the_answer_cancels_upstream() {
     let upstream = Recorder::answering(vec![Step::Hold]).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut client = Connection::open(cluster.address()).await;
@@ -97,7 +97,7 @@ async fn a_client_that_leaves_before_the_answer_cancels_upstream() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_after_the_terminal_event_was_served() {
+async fn client_that_leaves_behind_the_terminal_event_was_served() {
     let upstream = Recorder::answering(vec![
         Step::Send(stream_head("")),
         Step::Send(chunk(CREATED)),
@@ -139,7 +139,7 @@ async fn a_client_that_leaves_after_the_terminal_event_was_served() {
 }
 
 #[tokio::test]
-async fn a_stream_that_never_ends_after_its_terminal_event_is_not_drained_for_long() {
+async fn stream_that_never_ends_after_its_terminal_event_is_not_drained_for_long() {
     let upstream = Recorder::answering(vec![
         Step::Send(stream_head("")),
         Step::Send(chunk(COMPLETED.as_bytes())),
@@ -160,7 +160,7 @@ async fn a_stream_that_never_ends_after_its_terminal_event_is_not_drained_for_lo
 }
 
 #[tokio::test]
-async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
+async fn stream_that_goes_quiet_is_ended_without_a_false_end() {
     // After its first event, and after some that came one by one.
     for events in [1, 4] {
         let some = std::iter::repeat_n([Step::Send(chunk(CREATED)), Step::Pause(ms(30))], events)
@@ -192,7 +192,7 @@ async fn a_stream_that_goes_quiet_is_ended_without_a_false_end() {
 /// Of events that come one by one, which the client's connection takes itself, and of such as are
 /// more than is kept for it.
 #[tokio::test]
-async fn a_client_that_takes_its_time_is_no_silence() {
+async fn client_that_reads_slowly_is_not_silent() {
     let kinds = [("one by one", 7_000, ms(2)), ("large", 300_000, Duration::ZERO)];
     let events = kinds.map(|(_, size, _)| format!("data: {}\n\n", "x".repeat(size)).into_bytes());
     let scripts: Vec<_> = kinds
@@ -245,7 +245,7 @@ async fn a_client_that_takes_its_time_is_no_silence() {
 }
 
 #[tokio::test]
-async fn a_stream_that_only_pauses_goes_on() {
+async fn stream_that_only_pauses_goes_on() {
     let mut steps = vec![Step::Send(stream_head(""))];
     for _ in 0..4 {
         steps.extend([Step::Send(chunk(CREATED)), Step::Pause(ms(500))]);
@@ -262,7 +262,7 @@ async fn a_stream_that_only_pauses_goes_on() {
 /// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends that, or
 /// whoever waits.
 #[tokio::test]
-async fn an_upstream_that_thinks_before_its_first_byte_is_waited_for() {
+async fn upstream_that_thinks_before_its_first_byte_is_waited_for() {
     let thinking = ms(1_500);
     let upstream = Recorder::start(move |seen| match seen.header("session-id") {
         Some("leaves") => vec![Step::Hold],
@@ -322,7 +322,7 @@ async fn events_are_passed_on_as_they_come() {
 }
 
 #[tokio::test]
-async fn a_connection_serves_one_turn_after_the_other() {
+async fn connection_serves_one_turn_after_the_other() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let mut client = Connection::open(cluster.address()).await;
@@ -345,7 +345,7 @@ async fn a_connection_serves_one_turn_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_while_it_is_sending_reaches_nobody() {
+async fn client_that_leaves_while_sending_reaches_no_upstream() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let head = format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n");
@@ -364,7 +364,7 @@ async fn a_client_that_leaves_while_it_is_sending_reaches_nobody() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_behind() {
+async fn turns_leave_no_connection_behind() {
     let upstream = Recorder::start(|seen| match seen.header("session-id") {
         Some("held") => vec![Step::Send(stream_head("")), Step::Send(chunk(CREATED)), Step::Hold],
         _ => [completed(), vec![Step::Close]].concat(),

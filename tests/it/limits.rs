@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::errors::waits;
 use crate::world::cluster::{ALICE, Cluster};
 use crate::world::codex::sha256;
 use crate::world::recorder::{Recorder, Step, chunk, completed, stream_head};
@@ -20,7 +19,7 @@ fn body(size: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_body_of_64_mib_passes_and_one_more_byte_does_not() {
+async fn body_of_64_mib_passes_and_one_more_byte_does_not() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let whole = body(64 << 20);
@@ -33,7 +32,7 @@ async fn a_body_of_64_mib_passes_and_one_more_byte_does_not() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
+async fn body_over_the_limit_is_refused_however_it_is_framed() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
@@ -65,7 +64,7 @@ async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
 }
 
 #[tokio::test]
-async fn a_compressed_bomb_is_not_unpacked() {
+async fn compressed_bomb_is_not_unpacked() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
@@ -134,7 +133,7 @@ async fn bodies_in_flight_have_a_limit_together() {
         "{}",
         refused.text()
     );
-    assert!((1..=60).contains(&waits(&refused)));
+    assert!((1..=60).contains(&refused.retry_after()));
     upstream.release(2);
     assert_eq!(first.await.expect("the client runs").status, 200);
     // What the first one held is given back.
@@ -160,7 +159,7 @@ async fn headers_that_do_not_come_end_the_connection() {
 /// A balancer keeps its connections for later: the time for headers is not the time between
 /// requests.
 #[tokio::test]
-async fn a_connection_that_has_asked_before_may_be_idle() {
+async fn connection_that_has_asked_before_may_be_idle() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("header_timeout", "\"1s\"").start().await;
@@ -189,7 +188,7 @@ async fn headers_that_drip_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
+async fn reader_that_does_not_read_costs_at_most_a_mebibyte() {
     const READERS: u64 = 40;
     let event = format!(
         "event: response.output_text.delta\ndata: {{\"delta\":\"{}\"}}\n\n",

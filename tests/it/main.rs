@@ -28,14 +28,14 @@ mod health;
 mod hosts;
 mod marathon;
 mod reload;
-mod roll;
+mod membership;
 mod scripts;
 
 mod answers;
 mod bytes;
 mod headers;
 
-mod books;
+mod records;
 mod configuration;
 mod drain;
 mod errors;
@@ -48,7 +48,7 @@ mod in_flight;
 mod operator;
 mod trail;
 
-mod parting;
+mod closing;
 mod upgrade;
 mod websocket;
 

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::{Codex, Talk};
 use crate::world::redis::shape::Shape;
-use crate::world::simulator::{Ill, Key, Turn};
+use crate::world::simulator::{Fault, Key, Turn};
 use crate::world::waiting::is_long;
 
 /// Of each session, in each phase.
@@ -255,8 +255,16 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon.phase("calm", &Trouble::default()).await;
 
     // One project is waited for, one is left to its sibling for a while.
-    marathon.cluster.upstream().ails(Ill::limited(2).project("org-c-main").times(many)).await;
-    marathon.cluster.upstream().ails(Ill::limited(8).project("org-a-side").times(many / 10)).await;
+    marathon
+        .cluster
+        .upstream()
+        .fails_with(Fault::limited(2).project("org-c-main").times(many))
+        .await;
+    marathon
+        .cluster
+        .upstream()
+        .fails_with(Fault::limited(8).project("org-a-side").times(many / 10))
+        .await;
     marathon.phase("limits", &Trouble::short(&["org-a-4", "org-a-5"])).await;
     marathon.cluster.upstream().heal().await;
     marathon.calms_down().await;
@@ -264,7 +272,7 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon
         .cluster
         .upstream()
-        .ails(Ill::down(502).code("server_error").key("org-b-1").times(many / 4))
+        .fails_with(Fault::down(502).code("server_error").key("org-b-1").times(many / 4))
         .await;
     marathon.phase("failures", &Trouble::short(&["org-b-1"])).await;
     marathon.cluster.upstream().heal().await;

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::world::admin::TOKEN;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::{Codex, uuid};
+use crate::world::sessions::{begin, begin_on, first_key, turn_each};
 use crate::world::simulator::{Key, Turn, path_of, siblings};
 use crate::world::socket::{Socket, plain, session};
 use crate::world::waiting::{SOON, eventually, found, ms};
@@ -21,25 +22,6 @@ fn three_replicas() -> Cluster {
     Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"))
 }
 
-/// Sessions that have each had a turn.
-async fn begun(cluster: &Running, count: usize) -> Vec<Codex> {
-    let mut sessions = Vec::new();
-    for number in 0..count {
-        let mut codex = Codex::new(cluster.replicas[number % 3].address(), ALICE);
-        codex.turn("first").await.served();
-        sessions.push(codex);
-    }
-    sessions
-}
-
-/// A turn of each, at another replica than the last one.
-async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) {
-    for (number, codex) in sessions.iter_mut().enumerate() {
-        codex.moves_to(cluster.replicas[(number + round) % 3].address());
-        codex.turn("again").await.served();
-    }
-}
-
 /// A turn at each replica that names no session: it goes by load, and the first of idle keys is the
 /// first in the file.
 async fn nameless(cluster: &Running) {
@@ -50,24 +32,10 @@ async fn nameless(cluster: &Running) {
     }
 }
 
-fn first_key(turns: &[Turn], codex: &Codex) -> String {
-    path_of(turns, &codex.session).remove(0)
-}
-
 /// A key of org-a that one of `sessions` is bound to.
 fn a_key_of(turns: &[Turn], sessions: &[Codex]) -> String {
     let keys = sessions.iter().map(|codex| first_key(turns, codex));
     keys.into_iter().find(|key| key.starts_with("org-a")).expect("a session in org-a")
-}
-
-/// A session whose first key's name begins so, after its first turn.
-async fn begun_in(cluster: &Running, prefix: &str) -> Codex {
-    found("a session whose first key is called so", async || {
-        let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
-        codex.turn("first").await.served();
-        first_key(&cluster.turns().await, &codex).starts_with(prefix).then_some(codex)
-    })
-    .await
 }
 
 /// A WebSocket of a session that is bound to this key, after its first turn.
@@ -76,16 +44,16 @@ async fn socket_on(cluster: &Running, replica: usize, key: &str) -> Socket {
         let id = uuid();
         let mut socket = session(cluster.replicas[replica].address(), ALICE, &id).await;
         socket.send(&plain("hello")).await;
-        while socket.json().await["type"] != "response.completed" {}
+        socket.event(&["response.completed"]).await;
         (path_of(&cluster.turns().await, &id) == [key]).then_some(socket)
     })
     .await
 }
 
 #[tokio::test]
-async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
+async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 12).await;
+    let mut sessions = begin(&cluster, 12).await;
     let before = cluster.turns().await;
     let key = a_key_of(&before, &sessions);
     let done = cluster.replicas[1].word("disable", &key).await;
@@ -98,7 +66,7 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
     for round in 1..3 {
         turn_each(&cluster, &mut sessions, round).await;
     }
-    sessions.extend(begun(&cluster, 12).await);
+    sessions.extend(begin(&cluster, 12).await);
     let turns = cluster.turns().await;
     assert!(
         turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
@@ -131,10 +99,10 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
 /// Twice in a row: by sessions that have never moved, and by one that has, from the first key in
 /// the file to the next.
 #[tokio::test]
-async fn a_drained_key_is_left_for_good() {
+async fn drained_key_is_left_for_good() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 11).await;
-    sessions.push(begun_in(&cluster, "org-a-1").await);
+    let mut sessions = begin(&cluster, 11).await;
+    sessions.push(begin_on(&cluster, "org-a-1").await.0);
     for moves in 0..2 {
         let before = cluster.turns().await;
         let path = path_of(&before, &sessions[11].session);
@@ -143,7 +111,7 @@ async fn a_drained_key_is_left_for_good() {
         cluster.replicas[0].word("drain", &key).await;
         cluster.all_have(&key, DISABLED).await;
         turn_each(&cluster, &mut sessions, moves).await;
-        begun(&cluster, 6).await;
+        begin(&cluster, 6).await;
         nameless(&cluster).await;
         let turns = cluster.turns().await;
         assert!(
@@ -173,7 +141,7 @@ async fn a_drained_key_is_left_for_good() {
 }
 
 #[tokio::test]
-async fn a_websocket_hears_the_word_between_its_turns() {
+async fn websocket_obeys_a_command_between_its_turns() {
     // Wherever a session begins, there is a sibling to go to.
     let cluster = three_replicas().keys(siblings("org-a", 3)).start().await;
     for verb in ["disable", "drain"] {
@@ -183,11 +151,11 @@ async fn a_websocket_hears_the_word_between_its_turns() {
         let mut quiet = socket_on(&cluster, 1, &key).await;
         let mut busy = socket_on(&cluster, 2, &key).await;
         busy.send(&plain("SLOW:4x1s")).await;
-        while busy.json().await["type"] != "response.created" {}
+        busy.event(&["response.created"]).await;
         cluster.replicas[1].word(verb, &key).await;
         assert_eq!(quiet.closed().await, 1001, "{verb}");
         // A response that has begun comes to its end.
-        while busy.json().await["type"] != "response.completed" {}
+        busy.event(&["response.completed"]).await;
         assert_eq!(busy.closed().await, 1001, "{verb}");
         talk.turn("two").await;
         cluster.replicas[2].word("enable", &key).await;
@@ -206,9 +174,9 @@ async fn a_websocket_hears_the_word_between_its_turns() {
 }
 
 #[tokio::test]
-async fn a_word_on_an_organization_is_one_on_all_its_keys() {
+async fn command_on_an_organization_is_one_on_all_its_keys() {
     let cluster = three_replicas().start().await;
-    let mut there = begun_in(&cluster, "org-b").await;
+    let mut there = begin_on(&cluster, "org-b").await.0;
     let before = cluster.turns().await;
     let done = cluster.replicas[0].word("disable", "org:org-b").await;
     assert_eq!(done["keys"].as_array().map(Vec::len), Some(1), "{done}");
@@ -222,7 +190,7 @@ async fn a_word_on_an_organization_is_one_on_all_its_keys() {
         ended.answer.text()
     );
     assert!(ended.answer.header("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok()));
-    begun(&cluster, 12).await;
+    begin(&cluster, 12).await;
     let turns = cluster.turns().await;
     assert!(
         turns[before.len()..].iter().all(|turn| turn.organization == "org-a"),
@@ -239,7 +207,7 @@ async fn a_word_on_an_organization_is_one_on_all_its_keys() {
 }
 
 #[tokio::test]
-async fn a_word_outlives_replicas_and_the_store() {
+async fn command_outlives_replicas_and_the_store() {
     let mut cluster = three_replicas().server("drain", "\"2s\"").start().await;
     cluster.replicas[0].word("disable", "org-a-1").await;
     cluster.replicas[0].word("drain", "org:org-b").await;
@@ -275,15 +243,15 @@ async fn a_word_outlives_replicas_and_the_store() {
         cluster.replace(number).await;
         holds(&cluster).await;
     }
-    begun(&cluster, 12).await;
+    begin(&cluster, 12).await;
     let used: BTreeSet<String> = cluster.turns().await.into_iter().map(|turn| turn.key).collect();
     assert_eq!(used, BTreeSet::from(["org-a-2", "org-a-3"].map(String::from)));
 }
 
 #[tokio::test]
-async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
+async fn command_is_taken_without_the_store_and_shared_once_it_is_back() {
     let mut cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 6).await;
+    let mut sessions = begin(&cluster, 6).await;
     cluster.redis().kill().await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 0.0).await;
@@ -316,10 +284,10 @@ async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_probe_brings_back_what_has_been_put_right() {
+async fn probe_brings_back_what_has_been_put_right() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 8).await;
-    let mut there = begun_in(&cluster, "org-a").await;
+    let mut sessions = begin(&cluster, 8).await;
+    let mut there = begin_on(&cluster, "org-a").await.0;
     cluster.upstream().exhaust("org-a").await;
     there.turn("no credit").await;
     cluster.all_have("org-a-2", DISABLED).await;
@@ -359,12 +327,12 @@ async fn a_probe_brings_back_what_has_been_put_right() {
 /// The first key in the file, which has a session that has never moved, and one that an operator's
 /// word has moved to it.
 #[tokio::test]
-async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
+async fn key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     let mut cluster =
         three_replicas().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
-    let mut sessions = begun(&cluster, 10).await;
-    sessions.push(begun_in(&cluster, "org-a-1").await);
-    sessions.push(begun_in(&cluster, "org-a-2").await);
+    let mut sessions = begin(&cluster, 10).await;
+    sessions.push(begin_on(&cluster, "org-a-1").await.0);
+    sessions.push(begin_on(&cluster, "org-a-2").await.0);
     cluster.replicas[0].word("drain", "org-a-2").await;
     cluster.all_have("org-a-2", DISABLED).await;
     turn_each(&cluster, &mut sessions, 1).await;
@@ -389,7 +357,7 @@ async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     }
     let there = kept[before.len()..].iter().filter(|turn| turn.key == "org-a-1").count();
     assert!(there >= 2, "those that it has stay, however they came: {there}");
-    begun(&cluster, 24).await;
+    begin(&cluster, 24).await;
     nameless(&cluster).await;
     let turns = cluster.turns().await;
     let nameless: Vec<_> =

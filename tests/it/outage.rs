@@ -53,7 +53,7 @@ async fn replicas_start_and_agree_without_redis() {
 }
 
 #[tokio::test]
-async fn a_redis_that_dies_costs_no_turn_and_moves_no_session() {
+async fn redis_that_dies_costs_no_turn_and_moves_no_session() {
     let mut cluster = Cluster::new()
         .keys(siblings("org-a", 4))
         .redis()
@@ -79,7 +79,7 @@ async fn a_redis_that_dies_costs_no_turn_and_moves_no_session() {
 }
 
 #[tokio::test]
-async fn a_redis_that_hangs_is_waited_for_no_longer_than_said() {
+async fn redis_that_hangs_is_waited_for_no_longer_than_said() {
     let mut cluster = Cluster::new()
         .keys(siblings("org-a", 4))
         .redis()
@@ -103,7 +103,7 @@ async fn a_redis_that_hangs_is_waited_for_no_longer_than_said() {
 }
 
 #[tokio::test]
-async fn a_connection_that_falls_silent_is_remade() {
+async fn connection_that_falls_silent_is_remade() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let wire = Cable::to(redis.address()).await;
@@ -130,7 +130,7 @@ async fn a_connection_that_falls_silent_is_remade() {
 }
 
 #[tokio::test]
-async fn an_error_for_one_session_is_no_outage() {
+async fn error_for_one_session_is_no_outage() {
     let mut cluster = Cluster::new().keys(siblings("org-a", 4)).redis().start().await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let mut odd = Codex::new(cluster.address(), ALICE);
@@ -157,7 +157,7 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
 /// since, without anybody who could tell it of them: their order begins elsewhere now. Each guess
 /// takes a connection.
 #[tokio::test]
-async fn a_websocket_finds_its_organization_again_without_redis() {
+async fn websocket_finds_its_organization_again_without_redis() {
     let new: Vec<Key> = ["org-b", "org-c"]
         .map(|name| Key { weight: 20, ..Key::new(&format!("{name}-1"), name) })
         .into();

@@ -5,143 +5,28 @@
 //! right one.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::world::cable::{Cable, Weather};
+use crate::world::chain::{
+    Chain, asked_of_the_store, id_of, keys, made, owners, project_of, stored_by, two_projects,
+};
 use crate::world::cluster::{ALICE, BOB, Cluster, Running};
 use crate::world::codex::uuid;
 use crate::world::process::Folder;
 use crate::world::redis::Redis;
-use crate::world::simulator::{Key, Turn};
-use crate::world::waiting::{SOON, eventually, ms};
-use crate::world::wire::{Answer, Connection, Piece, Request, ask};
+use crate::world::simulator::Key;
+use crate::world::waiting::{SOON, eventually, found, ms};
+use crate::world::wire::{Connection, Piece, Request, ask};
 
 mod files;
-mod issued;
+mod ids;
 mod socket;
 
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
 const SPILLED: &str = r#"warmkey_bindings_total{result="spilled"}"#;
-
-/// Keys of three projects. Replica `number` would send nearly everything to a project of its own.
-fn keys(number: usize) -> Vec<Key> {
-    let mut keys = vec![
-        Key::new("a-1", "org-a").of_project("one"),
-        Key::new("a-2", "org-a").of_project("one"),
-        Key::new("a-3", "org-a").of_project("two"),
-        Key::new("b-1", "org-b").of_project("one"),
-    ];
-    keys[[0, 2, 3][number]].weight = 50;
-    keys
-}
-
-fn project_of(key: &str) -> String {
-    let key = keys(0).into_iter().find(|one| one.id == key).expect("one of the keys");
-    format!("{}/{}", key.organization, key.project)
-}
-
-/// Two keys of two projects of one organization.
-fn two_projects() -> Vec<Key> {
-    vec![Key::new("a-1", "org-a").of_project("one"), Key::new("a-3", "org-a").of_project("two")]
-}
-
-/// A conversation that its upstream keeps: each turn sends what is new, and the id of what it goes
-/// on from.
-#[derive(Clone)]
-struct Chain {
-    address: SocketAddr,
-    token: &'static str,
-    session: Option<String>,
-    is_streamed: bool,
-    previous: Option<String>,
-}
-
-impl Chain {
-    fn new(address: SocketAddr) -> Self {
-        Self { address, token: ALICE, session: None, is_streamed: false, previous: None }
-    }
-
-    fn of_session(self, session: &str) -> Self {
-        Self { session: Some(session.into()), ..self }
-    }
-
-    fn after(self, id: &str) -> Self {
-        Self { previous: Some(id.into()), ..self }
-    }
-
-    fn request(&self, fields: &Value) -> Request {
-        let mut body = json!({ "model": "gpt-5.4", "input": uuid(), "stream": self.is_streamed });
-        if let Some(id) = &self.previous {
-            body["previous_response_id"] = json!(id);
-        }
-        for (name, value) in fields.as_object().expect("fields") {
-            body[name] = value.clone();
-        }
-        let request = Request::turn(self.token, body.to_string());
-        self.session.iter().fold(request, |request, session| request.header("session-id", session))
-    }
-
-    async fn asks(&self, fields: Value) -> Answer {
-        ask(self.address, &self.request(&fields)).await
-    }
-
-    /// A turn that is served, and the next one goes on from. Returns its id.
-    async fn turn(&mut self) -> String {
-        let answer = self.asks(json!({})).await;
-        assert_eq!(answer.status, 200, "{} after {:?}", answer.text(), self.previous);
-        self.previous = Some(id_of(&answer));
-        id_of(&answer)
-    }
-}
-
-/// The id of the response that an answer holds.
-fn id_of(answer: &Answer) -> String {
-    let text = answer.text();
-    let data = text.lines().find_map(|line| line.strip_prefix("data: "));
-    let json: Value = serde_json::from_str(data.unwrap_or(&text)).expect("an answer is JSON");
-    json.pointer("/response/id")
-        .unwrap_or(&json["id"])
-        .as_str()
-        .expect("a response has an id")
-        .to_owned()
-}
-
-/// The turn of the record that made this response.
-fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
-    turns
-        .iter()
-        .find(|turn| turn.response_id.as_deref() == Some(id))
-        .unwrap_or_else(|| panic!("{id} is on record"))
-}
-
-/// A response that this key has made, by going on with new sessions until one is bound to it.
-async fn stored_by(cluster: &Running, key: &str) -> String {
-    for _ in 0..100 {
-        let id = Chain::new(cluster.address()).of_session(&uuid()).turn().await;
-        if made(&cluster.turns().await, &id).key == key {
-            return id;
-        }
-    }
-    panic!("{key} takes a session in a hundred");
-}
-
-/// What the gateway has asked of its store for turns.
-async fn asked_of_the_store(cluster: &Running) -> f64 {
-    // Replicas ask for each other's words all the time.
-    let is_beat =
-        |series: &str| ["roll", "board"].iter().any(|operation| series.contains(operation));
-    let is_turns =
-        |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_beat(series);
-    cluster.replica().metrics().await.sum_where(is_turns)
-}
-
-/// The names of all owners that are stored.
-async fn owners(redis: &Redis) -> Vec<String> {
-    redis.ask(&["KEYS", "*.response"]).await
-}
 
 #[tokio::test]
 async fn b19_response_ownership() {
@@ -188,7 +73,7 @@ async fn b19_response_ownership() {
 
 /// B19: whichever replica it is used on, and however slowly the one that issued it is heard.
 #[tokio::test]
-async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
+async fn id_is_good_on_every_replica_the_moment_it_can_be_read() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let slow = Cable::to(redis.address()).await;
@@ -199,17 +84,16 @@ async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
         let first = Chain { is_streamed, ..Chain::new(cluster.replicas[0].address()) };
         let mut connection = Connection::open(first.address).await;
         let mut answer = connection.ask(&first.request(&json!({}))).await.expect("an answer");
-        let id = loop {
+        let id = found("the id of the response", async || {
             let Piece::Bytes(bytes) = connection.piece().await else {
                 panic!("the id comes: {}", answer.text())
             };
             answer.body.extend_from_slice(&bytes);
             let text = answer.text();
-            let id = text.split_once("\"id\":\"").and_then(|(_, rest)| rest.split_once('"'));
-            if let Some((id, _)) = id {
-                break id.to_owned();
-            }
-        };
+            let (_, rest) = text.split_once("\"id\":\"")?;
+            rest.split_once('"').map(|(id, _)| id.to_owned())
+        })
+        .await;
         // Its own answer goes on meanwhile.
         Chain::new(cluster.replicas[1].address()).after(&id).turn().await;
         connection.finish(&mut answer).await;
@@ -218,7 +102,7 @@ async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
 }
 
 #[tokio::test]
-async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() {
+async fn replica_without_the_store_goes_by_its_memory_and_stores_it_later() {
     let mut cluster =
         Cluster::new().keys(keys(0)).replicas(2).redis().store("timeout = \"300ms\"").start().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
@@ -257,7 +141,7 @@ async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() 
 }
 
 #[tokio::test]
-async fn what_a_flush_has_lost_comes_back() {
+async fn owners_that_a_flush_has_lost_come_back() {
     let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
     let mut chain = Chain::new(cluster.replicas[0].address());
     let first = chain.turn().await;
@@ -328,7 +212,7 @@ fn json_text(error: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_turn_goes_where_its_previous_response_is_and_the_binding_stays() {
+async fn turn_goes_where_its_previous_response_is_and_the_binding_stays() {
     let cluster = Cluster::new().keys(two_projects()).start().await;
     let (one, two) = (stored_by(&cluster, "a-1").await, stored_by(&cluster, "a-3").await);
     let key_of = async |id: &str| made(&cluster.turns().await, id).key.clone();
@@ -354,7 +238,7 @@ async fn a_turn_goes_where_its_previous_response_is_and_the_binding_stays() {
 }
 
 #[tokio::test]
-async fn a_project_that_cannot_serve_is_named_and_nobody_serves_instead() {
+async fn project_that_cannot_serve_is_named_and_no_other_serves_instead() {
     for (fault, status, code) in [
         (
             json!({ "key": "a-3", "status": 401, "code": "invalid_api_key" }),

@@ -159,7 +159,7 @@ async fn three_replicas() -> Running {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_promise_holds_while_replicas_die() {
+async fn promise_holds_while_replicas_die() {
     let single = single_key().await;
     assert!(
         single.iter().all(|(_, of_ideal)| *of_ideal > 0.99),

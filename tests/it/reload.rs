@@ -16,7 +16,7 @@ use crate::world::wire::{Request, ask};
 const FAILURES: &str = "warmkey_reload_failures_total";
 
 #[tokio::test]
-async fn a_key_changes_its_secret_and_nothing_else() {
+async fn key_changes_its_secret_and_nothing_else() {
     let old = siblings("org-a", 1);
     let new = Key::new("rotated", "org-a");
     let mut cluster = Cluster::new()
@@ -49,7 +49,7 @@ async fn a_key_changes_its_secret_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_token_is_rotated_without_a_gap() {
+async fn token_is_rotated_without_a_gap() {
     let section = |token: &str| format!("[[client]]\nid = \"alice\"\ntoken = {token:?}\n");
     let (old, new) = ("token-canary-old", "token-canary-new");
     let mut cluster = Cluster::new().replicas(2).redis().clients(&section(old)).start().await;
@@ -100,7 +100,7 @@ fn project(mount: &Path, version: &str, files: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn what_kubernetes_swaps_is_noticed() {
+async fn file_that_kubernetes_swaps_is_noticed() {
     let mount = Folder::new();
     let tokens = |token: &str| format!("# one a line\nalice {token}\n");
     project(mount.path(), "..1", &[("tokens", &tokens("token-canary-1"))]);
@@ -145,7 +145,7 @@ async fn what_kubernetes_swaps_is_noticed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
+async fn configuration_that_cannot_be_used_is_told_once_and_changes_nothing() {
     let mut cluster = Cluster::new().start().await;
     let replica = cluster.replica();
     let mut codex = Codex::new(cluster.address(), ALICE);
@@ -222,7 +222,7 @@ async fn gateway_is_as_open_as_it_was_started() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_refused_while_its_secret_changes_is_tried_with_the_new_one() {
+async fn key_that_is_refused_while_its_secret_changes_is_tried_with_the_new_one() {
     let old = siblings("org-a", 1);
     let mut cluster =
         Cluster::new().keys(old.clone()).spare(vec![Key::new("rotated", "org-a")]).start().await;

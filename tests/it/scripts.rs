@@ -8,61 +8,18 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use warmkey::metrics::Metrics;
-use warmkey::setting::{Secret, SecretSource, Span};
 use warmkey::store::memory::Memory;
-use warmkey::store::{Held, Replaced, Settings, Store};
-use warmkey::task::Tasks;
-
-use crate::world::process::Folder;
-use crate::world::redis::Redis;
-use crate::world::waiting::SOON;
 use warmkey::store::name::Name;
+use warmkey::store::{Held, Replaced, Store};
+
+use crate::world::store::Real;
+use crate::world::waiting::SOON;
 
 mod board;
 
 const TTL: Duration = Duration::from_secs(600);
 /// On both sides of one digit and of two: an epoch is a number, not a text.
 const EPOCHS: [u32; 8] = [1, 2, 8, 9, 10, 11, 99, 100];
-
-/// A real Redis, and a store in it.
-pub struct Real {
-    pub redis: Redis,
-    pub store: Store,
-    tasks: Tasks,
-    _folder: Folder,
-}
-
-impl Real {
-    pub async fn new() -> Self {
-        Self::with_user("", &[]).await
-    }
-
-    /// As this user, if there is one, who may do this.
-    async fn with_user(user: &str, rules: &[&str]) -> Self {
-        let folder = Folder::new();
-        let redis = Redis::start(folder.path()).await;
-        let mut url = redis.url();
-        if !user.is_empty() {
-            redis.tell(&[&["ACL", "SETUSER", user, "on", ">pw"][..], rules].concat()).await;
-            url = url.replace("://", &format!("://{user}:pw@"));
-        }
-        let url = SecretSource::Text(Secret::new(url));
-        let settings = Settings { url, prefix: "w".into(), timeout: Span(SOON), ca_file: None };
-        let tasks = Tasks::new();
-        let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)
-            .expect("the address is one");
-        assert!(store.ready(SOON).await, "{:?}", store.fault());
-        Self { redis, store, tasks, _folder: folder }
-    }
-
-    async fn held(&self, id: &str) -> Held {
-        self.store
-            .get(Name::Binding(id), &mut self.store.budget())
-            .await
-            .expect("an answer")
-            .expect("it is stored")
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -149,7 +106,7 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
 }
 
 #[tokio::test]
-async fn the_scripts_do_what_the_in_process_store_does() {
+async fn scripts_do_what_the_in_process_store_does() {
     let real = Real::new().await;
     let model = Store::in_memory(Arc::new(Memory::new(10_000)), Arc::new(Metrics::new()));
     let (mut runner, operations) = (TestRunner::default(), prop::collection::vec(operation(), 30));
@@ -168,7 +125,7 @@ async fn the_scripts_do_what_the_in_process_store_does() {
 }
 
 #[tokio::test]
-async fn a_merge_compares_epochs_as_numbers() {
+async fn merge_compares_epochs_as_numbers() {
     let Real { redis: _redis, store, tasks, _folder } = &Real::new().await;
     for old in EPOCHS {
         for new in EPOCHS {
@@ -191,7 +148,7 @@ async fn a_merge_compares_epochs_as_numbers() {
 
 /// Each write of a life is pushed to all who track the name.
 #[tokio::test]
-async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
+async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     let real = Real::new().await;
     let store = &real.store;
     let second = Duration::from_secs(1);
@@ -227,7 +184,7 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_told_is_stored_all_the_same() {
+async fn binding_is_stored_even_where_it_cannot_be_announced() {
     let real = Real::with_user("quiet", &["~*", "resetchannels", "+@all"]).await;
     let (store, budget) = (&real.store, &mut real.store.budget());
     assert_eq!(store.begin(Name::Binding("s"), "key 1 1", false, TTL, budget).await.unwrap(), None);

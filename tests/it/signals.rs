@@ -64,7 +64,7 @@ async fn every_signal_names_a_session_and_the_strongest_wins() {
 }
 
 #[tokio::test]
-async fn a_malformed_signal_is_skipped() {
+async fn malformed_signal_is_skipped() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for (number, wrong) in
@@ -85,7 +85,7 @@ async fn a_malformed_signal_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_names_its_session_too() {
+async fn compressed_body_names_its_session_too() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let body = |text: &str| {
@@ -107,7 +107,7 @@ async fn a_compressed_body_names_its_session_too() {
 }
 
 #[tokio::test]
-async fn a_body_is_read_as_its_upstream_reads_it() {
+async fn body_is_read_as_its_upstream_reads_it() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let bodies = [
@@ -131,7 +131,7 @@ async fn a_body_is_read_as_its_upstream_reads_it() {
 }
 
 #[tokio::test]
-async fn without_a_signal_the_stable_prefix_is_one() {
+async fn stable_prefix_is_the_signal_where_there_is_no_other() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let chat = |model: &str, system: &str, user: &str, later: &str| {

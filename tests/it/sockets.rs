@@ -24,7 +24,7 @@ fn served(turns: &[Turn], session: &str) -> Vec<Turn> {
 }
 
 #[tokio::test]
-async fn a_session_has_one_key_by_either_transport() {
+async fn session_has_one_key_by_either_transport() {
     let cluster = cluster().start().await;
     let mut frames = BTreeSet::new();
     for number in 0..8 {
@@ -106,7 +106,7 @@ async fn b20_one_connection_one_key() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_closes_at_its_limit_costs_nothing() {
+async fn upstream_that_closes_at_its_limit_costs_nothing() {
     // Sixty minutes are 7.2 seconds.
     let cluster = Cluster::new().simulator("time_scale = 500").start().await;
     let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
@@ -122,7 +122,7 @@ async fn an_upstream_that_closes_at_its_limit_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_killed_in_mid_turn_costs_a_connection() {
+async fn replica_that_is_killed_in_mid_turn_costs_a_connection() {
     let mut cluster = cluster().start().await;
     let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
     talk.turn("one").await;

@@ -1,14 +1,10 @@
 //! The store by itself, against every shape of Redis: what it answers, whom it follows, and how
 //! soon it is back.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use tokio::time::Instant;
-use warmkey::metrics::Metrics;
-use warmkey::setting::{Secret, SecretSource, Span};
-use warmkey::store::{Replaced, Settings, Store};
-use warmkey::task::Tasks;
+use warmkey::setting::SecretSource;
+use warmkey::store::name::Name;
+use warmkey::store::{Replaced, Settings};
 
 use crate::world::cable::{Cable, Weather};
 use crate::world::certificates::Certificates;
@@ -18,89 +14,14 @@ use crate::world::redis::Redis;
 use crate::world::redis::sentinel::{self, Sentinel};
 use crate::world::redis::shape::{self, Shape};
 use crate::world::redis::shards::{Shards, slot_of};
+use crate::world::store::{LONG, Opened, TIMEOUT, one_of_each, settings};
 use crate::world::waiting::{SOON, eventually, ms, within};
-use warmkey::store::name::Name;
 
-mod tls;
 mod scan;
-
-const LONG: Duration = Duration::from_secs(60);
-/// A machine that compiles meanwhile is slow.
-const TIMEOUT: Duration = ms(500);
-
-struct Opened {
-    store: Store,
-    metrics: Arc<Metrics>,
-    /// They end with it.
-    _tasks: Tasks,
-}
-
-impl Opened {
-    fn of(settings: &Settings) -> Self {
-        let (metrics, tasks) = (Arc::new(Metrics::new()), Tasks::new());
-        let store = Store::in_redis(settings, Arc::clone(&metrics), &tasks)
-            .expect("the address is well formed");
-        Self { store, metrics, _tasks: tasks }
-    }
-
-    async fn ready(settings: &Settings) -> Self {
-        let opened = Self::of(settings);
-        assert!(opened.store.ready(SOON).await, "{:?}", opened.store.fault());
-        opened
-    }
-
-    async fn at(url: &str) -> Self {
-        Self::ready(&settings(url)).await
-    }
-
-    /// Whether a value is stored, as long as the store answers.
-    async fn finds(&self, id: &str) -> Option<bool> {
-        self.store
-            .get(Name::Binding(id), &mut self.store.budget())
-            .await
-            .ok()
-            .map(|held| held.is_some())
-    }
-
-    async fn claims(&self, id: &str) -> bool {
-        self.store.claim(Name::Binding(id), "key 1 1", LONG, &mut self.store.budget()).await.is_ok()
-    }
-
-    async fn becomes(&self, up: bool) {
-        let mut health = self.store.health();
-        let turned = tokio::time::timeout(SOON, health.wait_for(|now| *now == up)).await;
-        assert!(turned.is_ok_and(|turned| turned.is_ok()), "{:?}", self.store.fault());
-    }
-
-    fn series(&self, name: &str) -> u64 {
-        let page = self.metrics.render();
-        page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0)
-    }
-
-    fn failures(&self, reason: &str) -> u64 {
-        self.series(&format!("warmkey_store_failures_total{{reason=\"{reason}\"}}"))
-    }
-}
-
-fn settings(url: &str) -> Settings {
-    Settings {
-        url: SecretSource::Text(Secret::new(url)),
-        prefix: "w".into(),
-        timeout: Span(TIMEOUT),
-        ca_file: None,
-    }
-}
-
-/// Ids whose names are in each shard, by the shard.
-fn one_of_each() -> Vec<String> {
-    let in_shard = |shard| {
-        (0..).map(|n| format!("s{n}")).find(|id| Shards::shard_of(&format!("w:{id}")) == shard)
-    };
-    (0..3).map(|shard| in_shard(shard).expect("there is one")).collect()
-}
+mod tls;
 
 #[tokio::test]
-async fn a_store_does_the_same_in_every_shape() {
+async fn store_does_the_same_in_every_shape() {
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
         let folder = Folder::new();
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
@@ -185,7 +106,7 @@ async fn a_store_does_the_same_in_every_shape() {
             // What was stored, or lives longer, is told, and nothing else: no claim, no word that
             // lost. Of one session in order.
             let (mut told, mut told_next) = (Vec::new(), Vec::new());
-            while told.len() < 4 || told_next.is_empty() {
+            for _ in 0..5 {
                 let news = within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
                 if news.id == next { &mut told_next } else { &mut told }.push(news.value);
             }
@@ -197,7 +118,7 @@ async fn a_store_does_the_same_in_every_shape() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_stopped_is_left_and_found_again() {
+async fn store_that_is_stopped_is_left_and_found_again() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let opened = Opened::at(&redis.url()).await;
@@ -218,7 +139,7 @@ async fn a_store_that_is_stopped_is_left_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_slow_store_is_used_only_if_it_is_in_time() {
+async fn slow_store_is_used_only_if_it_is_in_time() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let cable = Cable::to(redis.address()).await;
@@ -233,7 +154,7 @@ async fn a_slow_store_is_used_only_if_it_is_in_time() {
 }
 
 #[tokio::test]
-async fn a_failover_is_followed() {
+async fn failover_is_followed() {
     let folder = Folder::new();
     let mut trio = Sentinel::start(folder.path()).await;
     let opened = Opened::at(&trio.url()).await;
@@ -249,7 +170,7 @@ async fn a_failover_is_followed() {
 }
 
 #[tokio::test]
-async fn a_rebind_that_no_replica_has_is_counted() {
+async fn rebind_that_no_replica_has_is_counted() {
     let folder = Folder::new();
     let trio = Sentinel::start(folder.path()).await;
     let opened = Opened::at(&trio.url()).await;
@@ -323,7 +244,7 @@ async fn slots_that_move_are_followed() {
 }
 
 #[tokio::test]
-async fn a_dead_shard_costs_only_its_own() {
+async fn dead_shard_costs_only_its_own() {
     let folder = Folder::new();
     let mut shards = Shards::start(folder.path()).await;
     let opened = Opened::at(&shards.url()).await;
@@ -365,7 +286,7 @@ async fn a_dead_shard_costs_only_its_own() {
 }
 
 #[tokio::test]
-async fn a_shards_failover_is_followed() {
+async fn shards_failover_is_followed() {
     let folder = Folder::new();
     let mut shards = Shards::start(folder.path()).await;
     let opened = Opened::at(&shards.url()).await;
@@ -382,7 +303,7 @@ async fn a_shards_failover_is_followed() {
 }
 
 #[tokio::test]
-async fn a_rotated_password_needs_no_restart() {
+async fn rotated_password_needs_no_restart() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let rotate = async |password: &str| {
@@ -418,7 +339,7 @@ async fn a_rotated_password_needs_no_restart() {
 
 /// What the reference of the options says a user needs.
 #[tokio::test]
-async fn a_user_who_may_do_no_more_than_is_needed_will_do() {
+async fn user_with_the_documented_rights_is_enough() {
     let words = include_str!("../../src/config/default.toml")
         .lines()
         .find_map(|line| line.strip_prefix("#   ACL SETUSER "));

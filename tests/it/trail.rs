@@ -49,7 +49,7 @@ async fn ends(cluster: &Running, id: &str, decision: &str, reason: &str) -> Vec<
 }
 
 #[tokio::test]
-async fn what_happens_to_a_session_is_in_its_trail() {
+async fn trail_tells_what_happened_to_a_session() {
     let mut cluster = two_replicas().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     for number in [0, 1, 0] {
@@ -111,7 +111,7 @@ async fn what_happens_to_a_session_is_in_its_trail() {
 }
 
 #[tokio::test]
-async fn a_trail_has_an_end_and_a_life() {
+async fn trail_has_an_end_and_a_life() {
     let mut cluster = two_replicas().binding("ttl = \"1h\"").start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();

@@ -19,7 +19,7 @@ async fn refused(
 }
 
 #[tokio::test]
-async fn a_handshake_reaches_the_upstream_with_the_keys_identity() {
+async fn handshake_reaches_the_upstream_with_the_keys_identity() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     let sent = [
@@ -87,7 +87,7 @@ async fn a_handshake_reaches_the_upstream_with_the_keys_identity() {
 }
 
 #[tokio::test]
-async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
+async fn frames_are_not_passed_on_before_the_upstream_has_accepted() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     // A short text frame, masked with zeros, right behind the handshake.
@@ -124,7 +124,7 @@ async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_left_before_the_client_sees_anything() {
+async fn refused_key_is_left_before_the_client_sees_anything() {
     for (status, code) in
         [("401 Unauthorized", "invalid_api_key"), ("429 Too Many Requests", "insufficient_quota")]
     {
@@ -146,7 +146,7 @@ async fn a_refused_key_is_left_before_the_client_sees_anything() {
 }
 
 #[tokio::test]
-async fn with_no_key_left_the_client_is_told_when_to_come_again() {
+async fn client_is_told_when_to_come_again_where_no_key_is_left() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     let there = async {
@@ -156,7 +156,7 @@ async fn with_no_key_left_the_client_is_told_when_to_come_again() {
     };
     let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[("session-id", "s")]), there);
     assert_eq!((refusal.status, refusal.code().as_str()), (503, "no_key_available"), "{refusal:?}");
-    assert!((1..=60).contains(&refusal.waits()));
+    assert!((1..=60).contains(&refusal.retry_after()));
     cluster
         .replica()
         .shows(r#"warmkey_turns_total{transport="websocket",outcome="unserved"}"#, 1.0)
@@ -164,7 +164,7 @@ async fn with_no_key_left_the_client_is_told_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_without_websocket_is_told_so_that_codex_goes_on_over_http() {
+async fn upstream_without_websocket_is_told_so_that_codex_goes_on_over_http() {
     for status in [
         "404 Not Found",
         "405 Method Not Allowed",
@@ -220,7 +220,7 @@ async fn other_refusals_pass_or_say_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_answers_no_handshake_is_unreachable() {
+async fn upstream_that_answers_no_handshake_is_unreachable() {
     let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;
     assert_eq!(refused(&cluster, ALICE, &[]).await.code(), "upstream_unreachable");
 
@@ -244,11 +244,11 @@ async fn an_upstream_that_answers_no_handshake_is_unreachable() {
     }
     let gone = async { drop(upstream.asked().await) };
     let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[]), gone);
-    assert_eq!((refusal.status, refusal.waits()), (503, 1));
+    assert_eq!((refusal.status, refusal.retry_after()), (503, 1));
 }
 
 #[tokio::test]
-async fn a_stranger_reaches_nobody() {
+async fn stranger_reaches_no_upstream() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     assert_eq!(refused(&cluster, "unknown", &[]).await.code(), "invalid_api_key");
@@ -285,7 +285,7 @@ async fn a_stranger_reaches_nobody() {
 }
 
 #[tokio::test]
-async fn a_new_session_goes_where_websocket_is_spoken() {
+async fn new_session_goes_where_websocket_is_spoken() {
     // Two upstreams by one table: the second is given behind the harness's own.
     let (deaf, upstream) = (Recorder::answering(completed_http()).await, Upstream::start().await);
     let more = format!(

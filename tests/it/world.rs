@@ -23,3 +23,8 @@ pub mod socket;
 
 pub mod admin;
 pub mod cluster;
+
+pub mod chain;
+pub mod scene;
+pub mod sessions;
+pub mod store;

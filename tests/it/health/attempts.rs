@@ -2,24 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use super::{attempts, decided, goes_on, last_of, one_of, path, pool, three};
-use crate::errors::waits;
+use super::{pool, three};
 use crate::world::cable::Weather;
 use crate::world::cluster::{ALICE, BOB};
 use crate::world::codex::Codex;
-use crate::world::simulator::{Ill, siblings};
+use crate::world::sessions::{attempts, begin_on, decided, go_on, last_turn, path};
+use crate::world::simulator::{Fault, siblings};
 use crate::world::waiting::{SOON, eventually};
 
 /// C11: the same key once more, then a sibling, and the binding stays.
 #[tokio::test]
-async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
+async fn failure_is_tried_again_here_and_then_at_a_sibling() {
     for (status, times) in [(500, 1), (502, 2), (503, 2), (504, 1)] {
         let cluster = three().keys(pool()).start().await;
-        let (mut codex, turn) = one_of(&cluster, "org-a").await;
+        let (mut codex, turn) = begin_on(&cluster, "org-a").await;
         let before = cluster.turns().await.len();
         cluster
             .upstream()
-            .ails(Ill::down(status).code("server_error").session(&codex.session).times(times))
+            .fails_with(
+                Fault::down(status).code("server_error").session(&codex.session).times(times),
+            )
             .await;
         codex.turn("goes on").await.served();
         let mut sent = attempts(&cluster, &codex, before).await;
@@ -32,16 +34,16 @@ async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
         );
         assert!(served_by.starts_with("org-a"));
         assert_eq!(decided(&cluster, "retry", "failed").await, times as f64);
-        goes_on(&cluster, &mut codex, 3).await;
-        assert_eq!(last_of(&cluster, &codex).await.key, turn.key, "home again");
+        go_on(&cluster, &mut codex, 3).await;
+        assert_eq!(last_turn(&cluster, &codex).await.key, turn.key, "home again");
     }
 }
 
 /// C12: at most three attempts, and a fifth more than was offered, whatever fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_always_is_not_sent_much_more_often() {
+async fn constant_failure_is_not_sent_much_more_often() {
     let cluster = three().keys(pool()).start().await;
-    cluster.upstream().ails(Ill::down(503).code("server_error")).await;
+    cluster.upstream().fails_with(Fault::down(503).code("server_error")).await;
     let (offered, began) = (120, Instant::now());
     for number in 0..offered {
         let ended = Codex::new(cluster.address(), ALICE).turn("fails").await;
@@ -50,7 +52,7 @@ async fn what_fails_always_is_not_sent_much_more_often() {
             (503, "server_error"),
             "turn {number}"
         );
-        assert!(waits(&ended.answer) >= 1, "turn {number}");
+        assert!(ended.answer.retry_after() >= 1, "turn {number}");
     }
     let turns = cluster.turns().await;
     assert!(turns.len() * 10 <= offered * 12, "{} attempts for {offered} turns", turns.len());
@@ -70,14 +72,14 @@ async fn what_fails_always_is_not_sent_much_more_often() {
 /// Another key does not help: the client is told when to come again, in words that do not end its
 /// turn.
 #[tokio::test]
-async fn an_overloaded_model_is_not_shopped_around() {
+async fn overloaded_model_is_not_shopped_around() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     let before = cluster.turns().await.len();
-    cluster.upstream().ails(Ill::overloaded().session(&codex.session).times(1)).await;
+    cluster.upstream().fails_with(Fault::overloaded().session(&codex.session).times(1)).await;
     let ended = codex.turn("overloaded").await;
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"));
-    assert!(waits(&ended.answer) >= 1);
+    assert!(ended.answer.retry_after() >= 1);
     assert_eq!(attempts(&cluster, &codex, before).await, [(turn.key, 503)]);
     assert_eq!(decided(&cluster, "refuse", "overloaded").await, 1.0);
 }
@@ -94,7 +96,7 @@ async fn b15_at_most_once() {
         let mut codex = Codex::new(cluster.address(), ALICE);
         codex.turn("first").await.served();
         let before = cluster.turns().await.len();
-        cluster.upstream().ails(Ill::breaking().times(1)).await;
+        cluster.upstream().fails_with(Fault::breaking().times(1)).await;
         let ended = codex.turn("breaks").await;
         match resends {
             true => assert_eq!(ended.answer.status, 200),
@@ -103,7 +105,7 @@ async fn b15_at_most_once() {
                     (ended.answer.status, ended.answer.code().as_str()),
                     (503, "upstream_interrupted")
                 );
-                assert!(waits(&ended.answer) >= 1);
+                assert!(ended.answer.retry_after() >= 1);
                 assert_eq!(decided(&cluster, "refuse", "failed").await, 1.0);
             }
         }
@@ -115,13 +117,13 @@ async fn b15_at_most_once() {
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     for (ill, more) in [
-        (Ill::down(400), 0),
-        (Ill::down(413), 0),
-        (Ill::down(422), 0),
-        (Ill::down(500).code("server_error"), 1),
+        (Fault::down(400), 0),
+        (Fault::down(413), 0),
+        (Fault::down(422), 0),
+        (Fault::down(500).code("server_error"), 1),
     ] {
         let before = cluster.turns().await.len();
-        cluster.upstream().ails(ill.times(1)).await;
+        cluster.upstream().fails_with(ill.times(1)).await;
         codex.turn("refused").await;
         assert_eq!(cluster.turns().await.len() - before, 1 + more);
     }
@@ -129,7 +131,7 @@ async fn b15_at_most_once() {
 
 /// C10: what is wrong with a request says nothing of the key, whoever hears it and however often.
 #[tokio::test]
-async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
+async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
     let cluster = three().keys(pool()).start().await;
     let mut all = vec![Codex::new(cluster.address(), ALICE), Codex::new(cluster.address(), BOB)];
     for codex in &mut all {
@@ -164,7 +166,7 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
                 let sent = cluster.turns().await.len();
                 cluster
                     .upstream()
-                    .ails(Ill::down(status).code(code).session(&codex.session).times(1))
+                    .fails_with(Fault::down(status).code(code).session(&codex.session).times(1))
                     .await;
                 let ended = codex.turn("refused").await;
                 assert_eq!((ended.answer.status, ended.answer.code().as_str()), (status, code));
@@ -178,7 +180,7 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
         }
     }
     for codex in &mut all {
-        goes_on(&cluster, codex, 3).await;
+        go_on(&cluster, codex, 3).await;
         assert_eq!(path(&cluster, codex).await.len(), 1);
     }
     assert_eq!(states().await, before, "no state of any key at any replica");
@@ -192,7 +194,7 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
 
 /// C1: nobody is there: a fault of the host's, and no key's.
 #[tokio::test]
-async fn an_upstream_that_is_not_there_condemns_nobody() {
+async fn upstream_that_is_not_there_condemns_no_key() {
     let cluster = three().keys(siblings("org-a", 3)).cabled().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
@@ -215,12 +217,12 @@ async fn an_upstream_that_is_not_there_condemns_nobody() {
 
 /// C19: what fails inside an answer is passed on, and its limit is known.
 #[tokio::test]
-async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
+async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     cluster
         .upstream()
-        .ails(Ill::failing("insufficient_quota").session(&codex.session).times(1))
+        .fails_with(Fault::failing("insufficient_quota").session(&codex.session).times(1))
         .await;
     let ended = codex.turn("fails").await;
     assert!(ended.answer.status == 200 && ended.answer.text().contains("event: response.failed"));

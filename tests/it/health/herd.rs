@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::{sessions, three};
+use super::three;
+use crate::world::sessions::begin;
 use crate::world::simulator::{path_of, siblings};
 
 /// B13: they come to the others little by little: at twice the rate of five a second, and three
@@ -12,7 +13,7 @@ use crate::world::simulator::{path_of, siblings};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b13_herd() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;
-    let mut all = sessions(&cluster, 150).await;
+    let mut all = begin(&cluster, 150).await;
     let turns = cluster.turns().await;
     all.retain(|codex| path_of(&turns, &codex.session) == ["org-a-1"]);
     let herd = all.len();

@@ -3,7 +3,7 @@
 //! The simulator finds such a thing in the project that its id names, and nowhere else.
 
 use super::*;
-use crate::world::simulator::Ill;
+use crate::world::simulator::Fault;
 use crate::world::socket::{Socket, open, session};
 
 /// Fields of turns that refer to what project `place` stores: a file, a vector store, a container.
@@ -24,17 +24,12 @@ async fn asks(socket: &mut Socket, fields: &Value) -> Result<(), (u64, String)> 
         frame[name] = value.clone();
     }
     socket.send(&frame.to_string()).await;
-    loop {
-        let event = socket.json().await;
-        match event["type"].as_str() {
-            Some("response.completed") => return Ok(()),
-            Some("error") => {
-                let (status, code) = (event["status"].as_u64(), event["error"]["code"].as_str());
-                return Err((status.unwrap_or_default(), code.unwrap_or_default().to_owned()));
-            }
-            _ => {}
-        }
+    let event = socket.event(&["response.completed", "error"]).await;
+    if event["type"] == "response.completed" {
+        return Ok(());
     }
+    let (status, code) = (event["status"].as_u64(), event["error"]["code"].as_str());
+    Err((status.unwrap_or_default(), code.unwrap_or_default().to_owned()))
 }
 
 /// A session that is bound to `key`.
@@ -54,14 +49,14 @@ fn passing() -> Cluster {
 }
 
 #[tokio::test]
-async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere() {
+async fn turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere() {
     let cluster = passing().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     let name = chain.session.clone().expect("a session");
     for fields in referring("org-a-one") {
         assert_eq!(chain.asks(fields).await.status, 200);
     }
-    cluster.upstream().ails(Ill::limited(3_000).key("a-1")).await;
+    cluster.upstream().fails_with(Fault::limited(3_000).key("a-1")).await;
     let before = cluster.turns().await.len();
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let away = ("a-3".to_owned(), 200);
@@ -111,11 +106,11 @@ async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere(
 }
 
 #[tokio::test]
-async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has() {
+async fn socket_on_another_key_ends_for_what_the_sessions_project_stores() {
     let cluster = passing().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     let name = chain.session.clone().expect("a session");
-    cluster.upstream().ails(Ill::limited(6).key("a-1").times(1)).await;
+    cluster.upstream().fails_with(Fault::limited(6).key("a-1").times(1)).await;
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
     let (mut socket, _) =
@@ -135,7 +130,7 @@ async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has()
 }
 
 #[tokio::test]
-async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
+async fn session_does_not_move_for_a_turn_that_could_not_follow() {
     let cluster = passing().replicas(2).balanced().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     cluster.upstream().revoke("a-1").await;
@@ -168,7 +163,7 @@ async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
 }
 
 #[tokio::test]
-async fn while_nobody_can_say_whose_it_is_a_turn_waits() {
+async fn turn_is_told_to_wait_while_the_owner_cannot_be_known() {
     let mut cluster = passing().replicas(2).store("timeout = \"300ms\"").start().await;
     let chain = bound_to(&cluster, "a-1").await;
     cluster.redis().kill().await;

@@ -2,6 +2,7 @@
 //! its key finds.
 
 use super::*;
+use crate::world::simulator::Turn;
 use crate::world::socket::{Socket, session};
 
 /// A turn on a socket: its terminal event, or the error that it was answered with.
@@ -12,12 +13,7 @@ async fn turn(socket: &mut Socket, previous: Option<&str>, store: bool) -> Value
         frame["previous_response_id"] = json!(id);
     }
     socket.send(&frame.to_string()).await;
-    loop {
-        let event = socket.json().await;
-        if matches!(event["type"].as_str(), Some("response.completed" | "error")) {
-            return event;
-        }
-    }
+    socket.event(&["response.completed", "error"]).await
 }
 
 /// The id of a response that was made.
@@ -65,7 +61,7 @@ async fn d10_ids_of_other_connections() {
 }
 
 #[tokio::test]
-async fn an_id_issued_on_a_socket_is_good_everywhere_if_it_is_stored() {
+async fn id_issued_on_a_socket_is_good_on_every_replica_if_it_is_stored() {
     let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
     let mut socket = session(here, ALICE, "s").await;
@@ -92,7 +88,7 @@ async fn an_id_issued_on_a_socket_is_good_everywhere_if_it_is_stored() {
 }
 
 #[tokio::test]
-async fn an_id_of_a_socket_is_written_down_before_it_is_read() {
+async fn id_of_a_socket_is_stored_before_its_client_reads_it() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let slow = Cable::to(redis.address()).await;
@@ -103,14 +99,14 @@ async fn an_id_of_a_socket_is_written_down_before_it_is_read() {
     slow.set(Weather::Slow(ms(25)));
     for known in 2..5 {
         socket.send(r#"{"type":"response.create","model":"gpt-5.4","input":"x"}"#).await;
-        while socket.json().await["type"] != "response.created" {}
+        socket.event(&["response.created"]).await;
         assert_eq!(owners(&redis).await.len(), known);
-        while socket.json().await["type"] != "response.completed" {}
+        socket.event(&["response.completed"]).await;
     }
 }
 
 #[tokio::test]
-async fn without_the_store_a_socket_goes_on_from_its_own() {
+async fn socket_without_the_store_goes_on_from_its_own_ids() {
     let mut cluster =
         Cluster::new().keys(keys(0)).redis().store("timeout = \"300ms\"").start().await;
     let mut socket = session(cluster.address(), ALICE, "s").await;

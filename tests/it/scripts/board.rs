@@ -126,7 +126,7 @@ fn sorted(loads: &[String]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_board_in_redis_is_the_board_of_one_process() {
+async fn board_in_redis_is_the_board_of_one_process() {
     let real = Real::new().await;
     let model = Store::in_memory(Arc::new(Memory::new(10)), Arc::new(Metrics::new()));
     let (mut one, mut other) = (Side::new(&model), Side::new(&real.store));
@@ -142,7 +142,7 @@ async fn the_board_in_redis_is_the_board_of_one_process() {
 }
 
 #[tokio::test]
-async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
+async fn longer_of_two_lives_holds_whichever_was_said_first() {
     let real = Real::new().await;
     let mut side = Side::new(&real.store);
     for (number, (first, second, holds)) in
@@ -167,7 +167,7 @@ async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
 }
 
 #[tokio::test]
-async fn what_is_over_leaves_the_board_by_itself() {
+async fn note_that_is_over_leaves_the_board_by_itself() {
     let real = Real::new().await;
     let side = Side::new(&real.store);
     let short = Duration::from_millis(300);

@@ -7,7 +7,7 @@ use super::*;
 
 /// Whoever begins to listen reads what was told before.
 #[tokio::test]
-async fn what_is_bound_can_be_walked_through() {
+async fn scan_finds_every_binding() {
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
         let folder = Folder::new();
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
@@ -39,7 +39,7 @@ async fn what_is_bound_can_be_walked_through() {
             .await
             .unwrap();
         let (mut walk, mut found) = (other.store.scan().unwrap(), BTreeMap::new());
-        while let Some(some) = walk.step().await {
+        while let Some(some) = within(SOON, "a step of the scan", walk.step()).await {
             let some = some.unwrap();
             assert!(some.iter().all(|(_, left)| (LONG / 2..=LONG).contains(left)), "{shape:?}");
             found.extend(some.into_iter().map(|(news, _)| (news.id, news.value)));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_certificate_is_trusted_or_the_fault_is_named() {
+async fn certificate_is_trusted_or_the_fault_is_named() {
     let folder = Folder::new();
     let (good, other) = (
         Certificates::make(folder.path(), "good").await,

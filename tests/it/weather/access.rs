@@ -33,7 +33,7 @@ async fn cut(redis: &Redis) {
 
 /// B-13: the old password ends first, and the new one comes later.
 #[tokio::test]
-async fn a_password_that_is_rotated() {
+async fn rotated_password_costs_no_turn() {
     let folder = Folder::new();
     let redis = guarded(&folder, "canary-old").await;
     let file = write_url(&folder, &redis, "canary-old");
@@ -91,7 +91,7 @@ async fn a_password_that_is_rotated() {
 
 /// B-14: what a user may not do is named, and its turns are served.
 #[tokio::test]
-async fn a_user_who_may_not_do_enough() {
+async fn user_with_too_few_rights_is_named() {
     let folder = Folder::new();
     let redis = guarded(&folder, "canary-old").await;
     redis.tell(&["ACL", "SETUSER", "gateway", "-@scripting"]).await;
@@ -114,7 +114,7 @@ async fn secured(folder: &Folder, certificates: &Certificates) -> (Redis, u16) {
 }
 
 #[tokio::test]
-async fn a_redis_that_speaks_tls() {
+async fn redis_is_reached_through_tls() {
     let folder = Folder::new();
     let certificates = Certificates::make(folder.path(), "good").await;
     let (mut redis, port) = secured(&folder, &certificates).await;
@@ -138,7 +138,7 @@ async fn a_redis_that_speaks_tls() {
 
 /// B-19.
 #[tokio::test]
-async fn a_redis_that_cannot_be_trusted() {
+async fn redis_that_cannot_be_trusted_is_told_nothing() {
     let folder = Folder::new();
     let good = Certificates::make(folder.path(), "good").await;
     let other = Certificates::make(folder.path(), "other").await;

@@ -6,7 +6,7 @@ use crate::world::simulator::path_of;
 
 /// B-8, for sessions that somebody remembers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_flushed() {
+async fn flushed_redis_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.newcomers_join();
     for _ in 0..3 {
@@ -22,7 +22,7 @@ async fn a_redis_that_is_flushed() {
 /// B-7: what is bound is found; what begins goes by its own order, and is stored as soon as there
 /// is room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_full() {
+async fn full_redis_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     let stored = scene.cluster.redis().bindings().await.len();
     for setting in [["maxmemory-policy", "noeviction"], ["maxmemory", "1"]] {
@@ -46,7 +46,7 @@ async fn everything_is_stored(scene: &mut Scene) {
 
 /// B-5: the primary has become a replica, of somebody who is not there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_takes_no_writes() {
+async fn redis_that_takes_no_writes_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     let nowhere = crate::world::port::free();
     let (host, port) = (nowhere.ip().to_string(), nowhere.port().to_string());
@@ -61,7 +61,7 @@ async fn a_redis_that_takes_no_writes() {
 
 /// B-6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_loading() {
+async fn loading_redis_costs_no_turn() {
     let arguments = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
     let mut scene = Scene::set(Cluster::new().redis_with(&arguments)).await;
     let redis = scene.cluster.redis();
@@ -83,7 +83,7 @@ async fn a_redis_that_is_loading() {
 
 /// B-15: a script that is not known is sent along, in the same turn.
 #[tokio::test]
-async fn a_redis_that_has_forgotten_its_scripts() {
+async fn redis_without_its_scripts_is_given_them_again() {
     let mut cluster = Cluster::new().keys(siblings("org-a", 6)).redis().start().await;
     cluster.replica().shows("warmkey_store_up", 1.0).await;
     let forget = async |cluster: &mut Running| cluster.redis().tell(&["SCRIPT", "FLUSH"]).await;

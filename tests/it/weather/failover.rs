@@ -7,7 +7,7 @@ use crate::world::simulator::path_of;
 
 /// B-12.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_is_killed_and_replaced() {
+async fn killed_primary_is_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
     let before = scene.waits().await;
     let dead = scene.cluster.sentinel().kill_primary().await;
@@ -21,7 +21,7 @@ async fn a_primary_that_is_killed_and_replaced() {
 /// B-12: the old primary still accepts connections, and comes back as a replica that takes no
 /// writes (B-5).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_is_stopped_and_replaced() {
+async fn stopped_primary_is_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
     let before = scene.waits().await;
     let trio = scene.cluster.sentinel();

@@ -166,7 +166,7 @@ async fn b11_recovery() {
 /// B-20: a key dies, and the replica that cannot be told learns it by one failed attempt of its
 /// own.
 #[tokio::test]
-async fn a_replica_on_its_own_learns_that_a_key_is_dead() {
+async fn replica_on_its_own_learns_that_a_key_is_dead() {
     let folder = Folder::new();
     let (_redis, cable, cluster) = divided(&folder).await;
     let mut sessions: Vec<Codex> = (0..20).map(|_| Codex::new(cluster.address(), ALICE)).collect();
@@ -264,7 +264,7 @@ async fn b8_store_outage() {
 
 /// What could not be read is read once it can be: until then the replica knows what it is told.
 #[tokio::test]
-async fn what_was_bound_is_read_as_soon_as_it_can_be() {
+async fn binding_is_read_as_soon_as_it_can_be() {
     let mut cluster =
         Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().store("").start().await;
     for replica in &cluster.replicas {

@@ -13,7 +13,7 @@ const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
 const AT_ONCE: f64 = 4.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_whose_replica_takes_over() {
+async fn shard_whose_replica_takes_over_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
     let before = scene.waits().await;
     scene.cluster.shards().kill_primary(0).await;
@@ -26,7 +26,7 @@ async fn a_shard_whose_replica_takes_over() {
 
 /// B-11, under load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_that_dies_and_comes_back_empty() {
+async fn shard_that_comes_back_empty_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
     scene.cluster.shards().kill_shard(1).await;
     scene.endures(AWAY).await;
@@ -37,7 +37,7 @@ async fn a_shard_that_dies_and_comes_back_empty() {
 
 /// B-11: only the dead shard's sessions go without the store.
 #[tokio::test]
-async fn a_dead_shard_concerns_only_its_own_sessions() {
+async fn dead_shard_concerns_only_its_own_sessions() {
     let mut cluster = Cluster::new()
         .keys(siblings("org-a", 4))
         .redis_as(Shape::Cluster)

@@ -26,7 +26,7 @@ async fn cabled(folder: &Folder) -> (Redis, Vec<Cable>, Cluster) {
 
 /// B-1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_killed_and_comes_back_empty() {
+async fn redis_that_comes_back_empty_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.cluster.redis().kill().await;
     scene.endures(AWAY).await;
@@ -37,7 +37,7 @@ async fn a_redis_that_is_killed_and_comes_back_empty() {
 
 /// B-2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_stopped_and_goes_on() {
+async fn stopped_redis_that_goes_on_is_found_again() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.cluster.redis().signal("STOP").await;
     scene.endures(a_long_time()).await;
@@ -48,7 +48,7 @@ async fn a_redis_that_is_stopped_and_goes_on() {
 
 /// B-3, and then what is worse: nobody listens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_behind_silence() {
+async fn redis_behind_a_silent_cable_costs_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
@@ -63,7 +63,7 @@ async fn a_redis_behind_silence() {
 
 /// Slower than any deadline is as good as away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_answers_too_late() {
+async fn redis_that_answers_too_late_costs_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
@@ -79,7 +79,7 @@ async fn a_redis_that_answers_too_late() {
 
 /// Slow, but in time: turns wait for its word, and that is all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_slow_and_in_time() {
+async fn slow_redis_that_is_in_time_is_used() {
     let folder = Folder::new();
     let (redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;

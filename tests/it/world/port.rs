@@ -8,11 +8,14 @@ use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{LazyLock, Mutex};
 
+/// Of 20,000 ports, tests take a few hundred.
+const ATTEMPTS: usize = 1_000;
+
 static TAKEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
 pub fn free() -> SocketAddr {
     let mut taken = TAKEN.lock().expect("no holder panics");
-    loop {
+    for _ in 0..ATTEMPTS {
         let port = 12_000
             + u16::try_from(getrandom::u32().expect("the system has entropy") % 20_000)
                 .expect("below 20,000");
@@ -22,4 +25,5 @@ pub fn free() -> SocketAddr {
             return address;
         }
     }
+    panic!("no free port in {ATTEMPTS} attempts")
 }

@@ -13,9 +13,9 @@ use crate::world::process::{Folder, Process, WARMKEY};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask, get};
 
-mod ill;
+mod fault;
 
-pub use ill::Ill;
+pub use fault::Fault;
 
 /// A key of the upstream, as gateway and simulator both know it. Its secret follows from its id.
 #[derive(Clone)]
@@ -218,18 +218,18 @@ impl Simulator {
     }
 
     /// From now on this is wrong with it.
-    pub async fn ails(&self, ill: Ill) {
+    pub async fn fails_with(&self, ill: Fault) {
         self.fault(ill.0).await;
     }
 
     /// From now on the upstream knows nothing of this key.
     pub async fn revoke(&self, key: &str) {
-        self.ails(Ill::revoked().key(key)).await;
+        self.fails_with(Fault::revoked().key(key)).await;
     }
 
     /// The organization's credit is gone.
     pub async fn exhaust(&self, organization: &str) {
-        self.ails(Ill::exhausted().organization(organization)).await;
+        self.fails_with(Fault::exhausted().organization(organization)).await;
     }
 
     /// Nothing is wrong with it any more.

@@ -23,6 +23,9 @@ const CODEX: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-
 /// The answer to that key.
 const ACCEPTED: &str = "sec-websocket-accept";
 
+/// No answer of a test has so many events.
+pub const EVENTS: usize = 10_000;
+
 /// An end of a WebSocket. Dropping it drops the connection, without a word.
 pub struct Socket(pub WebSocketStream<TcpStream>);
 
@@ -57,6 +60,18 @@ impl Socket {
         let text = self.text().await;
         serde_json::from_str(&text)
             .unwrap_or_else(|error| panic!("JSON expected ({error}): {text}"))
+    }
+
+    /// The next event of one of these types. Fails the test if the connection says many other
+    /// things first.
+    pub async fn event(&mut self, types: &[&str]) -> serde_json::Value {
+        for _ in 0..EVENTS {
+            let event = self.json().await;
+            if event["type"].as_str().is_some_and(|found| types.contains(&found)) {
+                return event;
+            }
+        }
+        panic!("one of {types:?} within {EVENTS} messages")
     }
 
     /// The code that the other side closes with. 1005: it gave none; 1006: it is gone without a
@@ -97,7 +112,8 @@ impl Refused {
         told.map_or_else(Default::default, std::time::Duration::from_secs)
     }
 
-    pub fn waits(&self) -> u64 {
+    /// The seconds of `retry-after`.
+    pub fn retry_after(&self) -> u64 {
         value(&self.headers, "retry-after")
             .and_then(|wait| wait.parse().ok())
             .expect("an integer retry-after")

@@ -132,6 +132,12 @@ impl Answer {
             .unwrap_or_else(|error| panic!("JSON expected ({error}): {}", self.text()))
     }
 
+    /// The seconds of `retry-after`. Codex gives up on anything but an integer.
+    pub fn retry_after(&self) -> u64 {
+        let wait = self.header("retry-after").and_then(|wait| wait.parse().ok());
+        wait.unwrap_or_else(|| panic!("an integer retry-after: {:?}", self.headers))
+    }
+
     /// `error.code` of an error in the OpenAI shape.
     pub fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
@@ -193,7 +199,7 @@ impl Connection {
         let host = self.address;
         let Self { read, write, buffer, left, .. } = self;
         let sending = request.write(write, host);
-        let reading = head(read, buffer, left);
+        let reading = within(ANSWER, "a head", head(read, buffer, left));
         tokio::pin!(sending, reading);
         tokio::select! {
             biased;
@@ -204,18 +210,27 @@ impl Connection {
 
     /// The head of the next answer on this connection.
     pub async fn head(&mut self) -> Option<Answer> {
-        head(&mut self.read, &mut self.buffer, &mut self.left).await
+        let reading = head(&mut self.read, &mut self.buffer, &mut self.left);
+        within(ANSWER, "a head", reading).await
     }
 
     /// The status of what comes next, be it only an interim answer.
     pub async fn interim(&mut self) -> Option<u16> {
-        let status = line(&mut self.read, &mut self.buffer).await?;
-        while !line(&mut self.read, &mut self.buffer).await?.is_empty() {}
-        status.split(' ').nth(1).and_then(|code| code.parse().ok())
+        let (read, buffer) = (&mut self.read, &mut self.buffer);
+        within(ANSWER, "a head", async {
+            let status = line(read, buffer).await?;
+            while !line(read, buffer).await?.is_empty() {}
+            status.split(' ').nth(1).and_then(|code| code.parse().ok())
+        })
+        .await
     }
 
     /// What comes next of the body.
     pub async fn piece(&mut self) -> Piece {
+        within(ANSWER, "a piece of a body", self.next_piece()).await
+    }
+
+    async fn next_piece(&mut self) -> Piece {
         loop {
             match self.left {
                 Left::Nothing | Left::Length(0) => return Piece::End,
@@ -284,7 +299,10 @@ impl Connection {
     /// Waits until the other side has closed.
     pub async fn closed(&mut self) {
         let mut rest = [0; 4096];
-        while matches!(self.read.read(&mut rest).await, Ok(count) if count > 0) {}
+        within(ANSWER, "the end of a connection", async {
+            while matches!(self.read.read(&mut rest).await, Ok(count) if count > 0) {}
+        })
+        .await;
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Codex, items_of, uuid};
-use crate::world::socket::{Refused, Socket, open};
+use crate::world::socket::{EVENTS, Refused, Socket, open};
 use crate::world::waiting::ms;
 
 /// How often Codex tries before it goes on over HTTP.
@@ -112,7 +112,7 @@ impl Codex {
 async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)> {
     socket.send(frame).await;
     let mut items = Vec::new();
-    loop {
+    for _ in 0..EVENTS {
         let Some(Ok(message)) = socket.next().await else { return None };
         let Ok(text) = message.into_text() else { return None };
         let event: Value = serde_json::from_str(&text).ok()?;
@@ -143,6 +143,7 @@ async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)
             _ => {}
         }
     }
+    panic!("a terminal event within {EVENTS} messages")
 }
 
 fn id_of(terminal: &Value) -> String {

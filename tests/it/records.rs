@@ -110,7 +110,7 @@ async fn every_end_of_a_turn_has_its_name() {
 }
 
 #[tokio::test]
-async fn what_a_turn_cost_is_counted() {
+async fn cost_of_a_turn_is_counted() {
     let turn = Request::turn(ALICE, BODY);
     let streamed = stream(&[event(
         "response.completed",
@@ -147,7 +147,7 @@ async fn what_a_turn_cost_is_counted() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_is_counted_too() {
+async fn compressed_answer_is_counted_too() {
     let packed = zstd::encode_all(COMPLETED.as_bytes(), 3).expect("memory is enough");
     let headers = "content-type: text/event-stream\r\ncontent-encoding: zstd\r\n";
     let steps = vec![Step::Send(answer("200 OK", headers, &packed))];
@@ -158,7 +158,7 @@ async fn a_compressed_answer_is_counted_too() {
 }
 
 #[tokio::test]
-async fn a_first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
+async fn first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     let cluster = Cluster::new().start().await;
     let mut codex = crate::world::codex::Codex::new(cluster.address(), ALICE);
     let cold = async || cluster.replica().metrics().await.sum("warmkey_cold_turns_total");
@@ -182,7 +182,7 @@ async fn a_first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
 /// What a turn reads whose session has just left its key: of the same cache, or of another one. The
 /// session's next turn has not moved.
 #[tokio::test]
-async fn a_turn_that_has_moved_is_cold_for_that() {
+async fn turn_that_has_moved_is_cold_for_that() {
     let two = [siblings("org-a", 1), siblings("org-b", 1)].concat();
     let usage = USAGE.replace("8832", "0");
     for (keys, reason) in [(two, "domain_moved"), (siblings("org-a", 2), "key_moved")] {

@@ -1,9 +1,10 @@
 //! The same over WebSocket: what cannot be cured on a connection is cured by the next one.
 
-use super::{last_of, pool, three};
+use super::{pool, three};
 use crate::world::cluster::{ALICE, Running};
 use crate::world::codex::Codex;
-use crate::world::simulator::{Ill, path_of, siblings};
+use crate::world::sessions::last_turn;
+use crate::world::simulator::{Fault, path_of, siblings};
 use crate::world::socket::{Refused, open};
 use crate::world::waiting::found;
 
@@ -11,7 +12,7 @@ async fn talks(cluster: &Running) -> (crate::world::codex::Talk, String) {
     found("a session in org-a", async || {
         let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
         talk.turn("first").await;
-        let turn = last_of(cluster, &talk.codex).await;
+        let turn = last_turn(cluster, &talk.codex).await;
         (turn.organization == "org-a").then_some((talk, turn.key))
     })
     .await
@@ -19,16 +20,16 @@ async fn talks(cluster: &Running) -> (crate::world::codex::Talk, String) {
 
 /// What is refused before it begins is served by a sibling, on the next connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_turn_lands_on_a_sibling() {
+async fn refused_turn_lands_on_a_sibling() {
     for (ill, comes_back) in
-        [(Ill::limited(3_000), true), (Ill::revoked(), false), (Ill::overspent(), true)]
+        [(Fault::limited(3_000), true), (Fault::revoked(), false), (Fault::overspent(), true)]
     {
         let cluster = three().keys(pool()).start().await;
         let (mut talk, home) = talks(&cluster).await;
         let project =
             if ["org-a-1", "org-a-2"].contains(&home.as_str()) { "org-a-main" } else { "side" };
         let ill = if comes_back { ill.project(project) } else { ill.key(&home) };
-        cluster.upstream().ails(ill).await;
+        cluster.upstream().fails_with(ill).await;
         talk.turn("elsewhere").await;
         talk.turn("and stays there").await;
         let path = path_of(&cluster.turns().await, &talk.codex.session);
@@ -40,18 +41,18 @@ async fn a_refused_turn_lands_on_a_sibling() {
 
 /// A handshake waits, spills, or says when to come again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_knows_what_is_short() {
+async fn handshake_knows_which_key_is_limited() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;
     let (mut talk, home) = talks(&cluster).await;
     talk.hang_up();
-    cluster.upstream().ails(Ill::limited(1).at_handshakes().times(1)).await;
+    cluster.upstream().fails_with(Fault::limited(1).at_handshakes().times(1)).await;
     talk.turn("waits for the connection").await;
     assert_eq!(path_of(&cluster.turns().await, &talk.codex.session), [home]);
     talk.hang_up();
-    cluster.upstream().ails(Ill::limited(3_000).at_handshakes()).await;
+    cluster.upstream().fails_with(Fault::limited(3_000).at_handshakes()).await;
     let headers = [("session-id", talk.codex.session.as_str())];
     let refused: Refused =
         open(cluster.address(), ALICE, &headers).await.err().expect("it is refused");
     assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"));
-    assert!(refused.waits() > 2_900);
+    assert!(refused.retry_after() > 2_900);
 }

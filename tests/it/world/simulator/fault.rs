@@ -1,14 +1,14 @@
 //! What can be wrong with an upstream, a line each:
-//! `upstream.ails(Ill::limited(3600).key("a-1")).await`.
+//! `upstream.fails_with(Fault::limited(3600).key("a-1")).await`.
 
 use serde_json::{Value, json};
 
 /// A fault as the simulator takes it; whom it concerns and how often it strikes is said by the
 /// methods. Unsaid: everybody, until it is healed.
 #[derive(Clone, Debug)]
-pub struct Ill(pub Value);
+pub struct Fault(pub Value);
 
-impl Ill {
+impl Fault {
     fn refused(status: u16, code: &str) -> Self {
         Self(json!({ "status": status, "code": code }))
     }

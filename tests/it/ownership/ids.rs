@@ -6,7 +6,7 @@ use crate::world::recorder::{Recorder, Step, answer, chunk, stream_head};
 use crate::world::socket::{plain, session};
 
 #[tokio::test]
-async fn what_is_not_stored_costs_nothing_and_is_found_by_nobody() {
+async fn unstored_response_costs_nothing_and_is_found_by_no_client() {
     let mut cluster = Cluster::new().keys(keys(0)).redis().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
@@ -73,7 +73,7 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
 /// Nothing that passes here makes a conversation: whoever names one has it from elsewhere, or from
 /// somebody else.
 #[tokio::test]
-async fn a_conversation_is_unknown_unless_the_operator_says_so() {
+async fn conversation_is_unknown_unless_the_operator_says_so() {
     for foreign_ids in ["refuse", "pass"] {
         let cluster = Cluster::new()
             .keys(keys(0))
@@ -107,7 +107,7 @@ async fn a_conversation_is_unknown_unless_the_operator_says_so() {
 }
 
 #[tokio::test]
-async fn an_id_is_read_in_whatever_form_its_answer_has() {
+async fn id_is_read_in_any_form_of_its_answer() {
     let event = b"data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_ID\",\"status\":\"in_progress\"}}\n\n";
     let document = br#"{"object":"response","output":[{"id":"msg_1"}],"id":"resp_ID"}"#;
     let upstream = Recorder::start(move |seen| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warmkey::store::MemberReport;
 
-use crate::scripts::Real;
+use crate::world::store::Real;
 use crate::world::waiting::{SOON, eventually, ms};
 
 /// Longer than a test takes.
@@ -76,7 +76,7 @@ async fn each_new_set_is_one_more_than_the_newest() {
 }
 
 #[tokio::test]
-async fn a_set_that_all_have_gone_back_to_is_the_newest_again() {
+async fn set_that_all_have_gone_back_to_is_the_newest_again() {
     let roll = Roll::new().await;
     for replica in ["a", "b"] {
         roll.tell(replica, "first", 0, LONG).await;
@@ -92,7 +92,7 @@ async fn a_set_that_all_have_gone_back_to_is_the_newest_again() {
 }
 
 #[tokio::test]
-async fn who_is_early_renews_nothing() {
+async fn early_exchange_renews_nothing() {
     let roll = Roll::new().await;
     for set in ["first", "second"] {
         roll.tell("a", set, 0, LONG).await;
@@ -110,7 +110,7 @@ async fn who_is_early_renews_nothing() {
 }
 
 #[tokio::test]
-async fn a_store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
+async fn store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
     let roll = Roll::new().await;
     for (replica, set) in [("a", "first"), ("a", "second"), ("a", "third"), ("b", "second")] {
         roll.tell(replica, set, 0, LONG).await;
@@ -123,7 +123,7 @@ async fn a_store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
 }
 
 #[tokio::test]
-async fn a_dead_replica_is_not_waited_for_after_its_life() {
+async fn dead_replica_is_not_waited_for_after_its_life() {
     let roll = Roll::new().await;
     roll.tell("dead", "first", 0, ms(300)).await;
     assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
@@ -137,7 +137,7 @@ async fn a_dead_replica_is_not_waited_for_after_its_life() {
 }
 
 #[tokio::test]
-async fn a_replica_that_leaves_is_not_waited_for_at_all() {
+async fn replica_that_leaves_is_not_waited_for_at_all() {
     let roll = Roll::new().await;
     roll.tell("b", "first", 0, LONG).await;
     assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
@@ -146,7 +146,7 @@ async fn a_replica_that_leaves_is_not_waited_for_at_all() {
 }
 
 #[tokio::test]
-async fn what_is_kept_does_not_grow_for_ever() {
+async fn kept_ordinals_do_not_grow_for_ever() {
     let roll = Roll::new().await;
     assert_eq!(roll.ordinal("b", "old", 0).await, 1);
     for number in 0..200 {
