@@ -1,4 +1,4 @@
-//! A client on a WebSocket: what it sends, and what it hears until the answer is over.
+//! A client on a WebSocket: the frames that it sends, and the frames until the answer is over.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{Upstream, ask};
 
-/// How long a frame may take, before a test gives up.
+/// How long a frame may take before a test fails.
 const SOON: std::time::Duration = std::time::Duration::from_secs(10);
 
 pub struct Socket {
@@ -18,7 +18,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// The handshake's answer is the error of one that is refused.
+    /// Opens a WebSocket. A refused handshake returns its status and error.
     pub async fn open_with(
         upstream: &Upstream,
         key: &str,
@@ -60,7 +60,7 @@ impl Socket {
         self.wire.send(Message::text(frame.to_string())).await.expect("sent");
     }
 
-    /// The next frame, or the close code: 1006 if it just broke.
+    /// The next frame, or the close code: 1006 if the connection just broke.
     pub async fn hear(&mut self) -> Result<Value, u16> {
         loop {
             let message =
@@ -78,7 +78,7 @@ impl Socket {
         }
     }
 
-    /// Up to the end of one response, or an error frame.
+    /// The events up to the end of one response, or up to an error frame.
     pub async fn answer(&mut self) -> Value {
         loop {
             let frame = self.hear().await.expect("a frame");
