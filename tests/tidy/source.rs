@@ -121,6 +121,18 @@ fn branch<'a>(mut rest: &'a str, mut path: Vec<String>, leaves: &mut Vec<Vec<Str
 
 /// The text with comments, literals and test code blanked; every line keeps its number.
 fn code(text: &str) -> String {
+    let mut code = without_literals(text);
+    while let Some(at) = code.find("#[cfg(test)]") {
+        let end = item_end(&code, at);
+        let blanked: String =
+            code[at..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+        code.replace_range(at..end, &blanked);
+    }
+    code
+}
+
+/// The text with comments and literals blanked; every line keeps its number.
+pub fn without_literals(text: &str) -> String {
     let mut out = text.as_bytes().to_vec();
     let mut blank = |from: usize, to: usize| {
         out[from..to].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ')
@@ -161,14 +173,7 @@ fn code(text: &str) -> String {
         }
         at = end;
     }
-    let mut code = String::from_utf8_lossy(&out).into_owned();
-    while let Some(at) = code.find("#[cfg(test)]") {
-        let end = item_end(&code, at);
-        let blanked: String =
-            code[at..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
-        code.replace_range(at..end, &blanked);
-    }
-    code
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Where the item that starts at `at` ends: at its semicolon, or at the brace that closes its first
