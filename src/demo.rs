@@ -166,7 +166,7 @@ mod tests {
     use crate::simulator::judge::Turn;
 
     #[tokio::test]
-    async fn over_a_websocket_a_session_is_played_as_codex_plays_it() {
+    async fn session_over_a_websocket_is_played_as_codex_plays_it() {
         let tasks = Tasks::new();
         let upstream = Upstream::start(&tasks).expect("an upstream");
         let (balancer, _replicas) = upstream.gateway(&tasks).await.expect("a gateway");

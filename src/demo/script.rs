@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn frame_is_the_body_and_says_what_it_goes_on_from() {
+    fn frame_is_the_body_with_the_response_to_continue_from() {
         let session = &sessions()[0];
         let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         let input = [message("user", "hello")];

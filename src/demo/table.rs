@@ -191,7 +191,7 @@ mod tests {
     /// A first turn that finds nothing cached, and a second turn that finds the first, over HTTP
     /// and over a WebSocket.
     #[test]
-    fn prewarm_is_the_beginning_of_the_turn_that_it_prepares() {
+    fn prewarm_counts_with_the_turn_that_it_prepares() {
         let turn = |input, cached, ideal| Turn {
             input_tokens: input,
             ideal_cached_tokens: ideal,
@@ -209,7 +209,7 @@ mod tests {
             "prepared on one key, asked for on another"
         );
         let shared = row(&[prewarm(900), turn(1_000, 900, 900), turn(2_000, 1_000, 1_000)]);
-        assert!(shared.cached > http.cached, "another thread of its session had prepared it");
+        assert!(shared.cached > http.cached, "another thread of the session had prewarmed");
     }
 
     #[test]

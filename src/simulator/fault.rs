@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn limit_says_when_to_come_back_unless_it_is_told_to_be_silent() {
+    fn limit_says_when_to_come_back_unless_scripted_silent() {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(told(r#"{"status":429}"#), (some("1"), some("1000"), true));
         assert_eq!(told(r#"{"status":429,"retry_after":2}"#), (some("2"), some("2000"), true));

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_strikes_whom_it_names_as_often_as_it_says() {
+    fn fault_strikes_its_scope_as_often_as_scripted() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
         faults
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn handshake_is_struck_by_what_names_it_and_by_a_dead_key() {
+    fn handshake_is_struck_by_its_own_faults_and_by_a_dead_key() {
         let strikes = |json: &str, at| {
             let mut faults = Faults::default();
             faults.add(fault(json)).expect("added");

@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frame_says_what_it_is() {
+    fn frame_is_read_by_its_type() {
         let frame =
             |text: &str| read(text).1.unwrap_or_else(|refusal| panic!("{text}: {refusal:?}"));
         assert_eq!(
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn steer_adds_words_of_the_users_and_nothing_else() {
+    fn steer_adds_words_of_the_user_and_nothing_else() {
         let fault = |input: &str| {
             let text = format!(r#"{{"type":"response.steer","previous_response_id":"r",{input}}}"#);
             match read(&text).1 {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn successor_asks_what_its_parent_asked_and_what_was_steered() {
+    fn successor_asks_its_parents_input_and_the_steers() {
         let steer =
             |input: &str| Steer { id: "s".into(), input: input.into(), sha256: String::new() };
         let steers = [steer(r#""one""#), steer(r#"[{"role":"user","content":"two"}]"#)];

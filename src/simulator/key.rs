@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn organization_of_somebody_else_is_refused() {
+    fn foreign_organization_is_refused() {
         let keys = Keys::new(&[configured("sk-one", "org-a")]).expect("a key");
         let sent = headers(&[("authorization", "Bearer sk-one"), ("openai-organization", "org-b")]);
         let (key, refusal) = keys.authenticate(&sent).expect_err("mismatch");

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_knows_so_many_names_in_its_life() {
+    fn connection_has_a_limit_of_lane_names() {
         let mut lanes = Lanes::<()>::default();
         assert!((0..MOST_NAMED).all(|number| lanes.admit(Some(&format!("lane-{number}"))).is_ok()));
         assert_eq!((lanes.admit(None), lanes.admit(Some("lane-0"))), (Ok(()), Ok(())));

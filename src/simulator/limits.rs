@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn place_may_make_so_many_requests_and_use_so_many_tokens_a_minute() {
+    fn project_has_a_limit_of_requests_and_tokens_a_minute() {
         let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
         let mut take = |seconds, model, tokens| {
             limits.take(Duration::from_secs(seconds), "org/p", model, tokens)
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn remaining_limit_is_told_in_the_time_of_its_client() {
+    fn remaining_limit_is_sent_in_the_time_of_its_client() {
         let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
         let headers = limits.take(Duration::ZERO, "org/p", "m", 500).headers(|span| span / 60);
         for (name, value) in [

@@ -55,7 +55,7 @@ mod tests {
     const LANE: Digest = [1; 16];
 
     #[test]
-    fn sixteenth_request_of_a_minute_goes_elsewhere() {
+    fn sixteenth_request_of_a_minute_overflows() {
         let mut machines = Machines::default();
         let chosen: Vec<_> = (0..31).map(|_| machines.choose(Duration::ZERO, LANE, 16)).collect();
         assert_eq!((chosen[0], chosen[14], chosen[15], chosen[29], chosen[30]), (0, 0, 1, 1, 2));

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn order_to_close_reaches_the_sockets_it_fits_while_they_are_open() {
+    fn order_to_close_reaches_the_open_sockets_that_it_names() {
         let sockets = Arc::new(Sockets::default());
         let (one, two) = (sockets.open(socket("one")), sockets.open(socket("two")));
         let (mut first, mut second) = (one.accepted(), two.accepted());

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn cut_ends_the_stream_where_it_was_asked_to() {
+    async fn cut_ends_the_stream_at_its_event() {
         let judge = Arc::new(Judge::default());
         let cut = |end| Some(Cut { after: 4, stall: Duration::from_secs(1), end, close: None });
         let play = |end| play(answer(3), Pause::default(), cut(end), judge.open(Turn::default()));
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stream_that_is_dropped_was_left_and_after_its_end_it_was_not() {
+    async fn stream_that_is_dropped_before_its_end_was_left() {
         let judge = Arc::new(Judge::default());
         let mut body = play(answer(3), Pause::default(), None, judge.open(Turn::default()));
         assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));

@@ -239,8 +239,8 @@ mod tests {
             if let Some(value) = wait.and_then(|wait| HeaderValue::try_from(wait).ok()) {
                 answer.headers.insert("retry-after", value);
             }
-            let code = code.map(str::to_owned);
-            let error = ErrorBody { code, is_beyond_limit, ..ErrorBody::default() };
+            let own = code.map(str::to_owned);
+            let error = ErrorBody { code: own, is_beyond_limit, ..ErrorBody::default() };
             let outcome = Outcome::Refused(Refusal { answer, error });
             let verdict = decide(outcome, resends, SystemTime::UNIX_EPOCH);
             let expected = match (status, &verdict) {

@@ -65,7 +65,7 @@ async fn pieces(connection: &mut Connection, length: usize) -> (Vec<u8>, usize) 
     while bytes.len() < length {
         let Piece::Bytes(piece) = within(ANSWER, "what was sent comes", connection.piece()).await
         else {
-            panic!("it goes on: {}", String::from_utf8_lossy(&bytes))
+            panic!("the stream goes on: {}", String::from_utf8_lossy(&bytes))
         };
         bytes.extend(piece);
         count += 1;
@@ -81,7 +81,7 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
     let written: Vec<u8> = (0..CROWD).flat_map(|_| chunk(b"data: {}\n\n")).collect();
     let mut steps = vec![Step::Send(stream_head(""))];
     for _ in 0..4 {
-        // Nothing more comes until its client has what came.
+        // The upstream sends no more until the client has these bytes.
         for bytes in [chunk(alone), chunk(alone), written.clone()] {
             steps.extend([Step::Pause(ms(5)), Step::Send(bytes), Step::Hold]);
         }
@@ -148,7 +148,7 @@ async fn json_answer_keeps_its_length() {
 #[tokio::test]
 async fn compressed_answer_stays_compressed() {
     for coding in ["gzip", "br", "zstd"] {
-        // Not even of that coding: nobody on the way may open it.
+        // These bytes are not even of that coding: nothing on the way may decode them.
         let body = [0x1f, 0x8b, 0x08, 0x00, 0xff, 0x00, 0x13];
         let headers = format!("content-type: text/event-stream\r\ncontent-encoding: {coding}\r\n");
         let (got, _upstream, _cluster) =
@@ -180,7 +180,7 @@ async fn upstreams_refusal_reaches_the_client_as_it_was() {
     }
 }
 
-/// Its beginning is looked at, and all of it passes.
+/// The gateway inspects the beginning of a refusal and passes all of it.
 #[tokio::test]
 async fn refusal_of_any_length_passes_whole() {
     let body =
@@ -233,8 +233,8 @@ async fn cut_stream_is_seen_cut() {
     }
 }
 
-/// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the
-/// bytes are the client's. It is told, once a turn, and not in its words.
+/// C29: if an upstream repeats the credential, a header is stripped and a body passes, since its
+/// bytes are the client's. The log says so once a turn, without the secret.
 #[tokio::test]
 async fn secret_in_a_body_is_counted_and_passes() {
     let upstream = Recorder::start(|seen| {
@@ -307,12 +307,12 @@ async fn secret_in_a_body_is_counted_and_passes() {
         "{log}"
     );
     let page = cluster.replica().probe("/metrics").await.text();
-    assert!(!log.contains("canary") && !page.contains("canary"), "and never what it is");
+    assert!(!log.contains("canary") && !page.contains("canary"), "and never the secret");
 }
 
-/// C30: a 204 and a 304 have no body, whatever is sent as one: not even what looks like the next
-/// turn's answer. Where it comes so late that the next turn was sent before, nothing tells it from
-/// that turn's answer: by then it is one (RFC 9112, section 6.3).
+/// C30: a 204 and a 304 have no body, whatever bytes follow, even if they look like the next turn's
+/// answer. Bytes that come after the next turn was sent are that turn's answer (RFC 9112, section
+/// 6.3).
 #[tokio::test]
 async fn body_of_a_bodiless_answer_answers_no_other_request() {
     let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");

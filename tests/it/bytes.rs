@@ -49,7 +49,7 @@ async fn judge_sees_the_same_hash() {
         assert_eq!(record[number].body_sha256, sha256(&shape.body), "{}", shape.name);
         assert!(
             record[number].headers.iter().any(|name| name == "user-agent"),
-            "{}: what it was sent is known",
+            "{}: the request is known",
             shape.name
         );
         let own = record[number]
@@ -103,7 +103,7 @@ async fn body_that_is_no_json_is_refused_and_never_sent() {
         let answer = ask(cluster.address(), &request).await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_json"), "{encoding}");
     }
-    assert!(upstream.seen().is_empty(), "nothing of it went upstream");
+    assert!(upstream.seen().is_empty(), "no request went upstream");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! How a WebSocket ends: by either end, or by the gateway. What both are told of a close or a
-//! breach: `rfc6455`.
+//! How a WebSocket ends: by either end, or by the gateway. `rfc6455` tests what a close or a breach
+//! tells both ends.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {
     (cluster, upstream, client, there)
 }
 
-/// A response that has begun.
+/// Begins a response.
 async fn begun(client: &mut Socket, there: &mut Socket) {
     client.send(&create(None)).await;
     there.text().await;
@@ -36,7 +36,7 @@ async fn client_that_leaves_closes_upstream() {
             begun(&mut client, &mut there).await;
         }
         let left = Instant::now();
-        // Codex never says a word.
+        // Codex leaves without a close.
         drop(client);
         assert_eq!(there.closed().await, 1001);
         assert!(left.elapsed() < Duration::from_secs(1), "{:?}", left.elapsed());
@@ -110,7 +110,7 @@ async fn message_of_the_largest_size_passes() {
 #[tokio::test]
 async fn silent_peer_is_pinged_and_kept_and_a_dead_one_is_found() {
     let quick = || Cluster::new().server("ping", "\"300ms\"");
-    // Both answer, since they are read from.
+    // Both ends answer pings while the test reads from them.
     let (cluster, _upstream, mut client, mut there) = connected(quick()).await;
     let began = Instant::now();
     tokio::select! {
@@ -120,7 +120,7 @@ async fn silent_peer_is_pinged_and_kept_and_a_dead_one_is_found() {
     }
     assert!(began.elapsed() > ms(1_900));
     turn(&mut client, &mut there, "resp_1").await;
-    // A client that does not read its pings is dead to us, and its upstream is let go.
+    // A client that does not read its pings counts as dead, and its upstream is released.
     assert_eq!(there.closed().await, 1001);
     cluster.replica().shows("warmkey_active_websockets", 0.0).await;
     drop(client);
@@ -132,7 +132,7 @@ async fn silent_peer_is_pinged_and_kept_and_a_dead_one_is_found() {
 }
 
 #[tokio::test]
-async fn leaving_replica_finishes_what_is_in_flight() {
+async fn leaving_replica_finishes_turns_in_flight() {
     let (mut cluster, upstream, mut client, mut there) =
         connected(Cluster::new().server("drain_delay", "\"1s\"")).await;
     begun(&mut client, &mut there).await;
@@ -144,7 +144,7 @@ async fn leaving_replica_finishes_what_is_in_flight() {
         (cluster.replica().probe("/readyz").await.status == 503).then_some(())
     })
     .await;
-    // While the balancer looks away everything is served.
+    // Until the balancer notices, the replica serves everything.
     let (late, mut late_there) =
         tokio::join!(session(cluster.address(), BOB, "late"), upstream.accept());
     let mut late = late;
@@ -152,7 +152,7 @@ async fn leaving_replica_finishes_what_is_in_flight() {
     assert_eq!((idle.closed().await, there_too.closed().await), (1001, 1001));
     assert!(asked.elapsed() > ms(900), "{:?}", asked.elapsed());
     assert_eq!(late.closed().await, 1001);
-    // In flight, for longer than any of them had.
+    // In flight for longer than all time limits of the sockets.
     tokio::select! {
         other = client.next() => panic!("an answer and not {other:?}"),
         () = tokio::time::sleep_until(asked + Duration::from_secs(12)) => {}
@@ -172,7 +172,7 @@ async fn turn_that_outlasts_the_grace_is_cut() {
     let asked = Instant::now();
     cluster.replica().terminate().await;
     client.closed().await;
-    assert!(asked.elapsed() > ms(900), "it had its grace: {:?}", asked.elapsed());
+    assert!(asked.elapsed() > ms(900), "the turn had its grace: {:?}", asked.elapsed());
     cluster.replicas[0].exit(SOON).await;
 }
 
@@ -190,10 +190,9 @@ async fn revoked_token_ends_its_connections() {
     turn(&mut other, &mut other_there, "resp_2").await;
 }
 
-/// A client's rights are those that it has when it asks, on a connection that was open before as on
-/// the next one.
+/// The rights of now decide what a client may ask, on an old connection as on a new one.
 #[tokio::test]
-async fn client_may_ask_for_what_it_may_by_now() {
+async fn client_has_the_rights_of_now_on_an_open_connection() {
     let clients =
         |rights: &str| format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n{rights}\n");
     let (mut cluster, _upstream, mut client, mut there) =
@@ -201,7 +200,7 @@ async fn client_may_ask_for_what_it_may_by_now() {
     begun(&mut client, &mut there).await;
     cluster.change(|cluster| cluster.clients(&clients("models = [\"gpt-6\"]")));
     cluster.reload(0).await;
-    // What has begun comes to its end.
+    // A response that has begun comes to its end.
     there.send(&completed("resp_1")).await;
     assert_eq!(client.text().await, completed("resp_1"));
     client.send(&create(None)).await;
@@ -217,15 +216,15 @@ async fn client_may_ask_for_what_it_may_by_now() {
         there.send(&event).await;
         assert_eq!(client.text().await, event);
     }
-    // And what it may do again it may do at once.
+    // A right that comes back counts at once.
     cluster.change(|cluster| cluster.clients(&clients("")));
     cluster.reload(0).await;
     turn(&mut client, &mut there, "resp_3").await;
 }
 
-/// It ends where its client may not go on with it: its token is somebody else's, or its key of an
-/// organization that is no more for the client. Another token of the same client, or another right,
-/// is no reason.
+/// A connection ends if its client could not open it now: the token is another client's, or the key
+/// belongs to an organization that the client lost. Another token of the same client, or another
+/// right, ends nothing.
 #[tokio::test]
 async fn connection_that_its_client_could_not_open_now_ends() {
     let clients = |sections: &[(&str, &str, &str)]| -> String {
@@ -271,7 +270,7 @@ async fn connection_that_its_client_could_not_open_now_ends() {
     }
 }
 
-/// Whoever is slow to read can answer no ping either, and is not dead for that.
+/// A client that reads slowly cannot answer pings, and is not dead.
 #[tokio::test]
 async fn client_that_is_slow_to_read_is_waited_for() {
     let (cluster, _upstream, mut client, mut there) =
@@ -281,7 +280,7 @@ async fn client_that_is_slow_to_read_is_waited_for() {
         format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, "z".repeat(60_000));
     let mut sent = 0_usize;
     eventually(SOON, "the upstream is held back", async || {
-        // It is there.
+        // The client shows that it lives.
         client.send("{}").await;
         match tokio::time::timeout(ms(500), there.0.send(Message::text(event.as_str()))).await {
             Ok(taken) => {
@@ -294,7 +293,7 @@ async fn client_that_is_slow_to_read_is_waited_for() {
         }
     })
     .await;
-    // For longer than a silent one would be kept.
+    // Longer than a silent client would be kept.
     tokio::time::sleep(ms(2_500)).await;
     let speaking = async {
         there.send(&completed("resp_1")).await;

@@ -1,4 +1,4 @@
-//! The demo, as whoever tries Warmkey meets it first.
+//! The demo as a newcomer runs it.
 
 use std::time::Duration;
 

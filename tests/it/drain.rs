@@ -13,7 +13,7 @@ use crate::world::wire::{Answer, Connection, Request, ask, try_ask};
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
 
-/// An upstream that holds its first answer open until it is released, and answers all others.
+/// An upstream that holds its first answer open until the test releases it, and answers all others.
 async fn holding() -> Recorder {
     Recorder::start(|seen| match seen.header("session-id") {
         Some("held") => vec![
@@ -28,7 +28,7 @@ async fn holding() -> Recorder {
     .await
 }
 
-/// A turn in flight.
+/// Begins a turn and keeps it in flight.
 async fn held(cluster: &Running) -> (Connection, Answer) {
     let mut client = Connection::open(cluster.address()).await;
     let request = Request::turn(ALICE, BODY).header("session-id", "held");
@@ -52,7 +52,7 @@ async fn turn_in_flight_is_finished() {
     })
     .await;
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
-    // The balancer looks away only later: meanwhile everything is served, on new connections too.
+    // The balancer notices only later: until then, everything is served, on new connections too.
     while asked.elapsed() < ms(1_500) {
         assert_eq!(ask(address, &Request::turn(ALICE, BODY)).await.status, 200);
     }
@@ -80,7 +80,7 @@ async fn draining_replica_keeps_no_new_key_waiting() {
     cluster.replicas[1].shows("warmkey_keys_waiting", 0.0).await;
     upstream.release(1);
     client.finish(&mut answer).await;
-    assert!(answer.whole, "it was still at it: {}", answer.text());
+    assert!(answer.whole, "the turn was still in flight: {}", answer.text());
     assert_eq!(cluster.replicas[0].exit(SOON).await.code(), Some(0));
 }
 
@@ -92,7 +92,7 @@ async fn second_signal_ends_the_process_at_once() {
             Cluster::new().recorded_by(&upstream).server("drain_delay", "\"20s\"").start().await;
         let (mut client, mut answer) = held(&cluster).await;
         cluster.replica().process().signal(signal).await;
-        eventually(SOON, "the first one is heard", async || {
+        eventually(SOON, "the first signal has come", async || {
             (cluster.replica().probe("/readyz").await.status == 503).then_some(())
         })
         .await;
@@ -122,7 +122,7 @@ async fn turn_that_outlasts_the_grace_is_cut() {
         (CREATED, false),
         "cut, and nothing made up"
     );
-    assert!(asked.elapsed() > ms(900), "it had its grace: {:?}", asked.elapsed());
+    assert!(asked.elapsed() > ms(900), "the turn had its grace: {:?}", asked.elapsed());
     cluster.replicas[0].exit(SOON).await;
     assert!(asked.elapsed() < ms(2_500), "{:?}", asked.elapsed());
 }
@@ -143,8 +143,8 @@ async fn drain_waits_for_no_idle_connection() {
 
 #[tokio::test]
 async fn client_that_left_leaves_nothing_to_wait_for() {
-    // Right after the terminal event: the drained rest is owned by a task that the end waits for,
-    // and not long.
+    // Right behind the terminal event: a task drains the rest, and the end of the process waits for
+    // that task, but not long.
     let upstream = holding().await;
     let mut cluster = Cluster::new().recorded_by(&upstream).start().await;
     let (client, _) = held(&cluster).await;

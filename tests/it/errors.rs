@@ -47,7 +47,7 @@ async fn token_is_required() {
         expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
     }
     assert!(upstream.seen().is_empty());
-    // The scheme has no case.
+    // The scheme ignores case.
     assert_eq!(
         ask(cluster.address(), &turn().header("authorization", &format!("bearer {ALICE}")))
             .await
@@ -139,7 +139,7 @@ async fn client_may_be_limited_to_some_models() {
     let refused = [
         r#"{"model":"gpt-5.4-mini","input":"x"}"#,
         r#"{"input":"x"}"#,
-        // The last one counts, as it does upstream.
+        // The last of two fields counts, as it does upstream.
         r#"{"model":"gpt-5.4","input":"x","model":"gpt-6"}"#,
         r#"{"model":"gpt-5.4","input":"x","\u006dodel":"gpt-6"}"#,
     ];
@@ -212,7 +212,8 @@ async fn other_urls_are_unknown() {
     assert_eq!(upstream.seen().len(), 3);
 }
 
-/// Clients ask for the models to find out whether their token is accepted. The list is not served.
+/// Clients ask for the models to learn whether their token is accepted. The list itself is not
+/// served.
 #[tokio::test]
 async fn models_without_valid_token_are_401_and_with_one_404() {
     let upstream = Recorder::answering(completed()).await;
@@ -230,7 +231,7 @@ async fn models_without_valid_token_are_401_and_with_one_404() {
             assert_eq!(head.status(), status, "{target}");
         }
     }
-    // Other methods and what lies below are unknown to everybody.
+    // Other methods and longer paths are unknown with or without a token.
     for (method, target) in [
         ("POST", "/v1/models"),
         ("DELETE", "/models"),
@@ -277,7 +278,7 @@ async fn upstream_that_never_answers_times_out_and_is_asked_once() {
         within(SOON, "an answer", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
     expect(&answer, 504, "upstream_timeout");
     upstream.left(0).await;
-    assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
+    assert_eq!(upstream.seen().len(), 1, "a turn that may have been served is never sent again");
 }
 
 #[tokio::test]
@@ -289,6 +290,10 @@ async fn connection_lost_after_the_body_is_not_resent() {
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 503, "{}", answer.text());
         assert!((1..=60).contains(&answer.retry_after()));
-        assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
+        assert_eq!(
+            upstream.seen().len(),
+            1,
+            "a turn that may have been served is never sent again"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A key that dies is left once, unseen by the client, and nothing ever moves back.
+//! A dead key is left once, unseen by the client, and no session ever moves back.
 
 use std::sync::{Arc, Mutex};
 
@@ -35,7 +35,7 @@ async fn dead_key_is_left_once_and_unseen() {
     }
     let turns = cluster.turns().await;
     assert_eq!(refused(&turns, 401), 1, "the replica does not use it again");
-    // Even once it lives again.
+    // Not even once the key lives again.
     cluster.upstream().heal().await;
     codex.turn("does not move back").await.served();
     assert_eq!(path_of(&cluster.turns().await, &codex.session), [dead.clone(), next]);
@@ -80,7 +80,7 @@ async fn moved_turn_is_the_same_without_the_old_keys_state() {
         (key.as_str(), Some("issued-by-the-first"))
     );
     assert_ne!(moved.key(), key);
-    assert_eq!(moved.header("x-codex-turn-state"), None, "it means nothing to another key");
+    assert_eq!(moved.header("x-codex-turn-state"), None, "another key is sent no turn state");
     assert!(refused.body == moved.body && !moved.body.is_empty(), "the same bytes again");
 }
 
@@ -120,10 +120,9 @@ async fn sealed_session_never_leaves_its_organization() {
         error["code"].is_string() && error["message"].as_str().is_some_and(|text| text.len() > 20),
         "{error}"
     );
-    // A sub-agent's first turn shows nothing that is sealed, and belongs to the session all the
-    // same.
+    // A sub-agent's first turn shows nothing sealed, and still belongs to its sealed session.
     let ended = codex.spawn().turn("no credit").await;
-    // Without asking the upstream again, in words its client stops at.
+    // The upstream is not asked again, and the error is one that Codex stops at.
     assert_eq!(
         (ended.answer.status, ended.answer.code().as_str()),
         (429, "insufficient_quota"),
@@ -132,8 +131,8 @@ async fn sealed_session_never_leaves_its_organization() {
     );
     assert_eq!(ended.answer.header("x-should-retry"), Some("false"));
     let turns = cluster.turns().await;
-    assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
-    // Others go on.
+    assert!(turns.iter().all(|turn| turn.organization == home), "no other key was tried");
+    // Other sessions go on.
     for _ in 0..4 {
         Codex::new(cluster.address(), ALICE).turn("new").await.served();
     }
@@ -161,10 +160,10 @@ async fn sealed_session_moves_within_its_organization_only() {
     );
     assert!(ended.answer.retry_after() >= 1);
     let turns = cluster.turns().await;
-    assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
+    assert!(turns.iter().all(|turn| turn.organization == home), "no other key was tried");
 }
 
-/// Both keys were refused for a time, at different moments: what the upstream takes back all
+/// The upstream refuses both keys for a time, at different moments; when it accepts them again, all
 /// replicas know.
 #[tokio::test]
 async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
@@ -180,7 +179,7 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
         cluster.upstream().heal().await;
     }
     for key in ["org-a-1", "org-a-2"] {
-        cluster.replicas[1].word("probe", key).await;
+        cluster.replicas[1].command("probe", key).await;
         for replica in &cluster.replicas {
             replica
                 .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
@@ -217,8 +216,8 @@ async fn client_is_told_to_wait_where_there_is_no_key() {
 
 #[tokio::test]
 async fn reasoning_that_another_organization_sealed_is_refused_by_the_upstream() {
-    // The session changes the gateway's pool under the client: the error is the upstream's, byte
-    // for byte, and final.
+    // The gateway's pool changes under the client: the error is the upstream's, byte for byte, and
+    // final.
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;
     let elsewhere = Cluster::new().keys(siblings("org-z", 1)).start().await;
     let mut codex = Codex::new(elsewhere.address(), ALICE);

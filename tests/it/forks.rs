@@ -1,5 +1,4 @@
-//! Forks: a new session whose history is another's begins on the key of the session it was forked
-//! from.
+//! A fork is a new session with another session's history. It begins on the key of that session.
 
 use crate::world::cluster::{ALICE, BOB, Cluster, Running};
 use crate::world::codex::Codex;
@@ -9,7 +8,7 @@ use crate::world::waiting::{SOON, eventually};
 const SESSIONS: usize = 12;
 const INHERITED: &str = r#"warmkey_bindings_total{result="inherited"}"#;
 
-/// Two replicas, and sessions that are not where their own order would send most of them by now.
+/// Two replicas, and sessions that are mostly not where their own order would send them by now.
 async fn displaced() -> (Running, Vec<Codex>) {
     let even = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let mut lopsided = even.clone();
@@ -28,7 +27,7 @@ async fn displaced() -> (Running, Vec<Codex>) {
     (cluster, sessions)
 }
 
-/// Each of `forks` was served by its parent's key, at the first attempt.
+/// Checks that each of `forks` was served by its parent's key, at the first attempt.
 async fn assert_inherited(cluster: &Running, forks: &[(String, Codex)]) {
     let turns = cluster.turns().await;
     let keys = keys_by_session(&turns);
@@ -108,9 +107,9 @@ async fn fork_whose_parent_is_forgotten_finds_its_organization() {
     }
 }
 
-/// Bob shows Alice's history, and names her thread: that must tell him nothing. Whoever holds a
-/// history may go on with it, in the organization that can open it, which he finds as anybody does
-/// whose session is forgotten.
+/// Bob sends Alice's history and names her thread, which must not tell him her key. A client with a
+/// history may continue it in the organization that can open it, and finds that organization as for
+/// any forgotten session.
 #[tokio::test]
 async fn fork_inherits_nothing_from_another_client() {
     let (cluster, sessions) = displaced().await;
@@ -137,7 +136,7 @@ async fn fork_inherits_nothing_from_another_client() {
         );
         elsewhere += usize::from(!homes[&codex.session].contains(&attempts[0].key));
     }
-    // By an order of their own: a quarter of them would meet their parent's key by chance.
+    // By their own order, a quarter of the forks meet their parent's key by chance.
     assert!(elsewhere > 0, "all of them begin on the keys of another client's sessions");
     cluster
         .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, SESSIONS as f64)

@@ -160,7 +160,7 @@ async fn every_answer_says_which_turn_it_is() {
     turns.sort();
     turns.dedup();
     assert_eq!(turns.len(), 5, "each its own");
-    // Unless the client has a name for it already.
+    // A `traceparent` of the client's own stays.
     let traced = Request::turn(ALICE, BODY)
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let answer = ask(cluster.address(), &traced).await;
@@ -168,7 +168,7 @@ async fn every_answer_says_which_turn_it_is() {
 }
 
 #[tokio::test]
-async fn no_secret_is_ever_told() {
+async fn secrets_are_never_shown() {
     let mut cluster = Cluster::new().server("max_body", "\"1MiB\"").start().await;
     let address = cluster.address();
     let mut told = String::new();
@@ -191,7 +191,7 @@ async fn no_secret_is_ever_told() {
         assert!(answer.status >= 400, "{answer:?}");
         told.push_str(&format!("{:?}{}", answer.headers, answer.text()));
     }
-    // The same replica, its upstream gone.
+    // The same replica without its upstream.
     cluster.replicas[0].kill().await;
     cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
     cluster.restart(0).await;
@@ -224,7 +224,7 @@ async fn hop_header_is_believed_only_beside_its_secret() {
             200
         );
     }
-    // One and two share a binding, three has its own.
+    // The first two share a binding; the third has its own.
     cluster.shows(r#"warmkey_bindings_total{result="created"}"#, 2.0).await;
     cluster.shows(r#"warmkey_bindings_total{result="existing"}"#, 1.0).await;
     let seen = upstream.seen();

@@ -1,4 +1,4 @@
-//! Keys fall ill, sessions do not: what the upstream refuses, and where turns go then. Three
+//! Keys fail, sessions do not: what the upstream refuses, and which keys then serve. Three
 //! replicas, a real Redis, and the upstream's record as the judge.
 
 use crate::world::cluster::Cluster;
@@ -22,8 +22,8 @@ fn three() -> Cluster {
     Cluster::new().replicas(3).redis()
 }
 
-/// B5: nothing but what is listed there moves a session: not a limit that is waited for or spilled,
-/// not a failure, not a key that is added or weighs otherwise, not a deploy.
+/// B5: only forced moves move a session. A limit that is waited for or spilled, a failure, a new
+/// key, other weights and a deploy move none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b5_forced_moves_only() {
     let mut cluster = three().keys(pool()).spare(siblings("org-c", 1)).start().await;
@@ -53,7 +53,11 @@ async fn b5_forced_moves_only() {
     let turns = cluster.turns().await;
     for (codex, home) in all.iter().zip(&homes) {
         let path = path_of(&turns, &codex.session);
-        assert_eq!((path.first(), path.last()), (Some(home), Some(home)), "it stays: {path:?}");
+        assert_eq!(
+            (path.first(), path.last()),
+            (Some(home), Some(home)),
+            "the session stays: {path:?}"
+        );
     }
     for replica in &cluster.replicas {
         let rebound = replica.metrics().await.get(r#"warmkey_bindings_total{result="rebound"}"#);

@@ -1,4 +1,4 @@
-//! The instruments themselves, without the gateway: what they would show if it were not there.
+//! The instruments of these tests, without the gateway between them.
 
 use crate::world::balancer::Balancer;
 use crate::world::cable::{Cable, Weather};
@@ -76,12 +76,16 @@ async fn trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
 async fn sharded_redis_moves_its_slots_and_survives_its_primaries() {
     let folder = Folder::new();
     let mut shards = Shards::start(folder.path()).await;
-    // Known by its specification, and the reason why names can be kept together.
+    // The value is known from Redis's specification; a tag in braces keeps names in one slot.
     assert_eq!((slot_of("123456789"), slot_of("{123456789}.x")), (0x31c3, 0x31c3));
     let (from, slot) = (Shards::shard_of("name"), slot_of("name"));
     let to = (from + 1) % 3;
     shards.node(from).tell(&["SET", "name", "1"]).await;
-    assert_eq!(shards.node(to).try_ask::<u8>(&["GET", "name"]).await, None, "it is not there");
+    assert_eq!(
+        shards.node(to).try_ask::<u8>(&["GET", "name"]).await,
+        None,
+        "the name is not there"
+    );
     shards.open_move(slot, from, to).await;
     shards.finish_move(slot, from, to).await;
     assert_eq!(shards.node(to).ask::<u8>(&["GET", "name"]).await, 1);
@@ -94,7 +98,7 @@ async fn sharded_redis_moves_its_slots_and_survives_its_primaries() {
 }
 
 #[tokio::test]
-async fn cable_does_what_the_weather_says() {
+async fn cable_plays_its_weather() {
     let folder = Folder::new();
     let mut redis = Redis::start(folder.path()).await;
     let cable = Cable::to(redis.address()).await;
@@ -109,7 +113,7 @@ async fn cable_does_what_the_weather_says() {
     cable.set(Weather::Silent);
     assert!(ping().await.is_err_and(|error| error.is_timeout()));
     cable.set(Weather::Fair);
-    assert!(ping().await.is_ok(), "late answers are nobody's");
+    assert!(ping().await.is_ok(), "late answers are dropped");
     cable.strand();
     assert!(ping().await.is_err_and(|error| error.is_timeout()));
     assert!(client.get_multiplexed_async_connection().await.is_ok(), "a new one works");
@@ -121,7 +125,7 @@ async fn cable_does_what_the_weather_says() {
             .is_err_and(|e| e.is_connection_refusal())
             .then_some(())
     };
-    eventually(SOON, "nobody listens", is_refused).await;
+    eventually(SOON, "the address refuses connections", is_refused).await;
     cable.set(Weather::Fair);
     let answers = async || client.get_multiplexed_async_connection().await.ok();
     let mut line = eventually(SOON, "somebody listens again", answers).await;

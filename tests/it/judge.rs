@@ -1,5 +1,5 @@
-//! The judge judged: each thing that can be wrong with the simulated upstream is as a client would
-//! meet it, and stands in the record.
+//! The judge judged: a client meets each fault of the simulated upstream as its script says, and
+//! the record shows the fault.
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ async fn turn(upstream: SocketAddr, key: &Key) -> Answer {
 }
 
 #[tokio::test]
-async fn each_fault_is_met_as_it_is_called_and_stands_in_the_record() {
+async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
     let ills = [
@@ -61,7 +61,7 @@ async fn each_fault_is_met_as_it_is_called_and_stands_in_the_record() {
 }
 
 #[tokio::test]
-async fn limit_is_told_in_every_way_that_there_is() {
+async fn retry_time_is_sent_in_every_form() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 1));
     let upstream = Simulator::start(&folder, &keys, "").await;
     for (ill, told) in [
@@ -158,7 +158,7 @@ async fn handshake_that_is_refused_is_an_attempt_like_another() {
 }
 
 #[tokio::test]
-async fn turns_in_flight_are_told_at_any_moment() {
+async fn turns_in_flight_are_shown_at_any_moment() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
     let flies = async |expected: &[(&str, u64)]| {
@@ -194,13 +194,13 @@ async fn upstream_that_cannot_be_reached_can_be_reached_again() {
     let cluster = Cluster::new().cabled().start().await;
     Codex::new(cluster.address(), ALICE).turn("before").await.served();
     cluster.cable().set(Weather::Refused);
-    // A connection that was open is lost once; then there is none.
-    eventually(SOON, "nobody to be reached", async || {
+    // An open connection is lost once; then there is none.
+    eventually(SOON, "the upstream is unreachable", async || {
         let lost = ask(cluster.address(), &Request::turn(ALICE, body("meanwhile"))).await;
         (lost.code() == "upstream_unreachable").then_some(())
     })
     .await;
-    assert_eq!(cluster.turns().await.len(), 1, "the upstream has seen nothing of it");
+    assert_eq!(cluster.turns().await.len(), 1, "the upstream has seen no request");
     cluster.cable().set(Weather::Fair);
     eventually(SOON, "a turn is served again", async || {
         (ask(cluster.address(), &Request::turn(ALICE, body("after"))).await.status == 200)

@@ -12,7 +12,7 @@ use crate::world::wire::{Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
-/// How long the upstream of a client that takes its time may be silent.
+/// How long the upstream of a slow client may be silent.
 const IDLE: Duration = ms(700);
 
 async fn asked(address: SocketAddr) -> Connection {
@@ -111,7 +111,7 @@ async fn client_that_leaves_behind_the_terminal_event_was_served() {
         let mut client = asked(cluster.address()).await;
         read_until(&mut client, COMPLETED.as_bytes()).await;
         drop(client);
-        // The gateway has noticed, and waits for the end that is still to come.
+        // The gateway has noticed, and waits for the end of the stream.
         cluster
             .replica()
             .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, f64::from(turn))
@@ -161,7 +161,7 @@ async fn stream_that_never_ends_after_its_terminal_event_is_not_drained_for_long
 
 #[tokio::test]
 async fn stream_that_goes_quiet_is_ended_without_a_false_end() {
-    // After its first event, and after some that came one by one.
+    // After the first event, and after some that came one by one.
     for events in [1, 4] {
         let some = std::iter::repeat_n([Step::Send(chunk(CREATED)), Step::Pause(ms(30))], events)
             .flatten();
@@ -189,8 +189,8 @@ async fn stream_that_goes_quiet_is_ended_without_a_false_end() {
     }
 }
 
-/// Of events that come one by one, which the client's connection takes itself, and of such as are
-/// more than is kept for it.
+/// Events that come one by one fit into the client's connection; more bytes than the gateway keeps
+/// for a client do not.
 #[tokio::test]
 async fn client_that_reads_slowly_is_not_silent() {
     let kinds = [("one by one", 7_000, ms(2)), ("large", 300_000, Duration::ZERO)];
@@ -223,10 +223,10 @@ async fn client_that_reads_slowly_is_not_silent() {
         let answer = within(ANSWER, "a head", client.ask(&request)).await.expect("an answer");
         clients.push((client, answer));
     }
-    // The upstream goes on until nothing fits into what lies between.
+    // The upstream sends until all buffers on the way are full.
     upstream.rests(clients.len(), cluster.replica().process()).await;
-    // And then nothing moves for longer than an upstream may be silent, however often the gateway
-    // looks again.
+    // Then nothing moves for longer than an upstream may be silent, however often the gateway
+    // checks.
     tokio::time::sleep(IDLE * 4).await;
     upstream.release(clients.len());
     let mut come = 0;
@@ -259,8 +259,8 @@ async fn stream_that_only_pauses_goes_on() {
     assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
 }
 
-/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends that, or
-/// whoever waits.
+/// C14: long reasoning sends nothing, not even a head. Only `first_byte_timeout` ends such a turn,
+/// or the client that waits.
 #[tokio::test]
 async fn upstream_that_thinks_before_its_first_byte_is_waited_for() {
     let thinking = ms(1_500);
@@ -281,7 +281,7 @@ async fn upstream_that_thinks_before_its_first_byte_is_waited_for() {
     };
     assert!(began.elapsed() >= thinking && answer.status == 200 && answer.whole);
     assert!(answer.body.ends_with(COMPLETED.as_bytes()), "{}", answer.text());
-    // By now the other has waited as long.
+    // By now the other turn has waited as long.
     let left = Instant::now();
     drop(leaving);
     let number = upstream
@@ -312,8 +312,8 @@ async fn events_are_passed_on_as_they_come() {
     ])
     .await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
-    // The head comes before any event, an event before the next, and half an event before its other
-    // half.
+    // The head comes before any event, an event before the next one, and half an event before its
+    // other half.
     let mut client = asked(cluster.address()).await;
     upstream.release(1);
     read_until(&mut client, CREATED).await;
@@ -336,7 +336,7 @@ async fn connection_serves_one_turn_after_the_other() {
         assert!(answer.whole);
     }
     assert_eq!(upstream.seen().len(), 5);
-    // One, or two where a turn came before the last one's connection was back.
+    // Two connections if a turn came before the last one's connection was free again.
     assert!(
         upstream.connections() <= 2,
         "upstream connections are kept: {}",
@@ -349,7 +349,7 @@ async fn client_that_leaves_while_sending_reaches_no_upstream() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let head = format!("POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\n");
-    // A body that is whole JSON already, and not yet whole by its framing.
+    // A body that is whole JSON already, and incomplete by its framing.
     for start in [
         "content-length: 1000\r\n\r\n{\"input\":\"x\"}",
         "transfer-encoding: chunked\r\n\r\nd\r\n{\"input\":\"x\"}\r\n",

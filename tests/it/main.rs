@@ -1,8 +1,8 @@
 //! The gateway from outside: real processes, a real Redis, a real balancer, and an upstream that
 //! keeps the record.
 //!
-//! Each test describes its deployment in a line, plays clients against it, and asks the upstream
-//! what happened.
+//! Each test describes its deployment in a line, plays clients against it, and reads the upstream's
+//! record.
 
 mod world;
 

@@ -1,5 +1,5 @@
-//! The roll of replicas, called in a real Redis: which ordinal a set of keys has, and whose sets
-//! are told.
+//! The membership of replicas in a real Redis: the ordinal of each set of keys, and the sets that
+//! replicas learn of.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use crate::world::waiting::{SOON, eventually, ms};
 /// Longer than a test takes.
 const LONG: Duration = Duration::from_secs(600);
 
-/// One Redis and the replicas that answer it.
-struct Roll(Real);
+/// One Redis, and the membership in it.
+struct Membership(Real);
 
-impl Roll {
+impl Membership {
     async fn new() -> Self {
         Self(Real::new().await)
     }
 
-    /// `replica` has loaded `set`, whose ordinal it believes to be `ordinal`, and lives for so
-    /// long. Returns the ordinal and the other sets.
+    /// `replica` reports that it has loaded `set` and believes in `ordinal`; the report lives for
+    /// `life`. Returns the ordinal and the other sets.
     async fn tell(
         &self,
         replica: &str,
@@ -47,12 +47,12 @@ impl Roll {
             life,
         };
         let (store, budget) = (&self.0.store, &mut self.0.store.budget());
-        let roll = match is_early {
+        let answer = match is_early {
             true => store.exchange_membership_early(&report, budget).await,
             false => store.exchange_membership(&report, budget).await,
         };
-        let roll = roll.expect("an answer");
-        (roll.ordinal, roll.others)
+        let answer = answer.expect("an answer");
+        (answer.ordinal, answer.others)
     }
 
     async fn ordinal(&self, replica: &str, set: &str, ordinal: u32) -> u32 {
@@ -66,98 +66,110 @@ fn others(sets: &[&str]) -> Vec<String> {
 
 #[tokio::test]
 async fn each_new_set_is_one_more_than_the_newest() {
-    let roll = Roll::new().await;
-    assert_eq!(roll.tell("a", "first", 0, LONG).await, (1, Vec::new()));
-    assert_eq!(roll.tell("b", "first", 0, LONG).await, (1, Vec::new()));
-    assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
-    assert_eq!(roll.tell("b", "first", 1, LONG).await, (1, others(&["second"])));
-    assert_eq!(roll.tell("b", "second", 0, LONG).await, (2, Vec::new()));
-    assert_eq!(roll.tell("a", "second", 2, LONG).await, (2, Vec::new()));
+    let membership = Membership::new().await;
+    assert_eq!(membership.tell("a", "first", 0, LONG).await, (1, Vec::new()));
+    assert_eq!(membership.tell("b", "first", 0, LONG).await, (1, Vec::new()));
+    assert_eq!(membership.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
+    assert_eq!(membership.tell("b", "first", 1, LONG).await, (1, others(&["second"])));
+    assert_eq!(membership.tell("b", "second", 0, LONG).await, (2, Vec::new()));
+    assert_eq!(membership.tell("a", "second", 2, LONG).await, (2, Vec::new()));
 }
 
 #[tokio::test]
 async fn set_that_all_have_gone_back_to_is_the_newest_again() {
-    let roll = Roll::new().await;
+    let membership = Membership::new().await;
     for replica in ["a", "b"] {
-        roll.tell(replica, "first", 0, LONG).await;
+        membership.tell(replica, "first", 0, LONG).await;
     }
     for replica in ["a", "b"] {
-        assert_eq!(roll.ordinal(replica, "second", 0).await, 2);
+        assert_eq!(membership.ordinal(replica, "second", 0).await, 2);
     }
-    assert_eq!(roll.ordinal("a", "first", 0).await, 1, "the other may still be right");
-    assert_eq!(roll.ordinal("a", "first", 1).await, 1);
-    assert_eq!(roll.ordinal("b", "first", 0).await, 3, "nobody holds the newer one any more");
-    assert_eq!(roll.ordinal("a", "first", 1).await, 3);
-    assert_eq!(roll.ordinal("a", "third", 0).await, 4);
+    assert_eq!(
+        membership.ordinal("a", "first", 0).await,
+        1,
+        "the other set may still be the newest"
+    );
+    assert_eq!(membership.ordinal("a", "first", 1).await, 1);
+    assert_eq!(
+        membership.ordinal("b", "first", 0).await,
+        3,
+        "no replica holds the newer set any more"
+    );
+    assert_eq!(membership.ordinal("a", "first", 1).await, 3);
+    assert_eq!(membership.ordinal("a", "third", 0).await, 4);
 }
 
 #[tokio::test]
 async fn early_exchange_renews_nothing() {
-    let roll = Roll::new().await;
+    let membership = Membership::new().await;
     for set in ["first", "second"] {
-        roll.tell("a", set, 0, LONG).await;
+        membership.tell("a", set, 0, LONG).await;
     }
     for _ in 0..2 {
         assert_eq!(
-            roll.call("a", "first", 1, LONG, true).await,
+            membership.call("a", "first", 1, LONG, true).await,
             (1, Vec::new()),
-            "the others may still come"
+            "the other replicas may still load the set"
         );
     }
-    assert_eq!(roll.call("a", "third", 0, LONG, true).await, (3, Vec::new()), "what is new is new");
-    assert_eq!(roll.call("a", "first", 1, LONG, true).await, (1, Vec::new()));
-    assert_eq!(roll.ordinal("a", "first", 1).await, 4);
+    assert_eq!(
+        membership.call("a", "third", 0, LONG, true).await,
+        (3, Vec::new()),
+        "a new set is new"
+    );
+    assert_eq!(membership.call("a", "first", 1, LONG, true).await, (1, Vec::new()));
+    assert_eq!(membership.ordinal("a", "first", 1).await, 4);
 }
 
 #[tokio::test]
 async fn store_that_has_lost_all_takes_the_ordinals_from_its_replicas() {
-    let roll = Roll::new().await;
+    let membership = Membership::new().await;
     for (replica, set) in [("a", "first"), ("a", "second"), ("a", "third"), ("b", "second")] {
-        roll.tell(replica, set, 0, LONG).await;
+        membership.tell(replica, set, 0, LONG).await;
     }
-    let _: () = roll.0.redis.ask(&["FLUSHALL"]).await;
-    assert_eq!(roll.ordinal("b", "second", 2).await, 2);
-    assert_eq!(roll.ordinal("a", "third", 3).await, 3);
-    assert_eq!(roll.ordinal("b", "second", 2).await, 2);
-    assert_eq!(roll.ordinal("b", "fourth", 0).await, 4);
+    let _: () = membership.0.redis.ask(&["FLUSHALL"]).await;
+    assert_eq!(membership.ordinal("b", "second", 2).await, 2);
+    assert_eq!(membership.ordinal("a", "third", 3).await, 3);
+    assert_eq!(membership.ordinal("b", "second", 2).await, 2);
+    assert_eq!(membership.ordinal("b", "fourth", 0).await, 4);
 }
 
 #[tokio::test]
 async fn dead_replica_is_not_waited_for_after_its_life() {
-    let roll = Roll::new().await;
-    roll.tell("dead", "first", 0, ms(300)).await;
-    assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
+    let membership = Membership::new().await;
+    membership.tell("dead", "first", 0, ms(300)).await;
+    assert_eq!(membership.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
     eventually(SOON, "the end of its life", async || {
-        roll.tell("a", "second", 2, LONG).await.1.is_empty().then_some(())
+        membership.tell("a", "second", 2, LONG).await.1.is_empty().then_some(())
     })
     .await;
-    // Its field is gone too: a replica has another name each time that it starts.
-    let replicas: Vec<String> = roll.0.redis.ask(&["HKEYS", "w:generations"]).await;
+    // The replica's field is gone, too: a replica has another name after each start.
+    let replicas: Vec<String> = membership.0.redis.ask(&["HKEYS", "w:generations"]).await;
     assert_eq!(replicas.iter().filter(|name| name.starts_with("r:")).collect::<Vec<_>>(), ["r:a"]);
 }
 
 #[tokio::test]
 async fn replica_that_leaves_is_not_waited_for_at_all() {
-    let roll = Roll::new().await;
-    roll.tell("b", "first", 0, LONG).await;
-    assert_eq!(roll.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
-    roll.tell("b", "first", 1, Duration::ZERO).await;
-    assert_eq!(roll.tell("a", "second", 2, LONG).await, (2, Vec::new()));
+    let membership = Membership::new().await;
+    membership.tell("b", "first", 0, LONG).await;
+    assert_eq!(membership.tell("a", "second", 0, LONG).await, (2, others(&["first"])));
+    membership.tell("b", "first", 1, Duration::ZERO).await;
+    assert_eq!(membership.tell("a", "second", 2, LONG).await, (2, Vec::new()));
 }
 
 #[tokio::test]
 async fn kept_ordinals_do_not_grow_for_ever() {
-    let roll = Roll::new().await;
-    assert_eq!(roll.ordinal("b", "old", 0).await, 1);
+    let membership = Membership::new().await;
+    assert_eq!(membership.ordinal("b", "old", 0).await, 1);
     for number in 0..200 {
         let set = format!("set {number}");
         assert_eq!(
-            roll.tell("a", &set, 0, LONG).await,
+            membership.tell("a", &set, 0, LONG).await,
             (number + 2, others(&["old"])),
-            "what one lives with is kept"
+            "the set of a live replica is kept"
         );
     }
-    assert_eq!(roll.ordinal("b", "old", 0).await, 1);
-    let fields: u32 = roll.0.redis.ask(&["HLEN", "w:generations"]).await;
+    assert_eq!(membership.ordinal("b", "old", 0).await, 1);
+    let fields: u32 = membership.0.redis.ask(&["HLEN", "w:generations"]).await;
     assert!(fields <= 40, "{fields}");
 }

@@ -1,5 +1,5 @@
-//! The operator's word on keys: heard by all replicas at once, over either transport, and not
-//! forgotten.
+//! An operator's commands on keys: all replicas obey at once, over either transport, and none
+//! forgets.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +22,8 @@ fn three_replicas() -> Cluster {
     Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"))
 }
 
-/// A turn at each replica that names no session: it goes by load, and the first of idle keys is the
-/// first in the file.
+/// Plays a turn without a session at each replica. Such a turn goes by load; of idle keys, the
+/// first one in the file serves.
 async fn nameless(cluster: &Running) {
     for replica in &cluster.replicas {
         let turn = Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#);
@@ -56,7 +56,7 @@ async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
     let mut sessions = begin(&cluster, 12).await;
     let before = cluster.turns().await;
     let key = a_key_of(&before, &sessions);
-    let done = cluster.replicas[1].word("disable", &key).await;
+    let done = cluster.replicas[1].command("disable", &key).await;
     assert_eq!(
         (&done["shared"], &done["keys"][0]["state"]),
         (&json!(true), &json!(DISABLED)),
@@ -70,7 +70,7 @@ async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
     let turns = cluster.turns().await;
     assert!(
         turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
-        "nobody was sent there"
+        "no turn was sent there"
     );
     for codex in &sessions[..12] {
         let path = path_of(&turns, &codex.session);
@@ -78,12 +78,12 @@ async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
         assert_eq!(
             path.len(),
             if is_bound { 2 } else { 1 },
-            "one sibling stands in, and nobody else moves: {path:?}"
+            "one sibling serves instead, and no other session moves: {path:?}"
         );
         assert!(!is_bound || path[1].starts_with("org-a"), "within the organization: {path:?}");
     }
-    // Through another replica than the word before.
-    cluster.replicas[2].word("enable", &key).await;
+    // At another replica than the command before.
+    cluster.replicas[2].command("enable", &key).await;
     cluster.all_have(&key, READY).await;
     turn_each(&cluster, &mut sessions, 0).await;
     let turns = cluster.turns().await;
@@ -92,12 +92,12 @@ async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
         assert!(path.last() == path.first(), "its sessions are back: {path:?}");
     }
     for codex in &sessions[12..] {
-        assert_eq!(path_of(&turns, &codex.session).len(), 1, "and nobody else comes");
+        assert_eq!(path_of(&turns, &codex.session).len(), 1, "and no other session comes");
     }
 }
 
-/// Twice in a row: by sessions that have never moved, and by one that has, from the first key in
-/// the file to the next.
+/// Drains twice in a row: sessions that have never moved, and one session that has, from the first
+/// key in the file to the next.
 #[tokio::test]
 async fn drained_key_is_left_for_good() {
     let cluster = three_replicas().start().await;
@@ -108,7 +108,7 @@ async fn drained_key_is_left_for_good() {
         let path = path_of(&before, &sessions[11].session);
         let key = path.last().expect("it was served").clone();
         assert_eq!(path.len(), moves + 1, "{path:?}");
-        cluster.replicas[0].word("drain", &key).await;
+        cluster.replicas[0].command("drain", &key).await;
         cluster.all_have(&key, DISABLED).await;
         turn_each(&cluster, &mut sessions, moves).await;
         begin(&cluster, 6).await;
@@ -116,9 +116,9 @@ async fn drained_key_is_left_for_good() {
         let turns = cluster.turns().await;
         assert!(
             turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
-            "nobody was sent to {key}"
+            "no turn was sent to {key}"
         );
-        cluster.replicas[1].word("enable", &key).await;
+        cluster.replicas[1].command("enable", &key).await;
         cluster.all_have(&key, READY).await;
         for round in 1..3 {
             turn_each(&cluster, &mut sessions, moves + round).await;
@@ -130,21 +130,21 @@ async fn drained_key_is_left_for_good() {
             assert_eq!(
                 now.len(),
                 expected,
-                "whoever was on {key} has moved, once and not back, and nobody else: {now:?}"
+                "the sessions of {key} have moved, once and not back, and no others: {now:?}"
             );
             let organizations: BTreeSet<_> = now.iter().map(|key| &key[..5]).collect();
             assert_eq!(organizations.len(), 1, "its history is sealed: {now:?}");
         }
     }
     let path = path_of(&cluster.turns().await, &sessions[11].session);
-    assert!(path.len() == 3 && path[0] == "org-a-1", "one move for each word: {path:?}");
+    assert!(path.len() == 3 && path[0] == "org-a-1", "one move for each command: {path:?}");
 }
 
 #[tokio::test]
 async fn websocket_obeys_a_command_between_its_turns() {
-    // Wherever a session begins, there is a sibling to go to.
+    // All keys are siblings, so that every session can move.
     let cluster = three_replicas().keys(siblings("org-a", 3)).start().await;
-    for verb in ["disable", "drain"] {
+    for command in ["disable", "drain"] {
         let mut talk = Codex::new(cluster.replicas[0].address(), ALICE).by_websocket();
         talk.turn("one").await;
         let key = first_key(&cluster.turns().await, &talk.codex);
@@ -152,22 +152,22 @@ async fn websocket_obeys_a_command_between_its_turns() {
         let mut busy = socket_on(&cluster, 2, &key).await;
         busy.send(&plain("SLOW:4x1s")).await;
         busy.event(&["response.created"]).await;
-        cluster.replicas[1].word(verb, &key).await;
-        assert_eq!(quiet.closed().await, 1001, "{verb}");
+        cluster.replicas[1].command(command, &key).await;
+        assert_eq!(quiet.closed().await, 1001, "{command}");
         // A response that has begun comes to its end.
         busy.event(&["response.completed"]).await;
-        assert_eq!(busy.closed().await, 1001, "{verb}");
+        assert_eq!(busy.closed().await, 1001, "{command}");
         talk.turn("two").await;
-        cluster.replicas[2].word("enable", &key).await;
+        cluster.replicas[2].command("enable", &key).await;
         cluster.all_have(&key, READY).await;
         talk.turn("three").await;
         talk.hang_up();
         talk.turn("four").await;
         let path = path_of(&cluster.turns().await, &talk.codex.session);
-        let expected = if verb == "disable" { 3 } else { 2 };
-        assert_eq!((path.len(), &path[0]), (expected, &key), "{verb}: {path:?}");
+        let expected = if command == "disable" { 3 } else { 2 };
+        assert_eq!((path.len(), &path[0]), (expected, &key), "{command}: {path:?}");
         assert!(
-            verb == "drain" || path[2] == key,
+            command == "drain" || path[2] == key,
             "back on its own with the next connection: {path:?}"
         );
     }
@@ -178,11 +178,11 @@ async fn command_on_an_organization_is_one_on_all_its_keys() {
     let cluster = three_replicas().start().await;
     let mut there = begin_on(&cluster, "org-b").await.0;
     let before = cluster.turns().await;
-    let done = cluster.replicas[0].word("disable", "org:org-b").await;
+    let done = cluster.replicas[0].command("disable", "org:org-b").await;
     assert_eq!(done["keys"].as_array().map(Vec::len), Some(1), "{done}");
     cluster.all_have("org-b-1", DISABLED).await;
-    // What it knows only its organization can open: it waits for it.
-    let ended = there.turn("nobody may").await;
+    // Only this organization can open the session's history: the session waits.
+    let ended = there.turn("not now").await;
     assert_eq!(
         (ended.answer.status, ended.answer.code().as_str()),
         (503, "no_key_available"),
@@ -194,13 +194,13 @@ async fn command_on_an_organization_is_one_on_all_its_keys() {
     let turns = cluster.turns().await;
     assert!(
         turns[before.len()..].iter().all(|turn| turn.organization == "org-a"),
-        "new sessions go elsewhere"
+        "new sessions use other keys"
     );
-    // Its own word still stands when that on its organization is ended.
-    cluster.replicas[1].word("drain", "org-b-1").await;
-    cluster.replicas[1].word("enable", "org:org-b").await;
+    // The command on the key outlives the command on its organization.
+    cluster.replicas[1].command("drain", "org-b-1").await;
+    cluster.replicas[1].command("enable", "org:org-b").await;
     assert_eq!(cluster.replicas[2].key("org-b-1").await["conditions"][0]["reason"], "drained");
-    cluster.replicas[1].word("enable", "org-b-1").await;
+    cluster.replicas[1].command("enable", "org-b-1").await;
     cluster.all_have("org-b-1", READY).await;
     there.turn("as before").await.served();
     assert_eq!(path_of(&cluster.turns().await, &there.session), ["org-b-1"]);
@@ -209,10 +209,10 @@ async fn command_on_an_organization_is_one_on_all_its_keys() {
 #[tokio::test]
 async fn command_outlives_replicas_and_the_store() {
     let mut cluster = three_replicas().server("drain", "\"2s\"").start().await;
-    cluster.replicas[0].word("disable", "org-a-1").await;
-    cluster.replicas[0].word("drain", "org:org-b").await;
-    cluster.replicas[1].word("disable", "org-a-2").await;
-    cluster.replicas[2].word("enable", "org-a-2").await;
+    cluster.replicas[0].command("disable", "org-a-1").await;
+    cluster.replicas[0].command("drain", "org:org-b").await;
+    cluster.replicas[1].command("disable", "org-a-2").await;
+    cluster.replicas[2].command("enable", "org-a-2").await;
     let holds = async |cluster: &Running| {
         cluster.all_have("org-a-1", DISABLED).await;
         cluster.all_have("org-a-2", READY).await;
@@ -225,8 +225,8 @@ async fn command_outlives_replicas_and_the_store() {
         cluster.restart(number).await;
         holds(&cluster).await;
     }
-    // One replica has been away while another word was said, and comes back to a store that has
-    // lost all of them.
+    // One replica was away during another command, and comes back to a store that has lost all
+    // commands.
     cluster.redis().tell(&["FLUSHALL"]).await;
     cluster.replicas[0].kill().await;
     cluster.restart(0).await;
@@ -256,7 +256,7 @@ async fn command_is_taken_without_the_store_and_shared_once_it_is_back() {
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 0.0).await;
     }
-    let done = cluster.replicas[0].word("disable", "org-a-1").await;
+    let done = cluster.replicas[0].command("disable", "org-a-1").await;
     assert_eq!(
         (&done["shared"], &done["keys"][0]["state"]),
         (&json!(false), &json!(DISABLED)),
@@ -269,11 +269,11 @@ async fn command_is_taken_without_the_store_and_shared_once_it_is_back() {
     }
     assert!(
         cluster.turns().await[before..].iter().all(|turn| turn.key != "org-a-1"),
-        "it is heeded here"
+        "this replica obeys"
     );
     assert_eq!(cluster.replicas[1].key("org-a-1").await["state"], READY);
     cluster.redis().restart().await;
-    eventually(SOON, "the others have heard", async || {
+    eventually(SOON, "the other replicas obey", async || {
         let mut states = BTreeSet::new();
         for replica in &cluster.replicas {
             states.insert(replica.key("org-a-1").await["state"].to_string());
@@ -284,7 +284,7 @@ async fn command_is_taken_without_the_store_and_shared_once_it_is_back() {
 }
 
 #[tokio::test]
-async fn probe_brings_back_what_has_been_put_right() {
+async fn probe_brings_back_a_key_that_is_well_again() {
     let cluster = three_replicas().start().await;
     let mut sessions = begin(&cluster, 8).await;
     let mut there = begin_on(&cluster, "org-a").await.0;
@@ -292,8 +292,8 @@ async fn probe_brings_back_what_has_been_put_right() {
     there.turn("no credit").await;
     cluster.all_have("org-a-2", DISABLED).await;
     cluster.upstream().heal().await;
-    assert_eq!(there.turn("nobody has been told").await.answer.status, 429);
-    let done = cluster.replicas[2].word("probe", "org:org-a").await;
+    assert_eq!(there.turn("before the probe").await.answer.status, 429);
+    let done = cluster.replicas[2].command("probe", "org:org-a").await;
     let answers = done["answers"].as_array().expect("answers");
     assert!(
         answers.len() == 3
@@ -303,13 +303,13 @@ async fn probe_brings_back_what_has_been_put_right() {
         "{done}"
     );
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
-        // Ready, not coming back little by little.
+        // Ready at once, without a ramp.
         cluster.all_have(key, READY).await;
     }
     there.turn("topped up").await.served();
-    // What has not been put right stays out of use.
+    // A key that still fails stays out of use.
     cluster.upstream().revoke("org-a-2").await;
-    let done = cluster.replicas[0].word("probe", "org-a-2").await;
+    let done = cluster.replicas[0].command("probe", "org-a-2").await;
     assert_eq!(
         (&done["answers"][0]["status"], &done["answers"][0]["is_accepted"]),
         (&json!(401), &json!(false)),
@@ -318,14 +318,11 @@ async fn probe_brings_back_what_has_been_put_right() {
     assert_eq!(done["keys"][0]["conditions"][0]["reason"], "rejected", "{done}");
     cluster.all_have("org-a-2", DISABLED).await;
     turn_each(&cluster, &mut sessions, 1).await;
-    assert!(
-        cluster.turns().await.iter().all(|turn| turn.status != 401),
-        "no turn had to find that out"
-    );
+    assert!(cluster.turns().await.iter().all(|turn| turn.status != 401), "no turn was refused");
 }
 
-/// The first key in the file, which has a session that has never moved, and one that an operator's
-/// word has moved to it.
+/// The first key in the file has a session that has never moved, and a session that a drain has
+/// moved there.
 #[tokio::test]
 async fn key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     let mut cluster =
@@ -333,10 +330,10 @@ async fn key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     let mut sessions = begin(&cluster, 10).await;
     sessions.push(begin_on(&cluster, "org-a-1").await.0);
     sessions.push(begin_on(&cluster, "org-a-2").await.0);
-    cluster.replicas[0].word("drain", "org-a-2").await;
+    cluster.replicas[0].command("drain", "org-a-2").await;
     cluster.all_have("org-a-2", DISABLED).await;
     turn_each(&cluster, &mut sessions, 1).await;
-    cluster.replicas[0].word("enable", "org-a-2").await;
+    cluster.replicas[0].command("enable", "org-a-2").await;
     cluster.all_have("org-a-2", READY).await;
     let before = cluster.turns().await;
     assert_eq!(path_of(&before, &sessions[11].session), ["org-a-2", "org-a-1"]);
@@ -353,10 +350,10 @@ async fn key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     let kept = cluster.turns().await;
     for codex in &sessions {
         let (path, now) = (path_of(&before, &codex.session), path_of(&kept, &codex.session));
-        assert_eq!(path, now, "nobody moves");
+        assert_eq!(path, now, "no session moves");
     }
     let there = kept[before.len()..].iter().filter(|turn| turn.key == "org-a-1").count();
-    assert!(there >= 2, "those that it has stay, however they came: {there}");
+    assert!(there >= 2, "the key's own sessions stay, however they came: {there}");
     begin(&cluster, 24).await;
     nameless(&cluster).await;
     let turns = cluster.turns().await;
@@ -365,7 +362,7 @@ async fn key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     assert_eq!(nameless.len(), 3, "turns that name no session go on");
     assert!(
         turns[kept.len()..].iter().all(|turn| turn.is_served() && turn.key != "org-a-1"),
-        "nobody new comes"
+        "no new session comes"
     );
     assert_eq!(cluster.replicas[1].key("org-a-1").await["weight"], 0);
     eventually(ms(2_000), "nothing in flight", async || {

@@ -1,4 +1,4 @@
-//! Redis away: every turn is served, none waits for it, and replicas still agree.
+//! Redis is away: every turn is served, no turn waits for Redis, and replicas still agree.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +14,7 @@ use crate::world::redis::Redis;
 use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
 use crate::world::waiting::{SOON, eventually, ms};
 
-/// A turn's own time here, beside what it waits for the store: a machine that compiles meanwhile is
-/// slow.
+/// Time of a turn besides its wait for the store, on a slow machine that compiles meanwhile.
 const SLACK: Duration = Duration::from_secs(2);
 
 #[tokio::test]
@@ -79,7 +78,7 @@ async fn redis_that_dies_costs_no_turn_and_moves_no_session() {
 }
 
 #[tokio::test]
-async fn redis_that_hangs_is_waited_for_no_longer_than_said() {
+async fn redis_that_hangs_is_waited_for_at_most_the_timeout() {
     let mut cluster = Cluster::new()
         .keys(siblings("org-a", 4))
         .redis()
@@ -142,7 +141,7 @@ async fn error_for_one_session_is_no_outage() {
     assert!((cluster.replica().metrics().await.get("warmkey_store_up") - 1.0).abs() < f64::EPSILON);
 }
 
-/// Plays turns until one is found in the store.
+/// Plays turns until the store has answered one.
 async fn finds_again(cluster: &Running, session: &mut Codex) {
     const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
     let before = cluster.replica().metrics().await.get(EXISTING);
@@ -153,9 +152,8 @@ async fn finds_again(cluster: &Running, session: &mut Codex) {
     .await;
 }
 
-/// Sessions that began when there was one organization, and come to a replica that was started
-/// since, without anybody who could tell it of them: their order begins elsewhere now. Each guess
-/// takes a connection.
+/// Sessions began when there was one organization. A replica that was started since cannot learn of
+/// them, and their order begins elsewhere now. Each provisional key takes a connection.
 #[tokio::test]
 async fn websocket_finds_its_organization_again_without_redis() {
     let new: Vec<Key> = ["org-b", "org-c"]

@@ -1,8 +1,8 @@
-//! Whose a stored response is: it is gone on from in the project that stores it, by the client that
-//! made it, and by nobody else.
+//! Ownership of stored responses: only the client that made a response continues from it, in the
+//! project that stores it.
 //!
-//! The simulator stores for a project and finds nothing elsewhere: whatever is served went to the
-//! right one.
+//! The simulator stores a response for one project and finds it nowhere else. So a turn that is
+//! served went to the right project.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ async fn b19_response_ownership() {
     }
     let mut chains: Vec<_> = (0..12)
         .map(|number| Chain {
-            // Every other one is known by nothing but what it goes on from.
+            // Every other chain has no session but its last response.
             session: (number % 2 == 0).then(uuid),
             is_streamed: number % 3 == 0,
             ..Chain::new(cluster.address())
@@ -63,7 +63,7 @@ async fn b19_response_ownership() {
     projects.dedup();
     assert!(projects.len() > 1, "more than one project is at work: {projects:?}");
     cluster.shows(CREATED, 12.0).await;
-    // No raw id is stored, and each owner has an end.
+    // No raw id is stored, and each owner expires.
     let names = owners(cluster.redis()).await;
     assert_eq!(names.len(), 72);
     assert!(names.iter().all(|name| !name.contains("resp_")), "{names:?}");
@@ -71,7 +71,7 @@ async fn b19_response_ownership() {
     assert!(left > 29 * 24 * 3_600_000, "{left} ms");
 }
 
-/// B19: whichever replica it is used on, and however slowly the one that issued it is heard.
+/// B19: on every replica, and however slow the store is for the replica that issued the id.
 #[tokio::test]
 async fn id_is_good_on_every_replica_the_moment_it_can_be_read() {
     let folder = Folder::new();
@@ -94,7 +94,7 @@ async fn id_is_good_on_every_replica_the_moment_it_can_be_read() {
             rest.split_once('"').map(|(id, _)| id.to_owned())
         })
         .await;
-        // Its own answer goes on meanwhile.
+        // The first answer is still in flight.
         Chain::new(cluster.replicas[1].address()).after(&id).turn().await;
         connection.finish(&mut answer).await;
         assert!(answer.whole);
@@ -112,10 +112,14 @@ async fn replica_without_the_store_goes_by_its_memory_and_stores_it_later() {
     for _ in 0..3 {
         let began = Instant::now();
         chain.turn().await;
-        assert!(began.elapsed() < ms(2_300), "it waits no longer than said: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < ms(2_300),
+            "a turn waits at most the timeout: {:?}",
+            began.elapsed()
+        );
     }
     let last = chain.previous.clone().expect("it goes on");
-    // Who cannot know says so, and does not say that there is nothing.
+    // A replica that cannot know the owner says so, and does not deny that the response exists.
     let never = stored.replace("resp_", "resp_f");
     let mut said = Vec::new();
     for id in [&stored, &never] {
@@ -147,7 +151,7 @@ async fn owners_that_a_flush_has_lost_come_back() {
     let first = chain.turn().await;
     cluster.redis().tell(&["FLUSHALL"]).await;
     chain.turn().await;
-    // By what the other replica was asked, both find it again.
+    // The other replica was asked, so that both find the id again.
     let elsewhere = Chain::new(cluster.replicas[1].address()).after(&first);
     let is_found = async || (elsewhere.asks(json!({})).await.status == 200).then_some(());
     eventually(SOON, "the first id is found", is_found).await;
@@ -155,7 +159,7 @@ async fn owners_that_a_flush_has_lost_come_back() {
 
 #[tokio::test]
 async fn b14_response_ids_of_another_client() {
-    // One project: whoever may ask for an id gets what is behind it.
+    // One project: without the check of the client, the upstream would serve any id.
     let mut cluster = Cluster::new().keys(vec![Key::new("a-1", "org-a")]).redis().start().await;
     let foreign = Chain::new(cluster.address()).turn().await;
     let unknown = foreign.chars().rev().collect::<String>().replace("_pser", "resp_");
@@ -172,12 +176,12 @@ async fn b14_response_ids_of_another_client() {
             let answer = bob(id).asks(json!({})).await;
             times.entry(is_foreign).or_default().push(began.elapsed());
             assert_eq!(answer.status, 400);
-            // Byte for byte the same, but for the id that was asked for.
+            // Byte for byte the same, but for the id.
             assert_eq!(answer.text().replace(id.as_str(), &foreign), json_text(&real));
         }
     }
-    // The same class of time, on any machine: the fastest of either kind is faster than half of the
-    // other.
+    // Both kinds take the same time, on any machine: the fastest of either kind is faster than half
+    // of the other.
     times.values_mut().for_each(|times| times.sort_unstable());
     for kind in [true, false] {
         let (fastest, median) = (times[&kind][0], times[&!kind][times[&!kind].len() / 2]);
@@ -186,7 +190,7 @@ async fn b14_response_ids_of_another_client() {
             "foreign {kind}: {fastest:?} at the fastest, and the median of the others is {median:?}"
         );
     }
-    // And by what it costs.
+    // Both kinds cost the same.
     let mut calls = Vec::new();
     for id in [&foreign, &unknown] {
         let (gets, asked) =
@@ -198,13 +202,13 @@ async fn b14_response_ids_of_another_client() {
         ));
     }
     assert_eq!(calls[0], calls[1]);
-    assert_eq!(cluster.turns().await.len(), before, "nothing of it went upstream");
+    assert_eq!(cluster.turns().await.len(), before, "no request went upstream");
     assert_eq!(cluster.redis().bindings().await.len(), 1, "nothing of bob's is bound");
-    // Nor has he taken anything from alice.
+    // Bob's attempts have not taken the response from Alice.
     Chain::new(cluster.address()).after(&foreign).turn().await;
 }
 
-/// As the gateway spells an error.
+/// The bytes of the gateway's error.
 fn json_text(error: &Value) -> String {
     let [message, class, param, code] =
         ["message", "type", "param", "code"].map(|name| &error[name]);
@@ -217,14 +221,14 @@ async fn turn_goes_where_its_previous_response_is_and_the_binding_stays() {
     let (one, two) = (stored_by(&cluster, "a-1").await, stored_by(&cluster, "a-3").await);
     let key_of = async |id: &str| made(&cluster.turns().await, id).key.clone();
     for (bound, own, other) in [("a-1", &one, &two), ("a-3", &two, &one)] {
-        // A session that begins by going on from something begins there.
+        // A new session that continues from a response begins on that response's key.
         let session = uuid();
         let begun = Chain::new(cluster.address()).of_session(&session).after(own).turn().await;
         assert_eq!(key_of(&begun).await, bound);
         let spilled = cluster.replica().metrics().await.get(SPILLED);
         let away = Chain::new(cluster.address()).of_session(&session).after(other).turn().await;
-        assert_ne!(key_of(&away).await, bound, "it is stored elsewhere");
-        // What was made away is stored away, and gone on from there.
+        assert_ne!(key_of(&away).await, bound, "the response is stored elsewhere");
+        // A response that was made away is stored away, and the next turn follows it.
         let again = Chain::new(cluster.address()).of_session(&session).after(&away).turn().await;
         assert_eq!(key_of(&again).await, key_of(&away).await);
         cluster.replica().shows(SPILLED, spilled + 2.0).await;
@@ -254,7 +258,7 @@ async fn project_that_cannot_serve_is_named_and_no_other_serves_instead() {
         let cluster = Cluster::new().keys(two_projects()).start().await;
         let id = stored_by(&cluster, "a-3").await;
         cluster.upstream().fault(fault).await;
-        // The first one finds out. What the upstream says of a quota its client may hear.
+        // The first turn finds out. The client may see the upstream's own words about a quota.
         let session = uuid();
         let found_out =
             Chain::new(cluster.address()).of_session(&session).after(&id).asks(json!({})).await;
@@ -277,9 +281,9 @@ async fn project_that_cannot_serve_is_named_and_no_other_serves_instead() {
         let gone_on = turns.iter().filter(|turn| turn.previous_response_id.is_some());
         assert!(
             gone_on.clone().all(|turn| turn.key == "a-3") && gone_on.count() == 1,
-            "never silently elsewhere"
+            "no other project is asked"
         );
-        // Whoever goes on from nothing is served by the other.
+        // A turn that continues from nothing is served by the other project.
         let free = Chain::new(cluster.address()).of_session(&session).turn().await;
         assert_eq!(made(&cluster.turns().await, &free).key, "a-1");
     }

@@ -1,4 +1,4 @@
-//! What a replica says of its turns afterwards: how each ended, and what it cost.
+//! What a replica records of its turns: how each ended, and what it cost.
 
 use std::sync::Mutex;
 
@@ -16,7 +16,7 @@ use crate::world::wire::{Request, ask};
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const USAGE: &str = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007}"#;
 
-/// The fields of the log line of the only turn there has been.
+/// The fields of the log line of the only turn.
 async fn line(cluster: &Running) -> Value {
     eventually(SOON, "the turn is logged", async || {
         let log = cluster.logs();
@@ -26,7 +26,7 @@ async fn line(cluster: &Running) -> Value {
     .await
 }
 
-/// Plays one turn, and expects this outcome in the metrics and in the log.
+/// Plays one turn, and checks its outcome in the metrics and in the log.
 async fn ends(what: &str, outcome: &str, request: &Request, steps: Vec<Step>) -> Running {
     let upstream = Recorder::answering(steps).await;
     let options = "idle_timeout = \"500ms\"\nfirst_byte_timeout = \"500ms\"";
@@ -179,8 +179,8 @@ async fn first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     );
 }
 
-/// What a turn reads whose session has just left its key: of the same cache, or of another one. The
-/// session's next turn has not moved.
+/// How a turn is counted whose session has just left its key, for the same cache or for another
+/// one. The session's next turn has not moved.
 #[tokio::test]
 async fn turn_that_has_moved_is_cold_for_that() {
     let two = [siblings("org-a", 1), siblings("org-b", 1)].concat();

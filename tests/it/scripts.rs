@@ -1,5 +1,5 @@
-//! The scripts in a real Redis do what the in-process store does, which the state machine of the
-//! binding plays with.
+//! The scripts in a real Redis do what the in-process store does. The state machine of the binding
+//! uses the latter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ enum Operation {
 
 fn operation() -> impl Strategy<Value = Operation> {
     let (id, epoch) = (0..3_usize, prop::sample::select(EPOCHS.to_vec()));
-    // 0: what a newer version might store.
+    // 0 stands for a value that a newer version might store.
     let any = prop_oneof![4 => epoch.clone(), 1 => Just(0)];
     prop_oneof![
         id.clone().prop_map(Operation::Get),
@@ -47,7 +47,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
         (id.clone(), any).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
         id.clone().prop_map(Operation::Begin),
-        // Of so many that the oldest go.
+        // So many lines that the oldest ones are dropped.
         (id.clone(), 1..20_u32).prop_map(|(id, lines)| Operation::Append(id, lines)),
         id.prop_map(Operation::List),
     ]
@@ -57,7 +57,7 @@ fn value(epoch: u32) -> String {
     if epoch == 0 { "newer".into() } else { format!("key {epoch} 1") }
 }
 
-/// Does it, and tells in words what came of it.
+/// Performs the operation, and describes its outcome.
 async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     let name = |id: usize| format!("{round}-{id}");
     let budget = &mut store.budget();
@@ -146,7 +146,7 @@ async fn merge_compares_epochs_as_numbers() {
     tasks.join(SOON).await;
 }
 
-/// Each write of a life is pushed to all who track the name.
+/// Each renewed life is pushed to all clients that track the name, so that renewals must be rare.
 #[tokio::test]
 async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     let real = Real::new().await;
@@ -171,7 +171,7 @@ async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
             held.left
         );
     }
-    // What somebody stored without an end gets one, and so does a trail.
+    // A name stored without an end gets one, and so does a trail.
     real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
     assert_eq!(real.held("endless").await.left, Duration::ZERO, "it is due");
     store.extend(Name::Binding("endless"), "key 1 1", TTL, &mut store.budget()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Which session a turn belongs to, seen from outside: whether its binding was there already.
+//! Which session a turn belongs to, seen from outside: whether its binding existed already.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::world::recorder::{Recorder, completed};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Request, ask};
 
-/// A turn whose text is new each time, so that it has no prefix in common with another.
+/// A turn with a new text each time, so that no two turns share a prefix.
 fn turn(body: serde_json::Value) -> Request {
     let mut whole = json!({ "model": "gpt-5.4", "stream": true, "input": [{ "role": "user", "content": crate::world::codex::uuid() }] });
     for (name, value) in body.as_object().expect("fields") {
@@ -112,13 +112,13 @@ async fn body_is_read_as_its_upstream_reads_it() {
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let bodies = [
         (r#"{"input":"1","prompt_cache_key":"a"}"#, NEW),
-        // Escaped is the same name and the same value; the last of two counts; what is nested is
-        // not at the top.
+        // An escaped name or value is the same one; the last of two fields counts; a nested field
+        // does not.
         (r#"{"input":"2","prompt\u005fcache_key":"\u0061"}"#, KNOWN),
         (r#"{"input":"3","prompt_cache_key":"zzz","prompt_cache_key":"a"}"#, KNOWN),
         (r#"{"input":[{"prompt_cache_key":"a"}],"prompt_cache_key":"b"}"#, NEW),
         (r#"{"prompt_cache_key":"b","input":[{"prompt_cache_key":"a"},"}{",[]]}"#, KNOWN),
-        // Not a text: no signal, so the next one counts.
+        // A value that is no text is no signal: the next signal counts.
         (r#"{"prompt_cache_key":7,"input":"4","client_metadata":{"session_id":"m"}}"#, NEW),
         (
             r#"{"prompt_cache_key":null,"input":"5","client_metadata":{"x":1,"session_id":"m"}}"#,

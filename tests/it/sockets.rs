@@ -14,7 +14,7 @@ fn cluster() -> Cluster {
     Cluster::new().keys(keys).redis().replicas(2).balanced().simulator("time_scale = 50")
 }
 
-/// The turns that generated something, without the handshakes that were refused.
+/// The turns that generated an answer, without refused handshakes.
 fn served(turns: &[Turn], session: &str) -> Vec<Turn> {
     turns
         .iter()
@@ -30,7 +30,7 @@ async fn session_has_one_key_by_either_transport() {
     for number in 0..8 {
         let mut codex = Codex::new(cluster.address(), ALICE);
         if number % 2 == 0 {
-            codex.turn("it begins over HTTP").await.served();
+            codex.turn("the session begins over HTTP").await.served();
         }
         let mut talk = codex.by_websocket();
         for text in ["one", "two"] {
@@ -54,7 +54,7 @@ async fn session_has_one_key_by_either_transport() {
         .map(|turn| turn.body_sha256.clone())
         .collect();
     assert!(frames.is_subset(&recorded), "every frame came as it was sent");
-    // What was said before was read from the cache, whichever way it came.
+    // The cache had the whole history, whichever transport brought it.
     for session in keys.keys() {
         let later: Vec<_> = served(&turns, session).into_iter().skip(2).collect();
         assert!(
@@ -75,8 +75,8 @@ async fn b20_one_connection_one_key() {
         }
         assert_eq!(talk.connections, 1);
     }
-    // Its key dies: the connection is given up, and the decision is there for the next one, on
-    // whichever replica.
+    // The key of a session dies: its connection ends, and the next one uses another key, on every
+    // replica.
     let turns = cluster.turns().await;
     let dead = path_of(&turns, &talks[0].codex.session)[0].clone();
     cluster.upstream().revoke(&dead).await;

@@ -1,5 +1,5 @@
-//! The store by itself, against every shape of Redis: what it answers, whom it follows, and how
-//! soon it is back.
+//! The store by itself, against every shape of Redis: what it answers, which primary it follows,
+//! and how soon it recovers.
 
 use tokio::time::Instant;
 use warmkey::setting::SecretSource;
@@ -28,9 +28,9 @@ async fn store_does_the_same_in_every_shape() {
         let opened = Opened::at(&redis.url()).await;
         let store = &opened.store;
         let mut heard = store.announcements();
-        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0))
+        within(SOON, "the store subscribes", store.resubscribed().wait_for(|count| *count > 0))
             .await
-            .expect("it lives");
+            .expect("the store lives");
         for id in one_of_each() {
             assert_eq!(opened.finds(&id).await, Some(false), "{shape:?}");
             assert!(opened.claims(&id).await);
@@ -63,7 +63,7 @@ async fn store_does_the_same_in_every_shape() {
                 .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
                 .await
                 .unwrap();
-            // It lives for as long anyway: nothing is written, and nobody hears of it.
+            // The name already lives that long: nothing is written or announced.
             store
                 .extend(Name::Binding(&id), "key 2 1 s", LONG * 2, &mut store.budget())
                 .await
@@ -72,7 +72,7 @@ async fn store_does_the_same_in_every_shape() {
                 .get(Name::Binding(&id), &mut store.budget())
                 .await
                 .unwrap()
-                .expect("it is stored");
+                .expect("the value is stored");
             assert!(held.value == "key 2 1 s" && held.left > LONG, "{held:?}");
             assert_eq!(
                 store
@@ -103,11 +103,11 @@ async fn store_does_the_same_in_every_shape() {
                     .unwrap(),
                 None
             );
-            // What was stored, or lives longer, is told, and nothing else: no claim, no word that
-            // lost. Of one session in order.
+            // Announced is what was stored or prolonged: no claim, and no write that lost. The
+            // announcements of one session keep their order.
             let (mut told, mut told_next) = (Vec::new(), Vec::new());
             for _ in 0..5 {
-                let news = within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
+                let news = within(SOON, "a binding is announced", heard.recv()).await.unwrap();
                 if news.id == next { &mut told_next } else { &mut told }.push(news.value);
             }
             assert_eq!(told, ["key 2 1", "key 2 1 s", "key 2 1 s", "key 3 1"], "{shape:?}");
@@ -126,9 +126,10 @@ async fn store_that_is_stopped_is_left_and_found_again() {
     let began = Instant::now();
     assert_eq!(opened.finds("s").await, None);
     opened.becomes(false).await;
-    // One silence, and two more questions at once: heartbeats alone would take two seconds more.
+    // One timeout, and two more questions in parallel. Heartbeats alone would take two seconds
+    // more.
     assert!(began.elapsed() < TIMEOUT * 3 + ms(1_500), "{:?}", began.elapsed());
-    // Another attempt follows one that has hung, and hangs when it goes on.
+    // The store connects again after an attempt that has hung, and that attempt hangs, too.
     let hung = async || opened.store.fault().filter(|fault| fault.contains("no greeting"));
     eventually(SOON, "an attempt to connect hangs", hung).await;
     redis.signal("CONT").await;
@@ -146,7 +147,7 @@ async fn slow_store_is_used_only_if_it_is_in_time() {
     cable.set(Weather::Slow(ms(300)));
     let opened = Opened::of(&settings(&cable.url()));
     let late = async || opened.store.fault().filter(|fault| fault.contains("answers too late"));
-    eventually(SOON, "it answers, too late", late).await;
+    eventually(SOON, "the store answers, too late", late).await;
     assert!(!*opened.store.health().borrow());
     cable.set(Weather::Slow(ms(10)));
     opened.becomes(true).await;
@@ -188,12 +189,14 @@ async fn rebind_that_no_replica_has_is_counted() {
     };
     rebind().await;
     let primary = trio.primary().await;
-    eventually(SOON, "it was waited for", async || (primary.calls("wait").await > 0).then_some(()))
-        .await;
+    eventually(SOON, "the rebind was waited for", async || {
+        (primary.calls("wait").await > 0).then_some(())
+    })
+    .await;
     primary.reports("clients", &["blocked_clients:0"]).await;
     trio.cut_replicas_off().await;
     rebind().await;
-    // What is lost, and whoever has not heard of it does not expect, is one more in the same count.
+    // A merge that writes, and a first binding that other replicas do not expect, count, too.
     assert_eq!(
         store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap(),
         None
@@ -226,7 +229,7 @@ async fn slots_that_move_are_followed() {
     let slot = slot_of(&format!("w:{id}"));
     assert!(opened.claims(id).await);
     shards.open_move(slot, 0, 1).await;
-    assert_eq!(opened.finds(id).await, Some(true), "it has not moved yet");
+    assert_eq!(opened.finds(id).await, Some(true), "the name has not moved yet");
     shards.node(0).tell(&["DEL", &format!("w:{id}")]).await;
     assert_eq!(opened.finds(id).await, Some(false), "asked for elsewhere");
     assert!(opened.claims(id).await);
@@ -263,14 +266,18 @@ async fn dead_shard_costs_only_its_own() {
     opened.becomes(false).await;
     let (began, mut found, mut late) = (Instant::now(), 0, 0);
     while began.elapsed() < ms(3_000) {
-        // With a second to wait for it, which nobody does.
+        // A patient budget allows a second, which no caller may use up here.
         let (began, mut patient) = (Instant::now(), opened.store.patient_budget());
         assert!(opened.store.get(Name::Binding(&ids[1]), &mut patient).await.is_err());
-        assert!(began.elapsed() < ms(500), "nobody waits for it: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < ms(500),
+            "no question waits for the dead shard: {:?}",
+            began.elapsed()
+        );
         for id in [&ids[0], &ids[2]] {
             match opened.finds(id).await {
                 Some(is_there) => {
-                    assert!(is_there, "nothing is lost there");
+                    assert!(is_there, "no value is lost there");
                     found += 1;
                 }
                 // A machine that compiles meanwhile is late now and then.
@@ -282,7 +289,7 @@ async fn dead_shard_costs_only_its_own() {
     assert!(found > late * 4, "the others answer: {found} times, and {late} times not");
     shards.restart_shard(1).await;
     opened.becomes(true).await;
-    assert_eq!(opened.finds(&ids[1]).await, Some(false), "it has forgotten all, and answers");
+    assert_eq!(opened.finds(&ids[1]).await, Some(false), "the shard is empty, and answers");
 }
 
 #[tokio::test]
@@ -337,7 +344,7 @@ async fn rotated_password_needs_no_restart() {
     assert_eq!(opened.finds("s").await, Some(false));
 }
 
-/// What the reference of the options says a user needs.
+/// The rights that the reference of the options names.
 #[tokio::test]
 async fn user_with_the_documented_rights_is_enough() {
     let words = include_str!("../../src/config/default.toml")
@@ -357,16 +364,16 @@ async fn user_with_the_documented_rights_is_enough() {
         let opened = Opened::at(&redis.url().replace("://", &format!("://{name}:canary@"))).await;
         let store = &opened.store;
         let mut heard = store.announcements();
-        within(SOON, "it listens", store.resubscribed().wait_for(|count| *count > 0))
+        within(SOON, "the store subscribes", store.resubscribed().wait_for(|count| *count > 0))
             .await
-            .expect("it lives");
+            .expect("the store lives");
         assert!(opened.claims("s").await);
         assert_eq!(opened.finds("s").await, Some(true));
         store.extend(Name::Binding("s"), "key 1 1", LONG, &mut store.budget()).await.unwrap();
         store.merge(Name::Binding("s"), "key 2 1", 2, LONG, &mut store.budget()).await.unwrap();
         store.append("s", &["a line".into()], LONG, &mut store.budget()).await.unwrap();
         assert_eq!(store.list("s", &mut store.budget()).await.unwrap(), ["a line"]);
-        within(SOON, "a binding is heard of", heard.recv()).await.unwrap();
+        within(SOON, "a binding is announced", heard.recv()).await.unwrap();
         assert!(store.scan().unwrap().step().await.is_some_and(|some| some.is_ok()), "{shape:?}");
         assert_eq!(
             (opened.failures("denied"), opened.series("warmkey_lagging_rebinds_total")),

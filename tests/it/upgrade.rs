@@ -1,4 +1,4 @@
-//! The handshake of a WebSocket: who may connect, to which key, and what is said when it cannot be.
+//! The handshake of a WebSocket: which client may connect, to which key, and how a refusal reads.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -98,14 +98,14 @@ async fn frames_are_not_passed_on_before_the_upstream_has_accepted() {
         let mut asked = upstream.asked().await;
         assert!(asked.rest.is_empty());
         let more = tokio::time::timeout(ms(300), asked.stream.read_u8()).await;
-        assert!(more.is_err(), "and nothing comes while it waits");
+        assert!(more.is_err(), "and no byte comes before the answer");
         let mut there = asked.accept("").await;
         assert_eq!(there.text().await.as_bytes(), text);
     };
     let (opened, ()) = tokio::join!(open_with(cluster.address(), &request, &early), there);
     opened.expect("a WebSocket");
 
-    // Behind a refusal, never: it would be another request to the upstream.
+    // Never behind a refusal: the upstream would read the bytes as another request.
     let smuggled = "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n";
     let there = async {
         let mut asked = upstream.asked().await;
@@ -164,7 +164,7 @@ async fn client_is_told_when_to_come_again_where_no_key_is_left() {
 }
 
 #[tokio::test]
-async fn upstream_without_websocket_is_told_so_that_codex_goes_on_over_http() {
+async fn upstream_without_websocket_sends_codex_to_http() {
     for status in [
         "404 Not Found",
         "405 Method Not Allowed",
@@ -187,7 +187,7 @@ async fn upstream_without_websocket_is_told_so_that_codex_goes_on_over_http() {
     let cluster =
         Cluster::new().recorded_by(&upstream).upstream("speaks = [\"responses\"]").start().await;
     assert_eq!(refused(&cluster, ALICE, &[]).await.status, 426);
-    assert!(upstream.seen().is_empty(), "it is not even asked");
+    assert!(upstream.seen().is_empty(), "the upstream is not asked");
     let body = r#"{"model":"gpt-5.4","input":"x"}"#;
     assert_eq!(
         ask(cluster.address(), &Request::turn(ALICE, body)).await.status,
@@ -286,7 +286,7 @@ async fn stranger_reaches_no_upstream() {
 
 #[tokio::test]
 async fn new_session_goes_where_websocket_is_spoken() {
-    // Two upstreams by one table: the second is given behind the harness's own.
+    // Two upstreams: the second one is given behind the harness's own.
     let (deaf, upstream) = (Recorder::answering(completed_http()).await, Upstream::start().await);
     let more = format!(
         "speaks = [\"responses\"]\n[[upstream]]\nname = \"other\"\nbase_url = {:?}\n\
@@ -300,7 +300,7 @@ async fn new_session_goes_where_websocket_is_spoken() {
             tokio::join!(session(cluster.address(), ALICE, &name), upstream.accept());
         turn(&mut client, &mut there, "resp_1").await;
     }
-    // One that began where it is not spoken stays there.
+    // A session that began on an upstream without WebSocket stays there.
     let mut stays = 0;
     for number in 0..6 {
         let name = format!("h{number}");

@@ -15,8 +15,8 @@ use crate::world::simulator::siblings;
 use crate::world::waiting::{SOON, eventually, found, ms};
 
 mod access;
-mod ailing;
 mod failover;
+mod faulty;
 mod recovery;
 mod sharded;
 mod standalone;

@@ -1,4 +1,4 @@
-//! Responses over WebSocket: what passes, what is written down, what a connection may ask for.
+//! Responses over WebSocket: what passes, what is recorded, what a connection may ask for.
 
 use futures_util::SinkExt;
 use serde_json::json;
@@ -61,7 +61,7 @@ async fn every_response_is_a_turn_of_its_own() {
     assert_eq!(
         metrics.get(&turns("completed")),
         2.0,
-        "written down before the client has the last word"
+        "counted before the client has the terminal event"
     );
     assert_eq!(metrics.get("warmkey_active_turns"), 0.0);
     assert_eq!(metrics.get(r#"warmkey_bindings_total{result="created"}"#), 1.0);
@@ -117,7 +117,7 @@ async fn every_response_is_a_turn_of_its_own() {
 }
 
 #[tokio::test]
-async fn socket_goes_on_from_its_own_ids_only() {
+async fn socket_continues_from_its_own_ids_only() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
     turn(&mut client, &mut there, "resp_own").await;
     let refusal = |id: &str| {
@@ -182,7 +182,7 @@ async fn slow_reader_holds_the_upstream_back() {
         "z".repeat(60_000)
     ));
     let mut sent = 0_usize;
-    // Whatever the system's own buffers take, it ends: what nobody reads is not taken.
+    // The system's buffers are finite: bytes that the client does not read are not taken.
     eventually(SOON, "the upstream is held back", async || {
         match tokio::time::timeout(ms(500), there.0.send(event.clone())).await {
             Ok(taken) => {
@@ -203,14 +203,13 @@ async fn slow_reader_holds_the_upstream_back() {
 }
 
 #[tokio::test]
-async fn session_is_sealed_by_its_first_answer_and_by_no_warm_up_or_failure()
- {
+async fn session_is_sealed_by_its_first_answer_and_by_no_warm_up_or_failure() {
     let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"server_error"}}}"#;
     let (normal, warm_up) =
         (create(None), create(None).replace("\"tools\"", "\"generate\":false,\"tools\""));
     for (ask, event, is_sealed) in [
         (&warm_up, created("resp_1"), false),
-        // The first event is enough: what follows may be kept by a client whose answer is cut.
+        // The first event is enough, since a client may keep the part of an answer that is cut.
         (&normal, created("resp_1"), true),
         (&normal, completed("resp_1"), true),
         (&normal, failed.to_owned(), false),
@@ -237,7 +236,7 @@ async fn session_is_sealed_by_its_first_answer_and_by_no_warm_up_or_failure()
     }
 }
 
-/// What is asked for without waiting for an answer has an end.
+/// Requests sent without waiting for an answer have a limit.
 #[tokio::test]
 async fn turns_in_flight_have_a_limit_on_one_connection() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;

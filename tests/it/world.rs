@@ -1,5 +1,5 @@
-//! What the tests stand on: real replicas, stores, upstreams, a balancer, clients, and bounded
-//! waiting. Nothing here is a test.
+//! The ground that all tests stand on: real replicas, stores, upstreams, a balancer, clients, and
+//! bounded waiting. Nothing here is a test.
 
 pub mod lateness;
 pub mod port;

@@ -81,7 +81,7 @@ fn usage_adds_up() {
 }
 
 #[test]
-fn call_and_a_compaction_are_whole() {
+fn call_and_compaction_are_whole() {
     let call = Item::Call {
         id: "fc_1".into(),
         call_id: "call_1".into(),
@@ -107,7 +107,7 @@ fn big_event_has_its_size() {
 }
 
 #[test]
-fn failure_is_said_in_both_forms() {
+fn failure_has_both_forms() {
     let error = serde_json::json!({"code": "rate_limit_exceeded", "message": "Please try again in 2s.", "param": null});
     let (failed, bare) = (answer(vec![]).failed(&error, 3), answer(vec![]).error(&error, 3));
     let data = |event: &Event| -> Value { serde_json::from_str(&event.json).expect("JSON") };

@@ -47,7 +47,7 @@ async fn lane_keeps_its_order_while_others_pass_it() {
 }
 
 #[tokio::test]
-async fn lane_can_go_on_from_what_another_said() {
+async fn lane_can_continue_from_another_lanes_response() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let first = socket.turn(&on("main", "hello")).await;
@@ -92,7 +92,7 @@ async fn thirty_two_lanes_have_names_and_sixteen_speak_at_once() {
 }
 
 #[tokio::test]
-async fn steered_response_ends_early_and_has_a_successor_that_nobody_asked_for() {
+async fn steered_response_ends_early_and_has_a_successor() {
     let upstream = upstream_with(slow()).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     socket.say(&with(create("gpt-6-sol", None, &history()), json!({"stream_id": "main"}))).await;
@@ -124,7 +124,7 @@ async fn steered_response_ends_early_and_has_a_successor_that_nobody_asked_for()
     assert_eq!(turns[1].frame.as_deref(), Some("response.steer"));
     let hash = <sha2::Sha256 as sha2::Digest>::new_with_prefix(steer.to_string());
     assert_eq!(turns[1].body_sha256, body::hex(&sha2::Digest::finalize(hash)));
-    assert!(turns[1].cached_tokens > 4900, "it goes on from what its parent had read");
+    assert!(turns[1].cached_tokens > 4900, "the fork continues from what its parent had read");
     let frames = &upstream.simulator.sockets()[0].frames;
     assert_eq!((frames["response.create"], frames["response.steer"]), (1, 1));
 }

@@ -105,7 +105,7 @@ async fn refused_request_counts_and_tells_where_its_project_stands() {
 }
 
 #[tokio::test]
-async fn over_a_websocket_the_frame_tells_it() {
+async fn error_frame_says_when_to_come_back() {
     let upstream = upstream_with(Config { requests_per_minute: 1, ..Config::default() }).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let request = create("gpt-5.4", None, &[user("hello")]);

@@ -46,7 +46,7 @@ async fn probe_tells_whether_a_key_lives_and_is_no_turn() {
         assert_eq!(
             (upstream.probe("a-2").await, upstream.probe("b-1").await),
             (401, 200),
-            "asking does not revive it"
+            "a probe does not revive the key"
         );
     }
     let record = upstream.send(upstream.client.get(upstream.url("/_sim/probes"))).await.json();

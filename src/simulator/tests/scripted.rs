@@ -8,7 +8,7 @@ fn header<'a>(answered: &'a Answered, name: &str) -> Option<&'a str> {
 }
 
 #[tokio::test]
-async fn limit_can_be_told_in_every_way_or_in_none() {
+async fn retry_time_can_be_sent_in_every_form_or_in_none() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &[user("hi")]);
     let limited = json!({"status": 429, "times": 1});
@@ -50,7 +50,7 @@ async fn limit_can_be_told_in_every_way_or_in_none() {
     assert_eq!(
         header(&last, "x-ratelimit-limit-requests"),
         Some("120000"),
-        "beside what it would say anyway"
+        "besides the usual headers"
     );
 }
 
@@ -137,7 +137,7 @@ async fn stream_that_begins_well_can_end_in_a_limit_or_a_quota() {
 }
 
 #[tokio::test]
-async fn over_a_websocket_a_frame_and_a_handshake_tell_what_is_scripted() {
+async fn frame_and_handshake_carry_the_script() {
     let upstream = upstream().await;
     let request = create("gpt-5.4", None, &[user("hi")]);
     let mut socket = Socket::open(&upstream, "a-1").await;

@@ -114,7 +114,7 @@ async fn tool_is_called_once_and_then_answered() {
 }
 
 #[tokio::test]
-async fn history_is_compacted_and_gone_on_from() {
+async fn history_is_compacted_and_continued() {
     let upstream = upstream().await;
     let mut input = history();
     input.push(json!({"type": "compaction_trigger"}));

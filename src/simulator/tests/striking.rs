@@ -43,7 +43,7 @@ async fn upstream_may_have_no_websocket() {
 }
 
 #[tokio::test]
-async fn extensions_are_declined_and_the_turn_state_is_told_to_those_who_read_it() {
+async fn extensions_are_declined_and_the_turn_state_goes_to_clients_that_read_it() {
     let upstream = upstream().await;
     let offered = ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits");
     let headers = [offered, ("openai-beta", "responses_websockets=2026-02-06")];
@@ -169,7 +169,7 @@ async fn turns_are_refused_and_cut_as_scripted() {
 }
 
 #[tokio::test]
-async fn closing_upstream_finishes_what_it_says_and_goes() {
+async fn closing_upstream_finishes_its_answer() {
     let upstream = upstream().await;
     let mut idle = Socket::open(&upstream, "a-1").await;
     let mut busy = Socket::open(&upstream, "a-1").await;

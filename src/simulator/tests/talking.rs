@@ -13,7 +13,7 @@ fn cached(frame: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn conversation_goes_on_from_what_the_socket_remembers() {
+async fn conversation_continues_from_responses_of_its_socket() {
     for model in ["gpt-5.4", "gpt-6-sol"] {
         let upstream = upstream().await;
         let mut socket = Socket::open(&upstream, "a-1").await;
@@ -90,7 +90,7 @@ async fn unstored_response_ends_with_its_socket_and_a_stored_one_does_not() {
 }
 
 #[tokio::test]
-async fn refusal_evicts_the_parent_it_went_on_from() {
+async fn refusal_evicts_the_parent_that_it_continued_from() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let first = socket.turn(&create("gpt-5.4", None, &history())).await;

@@ -10,7 +10,7 @@ use crate::world::sessions::{attempts, begin_on, decided, go_on, last_turn, path
 use crate::world::simulator::{Fault, siblings};
 use crate::world::waiting::{SOON, eventually};
 
-/// C11: the same key once more, then a sibling, and the binding stays.
+/// C11: the same key once more, then a sibling; the binding stays.
 #[tokio::test]
 async fn failure_is_tried_again_here_and_then_at_a_sibling() {
     for (status, times) in [(500, 1), (502, 2), (503, 2), (504, 1)] {
@@ -39,7 +39,7 @@ async fn failure_is_tried_again_here_and_then_at_a_sibling() {
     }
 }
 
-/// C12: at most three attempts, and a fifth more than was offered, whatever fails.
+/// C12: at most three attempts for a turn, and a fifth more than all turns, whatever fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn constant_failure_is_not_sent_much_more_often() {
     let cluster = three().keys(pool()).start().await;
@@ -60,7 +60,7 @@ async fn constant_failure_is_not_sent_much_more_often() {
     turns.iter().for_each(|turn| *by_session.entry(turn.session.clone()).or_default() += 1);
     assert!(by_session.values().all(|count| *count <= 3));
     assert!(turns.len() > offered, "some were tried again");
-    assert!(began.elapsed() < Duration::from_secs(60), "and nobody waited long");
+    assert!(began.elapsed() < Duration::from_secs(60), "and no turn waited long");
     for key in ["org-a-1", "org-b-1"] {
         cluster
             .replica()
@@ -69,8 +69,8 @@ async fn constant_failure_is_not_sent_much_more_often() {
     }
 }
 
-/// Another key does not help: the client is told when to come again, in words that do not end its
-/// turn.
+/// Another key would not help: the client is told when to come again, with a code that does not end
+/// its turn.
 #[tokio::test]
 async fn overloaded_model_is_not_shopped_around() {
     let cluster = three().keys(pool()).start().await;
@@ -84,7 +84,7 @@ async fn overloaded_model_is_not_shopped_around() {
     assert_eq!(decided(&cluster, "refuse", "overloaded").await, 1.0);
 }
 
-/// B15: what may have been served is sent once, unless its operator wants it otherwise.
+/// B15: a turn that may have been served is sent once, unless the operator allows more.
 #[tokio::test]
 async fn b15_at_most_once() {
     for resends in [false, true] {
@@ -112,7 +112,7 @@ async fn b15_at_most_once() {
         let sent = cluster.turns().await.len() - before;
         assert_eq!(sent, if resends { 2 } else { 1 });
     }
-    // A refusal is an answer: what the upstream refused it has not served.
+    // A refusal is an answer: the upstream has not served that turn.
     let cluster = three().keys(pool()).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
@@ -129,7 +129,8 @@ async fn b15_at_most_once() {
     }
 }
 
-/// C10: what is wrong with a request says nothing of the key, whoever hears it and however often.
+/// C10: a fault of the request says nothing about the key, whichever client meets it and however
+/// often.
 #[tokio::test]
 async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
     let cluster = three().keys(pool()).start().await;
@@ -192,17 +193,17 @@ async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
     }
 }
 
-/// C1: nobody is there: a fault of the host's, and no key's.
+/// C1: no server at the upstream's address is the host's fault, and no key's.
 #[tokio::test]
 async fn upstream_that_is_not_there_condemns_no_key() {
     let cluster = three().keys(siblings("org-a", 3)).cabled().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     cluster.cable().set(Weather::Refused);
-    // A connection that was open is lost once; then there is none.
+    // An open connection is lost once; then there is none.
     let unreachable =
         async || (codex.turn("nobody").await.answer.code() == "upstream_unreachable").then_some(());
-    eventually(SOON, "told that nobody is there", unreachable).await;
+    eventually(SOON, "told that the upstream is unreachable", unreachable).await;
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
         cluster
             .replica()
@@ -215,9 +216,9 @@ async fn upstream_that_is_not_there_condemns_no_key() {
     assert_eq!(path(&cluster, &codex).await.len(), 1);
 }
 
-/// C19: what fails inside an answer is passed on, and its limit is known.
+/// C19: a failure inside an answer passes to the client, and its limit counts.
 #[tokio::test]
-async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
+async fn failure_inside_an_answer_counts_for_the_key() {
     let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     cluster
@@ -231,5 +232,5 @@ async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
         .shows(&format!("warmkey_key_state{{key=\"{}\",state=\"disabled\"}}", turn.key), 1.0)
         .await;
     assert_eq!(codex.turn("known").await.answer.code(), "insufficient_quota");
-    assert!(decided(&cluster, "refuse", "exhausted").await >= 1.0, "and it is told");
+    assert!(decided(&cluster, "refuse", "exhausted").await >= 1.0, "and the limit counts");
 }

@@ -8,8 +8,8 @@ use super::three;
 use crate::world::sessions::begin;
 use crate::world::simulator::{path_of, siblings};
 
-/// B13: they come to the others little by little: at twice the rate of five a second, and three
-/// seconds' worth of that at once, by all replicas together.
+/// B13: the sessions reach their new keys gradually: at twice the rate of five a second over all
+/// replicas, and three seconds' worth at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b13_herd() {
     let cluster = three().keys(siblings("org-a", 2)).start().await;
@@ -28,14 +28,14 @@ async fn b13_herd() {
             codex.turn("moves").await.served();
         });
     }
-    // As they come: what is in the record at any moment is within what may have come.
+    // At every moment, the record holds no more moves than that rate allows.
     while !turns.is_empty() {
         tokio::select! {
             ended = turns.join_next() => ended.expect("one is left").expect("all are served"),
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
         let record = cluster.turns().await;
-        // Taken afterwards: a record that is slow to come holds nothing that came later than this.
+        // Measured after reading the record, which then holds nothing later.
         let seconds = began.elapsed().as_secs_f64();
         let moved = record[before..]
             .iter()
@@ -45,7 +45,8 @@ async fn b13_herd() {
         came = moved;
     }
     assert_eq!(came, herd, "each of them once");
-    // Nor are they held up for longer than that takes: by as much again, on a machine that is slow.
+    // Nor does the herd wait much longer than the rate needs, with some allowance for a slow
+    // machine.
     let (took, limit) = (began.elapsed().as_secs_f64(), herd as f64 / 10.0 + 8.0);
     assert!(took < limit, "{herd} have come in {took} s");
 }

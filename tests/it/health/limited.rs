@@ -10,7 +10,7 @@ use crate::world::sessions::{
 };
 use crate::world::simulator::{Fault, Key, path_of, siblings};
 
-/// C4: a short wait is waited for in place.
+/// C4: a turn waits out a short limit in place.
 #[tokio::test]
 async fn key_that_is_limited_for_a_moment_is_waited_for() {
     let cluster = three().keys(pool()).start().await;
@@ -38,8 +38,8 @@ async fn key_that_is_limited_for_a_moment_is_waited_for() {
     );
 }
 
-/// "In a moment", again and again: another project serves, and where there is none it is asked less
-/// often.
+/// A limit that always ends "in a moment": another project serves, and without one the key is asked
+/// less often.
 #[tokio::test]
 async fn moment_that_does_not_end_is_a_limit() {
     let moment = || Fault::limited_in_silence().header("retry-after-ms", "100");
@@ -67,8 +67,8 @@ async fn moment_that_does_not_end_is_a_limit() {
     assert!(began.elapsed() >= Duration::from_millis(1_100), "{:?}", began.elapsed());
 }
 
-/// C5: for longer, another project of the organization serves, always the same one, and the binding
-/// stays.
+/// C5: during a longer limit another project of the organization serves, always the same one, and
+/// the binding stays.
 #[tokio::test]
 async fn longer_limit_is_spilled_and_comes_to_its_end() {
     let cluster = three().keys(pool()).start().await;
@@ -84,10 +84,10 @@ async fn longer_limit_is_spilled_and_comes_to_its_end() {
     assert_eq!(sibling.organization, "org-a");
     let is_main = |key: &str| ["org-a-1", "org-a-2"].contains(&key);
     assert_ne!(is_main(&sibling.key), is_main(&turn.key), "of the other project");
-    assert!(began.elapsed() < Duration::from_secs(5), "nobody waited");
-    // What one replica met all of them know.
+    assert!(began.elapsed() < Duration::from_secs(5), "no turn waited");
+    // All replicas know what one replica met.
     assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
-    // It is over: home again, of itself.
+    // The limit is over: the session's own key serves again.
     tokio::time::sleep_until((began + Duration::from_millis(7_300)).into()).await;
     go_on(&cluster, &mut codex, 3).await;
     assert_eq!(
@@ -97,10 +97,10 @@ async fn longer_limit_is_spilled_and_comes_to_its_end() {
     );
 }
 
-/// C5: with no other project, a session that is not sealed goes elsewhere, and one that is hears
-/// when to come again.
+/// C5: without another project, an unsealed session moves to another organization, and a sealed one
+/// is told when to come again.
 #[tokio::test]
-async fn sealed_session_that_cannot_leave_is_told_the_truth() {
+async fn sealed_session_that_cannot_leave_is_told_when_to_come_again() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 2)].concat()).start().await;
     let (mut sealed, turn) = begin_on(&cluster, "org-a").await;
     cluster.upstream().fails_with(Fault::limited(3_000).organization("org-a")).await;
@@ -132,7 +132,7 @@ async fn sealed_session_that_cannot_leave_is_told_the_truth() {
     assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
 }
 
-/// Other models of the same project are not short.
+/// Other models of the same project are not limited.
 #[tokio::test]
 async fn limit_is_of_one_model() {
     let cluster = three().keys(siblings("org-a", 1)).start().await;
@@ -148,8 +148,8 @@ async fn limit_is_of_one_model() {
     }
 }
 
-/// A limit that says nothing, or nonsense, holds for a usual time, and clients are told a whole
-/// number.
+/// A limit with no time or a meaningless one lasts a usual time, and clients get a whole number of
+/// seconds.
 #[tokio::test]
 async fn nonsense_is_clamped() {
     for ill in [
@@ -170,11 +170,11 @@ async fn nonsense_is_clamped() {
             "{ill:?}: {}",
             ended.answer.retry_after()
         );
-        assert!(cluster.turns().await.len() <= 3, "{ill:?}: it was not asked again and again");
+        assert!(cluster.turns().await.len() <= 3, "{ill:?}: the key was not asked again and again");
     }
 }
 
-/// The ramp is too steep, or the request too large: nothing cools, and nobody else is asked.
+/// If the ramp is too steep, or the request too large, no key cools and no other key is asked.
 #[tokio::test]
 async fn fault_of_the_request_cools_no_key() {
     let cluster = three().keys(pool()).start().await;
@@ -198,7 +198,7 @@ async fn fault_of_the_request_cools_no_key() {
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
     assert!(
         ended.answer.text().contains("Request too large"),
-        "it is passed on: {}",
+        "the refusal passes: {}",
         ended.answer.text()
     );
     assert_eq!(
@@ -209,8 +209,8 @@ async fn fault_of_the_request_cools_no_key() {
     assert_eq!(path(&cluster, &codex).await, [turn.key]);
 }
 
-/// C6: a project that has spent its money: its sealed sessions go on in another project, and come
-/// back.
+/// C6: while a project has spent its budget, another project serves its sealed sessions, and they
+/// come back.
 #[tokio::test]
 async fn exhausted_project_is_served_by_its_sibling() {
     let cluster = three().keys(pool()).start().await;
@@ -231,7 +231,7 @@ async fn exhausted_project_is_served_by_its_sibling() {
     );
 }
 
-/// What answers say of limits decides where new sessions begin, and moves no other.
+/// The limits in answers decide where new sessions begin, and move no other session.
 #[tokio::test]
 async fn new_sessions_prefer_keys_with_headroom() {
     let keys = [
@@ -244,7 +244,7 @@ async fn new_sessions_prefer_keys_with_headroom() {
     let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
     assert!((4..=26).contains(&count(&homes)), "both take sessions at first: {homes:?}");
     let there: Vec<_> = (0..all.len()).filter(|number| homes[*number] == "org-a-1").collect();
-    // Until little more is left than they need: less than a tenth, and a turn for each.
+    // Until hardly more than needed is left: less than a tenth, and a turn for each session.
     let need = there.len() + 3;
     for number in there.into_iter().cycle() {
         let ended = all[number].turn("uses it up").await.served();
@@ -268,7 +268,7 @@ async fn new_sessions_prefer_keys_with_headroom() {
         assert_eq!(
             path_of(&turns, &codex.session),
             std::slice::from_ref(home),
-            "who lives there stays"
+            "bound sessions stay"
         );
         assert_eq!(path_of(&turns[scarce..], &codex.session).len(), 1, "and has gone on");
     }

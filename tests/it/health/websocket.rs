@@ -1,4 +1,4 @@
-//! The same over WebSocket: what cannot be cured on a connection is cured by the next one.
+//! Health over WebSocket: a fault that a connection cannot cure is cured by the next connection.
 
 use super::{pool, three};
 use crate::world::cluster::{ALICE, Running};
@@ -18,7 +18,7 @@ async fn talks(cluster: &Running) -> (crate::world::codex::Talk, String) {
     .await
 }
 
-/// What is refused before it begins is served by a sibling, on the next connection.
+/// A turn that is refused before it begins is served by a sibling, on the next connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_turn_lands_on_a_sibling() {
     for (ill, comes_back) in

@@ -1,4 +1,4 @@
-//! Which ids are written down, what that costs, and what becomes of those that are not.
+//! Which ids are stored, what that costs, and what happens with unstored ids.
 
 use super::*;
 use crate::world::codex::Codex;
@@ -23,13 +23,13 @@ async fn unstored_response_costs_nothing_and_is_found_by_no_client() {
     let unstored = session.asks(json!({ "store": false })).await;
     assert_eq!((unstored.status, owners(cluster.redis()).await), (200, Vec::new()));
     let refused = session.clone().after(&id_of(&unstored)).asks(json!({})).await;
-    // As the upstream itself would say it.
+    // The refusal equals the upstream's own.
     let fields =
         json!({ "model": "gpt-5.4", "input": "x", "previous_response_id": id_of(&unstored) });
     let request = Request::turn(&keys(0)[0].secret(), fields.to_string()).target("/v1/responses");
     let real = ask(cluster.upstream().address(), &request).await;
     assert_eq!((refused.status, refused.json()), (real.status, real.json()));
-    // What is stored costs one operation, and one more where it goes on from something.
+    // Storing an id costs one operation, and continuing from an id one more.
     let before = asked_of_the_store(&cluster).await;
     let id = session.clone().turn().await;
     assert_eq!(asked_of_the_store(&cluster).await - before, 2.0);
@@ -48,7 +48,7 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
             .server("foreign_ids", &format!("{foreign_ids:?}"))
             .start()
             .await;
-        // Made before there was a gateway.
+        // A response from before there was a gateway.
         let request =
             Request::turn(&secret, r#"{"model":"gpt-5.4","input":"x"}"#).target("/v1/responses");
         let old = id_of(&ask(cluster.upstream().address(), &request).await);
@@ -60,7 +60,7 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
         assert_eq!(
             cluster.turns().await.len(),
             if is_passed { 3 } else { 1 },
-            "{foreign_ids}: who has said so"
+            "{foreign_ids}: the upstream was asked or not"
         );
         // A body that cannot be read may hold any id.
         let request = Request::turn(ALICE, "unreadable").header("content-encoding", "br");
@@ -70,8 +70,8 @@ async fn ids_that_never_passed_through_here_pass_where_the_operator_says_so() {
     }
 }
 
-/// Nothing that passes here makes a conversation: whoever names one has it from elsewhere, or from
-/// somebody else.
+/// No request through the gateway makes a conversation: the client has the id from elsewhere, or
+/// from another client.
 #[tokio::test]
 async fn conversation_is_unknown_unless_the_operator_says_so() {
     for foreign_ids in ["refuse", "pass"] {
@@ -101,7 +101,7 @@ async fn conversation_is_unknown_unless_the_operator_says_so() {
         assert_eq!(
             cluster.turns().await.is_empty(),
             foreign_ids == "refuse",
-            "{foreign_ids}: who has said so"
+            "{foreign_ids}: the upstream was asked or not"
         );
     }
 }
@@ -150,7 +150,7 @@ async fn id_is_read_in_any_form_of_its_answer() {
         assert_eq!(
             seen.header("accept-encoding"),
             Some("gzip;q=0.5"),
-            "{form}: nobody could read the other"
+            "{form}: the gateway cannot decode br"
         );
         let answer = chain.after(&format!("resp_{form}")).asks(json!({})).await;
         assert_eq!(answer.status, 200, "{form}: {}", answer.text());

@@ -1,11 +1,11 @@
-//! What was bound before somebody listened.
+//! Bindings from before a replica subscribed.
 
 use std::collections::BTreeMap;
 use warmkey::store::name::Name;
 
 use super::*;
 
-/// Whoever begins to listen reads what was told before.
+/// A replica that subscribes scans the bindings that were announced before.
 #[tokio::test]
 async fn scan_finds_every_binding() {
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
@@ -24,7 +24,7 @@ async fn scan_finds_every_binding() {
                 None
             );
         }
-        // Beside them is what is no binding.
+        // Other names stand beside the bindings.
         store
             .extend(Name::Thread(&format!("{:022}", 1)), "x", LONG, &mut store.budget())
             .await

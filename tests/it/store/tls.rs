@@ -1,4 +1,4 @@
-//! Stores that are reached through TLS: who is trusted, and what a fault is called.
+//! Stores behind TLS: which certificate is trusted, and how a fault is named.
 
 use super::*;
 

@@ -1,5 +1,4 @@
-//! A Redis that wants a password, or speaks TLS: what is wrong is named, and no turn is lost over
-//! it.
+//! A Redis that wants a password, or speaks TLS: the fault is named, and no turn is lost.
 
 use std::path::PathBuf;
 
@@ -55,14 +54,14 @@ async fn rotated_password_costs_no_turn() {
         replica.shows(UP, 0.0).await;
     }
     sessions = turn_each(sessions).await;
-    // What is wrong is said, and the passwords are not.
+    // The log names the fault, and no password.
     let is_named = async || {
         (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(())
     };
     eventually(SOON, "a line of each replica about the password", is_named).await;
     for replica in &cluster.replicas {
         let series = format!("{FAILURES}{{reason=\"authentication\"}}");
-        assert!(replica.metrics().await.get(&series) > 0.0, "it is counted");
+        assert!(replica.metrics().await.get(&series) > 0.0, "the failure is counted");
     }
     write_url(&folder, &redis, "canary-new");
     for replica in &cluster.replicas {
@@ -71,7 +70,7 @@ async fn rotated_password_costs_no_turn() {
     let found = cluster.replica().metrics().await.get(EXISTING);
     sessions = turn_each(sessions).await;
     cluster.replica().shows(EXISTING, found + sessions.len() as f64).await;
-    // As it is done with care: both are good for a while, and nobody notices anything.
+    // A careful rotation: both passwords work for a while, and no turn notices.
     redis.tell(&["ACL", "SETUSER", "gateway", ">canary-newest"]).await;
     write_url(&folder, &redis, "canary-newest");
     redis.tell(&["ACL", "SETUSER", "gateway", "<canary-new"]).await;
@@ -89,7 +88,7 @@ async fn rotated_password_costs_no_turn() {
     assert!(!cluster.logs().contains("canary-"), "no password is ever told");
 }
 
-/// B-14: what a user may not do is named, and its turns are served.
+/// B-14: the missing right is named, and all turns are served.
 #[tokio::test]
 async fn user_with_too_few_rights_is_named() {
     let folder = Folder::new();
@@ -105,7 +104,7 @@ async fn user_with_too_few_rights_is_named() {
     eventually(SOON, "a line about the missing right", is_named).await;
 }
 
-/// A Redis that speaks TLS at the second address.
+/// A Redis that speaks TLS at the returned port.
 async fn secured(folder: &Folder, certificates: &Certificates) -> (Redis, u16) {
     let port = crate::world::port::free().port();
     let arguments = certificates.arguments(port);
@@ -136,9 +135,9 @@ async fn redis_is_reached_through_tls() {
     }
 }
 
-/// B-19.
+/// B-19: the certificate is another authority's, or Redis speaks plain text.
 #[tokio::test]
-async fn redis_that_cannot_be_trusted_is_told_nothing() {
+async fn redis_that_cannot_be_trusted_is_sent_nothing() {
     let folder = Folder::new();
     let good = Certificates::make(folder.path(), "good").await;
     let other = Certificates::make(folder.path(), "other").await;
@@ -166,6 +165,6 @@ async fn redis_that_cannot_be_trusted_is_told_nothing() {
             cluster.logs().to_ascii_lowercase().contains(&named.to_ascii_lowercase()).then_some(())
         };
         eventually(SOON, &format!("{what}: a line that says {named:?}"), is_named).await;
-        assert_eq!(redis.bindings().await.len(), 0, "{what}: nothing is told to it");
+        assert_eq!(redis.bindings().await.len(), 0, "{what}: nothing is stored there");
     }
 }

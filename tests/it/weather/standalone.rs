@@ -1,4 +1,4 @@
-//! A single Redis goes away: killed, stopped, behind a cable that is silent, refused or slow.
+//! A single Redis goes away: killed, stopped, or behind a cable that is silent, refused or slow.
 
 use super::*;
 use crate::world::cable::{Cable, Weather};
@@ -6,8 +6,7 @@ use crate::world::process::Folder;
 use crate::world::redis::Redis;
 use crate::world::waiting::is_long;
 
-/// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a
-/// minute.
+/// From a second on, a longer stop looks the same. `WARMKEY_LONG=1` makes it a minute.
 fn a_long_time() -> Duration {
     if is_long() { Duration::from_secs(60) } else { AWAY }
 }
@@ -37,7 +36,7 @@ async fn redis_that_comes_back_empty_moves_no_session() {
 
 /// B-2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stopped_redis_that_goes_on_is_found_again() {
+async fn stopped_redis_that_continues_is_found_again() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.cluster.redis().signal("STOP").await;
     scene.endures(a_long_time()).await;
@@ -46,7 +45,7 @@ async fn stopped_redis_that_goes_on_is_found_again() {
     scene.judge().await;
 }
 
-/// B-3, and then what is worse: nobody listens.
+/// B-3: silence, and then a worse fault: the address refuses connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_behind_a_silent_cable_costs_no_turn() {
     let folder = Folder::new();
@@ -61,14 +60,14 @@ async fn redis_behind_a_silent_cable_costs_no_turn() {
     scene.judge().await;
 }
 
-/// Slower than any deadline is as good as away.
+/// A Redis that is slower than any deadline counts as away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_that_answers_too_late_costs_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
     for late in [50, 500] {
-        // Half of it each way.
+        // Half of the delay each way.
         cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(late / 2))));
         scene.endures(AWAY).await;
         cables.iter().for_each(|cable| cable.set(Weather::Fair));
@@ -77,7 +76,7 @@ async fn redis_that_answers_too_late_costs_no_turn() {
     scene.judge().await;
 }
 
-/// Slow, but in time: turns wait for its word, and that is all.
+/// Slow, but in time: turns wait for the answer, and nothing else changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_redis_that_is_in_time_is_used() {
     let folder = Folder::new();
@@ -87,13 +86,13 @@ async fn slow_redis_that_is_in_time_is_used() {
     cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(5))));
     scene.newcomers_join();
     scene.goes_on(AWAY).await;
-    assert!(redis.calls("get").await > asked + 100, "it is asked all the same");
+    assert!(redis.calls("get").await > asked + 100, "the store is asked all the same");
     scene.judge().await;
 }
 
-/// Connections that break or fall silent are remade; what was under way is answered by memory.
+/// Connections that break or fall silent are remade; memory answers the questions in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_break_again_and_again() {
+async fn connections_that_break_again_and_again_cost_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;

@@ -22,7 +22,7 @@ async fn refusal_of_the_key_makes_the_client_reconnect() {
         assert_eq!(frame, json!({ "type": "error", "status": 400, "error": error }));
         assert_eq!(client.closed().await, 1001);
         cluster.replica().shows(&turns("upstream_error"), 1.0).await;
-        // The next connection lands elsewhere.
+        // The next connection uses the other key.
         let disabled = cluster.replica().metrics().await.sum_where(|series| {
             series.starts_with("warmkey_key_state") && series.contains("state=\"disabled\"")
         });
@@ -34,7 +34,7 @@ async fn refusal_of_the_key_makes_the_client_reconnect() {
     }
 }
 
-/// Only a handshake that names the model finds another key, and only what is not sealed another
+/// Only a handshake that names the model finds another key, and only an unsealed session another
 /// organization.
 #[tokio::test]
 async fn limit_makes_the_client_reconnect_where_that_helps() {
@@ -53,7 +53,7 @@ async fn limit_makes_the_client_reconnect_where_that_helps() {
         let headers = [("session-id", "s"), ("x-codex-turn-metadata", metadata.as_str())];
         let (client, mut there) =
             tokio::join!(open(cluster.address(), ALICE, &headers), upstream.accept());
-        let (mut client, _) = client.expect("it is accepted");
+        let (mut client, _) = client.expect("the handshake is accepted");
         let sealed = r#"[{"type":"reasoning","encrypted_content":"x"}, "#;
         let ask = if is_sealed { create(None).replacen('[', sealed, 1) } else { create(None) };
         client.send(&ask).await;
@@ -83,7 +83,7 @@ async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
     ] {
         assert_eq!(refuse(&mut client, &mut there, refusal).await, refusal);
     }
-    // Codex gives up on these, as they are.
+    // Codex would give up on these errors as they are.
     for (refusal, code, waits) in [
         (
             r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"} }"#,
@@ -103,7 +103,7 @@ async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
             (&json!(code), &json!(waits))
         );
     }
-    // After the first event there is nothing to hide, and nobody to hide it for.
+    // After the first event, the error passes as it came.
     turn(&mut client, &mut there, "resp_1").await;
     client.send(&create(None)).await;
     there.text().await;
@@ -116,9 +116,9 @@ async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
     }
 }
 
-/// C19: what fails inside an answer is passed on, and what it says of the key is known.
+/// C19: a failure inside an answer passes to the client, and counts for the key.
 #[tokio::test]
-async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
+async fn failure_inside_an_answer_counts_for_the_key() {
     let keys = siblings("org-a", 1);
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
     let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"insufficient_quota"}}}"#;
@@ -149,7 +149,7 @@ async fn forgotten_organization_is_found_again_by_reconnecting() {
         there.text().await;
         there.send(refusal).await;
         if attempt == 3 {
-            assert_eq!(client.text().await, refusal, "nobody is left to ask");
+            assert_eq!(client.text().await, refusal, "no organization is left");
         } else {
             assert_eq!(client.json().await["error"]["code"], "websocket_connection_limit_reached");
             assert_eq!(client.closed().await, 1001);

@@ -1,4 +1,4 @@
-//! The operator's desk: words said to replicas on their admin listener, and what it shows.
+//! The admin listener as operators use it: commands to a replica, and the pages that it shows.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::world::replica::Replica;
 use crate::world::waiting::eventually;
 use crate::world::wire::{Answer, Request, ask};
 
-/// What operators show in tests.
+/// The operators' token in tests.
 pub const TOKEN: &str = "token-canary-admin";
 
-/// A word must have come to all replicas by then.
+/// By then every replica must know a command.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Asks with the token. No answer has a secret in it.
+/// Asks with the token, and checks that no answer holds a secret.
 pub async fn asked(admin: SocketAddr, method: &str, target: &str) -> Answer {
     let answer = ask(admin, &Request::new(method, target).bearer(TOKEN)).await;
     assert!(!answer.text().contains("canary"), "{target}: {}", answer.text());
@@ -24,10 +24,10 @@ pub async fn asked(admin: SocketAddr, method: &str, target: &str) -> Answer {
 }
 
 impl Replica {
-    /// An operator's word on `name`, and the answer to it.
-    pub async fn word(&self, verb: &str, name: &str) -> Value {
-        let answer = asked(self.admin(), "POST", &format!("/keys/{name}/{verb}")).await;
-        assert_eq!(answer.status, 200, "{verb} {name}: {}", answer.text());
+    /// Sends an operator's command on `name`, and returns the answer.
+    pub async fn command(&self, command: &str, name: &str) -> Value {
+        let answer = asked(self.admin(), "POST", &format!("/keys/{name}/{command}")).await;
+        assert_eq!(answer.status, 200, "{command} {name}: {}", answer.text());
         answer.json()
     }
 
@@ -42,7 +42,7 @@ impl Replica {
         self.keys().await.into_iter().find(|key| key["id"] == id).expect("the key is shown")
     }
 
-    /// What is told of a session, by its stored id.
+    /// The page of a session, by its stored id.
     pub async fn session(&self, id: &str) -> Value {
         let answer = asked(self.admin(), "GET", &format!("/sessions/{id}")).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -51,7 +51,7 @@ impl Replica {
 }
 
 impl Running {
-    /// Waits until every replica has this key in this state: by its metrics, which ask nobody.
+    /// Waits until the metrics of every replica show this key in this state. Metrics ask no store.
     pub async fn all_have(&self, key: &str, state: &str) {
         let series = format!("warmkey_key_state{{key=\"{key}\",state=\"{state}\"}}");
         for replica in &self.replicas {

@@ -1,7 +1,7 @@
-//! HAProxy in round robin: no affinity, so that every turn of a session may meet another replica.
+//! HAProxy in round robin: without affinity, every turn of a session may meet another replica.
 //!
-//! It tries another replica only where a connection was refused. Whatever a replica answers, or
-//! fails to answer, the client sees.
+//! The balancer tries another replica only where a connection was refused. The client sees every
+//! other answer, or failure to answer.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,20 +15,20 @@ use crate::world::wire::{Connection, get};
 
 pub struct Balancer {
     address: SocketAddr,
-    /// Where it says what it thinks of the replicas.
+    /// Where HAProxy shows the state of the replicas.
     state: SocketAddr,
     _process: Process,
 }
 
 impl Balancer {
-    /// Over `replicas`, each with the address of its probes.
+    /// Balances over `replicas`, each with the address of its probes.
     pub async fn start(folder: &Folder, replicas: &[(SocketAddr, SocketAddr)]) -> Self {
         for attempt in 0..5 {
             let (address, state) = (port::free(), port::free());
             let name = format!("haproxy-{attempt}");
             let file =
                 folder.write(&format!("{name}.cfg"), &configuration(address, state, replicas));
-            // Debian keeps it where only root looks.
+            // Debian installs HAProxy where only root's PATH looks.
             let program = ["/usr/sbin/haproxy", "haproxy"]
                 .into_iter()
                 .find(|program| Path::new(program).exists());
@@ -53,7 +53,7 @@ impl Balancer {
         self.address
     }
 
-    /// Waits until it sends turns to replica `number` again.
+    /// Waits until the balancer sends turns to replica `number` again.
     pub async fn trusts(&self, number: usize) {
         let server = format!("warmkey,r{number},");
         eventually(SOON, "HAProxy finds the replica up", async || {

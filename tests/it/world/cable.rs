@@ -1,5 +1,5 @@
-//! What lies between a replica and its Redis, or its upstream, for a test to slow, silence, cut and
-//! mend at any moment.
+//! The connection between a replica and its Redis, or its upstream, which a test slows, silences,
+//! cuts and mends at any moment.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,21 +15,21 @@ use crate::world::port;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weather {
     Fair,
-    /// So much later, each way.
+    /// Bytes arrive so much later, each way.
     Slow(Duration),
-    /// Connections are accepted, and nothing passes. What was sent passes later, as after a peer
-    /// that was stopped.
+    /// Connections are accepted, and no byte passes. Bytes sent meanwhile pass later, as with a
+    /// peer that was stopped.
     Silent,
-    /// Nobody listens, and what was open is reset.
+    /// The address accepts no connection, and open connections are reset.
     Refused,
 }
 
-/// What happens to the connections that are open at the moment.
+/// What happens to the open connections.
 #[derive(Clone, Copy)]
 enum Fate {
     Close,
     Reset,
-    /// Open for ever, and silent for ever.
+    /// The connections stay open, and silent for ever.
     Strand,
 }
 
@@ -42,7 +42,7 @@ pub struct Cable {
 
 impl Cable {
     pub async fn to(far: SocketAddr) -> Self {
-        // Its port is still its own after nobody has listened for a while.
+        // The port stays the cable's own while the cable does not listen.
         let address = port::free();
         let (weather, fate) = (watch::Sender::new(Weather::Fair), watch::Sender::new(Fate::Close));
         let listener = TcpListener::bind(address).await.expect("a free port can be bound");
@@ -54,7 +54,7 @@ impl Cable {
         self.address
     }
 
-    /// Of the Redis at its far end.
+    /// The URL of the Redis at the far end.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
@@ -66,17 +66,17 @@ impl Cable {
         self.weather.send_replace(weather);
     }
 
-    /// Ends what is open, in good order.
+    /// Closes the open connections regularly.
     pub fn close(&self) {
         self.fate.send_replace(Fate::Close);
     }
 
-    /// Ends what is open with RST.
+    /// Ends the open connections with RST.
     pub fn reset(&self) {
         self.fate.send_replace(Fate::Reset);
     }
 
-    /// What is open stays open and says nothing for ever; what connects later works.
+    /// Open connections stay open and silent for ever; new ones work.
     pub fn strand(&self) {
         self.fate.send_replace(Fate::Strand);
     }
@@ -97,7 +97,7 @@ async fn listen(
 ) {
     let mut listener = Some(listener);
     let mut changes = weather.subscribe();
-    // They end with the task that owns them.
+    // The connections end with the task that owns them.
     let mut connections = JoinSet::new();
     loop {
         let is_refused = *changes.borrow_and_update() == Weather::Refused;
@@ -132,13 +132,13 @@ async fn connect(
 ) {
     let mut far = None;
     let carrying = async {
-        // The greeting of a peer that is silent is silence too.
+        // While the far end is silent, its greeting is, too.
         let _ = weather.wait_for(|weather| *weather != Weather::Silent).await;
         let Ok(stream) = TcpStream::connect(address).await else { return };
         let _ = (near.set_nodelay(true), stream.set_nodelay(true));
         let far = far.insert(stream);
         let ((from_near, to_near), (from_far, to_far)) = (near.split(), far.split());
-        // Once one side has ended there is nothing left to say to the other.
+        // Once one side has ended, the other has nothing more to say.
         tokio::select! {
             () = carry(from_near, to_far, weather.clone()) => {}
             () = carry(from_far, to_near, weather.clone()) => {}
@@ -157,7 +157,7 @@ async fn connect(
     }
 }
 
-/// Carries what comes from one side to the other, in the weather of the moment.
+/// Carries bytes from one side to the other, in the weather of the moment.
 async fn carry(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,

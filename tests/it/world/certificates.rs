@@ -1,4 +1,4 @@
-//! Certificates for one test: an authority, and a server that it vouches for.
+//! Certificates for one test: an authority, and a server that the authority vouches for.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -25,14 +25,14 @@ impl Certificates {
         made
     }
 
-    /// Another server that the authority vouches for under `names`.
+    /// Makes another server, for which the authority vouches under `names`.
     pub async fn server(&self, name: &str, names: &str) {
         let (ca, key, names) =
             (self.path("ca.pem"), self.path("ca.key"), format!("subjectAltName={names}"));
         self.certify(name, &[&plain(&names)[..], &["-CA", &ca, "-CAkey", &key]].concat()).await;
     }
 
-    /// The same, until yesterday.
+    /// Makes a server whose certificate ended yesterday.
     pub async fn expired(&self, name: &str, names: &str) {
         let (ca, key, own) =
             (self.path("ca.pem"), self.path("ca.key"), self.path(&format!("{name}.pem")));
@@ -72,7 +72,8 @@ impl Certificates {
         self.path("ca.pem")
     }
 
-    /// What makes a Redis speak TLS at this port; its own one stays plain, for the test itself.
+    /// Arguments by which Redis speaks TLS at `port`. Its own port stays plain, for the test
+    /// itself.
     pub fn arguments(&self, port: u16) -> Vec<String> {
         let option = |name: &str, value: String| [format!("--tls-{name}"), value];
         [

@@ -1,7 +1,7 @@
-//! Conversations that their upstream stores: each turn goes on from the response before it.
+//! Conversations that their upstream stores: each turn continues from the response before.
 //!
-//! The simulator stores a response for one project and finds it nowhere else: a turn that is served
-//! went to the right project.
+//! The simulator stores a response for one project and finds it nowhere else. So a turn that is
+//! served went to the right project.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,8 @@ use crate::world::redis::Redis;
 use crate::world::simulator::{Key, Turn};
 use crate::world::wire::{Answer, Request, ask};
 
-/// Keys of three projects. Replica `number` would send nearly everything to a project of its own.
+/// Keys of three projects. The weights of replica `number` would send nearly everything to one
+/// project.
 pub fn keys(number: usize) -> Vec<Key> {
     let mut keys = vec![
         Key::new("a-1", "org-a").of_project("one"),
@@ -35,8 +36,8 @@ pub fn two_projects() -> Vec<Key> {
     vec![Key::new("a-1", "org-a").of_project("one"), Key::new("a-3", "org-a").of_project("two")]
 }
 
-/// A conversation that its upstream keeps: each turn sends what is new, and the id of what it goes
-/// on from.
+/// A conversation that its upstream keeps: each turn sends the new input, and the id of the
+/// response to continue from.
 #[derive(Clone)]
 pub struct Chain {
     pub address: SocketAddr,
@@ -75,7 +76,8 @@ impl Chain {
         ask(self.address, &self.request(&fields)).await
     }
 
-    /// A turn that is served, and the next one goes on from. Returns its id.
+    /// Plays a turn that must be served, and continues from its response. Returns that response's
+    /// id.
     pub async fn turn(&mut self) -> String {
         let answer = self.asks(json!({})).await;
         assert_eq!(answer.status, 200, "{} after {:?}", answer.text(), self.previous);
@@ -96,7 +98,7 @@ pub fn id_of(answer: &Answer) -> String {
         .to_owned()
 }
 
-/// The turn of the record that made this response.
+/// The turn on record that made this response.
 pub fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
     turns
         .iter()
@@ -104,7 +106,7 @@ pub fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
         .unwrap_or_else(|| panic!("{id} is on record"))
 }
 
-/// A response that this key has made, by going on with new sessions until one is bound to it.
+/// A response that `key` has made. Begins sessions until one is bound to that key.
 pub async fn stored_by(cluster: &Running, key: &str) -> String {
     for _ in 0..100 {
         let id = Chain::new(cluster.address()).of_session(&uuid()).turn().await;
@@ -115,9 +117,9 @@ pub async fn stored_by(cluster: &Running, key: &str) -> String {
     panic!("{key} takes a session in a hundred");
 }
 
-/// What the gateway has asked of its store for turns.
+/// How often turns have made the gateway ask its store.
 pub async fn asked_of_the_store(cluster: &Running) -> f64 {
-    // Replicas ask for each other's words all the time.
+    // Replicas exchange their heartbeats all the time.
     let is_beat =
         |series: &str| ["roll", "board"].iter().any(|operation| series.contains(operation));
     let is_turns =
@@ -125,7 +127,7 @@ pub async fn asked_of_the_store(cluster: &Running) -> f64 {
     cluster.replica().metrics().await.sum_where(is_turns)
 }
 
-/// The names of all owners that are stored.
+/// The names of all stored owners.
 pub async fn owners(redis: &Redis) -> Vec<String> {
     redis.ask(&["KEYS", "*.response"]).await
 }

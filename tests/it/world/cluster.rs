@@ -16,10 +16,10 @@ use crate::world::replica::Replica;
 use crate::world::simulator::{Key, Simulator, Turn, siblings};
 use crate::world::waiting::{SOON, Watchdog, eventually};
 
-/// The token of the client that every cluster knows.
+/// The token of a client that every cluster knows.
 pub const ALICE: &str = "token-canary-alice";
 pub const BOB: &str = "token-canary-bob";
-/// A second secret that must never be seen anywhere.
+/// The secret of the gateway, which must never be seen anywhere.
 pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// How often a replica has taken another configuration into use.
@@ -32,7 +32,7 @@ pub struct Cluster {
     replicas: usize,
     redis: Option<Shape>,
     redis_arguments: Vec<String>,
-    /// As they stand in the configuration.
+    /// Written as in the configuration.
     store_urls: Vec<String>,
     is_balanced: bool,
     is_cabled: bool,
@@ -46,7 +46,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One replica, in-process store, two keys of one organization, the simulator.
+    /// One replica, an in-process store, two keys of one organization, and the simulator.
     pub fn new() -> Self {
         Self {
             keys: siblings("org-a", 2),
@@ -93,53 +93,53 @@ impl Cluster {
         self
     }
 
-    /// A Redis of its own.
+    /// A Redis of the cluster's own.
     pub const fn redis(self) -> Self {
         self.redis_as(Shape::Standalone)
     }
 
-    /// A Redis of its own, in this shape.
+    /// A Redis of the cluster's own, in this shape.
     pub const fn redis_as(mut self, shape: Shape) -> Self {
         self.redis = Some(shape);
         self
     }
 
-    /// A Redis of its own, started with these arguments.
+    /// A Redis of the cluster's own, started with these arguments.
     pub fn redis_with(mut self, arguments: &[&str]) -> Self {
         self.redis_arguments = arguments.iter().map(|word| (*word).to_owned()).collect();
         self.redis()
     }
 
-    /// A Redis that somebody else starts, or nobody.
+    /// A Redis that the test starts, or that does not exist.
     pub fn store_at(self, url: &str) -> Self {
         self.stores_at(&[url.into()])
     }
 
-    /// As [`Self::store_at`], with a way to it for each replica.
+    /// As [`Self::store_at`], with one URL for each replica.
     pub fn stores_at(mut self, urls: &[String]) -> Self {
         self.store_urls = urls.iter().map(|url| format!("{url:?}")).collect();
         self
     }
 
-    /// As [`Self::store_at`]; the URL is what this file says at any time.
+    /// As [`Self::store_at`], with the URL in this file.
     pub fn store_in(mut self, file: &Path) -> Self {
         self.store_urls = vec![format!("{{ file = {file:?} }}")];
         self
     }
 
-    /// HAProxy in front, in round robin.
+    /// Puts HAProxy in front, in round robin.
     pub const fn balanced(mut self) -> Self {
         self.is_balanced = true;
         self
     }
 
-    /// A cable lies before the simulator, for a test to cut.
+    /// Puts a cable before the simulator, for a test to cut.
     pub const fn cabled(mut self) -> Self {
         self.is_cabled = true;
         self
     }
 
-    /// The upstream is this recorder, not the simulator.
+    /// Uses this recorder as the upstream, instead of the simulator.
     pub fn recorded_by(self, recorder: &Recorder) -> Self {
         self.upstream_at(&recorder.url())
     }
@@ -149,38 +149,38 @@ impl Cluster {
         self
     }
 
-    /// Lines of the simulator's `[sim]`.
+    /// Adds lines to the simulator's `[sim]`.
     pub fn simulator(mut self, lines: &str) -> Self {
         self.simulator = lines.into();
         self
     }
 
-    /// An option of `[server]`, in place of the harness's own.
+    /// Sets an option of `[server]`, in place of the harness's own.
     pub fn server(mut self, name: &str, value: &str) -> Self {
         self.server.retain(|(own, _)| own != name);
         self.server.push((name.into(), value.into()));
         self
     }
 
-    /// Lines of `[store]` beside its URL, in place of the harness's own.
+    /// Sets the lines of `[store]` beside its URL, in place of the harness's own.
     pub fn store(mut self, lines: &str) -> Self {
         self.store = format!("{lines}\n");
         self
     }
 
-    /// Lines of `[binding]`.
+    /// Sets the lines of `[binding]`.
     pub fn binding(mut self, lines: &str) -> Self {
         self.binding = lines.into();
         self
     }
 
-    /// Lines of the one `[[upstream]]`.
+    /// Sets the lines of the one `[[upstream]]`.
     pub fn upstream(mut self, lines: &str) -> Self {
         self.upstream_options = lines.into();
         self
     }
 
-    /// The `[[client]]` sections, in place of alice and bob.
+    /// Sets the `[[client]]` sections, in place of alice and bob.
     pub fn clients(mut self, sections: &str) -> Self {
         self.clients = sections.into();
         self
@@ -261,7 +261,7 @@ impl Cluster {
     }
 }
 
-/// A cluster that runs. Fields drop in order: what is in front goes first.
+/// A cluster that runs. Fields drop in order: clients' entrance first.
 pub struct Running {
     balancer: Option<Balancer>,
     pub replicas: Vec<Replica>,
@@ -274,7 +274,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// What replica `number` is told.
+    /// The configuration of replica `number`.
     fn configuration(&self, number: usize) -> String {
         let upstream = match (&self.description.upstream, &self.cable, &self.simulator) {
             (Some(url), ..) => url.clone(),
@@ -293,7 +293,7 @@ impl Running {
         self.balancer.as_ref().map_or_else(|| self.replicas[0].address(), Balancer::address)
     }
 
-    /// The one replica.
+    /// The only replica, or the first one.
     pub fn replica(&self) -> &Replica {
         &self.replicas[0]
     }
@@ -302,12 +302,12 @@ impl Running {
         self.simulator.as_ref().expect("this cluster's upstream is the simulator")
     }
 
-    /// The way to the simulator.
+    /// The cable to the simulator.
     pub fn cable(&self) -> &Cable {
         self.cable.as_ref().expect("this cluster has a cable")
     }
 
-    /// The one Redis.
+    /// The one Redis of a standalone store.
     pub fn redis(&mut self) -> &mut Redis {
         match self.store() {
             Store::Standalone(redis) => redis,
@@ -329,12 +329,12 @@ impl Running {
         }
     }
 
-    /// Its own Redis, whatever its shape.
+    /// The cluster's own Redis, in any shape.
     pub fn store(&mut self) -> &mut Store {
         self.store.as_mut().expect("this cluster has a Redis")
     }
 
-    /// What the simulator recorded.
+    /// The turns on the simulator's record.
     pub async fn turns(&self) -> Vec<Turn> {
         self.upstream().turns().await
     }
@@ -348,18 +348,18 @@ impl Running {
         }
     }
 
-    /// Ends replica `number` at once and starts it with what the description says by now.
+    /// Kills replica `number` and starts it with the configuration of now.
     pub async fn replace(&mut self, number: usize) {
         self.replicas[number].kill().await;
         self.restart(number).await;
     }
 
-    /// Writes what the description says by now where replica `number` reads it.
+    /// Writes the configuration of now to replica `number`'s file.
     pub fn rewrite(&self, number: usize) {
         self.replicas[number].rewrite(&self.configuration(number));
     }
 
-    /// Has replica `number` reload what the description says by now.
+    /// Makes replica `number` reload with the configuration of now.
     pub async fn reload(&self, number: usize) {
         let before = self.replicas[number].metrics().await.get(RELOADS);
         self.rewrite(number);
@@ -367,8 +367,8 @@ impl Running {
         self.replicas[number].shows(RELOADS, before + 1.0).await;
     }
 
-    /// Waits until this series has this sum over all replicas: a turn is in the books a moment
-    /// after its client has it.
+    /// Waits until this series has this sum over all replicas: a turn is counted a moment after its
+    /// client has the answer.
     pub async fn shows(&self, series: &str, expected: f64) {
         let what = format!("{series} becomes {expected} in all");
         eventually(SOON, &what, async || {
@@ -385,7 +385,7 @@ impl Running {
         total
     }
 
-    /// Changes the description for replicas that start from now on.
+    /// Changes the description for replicas that start or reload from now on.
     pub fn change(&mut self, change: impl FnOnce(Cluster) -> Cluster) {
         self.description = change(self.description.clone());
     }

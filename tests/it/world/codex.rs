@@ -1,5 +1,5 @@
-//! A client that behaves on the wire like Codex: bodies, headers, a connection for each request,
-//! when it leaves, when it tries again. Verified against the recorded requests in `tests/fixtures`.
+//! A client with Codex's behavior on the wire: bodies, headers, a connection for each request, when
+//! it leaves, when it tries again. Verified against the recorded requests in `tests/fixtures`.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -17,7 +17,7 @@ mod talk;
 
 pub use talk::Talk;
 
-/// The recorded first turn: what every session begins with.
+/// The recorded first turn, with which every session begins.
 const FIRST_TURN: &str = include_str!("../../fixtures/first-turn.body");
 
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// An id like those of Codex: a UUID of version 7 in shape.
+/// An id in the shape of Codex's: a UUID of version 7.
 pub fn uuid() -> String {
     let random = |mask: u64| getrandom::u64().expect("the system has entropy") & mask;
     let (time, a, b, c) =
@@ -44,9 +44,9 @@ pub fn uuid() -> String {
 /// A turn that has ended, as the client saw it.
 pub struct Ended {
     pub answer: Answer,
-    /// Of the body that was sent.
+    /// Hash of the body that was sent.
     pub sha256: String,
-    /// The terminal event has come.
+    /// Whether the terminal event has come.
     pub completed: bool,
 }
 
@@ -85,8 +85,8 @@ impl Codex {
     /// A new session of the client with this token.
     pub fn new(address: SocketAddr, token: &str) -> Self {
         let session = uuid();
-        // A workspace has tools of its own, so that sessions share no prefix and each pays for its
-        // own beginning.
+        // Each workspace has tools of its own, so that sessions share no prefix and each pays for
+        // its own beginning.
         let own = json!({ "type": "function", "name": format!("workspace_{}", session.replace('-', "_")), "strict": false,
             "description": "this workspace", "parameters": { "type": "object", "properties": {} } });
         let mut tools = vec![own.to_string()];
@@ -110,14 +110,14 @@ impl Codex {
         self
     }
 
-    /// Tries again as Codex does: on a connection that fails or breaks, on 5xx, and on 429 with a
-    /// wait, unless it is for good.
+    /// Tries again as Codex does: after a connection that fails or breaks, after 5xx, and after 429
+    /// with a wait, unless that is final.
     pub const fn patient(mut self) -> Self {
         self.patience = 5;
         self
     }
 
-    /// From now on by this address.
+    /// Connects to this address from now on.
     pub const fn at(mut self, address: SocketAddr) -> Self {
         self.address = address;
         self
@@ -127,12 +127,12 @@ impl Codex {
         self.address = address;
     }
 
-    /// From now on with this token.
+    /// Shows this token from now on.
     pub fn shows(&mut self, token: &str) {
         self.token = token.into();
     }
 
-    /// A sub-agent: a thread of its own in the same session, knowing nothing yet.
+    /// A sub-agent: a new thread in the same session, without a history.
     pub fn spawn(&self) -> Self {
         let mut agent = self.clone();
         agent.thread = uuid();
@@ -141,7 +141,7 @@ impl Codex {
         agent
     }
 
-    /// A fork: a session of its own that goes on with this thread's history.
+    /// A fork: a new session that continues this thread's history.
     pub fn fork(&self) -> Self {
         let session = uuid();
         let forked_from = Some(self.thread.clone());
@@ -163,8 +163,8 @@ impl Codex {
         metadata.to_string()
     }
 
-    /// The body of a turn, fields in the order in which Codex writes them, `client_metadata` in no
-    /// order at all.
+    /// The body of a turn. Fields stand in Codex's order; those of `client_metadata` in a random
+    /// order.
     fn body(&self, metadata: &str, turn: &str) -> Vec<u8> {
         let mut client = [
             ("x-codex-installation-id", "05c07f78-fc45-4415-bc49-17d50f3e9f69".to_owned()),
@@ -196,8 +196,8 @@ impl Codex {
         .into_bytes()
     }
 
-    /// Appends a user's message, and makes the request of the turn that it begins; its body comes
-    /// beside it.
+    /// Appends a user's message, and returns the request of the turn that it begins, with that
+    /// request's body.
     pub fn begin(&mut self, text: &str) -> (Request, Vec<u8>) {
         let turn = uuid();
         self.input.push(
@@ -232,12 +232,12 @@ impl Codex {
         (request, body)
     }
 
-    /// One turn to its end. What came is appended to the input of the next one.
+    /// Plays one turn to its end, and appends the answer to the input of the next turn.
     pub async fn turn(&mut self, text: &str) -> Ended {
         self.turn_telling(text, || {}).await
     }
 
-    /// As [`Self::turn`]; calls `begun` whenever an answer to it begins.
+    /// As [`Self::turn`]; calls `begun` whenever an answer begins.
     pub async fn turn_telling(&mut self, text: &str, begun: impl Fn()) -> Ended {
         let (request, body) = self.begin(text);
         let mut attempts = 0;
@@ -270,7 +270,7 @@ impl Codex {
     }
 }
 
-/// Whether the terminal event has come, whole.
+/// Whether the whole terminal event has come.
 fn ends(body: &[u8]) -> bool {
     let terminal = memchr::memmem::rfind(body, b"event: response.completed\n");
     terminal.is_some_and(|at| memchr::memmem::find(&body[at..], b"\n\n").is_some())

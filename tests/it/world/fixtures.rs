@@ -1,12 +1,12 @@
-//! The requests that Codex was recorded sending, in every shape it has: prose is filler, everything
-//! else is as it was.
+//! Recorded requests of Codex, in every shape. Prose is replaced by filler; everything else is as
+//! Codex sent it.
 
 use crate::world::wire::{Headers, Request};
 
 pub struct Shape {
     pub name: &'static str,
     pub headers: Headers,
-    /// As it goes over the wire: compressed where Codex compresses.
+    /// The body as it goes over the wire: compressed where Codex compresses.
     pub body: Vec<u8>,
 }
 

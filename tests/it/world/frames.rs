@@ -1,5 +1,5 @@
-//! The frames of RFC 6455, byte by byte: what a test writes goes over the wire as it is, and what
-//! comes is read strictly.
+//! The frames of RFC 6455, byte by byte: a test writes them as they go over the wire, and reads
+//! them strictly.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -8,32 +8,32 @@ use crate::world::cluster::ALICE;
 use crate::world::socket::{Socket, Upstream, session};
 use crate::world::waiting::{ANSWER, SOON, within};
 
-/// The first byte of a frame that is a whole message, or a control frame.
+/// The first byte of a frame that is a whole message, or of a control frame.
 pub const TEXT: u8 = 0x81;
 pub const BINARY: u8 = 0x82;
 pub const CLOSE: u8 = 0x88;
 pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8a;
 
-/// Which side of the gateway.
+/// Which side of the gateway an end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// A client, which has to mask what it sends.
+    /// A client, which has to mask its frames.
     Client,
-    /// An upstream, which must not.
+    /// An upstream, which must not mask.
     Upstream,
 }
 
 pub const SIDES: [Side; 2] = [Side::Client, Side::Upstream];
 
 impl Side {
-    /// A frame as this side has to send it. The mask is not zero, so that one that is not undone is
-    /// seen.
+    /// A frame as this side has to send it. The mask is not zero, so that a mask left on the
+    /// payload shows.
     pub fn frame(self, first: u8, payload: &[u8]) -> Vec<u8> {
         self.announced(first, payload.len() as u64, payload)
     }
 
-    /// As [`Self::frame`], whatever length is said.
+    /// As [`Self::frame`], with `length` as the announced length.
     pub fn announced(self, first: u8, length: u64, payload: &[u8]) -> Vec<u8> {
         let is_masked = self == Self::Client;
         let bit = if is_masked { 0x80 } else { 0 };
@@ -76,13 +76,13 @@ impl End {
             .expect("the connection is open");
     }
 
-    /// A frame as it has to be sent.
+    /// Sends a frame as this side has to.
     pub async fn frame(&mut self, first: u8, payload: &[u8]) {
         self.send(&self.side.frame(first, payload)).await;
     }
 
-    /// The next frame: its first byte and its payload. It is whole, and masked and measured as the
-    /// other side has to.
+    /// The next frame: its first byte and its payload. Checks that the gateway sent it whole, and
+    /// masked and measured as it has to.
     pub async fn next(&mut self) -> (u8, Vec<u8>) {
         within(ANSWER, "a frame", async {
             self.fill(2).await;
@@ -98,7 +98,7 @@ impl End {
             assert_eq!(
                 is_masked,
                 self.side == Side::Upstream,
-                "the gateway masks what it sends as a client, and only that"
+                "the gateway masks its frames as a client, and no others"
             );
             assert_eq!(
                 size,
@@ -108,7 +108,7 @@ impl End {
             assert_eq!(
                 frame[0] & 0xf0,
                 0x80,
-                "what the gateway sends is not fragmented, and has no reserved bits"
+                "frames of the gateway are not fragmented, and have no reserved bits"
             );
             let mask = frame[mask..head].iter().cycle();
             let payload = frame[head..].iter();
@@ -122,9 +122,8 @@ impl End {
         .await
     }
 
-    /// The code of the close frame that comes next, with no more behind it: the other side ends the
-    /// connection. 1005: no code. It comes long before a ping would be missed, which takes a
-    /// minute.
+    /// The code of the next frame, which must be a close with nothing behind it; 1005 if it has no
+    /// code. A missed ping would close the connection, too, but only after a minute.
     pub async fn closed(&mut self) -> u16 {
         let (first, payload) = within(SOON, "a close", self.next()).await;
         assert_eq!(
@@ -138,8 +137,8 @@ impl End {
         payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code))
     }
 
-    /// Nothing more comes, now that all is said. A server ends the connection then, and its client
-    /// waits for that.
+    /// Checks that nothing more comes after a close. A server then ends the connection, and its
+    /// client waits for that.
     pub async fn ends(&mut self) {
         if self.side == Side::Upstream {
             let _ = self.stream.shutdown().await;
@@ -147,7 +146,8 @@ impl End {
         self.left().await;
     }
 
-    /// Nothing more comes; the connection is not reset, which could have cut the last word off.
+    /// Checks that nothing more comes, and that the connection is not reset: a reset could have cut
+    /// off the last frame.
     pub async fn left(&mut self) {
         let rest = within(SOON, "the end", self.stream.read_to_end(&mut self.bytes)).await;
         assert!(matches!(rest, Ok(0)) && self.bytes.is_empty(), "{rest:?}: {:?}", self.bytes);
@@ -161,8 +161,8 @@ impl End {
     }
 }
 
-/// Opens a WebSocket through the gateway at `address`; returns the end at `side`, and the other
-/// one.
+/// Opens a WebSocket through the gateway at `address`. Returns the end at `side`, and the other
+/// end.
 pub async fn open(address: std::net::SocketAddr, upstream: &Upstream, side: Side) -> (End, End) {
     let (client, there) = tokio::join!(session(address, ALICE, "s"), upstream.accept());
     let (client, there) = (End::new(Side::Client, client), End::new(Side::Upstream, there));

@@ -1,18 +1,18 @@
-//! How late this machine is: what a process waits for a core. The one excuse of a test whose
-//! subject is the clock.
+//! How long a process of this machine waits for a core. Tests whose subject is the clock allow for
+//! that, and for nothing else.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two looks at the clock.
+/// Time between two looks at the clock.
 const TICK: Duration = Duration::from_millis(5);
-/// What nobody can tell from a wait of a turn's own.
+/// A shorter wait for a core looks like a turn's own time.
 const TOLD: Duration = Duration::from_millis(25);
-/// Processes that a turn passes, each of which may be late: client, balancer, replica, store,
+/// Processes on a turn's way, each of which may be late: client, balancer, replica, store,
 /// upstream, and back.
 const HOPS: u32 = 8;
 
-/// Looks at the clock from a thread of its own until it is dropped.
+/// Watches the clock from a thread of its own until it is dropped.
 pub struct Lateness {
     late: Arc<Mutex<Vec<(Instant, Duration)>>>,
 }
@@ -37,17 +37,17 @@ impl Lateness {
         late.iter().filter(|(due, _)| *due >= from).map(|(_, late)| *late).collect()
     }
 
-    /// What one thread has waited for a core since then, all waits together.
+    /// The sum of one thread's waits for a core since `from`.
     pub fn total(&self, from: Instant) -> Duration {
         self.since(from).iter().sum()
     }
 
-    /// How much longer a turn may take that meets the longest of these waits everywhere.
+    /// How much longer a turn may take that meets the longest of these waits in every process.
     pub fn of_a_turn(&self, from: Instant) -> Duration {
         self.since(from).into_iter().max().unwrap_or_default() * HOPS
     }
 
-    /// How often a thread has waited so long that it looks as if somebody else had been late.
+    /// How many waits for a core were long enough to look like another process's delay.
     pub fn count(&self, from: Instant) -> f64 {
         self.since(from).iter().filter(|late| **late > TOLD).count() as f64
     }

@@ -1,6 +1,6 @@
-//! Many sessions at a steady pace, and how long each of their turns took.
+//! Many sessions at a steady pace, and the duration of each turn.
 //!
-//! No session tries twice: a turn that is not served fails the test.
+//! No session retries: a turn that is not served fails the test.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ pub struct Lap {
     pub sha256: String,
 }
 
-/// Ends with its test, however that ends.
+/// The load ends with its test, however that test ends.
 pub struct Load {
     period: Duration,
     laps: Arc<Mutex<Vec<Lap>>>,
@@ -30,8 +30,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Of sessions that each begin a turn in every `period`, unless the one before is still going
-    /// on.
+    /// Each session begins a turn in every `period`, unless its turn before is still in flight.
     pub fn new(period: Duration) -> Self {
         Self {
             period,
@@ -81,7 +80,7 @@ impl Load {
         );
     }
 
-    /// The turns that have begun in this time and ended.
+    /// The turns that began in this time and have ended.
     pub fn laps(&self, from: Instant, to: Instant) -> Vec<Lap> {
         self.all_served();
         let mut laps = self.laps.lock().expect("no holder panics").clone();
@@ -89,7 +88,7 @@ impl Load {
         laps
     }
 
-    /// Lets the turns that go on end, and returns the body hashes of all that were played.
+    /// Waits for the turns in flight, and returns the body hashes of all turns.
     pub async fn end(mut self) -> BTreeSet<String> {
         self.over.send_replace(true);
         while let Some(player) = self.players.join_next().await {

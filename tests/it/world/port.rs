@@ -1,8 +1,8 @@
-//! Ports for what must keep its address over a restart.
+//! Ports for processes that keep their address over a restart.
 //!
-//! They lie below the kernel's ephemeral range, so that no outgoing connection takes one while its
-//! owner is down, and each is asked from the kernel by binding it once. Servers that need no fixed
-//! port bind port 0 themselves.
+//! The ports lie below the kernel's ephemeral range, so that no outgoing connection takes one while
+//! its owner is down. Each is bound once, to see that it is free. Servers without a fixed port bind
+//! port 0 themselves.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -14,7 +14,7 @@ use crate::world::waiting::{SOON, within};
 /// The command under test.
 pub const WARMKEY: &str = env!("CARGO_BIN_EXE_warmkey");
 
-/// A folder that goes when the test goes.
+/// A folder that is removed when the test ends.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -38,7 +38,7 @@ impl Folder {
 }
 
 impl Drop for Folder {
-    /// `WARMKEY_KEEP=1` leaves what a failed test has written, whole logs among it.
+    /// `WARMKEY_KEEP=1` leaves the files of a failed test, whole logs included.
     fn drop(&mut self) {
         if std::thread::panicking() && std::env::var_os("WARMKEY_KEEP").is_some() {
             return;
@@ -47,19 +47,19 @@ impl Drop for Folder {
     }
 }
 
-/// Ends with SIGKILL when dropped; what it said on standard error is shown if its test failed.
+/// Ends with SIGKILL when dropped. If its test failed, its standard error is shown.
 pub struct Process {
     name: String,
     child: Child,
     pid: u32,
     log: PathBuf,
-    /// What a process before it had written there.
+    /// Bytes in the log from an earlier process of this name.
     before: usize,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Process {
-    /// Starts `command`; a program that is not installed is one clear line naming `package`.
+    /// Starts `command`. If the program is missing, one clear line names the Debian `package`.
     pub fn start(name: &str, mut command: Command, folder: &Path, package: &str) -> Self {
         let log = folder.join(format!("{name}.log"));
         let sink = File::options()
@@ -83,19 +83,19 @@ impl Process {
         self.pid
     }
 
-    /// The next line on standard output; None once it has closed it.
+    /// The next line on standard output; `None` once that is closed.
     pub async fn line(&mut self) -> Option<String> {
         within(SOON, &format!("a line of {}", self.name), self.lines.next_line())
             .await
             .expect("standard output is text")
     }
 
-    /// Everything it said on standard error so far, and what a process of its name said before.
+    /// Everything on standard error so far, with that of earlier processes of this name.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Everything that it said itself.
+    /// Everything on standard error of this process alone.
     pub fn said(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(log.get(self.before..).unwrap_or_default()).into_owned()
@@ -108,7 +108,7 @@ impl Process {
         assert!(sent.expect("sh runs").success(), "{} takes SIG{signal}", self.name);
     }
 
-    /// SIGKILL, and gone when this returns.
+    /// Sends SIGKILL, and returns when the process is gone.
     pub async fn kill(&mut self) {
         within(SOON, "a killed process is gone", self.child.kill())
             .await
@@ -125,27 +125,27 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Resident memory in bytes: now.
+    /// Resident memory in bytes, now.
     pub fn resident(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
-    /// Resident memory in bytes: at its highest so far, given back or not.
+    /// The highest resident memory in bytes so far.
     pub fn peak(&self) -> u64 {
         self.memory("VmHWM:")
     }
 
-    /// How many files and sockets it has open.
+    /// Number of open files and sockets.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid)).expect("the process runs").count()
     }
 
-    /// Whether none of its threads has anything to do.
+    /// Whether all threads of the process are idle.
     pub fn sleeps(&self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("the process runs");
         threads.flatten().all(|thread| {
             let line = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-            // The name may hold anything, parentheses too.
+            // The name may hold anything, parentheses included.
             line.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
         })
     }

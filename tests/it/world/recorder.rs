@@ -1,7 +1,7 @@
-//! An upstream that keeps every byte of what it was sent, and answers with exactly the bytes that a
-//! test wrote down.
+//! An upstream that keeps every byte of its requests, and answers with exactly the bytes that a
+//! test wrote.
 //!
-//! The simulator judges what a turn cost; this one judges what a turn looked like.
+//! The simulator judges what a turn cost; the recorder judges its bytes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
@@ -20,7 +20,7 @@ use crate::world::process::Process;
 use crate::world::waiting::{ANSWER, eventually};
 use crate::world::wire::{Headers, value};
 
-/// What an upstream does, one step after the other, once it has read a request.
+/// What the upstream does, step by step, once it has read a request.
 #[derive(Clone)]
 pub enum Step {
     Send(Vec<u8>),
@@ -28,7 +28,7 @@ pub enum Step {
     Flood(Vec<u8>),
     /// Sends these bytes again and again, each time after this pause, until [`Recorder::release`].
     Drip(Vec<u8>, Duration),
-    /// Waits for [`Recorder::release`], or for the peer to go.
+    /// Waits for [`Recorder::release`], or until the peer is gone.
     Hold,
     Pause(Duration),
     /// Ends the connection with RST.
@@ -43,7 +43,7 @@ pub struct Seen {
     pub line: String,
     pub headers: Headers,
     pub body: Vec<u8>,
-    /// The whole answer was written; the connection lives on.
+    /// Whether the whole answer was written.
     pub answered: bool,
     /// When the peer left before that.
     pub left: Option<Instant>,
@@ -81,7 +81,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Answers each request as `script` says.
+    /// Answers each request by `script`.
     pub async fn start(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
         let listener = listen().expect("a port is free");
         let address = listener.local_addr().expect("a bound listener has an address");
@@ -126,7 +126,7 @@ impl Recorder {
         self.book.seen.lock().expect("no holder panics").clone()
     }
 
-    /// The one request there has been.
+    /// The only request so far.
     pub fn only(&self) -> Seen {
         let seen = self.seen();
         assert_eq!(seen.len(), 1, "one request upstream");
@@ -142,14 +142,14 @@ impl Recorder {
         self.book.open.load(Ordering::Relaxed) == 0
     }
 
-    /// How often all floods and drips together have got rid of their bytes.
+    /// How often all floods and drips together have sent their bytes.
     pub fn repeats(&self) -> u64 {
         self.book.repeats.load(Ordering::Relaxed)
     }
 
     /// Waits until `streams` floods and drips are held back by clients that do not read. Each of
-    /// them has a write that waits and goes on waiting, and the gateway, which has something to
-    /// read then, has nothing to do.
+    /// them has a write that keeps waiting, and the gateway is idle although it could read from
+    /// each.
     pub async fn rests(&self, streams: usize, gateway: &Process) {
         let mut before = None;
         eventually(ANSWER, "streams at rest", async || {
@@ -165,7 +165,7 @@ impl Recorder {
         .await;
     }
 
-    /// Waits until `count` requests have come, whole.
+    /// Waits until `count` whole requests have come.
     pub async fn reached(&self, count: usize) {
         eventually(ANSWER, "requests upstream", async || {
             (self.seen().len() >= count).then_some(())
@@ -173,7 +173,7 @@ impl Recorder {
         .await;
     }
 
-    /// Waits until the peer has left request `number`, and says when.
+    /// Waits until the peer has left request `number`, and returns when.
     pub async fn left(&self, number: usize) -> Instant {
         eventually(ANSWER, "the gateway leaves upstream", async || {
             self.seen().get(number).and_then(|seen| seen.left)
@@ -193,7 +193,7 @@ impl Drop for Recorder {
     }
 }
 
-/// A whole answer with exact length.
+/// A whole answer with an exact length.
 pub fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let mut bytes = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len())
         .into_bytes();
@@ -220,7 +220,7 @@ pub fn stream(pieces: &[&[u8]]) -> Vec<Step> {
     steps
 }
 
-/// What a turn ends with.
+/// The terminal event of a turn.
 pub const COMPLETED: &str = concat!(
     "event: response.completed\n",
     r#"data: {"type":"response.completed","sequence_number":3,"response":{"id":"resp_1","object":"response","status":"#,
@@ -229,7 +229,7 @@ pub const COMPLETED: &str = concat!(
     "\n\n"
 );
 
-/// A short streamed answer that ends well.
+/// A short streamed answer that succeeds.
 pub fn completed() -> Vec<Step> {
     stream(&[
         b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n",
@@ -277,7 +277,7 @@ enum Going {
 async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Book) -> Going {
     for step in steps {
         match step {
-            // A peer that is gone is noticed by the reading side.
+            // The reading side notices that the peer is gone.
             Step::Send(bytes) => drop(to.write_all(&bytes).await),
             Step::Flood(bytes) => while again(to, &bytes, book).await {},
             Step::Drip(bytes, pause) => {
@@ -296,8 +296,7 @@ async fn play(to: &mut (impl AsyncWriteExt + Unpin), steps: Vec<Step>, book: &Bo
     Going::On
 }
 
-/// A listener whose connections take little that their peer has not read: a write soon waits for a
-/// peer that does not.
+/// A listener with small send buffers: a write soon waits for a peer that does not read.
 fn listen() -> std::io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -306,7 +305,7 @@ fn listen() -> std::io::Result<TcpListener> {
     socket.listen(1024)
 }
 
-/// Sends these bytes once more, and tells whether that went well.
+/// Sends these bytes once more, and returns whether that succeeded.
 async fn again(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8], book: &Book) -> bool {
     let mut writing = pin!(to.write_all(bytes));
     let written = match poll_immediate(&mut writing).await {
@@ -320,7 +319,7 @@ async fn again(to: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8], book: &Book)
     written.is_ok()
 }
 
-/// One of those that are counted here, for as long as it lives.
+/// Counts in the counter for as long as it lives.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {

@@ -1,5 +1,5 @@
-//! A real Redis of a test's own, on a port that was free, and known to be its own child; and the
-//! shapes in which people run it.
+//! A real Redis of a test's own, on a port that was free, and known to be the test's child; and the
+//! shapes in which operators run Redis.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -29,12 +29,12 @@ impl Redis {
         Self::start_with(folder, &[]).await
     }
 
-    /// With these arguments after the harness's own.
+    /// Starts with these arguments after the harness's own.
     pub async fn start_with(folder: &Path, arguments: &[&str]) -> Self {
         Self::launch(folder, |_, _| arguments.iter().map(|word| (*word).to_owned()).collect()).await
     }
 
-    /// With the arguments that follow from its address and its folder of data.
+    /// Starts with arguments that depend on its address and its folder of data.
     async fn launch(folder: &Path, arguments: impl Fn(SocketAddr, &Path) -> Vec<String>) -> Self {
         for _ in 0..5 {
             let address = port::free();
@@ -50,8 +50,8 @@ impl Redis {
         panic!("no port for Redis after five attempts");
     }
 
-    /// Waits until the port is answered. Whether it is by this very process: another may have taken
-    /// it.
+    /// Waits until the port answers. Returns whether this very process answers, since another one
+    /// may have taken the port.
     async fn is_own(&mut self) -> bool {
         eventually(SOON, "Redis answers", async || {
             if !self.process.is_running() {
@@ -63,7 +63,8 @@ impl Redis {
         .await
     }
 
-    /// Starts it again on its port, which it must have left: empty, since it keeps nothing on disk.
+    /// Starts Redis again on its port, which it must have left. It is empty then, since it keeps
+    /// nothing on disk.
     pub async fn restart(&mut self) {
         assert!(!self.process.is_running(), "Redis has ended");
         let data = self.folder.join(format!("redis-{}", self.address.port()));
@@ -96,12 +97,12 @@ impl Redis {
         self.try_ask(words).await.unwrap_or_else(|| panic!("Redis answers {words:?}"))
     }
 
-    /// Asks for what is done and has no answer of interest.
+    /// Asks for an effect, and ignores the answer.
     pub async fn tell(&self, words: &[&str]) {
         let _: ::redis::Value = self.ask(words).await;
     }
 
-    /// Tells it what it will be busy with for a while, and does not wait for its answer.
+    /// Sends a command that keeps Redis busy for a while, without waiting for the answer.
     pub async fn send(&self, words: &[&str]) {
         let mut stream = TcpStream::connect(self.address).await.expect("Redis listens");
         let mut bytes = format!("*{}\r\n", words.len());
@@ -109,7 +110,7 @@ impl Redis {
             bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
         }
         stream.write_all(bytes.as_bytes()).await.expect("Redis reads");
-        // It may drop the command of a client that has gone.
+        // Redis may drop the command of a client that has gone.
         tokio::spawn(
             async move { while matches!(stream.read_buf(&mut Vec::new()).await, Ok(1..)) {} },
         );
@@ -124,8 +125,8 @@ impl Redis {
         .await;
     }
 
-    /// Waits until its replicas have all that it has now. `WAIT` would speak for the writes of its
-    /// own connection only.
+    /// Waits until the replicas have every write of now. `WAIT` would only cover the writes of its
+    /// own connection.
     pub async fn is_copied(&self) {
         let offset = |line: &str, name: &str| {
             line.split([',', ':']).find_map(|part| part.strip_prefix(name)?.parse::<u64>().ok())
@@ -146,7 +147,7 @@ impl Redis {
         .await;
     }
 
-    /// The name of every binding it holds: a session's id has 22 characters.
+    /// The name of every binding: a session's id has 22 characters.
     pub async fn bindings(&self) -> Vec<String> {
         let names: Vec<String> = self.ask(&["KEYS", "warmkey:*"]).await;
         names
@@ -155,7 +156,7 @@ impl Redis {
             .collect()
     }
 
-    /// The one binding it holds: its name and its value.
+    /// The name and the value of the only binding.
     pub async fn binding(&self) -> (String, String) {
         let mut names = self.bindings().await;
         assert_eq!(names.len(), 1, "one session: {names:?}");
@@ -174,7 +175,7 @@ impl Redis {
             .unwrap_or(0)
     }
 
-    /// Sends it `STOP`, `CONT`, ...
+    /// Sends `STOP`, `CONT`, ...
     pub async fn signal(&self, signal: &str) {
         self.process.signal(signal).await;
     }
@@ -187,13 +188,13 @@ impl Redis {
 fn run(folder: &Path, data: &Path, address: SocketAddr, arguments: &[String]) -> Process {
     let name = format!("redis-{}", address.port());
     let mut command = Command::new("redis-server");
-    // A file of configuration comes before all options.
+    // Redis wants the configuration file before all options.
     let (files, options): (Vec<_>, Vec<_>) =
         arguments.iter().partition(|word| word.ends_with(".conf"));
     command.args(files);
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]);
     command.arg("--port").arg(address.port().to_string()).arg("--dir").arg(data);
-    // Nobody reads its standard output; this is the file that a failed test shows.
+    // Redis logs to the file that a failed test shows.
     command.arg("--logfile").arg(folder.join(format!("{name}.log"))).args(options);
     Process::start(&name, command, folder, "redis-server")
 }

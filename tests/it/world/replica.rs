@@ -23,7 +23,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts it with `text` as its configuration, `@listen@` and `@admin@` standing for its
+    /// Starts a replica with `text` as its configuration. `@listen@` and `@admin@` stand for its
     /// addresses.
     pub async fn start(name: &str, folder: &Path, text: &str) -> Self {
         let (listen, admin) = (port::free(), port::free());
@@ -31,8 +31,8 @@ impl Replica {
         Self { name: name.into(), folder: folder.into(), listen, admin, process }
     }
 
-    /// Starts it again, on the same addresses and perhaps with another configuration. It must be
-    /// gone.
+    /// Starts the replica again on the same addresses, with the configuration `text`. The process
+    /// must have ended.
     pub async fn restart(&mut self, text: &str) {
         assert!(!self.process.is_running(), "{} has ended", self.name);
         self.process = run(&self.name, &self.folder, text, self.listen, self.admin).await;
@@ -54,12 +54,12 @@ impl Replica {
         self.process.kill().await;
     }
 
-    /// The configuration that it reads.
+    /// The replica's configuration file.
     pub fn file(&self) -> PathBuf {
         self.folder.join(format!("{}.toml", self.name))
     }
 
-    /// Puts another configuration in its place, as a whole.
+    /// Replaces the configuration file atomically.
     pub fn rewrite(&self, text: &str) {
         let new = self.folder.join(format!("{}.new", self.name));
         fs::write(&new, addressed(text, self.listen, self.admin))
@@ -67,18 +67,18 @@ impl Replica {
         fs::rename(new, self.file()).expect("the temporary folder can be written");
     }
 
-    /// Asks it to look at its configuration.
+    /// Makes the replica reload its configuration.
     pub async fn hang_up(&self) {
         self.process.signal("HUP").await;
     }
 
-    /// Waits until it has logged this since it was started.
+    /// Waits until the replica has logged this text since its start.
     pub async fn says(&self, text: &str) {
         let what = format!("{} says {text}", self.name);
         eventually(SOON, &what, async || self.process.said().contains(text).then_some(())).await;
     }
 
-    /// Asks it to end.
+    /// Asks the replica to end.
     pub async fn terminate(&self) {
         self.process.signal("TERM").await;
     }
@@ -142,7 +142,7 @@ impl Metrics {
         )
     }
 
-    /// A series that is not there yet is 0.
+    /// The value of a series; 0 if the series does not exist yet.
     pub fn get(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }
@@ -160,7 +160,7 @@ impl Metrics {
         self.0.iter().filter(|(series, _)| is_one(series)).map(|(_, value)| value).sum::<f64>()
             + 0.0
     }
-    /// The sum over all series that are meant.
+    /// The sum over all series that match.
     pub fn sum_where(&self, is_meant: impl Fn(&str) -> bool) -> f64 {
         self.0.iter().filter(|(series, _)| is_meant(series)).map(|(_, value)| value).sum::<f64>()
             + 0.0

@@ -1,9 +1,9 @@
-//! Redis in any weather, under two hundred sessions on three replicas: no turn fails, none waits
-//! for it, none moves.
+//! Redis in any weather, under two hundred sessions on three replicas: no turn fails, no turn waits
+//! for Redis, no session moves.
 //!
-//! Replicas that forget would still agree where a session is on the key that its own order names
-//! first. So that these tests can fail, most sessions of a scene are bound to another one: only
-//! what is stored, and remembered while the store is away, keeps them where they are.
+//! Replicas without memory would still agree on the first key of a session's own order. So that
+//! these tests can fail, most sessions of a scene are bound to another key. Only the store, and the
+//! replicas' memory while the store is away, keep them there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,17 +19,18 @@ use crate::world::replica::{Metrics, Replica};
 use crate::world::simulator::{Key, siblings};
 use crate::world::waiting::{SOON, eventually, found, ms};
 
-/// Sessions that every replica has served before the weather changes, and such as begin in it.
+/// Sessions that every replica has served before the weather changes, and sessions that begin
+/// after.
 pub const KNOWN: usize = 150;
 pub const NEW: usize = 50;
 pub const PERIOD: Duration = Duration::from_millis(2_500);
 /// What a machine that compiles meanwhile adds to a turn now and then.
 const NOISE: Duration = Duration::from_millis(1_000);
-/// Turns that are played at once before the weather changes.
+/// Turns in flight at once before the weather changes.
 pub const AT_A_TIME: usize = 8;
-/// For how long Redis is away.
+/// How long Redis is away.
 pub const AWAY: Duration = Duration::from_millis(3_500);
-/// What one turn may wait for Redis, by the longest. A bucket of the histogram ends there.
+/// The longest that one turn may wait for Redis. A bucket of the histogram ends there.
 pub const LONGEST: Duration = Duration::from_millis(100);
 
 pub const FAILURES: &str = "warmkey_store_failures_total";
@@ -45,14 +46,14 @@ pub fn lopsided() -> Vec<Key> {
     keys
 }
 
-/// A deployment under load, with a record of what each session's key is. Fields drop in order: the
-/// load goes first.
+/// A deployment under load, with each session's key on record. Fields drop in order: the load goes
+/// first.
 pub struct Scene {
     load: Load,
     pub cluster: Running,
-    /// Where each known session is bound.
+    /// The key of each known session.
     bound: BTreeMap<String, String>,
-    /// Turns in the record before the load began.
+    /// Turns on record before the load began.
     before: usize,
     /// The longest turn while all was well.
     normal: Duration,
@@ -60,9 +61,9 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Three replicas in front of the store that `cluster` describes, and the load on them.
+    /// Starts three replicas in front of the store that `cluster` describes, and the load on them.
     pub async fn set(cluster: Cluster) -> Self {
-        // Nothing is to be forgotten before the scene begins, however slow the machine is.
+        // Nothing may be forgotten before the scene begins, however slow the machine is.
         let cluster = cluster.keys(lopsided()).replicas(3).balanced().store("timeout = \"5s\"");
         let mut cluster = cluster.start().await;
         let mut sessions: Vec<Codex> =
@@ -78,7 +79,7 @@ impl Scene {
         }
         sessions.iter_mut().for_each(|session| session.moves_to(balancer));
         let turns = cluster.upstream().recorded(KNOWN * 4).await;
-        // The last one is right: the last turn of each session has found its binding.
+        // The last turn of each session has found its binding, so that its key is the right one.
         let bound: BTreeMap<_, _> = turns
             .iter()
             .map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone()))
@@ -106,12 +107,12 @@ impl Scene {
         laps.iter().map(|lap| lap.took).max().unwrap_or_default()
     }
 
-    /// Sessions that nobody knows begin, and go on from replica to replica.
+    /// New sessions begin, and go on from replica to replica.
     pub fn newcomers_join(&mut self) {
         self.load.join((0..NEW).map(|_| Codex::new(self.cluster.address(), ALICE)).collect());
     }
 
-    /// Redis has just gone away. Plays on, and sees to it that it costs nothing.
+    /// Plays on after Redis has just gone away, and checks that no turn waits.
     pub async fn endures(&mut self, span: Duration) {
         let from = std::time::Instant::now();
         for (number, waited) in self.does_without(span).await.into_iter().enumerate() {
@@ -123,9 +124,9 @@ impl Scene {
         }
     }
 
-    /// Redis has just begun to fail. Plays on, and sees to it that no turn fails or takes long.
-    /// Returns how long the turns of each replica waited for it after the first second: where it
-    /// answers, that is what a busy machine makes of it.
+    /// Plays on after Redis has just begun to fail, and checks that no turn fails or takes long.
+    /// Returns how long the turns of each replica waited for Redis after the first second. While
+    /// Redis answers, a busy machine explains that wait.
     pub async fn does_without(&mut self, span: Duration) -> [f64; 3] {
         let struck = Instant::now();
         let at_first = self.waits().await;
@@ -142,7 +143,7 @@ impl Scene {
                 [&at_first[number], &after_a_second[number], &at_last[number]];
             assert!(
                 last.degraded > first.degraded,
-                "replica {number} noticed nothing: nothing is shown"
+                "replica {number} noticed nothing: this test shows nothing"
             );
             let long = last.long - first.long;
             assert!(long <= SLOW_TURNS + late, "replica {number}: {long} turns waited too long");
@@ -150,20 +151,20 @@ impl Scene {
         })
     }
 
-    /// Sees to it that nearly no turn has waited longer for the store than it may, since `before`.
+    /// Checks that nearly no turn since `before` has waited too long for the store.
     pub async fn has_waited_little(&self, before: &[Waits]) {
         judge_waits(before, &self.waits().await);
     }
 
-    /// Plays on, and sees to it that no turn takes long.
+    /// Plays on, and checks that no turn takes long.
     pub async fn goes_on(&self, span: Duration) {
         let from = Instant::now();
         sleep_until(from + span).await;
         self.is_quick(from, span);
     }
 
-    /// No turn has taken longer in `span` than before, but for what a turn may wait for the store
-    /// and for a core.
+    /// Checks that no turn in `span` took longer than before, but for the allowed waits for the
+    /// store and for a core.
     fn is_quick(&self, from: Instant, span: Duration) {
         let (longest, late) =
             (self.longest(from, from + span), self.lateness.of_a_turn(from.into_std()));
@@ -175,21 +176,20 @@ impl Scene {
         );
     }
 
-    /// How often a core came so late since `from` that a turn may have been late for it.
+    /// How often since `from` a core came so late that a turn may have been late, too.
     pub fn lateness(&self, from: std::time::Instant) -> f64 {
         self.lateness.count(from)
     }
 
-    /// Redis has just come back. All replicas have found it within two seconds, and go on as
-    /// before.
+    /// Plays on after Redis has just come back: all replicas must find it within two seconds and go
+    /// on as before.
     pub async fn recovers(&mut self) {
         let back = Instant::now();
         self.is_found(back).await;
         self.goes_on(PERIOD).await;
     }
 
-    /// Waits until all replicas have found the store, and fails where that was later than two
-    /// seconds after `back`.
+    /// Waits until all replicas have found the store, which must be within two seconds of `back`.
     pub async fn is_found(&self, back: Instant) {
         for replica in &self.cluster.replicas {
             replica.shows("warmkey_store_up", 1.0).await;
@@ -203,7 +203,7 @@ impl Scene {
         self.waits().await.iter().map(|waits| waits.degraded).sum()
     }
 
-    /// What went wrong with the store so far, but for its being late.
+    /// Failures of the store so far, timeouts not counted.
     pub async fn failures(&self) -> f64 {
         let mut failures = 0.0;
         for replica in &self.cluster.replicas {
@@ -214,7 +214,7 @@ impl Scene {
         failures
     }
 
-    /// Each replica has met this failure of the store, and counted it.
+    /// Checks that each replica has counted this failure of the store.
     pub async fn names(&self, reason: &str) {
         let series = format!("{FAILURES}{{reason={reason:?}}}");
         for (number, replica) in self.cluster.replicas.iter().enumerate() {
@@ -222,7 +222,7 @@ impl Scene {
         }
     }
 
-    /// What turns have waited for the store so far, by replica.
+    /// How long turns have waited for the store so far, by replica.
     pub async fn waits(&self) -> Vec<Waits> {
         let mut waits = Vec::new();
         for replica in &self.cluster.replicas {
@@ -231,8 +231,8 @@ impl Scene {
         waits
     }
 
-    /// Ends the load and asks the upstream what has happened: every turn served, none twice, byte
-    /// for byte, none elsewhere.
+    /// Ends the load and checks the upstream's record: every turn served once, byte for byte, by
+    /// its session's key.
     pub async fn judge(self) {
         let sent = self.load.end().await;
         let turns = self.cluster.upstream().recorded(self.before + sent.len()).await;
@@ -247,7 +247,7 @@ impl Scene {
             self.bound,
             turns.iter().map(|turn| (turn.session.clone().unwrap_or_default(), turn.key.clone())),
         );
-        assert!(drift.is_empty(), "{} turns went elsewhere: {drift:?}", drift.len());
+        assert!(drift.is_empty(), "{} turns met another key: {drift:?}", drift.len());
         for replica in &self.cluster.replicas {
             assert!(replica.metrics().await.sum("warmkey_turns_total") > 0.0);
             replica.shows("warmkey_active_turns", 0.0).await;
@@ -255,7 +255,7 @@ impl Scene {
     }
 }
 
-/// Every turn that was served by another key than its session's turn before.
+/// Every turn with another key than its session's turn before.
 pub fn drift(
     mut bound: BTreeMap<String, String>,
     turns: impl Iterator<Item = (String, String)>,
@@ -270,7 +270,7 @@ pub fn drift(
     drift
 }
 
-/// One turn of each session, a few at a time.
+/// Plays one turn of each session, a few at a time.
 pub async fn turn_each(sessions: Vec<Codex>) -> Vec<Codex> {
     let mut waiting = sessions.into_iter();
     let mut playing = JoinSet::new();
@@ -290,9 +290,9 @@ pub async fn turn_each(sessions: Vec<Codex>) -> Vec<Codex> {
     }
 }
 
-/// Plays each session on replica `number` until it was found in the store: the machine may be too
-/// slow for that at first. A few at a time, so that one that came late has only those repeated that
-/// came with it.
+/// Plays each session on replica `number` until the store has answered in time, which a slow
+/// machine may prevent at first. A few sessions at a time, so that one late answer repeats only
+/// those few.
 pub async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex>) -> Vec<Codex> {
     let replica = &cluster.replicas[number];
     replica.shows("warmkey_store_up", 1.0).await;
@@ -304,10 +304,10 @@ pub async fn introduce(cluster: &Running, number: usize, mut sessions: Vec<Codex
         found(&what, async || {
             let (degraded, all) = bindings(replica).await;
             some = turn_each(std::mem::take(&mut some)).await;
-            // A turn is in the books a moment after its client has it.
+            // A turn is counted a moment after its client has the answer.
             let goal = all + some.len() as f64;
             let counted = async || Some(bindings(replica).await).filter(|(_, all)| *all >= goal);
-            let (degraded_now, _) = eventually(SOON, "all turns in the books", counted).await;
+            let (degraded_now, _) = eventually(SOON, "all turns are counted", counted).await;
             ((degraded_now - degraded).abs() < f64::EPSILON).then_some(())
         })
         .await;
@@ -325,25 +325,25 @@ async fn bindings(replica: &Replica) -> (f64, f64) {
     )
 }
 
-/// What the turns of a replica have waited for the store, all of them together.
+/// How long the turns of a replica have waited for the store, all of them together.
 pub struct Waits {
     seconds: f64,
-    /// How many waited so long that no machine is an excuse.
+    /// Waits that are too long for any machine.
     long: f64,
-    /// How many waited longer than [`LONGEST`].
+    /// Waits longer than [`LONGEST`].
     late: f64,
-    /// How many asked.
+    /// All questions.
     all: f64,
     degraded: f64,
 }
 
-/// After the first second, all turns of a replica together: more than fifty that waited would be
-/// ten times as much.
+/// All turns of a replica together, after the first second: fifty waiting turns would take ten
+/// times as much.
 const LATER: f64 = 0.250;
-/// Three are what it takes to notice that the store is away.
+/// Three slow turns are enough to notice that the store is away.
 const SLOW_TURNS: f64 = 2.0;
-/// Which part of all questions may take longer than [`LONGEST`], on a machine that compiles
-/// meanwhile: a store whose questions do so for the first second alone has five times as many.
+/// The part of all questions that may take longer than [`LONGEST`] on a machine that compiles
+/// meanwhile. A store that is slow for the first second alone has five times as many.
 const LATE: f64 = 0.05;
 
 impl Waits {
@@ -367,7 +367,7 @@ impl Waits {
     }
 }
 
-/// Between two readings of all replicas.
+/// Judges the waits between two readings of all replicas.
 fn judge_waits(before: &[Waits], after: &[Waits]) {
     let grown = |count: fn(&Waits) -> f64| {
         after.iter().map(count).sum::<f64>() - before.iter().map(count).sum::<f64>()

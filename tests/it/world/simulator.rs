@@ -1,5 +1,4 @@
-//! The simulated upstream as a process of its own, and its record: the only judge of where a turn
-//! went and what it cost.
+//! The simulated upstream as a process, and its record: the only judge of a turn's key and cost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,7 +16,7 @@ mod fault;
 
 pub use fault::Fault;
 
-/// A key of the upstream, as gateway and simulator both know it. Its secret follows from its id.
+/// A key as gateway and simulator both know it. Its secret follows from its id.
 #[derive(Clone)]
 pub struct Key {
     pub id: String,
@@ -26,7 +25,7 @@ pub struct Key {
     pub weight: u32,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,
-    /// Lines of its `[[sim.key]]`.
+    /// Lines of the key's `[[sim.key]]`.
     pub limits: String,
 }
 
@@ -37,13 +36,13 @@ impl Key {
         Self { id, organization, project, weight: 1, shown: None, limits: String::new() }
     }
 
-    /// In another project than the one that all keys of its organization are in.
+    /// Moves the key to another project than the usual one of its organization.
     pub fn of_project(mut self, project: &str) -> Self {
         self.project = project.into();
         self
     }
 
-    /// Its project may make so many requests a minute and use so many tokens, of each model.
+    /// Limits the key's project to so many requests and tokens a minute, of each model.
     pub fn limited(mut self, requests: u64, tokens: u64) -> Self {
         self.limits = format!("requests_per_minute = {requests}\ntokens_per_minute = {tokens}\n");
         self
@@ -53,7 +52,7 @@ impl Key {
         format!("sk-canary-{}", self.shown.as_ref().unwrap_or(&self.id))
     }
 
-    /// This key with the secret of another one, which is what the upstream will record.
+    /// Gives this key the secret of `other`, whose id the upstream will record.
     pub fn shown_as(mut self, other: &str) -> Self {
         self.shown = Some(other.into());
         self
@@ -65,7 +64,7 @@ pub fn siblings(organization: &str, count: usize) -> Vec<Key> {
     (1..=count).map(|number| Key::new(&format!("{organization}-{number}"), organization)).collect()
 }
 
-/// One line of the record.
+/// One turn on record.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Turn {
     #[serde(default)]
@@ -100,7 +99,7 @@ pub struct Probe {
     pub status: u16,
 }
 
-/// Whoever came without a known key is nobody.
+/// Reads the absent key of a request with an unknown secret as an empty text.
 fn or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Option::<String>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
@@ -142,7 +141,7 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Over `keys`, with these further lines of its `[sim]` section.
+    /// Starts a simulator of `keys`, with these further lines of its `[sim]` section.
     pub async fn start(folder: &Folder, keys: &[Key], options: &str) -> Self {
         let mut text = format!("[sim]\n{options}\n");
         for key in keys {
@@ -180,7 +179,7 @@ impl Simulator {
         self.read("/_sim/turns").await
     }
 
-    /// Who has asked for the models, oldest first.
+    /// The probes on record, oldest first.
     pub async fn probes(&self) -> Vec<Probe> {
         self.read("/_sim/probes").await
     }
@@ -217,27 +216,27 @@ impl Simulator {
         assert!(answer.status < 300, "the simulator takes the fault: {}", answer.text());
     }
 
-    /// From now on this is wrong with it.
+    /// Scripts this fault.
     pub async fn fails_with(&self, ill: Fault) {
         self.fault(ill.0).await;
     }
 
-    /// From now on the upstream knows nothing of this key.
+    /// Makes the upstream refuse this key.
     pub async fn revoke(&self, key: &str) {
         self.fails_with(Fault::revoked().key(key)).await;
     }
 
-    /// The organization's credit is gone.
+    /// Takes the organization's credit away.
     pub async fn exhaust(&self, organization: &str) {
         self.fails_with(Fault::exhausted().organization(organization)).await;
     }
 
-    /// Nothing is wrong with it any more.
+    /// Clears all faults.
     pub async fn heal(&self) {
         self.heal_only(json!({})).await;
     }
 
-    /// What names this key is over; what is wrong with others stays.
+    /// Clears the faults that name this key. Other faults stay.
     pub async fn heal_key(&self, key: &str) {
         self.heal_only(json!({ "key": key })).await;
     }

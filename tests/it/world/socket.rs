@@ -1,5 +1,5 @@
-//! WebSockets by hand, both ends of the gateway: what a test sends is what goes over the wire, and
-//! it sees what came.
+//! Both ends of WebSockets through the gateway, by hand: a test decides what goes over the wire,
+//! and sees what comes.
 
 use std::net::SocketAddr;
 
@@ -14,19 +14,19 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::world::waiting::{ANSWER, SOON, within};
 use crate::world::wire::{Headers, value};
 
-/// What Codex 0.169 sends to open its WebSocket, but for who and which session it is.
+/// Codex 0.169's headers of a WebSocket handshake, without token and session.
 const CODEX: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
     sec-websocket-key: aMgmqkQqgExh1/SCvQpsDA==\r\n\
     user-agent: codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0)\r\noriginator: codex_exec\r\n\
     openai-beta: responses_websockets=2026-02-06\r\nx-codex-beta-features: remote_compaction_v2\r\n\
     sec-websocket-extensions: permessage-deflate; client_max_window_bits\r\n";
-/// The answer to that key.
+/// The header that answers the handshake's key.
 const ACCEPTED: &str = "sec-websocket-accept";
 
-/// No answer of a test has so many events.
+/// More events than any answer of a test has.
 pub const EVENTS: usize = 10_000;
 
-/// An end of a WebSocket. Dropping it drops the connection, without a word.
+/// One end of a WebSocket. Dropping it drops the connection without a close.
 pub struct Socket(pub WebSocketStream<TcpStream>);
 
 impl Socket {
@@ -36,7 +36,7 @@ impl Socket {
             .expect("the connection is open");
     }
 
-    /// The next thing that is not a ping or pong.
+    /// The next message that is neither ping nor pong.
     pub async fn next(&mut self) -> Option<Result<Message, Error>> {
         within(ANSWER, "a message", async {
             loop {
@@ -62,8 +62,7 @@ impl Socket {
             .unwrap_or_else(|error| panic!("JSON expected ({error}): {text}"))
     }
 
-    /// The next event of one of these types. Fails the test if the connection says many other
-    /// things first.
+    /// The next event of one of these types. Fails the test if too many other events come first.
     pub async fn event(&mut self, types: &[&str]) -> serde_json::Value {
         for _ in 0..EVENTS {
             let event = self.json().await;
@@ -74,9 +73,9 @@ impl Socket {
         panic!("one of {types:?} within {EVENTS} messages")
     }
 
-    /// The code that the other side closes with. 1005: it gave none; 1006: it is gone without a
-    /// word. Whoever was told to close does so long before a ping would be missed, which takes a
-    /// minute: a close that comes by that alone comes too late.
+    /// The other side's close code; 1005 for a close without a code, 1006 if the connection just
+    /// ended. A missed ping would end the connection, too, but only after a minute, which is too
+    /// late here.
     pub async fn closed(&mut self) -> u16 {
         match within(SOON, "a close", self.next()).await {
             Some(Ok(Message::Close(Some(word)))) => word.code.into(),
@@ -92,7 +91,7 @@ impl Socket {
     }
 }
 
-/// What a handshake was answered with, if not with a WebSocket.
+/// The answer to a handshake that was refused.
 #[derive(Debug)]
 pub struct Refused {
     pub status: u16,
@@ -106,7 +105,7 @@ impl Refused {
         json["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// How long a client waits that was told so, and one that was not.
+    /// How long the client has to wait: `retry-after`, or no time without that header.
     pub fn wait(&self) -> std::time::Duration {
         let told = value(&self.headers, "retry-after").and_then(|wait| wait.parse().ok());
         told.map_or_else(Default::default, std::time::Duration::from_secs)
@@ -120,7 +119,7 @@ impl Refused {
     }
 }
 
-/// Opens a WebSocket as Codex does, with these headers beside its own.
+/// Opens a WebSocket as Codex does, with these headers besides its own.
 pub async fn open(
     address: SocketAddr,
     token: &str,
@@ -129,7 +128,7 @@ pub async fn open(
     open_with(address, &head("/responses", token, headers), b"").await
 }
 
-/// As [`open`], of this session, and it is expected to work.
+/// As [`open`], for this session. The handshake must succeed.
 pub async fn session(address: SocketAddr, token: &str, session: &str) -> Socket {
     let opened = open(address, token, &[("session-id", session), ("thread-id", session)]).await;
     opened.unwrap_or_else(|refused| panic!("a WebSocket and not {refused:?}")).0
@@ -179,7 +178,7 @@ pub async fn open_with(
     Err(Refused { status, headers, body: String::from_utf8_lossy(&body).into_owned() })
 }
 
-/// A listener that a test answers for by hand.
+/// A listener whose answers a test writes by hand.
 pub struct Upstream(TcpListener);
 
 impl Upstream {
@@ -191,8 +190,7 @@ impl Upstream {
         format!("http://{}/v1", self.0.local_addr().expect("a bound listener has an address"))
     }
 
-    /// The next request, which is not answered yet. Who asks for models, to know whether a key is
-    /// accepted, hears that it is not.
+    /// The next request, still unanswered. A probe of a key is answered 401 on the way.
     pub async fn asked(&self) -> Asked {
         within(SOON, "a request upstream", async {
             loop {
@@ -203,14 +201,14 @@ impl Upstream {
                 if !asked.line.contains("/models") {
                     return asked;
                 }
-                // What was refused is meant.
+                // Confirms that the refused key is dead.
                 asked.refuse("401 Unauthorized", "invalid_api_key").await;
             }
         })
         .await
     }
 
-    /// The question whether a key is accepted is answered: it is not.
+    /// Answers the next request, which must be a probe of a key, with 401.
     pub async fn is_probed(&self) {
         let (mut stream, _) =
             within(SOON, "a probe", self.0.accept()).await.expect("the listener accepts");
@@ -219,12 +217,12 @@ impl Upstream {
         Asked { line, headers, rest, stream }.refuse("401 Unauthorized", "invalid_api_key").await;
     }
 
-    /// The next WebSocket.
+    /// Accepts the next WebSocket.
     pub async fn accept(&self) -> Socket {
         self.asked().await.accept("").await
     }
 
-    /// Whether somebody has connected who was not answered.
+    /// Whether an unanswered connection waits.
     pub async fn is_asked(&self) -> bool {
         tokio::time::timeout(std::time::Duration::ZERO, self.0.accept()).await.is_ok()
     }
@@ -234,7 +232,7 @@ impl Upstream {
 pub struct Asked {
     pub line: String,
     pub headers: Headers,
-    /// What came behind the head.
+    /// The bytes behind the head.
     pub rest: Vec<u8>,
     pub stream: TcpStream,
 }
@@ -246,7 +244,7 @@ impl Asked {
         shown.expect("a key is shown").to_owned()
     }
 
-    /// Answers 101, with these header lines beside.
+    /// Answers 101, with these header lines besides.
     pub async fn accept(mut self, headers: &str) -> Socket {
         let nonce = value(&self.headers, "sec-websocket-key").expect("a handshake has a key");
         let accepted = derive_accept_key(nonce.as_bytes());
@@ -296,7 +294,7 @@ async fn read_head(stream: &mut TcpStream) -> Option<(String, Headers, Vec<u8>)>
     ))
 }
 
-/// A `response.create` as Codex sends it, in short.
+/// A short `response.create` of Codex.
 pub fn create(previous: Option<&str>) -> String {
     let previous = previous.map_or_else(|| "null".to_owned(), |id| format!("{id:?}"));
     format!(
@@ -304,7 +302,7 @@ pub fn create(previous: Option<&str>) -> String {
     )
 }
 
-/// A `response.create` with this text, and with nothing that the simulator does not know.
+/// A `response.create` with this text, without the fields that the simulator does not know.
 pub fn plain(text: &str) -> String {
     create(None).replace(r"h\u00e9\n", text).replace(r#", "odd" : 1.0e2"#, "")
 }
@@ -321,7 +319,7 @@ pub fn completed(id: &str) -> String {
     )
 }
 
-/// Plays a turn from end to end: what is asked arrives, and its answer.
+/// Plays a whole turn: the request arrives upstream, and its answer at the client.
 pub async fn turn(client: &mut Socket, upstream: &mut Socket, id: &str) {
     let ask = create(None);
     client.send(&ask).await;

@@ -15,13 +15,13 @@ use crate::world::redis::shards::Shards;
 use crate::world::waiting::{SOON, ms};
 
 pub const LONG: Duration = Duration::from_secs(60);
-/// A machine that compiles meanwhile is slow.
+/// Long enough for a machine that compiles meanwhile.
 pub const TIMEOUT: Duration = ms(500);
 
 pub struct Opened {
     pub store: Store,
     pub metrics: Arc<Metrics>,
-    /// They end with it.
+    /// The store's tasks, which end with it.
     _tasks: Tasks,
 }
 
@@ -43,7 +43,7 @@ impl Opened {
         Self::ready(&settings(url)).await
     }
 
-    /// Whether a value is stored, as long as the store answers.
+    /// Whether a value is stored; `None` if the store does not answer.
     pub async fn finds(&self, id: &str) -> Option<bool> {
         self.store
             .get(Name::Binding(id), &mut self.store.budget())
@@ -81,7 +81,7 @@ pub fn settings(url: &str) -> Settings {
     }
 }
 
-/// Ids whose names are in each shard, by the shard.
+/// One id for each shard, whose name belongs to that shard.
 pub fn one_of_each() -> Vec<String> {
     let in_shard = |shard| {
         (0..).map(|n| format!("s{n}")).find(|id| Shards::shard_of(&format!("w:{id}")) == shard)
@@ -102,7 +102,7 @@ impl Real {
         Self::with_user("", &[]).await
     }
 
-    /// As this user, if there is one, who may do this.
+    /// Opens the store as `user`, unless that is empty, with these ACL rules.
     pub async fn with_user(user: &str, rules: &[&str]) -> Self {
         let folder = Folder::new();
         let redis = Redis::start(folder.path()).await;

@@ -1,5 +1,5 @@
-//! Bounded waiting. Every wait of a test has a limit and a name, and waits for a state, never for
-//! time to pass.
+//! Bounded waiting: every wait of a test has a limit and a name, and waits for a state instead of a
+//! time.
 
 use std::future::Future;
 use std::io::Write;
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long anything may take that should take no time, on a machine that also compiles.
+/// The limit of anything that takes no time, on a machine that also compiles.
 pub const SOON: Duration = Duration::from_secs(20);
-/// How long a whole answer may take.
+/// The limit of a whole answer.
 pub const ANSWER: Duration = Duration::from_secs(60);
 
-/// As many as what comes in one attempt of four never fails.
+/// An outcome that one attempt in four finds is found within so many attempts.
 const ATTEMPTS: usize = 100;
 
-/// How long a whole test may take. It ends by its own waits long before.
+/// The limit of a whole test, which its own waits end long before.
 const TEST: Duration = Duration::from_secs(5 * 60);
 const LONG_TEST: Duration = Duration::from_secs(40 * 60);
 
@@ -25,8 +25,8 @@ pub fn is_long() -> bool {
     std::env::var_os("WARMKEY_LONG").is_some()
 }
 
-/// Ends everything if it is not dropped in time, by name: a test that hangs must not be one that
-/// nobody hears of.
+/// Ends the process, and names the test, unless it is dropped in time: a test that hangs must be
+/// noticed.
 pub struct Watchdog {
     _is_over: Sender<()>,
 }
@@ -38,7 +38,7 @@ impl Watchdog {
         let limit = if is_long() { LONG_TEST } else { TEST };
         std::thread::spawn(move || {
             if ending.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                // Past the capture of what tests print.
+                // Written to standard error directly, past the capture of tests' output.
                 let _ = writeln!(std::io::stderr(), "{test}: not over within {limit:?}");
                 std::process::exit(101);
             }
@@ -59,8 +59,8 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
     }
 }
 
-/// Tries until an attempt finds what it is after, where each has its chance, and fails the test if
-/// that is no excuse any more.
+/// Tries until an attempt succeeds. Each attempt has its chance, so that so many failures are no
+/// accident.
 pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     for _ in 0..ATTEMPTS {
         if let Some(value) = attempt().await {

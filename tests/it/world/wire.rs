@@ -1,5 +1,5 @@
-//! HTTP/1.1 by hand: what is sent is chosen byte by byte, and what comes back is known exactly, cut
-//! streams included.
+//! HTTP/1.1 by hand: a test chooses every byte of a request, and sees exactly how an answer came,
+//! cut streams included.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::world::waiting::{ANSWER, within};
 
 pub type Headers = Vec<(String, String)>;
 
-/// The first value of a header, by lower-case name.
+/// The first value of a header, by its lower-case name.
 pub fn value<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
     headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
 }
@@ -114,7 +114,7 @@ pub struct Answer {
     pub status: u16,
     pub headers: Headers,
     pub body: Vec<u8>,
-    /// Ended as its framing announced; false if the connection broke before.
+    /// Whether the answer ended as its framing announced; false if the connection broke before.
     pub whole: bool,
 }
 
@@ -171,7 +171,7 @@ impl Connection {
         Self::of(TcpStream::connect(address).await?)
     }
 
-    /// One of a client whom few bytes keep waiting: its system takes little that it has not read.
+    /// Opens a connection with a small receive buffer: few unread bytes hold its peer back.
     pub async fn narrow(address: SocketAddr) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4 * 1024)?;
@@ -193,8 +193,8 @@ impl Connection {
         self.write.write_all(bytes).await
     }
 
-    /// Sends the request and reads the head of its answer; None if the connection ended first. The
-    /// two go on at once, since an answer may come before the body has been taken.
+    /// Sends the request and reads the head of its answer; `None` if the connection ended first.
+    /// Both go on at once, since an answer may come before the body has been taken.
     pub async fn ask(&mut self, request: &Request) -> Option<Answer> {
         let host = self.address;
         let Self { read, write, buffer, left, .. } = self;
@@ -214,7 +214,7 @@ impl Connection {
         within(ANSWER, "a head", reading).await
     }
 
-    /// The status of what comes next, be it only an interim answer.
+    /// The status of the next answer, even of an interim one.
     pub async fn interim(&mut self) -> Option<u16> {
         let (read, buffer) = (&mut self.read, &mut self.buffer);
         within(ANSWER, "a head", async {
@@ -225,7 +225,7 @@ impl Connection {
         .await
     }
 
-    /// What comes next of the body.
+    /// The next piece of the body.
     pub async fn piece(&mut self) -> Piece {
         within(ANSWER, "a piece of a body", self.next_piece()).await
     }
@@ -352,8 +352,8 @@ async fn head(read: &mut OwnedReadHalf, buffer: &mut Vec<u8>, left: &mut Left) -
     }
 }
 
-/// One request on a connection of its own, and its whole answer; None if the connection broke
-/// before the head of one.
+/// Sends one request on a connection of its own and returns the whole answer; `None` if the
+/// connection broke before a head came.
 pub async fn try_ask(address: SocketAddr, request: &Request) -> Option<Answer> {
     within(ANSWER, "an answer", async {
         let mut connection = Connection::try_open(address).await.ok()?;

@@ -1,5 +1,5 @@
-//! The same client over WebSocket: it warms up, then sends only what is new, on one connection for
-//! as long as that lives.
+//! Codex over WebSocket: it prewarms, then sends only new items, on one connection for as long as
+//! that lives.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ const ATTEMPTS: u32 = 7;
 pub struct Talk {
     pub codex: Codex,
     connection: Option<Connection>,
-    /// How often it has connected.
+    /// How often the client has connected.
     pub connections: usize,
 }
 
 struct Connection {
     socket: Socket,
-    /// What the next request goes on from, and how much of the input the upstream has with it.
+    /// The response to continue from, and how many input items it includes.
     previous: Option<(String, usize)>,
 }
 
@@ -32,13 +32,13 @@ impl Codex {
 }
 
 impl Talk {
-    /// Connects anew for the next turn, as after an interrupted one.
+    /// Drops the connection, as after an interrupted turn: the next turn connects again.
     pub fn hang_up(&mut self) {
         self.connection = None;
     }
 
-    /// One turn to its end, through as many connections as it takes. The frame that was sent last,
-    /// and its terminal event.
+    /// Plays one turn to its end, through as many connections as it takes. Returns the last frame
+    /// sent, and its terminal event.
     pub async fn turn(&mut self, text: &str) -> (String, Value) {
         self.codex.begin(text);
         for attempt in 0..ATTEMPTS {
@@ -88,8 +88,8 @@ impl Talk {
 }
 
 impl Codex {
-    /// A request for what the first `count` items of the input lead to; the upstream has some of
-    /// them with `previous`.
+    /// A request for the first `count` items of the input. The upstream has some of them with
+    /// `previous`.
     fn frame(&self, previous: Option<(String, usize)>, count: usize, generate: bool) -> String {
         let known = previous.as_ref().map_or(0, |(_, known)| *known);
         let turn = uuid();
@@ -107,8 +107,8 @@ impl Codex {
     }
 }
 
-/// The terminal event that answers `frame`, and the items that came before it. `None`: the
-/// connection is to be made anew.
+/// The terminal event that answers `frame`, and the items that came before it. `None`: the client
+/// has to reconnect.
 async fn answer(socket: &mut Socket, frame: &str) -> Option<(Value, Vec<String>)> {
     socket.send(frame).await;
     let mut items = Vec::new();

@@ -1,8 +1,8 @@
-//! Redis as a trio: a primary, two replicas, and three Sentinels that promote one of them when the
+//! Redis as a trio: a primary, two replicas, and three Sentinels that promote a replica when the
 //! primary is gone.
 //!
-//! Replicas copy as a user of their own, so that a test can cut them off: what is acknowledged from
-//! then on is lost with the primary.
+//! Replicas copy as a user of their own, so that a test can cut them off: later acknowledged writes
+//! are lost with the primary.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use super::Redis;
 use crate::world::waiting::{SOON, eventually};
 
-/// What the Sentinels call the primary.
+/// The Sentinels' name for the primary.
 pub const NAME: &str = "main";
 const COPIER: [&str; 4] = ["--masteruser", "copier", "--masterauth", "copier"];
 
@@ -53,7 +53,7 @@ impl Sentinel {
         format!("redis-sentinel://{}/{NAME}", hosts.join(","))
     }
 
-    /// Who the Sentinels say is the primary.
+    /// The node that the Sentinels call primary.
     pub async fn primary_number(&self) -> usize {
         let address: (String, u16) =
             self.sentinels[0].ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME]).await;
@@ -65,7 +65,7 @@ impl Sentinel {
         &self.nodes[self.primary_number().await]
     }
 
-    /// SIGKILL for the primary.
+    /// Kills the primary with SIGKILL.
     pub async fn kill_primary(&mut self) -> usize {
         let primary = self.primary_number().await;
         self.nodes[primary].kill().await;
@@ -76,7 +76,7 @@ impl Sentinel {
         &mut self.nodes[number]
     }
 
-    /// From now on what the primary acknowledges is only on the primary.
+    /// Cuts the replicas off: later writes are on the primary alone.
     pub async fn cut_replicas_off(&self) {
         let primary = self.primary().await;
         primary.tell(&["ACL", "SETUSER", "copier", "off"]).await;
@@ -99,7 +99,7 @@ impl Sentinel {
         .await;
     }
 
-    /// What each Sentinel would hear from the others within two seconds, told at once.
+    /// Tells a Sentinel at once what it would learn from the others within two seconds.
     async fn introduce(&self, sentinel: &Redis) {
         for other in &self.sentinels {
             let (host, port) = place(other.address());
@@ -131,7 +131,7 @@ impl Sentinel {
 /// Copies begin at once, and a node that answers late is not given up by the others.
 const NODE: [&str; 4] = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"];
 
-/// A Sentinel, with these arguments after its own, that watches the primary at this address.
+/// A Sentinel that watches the primary at this address, with these arguments after its own.
 pub async fn watching(folder: &Path, primary: SocketAddr, arguments: &[String]) -> Redis {
     let (host, port) = place(primary);
     Redis::launch(folder, |_, data| {

@@ -1,4 +1,4 @@
-//! The three shapes of Redis behind one set of questions, for tests that hold on each of them.
+//! The three shapes of Redis behind one set of questions, for tests that hold on each shape.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub enum Store {
 }
 
 impl Store {
-    /// A single one takes further arguments.
+    /// Starts this shape. Only a standalone Redis takes further arguments.
     pub async fn start(shape: Shape, folder: &Path, arguments: &[String]) -> Self {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         match shape {
@@ -56,10 +56,10 @@ impl Store {
         }
     }
 
-    /// Asks the primary that holds the name which is the last of these words, or would hold it.
+    /// Asks the primary responsible for the name that is the last of these words.
     pub async fn ask<T: ::redis::FromRedisValue>(&self, words: &[&str]) -> T {
         for primary in self.primaries().await {
-            // All others of a Cluster answer MOVED.
+            // All other primaries of a Cluster answer MOVED.
             if let Some(answer) = primary.try_ask(words).await {
                 return answer;
             }
@@ -76,7 +76,7 @@ impl Store {
         names
     }
 
-    /// The one binding there is: its name and its value.
+    /// The name and the value of the only binding.
     pub async fn binding(&self) -> (String, String) {
         let mut names = self.bindings().await;
         assert_eq!(names.len(), 1, "one session: {names:?}");

@@ -1,4 +1,4 @@
-//! Redis as a Cluster: three primaries, a replica of each, all slots covered.
+//! Redis as a Cluster: three primaries with a replica each, all slots covered.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::world::waiting::{SOON, eventually, found};
 const SLOTS: u16 = 16_384;
 const SHARDS: usize = 3;
 
-/// Primaries first; node `n + 3` is the replica of node `n`, until a failover.
+/// Primaries first. Node `n + 3` is the replica of node `n`, until a failover.
 pub struct Shards {
     nodes: Vec<Redis>,
     ids: Vec<String>,
@@ -32,7 +32,7 @@ impl Shards {
             // Copies begin at once, and a replica takes over however old its copy is.
             let copies =
                 ["--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"];
-            // A dead shard is a dead shard, and not the end of the others.
+            // A dead shard does not end the others.
             let coverage = ["--cluster-require-full-coverage", "no"];
             let arguments = [&options[..], &copies, &coverage].concat();
             async move { Redis::start_with(folder, &arguments).await }
@@ -93,7 +93,7 @@ impl Shards {
         format!("redis-cluster://{}", hosts.join(","))
     }
 
-    /// The shard that this name belongs to.
+    /// The shard of this name.
     pub fn shard_of(name: &str) -> usize {
         let slot = slot_of(name);
         (0..SHARDS)
@@ -101,7 +101,7 @@ impl Shards {
             .expect("all slots are covered")
     }
 
-    /// The nodes that take writes and run.
+    /// The running nodes that take writes.
     pub async fn primaries(&self) -> Vec<&Redis> {
         let mut primaries = Vec::new();
         for node in &self.nodes {
@@ -117,18 +117,18 @@ impl Shards {
         &mut self.nodes[number]
     }
 
-    /// SIGKILL for the primary of a shard.
+    /// Kills the primary of a shard with SIGKILL.
     pub async fn kill_primary(&mut self, shard: usize) {
         self.nodes[shard].kill().await;
     }
 
-    /// SIGKILL for a shard's primary and replica.
+    /// Kills a shard's primary and replica with SIGKILL.
     pub async fn kill_shard(&mut self, shard: usize) {
         self.nodes[shard + SHARDS].kill().await;
         self.nodes[shard].kill().await;
     }
 
-    /// Starts what [`Self::kill_shard`] has killed, empty.
+    /// Starts the nodes of a killed shard again, empty.
     pub async fn restart_shard(&mut self, shard: usize) {
         for number in [shard, shard + SHARDS] {
             self.nodes[number].restart().await;
@@ -140,15 +140,14 @@ impl Shards {
         self.nodes[shard + SHARDS].reports("replication", &["role:master"]).await;
     }
 
-    /// Opens the move of a slot to another shard: from now on names that are not there yet are
-    /// asked for at the other one.
+    /// Opens the move of a slot to another shard: from now on absent names are asked for there.
     pub async fn open_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         self.nodes[to].tell(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &self.ids[from]]).await;
         self.nodes[from].tell(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.ids[to]]).await;
     }
 
-    /// Moves what the slot holds, and closes the move.
+    /// Moves the slot's names, and closes the move.
     pub async fn finish_move(&self, slot: u16, from: usize, to: usize) {
         let slot = slot.to_string();
         let port = self.nodes[to].address().port().to_string();
@@ -164,7 +163,7 @@ impl Shards {
             None
         })
         .await;
-        // Who receives it says so first: a slot is never nobody's.
+        // The receiver says so first: a slot always has an owner.
         for node in
             [to, from].into_iter().chain((0..SHARDS).filter(|node| ![to, from].contains(node)))
         {
@@ -180,7 +179,7 @@ fn range(shard: usize) -> (u16, u16) {
     (bound(shard), bound(shard + 1) - 1)
 }
 
-/// The slot of a name: CRC16 (XMODEM) of it, or of what stands between its first braces.
+/// The slot of a name: CRC16 (XMODEM) of the name, or of the text between its first braces.
 pub fn slot_of(name: &str) -> u16 {
     let tag = name
         .split_once('{')

@@ -1,10 +1,10 @@
-//! What can be wrong with an upstream, a line each:
+//! Faults of an upstream, one line each:
 //! `upstream.fails_with(Fault::limited(3600).key("a-1")).await`.
 
 use serde_json::{Value, json};
 
-/// A fault as the simulator takes it; whom it concerns and how often it strikes is said by the
-/// methods. Unsaid: everybody, until it is healed.
+/// A fault as the simulator takes it. Its methods narrow it; unnarrowed, it strikes every request
+/// until it is cleared.
 #[derive(Clone, Debug)]
 pub struct Fault(pub Value);
 
@@ -13,7 +13,7 @@ impl Fault {
         Self(json!({ "status": status, "code": code }))
     }
 
-    /// 401: the key is no key any more.
+    /// 401: the key is revoked.
     pub fn revoked() -> Self {
         Self::refused(401, "invalid_api_key")
     }
@@ -28,7 +28,7 @@ impl Fault {
         Self::refused(429, "credit_balance_exhausted")
     }
 
-    /// 429 for the month: one project has spent what it may.
+    /// 429 for the month: one project has spent its budget.
     pub fn overspent() -> Self {
         Self::refused(429, "project_spend_limit_exceeded")
     }
@@ -43,12 +43,12 @@ impl Fault {
         Self::limited(seconds).and("retry_after_date", json!(true))
     }
 
-    /// 429 whose `retry-after` is this, whatever it means.
+    /// 429 with this `retry-after`, whatever it means.
     pub fn limited_in_words(text: &str) -> Self {
         Self::refused(429, "rate_limit_exceeded").and("retry_after_text", json!(text))
     }
 
-    /// 429 that says nothing of when.
+    /// 429 without a time to come back.
     pub fn limited_in_silence() -> Self {
         Self::refused(429, "rate_limit_exceeded").and("retry_after", json!(false))
     }
@@ -68,17 +68,17 @@ impl Fault {
         Self(json!({ "status": status }))
     }
 
-    /// 502 and the like from what stands before the service.
+    /// 502 and the like from a proxy before the service.
     pub fn page(status: u16) -> Self {
         Self::down(status).and("html", json!("<html><body>Bad gateway</body></html>"))
     }
 
-    /// 403: not from here.
+    /// 403: not from this region.
     pub fn forbidden() -> Self {
         Self::refused(403, "unsupported_country_region_territory")
     }
 
-    /// 404: no such model for whoever asks.
+    /// 404: this key has no access to the model.
     pub fn withdrawn() -> Self {
         Self::refused(404, "model_not_found")
     }
@@ -93,12 +93,12 @@ impl Fault {
         Self(json!({ "reset": true }))
     }
 
-    /// With this code, in place of the usual one.
+    /// Sets the code, in place of the usual one.
     pub fn code(self, code: &str) -> Self {
         self.and("code", json!(code))
     }
 
-    /// In these words.
+    /// Sets the message.
     pub fn message(self, text: &str) -> Self {
         self.and("message", json!(text))
     }
@@ -123,22 +123,22 @@ impl Fault {
         self.and("session", json!(id))
     }
 
-    /// It strikes so many requests, and is over.
+    /// Strikes so many requests, and is over.
     pub fn times(self, count: u64) -> Self {
         self.and("times", json!(count))
     }
 
-    /// It strikes handshakes of WebSockets.
+    /// Strikes handshakes of WebSockets.
     pub fn at_handshakes(self) -> Self {
         self.and("at", json!("handshake"))
     }
 
-    /// It strikes probes.
+    /// Strikes probes.
     pub fn at_probes(self) -> Self {
         self.and("at", json!("probe"))
     }
 
-    /// With this header, in place of its own of that name.
+    /// Sets this header, in place of the answer's own of that name.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.0["headers"][name] = json!(value);
         self

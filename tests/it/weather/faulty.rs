@@ -1,10 +1,9 @@
-//! A Redis that answers, and not what was hoped for: emptied, full, read-only, loading, without the
-//! scripts it knew.
+//! A Redis that answers wrongly: emptied, full, read-only, loading, without its scripts.
 
 use super::*;
 use crate::world::simulator::path_of;
 
-/// B-8, for sessions that somebody remembers.
+/// B-8, for sessions that a replica remembers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flushed_redis_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
@@ -14,13 +13,13 @@ async fn flushed_redis_moves_no_session() {
         scene.goes_on(ms(1_500)).await;
     }
     scene.goes_on(PERIOD * 2).await;
-    // What was played since is stored again, not only remembered.
+    // The store holds the sessions played since, not only the replicas' memory.
     assert_eq!(scene.cluster.redis().bindings().await.len(), KNOWN + NEW);
     scene.judge().await;
 }
 
-/// B-7: what is bound is found; what begins goes by its own order, and is stored as soon as there
-/// is room.
+/// B-7: bound sessions are found. New sessions go by their own order, and are stored as soon as
+/// Redis has room.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_redis_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
@@ -29,7 +28,7 @@ async fn full_redis_costs_no_turn() {
         scene.cluster.redis().tell(&["CONFIG", "SET", setting[0], setting[1]]).await;
     }
     scene.does_without(AWAY).await;
-    assert_eq!(scene.cluster.redis().bindings().await.len(), stored, "it was full");
+    assert_eq!(scene.cluster.redis().bindings().await.len(), stored, "Redis was full");
     scene.names("out_of_memory").await;
     scene.cluster.redis().tell(&["CONFIG", "SET", "maxmemory", "0"]).await;
     scene.recovers().await;
@@ -37,14 +36,14 @@ async fn full_redis_costs_no_turn() {
     scene.judge().await;
 }
 
-/// Waits until what was bound meanwhile is merged.
+/// Waits until the bindings made meanwhile are merged.
 async fn everything_is_stored(scene: &mut Scene) {
     let redis = scene.cluster.redis();
     let is_stored = async || (redis.bindings().await.len() == KNOWN + NEW).then_some(());
     eventually(SOON, "every binding in the store", is_stored).await;
 }
 
-/// B-5: the primary has become a replica, of somebody who is not there.
+/// B-5: the primary has become a replica of a node that does not exist.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_that_takes_no_writes_costs_no_turn() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
@@ -59,13 +58,13 @@ async fn redis_that_takes_no_writes_costs_no_turn() {
     scene.judge().await;
 }
 
-/// B-6.
+/// B-6: Redis loads its data.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn loading_redis_costs_no_turn() {
     let arguments = ["--enable-debug-command", "yes", "--rdbcompression", "no"];
     let mut scene = Scene::set(Cluster::new().redis_with(&arguments)).await;
     let redis = scene.cluster.redis();
-    // It looks up from its work at every key, and each one takes it two milliseconds: five seconds
+    // Redis answers between keys while it loads, and each key takes two milliseconds: five seconds
     // in all.
     redis.tell(&["DEBUG", "POPULATE", "2500", "elsewhere", "1100"]).await;
     for setting in [["key-load-delay", "2000"], ["loading-process-events-interval-bytes", "1024"]] {
@@ -81,7 +80,7 @@ async fn loading_redis_costs_no_turn() {
     scene.judge().await;
 }
 
-/// B-15: a script that is not known is sent along, in the same turn.
+/// B-15: an unknown script is sent along, in the same turn.
 #[tokio::test]
 async fn redis_without_its_scripts_is_given_them_again() {
     let mut cluster = Cluster::new().keys(siblings("org-a", 6)).redis().start().await;
