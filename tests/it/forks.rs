@@ -1,7 +1,8 @@
 //! A fork is a new session with another session's history. It begins on the key of that session.
 
-use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::cluster::{BOB, Cluster, Running};
 use crate::world::codex::Codex;
+use crate::world::sessions::begin;
 use crate::world::simulator::{keys_by_session, siblings};
 use crate::world::waiting::{SOON, eventually};
 
@@ -14,12 +15,7 @@ async fn displaced() -> (Running, Vec<Codex>) {
     let mut lopsided = even.clone();
     lopsided[0].weight = 100;
     let mut cluster = Cluster::new().keys(lopsided).replicas(2).redis().start().await;
-    let mut sessions = Vec::new();
-    for _ in 0..SESSIONS {
-        let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
-        codex.turn("first").await.served();
-        sessions.push(codex);
-    }
+    let sessions = begin(&cluster, SESSIONS).await;
     cluster.change(|cluster| cluster.keys(even));
     for number in 0..2 {
         cluster.replace(number).await;

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
+use crate::world::sessions::begin;
 use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
 use crate::world::waiting::{SOON, eventually};
 
@@ -57,16 +58,10 @@ impl Players {
 
 /// How many of `count` new sessions each key serves.
 async fn newcomers(cluster: &Running, count: usize) -> BTreeMap<String, usize> {
-    let mut sessions = Vec::new();
-    for number in 0..count {
-        let mut codex =
-            Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
-        codex.turn("first").await.served();
-        sessions.push(codex.session);
-    }
+    let sessions = begin(cluster, count).await;
     let turns = cluster.turns().await;
     let mut keys = BTreeMap::new();
-    for key in sessions.iter().flat_map(|session| path_of(&turns, session)) {
+    for key in sessions.iter().flat_map(|codex| path_of(&turns, &codex.session)) {
         *keys.entry(key).or_default() += 1;
     }
     keys

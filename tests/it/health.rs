@@ -29,14 +29,14 @@ async fn b5_forced_moves_only() {
     let mut cluster = three().keys(pool()).spare(siblings("org-c", 1)).start().await;
     let mut all = begin(&cluster, 12).await;
     let homes = first_keys(&cluster, &all).await;
-    for ill in [
+    for fault in [
         Fault::limited(1),
         Fault::down(500),
         Fault::down(503),
         Fault::withdrawn(),
         Fault::forbidden(),
     ] {
-        cluster.upstream().fails_with(ill.times(2)).await;
+        cluster.upstream().fails_with(fault.times(2)).await;
         for codex in &mut all {
             codex.turn("whatever comes").await;
         }

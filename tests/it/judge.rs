@@ -27,7 +27,7 @@ async fn turn(upstream: SocketAddr, key: &Key) -> Answer {
 async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
-    let ills = [
+    let faults = [
         (Fault::revoked(), 401, "invalid_api_key"),
         (Fault::deactivated(), 401, "account_deactivated"),
         (Fault::exhausted(), 429, "credit_balance_exhausted"),
@@ -40,8 +40,8 @@ async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
         (Fault::forbidden(), 403, "unsupported_country_region_territory"),
         (Fault::withdrawn(), 404, "model_not_found"),
     ];
-    for (ill, status, code) in ills.clone() {
-        upstream.fails_with(ill.key(&keys[0].id).times(1)).await;
+    for (fault, status, code) in faults.clone() {
+        upstream.fails_with(fault.key(&keys[0].id).times(1)).await;
         assert_eq!(turn(upstream.address(), &keys[1]).await.status, 200, "{code}: of one key");
         let refused = turn(upstream.address(), &keys[0]).await;
         assert_eq!((refused.status, refused.code().as_str()), (status, code));
@@ -49,10 +49,10 @@ async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
     let turns = upstream.turns().await;
     assert_eq!(
         statuses(&turns).values().sum::<usize>(),
-        2 * ills.len(),
+        2 * faults.len(),
         "every attempt, refused or not"
     );
-    for (_, status, code) in ills {
+    for (_, status, code) in faults {
         let is_it = |turn: &&crate::world::simulator::Turn| {
             turn.status == status && turn.code.as_deref() == Some(code)
         };
@@ -64,13 +64,13 @@ async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
 async fn retry_time_is_sent_in_every_form() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 1));
     let upstream = Simulator::start(&folder, &keys, "").await;
-    for (ill, told) in [
+    for (fault, told) in [
         (Fault::limited(7), Some("7")),
         (Fault::limited_in_words("soon"), Some("soon")),
         (Fault::limited_in_silence(), None),
         (Fault::limited_in_silence().header("x-ratelimit-reset-requests", "6m0s"), None),
     ] {
-        upstream.fails_with(ill.model(MODEL).times(1)).await;
+        upstream.fails_with(fault.model(MODEL).times(1)).await;
         let limited = turn(upstream.address(), &keys[0]).await;
         assert_eq!((limited.status, limited.header("retry-after")), (429, told));
     }

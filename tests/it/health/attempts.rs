@@ -116,14 +116,14 @@ async fn b15_at_most_once() {
     let cluster = three().keys(pool()).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
-    for (ill, more) in [
+    for (fault, more) in [
         (Fault::down(400), 0),
         (Fault::down(413), 0),
         (Fault::down(422), 0),
         (Fault::down(500).code("server_error"), 1),
     ] {
         let before = cluster.turns().await.len();
-        cluster.upstream().fails_with(ill.times(1)).await;
+        cluster.upstream().fails_with(fault.times(1)).await;
         codex.turn("refused").await;
         assert_eq!(cluster.turns().await.len() - before, 1 + more);
     }

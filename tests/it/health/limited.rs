@@ -14,14 +14,14 @@ use crate::world::simulator::{Fault, Key, path_of, siblings};
 #[tokio::test]
 async fn key_that_is_limited_for_a_moment_is_waited_for() {
     let cluster = three().keys(pool()).start().await;
-    for ill in [
+    for fault in [
         Fault::limited(1),
         Fault::limited_until(2),
         Fault::limited_in_silence().header("retry-after-ms", "900"),
     ] {
         let (mut codex, _) = begin_on(&cluster, "org-a").await;
         let (before, began) = (cluster.turns().await.len(), Instant::now());
-        cluster.upstream().fails_with(ill.session(&codex.session).times(1)).await;
+        cluster.upstream().fails_with(fault.session(&codex.session).times(1)).await;
         codex.turn("waits").await.served();
         assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
         let home = path(&cluster, &codex).await;
@@ -152,7 +152,7 @@ async fn limit_is_of_one_model() {
 /// seconds.
 #[tokio::test]
 async fn nonsense_is_clamped() {
-    for ill in [
+    for fault in [
         Fault::limited_in_silence(),
         Fault::limited_in_words("soon"),
         Fault::limited_in_words("-5"),
@@ -162,15 +162,18 @@ async fn nonsense_is_clamped() {
         Fault::limited_in_silence().header("retry-after-ms", "0"),
     ] {
         let cluster = three().replicas(1).keys(siblings("org-a", 1)).start().await;
-        cluster.upstream().fails_with(ill.clone()).await;
+        cluster.upstream().fails_with(fault.clone()).await;
         let ended = Codex::new(cluster.address(), ALICE).turn("first").await;
-        assert_eq!(ended.answer.status, 429, "{ill:?}");
+        assert_eq!(ended.answer.status, 429, "{fault:?}");
         assert!(
             (1..=3_600).contains(&ended.answer.retry_after()),
-            "{ill:?}: {}",
+            "{fault:?}: {}",
             ended.answer.retry_after()
         );
-        assert!(cluster.turns().await.len() <= 3, "{ill:?}: the key was not asked again and again");
+        assert!(
+            cluster.turns().await.len() <= 3,
+            "{fault:?}: the key was not asked again and again"
+        );
     }
 }
 

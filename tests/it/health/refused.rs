@@ -224,9 +224,9 @@ async fn incident_moves_no_session() {
 async fn missing_right_of_a_project_is_believed_of_two_clients() {
     let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = begin_on(&cluster, "org-a").await;
-    for ill in [Fault::withdrawn(), Fault::forbidden()] {
+    for fault in [Fault::withdrawn(), Fault::forbidden()] {
         let before = cluster.turns().await.len();
-        cluster.upstream().fails_with(ill.session(&codex.session).times(1)).await;
+        cluster.upstream().fails_with(fault.session(&codex.session).times(1)).await;
         let ended = codex.turn("not for you").await;
         assert!(matches!(ended.answer.status, 403 | 404), "{}", ended.answer.status);
         assert_eq!(attempts(&cluster, &codex, before).await.len(), 1, "no other key is asked");

@@ -21,15 +21,15 @@ async fn talks(cluster: &Running) -> (crate::world::codex::Talk, String) {
 /// A turn that is refused before it begins is served by a sibling, on the next connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_turn_lands_on_a_sibling() {
-    for (ill, comes_back) in
+    for (fault, comes_back) in
         [(Fault::limited(3_000), true), (Fault::revoked(), false), (Fault::overspent(), true)]
     {
         let cluster = three().keys(pool()).start().await;
         let (mut talk, home) = talks(&cluster).await;
         let project =
             if ["org-a-1", "org-a-2"].contains(&home.as_str()) { "org-a-main" } else { "side" };
-        let ill = if comes_back { ill.project(project) } else { ill.key(&home) };
-        cluster.upstream().fails_with(ill).await;
+        let fault = if comes_back { fault.project(project) } else { fault.key(&home) };
+        cluster.upstream().fails_with(fault).await;
         talk.turn("elsewhere").await;
         talk.turn("and stays there").await;
         let path = path_of(&cluster.turns().await, &talk.codex.session);

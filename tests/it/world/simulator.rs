@@ -217,8 +217,8 @@ impl Simulator {
     }
 
     /// Scripts this fault.
-    pub async fn fails_with(&self, ill: Fault) {
-        self.fault(ill.0).await;
+    pub async fn fails_with(&self, fault: Fault) {
+        self.fault(fault.0).await;
     }
 
     /// Makes the upstream refuse this key.
