@@ -1,6 +1,6 @@
-//! The house rules that a machine can check. Each test first meets a small example that breaks its
-//! rule, so that it is known to be able to fail, and then the repository. A fault names its file
-//! and line.
+//! The house rules that a machine can check. Each test first reads a small example that breaks its
+//! rule, which shows that the test can fail, and then the repository. A fault names its file and
+//! line.
 
 use content::{commands, leaks, metrics_elsewhere, silenced};
 use modules::{circles, out_of_order};

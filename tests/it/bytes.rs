@@ -1,5 +1,4 @@
-//! A request's bytes arrive upstream as they were sent, whatever they are, or the client is told
-//! why not.
+//! A request's bytes arrive upstream as they were sent, or the client is told why not.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -34,8 +33,7 @@ async fn judge_sees_the_same_hash() {
     let cluster = Cluster::new().start().await;
     for (number, shape) in shapes().iter().enumerate() {
         let answer = ask(cluster.address(), &shape.request(ALICE)).await;
-        // What another organization sealed is refused upstream, and the refusal is the upstream's
-        // own.
+        // Another organization's sealed reasoning is refused upstream, in the upstream's own words.
         let foreign = number != 0
             && (shape.holds("encrypted_content\":\"") || shape.name == "zstd-tool-round");
         assert_eq!(
@@ -124,8 +122,7 @@ async fn deep_nesting_passes_and_harms_nothing() {
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
 }
 
-/// A JSON text, spelled as nobody would: odd numbers, needless escapes, duplicate names, spaces
-/// anywhere.
+/// A JSON text in odd spelling: odd numbers, needless escapes, duplicate names, spaces anywhere.
 fn json() -> impl Strategy<Value = String> {
     let number = prop_oneof![
         Just("1.0e2".to_owned()),
@@ -188,7 +185,7 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..5).prop_map(|pieces| format!("\"{}\"", pieces.concat()))
 }
 
-/// Names that mean something to the gateway, spelled both ways, among names that do not.
+/// Names that the gateway reads, in two spellings, among names that it ignores.
 fn name() -> impl Strategy<Value = String> {
     let known = [
         "model",
@@ -263,7 +260,7 @@ fn any_json_arrives_as_it_was_spelled() {
         "{}",
         outcome.err().map(|error| error.to_string()).unwrap_or_default()
     );
-    // Entered, so that the processes end with a reactor to tell them so.
+    // Entered, so that the reactor can still report the ends of the processes.
     let _entered = runtime.enter();
     drop((upstream, cluster));
 }

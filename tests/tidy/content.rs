@@ -1,4 +1,4 @@
-//! What a file must not hold, or must hold first.
+//! Text that a file must not hold, or that README must open with.
 
 use crate::source::{File, line_of};
 

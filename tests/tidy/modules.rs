@@ -1,4 +1,4 @@
-//! The order of the modules: which may use which.
+//! The order of the modules: which module may use which.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,8 +40,8 @@ pub fn circles(files: &[File]) -> Vec<String> {
         for (line, path) in paths(file) {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             let shared = module.iter().zip(&path).take_while(|(a, b)| a == b).count();
-            // The order of the top level is out_of_order's business; a parent and its child are one
-            // noun.
+            // `out_of_order` checks the order of the top level. A parent and its child count as
+            // one.
             if shared > 0
                 && shared < module.len()
                 && shared < path.len()

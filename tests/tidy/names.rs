@@ -7,7 +7,7 @@ use crate::source::{File, declared, line_of};
 const KINDS: [&str; 4] = ["struct", "enum", "trait", "type"];
 /// Names that always stand with their module.
 const SHARED: [&str; 2] = ["Settings", "Error"];
-/// What is not the gateway, and is written by code of its own on purpose.
+/// Modules beside the gateway, with code of their own on purpose.
 const APART: [&str; 2] = ["simulator", "demo"];
 
 pub fn repeated_types(files: &[File]) -> Vec<String> {
@@ -51,7 +51,7 @@ fn test_modules(file: &File) -> Vec<Vec<String>> {
     names.map(|name| module.iter().copied().chain([name]).map(String::from).collect()).collect()
 }
 
-/// The public types that the code declares, each with where `pub` stands.
+/// The public types that the code declares, each with the position of its `pub`.
 fn public_types(code: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     for (at, word) in code.match_indices("pub") {
@@ -65,7 +65,7 @@ fn public_types(code: &str) -> Vec<(usize, &str)> {
             words.next().filter(|kind| KINDS.contains(kind) && rest.starts_with([' ', '\n']));
         if let (true, Some(_), Some(name)) = (is_word, kind, words.next()) {
             let end = name.find(|c: char| !c.is_alphanumeric() && c != '_');
-            // A macro's `$name` has no name yet.
+            // A macro's `$name` is no name yet.
             found.extend(Some((at, &name[..end.unwrap_or(name.len())])).filter(|_| end != Some(0)));
         }
     }

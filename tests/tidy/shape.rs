@@ -2,11 +2,11 @@
 
 use crate::source::{File, declared, without_literals};
 
-/// Lines of a file.
+/// Most lines of a file.
 const LONGEST: usize = 400;
-/// Columns of a line.
+/// Most columns of a line.
 const WIDEST: usize = 100;
-/// What a file that calls itself pure in its opening cannot need: waiting, clocks, the world
+/// Words that a file must not contain if its opening says `Pure.`: waiting, clocks, the world
 /// outside.
 const IMPURE: [&str; 10] = [
     ".await",
@@ -20,7 +20,7 @@ const IMPURE: [&str; 10] = [
     "reqwest::",
     "getrandom",
 ];
-/// Names that say nothing about what is inside.
+/// Names that say nothing about the content.
 const EMPTY_NAMES: [&str; 11] = [
     "util",
     "common",
@@ -51,7 +51,8 @@ pub fn too_long(files: &[File]) -> Vec<String> {
         .collect()
 }
 
-/// A string literal may be longer than a line, since nothing can break it.
+/// Finds lines that are too wide. A line that holds a string literal may be wider, since rustfmt
+/// cannot break it.
 pub fn too_wide(files: &[File]) -> Vec<String> {
     let mut faults = Vec::new();
     let is_checked =

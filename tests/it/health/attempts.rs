@@ -1,4 +1,4 @@
-//! 5xx and broken connections: how often a turn is sent, and what its client hears.
+//! 5xx and broken connections: how often a turn is sent, and which answer its client gets.
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
-"""Codex while keys fall ill: its session goes on, or it stops with what its user should read."""
+"""Codex while keys fail: its session goes on, or stops with a message that its user should read."""
 
 from judge import answers
 from parts import check
 
 
 def began(codex, by_socket):
-    """A session that has had a first turn, and the key that it is on."""
+    """Begins a session. Returns it with its key."""
     run = codex.exec("Say that you are there.", by_socket=by_socket)
     run.finish()
     (first, *_) = answers(codex.world.record(run.session))
@@ -13,7 +13,7 @@ def began(codex, by_socket):
 
 
 def goes_on(codex, by_socket, **fault):
-    """The fault strikes the session's next turn once, and its client does not mind: one key, as many answers as turns."""
+    """The fault strikes the session's next turn once, unnoticed: one key, as many answers as turns."""
     run, _ = began(codex, by_socket)
     codex.world.fault(session=run.session, times=1, prewarm=False, **fault)
     again = codex.exec("resume", run.session, "Go on.", by_socket=by_socket)
@@ -24,7 +24,7 @@ def goes_on(codex, by_socket, **fault):
 
 
 def on_one_key(world, session, served):
-    """As many answers as turns, no turn answered twice, all of it on one key. A turn may have been sent more than once."""
+    """Checks for one answer a turn, all on one key. A turn may have been sent more than once."""
     turns = world.record(session)
     check(len({turn["key"] for turn in turns}) == 1, f"one key, not {[turn['key'] for turn in turns]}")
     answered = [turn["body_sha256"] for turn in answers(turns)]
@@ -46,7 +46,7 @@ def called(name, scenario):
     return scenario
 
 
-def a_key_is_revoked(codex, by_socket):
+def key_is_revoked(codex, by_socket):
     run, first = began(codex, by_socket)
     codex.world.fault(key=first["key"], status=401, code="invalid_api_key")
     for text in ("Go on.", "And on."):
@@ -59,7 +59,7 @@ def a_key_is_revoked(codex, by_socket):
     codex.world.heal(first["key"])
 
 
-def an_organization_is_exhausted(codex):
+def organization_is_exhausted(codex):
     run, first = began(codex, False)
     codex.world.fault(organization=first["organization"], status=429, code="credit_balance_exhausted")
     before = len(codex.world.record(run.session))
@@ -78,6 +78,6 @@ SCENARIOS = [
     called("an overloaded model", both(goes_on, status=503, code="server_is_overloaded", retry_after=1)),
     called("a failing upstream", both(goes_on, status=500)),
     called("an answer that is cut", both(goes_on, cut_after_events=4)),
-    called("a key that is revoked", both(a_key_is_revoked)),
-    an_organization_is_exhausted,
+    called("a key that is revoked", both(key_is_revoked)),
+    organization_is_exhausted,
 ]
