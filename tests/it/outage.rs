@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::world::cable::Cable;
 use crate::world::cluster::{ALICE, Cluster, Running};
 use crate::world::codex::Codex;
@@ -12,7 +10,7 @@ use crate::world::port;
 use crate::world::process::Folder;
 use crate::world::redis::Redis;
 use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
-use crate::world::waiting::{SOON, eventually, ms};
+use crate::world::waiting::{Budget, SOON, eventually, ms};
 
 /// Time of a turn besides its wait for the store, on a slow machine that compiles meanwhile.
 const SLACK: Duration = Duration::from_secs(2);
@@ -37,9 +35,9 @@ async fn replicas_start_and_agree_without_redis() {
         let mut codex = Codex::new(cluster.address(), ALICE);
         for replica in &cluster.replicas {
             codex.moves_to(replica.address());
-            let began = Instant::now();
+            let budget = Budget::begin(ms(300) + SLACK);
             codex.turn("without a store").await.served();
-            assert!(began.elapsed() < ms(300) + SLACK, "{:?}", began.elapsed());
+            budget.holds("a turn without the store");
         }
     }
     let keys = keys_by_session(&cluster.turns().await);
@@ -66,9 +64,9 @@ async fn redis_that_dies_costs_no_turn_and_moves_no_session() {
     cluster.redis().kill().await;
     for _ in 0..2 {
         for session in &mut sessions {
-            let began = Instant::now();
+            let budget = Budget::begin(ms(300) + SLACK);
             session.turn("no store").await.served();
-            assert!(began.elapsed() < ms(300) + SLACK, "{:?}", began.elapsed());
+            budget.holds("a turn without the store");
         }
     }
     for session in &sessions {
@@ -90,9 +88,9 @@ async fn redis_that_hangs_is_waited_for_at_most_the_timeout() {
     cluster.redis().signal("STOP").await;
     for _ in 0..3 {
         for session in [&mut bound, &mut Codex::new(cluster.address(), ALICE)] {
-            let began = Instant::now();
+            let budget = Budget::begin(ms(300) + SLACK);
             session.turn("a store that hangs").await.served();
-            assert!(began.elapsed() < ms(300) + SLACK, "{:?}", began.elapsed());
+            budget.holds("a turn without the store");
         }
     }
     cluster.redis().signal("CONT").await;
@@ -117,13 +115,9 @@ async fn connection_that_falls_silent_is_remade() {
     bound.turn("first").await.served();
     finds_again(&cluster, &mut bound).await;
     wire.strand();
-    let began = Instant::now();
+    let budget = Budget::begin(ms(1_500) + SLACK);
     finds_again(&cluster, &mut bound).await;
-    assert!(
-        began.elapsed() < ms(1_500) + SLACK,
-        "three turns wait, and the next one does not: {:?}",
-        began.elapsed()
-    );
+    budget.holds("three turns that wait, and one that does not");
     assert_eq!(path_of(&cluster.turns().await, &bound.session).len(), 1);
     cluster.replica().shows("warmkey_store_up", 1.0).await;
 }

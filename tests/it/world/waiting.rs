@@ -70,6 +70,35 @@ pub async fn found<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -
     panic!("{what}: not in {ATTEMPTS} attempts");
 }
 
+/// The time that something may take, for a test whose subject is the clock.
+///
+/// `WARMKEY_SLOWNESS` is the one factor for slow machines: with `3`, every budget is three times as
+/// long.
+pub struct Budget {
+    began: Instant,
+    limit: Duration,
+}
+
+impl Budget {
+    pub fn begin(limit: Duration) -> Self {
+        let factor = std::env::var("WARMKEY_SLOWNESS").ok().and_then(|text| text.parse().ok());
+        Self { began: Instant::now(), limit: limit * factor.unwrap_or(1) }
+    }
+
+    /// Fails the test if the budget is spent.
+    #[track_caller]
+    pub fn holds(&self, what: &str) {
+        self.held_at(Instant::now(), what);
+    }
+
+    /// Fails the test if the budget was spent at this moment.
+    #[track_caller]
+    pub fn held_at(&self, end: Instant, what: &str) {
+        let took = end - self.began;
+        assert!(took < self.limit, "{what}: {took:?}, at most {:?}", self.limit);
+    }
+}
+
 /// Asks again until `state` answers, and fails the test if it does not within `limit`.
 pub async fn eventually<T>(
     limit: Duration,
