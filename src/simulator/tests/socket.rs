@@ -12,9 +12,13 @@ use super::{Upstream, ask};
 /// How long a frame may take before a test fails.
 const SOON: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// More frames than any test reads from one socket, so that waiting for a certain frame ends.
+const MOST_FRAMES: usize = 10_000;
+
 pub struct Socket {
     pub wire: WebSocketStream<TcpStream>,
     pub headers: http::HeaderMap,
+    frames: usize,
 }
 
 impl Socket {
@@ -35,7 +39,7 @@ impl Socket {
         }
         let stream = TcpStream::connect(upstream.address).await.expect("connected");
         let (wire, response) = tokio_tungstenite::client_async(request, stream).await?;
-        Ok(Self { wire, headers: response.headers().clone() })
+        Ok(Self { wire, headers: response.headers().clone(), frames: 0 })
     }
 
     pub async fn open(upstream: &Upstream, key: &str) -> Self {
@@ -63,6 +67,8 @@ impl Socket {
     /// The next frame, or the close code: 1006 if the connection just broke.
     pub async fn hear(&mut self) -> Result<Value, u16> {
         loop {
+            self.frames += 1;
+            assert!(self.frames < MOST_FRAMES, "a certain frame within {MOST_FRAMES}");
             let message =
                 tokio::time::timeout(SOON, self.wire.next()).await.expect("a frame in time");
             match message {
