@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::properties::plain::Json;
-use crate::turn::http::response_id::{Finder, Found};
+use crate::turn::http::response_id::{Finder, FoundId};
 use crate::turn::websocket::frame;
 use crate::usage::tap::{KEPT, Reading, START, Tap};
 use crate::wire::endpoint::Endpoint;
@@ -203,10 +203,10 @@ fn reading<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) 
     tap.finish(true)
 }
 
-fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> Found {
+fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> FoundId {
     let mut finder = Finder::new(headers);
     let mut looks = chunks.into_iter().map(|chunk| finder.look(chunk));
-    looks.find(|found| *found != Found::NotYet).unwrap_or(Found::NotYet)
+    looks.find(|found| *found != FoundId::NotYet).unwrap_or(FoundId::NotYet)
 }
 
 /// `text` in chunks, empty ones too: those that `cuts` measures, then the rest.

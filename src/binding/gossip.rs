@@ -80,7 +80,9 @@ impl Gossip {
                 }
                 tokio::select! {
                     () = sleep(jittered(pause, chance())) => pause = SELDOM.min(pause * 2),
-                    Ok(()) = resubscribed.changed() => (last, pause) = (*resubscribed.borrow(), AGAIN),
+                    Ok(()) = resubscribed.changed() => {
+                        (last, pause) = (*resubscribed.borrow(), AGAIN);
+                    }
                 }
             }
         }

@@ -147,7 +147,9 @@ mod tests {
             let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
             if let Some(read) = BindingRecord::parse(&other) {
                 // Words may come twice, and in any order: a later version may write them so.
-                let words = |text: &str| text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+                let words = |text: &str| {
+                    text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+                };
                 prop_assert_eq!(words(&read.to_string()), words(&other), "{}", other);
             }
         }

@@ -140,7 +140,8 @@ proptest! {
 
     #[test]
     fn replicas_agree(events in prop::collection::vec((0..REPLICAS, event()), 1..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().unwrap();
         runtime.block_on(play(&events))?;
     }
 }

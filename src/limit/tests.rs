@@ -218,7 +218,9 @@ proptest! {
     }
 
     #[test]
-    fn a_rate_grants_its_burst_and_then_one_each_interval(steps in prop::collection::vec(0..300_u64, 1..200)) {
+    fn a_rate_grants_its_burst_and_then_one_each_interval(
+        steps in prop::collection::vec(0..300_u64, 1..200),
+    ) {
         let (interval, burst) = (Duration::from_millis(100), 5);
         let (mut rate, mut now, mut granted) = (Rate::default(), Duration::ZERO, 0);
         for step in steps {

@@ -172,11 +172,14 @@ const PIECES: &[&str] = &[
 proptest! {
     #[test]
     fn endpoint_near_miss_is_unknown(
-        (method, path, _) in select(super::ENDPOINTS.as_slice()), other in select(METHODS), is_other: bool,
+        (method, path, _) in select(super::ENDPOINTS.as_slice()),
+        other in select(METHODS),
+        is_other: bool,
         piece in select(PATHS), place: Index, at: Index, byte in 0u8..128, how in 0usize..9,
     ) {
         // A piece is put between two others, or to either end.
-        let places: Vec<usize> = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
+        let places: Vec<usize> =
+            path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
         let (before, after) = path.split_at(places[place.index(places.len())]);
         let path = String::from_utf8(changed([before, piece, after].concat(), at, byte, how)).expect("all of it is ASCII");
         super::endpoint(if is_other { other } else { method }, &path);
@@ -200,17 +203,23 @@ proptest! {
     }
 
     #[test]
-    fn json_changed_is_judged_like_a_parser_does(text in json(), at: Index, byte: u8, how in 0usize..4) {
+    fn json_changed_is_judged_like_a_parser_does(
+        text in json(), at: Index, byte: u8, how in 0usize..4,
+    ) {
         super::json(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn json_body_shows_the_fields_of_a_parser(text in document(BODY), at: Index, byte: u8, how in 0usize..9) {
+    fn json_body_shows_the_fields_of_a_parser(
+        text in document(BODY), at: Index, byte: u8, how in 0usize..9,
+    ) {
         super::json(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn message_is_read_or_says_nothing(text in document(MESSAGE), at: Index, byte: u8, how in 0usize..9) {
+    fn message_is_read_or_says_nothing(
+        text in document(MESSAGE), at: Index, byte: u8, how in 0usize..9,
+    ) {
         super::message(&changed(text, at, byte, how));
     }
 
@@ -223,17 +232,23 @@ proptest! {
     }
 
     #[test]
-    fn error_body_is_read_like_a_parser_does(text in document(ERROR), at: Index, byte: u8, how in 0usize..9) {
+    fn error_body_is_read_like_a_parser_does(
+        text in document(ERROR), at: Index, byte: u8, how in 0usize..9,
+    ) {
         answers::error_body(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn terminal_is_read_like_a_parser_does(text in document(RESPONSE), at: Index, byte: u8, how in 0usize..9) {
+    fn terminal_is_read_like_a_parser_does(
+        text in document(RESPONSE), at: Index, byte: u8, how in 0usize..9,
+    ) {
         answers::terminal(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn decoder_does_not_depend_on_cuts(bytes in vec(any::<u8>(), 0..400), cuts in vec(0u8..90, 0..20)) {
+    fn decoder_does_not_depend_on_cuts(
+        bytes in vec(any::<u8>(), 0..400), cuts in vec(0u8..90, 0..20),
+    ) {
         answers::decoder(&bytes, &cuts);
     }
 

@@ -82,7 +82,8 @@ impl Subscriber {
                     }
                 }
                 _ = checks.tick() => {
-                    let answer = timeout(self.dialer.patience(), asking.ping::<redis::Value>()).await;
+                    let asking = asking.ping::<redis::Value>();
+                    let answer = timeout(self.dialer.patience(), asking).await;
                     if !is_right() || !matches!(answer, Ok(Ok(_))) {
                         return;
                     }

@@ -46,13 +46,19 @@ fn usage() -> Option<Usage> {
 
 proptest! {
     #[test]
-    fn it_reads_the_same_however_the_bytes_arrive(cuts in proptest::collection::vec(0usize..4_000, 0..40), newline in 0usize..3) {
+    fn it_reads_the_same_however_the_bytes_arrive(
+        cuts in proptest::collection::vec(0usize..4_000, 0..40),
+        newline in 0usize..3,
+    ) {
         let text = stream(["\n", "\r\n", "\r"][newline]);
-        let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
+        let mut cuts: Vec<_> =
+            cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
         cuts.sort_unstable();
-        let chunks: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
+        let chunks: Vec<_> =
+            cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
         let reading = read(&headers("text/event-stream", None), &chunks);
-        prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage(), failure: None });
+        let terminal = Some(Terminal::Completed);
+        prop_assert_eq!(reading, Reading { terminal, usage: usage(), failure: None });
     }
 }
 
