@@ -45,7 +45,7 @@ pub struct Buckets(&'static [f64]);
 pub const OF_TURNS: Buckets =
     Buckets(&[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]);
 
-/// The gateway and the store add milliseconds.
+/// The gateway and the store take milliseconds.
 pub const OF_STEPS: Buckets = Buckets(&[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
 ]);
