@@ -1,3 +1,5 @@
+//! Tests of waits, headroom, rates and retries.
+
 use super::*;
 use http::{HeaderName, HeaderValue};
 use proptest::prelude::*;
@@ -218,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn rate_grants_its_burst_then_one_each_interval(steps in prop::collection::vec(0..300_u64, 1..200)) {
+    fn rate_grants_a_burst_then_one_each_interval(steps in prop::collection::vec(0..300_u64, 1..200)) {
         let (interval, burst) = (Duration::from_millis(100), 5);
         let (mut rate, mut now, mut granted) = (Rate::default(), Duration::ZERO, 0);
         for step in steps {

@@ -6,7 +6,10 @@ use crate::metrics::family::{Counter, families};
 families! {
     pub struct ReloadMetrics {
         done: Counter = counter("reloads", "Changed configurations that this replica loaded"),
-        failed: Counter = counter("reload_failures", "Changed configurations that this replica refused"),
+        failed: Counter = counter(
+            "reload_failures",
+            "Changed configurations that this replica refused",
+        ),
     }
 }
 

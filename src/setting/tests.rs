@@ -1,3 +1,5 @@
+//! Tests of sizes, spans and secrets, as operators write them.
+
 use super::*;
 use serde::Deserialize;
 

@@ -64,7 +64,8 @@ impl fmt::Display for Address {
 }
 
 /// The accepted forms of an address, for error messages.
-pub const FORMS: &str = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], redis-sentinel://[USER:PASSWORD@]HOST[:PORT],HOST/MASTER[/DATABASE] or \
+pub const FORMS: &str = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], \
+     redis-sentinel://[USER:PASSWORD@]HOST[:PORT],HOST/MASTER[/DATABASE] or \
      redis-cluster://[USER:PASSWORD@]HOST[:PORT],HOST; rediss in place of redis for TLS";
 
 impl Address {
@@ -95,7 +96,9 @@ impl Address {
                     .split_once('/')
                     .map_or((path, None), |(master, rest)| (master, Some(rest)));
                 if master.is_empty() {
-                    return Err("must name the master that the Sentinels monitor: redis-sentinel://HOST,HOST/MASTER".into());
+                    return Err(
+                        "must name the Sentinels' master: redis-sentinel://HOST,HOST/MASTER".into(),
+                    );
                 }
                 (StoreKind::Sentinel(decoded(master)?), database, SENTINEL_PORT)
             }

@@ -84,7 +84,8 @@ impl Subscriber {
                     }
                 }
                 _ = checks.tick() => {
-                    let answer = timeout(self.dialer.connect_timeout(), asking.ping::<redis::Value>()).await;
+                    let ping = asking.ping::<redis::Value>();
+                    let answer = timeout(self.dialer.connect_timeout(), ping).await;
                     if !is_right() || !matches!(answer, Ok(Ok(_))) {
                         return;
                     }

@@ -78,7 +78,8 @@ local told = {}
 if version ~= tonumber(ARGV[4]) then
   for name, note in pairs(notes) do
     local left = note.expiry > 0 and note.expiry - now or 0
-    for _, part in ipairs({ name, note.text, string.format('%d', left), string.format('%d', note.stamp) }) do
+    local life, stamp = string.format('%d', left), string.format('%d', note.stamp)
+    for _, part in ipairs({ name, note.text, life, stamp }) do
       table.insert(told, part)
     end
   end

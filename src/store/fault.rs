@@ -17,6 +17,9 @@ use crate::metrics::{Metrics, StoreFailure};
 /// Minimum time between two log lines for the same fault.
 const RELOG: Duration = Duration::from_secs(60);
 
+/// Redis's words for a slot without a node.
+const UNSERVED: &str = "slot not served";
+
 /// The reason why a question has no answer.
 #[derive(Clone, Debug)]
 pub enum StoreFault {
@@ -91,7 +94,9 @@ impl StoreFault {
 
     /// Whether only one slot is unserved, which says nothing about the other slots.
     fn is_about_one_slot(&self) -> bool {
-        matches!(self, Self::Refused(error) if said(error).is_some_and(|said| said.details().is_some_and(|why| why.contains("slot not served"))))
+        let Self::Refused(error) = self else { return false };
+        let is_so = |said: ServerError| said.details().is_some_and(|why| why.contains(UNSERVED));
+        said(error).is_some_and(is_so)
     }
 
     /// The redirection in the answer of `asked`.

@@ -1,3 +1,5 @@
+//! Tests of the fields and prefixes that a body yields.
+
 use super::*;
 
 fn text(text: &str) -> Field {
