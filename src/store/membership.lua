@@ -1,8 +1,8 @@
 -- Exchanges membership. Fields of the hash: `r:<replica>` is `<expiry in milliseconds>
 -- <fingerprint>`, `s:<fingerprint>` is `<ordinal> <tags of its keys>`.
 --
--- ARGV[1] is the replica, ARGV[2] the fingerprint of its set of keys, ARGV[3] the tags of the set,
--- ARGV[4] the last known ordinal of the set, ARGV[5] the replica's life in milliseconds (0: it
+-- ARGV[1] is the replica, ARGV[2] the fingerprint of its set of keys, ARGV[3] the tags of the set.
+-- ARGV[4] is the last known ordinal of the set, ARGV[5] the replica's life in milliseconds (0: it
 -- leaves). ARGV[6] is 1 if other live replicas may not have had the time to report, so that their
 -- absence proves nothing. Returns the ordinal of the set, and the tags of every other set that a
 -- live replica has loaded.
