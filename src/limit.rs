@@ -92,7 +92,7 @@ pub fn wait_in(message: &str) -> Option<Duration> {
     go_span(rest[..end].trim_end_matches('.')).map(|wait| wait.min(LONGEST_WAIT))
 }
 
-/// What is left of a project's limits, as a share.
+/// The remaining share of a project's limits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Headroom {
     /// The remaining share of the scarcest limit, 0 to 1.

@@ -1,4 +1,4 @@
-//! How a family of metrics is declared: its name, unit, labels and help stand in one line.
+//! Declares families of metrics: the name, unit, labels and help of a family stand in one place.
 //!
 //! [`families!`] makes a struct of families. [`Page`] registers each family and shows every known
 //! combination of its labels at 0, so that a rate is right from the first event on.

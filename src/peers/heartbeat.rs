@@ -20,7 +20,7 @@ pub const INTERVAL: Duration = Duration::from_millis(100);
 /// Time after which the load of a silent replica expires.
 pub const LIFE: Duration = Duration::from_secs(5);
 
-/// What one part of the gateway exchanges with each heartbeat.
+/// A part of the gateway that takes part in each heartbeat.
 pub trait Topic: Send + Sync {
     /// Waits until there are notes that cannot wait for the next interval.
     fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;

@@ -4,9 +4,9 @@
 --
 -- ARGV[1] is the replica, ARGV[2] its life in milliseconds (0: it leaves), ARGV[3] its load,
 -- ARGV[4] the version that it has. Each note takes four more arguments: name, value, life in
--- milliseconds (0: no expiry) and stamp (0: a new note). A new note replaces an older one, but never
--- shortens the life of an equal value. A note that a board has lost keeps its stamp, and replaces
--- only an older one. An empty value removes a note.
+-- milliseconds (0: no expiry) and stamp (0: a new note). A new note replaces an older one, but
+-- never shortens the life of an equal value. A note that a board has lost keeps its stamp, and
+-- replaces only an older one. An empty value removes a note.
 --
 -- Returns the time, the version, all notes if the versions differ (name, value, life, stamp), and
 -- the loads of the other replicas.

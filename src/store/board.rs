@@ -2,7 +2,7 @@
 //!
 //! A note is a name and a value, with or without an expiry. Each replica exchanges with the board
 //! several times a second: it reports and receives in one operation. No replica depends on the
-//! board: a replica that receives nothing finds out by itself.
+//! board: a replica that receives nothing learns from its own attempts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
