@@ -147,7 +147,7 @@ async fn open_store(
         StoreChoice::Redis(_) => Store::in_redis(&fixed.config.store, metrics, tasks)?,
     };
     if !store.ready(STORE_START_TIMEOUT).await {
-        tracing::warn!("starting without the store: each session takes the first key in its own order");
+        tracing::warn!("starting without the store: each session takes the first key in its order");
     }
     Ok(Arc::new(store))
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app::{TASK_END_TIMEOUT, STORE_START_TIMEOUT, replica_name};
+use crate::app::{STORE_START_TIMEOUT, TASK_END_TIMEOUT, replica_name};
 use crate::config::{Plan, StoreChoice};
 use crate::metrics::Metrics;
 use crate::server::operator::Access;
@@ -34,7 +34,11 @@ pub fn describe(plan: &Plan) -> String {
         Access::Closed => "nobody: there is no server.admin_token",
     };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\nServes {clients}.\nTakes operator's commands from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
+        "Listens on {} for clients and on {} for probes and metrics.\n\
+         Serves {clients}.\n\
+         Takes operator's commands from {operators}.\n\
+         Keys: {}, of these organizations: {}.\n\
+         Keeps bindings {store}.",
         server.listen,
         server.admin_listen,
         keys.len(),
@@ -78,10 +82,12 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     let refused = |what: &'static str| {
         move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim())
     };
-    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
+    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who \
+                 may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
-    let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
-                  PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
+    let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in \
+                  scripts GET, SET, PTTL, PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in \
+                  the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
     let is_free = store
@@ -93,7 +99,8 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     if !is_free || held.is_none_or(|held| held.value != first) {
         return Err("what is stored cannot be read back".into());
     }
-    let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts RPUSH, LTRIM and PEXPIRE";
+    let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts \
+                 RPUSH, LTRIM and PEXPIRE";
     // A TTL this short deletes the stored values. The membership has no TTL, so extending it at the
     // end of this function gives it one.
     let life = Duration::from_millis(1);
@@ -128,7 +135,8 @@ mod tests {
     fn description(text: &str) -> String {
         let key = |id: &str, organization: &str| {
             format!(
-                "[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\nsecret = \"sk-canary\"\n"
+                "[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\n\
+                 secret = \"sk-canary\"\n"
             )
         };
         let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
@@ -139,18 +147,20 @@ mod tests {
     #[test]
     fn check_tells_who_may_do_what_and_where() {
         assert_eq!(
-            told(""),
+            description(""),
             "Listens on 127.0.0.1:8080 for clients and on 127.0.0.1:9090 for probes and metrics.\n\
              Serves nobody: no client has a token.\n\
-             Takes operator's commands from anybody on this machine: there is no server.admin_token.\n\
+             Takes operator's commands from anybody on this machine: \
+             there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
              Keeps bindings in this process: one replica only."
         );
         let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
         let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
-                      secret = \"0123456789abcdef0123456789abcdef\"\n[store]\nurl = \"redis://u:canary@h\"\n";
+                      secret = \"0123456789abcdef0123456789abcdef\"\n\
+                      [store]\nurl = \"redis://u:canary@h\"\n";
         assert_eq!(
-            told(&format!("{shared}{}{}", client("alice"), client("bob"))),
+            description(&format!("{shared}{}{}", client("alice"), client("bob"))),
             "Listens on 0.0.0.0:1 for clients and on 0.0.0.0:2 for probes and metrics.\n\
              Serves 2 client tokens.\n\
              Takes operator's commands from nobody: there is no server.admin_token.\n\
@@ -165,11 +175,14 @@ mod tests {
             ),
             (
                 "[server]\nadmin_listen = \"0.0.0.0:2\"\nadmin_token = \"canary\"".into(),
-                "Takes operator's commands from whoever shows the admin token.",
+                "Takes operator's commands from callers that show the admin token.",
             ),
         ] {
-            let told = told(&text);
-            assert!(told.lines().any(|one| one == line) && !told.contains("canary"), "{told}");
+            let description = description(&text);
+            assert!(
+                description.lines().any(|one| one == line) && !description.contains("canary"),
+                "{description}"
+            );
         }
     }
 }

@@ -208,10 +208,11 @@ impl Config {
         }
         match (&choice, self.ledger.url.as_str()) {
             (_, "none:") => Ok(choice),
-            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => {
-                Err("ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would disagree about tokens"
-                    .into())
-            }
+            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => Err(
+                "ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would \
+                     disagree about tokens"
+                    .into(),
+            ),
             _ => Err("ledger.url: there is no ledger yet: write \"none:\"".into()),
         }
     }
@@ -224,7 +225,8 @@ impl Config {
             (None, Err(_), StoreChoice::Memory) => return random_secret(),
             (None, Err(_), StoreChoice::Redis(_)) => {
                 return Err(format!(
-                    "server.secret: replicas that share a store need one; set it, or {SECRET_VARIABLE}"
+                    "server.secret: replicas that share a store need one; \
+                     set it, or {SECRET_VARIABLE}"
                 ));
             }
         };

@@ -21,8 +21,8 @@ use warmkey::task::Tasks;
 use warmkey::telemetry;
 
 /// MiMalloc puts objects of one size together, so that small turns and slow streams cost less than
-/// with the system's allocator. `.cargo/config.toml` turns huge pages off and returns large memory
-/// at once: unused memory is not kept.
+/// with the system's allocator. `.cargo/config.toml` turns huge pages off and makes MiMalloc return
+/// large memory at once, so that no unused memory is kept.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

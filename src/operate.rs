@@ -210,17 +210,21 @@ mod tests {
     #[test]
     fn a_table_has_a_line_a_key_and_says_why() {
         let keys = serde_json::json!([
-            { "id": "a-1", "organization": "org-a", "project": "", "region": "us", "weight": 1, "state": "ready", "conditions": [],
+            { "id": "a-1", "organization": "org-a", "project": "", "region": "us", "weight": 1,
+              "state": "ready", "conditions": [],
               "in_flight": 12, "upstream": "openai", "fingerprint": "AAAAAAAA" },
-            { "id": "a-long-2", "organization": "org-a", "project": "p", "region": "", "weight": 0, "state": "disabled", "in_flight": 0,
+            { "id": "a-long-2", "organization": "org-a", "project": "p", "region": "", "weight": 0,
+              "state": "disabled", "in_flight": 0,
               "conditions": [{ "reason": "disabled", "scope": "key", "seconds_left": null },
-                             { "reason": "exhausted", "scope": "organization", "seconds_left": 599.6 }],
+                             { "reason": "exhausted", "scope": "organization",
+                               "seconds_left": 599.6 }],
               "upstream": "openai", "fingerprint": "BBBBBBBB" },
         ]);
         let expected = "\
 KEY       ORGANIZATION  PROJECT  REGION  WEIGHT  STATE     IN FLIGHT  UPSTREAM  FINGERPRINT  WHY
 a-1       org-a                  us      1       ready     12         openai    AAAAAAAA
-a-long-2  org-a         p                0       disabled  0          openai    BBBBBBBB     disabled (key), exhausted (organization, 600s left)
+a-long-2  org-a         p                0       disabled  0          openai    BBBBBBBB     \
+          disabled (key), exhausted (organization, 600s left)
 ";
         assert_eq!(table(keys.as_array().unwrap()), expected);
     }
@@ -232,9 +236,10 @@ a-long-2  org-a         p                0       disabled  0          openai    
         assert_eq!(at("[::]:9090").as_deref(), Ok("http://[::1]:9090/"));
         assert_eq!(at("10.0.0.1:9").as_deref(), Ok("http://10.0.0.1:9/"));
         assert!(at("127.0.0.1:0").is_err());
-        assert_eq!(parse_address("host:9090").map(String::from).as_deref(), Ok("http://host:9090/"));
+        let parsed = parse_address("host:9090").map(String::from);
+        assert_eq!(parsed.as_deref(), Ok("http://host:9090/"));
         assert_eq!(
-            written("https://host/warmkey").map(String::from).as_deref(),
+            parse_address("https://host/warmkey").map(String::from).as_deref(),
             Ok("https://host/warmkey")
         );
         for wrong in ["", "ftp://host", "http://user:canary@host", "http://"] {

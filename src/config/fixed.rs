@@ -75,7 +75,8 @@ impl FixedOptions {
 mod tests {
     use crate::config::{Config, Plan};
 
-    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
+    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\n\
+                       secret = \"sk-1\"\n";
 
     fn plan(text: &str) -> Plan {
         Config::parse(&format!("{text}\n{KEY}"))

@@ -77,9 +77,12 @@ mod tests {
         let text = format!(
             "[server]\nsecret = {{ file = {server:?} }}\nadmin_token = {{ file = {admin:?} }}\n\
              [hop]\nsecret = {{ file = {hop:?} }}\n\
-             [[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nproxy = {{ file = {proxy:?} }}\nca_file = {authorities:?}\n\
-             [[key]]\nid = \"a-1\"\nupstream = \"u\"\norganization = \"o\"\nsecret = {{ file = {key:?} }}\n\
-             [[client]]\nid = \"alice\"\ntoken = {{ file = {token:?} }}\n[[client]]\ntoken_file = {tokens:?}\n"
+             [[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nproxy = {{ file = {proxy:?} }}\n\
+             ca_file = {authorities:?}\n\
+             [[key]]\nid = \"a-1\"\nupstream = \"u\"\norganization = \"o\"\n\
+             secret = {{ file = {key:?} }}\n\
+             [[client]]\nid = \"alice\"\ntoken = {{ file = {token:?} }}\n\
+             [[client]]\ntoken_file = {tokens:?}\n"
         );
         let file = folder.write("warmkey.toml", &text);
         let (seen, _) = read(Some(&file));

@@ -96,7 +96,8 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[server]\nsecret = \"sk-canary\"", "server.secret: has 9 bytes"),
         ("[server]\nopen = true\nlisten = \"0.0.0.0:8080\"", "server.open"),
         (
-            "[store]\nurl = \"redis://h:1\"\n[ledger]\nurl = \"sqlite:w.db\"\n[server]\nsecret = \"0123456789abcdef0123456789abcdef\"",
+            "[store]\nurl = \"redis://h:1\"\n[ledger]\nurl = \"sqlite:w.db\"\n\
+             [server]\nsecret = \"0123456789abcdef0123456789abcdef\"",
             "SQLite",
         ),
         ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
@@ -117,7 +118,8 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
         ("[binding]\nmemory = 0", "binding.memory"),
         (
-            "[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]",
+            "[[client]]\nid = \"alice\"\ntoken = \"canary\"\n\
+             organizations = [\"org-b\", \"org-c\"]",
             "client alice: organizations",
         ),
     ] {
@@ -144,17 +146,17 @@ fn reference_tells_the_defaults() {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    let told = upstream(&section(&reference));
+    let stated = upstream(&section(&reference));
     let unsaid = upstream(&section("base_url = \"https://api.openai.com/v1\""));
     for real in [&unsaid, &UpstreamSettings::openai()] {
-        assert_eq!((&real.name, &real.base_url), (&told.name, &told.base_url));
-        assert_eq!(real.connect_timeout, told.connect_timeout);
-        assert_eq!(real.first_byte_timeout, told.first_byte_timeout);
-        assert_eq!(real.idle_timeout, told.idle_timeout);
-        assert_eq!((real.kind, real.http2), (told.kind, told.http2));
+        assert_eq!((&real.name, &real.base_url), (&stated.name, &stated.base_url));
+        assert_eq!(real.connect_timeout, stated.connect_timeout);
+        assert_eq!(real.first_byte_timeout, stated.first_byte_timeout);
+        assert_eq!(real.idle_timeout, stated.idle_timeout);
+        assert_eq!((real.kind, real.http2), (stated.kind, stated.http2));
         assert!(real.speaks.is_none() && real.proxy.is_none() && real.ca_file.is_none());
     }
-    assert_eq!(told.speaks.map(|speaks| speaks.len()), Some(3), "unsaid is everything");
+    assert_eq!(stated.speaks.map(|speaks| speaks.len()), Some(3), "three protocols");
 }
 
 #[test]
@@ -315,7 +317,7 @@ fn faults_are_told_together() {
 fn secret_may_be_left_out_where_nothing_is_shared() {
     let secret = |text: &str| Config::parse(text).unwrap().plan().map(|plan| plan.fixed.secret);
     let (one, other) = (secret(KEY).ok().unwrap(), secret(KEY).ok().unwrap());
-    assert!(one != other && one.expose().len() == 64, "nobody can guess it");
+    assert!(one != other && one.expose().len() == 64, "it is random");
     let faults = secret(&format!("[store]\nurl = \"redis://h\"\n{KEY}")).expect_err("it is shared");
     assert_eq!(
         faults,
