@@ -1,4 +1,4 @@
-//! Which session a turn belongs to: signals in, a stored id out. Pure.
+//! Decides which session a turn belongs to: signals in, a stored id out. Pure.
 
 use std::fmt;
 
