@@ -1,8 +1,9 @@
 #!/bin/sh
-# Checks that the commands of a test are on this machine: `need.sh COMMAND:PACKAGE...`
+# Checks that this machine has the commands that a test starts: `need.sh COMMAND:PACKAGE...`
 #
-# As root on Debian, the script installs the packages of missing commands, and starts no service. As
-# another user, it names the missing commands in one line and fails. It upgrades and removes nothing.
+# As root on Debian, the script installs the packages of missing commands and starts no service. As
+# another user, it names the missing packages in one line and fails. It never upgrades or removes a
+# package.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 
