@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` need no other set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy doc msrv fuzz-check format audit ci
 
 # Debian installs the servers that the tests start in folders of root's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -76,8 +76,7 @@ $(OPENAI_NODE)/package-lock.json:
 
 mutants: $(CARGO_MUTANTS) ## plant faults in changed lines, and name those that no unit test notices
 	git diff $(MUTANTS_BASE) -- src > target/mutants.diff
-	cargo test --locked --lib --no-run
-	$(CARGO_MUTANTS) mutants --output target $(MUTANTS)
+	WARMKEY_CASES=3000 $(CARGO_MUTANTS) mutants --in-place --output target $(MUTANTS)
 
 $(CARGO_MUTANTS):
 	cargo install cargo-mutants --locked --version $(CARGO_MUTANTS_VERSION) --root target/tools
@@ -89,6 +88,20 @@ format-check:
 
 clippy:
 	cargo clippy --locked --all-targets -- -D warnings
+
+doc: ## build the documentation of all items, with warnings denied
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+# The builds of a compiler that is the stated one are the check themselves.
+msrv: ## check that the crate compiles with the Rust version that Cargo.toml states
+	@stated=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml); \
+	case "$$(rustc --version)" in \
+	"rustc $$stated."*) echo "this is Rust $$stated" && cargo check --locked ;; \
+	*) cargo "+$$stated" check --locked ;; \
+	esac
+
+fuzz-check: ## compile the fuzz targets
+	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir $(CARGO_TARGET_DIR)/fuzz
 
 format: ## format the sources as `make lint` expects
 	cargo fmt

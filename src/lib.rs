@@ -14,37 +14,45 @@
 //! 7. `turn::http::relay` passes the answer on as it comes, while `usage` reads a copy.
 //! 8. `turn::account` makes one record of the turn, however the turn ends.
 
+#![cfg_attr(
+    test,
+    expect(clippy::disallowed_methods, reason = "a unit test ends the tasks that it starts")
+)]
+
+// `pub` modules are those that the command line, the tests with whole replicas (`tests/it`) or the
+// fuzz targets need. The crate is not published, so nothing else is promised.
+
 // Vocabulary, shared by all stages.
-pub mod error;
+pub(crate) mod error;
 pub mod setting;
-pub mod current;
+pub(crate) mod current;
 pub mod metrics;
 pub mod telemetry;
 pub mod task;
-pub mod limit;
-pub mod wire;
-pub mod outcome;
+pub(crate) mod limit;
+pub(crate) mod wire;
+pub(crate) mod outcome;
 pub mod store;
-pub mod peers;
+pub(crate) mod peers;
 
 // The stages of a turn.
-pub mod client;
-pub mod session;
-pub mod key;
+pub(crate) mod client;
+pub(crate) mod session;
+pub(crate) mod key;
 pub mod health;
-pub mod binding;
-pub mod upstream;
-pub mod usage;
+pub(crate) mod binding;
+pub(crate) mod upstream;
+pub(crate) mod usage;
 
 // The turn itself, and the listeners.
-pub mod turn;
+pub(crate) mod turn;
 pub mod server;
 
 // The proof, and the whole process.
 pub mod properties;
 pub mod simulator;
 pub mod config;
-pub mod reload;
+pub(crate) mod reload;
 pub mod app;
 pub mod check;
 pub mod operate;

@@ -2,7 +2,9 @@
 //! carries only new items. The client leaves an answer behind its terminal event.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use serde::Deserialize;
 use serde_json::Value;

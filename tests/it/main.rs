@@ -4,6 +4,11 @@
 //! Each test describes its deployment in a line, plays clients against it, and reads the upstream's
 //! record.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test measures real time, and ends the tasks and threads that it starts"
+)]
+
 mod world;
 
 mod store;

@@ -1,6 +1,6 @@
 //! A turn over HTTP: one connection a request, with the whole history each time.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use http_body_util::BodyExt;
 

@@ -2,7 +2,7 @@
 //! each response continues from the last one with only new items. A new socket in mid-session is
 //! sent the whole history and no response's id, since ids end with their socket.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use futures_util::{SinkExt, StreamExt};
 use http::HeaderValue;
