@@ -12,8 +12,9 @@ WARMKEY := $(CARGO_TARGET_DIR)/debug/warmkey
 # The client tests drive one version of each client, so that a red test means a change of ours.
 # This version of the npm package openai is the last one for the node of Debian 12: later ones need
 # node 22.
-CODEX_VERSION := 0.169
-CODEX := target/codex-$(CODEX_VERSION)
+# One or several: `make test-codex CODEX_VERSION=0.171` drives one of them.
+CODEX_VERSION := 0.169 0.171
+CODEX := $(CODEX_VERSION:%=target/codex-%)
 OPENAI_PYTHON_VERSION := 3.57.0
 OPENAI_PYTHON := target/openai-python-$(OPENAI_PYTHON_VERSION)
 WEBSOCKETS_VERSION := 15.0.1
@@ -50,14 +51,16 @@ test-busy: ## run `make test` three times on a machine kept busy; as root
 
 # The client tests use the binary that `cargo test` builds: `cargo build` would compile half of the
 # tree again. Like `make test`, they install missing packages.
-test-codex: $(CODEX)/package-lock.json ## drive the real Codex CLI through two replicas
+test-codex: $(CODEX:%=%/package-lock.json) ## drive the real Codex CLI through two replicas
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run
-	python3 -B tests/clients/codex.py --codex $(CODEX) --warmkey $(WARMKEY)
+	set -e; for codex in $(CODEX); do \
+		echo "$$codex" && python3 -B tests/clients/codex.py --codex $$codex --warmkey $(WARMKEY); \
+	done
 
-$(CODEX)/package-lock.json:
+target/codex-%/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
-	npm install --prefix $(CODEX) --no-fund --no-audit --loglevel=error @openai/codex@$(CODEX_VERSION)
+	npm install --prefix $(@D) --no-fund --no-audit --loglevel=error @openai/codex@$*
 
 test-sdk: $(OPENAI_PYTHON)/complete $(OPENAI_NODE)/package-lock.json ## drive OpenAI's SDKs through two replicas
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy

@@ -20,7 +20,7 @@ use websocket::Line;
 /// Minimum time between two turns of a thread.
 const PACE: Duration = Duration::from_millis(100);
 /// Longer than any turn of the demo takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How turns travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +115,9 @@ impl Player<'_> {
                     }
                 }
             };
-            tokio::time::timeout(PATIENCE, answer)
+            tokio::time::timeout(TIMEOUT, answer)
                 .await
-                .map_err(|_| format!("a turn took more than {PATIENCE:?}"))?
+                .map_err(|_| format!("a turn took more than {TIMEOUT:?}"))?
         };
         let mut history = self.thread.opening();
         let mut waits = Vec::new();

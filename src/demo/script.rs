@@ -9,17 +9,17 @@ use serde_json::json;
 
 /// Number of sessions, and of turns in each.
 const SESSIONS: usize = 24;
-const TURNS: usize = 12;
+const TURNS: usize = 32;
 pub const USERS: usize = 6;
-/// Bytes of a tool's output: 12 turns of them make a body of several hundred KB.
-const OUTPUT: std::ops::Range<usize> = 8_000..40_000;
+/// Bytes of a tool's output: 32 turns of them make a body of several hundred KB.
+const OUTPUT: std::ops::Range<usize> = 3_000..13_000;
 /// One session in so many spawns a sub-agent, at this turn and for so many turns.
 const SPAWNS: usize = 4;
 const SPAWN_AT: usize = 4;
-const SUBAGENT_TURNS: usize = 3;
+const SUBAGENT_TURNS: usize = 6;
 /// The turns before which a session's connection is dropped, one for each session: late enough to
 /// lose a history, and not all at once.
-const DROPS: std::ops::Range<usize> = 3..10;
+const DROPS: std::ops::Range<usize> = 3..28;
 /// One model of each cache regime.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
 
@@ -186,7 +186,7 @@ mod tests {
         let sessions = sessions();
         assert!(
             sessions.len() >= 24
-                && sessions.iter().all(|session| session.root.turns >= 12 && session.user < USERS)
+                && sessions.iter().all(|session| session.root.turns >= 30 && session.user < USERS)
         );
         let session = &sessions[0];
         let mut history = session.root.opening();

@@ -38,4 +38,12 @@ async fn demo_shows_each_way_of_routing_and_passes_within_a_minute() {
         ["single key", "round robin", "user sticky", "warmkey http", "warmkey websocket"],
         "{shown}"
     );
+    // As long as a working day's sessions: what their prefix is read from is nearly all of them.
+    for name in ["single key", "warmkey http", "warmkey websocket"] {
+        let share = lines.iter().filter(|line| line.ends_with(" %")).find_map(|line| {
+            let (share, _) = line.strip_prefix(name)?.trim_start().split_once(" %")?;
+            share.parse::<f64>().ok()
+        });
+        assert!(share.is_some_and(|share| share > 90.0), "{name}: {share:?} in\n{shown}");
+    }
 }
