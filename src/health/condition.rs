@@ -239,6 +239,23 @@ mod tests {
         assert_eq!(expected.map(|(condition, ..)| condition), Condition::ALL);
     }
 
+    /// Lists of conditions are sorted by these names: equal names would make their order a chance.
+    #[test]
+    fn name_of_a_subject_is_unique() {
+        let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
+        let mut names = [
+            Subject::Key(a),
+            Subject::Key(b),
+            Subject::Project(a),
+            Subject::Organization(a),
+            Subject::Model(a, a),
+            Subject::Model(a, b),
+        ]
+        .map(Subject::name);
+        names.sort();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+
     #[test]
     fn what_is_told_is_understood() {
         let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
