@@ -73,11 +73,11 @@ def organization_is_exhausted(codex):
 
 
 SCENARIOS = [
-    called("a limit for a moment", both(goes_on, status=429, retry_after=1)),
-    called("a limit for longer than the gateway waits", both(goes_on, status=429, retry_after=7)),
-    called("an overloaded model", both(goes_on, status=503, code="server_is_overloaded", retry_after=1)),
-    called("a failing upstream", both(goes_on, status=500)),
-    called("an answer that is cut", both(goes_on, cut_after_events=4)),
-    called("a key that is revoked", both(key_is_revoked)),
+    called("limit for a moment", both(goes_on, status=429, retry_after=1)),
+    called("limit for longer than the gateway waits", both(goes_on, status=429, retry_after=7)),
+    called("overloaded model", both(goes_on, status=503, code="server_is_overloaded", retry_after=1)),
+    called("failing upstream", both(goes_on, status=500)),
+    called("answer that is cut", both(goes_on, cut_after_events=4)),
+    called("key that is revoked", both(key_is_revoked)),
     organization_is_exhausted,
 ]
