@@ -46,4 +46,5 @@ pub mod reload;
 pub mod app;
 pub mod check;
 pub mod operate;
+pub mod probe;
 pub mod demo;

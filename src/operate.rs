@@ -90,7 +90,8 @@ impl Replica {
         Ok(text)
     }
 
-    async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, Failure> {
+    /// Asks for `path` with the admin token. What is no JSON is answered as nothing.
+    pub async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, Failure> {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -134,12 +135,18 @@ fn written(address: &str) -> Result<Url, String> {
         .ok_or_else(|| "--admin: is no http:// or https:// address".into())
 }
 
-fn configured(mut listen: SocketAddr) -> Result<Url, String> {
+/// Where this machine reaches a listener: one on all addresses also has the loopback one.
+pub fn reachable(mut listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
+    listen
+}
+
+fn configured(listen: SocketAddr) -> Result<Url, String> {
+    let listen = reachable(listen);
     match listen.port() {
         0 => Err("server.admin_listen: says any port: name the one that the replica got with --admin".into()),
         _ => Url::parse(&format!("http://{listen}")).map_err(|error| format!("server.admin_listen: {error}")),

@@ -63,6 +63,7 @@ mod limits;
 mod admin;
 mod in_flight;
 mod operator;
+mod probe;
 mod trail;
 
 mod parting;
