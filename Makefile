@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-chart test-busy chart-docs manifests mutants lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-chart test-compose test-busy chart-docs manifests mutants lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -80,6 +80,11 @@ test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests,
 	@sh tests/need.sh redis-server:redis-server prometheus:prometheus promtool:prometheus python3:python3
 	cargo test --locked --no-run
 	cd tests/chart && WARMKEY=$(abspath $(WARMKEY)) $(CHART_PYTHON) -m unittest
+
+# Where there is no engine, one is started in a namespace of its own. Where there is no registry either: LOCAL_IMAGES=1.
+test-compose: $(CODEX)/package-lock.json ## image and compose file in a real Docker engine, under load; minutes
+	@sh tests/need.sh docker:docker.io docker-compose:docker-compose python3:python3
+	bash tests/compose/run.sh --codex $(CODEX)
 
 manifests: $(CHART_TOOLS)/complete ## render k8s/ from the chart
 	$(CHART_PYTHON) tests/chart/manifests.py k8s
