@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` are the whole set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-chart test-compose test-busy chart-docs manifests mutants lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-chart test-compose test-k8s test-busy chart-docs manifests mutants lint format-check clippy format audit ci
 
 # Debian keeps the servers that the tests start where only root looks.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -77,7 +77,7 @@ $(OPENAI_NODE)/package-lock.json:
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
 
 test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests, rules and dashboard; installs prometheus like `make test`
-	@sh tests/need.sh redis-server:redis-server prometheus:prometheus promtool:prometheus python3:python3
+	@sh tests/need.sh redis-server:redis-server openssl:openssl prometheus:prometheus promtool:prometheus python3:python3
 	cargo test --locked --no-run
 	cd tests/chart && WARMKEY=$(abspath $(WARMKEY)) $(CHART_PYTHON) -m unittest
 
@@ -85,6 +85,11 @@ test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests,
 test-compose: $(CODEX)/package-lock.json ## image and compose file in a real Docker engine, under load; minutes
 	@sh tests/need.sh docker:docker.io docker-compose:docker-compose python3:python3
 	bash tests/compose/run.sh --codex $(CODEX)
+
+# The variables that tell of the cluster are in tests/cluster/kube.py.
+test-k8s: $(CHART_TOOLS)/complete ## the chart on the cluster of the current context, under load: upgrades, drains, lost nodes; half an hour
+	@sh tests/need.sh python3:python3
+	$(CHART_PYTHON) tests/cluster/cluster.py
 
 manifests: $(CHART_TOOLS)/complete ## render k8s/ from the chart
 	$(CHART_PYTHON) tests/chart/manifests.py k8s

@@ -63,10 +63,11 @@ impl Replica {
     /// Binds both listeners and serves. `memory` is the `memory:` store, which replicas of one
     /// process may share.
     pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
-        let Plan { fixed, table, clients } = plan;
+        let Plan { fixed, table, clients, certificate } = plan;
         let config = &fixed.config;
-        let listeners = Listeners::open(&config.server)?;
+        let listeners = Listeners::open(&config.server, certificate)?;
         let [client_address, admin_address] = listeners.addresses()?;
+        let tls = listeners.tls();
         let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
@@ -89,7 +90,7 @@ impl Replica {
         };
         listeners.serve(desk, &metrics, &drain, &tasks);
 
-        let reload = Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
+        let reload = Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics, tls };
         Ok(Self { client_address, admin_address, tasks, drain, membership, heartbeat, reload: Arc::new(reload) })
     }
 

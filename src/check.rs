@@ -34,8 +34,9 @@ pub fn describe(plan: &Plan) -> String {
         Admission::Closed => "nobody: there is no server.admin_token",
     };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
+        "Listens on {} for clients{} and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
         server.listen,
+        if server.tls.is_some() { ", through TLS," } else { "" },
         server.admin_listen,
         keys.len(),
         organizations.join(", "),

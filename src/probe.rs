@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::{self, ClientId};
-use crate::config::{Config, StoreChoice};
+use crate::config::{Config, Plan, StoreChoice};
 use crate::operate::{Failure, Replica, reachable};
 use crate::session::identify::Identifier;
 use crate::setting::Secret;
@@ -91,15 +91,20 @@ impl Session {
     /// `url` is what a client would have as its `base_url`; by default the clients' listener of the configuration.
     pub fn new(file: Option<&Path>, url: Option<&str>, admin: Option<&str>, model: Option<&str>) -> Result<Self, Failure> {
         let plan = Config::load(file).and_then(|config| config.plan().map_err(|faults| faults.join("\n")));
-        let fixed = plan.map_err(Failure::Configuration)?.fixed;
+        let Plan { fixed, certificate, .. } = plan.map_err(Failure::Configuration)?;
         let player = player(&fixed.config.client).map_err(Failure::Configuration)?;
         let is_shared = fixed.config.server.secret.is_some() || matches!(fixed.store, StoreChoice::Redis(_));
         let admin = fixed.admin_token.as_ref().map(|_| Replica::find(file, admin)).transpose()?;
-        let endpoint = endpoint(url, fixed.config.server.listen).map_err(Failure::Configuration)?;
+        let listen = listener(fixed.config.server.listen, certificate.is_some());
+        let endpoint = endpoint(url.unwrap_or(&listen)).map_err(Failure::Configuration)?;
         let headers = headers(&player.token)?;
         let identity = Identifier::new(&fixed.secret, None).by_headers(&player.id, &headers);
         let stored_id = identity.session.filter(|_| is_shared).map(|id| id.to_string());
-        let connections = reqwest::Client::builder()
+        let mut connections = reqwest::Client::builder();
+        if let Some(certificate) = &certificate {
+            connections = connections.tls_backend_preconfigured(certificate.pinned().map_err(Failure::Configuration)?);
+        }
+        let connections = connections
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             // Each turn is a connection, and so another choice of the balancer.
@@ -229,9 +234,14 @@ fn headers(token: &Secret) -> Result<HeaderMap, Failure> {
     Ok(headers)
 }
 
-fn endpoint(url: Option<&str>, listen: SocketAddr) -> Result<Url, String> {
-    let text = url.map_or_else(|| format!("http://{}", reachable(listen)), str::to_owned);
-    let mut url = Url::parse(&text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+/// The `base_url` of clients on the replica's own machine.
+fn listener(listen: SocketAddr, speaks_tls: bool) -> String {
+    format!("{}://{}", if speaks_tls { "https" } else { "http" }, reachable(listen))
+}
+
+/// Where a client with this `base_url` sends its turns.
+fn endpoint(url: &str) -> Result<Url, String> {
+    let mut url = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     if let Some(Ok(mut segments)) = url.as_mut().map(Url::path_segments_mut) {
         segments.pop_if_empty().push("responses");
     }
@@ -280,11 +290,13 @@ mod tests {
 
     #[test]
     fn endpoint_is_what_codex_makes_of_a_base_url() {
-        let at = |url: Option<&str>| endpoint(url, "0.0.0.0:8080".parse().unwrap()).map(String::from);
-        assert_eq!(at(None).as_deref(), Ok("http://127.0.0.1:8080/responses"));
-        assert_eq!(at(Some("http://warmkey:80")).as_deref(), Ok("http://warmkey/responses"));
-        assert_eq!(at(Some("https://host/v1/")).as_deref(), Ok("https://host/v1/responses"));
-        assert!(at(Some("warmkey:8080")).is_err());
+        let at = |url: &str| endpoint(url).map(String::from);
+        let any = "0.0.0.0:8080".parse().unwrap();
+        assert_eq!(at(&listener(any, false)).as_deref(), Ok("http://127.0.0.1:8080/responses"));
+        assert_eq!(at(&listener(any, true)).as_deref(), Ok("https://127.0.0.1:8080/responses"));
+        assert_eq!(at("http://warmkey:80").as_deref(), Ok("http://warmkey/responses"));
+        assert_eq!(at("https://host/v1/").as_deref(), Ok("https://host/v1/responses"));
+        assert!(at("warmkey:8080").is_err());
     }
 
     #[test]

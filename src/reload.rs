@@ -1,4 +1,4 @@
-//! Takes what has changed in the configuration into use while turns go on: keys, upstreams, clients.
+//! Takes what has changed in the configuration into use while turns go on: keys, upstreams, clients, the certificate.
 //!
 //! Decides when to look at the files, and that a set is taken as a whole or not at all: what cannot be used is told once, and
 //! the set in use stays. What only a start can change is named, and left as it is.
@@ -19,6 +19,7 @@ use crate::current::Current;
 use crate::health::membership::Membership;
 use crate::health::registry::Registry;
 use crate::metrics::Metrics;
+use crate::server::tls::Tls;
 
 /// From one look at the files to the next.
 const BEAT: Duration = Duration::from_secs(2);
@@ -34,6 +35,7 @@ pub struct Reload {
     pub registry: Arc<Registry>,
     pub clients: Arc<Current<Clients>>,
     pub metrics: Arc<Metrics>,
+    pub tls: Option<Tls>,
 }
 
 impl Reload {
@@ -77,7 +79,7 @@ impl Reload {
     }
 
     async fn take(&self, plan: Plan) {
-        let Plan { fixed, table, clients } = plan;
+        let Plan { fixed, table, clients, certificate } = plan;
         let restart = self.fixed.differs_from(&fixed);
         if !restart.is_empty() {
             tracing::warn!("needs a restart: {}", restart.into_iter().collect::<Vec<_>>().join(", "));
@@ -89,6 +91,9 @@ impl Reload {
         }
         // Who is let in without a token depends on where this replica listens.
         self.clients.set(Arc::new(clients.opened(self.fixed.config.server.open)));
+        if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
+            tls.replace(certificate);
+        }
         self.metrics.reloaded();
         tracing::info!(keys, tokens, "the configuration is reloaded");
     }

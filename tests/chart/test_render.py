@@ -161,6 +161,15 @@ class Render(unittest.TestCase):
         self.assertEqual([(port["port"], port["nodePort"]) for port in client["ports"]], [(80, 30080)])
         self.assertEqual(services["Service", "w-gateway-admin"]["spec"]["clusterIP"], "None")
 
+    def test_clients_are_spoken_to_as_the_configuration_says(self):
+        url = lambda files: next(word for word in only(HELM.objects("v4", files), "Pod")["spec"]["containers"][0]["args"] if ":8080" in word)
+        self.assertEqual(url([HA]), "http://warmkey:8080")
+        self.assertEqual(url([CHART / "ci" / "egress-values.yaml"]), "https://warmkey:8080")
+        tls = '[server]\ntls = { cert_file = "/a", key_file = "/b" }\n'
+        for config, protocol in (("", "HTTP"), (tls, "HTTPS")):
+            annotations = only(HELM.objects("v4", values={"config": config} | switched(ingress=True)), "Ingress")["metadata"]["annotations"]
+            self.assertEqual(annotations["nginx.ingress.kubernetes.io/backend-protocol"], protocol)
+
     def test_trial_stores_say_where_they_are(self):
         objects = HELM.objects("v4", [CHART / "ci" / "trial-values.yaml"])
         (container,) = gateway(objects)["spec"]["template"]["spec"]["containers"]

@@ -50,10 +50,20 @@ def in_place(parts, text, contents):
     return parts.path("warmkey.toml", text)
 
 
+def made_certificate(parts):
+    """A certificate and its key, as a Secret of Kubernetes calls them."""
+    paths = {"tls.crt": parts.path("made.crt"), "tls.key": parts.path("made.key")}
+    made = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=warmkey"]
+    command = ["openssl", "req", *made, "-keyout", paths["tls.key"], "-out", paths["tls.crt"]]
+    subprocess.run(command, check=True, capture_output=True, timeout=20)
+    return {name: pathlib.Path(path).read_text() for name, path in paths.items()}
+
+
 class Check(unittest.TestCase):
     def test_each_rendered_configuration_could_run(self):
         with Parts() as parts:
             store = start_redis(parts, "redis")
+            certificate = made_certificate(parts)
             for files in [[], [HA], *([one] for one in SETS)]:
                 with self.subTest(files=files):
                     objects = HELM.objects("v4", files)
@@ -62,7 +72,8 @@ class Check(unittest.TestCase):
                     for path in MOUNTED.findall(text):
                         self.assertIn(str(pathlib.PurePath(path).parent), mounts)
                     is_shared = "redis" in text or "store-url" in text or any(one["metadata"]["name"].endswith("-redis") for one in objects)
-                    file = in_place(parts, text, {"clients": "alice one\n", "tokens": "bob two\n", "store-url": store})
+                    secrets = {"clients": "alice one\n", "tokens": "bob two\n", "store-url": store} | certificate
+                    file = in_place(parts, text, secrets)
                     checked = subprocess.run(
                         [WARMKEY, "check", "--config", file],
                         env=environment(objects, store if is_shared else None),
@@ -71,7 +82,7 @@ class Check(unittest.TestCase):
                         timeout=60,
                     )
                     self.assertEqual(checked.returncode, 0, checked.stdout + checked.stderr)
-                    self.assertIn("Listens on 0.0.0.0:8080 for clients and on 0.0.0.0:9090", checked.stdout)
+                    self.assertIn("Listens on 0.0.0.0:8080 for clients", checked.stdout)
                     self.assertEqual("The store does what serving needs." in checked.stdout, is_shared)
 
     def test_configuration_of_the_values_is_one_that_warmkey_knows(self):

@@ -64,6 +64,7 @@ mod admin;
 mod in_flight;
 mod operator;
 mod probe;
+mod tls;
 mod trail;
 
 mod parting;

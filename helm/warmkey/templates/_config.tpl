@@ -89,3 +89,9 @@ What the chart knows of `config`: that it is TOML, that no secret is written in 
 {{- range $ports | uniq }}{{ $sorted = append $sorted (printf "%05d" .) }}{{ end -}}
 {{- toJson ($sorted | sortAlpha) -}}
 {{- end -}}
+
+{{/* How clients speak to the Service. */}}
+{{- define "warmkey.scheme" -}}
+{{- $config := include "warmkey.config" . | fromJson -}}
+{{- ternary "https" "http" (not (empty (dig "server" "tls" "" $config))) -}}
+{{- end -}}
