@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::client::{self, Clients};
 use crate::key::{self, UpstreamSettings, table::Table};
-use crate::session::HopSettings;
 use crate::server::tls::Certificate;
+use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
 use crate::{binding, server, simulator, store, telemetry, turn};

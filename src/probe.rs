@@ -1,7 +1,8 @@
-//! Asks a running replica from outside, for health checks in an image without a shell and for the chart's test pod.
+//! Asks a running replica from outside: health checks in an image without a shell, and the chart's
+//! test pod.
 //!
-//! [`Probe`] asks the admin listener. [`Session`] is a client: it plays two turns and asks which key served them. Neither
-//! prints a secret or what a model said.
+//! [`Probe`] asks the admin listener. [`Session`] is a client: it plays two turns and asks which key
+//! served them. Neither prints a secret or what a model said.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -88,7 +89,8 @@ struct Response {
 }
 
 impl Session {
-    /// `url` is what a client would have as its `base_url`; by default the clients' listener of the configuration.
+    /// `url` is what a client has as its `base_url`. The default is the clients' listener of the
+    /// configuration.
     pub fn new(file: Option<&Path>, url: Option<&str>, admin: Option<&str>, model: Option<&str>) -> Result<Self, Failure> {
         let plan = Config::load(file).and_then(|config| config.plan().map_err(|faults| faults.join("\n")));
         let Plan { fixed, certificate, .. } = plan.map_err(Failure::Configuration)?;
@@ -116,7 +118,8 @@ impl Session {
         Ok(Self { endpoint, admin, stored_id, model, headers, connections })
     }
 
-    /// Plays both turns. Fails unless both are completed, and by one key as far as that can be asked.
+    /// Plays both turns. Fails unless both are completed, and by one key as far as that can be
+    /// asked.
     pub async fn play(&self) -> Result<String, Failure> {
         let mut history = vec![said("Answer in one word. Which colour is the sky?")?];
         let opened = self.turn(&history, Instant::now() + CONNECT_WAIT).await?;
@@ -176,7 +179,7 @@ impl Session {
     async fn key(&self) -> Result<Option<String>, Failure> {
         let (Some(admin), Some(id)) = (&self.admin, &self.stored_id) else { return Ok(None) };
         let view = admin.ask(Method::GET, &["sessions", id]).await?;
-        // A turn that another key has served leaves a mark, even if the session has come back since.
+        // A turn that another key has served leaves a mark, even if the session has come back.
         let elsewhere = |mark: &&Value| mark["to"].is_string() && mark["to"] != view["binding"]["key"];
         if let Some(mark) = view["trail"].as_array().into_iter().flatten().find(elsewhere) {
             return Err(Failure::Other(format!("the session was served by another key, too: {mark}")));
@@ -301,9 +304,11 @@ mod tests {
 
     #[test]
     fn last_word_completes_a_stream_and_nothing_else_does() {
-        let completed = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"output\":[{\"a\":1}]}}\n\n";
+        let completed =
+            "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"output\":[{\"a\":1}]}}\n\n";
         let output = |stream: &str| {
-            last_word(stream.as_bytes()).map(|word| word.response.output.iter().map(|item| item.get().to_owned()).collect::<Vec<_>>())
+            last_word(stream.as_bytes())
+                .map(|word| word.response.output.iter().map(|item| item.get().to_owned()).collect::<Vec<_>>())
         };
         assert_eq!(output(&format!("event: x\ndata: {{}}\n\n{completed}")), Some(vec!["{\"a\":1}".to_owned()]));
         assert_eq!(output("event: response.failed\ndata: {\"type\":\"response.failed\",\"response\":{\"output\":[]}}\n\n"), None);

@@ -1,6 +1,7 @@
 //! One listening socket: accepts connections, bounds how slowly headers may come, and ends connections gently.
 //!
-//! Speaks HTTP/1.1 and HTTP/2: in cleartext with prior knowledge, through TLS as ALPN has it. Knows nothing of routes.
+//! Speaks HTTP/1.1 and HTTP/2: in cleartext with prior knowledge, through TLS as ALPN has it.
+//! Knows nothing of routes.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -89,7 +90,8 @@ impl Listener {
     }
 }
 
-/// A connection that begins with a handshake. A peer that fails it, or takes too long, has sent no request: nobody is told.
+/// A connection that begins with a handshake. A peer that fails the handshake, or takes too long,
+/// has sent no request.
 async fn through_tls<S, B>(tls: Tls, stream: TcpStream, service: S, header_timeout: Duration, closing: CancellationToken)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,

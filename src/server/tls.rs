@@ -1,7 +1,7 @@
 //! TLS on the clients' listener: which certificate it shows, and how a connection begins.
 //!
-//! The certificate is read with the configuration and replaced by a reload. Connections that are open keep the one that they
-//! began with. Never logs a key, nor what a file holds.
+//! The certificate is read with the configuration and replaced by a reload. Open connections keep
+//! the one that they began with. Never logs a key, nor what a file holds.
 
 use std::fmt;
 use std::io;
@@ -112,7 +112,8 @@ struct Pinned {
 }
 
 impl Certificate {
-    /// The client's side, for whoever has the certificate at hand and reaches its server by another name than it says.
+    /// The client's side, for a client that has the certificate at hand and reaches its server by
+    /// another name than the certificate says.
     pub fn pinned(&self) -> Result<ClientConfig, String> {
         let certificate = self.0.end_entity_cert().map_err(|error| format!("server.tls: {error}"))?.clone();
         let pinned = Pinned { certificate, provider: default_provider() };

@@ -1,4 +1,5 @@
-//! `warmkey probe`: a replica is asked by the same program, and a session goes through the balancer.
+//! `warmkey probe`: a replica is asked by the same program, and a session goes through the
+//! balancer.
 
 use std::process::Output;
 

@@ -1,4 +1,5 @@
-//! TLS on the clients' listener: HTTP/1.1 and HTTP/2 by ALPN, WebSockets, and a certificate that changes while it is shown.
+//! TLS on the clients' listener: HTTP/1.1 and HTTP/2 by ALPN, WebSockets, and a certificate that
+//! changes while it is shown.
 
 use std::net::SocketAddr;
 use std::path::Path;
