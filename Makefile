@@ -55,6 +55,7 @@ test-busy: ## `make test` three times beside an endless loop on each core and 50
 test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run
+	python3 -B tests/clients/readme.py --codex $(CODEX) --warmkey $(WARMKEY)
 	python3 -B tests/clients/codex.py --codex $(CODEX) --warmkey $(WARMKEY)
 
 $(CODEX)/package-lock.json:

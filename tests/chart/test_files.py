@@ -1,7 +1,9 @@
 """What is made from something else is as it would be made now; rules and dashboard are fit for Prometheus and Grafana."""
 
+import itertools
 import json
 import re
+import shlex
 import subprocess
 import tempfile
 import unittest
@@ -80,6 +82,62 @@ class Made(unittest.TestCase):
             self.assertTrue(chart["annotations"][f"artifacthub.io/{name}"])
         version = re.search(r'^version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.M).group(1)
         self.assertEqual(chart["appVersion"], version)
+
+
+class Papers(unittest.TestCase):
+    """The commands of the papers that Helm can carry out without a cluster."""
+
+    def commands(self):
+        for name in ("README.md", "docs/kubernetes.md"):
+            for block in re.findall(r"^```sh\n(.*?)^```$", (ROOT / name).read_text(), re.M | re.S):
+                for line in block.replace("\\\n", " ").splitlines():
+                    words = shlex.split(line, comments=True)
+                    if words[:1] == ["helm"] and {"install", "upgrade"} & set(words):
+                        yield name, words
+
+    def test_each_helm_command_renders(self):
+        commands = list(self.commands())
+        self.assertGreaterEqual(len(commands), 4)
+        for name, words in commands:
+            with self.subTest(paper=name, command=words):
+                self.assertIn("helm/warmkey", words)
+                given = {}
+                files = []
+                for option, value in itertools.pairwise(words):
+                    if option == "--values":
+                        # The reader's own copy.
+                        files.append(ROOT / value.replace("my-values.yaml", "helm/warmkey/values-ha.yaml"))
+                    elif option in ("--set", "--set-string"):
+                        path, _, text = value.partition("=")
+                        parse = yaml.safe_load if option == "--set" else str
+                        *sections, leaf = path.split(".")
+                        inner = given
+                        for section in sections:
+                            inner = inner.setdefault(section, {})
+                        inner[leaf] = parse(text)
+                kinds = {one["kind"] for one in HELM.objects("v4", files, values=given)}
+                self.assertIn("Deployment", kinds)
+
+    def test_compose_is_started_as_the_readme_says(self):
+        readme = (ROOT / "README.md").read_text()
+        self.assertIn("\ndocker compose up --build --detach ", readme)
+        compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+        self.assertNotIn("version", compose)
+        replicas = compose["services"]["warmkey"]
+        self.assertEqual(replicas["scale"], 3)
+        self.assertFalse({"container_name", "ports"} & replicas.keys())
+        for name, service in compose["services"].items():
+            self.assertIn("healthcheck", service, name)
+            self.assertIn("mem_limit", service, name)
+            self.assertNotRegex(service["image"], r":latest|:-[a-z/]+}$", name)
+            for port in service.get("ports", []):
+                self.assertTrue(port.startswith("127.0.0.1:"), f"{name}: {port}")
+
+    def test_grafana_knows_the_sources_of_the_dashboard(self):
+        text = (ROOT / "compose" / "grafana" / "datasources" / "datasources.yaml").read_text()
+        sources = {one["uid"] for one in yaml.safe_load(text)["datasources"]}
+        asked = {panel["datasource"]["uid"] for panel in dashboard()["panels"] if "datasource" in panel}
+        self.assertLessEqual(asked, sources)
 
 
 class Rules(unittest.TestCase):
