@@ -115,7 +115,7 @@ impl Certificate {
     /// The client's side, for a client that has the certificate at hand and reaches its server by
     /// another name than the certificate says.
     pub fn pinned(&self) -> Result<ClientConfig, String> {
-        let certificate = self.0.end_entity_cert().map_err(|error| format!("server.tls: {error}"))?.clone();
+        let certificate = self.0.end_entity_cert().map_err(|error| format!("server.tls: {error}"))?.clone().into_owned();
         let pinned = Pinned { certificate, provider: default_provider() };
         let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
