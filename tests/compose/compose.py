@@ -177,7 +177,7 @@ def main():
             passed = False
             if load:
                 load.kill()
-            raise
+            print(stack.compose("logs", "--tail", "20")[-6000:])
     return 0 if passed else 1
 
 

@@ -46,8 +46,6 @@ class Stack:
     def __exit__(self, kind, *_):
         if kind and os.environ.get("WARMKEY_KEEP"):
             return
-        if kind:
-            print(self.compose("logs", "--tail", "30")[-6000:])
         self.compose("down", "--volumes", "--timeout", "2", seconds=180)
 
     def compose(self, *command, seconds=120):
@@ -67,13 +65,17 @@ class Stack:
     def healthy(self, replicas, seconds=120):
         """Waits until all containers are healthy, and the balancer and Prometheus know just these replicas."""
 
+        told = {}
+
         def states():
             found = [json.loads(docker("inspect", one))[0] for name in self.services for one in self.ids(name)]
-            told = {one["Name"]: one["State"]["Health"]["Status"] for one in found}
-            return all(status == "healthy" for status in told.values()) and told
+            told.update({one["Name"]: one["State"].get("Health", {}).get("Status") for one in found})
+            return all(one["State"]["Health"]["Status"] == "healthy" for one in found)
 
-        told = wait_for("health of all containers", states, seconds)
-        check(sum("warmkey_" in name or "-warmkey-" in name for name in told) >= replicas, f"{replicas} replicas in {told}")
+        try:
+            wait_for("health of all containers", states, seconds)
+        except Failure as failure:
+            raise Failure(f"{failure}: {told}") from failure
         wait_for(f"{replicas} replicas in Prometheus", lambda: self.up_targets() == replicas, 60)
 
     def up_targets(self):
