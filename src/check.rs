@@ -34,12 +34,13 @@ pub fn describe(plan: &Plan) -> String {
         Access::Closed => "nobody: there is no server.admin_token",
     };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\n\
+        "Listens on {} for clients{} and on {} for probes and metrics.\n\
          Serves {clients}.\n\
          Takes operator's commands from {operators}.\n\
          Keys: {}, of these organizations: {}.\n\
          Keeps bindings {store}.",
         server.listen,
+        if server.tls.is_some() { ", through TLS," } else { "" },
         server.admin_listen,
         keys.len(),
         organizations.join(", "),

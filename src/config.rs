@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::client::{self, Clients};
 use crate::key::{self, UpstreamSettings, table::Table};
+use crate::server::tls::Certificate;
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
@@ -71,6 +72,8 @@ pub struct Plan {
     pub fixed: Fixed,
     pub table: Table,
     pub clients: Clients,
+    /// Of the clients' listener, where it speaks TLS.
+    pub certificate: Option<Certificate>,
 }
 
 impl Config {
@@ -112,6 +115,10 @@ impl Config {
         };
         let admin_token = keep(&mut faults, shown("server.admin_token", &self.server.admin_token));
         let hop_secret = keep(&mut faults, shown("hop.secret", &self.hop.secret));
+        let certificate = keep(
+            &mut faults,
+            self.server.tls.as_ref().map(server::tls::Settings::read).transpose(),
+        );
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
@@ -157,7 +164,7 @@ impl Config {
         {
             faults.push("server.admin_token: is a client's token too".into());
         }
-        match (store, secret, admin_token, hop_secret, table, clients) {
+        match (store, secret, admin_token, hop_secret, table, clients, certificate) {
             (
                 Some(store),
                 Some(secret),
@@ -165,10 +172,12 @@ impl Config {
                 Some(hop_secret),
                 Some(table),
                 Some(clients),
+                Some(certificate),
             ) if faults.is_empty() => Ok(Plan {
                 fixed: Fixed { config: self, secret, admin_token, hop_secret, store },
                 table,
                 clients,
+                certificate,
             }),
             _ => Err(faults),
         }
@@ -190,6 +199,12 @@ impl Config {
                     .filter_map(|upstream| upstream.ca_file.as_deref().map(Path::new)),
             )
             .chain(self.client.iter().filter_map(|client| client.token_file.as_deref()))
+            .chain(
+                self.server
+                    .tls
+                    .iter()
+                    .flat_map(|tls| [tls.cert_file.as_path(), tls.key_file.as_path()]),
+            )
     }
 
     fn store_choice(&self) -> Result<StoreChoice, String> {

@@ -56,4 +56,5 @@ pub(crate) mod reload;
 pub mod app;
 pub mod check;
 pub mod operate;
+pub mod probe;
 pub mod demo;

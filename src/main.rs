@@ -15,6 +15,7 @@ use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
 use warmkey::health::operator::OperatorCommand;
 use warmkey::operate::{self, Failure};
+use warmkey::probe::{self, Probe};
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
@@ -51,6 +52,8 @@ enum Command {
     /// Give an operator's command for a key or an organization, through the admin listener of any
     /// replica
     Key(Operate),
+    /// Ask a running replica whether it is well, or play a session of two turns
+    Probe(Ask),
 }
 
 #[derive(clap::Args)]
@@ -102,6 +105,35 @@ struct KeyTarget {
     id: String,
 }
 
+#[derive(clap::Args)]
+struct Ask {
+    #[command(subcommand)]
+    question: Question,
+    /// The configuration, which says where the replica listens and who may call
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+    /// The admin listener, in place of the configured one
+    #[arg(long, global = true, value_name = "URL")]
+    admin: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Question {
+    /// Whether it runs
+    Live,
+    /// Whether it takes turns: not once it has been told to end
+    Ready,
+    /// Play two turns as the first client of the configuration, and fail unless one key serves both
+    Session {
+        /// The base_url of clients, in place of the configured listener
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+        /// The model to ask for; by default the first that the client may, or gpt-5.4
+        #[arg(long)]
+        model: Option<String>,
+    },
+}
+
 fn main() -> ExitCode {
     let line = match Line::try_parse() {
         Ok(line) => line,
@@ -118,6 +150,7 @@ fn main() -> ExitCode {
             Command::Simulate(simulate) => self::simulate(&simulate).await,
             Command::Check(file) => check(&file).await,
             Command::Key(operate) => key(&operate).await,
+            Command::Probe(ask) => probe(&ask).await,
         }
     });
     // The remaining tasks did not end when told to: their connections are cut with the process.
@@ -254,9 +287,27 @@ async fn key(Operate { command, config, admin }: &Operate) -> ExitCode {
             KeyCommand::Probe(KeyTarget { id }) => replica.give(id, OperatorCommand::Probe).await,
         }
     };
-    match asking.await {
-        Ok(text) => {
-            print!("{text}");
+    told_or_failed(asking.await)
+}
+
+async fn probe(Ask { question, config, admin }: &Ask) -> ExitCode {
+    let (config, admin) = (config.as_deref(), admin.as_deref());
+    told_or_failed(match question {
+        Question::Live => Probe::Live.run(config, admin).await,
+        Question::Ready => Probe::Ready.run(config, admin).await,
+        Question::Session { url, model } => {
+            match probe::Session::new(config, url.as_deref(), admin, model.as_deref()) {
+                Ok(session) => session.play().await,
+                Err(failure) => Err(failure),
+            }
+        }
+    })
+}
+
+fn told_or_failed(told: Result<String, Failure>) -> ExitCode {
+    match told {
+        Ok(said) => {
+            print!("{said}");
             ExitCode::SUCCESS
         }
         Err(Failure::Configuration(fault)) => {

@@ -93,7 +93,8 @@ impl AdminClient {
         Ok(text)
     }
 
-    async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, Failure> {
+    /// Asks for `path` with the admin token. What is no JSON is answered as nothing.
+    pub async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, Failure> {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -151,12 +152,18 @@ fn parse_address(address: &str) -> Result<Url, String> {
         .ok_or_else(|| "--admin: is no http:// or https:// address".into())
 }
 
-fn admin_address(mut listen: SocketAddr) -> Result<Url, String> {
+/// Where this machine reaches a listener: one on all addresses also has the loopback one.
+pub fn reachable(mut listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
+    listen
+}
+
+fn admin_address(listen: SocketAddr) -> Result<Url, String> {
+    let listen = reachable(listen);
     match listen.port() {
         0 => Err(
             "server.admin_listen: names no fixed port: give the replica's real address with --admin"

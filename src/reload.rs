@@ -1,4 +1,5 @@
-//! Takes changes of the configuration into use while turns go on: keys, upstreams, clients.
+//! Takes changes of the configuration into use while turns go on: keys, upstreams, clients, the
+//! certificate.
 //!
 //! Decides when to look at the files. A configuration is taken as a whole or not at all: a faulty
 //! one is reported once, and the one in use stays. Options that need a restart are named and left
@@ -20,6 +21,7 @@ use crate::current::Current;
 use crate::health::membership::Membership;
 use crate::health::registry::Registry;
 use crate::metrics::Metrics;
+use crate::server::tls::Tls;
 
 /// Time from one look at the files to the next.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -36,6 +38,7 @@ pub struct Reload {
     pub registry: Arc<Registry>,
     pub clients: Arc<Current<Clients>>,
     pub metrics: Arc<Metrics>,
+    pub tls: Option<Tls>,
 }
 
 impl Reload {
@@ -90,7 +93,7 @@ impl Reload {
     }
 
     async fn take(&self, plan: Plan) {
-        let Plan { fixed, table, clients } = plan;
+        let Plan { fixed, table, clients, certificate } = plan;
         let restart = self.fixed.differs_from(&fixed);
         if !restart.is_empty() {
             tracing::warn!(
@@ -105,6 +108,9 @@ impl Reload {
         }
         // `server.open` stays as it was at the start: it depends on where this replica listens.
         self.clients.set(Arc::new(clients.opened(self.fixed.config.server.open)));
+        if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
+            tls.replace(certificate);
+        }
         self.metrics.reloaded();
         tracing::info!(keys, tokens, "the configuration is reloaded");
     }

@@ -14,6 +14,7 @@ use crate::turn::entry::ForeignIds;
 pub mod operator;
 pub mod admin;
 pub mod drain;
+pub mod tls;
 pub mod listener;
 pub mod routes;
 
@@ -22,6 +23,7 @@ use drain::Drain;
 use listener::Listener;
 use operator::AdminApi;
 use routes::ClientRoutes;
+use tls::{Certificate, Tls};
 
 /// `[server]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -44,22 +46,35 @@ pub struct Settings {
     pub ping: Span,
     /// Treatment of ids of stored objects that never passed through this gateway.
     pub foreign_ids: ForeignIds,
+    /// TLS of the clients' listener. Absent: plain.
+    pub tls: Option<tls::Settings>,
 }
 
 /// The two listeners of a replica: one for clients, one for operators, probes and Prometheus.
 pub struct Listeners {
     clients: Listener,
     admin: Listener,
+    tls: Option<Tls>,
 }
 
 impl Listeners {
-    /// Binds both addresses and serves nothing yet.
-    pub fn open(settings: &Settings) -> Result<Self, String> {
+    /// Binds both addresses and serves nothing yet. With a `certificate` clients must speak TLS.
+    pub fn open(settings: &Settings, certificate: Option<Certificate>) -> Result<Self, String> {
         let bind = |address| {
             Listener::bind(address, settings.header_timeout.0)
                 .map_err(|error| format!("cannot listen on {address}: {error}"))
         };
-        Ok(Self { clients: bind(settings.listen)?, admin: bind(settings.admin_listen)? })
+        let tls = certificate.map(Tls::new).transpose()?;
+        Ok(Self {
+            clients: bind(settings.listen)?.with_tls(tls.clone()),
+            admin: bind(settings.admin_listen)?,
+            tls,
+        })
+    }
+
+    /// Where a reload puts another certificate.
+    pub fn tls(&self) -> Option<Tls> {
+        self.tls.clone()
     }
 
     /// The real addresses: first that of clients, then that of the admin listener.

@@ -109,6 +109,7 @@ impl Simulator {
 
     fn router(self: &Arc<Self>, home: Home) -> Router {
         let mut router = Router::new()
+            .route("/livez", get(async || "alive\n"))
             .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
             .route("/_sim/close", post(close))
             .route("/_sim/probes", get(async |State(simulator): Sim| json(&simulator.probes())))

@@ -1,7 +1,8 @@
 //! One listening socket: accepts connections, bounds how slowly headers may come, and ends
 //! connections gently.
 //!
-//! Speaks HTTP/1.1, and cleartext HTTP/2 with prior knowledge. Does not depend on routes.
+//! Speaks HTTP/1.1 and HTTP/2: in cleartext with prior knowledge, through TLS by ALPN. Does not
+//! depend on routes.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -20,10 +21,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
+use crate::server::tls::Tls;
 use crate::task::Tasks;
 
 /// Maximum connections that wait to be accepted: the system's default of 128 drops bursts.
@@ -38,6 +41,7 @@ const BUFFER: usize = 64 * 1024;
 pub struct Listener {
     socket: TcpListener,
     header_timeout: Duration,
+    tls: Option<Tls>,
 }
 
 impl Listener {
@@ -46,7 +50,12 @@ impl Listener {
         // A restarted replica can bind its port at once.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, header_timeout })
+        Ok(Self { socket: socket.listen(BACKLOG)?, header_timeout, tls: None })
+    }
+
+    /// The same, for clients that speak TLS where there is one.
+    pub fn with_tls(self, tls: Option<Tls>) -> Self {
+        Self { tls, ..self }
     }
 
     pub fn address(&self) -> io::Result<SocketAddr> {
@@ -69,12 +78,23 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => tasks.spawn(connection(
-                    stream,
-                    service.clone(),
-                    self.header_timeout,
-                    closing.clone(),
-                )),
+                Ok((stream, _)) => {
+                    // Events are small, and a person waits for each.
+                    let _ = stream.set_nodelay(true);
+                    let (service, closing) = (service.clone(), closing.clone());
+                    match &self.tls {
+                        None => {
+                            tasks.spawn(connection(stream, service, self.header_timeout, closing))
+                        }
+                        Some(tls) => tasks.spawn(through_tls(
+                            tls.clone(),
+                            stream,
+                            service,
+                            self.header_timeout,
+                            closing,
+                        )),
+                    }
+                }
                 // No file descriptor is left. Other connections will close; spinning would only
                 // burn the core that they need.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -83,7 +103,10 @@ impl Listener {
     }
 }
 
-async fn connection<S, B>(
+/// A connection that begins with a handshake. A peer that fails the handshake, or takes too long,
+/// has sent no request.
+async fn through_tls<S, B>(
+    tls: Tls,
     stream: TcpStream,
     service: S,
     header_timeout: Duration,
@@ -96,8 +119,29 @@ async fn connection<S, B>(
     S::Future: Send,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    // Events are small, and a person waits for each.
-    let _ = stream.set_nodelay(true);
+    let accepted = tokio::select! {
+        () = closing.cancelled() => return,
+        accepted = tokio::time::timeout(header_timeout, tls.accept(stream)) => accepted,
+    };
+    if let Ok(Ok(stream)) = accepted {
+        connection(stream, service, header_timeout, closing).await;
+    }
+}
+
+async fn connection<I, S, B>(
+    stream: I,
+    service: S,
+    header_timeout: Duration,
+    closing: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
     let has_asked = &AtomicBool::new(false);
     let service = service_fn(move |request| {
         has_asked.store(true, Ordering::Relaxed);

@@ -51,6 +51,8 @@ mod limits;
 mod admin;
 mod in_flight;
 mod operator;
+mod probe;
+mod tls;
 mod trail;
 
 mod closing;

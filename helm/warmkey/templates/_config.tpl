@@ -1,0 +1,97 @@
+{{/*
+What the chart knows of `config`: that it is TOML, that no secret is written in it, and how long a replica may drain.
+*/}}
+
+{{/* The configuration as JSON, once it is known to be fit for a ConfigMap. */}}
+{{- define "warmkey.config" -}}
+{{- $config := fromToml .Values.config -}}
+{{- with $config.Error }}{{ fail (printf "config: %s" .) }}{{ end -}}
+{{- range $name := list "server" "store" "ledger" "hop" "telemetry" -}}
+{{- if not (kindIs "map" (dig $name dict $config)) }}{{ fail (printf "config: %s must be a section, [%s]" $name $name) }}{{ end -}}
+{{- end -}}
+{{- range $name := list "upstream" "key" "client" "operator" -}}
+{{- range dig $name list $config -}}
+{{- if not (kindIs "map" .) }}{{ fail (printf "config: %s must be a list of sections, [[%s]]" $name $name) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- range $path := list (list "server" "secret") (list "server" "admin_token") (list "hop" "secret") -}}
+{{- include "warmkey.refuseInline" (dict "name" (join "." $path) "value" (dig (first $path) (last $path) "" $config)) -}}
+{{- end -}}
+{{- range $section := list "store" "ledger" -}}
+{{- $url := dig $section "url" "" $config -}}
+{{- if and (kindIs "string" $url) (regexMatch "://[^/]*@" $url) -}}
+{{- include "warmkey.refuseInline" (dict "name" (printf "%s.url" $section) "value" $url) -}}
+{{- end -}}
+{{- end -}}
+{{- range $at, $upstream := dig "upstream" list $config -}}
+{{- $proxy := dig "proxy" "" $upstream -}}
+{{- if and (kindIs "string" $proxy) (contains "@" $proxy) -}}
+{{- include "warmkey.refuseInline" (dict "name" (printf "upstream[%d].proxy" $at) "value" $proxy) -}}
+{{- end -}}
+{{- end -}}
+{{- range $at, $key := dig "key" list $config -}}
+{{- include "warmkey.refuseInline" (dict "name" (printf "key[%d].secret" $at) "value" (dig "secret" "" $key)) -}}
+{{- end -}}
+{{- range $list := list "client" "operator" -}}
+{{- range $at, $one := dig $list list $config -}}
+{{- include "warmkey.refuseInline" (dict "name" (printf "%s[%d].token" $list $at) "value" (dig "token" "" $one)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $config -}}
+{{- end -}}
+
+{{- define "warmkey.refuseInline" -}}
+{{- if and (kindIs "string" .value) .value -}}
+{{- fail (printf "config: %s is written out, and a ConfigMap is no place for a secret: write { file = \"PATH\" } and mount a Secret by `secrets`, or { env = \"NAME\" } and set it by `extraEnv`" .name) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The milliseconds of a span of time as Warmkey writes it. */}}
+{{- define "warmkey.milliseconds" -}}
+{{- if not (and (kindIs "string" .value) (regexMatch "^[0-9]{1,12}(ms|s|m|h|d)$" .value)) -}}
+{{- fail (printf "config: %s: must be a span of time such as \"30s\"" .name) -}}
+{{- end -}}
+{{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
+{{- mul (regexFind "^[0-9]+" .value | atoi) (get $units (regexFind "[a-z]+$" .value)) -}}
+{{- end -}}
+
+{{/* Seconds from SIGTERM to SIGKILL: what a replica may take by its configuration, and 15 s for its last words. */}}
+{{- define "warmkey.grace" -}}
+{{- $config := include "warmkey.config" . | fromJson -}}
+{{- range .Values.extraEnv -}}
+{{- if regexMatch "^WARMKEY__SERVER__(DRAIN|LISTEN|ADMIN_LISTEN)" .name -}}
+{{- fail (printf "extraEnv: %s: the grace and the ports of a pod follow from `config` and the chart" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $delay := include "warmkey.milliseconds" (dict "name" "server.drain_delay" "value" (dig "server" "drain_delay" "15s" $config)) | int64 -}}
+{{- $drain := include "warmkey.milliseconds" (dict "name" "server.drain" "value" (dig "server" "drain" "1800s" $config)) | int64 -}}
+{{- $least := add (div (add $delay $drain 999) 1000) 15 -}}
+{{- with .Values.terminationGracePeriodSeconds -}}
+{{- if lt (int64 .) (int64 $least) -}}
+{{- fail (printf "terminationGracePeriodSeconds: %d would cut turns: server.drain_delay + server.drain + 15 is %d" (int64 .) $least) -}}
+{{- end -}}
+{{- end -}}
+{{- default $least .Values.terminationGracePeriodSeconds | int64 -}}
+{{- end -}}
+
+{{/* The TCP ports of the upstreams and of their egress proxies, as far as `config` says them, as a JSON list. */}}
+{{- define "warmkey.upstreamPorts" -}}
+{{- $config := include "warmkey.config" . | fromJson -}}
+{{- $ports := list -}}
+{{- range default (list dict) (dig "upstream" list $config) -}}
+{{- $proxy := dig "proxy" "" . -}}
+{{- $url := urlParse (ternary (toString $proxy) (dig "base_url" "https://api.openai.com/v1" .) (and (kindIs "string" $proxy) (ne $proxy ""))) -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- $ports = append $ports (int (default (ternary 80 443 (eq $url.scheme "http")) $port)) -}}
+{{- end -}}
+{{- range .Values.networkPolicy.egressPorts }}{{ $ports = append $ports (int .) }}{{ end -}}
+{{- $sorted := list -}}
+{{- range $ports | uniq }}{{ $sorted = append $sorted (printf "%05d" .) }}{{ end -}}
+{{- toJson ($sorted | sortAlpha) -}}
+{{- end -}}
+
+{{/* How clients speak to the Service. */}}
+{{- define "warmkey.scheme" -}}
+{{- $config := include "warmkey.config" . | fromJson -}}
+{{- ternary "https" "http" (not (empty (dig "server" "tls" "" $config))) -}}
+{{- end -}}

@@ -1,0 +1,67 @@
+{{/* What all pods of the release have in common. */}}
+
+{{/* What the `restricted` Pod Security Standard asks of a pod. */}}
+{{- define "warmkey.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ . }}
+runAsGroup: {{ . }}
+fsGroup: {{ . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* And of a container. */}}
+{{- define "warmkey.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Where replicas listen, and where the trial stores are: over `config`. */}}
+{{- define "warmkey.env" -}}
+- name: WARMKEY__SERVER__LISTEN
+  value: 0.0.0.0:8080
+- name: WARMKEY__SERVER__ADMIN_LISTEN
+  value: 0.0.0.0:9090
+{{- if .Values.redis.enabled }}
+- name: WARMKEY__STORE__URL
+  value: redis://{{ include "warmkey.fullname" . }}-redis:6379
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* The configuration and the Secrets, whole folders: a file that is mounted by subPath never changes. */}}
+{{- define "warmkey.mounts" -}}
+- name: config
+  mountPath: /etc/warmkey
+  readOnly: true
+{{- range $at, $secret := .Values.secrets }}
+- name: secret-{{ $at }}
+  mountPath: {{ $secret.mountPath }}
+  readOnly: true
+{{- end }}
+- name: state
+  mountPath: /var/lib/warmkey
+- name: tmp
+  mountPath: /tmp
+{{- end -}}
+
+{{- define "warmkey.volumes" -}}
+- name: config
+  configMap:
+    name: {{ include "warmkey.fullname" . }}
+{{- range $at, $secret := .Values.secrets }}
+- name: secret-{{ $at }}
+  secret:
+    secretName: {{ $secret.name }}
+    defaultMode: 288 # 0440, for the group of fsGroup
+{{- end }}
+- name: state
+  emptyDir: {}
+- name: tmp
+  emptyDir: {}
+{{- end -}}

@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""The chart on a real Kubernetes, the cluster of the current context: sessions play while everything happens to it.
+
+    cluster.py [--sessions N]
+
+Judged by the simulated upstream and by the players: no turn is lost but those in flight on what was killed, no session meets
+a second key, no replica ends before its turns. Prints a line a step; exits 1 when one has failed.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import yaml
+
+from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, judge, kill, kubectl, load, nodes, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
+from load import Ends, Load
+from world import KEYS, REDIS, TOKEN, build, node_port, real_secret, trial_values, two_nodes, values
+
+OLD, NEW = "warmkey.test/warmkey:old", "warmkey.test/warmkey:new"
+HA = str(CHART / "values-ha.yaml")
+
+
+class Cluster:
+    def __init__(self, folder, sessions):
+        self.folder, self.sessions = folder, sessions
+        self.stays, self.goes, self.address = two_nodes()
+        self.load = self.ends = None
+
+    def file(self, name, content):
+        path = os.path.join(self.folder, name)
+        with open(path, "w", encoding="utf-8") as file:
+            yaml.safe_dump(content, file)
+        return path
+
+    def upgraded(self, image, release="warmkey", **more):
+        file = self.file("values.yaml", values(image, **more))
+        helm("upgrade", "--install", release, str(CHART), "--values", HA, "--values", file)
+
+    def url(self, release="warmkey"):
+        return f"http://{self.address}:{node_port(release)}"
+
+    # The steps, in their order.
+
+    def prepared(self):
+        """Images are on the nodes, and the namespace has what the release stands on."""
+        for name in (OLD, NEW):
+            load(archive(name, self.folder))
+        build(OLD, self.stays)
+
+    def installed(self):
+        """The HA values in a namespace that enforces `restricted`; `helm test` plays a session."""
+        self.upgraded(OLD)
+        replicas("warmkey", 3)
+        rolled_out("warmkey")
+        told = helm("test", "warmkey", "--timeout", "120s", seconds=150)
+        check("Succeeded" in told, told)
+        check(not found("pods", "-l", "app.kubernetes.io/component=test")["items"], "the test pod is still there")
+
+    def played(self):
+        self.ends = Ends(self.folder, "warmkey")
+        self.load = Load(self.folder, "load", self.url(), TOKEN, self.sessions)
+
+    def image_upgraded(self):
+        self.upgraded(NEW)
+        rolled_out("warmkey")
+        self.load.goes_on("the upgrade")
+        images = {pod["spec"]["containers"][0]["image"] for pod in pods(gateway("warmkey"))}
+        check(images == {NEW}, f"{images}")
+
+    def scaled(self):
+        self.upgraded(NEW, autoscaling={"minReplicas": 5})
+        replicas("warmkey", 5)
+        self.load.goes_on("two more replicas")
+        self.upgraded(NEW, autoscaling={"minReplicas": 2, "maxReplicas": 2})
+        wait_for("two replicas", lambda: len(pods(gateway("warmkey"))) == 2, 180)
+        self.load.goes_on("three replicas less")
+        self.upgraded(NEW)
+        replicas("warmkey", 3)
+
+    def rotated(self):
+        """Both keys get other secrets. Every pod stays, and its turns show the new ones."""
+        before = {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods(gateway("warmkey"))}
+        apply(yaml.safe_dump(real_secret(2)))
+
+        def is_new():
+            turns = judge("turns")[-60:]
+            return turns and all(turn["key"].endswith("#2") for turn in turns if turn["outcome"] == "completed")
+
+        wait_for("turns with the new secrets alone", is_new, 300)
+        after = {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods(gateway("warmkey"))}
+        check(before == after, f"a pod was replaced or restarted by a rotated key: {before}, {after}")
+
+    def drained(self):
+        """A node is drained: one replica leaves at a time."""
+        run("kubectl", "drain", self.goes, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s", seconds=620)
+        self.load.goes_on("the drain")
+        run("kubectl", "uncordon", self.goes)
+        replicas("warmkey", 3)
+
+    def process_killed(self):
+        victim = pods(gateway("warmkey"))[0]
+        self.load.cut()
+        kill(victim)
+        self.load.cut()
+        replicas("warmkey", 3)
+        self.load.goes_on("a replica's process was killed")
+
+    def rolled_back(self):
+        helm("rollback", "warmkey", "1")
+        rolled_out("warmkey")
+        self.load.goes_on("the rollback")
+        images = {pod["spec"]["containers"][0]["image"] for pod in pods(gateway("warmkey"))}
+        check(images == {OLD}, f"{images}")
+
+    def judged(self):
+        result = self.load.end()
+        check(not result["lost"], f"{len(result['lost'])} turns lost: {result['lost'][:4]}")
+        drift = self.drifted(result["sessions"])
+        check(not drift, f"sessions met several keys: {drift}")
+        ends = self.ends.codes()
+        killed = [name for name, code in ends.items() if code != 0]
+        check(len(ends) >= 8 and len(killed) <= 1, f"replicas ended with {ends}")
+        return f"turns {result['turns']}, sent again {result['again']}, in flight on what was killed {len(result['cut'])}, lost 0, drift 0; {len(ends)} replicas ended, {len(killed)} of them killed"
+
+    def drifted(self, sessions):
+        """Sessions that met more than one key. A rotated secret is the same key."""
+        met = {}
+        for turn in judge("turns"):
+            if turn["session"] in sessions and turn["status"] == 200:
+                met.setdefault(turn["session"], set()).add(turn["key"].split("#")[0])
+        return {session: keys for session, keys in met.items() if len(keys) > 1}
+
+    def autoscaled(self):
+        """Load that the replicas cannot bear at 55 % brings more of them."""
+        self.upgraded(OLD, resources={"requests": {"cpu": "10m", "memory": "64Mi"}})
+        rolled_out("warmkey")
+        players = Load(self.folder, "heavy", self.url(), TOKEN, self.sessions, long=1)
+        try:
+            wait_for("an autoscaler that asks for more", lambda: found("hpa", "warmkey")["status"].get("desiredReplicas", 0) > 3, 240)
+            result = players.end()
+            check(not result["lost"], f"{result['lost'][:4]}")
+        finally:
+            players.stop()
+        self.upgraded(OLD)
+        rolled_out("warmkey")
+
+    def control(self):
+        """The test can fail: without a delay, and with 5 s of grace, turns are lost."""
+        self.upgraded(OLD, release="control", config=values(OLD)["config"].replace('"5s"', '"0s"'), autoscaling={"enabled": False}, replicaCount=2)
+        rolled_out("control")
+        patch = '{"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 5}}}}'
+        kubectl("patch", "deployment", "control", "--patch", patch)
+        rolled_out("control")
+        players = Load(self.folder, "control", self.url("control"), TOKEN, self.sessions)
+        try:
+            kubectl("rollout", "restart", "deployment/control")
+            rolled_out("control")
+            lost = len(players.end()["lost"])
+        finally:
+            players.stop()
+        check(lost > 0, "no turn was lost without a delay and a grace: the test sees nothing")
+        helm("uninstall", "control", "--wait")
+        return f"{lost} turns lost, as they should be"
+
+    def power_lost(self):
+        """A node loses its power. What fails until Kubernetes notices is counted apart; then nothing does, and nothing drifts."""
+        off, on = words("K8S_POWER_OFF", "docker kill"), words("K8S_POWER_ON", "docker start")
+        players = Load(self.folder, "power", self.url(), TOKEN, self.sessions, long=5)
+        try:
+            began = time.time()
+            run(*off, self.goes, seconds=60)
+            wait_for("Kubernetes to notice", lambda: self.goes not in nodes(), 180)
+            gone = lambda: all(pod["spec"]["nodeName"] != self.goes or not any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"]) for pod in pods(gateway("warmkey")))
+            wait_for("no replica of that node among the ready", gone, 60)
+            noticed = time.time()
+            players.goes_on("the loss", turns=3)
+            result = players.end()
+        finally:
+            players.stop()
+            run(*on, self.goes, seconds=120)
+        late = [lost for lost in result["lost"] if lost["at"] > noticed + 5]
+        check(not late, f"turns fail after Kubernetes has noticed: {late[:4]}")
+        drift = self.drifted(result["sessions"])
+        check(not drift, f"sessions met several keys: {drift}")
+        wait_for("the node is back", lambda: self.goes in nodes(), 180)
+        return f"{len(result['lost'])} turns failed in the {noticed - began:.0f} s until Kubernetes had noticed, none later; drift 0"
+
+    def trial_kept(self):
+        """A Secret made from values is the same after an upgrade, and is all that an uninstallation leaves."""
+        file = self.file("trial.yaml", trial_values(OLD))
+        helm("install", "trial", str(CHART), "--values", HA, "--values", file, program=HELM3)
+        replicas("trial", 1)
+        helm("test", "trial", "--timeout", "120s", program=HELM3, seconds=150)
+        before = found("secret", "trial-secret")
+        helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "image.tag=new", program=HELM3)
+        rolled_out("trial")
+        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed")
+        self.uninstalled("trial", HELM3, {"Secret/trial-secret"})
+        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed")
+
+    def uninstalled(self, release="warmkey", program=None, left=frozenset()):
+        helm("uninstall", release, **({"program": program} if program else {}))
+        kinds = "deployments,replicasets,pods,services,endpointslices,configmaps,secrets,serviceaccounts,hpa,pdb,networkpolicies,ingresses"
+
+        def rest():
+            items = found(kinds, "-l", f"app.kubernetes.io/instance={release}")["items"]
+            return {f"{one['kind']}/{one['metadata']['name']}" for one in items}
+
+        wait_for(f"nothing but {set(left)} of {release}", lambda: rest() == set(left), 300)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=30)
+    options = parser.parse_args()
+    if subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True, timeout=30, check=False).returncode:
+        print("test-k8s: no cluster answers in the current context of kubectl", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster(folder, options.sessions)
+        steps = (
+            "prepared installed played image_upgraded scaled rotated drained process_killed rolled_back judged "
+            "autoscaled control power_lost trial_kept uninstalled"
+        ).split()
+        try:
+            for name in steps:
+                began = time.monotonic()
+                said = getattr(cluster, name)()
+                print(f"ok {time.monotonic() - began:6.1f} s  {name.replace('_', ' ')}{': ' + said if said else ''}", flush=True)
+        except Failure as failure:
+            print(f"FAILED  {name}: {failure}", flush=True)
+            print(kubectl("get", "pods,events", "-o", "wide")[-5000:])
+            return 1
+        finally:
+            for one in (cluster.load, cluster.ends):
+                if one:
+                    one.stop()
+            if not os.environ.get("WARMKEY_KEEP"):
+                run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=false")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The players of a test on a cluster, and what became of their turns; and a watch on the ends of pods."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from kube import NAMESPACE, check, gateway, wait_for, words
+
+PLAYER = pathlib.Path(__file__).parent / "player.py"
+
+
+class Load:
+    """Sessions that play where NodePorts answer, until they are ended."""
+
+    def __init__(self, folder, name, url, token, sessions, long=60):
+        self._out = os.path.join(folder, f"{name}.json")
+        command = [*words("K8S_NET"), sys.executable, "-B", str(PLAYER), "--url", url, "--token", token, "--out", self._out]
+        self._process = subprocess.Popen([*command, "--sessions", str(sessions), "--long", str(long)])
+        self.kills = []
+        self.goes_on("the start")
+
+    def turns(self):
+        check(self._process.poll() is None, "the players have ended")
+        try:
+            with open(f"{self._out}.turns", encoding="utf-8") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return {}
+
+    def goes_on(self, what, turns=1, seconds=240):
+        """Waits until every session has had some more turns."""
+        before = self.turns()
+        more = lambda now: bool(now) and all(now[one] >= before.get(one, 0) + turns for one in now)
+        wait_for(f"turns of every session after {what}", lambda: more(self.turns()), seconds)
+
+    def cut(self):
+        """From now on turns in flight may be lost, for a moment."""
+        self.kills.append(time.time())
+
+    def end(self):
+        """What became of the turns, once those in flight have ended; turns in flight at a cut are counted apart."""
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(240)
+        with open(self._out, encoding="utf-8") as file:
+            result = json.load(file)
+        excused = lambda lost: any(lost["at"] <= at + 1 and at <= lost["until"] + 1 for at in self.kills)
+        result["cut"] = [one for one in result["lost"] if excused(one)]
+        result["lost"] = [one for one in result["lost"] if not excused(one)]
+        return result
+
+    def stop(self):
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(10)
+
+
+class Ends:
+    """Watches how the containers of replicas end, until it is told to stop."""
+
+    def __init__(self, folder, release):
+        self._path = os.path.join(folder, f"ends-{release}")
+        form = r'jsonpath={.metadata.name}{"\t"}{range .status.containerStatuses[*]}{.state.terminated.exitCode}{" "}{.state.terminated.reason}{" "}{.restartCount}{end}{"\n"}'
+        command = ["kubectl", "--namespace", NAMESPACE, "get", "pods", "--watch", "-l", gateway(release), "-o", form]
+        with open(self._path, "wb") as out:
+            self._process = subprocess.Popen(command, stdout=out)
+
+    def codes(self):
+        """The exit code of each pod that has ended, by name."""
+        codes = {}
+        with open(self._path, encoding="utf-8") as file:
+            for line in file:
+                name, _, state = line.rstrip("\n").partition("\t")
+                if state.split() and state.split()[0].isdigit() and len(state.split()) > 1:
+                    codes[name] = int(state.split()[0])
+        return codes
+
+    def stop(self):
+        self._process.kill()
+        self._process.wait(10)

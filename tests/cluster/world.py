@@ -1,0 +1,147 @@
+"""What the releases of a test on a cluster stand on: a namespace, a Redis, the simulated upstream, and the Secret."""
+
+import base64
+import json
+import secrets
+import textwrap
+
+import yaml
+
+from kube import CHART, NAMESPACE, apply, check, found, kubectl, nodes, wait_for, words
+
+import os
+
+REDIS = os.environ.get("K8S_REDIS", "redis:8.2")
+TOKEN = "alice-" + secrets.token_hex(8)
+KEYS = {"a-1": "org-a", "b-1": "org-b"}
+RESTRICTED = {
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "runAsGroup": 65532,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def secret(key, generation):
+    return f"simulated-{key}-{generation}"
+
+
+def sim():
+    """The simulator's keys: each key has a second secret, by which it is rotated."""
+    keys = [
+        f'[[sim.key]]\nid = "{key}#{n}"\nsecret = "{secret(key, n)}"\norganization = "{organization}"\nproject = "one"\n'
+        for key, organization in KEYS.items()
+        for n in (1, 2)
+    ]
+    return '[sim]\nexpose = true\nevent_delay = "10ms"\n' + "".join(keys)
+
+
+def server(name, image, args, port, node, mounts=()):
+    """A Deployment and a Service for something that is no part of the chart, on a node that stays."""
+    labels = {"app": name}
+    container = {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": args,
+        "ports": [{"containerPort": port}],
+        "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1},
+        "securityContext": CONTAINER,
+        "volumeMounts": [{"name": one, "mountPath": f"/etc/{one}"} for one in mounts],
+    }
+    pod = {
+        "nodeSelector": {"kubernetes.io/hostname": node},
+        "securityContext": RESTRICTED,
+        "terminationGracePeriodSeconds": 2,
+        "containers": [container],
+        "volumes": [{"name": one, "configMap": {"name": one}} for one in mounts],
+    }
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
+    service = {"selector": labels, "ports": [{"port": port, "targetPort": port}]}
+    yield {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+    yield {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": service}
+
+
+def build(image, node):
+    """A namespace that enforces `restricted`, with Redis, the upstream and the Secret of real use."""
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "simulator"}, "data": {"warmkey.toml": sim()}}
+    simulate = ["simulate", "--config", "/etc/simulator/warmkey.toml", "--listen", "0.0.0.0:9100"]
+    store = ["--save", "", "--appendonly", "no", "--protected-mode", "no", "--dir", "/tmp"]
+    objects = [
+        namespace,
+        config,
+        *server("upstream", image, simulate, 9100, node, ["simulator"]),
+        *server("store", REDIS, store, 6379, node),
+        real_secret(1),
+    ]
+    apply(yaml.safe_dump_all(objects))
+    for name in ("upstream", "store"):
+        kubectl("rollout", "status", f"deployment/{name}", "--timeout=120s", seconds=130)
+
+
+def real_secret(generation):
+    """What an operator makes by hand, with this generation of the keys' secrets."""
+    data = {
+        "secret": "of-a-test-0123456789abcdef0123456789",
+        "admin-token": "admin-of-a-test",
+        "store-url": f"redis://store.{NAMESPACE}:6379",
+        "clients": f"alice {TOKEN}\n",
+        **{f"key-{key}": secret(key, generation) for key in KEYS},
+    }
+    encoded = {name: base64.b64encode(text.encode()).decode() for name, text in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "warmkey"}, "data": encoded}
+
+
+def values(image, **more):
+    """values-ha.yaml, pointed at the simulator, with a drain and an autoscaler that a test can wait for."""
+    config = yaml.safe_load((CHART / "values-ha.yaml").read_text())["config"]
+    config = config.replace("[server]\n", '[server]\ndrain_delay = "5s"\ndrain = "90s"\n')
+    config += textwrap.dedent(f"""
+        [[upstream]]
+        name = "openai"
+        base_url = "http://upstream.{NAMESPACE}:9100/v1"
+    """)
+    repository, tag = image.rsplit(":", 1)
+    own = {
+        "config": config,
+        "image": {"repository": repository, "tag": tag},
+        "service": {"type": "NodePort"},
+        "minReadySeconds": 5,
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        "autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 6, "scaleDownStabilizationSeconds": 5, "scaleDownPeriodSeconds": 5},
+    }
+    for name, value in more.items():
+        own[name] = own[name] | value if isinstance(own.get(name), dict) else value
+    return own
+
+
+def trial_values(image):
+    """A release that has all it needs: its own Redis, and a Secret made from values."""
+    repository, tag = REDIS.rsplit(":", 1)
+    own = values(image, autoscaling={"enabled": False}, redis={"enabled": True, "image": {"repository": repository, "tag": tag}})
+    own["config"] = own["config"].replace('url = { file = "/run/secrets/warmkey/store-url" }', 'url = "memory:"')
+    own["config"] = own["config"].replace("/run/secrets/warmkey", "/run/secrets/trial")
+    data = {name: base64.b64decode(text).decode() for name, text in real_secret(1)["data"].items()}
+    return own | {"trialSecret": {"name": "trial-secret", "data": data}, "secrets": [{"name": "trial-secret", "mountPath": "/run/secrets/trial"}]}
+
+
+def node_port(release):
+    """Where clients reach a release, on a node that stays."""
+    service = wait_for(f"Service {release}", lambda: found("service", release))
+    return service["spec"]["ports"][0]["nodePort"]
+
+
+def two_nodes():
+    """A node that stays, and one that is drained and loses its power."""
+    there = nodes()
+    check(len(there) >= 2, f"two nodes are needed, not {sorted(there)}")
+    usual = json.loads(kubectl("get", "nodes", "-l", "!node-role.kubernetes.io/control-plane", "-o", "json"))["items"]
+    first, second, *_ = sorted(node["metadata"]["name"] for node in usual)
+    return first, second, there[first]
+
+
+__all__ = ["KEYS", "TOKEN", "build", "node_port", "real_secret", "trial_values", "two_nodes", "values", "words"]

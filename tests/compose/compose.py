@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""The image and docker-compose.yml in a real engine: sessions play through the balancer while the deployment changes.
+
+    compose.py --codex FOLDER [--sessions N]
+
+Judged by the simulated upstream and by what the players saw: a turn is lost only if its replica was killed, and no session
+meets a second key. Prints a line a step; exits 1 when one has failed.
+"""
+
+import argparse
+import glob
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+# It also leads to the clients' tests.
+from stack import BALANCER, ROOT, TOKEN, Failure, Stack, check, docker, wait_for
+
+from cli import Codex
+from parts import Parts
+from recorder import Recorder
+
+IMAGE = "warmkey:dev"
+MOST_BYTES = 100 * 1000 * 1000
+
+
+def image(stack):
+    """The image is small, runs as nobody, and has no shell."""
+    stack.compose("build", "warmkey", seconds=3600)
+    told = json.loads(docker("image", "inspect", IMAGE))[0]
+    check(told["Size"] < MOST_BYTES, f"{told['Size']} bytes")
+    check(told["Config"]["User"] == "65532:65532", f"user {told['Config']['User']}")
+    check(told["Config"]["Entrypoint"] == ["/usr/local/bin/warmkey"], f"entrypoint {told['Config']['Entrypoint']}")
+    version = docker("run", "--rm", "--read-only", IMAGE, "--version")
+    check(version.startswith("warmkey "), version)
+    for shell in ("/bin/sh", "/bin/bash", "/bin/busybox"):
+        started = subprocess.run(["docker", "run", "--rm", "--entrypoint", shell, IMAGE, "-c", "true"], capture_output=True, check=False)
+        check(started.returncode == 127, f"{shell} in the image: {started.returncode}")
+    return f"{told['Size'] / 1e6:.0f} MB"
+
+
+class Load:
+    """The players, and when something was done that may cost turns."""
+
+    def __init__(self, folder, sessions):
+        self._out = os.path.join(folder, "load.json")
+        player = os.path.join(ROOT, "tests", "cluster", "player.py")
+        command = [sys.executable, "-B", player, "--url", f"http://{BALANCER}", "--token", TOKEN, "--out", self._out]
+        self._process = subprocess.Popen([*command, "--sessions", str(sessions), "--long", "15"])
+        self.kills = []
+        self.goes_on("the first turns")
+
+    def goes_on(self, what, turns=2):
+        """Waits until every session has had some more turns."""
+        before = self._turns()
+        since = lambda now: all(now.get(one, 0) >= before.get(one, 0) + turns for one in now) and now
+        wait_for(f"turns of every session after {what}", lambda: since(self._turns()), 120)
+
+    def _turns(self):
+        check(self._process.poll() is None, "the players have ended")
+        try:
+            with open(f"{self._out}.turns", encoding="utf-8") as file:
+                return json.load(file)
+        except FileNotFoundError:
+            return {}
+
+    def end(self):
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(200)
+        with open(self._out, encoding="utf-8") as file:
+            return json.load(file)
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait(10)
+
+
+def codex(stack, program):
+    """Turns of the real Codex, over HTTP and on a WebSocket: one session, one key."""
+    with Parts() as parts:
+        recorder = Recorder(tuple(BALANCER.split(":")))
+        world = types.SimpleNamespace(parts=parts, token=TOKEN, recorder=recorder)
+        player = Codex(world, program, "codex")
+        first = player.exec("Say hello.", by_socket=True)
+        first.finish()
+        player.exec("resume", "--last", "Say more.", by_socket=True).finish()
+        player.exec("resume", "--last", "Say it again.", by_socket=False).finish()
+        turns = [turn for turn in stack.judge("turns") if turn["session"] == first.session]
+    keys = {turn["key"] for turn in turns}
+    check(len(turns) >= 3 and len(keys) == 1, f"{len(turns)} turns by {keys}")
+    check(all(turn["status"] in (101, 200) for turn in turns), f"{[turn['status'] for turn in turns]}")
+    return f"{len(turns)} turns by {keys.pop()}"
+
+
+def replica_killed(stack, load):
+    victim = stack.ids()[0]
+    load.kills.append(time.time())
+    docker("kill", "--signal", "KILL", victim)
+    load.goes_on("a replica was killed")
+    docker("rm", "--force", victim)
+    stack.up(3, "--no-recreate")
+
+
+def redis_paused(stack, load):
+    (redis,) = stack.ids("redis")
+    docker("pause", redis)
+    load.goes_on("Redis was paused", turns=5)
+    docker("unpause", redis)
+    stack.healthy(3)
+    load.goes_on("Redis came back")
+
+
+def scaled(stack, load):
+    stack.up(5, "--no-recreate")
+    load.goes_on("two more replicas")
+    stack.up(2, "--no-recreate")
+    load.goes_on("three replicas less")
+
+
+def replaced(stack, load):
+    """Each replica by a new one: the new one first."""
+    for old in stack.ids():
+        stack.up(3, "--no-recreate")
+        docker("stop", "--time", "70", old, seconds=90)
+        code = docker("inspect", "--format", "{{.State.ExitCode}}", old).strip()
+        check(code == "0", f"a replica ended with {code}")
+        docker("rm", old)
+    stack.up(2, "--no-recreate")
+    load.goes_on("all replicas were replaced")
+
+
+def judged(stack, load):
+    result = load.end()
+    excused = lambda lost: any(lost["at"] <= at + 1 and at <= lost["until"] + 1 for at in load.kills)
+    lost = [one for one in result["lost"] if not excused(one)]
+    in_flight = len(result["lost"]) - len(lost)
+    check(not lost, f"{len(lost)} turns lost: {lost[:5]}")
+    summary = stack.judge("summary")
+    check(summary["keys_per_session_max"] == 1, f"a session met {summary['keys_per_session_max']} keys")
+    check(in_flight <= 30, f"{in_flight} turns were in flight on one replica")
+    return f"turns {result['turns']}, sent again {result['again']}, lost 0 (in flight on what was killed: {in_flight}), drift 0"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=16)
+    parser.add_argument("--codex", required=True, help="where npm has put the package @openai/codex")
+    options = parser.parse_args()
+    (program,) = glob.glob(os.path.join(options.codex, "node_modules/@openai/codex-*/vendor/*/bin/codex"))
+    passed = True
+
+    def step(name, act, *arguments):
+        nonlocal passed
+        began = time.monotonic()
+        said = act(*arguments)
+        print(f"ok {time.monotonic() - began:6.1f} s  {name}{': ' + said if isinstance(said, str) else ''}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder, Stack("warmkey-test") as stack:
+        load = None
+        try:
+            step("image", image, stack)
+            step("three replicas are up", stack.up, 3)
+            step("Codex through the balancer", codex, stack, os.path.abspath(program))
+            load = Load(folder, options.sessions)
+            step("a replica is killed", replica_killed, stack, load)
+            step("Redis is paused", redis_paused, stack, load)
+            step("five replicas, then two", scaled, stack, load)
+            step("every replica is replaced", replaced, stack, load)
+            step("judged", judged, stack, load)
+        except Failure as failure:
+            print(f"FAILED  {failure}", flush=True)
+            passed = False
+            if load:
+                load.kill()
+            print(stack.compose("logs", "--tail", "20")[-6000:])
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
