@@ -1,5 +1,5 @@
-//! Moves a session when its key can serve no more. Every move is a compare-and-set with one winner;
-//! losers use the winner's key.
+//! Moves a session when its key can serve no more. Each move is a compare-and-set with one winner,
+//! and the losers use the winner's key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// Compare-and-set from `record` to the next key that may serve. Whoever loses looks at what
-    /// the winner stored, and goes on from there only if that key can serve no more either: at most
-    /// once a key.
+    /// Moves the session from `record` to the next key that may serve, by compare-and-set. A loser
+    /// uses the winner's binding, and tries again only if that key can serve no more either. The
+    /// loop runs at most once per key.
     pub(super) async fn replace(
         &self,
         placing: Placing<'_>,
@@ -82,7 +82,7 @@ impl Bindings {
         Err(none_in_use())
     }
 
-    /// The key that the session moves to, once it takes one more.
+    /// Returns the key that the session moves to, once that key takes one more session.
     async fn place_moved(
         &self,
         placing: Placing<'_>,
@@ -90,7 +90,7 @@ impl Bindings {
         record: &BindingRecord,
         patience: &mut Duration,
     ) -> Result<Arc<Key>, Error> {
-        // Dropped by a client that leaves, too.
+        // A client that leaves releases the permit, too.
         let mut place = None;
         loop {
             let within = |reach| self.places.place_moved(placing, session, reach);

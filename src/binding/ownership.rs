@@ -1,9 +1,9 @@
-//! Whose a stored response is, and which project stores it: only that one can go on from it.
+//! The owner of each stored response: its session, and the only project that can continue from it.
 //!
-//! Written down before its client can have read its id, and never changed. A client's ids lead
-//! nowhere but to its own responses: one of somebody else is an id that nobody has issued. The
-//! store being away loses no word: what it has yet to hear is remembered here, and told as soon as
-//! it answers.
+//! The gateway writes the owner before the client can read the response's id, and never changes it.
+//! A client's ids lead only to its own responses. Another client's id is treated like an id that
+//! was never issued. While the store is away, this replica remembers unwritten owners and writes
+//! them as soon as the store answers.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,12 +22,12 @@ use crate::store::expiring::Expiring;
 use crate::store::name::Name;
 use crate::store::{Budget, Store, Unavailable};
 
-/// Between attempts to tell the store while it answers: a single write may have failed.
+/// Pause between writes while the store answers, because a single write may have failed.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
-/// So many owners are on their way into the store at a time.
+/// Most owners that are written at a time.
 const TOLD_AT_ONCE: usize = 32;
 
-/// The session that a stored response belongs to, and the project that stores it. As it is written:
+/// The session of a stored response and the project that stores the response. The stored form is
 /// `<organization tag><project tag>[ <session id>]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -37,7 +37,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Of what is answered under `binding`.
+    /// Returns the owner of a response that `binding`'s key gives.
     pub fn of(binding: &Binding) -> Self {
         let key = &binding.key;
         Self {
@@ -47,12 +47,12 @@ impl Owner {
         }
     }
 
-    /// Where a turn may go that goes on from it.
+    /// Returns the keys that a turn may use to continue from the response.
     pub const fn reach(&self) -> Reach {
         Reach::Project { organization: self.organization, project: self.project }
     }
 
-    /// `None` for what this version does not understand.
+    /// Returns `None` for a text that this version does not understand.
     fn parse(text: &str) -> Option<Self> {
         // Tags are ASCII.
         let text = text.is_ascii().then_some(text)?;
@@ -75,31 +75,31 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The owners of all stored responses, and what this replica remembers of them.
+/// The owners of all stored responses, and this replica's memory of them.
 pub struct Owners {
     store: Arc<Store>,
     ttl: Duration,
     known: Mutex<Known>,
-    /// Told when there is something that the store has yet to hear of.
+    /// Signals that `unwritten` is not empty.
     behind: Notify,
 }
 
 struct Known {
     owners: Expiring<Owner>,
-    /// What the store has yet to hear of.
+    /// The responses whose owner the store does not have yet.
     untold: VecDeque<ResponseId>,
     capacity: usize,
 }
 
 impl Owners {
-    /// Remembers at most `capacity`; an owner is forgotten after `ttl`.
+    /// Remembers at most `capacity` owners, each for `ttl`.
     pub fn new(store: Arc<Store>, ttl: Duration, capacity: usize) -> Self {
         let known = Known { owners: Expiring::new(capacity), untold: VecDeque::new(), capacity };
         Self { store, ttl, known: Mutex::new(known), behind: Notify::new() }
     }
 
-    /// Writes down whose `response` is. Afterwards its client may have its id: every replica finds
-    /// it or, where the store could not be told, at least this one.
+    /// Writes the owner of `response`. Afterwards the client may have the id: every replica finds
+    /// the owner or, if the store is away, at least this replica does.
     pub async fn keep(&self, response: &ResponseId, owner: Owner, budget: &mut Budget) {
         let is_told = self.tell(response, &owner, self.ttl, budget).await.is_ok();
         self.lock().owners.put(response.as_str(), owner, self.ttl);
@@ -108,8 +108,8 @@ impl Owners {
         }
     }
 
-    /// The owner of a response, if it is known. The store being away is an error only where this
-    /// replica does not know it either.
+    /// Returns the owner of a response, if it is known. A store that is away is an error only if
+    /// this replica does not remember the owner either.
     pub async fn find(
         &self,
         response: &ResponseId,
@@ -125,7 +125,7 @@ impl Owners {
             Ok(None) => {
                 let known = self.recall(response);
                 if known.is_some() {
-                    // The store has lost it.
+                    // The store has lost the owner.
                     self.is_behind(response);
                 }
                 Ok(known.map(|(owner, _)| owner))
@@ -134,8 +134,7 @@ impl Owners {
         }
     }
 
-    /// Tells the store what it has yet to hear of, as soon as it answers, for as long as the
-    /// replica lives.
+    /// Writes pending owners as soon as the store answers. Runs until the replica stops.
     pub async fn keep_telling(self: Arc<Self>) {
         let mut health = self.store.health();
         loop {
@@ -149,7 +148,7 @@ impl Owners {
         }
     }
 
-    /// Returns whether the store has heard all there is.
+    /// Returns whether all pending owners are written.
     async fn catch_up(&self) -> bool {
         loop {
             let some = self.next_untold();
@@ -189,7 +188,7 @@ impl Owners {
         self.behind.notify_one();
     }
 
-    /// An id is issued once: what is stored already is the same word.
+    /// An id is issued once, so an owner that is already stored is the same.
     async fn tell(
         &self,
         response: &ResponseId,
@@ -203,7 +202,7 @@ impl Owners {
             .map(drop)
     }
 
-    /// What this replica remembers, and for how long it still does.
+    /// Returns the remembered owner and its remaining lifetime.
     fn recall(&self, response: &ResponseId) -> Option<(Owner, Duration)> {
         let known = self.lock();
         known
@@ -213,7 +212,7 @@ impl Owners {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Every write is whole before the lock is given back.
+        // Every write completes before the lock is released.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

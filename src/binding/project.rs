@@ -1,8 +1,8 @@
-//! Which project a turn may not leave that refers to what only one project finds: files,
-//! containers, items, conversations.
+//! Keeps a turn in the project of its session, if the turn refers to content that only that project
+//! finds. Such content is files, containers, items and conversations.
 //!
-//! It is that of its session. A session that is served elsewhere for a turn, or moves, leaves
-//! behind what its project stores.
+//! A session that moves, or that another project serves for a turn, cannot reach the content of its
+//! own project there.
 
 use crate::binding::bind::{Bindings, Found};
 use crate::binding::demand::{Demand, Tried};
@@ -14,9 +14,9 @@ use crate::error::Error;
 use crate::store::Budget;
 
 impl Bindings {
-    /// Holds a turn that refers to what only one project finds to that of its session, or of the
-    /// one that it is a fork of. Where nothing was served yet, nobody knows which it is; where that
-    /// cannot be told, the turn has to wait.
+    /// Restricts a turn that refers to a project's content to the project of its session, or of its
+    /// session's parent. Before a session's first answer, no project is known. If the store cannot
+    /// say whether one is known, the client must retry.
     pub(super) async fn hold(
         &self,
         demand: &Demand<'_>,
@@ -49,8 +49,8 @@ impl Bindings {
         Ok(())
     }
 
-    /// The same once more where the turn goes on: another turn of its session may have been served
-    /// meanwhile.
+    /// Restricts the turn once more before its next attempt: another turn of its session may have
+    /// been answered since.
     pub(super) fn hold_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
         let session = demand.session.as_ref().filter(|_| demand.after(tried).is_unheld());
         let known = session.and_then(|session| self.local.recall(session));
@@ -59,8 +59,8 @@ impl Bindings {
         }
     }
 
-    /// Whether a turn that refers to what only its session's project finds may be served under
-    /// `binding`, on a connection that has served turns of the session if `has_served`.
+    /// Whether a turn that refers to its session's project may be served under `binding`.
+    /// `has_served`: this connection has served turns of the session.
     pub fn is_in_own_project(&self, binding: &Binding, has_served: bool) -> bool {
         match &binding.written {
             Written::Beside(record) => self.places.project_of(record).includes(&binding.key),
@@ -70,7 +70,8 @@ impl Bindings {
         }
     }
 
-    /// Whether the key of `binding`'s session, which another one serves, could do so by now.
+    /// Whether the session's own key is ready again, after `binding` has served it with another
+    /// key.
     pub fn is_own_project_ready(&self, binding: &Binding, model: &str) -> bool {
         let record = binding.record().filter(|_| matches!(binding.written, Written::Beside(_)));
         record.is_some_and(|record| self.places.is_key_ready(record, model))

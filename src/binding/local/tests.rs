@@ -1,4 +1,4 @@
-//! What a replica remembers of sessions, for how long, and what takes the place of what.
+//! Tests of a replica's memory: what it holds, for how long, and which entries replace others.
 
 use super::*;
 use crate::key::Tag;
@@ -125,7 +125,7 @@ async fn a_thread_is_told_once_in_a_while() {
     assert!(!local.has_told(&session(9), &session(2)));
 }
 
-/// A turn that confirms what was confirmed a moment ago renews nothing; a later one does.
+/// A turn renews no entry that was confirmed a moment ago; a later turn does.
 #[tokio::test(start_paused = true)]
 async fn belief_is_renewed_by_the_stores_word() {
     let local = Local::new(8, HOUR);
@@ -136,7 +136,7 @@ async fn belief_is_renewed_by_the_stores_word() {
     }
     tokio::time::advance(HOUR - Duration::from_secs(1)).await;
     assert!(local.recall(&session(1)).is_some());
-    // What is heard of it takes nothing away.
+    // An announcement does not shorten a confirmed entry.
     local.confirm(&session(1), &record(1));
     local.hear(&session(1), &record(1));
     tokio::time::advance(HOUR / 4 * 3).await;
@@ -146,8 +146,7 @@ async fn belief_is_renewed_by_the_stores_word() {
     assert!(local.recall(&session(2)).is_none(), "it is believed for half as long");
 }
 
-/// A guess is no more than that, whatever the store has said of it: the store's word makes it
-/// known.
+/// An announcement makes a provisional entry known, because the store holds it.
 #[tokio::test(start_paused = true)]
 async fn guess_becomes_known_by_the_stores_word() {
     let local = Local::new(8, HOUR);
@@ -156,7 +155,8 @@ async fn guess_becomes_known_by_the_stores_word() {
     assert!(
         !local.recall(&session(1)).unwrap().is_provisional && local.next_unmerged(9).is_empty()
     );
-    // Another one of the same epoch gives way, and a higher one does not.
+    // A provisional entry gives way to another binding of the same epoch. An entry of a higher
+    // epoch does not.
     let other = BindingRecord { key: Tag::of("key", b"b-1"), ..record(1) };
     local.note(&session(2), &record(1), true);
     assert_eq!(local.confirm(&session(2), &other), Belief::Stored);
@@ -180,7 +180,7 @@ async fn session_that_is_forgotten_is_not_merged() {
     assert_eq!(local.recall(&session(1)), None);
     assert_eq!(local.next_unmerged(9), [(session(2), record(1))]);
     assert_eq!(local.count_unmerged(), 1);
-    // It may be bound anew, and is merged once then.
+    // The session may be bound anew, and is then merged once.
     local.note(&session(1), &record(1), false);
     assert_eq!(local.next_unmerged(9).len(), 2);
     local.forget(&session(1));
@@ -202,7 +202,7 @@ async fn organization_that_is_ruled_out_is_so_for_its_session_and_for_a_time() {
     assert_eq!(local.rule_out(&session(1), b), [b]);
 }
 
-/// The store could not be told of a thread: the next turn tells it.
+/// The store could not be reached, so the next turn stores the thread again.
 #[tokio::test(start_paused = true)]
 async fn thread_that_was_not_told_is_told_again() {
     let local = Local::new(8, HOUR);

@@ -1,4 +1,4 @@
-//! Owners of stored responses: as text, remembered, and looked up in the store.
+//! Tests of the owners of stored responses: as text, in memory, and in the store.
 
 use super::*;
 use crate::client::ClientId;
@@ -60,7 +60,7 @@ async fn what_one_replica_has_written_down_all_know() {
     one.keep("r").await;
     assert_eq!((one.knows("r").await, two.knows("r").await), (Some(true), Some(true)));
     assert_eq!(two.knows("never issued").await, Some(false));
-    // What was learned answers when the store does not.
+    // A known owner answers while the store is away.
     two.weather(Weather::Away);
     assert_eq!((two.knows("r").await, two.knows("never issued").await), (Some(true), None));
 }
@@ -129,11 +129,11 @@ proptest! {
 
     #[test]
     fn no_text_is_fatal_nor_an_owner(text in "\\PC{0,50}") {
-        // Sixteen characters that are no tags by chance are none that anybody has written.
+        // Sixteen random characters that happen to be tags are read and written unchanged.
         prop_assert!(Owner::parse(&text).is_none_or(|owner| owner.to_string() == text), "{}", text);
     }
 
-    /// A text that is almost an owner is one only if it is what that owner is written as.
+    /// A text that is almost an owner parses only if it is the written form of the parsed owner.
     #[test]
     fn no_other_text_is_an_owner(
         text in "[A-Za-z0-9_-]{16}( [A-Za-z0-9_-]{22})?",
@@ -151,7 +151,7 @@ proptest! {
     }
 }
 
-/// What other versions and replicas read.
+/// Pins the format that other versions and replicas read.
 #[test]
 fn owner_is_written_as_it_always_was() {
     let tag = |text: &str| Tag::parse(text).unwrap();
@@ -176,7 +176,7 @@ async fn owner_is_of_the_key_that_has_answered() {
     );
 }
 
-/// What is known here answers for no longer than the store's word would.
+/// A remembered owner lives no longer than the stored one.
 #[tokio::test(start_paused = true)]
 async fn owner_is_forgotten_with_the_stores_word() {
     let memory = Arc::new(crate::store::memory::Memory::new(8));
@@ -195,7 +195,7 @@ async fn owner_is_forgotten_with_the_stores_word() {
         memory.get(Name::Response(response("s").as_str())).map(|held| held.left),
         Some(HOUR)
     );
-    // A newer version's word is not taken for none.
+    // A value of a newer version does not count as missing.
     memory.claim(Name::Response(response("t").as_str()), "of a newer version", HOUR);
     assert!(owners.find(&response("t"), &mut store.budget()).await.is_err());
 }

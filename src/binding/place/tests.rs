@@ -1,4 +1,4 @@
-//! Whatever is known of keys, a turn goes only where it may.
+//! Tests that a turn uses only allowed keys, whatever the state of the keys.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -48,7 +48,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 fn registry(cases: &[Case], failed: &mut Vec<Tag>) -> Arc<Registry> {
-    // Its keys have connections of their own: once is enough.
+    // Each key opens connections of its own, so the table is built once.
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
     let registry = Arc::new(Registry::new(TABLE.clone(), Arc::new(Metrics::new())));
     play(&registry, cases, failed);
@@ -127,7 +127,7 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
         "{calm:?}"
     );
 
-    // b-1 has more than its share to do, and the one project of org-c has nothing left.
+    // b-1 has more than its share of the load, and the only project of org-c has no headroom.
     registry.loads.heard(&[format!("{}=40", keys[3].tag)]);
     let limits = [("limit", "100"), ("remaining", "0"), ("reset", "60s")];
     let named = |(what, value)| {
@@ -211,7 +211,7 @@ async fn only_what_is_exhausted_everywhere_is_told_for_good() {
     assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), ErrorKind::NoKeyAvailable);
 }
 
-/// What is true of every decision about a turn of `session`, which is bound to the key `bound`.
+/// Checks every decision about a turn of `session`, which is bound to the key `bound`.
 fn check(
     registry: &Arc<Registry>,
     session: &SessionId,
@@ -268,7 +268,7 @@ fn check(
         Standing::Ready(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
         Standing::Bypassed(_) | Standing::Dead(Reason::NotAllowed) => {}
         Standing::OtherProject => prop_assert!(false, "it may go anywhere"),
-        // What is left for good is left for a reason that lasts.
+        // A session leaves a key for good only for a lasting reason.
         Standing::Dead(reason) => {
             prop_assert!(
                 matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained),
@@ -298,7 +298,7 @@ proptest! {
         runtime.block_on(async {
             let (registry, session) = (registry(&[], &mut Vec::new()), SessionId::parse(&session).unwrap());
             for (cases, seconds) in &history {
-                // Where the upstream has failed is forgotten with the turn.
+                // The next turn forgets where the upstream has failed.
                 let mut failed = Vec::new();
                 play(&registry, cases, &mut failed);
                 check(&registry, &session, bound, &organizations, failed)?;

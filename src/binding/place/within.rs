@@ -1,4 +1,4 @@
-//! Turns that go on from what one project has stored.
+//! Tests of turns that continue from content that one project stores.
 
 use super::*;
 use crate::binding::demand::Turn;
@@ -8,7 +8,7 @@ use crate::key::table::Table;
 use crate::key::{Settings, UpstreamSettings};
 use crate::metrics::Metrics;
 
-/// `(id, organization, project, weight)`
+/// Each key is `(id, organization, project, weight)`.
 const KEYS: [(&str, &str, &str, u32); 5] = [
     ("a-1", "org-a", "one", 1),
     ("a-2", "org-a", "one", 1),
@@ -104,7 +104,7 @@ fn a_binding_to_another_project_is_left_alone() {
         [Reach::Anywhere, one, two].map(|within| standing(&bound, within)),
         ["a-1", "a-1", "elsewhere"]
     );
-    // Whatever becomes of its key, that is for the session's other turns to find out.
+    // The session's other turns react to the state of its key; this turn does not.
     registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
     assert_eq!(
         [Reach::Anywhere, one, two].map(|within| standing(&bound, within)),

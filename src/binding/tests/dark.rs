@@ -1,4 +1,5 @@
-//! The store is away: what a replica goes by meanwhile, and what it tells the store afterwards.
+//! Tests without the store: the bindings that a replica uses meanwhile, and those that it merges
+//! afterwards.
 
 use super::*;
 use crate::binding::local::Known;
@@ -14,7 +15,7 @@ fn known(replica: &Replica) -> Known {
     replica.local.recall(&session(1)).unwrap()
 }
 
-/// A binding that was made in the dark, and what the store has been told by then.
+/// A binding that was made without the store stays provisional until it is merged.
 #[tokio::test(start_paused = true)]
 async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     let replica = one();
@@ -29,7 +30,7 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
         (Written::Here(record.clone()), true)
     );
     replica.serves(&begun).await;
-    // Nobody knows whether that was its organization, whatever it has answered.
+    // The session may belong to another organization, although this one has answered.
     assert_eq!(known(&replica), Known { record: record.sealed(), is_provisional: true });
     assert!(replica.bind(&mut turn).await.unwrap().is_provisional);
     assert_eq!(merges(&replica).await, 0, "nobody answers");
@@ -40,11 +41,10 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     assert!(!known(&replica).is_provisional);
 }
 
-/// What is stored of a session that was guessed in the dark knows better, however often the guess
-/// has moved meanwhile.
+/// A stored binding replaces a provisional one, however often the provisional one has moved.
 #[tokio::test(start_paused = true)]
 async fn guess_gives_way_to_what_is_stored() {
-    // By a merge, or by the next turn, whichever is first.
+    // A merge or the next turn replaces the provisional binding, whichever comes first.
     for is_merged in [false, true] {
         let [dark, other] = replicas::<2>(SIX);
         dark.weather(Weather::Away);
@@ -70,7 +70,7 @@ async fn guess_gives_way_to_what_is_stored() {
     }
 }
 
-/// A session that this replica knows stays where it is, and moves within its organization only.
+/// A session that this replica knows keeps its key, and moves only within its organization.
 #[tokio::test(start_paused = true)]
 async fn known_session_moves_in_the_dark_within_its_organization() {
     for sealed in [false, true] {
@@ -93,7 +93,7 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
         let next = BindingRecord { sealed, stale_state, ..replica.record("b-2", 3) };
         assert_eq!(moved.written, Written::Here(next.clone()));
         assert_eq!(known(&replica), Known { record: next.clone(), is_provisional: false });
-        // The other organizations are well, and nobody can say whose its history is.
+        // The other organizations are ready, but the session's history may not be theirs.
         replica.refuses("b-2", &mut turn);
         assert_eq!(
             replica.rebind(&mut turn, &moved).await.unwrap_err().kind,
@@ -105,7 +105,8 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
     }
 }
 
-/// No turn leaves its organization in the dark for a shortage, although nothing of it is sealed.
+/// Without the store, no turn leaves its organization for a limit, even if the session is not
+/// sealed.
 #[tokio::test(start_paused = true)]
 async fn limited_session_waits_in_the_dark_for_its_organization() {
     let [replica] = replicas(SIX);
@@ -119,7 +120,8 @@ async fn limited_session_waits_in_the_dark_for_its_organization() {
     assert_eq!(known(&replica), Known { record: bound, is_provisional: false });
 }
 
-/// Another turn of the session has moved it in the dark between this turn's look and its own move.
+/// Another turn of the session moves it, without the store, between this turn's lookup and its own
+/// move.
 #[tokio::test(start_paused = true)]
 async fn move_in_the_dark_goes_on_from_the_newest_one() {
     for taken in ["a-2", "a-3"] {
@@ -137,7 +139,7 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
             ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone()))
         );
         assert_eq!(known(&replica), newer, "it is left alone");
-        // Its key is dead as well.
+        // The newer binding's key is dead, too.
         replica.says(taken, Condition::Drained);
         let moved = replica.bindings.use_known(turn.placing(), &session(1), &old).unwrap();
         let next = replica.record(other, 3).sealed();
@@ -149,8 +151,8 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
     }
 }
 
-/// The store has confirmed the session, sealed or not: a turn that goes on in the dark moves it by
-/// one epoch, so that the merge keeps the move.
+/// The store has confirmed the session, sealed or not. A turn without the store moves it by one
+/// epoch, so that the merge keeps the move.
 #[tokio::test(start_paused = true)]
 async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     for sealed in [false, true] {
@@ -175,8 +177,8 @@ async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     }
 }
 
-/// The first answer in the dark comes from the organization that the store has confirmed: the
-/// session is sealed, and is no guess.
+/// The organization that the store has confirmed answers first without the store. The session is
+/// sealed and not provisional.
 #[tokio::test(start_paused = true)]
 async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     let [replica] = replicas(SIX);
@@ -194,8 +196,8 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     replica.is_stored(&replica.record("b-2", 2).sealed()).await;
 }
 
-/// A sibling serves the turns of a guess whose key is limited: the guess stays one, and gives way
-/// to the stored binding, even if its own key dies before the turn's next attempt.
+/// A sibling serves a provisional session whose key is limited. The binding stays provisional and
+/// gives way to the stored one, even if its key dies before the turn's next attempt.
 #[tokio::test(start_paused = true)]
 async fn guess_that_is_served_beside_its_key_stays_one() {
     for is_served in [false, true] {
@@ -228,8 +230,8 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
     }
 }
 
-/// Between a turn's guess and its answer the store tells of another binding of the same epoch: what
-/// the turn notes of its own binding remains a guess.
+/// While a turn runs under a provisional binding, the store announces another binding of the same
+/// epoch. The turn's own note stays provisional.
 #[tokio::test(start_paused = true)]
 async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     let [replica] = replicas(SIX);
@@ -251,7 +253,7 @@ async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
     );
 }
 
-/// Nobody is told for good by what is only a guess.
+/// A provisional binding leads to no final error.
 #[tokio::test(start_paused = true)]
 async fn guess_that_is_exhausted_is_no_last_word() {
     let [replica] = replicas(SIX);
@@ -264,8 +266,8 @@ async fn guess_that_is_exhausted_is_no_last_word() {
     assert_ne!(begun.key.organization, own.organization, "with the store it begins elsewhere");
 }
 
-/// In the dark a key of the guessed organization that is well comes before one that is not; a key
-/// that is short is waited for.
+/// Without the store, a ready key of the provisional organization comes before a limited one. If
+/// none is ready, the turn waits for a limited key.
 #[tokio::test(start_paused = true)]
 async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     let [replica] = replicas(SIX);
@@ -291,7 +293,8 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     );
 }
 
-/// Its key is not loaded here: what is not sealed goes on elsewhere, since nobody can be asked.
+/// The session's key is not loaded here. Without the store, an unsealed session moves to another
+/// organization.
 #[tokio::test(start_paused = true)]
 async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
     for (sealed, sibling) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -324,8 +327,8 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
     }
 }
 
-/// A key that came in the dark takes no session that other replicas would not look for there; one
-/// that went takes none.
+/// A key that was added without the store takes no session, because other replicas would not choose
+/// it. A key that was removed takes none, either.
 #[tokio::test(start_paused = true)]
 async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");

@@ -1,5 +1,5 @@
-//! What a replica learns of the sessions that others serve: how long it believes an announcement,
-//! whose place that takes, and when it scans the store for announcements that it missed.
+//! Tests of gossip: how long a replica believes an announcement, which entries it displaces, and
+//! when the replica scans the store for missed announcements.
 
 use std::sync::MutexGuard;
 
@@ -14,10 +14,10 @@ use crate::store::announcement::Announcement;
 use crate::store::model::{BEHIND, Heard, ScanSteps};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What the steps of a short scan take.
+/// The duration of a short scan's steps.
 const STEPS: Duration = Duration::from_millis(50);
 
-/// A replica that listens, and the task that does so.
+/// A replica that receives announcements, and its task.
 fn listener() -> (Replica, JoinHandle<()>) {
     let replica = one();
     let listening = tokio::spawn(Gossip::new(&replica.store, &replica.local).keep());
@@ -38,7 +38,7 @@ impl Replica {
         &self.model.as_ref().unwrap().gossip
     }
 
-    /// Another replica announces this, and this one has the time to listen.
+    /// Announces this from another replica, and lets this replica receive it.
     async fn told(&self, news: Announcement) {
         sleep(Duration::from_millis(1)).await;
         self.gossip().told.send(news).unwrap();
@@ -49,13 +49,13 @@ impl Replica {
         self.gossip().scans.lock().unwrap().push_back(steps);
     }
 
-    /// The store has subscribed, once more. Returns when.
+    /// Reports a new subscription of the store. Returns the time.
     fn subscribed(&self) -> Instant {
         self.gossip().resubscribed.send_modify(|count| *count += 1);
         Instant::now()
     }
 
-    /// When each scan began.
+    /// Returns the times at which scans began.
     fn scans(&self) -> MutexGuard<'_, Vec<Instant>> {
         self.gossip().begun.lock().unwrap()
     }
@@ -73,7 +73,7 @@ async fn announcement_is_believed_for_a_quarter_of_the_stored_life() {
     let heard = Instant::now();
     assert_eq!(replica.known_of(1), Some(Known { record: record.clone(), is_provisional: false }));
     assert_eq!(replica.local.count_unmerged(), 0, "the store knows it");
-    // In an outage it is what the session goes by.
+    // During an outage, the session uses the announced binding.
     replica.weather(Weather::Away);
     assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-1"));
     tokio::time::advance(TTL / 4 - SECOND - heard.elapsed()).await;
@@ -101,7 +101,7 @@ async fn announcement_that_says_less_or_nothing_is_passed_over() {
 }
 
 /// A replica scans the store when it has subscribed. It believes each binding while the store holds
-/// it, and a silent node costs only the bindings of that node.
+/// it. A silent node costs only the bindings of that node.
 #[tokio::test(start_paused = true)]
 async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcement() {
     let (replica, _listening) = listener();
@@ -136,8 +136,8 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     assert_eq!(known(), [false; 4]);
 }
 
-/// A replica of these tests remembers a hundred sessions: first those that it serves, then those
-/// that are announced, and where room is left those that it scans.
+/// A replica of these tests remembers a hundred sessions: first those that it serves, then
+/// announced ones, and scanned ones only in free places.
 #[tokio::test(start_paused = true)]
 async fn gossip_costs_no_served_session_its_place() {
     let (replica, _listening) = listener();
@@ -161,7 +161,7 @@ async fn gossip_costs_no_served_session_its_place() {
     assert_eq!((known(0..60), known(1_040..1_080), known(2_000..2_020)), (60, 40, 0));
 }
 
-/// All replicas lose a store together, and must not all scan it at the same moment.
+/// All replicas lose a store at the same time, and must not all scan it at the same moment.
 #[tokio::test(start_paused = true)]
 async fn subscription_that_is_made_again_is_followed_by_one_scan_within_a_second() {
     let (replica, _listening) = listener();
@@ -182,7 +182,7 @@ async fn subscription_that_is_made_again_is_followed_by_one_scan_within_a_second
     assert!(waits.iter().any(|wait| *wait > STEPS), "they differ: {waits:?}");
 }
 
-/// More is announced at once than this replica can hear.
+/// More bindings are announced at once than this replica can receive.
 #[tokio::test(start_paused = true)]
 async fn announcements_that_are_missed_are_read() {
     let (replica, _listening) = listener();
@@ -205,7 +205,7 @@ async fn announcements_that_are_missed_are_read() {
     );
     sleep(SECOND + STEPS).await;
     assert_eq!((replica.scans().len(), known()[0]), (2, true));
-    // As many as it can hear are no reason to read.
+    // A burst that fits causes no scan.
     for number in 0..BEHIND as u32 {
         replica.gossip().told.send(announced(number, &record)).unwrap();
     }
@@ -213,7 +213,7 @@ async fn announcements_that_are_missed_are_read() {
     assert_eq!(replica.scans().len(), 2);
 }
 
-/// A node that stays silent is asked ever more seldom, up to once a minute, until it answers.
+/// A silent node is asked less and less often, down to once a minute, until it answers.
 #[tokio::test(start_paused = true)]
 async fn scan_that_fails_is_made_again_after_twice_as_long_each_time() {
     let (replica, _listening) = listener();
@@ -230,14 +230,14 @@ async fn scan_that_fails_is_made_again_after_twice_as_long_each_time() {
     }
 }
 
-/// Nothing is gained by waiting any longer once the store can be listened to again.
+/// Once the store accepts a subscription again, waiting longer has no use.
 #[tokio::test(start_paused = true)]
 async fn subscription_ends_the_pause_before_a_scan_is_made_again() {
     let (replica, _listening) = listener();
     (0..6).for_each(|_| replica.next_scan(failing()));
     sleep(STEPS).await;
     replica.subscribed();
-    // The last of five has failed: the next is due after sixteen seconds.
+    // The fifth scan has failed, so the next one is due after sixteen seconds.
     let until = |count: usize| {
         let replica = &replica;
         async move {
@@ -255,7 +255,7 @@ async fn subscription_ends_the_pause_before_a_scan_is_made_again() {
     let again = replica.subscribed();
     sleep(STEPS).await;
     assert_eq!(replica.scans().get(5), Some(&again), "at once");
-    // That one fails as well: it is a first one again.
+    // The next scan fails, too; its pause starts from the beginning.
     until(7).await;
     let took = replica.scans()[6] - again;
     assert!((SECOND..SECOND + SECOND / 4 + 2 * STEPS).contains(&took), "{took:?}");

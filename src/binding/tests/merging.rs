@@ -1,4 +1,4 @@
-//! What was bound in the dark is merged into the store once the store answers again.
+//! Tests of the merge: bindings made without the store go into the store once it answers again.
 
 use super::*;
 use crate::binding::local::Known;
@@ -13,7 +13,7 @@ fn known(replica: &Replica) -> Known {
     replica.local.recall(&session(1)).unwrap()
 }
 
-/// Without its word on the set of keys nobody could say later whether a key is removed or not
+/// While the generation is unknown, no replica could later tell a removed key from one that is not
 /// loaded yet.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_merged_before_the_generation_is_known() {
@@ -31,8 +31,8 @@ async fn nothing_is_merged_before_the_generation_is_known() {
     replica.is_stored(&BindingRecord { generation: 3, ..record.sealed() }).await;
 }
 
-/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the
-/// record changes.
+/// A binding's first answer comes while the store is away. The merge seals the binding and changes
+/// nothing else.
 #[tokio::test(start_paused = true)]
 async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
     let replica = one();
@@ -63,7 +63,7 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
     assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
 }
 
-/// More than are merged at a time, and one that the store has moved meanwhile.
+/// There are more bindings than are merged at a time, and the store has moved one of them.
 #[tokio::test(start_paused = true)]
 async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
     let replica = one();
@@ -86,7 +86,7 @@ async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
     }
 }
 
-/// The store goes away between two operations of a turn: what it was to be told is remembered.
+/// The store goes away between two operations of a turn. The replica remembers the write.
 #[tokio::test(start_paused = true)]
 async fn store_that_goes_away_within_a_turn_costs_nothing() {
     let replica = one();

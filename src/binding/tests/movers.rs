@@ -1,5 +1,5 @@
-//! Sessions that move to one key at once: how many it takes, how long the others wait, and where
-//! they go on.
+//! Tests of many sessions that move to one key: how many the key takes, how long the others wait,
+//! and which keys they use.
 
 use crate::store::name::Name;
 use std::ops::Range;
@@ -8,13 +8,13 @@ use futures_util::future::join_all;
 
 use super::*;
 
-/// So many wait at a time.
+/// Most turns that wait at a time.
 const MOVERS: usize = 256;
-/// The clock of the tests counts in milliseconds.
+/// The resolution of the clock of the tests is a millisecond.
 const TICKS: Duration = Duration::from_millis(10);
 
-/// Sessions that are bound to `a-1`, which is dead, each with this much patience. Returns where
-/// each went, or what it was told, and how long that took.
+/// Moves sessions that are bound to the dead key `a-1`, each with this `wait_left`. Returns each
+/// session's key or error, and the time that it took.
 async fn moved(
     replica: &Replica,
     sessions: Range<u32>,
@@ -58,7 +58,7 @@ async fn crowd_without_patience_is_told_when_to_come_again() {
     assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "crowded")), (30, 0));
 }
 
-/// All of them wait no longer than they may, however often they come too late.
+/// No turn waits longer than it may, however often another session takes its place.
 #[tokio::test(start_paused = true)]
 async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
@@ -78,7 +78,7 @@ async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
     assert_eq!(replica.decided("wait", "crowded"), 30, "each is told once, however often it waits");
 }
 
-/// Memory is bounded: so many wait, and the others are told to come again.
+/// Memory is limited: a fixed number of turns wait, and the others are told to retry.
 #[tokio::test(start_paused = true)]
 async fn crowd_is_bounded_and_its_places_are_given_back() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
@@ -93,7 +93,7 @@ async fn crowd_is_bounded_and_its_places_are_given_back() {
     }
 }
 
-/// Where another key of the organization has room the session goes on there.
+/// If another key of the organization takes the session, the session moves there.
 #[tokio::test(start_paused = true)]
 async fn crowd_goes_on_in_its_order() {
     let [replica] = replicas(
@@ -108,8 +108,8 @@ async fn crowd_goes_on_in_its_order() {
     assert_eq!(all.iter().filter(|(went, _)| went.is_err()).count(), 10);
 }
 
-/// Ten new sessions a second have begun with a key for a minute: it takes twice as many moved ones,
-/// three seconds' worth at once.
+/// Ten new sessions a second have begun on a key for a minute. The key takes twice as many moved
+/// sessions, three seconds' worth at once.
 #[tokio::test(start_paused = true)]
 async fn crowd_is_measured_by_the_new_sessions_that_a_key_is_used_to() {
     let [replica] = replicas("a-1 org-a one 0, a-2 org-a two 1, b-1 org-b one 0, b-2 org-b two 0");

@@ -1,10 +1,11 @@
-//! Sessions whose key can serve no more: which of them move, where to, and what is written down.
+//! Tests of sessions whose key can serve no more: which of them move, to which key, and what is
+//! stored.
 
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::record::state_tag;
 
-/// Whatever it was that moved a session before, an operator's word is one.
+/// An operator's command moves sessions of every epoch.
 #[tokio::test(start_paused = true)]
 async fn drained_key_is_left_by_sessions_of_every_epoch() {
     for (epoch, sealed) in [(1, false), (1, true), (2, false), (2, true), (12, true)] {
@@ -99,7 +100,7 @@ async fn turn_without_a_session_binds_nothing_and_moves_by_load() {
     assert!(!replica.bindings.would_leave(turn.placing(), &first), "there is nowhere to go");
 }
 
-/// Its turn shows nothing that is sealed, and belongs to the session all the same.
+/// The turn carries no sealed content, but its session is sealed.
 #[tokio::test(start_paused = true)]
 async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() {
     let [replica] = replicas(
@@ -123,14 +124,14 @@ async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() 
         (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(30)))
     );
     replica.is_stored(&moved).await;
-    // The next turn fares no better once it has asked both, on whatever is known of it.
+    // The next turn has the same result after both keys refuse it, with or without the store.
     let refused = || replica.turn().with(|turn| turn.tried.refused = vec![bound.key, moved.key]);
     assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Away);
     assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
 }
 
-/// What befalls organization `org-a`.
+/// An event that affects organization `org-a`.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Limited,
@@ -156,16 +157,16 @@ impl Fate {
     }
 }
 
-/// Its organization has no key left: what may go on elsewhere does, and everybody else hears why
-/// not.
+/// The organization has no usable key left. Sessions that may leave it do, and all others receive
+/// the reason.
 #[tokio::test(start_paused = true)]
 async fn session_leaves_its_organization_only_for_what_it_may() {
     use Fate::{Denied, Disabled, Exhausted, ExhaustedProjects, Limited, Rejected};
     const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1, b-4 org-b four 1";
     let (limited, none, quota) =
         (ErrorKind::RateLimitExceeded, ErrorKind::NoKeyAvailable, ErrorKind::InsufficientQuota);
-    // Nothing sealed; the turn shows something sealed; the session is sealed. `None`: it goes to
-    // the other organization.
+    // The three columns: nothing is sealed, the turn carries sealed content, the session is sealed.
+    // `None`: the session moves to the other organization.
     for (fate, free, shown, sealed) in [
         (Limited, None, Some(limited), Some(limited)),
         (Disabled, None, Some(none), Some(none)),
@@ -200,8 +201,8 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
             }
         }
     }
-    // What nobody in its organization may have its own key tells it, and no other organization is
-    // asked for it.
+    // If no key of the organization has access to a model, the own key's answer says so. No other
+    // organization is tried.
     let [replica] = replicas(KEYS);
     replica.put(&replica.record("a-1", 1)).await;
     Denied.befalls(&replica);
@@ -225,7 +226,7 @@ async fn short_key_serves_those_who_have_the_patience() {
         Ok("a-1"),
         "of that it has enough"
     );
-    // A sibling that is short for less time serves who can wait for that one.
+    // A sibling that is limited for less time serves turns that can wait that long.
     replica.registry.limit(&replica.key("a-2"), MODEL, Duration::from_secs(3));
     assert_eq!(replica.goes(waits(3_000)).await.as_deref(), Ok("a-2"));
     let (decided, reason) = ("spill", "limited");
@@ -251,8 +252,7 @@ async fn moved_turn_leaves_its_state_behind() {
     );
 }
 
-/// A turn that is under way while another one of its session moves, and whose own key is well again
-/// by then.
+/// Another turn moves the session while this turn runs, and this turn's own key recovers meanwhile.
 #[tokio::test(start_paused = true)]
 async fn turn_goes_on_from_the_move_of_another_one() {
     for weather in [Weather::Fair, Weather::Away] {
@@ -281,7 +281,7 @@ async fn turn_that_stays_stays_as_it_was() {
     assert!(begun.is_provisional && again.is_provisional && again.written == begun.written);
 }
 
-/// Two replicas find the key of a session dead, and one of them is first.
+/// Two replicas find a session's key dead, and one of them moves the session first.
 #[tokio::test(start_paused = true)]
 async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
     let [first, second] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
@@ -291,7 +291,7 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
     for replica in [&first, &second] {
         replica.rejects("a-1");
     }
-    // The second would go elsewhere by itself.
+    // The second replica alone would choose another key.
     let won = first.bind(&mut first.turn()).await.unwrap();
     let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
     second.limits(&won.key.id);
@@ -300,8 +300,7 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
         second.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (won.key.id.as_str(), true, BindingResult::Existing));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
-    // Where the winner's key is short for the loser, its sibling serves, and the session stays
-    // where it is.
+    // If the winner's key is limited for the loser, a sibling serves, and the session stays.
     let beside = second.bind(&mut second.turn()).await.unwrap();
     assert_eq!(seen(&beside), (other, true, BindingResult::Spilled));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;

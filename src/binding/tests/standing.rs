@@ -1,5 +1,5 @@
-//! What a replica makes of a stored binding: whether its key serves, is passed by, or is left; and
-//! who finds out whether a key that is out of use is so still.
+//! Tests of a replica's judgment of a stored binding: its key serves, is bypassed, or is dead. Also
+//! tests which turn retests a dead key.
 
 use super::*;
 use crate::binding::place::Standing;
@@ -7,7 +7,7 @@ use crate::binding::select::Reach;
 use crate::key::Tag;
 use crate::metrics::Reason;
 
-/// As one word.
+/// Returns the standing as a short text.
 fn word(standing: &Standing) -> String {
     match standing {
         Standing::Ready(key) => key.id.clone(),
@@ -23,8 +23,8 @@ impl Replica {
     }
 }
 
-/// A key of another name or another organization is another key, and only a replica of the same set
-/// or a newer one can say that it is removed.
+/// A key of another name or another organization is another key. Only a replica of the same or a
+/// newer generation may call it removed.
 #[tokio::test(start_paused = true)]
 async fn unknown_key_is_removed_by_a_newer_set_alone() {
     let replica = one();
@@ -59,7 +59,7 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
     }
 }
 
-/// What the turn itself has met counts beside what is known of the key.
+/// The turn's own failures count beside the key's health.
 #[tokio::test(start_paused = true)]
 async fn standing_is_by_rights_then_by_the_turn_then_by_health() {
     let replica = one();
@@ -96,8 +96,8 @@ async fn standing_is_by_rights_then_by_the_turn_then_by_health() {
     }
 }
 
-/// To a session that stays in its organization a project's quota is a shortage; one that may go
-/// elsewhere leaves its key.
+/// For a session that stays in its organization, a project's exhausted quota is a shortage. A
+/// session that may leave its organization leaves its key.
 #[tokio::test(start_paused = true)]
 async fn exhausted_project_is_left_by_whoever_may_leave_its_organization() {
     let replica = one();
@@ -108,13 +108,13 @@ async fn exhausted_project_is_left_by_whoever_may_leave_its_organization() {
     assert_eq!(replica.stands(&replica.turn(), &free), "gone exhausted");
     assert_eq!(replica.stands(&replica.turn(), &sealed), "aside exhausted");
     assert_eq!(replica.stands(&within, &free), "aside exhausted");
-    // Its organization's quota is used up as well: the session's key is no better than others.
+    // The organization's quota is exhausted, too, so its other keys are no better.
     replica.exhausts("a-1", Scope::Organization);
     assert_eq!(replica.stands(&replica.turn(), &sealed), "gone exhausted");
 }
 
-/// A key that is out of use here, and to which somebody has moved the session since, is tried by
-/// one turn in a while.
+/// This replica considers a key dead, but another replica has moved the session to it since. One
+/// turn at a time tries the key.
 #[tokio::test(start_paused = true)]
 async fn key_that_a_session_was_moved_to_is_tried_by_one_turn() {
     let replica = one();
@@ -134,7 +134,7 @@ async fn key_that_a_session_was_moved_to_is_tried_by_one_turn() {
     assert_eq!(replica.stands(&replica.turn(), &second), "gone rejected", "one is enough");
 }
 
-/// One turn finds out whether a quota is still used up.
+/// One turn tests whether a quota is still exhausted.
 #[tokio::test(start_paused = true)]
 async fn exhausted_key_is_tried_by_the_turn_with_the_ticket() {
     for (scope, sealed, out) in [
@@ -153,7 +153,7 @@ async fn exhausted_key_is_tried_by_the_turn_with_the_ticket() {
     }
 }
 
-/// With nobody else left a turn that has no session there, or is not bound yet, may find out.
+/// If no key is left, a turn that is not bound to the exhausted key may test it, too.
 #[tokio::test(start_paused = true)]
 async fn new_session_finds_out_whether_all_are_still_exhausted() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");
@@ -174,7 +174,7 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
     assert_eq!(choose(&["a-1", "a-2"]), Err(ErrorKind::InsufficientQuota), "this one has tried");
     assert!(choose(&["a-1"]).is_ok_and(|id| id == "a-2"));
     assert_eq!(choose(&[]), Err(ErrorKind::InsufficientQuota), "one is enough");
-    // And so does a new session, of its first choice, although others are well.
+    // A new session tests its first choice, too, although other keys are ready.
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let place_new = |refused: Vec<Tag>| {
         let turn = replica.turn().with(|turn| turn.tried.refused = refused);
@@ -187,7 +187,7 @@ async fn new_session_finds_out_whether_all_are_still_exhausted() {
     assert_eq!((place_new(Vec::new()), place_new(Vec::new())), ("a-1".into(), "b-1".into()));
 }
 
-/// What is told of a turn that nobody could serve, in the log and the metrics.
+/// A refused turn is counted and logged with its reason.
 #[tokio::test(start_paused = true)]
 async fn refusal_is_told_with_its_reason() {
     type Befalls = dyn Fn(&Replica);

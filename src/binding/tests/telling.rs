@@ -1,4 +1,4 @@
-//! What operators are shown of a session.
+//! Tests of an operator's view of a session.
 
 use super::*;
 use crate::binding::trail::{Mark, Step, keep_writing};
@@ -35,12 +35,12 @@ async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
     replica.weather(Weather::Away);
     assert_eq!(shown().await, ("a-1".into(), Some("org-a".into()), 2, 1, false, false));
     replica.weather(Weather::Fair);
-    // Its key is configured no more, and its organization has another.
+    // The session's key is no longer configured, and its organization has another key.
     replica.loads("b-2 org-b one 1");
     assert_eq!(shown().await, (String::new(), Some("org-b".into()), 3, 7, true, true));
 }
 
-/// Replicas write as they come to it, some of it twice, and newer versions in words of their own.
+/// Replicas write independently, some lines twice, and newer versions write other formats.
 #[tokio::test(start_paused = true)]
 async fn trail_is_shown_in_the_order_of_its_times_and_each_line_once() {
     let replica = one();
@@ -51,7 +51,7 @@ async fn trail_is_shown_in_the_order_of_its_times_and_each_line_once() {
     assert_eq!(view.trail, [first, second].map(|line| Mark::parse(line).unwrap()));
 }
 
-/// The store takes what it is told, and its answer is lost.
+/// The store accepts a line, and its answer is lost.
 #[tokio::test(start_paused = true)]
 async fn step_that_is_written_again_is_shown_once() {
     let replica = one();
