@@ -1,5 +1,5 @@
-//! Which clients were told that a model is not to be had. One client may ask for a model that no
-//! project has; two clients are believed.
+//! The clients that an upstream has denied a model. A single client may ask for a model that no
+//! project has, so a denial counts only once two clients report it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,17 +13,17 @@ use crate::health::condition::Subject;
 use crate::health::registry::Registry;
 use crate::key::Key;
 
-/// How long one client's report waits for another client's.
+/// Time for which one client's report waits for another client's.
 const MEMORY: Duration = Duration::from_secs(60);
-/// The most reports that are kept: clients name the models.
+/// Most reports that are kept. The number is limited because clients name the models.
 const MOST: usize = 1_000;
 
 #[derive(Default)]
 pub struct Corroboration(Mutex<HashMap<Subject, (ClientId, Instant)>>);
 
 impl Corroboration {
-    /// The client of `demand` was told that the key's project has no such model. Once two clients
-    /// were told so, the project is taken to have no access to the model.
+    /// Reports that the client of `demand` was denied the model in the key's project. Once two
+    /// clients report it, the project counts as having no access to the model.
     pub fn heard(&self, registry: &Registry, key: &Key, demand: &Demand<'_>) {
         if self.is_second(Subject::model(key, demand.model), &demand.client.id, Instant::now()) {
             registry.deny(key, demand.model);

@@ -1,4 +1,4 @@
-//! How long nothing has come on a stream.
+//! A timeout for a stream on which nothing arrives.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// One timer a stream, moved only when it goes off.
+/// One timer per stream. The timer is reset only when it fires.
 pub struct Idle {
     timeout: Duration,
     last: Instant,
@@ -18,7 +18,7 @@ impl Idle {
         Self { timeout, last: Instant::now(), timer: None }
     }
 
-    /// Something has come. Returns how long nothing had.
+    /// Notes that something arrived. Returns how long the stream was silent before.
     pub fn stir(&mut self) -> Duration {
         let now = Instant::now();
         now - std::mem::replace(&mut self.last, now)
@@ -46,7 +46,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// How long after now silence is noticed.
+    /// Returns how long from now until the timeout is reported.
     async fn silence(idle: &mut Idle) -> Duration {
         let began = Instant::now();
         timeout(SECOND * 9, poll_fn(|context| idle.poll_over(context)))

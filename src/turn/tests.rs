@@ -1,5 +1,5 @@
-//! What a turn does between its attempts: how long it waits, how often it is repeated, and where it
-//! goes then.
+//! Tests of a turn between its attempts: how long the turn waits, how often it tries again, and
+//! with which key.
 
 use super::*;
 use crate::binding::demand::Turn;
@@ -26,8 +26,8 @@ const TTL: Duration = Duration::from_secs(3_600);
 const PATIENCE: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A replica with a store of its own and these keys, each with its organization and project. No
-/// upstream is there.
+/// A replica with its own store and these keys, each with its organization and project. There is no
+/// upstream.
 pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
     let upstream: UpstreamSettings =
         serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
@@ -57,7 +57,7 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
     }
 }
 
-/// A turn of a new session for the model `m`, and the key that it is bound to.
+/// Binds a turn of a new session for the model `m`.
 pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Turn<'c>, Binding, Budget) {
     let mut turn = Turn::of(client);
     turn.demand.session = SessionId::parse(&"s".repeat(SessionId::LENGTH));
@@ -68,7 +68,7 @@ pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Turn<'c>, Bind
     (turn, binding, budget)
 }
 
-/// An upstream that no turn comes to.
+/// An upstream that must not be asked.
 struct Nowhere;
 
 impl Ask for Nowhere {
@@ -91,7 +91,7 @@ fn account(gateway: &Gateway) -> Account {
     Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new())
 }
 
-/// How often it was decided so.
+/// Returns how often this decision was counted.
 pub fn decided(gateway: &Gateway, decision: &str, reason: &str) -> u32 {
     let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
     let page = gateway.books.metrics.render();
@@ -110,7 +110,7 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
         let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
         let (key, began) = (Arc::clone(&binding.key), Instant::now());
         gateway.registry.limit(&key, "m", again);
-        // Others are told while it waits that the key is short for as long once more.
+        // While the turn waits, other turns are told that the key is limited again for as long.
         let told = async {
             sleep(again - SECOND / 10).await;
             let places: Vec<_> =
@@ -202,7 +202,7 @@ async fn a_wait_that_is_longer_than_the_patience_is_not_begun() {
 async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
     let client = Client::unrestricted("alice");
     let (alone, two) = (&[("a", "o", "p")][..], &[("a", "o", "p"), ("b", "o", "q")][..]);
-    // The sibling may be limited, too: for less than the turn may wait.
+    // The sibling may be limited, too, but for less time than the turn may wait.
     for (keys, sibling_for, limits, is_left) in [
         (two, Duration::ZERO, 1, false),
         (two, Duration::ZERO, 2, true),
@@ -254,7 +254,7 @@ async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
         (decided(&gateway, "retry", "failed"), decided(&gateway, "refuse", "failed")),
         (2, 1)
     );
-    // All turns together have made as many as they may: another one is not repeated at all.
+    // All turns together have used up their retries, so another turn is not repeated at all.
     let (turn, binding, mut budget) = bound(&gateway, &client).await;
     let mut account = self::account(&gateway);
     let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);

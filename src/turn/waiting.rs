@@ -1,5 +1,5 @@
-//! Waiting for a limited key: in place, so that the session's cache stays warm, and never by too
-//! many turns at once.
+//! Waits for a limited key. A turn waits in place, so that its session's cache stays warm; the
+//! number of waiting turns is limited.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::limit::{chance, jittered};
 use crate::metrics::{Decision, Reason};
 use crate::turn::{Ask, Attempts};
 
-/// The most turns that wait for one key on this replica.
+/// Most turns that wait for one key on this replica.
 const WAITERS: usize = 64;
 
 #[derive(Default)]
@@ -26,8 +26,8 @@ pub struct Waiters {
 }
 
 impl Waiters {
-    /// A place among the turns that wait for `key`, held until it is dropped, also if the client
-    /// leaves. `None`: all places are taken.
+    /// Returns a permit to wait for `key`, released on drop, also when the client leaves. `None`:
+    /// too many turns wait.
     pub fn enter(&self, key: &Key) -> Option<OwnedSemaphorePermit> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let place = places.entry(key.tag).or_insert_with(|| Arc::new(Semaphore::new(WAITERS)));
@@ -36,8 +36,8 @@ impl Waiters {
 }
 
 impl<A: Ask> Attempts<'_, A> {
-    /// Waits in place while the binding's key is limited. If that takes too long, or too many turns
-    /// wait, another key serves.
+    /// Waits in place while the binding's key is limited. If the wait is too long, or too many
+    /// turns wait, another key serves.
     pub(super) async fn wait(&mut self, mut binding: Binding) -> Result<Binding, Error> {
         let gateway = self.gateway;
         while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, self.demand.model)
@@ -56,7 +56,7 @@ impl<A: Ask> Attempts<'_, A> {
         Ok(binding)
     }
 
-    /// Ends the waits of a turn whose key is limited again after a wait, if a sibling serves at
+    /// Ends the waits of a turn whose key is limited again after a wait, if a sibling can serve at
     /// once.
     pub(super) fn stop_waiting(&mut self, binding: &Binding) {
         let impatient = Tried { wait_left: Duration::ZERO, ..self.tried.clone() };

@@ -1,5 +1,5 @@
-//! Reads a turn's body, whole and once, into memory that is bounded: the same bytes can then be
-//! sent again.
+//! Reads a turn's body once, as a whole, into bounded memory, so that the same bytes can be sent
+//! again.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -18,20 +18,21 @@ use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 use crate::wire::peek::Peek;
 
-/// What the memory for bodies is counted in: a permit is a `u32`, and a body may be larger.
+/// The unit in bytes that the memory for bodies is counted in. A permit is a `u32`, and a body may
+/// be larger.
 const UNIT: usize = 4 * 1024;
-/// Reserved at once for a body that announces its length; a longer one earns its memory by
-/// arriving.
+/// Buffer that is reserved at once for a body that announces its length. A longer body gets more as
+/// it arrives.
 const RESERVE: usize = 1024 * 1024;
-/// A body is decoded in steps of so many bytes.
+/// Bytes that are decoded in one step.
 const STEP: usize = 64 * 1024;
-/// A body must come at this rate on the whole (bytes a second), after a grace.
+/// Lowest average rate of a body in bytes a second, after a grace.
 const SLOWEST: u64 = 16 * 1024;
 const GRACE: Duration = Duration::from_secs(30);
-/// What is still read and thrown away of a body that is refused, so that its sender gets to read
-/// why.
+/// Time for which the rest of a refused body is read and discarded, so that its sender reads the
+/// error.
 const DRAIN: Duration = Duration::from_secs(2);
-/// What a client is told when memory is short.
+/// `Retry-After` when the memory for bodies is full.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The memory for bodies of one replica.
@@ -41,7 +42,7 @@ pub struct Replay {
     free: Arc<Semaphore>,
 }
 
-/// A body and its place in the memory for bodies.
+/// A body and its permit for the memory.
 pub struct Replayed {
     pub bytes: Bytes,
     _place: Option<OwnedSemaphorePermit>,
@@ -49,12 +50,11 @@ pub struct Replayed {
 
 /// A body's JSON text.
 pub enum Text<'b> {
-    /// As it was sent.
+    /// Unencoded, as the client sent it.
     Plain(&'b [u8]),
-    /// Decoded, with its own place in the memory for bodies: to be dropped as soon as it was looked
-    /// at.
+    /// Decoded, with its own permit for the memory. Dropped right after the scan.
     Decoded(Vec<u8>, Option<OwnedSemaphorePermit>),
-    /// In an encoding that is not read here.
+    /// In an encoding that the gateway cannot decode.
     Unreadable,
 }
 
@@ -77,7 +77,7 @@ impl Replay {
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Replayed, Error> {
         let mut body = body;
         match self.collect(&mut body).await {
-            // A client that waits for a go-ahead sends nothing that would have to be drained.
+            // A client that waits for `100 Continue` has sent nothing to drain.
             Err(error)
                 if error.kind == ErrorKind::RequestTooLarge && !headers.contains_key(EXPECT) =>
             {
@@ -125,7 +125,7 @@ impl Replay {
         Ok(Replayed { bytes: bytes.freeze(), _place: place })
     }
 
-    /// Takes what `length` bytes need, beyond what is taken already.
+    /// Takes permits until `length` bytes are covered.
     fn extend(&self, place: &mut Option<OwnedSemaphorePermit>, length: usize) -> Result<(), Error> {
         let wanted = length.div_ceil(UNIT);
         let taken = place.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
@@ -167,12 +167,12 @@ async fn drain(body: &mut Body, limit: usize) {
             }
         }
     };
-    // Bounded in time and bytes; how it ends changes nothing.
+    // Limited in time and bytes; the result does not matter.
     let _ = tokio::time::timeout(DRAIN, discard).await;
 }
 
 impl Replay {
-    /// The body as JSON text, decoded where that is needed.
+    /// Returns the body as JSON text, decoded if necessary.
     pub fn text<'b>(&self, headers: &HeaderMap, body: &'b Replayed) -> Result<Text<'b>, Error> {
         let encoding = headers
             .get(CONTENT_ENCODING)
@@ -188,8 +188,8 @@ impl Replay {
         }
     }
 
-    /// At most `max_body` bytes come out, and all of them count: a small body that unfolds without
-    /// end is too large.
+    /// Decodes at most `max_body` bytes, and counts all of them. A small body that decodes to too
+    /// many bytes is too large.
     fn decode<'b>(&self, mut decoder: impl Read) -> Result<Text<'b>, Error> {
         let (mut text, mut place) = (Vec::new(), None);
         loop {
@@ -214,7 +214,7 @@ fn not_decodable(error: std::io::Error) -> Error {
         .because(error.to_string())
 }
 
-/// Looks at a body's JSON text.
+/// Scans a body's JSON text.
 pub fn peek(text: &[u8]) -> Result<Peek, Error> {
     Peek::at(text).map_err(|place| {
         Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}."))
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!((error.code(), began.elapsed()), ("request_timeout", GRACE));
     }
 
-    /// `count` chunks of `size` bytes, one a second.
+    /// A body of `count` chunks of `size` bytes, one a second.
     fn dripping(size: usize, count: usize) -> Body {
         Body::new(http_body_util::StreamBody::new(futures_util::stream::unfold(
             0,
@@ -285,7 +285,7 @@ mod tests {
         let began = Instant::now();
         let error = replay.read(&HeaderMap::new(), dripping(8 * 1024, 120)).await.err().unwrap();
         assert_eq!(error.code(), "request_timeout");
-        // By then half of that time was earned.
+        // By then, the bytes that arrived have extended the time limit by half.
         assert!((59..=61).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
 

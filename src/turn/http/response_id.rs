@@ -1,7 +1,7 @@
-//! Finds the id of the response that an answer tells of, in a copy of its bytes as they pass. Pure.
+//! Finds the id of an answer's response in a copy of the bytes. Pure.
 //!
-//! Never later than with the byte that completes it. An id stands near the beginning of an answer:
-//! what comes long after that is not looked at.
+//! The id is found with the byte that completes it, never later. An id stands near the beginning of
+//! an answer, so the search is limited to that part.
 
 use std::io::Write;
 
@@ -12,19 +12,19 @@ use crate::wire::event::{field, is_stream, line_length};
 use crate::wire::peek::Field;
 use crate::wire::scan::Scanner;
 
-/// So much of an answer is looked at.
+/// Bytes of an answer that are searched.
 const LOOKED_AT: usize = 64 * 1024;
 
-/// What an answer has told so far.
+/// The result of the search so far.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     NotYet,
     Id(String),
-    /// It tells none, or in an encoding that is not read.
+    /// The answer has no id, or an encoding that the gateway cannot decode.
     Nothing,
 }
 
-/// Looks for the id in one answer.
+/// Searches one answer for its id.
 pub struct Finder(Decoder<Text>);
 
 impl Finder {
@@ -35,7 +35,7 @@ impl Finder {
         ))
     }
 
-    /// Looks at what comes next.
+    /// Searches the next chunk.
     pub fn look(&mut self, chunk: &[u8]) -> Found {
         self.0.observe(chunk);
         let Some(text) = self.0.reader_mut() else { return Found::Nothing };
@@ -47,7 +47,7 @@ impl Finder {
     }
 }
 
-/// The text of an answer as far as it has come: of a stream, the line that has not ended yet.
+/// The text of an answer so far. For a stream, only the line that has not ended yet.
 struct Text {
     is_stream: bool,
     kept: Vec<u8>,
@@ -86,13 +86,13 @@ impl Write for Text {
     }
 }
 
-/// The id that a line of a stream tells, as far as the line has come.
+/// Returns the id in a stream's line, which may be incomplete.
 fn of_line(line: &[u8]) -> Option<String> {
     let data = field(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line), b"data:")?;
     find(&mut Scanner::new(data), &["response", "id"])
 }
 
-/// The text that `path` leads to in an object that may be cut anywhere behind it.
+/// Returns the string at `path` in an object that may be cut anywhere after the string.
 fn find(scanner: &mut Scanner<'_>, path: &[&str]) -> Option<String> {
     let (name, path) = path.split_first()?;
     scanner.take(b'{').then_some(())?;
@@ -128,7 +128,7 @@ mod tests {
         Finder::new(&headers)
     }
 
-    /// What is found in `text`, and how much of it had to come for that.
+    /// Returns what is found in `text`, and how many bytes that took.
     fn found(kind: &'static str, text: &[u8], size: usize) -> (Found, usize) {
         let (mut finder, mut seen) = (finder(kind, None), 0);
         for chunk in text.chunks(size) {
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// What answers are made of, and what they could be mistaken for.
+    /// Parts of answers, and parts that look like them.
     const PIECES: [&str; 16] = [
         "{",
         "}",

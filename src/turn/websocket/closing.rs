@@ -1,8 +1,8 @@
-//! Decides what both ends of a WebSocket are told when it ends. Pure.
+//! Decides which close frames both ends of a WebSocket receive when it ends. Pure.
 //!
-//! A word of one end is carried over to the other. Codex answers a close between turns with a new
-//! connection and its full input, unseen by its user; in mid-response it needs an error with a
-//! status first.
+//! One end's close frame is carried to the other end. After a close between turns, Codex reconnects
+//! and sends its full input; its user notices nothing. During a response, Codex first needs an
+//! error with a status.
 
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -14,12 +14,12 @@ use crate::turn::websocket::peer::{Farewell, Lost};
 pub enum End {
     Client(Lost),
     Upstream(Lost),
-    /// The gateway ends it, for this reason.
+    /// The gateway ends the WebSocket, for this reason.
     Told(CloseCode, &'static str),
 }
 
-/// What the client and the upstream are told. `in_flight`: the client waits for an answer that will
-/// not come.
+/// Returns the farewells to the client and to the upstream. `in_flight`: the client waits for an
+/// answer that will not come.
 pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
     let away = || say(CloseCode::Away, "");
     match end {
@@ -47,9 +47,9 @@ fn say(code: CloseCode, reason: &'static str) -> Farewell {
     Farewell::Say(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// The other end's word, where it may be sent. Without a code there is nothing in it that could
-/// not. That the protocol was broken is a matter of one hop: said of frames that were ours, or by
-/// the frames themselves in place of a word that must not be.
+/// Returns the other end's close frame, if it may be sent. A frame without a code can always be
+/// sent. A protocol error concerns one hop only: either the gateway's own frames broke the
+/// protocol, or the frame itself has a code that must not be sent.
 fn carried(word: Option<&CloseFrame>) -> Farewell {
     match word {
         Some(word) if !word.code.is_allowed() || word.code == CloseCode::Protocol => {

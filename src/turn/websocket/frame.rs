@@ -1,5 +1,5 @@
-//! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as
-//! they are. Pure.
+//! Reads from a WebSocket's messages only what the socket's state needs. All messages pass
+//! unchanged. Pure.
 
 use http::{HeaderMap, StatusCode};
 
@@ -10,19 +10,19 @@ use crate::wire::references::References;
 use crate::wire::scan::NotJson;
 use crate::wire::terminal::Terminal;
 
-/// What a client's message asks for.
+/// A client's message, as far as the gateway reads it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClientMessage {
-    /// It asks for a response: a turn begins.
+    /// The message asks for a response, so a turn begins.
     pub is_create: bool,
-    /// `stream_id`. `None`: the one lane of a client that names none.
+    /// `stream_id`. `None`: the only lane of a client that names none.
     pub lane: Option<String>,
     pub previous_response_id: Option<String>,
     pub conversation: Option<String>,
     pub model: Option<String>,
-    /// It asks for no output: only that the cache be warm.
+    /// The message asks for no output, only for a warm cache.
     pub is_warm_up: bool,
-    /// `store: false`: the response lives on this connection alone.
+    /// `store: false`: the response exists on this connection only.
     pub is_unstored: bool,
     pub references: References,
 }
@@ -56,12 +56,12 @@ impl ClientMessage {
     }
 }
 
-/// An upstream's message that the books depend on.
+/// An upstream's message that changes the socket's state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
     pub lane: Option<String>,
     pub response_id: Option<String>,
-    /// It says of its response that it is not stored.
+    /// The event says that its response is not stored.
     pub is_unstored: bool,
     pub stage: Stage,
 }
@@ -70,12 +70,12 @@ pub struct Event {
 pub enum Stage {
     Created,
     Ended(Terminal),
-    /// An `error` frame, with the headers that it carries.
+    /// An `error` frame, with its headers.
     Refused(StatusCode, ErrorBody, HeaderMap),
 }
 
 impl Event {
-    /// `None`: it changes nothing, as nearly all of them.
+    /// Returns `None` for an event that changes no state, as nearly all events.
     pub fn read(text: &[u8]) -> Option<Self> {
         let own;
         let name = match first_type(text) {

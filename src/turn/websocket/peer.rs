@@ -1,4 +1,5 @@
-//! One hop of a WebSocket: how large and how silent a peer may be, and how it is left.
+//! One peer of a WebSocket: limits for its message size and its silence, and how to close its
+//! connection.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -19,21 +20,21 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::turn::idle::Idle;
 
-/// A larger message is refused. The real service's own limit is not known; a Codex turn is a few
-/// megabytes at the most.
+/// Largest message that is accepted. OpenAI's own limit is not known; a Codex turn has a few
+/// megabytes at most.
 const LARGEST: usize = 16 * 1024 * 1024;
-/// What is read at a time. Defaults would cost a quarter of a megabyte a connection.
+/// Size of the read buffer. The default would cost a quarter of a megabyte per connection.
 const READ: usize = 4 * 1024;
-/// So much is joined into one write.
+/// Bytes that are joined into one write.
 const WRITE: usize = 4 * 1024;
-/// So many answers to pings may wait for a peer that does not read. Beyond it no more is read from
-/// that peer either: the frames themselves would pile up answers without end.
+/// Most pongs that may wait for a peer that does not read. Beyond that, the gateway stops reading
+/// from the peer, because each further ping would add a pong.
 const OWED: usize = 256;
 
 pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
 pub type Sink = SplitSink<Frames, Message>;
 
-/// The frames of a connection.
+/// Returns the frames of a connection.
 pub async fn frames(connection: Upgraded, role: Role) -> Frames {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
@@ -46,11 +47,11 @@ pub async fn frames(connection: Upgraded, role: Role) -> Frames {
 /// How a peer was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// It said so.
+    /// The peer closed the connection.
     Closed(Option<CloseFrame>),
-    /// It is gone without a word, or silent for too long.
+    /// The connection ended without a close frame, or the peer was silent for too long.
     Gone,
-    /// It broke the protocol, and is told by this code.
+    /// The peer broke the protocol. The gateway closes with this code.
     Broke(CloseCode),
 }
 
@@ -66,13 +67,13 @@ impl Lost {
     }
 }
 
-/// What a peer sends.
+/// The messages from a peer.
 pub struct Incoming {
     frames: SplitStream<Frames>,
     silence: Idle,
-    /// It was asked whether it is there, and has sent nothing since.
+    /// A ping was sent, and nothing has arrived since.
     is_asked: bool,
-    /// Pings whose answers could not get out at once.
+    /// Pongs that could not be sent at once.
     owed: usize,
 }
 
@@ -81,7 +82,7 @@ impl Incoming {
         Self { frames, silence: Idle::new(ping), is_asked: false, owed: 0 }
     }
 
-    /// The next message to pass on. A silent peer is asked through `sink` whether it is there.
+    /// Returns the next message to forward. Pings a silent peer through `sink`.
     pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
         loop {
             let Self { frames, silence, .. } = self;
@@ -111,40 +112,39 @@ impl Incoming {
         }
     }
 
-    /// Sees to it that the answer to a ping, which the frames have ready, gets out. Only somebody
-    /// who is owed many is waited for: a peer may well read no more for now because it has so much
-    /// to say.
+    /// Flushes the pong that the frames have prepared. The gateway waits only for a peer with many
+    /// unsent pongs, because a peer that is sending may briefly not read.
     async fn answer(&mut self, sink: &Mutex<Sink>) {
         let is_out = sink
             .try_lock()
             .is_ok_and(|mut sink| matches!(sink.flush().now_or_never(), Some(Ok(()))));
         self.owed = if is_out { 0 } else { self.owed + 1 };
         if self.owed > OWED {
-            // A peer that is gone is found by whoever reads from it.
+            // If the peer is gone, reading from it will fail.
             let _ = sink.lock().await.flush().await;
             self.owed = 0;
         }
     }
 }
 
-/// Whether the question went out. Where something else cannot get out, the peer is slow to read: it
-/// cannot be expected to answer.
+/// Sends a ping. Returns whether it went out. If other data blocks the sink, the peer reads slowly
+/// and cannot be expected to answer.
 fn ping(sink: &Mutex<Sink>) -> bool {
     let Ok(mut sink) = sink.try_lock() else { return false };
     matches!(sink.send(Message::Ping(Bytes::new())).now_or_never(), Some(Ok(())))
 }
 
-/// What a peer is told at the end.
+/// The last message to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Farewell {
-    /// It is gone.
+    /// The peer is gone.
     None,
-    /// It has said so itself, and has its answer.
+    /// The peer closed the connection itself; the library answers its close frame.
     Echo,
     Say(Option<CloseFrame>),
 }
 
-/// Leaves a peer, after these last messages, within `patience`.
+/// Closes a peer's connection within `timeout`, after the messages `last`.
 pub async fn leave(
     sink: Mutex<Sink>,
     from: Incoming,
@@ -165,8 +165,8 @@ pub async fn leave(
         }
         frames.flush().await?;
         if is_broken {
-            // It is not understood any more; but were its bytes left unread, the connection would
-            // be reset under our last word.
+            // The peer's bytes cannot be understood any more. But if they stayed unread, the
+            // connection would be reset and the close frame lost.
             let (stream, mut unread) = (frames.get_mut(), [0; 1024]);
             stream.shutdown().await?;
             while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
@@ -174,11 +174,11 @@ pub async fn leave(
         while let Some(Ok(_)) = frames.next().await {}
         Ok::<(), Error>(())
     };
-    // Whoever does not hear the last word in time does not.
+    // A peer that does not read in time misses the close frame.
     let _ = tokio::time::timeout(patience, leaving).await;
 }
 
-/// Whether it says that the peer broke the protocol.
+/// Whether the message says that the peer broke the protocol.
 fn is_reproach(word: &Message) -> bool {
     let Message::Close(Some(word)) = word else { return false };
     matches!(word.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)

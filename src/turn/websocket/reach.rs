@@ -1,4 +1,5 @@
-//! Checks that what a message refers to can be reached with its socket's key, which never changes.
+//! Checks that everything a message refers to can be reached with its socket's key, which never
+//! changes.
 
 use crate::binding::Binding;
 use crate::binding::place::untold;
@@ -9,16 +10,16 @@ use crate::turn::ownership::not_found;
 use crate::turn::websocket::frame::ClientMessage;
 use crate::turn::websocket::replace_error::anew;
 
-/// A connection that has one key for life.
+/// A connection, which has one key for life.
 pub struct Served<'b> {
     pub binding: &'b Binding,
-    /// Its session was served on it.
+    /// The connection has served turns of its session.
     pub has_served: bool,
 }
 
-/// Checks that everything a message of `client` refers to can be reached with the key of its
-/// socket. `is_own`: the response that it goes on from was issued on the socket. Returns whether
-/// the message refers to something that only the session's project can find.
+/// Checks that everything a message of `client` refers to can be reached with the socket's key.
+/// `is_own`: the response that the message continues was issued on the socket. Returns whether the
+/// message refers to content that only the session's project can find.
 pub async fn may_reach(
     gateway: &Gateway,
     client: &ClientId,
@@ -39,7 +40,7 @@ pub async fn may_reach(
     let is_held = is_unknown || message.references.are_held;
     let model = message.model.as_deref().unwrap_or_default();
     match is_held && !bindings.is_in_own_project(on.binding, on.has_served) {
-        // The next connection reaches it.
+        // The client's next connection reaches the content.
         true if bindings.is_own_project_ready(on.binding, model) => Err(anew()),
         true => Err(untold()),
         false => Ok(is_held),

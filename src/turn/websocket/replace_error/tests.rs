@@ -1,4 +1,4 @@
-//! What is said in place of each error frame: a row of the table each.
+//! Tests of the replacements: one row of the table for each error frame.
 
 use std::time::Duration;
 
@@ -13,8 +13,7 @@ const TWO: [(&str, &str, &str); 2] = [("a", "o", "p"), ("b", "q", "p")];
 const SECOND: Duration = Duration::from_secs(1);
 const EXHAUSTED: Diagnosis = Diagnosis::Ailing(Ailment::Exhausted(Scope::Organization));
 const REJECTED: Diagnosis = Diagnosis::Ailing(Ailment::Rejected(Scope::Key));
-/// What is refused is a first response, for the model of the handshake, under a binding that is a
-/// guess.
+/// A refused first response, for the model of the handshake, under a provisional binding.
 const FIRST: Case = Case {
     says: None,
     has_begun: false,
@@ -33,8 +32,9 @@ struct Case {
     is_sealed: bool,
 }
 
-/// What the client hears: nothing else than the upstream said, a code with its wait, or that it
-/// should connect anew. And what was decided: a retry, a refusal, a move of the session.
+/// Returns the replacement, and the decisions counted. The replacement is the upstream's frame, a
+/// code with its wait, or a reconnect. The decisions are a retry, a refusal, and a move of the
+/// session.
 async fn heard(
     keys: &[(&str, &str, &str)],
     diagnosis: Diagnosis,
@@ -75,8 +75,7 @@ async fn is_heard(
     let is_told =
         diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.is_provisional);
     let is_anew = expected == "anew";
-    // Where the next connection has to look elsewhere, its session is bound there by then, and
-    // never otherwise.
+    // The session moves if the next connection needs another organization, and never otherwise.
     let is_moved = is_anew && diagnosis == Diagnosis::Foreign;
     assert_eq!(decided, [is_anew, is_told && !is_anew, is_moved].map(u32::from), "{what}");
 }

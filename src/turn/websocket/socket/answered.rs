@@ -1,5 +1,5 @@
-//! What an upstream answers on a WebSocket: noted before the client has it, and replaced where it
-//! is an error that the client must not act on.
+//! Handles an upstream's events on a WebSocket: notes each event before the client receives it, and
+//! replaces errors that the client must not act on.
 
 use std::sync::MutexGuard;
 use std::time::SystemTime;
@@ -21,7 +21,7 @@ use crate::wire::terminal::Terminal;
 use super::Socket;
 
 impl Socket {
-    /// Takes note of an event before the client has it. Returns what the client is to have.
+    /// Notes an event before the client receives it. Returns the client's message.
     pub(super) async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
         let Event { lane, response_id, is_unstored, stage } = event;
         let (lane, id) = (lane.as_deref(), response_id.as_deref());
@@ -52,7 +52,8 @@ impl Socket {
         text
     }
 
-    /// The books, while an event is on its way to the client that may be of the response `id`.
+    /// Locks the state for an event that is on its way to the client. `id` is the id of the event's
+    /// response, if it has one.
     fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, SocketState> {
         let mut books = self.books();
         books.is_passing = true;
@@ -62,12 +63,12 @@ impl Socket {
         books
     }
 
-    /// A response begins: the next one of its lane or, where the client waits for none, one that
-    /// the upstream starts by itself.
+    /// Begins a response: the next one of its lane, or one that the upstream starts by itself.
     fn created(&self, books: &mut SocketState, lane: Option<&str>) -> DueWrites {
         self.gateway().registry.has_answered(&self.binding.key);
         if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
-            // A lane has one response at a time: the one before is over, and nobody said how.
+            // A lane has one response at a time. The response before has ended, and the upstream
+            // did not say how.
             if let Some(turn) = books.lanes.ended(lane) {
                 turn.account.cut();
             }
@@ -79,8 +80,8 @@ impl Socket {
         let Some(turn) = books.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
-        // A warm-up is accepted by any organization: it shows nothing that is sealed, and is
-        // answered with nothing.
+        // Any organization accepts a warm-up, because it carries no sealed content and has no
+        // output. A warm-up therefore confirms nothing.
         let news = DueWrites {
             must_confirm: !turn.is_warm_up && !books.is_confirmed,
             is_stored: !turn.is_unstored,
@@ -114,7 +115,7 @@ impl Socket {
         news
     }
 
-    /// What the client hears in place of an error frame.
+    /// Returns the replacement of an error frame.
     async fn instead(
         &self,
         lane: Option<&str>,

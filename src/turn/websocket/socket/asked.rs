@@ -1,4 +1,5 @@
-//! What a client asks for on its WebSocket: checked, and noted as a turn, before it passes.
+//! Handles a client's messages on a WebSocket: checks each request, and notes it as a turn, before
+//! the message passes.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::turn::websocket::reach::{Served, may_reach};
 use super::{SOON, Socket};
 
 impl Socket {
-    /// Checks what the client asks for. The error is the frame that the client gets instead of an
+    /// Checks a client's message. The error is the frame that the client receives instead of an
     /// answer.
     pub(super) async fn ask(&self, text: &str) -> Result<(), String> {
         let invalid = |place| {
@@ -36,10 +37,10 @@ impl Socket {
         })
     }
 
-    /// Checks what the message refers to, and whether its client may ask for its model by now.
-    /// Returns whether the message refers to something that only the session's project can find.
+    /// Checks the content that the message refers to, and that its client may ask for its model
+    /// now. Returns whether the message refers to content that only the session's project can find.
     async fn permit(&self, message: &ClientMessage) -> Result<bool, Error> {
-        // A response that was issued on this connection is the client's own.
+        // A response that was issued on this connection belongs to the client.
         let (is_own, has_served) = {
             let books = self.books();
             let previous = message.previous_response_id.as_deref();
@@ -54,7 +55,7 @@ impl Socket {
         Ok(is_held)
     }
 
-    /// A turn begins.
+    /// Begins a turn.
     fn begin(&self, message: &ClientMessage, is_held: bool, text: &str) -> Result<(), Error> {
         let mut books = self.books();
         if books.lanes.is_full() {
@@ -68,7 +69,7 @@ impl Socket {
         books.model = message.model.clone().unwrap_or_default();
         account.model(&books.model);
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
-        // After the first answer it makes no difference.
+        // After the first answer, the session is sealed anyway.
         let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
         let turn = Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
         books.lanes.ask(message.lane.as_deref(), turn);
