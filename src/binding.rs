@@ -84,7 +84,7 @@ pub fn start(
     tasks.spawn_until_stopped(merging);
     tasks.spawn_until_stopped(Gossip::new(store, &local).keep());
     tasks.spawn_until_stopped(keep_writing(Arc::clone(store), ttl, unwritten));
-    tasks.spawn_until_stopped(Arc::clone(&owners).keep_telling());
+    tasks.spawn_until_stopped(Arc::clone(&owners).keep_storing());
     let places = Places::new(Arc::clone(registry));
     let store = Arc::clone(store);
     (Bindings::new(store, places, local, ttl, tasks.clone(), trail), owners)

@@ -31,7 +31,7 @@ impl Bindings {
                     .shortage_of(placing, Reach::Organization(record.organization)));
             }
         };
-        self.tell(session, Decision::Spill, reason, record, &key);
+        self.record_decision(session, Decision::Spill, reason, record, &key);
         let (is_provisional, written) = (!record.sealed, Written::Beside(record.clone()));
         let binding = Binding::new(&key, Some(session), written, BindingResult::Spilled);
         Ok(Binding { has_moved: key.tag != record.key, is_provisional, ..binding })
@@ -47,9 +47,9 @@ impl Bindings {
         record: &BindingRecord,
     ) -> Result<Binding, Error> {
         let key = self.places.choose(placing, session, placing.tried.within)?;
-        self.tell(session, Decision::Spill, Reason::Stored, record, &key);
-        let is_home = key.organization_tag == record.organization;
-        let written = if is_home { Written::Beside(record.clone()) } else { Written::Nowhere };
+        self.record_decision(session, Decision::Spill, Reason::Stored, record, &key);
+        let is_sibling = key.organization_tag == record.organization;
+        let written = if is_sibling { Written::Beside(record.clone()) } else { Written::Nowhere };
         Ok(Binding::new(&key, Some(session), written, BindingResult::Spilled).moved())
     }
 

@@ -72,7 +72,7 @@ impl Bindings {
         found: Found,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let held = self.hold(demand, tried, &found, budget).await;
+        let held = self.restrict(demand, tried, &found, budget).await;
         let placing = demand.after(tried);
         let bound = match held {
             Ok(()) => self.find(placing, found, budget).await,
@@ -88,7 +88,7 @@ impl Bindings {
                 None if error.kind == ErrorKind::RateLimitExceeded => (Reason::Limited, None),
                 None => (Reason::NoneInUse, None),
             };
-            self.trail.tell(&Step {
+            self.trail.record(&Step {
                 session,
                 decision: Decision::Refuse,
                 reason,
@@ -106,7 +106,7 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         let Some(session) = &placing.demand.session else { return self.by_load(placing) };
-        self.tell_thread(placing, session);
+        self.store_thread(placing, session);
         match found {
             Ok(Some(held)) => self.adopt(placing, session, &held, budget).await,
             Ok(None) => match self.local.recall(session) {
@@ -126,7 +126,7 @@ impl Bindings {
         binding: &Binding,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        self.hold_again(demand, tried);
+        self.restrict_again(demand, tried);
         let placing = demand.after(tried);
         // Another turn of the session may have moved it since, and a stored binding replaces a
         // provisional one.
@@ -348,11 +348,11 @@ impl Bindings {
             Ok(Some(winner)) => {
                 self.adopt(placing, session, &Held { value: winner, left: self.ttl }, budget).await
             }
-            Err(_) => self.go_by(placing, session, record, true),
+            Err(_) => self.use_unconfirmed(placing, session, record, true),
         }
     }
 
-    pub(super) fn tell(
+    pub(super) fn record_decision(
         &self,
         session: &SessionId,
         decision: Decision,
@@ -361,7 +361,7 @@ impl Bindings {
         to: &Key,
     ) {
         let from = self.places.key_of(record);
-        self.trail.tell(&Step {
+        self.trail.record(&Step {
             session: Some(session),
             decision,
             reason,

@@ -27,7 +27,7 @@ pub struct Demand<'t> {
     /// The model that the turn asks for; empty if the turn names none.
     pub model: &'t str,
     /// The turn refers to something that only the project of its session can find.
-    pub is_held: bool,
+    pub needs_project: bool,
 }
 
 /// The attempts of a turn so far.
@@ -83,7 +83,7 @@ impl<'t> Demand<'t> {
             turn_state: None,
             by_websocket: false,
             model: "",
-            is_held: false,
+            needs_project: false,
         }
     }
 
@@ -108,8 +108,8 @@ impl Tried {
 
 impl Placing<'_> {
     /// Whether the turn must stay in a project that is not known yet.
-    pub fn is_unheld(self) -> bool {
-        self.demand.is_held && self.tried.within == Reach::Anywhere
+    pub fn needs_unknown_project(self) -> bool {
+        self.demand.needs_project && self.tried.within == Reach::Anywhere
     }
 
     /// Returns the keys that the turn may reach, given its session's binding `record`.

@@ -76,7 +76,7 @@ impl Bindings {
                 self.local.note(session, &BindingRecord { epoch: record.epoch, ..next }, true)
             }
         }
-        self.tell(session, Decision::Move, Reason::Forgotten, record, &key);
+        self.record_decision(session, Decision::Move, Reason::Forgotten, record, &key);
         Ok(true)
     }
 
@@ -111,7 +111,7 @@ impl Bindings {
             from: None,
             to: Some(&found.key),
         };
-        self.trail.tell(&step);
+        self.trail.record(&step);
         let written = match &found.written {
             Written::Nowhere => Written::Nowhere,
             Written::Here(record) => {

@@ -41,9 +41,9 @@ impl Bindings {
     }
 
     /// Stores the session of this turn's thread for forks, unless this replica has done so lately.
-    pub(super) fn tell_thread(&self, placing: Placing<'_>, session: &SessionId) {
+    pub(super) fn store_thread(&self, placing: Placing<'_>, session: &SessionId) {
         let Some(thread) = &placing.demand.lineage.thread else { return };
-        if self.local.has_told(thread, session) {
+        if self.local.note_thread(thread, session) {
             return;
         }
         let (store, local, ttl) = (Arc::clone(&self.store), Arc::clone(&self.local), self.ttl);
@@ -54,7 +54,7 @@ impl Bindings {
                 .await
                 .is_err()
             {
-                local.has_not_told(&thread);
+                local.forget_thread(&thread);
             }
         });
     }

@@ -22,8 +22,8 @@ use crate::store::{Store, Unavailable};
 /// Pause between two steps of a scan, so that the scan does not slow turns down.
 const PACE: Duration = Duration::from_millis(5);
 /// First pause before a failed scan is repeated. The pause doubles up to [`LONGEST_PAUSE`].
-const AGAIN: Duration = Duration::from_secs(1);
-const SELDOM: Duration = Duration::from_secs(60);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub struct Gossip {
     store: Arc<Store>,
@@ -39,16 +39,16 @@ impl Gossip {
 
     /// Receives announcements and scans for as long as the future is polled.
     pub async fn keep(self) {
-        tokio::join!(self.keep_listening(), self.keep_reading());
+        tokio::join!(self.keep_receiving(), self.keep_scanning());
     }
 
-    async fn keep_listening(&self) {
-        let mut news = self.store.announcements();
+    async fn keep_receiving(&self) {
+        let mut announcements = self.store.announcements();
         loop {
-            match news.recv().await {
-                Ok(told) => {
-                    if let Some((session, record)) = understood(&told) {
-                        self.local.hear(&session, &record);
+            match announcements.recv().await {
+                Ok(announcement) => {
+                    if let Some((session, record)) = parse(&announcement) {
+                        self.local.note_announced(&session, &record);
                     }
                 }
                 Err(RecvError::Lagged(_)) => self.missed.notify_one(),
@@ -58,7 +58,7 @@ impl Gossip {
     }
 
     /// Scans the stored bindings each time that announcements may have been missed.
-    async fn keep_reading(&self) {
+    async fn keep_scanning(&self) {
         let (mut resubscribed, mut last, mut is_first) = (self.store.resubscribed(), 0, true);
         loop {
             tokio::select! {
@@ -71,31 +71,33 @@ impl Gossip {
             if !std::mem::take(&mut is_first) {
                 // All replicas lose a store at the same time, and announcements that came too fast
                 // once may do so again.
-                sleep(AGAIN.mul_f64(chance())).await;
+                sleep(FIRST_PAUSE.mul_f64(chance())).await;
             }
-            let mut pause = AGAIN;
-            while let Err(Unavailable(why)) = self.read_all().await {
-                if pause == AGAIN {
+            let mut pause = FIRST_PAUSE;
+            while let Err(Unavailable(why)) = self.scan_all().await {
+                if pause == FIRST_PAUSE {
                     tracing::warn!(why, "what is bound in the store is not all known here");
                 }
                 tokio::select! {
-                    () = sleep(jittered(pause, chance())) => pause = SELDOM.min(pause * 2),
-                    Ok(()) = resubscribed.changed() => (last, pause) = (*resubscribed.borrow(), AGAIN),
+                    () = sleep(jittered(pause, chance())) => pause = LONGEST_PAUSE.min(pause * 2),
+                    Ok(()) = resubscribed.changed() => {
+                        (last, pause) = (*resubscribed.borrow(), FIRST_PAUSE);
+                    }
                 }
             }
         }
     }
 
     /// Scans all nodes. A node that fails does not stop the scan; the error is returned at the end.
-    async fn read_all(&self) -> Result<(), Unavailable> {
-        let (mut walk, mut bindings, mut failure) = (self.store.scan()?, 0, None);
-        while let Some(some) = walk.step().await {
+    async fn scan_all(&self) -> Result<(), Unavailable> {
+        let (mut scan, mut bindings, mut failure) = (self.store.scan()?, 0, None);
+        while let Some(some) = scan.step().await {
             match some {
                 Ok(some) => {
                     bindings += some.len();
-                    for (news, left) in &some {
-                        if let Some((session, record)) = understood(news) {
-                            self.local.read(&session, &record, *left);
+                    for (announcement, left) in &some {
+                        if let Some((session, record)) = parse(announcement) {
+                            self.local.note_scanned(&session, &record, *left);
                         }
                     }
                 }
@@ -114,6 +116,6 @@ impl Gossip {
 }
 
 /// Returns `None` if a newer version wrote the announcement.
-fn understood(Announcement { id, value }: &Announcement) -> Option<(SessionId, BindingRecord)> {
+fn parse(Announcement { id, value }: &Announcement) -> Option<(SessionId, BindingRecord)> {
     Some((SessionId::parse(id)?, BindingRecord::parse(value)?))
 }

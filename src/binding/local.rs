@@ -84,13 +84,13 @@ impl Local {
 
     /// Notes that the store holds `record`, by another replica's announcement. The entry lives half
     /// as long, so that sessions which this replica serves keep their place.
-    pub fn hear(&self, session: &SessionId, record: &BindingRecord) {
+    pub fn note_announced(&self, session: &SessionId, record: &BindingRecord) {
         self.lock().confirm(session, record, self.belief / 2);
     }
 
     /// Notes a `record` that a scan found, with its remaining life `left`. It never displaces
     /// another entry.
-    pub fn read(&self, session: &SessionId, record: &BindingRecord, left: Duration) {
+    pub fn note_scanned(&self, session: &SessionId, record: &BindingRecord, left: Duration) {
         let mut entries = self.lock();
         if entries.known.has_room(session.as_str()) {
             entries.confirm(session, record, left.min(self.belief / 2));
@@ -142,7 +142,7 @@ impl Local {
     }
 
     /// Notes `session` as the session of `thread`. Returns whether it was noted already.
-    pub fn has_told(&self, thread: &SessionId, session: &SessionId) -> bool {
+    pub fn note_thread(&self, thread: &SessionId, session: &SessionId) -> bool {
         let mut entries = self.lock();
         let is_told =
             entries.threads.get(thread.as_str()).is_some_and(|(known, _)| known == session);
@@ -153,7 +153,7 @@ impl Local {
     }
 
     /// Removes the note about `thread`, because the store could not be reached.
-    pub fn has_not_told(&self, thread: &SessionId) {
+    pub fn forget_thread(&self, thread: &SessionId) {
         self.lock().threads.remove(thread.as_str());
     }
 
@@ -163,7 +163,7 @@ impl Local {
     }
 
     /// Notes that `organization` could not open the session's history. Returns all organizations
-    /// noted so within [`RULED_OUT`].
+    /// noted so within `RULED_OUT`.
     pub fn rule_out(&self, session: &SessionId, organization: Tag) -> Vec<Tag> {
         let mut entries = self.lock();
         let mut all =

@@ -44,12 +44,12 @@ impl Bindings {
                 self.places.generation(),
             ),
         };
-        self.go_by(placing, session, record, true)
+        self.use_unconfirmed(placing, session, record, true)
     }
 
     /// Uses `record`, which may or may not have been written, until the store answers. If this
     /// replica remembers a newer binding, the turn uses that.
-    pub(super) fn go_by(
+    pub(super) fn use_unconfirmed(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
@@ -78,11 +78,13 @@ impl Bindings {
                 placing.reach(&known.record),
             ) {
                 (Err(_), Reach::Anywhere) if reason == Reason::NotLoaded => {
-                    self.move_here(placing, session, known, Reach::Anywhere, reason)
+                    self.move_locally(placing, session, known, Reach::Anywhere, reason)
                 }
                 (spilled, _) => spilled,
             },
-            Standing::Dead(reason) => self.move_home(placing, session, known, reason),
+            Standing::Dead(reason) => {
+                self.move_within_organization(placing, session, known, reason)
+            }
             Standing::OtherProject => self.serve_beside(placing, session, &known.record),
         }
     }
@@ -103,14 +105,14 @@ impl Bindings {
     }
 
     /// Moves the session to the next key of its organization.
-    fn move_home(
+    fn move_within_organization(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
         known: &Known,
         reason: Reason,
     ) -> Result<Binding, Error> {
-        self.move_here(
+        self.move_locally(
             placing,
             session,
             known,
@@ -121,7 +123,7 @@ impl Bindings {
 
     /// Moves the session on this replica until the store can merge the move. A provisional binding
     /// keeps its epoch, so that its moves never let it win over a stored binding.
-    fn move_here(
+    fn move_locally(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
@@ -151,7 +153,7 @@ impl Bindings {
             next.epoch = known.record.epoch;
         }
         self.local.note(session, &next, known.is_provisional);
-        self.tell(session, Decision::Move, reason, &known.record, &key);
+        self.record_decision(session, Decision::Move, reason, &known.record, &key);
         Ok(Binding { has_moved: true, ..Binding::here(&key, session, next, known.is_provisional) })
     }
 }

@@ -23,9 +23,9 @@ use crate::store::name::Name;
 use crate::store::{Budget, Store, Unavailable};
 
 /// Pause between writes while the store answers, because a single write may have failed.
-const TELL_AGAIN: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Most owners that are written at a time.
-const TOLD_AT_ONCE: usize = 32;
+const WRITES_AT_ONCE: usize = 32;
 
 /// The session of a stored response and the project that stores the response. The stored form is
 /// `<organization tag><project tag>[ <session id>]`.
@@ -81,30 +81,30 @@ pub struct Owners {
     ttl: Duration,
     known: Mutex<Known>,
     /// Signals that `unwritten` is not empty.
-    behind: Notify,
+    pending: Notify,
 }
 
 struct Known {
     owners: Expiring<Owner>,
     /// The responses whose owner the store does not have yet.
-    untold: VecDeque<ResponseId>,
+    unstored: VecDeque<ResponseId>,
     capacity: usize,
 }
 
 impl Owners {
     /// Remembers at most `capacity` owners, each for `ttl`.
     pub fn new(store: Arc<Store>, ttl: Duration, capacity: usize) -> Self {
-        let known = Known { owners: Expiring::new(capacity), untold: VecDeque::new(), capacity };
-        Self { store, ttl, known: Mutex::new(known), behind: Notify::new() }
+        let known = Known { owners: Expiring::new(capacity), unstored: VecDeque::new(), capacity };
+        Self { store, ttl, known: Mutex::new(known), pending: Notify::new() }
     }
 
     /// Writes the owner of `response`. Afterwards the client may have the id: every replica finds
     /// the owner or, if the store is away, at least this replica does.
     pub async fn keep(&self, response: &ResponseId, owner: Owner, budget: &mut Budget) {
-        let is_told = self.tell(response, &owner, self.ttl, budget).await.is_ok();
+        let is_written = self.write(response, &owner, self.ttl, budget).await.is_ok();
         self.lock().owners.put(response.as_str(), owner, self.ttl);
-        if !is_told {
-            self.is_behind(response);
+        if !is_written {
+            self.queue(response);
         }
     }
 
@@ -118,7 +118,7 @@ impl Owners {
         match self.store.get(Name::Response(response.as_str()), budget).await {
             Ok(Some(held)) => {
                 let owner = Owner::parse(&held.value)
-                    .ok_or_else(|| Unavailable("it speaks of a newer version".into()))?;
+                    .ok_or_else(|| Unavailable("a newer version wrote the value".into()))?;
                 self.lock().owners.put(response.as_str(), owner.clone(), held.left.min(self.ttl));
                 Ok(Some(owner))
             }
@@ -126,7 +126,7 @@ impl Owners {
                 let known = self.recall(response);
                 if known.is_some() {
                     // The store has lost the owner.
-                    self.is_behind(response);
+                    self.queue(response);
                 }
                 Ok(known.map(|(owner, _)| owner))
             }
@@ -135,14 +135,14 @@ impl Owners {
     }
 
     /// Writes pending owners as soon as the store answers. Runs until the replica stops.
-    pub async fn keep_telling(self: Arc<Self>) {
+    pub async fn keep_storing(self: Arc<Self>) {
         let mut health = self.store.health();
         loop {
-            self.behind.notified().await;
+            self.pending.notified().await;
             while !self.catch_up().await {
                 tokio::select! {
                     Ok(()) = health.changed() => {}
-                    () = tokio::time::sleep(TELL_AGAIN) => {}
+                    () = tokio::time::sleep(RETRY_PAUSE) => {}
                 }
             }
         }
@@ -151,45 +151,45 @@ impl Owners {
     /// Returns whether all pending owners are written.
     async fn catch_up(&self) -> bool {
         loop {
-            let some = self.next_untold();
+            let some = self.next_unstored();
             if some.is_empty() {
                 return true;
             }
-            let told = join_all(some.iter().map(|response| async {
+            let written = join_all(some.iter().map(|response| async {
                 let Some((owner, left)) = self.recall(response) else { return Ok(()) };
-                self.tell(response, &owner, left, &mut self.store.budget()).await
+                self.write(response, &owner, left, &mut self.store.budget()).await
             }));
-            let told = told.await;
+            let written = written.await;
             let failed = some
                 .iter()
-                .zip(&told)
-                .filter(|(_, told)| told.is_err())
+                .zip(&written)
+                .filter(|(_, written)| written.is_err())
                 .map(|(response, _)| response.clone());
-            self.lock().untold.extend(failed);
-            if told.iter().any(Result::is_err) {
+            self.lock().unstored.extend(failed);
+            if written.iter().any(Result::is_err) {
                 return false;
             }
         }
     }
 
-    fn next_untold(&self) -> Vec<ResponseId> {
+    fn next_unstored(&self) -> Vec<ResponseId> {
         let mut known = self.lock();
-        let count = known.untold.len().min(TOLD_AT_ONCE);
-        known.untold.drain(..count).collect()
+        let count = known.unstored.len().min(WRITES_AT_ONCE);
+        known.unstored.drain(..count).collect()
     }
 
-    fn is_behind(&self, response: &ResponseId) {
+    fn queue(&self, response: &ResponseId) {
         let mut known = self.lock();
-        if known.untold.len() >= known.capacity {
-            known.untold.pop_front();
+        if known.unstored.len() >= known.capacity {
+            known.unstored.pop_front();
         }
-        known.untold.push_back(response.clone());
+        known.unstored.push_back(response.clone());
         drop(known);
-        self.behind.notify_one();
+        self.pending.notify_one();
     }
 
     /// An id is issued once, so an owner that is already stored is the same.
-    async fn tell(
+    async fn write(
         &self,
         response: &ResponseId,
         owner: &Owner,

@@ -17,7 +17,7 @@ use crate::session::SessionId;
 mod shortage;
 mod standing;
 
-pub use shortage::{none_in_use, not_loaded, untold};
+pub use shortage::{none_in_use, not_loaded, unknown_project};
 pub use standing::Standing;
 
 pub struct Places {
@@ -124,11 +124,12 @@ impl Places {
     pub fn place_new(&self, placing: Placing<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, placing, Reach::Anywhere);
-        let (order, is_back) = (placing.demand.order(session), self.is_back(session, &allowed));
+        let (order, may_take_new) =
+            (placing.demand.order(session), self.may_take_new(session, &allowed));
         let is_open =
-            |key: &Key| speaks(placing, key) && self.is_ready(placing, key) && is_back(key);
+            |key: &Key| speaks(placing, key) && self.is_ready(placing, key) && may_take_new(key);
         let Some(own) = first(order, &allowed, |key| {
-            is_open(key) || speaks(placing, key) && self.is_asked(placing, key)
+            is_open(key) || speaks(placing, key) && self.may_retest(placing, key)
         }) else {
             return self.choose(placing, session, Reach::Anywhere);
         };
@@ -143,11 +144,11 @@ impl Places {
             .copied()
             .filter(|key| key.organization_tag == own.organization_tag)
             .collect();
-        let has_room = |key: &Key| {
+        let has_headroom = |key: &Key| {
             !self.registry.headrooms.is_scarce(key, placing.demand.model)
                 && !self.registry.loads.is_above_share(key, &siblings)
         };
-        let key = first(order, &siblings, |key| is_open(key) && has_room(key)).unwrap_or(own);
+        let key = first(order, &siblings, |key| is_open(key) && has_headroom(key)).unwrap_or(own);
         self.registry.herd.began(key);
         Ok(Arc::clone(key))
     }
@@ -176,7 +177,7 @@ impl Places {
     }
 
     /// Whether the turn may test if the exhausted `key` is still exhausted.
-    fn is_asked(&self, placing: Placing<'_>, key: &Key) -> bool {
+    fn may_retest(&self, placing: Placing<'_>, key: &Key) -> bool {
         !placing.tried.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
     }
 
@@ -191,7 +192,7 @@ impl Places {
     ) -> Result<Result<Arc<Key>, Duration>, Error> {
         let loaded = self.registry.loaded();
         let mut allowed = self.common(&loaded, placing, reach);
-        let mut too_many = None;
+        let mut first_wait = None;
         loop {
             let chosen = first(placing.demand.order(session), &allowed, |key| {
                 self.is_ready(placing, key) && speaks(placing, key)
@@ -199,11 +200,11 @@ impl Places {
             let Some(key) = chosen.cloned() else { break };
             match self.registry.herd.admit(&key) {
                 Ok(()) => return Ok(Ok(key)),
-                Err(wait) => drop(too_many.get_or_insert(wait)),
+                Err(wait) => drop(first_wait.get_or_insert(wait)),
             }
             allowed.retain(|other| other.tag != key.tag);
         }
-        match too_many {
+        match first_wait {
             Some(wait) => Ok(Err(wait)),
             None => self.choose(placing, session, reach).map(Ok),
         }
@@ -235,7 +236,7 @@ impl Places {
             return Ok(Arc::clone(key));
         }
         // No key is left, so one turn may test whether an exhausted key is still exhausted.
-        let asked = first(order, &allowed, |key| self.is_asked(placing, key));
+        let asked = first(order, &allowed, |key| self.may_retest(placing, key));
         match asked.filter(|key| self.registry.conditions.take_ticket(key)) {
             Some(key) => Ok(Arc::clone(key)),
             None => Err(self.shortage(placing, &allowed)),
@@ -244,16 +245,16 @@ impl Places {
 
     /// Returns a filter for keys that may take this new session. A key that has just recovered
     /// takes only a share of new sessions, unless too many keys have just recovered.
-    fn is_back<'k>(
+    fn may_take_new<'k>(
         &'k self,
         session: &SessionId,
         allowed: &[&'k Arc<Key>],
     ) -> impl Fn(&Key) -> bool + 'k {
-        let turn_of = share(session.as_str());
-        let is_held = move |key: &Key| self.registry.conditions.ramp(key) <= turn_of;
-        let held = allowed.iter().filter(|key| is_held(key)).count();
-        let is_heeded = held <= (allowed.len() * 3 / 10).max(1);
-        move |key: &Key| !(is_heeded && is_held(key))
+        let number = share(session.as_str());
+        let is_ramping = move |key: &Key| self.registry.conditions.ramp(key) <= number;
+        let ramping = allowed.iter().filter(|key| is_ramping(key)).count();
+        let applies = ramping <= (allowed.len() * 3 / 10).max(1);
+        move |key: &Key| !(applies && is_ramping(key))
     }
 
     /// Whether some key within `reach` can serve the turn.
@@ -275,9 +276,9 @@ impl Places {
             // The client may use no key of that set.
             return self.choose(placing, session, Reach::Anywhere);
         };
-        let is_home = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
-        let home: Vec<_> = open_of(&frozen, placing).filter(is_home).collect();
-        match first(placing.demand.order(session), &home, |key| {
+        let is_sibling = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
+        let siblings: Vec<_> = open_of(&frozen, placing).filter(is_sibling).collect();
+        match first(placing.demand.order(session), &siblings, |key| {
             !frozen.is_gone(key) && self.can_serve(placing, key)
         }) {
             Some(key) => Ok(Arc::clone(key)),

@@ -7,7 +7,7 @@
 use crate::binding::bind::{Bindings, Found};
 use crate::binding::demand::{Demand, Tried};
 use crate::binding::local::Known;
-use crate::binding::place::untold;
+use crate::binding::place::unknown_project;
 use crate::binding::record::BindingRecord;
 use crate::binding::{Binding, Written};
 use crate::error::Error;
@@ -17,7 +17,7 @@ impl Bindings {
     /// Restricts a turn that refers to a project's content to the project of its session, or of its
     /// session's parent. Before a session's first answer, no project is known. If the store cannot
     /// say whether one is known, the client must retry.
-    pub(super) async fn hold(
+    pub(super) async fn restrict(
         &self,
         demand: &Demand<'_>,
         tried: &mut Tried,
@@ -25,25 +25,26 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<(), Error> {
         let placing = demand.after(tried);
-        let Some(session) = demand.session.as_ref().filter(|_| placing.is_unheld()) else {
+        let Some(session) = demand.session.as_ref().filter(|_| placing.needs_unknown_project())
+        else {
             return Ok(());
         };
         let held = found.as_ref().ok().and_then(Option::as_ref);
         let stored = held.and_then(|held| BindingRecord::parse(&held.value));
-        let is_untold = found.is_err() || held.is_some() && stored.is_none();
+        let is_store_unsure = found.is_err() || held.is_some() && stored.is_none();
         let known = self.local.recall(session).map(|known| known.record);
-        let home = match stored
+        let own = match stored
             .into_iter()
             .chain(known)
             .max_by_key(|record| (record.epoch, record.sealed))
         {
-            None if is_untold => self.inherited_here(placing),
+            None if is_store_unsure => self.inherited_here(placing),
             None => self.inherited(placing, budget).await,
-            home => home,
+            own => own,
         };
-        match home.filter(|record| record.sealed) {
+        match own.filter(|record| record.sealed) {
             Some(record) => tried.within = self.places.project_of(&record),
-            None if is_untold => return Err(untold()),
+            None if is_store_unsure => return Err(unknown_project()),
             None => {}
         }
         Ok(())
@@ -51,8 +52,9 @@ impl Bindings {
 
     /// Restricts the turn once more before its next attempt: another turn of its session may have
     /// been answered since.
-    pub(super) fn hold_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
-        let session = demand.session.as_ref().filter(|_| demand.after(tried).is_unheld());
+    pub(super) fn restrict_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
+        let session =
+            demand.session.as_ref().filter(|_| demand.after(tried).needs_unknown_project());
         let known = session.and_then(|session| self.local.recall(session));
         if let Some(Known { record, .. }) = known.filter(|known| known.record.sealed) {
             tried.within = self.places.project_of(&record);

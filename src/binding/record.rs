@@ -85,20 +85,20 @@ impl BindingRecord {
     pub fn parse(text: &str) -> Option<Self> {
         // Tags are ASCII. A non-ASCII value could not be written back as it was read, so no
         // compare-and-set would find it.
-        let mut words = text.is_ascii().then_some(text)?.split(' ');
-        let (key, organization) = words.next()?.split_at_checked(Tag::LENGTH)?;
+        let mut parts = text.is_ascii().then_some(text)?.split(' ');
+        let (key, organization) = parts.next()?.split_at_checked(Tag::LENGTH)?;
         let mut record = Self {
             key: Tag::parse(key)?,
             organization: Tag::parse(organization)?,
-            epoch: number(words.next()?)?,
-            generation: number(words.next()?)?,
+            epoch: number(parts.next()?)?,
+            generation: number(parts.next()?)?,
             sealed: false,
             stale_state: None,
         };
-        for word in words {
-            match word.strip_prefix('~') {
+        for part in parts {
+            match part.strip_prefix('~') {
                 Some(tag) => record.stale_state = Some(Tag::parse(tag)?),
-                None if word == "s" => record.sealed = true,
+                None if part == "s" => record.sealed = true,
                 None => return None,
             }
         }
@@ -107,9 +107,9 @@ impl BindingRecord {
 }
 
 /// Parses a number in the only spelling that records use, because a compare-and-set compares texts.
-fn number(word: &str) -> Option<u32> {
-    let is_plain = word == "0" || !word.starts_with(['0', '+']);
-    word.parse().ok().filter(|_| is_plain)
+fn number(part: &str) -> Option<u32> {
+    let is_plain = part == "0" || !part.starts_with(['0', '+']);
+    part.parse().ok().filter(|_| is_plain)
 }
 
 impl fmt::Display for BindingRecord {
@@ -132,14 +132,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(record in record()) {
+        fn written_record_is_read_back(record in record()) {
             prop_assert_eq!(BindingRecord::parse(&record.to_string()), Some(record));
         }
 
         /// A text that is almost a record parses only if it is the written form of the parsed
         /// record.
         #[test]
-        fn no_other_text_is_a_record(
+        fn record_parses_only_from_its_written_form(
             record in record(),
             cut in 0..60_usize,
             length in 0..3_usize,
@@ -150,13 +150,13 @@ mod tests {
             let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
             if let Some(read) = BindingRecord::parse(&other) {
                 // Parts may be repeated, and in any order: a later version may write them so.
-                let words = |text: &str| text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
-                prop_assert_eq!(words(&read.to_string()), words(&other), "{}", other);
+                let parts = |text: &str| text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+                prop_assert_eq!(parts(&read.to_string()), parts(&other), "{}", other);
             }
         }
 
         #[test]
-        fn no_text_is_fatal_nor_a_record(text in "\\PC{0,40}") {
+        fn random_text_is_neither_fatal_nor_a_record(text in "\\PC{0,40}") {
             prop_assert_eq!(BindingRecord::parse(&text), None);
         }
     }
@@ -206,7 +206,7 @@ mod tests {
                     sealed: is_sealed,
                     ..BindingRecord::first(key, 1)
                 };
-                assert_eq!(moved, expected, "an older turn's state is nobody's any more");
+                assert_eq!(moved, expected, "an older turn's state is dropped");
             }
         }
         let state = Some(state_tag(b"state"));
@@ -217,7 +217,11 @@ mod tests {
     #[test]
     fn record_that_has_served_is_sealed_and_has_a_generation() {
         assert_eq!(bound(3, 0, false).confirmed(5), bound(3, 5, true));
-        assert_eq!(bound(3, 4, false).confirmed(5), bound(3, 4, true), "its writer's word stands");
+        assert_eq!(
+            bound(3, 4, false).confirmed(5),
+            bound(3, 4, true),
+            "the writer's generation stays"
+        );
         assert_eq!(bound(3, 4, true).confirmed(5), bound(3, 4, true));
         assert_eq!(
             (bound(3, 0, false).of_generation(5), bound(3, 4, false).of_generation(5)),
@@ -279,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_common_record_fits_the_smallest_block() {
+    fn common_record_fits_the_smallest_block() {
         let tag = Tag::of("key", b"a-very-long-name-of-a-key-in-production");
         let record = BindingRecord {
             key: tag,
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_version_wrote_is_not_guessed_at() {
+    fn text_of_another_version_does_not_parse() {
         for other in [
             "",
             "short",

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_takes_its_share_and_moves_nothing_else() {
+    fn new_key_takes_its_share_and_moves_nothing_else() {
         let old = keys(&[("a-1", "a", 1), ("b-1", "b", 1), ("c-1", "c", 1)]);
         let new = keys(&[("a-1", "a", 1), ("b-1", "b", 1), ("c-1", "c", 1), ("d-1", "d", 1)]);
         for n in 0..2_000 {
@@ -164,17 +164,17 @@ mod tests {
     }
 
     #[test]
-    fn an_ailing_key_gives_its_sessions_to_its_organization_first() {
+    fn dead_key_gives_its_sessions_to_its_organization_first() {
         let table = keys(&[("a-1", "a", 1), ("a-2", "a", 1), ("b-1", "b", 1)]);
         for n in 0..500 {
-            let (well, ill) =
+            let (ready, dead) =
                 (choose(&table, n, |_| true), choose(&table, n, |key| key.id != "a-1"));
-            assert_eq!(ill, if well == "a-1" { "a-2".to_owned() } else { well });
+            assert_eq!(dead, if ready == "a-1" { "a-2".to_owned() } else { ready });
         }
     }
 
     #[test]
-    fn share_of_sessions_is_even_and_has_nothing_to_do_with_their_keys() {
+    fn share_of_sessions_is_even_and_independent_of_their_keys() {
         let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
         for id in ["a-1", "b-1"] {
             let there: Vec<_> = (0..4_000).filter(|n| choose(&table, *n, |_| true) == id).collect();
@@ -193,12 +193,12 @@ mod tests {
         let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
         let [a, b] = table.keys() else { panic!("two keys") };
         let other = Key { project_tag: Tag::of("project", b"other"), ..Key::clone(a) };
-        let home = Reach::project_of(a);
+        let project = Reach::project_of(a);
         let organization = Reach::Organization(a.organization_tag);
         for (reach, expected) in [
             (Reach::Anywhere, [true, true, true]),
             (organization, [true, true, false]),
-            (home, [true, false, false]),
+            (project, [true, false, false]),
             (Reach::Nowhere, [false, false, false]),
         ] {
             assert_eq!(
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weightless_key_takes_no_new_session() {
+    fn weightless_key_takes_no_new_session() {
         let table = keys(&[("a-1", "a", 0), ("a-2", "a", 1)]);
         assert!((0..200).all(|n| choose(&table, n, |_| true) == "a-2"));
         assert_eq!(choose(&keys(&[("a-1", "a", 0)]), 0, |_| true), "");

@@ -28,8 +28,8 @@ use crate::store::{MembershipReply, Store};
 use crate::task::Tasks;
 
 mod beside;
-mod movers;
-mod dark;
+mod herd;
+mod outage;
 mod merging;
 mod forgetting;
 mod gossip;
@@ -40,7 +40,7 @@ mod related;
 mod socket;
 mod standing;
 mod starting;
-mod telling;
+mod view;
 
 const TTL: Duration = Duration::from_secs(4_000);
 const LONG: Duration = Duration::from_secs(60);
@@ -60,10 +60,10 @@ fn table(sketch: &str) -> Table {
 fn made(sketch: &str) -> Table {
     let upstreams = [r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#, PLAIN]
         .map(|text| serde_json::from_str::<UpstreamSettings>(text).unwrap());
-    let key = |words: &str| {
-        let words: Vec<_> = words.split_whitespace().collect();
-        let [id, organization, project, weight, ref region @ ..] = words[..] else {
-            panic!("{words:?}")
+    let key = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [id, organization, project, weight, ref region @ ..] = fields[..] else {
+            panic!("{fields:?}")
         };
         let upstream = if project == "plain" { "plain" } else { "u" };
         let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": organization, "project": project,
@@ -220,8 +220,8 @@ impl Replica {
         self.bindings.confirm(binding, &mut self.bindings.budget()).await;
     }
 
-    fn says(&self, id: &str, word: Condition) {
-        self.registry.conditions.note(Subject::named(&self.key(id)), word, None);
+    fn says(&self, id: &str, condition: Condition) {
+        self.registry.conditions.note(Subject::named(&self.key(id)), condition, None);
         self.registry.has_changed();
     }
 

@@ -49,7 +49,7 @@ impl Trail {
         (Self { metrics, written }, Unwritten(unwritten))
     }
 
-    pub fn tell(&self, step: &Step<'_>) {
+    pub fn record(&self, step: &Step<'_>) {
         let Step { session, decision, reason, from, to } = step;
         self.metrics.decided(*decision, *reason);
         let id = |key: &Option<&Key>| key.map(|key| key.id.clone());
@@ -87,9 +87,9 @@ pub struct Mark {
 impl Mark {
     /// Returns `None` for a line that this version does not understand.
     pub fn parse(line: &str) -> Option<Self> {
-        let words: Vec<&str> = line.split(' ').collect();
-        let [at, decision, reason, from, to] = words[..] else { return None };
-        let id = |word: &str| Some(word.to_owned()).filter(|word| !word.is_empty());
+        let parts: Vec<&str> = line.split(' ').collect();
+        let [at, decision, reason, from, to] = parts[..] else { return None };
+        let id = |part: &str| Some(part.to_owned()).filter(|part| !part.is_empty());
         Some(Self {
             at: at.parse().ok()?,
             decision: decision.into(),
@@ -132,7 +132,7 @@ mod tests {
     use crate::store::memory::Memory;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_told_of_a_session_is_written_down() {
+    async fn decisions_about_a_session_are_written_to_its_trail() {
         let metrics = Arc::new(Metrics::new());
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(&metrics)));
         let (trail, unwritten) = Trail::new(metrics);
@@ -146,9 +146,9 @@ mod tests {
             from: Some(a),
             to,
         };
-        trail.tell(&step(Decision::Spill, Reason::NoAccess, Some(b)));
-        trail.tell(&step(Decision::Refuse, Reason::Exhausted, None));
-        trail.tell(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
+        trail.record(&step(Decision::Spill, Reason::NoAccess, Some(b)));
+        trail.record(&step(Decision::Refuse, Reason::Exhausted, None));
+        trail.record(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
         drop(trail);
         keep_writing(Arc::clone(&store), Duration::from_secs(60), unwritten).await;
         let lines = store.list(session.as_str(), &mut store.budget()).await.unwrap();

@@ -65,7 +65,7 @@ impl Places {
             // Waiting does not help.
             None if is_final => Error::new(
                 ErrorKind::InsufficientQuota,
-                "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
+                "The quota of every organization that may continue this session is exhausted. Add credit, or start a new session with another organization.",
             ),
             None if fitness.contains(&Fitness::Bypassed(Why::Incident)) => {
                 none_available(LATER / 6)
@@ -104,7 +104,7 @@ pub fn not_loaded() -> Error {
 
 /// The gateway does not know at the moment which project stores the content that the turn refers
 /// to.
-pub fn untold() -> Error {
+pub fn unknown_project() -> Error {
     let message =
         "It cannot be told at the moment which project stores what this turn refers to: try again.";
     Error::new(ErrorKind::NoKeyAvailable, message).retry_after(SOON)

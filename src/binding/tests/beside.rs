@@ -38,7 +38,7 @@ async fn answer_of_a_sibling_seals_the_session() {
 
 /// The store is away when the sibling answers.
 #[tokio::test(start_paused = true)]
-async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
+async fn seal_that_the_store_misses_is_written_at_the_next_turn() {
     let replica = one();
     let bound = replica.record("a-1", 1);
     replica.put(&bound).await;
@@ -58,7 +58,7 @@ async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
+async fn own_answer_seals_the_session_and_fills_in_its_generation() {
     let replica = one();
     let bound = BindingRecord { generation: 0, ..replica.record("a-1", 2) };
     replica.put(&bound).await;
@@ -84,21 +84,21 @@ async fn seal_overwrites_no_move() {
 
 /// The turn continues from content that another project stores.
 #[tokio::test(start_paused = true)]
-async fn detour_leaves_the_binding_alone_and_seals_it_within_its_organization() {
-    for (to, is_home) in [("a-2", true), ("b-1", false)] {
+async fn turn_beside_the_binding_keeps_it_and_seals_it_within_its_organization() {
+    for (to, is_sibling) in [("a-2", true), ("b-1", false)] {
         let replica = one();
         let bound = replica.record("a-1", 4);
         replica.put(&bound).await;
         let within = Reach::project_of(&replica.key(to));
         let mut turn = replica.turn().with(|turn| turn.tried.within = within);
-        let away = replica.bind(&mut turn).await.unwrap();
-        assert_eq!(seen(&away), (to, true, BindingResult::Spilled));
-        replica.serves(&away).await;
-        replica.is_stored(&if is_home { bound.sealed() } else { bound }).await;
+        let beside = replica.bind(&mut turn).await.unwrap();
+        assert_eq!(seen(&beside), (to, true, BindingResult::Spilled));
+        replica.serves(&beside).await;
+        replica.is_stored(&if is_sibling { bound.sealed() } else { bound }).await;
         assert_eq!(replica.decided("spill", "stored"), 1);
         // No other key has the content.
         replica.rejects(to);
-        let error = replica.rebind(&mut turn, &away).await.unwrap_err();
+        let error = replica.rebind(&mut turn, &beside).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoKeyAvailable);
         assert!(
             error.message.contains(&format!("stored by {}/", replica.key(to).organization)),
@@ -146,7 +146,7 @@ async fn suspected_key_is_settled_before_its_sessions_leave_it() {
 
 /// No probe answers for two seconds: a sibling serves, and the session stays.
 #[tokio::test(start_paused = true)]
-async fn suspected_key_that_nobody_asks_keeps_its_sessions() {
+async fn suspected_key_that_is_not_probed_keeps_its_sessions() {
     let replica = one();
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;
@@ -169,7 +169,7 @@ async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
         assert_eq!(late.goes(late.turn()).await, expected);
         late.is_stored(&bound).await;
         let turn = tokio::time::timeout(LONG, late.registry.reload_wanted()).await;
-        assert!(turn.is_ok(), "the configuration is looked at");
+        assert!(turn.is_ok(), "a reload is wanted");
         late.local.forget(&session(1));
     }
     let error = late.bind(&mut late.turn()).await.unwrap_err();

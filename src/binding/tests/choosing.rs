@@ -20,7 +20,7 @@ impl Replica {
 
 /// The weightless key is the first in the file and has no load.
 #[tokio::test(start_paused = true)]
-async fn weightless_key_takes_nothing_new_wherever_it_stands() {
+async fn weightless_key_takes_no_new_session_anywhere_in_the_file() {
     let [replica] = replicas(
         "a-0 org-a zero 0, a-1 org-a one 1, b-0 org-b zero 0, b-1 org-b one 1, c-0 org-c one 0",
     );
@@ -51,7 +51,7 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     assert_eq!(
         replica.goes(nobody()).await,
         Err(ErrorKind::RateLimitExceeded),
-        "nor where nobody else serves"
+        "not even if no other key serves"
     );
     assert!(
         places.choose(turn.placing(), &session(1), Reach::Anywhere).is_err()
@@ -72,7 +72,7 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
 /// A new session that comes by WebSocket begins on an upstream that speaks WebSocket, if there is
 /// one.
 #[tokio::test(start_paused = true)]
-async fn websocket_begins_where_it_is_spoken() {
+async fn websocket_session_begins_on_an_upstream_that_speaks_it() {
     let [replica] =
         replicas("a-1 org-a plain 5, a-2 org-a two 1, b-1 org-b plain 5, c-1 org-c one 1");
     let places = &replica.bindings.places;
@@ -105,18 +105,18 @@ async fn websocket_begins_where_it_is_spoken() {
         (None, Some("a-1"))
     );
     // If no key in reach speaks WebSocket, a key that says so is better than none.
-    let home = Reach::Organization(replica.key("b-1").organization_tag);
-    assert_eq!(places.choose(socket.placing(), &session(1), home).unwrap().id, "b-1");
+    let reach = Reach::Organization(replica.key("b-1").organization_tag);
+    assert_eq!(places.choose(socket.placing(), &session(1), reach).unwrap().id, "b-1");
     // The client learns this at once, which is better than waiting for a limited key that speaks
     // WebSocket.
     replica.limits("a-2");
-    let patient = replica.turn().with(|turn| {
+    let waiting = replica.turn().with(|turn| {
         turn.tried.wait_left = LONG;
         turn.demand.by_websocket = true;
     });
-    let home = Reach::Organization(replica.key("a-2").organization_tag);
+    let reach = Reach::Organization(replica.key("a-2").organization_tag);
     assert_eq!(
-        replica.chosen(|session| places.choose(patient.placing(), session, home).ok()),
+        replica.chosen(|session| places.choose(waiting.placing(), session, reach).ok()),
         ["a-1"]
     );
 }
@@ -152,7 +152,7 @@ async fn sibling_is_of_the_same_region_before_others() {
     );
     // The turn's own limits and rights apply.
     replica.limits("a-1");
-    assert_eq!(siblings(&bound, &[]), ["a-2"], "a-5 is of the project that is short");
+    assert_eq!(siblings(&bound, &[]), ["a-2"], "a-5 is of the limited project");
     let restricted = Client::of_organizations("alice", &["org-b"]);
     let barred = replica.turn().with(|turn| turn.demand.client = &restricted);
     assert!(places.sibling(barred.placing(), &session(1), &bound).is_none());
@@ -161,7 +161,7 @@ async fn sibling_is_of_the_same_region_before_others() {
 /// A key takes new sessions once all live replicas have loaded it, unless no key is loaded
 /// everywhere.
 #[tokio::test(start_paused = true)]
-async fn key_that_others_have_yet_to_load_takes_no_session() {
+async fn key_that_is_not_loaded_everywhere_takes_no_session() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 5000, b-1 org-b one 5000");
     let (places, turn) = (&replica.bindings.places, replica.turn());
     let others = |ids: &[&str]| {
@@ -180,9 +180,9 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
     assert_eq!(replica.chosen(|session| places.default_of(turn.placing(), session).ok()), ["a-1"]);
     // If no allowed key is loaded everywhere, a key that some replicas have not loaded yet is
     // better than none.
-    let home = Reach::Organization(replica.key("b-1").organization_tag);
+    let reach = Reach::Organization(replica.key("b-1").organization_tag);
     assert_eq!(
-        replica.chosen(|session| places.choose(turn.placing(), session, home).ok()),
+        replica.chosen(|session| places.choose(turn.placing(), session, reach).ok()),
         ["b-1"]
     );
     // A key that is not loaded everywhere still serves beside a binding, which binds no session to
@@ -199,7 +199,7 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
 /// A key that failed with the turn, or is limited for longer than the turn may wait, is not chosen.
 /// A ready key comes before a limited one.
 #[tokio::test(start_paused = true)]
-async fn key_that_is_well_comes_before_one_that_is_waited_for() {
+async fn ready_key_comes_before_a_limited_one() {
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let places = &replica.bindings.places;
     let choose = |turn: &Turn<'_>| {
@@ -213,7 +213,7 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     };
     let failed =
         |id: &str| replica.turn().with(|turn| turn.tried.failed = vec![replica.key(id).tag]);
-    let patient = || replica.turn().with(|turn| turn.tried.wait_left = LONG);
+    let waiting = || replica.turn().with(|turn| turn.tried.wait_left = LONG);
     assert_eq!(choose(&replica.turn()).as_deref(), Ok("a-1"));
     assert_eq!(choose(&failed("a-1")).as_deref(), Ok("b-1"));
     let restricted = Client::of_organizations("alice", &["org-b"]);
@@ -226,15 +226,15 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     assert_eq!(places.by_load(barred().placing()).unwrap().id, "b-1");
     assert_eq!(places.default_of(barred().placing(), &session(1)).unwrap().id, "b-1");
     assert!(!places.has_any(
-        patient().with(|turn| turn.tried.failed = vec![replica.key("b-1").tag]).placing(),
+        waiting().with(|turn| turn.tried.failed = vec![replica.key("b-1").tag]).placing(),
         reach_of(&replica, "b-1")
     ));
     replica.limits("a-1");
-    assert_eq!(choose(&patient()).as_deref(), Ok("b-1"));
+    assert_eq!(choose(&waiting()).as_deref(), Ok("b-1"));
     replica.limits("b-1");
-    assert_eq!(choose(&patient()).as_deref(), Ok("a-1"));
+    assert_eq!(choose(&waiting()).as_deref(), Ok("a-1"));
     assert!(
-        places.has_any(patient().placing(), Reach::Anywhere)
+        places.has_any(waiting().placing(), Reach::Anywhere)
             && !places.has_any(replica.turn().placing(), Reach::Anywhere)
     );
     assert_eq!(choose(&replica.turn()), Err(ErrorKind::RateLimitExceeded));
@@ -242,7 +242,7 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
         places.by_load(turn.placing()).map(|key| key.id.clone()).map_err(|error| error.kind)
     };
     assert_eq!(
-        by_load(&patient().with(|turn| turn.tried.failed = vec![replica.key("a-1").tag]))
+        by_load(&waiting().with(|turn| turn.tried.failed = vec![replica.key("a-1").tag]))
             .as_deref(),
         Ok("b-1")
     );
@@ -254,7 +254,7 @@ fn reach_of(replica: &Replica, id: &str) -> Reach {
 
 /// The error's `Retry-After` follows from the state of the keys.
 #[tokio::test(start_paused = true)]
-async fn shortage_says_when_to_come_again() {
+async fn shortage_says_when_to_retry() {
     let [replica] =
         replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1, a-4 org-a four 1");
     let told = || {
@@ -268,12 +268,12 @@ async fn shortage_says_when_to_come_again() {
     assert_eq!(told(), none(30));
     replica.says("a-1", Condition::Enabled);
     replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
-    assert_eq!(told(), none(1), "in a moment it is known whether that one serves");
+    assert_eq!(told(), none(1), "a probe decides in a moment");
     for id in ["a-2", "a-3"] {
         replica.says(id, Condition::Enabled);
         replica.rejects(id);
     }
-    assert_eq!(told(), none(5), "most are refused at once: that passes for all of them");
+    assert_eq!(told(), none(5), "most keys are refused at once, which is an incident");
     // The key whose limit ends first determines the wait, for this model.
     replica.says("a-4", Condition::Enabled);
     replica.registry.limit(&replica.key("a-4"), MODEL, Duration::from_secs(40));
@@ -317,14 +317,14 @@ async fn scarce_project_is_spared_new_sessions() {
     assert_eq!(
         replica.chosen(|session| places.place_new(other.placing(), session).ok()),
         before,
-        "of that they have enough"
+        "the other model has headroom"
     );
     assert_eq!(replica.stands(&turn, &replica.record("a-1", 1)), "a-1");
     left("a-2", "0");
     assert_eq!(
         replica.chosen(|session| places.place_new(turn.placing(), session).ok()),
         before,
-        "none is better off"
+        "no sibling has more headroom"
     );
 }
 

@@ -13,7 +13,7 @@ fn organization(name: &str) -> Tag {
 }
 
 /// A provisional binding of this replica to this key.
-fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
+fn provisional(replica: &Replica, id: &str, written: Written) -> Binding {
     let key = replica.key(id);
     let is_provisional = true;
     Binding {
@@ -26,7 +26,7 @@ fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
 async fn search_tries_each_organization_that_may_be_asked_once() {
     let [replica] = replicas(KEYS);
     let record = replica.record("a-1", 1);
-    let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+    let first = provisional(&replica, "a-1", Written::Stored(record.clone()));
     let turn = replica.turn();
     let mut tried = vec![organization("org-a")];
     let mut path = Vec::new();
@@ -42,7 +42,7 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     assert_eq!(path.pop().as_deref(), Some("c-1"));
     path.sort_unstable();
     assert_eq!(path, ["b-1", "d-1"]);
-    assert!(replica.bindings.give_up(turn.placing(), &tried).is_ok(), "that is the last word");
+    assert!(replica.bindings.give_up(turn.placing(), &tried).is_ok(), "the error is final");
     // An organization that is out of use is not tried and may be the right one, so the error is not
     // final.
     replica.rejects("b-1");
@@ -76,7 +76,7 @@ async fn organization_that_is_found_is_bound_and_sealed() {
     let record = replica.record("a-1", 1);
     replica.put(&record).await;
     let mut turn = replica.turn().with(|turn| turn.demand.turn_state = Some(b"state"));
-    let first = guess(&replica, "a-1", Written::Stored(record));
+    let first = provisional(&replica, "a-1", Written::Stored(record));
     let found = replica
         .bindings
         .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
@@ -103,11 +103,11 @@ async fn organization_that_is_found_is_bound_and_sealed() {
 
 /// Another turn wrote first, or the store is away.
 #[tokio::test(start_paused = true)]
-async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_outage() {
+async fn organization_that_is_found_gives_way_to_a_stored_move_and_outlives_an_outage() {
     for weather in [Weather::Fair, Weather::Away] {
         let [replica] = replicas(KEYS);
         let record = replica.record("a-1", 1);
-        let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+        let first = provisional(&replica, "a-1", Written::Stored(record.clone()));
         let turn = replica.turn();
         let found = replica
             .bindings
@@ -141,13 +141,13 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
 /// A binding that a search finds without the store is not provisional. It keeps its epoch, so that
 /// a stored binding of the same epoch stands.
 #[tokio::test(start_paused = true)]
-async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
+async fn organization_that_is_found_without_the_store_keeps_the_epoch() {
     let [replica] = replicas(KEYS);
     replica.weather(Weather::Away);
     let record = replica.record("a-1", 1);
     replica.local.note(&session(1), &record, true);
     let turn = replica.turn();
-    let first = guess(&replica, "a-1", Written::Here(record));
+    let first = provisional(&replica, "a-1", Written::Here(record));
     let found = replica
         .bindings
         .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
@@ -164,7 +164,7 @@ async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
 
 /// A connection has one key for life, so only the next connection uses the next organization.
 #[tokio::test(start_paused = true)]
-async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
+async fn provisional_binding_is_followed_by_the_next_until_all_organizations_are_tried() {
     for weather in [Weather::Fair, Weather::Away] {
         let [replica] = replicas(KEYS);
         replica.weather(weather);
@@ -182,18 +182,14 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
                 break;
             }
             binding = replica.bind(&mut replica.turn()).await.unwrap();
-            assert!(binding.is_provisional, "until one of them has answered");
+            assert!(binding.is_provisional, "until an organization has answered");
             let epoch = if weather == Weather::Fair { path.len() as u32 + 1 } else { 1 };
             let record = replica.record(&binding.key.id, epoch);
             // A provisional binding that was made without the store must not win over a stored one.
             let is_provisional = weather == Weather::Away;
             assert_eq!(replica.local.recall(&session(1)), Some(Known { record, is_provisional }));
         }
-        assert_eq!(
-            path.last().map(String::as_str),
-            Some("c-1"),
-            "the one that takes no new sessions is the last"
-        );
+        assert_eq!(path.last().map(String::as_str), Some("c-1"), "the weightless key is the last");
         path.sort_unstable();
         assert_eq!(path, ["a-1", "b-1", "c-1", "d-1"], "{weather:?}");
         assert_eq!(replica.decided("move", "forgotten"), 3);
@@ -210,11 +206,11 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guess_is_the_last_word_only_where_all_could_be_asked() {
+async fn search_is_final_only_if_all_organizations_could_be_asked() {
     let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1");
     let record = replica.record("a-1", 1);
     replica.put(&record).await;
-    let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+    let first = provisional(&replica, "a-1", Written::Stored(record.clone()));
     let again = async |binding: &Binding| {
         let turn = replica.turn();
         let mut budget = replica.bindings.budget();
@@ -236,5 +232,5 @@ async fn guess_is_the_last_word_only_where_all_could_be_asked() {
     assert_eq!(again(&first).await, Ok(true));
     replica.is_stored(&other).await;
     // A turn without a stored binding has none to move.
-    assert_eq!(again(&guess(&replica, "a-1", Written::Nowhere)).await, Ok(false));
+    assert_eq!(again(&provisional(&replica, "a-1", Written::Nowhere)).await, Ok(false));
 }

@@ -34,7 +34,7 @@ async fn nothing_is_merged_before_the_generation_is_known() {
 /// A binding's first answer comes while the store is away. The merge seals the binding and changes
 /// nothing else.
 #[tokio::test(start_paused = true)]
-async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
+async fn merge_seals_an_unsealed_binding_and_leaves_a_newer_versions_value() {
     let replica = one();
     let bound = BindingRecord { generation: 0, ..replica.record("a-1", 3) };
     replica.put(&bound).await;
@@ -54,7 +54,7 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
         .await
         .unwrap();
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
-    assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
+    assert_eq!(replica.local.recall(&session(2)), None, "the store decides");
     let held = replica
         .store
         .get(Name::Binding(session(2).as_str()), &mut replica.store.budget())
@@ -65,7 +65,7 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
 
 /// There are more bindings than are merged at a time, and the store has moved one of them.
 #[tokio::test(start_paused = true)]
-async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
+async fn bindings_made_without_the_store_are_merged_at_once() {
     let replica = one();
     for number in 0..70 {
         replica.local.note(&session(number), &replica.record("a-1", 1).sealed(), true);
@@ -97,7 +97,7 @@ async fn store_that_goes_away_within_a_turn_costs_nothing() {
     let begun =
         replica.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
     assert_eq!((begun.result, begun.is_provisional), (BindingResult::Degraded, true));
-    assert!(known(&replica).is_provisional, "somebody else may have been first");
+    assert!(known(&replica).is_provisional, "another turn may have been first");
 
     let replica = one();
     replica.put(&replica.record("a-1", 1).sealed()).await;

@@ -25,7 +25,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
                 assert_eq!(
                     bind.err().map(|error| error.kind),
                     Some(ErrorKind::NoKeyAvailable),
-                    "nobody else has its history"
+                    "no other organization has its history"
                 );
                 replica.is_stored(&bound).await;
                 continue;
@@ -58,25 +58,25 @@ async fn disabled_key_keeps_sessions_of_every_epoch() {
         assert_eq!(
             replica.goes(replica.turn()).await.as_deref(),
             Ok("a-1"),
-            "its sessions are back"
+            "the session uses its own key again"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn turn_without_a_session_goes_to_no_key_that_an_operator_has_closed() {
-    for word in [Condition::Drained, Condition::Disabled] {
+async fn turn_without_a_session_avoids_keys_that_an_operator_has_closed() {
+    for condition in [Condition::Drained, Condition::Disabled] {
         let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 1");
         let nobody = || replica.turn().with(|turn| turn.demand.session = None);
         assert_eq!(
             replica.goes(nobody()).await.as_deref(),
             Ok("a-1"),
-            "the one with the least to do for its weight"
+            "the key with the lowest load for its weight"
         );
-        replica.says("a-1", word);
-        assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-2"), "{word:?}");
-        replica.says("a-2", word);
-        assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::NoKeyAvailable), "{word:?}");
+        replica.says("a-1", condition);
+        assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-2"), "{condition:?}");
+        replica.says("a-2", condition);
+        assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::NoKeyAvailable), "{condition:?}");
     }
 }
 
@@ -97,7 +97,7 @@ async fn turn_without_a_session_binds_nothing_and_moves_by_load() {
     );
     replica.rejects("b-1");
     assert!(replica.rebind(&mut turn, &first).await.is_err());
-    assert!(!replica.bindings.would_leave(turn.placing(), &first), "there is nowhere to go");
+    assert!(!replica.bindings.would_leave(turn.placing(), &first), "no key is left");
 }
 
 /// The turn carries no sealed content, but its session is sealed.
@@ -160,7 +160,7 @@ impl Fate {
 /// The organization has no usable key left. Sessions that may leave it do, and all others receive
 /// the reason.
 #[tokio::test(start_paused = true)]
-async fn session_leaves_its_organization_only_for_what_it_may() {
+async fn session_leaves_its_organization_only_for_allowed_reasons() {
     use Fate::{Denied, Disabled, Exhausted, ExhaustedProjects, Limited, Rejected};
     const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1, b-4 org-b four 1";
     let (limited, none, quota) =
@@ -211,20 +211,20 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn short_key_serves_those_who_have_the_patience() {
+async fn limited_key_serves_turns_that_may_wait_long_enough() {
     let replica = one();
     let bound = replica.record("a-1", 1);
     replica.put(&bound).await;
     replica.registry.limit(&replica.key("a-1"), MODEL, Duration::from_secs(5));
-    let waits = |patience| {
-        replica.turn().with(|turn| turn.tried.wait_left = Duration::from_millis(patience))
+    let waits = |wait_left| {
+        replica.turn().with(|turn| turn.tried.wait_left = Duration::from_millis(wait_left))
     };
     assert_eq!(replica.goes(waits(5_000)).await.as_deref(), Ok("a-1"));
     assert_eq!(replica.goes(waits(4_999)).await.as_deref(), Ok("a-2"));
     assert_eq!(
         replica.goes(waits(0).with(|turn| turn.demand.model = "other")).await.as_deref(),
         Ok("a-1"),
-        "of that it has enough"
+        "the limit is one model's"
     );
     // A sibling that is limited for less time serves turns that can wait that long.
     replica.registry.limit(&replica.key("a-2"), MODEL, Duration::from_secs(3));
@@ -254,7 +254,7 @@ async fn moved_turn_leaves_its_state_behind() {
 
 /// Another turn moves the session while this turn runs, and this turn's own key recovers meanwhile.
 #[tokio::test(start_paused = true)]
-async fn turn_goes_on_from_the_move_of_another_one() {
+async fn turn_continues_from_another_turns_move() {
     for weather in [Weather::Fair, Weather::Away] {
         let replica = one();
         replica.put(&replica.record("a-1", 1).sealed()).await;
@@ -272,7 +272,7 @@ async fn turn_goes_on_from_the_move_of_another_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn turn_that_stays_stays_as_it_was() {
+async fn turn_that_stays_keeps_its_binding() {
     let replica = one();
     let mut turn = replica.turn();
     let begun = replica.bind(&mut turn).await.unwrap();
@@ -283,7 +283,7 @@ async fn turn_that_stays_stays_as_it_was() {
 
 /// Two replicas find a session's key dead, and one of them moves the session first.
 #[tokio::test(start_paused = true)]
-async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
+async fn loser_of_a_move_uses_the_winners_binding() {
     let [first, second] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
     first.put(&first.record("a-1", 1).sealed()).await;
     let mut budget = second.bindings.budget();
@@ -328,7 +328,7 @@ async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
+async fn client_that_loses_an_organization_moves_its_sessions() {
     for (is_sealed, expected) in
         [(false, Ok("b-1".to_owned())), (true, Err(ErrorKind::NoKeyAvailable))]
     {

@@ -65,12 +65,12 @@ async fn fork_of_a_dead_keys_session_moves_as_its_parent_would() {
 
 /// The store does not answer, so this replica's memory of the parent does.
 #[tokio::test(start_paused = true)]
-async fn fork_inherits_in_the_dark_from_what_is_remembered() {
+async fn fork_inherits_from_memory_without_the_store() {
     for is_root in [true, false] {
         let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
         let parent = replica.record("b-1", 5).sealed();
         replica.local.confirm(&session(if is_root { ROOT } else { PARENT }), &parent);
-        replica.local.has_told(&session(THREAD), &session(PARENT));
+        replica.local.note_thread(&session(THREAD), &session(PARENT));
         replica.weather(Weather::Away);
         let begun = replica.bind(&mut fork(&replica)).await.unwrap();
         assert_eq!((begun.key.id.as_str(), begun.is_provisional), ("b-1", true));
@@ -84,7 +84,7 @@ async fn fork_inherits_in_the_dark_from_what_is_remembered() {
 
 /// The parent's binding is forgotten, so the fork follows its parent's order.
 #[tokio::test(start_paused = true)]
-async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
+async fn fork_of_a_forgotten_parent_follows_its_parents_order() {
     let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1");
     let mut differ = 0;
     for number in 0..40 {
@@ -141,17 +141,17 @@ async fn thread_of_a_turn_leads_to_its_session() {
 }
 
 /// A turn that refers to content that only the project of its session finds.
-fn held(turn: Turn<'_>) -> Turn<'_> {
-    turn.with(|turn| turn.demand.is_held = true)
+fn referring(turn: Turn<'_>) -> Turn<'_> {
+    turn.with(|turn| turn.demand.needs_project = true)
 }
 
 #[tokio::test(start_paused = true)]
-async fn turn_is_held_to_the_project_of_its_session() {
+async fn turn_is_restricted_to_the_project_of_its_session() {
     let replica = one();
-    let home = Reach::project_of(&replica.key("a-1"));
+    let project = Reach::project_of(&replica.key("a-1"));
     // The session has no answer yet, so its project is not known.
     replica.put(&replica.record("a-1", 1)).await;
-    let mut turn = held(replica.turn());
+    let mut turn = referring(replica.turn());
     replica.bind(&mut turn).await.unwrap();
     assert_eq!(turn.tried.within, Reach::Anywhere);
     replica.put(&replica.record("a-1", 1).sealed()).await;
@@ -162,20 +162,20 @@ async fn turn_is_held_to_the_project_of_its_session() {
         ("a-2", true, BindingResult::Spilled)
     );
     assert_eq!(free.tried.within, Reach::Anywhere, "it refers to nothing");
-    let mut turn = held(replica.turn());
+    let mut turn = referring(replica.turn());
     let error = replica.bind(&mut turn).await.unwrap_err();
     assert_eq!(
         (error.kind, turn.tried.within),
-        (ErrorKind::RateLimitExceeded, home),
+        (ErrorKind::RateLimitExceeded, project),
         "no sibling has it"
     );
     // Without the store, this replica's memory decides. If it has no entry, the client must retry.
     replica.weather(Weather::Away);
-    let mut turn = held(replica.turn()).with(|turn| turn.tried.wait_left = LONG);
+    let mut turn = referring(replica.turn()).with(|turn| turn.tried.wait_left = LONG);
     assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-1");
-    assert_eq!(turn.tried.within, home);
+    assert_eq!(turn.tried.within, project);
     replica.local.forget(&session(1));
-    let error = replica.bind(&mut held(replica.turn())).await.unwrap_err();
+    let error = replica.bind(&mut referring(replica.turn())).await.unwrap_err();
     assert_eq!(
         (error.kind, error.retry_after),
         (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(1)))
@@ -185,14 +185,14 @@ async fn turn_is_held_to_the_project_of_its_session() {
 
 /// Of the stored and the remembered binding, the newest counts.
 #[tokio::test(start_paused = true)]
-async fn turn_is_held_by_the_newest_word_on_its_session() {
+async fn turn_is_restricted_by_the_newest_binding_of_its_session() {
     let replica = one();
     let projects = [("a-1", 1, "a-2", 2), ("a-2", 2, "a-1", 1)];
     for (stored, epoch, known, newer) in projects {
         replica.put(&replica.record(stored, epoch).sealed()).await;
         replica.local.forget(&session(1));
         replica.local.note(&session(1), &replica.record(known, newer).sealed(), false);
-        let mut turn = held(replica.turn());
+        let mut turn = referring(replica.turn());
         assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
         assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
     }
@@ -203,7 +203,7 @@ async fn turn_is_held_by_the_newest_word_on_its_session() {
         replica.put(&stored).await;
         replica.local.forget(&session(1));
         replica.local.note(&session(1), &known, false);
-        let mut turn = held(replica.turn());
+        let mut turn = referring(replica.turn());
         replica.bind(&mut turn).await.unwrap();
         assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
     }
@@ -211,14 +211,14 @@ async fn turn_is_held_by_the_newest_word_on_its_session() {
 
 /// A fork refers to content of its parent's project.
 #[tokio::test(start_paused = true)]
-async fn fork_is_held_to_the_project_of_its_parent() {
+async fn fork_is_restricted_to_the_project_of_its_parent() {
     for weather in [Weather::Fair, Weather::Away] {
         let replica = one();
         let parent = replica.record("a-2", 3).sealed();
         claims(&replica, Name::Binding(session(ROOT).as_str()), &parent.to_string()).await;
         replica.local.confirm(&session(ROOT), &parent);
         replica.weather(weather);
-        let mut turn = held(fork(&replica));
+        let mut turn = referring(fork(&replica));
         assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
         assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
     }
@@ -227,10 +227,10 @@ async fn fork_is_held_to_the_project_of_its_parent() {
 /// Between two attempts of one turn, another turn of its session is answered. From then on, the
 /// session's project is known.
 #[tokio::test(start_paused = true)]
-async fn turn_is_held_again_when_it_goes_on() {
+async fn turn_is_restricted_again_before_its_next_attempt() {
     let replica = one();
     replica.put(&replica.record("a-1", 1)).await;
-    let mut turn = held(replica.turn());
+    let mut turn = referring(replica.turn());
     let early = replica.bind(&mut turn).await.unwrap();
     replica.limits("a-1");
     let beside = replica.rebind(&mut turn, &early).await.unwrap();
@@ -250,7 +250,7 @@ async fn turn_is_held_again_when_it_goes_on() {
     assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
     // A turn that continues from a known response already has its project.
     let within = Reach::project_of(&replica.key("a-2"));
-    let mut turn = held(replica.turn()).with(|turn| turn.tried.within = within);
+    let mut turn = referring(replica.turn()).with(|turn| turn.tried.within = within);
     assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
     assert_eq!(turn.tried.within, within);
 }
@@ -262,7 +262,7 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     late.loads("a-2 org-a two 1, b-1 org-b one 1");
     late.is_of(1);
     late.put(&BindingRecord { generation: 2, ..early.record("a-1", 1).sealed() }).await;
-    let mut turn = held(late.turn());
+    let mut turn = referring(late.turn());
     let error = late.bind(&mut turn).await.unwrap_err();
     assert_eq!(
         (turn.tried.within, error.retry_after),
@@ -271,13 +271,13 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
     assert!(
         tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(),
-        "the configuration is looked at"
+        "a reload is wanted"
     );
 }
 
 /// Whether a connection with `binding`'s key can reach the content of the session's project.
 #[tokio::test(start_paused = true)]
-async fn connection_is_in_own_project_where_the_project_of_its_session_is() {
+async fn connection_is_in_own_project_if_its_key_is_of_the_sessions_project() {
     let replica = one();
     let on = |id: &str, written| {
         Binding::new(&replica.key(id), Some(&session(1)), written, BindingResult::Existing)
@@ -301,7 +301,7 @@ async fn connection_is_in_own_project_where_the_project_of_its_session_is() {
     assert!(replica.bindings.is_own_project_ready(&beside, MODEL));
     assert!(
         !replica.bindings.is_own_project_ready(&on("a-2", Written::Stored(record)), MODEL),
-        "it is at home"
+        "the stored binding is the session's own"
     );
     replica.limits("a-1");
     assert!(

@@ -22,7 +22,7 @@ async fn binding_that_the_store_has_lost_is_restored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
+async fn value_of_a_newer_version_is_neither_used_nor_overwritten() {
     let replica = one();
     let text = "something that this version does not understand";
     replica
@@ -50,7 +50,7 @@ async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
 
 /// A stored lifetime is renewed once a quarter of it has passed, and not before.
 #[tokio::test(start_paused = true)]
-async fn stored_life_starts_anew_after_a_quarter() {
+async fn stored_lifetime_is_renewed_after_a_quarter() {
     let replica = with_clock();
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;

@@ -25,12 +25,12 @@ fn all(replica: &Replica, id: &str) -> [bool; 3] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connection_is_left_where_another_key_would_serve() {
+async fn connection_is_left_if_another_key_would_serve() {
     let [replica] = replicas(KEYS);
     assert_eq!(
         (all(&replica, "a-1"), all(&replica, "b-1")),
         ([false; 3], [false; 3]),
-        "all is well"
+        "all keys are ready"
     );
     // Limited: a sibling serves, and a session that may leave its organization does.
     replica.limits("a-1");
@@ -60,7 +60,7 @@ async fn connection_is_left_where_another_key_would_serve() {
 
 /// A turn may test whether an exhausted key is still exhausted; `would_leave` tests nothing.
 #[tokio::test(start_paused = true)]
-async fn connection_that_is_looked_at_tries_nothing() {
+async fn judging_a_connection_tests_no_exhausted_key() {
     let [replica] = replicas(KEYS);
     replica.exhausts("b-1", Scope::Organization);
     let subject = Subject::of(&replica.key("b-1"), Scope::Organization);
@@ -75,7 +75,7 @@ async fn connection_that_is_looked_at_tries_nothing() {
 /// Another replica has moved the session to a key that only this replica considers out of use. One
 /// turn tries the key; `would_leave` does not.
 #[tokio::test(start_paused = true)]
-async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
+async fn judging_a_connection_tests_no_key_that_the_session_was_moved_to() {
     let [replica] = replicas(KEYS);
     replica.rejects("a-1");
     let record = replica.record("a-1", 2).sealed();
@@ -89,7 +89,7 @@ async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
 
 /// The project that stores the content has no other usable key.
 #[tokio::test(start_paused = true)]
-async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
+async fn connection_restricted_to_a_project_is_left_for_no_key_outside() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a one 1");
     let record = replica.record("a-1", 1).sealed();
     let binding =
@@ -134,7 +134,7 @@ async fn sibling_counts_if_it_can_serve_within_the_wait() {
 
 /// The client's error is about the keys that might have served.
 #[tokio::test(start_paused = true)]
-async fn client_is_told_of_the_keys_that_might_have_served() {
+async fn error_is_about_the_keys_that_might_have_served() {
     let [replica] = replicas(KEYS);
     replica.exhausts("a-1", Scope::Organization);
     let told = |is_sealed| {

@@ -6,7 +6,7 @@ use crate::binding::{Settings, start};
 /// B4: a replica remembers a binding for less time than the store holds it. Otherwise the replica
 /// would restore a binding that the store has expired.
 #[tokio::test(start_paused = true)]
-async fn start_believes_what_is_remembered_for_half_the_ttl() {
+async fn memory_lasts_for_half_the_ttl_after_start() {
     let second = Duration::from_secs(1);
     let metrics = Arc::new(Metrics::new());
     let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));

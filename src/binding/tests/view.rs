@@ -14,7 +14,7 @@ async fn writes(replica: &Replica, lines: &[&str]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
+async fn view_shows_the_stored_binding_or_else_the_remembered_one() {
     let replica = one();
     assert!(replica.bindings.view(&session(1)).await.is_none(), "there is nothing");
     replica.local.confirm(&session(1), &replica.record("a-1", 2));
@@ -58,7 +58,7 @@ async fn step_that_is_written_again_is_shown_once() {
     let (trail, unwritten) = Trail::new(Arc::clone(&replica.metrics));
     let (session, key) = (session(1), replica.key("a-1"));
     let (decision, reason) = (Decision::Refuse, Reason::Exhausted);
-    trail.tell(&Step { session: Some(&session), decision, reason, from: Some(&key), to: None });
+    trail.record(&Step { session: Some(&session), decision, reason, from: Some(&key), to: None });
     drop(trail);
     replica.weather(Weather::Mute);
     keep_writing(Arc::clone(&replica.store), TTL, unwritten).await;
