@@ -54,7 +54,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Records a decision about a turn of `session` at the binding's key.
-    fn tell(
+    fn record_decision(
         &self,
         session: Option<&SessionId>,
         binding: &Binding,
@@ -63,7 +63,7 @@ impl Gateway {
     ) {
         let from = Some(&*binding.key);
         let to = from.filter(|_| decision != Decision::Refuse);
-        self.bindings.trail.tell(&Step { session, decision, reason, from, to });
+        self.bindings.trail.record(&Step { session, decision, reason, from, to });
     }
 }
 
@@ -129,7 +129,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began).await),
                 Verdict::Denied(answer) => {
                     let Gateway { failover, registry, .. } = self.gateway;
-                    failover.corroboration.heard(registry, &binding.key, self.demand);
+                    failover.corroboration.report(registry, &binding.key, self.demand);
                     return Ok((binding, answer));
                 }
                 Verdict::GiveUp(error, reason) => {
@@ -246,18 +246,18 @@ impl<'t, A: Ask> Attempts<'t, A> {
             }
         };
         match &next {
-            Ok(binding) => self.tell(binding, Decision::Retry, Reason::Failed),
+            Ok(binding) => self.record_decision(binding, Decision::Retry, Reason::Failed),
             Err(binding) => self.refuse(binding, Reason::Failed),
         }
         next
     }
 
     fn refuse(&self, binding: &Binding, reason: Reason) {
-        self.tell(binding, Decision::Refuse, reason);
+        self.record_decision(binding, Decision::Refuse, reason);
     }
 
-    fn tell(&self, binding: &Binding, decision: Decision, reason: Reason) {
-        self.gateway.tell(self.demand.session.as_ref(), binding, decision, reason);
+    fn record_decision(&self, binding: &Binding, decision: Decision, reason: Reason) {
+        self.gateway.record_decision(self.demand.session.as_ref(), binding, decision, reason);
     }
 }
 

@@ -130,7 +130,7 @@ impl Account {
     pub fn leaked(&self) {
         self.books.leaked();
         let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
-        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of the key that it was shown");
+        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the key's secret");
     }
 
     /// Notes that the answer's body ended, or was `broken` off.
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_as_the_upstream_said_and_else_as_its_connection_did() {
+    fn turn_ends_as_the_upstream_said_or_else_as_its_connection_did() {
         let (done, part, failed) =
             (Some(Terminal::Completed), Some(Terminal::Incomplete), Some(Terminal::Failed));
         for (status, terminal, broken, expected) in [
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_without_an_answer_ends_by_whose_doing_that_was() {
+    fn turn_without_an_answer_ends_by_its_cause() {
         let ended = |end: &dyn Fn(Account)| {
             let metrics = Arc::new(Metrics::new());
             end(open(&metrics));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_are_counted_of_the_key_that_served() {
+    async fn tokens_are_counted_for_the_key_that_served() {
         let (gateway, client) =
             (gateway(&[("a", "o", "p"), ("b", "o", "p")]), Client::unrestricted("alice"));
         let (_, binding, _) = bound(&gateway, &client).await;
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(
             [a, b].map(|key| gateway.registry.loads.of(key)),
             [0, 1],
-            "it is in flight at the last one"
+            "the turn is in flight on the last key"
         );
         // The input is never counted twice: read and written tokens together stay within it.
         let usage = Usage { input: 10, cached: 8, written: 5, output: 3, miss: None };

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credential_in_a_url_is_known_by_its_name() {
+    fn credential_in_a_url_is_recognized_by_its_name() {
         let refused = |query: &str| {
             refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap())
                 .err()

@@ -19,7 +19,7 @@ impl Idle {
     }
 
     /// Notes that something arrived. Returns how long the stream was silent before.
-    pub fn stir(&mut self) -> Duration {
+    pub fn note_arrival(&mut self) -> Duration {
         let now = Instant::now();
         now - std::mem::replace(&mut self.last, now)
     }
@@ -47,29 +47,29 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// Returns how long from now until the timeout is reported.
-    async fn silence(idle: &mut Idle) -> Duration {
+    async fn time_to_timeout(idle: &mut Idle) -> Duration {
         let began = Instant::now();
         timeout(SECOND * 9, poll_fn(|context| idle.poll_over(context)))
             .await
-            .expect("whoever asks is woken");
+            .expect("the polling task is woken");
         began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_wakes_whoever_asked_last() {
+    async fn idle_wakes_the_last_task_that_polled() {
         let mut idle = Idle::new(SECOND);
         assert!(idle.poll_over(&mut Context::from_waker(Waker::noop())).is_pending());
         advance(SECOND / 2).await;
-        idle.stir();
-        assert_eq!(silence(&mut idle).await, SECOND);
+        idle.note_arrival();
+        assert_eq!(time_to_timeout(&mut idle).await, SECOND);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_timer_that_went_off_unheard_is_set_again() {
+    async fn timer_that_fired_unpolled_is_reset() {
         let mut idle = Idle::new(SECOND);
         assert!(poll_fn(|context| Poll::Ready(idle.poll_over(context))).await.is_pending());
         advance(SECOND * 3 / 2).await;
-        assert_eq!(idle.stir(), SECOND * 3 / 2);
-        assert_eq!(silence(&mut idle).await, SECOND);
+        assert_eq!(idle.note_arrival(), SECOND * 3 / 2);
+        assert_eq!(time_to_timeout(&mut idle).await, SECOND);
     }
 }

@@ -241,7 +241,7 @@ fn search(flaw: Flaw, cases: u32, others: bool) -> Result<(), String> {
 /// Plays the same histories each time, because a suite that fails by chance says nothing about a
 /// change. `WARMKEY_CASES=1000000` plays other histories.
 #[test]
-fn no_interleaving_breaks_the_binding() {
+fn binding_holds_in_every_interleaving() {
     let asked = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok());
     search(Flaw::None, asked.unwrap_or(100_000), asked.is_some())
         .unwrap_or_else(|violation| panic!("{violation}"));
@@ -250,7 +250,7 @@ fn no_interleaving_breaks_the_binding() {
 /// Once found by chance: the store takes a move, but no replica learns of it, because its replica
 /// is cut off; then the key recovers.
 #[test]
-fn a_move_that_nobody_has_heard_of_is_no_breach() {
+fn move_that_no_replica_knows_is_no_violation() {
     let events = [
         Event::Dies(0),
         Event::Dies(2),
@@ -272,7 +272,7 @@ fn a_move_that_nobody_has_heard_of_is_no_breach() {
 /// Once found by chance: a sibling serves a turn while another turn moves the session away from a
 /// key that has recovered by then.
 #[test]
-fn a_turn_beside_the_binding_learns_of_its_move() {
+fn turn_beside_the_binding_learns_of_its_move() {
     let events = [
         Event::Turn(0, 0),
         Event::Dies(2),
@@ -296,7 +296,7 @@ fn a_turn_beside_the_binding_learns_of_its_move() {
 
 /// Once found by chance: only one replica has a key, and another replica's newer set lacks it.
 #[test]
-fn a_key_that_a_newer_set_lacks_is_removed() {
+fn key_that_a_newer_set_lacks_is_removed() {
     let events = [
         Event::Weather(2, Weather::Away),
         Event::Turn(2, 0),
@@ -317,7 +317,7 @@ fn a_key_that_a_newer_set_lacks_is_removed() {
 /// Twice found by chance: a session begins with another key than its order's first. A cut-off
 /// replica finds its organization by a search that ends with the first key.
 #[test]
-fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
+fn search_of_a_cut_off_replica_does_not_move_the_session() {
     let events = [
         Event::Dies(0),
         Event::Dies(2),
@@ -335,7 +335,7 @@ fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
 }
 
 #[test]
-fn every_wrong_script_is_caught() {
+fn wrong_script_is_caught() {
     for flaw in [
         Flaw::PlainClaim,
         Flaw::PlainReplace,
@@ -344,6 +344,6 @@ fn every_wrong_script_is_caught() {
         Flaw::PlainMerge,
         Flaw::MergeEqual,
     ] {
-        assert!(search(flaw, 100_000, false).is_err(), "{flaw:?} breaks nothing that is looked at");
+        assert!(search(flaw, 100_000, false).is_err(), "{flaw:?} is not caught");
     }
 }

@@ -1,7 +1,7 @@
 //! Checks the stored content that a turn refers to, and records the owners of responses.
 
 use crate::binding::ownership::Owner;
-use crate::binding::place::untold;
+use crate::binding::place::unknown_project;
 use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
 use crate::store::Budget;
@@ -29,7 +29,7 @@ impl Entry {
             (Ok(None), ForeignIds::Refuse) => Err(not_found(id)),
             // "Not found" would make the client give up its response; to let the id pass could
             // expose another client's response.
-            (Err(away), ForeignIds::Refuse) => Err(untold().because(away.to_string())),
+            (Err(away), ForeignIds::Refuse) => Err(unknown_project().because(away.to_string())),
         }
     }
 

@@ -99,7 +99,7 @@ fn passing(mut answer: Answer) -> Answer {
 /// The organization's traffic grows too fast. Without a `Retry-After`, Codex would give up.
 pub fn too_steep(wait: Option<Duration>) -> Error {
     Error::limited(
-        "The upstream's organization takes no faster growth of its traffic.",
+        "The traffic of the upstream's organization grows too fast.",
         limit::wait_or_usual(wait),
     )
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_keys_moves_the_turn_and_what_is_the_clients_is_delivered() {
+    fn fault_of_a_key_moves_the_turn_and_a_clients_fault_is_delivered() {
         assert!(matches!(
             refused(401, "invalid_api_key", None),
             Verdict::Ailing(Ailment::Rejected(Scope::Key))
@@ -163,17 +163,17 @@ mod tests {
     }
 
     #[test]
-    fn a_passing_limit_is_a_wait() {
+    fn rate_limit_is_a_wait() {
         let limited = |wait| match refused(429, "rate_limit_exceeded", wait) {
             Verdict::Limited(wait) => wait.as_secs(),
-            _ => panic!("it is limited"),
+            _ => panic!("not limited"),
         };
         assert_eq!((limited(Some("3")), limited(Some("garbled"))), (3, 20));
         let told = |verdict| match verdict {
             Verdict::GiveUp(error, _) => {
                 (error.code(), error.retry_after.map(|wait| wait.as_secs()))
             }
-            _ => panic!("no other key is tried"),
+            _ => panic!("another key is tried"),
         };
         assert_eq!(told(refused(429, "slow_down", None)), ("rate_limit_exceeded", Some(20)));
         assert_eq!(told(refused(429, "slow_down", Some("7"))), ("rate_limit_exceeded", Some(7)));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_served_is_sent_again_only_where_that_is_allowed() {
+    fn turn_that_may_have_been_served_is_sent_again_only_if_allowed() {
         for (outcome, code) in [
             (Outcome::Unreachable("refused".into()), "upstream_unreachable"),
             (Outcome::Interrupted("reset".into()), "upstream_interrupted"),
@@ -213,24 +213,27 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_served_says_when_to_come_again_and_what_has_failed_too() {
+    fn failed_turn_says_when_to_retry() {
         for outcome in [Outcome::Silent, Outcome::Interrupted("reset".into())] {
             let Verdict::GiveUp(error, Reason::Failed) = decided(outcome) else {
-                panic!("it is not sent again")
+                panic!("the turn is sent again")
             };
             assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
         }
         for (said, told) in [(None, "1"), (Some("7"), "7")] {
             let Verdict::Again(Ok(answer)) = refused(503, "server_error", said) else {
-                panic!("it has failed")
+                panic!("not a failure")
             };
-            assert_eq!(answer.headers["retry-after"], told, "the upstream's own word counts");
+            assert_eq!(
+                answer.headers["retry-after"], told,
+                "the upstream's own Retry-After counts"
+            );
         }
     }
 
     proptest! {
         #[test]
-        fn whatever_comes_is_decided_by_the_rules(
+        fn verdict_follows_the_rules_for_every_answer(
             status in 200..600_u16,
             code in prop::option::of(prop::sample::select(vec!["invalid_api_key", "rate_limit_exceeded", "slow_down", "insufficient_quota",
                 "project_spend_limit_exceeded", "server_is_overloaded", "invalid_encrypted_content", "model_not_found", "x"])),

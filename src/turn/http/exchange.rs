@@ -125,7 +125,7 @@ struct Glance {
     /// searched later.
     is_sealed: Option<bool>,
     /// The text refers to content that only the project of its session can find.
-    is_held: bool,
+    needs_project: bool,
     /// The model that the text names; empty if it names none.
     model: String,
 }
@@ -152,8 +152,15 @@ impl HttpTurns {
         let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
         let body = body?;
         let complete = Instant::now();
-        let Glance { mut identity, derived, previous, is_unstored, is_sealed, is_held, model } =
-            self.glance(&client, &head.headers, &body, identity)?;
+        let Glance {
+            mut identity,
+            derived,
+            previous,
+            is_unstored,
+            is_sealed,
+            needs_project,
+            model,
+        } = self.glance(&client, &head.headers, &body, identity)?;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
@@ -176,7 +183,7 @@ impl HttpTurns {
             model: &model,
             // If the owner of the previous response is not known, only the project of the session
             // can find it.
-            is_held: is_held || previous.is_some() && within == Reach::Anywhere,
+            needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
             ..Demand::of(&client)
         };
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
@@ -215,7 +222,7 @@ impl HttpTurns {
         let entry = &self.gateway.entry;
         let text = self.replay.text(headers, body)?;
         if matches!(text, Text::Unreadable) && entry.foreign_ids == ForeignIds::Refuse {
-            let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
+            let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
@@ -236,7 +243,7 @@ impl HttpTurns {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        let is_held = peek.references.are_held
+        let needs_project = peek.references.are_held
             || peek.conversation.id().is_some()
             || matches!(text, Text::Unreadable);
         Ok(Glance {
@@ -245,7 +252,7 @@ impl HttpTurns {
             previous,
             is_unstored: peek.is_unstored,
             is_sealed,
-            is_held,
+            needs_project,
             model,
         })
     }
@@ -282,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_looked_at_in_whatever_encoding_it_came() {
+    async fn body_is_scanned_in_every_known_encoding() {
         let (mut turns, alice) =
             (turns(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
         let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
@@ -296,13 +303,13 @@ mod tests {
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
             let glance = seen(&turns, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
             assert_eq!(
-                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.is_held),
+                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.needs_project),
                 ("", None, false, false)
             );
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(false));
             assert!(
                 glance.identity.session.is_none() && glance.derived.is_some(),
-                "nothing in it names a session"
+                "no field names a session"
             );
             let glance = seen(&turns, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
                 .await
@@ -322,11 +329,11 @@ mod tests {
         turns = self::turns(gateway);
         let glance = seen(&turns, &alice, text, "br").await.unwrap();
         assert_eq!(
-            (glance.is_sealed, glance.is_held, glance.model.as_str()),
+            (glance.is_sealed, glance.needs_project, glance.model.as_str()),
             (Some(true), true, "")
         );
         let glance = seen(&turns, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
-        assert!(glance.is_held, "it is for its session's project to say");
+        assert!(glance.needs_project, "a conversation needs its session's project");
     }
 
     fn answered(id: Option<&'static str>) -> Response<Outgoing> {
@@ -338,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_that_panics_is_answered() {
+    async fn turn_that_panics_is_answered() {
         let id = TurnId::random();
         let response = guarded(id, async { panic!("a turn of a test") }).await;
         assert_eq!(
@@ -348,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_has_its_upstreams_id_and_else_its_own() {
+    async fn answer_has_its_upstreams_id_or_else_its_own() {
         let id = TurnId::random();
         for said in [Some("req_1"), None] {
             let response = guarded(id, async { answered(said) }).await;

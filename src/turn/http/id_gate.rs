@@ -47,7 +47,7 @@ impl IdGate {
             }
             Some(Found::Nothing) => {
                 tracing::warn!(
-                    "the id of a stored response could not be read: nobody can go on from it"
+                    "the id of a stored response could not be read, so no turn can continue from it"
                 );
                 self.search = None;
                 Some(data)
@@ -83,7 +83,7 @@ mod tests {
     const EVENTS: &str = ": hello\n\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\ndata: {}\n\n";
 
     #[tokio::test]
-    async fn only_what_completes_the_id_waits_and_every_byte_passes() {
+    async fn bytes_that_complete_the_id_wait_and_every_byte_passes() {
         let headers = HeaderMap::from_iter([(
             http::header::CONTENT_TYPE,
             "text/event-stream".parse().unwrap(),
@@ -123,10 +123,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_tells_no_id_passes_at_once() {
+    async fn answer_without_a_readable_id_passes_at_once() {
         let headers =
             HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
-        let mut gate = IdGate::new(&headers, |id| async move { panic!("nobody has told {id}") });
+        let mut gate = IdGate::new(&headers, |id| async move { panic!("unexpected id {id}") });
         assert!(!gate.is_over());
         assert_eq!(gate.offer(EVENTS.into()), Some(EVENTS.into()));
         assert!(gate.is_over() && !gate.keeps_some());

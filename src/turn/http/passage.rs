@@ -145,7 +145,7 @@ impl Passage {
         {
             turn.account.leaked();
         }
-        let since = self.idle.stir();
+        let since = self.idle.note_arrival();
         Poll::Ready(match () {
             () if is_last => Next::Last(data),
             () if !self.joined.is_empty() => Next::InCompany(data),
@@ -171,7 +171,7 @@ impl Passage {
             let data = ready!(pin!(upstream.chunk()).poll(context))?;
             match (&mut self.gate, data) {
                 (Some(gate), Some(data)) => match gate.offer(data) {
-                    None => _ = self.idle.stir(),
+                    None => _ = self.idle.note_arrival(),
                     passed => return Poll::Ready(Ok(passed)),
                 },
                 (_, data) => return Poll::Ready(Ok(data)),
@@ -292,7 +292,7 @@ mod tests {
     use crate::wire::terminal::Terminal;
 
     #[tokio::test]
-    async fn a_failure_inside_an_answer_is_of_the_model_that_was_asked_for() {
+    async fn failure_inside_an_answer_counts_for_the_requested_model() {
         let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
         let (_, binding, _) = bound(&gateway, &client).await;
         let mut account =

@@ -100,8 +100,8 @@ impl Replay {
         let mut place = None;
         let began = Instant::now();
         loop {
-            let patience = GRACE + Duration::from_secs(bytes.len() as u64 / SLOWEST);
-            let frame = match tokio::time::timeout_at(began + patience, body.frame()).await {
+            let timeout = GRACE + Duration::from_secs(bytes.len() as u64 / SLOWEST);
+            let frame = match tokio::time::timeout_at(began + timeout, body.frame()).await {
                 Ok(None) => break,
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
@@ -112,7 +112,10 @@ impl Replay {
                     .because(error.to_string()));
                 }
                 Err(_) => {
-                    return Err(Error::new(ErrorKind::RequestTimeout, "The body came too slowly."));
+                    return Err(Error::new(
+                        ErrorKind::RequestTimeout,
+                        "The body arrived too slowly.",
+                    ));
                 }
             };
             let Ok(data) = frame.into_data() else { continue };
@@ -138,7 +141,7 @@ impl Replay {
         let Some(more) = more else {
             return Err(Error::new(
                 ErrorKind::NoKeyAvailable,
-                "The gateway holds as many request bodies as it may.",
+                "The gateway's memory for request bodies is full.",
             )
             .retry_after(SOON));
         };
@@ -199,7 +202,7 @@ impl Replay {
             if text.len() > self.max_body {
                 return Err(Error::new(
                     ErrorKind::RequestTooLarge,
-                    format!("The body unfolds to more than {} bytes.", self.max_body),
+                    format!("The body decodes to more than {} bytes.", self.max_body),
                 ));
             }
             if read == 0 {
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_memory_for_bodies_is_bounded_and_given_back() {
+    async fn memory_for_bodies_is_limited_and_released() {
         let replay = replay(64 * KIB, 64 * KIB);
         let first = read(&replay, vec![b'x'; 40 * 1024]).await.unwrap();
         assert_eq!(read(&replay, vec![b'x'; 40 * 1024]).await.err(), Some("no_key_available"));
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_is_not_waited_for() {
+    async fn body_that_trickles_times_out() {
         let silence = Body::new(http_body_util::StreamBody::new(futures_util::stream::pending::<
             Result<http_body::Frame<Bytes>, std::io::Error>,
         >()));
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_may_take_as_long_as_its_length_is_worth() {
+    async fn body_may_take_the_time_that_its_length_allows() {
         let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
         let body = replay.read(&HeaderMap::new(), dripping(16 * 1024, 120)).await.unwrap();
         assert_eq!(
@@ -290,13 +293,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_too_large_is_drained_for_a_moment_and_not_where_nothing_was_sent() {
+    async fn body_that_is_too_large_is_drained_briefly_unless_none_was_sent() {
         let (replay, began) = (replay(16 * KIB, 64 * KIB), Instant::now());
         let refused = replay.read(&HeaderMap::new(), dripping(17 * 1024, 1)).await.err().unwrap();
         assert_eq!(
             (refused.code(), began.elapsed()),
             ("request_too_large", Duration::from_secs(1)),
-            "it was sent to its end"
+            "the body was sent completely"
         );
         for (limit, took) in [(64 * 1024, DRAIN), (0, Duration::from_secs(1))] {
             let began = Instant::now();
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_encoded_body_is_read_and_counted_and_a_bomb_is_not_unpacked() {
+    async fn encoded_body_is_read_and_counted_and_a_bomb_is_not_decoded() {
         let replay = replay(512 * KIB, 1024 * KIB);
         let encoded = |encoding: &'static str| {
             HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
@@ -327,10 +330,7 @@ mod tests {
             read(&replay, zstd::encode_all(&b"{\"model\":\"m\"}"[..], 3).unwrap()).await.unwrap();
         let (decoded, free) = text(&body, "zstd").unwrap();
         assert_eq!(decoded.unwrap(), b"{\"model\":\"m\"}");
-        assert!(
-            free < replay.free.available_permits(),
-            "the text has a place of its own while it is looked at"
-        );
+        assert!(free < replay.free.available_permits(), "the text has its own permit");
         let bomb =
             read(&replay, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
         assert_eq!(text(&bomb, "ZSTD").err(), Some("request_too_large"));

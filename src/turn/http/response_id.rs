@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_found_with_the_byte_that_completes_it(newline in 0usize..3, size in 1usize..400, space in "[ \t]{0,2}") {
+        fn id_is_found_with_the_byte_that_completes_it(newline in 0usize..3, size in 1usize..400, space in "[ \t]{0,2}") {
             let newline = ["\n", "\r\n", "\r"][newline];
             let events = [
                 "\u{feff}: a comment, data: {\"response\":{\"id\":\"no\"}}",
@@ -166,7 +166,7 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_is_fatal_and_bytes_at_random_tell_nothing(
+        fn random_bytes_have_no_id_and_are_not_fatal(
             text in proptest::collection::vec(any::<u8>(), 0..400),
             size in 1usize..50,
         ) {
@@ -176,7 +176,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_told_is_the_same_in_pieces_of_any_size(
+        fn id_is_the_same_in_pieces_of_any_size(
             pieces in proptest::collection::vec(proptest::sample::select(&PIECES[..]), 0..24),
             size in 1usize..12,
         ) {
@@ -211,7 +211,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_documents_own_id_is_found_wherever_it_stands() {
+    fn id_of_a_document_is_found_anywhere_in_it() {
         assert_eq!(found(JSON, br#"{"id":"resp_1","object":"response""#, 5), (is("resp_1"), 15));
         assert_eq!(
             found(JSON, br#" {"output":[{"id":"no"}],"n":1.0e2,"id":"resp_1"}"#, 500).0,
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_late_is_not_looked_for() {
+    fn id_that_comes_too_late_is_not_searched() {
         let late = format!(
             "data: {{\"type\":\"x\"}}\n\n{}\ndata: {{\"response\":{{\"id\":\"r\"}}}}\n\n",
             ":\n".repeat(LOOKED_AT / 2)
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encoded_answer_tells_it_too() {
+    fn id_in_an_encoded_answer_is_found() {
         let text = b"data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(text).unwrap();

@@ -153,7 +153,9 @@ fn gateway(
     static IDENTIFIER: LazyLock<Identifier> =
         LazyLock::new(|| Identifier::new(&Secret::new("a secret of the tests"), None));
     let entry = Entry {
-        clients: Arc::new(Current::new(Arc::new(Clients::new(&[]).expect("nobody")))),
+        clients: Arc::new(Current::new(Arc::new(
+            Clients::new(&[]).expect("an empty list is valid"),
+        ))),
         identifier: IDENTIFIER.clone(),
         owners: Arc::new(Owners::new(Arc::clone(store), TTL, 1)),
         foreign_ids: ForeignIds::Refuse,

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_read_wherever_its_fields_stand() {
+    fn request_is_read_in_any_order_of_its_fields() {
         let text = r#"{"model":"m","input":[{"type":"x"}],"store":false,"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
         let expected = ClientMessage {
             is_create: true,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_ends_of_a_response_are_looked_at() {
+    fn events_are_read_only_if_they_change_a_turn() {
         assert_eq!(
             event(r#"{"type":"response.output_text.delta","delta":"response.completed"}"#),
             None
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_a_status_under_either_name() {
+    fn error_has_a_status_under_either_name() {
         for (field, expected) in [
             (r#""status":401,"#, 401),
             (r#""status_code":429,"#, 429),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_its_headers_beside_it_or_inside() {
+    fn error_has_its_headers_beside_it_or_inside() {
         let headers = |text: &str| match event(text).map(|event| event.stage) {
             Some(Stage::Refused(_, _, headers)) => headers,
             other => panic!("{other:?}"),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_read_however_it_is_written() {
+    fn type_is_read_in_every_spelling() {
         for text in
             [r#"{"type":"response\u002ecreated"}"#, r#"{"type":1,"type":"response.created"}"#]
         {

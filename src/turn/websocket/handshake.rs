@@ -152,7 +152,7 @@ fn accept(turns: &WebSocketTurns, request: &Request<Body>) -> Result<HeaderValue
     if turns.closing.is_cancelled() {
         return Err(Error::new(
             ErrorKind::NoKeyAvailable,
-            "This replica is leaving: connect again.",
+            "This replica is shutting down: connect again.",
         )
         .retry_after(SOON));
     }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_answered_only_where_it_is_one() {
+    fn handshake_is_accepted_only_if_it_is_valid() {
         let turns = turns(&[("a", "o", "p")]);
         let answered =
             |request: &Request<Body>| accept(&turns, request).map_err(|error| error.code());
@@ -278,19 +278,19 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_leaves_opens_no_connection() {
+    fn replica_that_leaves_opens_no_connection() {
         let turns = turns(&[("a", "o", "p")]);
         turns.closing.cancel();
         let error = accept(&turns, &handshake(None)).unwrap_err();
         assert_eq!(
             (error.code(), error.retry_after),
             ("no_key_available", Some(SOON)),
-            "another one does"
+            "another replica accepts the handshake"
         );
     }
 
     #[test]
-    fn a_page_may_connect_only_where_it_came_from() {
+    fn page_may_connect_only_to_its_own_origin() {
         let is_cross = |origin: Option<&str>| {
             let mut headers =
                 HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway:8080"))]);

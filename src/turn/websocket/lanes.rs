@@ -21,7 +21,7 @@ pub struct Turn<T> {
     /// The turn carries content that only its organization can open.
     pub shows_sealed: bool,
     /// The turn refers to content that only this project can find.
-    pub is_held: bool,
+    pub needs_project: bool,
     /// The upstream has said that the response began.
     pub has_begun: bool,
 }
@@ -34,7 +34,7 @@ impl<T> Turn<T> {
             is_warm_up: false,
             is_unstored: false,
             shows_sealed: false,
-            is_held: false,
+            needs_project: false,
             has_begun: false,
         }
     }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lane_answers_in_order_and_lanes_interleave() {
+    fn lane_answers_in_order_and_lanes_interleave() {
         let mut lanes = Lanes::default();
         for (lane, turn) in [(None, 1), (Some("a"), 2), (None, 3)] {
             lanes.ask(lane, Turn { is_warm_up: turn == 1, ..Turn::new(turn) });
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_its_own_and_the_oldest_are_forgotten() {
+    fn issued_ids_are_known_and_the_oldest_are_forgotten() {
         let mut lanes = Lanes::<()>::default();
         for number in 0..=ISSUED {
             lanes.issue(format!("r{number}"));

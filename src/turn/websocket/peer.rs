@@ -29,7 +29,7 @@ const READ: usize = 4 * 1024;
 const WRITE: usize = 4 * 1024;
 /// Most pongs that may wait for a peer that does not read. Beyond that, the gateway stops reading
 /// from the peer, because each further ping would add a pong.
-const OWED: usize = 256;
+const UNSENT_PONGS: usize = 256;
 
 pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
 pub type Sink = SplitSink<Frames, Message>;
@@ -72,39 +72,39 @@ pub struct Incoming {
     frames: SplitStream<Frames>,
     silence: Idle,
     /// A ping was sent, and nothing has arrived since.
-    is_asked: bool,
+    is_pinged: bool,
     /// Pongs that could not be sent at once.
-    owed: usize,
+    unsent_pongs: usize,
 }
 
 impl Incoming {
     pub fn new(frames: SplitStream<Frames>, ping: Duration) -> Self {
-        Self { frames, silence: Idle::new(ping), is_asked: false, owed: 0 }
+        Self { frames, silence: Idle::new(ping), is_pinged: false, unsent_pongs: 0 }
     }
 
     /// Returns the next message to forward. Pings a silent peer through `sink`.
     pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
         loop {
             let Self { frames, silence, .. } = self;
-            let heard = poll_fn(|context| match frames.poll_next_unpin(context) {
-                Poll::Ready(heard) => Poll::Ready(Some(heard)),
+            let received = poll_fn(|context| match frames.poll_next_unpin(context) {
+                Poll::Ready(item) => Poll::Ready(Some(item)),
                 Poll::Pending => silence.poll_over(context).map(|()| None),
             });
-            let message = match heard.await {
+            let message = match received.await {
                 Some(Some(Ok(message))) => message,
                 Some(Some(Err(error))) => return Err(Lost::of(&error)),
                 Some(None) => return Err(Lost::Gone),
-                None if self.is_asked => return Err(Lost::Gone),
+                None if self.is_pinged => return Err(Lost::Gone),
                 None => {
-                    self.silence.stir();
-                    self.is_asked = ping(sink);
+                    self.silence.note_arrival();
+                    self.is_pinged = ping(sink);
                     continue;
                 }
             };
-            self.silence.stir();
-            self.is_asked = false;
+            self.silence.note_arrival();
+            self.is_pinged = false;
             match message {
-                Message::Close(word) => return Err(Lost::Closed(word)),
+                Message::Close(frame) => return Err(Lost::Closed(frame)),
                 Message::Ping(_) => self.answer(sink).await,
                 Message::Pong(_) => {}
                 message => return Ok(message),
@@ -118,11 +118,11 @@ impl Incoming {
         let is_out = sink
             .try_lock()
             .is_ok_and(|mut sink| matches!(sink.flush().now_or_never(), Some(Ok(()))));
-        self.owed = if is_out { 0 } else { self.owed + 1 };
-        if self.owed > OWED {
+        self.unsent_pongs = if is_out { 0 } else { self.unsent_pongs + 1 };
+        if self.unsent_pongs > UNSENT_PONGS {
             // If the peer is gone, reading from it will fail.
             let _ = sink.lock().await.flush().await;
-            self.owed = 0;
+            self.unsent_pongs = 0;
         }
     }
 }
@@ -150,17 +150,17 @@ pub async fn leave(
     from: Incoming,
     last: Vec<Message>,
     farewell: Farewell,
-    patience: Duration,
+    timeout: Duration,
 ) {
     let Ok(mut frames) = sink.into_inner().reunite(from.frames) else { return };
-    let word = match farewell {
+    let close = match farewell {
         Farewell::None => return,
         Farewell::Echo => None,
-        Farewell::Say(word) => Some(Message::Close(word)),
+        Farewell::Say(frame) => Some(Message::Close(frame)),
     };
-    let is_broken = word.as_ref().is_some_and(is_reproach);
+    let is_broken = close.as_ref().is_some_and(is_protocol_error);
     let leaving = async {
-        for message in last.into_iter().chain(word) {
+        for message in last.into_iter().chain(close) {
             frames.send(message).await?;
         }
         frames.flush().await?;
@@ -175,11 +175,11 @@ pub async fn leave(
         Ok::<(), Error>(())
     };
     // A peer that does not read in time misses the close frame.
-    let _ = tokio::time::timeout(patience, leaving).await;
+    let _ = tokio::time::timeout(timeout, leaving).await;
 }
 
 /// Whether the message says that the peer broke the protocol.
-fn is_reproach(word: &Message) -> bool {
-    let Message::Close(Some(word)) = word else { return false };
-    matches!(word.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)
+fn is_protocol_error(message: &Message) -> bool {
+    let Message::Close(Some(frame)) = message else { return false };
+    matches!(frame.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)
 }

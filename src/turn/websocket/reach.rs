@@ -2,13 +2,13 @@
 //! changes.
 
 use crate::binding::Binding;
-use crate::binding::place::untold;
+use crate::binding::place::unknown_project;
 use crate::client::ClientId;
 use crate::error::Error;
 use crate::turn::Gateway;
 use crate::turn::ownership::not_found;
 use crate::turn::websocket::frame::ClientMessage;
-use crate::turn::websocket::replace_error::anew;
+use crate::turn::websocket::replace_error::reconnect;
 
 /// A connection, which has one key for life.
 pub struct Served<'b> {
@@ -37,12 +37,12 @@ pub async fn may_reach(
     }
     entry.may_refer(message.conversation.as_deref(), message.references)?;
     let is_unknown = previous.is_some() && origin.is_none() || message.conversation.is_some();
-    let is_held = is_unknown || message.references.are_held;
+    let needs_project = is_unknown || message.references.are_held;
     let model = message.model.as_deref().unwrap_or_default();
-    match is_held && !bindings.is_in_own_project(on.binding, on.has_served) {
+    match needs_project && !bindings.is_in_own_project(on.binding, on.has_served) {
         // The client's next connection reaches the content.
-        true if bindings.is_own_project_ready(on.binding, model) => Err(anew()),
-        true => Err(untold()),
-        false => Ok(is_held),
+        true if bindings.is_own_project_ready(on.binding, model) => Err(reconnect()),
+        true => Err(unknown_project()),
+        false => Ok(needs_project),
     }
 }

@@ -20,7 +20,7 @@ pub enum Replacement {
     Error(Error),
     /// The error on which every client reconnects and sends its full input. By then, the key is out
     /// of use or the session is bound to another key.
-    Anew,
+    Reconnect,
 }
 
 /// A response that the upstream refused on a connection.
@@ -62,8 +62,8 @@ impl Replacement {
         let instead = Self::decide(gateway, binding, (demand, tried), &refused).await;
         if let Some(reason) = refused.reason() {
             let decision =
-                if matches!(instead, Self::Anew) { Decision::Retry } else { Decision::Refuse };
-            gateway.tell(demand.session.as_ref(), binding, decision, reason);
+                if matches!(instead, Self::Reconnect) { Decision::Retry } else { Decision::Refuse };
+            gateway.record_decision(demand.session.as_ref(), binding, decision, reason);
         }
         instead
     }
@@ -91,13 +91,13 @@ impl Replacement {
                 let wait = wait_or_usual(wait);
                 gateway.registry.limit(key, demand.model, wait);
                 let error = Error::limited(
-                    "The upstream takes no more of this model for the moment.",
+                    "The upstream is limiting the rate of this model at the moment.",
                     wait,
                 );
                 // After a handshake without a model, the gateway would choose the same key again.
                 let is_cured =
                     refused.is_announced && bindings.would_leave(demand.after(&tried), binding);
-                (is_cured, Some(error).filter(|_| !is_told(refused.headers)))
+                (is_cured, Some(error).filter(|_| !says_when(refused.headers)))
             }
             Diagnosis::Foreign if refused.is_provisional && !refused.has_begun => {
                 match bindings
@@ -109,12 +109,12 @@ impl Replacement {
                 }
             }
             Diagnosis::NoAccess => {
-                gateway.failover.corroboration.heard(&gateway.registry, key, demand);
+                gateway.failover.corroboration.report(&gateway.registry, key, demand);
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
             Diagnosis::TooSteep(wait) => {
-                (false, Some(too_steep(wait)).filter(|_| !is_told(refused.headers)))
+                (false, Some(too_steep(wait)).filter(|_| !says_when(refused.headers)))
             }
             Diagnosis::Foreign | Diagnosis::Failed | Diagnosis::Sound => (false, None),
         };
@@ -123,7 +123,7 @@ impl Replacement {
             // error in the upstream's words.
             Some(error) if refused.has_begun && is_rejected => Self::Error(error),
             _ if refused.has_begun => Self::Nothing,
-            _ if is_cured => Self::Anew,
+            _ if is_cured => Self::Reconnect,
             Some(error) => Self::Error(error),
             None => Self::Nothing,
         }
@@ -134,19 +134,19 @@ impl Replacement {
         match self {
             Self::Nothing => None,
             Self::Error(error) => Some(error.to_frame(lane)),
-            Self::Anew => Some(anew().to_frame(lane)),
+            Self::Reconnect => Some(reconnect().to_frame(lane)),
         }
     }
 }
 
 /// The error that tells a client to reconnect, in OpenAI's own words.
-pub fn anew() -> Error {
-    const ANEW: &str = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-    Error::new(ErrorKind::ConnectionLimit, ANEW)
+pub fn reconnect() -> Error {
+    const RECONNECT: &str = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+    Error::new(ErrorKind::ConnectionLimit, RECONNECT)
 }
 
 /// Whether an error frame has a `Retry-After` that every client understands.
-fn is_told(headers: &HeaderMap) -> bool {
+fn says_when(headers: &HeaderMap) -> bool {
     headers
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok())

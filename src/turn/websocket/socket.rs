@@ -32,7 +32,7 @@ use crate::turn::websocket::state::SocketState;
 const SOON: Duration = Duration::from_secs(1);
 
 /// Longest time for a client to receive the close frame.
-const LAST_WORD: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Socket {
     turns: Arc<WebSocketTurns>,
@@ -44,7 +44,7 @@ pub struct Socket {
     proof: TokenProof,
     to_client: Mutex<Sink>,
     to_upstream: Mutex<Sink>,
-    books: Lock<SocketState>,
+    state: Lock<SocketState>,
     /// Notified when a turn has ended.
     quiet: Notify,
     /// Notified when the client must reconnect.
@@ -80,7 +80,7 @@ impl Socket {
         let ping = turns.timing.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books = SocketState::new(binding.result, domain_moved);
+        let state = SocketState::new(binding.result, domain_moved);
         let socket = Self {
             turns,
             binding,
@@ -91,7 +91,7 @@ impl Socket {
             proof,
             to_client: Mutex::new(to_client),
             to_upstream: Mutex::new(to_upstream),
-            books: Lock::new(books),
+            state: Lock::new(state),
             quiet: Notify::new(),
             leaving: Notify::new(),
         };
@@ -100,7 +100,7 @@ impl Socket {
         let end = tokio::select! {
             end = socket.upward(&mut from_client) => end,
             end = socket.downward(&mut from_upstream) => end,
-            end = socket.told() => end,
+            end = socket.closed() => end,
         };
         socket.finish(end, from_client, from_upstream).await;
     }
@@ -163,7 +163,7 @@ impl Socket {
     /// Flushes all messages to the client.
     async fn flush(&self) -> Result<(), tungstenite::Error> {
         self.to_client.lock().await.flush().await?;
-        if std::mem::take(&mut self.books().is_passing) {
+        if std::mem::take(&mut self.state().is_passing) {
             self.quiet.notify_one();
         }
         Ok(())
@@ -171,7 +171,7 @@ impl Socket {
 
     /// Waits until the gateway must end the connection: the token is revoked, the key is closed, or
     /// the replica leaves.
-    async fn told(&self) -> End {
+    async fn closed(&self) -> End {
         let (mut clients, mut operators) =
             (self.turns.gateway.entry.clients.follow(), self.turns.gateway.registry.follow());
         let closing = async {
@@ -187,12 +187,12 @@ impl Socket {
                     && client.may_use_organization(&self.binding.key.organization)
             };
             if !admitted.is_some_and(may_stay) {
-                return End::Told(CloseCode::Policy, "the token was revoked");
+                return End::Gateway(CloseCode::Policy, "the token was revoked");
             }
             is_leaving |= self.turns.gateway.registry.is_closed(&self.binding.key);
             let quiet = self.quiet.notified();
             if is_leaving && self.is_quiet() {
-                return End::Told(CloseCode::Away, "");
+                return End::Gateway(CloseCode::Away, "");
             }
             tokio::select! {
                 Ok(()) = clients.changed() => {}
@@ -206,14 +206,14 @@ impl Socket {
 
     /// Whether no turn is in flight and no message is on its way to the client.
     fn is_quiet(&self) -> bool {
-        let books = self.books();
-        books.lanes.is_idle() && !books.is_passing
+        let state = self.state();
+        state.lanes.is_idle() && !state.is_passing
     }
 
     /// Closes both ends. Each turn in flight is recorded as cut, and the client receives an error
     /// for it if the upstream was lost.
     async fn finish(self, end: End, from_client: Incoming, from_upstream: Incoming) {
-        let turns = self.books().lanes.take_all();
+        let turns = self.state().lanes.take_all();
         let (to_client, to_upstream) = farewells(&end, !turns.is_empty());
         let mut last = Vec::new();
         for (lane, turn) in turns {
@@ -231,8 +231,8 @@ impl Socket {
             turn.account.cut();
         }
         tokio::join!(
-            leave(self.to_client, from_client, last, to_client, LAST_WORD),
-            leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, LAST_WORD / 4),
+            leave(self.to_client, from_client, last, to_client, CLOSE_TIMEOUT),
+            leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, CLOSE_TIMEOUT / 4),
         );
     }
 
@@ -241,17 +241,17 @@ impl Socket {
     }
 
     /// Opens the account of a new turn.
-    fn open(&self, books: &mut SocketState) -> Account {
+    fn open(&self, state: &mut SocketState) -> Account {
         let mut account = Account::of(&self.caller, Arc::clone(&self.gateway().books));
-        let (result, domain_moved) = books.begin();
+        let (result, domain_moved) = state.begin();
         let binding = Binding { result, ..self.binding.clone() };
         account.bound(&binding, domain_moved, &self.gateway().registry.loads);
         account
     }
 
-    fn books(&self) -> MutexGuard<'_, SocketState> {
+    fn state(&self) -> MutexGuard<'_, SocketState> {
         // Every change completes before code can panic.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

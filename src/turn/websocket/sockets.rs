@@ -77,7 +77,7 @@ pub mod tests {
     }
 
     #[test]
-    fn moments_are_spread_over_the_time_that_there_is() {
+    fn moments_are_spread_over_the_whole_time() {
         let (spread, ping) = (Duration::from_secs(8), Duration::from_secs(30));
         let timing = SocketTiming { spread, ping };
         let moments: Vec<_> = (0..200).map(|_| timing.moment()).collect();

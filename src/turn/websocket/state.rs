@@ -40,7 +40,7 @@ pub struct Failed {
     /// The turn, or an earlier one, carried content that only its organization can open.
     pub is_sealed: bool,
     /// The turn refers to content that only this project can find.
-    pub is_held: bool,
+    pub needs_project: bool,
 }
 
 impl SocketState {
@@ -77,15 +77,15 @@ impl SocketState {
                 has_begun: false,
                 model: self.model.clone(),
                 is_sealed,
-                is_held: false,
+                needs_project: false,
             };
         };
         turn.account.answered(status);
         turn.account
             .relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        let (has_begun, model, is_held) =
-            (turn.has_begun, turn.account.asked().to_owned(), turn.is_held);
-        Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, is_held }
+        let (has_begun, model, needs_project) =
+            (turn.has_begun, turn.account.asked().to_owned(), turn.needs_project);
+        Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, needs_project }
     }
 }
 
@@ -97,7 +97,7 @@ mod tests {
     use crate::wire::terminal::Usage;
 
     #[test]
-    fn move_is_told_of_the_first_turn_on_a_socket() {
+    fn move_is_recorded_for_the_first_turn_on_a_socket() {
         use BindingResult::{Created, Degraded, Existing, Inherited, Rebound, Spilled};
         for (result, later) in [
             (Created, Existing),
@@ -109,8 +109,8 @@ mod tests {
             (BindingResult::None, BindingResult::None),
         ] {
             for domain_moved in [false, true] {
-                let mut books = SocketState::new(result, domain_moved);
-                let begun = [books.begin(), books.begin(), books.begin()];
+                let mut state = SocketState::new(result, domain_moved);
+                let begun = [state.begin(), state.begin(), state.begin()];
                 assert_eq!(begun, [(result, domain_moved), (later, false), (later, false)]);
             }
         }
@@ -120,10 +120,10 @@ mod tests {
     /// turn caches there serves its next turns.
     #[test]
     fn turn_on_a_spilled_socket_is_cold_for_the_region_once() {
-        let mut books = SocketState::new(BindingResult::Spilled, true);
+        let mut state = SocketState::new(BindingResult::Spilled, true);
         let usage = Usage { input: 9_000, ..Usage::default() };
         let mut cold = || {
-            let (result, domain_moved) = books.begin();
+            let (result, domain_moved) = state.begin();
             cold::reason(result, domain_moved, &usage)
         };
         assert_eq!([cold(), cold()], [Some(ColdReason::DomainMoved), Some(ColdReason::KeyMoved)]);
