@@ -1,18 +1,20 @@
-# The commands of this repository. `make demo` and `make test` are the whole set-up.
+# The commands of this repository. `make demo` and `make test` need no other set-up.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy format audit ci
+.PHONY: help demo test test-long test-codex test-sdk test-busy mutants lint format-check clippy doc msrv fuzz-check format audit ci
 
-# Debian keeps the servers that the tests start where only root looks.
+# Debian installs the servers that the tests start in folders of root's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 CARGO_TARGET_DIR ?= target
 WARMKEY := $(CARGO_TARGET_DIR)/debug/warmkey
 
-# The clients that the client tests drive: one version of each, so that a red test means a change of ours. That of the npm
-# package openai is the last one for the node of Debian 12: what follows asks for 22.
-CODEX_VERSION := 0.169
-CODEX := target/codex-$(CODEX_VERSION)
+# The client tests drive one version of each client, so that a red test means a change of ours.
+# This version of the npm package openai is the last one for the node of Debian 12: later ones need
+# node 22.
+# One or several: `make test-codex CODEX_VERSION=0.171` drives one of them.
+CODEX_VERSION := 0.169 0.171
+CODEX := $(CODEX_VERSION:%=target/codex-%)
 OPENAI_PYTHON_VERSION := 3.57.0
 OPENAI_PYTHON := target/openai-python-$(OPENAI_PYTHON_VERSION)
 WEBSOCKETS_VERSION := 15.0.1
@@ -22,40 +24,45 @@ WS_VERSION := 8.23.0
 
 CARGO_MUTANTS_VERSION := 27.1.0
 CARGO_MUTANTS := target/tools/bin/cargo-mutants
-# What `make mutants` compares with, and what it passes on: MUTANTS_BASE=HEAD~3, MUTANTS="--file 'src/binding/**' --shard 0/16".
+# `make mutants` compares with MUTANTS_BASE and passes MUTANTS on to cargo-mutants, for example
+# MUTANTS_BASE=HEAD~3 or MUTANTS="--file 'src/binding/**' --shard 0/16".
 MUTANTS_BASE ?= HEAD
 MUTANTS ?= --in-diff target/mutants.diff
 
-help: ## this list
+help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
-demo: ## build, then show the promise: sessions through several ways of routing, and what each got from the cache
+demo: ## build, then compare the cache reads of sessions under several ways of routing
 	cargo run --locked -- demo
 
-test: ## everything but the real clients; installs redis-server, haproxy and openssl where they are missing (Debian, as root)
+test: ## run all tests but those of real clients; installs missing servers (Debian, as root)
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
 	cargo test --locked --no-fail-fast
 
-# The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.
-test-long: ## what `make test` plays of ailing keys, with ten times as many sessions; minutes
+test-long: ## play ten times as many sessions on failing keys as `make test`; takes minutes
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
 	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
 
-test-busy: ## `make test` three times beside an endless loop on each core and 50,000 connections in TIME-WAIT; as root
+# The load is an endless loop on each core and 50,000 connections in TIME-WAIT.
+test-busy: ## run `make test` three times on a machine kept busy; as root
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl python3:python3
 	cargo test --locked --no-run
 	for run in 1 2 3; do python3 -B tests/busy.py $(MAKE) test || exit; done
 
-test-codex: $(CODEX)/package-lock.json ## the real Codex CLI through two replicas; installs nodejs and npm like `make test`
+# The client tests use the binary that `cargo test` builds: `cargo build` would compile half of the
+# tree again. Like `make test`, they install missing packages.
+test-codex: $(CODEX:%=%/package-lock.json) ## drive the real Codex CLI through two replicas
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy python3:python3
 	cargo test --locked --no-run
-	python3 -B tests/clients/codex.py --codex $(CODEX) --warmkey $(WARMKEY)
+	set -e; for codex in $(CODEX); do \
+		echo "$$codex" && python3 -B tests/clients/codex.py --codex $$codex --warmkey $(WARMKEY); \
+	done
 
-$(CODEX)/package-lock.json:
+target/codex-%/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
-	npm install --prefix $(CODEX) --no-fund --no-audit --loglevel=error @openai/codex@$(CODEX_VERSION)
+	npm install --prefix $(@D) --no-fund --no-audit --loglevel=error @openai/codex@$*
 
-test-sdk: $(OPENAI_PYTHON)/complete $(OPENAI_NODE)/package-lock.json ## OpenAI's own SDKs, for Python and for node, through two replicas; installs what they need like `make test`
+test-sdk: $(OPENAI_PYTHON)/complete $(OPENAI_NODE)/package-lock.json ## drive OpenAI's SDKs through two replicas
 	@sh tests/need.sh redis-server:redis-server haproxy:haproxy
 	cargo test --locked --no-run
 	python3 -B tests/clients/sdk.py --python $(OPENAI_PYTHON) --node $(OPENAI_NODE) --warmkey $(WARMKEY)
@@ -70,15 +77,14 @@ $(OPENAI_NODE)/package-lock.json:
 	@sh tests/need.sh node:nodejs npm:npm
 	npm install --prefix $(OPENAI_NODE) --no-fund --no-audit --loglevel=error openai@$(OPENAI_NODE_VERSION) ws@$(WS_VERSION)
 
-mutants: $(CARGO_MUTANTS) ## plant faults in what differs from MUTANTS_BASE (HEAD), and name those that no unit test notices
+mutants: $(CARGO_MUTANTS) ## plant faults in changed lines, and name those that no unit test notices
 	git diff $(MUTANTS_BASE) -- src > target/mutants.diff
-	cargo test --locked --lib --no-run
-	$(CARGO_MUTANTS) mutants --output target $(MUTANTS)
+	WARMKEY_CASES=3000 $(CARGO_MUTANTS) mutants --in-place --output target $(MUTANTS)
 
 $(CARGO_MUTANTS):
 	cargo install cargo-mutants --locked --version $(CARGO_MUTANTS_VERSION) --root target/tools
 
-lint: format-check clippy ## formatting and clippy, warnings denied
+lint: format-check clippy ## check the formatting and run clippy, with warnings denied
 
 format-check:
 	cargo fmt --check
@@ -86,12 +92,27 @@ format-check:
 clippy:
 	cargo clippy --locked --all-targets -- -D warnings
 
-format: ## rewrite the sources as `make lint` wants them
+doc: ## build the documentation of all items, with warnings denied
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+# The builds of a compiler that is the stated one are the check themselves.
+msrv: ## check that the crate compiles with the Rust version that Cargo.toml states
+	@stated=$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml); \
+	case "$$(rustc --version)" in \
+	"rustc $$stated."*) echo "this is Rust $$stated" && cargo check --locked ;; \
+	*) cargo "+$$stated" check --locked ;; \
+	esac
+
+fuzz-check: ## compile the fuzz targets
+	cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir $(CARGO_TARGET_DIR)/fuzz
+
+format: ## format the sources as `make lint` expects
 	cargo fmt
 
-audit: ## licences, bans and sources of the dependencies; needs `cargo install cargo-deny --locked`
+# `cargo install cargo-deny --locked` installs the tool.
+audit: ## check licenses, bans and sources of the dependencies; needs cargo-deny
 	cargo fetch --locked
 	cargo deny --offline --locked check bans licenses sources
 
-ci: ## what continuous integration runs
+ci: ## run all steps of continuous integration
 	bash .ci/run

@@ -43,12 +43,12 @@ use crate::usage::books::Books;
 
 /// A start waits at most this long for the store, so that the first turns find their bindings. The
 /// replica serves without the store, too.
-pub const STORE_PATIENCE: Duration = Duration::from_secs(2);
-/// A leaving replica ends its WebSockets over this time, so that their clients do not reconnect all
+pub const STORE_START_TIMEOUT: Duration = Duration::from_secs(2);
+/// A leaving replica ends its WebSockets over this time, so that their clients do not all reconnect
 /// at once.
 const SPREAD: Duration = Duration::from_secs(10);
-/// How long background tasks may take to end.
-pub const LAST_TASKS: Duration = Duration::from_millis(500);
+/// Maximum time for background tasks to end.
+pub const TASK_END_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One running replica.
 pub struct Replica {
@@ -74,8 +74,8 @@ impl Replica {
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
         let clients = admit(clients, config.server.open);
         let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
-        // Both speak once before the first turn, which therefore meets only keys that the other
-        // replicas know.
+        // Both run one exchange before the first turn, which therefore meets only keys that the
+        // other replicas know.
         let membership = Membership::start(&store, &registry, &name, &tasks).await;
         let (topic, replicas) = (Arc::clone(&registry) as _, Arc::clone(&registry.replicas));
         let heartbeat = Heartbeat::start(&store, topic, replicas, &name, &tasks).await;
@@ -105,18 +105,18 @@ impl Replica {
         })
     }
 
-    /// Follows the configuration `file`, which read as `seen` at the start, and takes changes into
-    /// use. After a `hangup` that happens at once.
+    /// Follows the configuration `file`, whose content at the start was `seen`, and takes changes
+    /// into use. A `hangup` makes that happen at once.
     pub fn follow(&self, file: Option<PathBuf>, seen: Seen, hangup: Signal) {
         self.tasks.spawn_until_stopped(Arc::clone(&self.reload).follow(file, seen, hangup));
     }
 
-    /// Drains the replica; `hurry` cuts that short. Returns whether every turn in flight came to
-    /// its end.
+    /// Drains the replica; `hurry` cuts the drain short. Returns true if every turn in flight came
+    /// to its end.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
         let closing = self.drain.closing.clone();
-        // Turns in flight may take long. Once this replica takes no new turn, the others need not
-        // wait for it to load their keys.
+        // Turns in flight may take long. A replica that takes no new turn leaves the membership
+        // now, so that the others do not wait for it to load their keys.
         let leaving = async {
             closing.cancelled().await;
             self.membership.leave().await;
@@ -128,12 +128,12 @@ impl Replica {
         };
         let (is_done, ()) = tokio::join!(draining, leaving);
         self.heartbeat.leave().await;
-        self.tasks.join(LAST_TASKS).await;
+        self.tasks.join(TASK_END_TIMEOUT).await;
         is_done
     }
 }
 
-/// Opens the configured store and waits a moment for it. Where it is away the start goes on.
+/// Opens the configured store and waits for it briefly. The start goes on without the store.
 async fn open_store(
     fixed: &Fixed,
     memory: Option<Arc<Memory>>,
@@ -149,13 +149,13 @@ async fn open_store(
         }
         StoreChoice::Redis(_) => Store::in_redis(&fixed.config.store, metrics, tasks)?,
     };
-    if !store.ready(STORE_PATIENCE).await {
-        tracing::warn!("starting without the store: sessions go where their own order says");
+    if !store.ready(STORE_START_TIMEOUT).await {
+        tracing::warn!("starting without the store: each session takes the first key in its order");
     }
     Ok(Arc::new(store))
 }
 
-/// The clients that a turn may come from; anybody where the gateway is `open`.
+/// The clients that may call. An `open` gateway also admits callers without a token.
 fn admit(clients: Clients, open: bool) -> Arc<Current<Clients>> {
     if clients.is_empty() && !open {
         tracing::warn!("no client has a token: every turn will be answered 401");
@@ -163,7 +163,7 @@ fn admit(clients: Clients, open: bool) -> Arc<Current<Clients>> {
     Arc::new(Current::new(Arc::new(clients.opened(open))))
 }
 
-/// What all turns of the replica share.
+/// State that all turns of the replica share.
 fn gateway(
     fixed: &Fixed,
     clients: &Arc<Current<Clients>>,
@@ -211,7 +211,7 @@ fn routes(
     ClientRoutes { http: Arc::new(http), websocket: Arc::new(websocket) }
 }
 
-/// A random name, which no other process has.
+/// A random name, unique among processes.
 pub fn replica_name() -> Result<String, String> {
     let mut name = [0; 8];
     getrandom::fill(&mut name).map_err(|error| format!("no randomness: {error}"))?;

@@ -1,9 +1,9 @@
-//! What `warmkey check` does: says what would run, and tries the store.
+//! What `warmkey check` does: describes what `warmkey serve` would run, and tries the store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app::{LAST_TASKS, STORE_PATIENCE, replica_name};
+use crate::app::{STORE_START_TIMEOUT, TASK_END_TIMEOUT, replica_name};
 use crate::config::{Plan, StoreChoice};
 use crate::metrics::Metrics;
 use crate::server::operator::Access;
@@ -12,13 +12,13 @@ use crate::store::name::Name;
 use crate::store::{self, MemberReport, Store, Unavailable};
 use crate::task::Tasks;
 
-/// Tells in plain words what `warmkey serve` would run.
+/// Describes in plain words what `warmkey serve` would run.
 pub fn describe(plan: &Plan) -> String {
     let (server, keys) = (&plan.fixed.config.server, plan.table.keys());
     let mut organizations: Vec<_> = keys.iter().map(|key| key.organization.as_str()).collect();
     organizations.sort_unstable();
     organizations.dedup();
-    let who = match (server.open, plan.clients.len()) {
+    let clients = match (server.open, plan.clients.len()) {
         (true, _) => "anybody, without a token".to_owned(),
         (false, 0) => "nobody: no client has a token".to_owned(),
         (false, 1) => "one client token".to_owned(),
@@ -29,12 +29,16 @@ pub fn describe(plan: &Plan) -> String {
         StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
     let operators = match Access::of(server, plan.fixed.admin_token.as_ref()) {
-        Access::Token(_) => "whoever shows the admin token",
+        Access::Token(_) => "callers that show the admin token",
         Access::Local => "anybody on this machine: there is no server.admin_token",
         Access::Closed => "nobody: there is no server.admin_token",
     };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
+        "Listens on {} for clients and on {} for probes and metrics.\n\
+         Serves {clients}.\n\
+         Takes operator's commands from {operators}.\n\
+         Keys: {}, of these organizations: {}.\n\
+         Keeps bindings {store}.",
         server.listen,
         server.admin_listen,
         keys.len(),
@@ -42,21 +46,22 @@ pub fn describe(plan: &Plan) -> String {
     )
 }
 
-/// Does with the store what serving does, under names that no replica uses. The error names in one
-/// line what the store or its user lacks.
+/// Tries every kind of store operation that serving uses, under names that no replica uses. The
+/// error says in one line what the store or its user lacks.
 pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     let StoreChoice::Redis(_) = &plan.fixed.store else { return Ok(()) };
     // The prefix keeps these names apart from those of replicas. The timeout is long, because a
     // slow store passes this check, too.
     let settings = store::Settings {
         prefix: format!("{}:check", plan.fixed.config.store.prefix),
-        timeout: Span(plan.fixed.config.store.timeout.0.max(STORE_PATIENCE)),
+        timeout: Span(plan.fixed.config.store.timeout.0.max(STORE_START_TIMEOUT)),
         ..plan.fixed.config.store.clone()
     };
     let tasks = Tasks::new();
     let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)?;
-    // A Redis that never answers is known as such only when the attempt to connect has ended.
-    let is_ready = store.ready(STORE_PATIENCE).await
+    // `Store::fault` knows of a Redis that never answers only after the attempt to connect has
+    // ended.
+    let is_ready = store.ready(STORE_START_TIMEOUT).await
         || store.fault().is_none() && store.ready(settings.timeout.0 * 2).await;
     let result = match is_ready {
         true => rehearse(&store).await.map_err(|why| format!("store.url: {why}")),
@@ -65,22 +70,24 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
             store.fault().unwrap_or_else(|| "the store does not answer".into())
         )),
     };
-    tasks.join(LAST_TASKS).await;
+    tasks.join(TASK_END_TIMEOUT).await;
     result
 }
 
-/// Life of what the check stores, in case the check is cut short.
+/// TTL of the stored values, in case the check is cut short.
 const REHEARSAL: Duration = Duration::from_secs(10);
 
-/// Asks one operation of each kind. An error names the commands that the operation needs.
+/// Tries one operation of each kind. An error names the commands that the operation needs.
 async fn rehearse(store: &Store) -> Result<(), String> {
     let refused = |what: &'static str| {
         move |Unavailable(why): Unavailable| format!("{what} ({})", why.trim())
     };
-    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who may write with SET NX GET";
+    let claim = "claiming a binding does not work: it takes Redis 7 or newer, and a user who \
+                 may write with SET NX GET";
     let get = "reading a binding does not work: it takes a user who may GET and PTTL";
-    let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in scripts GET, SET, PTTL, \
-                  PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in the reference of options names all";
+    let script = "running a script does not work: it takes a user who may EVALSHA and EVAL, and in \
+                  scripts GET, SET, PTTL, PEXPIRE, TIME, HGETALL, HSET and HDEL; `store.url` in \
+                  the reference of options names all";
     let id = replica_name()?;
     let (first, second) = ("first", "second");
     let is_free = store
@@ -92,9 +99,10 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     if !is_free || held.is_none_or(|held| held.value != first) {
         return Err("what is stored cannot be read back".into());
     }
-    let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts RPUSH, LTRIM and PEXPIRE";
-    // A life this short deletes what was stored. The roll lives for good, so extending it at the
-    // end of this function gives it a life.
+    let trail = "keeping a trail does not work: it takes a user who may LRANGE, and in scripts \
+                 RPUSH, LTRIM and PEXPIRE";
+    // A TTL this short deletes the stored values. The membership has no TTL, so extending it at the
+    // end of this function gives it one.
     let life = Duration::from_millis(1);
     store
         .rebind(Name::Binding(&id), first, second, life, &mut store.budget())
@@ -105,14 +113,14 @@ async fn rehearse(store: &Store) -> Result<(), String> {
         .await
         .map_err(refused(trail))?;
     store.list(&id, &mut store.budget()).await.map_err(refused(trail))?;
-    let walk = "reading what is bound does not work: it takes a user who may SCAN";
+    let scan = "reading what is bound does not work: it takes a user who may SCAN";
     store
         .scan()
-        .map_err(refused(walk))?
+        .map_err(refused(scan))?
         .step()
         .await
         .unwrap_or(Ok(Vec::new()))
-        .map_err(refused(walk))?;
+        .map_err(refused(scan))?;
     let report =
         MemberReport { replica: "check", fingerprint: "check", keys: "", ordinal: 0, life };
     store.exchange_membership(&report, &mut store.budget()).await.map_err(refused(script))?;
@@ -124,10 +132,11 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    fn told(text: &str) -> String {
+    fn description(text: &str) -> String {
         let key = |id: &str, organization: &str| {
             format!(
-                "[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\nsecret = \"sk-canary\"\n"
+                "[[key]]\nid = {id:?}\nupstream = \"openai\"\norganization = {organization:?}\n\
+                 secret = \"sk-canary\"\n"
             )
         };
         let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
@@ -138,21 +147,23 @@ mod tests {
     #[test]
     fn check_tells_who_may_do_what_and_where() {
         assert_eq!(
-            told(""),
+            description(""),
             "Listens on 127.0.0.1:8080 for clients and on 127.0.0.1:9090 for probes and metrics.\n\
              Serves nobody: no client has a token.\n\
-             Takes an operator's word from anybody on this machine: there is no server.admin_token.\n\
+             Takes operator's commands from anybody on this machine: \
+             there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
              Keeps bindings in this process: one replica only."
         );
         let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
         let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
-                      secret = \"0123456789abcdef0123456789abcdef\"\n[store]\nurl = \"redis://u:canary@h\"\n";
+                      secret = \"0123456789abcdef0123456789abcdef\"\n\
+                      [store]\nurl = \"redis://u:canary@h\"\n";
         assert_eq!(
-            told(&format!("{shared}{}{}", client("alice"), client("bob"))),
+            description(&format!("{shared}{}{}", client("alice"), client("bob"))),
             "Listens on 0.0.0.0:1 for clients and on 0.0.0.0:2 for probes and metrics.\n\
              Serves 2 client tokens.\n\
-             Takes an operator's word from nobody: there is no server.admin_token.\n\
+             Takes operator's commands from nobody: there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
              Keeps bindings in one Redis at h:6379; all replicas share it."
         );
@@ -164,11 +175,14 @@ mod tests {
             ),
             (
                 "[server]\nadmin_listen = \"0.0.0.0:2\"\nadmin_token = \"canary\"".into(),
-                "Takes an operator's word from whoever shows the admin token.",
+                "Takes operator's commands from callers that show the admin token.",
             ),
         ] {
-            let told = told(&text);
-            assert!(told.lines().any(|one| one == line) && !told.contains("canary"), "{told}");
+            let description = description(&text);
+            assert!(
+                description.lines().any(|one| one == line) && !description.contains("canary"),
+                "{description}"
+            );
         }
     }
 }

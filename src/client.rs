@@ -1,4 +1,4 @@
-//! Who is calling: clients, their tokens, and what each may ask for.
+//! Clients, their tokens, and what each client may ask for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -46,18 +46,18 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// Somebody who may call.
+/// A caller and its rights.
 #[derive(Debug)]
 pub struct Client {
     pub id: ClientId,
-    /// Where its sessions may go; empty: anywhere.
+    /// Organizations that the client's sessions may use. Empty: all.
     organizations: Vec<String>,
-    /// What it may ask for; empty: anything.
+    /// Models that the client may ask for. Empty: all.
     models: Vec<String>,
 }
 
 impl Client {
-    /// A client that may ask for anything, anywhere.
+    /// A client that may ask for every model in every organization.
     pub fn unrestricted(id: &str) -> Self {
         Self { id: ClientId::new(id), organizations: Vec::new(), models: Vec::new() }
     }
@@ -70,7 +70,7 @@ impl Client {
         }
     }
 
-    /// Whether both may do the same, in whatever order it is written.
+    /// Whether both clients have the same rights, whatever the order of their lists.
     fn has_rights_of(&self, other: &Self) -> bool {
         let sorted = |names: &[String]| names.iter().cloned().collect::<BTreeSet<_>>();
         sorted(&self.organizations) == sorted(&other.organizations)
@@ -81,28 +81,28 @@ impl Client {
         self.organizations.is_empty() || self.organizations.iter().any(|one| one == organization)
     }
 
-    /// A turn that names no model asks for nothing that could be checked: only a client without a
-    /// list may send it.
+    /// A turn that names no model cannot be checked, so only a client without a list of models may
+    /// send it.
     pub fn may_ask_for(&self, model: Option<&str>) -> bool {
         self.models.is_empty()
             || model.is_some_and(|model| self.models.iter().any(|one| one == model))
     }
 }
 
-/// A token as it is kept: its SHA-256, never its text.
+/// SHA-256 of a token. The text of a token is never kept.
 type TokenHash = [u8; 32];
 
-/// All who may call.
+/// All clients, by token and by id.
 pub struct Clients {
     by_token: HashMap<TokenHash, Arc<Client>>,
-    /// The same clients: one has one set of rights, however many tokens.
+    /// The same clients by id. All tokens of a client share one set of rights.
     by_id: HashMap<ClientId, Arc<Client>>,
-    /// Who everybody else is, at an open gateway.
+    /// The client of every caller without a known token, at an open gateway.
     anybody: Option<Arc<Client>>,
 }
 
 impl Clients {
-    /// The error names the client and the option, never a token.
+    /// Builds the clients. An error names the client and the option, never a token.
     pub fn new(settings: &[Settings]) -> Result<Self, String> {
         let mut clients = Self { by_token: HashMap::new(), by_id: HashMap::new(), anybody: None };
         for one in settings {
@@ -111,12 +111,12 @@ impl Clients {
         Ok(clients)
     }
 
-    /// `open`: no token is asked for.
+    /// `open`: callers need no token.
     pub fn opened(self, open: bool) -> Self {
         Self { anybody: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
     }
 
-    /// Whether a client may show `token`.
+    /// Whether `token` belongs to a client.
     pub fn knows(&self, token: &Secret) -> bool {
         self.by_token.contains_key(&hash(token.expose()))
     }
@@ -129,7 +129,8 @@ impl Clients {
         self.by_token.is_empty()
     }
 
-    /// A client that none of `organizations` may serve: every turn of it would be refused.
+    /// The first client, by id, that may use none of `organizations`. All of its turns would be
+    /// refused.
     pub fn stranded(&self, organizations: &[&str]) -> Option<&Client> {
         let is_stranded =
             |client: &&Client| !organizations.iter().any(|one| client.may_use_organization(one));
@@ -173,7 +174,7 @@ impl Clients {
         }
     }
 
-    /// One `id token` a line; empty lines and `#` comments are passed over.
+    /// Reads one `id token` a line; skips empty lines and `#` comments.
     fn add_lines(&mut self, text: &Secret, settings: &Settings) -> Result<(), String> {
         for (number, line) in
             text.expose().lines().enumerate().map(|(n, line)| (n + 1, line.trim()))
@@ -210,7 +211,7 @@ impl Clients {
         };
         self.by_id.insert(client.id.clone(), Arc::clone(&client));
         match self.by_token.insert(hash, client) {
-            // One client may have several tokens, so that they can be rotated; one token has one
+            // A client may have several tokens, so that they can be rotated. A token has one
             // client.
             Some(other) if other.id.as_str() != id => {
                 Err(format!("client {id}: has the same token as client {}", other.id))

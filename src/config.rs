@@ -1,7 +1,7 @@
-//! Every option: one TOML file over the defaults, the environment over both.
+//! Reads every option: the TOML file overrides the defaults, the environment overrides both.
 //!
 //! Decides what a configuration means and whether it may run. A fault is one line that names the
-//! option, and never a secret.
+//! option and never shows a secret.
 
 use std::path::Path;
 
@@ -20,11 +20,11 @@ pub mod source;
 
 use fixed::{Fixed, FixedOptions};
 
-/// The defaults, which are also the reference of all options.
+/// The defaults. The same file is the reference of all options.
 const DEFAULT: &str = include_str!("config/default.toml");
-/// Read where no file is named and this one is there.
+/// Read if the command line names no file and this file exists.
 const USUAL_FILE: &str = "warmkey.toml";
-/// Where the session hashes' key is looked for when the file says nothing.
+/// Environment variable that holds `server.secret` if the file does not set it.
 const SECRET_VARIABLE: &str = "WARMKEY_SECRET";
 const SHORTEST_SECRET: usize = 32;
 
@@ -44,29 +44,29 @@ pub struct Config {
     pub key: Vec<key::Settings>,
     #[serde(default)]
     pub client: Vec<client::Settings>,
-    /// The simulated upstream: one file may describe both.
+    /// The simulated upstream, so that one file may describe both.
     #[serde(default)]
     pub sim: simulator::Config,
     #[serde(skip)]
     options: FixedOptions,
 }
 
-/// `[ledger]`: refused but for `none:` until there is one.
+/// `[ledger]`: only `none:` is accepted, because there is no ledger yet.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ledger {
     pub url: String,
 }
 
-/// Where a replica keeps what replicas share.
+/// Where replicas keep their shared state.
 #[derive(Clone, Debug)]
 pub enum StoreChoice {
     Memory,
     Redis(Address),
 }
 
-/// A configuration that may run, its secrets read: what stays until a restart, and what a reload
-/// replaces.
+/// A configuration that may run, with its secrets read. `fixed` stays until a restart; a reload
+/// replaces the rest.
 pub struct Plan {
     pub fixed: Fixed,
     pub table: Table,
@@ -74,8 +74,7 @@ pub struct Plan {
 }
 
 impl Config {
-    /// Reads `file`, or `warmkey.toml` where it is there, over the defaults; the environment over
-    /// both.
+    /// Reads the defaults, then `file` (or `warmkey.toml`, if it exists), then the environment.
     pub fn load(file: Option<&Path>) -> Result<Self, String> {
         let mut sources = defaults();
         if let Some(path) =
@@ -87,19 +86,19 @@ impl Config {
                 well_formed(&text).map_err(|why| format!("{}, {why}", path.display()))?,
             );
         }
-        understood(
+        build(
             sources.add_source(
                 Environment::with_prefix("WARMKEY").prefix_separator("__").separator("__"),
             ),
         )
     }
 
-    /// A configuration from its text alone: the environment has no say.
+    /// Reads a configuration from its text alone, without the environment.
     pub fn parse(text: &str) -> Result<Self, String> {
-        understood(defaults().add_source(well_formed(text)?))
+        build(defaults().add_source(well_formed(text)?))
     }
 
-    /// Reads the secrets and looks for every fault that shows before anything runs.
+    /// Reads the secrets and reports every fault that can be found before anything runs.
     pub fn plan(mut self) -> Result<Plan, Vec<String>> {
         let mut faults = Vec::new();
         if self.upstream.is_empty() {
@@ -175,7 +174,7 @@ impl Config {
         }
     }
 
-    /// Every file that it names but the store's, which looks after its own.
+    /// All files that the options name, except those of the store, which follows its own files.
     fn files(&self) -> impl Iterator<Item = &Path> {
         let secrets =
             [&self.server.secret, &self.server.admin_token, &self.hop.secret].into_iter().flatten();
@@ -209,10 +208,11 @@ impl Config {
         }
         match (&choice, self.ledger.url.as_str()) {
             (_, "none:") => Ok(choice),
-            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => {
-                Err("ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would disagree about tokens"
-                    .into())
-            }
+            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => Err(
+                "ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would \
+                     disagree about tokens"
+                    .into(),
+            ),
             _ => Err("ledger.url: there is no ledger yet: write \"none:\"".into()),
         }
     }
@@ -221,11 +221,12 @@ impl Config {
         let secret = match (&self.server.secret, std::env::var(SECRET_VARIABLE), store) {
             (Some(source), _, _) => source.read().map_err(|why| format!("server.secret: {why}"))?,
             (None, Ok(text), _) => Secret::new(text),
-            // What it keys is forgotten with the process.
+            // The memory store ends with the process, and so does every hash under this secret.
             (None, Err(_), StoreChoice::Memory) => return random_secret(),
             (None, Err(_), StoreChoice::Redis(_)) => {
                 return Err(format!(
-                    "server.secret: replicas that share a store need one; set it, or {SECRET_VARIABLE}"
+                    "server.secret: replicas that share a store need one; \
+                     set it, or {SECRET_VARIABLE}"
                 ));
             }
         };
@@ -238,7 +239,7 @@ impl Config {
     }
 }
 
-/// Takes a good value, or notes the fault.
+/// Returns a good value, or adds the fault to `faults`.
 fn keep<T>(faults: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
     result.map_err(|fault| faults.push(fault)).ok()
 }
@@ -254,15 +255,15 @@ fn defaults() -> ConfigBuilder<DefaultState> {
     ::config::Config::builder().add_source(File::from_str(DEFAULT, FileFormat::Toml))
 }
 
-fn understood(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
-    let built = sources.build().map_err(told)?;
+fn build(sources: ConfigBuilder<DefaultState>) -> Result<Config, String> {
+    let built = sources.build().map_err(describe)?;
     let options = FixedOptions::of(&built.cache);
-    let config: Config = built.try_deserialize().map_err(told)?;
+    let config: Config = built.try_deserialize().map_err(describe)?;
     Ok(Config { options, ..config })
 }
 
-/// The text as a source, once it is known to be TOML. The parser's own way to tell a fault shows
-/// the line it is in, and that line may be a secret's: only the place and the message are told.
+/// Checks that the text is TOML and returns it as a source. The parser's own error shows the faulty
+/// line, which may hold a secret. This error gives only the position and the message.
 fn well_formed(text: &str) -> Result<File<::config::FileSourceString, FileFormat>, String> {
     match toml::from_str::<toml::Table>(text) {
         Ok(_) => Ok(File::from_str(text, FileFormat::Toml)),
@@ -275,19 +276,19 @@ fn well_formed(text: &str) -> Result<File<::config::FileSourceString, FileFormat
     }
 }
 
-/// A fault with the option that it is in, and without the value that it found there: what stands in
-/// a wrong place may be a secret too.
-fn told(error: ConfigError) -> String {
+/// Describes a fault with its option, but without the value: even a value in the wrong place may be
+/// a secret.
+fn describe(error: ConfigError) -> String {
     let at = |key: Option<String>, origin: Option<String>, why: String| {
         let origin = origin.map(|origin| format!(" (in {origin})")).unwrap_or_default();
-        // An option of a list's entry comes as `key[0]secret`.
+        // The `config` crate spells an option of a list's entry `key[0]secret`.
         let key = key.map(|key| {
             key.replace(']', "].").replace("..", ".").trim_end_matches('.').to_owned() + ": "
         });
         key.unwrap_or_default() + &why + &origin
     };
     match error {
-        ConfigError::At { error, origin, key } => at(key, origin, told(*error)),
+        ConfigError::At { error, origin, key } => at(key, origin, describe(*error)),
         ConfigError::Type { origin, expected, key, .. } => {
             at(key, origin, format!("must be {expected}"))
         }
@@ -296,7 +297,8 @@ fn told(error: ConfigError) -> String {
     }
 }
 
-/// Cuts the value out of serde's `invalid type: string "VALUE", expected WHAT`; one line.
+/// Cuts the value out of serde's `invalid type: string "VALUE", expected WHAT`, and joins the
+/// lines.
 fn without_value(message: &str) -> String {
     let message = match message.rsplit_once(", expected ") {
         Some((invalid, expected)) if invalid.starts_with("invalid ") && invalid.contains(": ") => {

@@ -1,12 +1,13 @@
-//! The present value of something that is replaced as a whole while it is in use.
+//! Holds the current value of something that is replaced as a whole while in use.
 //!
-//! Whoever asks keeps what it got to the end of what it is doing: a replacement comes before it or
-//! after it, never amid it.
+//! A caller keeps the value that it got until its work is done. A replacement never affects work in
+//! progress.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+/// A shared value that [`Current::set`] replaces.
 pub struct Current<T>(watch::Sender<Arc<T>>);
 
 impl<T> Current<T> {
@@ -22,7 +23,7 @@ impl<T> Current<T> {
         self.0.send_replace(value);
     }
 
-    /// For whoever lives longer than one value: tells of each one that follows.
+    /// Follows the value: the receiver wakes at each replacement.
     pub fn follow(&self) -> watch::Receiver<Arc<T>> {
         self.0.subscribe()
     }

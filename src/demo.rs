@@ -1,13 +1,13 @@
-//! The promise, shown in a minute: the same Codex-shaped sessions through a single key, through
-//! gateways as they usually are, and through Warmkey, with the upstream's own record as the judge.
+//! The promise, shown in a minute: the same Codex-shaped sessions through a single key, through the
+//! usual gateways, and through Warmkey. The upstream's own record is the judge.
 //!
-//! Everything runs in this process on real sockets. Nothing is read from the environment and
-//! nothing leaves the machine.
+//! Everything runs in this process on real sockets. The demo reads no environment variable and
+//! connects to nothing outside this machine.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
@@ -29,15 +29,15 @@ use play::Transport;
 use script::Session;
 use table::{Row, Table};
 
-/// Two organizations of two keys each: what a team has that outgrew one key.
+/// Two organizations of two keys each, like a team that has outgrown one key.
 const KEYS: [(&str, &str); 4] =
     [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
 const REPLICAS: usize = 3;
-/// The simulator's clock: a turn each tenth of a second here is one each ten seconds there, as
-/// Codex paces itself.
+/// The simulator's clock. A turn every tenth of a second here is a turn every ten seconds there,
+/// which is Codex's pace.
 const TIME_SCALE: u32 = 100;
 
-/// Runs the demo, with its table going to `out`. Returns whether the promise held.
+/// Runs the demo and writes its table to `out`. Returns whether the promise held.
 pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
     let tasks = Tasks::new();
     let upstream = Upstream::start(&tasks)?;
@@ -64,7 +64,7 @@ pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
     Ok(table.is_pass())
 }
 
-/// The simulated upstream, and how rows are played against it.
+/// The simulated upstream, against which each row is played.
 struct Upstream {
     simulator: Arc<Simulator>,
     address: SocketAddr,
@@ -96,7 +96,7 @@ impl Upstream {
         .sim)
     }
 
-    /// Replicas of Warmkey behind a balancer, which know of no session yet.
+    /// Replicas of Warmkey behind a balancer, with no session yet.
     async fn gateway(&self, tasks: &Tasks) -> Result<(SocketAddr, Vec<Replica>), String> {
         let memory = Arc::new(Memory::new(10_000));
         let mut replicas = Vec::new();
@@ -131,7 +131,7 @@ impl Upstream {
         )
     }
 
-    /// Plays all sessions through `proxy` and asks the upstream what it saw.
+    /// Plays all sessions through `proxy`, and reads the upstream's record of them.
     async fn play(
         &self,
         name: &'static str,
@@ -151,7 +151,7 @@ impl Upstream {
     }
 }
 
-/// A simulated key's secret: it opens nothing but the simulator of this process.
+/// A simulated key's secret, which only the simulator of this process accepts.
 fn secret(id: &str) -> String {
     format!("sk-simulated-{id}")
 }
@@ -166,7 +166,7 @@ mod tests {
     use crate::simulator::judge::Turn;
 
     #[tokio::test]
-    async fn over_a_websocket_a_session_is_played_as_codex_plays_it() {
+    async fn session_over_a_websocket_is_played_as_codex_plays_it() {
         let tasks = Tasks::new();
         let upstream = Upstream::start(&tasks).expect("an upstream");
         let (balancer, _replicas) = upstream.gateway(&tasks).await.expect("a gateway");
@@ -195,8 +195,8 @@ mod tests {
         played.sort();
         assert_eq!(played, expected);
 
-        // The whole history is what the upstream had remembered: after the drop all of it is read
-        // from the cache.
+        // The upstream has cached the whole history: after the drop, all of it is read from the
+        // cache.
         let whole = |turn: &&Turn| !turn.prewarm && turn.previous_response_id.is_none();
         let whole = turns.iter().find(whole).expect("a turn without a response before it");
         let before = turns

@@ -1,20 +1,23 @@
-//! What went wrong with a turn: whose fault it is, whether it may be tried again, and what the
-//! client is told.
+//! Errors of a turn: the party at fault, whether a retry may help, and the answer that the client
+//! gets.
 //!
-//! The one place where an error becomes a response. Never carries a secret or a byte of a body.
+//! Every error becomes a response in this file. An error never carries a secret or a byte of a
+//! body.
 
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
-/// Tells the official SDKs whether another try can help; without it they try again by status alone.
+/// Tells the official SDKs whether a retry can help. Without this header they decide by status
+/// alone.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// How often it is looked whether an exhausted quota is there again.
+/// Interval at which the gateway probes an exhausted quota. Clients get the interval as
+/// `Retry-After`.
 const QUOTA: Duration = Duration::from_secs(600);
 
-/// Who failed.
+/// The party that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     Client,
@@ -22,7 +25,7 @@ pub enum Fault {
     Upstream,
 }
 
-/// The own errors of `contract.md`, a variant a code.
+/// The gateway's own errors, one variant for each code in `contract.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     InvalidApiKey,
@@ -48,7 +51,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Status, `error.code`, `error.type`, and who failed.
+    /// Returns the status, `error.code`, `error.type` and the party at fault.
     const fn describe(self) -> (StatusCode, &'static str, &'static str, Fault) {
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
@@ -60,12 +63,12 @@ impl ErrorKind {
                 (StatusCode::FORBIDDEN, "model_not_allowed", REQUEST, Fault::Client)
             }
             Self::UnknownUrl => (StatusCode::NOT_FOUND, "unknown_url", REQUEST, Fault::Client),
-            // Codex goes on over HTTP at once and for good; any other refusal it tries again and
-            // again.
+            // Codex falls back to HTTP at once and for good. Codex retries any other refusal again
+            // and again.
             Self::UpgradeRequired => {
                 (StatusCode::UPGRADE_REQUIRED, "websocket_not_supported", REQUEST, Fault::Client)
             }
-            // A page in a browser of somebody who may call, written by somebody who may not.
+            // The user's browser may call, but the author of a page in that browser may not.
             Self::OriginNotAllowed => {
                 (StatusCode::FORBIDDEN, "origin_not_allowed", REQUEST, Fault::Client)
             }
@@ -76,8 +79,8 @@ impl ErrorKind {
                 (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client)
             }
             Self::FileNotFound => (StatusCode::NOT_FOUND, "file_not_found", REQUEST, Fault::Client),
-            // In the real service's words, since it is what Codex always answers with a new
-            // connection and its full input.
+            // The real service's code: Codex always answers this code with a new connection and its
+            // full input.
             Self::ConnectionLimit => (
                 StatusCode::BAD_REQUEST,
                 "websocket_connection_limit_reached",
@@ -94,14 +97,14 @@ impl ErrorKind {
             Self::RequestTimeout => {
                 (StatusCode::REQUEST_TIMEOUT, "request_timeout", REQUEST, Fault::Client)
             }
-            // Codex stops at once on this code, and tells its user: what is meant here.
+            // On this code Codex stops at once and tells its user, as the gateway intends.
             Self::InsufficientQuota => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "insufficient_quota",
                 "insufficient_quota",
                 Fault::Upstream,
             ),
-            // Codex waits as long as it is told, and tries again.
+            // Codex waits for the stated time, then retries.
             Self::RateLimitExceeded => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
@@ -127,13 +130,13 @@ impl ErrorKind {
     }
 }
 
-/// An error that a client will see: `message` is for the client, `cause` for the log.
+/// An error that a client sees. `message` is for the client, `cause` is for the log.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     pub kind: ErrorKind,
     pub message: String,
-    /// When another try can succeed. `None`: the client's own schedule is as good as any.
+    /// The wait after which a retry can succeed. `None` leaves the schedule to the client.
     pub retry_after: Option<Duration>,
     pub cause: Option<String>,
 }
@@ -143,14 +146,14 @@ impl Error {
         Self { kind, message: message.into(), retry_after: None, cause: None }
     }
 
-    /// A limit that is passing. The wait is told in the words that clients look for, too.
+    /// A temporary rate limit. The message repeats the wait in the phrase that clients parse.
     pub fn limited(message: &str, wait: Duration) -> Self {
         let message = format!("{message} Please try again in {}s.", whole_seconds(wait));
         Self::new(ErrorKind::RateLimitExceeded, message).retry_after(wait)
     }
 
-    /// As a handshake is told it: that a key is short is no limit of the connection's, and every
-    /// client comes again after a 503.
+    /// Turns a rate limit into a 503 for a WebSocket handshake. A limited key does not limit
+    /// connections, and every client reconnects after a 503.
     pub fn for_handshake(self) -> Self {
         let kind = if self.kind == ErrorKind::RateLimitExceeded {
             ErrorKind::NoKeyAvailable
@@ -182,17 +185,17 @@ impl Error {
         self.kind.describe().3
     }
 
-    /// When to come again, where that is told. Every 429 tells it, also one that its code makes
+    /// The `Retry-After` of the response, if it has one. Every 429 has one, even if its code is
     /// final.
     fn wait(&self) -> Option<Duration> {
         self.retry_after.or((self.kind == ErrorKind::InsufficientQuota).then_some(QUOTA))
     }
 
-    /// The OpenAI error shape. A wait is told in whole seconds, rounded up: Codex gives up on
-    /// anything else.
+    /// Renders the error in OpenAI's shape. A wait is an integer number of seconds, rounded up:
+    /// Codex gives up on any other format.
     pub fn to_response<B: From<String>>(&self) -> Response<B> {
         let (status, code, class, fault) = self.kind.describe();
-        // In the order in which the real service writes them.
+        // The fields stand in the real service's order.
         let message = serde_json::Value::from(self.message.as_str());
         let param = if self.kind == ErrorKind::PreviousResponseNotFound {
             r#""previous_response_id""#
@@ -216,8 +219,8 @@ impl Error {
         response
     }
 
-    /// The error frame of a WebSocket, on the lane that it is about. It carries `status`: without
-    /// one Codex ignores it.
+    /// Renders the error as a WebSocket frame on the lane that the error is about. The frame
+    /// carries `status`, because Codex ignores error frames without one.
     pub fn to_frame(&self, lane: Option<&str>) -> String {
         let (status, code, class, _) = self.kind.describe();
         let text = |text: &str| serde_json::Value::from(text);
@@ -241,158 +244,10 @@ impl Error {
     }
 }
 
-/// At least one second, rounded up.
+/// Whole seconds, rounded up and at least 1.
 fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wait_is_told_in_whole_seconds_rounded_up() {
-        for (wait, told) in [(0, 1), (1, 1), (999, 1), (1_000, 1), (1_001, 2), (45_000, 45)] {
-            assert_eq!(whole_seconds(Duration::from_millis(wait)), told, "{wait} ms");
-        }
-    }
-
-    /// Clients decide by these, and operators by whose fault it is.
-    #[test]
-    fn an_error_has_its_status_and_code_and_whoever_failed() {
-        let (request, server) = ("invalid_request_error", "server_error");
-        for (kind, status, code, class, fault) in [
-            (ErrorKind::InvalidApiKey, 401, "invalid_api_key", request, Fault::Client),
-            (ErrorKind::ModelNotAllowed, 403, "model_not_allowed", request, Fault::Client),
-            (ErrorKind::UnknownUrl, 404, "unknown_url", request, Fault::Client),
-            (ErrorKind::UpgradeRequired, 426, "websocket_not_supported", request, Fault::Client),
-            (ErrorKind::OriginNotAllowed, 403, "origin_not_allowed", request, Fault::Client),
-            (
-                ErrorKind::PreviousResponseNotFound,
-                400,
-                "previous_response_not_found",
-                request,
-                Fault::Client,
-            ),
-            (
-                ErrorKind::ConversationNotFound,
-                404,
-                "conversation_not_found",
-                request,
-                Fault::Client,
-            ),
-            (ErrorKind::FileNotFound, 404, "file_not_found", request, Fault::Client),
-            (
-                ErrorKind::ConnectionLimit,
-                400,
-                "websocket_connection_limit_reached",
-                request,
-                Fault::Gateway,
-            ),
-            (ErrorKind::InvalidJson, 400, "invalid_json", request, Fault::Client),
-            (ErrorKind::InvalidRequest, 400, "invalid_request", request, Fault::Client),
-            (ErrorKind::RequestTooLarge, 413, "request_too_large", request, Fault::Client),
-            (ErrorKind::RequestTimeout, 408, "request_timeout", request, Fault::Client),
-            (
-                ErrorKind::InsufficientQuota,
-                429,
-                "insufficient_quota",
-                "insufficient_quota",
-                Fault::Upstream,
-            ),
-            (
-                ErrorKind::RateLimitExceeded,
-                429,
-                "rate_limit_exceeded",
-                "rate_limit_error",
-                Fault::Upstream,
-            ),
-            (ErrorKind::NoKeyAvailable, 503, "no_key_available", server, Fault::Gateway),
-            (ErrorKind::UpstreamUnreachable, 502, "upstream_unreachable", server, Fault::Upstream),
-            (ErrorKind::UpstreamInterrupted, 503, "upstream_interrupted", server, Fault::Upstream),
-            (ErrorKind::UpstreamTimeout, 504, "upstream_timeout", server, Fault::Upstream),
-            (ErrorKind::Internal, 500, "internal_error", server, Fault::Gateway),
-        ] {
-            let error = Error::new(kind, "m");
-            assert_eq!(
-                (error.status().as_u16(), error.code(), error.fault()),
-                (status, code, fault)
-            );
-            let response = error.to_response::<String>();
-            let param = if kind == ErrorKind::PreviousResponseNotFound {
-                r#""previous_response_id""#
-            } else {
-                "null"
-            };
-            let body = format!(
-                r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#
-            );
-            assert_eq!((response.status().as_u16(), response.body()), (status, &body));
-            // A body that came too slowly may come faster; a quota is not there again for a while.
-            let is_final =
-                fault == Fault::Client && status != 408 || kind == ErrorKind::InsufficientQuota;
-            let told = response.headers().get(SHOULD_RETRY).map(|value| value.to_str().unwrap());
-            assert_eq!(told, is_final.then_some("false"), "{code}");
-            let wait = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap());
-            assert_eq!(wait, (kind == ErrorKind::InsufficientQuota).then_some("600"), "{code}");
-            let frame = error.to_frame(None);
-            assert!(frame.starts_with(&format!(
-                r#"{{"type":"error","status":{status},"error":{{"type":"{class}","code":"{code}""#
-            )));
-            assert_eq!(
-                frame.ends_with(r#","headers":{"retry-after":"600"}}"#),
-                kind == ErrorKind::InsufficientQuota,
-                "{frame}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_limit_says_when_to_come_again_and_to_a_handshake_is_no_limit() {
-        let limited = || Error::limited("It is short.", Duration::from_millis(1_200));
-        let (error, response) = (limited(), limited().to_response::<String>());
-        assert_eq!(
-            (error.status().as_u16(), error.message.as_str()),
-            (429, "It is short. Please try again in 2s.")
-        );
-        assert_eq!(response.headers()[RETRY_AFTER], "2");
-        let (error, response) =
-            (limited().for_handshake(), limited().for_handshake().to_response::<String>());
-        assert_eq!(
-            (error.status().as_u16(), error.code(), &response.headers()[RETRY_AFTER]),
-            (503, "no_key_available", &"2".parse().unwrap())
-        );
-        for kind in
-            [ErrorKind::InsufficientQuota, ErrorKind::UpgradeRequired, ErrorKind::UpstreamTimeout]
-        {
-            assert_eq!(Error::new(kind, "m").for_handshake().kind, kind, "that is said as it is");
-        }
-    }
-
-    #[test]
-    fn a_frame_is_written_as_the_real_service_writes_it() {
-        let message = "Previous response with id 'resp_\"abc' not found.";
-        assert_eq!(
-            Error::new(ErrorKind::PreviousResponseNotFound, message).to_frame(Some("a.b")),
-            r#"{"type":"error","status":400,"stream_id":"a.b","error":{"type":"invalid_request_error","code":"previous_response_not_found","message":"Previous response with id 'resp_\"abc' not found.","param":"previous_response_id"}}"#
-        );
-        assert_eq!(
-            Error::new(ErrorKind::UpstreamInterrupted, "Lost.")
-                .retry_after(Duration::from_secs(1))
-                .to_frame(None),
-            r#"{"type":"error","status":503,"error":{"type":"server_error","code":"upstream_interrupted","message":"Lost."},"headers":{"retry-after":"1"}}"#
-        );
-    }
-
-    #[test]
-    fn what_the_client_did_wrong_is_not_worth_another_try() {
-        let response = Error::new(ErrorKind::InvalidJson, "no JSON").to_response::<String>();
-        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
-        assert_eq!(response.headers()[SHOULD_RETRY], "false");
-        let response = Error::new(ErrorKind::NoKeyAvailable, "none")
-            .retry_after(Duration::from_secs(1))
-            .to_response::<String>();
-        assert_eq!(response.headers().get(SHOULD_RETRY), None);
-        assert_eq!(response.headers()[RETRY_AFTER], "1");
-    }
-}
+mod tests;

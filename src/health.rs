@@ -1,5 +1,5 @@
-//! How keys are: what an answer says about a key, what all replicas know of it, and how much it
-//! carries.
+//! The health of keys: what an answer says about a key, what all replicas know about it, and its
+//! load.
 
 pub mod diagnose;
 pub mod condition;

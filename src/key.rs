@@ -1,7 +1,7 @@
-//! What an answer can be had with: upstreams, and the keys shown to them.
+//! Upstreams, and the keys that Warmkey shows them.
 //!
 //! A key has a place: organization, project, region. The upstream keeps its prompt cache by
-//! (organization, region), its sealed content by organization, what it stores by project.
+//! (organization, region), its sealed content by organization, and stored objects by project.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct UpstreamSettings {
     pub base_url: String,
     #[serde(default)]
     pub kind: UpstreamKind,
-    /// What it can be asked: everything, unless it says so.
+    /// Protocols that the upstream speaks. `None`: all.
     pub speaks: Option<Vec<Protocol>>,
     #[serde(default = "five_seconds")]
     pub connect_timeout: Span,
@@ -39,13 +39,13 @@ pub struct UpstreamSettings {
     pub idle_timeout: Span,
     #[serde(default)]
     pub http2: bool,
-    /// Its address may hold a password.
+    /// Address of a proxy; it may hold a password.
     pub proxy: Option<SecretSource>,
     pub ca_file: Option<String>,
 }
 
 impl UpstreamSettings {
-    /// What is called where the configuration names nothing.
+    /// The upstream of a configuration that names none.
     pub fn openai() -> Self {
         Self {
             name: "openai".into(),
@@ -75,8 +75,8 @@ const fn five_minutes() -> Span {
     Span(Duration::from_secs(300))
 }
 
-/// What an upstream is. Nothing asks yet, as there is one kind: naming it is allowed because it is
-/// true, and any other is refused.
+/// The kind of an upstream. Only one kind exists: a configuration may name it, and any other is
+/// refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UpstreamKind {
@@ -84,7 +84,7 @@ pub enum UpstreamKind {
     OpenAi,
 }
 
-/// What an upstream can be asked.
+/// A protocol that an upstream can speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -111,25 +111,24 @@ const fn one() -> u32 {
     1
 }
 
-/// The service that keys are shown to.
+/// A service that accepts keys.
 #[derive(Debug, PartialEq)]
 pub struct Upstream {
     pub name: String,
-    /// Where turns are sent: `<base_url>/responses`.
+    /// Address of turns: `<base_url>/responses`.
     pub responses: reqwest::Url,
-    /// What a key may have: `<base_url>/models`.
+    /// Address of the models that a key may use: `<base_url>/models`.
     pub models: reqwest::Url,
     pub first_byte_timeout: Duration,
-    /// Between two bytes of an answer.
+    /// Maximum time between two bytes of an answer.
     pub idle_timeout: Duration,
-    /// Whether it can be asked for a WebSocket.
+    /// Whether the upstream accepts WebSockets.
     pub speaks_websocket: bool,
-    /// How it is connected to.
+    /// How Warmkey connects to the upstream.
     wiring: Wiring,
 }
 
-/// What connections are made with, as it was read from the configuration and the files that it
-/// names.
+/// Settings of connections, with the contents of the files that they name.
 #[derive(Debug, PartialEq)]
 struct Wiring {
     connect_timeout: Duration,
@@ -140,8 +139,8 @@ struct Wiring {
     resolver: Resolver,
 }
 
-/// A name in the store: 48 bits of SHA-256, 8 characters, so that a binding's size does not depend
-/// on how things are called.
+/// A short name in the store: 48 bits of SHA-256, 8 characters. The size of a binding therefore
+/// does not depend on configured names.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag([u8; 8]);
 
@@ -152,7 +151,7 @@ impl Tag {
         let digest =
             Sha256::new().chain_update(kind).chain_update([0]).chain_update(name).finalize();
         let mut tag = [0; Self::LENGTH];
-        // 6 bytes are exactly 8 characters.
+        // 6 bytes encode to exactly 8 characters.
         let _ = URL_SAFE_NO_PAD.encode_slice(&digest[..6], &mut tag);
         Self(tag)
     }
@@ -174,7 +173,7 @@ impl fmt::Debug for Tag {
     }
 }
 
-/// What an upstream is shown to serve a turn, and where that places the turn.
+/// A key: its place, its secret and its connections.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub id: String,
@@ -182,26 +181,27 @@ pub struct Key {
     pub organization: String,
     pub organization_tag: Tag,
     pub project: String,
-    /// Of the project and its organization.
+    /// Tag of the project together with its organization.
     pub project_tag: Tag,
     pub region: String,
-    /// Its share of new sessions. 0: keeps its sessions, takes no new ones.
+    /// Share of new sessions. A key of weight 0 keeps its sessions and takes no new ones.
     pub weight: u32,
     pub secret: Secret,
-    /// Tells whether an answer says the secret.
+    /// Finds the secret in answers.
     pub leak: Leak,
-    /// Of the id and the secret: what was learned of another secret says nothing of this one.
+    /// Tag of the id and the secret: an observation about one secret says nothing about another.
     pub shown_tag: Tag,
     pub upstream: Arc<Upstream>,
-    /// Connections of its own: a fault on one key's connection must not cut another key's streams.
+    /// Connections of this key alone: a fault on one key's connection must not cut another key's
+    /// streams.
     pub connections: reqwest::Client,
-    /// The same, but of HTTP/1.1 alone: what WebSockets are asked for on.
+    /// HTTP/1.1 connections for the handshakes of WebSockets.
     pub upgrades: reqwest::Client,
 }
 
 impl Key {
-    /// Whether both are the same to their upstream: what it thinks of one it thinks of the other,
-    /// and connections serve both.
+    /// Whether the upstream cannot tell the two keys apart: observations and connections of one
+    /// serve the other.
     pub fn is_shown_like(&self, other: &Self) -> bool {
         self.secret == other.secret && self.upstream == other.upstream
     }
@@ -212,7 +212,7 @@ impl Key {
             && self.region == other.region
     }
 
-    /// Whether both read one prompt cache.
+    /// Whether both keys read the same prompt cache.
     pub fn shares_cache_with(&self, other: &Key) -> bool {
         self.organization == other.organization && self.region == other.region
     }

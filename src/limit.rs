@@ -1,24 +1,24 @@
-//! What an upstream says of its limits, and the arithmetic of our own. Pure but for [`chance`]: the
-//! time is an argument.
+//! Reads what an upstream states about its limits, and counts the gateway's own limits. Pure except
+//! for [`chance`]: the time is an argument.
 //!
-//! Reads with tolerance, since what is misread costs a key its turns: what makes no sense says
-//! nothing, and no wait is believed beyond [`LONGEST_WAIT`].
+//! Reads with tolerance, because a misread limit costs a key its turns. Nonsense counts as absent,
+//! and no wait is longer than [`LONGEST_WAIT`].
 
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
 
-/// No key is left alone for longer on one word of its upstream: limits are per minute, the longest
-/// of them per day.
+/// Longest back-off that one statement of an upstream can cause. Most limits are per minute, the
+/// longest per day.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-/// What says "now" has just said no.
+/// Shortest back-off: an upstream that states "now" has just refused.
 const SHORTEST_WAIT: Duration = Duration::from_millis(100);
-/// When to come back where nothing says when: limits are refilled within a minute.
+/// Back-off if the upstream states none. Limits refill within a minute.
 const USUAL_WAIT: Duration = Duration::from_secs(20);
 
-/// When a refused turn may come again, by `retry-after-ms`, `retry-after` (seconds or an HTTP
-/// date), or the reset of the limit that is used up. `None`: nobody says.
+/// The wait before a refused turn may retry. Reads `retry-after-ms`, then `retry-after` (seconds or
+/// an HTTP date), then the reset of an exhausted limit. `None` if no header states a wait.
 pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let millis = text("retry-after-ms").and_then(|text| span(text.parse::<f64>().ok()? / 1_000.0));
@@ -35,7 +35,7 @@ pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     told.or_else(reset).map(|wait| wait.min(LONGEST_WAIT))
 }
 
-/// The same where a wait is needed.
+/// The stated wait, at least 100 ms, or the usual wait if none is stated.
 pub fn wait_or_usual(told: Option<Duration>) -> Duration {
     told.map_or(USUAL_WAIT, |told| told.max(SHORTEST_WAIT))
 }
@@ -43,24 +43,24 @@ pub fn wait_or_usual(told: Option<Duration>) -> Duration {
 fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     match text.parse::<f64>() {
         Ok(seconds) => span(seconds),
-        // A date that has passed is now.
+        // A past date means now.
         Err(_) => httpdate::parse_http_date(text)
             .ok()
             .map(|at| at.duration_since(now).unwrap_or_default()),
     }
 }
 
-/// Seconds as a span. Negative ones and no numbers say nothing.
+/// Seconds as a span. `None` for a negative number or NaN.
 fn span(seconds: f64) -> Option<Duration> {
     (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_WAIT))
 }
 
-/// A number as the service writes it: `30000`, and now and then `30,000`.
+/// A number as the service writes it: `30000`, sometimes `30,000`.
 fn count(text: &str) -> Option<u64> {
     text.replace(',', "").parse().ok()
 }
 
-/// A span as Go writes it: `20ms`, `1s`, `6m0s`, `5h50m30ms`.
+/// A span in Go's format: `20ms`, `1s`, `6m0s`, `5h50m30ms`.
 pub fn go_span(text: &str) -> Option<Duration> {
     let mut seconds = 0.0;
     let mut rest = text;
@@ -84,24 +84,24 @@ pub fn go_span(text: &str) -> Option<Duration> {
     if text.is_empty() { None } else { span(seconds) }
 }
 
-/// When to come again, by the words of a message: `Please try again in 11.054s.` Only where no
-/// header says it.
+/// The wait that a message states: `Please try again in 11.054s.` Used only if no header states
+/// one.
 pub fn wait_in(message: &str) -> Option<Duration> {
     let (_, rest) = message.split_once("try again in ")?;
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '.').unwrap_or(rest.len());
     go_span(rest[..end].trim_end_matches('.')).map(|wait| wait.min(LONGEST_WAIT))
 }
 
-/// What is left of a project's limits, as shares of them.
+/// The remaining share of a project's limits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Headroom {
-    /// The share that is left of the scarcest limit, 0 to 1.
+    /// The remaining share of the scarcest limit, 0 to 1.
     pub left: f64,
-    /// When that limit is whole again.
+    /// Time until that limit is full again.
     pub reset: Duration,
 }
 
-/// The scarcest of the limits that an answer tells of. `None`: it tells of none.
+/// The headroom of the scarcest limit in an answer's headers. `None` if the headers state no limit.
 pub fn headroom(headers: &HeaderMap) -> Option<Headroom> {
     let text =
         |name: String| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
@@ -121,9 +121,9 @@ pub fn headroom(headers: &HeaderMap) -> Option<Headroom> {
         .min_by(|a, b| a.left.total_cmp(&b.left))
 }
 
-/// Whether a request is larger than the limit it was refused by, and would be at any time: `Limit
-/// 30000, Used 0, Requested 40000.` or `Limit 30000, Requested 40000.` The headers do not tell it,
-/// so this is the one place where a message is read.
+/// Whether a request is larger than the limit that refused it, so that no wait helps: `Limit 30000,
+/// Used 0, Requested 40000.` or `Limit 30000, Requested 40000.` The headers do not state this, so
+/// the message is parsed.
 pub fn is_beyond_limit(message: &str) -> bool {
     let after = |word: &str| {
         let text = message.split_once(word)?.1.trim_start();
@@ -133,29 +133,29 @@ pub fn is_beyond_limit(message: &str) -> bool {
     after("Limit ").zip(after("Requested ")).is_some_and(|(limit, requested)| requested > limit)
 }
 
-/// `span`, and at most a quarter more by chance (0 to 1): what waits for one moment must not all
-/// come at it.
+/// `span` plus up to a quarter, by `chance` (0 to 1), so that waiting turns do not all retry at one
+/// moment.
 pub fn jittered(span: Duration, chance: f64) -> Duration {
     span + (span / 4).mul_f64(chance)
 }
 
-/// Evenly spread over 0 to 1.
+/// A random number, uniform in 0 to 1.
 pub fn chance() -> f64 {
     let mut random = [0; 4];
-    // Without randomness all wait equally long.
+    // If the system has no randomness, all turns wait equally long.
     let _ = getrandom::fill(&mut random);
     f64::from(u32::from_be_bytes(random)) / f64::from(u32::MAX)
 }
 
-/// A generic cell rate algorithm: `burst` at once, and then one each `interval`.
+/// A generic cell rate algorithm: `burst` at once, then one each `interval`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rate {
-    /// When, from an origin of the caller's, the next one would be exactly on time.
+    /// The time, from an origin of the caller's, at which the next one is exactly on time.
     due: Duration,
 }
 
 impl Rate {
-    /// Takes one at `now`, or says how long it is until one can be taken.
+    /// Takes one at `now`, or returns the time until one can be taken.
     pub fn take(&mut self, now: Duration, interval: Duration, burst: u32) -> Result<(), Duration> {
         let due = self.due.max(now);
         let ahead = due - now;
@@ -168,17 +168,17 @@ impl Rate {
     }
 }
 
-/// What turns may be sent again with: a share of all turns, and a few for quiet times.
+/// The retry budget: a share of all turns, and a reserve for quiet times.
 #[derive(Clone, Copy, Debug)]
 pub struct Retries {
-    /// In hundredths of an attempt.
+    /// The budget in hundredths of an attempt.
     left: u32,
 }
 
-/// So much each turn adds: with [`RESERVE`] fewer than 20 in 100 turns of any length.
+/// Budget that each turn adds. With [`RESERVE`], retries stay below 20 in any 100 turns.
 const SHARE: u32 = 18;
 const RESERVE: u32 = 200;
-/// What a quiet time saves up at the most.
+/// The largest budget that turns can save up.
 const SAVED: u32 = 1_000;
 
 impl Default for Retries {
@@ -192,7 +192,7 @@ impl Retries {
         self.left = (self.left + SHARE).min(SAVED);
     }
 
-    /// Whether one more attempt may be made; then it is.
+    /// Spends one attempt, if the budget has one.
     pub fn take(&mut self) -> bool {
         let may = self.left >= 100;
         if may {

@@ -20,9 +20,9 @@ use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
 
-/// What has one size lies together: an event of a slow stream and a small turn cost less than with
-/// the system's allocator. It asks for no huge pages, and gives large memory back at once
-/// (`.cargo/config.toml`): both would take memory that nobody uses.
+/// MiMalloc puts objects of one size together, so that small turns and slow streams cost less than
+/// with the system's allocator. `.cargo/config.toml` turns huge pages off and makes MiMalloc return
+/// large memory at once, so that no unused memory is kept.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
@@ -41,21 +41,21 @@ struct Line {
 enum Command {
     /// Run one replica of the gateway
     Serve(File),
-    /// Play Codex-shaped sessions against a simulated upstream and print what the prompt cache made
-    /// of them
+    /// Play Codex-shaped sessions against a simulated upstream and print what the prompt cache
+    /// saved
     Demo,
     /// Run the simulated upstream alone
     Simulate(Simulate),
     /// Validate the configuration, reach the store, and say what would run
     Check(File),
-    /// Say an operator's word on a key or an organization, through the admin listener of any one
+    /// Give an operator's command for a key or an organization, through the admin listener of any
     /// replica
     Key(Operate),
 }
 
 #[derive(clap::Args)]
 struct File {
-    /// The configuration; without it warmkey.toml, where there is one
+    /// The configuration file; by default warmkey.toml, if it exists
     #[arg(long)]
     config: Option<PathBuf>,
 }
@@ -64,7 +64,7 @@ struct File {
 struct Simulate {
     #[command(flatten)]
     file: File,
-    /// Where it listens
+    /// The address to listen on
     #[arg(long, default_value = "127.0.0.1:9100")]
     listen: SocketAddr,
 }
@@ -72,8 +72,8 @@ struct Simulate {
 #[derive(clap::Args)]
 struct Operate {
     #[command(subcommand)]
-    word: KeyCommand,
-    /// The configuration, which says where the admin listener is and what it wants to be shown
+    command: KeyCommand,
+    /// The configuration file, which names the admin listener and its token
     #[arg(long, global = true)]
     config: Option<PathBuf>,
     /// The admin listener, in place of the configured one
@@ -83,21 +83,22 @@ struct Operate {
 
 #[derive(Subcommand)]
 enum KeyCommand {
-    /// Show all keys and how they are
+    /// Show all keys and their state
     List,
-    /// Out of use: its sessions are served by others of its organization, and stay its own
+    /// Take the key out of use; other keys of its organization serve its sessions, which stay bound
+    /// to it
     Disable(KeyTarget),
-    /// In use again, after disable or drain
+    /// Put the key back in use, after disable or drain
     Enable(KeyTarget),
-    /// No new sessions, and those that it has go elsewhere for good, each at its next turn
+    /// Give the key no new sessions, and move its sessions for good, each at its next turn
     Drain(KeyTarget),
-    /// Forget what was met, try it again, and say what its upstream answers
+    /// Forget what is known against the key, try it again, and show what its upstream answers
     Probe(KeyTarget),
 }
 
 #[derive(clap::Args)]
 struct KeyTarget {
-    /// A key's id, or org:ID for all keys of an organization
+    /// The id of a key, or org:ID for all keys of an organization
     id: String,
 }
 
@@ -119,20 +120,20 @@ fn main() -> ExitCode {
             Command::Key(operate) => key(&operate).await,
         }
     });
-    // What is left was told to end and did not: its connections are cut with the process.
+    // The remaining tasks did not end when told to: their connections are cut with the process.
     runtime.shutdown_background();
     code
 }
 
-/// Prints the help or the version that was asked for, or what is wrong with the command line.
+/// Prints the help or version that was asked for, or the fault of the command line.
 fn instead_of_running(other: &clap::Error) -> ExitCode {
-    // A reader that has gone needs no help.
+    // A print fails only if its reader has gone, and then nothing is missing.
     let _ = other.print();
     if other.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS }
 }
 
-/// A thread for each core, or for as many as TOKIO_WORKER_THREADS says. One core is served best by
-/// one thread that shares nothing.
+/// A thread for each core, or as many as TOKIO_WORKER_THREADS says. A single core is served best by
+/// a single thread that shares nothing.
 fn runtime() -> tokio::runtime::Builder {
     let named = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|count| count.parse().ok());
     match named.or_else(|| std::thread::available_parallelism().ok().map(usize::from)) {
@@ -151,7 +152,8 @@ async fn serve(file: &File) -> ExitCode {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
-    // It would end the process, and every turn with it, from the first moment on.
+    // Without this handler, SIGHUP would end the process and every turn with it, even during the
+    // start.
     let hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
         Err(error) => return failed(&error.to_string()),
@@ -165,8 +167,8 @@ async fn serve(file: &File) -> ExitCode {
         replica.client_address, replica.admin_address
     );
     replica.follow(file.config.clone(), seen, hangup);
-    told(&mut terminate, &mut interrupt).await;
-    match replica.stop(told(&mut terminate, &mut interrupt)).await {
+    asked_to_stop(&mut terminate, &mut interrupt).await;
+    match replica.stop(asked_to_stop(&mut terminate, &mut interrupt)).await {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
@@ -176,7 +178,7 @@ fn signals() -> std::io::Result<(Signal, Signal)> {
     Ok((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
 }
 
-async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
+async fn asked_to_stop(terminate: &mut Signal, interrupt: &mut Signal) {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -218,7 +220,7 @@ async fn simulate(simulate: &Simulate) -> ExitCode {
     println!("simulating on http://{address}");
     tokio::select! {
         () = simulator.serve(listener, Tasks::new(), CancellationToken::new()) => {}
-        () = told(&mut terminate, &mut interrupt) => {}
+        () = asked_to_stop(&mut terminate, &mut interrupt) => {}
     }
     ExitCode::SUCCESS
 }
@@ -239,22 +241,22 @@ async fn check(file: &File) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn key(Operate { word, config, admin }: &Operate) -> ExitCode {
+async fn key(Operate { command, config, admin }: &Operate) -> ExitCode {
     let asking = async {
         let replica = operate::AdminClient::find(config.as_deref(), admin.as_deref())?;
-        match word {
+        match command {
             KeyCommand::List => replica.list().await,
             KeyCommand::Disable(KeyTarget { id }) => {
-                replica.say(id, OperatorCommand::Disable).await
+                replica.give(id, OperatorCommand::Disable).await
             }
-            KeyCommand::Enable(KeyTarget { id }) => replica.say(id, OperatorCommand::Enable).await,
-            KeyCommand::Drain(KeyTarget { id }) => replica.say(id, OperatorCommand::Drain).await,
-            KeyCommand::Probe(KeyTarget { id }) => replica.say(id, OperatorCommand::Probe).await,
+            KeyCommand::Enable(KeyTarget { id }) => replica.give(id, OperatorCommand::Enable).await,
+            KeyCommand::Drain(KeyTarget { id }) => replica.give(id, OperatorCommand::Drain).await,
+            KeyCommand::Probe(KeyTarget { id }) => replica.give(id, OperatorCommand::Probe).await,
         }
     };
     match asking.await {
-        Ok(said) => {
-            print!("{said}");
+        Ok(text) => {
+            print!("{text}");
             ExitCode::SUCCESS
         }
         Err(Failure::Configuration(fault)) => {

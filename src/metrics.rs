@@ -2,7 +2,7 @@
 //! record into them.
 //!
 //! [`Metrics`] is passed along and not global, because several replicas may live in one process.
-//! Labels are closed sets: never a session, a model or a path.
+//! Labels are closed sets: no label holds a session, a model or a path.
 
 use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;

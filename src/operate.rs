@@ -1,7 +1,7 @@
-//! The operator's side of the admin listener: asks one replica, which speaks for all, and says in
-//! plain words what it answers.
+//! The operator's side of the admin listener: asks one replica, which acts for all, and prints the
+//! answer in plain words.
 //!
-//! Of the configuration it reads where that listener is and what it wants to be shown. Never prints
+//! Reads from the configuration only the address and the token of the admin listener. Never prints
 //! a secret.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::health::operator::OperatorCommand;
 use crate::setting::Secret;
 
-/// How long a replica may take: it may be asking an upstream.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What there is to say of a key, and how it is called in an answer.
+/// Timeout of a request: the replica may have to ask an upstream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The columns of the table of keys: the title, and the field of the answer.
 const COLUMNS: [(&str, &str); 9] = [
     ("KEY", "id"),
     ("ORGANIZATION", "organization"),
@@ -32,10 +32,10 @@ const COLUMNS: [(&str, &str); 9] = [
     ("FINGERPRINT", "fingerprint"),
 ];
 
-/// Why there is nothing to show, in one line.
+/// Why there is no answer to show, in one line.
 #[derive(Debug)]
 pub enum Failure {
-    /// The configuration does not say whom to ask, or how.
+    /// The configuration does not say which listener to ask, or how.
     Configuration(String),
     Other(String),
 }
@@ -48,20 +48,20 @@ pub struct AdminClient {
 }
 
 impl AdminClient {
-    /// The one that the configuration in `file` describes, or the one at `address`.
+    /// The admin listener that the configuration in `file` describes, or the one at `address`.
     pub fn find(file: Option<&Path>, address: Option<&str>) -> Result<Self, Failure> {
         let server = Config::load(file).map_err(Failure::Configuration)?.server;
         let token = server.admin_token.as_ref().map(|source| source.read()).transpose();
         let token =
             token.map_err(|why| Failure::Configuration(format!("server.admin_token: {why}")))?;
         let url = match address {
-            Some(address) => written(address),
-            None => configured(server.admin_listen),
+            Some(address) => parse_address(address),
+            None => admin_address(server.admin_listen),
         };
         let connections = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .timeout(PATIENCE)
+            .timeout(ANSWER_TIMEOUT)
             .build()
             .map_err(|error| Failure::Other(error.to_string()))?;
         Ok(Self { url: url.map_err(Failure::Configuration)?, token, connections })
@@ -73,12 +73,12 @@ impl AdminClient {
         Ok(table(keys.as_array().map(Vec::as_slice).unwrap_or_default()))
     }
 
-    /// Says a word on `name`. What became of it, and a table of the keys that it is about.
-    pub async fn say(&self, name: &str, verb: OperatorCommand) -> Result<String, Failure> {
-        let done = self.ask(Method::POST, &["keys", name, verb.name()]).await?;
-        let mut text = format!("{name}: {}", heard(verb));
+    /// Gives `command` for `name`. Returns its effect and a table of the keys that it concerns.
+    pub async fn give(&self, name: &str, command: OperatorCommand) -> Result<String, Failure> {
+        let done = self.ask(Method::POST, &["keys", name, command.name()]).await?;
+        let mut text = format!("{name}: {}", effect(command));
         if done["shared"] == false {
-            text.push_str("; the store is away, so that the other replicas hear of it later");
+            text.push_str("; the store is away, so the other replicas learn of it later");
         }
         text.push_str(".\n");
         for answer in done["answers"].as_array().into_iter().flatten() {
@@ -127,31 +127,31 @@ impl AdminClient {
     }
 }
 
-const fn heard(verb: OperatorCommand) -> &'static str {
-    match verb {
+const fn effect(command: OperatorCommand) -> &'static str {
+    match command {
         OperatorCommand::Disable => {
-            "out of use; its sessions are served by others of its organization, and stay its own"
+            "out of use; other keys of its organization serve its sessions, which stay bound to it"
         }
-        OperatorCommand::Enable => "in use again, as far as this word goes",
+        OperatorCommand::Enable => "in use again, as far as this command goes",
         OperatorCommand::Drain => {
-            "takes no sessions; those that it has go elsewhere at their next turn"
+            "takes no sessions; those bound to it move to other keys at their next turn"
         }
-        OperatorCommand::Probe => "what was held against it is forgotten",
+        OperatorCommand::Probe => "what was known against it is forgotten",
     }
 }
 
-fn written(address: &str) -> Result<Url, String> {
+fn parse_address(address: &str) -> Result<Url, String> {
     let text =
         if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
     let url = Url::parse(&text)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    // Whoever writes a password into it did not mean to show it.
+    // The error does not repeat the address: a password in it was not meant to be shown.
     url.filter(|url| url.username().is_empty() && url.password().is_none())
         .ok_or_else(|| "--admin: is no http:// or https:// address".into())
 }
 
-fn configured(mut listen: SocketAddr) -> Result<Url, String> {
+fn admin_address(mut listen: SocketAddr) -> Result<Url, String> {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => listen.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => listen.set_ip(Ipv6Addr::LOCALHOST.into()),
@@ -159,7 +159,7 @@ fn configured(mut listen: SocketAddr) -> Result<Url, String> {
     }
     match listen.port() {
         0 => Err(
-            "server.admin_listen: says any port: name the one that the replica got with --admin"
+            "server.admin_listen: names no fixed port: give the replica's real address with --admin"
                 .into(),
         ),
         _ => Url::parse(&format!("http://{listen}"))
@@ -210,35 +210,40 @@ mod tests {
     #[test]
     fn a_table_has_a_line_a_key_and_says_why() {
         let keys = serde_json::json!([
-            { "id": "a-1", "organization": "org-a", "project": "", "region": "us", "weight": 1, "state": "ready", "conditions": [],
+            { "id": "a-1", "organization": "org-a", "project": "", "region": "us", "weight": 1,
+              "state": "ready", "conditions": [],
               "in_flight": 12, "upstream": "openai", "fingerprint": "AAAAAAAA" },
-            { "id": "a-long-2", "organization": "org-a", "project": "p", "region": "", "weight": 0, "state": "disabled", "in_flight": 0,
+            { "id": "a-long-2", "organization": "org-a", "project": "p", "region": "", "weight": 0,
+              "state": "disabled", "in_flight": 0,
               "conditions": [{ "reason": "disabled", "scope": "key", "seconds_left": null },
-                             { "reason": "exhausted", "scope": "organization", "seconds_left": 599.6 }],
+                             { "reason": "exhausted", "scope": "organization",
+                               "seconds_left": 599.6 }],
               "upstream": "openai", "fingerprint": "BBBBBBBB" },
         ]);
         let expected = "\
 KEY       ORGANIZATION  PROJECT  REGION  WEIGHT  STATE     IN FLIGHT  UPSTREAM  FINGERPRINT  WHY
 a-1       org-a                  us      1       ready     12         openai    AAAAAAAA
-a-long-2  org-a         p                0       disabled  0          openai    BBBBBBBB     disabled (key), exhausted (organization, 600s left)
+a-long-2  org-a         p                0       disabled  0          openai    BBBBBBBB     \
+          disabled (key), exhausted (organization, 600s left)
 ";
         assert_eq!(table(keys.as_array().unwrap()), expected);
     }
 
     #[test]
     fn a_listener_is_asked_where_it_can_be_reached() {
-        let at = |listen: &str| configured(listen.parse().unwrap()).map(String::from);
+        let at = |listen: &str| admin_address(listen.parse().unwrap()).map(String::from);
         assert_eq!(at("0.0.0.0:9090").as_deref(), Ok("http://127.0.0.1:9090/"));
         assert_eq!(at("[::]:9090").as_deref(), Ok("http://[::1]:9090/"));
         assert_eq!(at("10.0.0.1:9").as_deref(), Ok("http://10.0.0.1:9/"));
         assert!(at("127.0.0.1:0").is_err());
-        assert_eq!(written("host:9090").map(String::from).as_deref(), Ok("http://host:9090/"));
+        let parsed = parse_address("host:9090").map(String::from);
+        assert_eq!(parsed.as_deref(), Ok("http://host:9090/"));
         assert_eq!(
-            written("https://host/warmkey").map(String::from).as_deref(),
+            parse_address("https://host/warmkey").map(String::from).as_deref(),
             Ok("https://host/warmkey")
         );
         for wrong in ["", "ftp://host", "http://user:canary@host", "http://"] {
-            assert!(written(wrong).is_err_and(|why| !why.contains("canary")), "{wrong}");
+            assert!(parse_address(wrong).is_err_and(|why| !why.contains("canary")), "{wrong}");
         }
     }
 }

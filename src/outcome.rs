@@ -1,4 +1,4 @@
-//! What an upstream did with an attempt: facts, no decisions.
+//! The result of one attempt at an upstream: facts without decisions.
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -6,24 +6,24 @@ use hyper::upgrade::OnUpgrade;
 
 use crate::wire::error_body::ErrorBody;
 
-/// How an attempt ended, before any byte of an answer has gone to the client.
+/// The end of an attempt, before any byte of an answer has gone to the client.
 pub enum Outcome {
-    /// An answer whose body is still to come, of any status that no decision needs the body of.
+    /// An answer of any status whose body is still to come, because no decision needs that body.
     Answered(Answer),
-    /// An error answer whose body was read, as far as it is needed to know what it means.
+    /// An error answer whose body was read as far as its meaning needs.
     Refused(Refusal),
-    /// No connection came about; the upstream has seen nothing of the turn.
+    /// The connection failed. The upstream has seen nothing of the turn.
     Unreachable(String),
-    /// The connection broke after the turn may have been received.
+    /// The connection broke after the upstream may have received the turn.
     Interrupted(String),
-    /// A WebSocket was wanted, and the upstream does not speak it.
+    /// The turn needed a WebSocket, and the upstream does not support one.
     NotSpoken,
-    /// Nothing came within the upstream's `first_byte_timeout`.
+    /// The upstream sent nothing within its `first_byte_timeout`.
     Silent,
 }
 
 impl Outcome {
-    /// What the upstream answered, if it did.
+    /// The upstream's answer, if there is one.
     pub const fn answer(&self) -> Option<&Answer> {
         match self {
             Self::Answered(answer) | Self::Refused(Refusal { answer, .. }) => Some(answer),
@@ -32,19 +32,19 @@ impl Outcome {
     }
 }
 
-/// An answer as it arrives.
+/// An answer while it arrives.
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    /// What was already read of the body.
+    /// The part of the body that was already read.
     pub head: Bytes,
-    /// What is still to come; `None` once all of it was read.
+    /// The rest of the body. `None` once all of it was read.
     pub rest: Option<reqwest::Response>,
-    /// The connection itself, where that is the answer.
+    /// The upgraded connection, if the answer is a WebSocket handshake.
     pub upgrade: Option<OnUpgrade>,
 }
 
-/// An error answer, and what its body says.
+/// An error answer and its parsed body.
 pub struct Refusal {
     pub answer: Answer,
     pub error: ErrorBody,

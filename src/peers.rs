@@ -1,7 +1,7 @@
-//! What replicas tell each other through the store: that they live, which keys they have, what they
-//! met and what they carry.
+//! Exchanges between replicas through the store: liveness, loaded keys, results of attempts, and
+//! turns in flight.
 //!
-//! Nothing depends on hearing: a replica that hears nothing finds out by itself.
+//! No replica depends on an exchange: a replica that receives nothing learns from its own attempts.
 
 pub mod replicas;
 pub mod heartbeat;

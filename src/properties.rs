@@ -1,8 +1,9 @@
-//! What must hold for everything that reads a client's or an upstream's bytes, whatever bytes come.
+//! Properties of everything that reads a client's or an upstream's bytes. They hold for arbitrary
+//! bytes.
 //!
 //! Each function takes arbitrary input and panics if a property is broken. The property tests of
-//! this module drive all of them in `make test`; libFuzzer drives the same functions from `fuzz/`,
-//! which is a crate of its own. That is why they are `pub`: nothing in the gateway calls them.
+//! this module drive all of them in `make test`. libFuzzer drives the same functions from the crate
+//! in `fuzz/`. They are `pub` for that crate alone: nothing in the gateway calls them.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::properties::plain::Json;
-use crate::turn::http::response_id::{Finder, Found};
+use crate::turn::http::response_id::{Finder, FoundId};
 use crate::turn::websocket::frame;
 use crate::usage::tap::{KEPT, Reading, START, Tap};
 use crate::wire::endpoint::Endpoint;
@@ -28,7 +29,7 @@ pub mod plain;
 #[cfg(test)]
 mod tests;
 
-/// Every request that is not unknown, spelled out.
+/// Every method and path that the gateway serves.
 const ENDPOINTS: [(&str, &str, Endpoint); 8] = [
     ("POST", "/responses", Endpoint::CreateResponse),
     ("POST", "/v1/responses", Endpoint::CreateResponse),
@@ -48,7 +49,7 @@ pub fn endpoint(method: &str, path: &str) {
     assert_eq!(found, listed.map(|(_, _, endpoint)| *endpoint), "{method} {path:?}");
 }
 
-/// Quotes are those that a look at one byte after the other finds.
+/// `Quotes` finds the same quotes as a loop that looks at one byte after the other.
 pub fn quotes(text: &[u8]) {
     let quotes = Quotes::of(text);
     let mut from = 0;
@@ -63,8 +64,8 @@ pub fn quotes(text: &[u8]) {
     assert_eq!(quotes.next(from), None, "from {from} of {}", text.escape_ascii());
 }
 
-/// The scanner accepts the JSON that serde_json accepts. Where serde_json can also read all of the
-/// text, both find the same fields, the last of duplicates, and the same references.
+/// The scanner accepts the JSON that serde_json accepts. If serde_json can also read all of the
+/// text, both find the same fields (the last of duplicates) and the same references.
 pub fn json(text: &[u8]) {
     let is_json = serde_json::from_slice::<IgnoredAny>(text).is_ok();
     let mut scanner = Scanner::new(text);
@@ -107,7 +108,7 @@ fn same_peek(text: &[u8], peek: &Peek, plain: &Json) {
         assert!(is_same(found, expected), "{found:?}, not {expected:?} in {}", text.escape_ascii());
     }
     assert_eq!(peek.is_unstored, matches!(plain.last("store"), Some(Json::Bool(false))));
-    // References are looked for as they are written; escapes in names alone are undone.
+    // The scanner looks for references as they are written; it undoes escapes in names alone.
     if !text.contains(&b'\\') {
         let found = (peek.references.are_held, peek.references.are_foreign);
         assert_eq!(found, references(plain), "{}", text.escape_ascii());
@@ -115,7 +116,7 @@ fn same_peek(text: &[u8], peek: &Peek, plain: &Json) {
 }
 
 fn is_same(found: &Field, expected: Option<&Json>) -> bool {
-    /// A text of this length can be written with so many escapes that it is not copied.
+    /// A text of this length can be written with so many escapes that the scanner does not copy it.
     const LONG: usize = 340;
     match (found, expected) {
         (Field::Absent, None | Some(Json::Null)) => true,
@@ -127,7 +128,8 @@ fn is_same(found: &Field, expected: Option<&Json>) -> bool {
     }
 }
 
-/// Whether a body refers to what one project alone finds, and to what no response made.
+/// Whether a body refers to objects of one project, and whether it refers to objects that no
+/// response made.
 fn references(body: &Json) -> (bool, bool) {
     let (mut is_held, mut is_foreign) = (false, false);
     for (name, value) in body.fields() {
@@ -163,7 +165,7 @@ fn refer(value: &Json, is_held: &mut bool, is_foreign: &mut bool) {
     }
 }
 
-/// A WebSocket's message is read as JSON, or says nothing.
+/// A WebSocket message is read as JSON or yields nothing.
 pub fn message(text: &[u8]) {
     let is_json = serde_json::from_slice::<IgnoredAny>(text).is_ok();
     assert_eq!(frame::ClientMessage::read(text).is_ok(), is_json, "{}", text.escape_ascii());
@@ -181,8 +183,8 @@ pub fn message(text: &[u8]) {
     }
 }
 
-/// What is learned of an answer does not depend on how its bytes arrive, and is what a plain reader
-/// of whole lines learns. `cuts`: the lengths of the first chunks.
+/// The readers learn the same from an answer however its bytes arrive, and the same as a plain
+/// reader of whole lines. `cuts`: the lengths of the first chunks.
 pub fn events(text: &[u8], cuts: &[u8]) {
     for kind in ["text/event-stream", "application/json"] {
         let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
@@ -203,13 +205,13 @@ fn reading<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) 
     tap.finish(true)
 }
 
-fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> Found {
+fn response_id<'t>(headers: &HeaderMap, chunks: impl IntoIterator<Item = &'t [u8]>) -> FoundId {
     let mut finder = Finder::new(headers);
     let mut looks = chunks.into_iter().map(|chunk| finder.look(chunk));
-    looks.find(|found| *found != Found::NotYet).unwrap_or(Found::NotYet)
+    looks.find(|found| *found != FoundId::NotYet).unwrap_or(FoundId::NotYet)
 }
 
-/// `text` in chunks, empty ones too: those that `cuts` measures, then the rest.
+/// `text` in chunks, which may be empty: first those that `cuts` measures, then the rest.
 pub fn chunks<'t>(text: &'t [u8], cuts: &[u8]) -> Vec<&'t [u8]> {
     let mut rest = text;
     let mut chunks = Vec::new();
@@ -238,8 +240,8 @@ fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     lines
 }
 
-/// What the lines of a stream say of its end: the last word counts. A type is looked for in the
-/// first bytes of a line only.
+/// What the lines of a stream say about its end: the last terminal event counts. Only the first
+/// bytes of a line can name a type.
 fn of_lines(text: &[u8]) -> Reading {
     let (mut announced, mut reading) = (None, Reading::default());
     for line in lines(text) {

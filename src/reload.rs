@@ -1,9 +1,8 @@
-//! Takes what has changed in the configuration into use while turns go on: keys, upstreams,
-//! clients.
+//! Takes changes of the configuration into use while turns go on: keys, upstreams, clients.
 //!
-//! Decides when to look at the files, and that a set is taken as a whole or not at all: what cannot
-//! be used is told once, and the set in use stays. What only a start can change is named, and left
-//! as it is.
+//! Decides when to look at the files. A configuration is taken as a whole or not at all: a faulty
+//! one is reported once, and the one in use stays. Options that need a restart are named and left
+//! as they are.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,15 +21,15 @@ use crate::health::membership::Membership;
 use crate::health::registry::Registry;
 use crate::metrics::Metrics;
 
-/// From one look at the files to the next.
-const BEAT: Duration = Duration::from_secs(2);
-/// From one look to the next, at least, however many turns want one.
-const SOONEST: Duration = Duration::from_secs(1);
-/// What has changed is taken once it has stayed so for so long: whoever writes a file may not be
-/// done with it.
+/// Time from one look at the files to the next.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum time from one look to the next, however many turns ask for one.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which a change must have stood still before it is taken: its author may not be done
+/// writing.
 const SETTLED: Duration = Duration::from_millis(200);
 
-/// What a reload changes, and what it must not.
+/// The parts that a reload replaces, and the fixed part that it must not change.
 pub struct Reload {
     pub fixed: Fixed,
     pub membership: Arc<Membership>,
@@ -40,7 +39,7 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Follows `file`, which held what was `seen`, for as long as the replica lives.
+    /// Follows `file`, whose content was `seen`, for as long as the replica lives.
     pub async fn follow(
         self: Arc<Self>,
         file: Option<PathBuf>,
@@ -48,19 +47,19 @@ impl Reload {
         mut hangup: Signal,
     ) {
         loop {
-            let is_told = tokio::select! {
-                told = hangup.recv() => told.is_some(),
-                () = self.wanted() => false,
-                () = sleep(BEAT) => false,
+            let is_signaled = tokio::select! {
+                signal = hangup.recv() => signal.is_some(),
+                () = self.asked() => false,
+                () = sleep(INTERVAL) => false,
             };
             let found = look(&seen).await;
             if found == seen {
-                if is_told {
+                if is_signaled {
                     tracing::info!("SIGHUP: the configuration has not changed");
                 }
                 continue;
             }
-            if !is_told {
+            if !is_signaled {
                 sleep(SETTLED).await;
                 if look(&found).await != found {
                     continue;
@@ -85,8 +84,8 @@ impl Reload {
         }
     }
 
-    async fn wanted(&self) {
-        sleep(SOONEST).await;
+    async fn asked(&self) {
+        sleep(MIN_INTERVAL).await;
         self.registry.reload_wanted().await;
     }
 
@@ -100,18 +99,18 @@ impl Reload {
             );
         }
         let (keys, tokens) = (table.keys().len(), clients.len());
-        // First the keys, so that a new client finds those that it may use.
+        // Keys come first, so that a new client finds the keys that it may use.
         if let Some(next) = self.registry.prepare(table) {
             self.membership.introduce(next).await;
         }
-        // Who is let in without a token depends on where this replica listens.
+        // `server.open` stays as it was at the start: it depends on where this replica listens.
         self.clients.set(Arc::new(clients.opened(self.fixed.config.server.open)));
         self.metrics.reloaded();
         tracing::info!(keys, tokens, "the configuration is reloaded");
     }
 }
 
-/// Reading may wait for a disk, or for a network.
+/// Looks at the files on another thread, because reading may wait for a disk or a network.
 async fn look(seen: &Seen) -> Seen {
     let before = seen.clone();
     spawn_blocking(move || before.again()).await.unwrap_or_else(|_| seen.clone())

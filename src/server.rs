@@ -1,4 +1,4 @@
-//! Listeners, and what is served on them.
+//! The listeners of a replica, and the routes that each serves.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,9 +29,10 @@ use routes::ClientRoutes;
 pub struct Settings {
     pub listen: SocketAddr,
     pub admin_listen: SocketAddr,
-    /// What operators show there. Needed where strangers could.
+    /// Token that operators show on the admin listener. Needed unless only this machine can reach
+    /// the listener.
     pub admin_token: Option<SecretSource>,
-    /// Keys the session hashes. Needed as soon as replicas share a store.
+    /// Secret of the session hashes. Needed as soon as replicas share a store.
     pub secret: Option<SecretSource>,
     pub max_body: Size,
     pub replay_total: Size,
@@ -39,9 +40,9 @@ pub struct Settings {
     pub drain: Span,
     pub header_timeout: Span,
     pub open: bool,
-    /// A WebSocket's silent peer is asked after this time whether it is there.
+    /// Silence of a WebSocket's peer after which the gateway pings it.
     pub ping: Span,
-    /// What becomes of ids of stored things that never passed through here.
+    /// Treatment of ids of stored objects that never passed through this gateway.
     pub foreign_ids: ForeignIds,
 }
 
@@ -61,7 +62,7 @@ impl Listeners {
         Ok(Self { clients: bind(settings.listen)?, admin: bind(settings.admin_listen)? })
     }
 
-    /// The real addresses: that of clients, then that of the admin listener.
+    /// The real addresses: first that of clients, then that of the admin listener.
     pub fn addresses(&self) -> Result<[SocketAddr; 2], String> {
         let address = |listener: &Listener| listener.address().map_err(|error| error.to_string());
         Ok([address(&self.clients)?, address(&self.admin)?])

@@ -1,4 +1,4 @@
-//! Which session a turn belongs to: signals in, a stored id out. Pure.
+//! Decides which session a turn belongs to: signals in, a stored id out. Pure.
 
 use std::fmt;
 
@@ -14,44 +14,43 @@ use crate::setting::{Secret, SecretSource};
 pub mod lineage;
 pub mod identify;
 
-/// Where clients name their session, the strongest first.
+/// Headers in which clients name their session, the strongest first.
 const SESSION_HEADERS: [&str; 3] = ["session-id", "session_id", "x-session-id"];
 
-/// Whether a signal's value is one: 1 to 256 visible ASCII characters.
+/// Whether a signal's value is usable: 1 to 256 visible ASCII characters.
 fn is_well_formed(value: &[u8]) -> bool {
     (1..=256).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic)
 }
 
-/// `[hop]`: what an edge Warmkey shows to be believed.
+/// `[hop]`: the secret that makes an edge Warmkey trusted.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HopSettings {
     pub secret: Option<SecretSource>,
 }
 
-/// What a session signal's value names. Signals that carry one identity in different places share a
-/// kind, so that a session stays one session when a turn carries it in another place.
+/// What a session signal names. Signals that carry one identity in different places share a kind: a
+/// session stays one session when a turn carries it in another place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionKind {
-    /// `YAI-Sticky-Session`: a stored id of the edge.
+    /// `YAI-Sticky-Session`: an edge's stored id.
     Hop,
     /// `session-id` and its spellings, `prompt_cache_key`, `client_metadata.session_id`: Codex
     /// sends one value in all three.
     Session,
     Conversation,
-    /// A thread of a session: a sub-agent's, as forks name it.
+    /// A thread of a session, such as a sub-agent's. Forks name their parent by its thread.
     Thread,
     /// A response that its upstream stores.
     Response,
-    /// The hash of a stable prefix.
+    /// The hash of the body's stable prefix.
     Derived,
 }
 
-/// A session as everything behind this module knows it: 128 bits of HMAC-SHA256, base64url, 22
-/// characters.
+/// A stored session id: 128 bits of HMAC-SHA256, base64url, 22 characters.
 ///
-/// Keyed with `server.secret` and the client, so that no raw id is stored, logged or traced, and no
-/// client can reach another one's session.
+/// The hash covers the client and is keyed with `server.secret`. No raw id is stored, logged or
+/// traced, and no client can reach another client's session.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SessionId(String);
 
@@ -62,7 +61,7 @@ impl SessionId {
         &self.0
     }
 
-    /// A stored id as it was stored.
+    /// Parses an id as it is stored.
     pub fn parse(text: &str) -> Option<Self> {
         let is_one = text.len() == Self::LENGTH
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
@@ -82,8 +81,8 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// A response that its upstream stores, as everything behind this module knows it: hashed as a
-/// session's id is, so that no client can find, meet or tell apart another one's.
+/// A stored response id, hashed like a session id: no client can find, reuse or tell apart another
+/// client's responses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ResponseId(SessionId);
 
@@ -108,7 +107,7 @@ impl Hasher {
         }
     }
 
-    /// Every part is length-prefixed: no two different lists of parts hash alike.
+    /// Prefixes every part with its length, so that no two different lists of parts hash alike.
     pub fn id<'a>(
         &self,
         client: &'a ClientId,
@@ -143,7 +142,7 @@ mod tests {
             .to_string()
     }
 
-    /// What is stored is found again by the next version: computed once by another program.
+    /// The next version must find stored ids again. Another program computed the expected ids once.
     #[test]
     fn stored_id_is_the_same_in_every_version() {
         for (kind, parts, expected) in [
@@ -158,7 +157,7 @@ mod tests {
         }
     }
 
-    /// Each would be the same text as its neighbour without the length before each part.
+    /// Without the length before each part, each pair would hash the same text.
     #[test]
     fn stored_id_tells_where_a_part_ends() {
         assert_ne!(

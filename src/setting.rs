@@ -1,7 +1,7 @@
-//! The values that options are made of: secrets, sizes and spans of time.
+//! The values of options: secrets, sizes and spans of time.
 //!
-//! Decides how each is written in a file or the environment. Never prints a secret: [`Secret`] has
-//! no `Display`, and its `Debug` says nothing.
+//! Parses each value from a file or the environment. Never prints a secret: [`Secret`] has no
+//! `Display`, and its `Debug` shows nothing.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use subtle::ConstantTimeEq;
 
-/// Something only this process and its peer may know.
+/// A secret that only this process and its peer may know.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
@@ -26,7 +26,7 @@ impl Secret {
 }
 
 impl PartialEq for Secret {
-    /// How long it takes says nothing about where they differ.
+    /// Compares in constant time, so that the duration does not reveal where the two differ.
     fn eq(&self, other: &Self) -> bool {
         self.expose().as_bytes().ct_eq(other.expose().as_bytes()).into()
     }
@@ -38,10 +38,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How a secret is written, for whoever wrote it otherwise.
+/// The accepted spellings of a secret, for error messages.
 const SECRET: &str = r#"a string, { env = "NAME" } or { file = "PATH" }"#;
 
-/// Where a secret is written: `"text"`, `{ env = "NAME" }` or `{ file = "PATH" }`.
+/// The source of a secret: `"text"`, `{ env = "NAME" }` or `{ file = "PATH" }`.
 #[derive(Clone)]
 pub enum SecretSource {
     Text(Secret),
@@ -50,7 +50,7 @@ pub enum SecretSource {
 }
 
 impl SecretSource {
-    /// Reads the secret now. The error names the source and never what it held.
+    /// Reads the secret now. An error names the source and never shows the content.
     pub fn read(&self) -> Result<Secret, String> {
         let secret = match self {
             Self::Text(secret) => secret.clone(),
@@ -70,9 +70,8 @@ impl SecretSource {
         }
     }
 
-    /// Reads a secret that is shown in a header, by a caller or to an upstream. One that no header
-    /// carries as it is written is refused: every call would be answered 401, and nothing would say
-    /// why.
+    /// Reads a secret that a client or Warmkey sends in a header. Refuses a secret that no header
+    /// can carry unchanged: every call would fail with 401, without a visible reason.
     pub fn read_shown(&self) -> Result<Secret, String> {
         let secret = self.read()?;
         let text = secret.expose();
@@ -84,7 +83,7 @@ impl SecretSource {
         Ok(secret)
     }
 
-    /// Where its content may change while this process runs.
+    /// The file of the secret, whose content may change while this process runs.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::File(path) => Some(path),
@@ -113,8 +112,8 @@ impl<'de> Deserialize<'de> for SecretSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Source;
 
-        /// Says what a secret is, and nothing of what stood there instead: it may be a secret that
-        /// lacks its quotes.
+        /// Names the accepted spellings and hides the rejected value, which may be a secret without
+        /// quotes.
         fn refused<T, E: de::Error>() -> Result<T, E> {
             Err(de::Error::custom(format!("a secret is {SECRET}")))
         }
@@ -184,7 +183,7 @@ pub struct Size(pub u64);
 
 impl Size {
     pub const fn bytes(self) -> usize {
-        // Every platform this runs on has 64-bit sizes.
+        // Warmkey runs on 64-bit platforms only.
         self.0 as usize
     }
 }
@@ -194,12 +193,12 @@ impl Size {
 pub struct Span(pub Duration);
 
 const SIZES: &[(&str, u64)] = &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
-/// Ten years: a longer span is a mistake, and longer ones than Redis can count exist.
+/// Ten years. A longer span is a mistake, and Redis cannot count every longer one.
 const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 const SPANS: &[(&str, u64)] =
     &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// `"64MiB"` by the units of `table`; the number is whole and carries its unit.
+/// Parses text such as `"64MiB"` by the units of `table`. The number is whole and has a unit.
 fn measure(text: &str, table: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let (_, scale) = table.iter().find(|(name, _)| *name == unit)?;
@@ -234,8 +233,8 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
-/// An option that counts something. A fraction is refused: rounded, it would say something else
-/// than whoever wrote it. From the environment a number comes as text.
+/// Deserializes a count. Refuses a fraction, because a rounded fraction is not the value that the
+/// operator wrote. The environment supplies numbers as text.
 pub fn count<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
     struct Count;
 

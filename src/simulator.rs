@@ -1,12 +1,14 @@
-//! An OpenAI to test against: organizations, projects, keys and regions, a prompt cache that is
-//! stricter than the real one, sealed reasoning, rate limits, every error on request, and a judge
-//! that records each turn it saw.
+//! An OpenAI to test against: organizations, projects, keys and regions, a prompt cache stricter
+//! than the real one, sealed reasoning, rate limits and every error on request. A judge records
+//! each turn.
 //!
-//! Serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with and without
-//! `/v1`, and its own `/_sim/...` paths. It never talks to anybody, keeps nothing on disk, and
-//! reads, decides and counts by code of its own: what the gateway it judges reads too is read twice
-//! on purpose. What the last user text of a request may ask of it stands in
-//! `simulator/directive.rs`.
+//! The simulator serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with
+//! and without `/v1`. Its own paths begin with `/_sim/`. It connects to nothing and keeps nothing
+//! on disk.
+//!
+//! The simulator reads, decides and counts with code of its own, since it judges the gateway: a
+//! parser that both shared would hide the gateway's faults. `simulator/directive.rs` lists what the
+//! last user text of a request may ask of the simulator.
 
 mod clock;
 mod date;
@@ -80,7 +82,7 @@ use refusal::Refusal;
 use websocket::Home;
 use world::World;
 
-/// Bytes of a word to the judge.
+/// Bytes of a request to the judge.
 const MOST_FAULT_BYTES: usize = 64 * 1024;
 
 /// The simulated upstream.
@@ -94,7 +96,8 @@ impl Simulator {
         Ok(Arc::new(Self { world: Arc::new(World::new(config)?) }))
     }
 
-    /// Whether it may serve there: the judge shows what no stranger should see.
+    /// Checks that the simulator may serve at `address`: the judge shows what no stranger should
+    /// see.
     pub fn admits(&self, address: SocketAddr) -> Result<(), String> {
         if address.ip().is_loopback() || self.world.config.expose {
             return Ok(());
@@ -135,7 +138,7 @@ impl Simulator {
         router.method_not_allowed_fallback(unknown).fallback(unknown).with_state(Arc::clone(self))
     }
 
-    /// Serves until `closing`. An address that is not admitted is not served.
+    /// Serves until `closing`. An address that [`Self::admits`] refuses is not served.
     pub async fn serve(
         self: Arc<Self>,
         listener: Listener,
@@ -170,7 +173,7 @@ impl Simulator {
         self.world.sockets.all()
     }
 
-    /// Closes the open WebSockets that an order fits, and returns how many.
+    /// Closes the open WebSockets that match `order`, and returns how many.
     pub fn close(&self, order: &Order) -> usize {
         self.world.sockets.close(order)
     }
@@ -188,7 +191,7 @@ impl Simulator {
         self.world.memory().faults.add(fault)
     }
 
-    /// Forgets the faults that name what `scope` names.
+    /// Clears the faults that name everything that `scope` names.
     pub fn clear_faults(&self, scope: &Scope) {
         self.world.memory().faults.clear(scope);
     }
@@ -218,7 +221,7 @@ async fn add_fault(State(simulator): Sim, request: Request) -> Response<Body> {
     added.map_or_else(|refusal| refusal.response(), |()| no_content())
 }
 
-/// The body of a request to the judge; an empty one says nothing.
+/// Reads the body of a request to the judge. An empty body counts as `{}`.
 async fn read<T: serde::de::DeserializeOwned>(request: Request, code: &str) -> Result<T, Refusal> {
     let refused = |error: String| Refusal::invalid(Some(code), None, error);
     let body = Limited::new(request.into_body(), MOST_FAULT_BYTES)

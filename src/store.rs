@@ -1,8 +1,8 @@
-//! The state that replicas share, behind a few atomic operations.
+//! The state that all replicas share, behind a few atomic operations.
 //!
-//! The store knows names ([`name::Name`]) and values. Of what values mean it knows one thing: the
-//! second word of a binding is its epoch. "The store is down" is a value, [`Unavailable`]. Nothing
-//! here is retried: one [`Budget`] covers all operations of a turn together.
+//! The store keeps names ([`name::Name`]) and values. It reads only one part of a value: the second
+//! word of a binding is the epoch. An outage is a value, [`Unavailable`]. Nothing here is retried:
+//! one [`Budget`] covers all operations of a turn.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,19 +50,19 @@ use name::Name;
 use redis::Redis;
 use shared::Shared;
 
-/// `[store]`.
+/// The options in `[store]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub url: SecretSource,
     pub prefix: String,
     pub timeout: Span,
-    /// Whom to trust in place of the system's authorities, where the address says TLS.
+    /// Authorities to trust instead of the system's, if the address uses TLS.
     pub ca_file: Option<PathBuf>,
 }
 
 impl Settings {
-    /// Where the Redis is, as it is written now.
+    /// Reads the current address of the Redis.
     pub fn address(&self) -> Result<Address, String> {
         let text = self.url.read().map_err(|why| format!("store.url: {why}"))?;
         let address = Address::parse(text.expose()).map_err(|why| format!("store.url: {why}"))?;
@@ -72,7 +72,7 @@ impl Settings {
         }
     }
 
-    /// The certificates in `ca_file`, as they are now.
+    /// Reads the current certificates in `ca_file`.
     pub fn authorities(&self) -> Result<Option<Vec<u8>>, String> {
         let Some(path) = &self.ca_file else { return Ok(None) };
         let text = std::fs::read(path)
@@ -84,61 +84,60 @@ impl Settings {
     }
 }
 
-/// The store did not answer in time, or not at all. A write that ended so is unknown, not failed.
+/// The store did not answer, or not in time. The result of such a write is unknown.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store is unavailable: {0}")]
 pub struct Unavailable(pub String);
 
-/// A stored value and how long it still lives.
+/// A stored value and its remaining life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     pub value: String,
     pub left: Duration,
 }
 
-/// How a compare-and-set ended.
+/// The result of a compare-and-set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Replaced {
     /// The new value is stored.
     Done,
-    /// Somebody else's value is stored, and stays.
+    /// Another writer's value is stored and stays.
     Lost(String),
 }
 
-/// What a replica tells the others about itself.
+/// One replica's report about itself to the other replicas.
 pub struct MemberReport<'r> {
-    /// Its own name, as long as it lives.
+    /// The replica's own name, constant for its life.
     pub replica: &'r str,
-    /// The set of keys that it has loaded, by the set's fingerprint and by the tags of its keys,
-    /// separated by spaces.
+    /// The set of keys that the replica has loaded: the fingerprint of the set, and the tags of its
+    /// keys, separated by spaces.
     pub fingerprint: &'r str,
     pub keys: &'r str,
-    /// The ordinal that this set had when it was last told, 0 before: a store that has lost it
-    /// takes it from there.
+    /// The last known ordinal of this set, or 0. A store that has lost the ordinal continues from
+    /// it.
     pub ordinal: u32,
-    /// For how long it counts as alive without another word. Nothing: it leaves.
+    /// Time for which the replica counts as live without another report. 0 means that it leaves.
     pub life: Duration,
 }
 
-/// What a replica hears about the others.
+/// The store's answer to a [`MemberReport`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MembershipReply {
-    /// The ordinal of its own set of keys.
+    /// The ordinal of the replica's own set of keys.
     pub ordinal: u32,
-    /// Every other set that a live replica has loaded: the tags of its keys, separated by spaces.
+    /// The tags of each other set that a live replica has loaded, separated by spaces.
     pub others: Vec<String>,
 }
 
-/// What is left of the time that all store operations of one turn may take together: waiting for a
-/// slow client or upstream between them costs nothing of it, and once it is spent no operation
-/// waits at all.
+/// The time left for all store operations of one turn together. Waiting for a slow client or
+/// upstream costs none of it. Once it is spent, no operation waits.
 #[derive(Debug)]
 pub struct Budget(Duration);
 
 /// See [`Store::patient_budget`].
 const PATIENT: Duration = Duration::from_secs(1);
 
-/// Where shared state lives.
+/// The store of one replica.
 pub struct Store {
     backend: Box<dyn Backend>,
     timeout: Duration,
@@ -146,18 +145,17 @@ pub struct Store {
     metrics: Arc<Metrics>,
 }
 
-/// In the same process a lock answers at once: no deadline is ever met.
+/// Budget of the in-process store, which answers at once and meets no deadline.
 const IN_PROCESS: Duration = Duration::from_secs(1);
 
 impl Store {
-    /// The state of one replica, or of several in one process.
+    /// A store in memory, for one replica or for several in one process.
     pub fn in_memory(memory: Arc<Memory>, metrics: Arc<Metrics>) -> Self {
         metrics.store_up(true);
         Self::over(InProcess::new(memory), IN_PROCESS, metrics)
     }
 
-    /// State shared through Redis. Connects in the background: a Redis that is away delays no
-    /// start.
+    /// A store in Redis. Connects in the background, so that an unreachable Redis delays no start.
     pub fn in_redis(
         settings: &Settings,
         metrics: Arc<Metrics>,
@@ -168,16 +166,13 @@ impl Store {
         Ok(Self::over(shared, settings.timeout.0, metrics))
     }
 
-    /// One replica's way to a store whose weather a test makes.
+    /// One replica's connection to a modelled store, whose faults a test controls.
     #[cfg(test)]
     pub fn in_model(model: model::Model, metrics: Arc<Metrics>) -> Self {
         Self::over(model, IN_PROCESS, metrics)
     }
 
-    #[cfg_attr(
-        not(test),
-        expect(unused_variables, reason = "only tests look at a store's metrics")
-    )]
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests read a store's metrics"))]
     fn over(backend: impl Backend + 'static, timeout: Duration, metrics: Arc<Metrics>) -> Self {
         Self {
             backend: Box::new(backend),
@@ -187,23 +182,23 @@ impl Store {
         }
     }
 
-    /// Waits until the store can answer, at most `patience`. Returns whether it can.
-    pub async fn ready(&self, patience: Duration) -> bool {
+    /// Waits at most `timeout` until the store answers. Returns whether it does.
+    pub async fn ready(&self, timeout: Duration) -> bool {
         let mut health = self.health();
-        tokio::time::timeout(patience, health.wait_for(|up| *up)).await.is_ok_and(|up| up.is_ok())
+        tokio::time::timeout(timeout, health.wait_for(|up| *up)).await.is_ok_and(|up| up.is_ok())
     }
 
-    /// The last thing that went wrong with the store, in words.
+    /// The store's last fault, as text.
     pub fn fault(&self) -> Option<String> {
         self.backend.fault()
     }
 
-    /// The time of what no turn waits for: a slow answer is as good as a fast one.
+    /// A budget for background work: no turn waits for its answer, so a slow answer is good enough.
     pub const fn patient_budget(&self) -> Budget {
         Budget(PATIENT)
     }
 
-    /// The time that a turn has for all its store operations.
+    /// The budget of one turn for all its store operations.
     pub const fn budget(&self) -> Budget {
         Budget(self.timeout)
     }
@@ -216,8 +211,8 @@ impl Store {
         self.backend.get(name, budget).await
     }
 
-    /// Stores `value` where nothing is stored. `None`: done; otherwise the value that somebody else
-    /// stored before.
+    /// Stores `value` if nothing is stored. Returns `None` when done, otherwise the value that
+    /// another writer stored before.
     pub async fn claim(
         &self,
         name: Name<'_>,
@@ -228,9 +223,9 @@ impl Store {
         self.backend.claim(name, value, ttl, budget).await
     }
 
-    /// As [`Self::claim`], for a session's first binding: `value` is of the first epoch, and other
-    /// replicas hear of it. Unless they would find the same without the store (`is_expected`), a
-    /// binding that no replica of the store acknowledges is counted.
+    /// Like [`Self::claim`], for a session's first binding: `value` has epoch 1 and is announced to
+    /// other replicas. Counts a binding that no replica of the store acknowledges, unless every
+    /// replica would compute the same key anyway (`is_expected`).
     pub async fn begin(
         &self,
         name: Name<'_>,
@@ -243,8 +238,7 @@ impl Store {
         self.backend.begin(name, Merge { value, epoch: 1, ttl, is_expected }, budget).await
     }
 
-    /// Compare-and-set: stores `new` where `expected` or nothing is stored; other replicas hear of
-    /// it.
+    /// Compare-and-set: stores `new` if `expected` or nothing is stored, and announces it.
     pub async fn replace(
         &self,
         name: Name<'_>,
@@ -256,8 +250,8 @@ impl Store {
         self.backend.replace(name, Change { expected, new, ttl, is_move: false }, budget).await
     }
 
-    /// As [`Self::replace`], for a session that moves to another key: what no replica of the store
-    /// has acknowledged is counted.
+    /// Like [`Self::replace`], for a session that moves to another key. Counts a rebind that no
+    /// replica of the store acknowledges.
     pub async fn rebind(
         &self,
         name: Name<'_>,
@@ -269,7 +263,7 @@ impl Store {
         self.backend.replace(name, Change { expected, new, ttl, is_move: true }, budget).await
     }
 
-    /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
+    /// Renews the life of the stored value, or stores `value` if nothing is stored any more.
     pub async fn extend(
         &self,
         name: Name<'_>,
@@ -280,8 +274,8 @@ impl Store {
         self.backend.extend(name, value, ttl, budget).await
     }
 
-    /// Stores `value`, whose epoch is `epoch`, where nothing or a lower epoch is stored; other
-    /// replicas hear of it. `None`: done; otherwise what stays.
+    /// Stores `value`, whose epoch is `epoch`, if nothing or a lower epoch is stored, and announces
+    /// it. Returns `None` when done, otherwise the value that stays.
     pub async fn merge(
         &self,
         name: Name<'_>,
@@ -293,8 +287,8 @@ impl Store {
         self.backend.merge(name, Merge { value, epoch, ttl, is_expected: false }, budget).await
     }
 
-    /// Adds `lines` to the end of a session's trail, which lives for `ttl` from now on and keeps
-    /// its newest [`trail::LONGEST`] lines.
+    /// Appends `lines` to a session's trail and renews its life to `ttl`. The trail keeps its
+    /// newest [`trail::LONGEST`] lines.
     pub async fn append(
         &self,
         session: &str,
@@ -305,7 +299,7 @@ impl Store {
         self.backend.append(session, lines, ttl, budget).await
     }
 
-    /// The lines of a session's trail, the oldest first.
+    /// The lines of a session's trail, oldest first.
     pub async fn list(
         &self,
         session: &str,
@@ -314,37 +308,38 @@ impl Store {
         self.backend.list(session, budget).await
     }
 
-    /// Calls the roll of replicas. The first set of keys ever told has the ordinal 1, each new one
-    /// is one more than the newest; an older one that all live replicas have gone back to is
-    /// renewed.
+    /// Exchanges membership with the other replicas. The first set of keys ever reported gets
+    /// ordinal 1, and each new set the newest ordinal plus 1. An older set also gets a new ordinal
+    /// once all live replicas use it.
     pub async fn exchange_membership(
         &self,
         report: &MemberReport<'_>,
         budget: &mut Budget,
     ) -> Result<MembershipReply, Unavailable> {
-        self.backend.roll(report, false, budget).await
+        self.backend.exchange_membership(report, false, budget).await
     }
 
-    /// As [`Self::exchange_membership`], by a replica that may be back before others that live:
-    /// nothing is renewed.
+    /// Like [`Self::exchange_membership`], for a replica that may have reconnected before other
+    /// live replicas: no older set gets a new ordinal.
     pub async fn exchange_membership_early(
         &self,
         report: &MemberReport<'_>,
         budget: &mut Budget,
     ) -> Result<MembershipReply, Unavailable> {
-        self.backend.roll(report, true, budget).await
+        self.backend.exchange_membership(report, true, budget).await
     }
 
-    /// Says a word on the board of replicas, and hears what the others said.
+    /// Exchanges with the board: reports notes and load, and returns the notes and loads of the
+    /// others.
     pub async fn hear(
         &self,
-        word: &BoardReport<'_>,
+        report: &BoardReport<'_>,
         budget: &mut Budget,
     ) -> Result<Board, Unavailable> {
-        self.backend.hear(word, budget).await
+        self.backend.exchange_board(report, budget).await
     }
 
-    /// Whether all of the store answers, now and from now on.
+    /// Follows whether every part of the store answers.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.backend.health()
     }
@@ -354,12 +349,13 @@ impl Store {
         self.backend.announcements()
     }
 
-    /// Counts how often the store began to listen to announcements: earlier ones may have been
-    /// missed, and are read in a [`Self::walk`].
+    /// Counts the subscriptions to announcements. A new subscription may have missed earlier
+    /// announcements, which a [`Self::scan`] finds.
     pub fn resubscribed(&self) -> watch::Receiver<u64> {
         self.backend.resubscribed()
     }
 
+    /// Starts a scan of all stored bindings.
     pub fn scan(&self) -> Result<Scan, Unavailable> {
         self.backend.scan()
     }

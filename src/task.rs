@@ -1,6 +1,6 @@
-//! Every task has an owner that drain can join.
+//! Owns background tasks, so that drain can join every one of them.
 //!
-//! Decides nothing: it only makes sure that no task outlives the process's intention to end.
+//! Decides nothing. Ensures that no task outlives a drain.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The tasks of one replica: spawned here, told to stop here, joined here.
+/// The tasks of one replica. `Tasks` spawns, stops and joins them.
 #[derive(Clone, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -24,7 +24,7 @@ impl Tasks {
         self.tracker.spawn(task);
     }
 
-    /// Runs `task` until it ends or the owner says stop, whichever comes first.
+    /// Runs `task` until the task ends or [`Self::join`] stops it, whichever comes first.
     pub fn spawn_until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
@@ -35,7 +35,7 @@ impl Tasks {
         });
     }
 
-    /// Says stop, then waits for all tasks, at most `grace`. Returns whether all of them ended.
+    /// Stops the tasks, then waits at most `grace` for all of them. Returns whether all ended.
     pub async fn join(&self, grace: Duration) -> bool {
         self.stop.cancel();
         self.tracker.close();
@@ -51,11 +51,11 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn tasks_are_waited_for_and_not_without_end() {
+    async fn tasks_are_joined_within_the_grace_time() {
         for (length, is_done, took) in [(SECOND, true, SECOND), (9 * SECOND, false, 3 * SECOND)] {
             let (tasks, began) = (Tasks::new(), Instant::now());
             tasks.spawn(sleep(length));
-            // One that would go on for ever ends when it is told to.
+            // An endless task ends at the stop.
             tasks.spawn_until_stopped(std::future::pending());
             assert_eq!((tasks.clone().join(3 * SECOND).await, began.elapsed()), (is_done, took));
         }

@@ -1,7 +1,7 @@
-//! Logs, and the name of a turn.
+//! Logs, and the id of a turn.
 //!
-//! One line a turn, as JSON or text, on standard error. Never logged, at any level: bodies,
-//! prompts, header values, secrets. Sessions appear by their stored hash only.
+//! Each turn logs one line, as JSON or text, on standard error. No level logs bodies, prompts,
+//! header values or secrets. Sessions appear by their stored hash only.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -9,7 +9,7 @@ use std::hash::{BuildHasher, RandomState};
 use http::HeaderMap;
 use serde::Deserialize;
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -18,7 +18,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// `[telemetry]`.
+/// The options in `[telemetry]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -31,8 +31,7 @@ pub fn start(settings: &Settings) {
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_max_level(tracing::Level::INFO);
-    // Only the first subscriber of a process counts, which is what several replicas in one process
-    // want.
+    // The first subscriber of a process stays, so that several replicas in one process share it.
     let _ = match settings.log {
         LogFormat::Json => {
             tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish())
@@ -41,13 +40,13 @@ pub fn start(settings: &Settings) {
     };
 }
 
-/// A turn's trace id (W3C Trace Context: 16 bytes, lower-case hex), told to the client as
+/// A turn's trace id (W3C Trace Context: 16 bytes, lower-case hex). The client gets it as
 /// `x-warmkey-turn`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TurnId([u8; 16]);
 
 impl TurnId {
-    /// The inbound `traceparent`'s trace id where there is a valid one, else a new one.
+    /// Takes the trace id of a valid inbound `traceparent`, or draws a new one.
     pub fn of(headers: &HeaderMap) -> Self {
         headers
             .get("traceparent")
@@ -68,8 +67,8 @@ impl TurnId {
         (id != [0; 16]).then_some(Self(id))
     }
 
-    /// No other turn's, by the keys that the standard library draws once a thread: the system is
-    /// not asked for each turn.
+    /// Draws a unique id from the hash keys that the standard library seeds once a thread. This
+    /// needs no system call for each turn.
     pub fn random() -> Self {
         let keyed = RandomState::new();
         let half = |number: u64| u128::from(keyed.hash_one(number));
@@ -88,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turn_takes_the_name_its_client_gave_it() {
+    fn turn_id_is_the_clients_trace_id_or_random() {
         let id = |text: &str| TurnId::from_traceparent(text.as_bytes()).map(|id| id.to_string());
         let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(id(given).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
@@ -101,7 +100,7 @@ mod tests {
         ] {
             assert_eq!(id(wrong), None, "{wrong}");
         }
-        // A later version may say more behind it; a shorter or longer id is none.
+        // A later version may append fields. A shorter or longer id is invalid.
         assert!(id(&format!("{given}-more")).is_some());
         assert_eq!(
             (id(&given.replacen("4bf", "4b", 1)), id(&given.replacen("4bf", "4bff", 1))),
@@ -113,6 +112,9 @@ mod tests {
         };
         assert_eq!(TurnId::of(&headers(given)).to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
         let (one, other) = (TurnId::of(&HeaderMap::new()), TurnId::of(&headers("00-x")));
-        assert!(one != other && one.to_string().len() == 32, "without one each turn has its own");
+        assert!(
+            one != other && one.to_string().len() == 32,
+            "a turn without a trace id gets its own"
+        );
     }
 }

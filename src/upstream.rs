@@ -1,4 +1,4 @@
-//! How an upstream is called: what is sent to it, what comes back, and what may be passed on.
+//! Calls upstreams: what Warmkey sends, what comes back, and what may be passed on.
 
 pub mod headers;
 pub mod request;

@@ -1,4 +1,4 @@
-//! What a turn cost: read from copies of what passes, never by changing it.
+//! What a turn cost. Warmkey reads copies of the bytes that pass and never changes the bytes.
 
 pub mod cold;
 pub mod tap;

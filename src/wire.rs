@@ -1,7 +1,7 @@
-//! OpenAI's protocol, as bytes: endpoints, JSON that is scanned and never rebuilt, events, errors.
-//! Pure.
+//! OpenAI's protocol as bytes: endpoints, events, errors, and JSON that is scanned and never
+//! rebuilt. Pure.
 //!
-//! What must hold for each reader, whatever bytes come, is asserted in `properties`.
+//! `properties` asserts what each reader guarantees for any bytes.
 
 pub mod endpoint;
 pub(crate) mod quotes;

@@ -1,8 +1,8 @@
-"""Runs a command on a machine that is busy: an endless loop for each core, and 50,000 connections in TIME-WAIT throughout.
+"""Runs a command on a busy machine: an endless loop on each core, and 50,000 connections in TIME-WAIT.
 
     python3 -B tests/busy.py COMMAND ...
 
-Needs root: the command gets a network of its own, which has nothing but its loopback. Nobody else's ports are taken.
+Needs root: the command gets a network of its own with only a loopback, so that no other port is taken.
 """
 
 import ctypes
@@ -16,11 +16,11 @@ import sys
 import time
 
 COUNT = 50_000
-# Each lasts so long.
+# How long each connection lasts.
 SECONDS = 60
-# Enough for COUNT, and two fifths more for when this process comes late.
+# Enough for COUNT, and two fifths more in case this process is late.
 EACH_SECOND = COUNT * 7 // 5 // SECONDS
-# One pair of addresses has 28,000 ports; servers that are tested want some of those of the first.
+# One pair of addresses has 28,000 ports, and tested servers need some of the first pair.
 ADDRESSES = [f"127.0.0.{number}" for number in range(1, 7)]
 PATIENCE = 120
 
@@ -52,7 +52,7 @@ def add_waiting(servers):
     for server in servers:
         client = socket.create_connection(server.getsockname())
         accepted, _ = server.accept()
-        # Whoever closes first waits.
+        # The side that closes first waits.
         client.close()
         accepted.close()
 
@@ -61,7 +61,7 @@ def keep_waiting():
     servers = [socket.create_server((address, 0)) for address in ADDRESSES]
     due = time.monotonic()
     while True:
-        # At a steady pace, besides those of the beginning, which all end at once.
+        # At a steady pace, besides the first connections, which all end at once.
         if time.monotonic() > due:
             add_waiting(servers)
             due += len(servers) / EACH_SECOND

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes sure that the commands a test starts are on this machine: `need.sh COMMAND:PACKAGE...`
+# Checks that this machine has the commands that a test starts: `need.sh COMMAND:PACKAGE...`
 #
-# As root on Debian it installs the packages of those that are missing, without starting any service. As anybody else
-# it says in one line what is missing, and fails. It never upgrades or removes anything.
+# As root on Debian, the script installs the packages of missing commands and starts no service. As
+# another user, it names the missing packages in one line and fails. It never upgrades or removes a
+# package.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -17,7 +18,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     exit 1
 fi
 
-# A package's own start script asks this file for leave. An administrator's file stays as it is.
+# A package's start script asks this file for permission. An administrator's file stays as it is.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT

@@ -150,7 +150,9 @@ mod tests {
             let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
             if let Some(read) = BindingRecord::parse(&other) {
                 // Parts may be repeated, and in any order: a later version may write them so.
-                let parts = |text: &str| text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+                let parts = |text: &str| {
+                    text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+                };
                 prop_assert_eq!(parts(&read.to_string()), parts(&other), "{}", other);
             }
         }

@@ -1,7 +1,7 @@
-//! Decides who is calling, from the headers alone, before any byte of a body is read.
+//! Decides which client is calling, from the headers alone, before any byte of a body is read.
 //!
-//! A token is shown as `Authorization: Bearer TOKEN`. It is looked up by its hash, so that how long
-//! the answer takes says nothing about how much of a token was right.
+//! Clients show a token as `Authorization: Bearer TOKEN`. The lookup goes by the token's hash, so
+//! that its duration does not reveal how much of a token was right.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use super::{Client, Clients, TokenHash, hash};
 use crate::error::{Error, ErrorKind};
 use crate::setting::Secret;
 
-/// What a client showed, kept as long as its connection lasts: a hash, never a token.
+/// The hash of the token that a client showed. A connection keeps it for its life, and never the
+/// token.
 #[derive(Clone, Copy)]
 pub struct TokenProof(Option<TokenHash>);
 
@@ -25,9 +26,9 @@ impl TokenProof {
 }
 
 impl Clients {
-    /// Who `pass` stands for by now. `None`: it was revoked.
-    pub fn admit(&self, pass: TokenProof) -> Option<&Arc<Client>> {
-        pass.0.and_then(|hash| self.by_token.get(&hash)).or(self.anybody.as_ref())
+    /// The client that `proof` stands for now. `None`: the token was revoked.
+    pub fn admit(&self, proof: TokenProof) -> Option<&Arc<Client>> {
+        proof.0.and_then(|hash| self.by_token.get(&hash)).or(self.anybody.as_ref())
     }
 
     pub fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Client>, Error> {
@@ -45,7 +46,7 @@ impl Clients {
     }
 }
 
-/// What operators show. Kept like a client's: by its hash.
+/// The operators' token, kept as its hash, as a client's is.
 pub struct AdminToken(TokenHash);
 
 impl AdminToken {
@@ -59,7 +60,7 @@ impl AdminToken {
     }
 }
 
-/// The one token that was shown.
+/// The hash of the one token that the request shows.
 fn shown(headers: &HeaderMap) -> Result<TokenHash, Error> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let first = shown
@@ -72,7 +73,7 @@ fn shown(headers: &HeaderMap) -> Result<TokenHash, Error> {
 }
 
 fn unknown() -> Error {
-    refusal("The token is unknown or revoked: ask whoever runs this gateway for another.")
+    refusal("The token is unknown or revoked: ask the operator of this gateway for another.")
 }
 
 fn refusal(why: &str) -> Error {
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_is_good_for_as_long_as_its_token() {
+    fn token_proof_is_good_for_as_long_as_its_token() {
         let admitted = |open: bool, value: &str| {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
             clients(open).admit(TokenProof::of(&headers)).map(|client| client.id.to_string())
@@ -178,7 +179,7 @@ mod tests {
         assert_eq!(admitted(true, "Bearer wk-carol").as_deref(), Some("open"));
         assert_eq!(admitted(true, "Bearer wk-bob").as_deref(), Some("bob"));
         let nothing = TokenProof::of(&HeaderMap::new());
-        assert!(clients(false).admit(nothing).is_none(), "who showed nothing stays nobody");
+        assert!(clients(false).admit(nothing).is_none(), "without a token there is no client");
         assert_eq!(
             clients(true).admit(nothing).map(|client| client.id.as_str().to_owned()).as_deref(),
             Some("open")
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_gateway_asks_nobody_yet_knows_those_it_knows() {
+    fn open_gateway_admits_anybody_and_still_tells_its_clients_apart() {
         let clients = clients(true);
         assert_eq!(ask(&clients, &[]).unwrap(), "open");
         assert_eq!(ask(&clients, &["Bearer sk-whatever"]).unwrap(), "open");

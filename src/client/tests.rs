@@ -1,3 +1,5 @@
+//! Tests of clients, their tokens and their rights.
+
 use super::*;
 
 fn clients(sections: &[(&str, &[&str], &[&str])]) -> Result<usize, String> {
@@ -157,8 +159,10 @@ fn list_of_models_must_be_met_to_the_letter() {
 #[test]
 fn client_without_a_key_is_found() {
     let sections = "[[client]]\nid = \"zoe\"\ntoken = \"z\"\norganizations = [\"org-c\"]\n\
-                    [[client]]\nid = \"mia\"\ntoken = \"m\"\norganizations = [\"org-c\", \"org-d\"]\n\
-                    [[client]]\nid = \"bob\"\ntoken = \"b\"\norganizations = [\"org-c\", \"org-a\"]\n\
+                    [[client]]\nid = \"mia\"\ntoken = \"m\"\n\
+                    organizations = [\"org-c\", \"org-d\"]\n\
+                    [[client]]\nid = \"bob\"\ntoken = \"b\"\n\
+                    organizations = [\"org-c\", \"org-a\"]\n\
                     [[client]]\nid = \"abe\"\ntoken = \"a\"\n";
     let clients = of_sections(sections).unwrap();
     let stranded =

@@ -1,7 +1,8 @@
-//! What is decided at the start and stays until the next one, and how a reload tells what of it has
+//! Options that stay as they were at the start, and how a reload finds out which of them have
 //! changed.
 //!
-//! FixedOptions are compared by hash: a secret that is written in the file is not kept for that.
+//! Options are compared by hash, so that a secret written in the file is not kept for the
+//! comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +12,10 @@ use sha2::{Digest, Sha256};
 use super::{Config, StoreChoice};
 use crate::setting::Secret;
 
-/// The sections that a reload takes over, or that are not a replica's.
+/// Sections that a reload replaces, or that do not concern a replica.
 const OTHERS: [&str; 4] = ["upstream", "key", "client", "sim"];
 
-/// The part of a configuration that a running replica keeps.
+/// The part of a configuration that stays until a restart.
 pub struct Fixed {
     pub config: Config,
     pub secret: Secret,
@@ -24,10 +25,10 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// The options of `next` that differ, and will until a restart.
+    /// The options of `next` that differ and need a restart.
     pub fn differs_from<'n>(&'n self, next: &'n Self) -> BTreeSet<&'n str> {
         let mut names = self.config.options.differ_from(&next.config.options);
-        // Without a source it is another one each time.
+        // A secret without a source is a random one each time.
         let is_given = |fixed: &Self| fixed.config.server.secret.is_some();
         if is_given(self) && is_given(next) && self.secret != next.secret {
             names.insert("server.secret");
@@ -42,8 +43,8 @@ impl Fixed {
     }
 }
 
-/// The options of all sections that a reload leaves alone, `section.option`, by hash of their
-/// value.
+/// The hash of every option's value, by `section.option`, for all sections that a reload leaves
+/// alone.
 #[derive(Clone, Debug, Default)]
 pub struct FixedOptions(BTreeMap<String, [u8; 32]>);
 
@@ -74,7 +75,8 @@ impl FixedOptions {
 mod tests {
     use crate::config::{Config, Plan};
 
-    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
+    const KEY: &str = "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\n\
+                       secret = \"sk-1\"\n";
 
     fn plan(text: &str) -> Plan {
         Config::parse(&format!("{text}\n{KEY}"))
@@ -91,7 +93,7 @@ mod tests {
         };
         let secret =
             |text: &str| format!("[server]\nsecret = \"{text}-0123456789abcdef0123456789abcdef\"");
-        assert_eq!(differ("", ""), "", "a secret that is made up is no change");
+        assert_eq!(differ("", ""), "", "a random secret is no change");
         assert_eq!(differ("", "[[client]]\nid = \"alice\"\ntoken = \"t\"\n[sim]\nseed = 3"), "");
         assert_eq!(
             differ("[server]\ndrain = \"5s\"\nmax_body = \"1MiB\"", "[binding]\nttl = \"1h\""),
@@ -105,7 +107,7 @@ mod tests {
         assert!(!shown.contains("canary"), "{shown}");
     }
 
-    /// A reload takes over what stands in lists. Of everything else it says that it does not.
+    /// A reload takes lists over. It names every other option that has changed.
     #[test]
     fn option_that_stays_is_named_for_every_section() {
         let old = plan("");
@@ -141,7 +143,7 @@ mod tests {
         );
     }
 
-    /// The file says the same, and what it names holds something else.
+    /// The file stays the same, but a file that it names has changed.
     #[test]
     fn secret_that_changes_behind_its_name_is_noticed() {
         let path = std::env::temp_dir().join(format!("warmkey-fixed-{}", std::process::id()));

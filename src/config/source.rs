@@ -1,9 +1,8 @@
-//! Where a configuration is written: one file and those that its secrets are in, and whether any of
-//! them has changed since.
+//! Where a configuration is written: one file, and the files that hold its secrets. Tells whether
+//! any of them has changed.
 //!
-//! Files are compared by content, whatever their dates say and however many links lead to them:
-//! what is mounted from Kubernetes changes by a link that is swapped, which watching a file would
-//! not notice.
+//! Files are compared by content, whatever their dates say and however many links lead to them.
+//! Kubernetes changes a mounted file by swapping a link, which watching the file would not notice.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Config, Plan, USUAL_FILE};
 
-/// What files held when they were looked at, by hash. `None`: it could not be read.
+/// The hash of each file's content at the last look. `None`: the file could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen(BTreeMap<PathBuf, Option<[u8; 32]>>);
 
@@ -28,8 +27,8 @@ impl Seen {
     }
 }
 
-/// Reads the configuration and everything that it names, and tells what was seen on the way. Each
-/// file is looked at before it is read: what changes in between is seen as changed later.
+/// Reads the configuration and every file that it names, and returns what was seen. Each file is
+/// looked at before it is read, so that a change in between shows as a change later.
 pub fn read(file: Option<&Path>) -> (Seen, Result<Plan, Vec<String>>) {
     let mut seen = Seen::at([file.unwrap_or(Path::new(USUAL_FILE)).to_owned()]);
     match Config::load(file) {
@@ -45,7 +44,7 @@ pub fn read(file: Option<&Path>) -> (Seen, Result<Plan, Vec<String>>) {
 mod tests {
     use super::*;
 
-    /// Where the files of one configuration are. They go when the test goes.
+    /// A temporary folder for the files of one configuration, removed at the end of a test.
     struct Folder(PathBuf);
 
     impl Folder {
@@ -68,7 +67,7 @@ mod tests {
         }
     }
 
-    /// A change that is not looked for is one that never comes into use.
+    /// A file that is not watched would change without coming into use.
     #[test]
     fn file_that_is_named_is_watched() {
         let folder = Folder::new("watched");
@@ -78,9 +77,12 @@ mod tests {
         let text = format!(
             "[server]\nsecret = {{ file = {server:?} }}\nadmin_token = {{ file = {admin:?} }}\n\
              [hop]\nsecret = {{ file = {hop:?} }}\n\
-             [[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nproxy = {{ file = {proxy:?} }}\nca_file = {authorities:?}\n\
-             [[key]]\nid = \"a-1\"\nupstream = \"u\"\norganization = \"o\"\nsecret = {{ file = {key:?} }}\n\
-             [[client]]\nid = \"alice\"\ntoken = {{ file = {token:?} }}\n[[client]]\ntoken_file = {tokens:?}\n"
+             [[upstream]]\nname = \"u\"\nbase_url = \"http://h\"\nproxy = {{ file = {proxy:?} }}\n\
+             ca_file = {authorities:?}\n\
+             [[key]]\nid = \"a-1\"\nupstream = \"u\"\norganization = \"o\"\n\
+             secret = {{ file = {key:?} }}\n\
+             [[client]]\nid = \"alice\"\ntoken = {{ file = {token:?} }}\n\
+             [[client]]\ntoken_file = {tokens:?}\n"
         );
         let file = folder.write("warmkey.toml", &text);
         let (seen, _) = read(Some(&file));
@@ -97,7 +99,7 @@ mod tests {
         assert_ne!(seen.again(), seen);
     }
 
-    /// What cannot be read today may be mended tomorrow.
+    /// A file that cannot be read today may be repaired tomorrow.
     #[test]
     fn file_that_cannot_be_used_is_watched() {
         let folder = Folder::new("unusable");

@@ -1,10 +1,10 @@
-//! Options, one by one: what is understood, what is refused, and in which words.
+//! Tests of options, one by one: accepted values, refused values, and the exact errors.
 
 use super::*;
 const KEY: &str =
     "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
 
-/// All that is wrong with `text`, however early it shows.
+/// All faults of `text`, whether found by parsing or by planning.
 fn fault(text: &str) -> Option<String> {
     match Config::parse(text) {
         Ok(config) => config.plan().err().map(|faults| faults.join("\n")),
@@ -23,7 +23,7 @@ fn one_key_is_all_that_a_laptop_needs() {
     assert!(plan.clients.is_empty());
 }
 
-/// An option behind a bare `#` is as real as the others: uncommented, it is understood.
+/// Options behind a bare `#` in the reference are real: uncommented, they are accepted.
 #[test]
 fn every_option_of_the_reference_is_one() {
     let uncommented = |line: &str| {
@@ -69,7 +69,8 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[server]\ndrain = \"soon\"", "no span of time"),
         ("[server]\nmax_body = \"64\"", "no size"),
         ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),
-        // A value of another kind is not repeated: it may be a secret without its quotes.
+        // An error does not repeat a value of the wrong kind: it may be a secret without its
+        // quotes.
         ("[server]\nsecret = \"sk-canary", "line 7, column "),
         ("[server]\nsecret = sk-canary", "line 7, column "),
         ("[server]\nsecret = 4242", "server.secret: a secret is"),
@@ -95,7 +96,8 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[server]\nsecret = \"sk-canary\"", "server.secret: has 9 bytes"),
         ("[server]\nopen = true\nlisten = \"0.0.0.0:8080\"", "server.open"),
         (
-            "[store]\nurl = \"redis://h:1\"\n[ledger]\nurl = \"sqlite:w.db\"\n[server]\nsecret = \"0123456789abcdef0123456789abcdef\"",
+            "[store]\nurl = \"redis://h:1\"\n[ledger]\nurl = \"sqlite:w.db\"\n\
+             [server]\nsecret = \"0123456789abcdef0123456789abcdef\"",
             "SQLite",
         ),
         ("[store]\nurl = \"postgres://u:sk-canary@h\"", "store.url"),
@@ -116,7 +118,8 @@ fn a_fault_names_its_option_and_no_secret() {
         ("[server]\nreplay_total = \"0MiB\"", "server.replay_total"),
         ("[binding]\nmemory = 0", "binding.memory"),
         (
-            "[[client]]\nid = \"alice\"\ntoken = \"canary\"\norganizations = [\"org-b\", \"org-c\"]",
+            "[[client]]\nid = \"alice\"\ntoken = \"canary\"\n\
+             organizations = [\"org-b\", \"org-c\"]",
             "client alice: organizations",
         ),
     ] {
@@ -126,7 +129,7 @@ fn a_fault_names_its_option_and_no_secret() {
     }
 }
 
-/// The reference of options is also where the defaults come from: those in code must say the same.
+/// The reference of options is also the source of the defaults: defaults in code must say the same.
 #[test]
 fn reference_tells_the_defaults() {
     let section = |options: &str| format!("{KEY}[[upstream]]\nname = \"openai\"\n{options}");
@@ -143,17 +146,17 @@ fn reference_tells_the_defaults() {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    let told = upstream(&section(&reference));
+    let stated = upstream(&section(&reference));
     let unsaid = upstream(&section("base_url = \"https://api.openai.com/v1\""));
     for real in [&unsaid, &UpstreamSettings::openai()] {
-        assert_eq!((&real.name, &real.base_url), (&told.name, &told.base_url));
-        assert_eq!(real.connect_timeout, told.connect_timeout);
-        assert_eq!(real.first_byte_timeout, told.first_byte_timeout);
-        assert_eq!(real.idle_timeout, told.idle_timeout);
-        assert_eq!((real.kind, real.http2), (told.kind, told.http2));
+        assert_eq!((&real.name, &real.base_url), (&stated.name, &stated.base_url));
+        assert_eq!(real.connect_timeout, stated.connect_timeout);
+        assert_eq!(real.first_byte_timeout, stated.first_byte_timeout);
+        assert_eq!(real.idle_timeout, stated.idle_timeout);
+        assert_eq!((real.kind, real.http2), (stated.kind, stated.http2));
         assert!(real.speaks.is_none() && real.proxy.is_none() && real.ca_file.is_none());
     }
-    assert_eq!(told.speaks.map(|speaks| speaks.len()), Some(3), "unsaid is everything");
+    assert_eq!(stated.speaks.map(|speaks| speaks.len()), Some(3), "three protocols");
 }
 
 #[test]
@@ -182,7 +185,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.telemetry.log, telemetry::LogFormat::Json);
 }
 
-/// One value for each option that has a bound, and the whole of what is said about it.
+/// One value for each option that has a bound, and the complete error.
 #[test]
 fn option_out_of_bounds_is_refused_by_name() {
     let span =
@@ -244,7 +247,7 @@ fn option_out_of_bounds_is_refused_by_name() {
     assert_eq!(fault(&key), Some(format!("key a-1: secret: {shown}")));
 }
 
-/// What has no sense, or none of its kind. The parser says what could stand there instead.
+/// Values without meaning or of the wrong kind. The parser's error says what may stand there.
 #[test]
 fn option_of_another_kind_is_refused_by_name() {
     for (line, option) in [
@@ -281,7 +284,7 @@ fn option_of_another_kind_is_refused_by_name() {
     assert_eq!(large, Some(format!("key[0].weight: {count}")));
 }
 
-/// The nearest value that is accepted, so that no bound is drawn too tight.
+/// The nearest accepted value, so that no bound is too tight.
 #[test]
 fn option_at_its_bound_is_accepted() {
     for line in [
@@ -308,12 +311,13 @@ fn faults_are_told_together() {
     assert_eq!(options, ["hop.secret", "key", "server.ping", "server.max_body"]);
 }
 
-/// Replicas that share sessions share the key of their hashes; one that is alone makes up its own.
+/// Replicas that share sessions share the secret of their hashes. A single replica makes up its
+/// own.
 #[test]
 fn secret_may_be_left_out_where_nothing_is_shared() {
     let secret = |text: &str| Config::parse(text).unwrap().plan().map(|plan| plan.fixed.secret);
     let (one, other) = (secret(KEY).ok().unwrap(), secret(KEY).ok().unwrap());
-    assert!(one != other && one.expose().len() == 64, "nobody can guess it");
+    assert!(one != other && one.expose().len() == 64, "it is random");
     let faults = secret(&format!("[store]\nurl = \"redis://h\"\n{KEY}")).expect_err("it is shared");
     assert_eq!(
         faults,

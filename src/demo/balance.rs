@@ -1,5 +1,5 @@
-//! A load balancer as plain as they come: each connection goes to the next replica. No affinity of
-//! any kind.
+//! The plainest load balancer: each connection goes to the next replica, with no affinity of any
+//! kind.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,12 +21,11 @@ pub fn start(replicas: Vec<SocketAddr>, tasks: &Tasks) -> std::io::Result<Socket
             let replica = replicas[next.fetch_add(1, Ordering::Relaxed) % replicas.len()];
             owner.spawn(async move {
                 if let Ok(mut replica) = TcpStream::connect(replica).await {
-                    // As any balancer does: what comes in pieces is not held back until it makes a
-                    // whole one.
+                    // As in any balancer, bytes are not held back to make larger packets.
                     for end in [&client, &replica] {
                         let _ = end.set_nodelay(true);
                     }
-                    // Either side may leave as it likes.
+                    // Either side may end the connection at any time.
                     let _ = copy_bidirectional(&mut client, &mut replica).await;
                 }
             });

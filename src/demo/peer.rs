@@ -1,5 +1,4 @@
-//! Gateways as they usually are: a proxy that passes everything on and picks a key by its own
-//! lights.
+//! The usual gateways: proxies that pass everything on, and pick a key by a rule of their own.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -15,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 use super::{KEYS, bind, secret};
 use crate::task::Tasks;
 
-/// How a key is picked.
+/// How the proxy picks a key.
 #[derive(Clone, Copy, Debug)]
 pub enum Routing {
-    /// There is but one.
+    /// The only key.
     Single,
-    /// The next one for each request.
+    /// The next key for each request.
     RoundRobin,
-    /// One for each user.
+    /// One key for each user.
     UserSticky,
 }
 

@@ -1,8 +1,10 @@
-//! Plays sessions as Codex does: the whole history each time over HTTP, only what is new over a
-//! WebSocket, and each answer left at its last word.
+//! Plays sessions as Codex does. Each HTTP request carries the whole history; each WebSocket frame
+//! carries only new items. The client leaves an answer behind its terminal event.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,10 +17,10 @@ mod websocket;
 
 use websocket::Line;
 
-/// Between two turns of a thread, at the least.
+/// Minimum time between two turns of a thread.
 const PACE: Duration = Duration::from_millis(100);
-/// No turn of the demo takes so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any turn of the demo takes.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How turns travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +37,15 @@ struct Player<'a> {
     proxy: SocketAddr,
 }
 
-/// What a turn was answered with.
+/// The answer to a turn.
 struct Answer {
-    /// When the first of it came.
+    /// When the first byte of the answer came.
     first_token: Instant,
-    /// What completed it, or the status and the text of a refusal.
+    /// The completed response, or the status and the text of a refusal.
     completed: Result<Completed, (u16, String)>,
 }
 
-/// A `response.completed`.
+/// The object of a `response.completed`.
 #[derive(Deserialize)]
 struct Completed {
     response: Response,
@@ -52,8 +54,8 @@ struct Completed {
 #[derive(Deserialize)]
 struct Response {
     id: String,
-    /// Kept as they were spelled: a history is the beginning of the next one only if it is sent
-    /// again as it came.
+    /// Output items as the upstream spelled them: a history extends the cached prefix only if its
+    /// bytes stay the same.
     output: Vec<Box<RawValue>>,
 }
 
@@ -93,8 +95,8 @@ async fn one(
 }
 
 impl Player<'_> {
-    /// Plays all turns of the thread. Returns how long each waited for its first token, whatever
-    /// had to be opened or prepared for it: that is what a user waits for.
+    /// Plays all turns of the thread. Returns each turn's wait for its first token. The wait
+    /// includes connecting and preparing, since the user waits for both.
     async fn play(
         self,
         transport: Transport,
@@ -113,9 +115,9 @@ impl Player<'_> {
                     }
                 }
             };
-            tokio::time::timeout(PATIENCE, answer)
+            tokio::time::timeout(TIMEOUT, answer)
                 .await
-                .map_err(|_| format!("a turn took more than {PATIENCE:?}"))?
+                .map_err(|_| format!("a turn took more than {TIMEOUT:?}"))?
         };
         let mut history = self.thread.opening();
         let mut waits = Vec::new();
@@ -126,8 +128,8 @@ impl Player<'_> {
             let began = Instant::now();
             let mut answer = ask(turn, &history).await?;
             if matches!(answer.completed, Err((400, _))) {
-                // The session is lost: its reasoning belongs to another organization. Go on without
-                // it, as a user would have to.
+                // The session is lost: its reasoning belongs to another organization. The client
+                // drops that reasoning and goes on, as a user would have to.
                 history.retain(|item| !item.contains("\"encrypted_content\""));
                 answer = ask(turn, &history).await?;
             }

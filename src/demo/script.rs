@@ -1,4 +1,4 @@
-//! The sessions that are played: shaped as Codex shapes them, the same for every way of routing.
+//! The sessions that every way of routing plays, in the shape of Codex's.
 //!
 //! A body of about 40 KB (tools, developer message, environment) grows by what a coding turn
 //! appends: reasoning that only its organization can open, a tool call, the tool's output. A few
@@ -7,19 +7,19 @@
 
 use serde_json::json;
 
-/// Sessions, and the turns of each.
+/// Number of sessions, and of turns in each.
 const SESSIONS: usize = 24;
-const TURNS: usize = 12;
+const TURNS: usize = 32;
 pub const USERS: usize = 6;
-/// Bytes of a tool's output: 12 turns of them make a body of several hundred KB.
-const OUTPUT: std::ops::Range<usize> = 8_000..40_000;
+/// Bytes of a tool's output: 32 turns of them make a body of several hundred KB.
+const OUTPUT: std::ops::Range<usize> = 3_000..13_000;
 /// One session in so many spawns a sub-agent, at this turn and for so many turns.
 const SPAWNS: usize = 4;
 const SPAWN_AT: usize = 4;
-const SUBAGENT_TURNS: usize = 3;
-/// The turns before which a session's connection is dropped, one of them in each session: late
-/// enough that there is a history to lose, and not all at once.
-const DROPS: std::ops::Range<usize> = 3..10;
+const SUBAGENT_TURNS: usize = 6;
+/// The turns before which a session's connection is dropped, one for each session: late enough to
+/// lose a history, and not all at once.
+const DROPS: std::ops::Range<usize> = 3..28;
 /// One model of each cache regime.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
 
@@ -33,11 +33,11 @@ pub struct Session {
     pub subagent: Option<Thread>,
 }
 
-/// One history that grows.
+/// One growing history.
 pub struct Thread {
     pub id: String,
     pub turns: usize,
-    /// Before this turn its WebSocket is dropped, as by a user who interrupts the last one.
+    /// Before this turn the WebSocket is dropped, as if a user interrupted the turn before.
     pub drops_at: Option<usize>,
     seed: u64,
 }
@@ -46,7 +46,7 @@ pub fn sessions() -> Vec<Session> {
     (0..SESSIONS)
         .map(|number| Session {
             id: uuid(number, 0),
-            // Some people work more than others.
+            // Some users work more than others.
             user: [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4][number % 12] + usize::from(number == 23),
             model: MODELS[number % MODELS.len()],
             root: Thread {
@@ -74,20 +74,20 @@ impl Session {
         turn == SPAWN_AT
     }
 
-    /// A turn's body with `history` as its input. Everything but the input is the same each time.
+    /// A turn's body with `history` as its input. Every other field stays the same.
     pub fn body(&self, history: &[String]) -> String {
         self.object("", "", history, "")
     }
 
-    /// A turn as a WebSocket's frame, going on from `previous` with what is new since then.
+    /// A turn as a WebSocket's frame, which continues from `previous` with the new items.
     pub fn frame(&self, previous: Option<&str>, new: &[String]) -> String {
         let previous =
             previous.map(|id| format!(r#""previous_response_id":"{id}","#)).unwrap_or_default();
         self.object(r#""type":"response.create","#, &previous, new, "")
     }
 
-    /// The frame that a WebSocket begins with: the upstream reads `prefix` into its cache and
-    /// answers nothing.
+    /// The first frame on a WebSocket: the upstream reads `prefix` into its cache and answers
+    /// nothing.
     pub fn prewarm(&self, prefix: &[String]) -> String {
         self.object(r#""type":"response.create","#, "", prefix, r#""generate":false,"#)
     }
@@ -102,10 +102,10 @@ impl Session {
 }
 
 impl Thread {
-    /// Items of the opening that are the same in every session: what a prewarm holds.
+    /// Opening items that are the same in every session, which a prewarm holds.
     pub const PREFIX: usize = 1;
 
-    /// What stands before the first turn.
+    /// The items before the first turn.
     pub fn opening(&self) -> Vec<String> {
         vec![
             message("developer", &words(7, 17_000)),
@@ -118,7 +118,7 @@ impl Thread {
     }
 
     /// What the client adds after turn `turn`: the output of the tool that the answer called, or
-    /// the user's next words.
+    /// the user's next message.
     pub fn reply(&self, turn: usize, call: Option<&str>) -> String {
         let seed = self.seed * 31 + turn as u64;
         let text = words(seed, OUTPUT.start + (seed as usize * 7_919) % OUTPUT.len());
@@ -152,7 +152,7 @@ fn tools() -> String {
     format!("[{}]", (0..13).map(tool).collect::<Vec<_>>().join(","))
 }
 
-/// Text of `length` bytes that is the same for the same seed, and another for another.
+/// Text of `length` bytes, the same for each seed.
 fn words(seed: u64, length: usize) -> String {
     const WORDS: [&str; 16] = [
         "river", "kernel", "amber", "signal", "meadow", "lantern", "copper", "orbit", "harbor",
@@ -172,7 +172,7 @@ fn words(seed: u64, length: usize) -> String {
     text
 }
 
-/// Shaped as Codex's ids are.
+/// An id in the shape of Codex's.
 fn uuid(session: usize, thread: usize) -> String {
     format!("01a203d0-d448-7ed2-9bd5-{session:08x}{thread:04x}")
 }
@@ -186,7 +186,7 @@ mod tests {
         let sessions = sessions();
         assert!(
             sessions.len() >= 24
-                && sessions.iter().all(|session| session.root.turns >= 12 && session.user < USERS)
+                && sessions.iter().all(|session| session.root.turns >= 30 && session.user < USERS)
         );
         let session = &sessions[0];
         let mut history = session.root.opening();
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_the_body_and_says_what_it_goes_on_from() {
+    fn frame_is_the_body_with_the_response_to_continue_from() {
         let session = &sessions()[0];
         let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         let input = [message("user", "hello")];

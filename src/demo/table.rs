@@ -1,4 +1,4 @@
-//! What the demo found, as a table. Pure.
+//! The demo's result as a table. Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -6,29 +6,28 @@ use std::time::Duration;
 
 use crate::simulator::judge::{Outcome, Turn};
 
-/// What a million input tokens cost by what the cache did with them, in parts of the uncached
-/// price.
+/// Price of an input token, in parts of the uncached price, by what the cache did with the token.
 const READ_PRICE: f64 = 0.1;
-/// Only the models of the newer cache regime report tokens as written.
+/// Only models of the newer cache regime report tokens as written.
 const WRITE_PRICE: f64 = 1.25;
 /// The promise: at least this part of the single key's cached share.
 const PROMISED: f64 = 0.99;
 
-/// What one way of routing came to, by the upstream's record.
+/// The result of one way of routing, by the upstream's record.
 ///
-/// Over a WebSocket Codex has the beginning of a turn read into the cache before it asks for the
-/// turn: a prewarm, which is on record as a turn of its own. Counted like the others it would be
-/// flattered twice, by input that no client asked to have answered, and by a first turn that finds
-/// warm what was computed for it a moment ago. So a prewarm and the turn that it prepares are one:
-/// their input is the turn's, and what either of them had to compute was computed. That is what the
-/// same turn is over HTTP, where nothing is prepared. What is paid is paid, for both of them.
+/// Over a WebSocket, Codex prewarms: the upstream reads a turn's beginning into the cache before
+/// Codex asks for the turn. The record holds a prewarm as a turn of its own, which would flatter
+/// the result twice: the input asks for no answer, and the first turn then finds it cached. So a
+/// prewarm and its turn count as one: the input is the turn's, and computed tokens are those that
+/// either of them computed. That equals the same turn over HTTP, which prepares nothing. The price
+/// includes both.
 pub struct Row {
     name: &'static str,
     /// Cached part of the input tokens.
     cached: f64,
-    /// Cached part of what an ideal upstream would have had cached.
+    /// Cached part of what an ideal upstream would have cached.
     ideal: f64,
-    /// Mean, and the worst session's.
+    /// The mean, and the worst session's value.
     keys_per_session: (f64, usize),
     cost: f64,
     first_token: Duration,
@@ -48,7 +47,7 @@ impl Row {
             sum(|turn| turn.cache_write_tokens),
         );
         let input = sum(|turn| if turn.prewarm { 0 } else { turn.input_tokens });
-        // All that was not computed, for a turn or before it.
+        // All tokens that neither the turn nor its prewarm had to compute.
         let (saved, ideal) =
             (input - (read - cached), input - (read - sum(|turn| turn.ideal_cached_tokens)));
         let mut keys: HashMap<&str, HashSet<&str>> = HashMap::new();
@@ -75,7 +74,7 @@ impl Row {
     }
 }
 
-/// The rows so far; the first one is what the others are compared with.
+/// The rows so far. The first row is the baseline of the others.
 #[derive(Default)]
 pub struct Table {
     rows: Vec<Row>,
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_promise_is_the_single_keys_share_and_one_key_a_session() {
+    fn promise_is_the_single_keys_share_and_one_key_a_session() {
         assert!(table(&[turn("s", "a", 795), turn("t", "b", 800)]).is_pass());
         assert!(!table(&[turn("s", "a", 700), turn("t", "b", 800)]).is_pass(), "too little cached");
         assert!(
@@ -172,7 +171,7 @@ mod tests {
             "two keys for one session"
         );
         assert!(!Table::default().is_pass(), "nothing shown");
-        // The single key read 800 of 1,000: a hundredth less is the least that keeps the promise.
+        // The single key read 800 of 1,000: one percent less still keeps the promise.
         assert!(table(&[turn("s", "a", 793)]).is_pass());
         assert!(!table(&[turn("s", "a", 791)]).is_pass());
         let lost = Turn { outcome: Outcome::Refused, ..turn("t", "b", 800) };
@@ -183,16 +182,16 @@ mod tests {
     }
 
     #[test]
-    fn each_warmkey_row_has_to_keep_it() {
+    fn each_warmkey_row_has_to_keep_the_promise() {
         let mut table = table(&[turn("s", "a", 800)]);
         table.add(Row::new("warmkey websocket", &[turn("s", "a", 700)], Duration::from_millis(10)));
         assert!(!table.is_pass());
     }
 
-    /// A first turn that finds nothing cached, and a second one that finds the first, over HTTP and
-    /// over a WebSocket.
+    /// A first turn that finds nothing cached, and a second turn that finds the first, over HTTP
+    /// and over a WebSocket.
     #[test]
-    fn a_prewarm_is_the_beginning_of_the_turn_that_it_prepares() {
+    fn prewarm_counts_with_the_turn_that_it_prepares() {
         let turn = |input, cached, ideal| Turn {
             input_tokens: input,
             ideal_cached_tokens: ideal,
@@ -210,11 +209,11 @@ mod tests {
             "prepared on one key, asked for on another"
         );
         let shared = row(&[prewarm(900), turn(1_000, 900, 900), turn(2_000, 1_000, 1_000)]);
-        assert!(shared.cached > http.cached, "another thread of its session had prepared it");
+        assert!(shared.cached > http.cached, "another thread of the session had prewarmed");
     }
 
     #[test]
-    fn the_last_line_is_the_verdict() {
+    fn last_line_is_the_verdict() {
         let shown = table(&[turn("s", "a", 800)]).to_string();
         assert!(shown.ends_with("PASS") && shown.contains("single key"), "{shown}");
     }

@@ -1,4 +1,4 @@
-//! Whatever replicas meet, each by itself, a beat later all of them think the same of every key.
+//! Property: whatever each replica observes by itself, one heartbeat later all agree on every key.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -62,7 +62,7 @@ struct Replica {
 impl Replica {
     fn new(name: usize, memory: &Arc<Memory>) -> Self {
         let metrics = Arc::new(Metrics::new());
-        // Its keys have connections of their own: once is enough.
+        // Each key has connections of its own, so the table is built only once.
         static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
         let registry = Arc::new(Registry::new(TABLE.clone(), Arc::clone(&metrics)));
         let store = Arc::new(Store::in_memory(Arc::clone(memory), metrics));
@@ -72,7 +72,7 @@ impl Replica {
         Self { registry, memory: Arc::clone(memory), heartbeat }
     }
 
-    async fn meets(&self, event: &Event) {
+    async fn apply(&self, event: &Event) {
         let keys = self.registry.loaded();
         let key = |number: &usize| &keys.table.keys()[*number];
         match event {
@@ -89,25 +89,27 @@ impl Replica {
                 self.registry.limit(key(number), MODELS[*model], Duration::from_secs(*wait));
             }
             Event::Served(number) => self.registry.has_served(key(number), Instant::now()),
-            Event::Disabled(number) => self.says(Subject::named(key(number)), Condition::Disabled),
-            Event::Enabled(number) => self.says(Subject::named(key(number)), Condition::Enabled),
+            Event::Disabled(number) => {
+                self.command(Subject::named(key(number)), Condition::Disabled)
+            }
+            Event::Enabled(number) => self.command(Subject::named(key(number)), Condition::Enabled),
             Event::Passes(seconds) => advance(Duration::from_secs(*seconds)).await,
             Event::Lost => self.memory.forget_board(),
         }
     }
 
-    fn says(&self, subject: Subject, word: Condition) {
-        assert!(word.class() == Class::Operator);
-        self.registry.conditions.note(subject, word, None);
+    fn command(&self, subject: Subject, condition: Condition) {
+        assert!(condition.class() == Class::Operator);
+        self.registry.conditions.note(subject, condition, None);
         self.registry.has_changed();
     }
 
-    /// What it thinks of each key, for each model.
-    fn thinks(&self) -> Vec<String> {
+    /// The fitness of each key for each model, as this replica sees it.
+    fn fitness(&self) -> Vec<String> {
         let keys = self.registry.loaded();
         let pairs = keys.table.keys().iter().flat_map(|key| MODELS.map(|model| (key, model)));
         let fitness = pairs.map(|(key, model)| match self.registry.fitness(key, model) {
-            Fitness::Limited(_) => format!("{} {model}: short", key.id),
+            Fitness::Limited(_) => format!("{} {model}: limited", key.id),
             other => format!("{} {model}: {other:?}", key.id),
         });
         fitness.collect()
@@ -118,8 +120,8 @@ async fn play(events: &[(usize, Event)]) -> Result<(), TestCaseError> {
     let memory = Arc::new(Memory::new(100));
     let replicas: Vec<_> = (0..REPLICAS).map(|number| Replica::new(number, &memory)).collect();
     for (replica, event) in events {
-        replicas[*replica].meets(event).await;
-        // News are told at once, and heard within a beat.
+        replicas[*replica].apply(event).await;
+        // Observations are reported at once and received within one heartbeat.
         replicas[*replica].heartbeat.exchange().await;
         advance(Duration::from_millis(200)).await;
         for _ in 0..2 {
@@ -127,9 +129,9 @@ async fn play(events: &[(usize, Event)]) -> Result<(), TestCaseError> {
                 replica.heartbeat.exchange().await;
             }
         }
-        let expected = replicas[0].thinks();
+        let expected = replicas[0].fitness();
         for other in &replicas[1..] {
-            prop_assert_eq!(&other.thinks(), &expected, "after {:?}", event);
+            prop_assert_eq!(&other.fitness(), &expected, "after {:?}", event);
         }
     }
     Ok(())
@@ -140,7 +142,11 @@ proptest! {
 
     #[test]
     fn replicas_agree(events in prop::collection::vec((0..REPLICAS, event()), 1..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
         runtime.block_on(play(&events))?;
     }
 }

@@ -1,5 +1,5 @@
-//! What is known of a key's health: each thing that can be the case, what it is the case of, and
-//! how it is told to the others. Pure.
+//! What is known about a key's health: the conditions, their subjects, and their spelling on the
+//! board. Pure.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::health::diagnose::{Ailment, Scope};
 use crate::key::{Key, Tag};
 
-/// What something is the case of, as all replicas name it.
+/// The subject of a condition, as all replicas name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
     Key(Tag),
     Project(Tag),
     Organization(Tag),
-    /// What a project may have of a model.
+    /// A project's use of a model.
     Model(Tag, Tag),
 }
 
@@ -26,7 +26,7 @@ impl Subject {
         }
     }
 
-    /// `key` under its name, whatever its secret: whom an operator means.
+    /// `key` by its id, whatever its secret: the subject of operator's commands.
     pub const fn named(key: &Key) -> Self {
         Self::Key(key.tag)
     }
@@ -35,12 +35,12 @@ impl Subject {
         Self::Model(key.project_tag, Tag::of("model", model.as_bytes()))
     }
 
-    /// Its name among others.
+    /// A unique name of the subject.
     pub fn name(self) -> String {
         Place(self, Class::Illness).to_string()
     }
 
-    /// What it is, in a word of the operator's.
+    /// The kind of the subject, as operators call it.
     pub const fn scope(self) -> &'static str {
         match self {
             Self::Key(_) => "key",
@@ -50,7 +50,7 @@ impl Subject {
         }
     }
 
-    /// Whether it is something of `key`'s.
+    /// Whether the subject is `key` or something that `key` belongs to.
     pub fn concerns(self, key: &Key) -> bool {
         match self {
             Self::Key(tag) => tag == key.tag || tag == key.shown_tag,
@@ -60,30 +60,30 @@ impl Subject {
     }
 }
 
-/// What can be the case. Of each group of [`Class`] one holds at a time.
+/// A condition of a subject. At most one condition of each [`Class`] holds at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {
-    /// Its upstream did not accept it, and has not been asked again yet.
+    /// The upstream refused the key, and has not been asked again yet.
     Suspected,
-    /// Nor did it when it was asked again.
+    /// The upstream refused the key again when asked again.
     Rejected,
-    /// Its quota is used up.
+    /// The quota is used up.
     Exhausted,
-    /// It takes no more for a while.
+    /// The project is rate-limited for a while.
     Limited,
-    /// It may not use a model.
+    /// The project may not use the model.
     NoAccess,
-    /// It was out of use until a moment ago: new sessions come to it little by little.
+    /// The key was out of use until a moment ago: new sessions return to it gradually.
     Recovering,
-    /// An operator's word: out of use.
+    /// Operator's command: out of use.
     Disabled,
-    /// An operator's word: its sessions go elsewhere.
+    /// Operator's command: sessions move to other keys.
     Drained,
-    /// An operator's word, in place of the last one.
+    /// Operator's command: in use again, in place of the last command.
     Enabled,
 }
 
-/// What excludes each other.
+/// A group of conditions that exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
     Operator,
@@ -132,19 +132,19 @@ impl Condition {
         }
     }
 
-    /// For how long it is believed, unless more is known. `None`: until somebody says otherwise.
+    /// How long the condition is believed by default. `None`: until another one replaces it.
     pub const fn life(self) -> Option<Duration> {
         match self {
             Self::Suspected | Self::Limited | Self::NoAccess | Self::Recovering => {
                 Some(Duration::from_secs(60))
             }
-            // Asked again long before.
+            // A probe asks again long before this time has passed.
             Self::Rejected | Self::Exhausted => Some(Duration::from_secs(24 * 3_600)),
             Self::Disabled | Self::Drained | Self::Enabled => None,
         }
     }
 
-    /// When it is asked whether it still holds.
+    /// When a probe asks whether the condition still holds.
     pub const fn asked_again(self) -> Option<Duration> {
         match self {
             Self::Suspected => Some(Duration::from_secs(5)),
@@ -164,7 +164,7 @@ impl From<Ailment> for Condition {
     }
 }
 
-/// A line of what is known: of what, and in which group.
+/// A place on the board: a subject and a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place(pub Subject, pub Class);
 
@@ -185,7 +185,7 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    /// `None` for what this version does not understand.
+    /// `None`: this version does not know the spelling.
     pub fn parse(text: &str) -> Option<Self> {
         let class = match text.get(..1)? {
             "o" => Class::Operator,
@@ -232,11 +232,28 @@ mod tests {
             (Drained, Class::Operator, None),
             (Enabled, Class::Operator, None),
         ];
-        let told = expected.map(|(condition, ..)| {
+        let found = expected.map(|(condition, ..)| {
             (condition, condition.class(), condition.life().map(|life| life.as_secs()))
         });
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
         assert_eq!(expected.map(|(condition, ..)| condition), Condition::ALL);
+    }
+
+    /// Lists of conditions are sorted by these names: equal names would make their order a chance.
+    #[test]
+    fn name_of_a_subject_is_unique() {
+        let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
+        let mut names = [
+            Subject::Key(a),
+            Subject::Key(b),
+            Subject::Project(a),
+            Subject::Organization(a),
+            Subject::Model(a, a),
+            Subject::Model(a, b),
+        ]
+        .map(Subject::name);
+        names.sort();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What this replica knows of the health of keys: what it met itself, what others told, and what it
-//! has yet to tell them.
+//! The health of keys as this replica knows it: its own observations, those of other replicas, and
+//! those that it has yet to report.
 //!
-//! Nothing here is believed longer than it was told for, and nothing waits for the store.
+//! No condition is believed longer than its life, and nothing here waits for the store.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,24 +17,23 @@ use crate::store::board::Note;
 
 mod exchange;
 
-/// Keys that are refused within this time of each other are refused for one reason, which is the
-/// upstream's.
+/// Keys refused within this time of each other share one reason, which lies with the upstream.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// At most so often a key that is out of use here alone is tried because another replica binds
-/// sessions to it.
+/// Minimum time between tries of a key that is out of use on this replica alone, while another
+/// replica binds sessions to it.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
-/// So long new sessions come to a key little by little.
+/// Time over which new sessions return to a recovered key.
 pub const RAMP: Duration = Duration::from_secs(60);
 
 /// What a key can do for a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fitness {
     Ready,
-    /// The key takes no more of the model for this long.
+    /// The key is rate-limited for the model for this long.
     Limited(Duration),
-    /// Other keys serve its sessions meanwhile; their bindings stay.
+    /// Other keys serve the key's sessions meanwhile; their bindings stay.
     Bypassed(Why),
-    /// Its sessions move to other keys.
+    /// The key's sessions move to other keys.
     Dead(Why),
 }
 
@@ -45,7 +44,7 @@ pub enum Why {
     Drained,
     Suspected,
     Rejected,
-    /// Its upstream refuses most of all keys: that is not the keys' fault.
+    /// The upstream refuses most of all keys, which is not the keys' fault.
     Incident,
     ExhaustedProject,
     ExhaustedOrganization,
@@ -55,16 +54,16 @@ pub enum Why {
 #[derive(Default)]
 pub struct Conditions {
     known: RwLock<Known>,
-    /// Told when there is something to tell.
-    news: Notify,
+    /// Notified when there is something to report.
+    reportable: Notify,
 }
 
 #[derive(Default)]
 struct Known {
     entries: HashMap<Place, Entry>,
-    /// What others have yet to hear, and as of when.
-    untold: HashMap<Place, (Note, Instant)>,
-    /// The version of the board.
+    /// Notes that the others have yet to receive, each with the time as of which it is true.
+    unreported: HashMap<Place, (Note, Instant)>,
+    /// The version of the board that was last received.
     seen: u64,
     /// See [`Why::Incident`].
     is_incident: bool,
@@ -75,16 +74,17 @@ struct Entry {
     condition: Condition,
     since: Instant,
     until: Option<Instant>,
-    /// What the board has it under. 0: it has not.
+    /// The condition's stamp on the board. 0: it is not there.
     stamp: u64,
-    /// When it was last asked whether it still holds, or a turn tried all the same.
+    /// When a probe last asked whether the condition holds, or a turn tried the key all the same.
     asked: Option<Instant>,
-    /// This replica may find out, with one turn, whether it still holds.
+    /// One turn of this replica may find out whether the condition still holds.
     has_ticket: bool,
 }
 
 impl Entry {
-    /// Whether it holds for about as long anyway: to say so again would only make it look new.
+    /// Whether the condition already holds for about as long: to report it again would only make it
+    /// look new.
     fn is_as_long(&self, until: Option<Instant>, now: Instant) -> bool {
         match (self.until, until, self.condition) {
             (Some(own), Some(until), Condition::Limited) => own >= until,
@@ -103,8 +103,8 @@ impl Known {
         self.entries.get(&Place(subject, class)).filter(|entry| !entry.is_over(now))
     }
 
-    /// What is the case of `key`, whatever is asked of it.
-    fn standing(&self, key: &Key, now: Instant) -> Option<(Scope, Condition)> {
+    /// The illness of `key`, whatever the model.
+    fn illness(&self, key: &Key, now: Instant) -> Option<(Scope, Condition)> {
         let scopes = [Scope::Key, Scope::Organization, Scope::Project];
         scopes.into_iter().find_map(|scope| {
             self.find(Subject::of(key, scope), Class::Illness, now)
@@ -113,10 +113,12 @@ impl Known {
     }
 
     fn by_operator(&self, key: &Key, now: Instant) -> Option<Condition> {
-        let word = |subject| self.find(subject, Class::Operator, now).map(|entry| entry.condition);
-        let words = [word(Subject::Organization(key.organization_tag)), word(Subject::named(key))];
-        let is_said = |condition| words.contains(&Some(condition));
-        [Condition::Drained, Condition::Disabled].into_iter().find(|condition| is_said(*condition))
+        let command =
+            |subject| self.find(subject, Class::Operator, now).map(|entry| entry.condition);
+        let commands =
+            [command(Subject::Organization(key.organization_tag)), command(Subject::named(key))];
+        let is_given = |condition| commands.contains(&Some(condition));
+        [Condition::Drained, Condition::Disabled].into_iter().find(|condition| is_given(*condition))
     }
 }
 
@@ -133,7 +135,7 @@ impl Conditions {
             Some(_) => return Fitness::Bypassed(Why::Disabled),
             None => {}
         }
-        match known.standing(key, now) {
+        match known.illness(key, now) {
             Some((_, Condition::Suspected | Condition::Rejected)) if known.is_incident => {
                 return Fitness::Bypassed(Why::Incident);
             }
@@ -153,7 +155,7 @@ impl Conditions {
         }
     }
 
-    /// `condition` is the case of `subject`, for `life`. Returns whether that is news here.
+    /// Notes that `condition` holds for `subject` for `life`. Returns true if that is new here.
     pub fn note(&self, subject: Subject, condition: Condition, life: Option<Duration>) -> bool {
         let place = Place(subject, condition.class());
         let now = Instant::now();
@@ -163,7 +165,7 @@ impl Conditions {
             .entries
             .get(&place)
             .filter(|entry| entry.condition == condition && !entry.is_over(now));
-        let is_news = old.is_none();
+        let is_new = old.is_none();
         if old.is_some_and(|old| old.is_as_long(until, now)) {
             return false;
         }
@@ -171,44 +173,44 @@ impl Conditions {
         known
             .entries
             .insert(place, Entry { condition, since, until, stamp: 0, asked, has_ticket: false });
-        known.untold.insert(
+        known.unreported.insert(
             place,
             (Note { name: place.to_string(), value: condition.name().into(), life, stamp: 0 }, now),
         );
         drop(known);
-        self.news.notify_one();
-        is_news
+        self.reportable.notify_one();
+        is_new
     }
 
-    /// Whether `condition` is the case of `subject`.
+    /// Whether `condition` holds for `subject`.
     pub fn is(&self, subject: Subject, condition: Condition) -> bool {
         self.read()
             .find(subject, condition.class(), Instant::now())
             .is_some_and(|entry| entry.condition == condition)
     }
 
-    /// Whether `subject` is ill, and has been since before `began`.
+    /// Whether an illness of `subject` has held since before `began`.
     pub fn is_older(&self, subject: Subject, began: Instant) -> bool {
         self.read()
             .find(subject, Class::Illness, Instant::now())
             .is_some_and(|entry| entry.since <= began)
     }
 
-    /// Nothing of `class` is the case of `subject` any more. Returns what was, until now.
+    /// Ends the condition of `class` for `subject`. Returns the condition if it held until now.
     pub fn end(&self, subject: Subject, class: Class) -> Option<Condition> {
         let place = Place(subject, class);
         let mut known = self.write();
         let ended = known.entries.remove(&place)?;
         let over = Note { name: place.to_string(), value: String::new(), life: None, stamp: 0 };
-        known.untold.insert(place, (over, Instant::now()));
+        known.unreported.insert(place, (over, Instant::now()));
         drop(known);
-        self.news.notify_one();
+        self.reportable.notify_one();
         Some(ended.condition).filter(|_| !ended.is_over(Instant::now()))
     }
 
-    /// Whether a turn may try `key`, which is out of use here and not for others, because one of
-    /// them has moved its session there since: what was met here may have passed. Two replicas that
-    /// each keep out another key would move a session to and fro.
+    /// Whether a turn may try `key`, which is out of use on this replica alone. Another replica has
+    /// moved the turn's session there since, so the condition may have passed. Two replicas that
+    /// each hold out another key would otherwise move a session to and fro.
     pub fn may_try(&self, key: &Key) -> bool {
         let now = Instant::now();
         let mut known = self.write();
@@ -229,14 +231,14 @@ impl Conditions {
         true
     }
 
-    /// What is to be asked again by now, and how long it is until the next time. It counts as
-    /// asked.
+    /// The conditions that a probe must ask about now, each with the time until the next probe.
+    /// They count as asked.
     pub fn due(&self) -> Vec<(Subject, Condition, Duration)> {
         let now = Instant::now();
         let mut known = self.write();
         let is_incident = known.is_incident;
         let pause = |entry: &Entry| match entry.condition {
-            // It will be over for all at once.
+            // An incident ends for all keys at once.
             Condition::Rejected if is_incident => Condition::Suspected.asked_again(),
             condition => condition.asked_again(),
         };
@@ -253,14 +255,15 @@ impl Conditions {
         due.collect()
     }
 
-    /// One turn may find out whether `subject` is still exhausted.
+    /// Grants a ticket: one turn may find out whether `subject` is still exhausted.
     pub fn grant(&self, subject: Subject) {
         if let Some(entry) = self.write().entries.get_mut(&Place(subject, Class::Illness)) {
             entry.has_ticket = true;
         }
     }
 
-    /// Whether a turn may try `key` although it is exhausted; then it is the one that does.
+    /// Takes the ticket of the exhausted `key`. Returns true if there was one: this turn may try
+    /// the key.
     pub fn take_ticket(&self, key: &Key) -> bool {
         if !self.has_ticket(key) {
             return false;
@@ -288,7 +291,7 @@ impl Conditions {
             .any(|scope| entry(scope).is_some_and(|entry| entry.has_ticket))
     }
 
-    /// The share of new sessions that come to `key`, 0 to 1.
+    /// The share of new sessions that `key` takes, 0 to 1.
     pub fn ramp(&self, key: &Key) -> f64 {
         let known = self.read();
         if known.entries.is_empty() {
@@ -303,7 +306,8 @@ impl Conditions {
         shares.fold(1.0, f64::min)
     }
 
-    /// What is the case of `key` and of what it belongs to, with what is left of it.
+    /// The conditions of `key` and of everything that `key` belongs to, each with the rest of its
+    /// life.
     pub fn of(&self, key: &Key) -> Vec<(Subject, Condition, Option<Duration>)> {
         let now = Instant::now();
         let known = self.read();
@@ -311,16 +315,16 @@ impl Conditions {
             .entries
             .iter()
             .filter(|(place, entry)| place.0.concerns(key) && !entry.is_over(now));
-        let told = |(place, entry): (&Place, &Entry)| {
+        let view = |(place, entry): (&Place, &Entry)| {
             (place.0, entry.condition, entry.until.map(|until| until - now))
         };
-        let mut all: Vec<_> = concerning.map(told).collect();
+        let mut all: Vec<_> = concerning.map(view).collect();
         all.sort_by_key(|(subject, condition, _)| (condition.name(), subject.name()));
         all
     }
 
-    /// Whatever was met of what `is_meant`, it is tried again, by all and at once. Returns what was
-    /// held against it.
+    /// Forgets the observations about all subjects that `is_meant` selects, on all replicas at
+    /// once: their keys are tried again. Returns the forgotten conditions.
     pub fn forget(&self, is_meant: impl Fn(Subject) -> bool) -> Vec<Condition> {
         let is_met = |place: &&Place| place.1 != Class::Operator && is_meant(place.0);
         let met: Vec<Place> = self.read().entries.keys().filter(is_met).copied().collect();
@@ -330,7 +334,7 @@ impl Conditions {
         forgotten
     }
 
-    /// Whether more than half of `keys` were refused at once, now that something has changed.
+    /// Finds out, after a change, whether more than half of `keys` were refused at once.
     pub fn consider(&self, keys: &[Arc<Key>]) {
         let now = Instant::now();
         let mut known = self.write();
@@ -345,15 +349,15 @@ impl Conditions {
                 onset(Scope::Key).or_else(|| onset(Scope::Organization))
             })
             .collect();
-        // Whenever that was: it stays one until most are accepted again, however late the others
-        // are met.
+        // An incident may lie in the past: it lasts until most keys are accepted again, however
+        // late the other keys are tried.
         let until = |last: &Instant| {
             refused.iter().filter(|onset| **onset <= *last && *last - **onset <= AT_ONCE).count()
         };
         known.is_incident = refused.iter().any(|last| until(last) * 2 > keys.len());
     }
 
-    /// Gives up what is over.
+    /// Drops conditions that are over.
     pub fn sweep(&self) {
         let now = Instant::now();
         self.write().entries.retain(|_, entry| !entry.is_over(now));
@@ -364,7 +368,7 @@ impl Conditions {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Known> {
-        // Every change is whole before anything can panic.
+        // A panic leaves no change half made, so a poisoned lock is fit for use.
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 

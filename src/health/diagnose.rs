@@ -1,6 +1,6 @@
-//! Decides what an error answer says about the key it was shown, and how far that reaches. Pure.
+//! Decides what an error answer says about its key, and how far that reaches. Pure.
 //!
-//! On `error.code`, then `error.type`, then the status.
+//! `error.code` decides first, then `error.type`, then the status.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,32 +18,32 @@ pub enum Scope {
     Organization,
 }
 
-/// Why something is out of use.
+/// Why a key, a project or an organization is out of use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ailment {
     /// The upstream does not accept the key.
     Rejected(Scope),
-    /// The quota is used up until somebody acts or a period ends.
+    /// The quota is used up until the operator acts or a period ends.
     Exhausted(Scope),
 }
 
 /// What an error answer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Diagnosis {
-    /// Nothing about the key: it is the client's to hear.
+    /// Nothing about the key: the answer is meant for the client.
     Sound,
     Ailing(Ailment),
-    /// The project takes no more of this model for so long; for how long, where the upstream says
-    /// it.
+    /// The project is rate-limited for this model. Holds the wait that the upstream states, if any.
     Limited(Option<Duration>),
-    /// The organization's traffic grows too fast: no other key of it is better off, and no other
-    /// organization should get it all. When to come again, where the upstream says it.
+    /// The organization's traffic grows too fast. No other key of it is better off, and no other
+    /// organization should get all of that traffic. Holds the wait that the upstream states, if
+    /// any.
     TooSteep(Option<Duration>),
-    /// The project may not use this model, or the client asks for what is not there.
+    /// The project may not use this model, or the client asks for something that does not exist.
     NoAccess,
-    /// The model has too much to do, whoever asks. When to come again, where the upstream says it.
+    /// The model is overloaded for all keys. Holds the wait that the upstream states, if any.
     Overloaded(Option<Duration>),
-    /// The upstream failed, and has said nothing of the answer.
+    /// The upstream failed before it said anything of the answer.
     Failed,
     /// Another organization has sealed the session's history.
     Foreign,
@@ -66,7 +66,8 @@ impl From<Ailment> for Reason {
     }
 }
 
-/// What `status` with `error` means. `headers`: those of the answer, or of the error frame.
+/// Diagnoses an answer of this `status` and `error`. `headers`: those of the answer, or of the
+/// error frame.
 pub fn diagnose(
     status: StatusCode,
     error: &ErrorBody,
@@ -105,7 +106,7 @@ pub fn diagnose(
     }
 }
 
-/// What the failure of an answer that had begun well says of the key.
+/// Diagnoses the failure of an answer that had begun well.
 pub fn diagnose_failure(error: &ErrorBody) -> Diagnosis {
     let (code, class) =
         (error.code.as_deref().unwrap_or_default(), error.class.as_deref().unwrap_or_default());
@@ -116,7 +117,7 @@ pub fn diagnose_failure(error: &ErrorBody) -> Diagnosis {
     }
 }
 
-/// Whose quota is exhausted, if that is what it says.
+/// The scope of the exhausted quota, if the error is about a quota.
 fn quota(code: &str, class: &str) -> Option<Scope> {
     match code {
         "project_spend_limit_exceeded" => Some(Scope::Project),
@@ -129,8 +130,7 @@ fn quota(code: &str, class: &str) -> Option<Scope> {
     }
 }
 
-/// A 403 of whatever code says that this place may not have it; a 404 only where it is about the
-/// model.
+/// A 403 denies access, whatever its code. A 404 does so only if its code is about the model.
 fn is_about_access(status: StatusCode, code: &str) -> bool {
     status == StatusCode::FORBIDDEN
         || code.starts_with("model_")
@@ -212,7 +212,7 @@ mod tests {
             assert_eq!(on(503, code, ""), Failed, "{code}");
         }
         assert_eq!(on(429, "project_spend_limit_exceeded", ""), exhausted(Scope::Project));
-        // A request that is larger than a quota is left of is no request that is too large.
+        // A request larger than the rest of a quota is not a request that is too large.
         let error = ErrorBody {
             code: Some("insufficient_quota".into()),
             is_beyond_limit: true,

@@ -1,5 +1,5 @@
-//! What the upstream's own headers say is left of each project's limits for a model. New sessions
-//! prefer where there is room; nothing that lives moves for it.
+//! Learns from upstream headers what is left of each project's limits for a model. New sessions
+//! prefer projects with headroom; no live session moves for it.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
@@ -11,32 +11,32 @@ use crate::health::condition::Subject;
 use crate::key::Key;
 use crate::limit::headroom;
 
-/// A project with less than this left of a limit is scarce.
+/// A project that has less than this share of a limit left is scarce.
 const SCARCE: f64 = 0.1;
 
-/// So many are kept: models are named by clients.
+/// Maximum number of entries, because clients name models freely.
 const MOST: usize = 1_000;
 
-/// What is scarce, and until when.
+/// What is scarce: a project's use of a model, and until when.
 #[derive(Default)]
 pub struct Headrooms(RwLock<HashMap<Subject, Instant>>);
 
 impl Headrooms {
-    /// `key`'s upstream has answered a turn for `model` with `headers`.
+    /// Takes the `headers` with which `key`'s upstream has answered a turn for `model`.
     pub fn observe(&self, key: &Key, model: &str, headers: &HeaderMap) {
-        let Some(room) = headroom(headers) else { return };
+        let Some(limit) = headroom(headers) else { return };
         let (subject, now) = (Subject::model(key, model), Instant::now());
         let is_known = self.is_scarce(key, model);
-        if room.left < SCARCE {
+        if limit.left < SCARCE {
             let mut headrooms = self.0.write().unwrap_or_else(PoisonError::into_inner);
             if headrooms.len() >= MOST {
                 headrooms.retain(|_, until| *until > now);
             }
             if headrooms.len() < MOST {
-                // Refilled steadily: there is room again long before the limit is whole.
+                // Limits refill steadily: there is headroom again long before the limit is whole.
                 headrooms.insert(
                     subject,
-                    now + room.reset.mul_f64(SCARCE.mul_add(2.0, -room.left).max(SCARCE)),
+                    now + limit.reset.mul_f64(SCARCE.mul_add(2.0, -limit.left).max(SCARCE)),
                 );
             }
         } else if is_known {
@@ -82,10 +82,10 @@ mod tests {
         headrooms.observe(key, "m", &left(5));
         assert!(headrooms.is_scarce(key, "m") && !headrooms.is_scarce(key, "n"));
         headrooms.observe(key, "m", &HeaderMap::new());
-        assert!(headrooms.is_scarce(key, "m"), "who says nothing changes nothing");
+        assert!(headrooms.is_scarce(key, "m"), "an answer without limits changes nothing");
         headrooms.observe(key, "m", &left(40));
         assert!(!headrooms.is_scarce(key, "m"));
-        // Refilled steadily: a fifth of the limit is back after a fifth of its time.
+        // Limits refill steadily: a fifth of the limit is back after a fifth of its time.
         for (remaining, seconds) in [(0, 12), (5, 9), (9, 6)] {
             headrooms.observe(key, "m", &left(remaining));
             tokio::time::advance(Duration::from_secs(seconds) - Duration::from_millis(1)).await;
@@ -94,8 +94,9 @@ mod tests {
             assert!(!headrooms.is_scarce(key, "m"), "{remaining} left, after {seconds} s");
         }
         headrooms.observe(key, "m", &left(10));
-        assert!(!headrooms.is_scarce(key, "m"), "a tenth is room");
-        // Models are named by clients: so many are kept at most, and those that are over give way.
+        assert!(!headrooms.is_scarce(key, "m"), "a tenth is headroom");
+        // Clients name models freely: the number of entries is bounded, and expired entries give
+        // way.
         for number in 0..MOST {
             headrooms.observe(key, &number.to_string(), &left(0));
         }

@@ -1,5 +1,5 @@
-//! How many sessions come to a key from others that can serve no more: their first turns read
-//! nothing from the cache, and too many of them at once would make it short as well.
+//! Limits how many sessions move to a key from keys that can serve no more. First turns read
+//! nothing from the cache: too many at once would make the new key rate-limited as well.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,20 +11,20 @@ use crate::key::{Key, Tag};
 use crate::limit::Rate;
 use crate::peers::replicas::Replicas;
 
-/// The usual rate of new sessions is what came in this time.
+/// Window over which the usual rate of new sessions is measured.
 const WINDOW: Duration = Duration::from_secs(60);
-/// A key to which fewer new sessions come, on all replicas, takes as many moved ones as one to
-/// which so many come each second: that is no herd.
+/// Minimum rate of new sessions a second, over all replicas, that counts as usual: a key takes at
+/// least as many moved sessions as if this were its rate.
 const LEAST: f64 = 5.0;
-/// Moved sessions come at twice the usual rate at the most, this many seconds' worth of them at
-/// once.
+/// Moved sessions come at most at `TIMES` the usual rate, and at once at most `AT_ONCE` seconds'
+/// worth of them.
 const TIMES: f64 = 2.0;
 const AT_ONCE: f64 = 3.0;
 
-/// What this replica sends to each key.
+/// The flow of new and moved sessions to each key on this replica.
 pub struct Herd {
     origin: Instant,
-    /// They share what a key takes.
+    /// The live replicas, which share the herd that a key takes.
     replicas: Arc<Replicas>,
     keys: Mutex<HashMap<Tag, Flow>>,
 }
@@ -38,7 +38,7 @@ struct Flow {
 }
 
 impl Flow {
-    /// New sessions a second.
+    /// The usual rate, in new sessions a second.
     fn usual(&mut self, now: Duration) -> f64 {
         let window = now.as_secs() / WINDOW.as_secs();
         match window - self.window {
@@ -58,7 +58,7 @@ impl Herd {
         Self { origin: Instant::now(), replicas, keys: Mutex::default() }
     }
 
-    /// A new session begins on `key`.
+    /// Counts a new session on `key`.
     pub fn began(&self, key: &Key) {
         self.on(key, |flow, now| {
             flow.usual(now);
@@ -66,7 +66,7 @@ impl Herd {
         });
     }
 
-    /// Whether a session may move to `key` now; then it does. The error says when one may.
+    /// Admits a session that moves to `key`. An error says how long until one may.
     pub fn admit(&self, key: &Key) -> Result<(), Duration> {
         let least = LEAST / self.replicas.count() as f64;
         self.on(key, |flow, now| {
@@ -104,7 +104,7 @@ mod tests {
             }
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        // Twenty and five a second, for ten seconds and the three of the beginning.
+        // Twenty and five a second, for ten seconds, plus the burst of three seconds.
         assert!((400..=530).contains(&admitted[0]), "{admitted:?}");
         assert!((100..=135).contains(&admitted[1]), "{admitted:?}");
         let wait = (0..10_000).find_map(|_| herd.admit(quiet).err()).expect("a key takes no herd");
@@ -112,8 +112,7 @@ mod tests {
         assert!(herd.admit(quiet).is_ok());
     }
 
-    /// How many moved sessions `key` takes at once, by which the usual rate is told: three seconds'
-    /// worth of twice as many.
+    /// How many moved sessions `key` takes at once: three seconds' worth of twice the usual rate.
     fn at_once(herd: &Herd, key: &Key) -> usize {
         (0..1_000).take_while(|_| herd.admit(key).is_ok()).count()
     }
@@ -139,7 +138,7 @@ mod tests {
                 tokio::time::advance(Duration::from_millis(50)).await;
             }
             tokio::time::advance(Duration::from_secs(after)).await;
-            // Half a minute later half of that minute is in the last one.
+            // Half a minute later, half of that minute lies within the last one.
             assert_eq!(at_once(&herd, key), expected, "{after} s later");
         }
     }

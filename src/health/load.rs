@@ -1,7 +1,7 @@
-//! Turns in flight, by key: on this replica, and, as far as it has heard, on the others.
+//! Counts turns in flight by key: on this replica, and on the others by their reports.
 //!
-//! Each replica tells its own counts several times a second and is believed for seconds: what a
-//! crashed one left is gone with it.
+//! Each replica reports its own counts several times a second. Reports are believed for seconds, so
+//! that a crashed replica's counts end soon.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::key::{Key, Tag};
 
-/// So many turns at once are no load, whatever others have.
+/// A key with fewer turns in flight than this never exceeds its share.
 const LIGHT: u64 = 8;
 
 #[derive(Default)]
@@ -31,7 +31,7 @@ impl Loads {
     /// Counts a turn on `key` until the place is dropped.
     pub fn enter(&self, key: &Key) -> InFlight {
         let known = self.own.read().unwrap_or_else(PoisonError::into_inner).get(&key.tag).cloned();
-        // A reload has just come, or has just taken the key away.
+        // A reload has just brought the key, or has just removed it.
         let add = || {
             Arc::clone(
                 self.own
@@ -46,7 +46,7 @@ impl Loads {
         InFlight(count)
     }
 
-    /// Keeps count of `keys`, and of those that turns in flight still use.
+    /// Counts `keys`, and removed keys that turns in flight still use.
     pub fn follow(&self, keys: &[Arc<Key>]) {
         let mut own = self.own.write().unwrap_or_else(PoisonError::into_inner);
         own.retain(|tag, count| {
@@ -75,13 +75,13 @@ impl Loads {
         candidates: impl Iterator<Item = &'k Arc<Key>>,
     ) -> Option<&'k Arc<Key>> {
         let load = |key: &Key| self.of(key) as u64;
-        // Compared crosswise, so that nothing is divided.
+        // Cross-multiplication avoids a division.
         candidates
             .min_by(|a, b| (load(a) * u64::from(b.weight)).cmp(&(load(b) * u64::from(a.weight))))
     }
 
-    /// Whether `key` has more than its share of what `siblings`, itself among them, have in flight,
-    /// and a quarter.
+    /// Whether `key` has over a quarter more than its share of what `siblings` have in flight.
+    /// `siblings` include `key`.
     pub fn is_above_share(&self, key: &Key, siblings: &[&Arc<Key>]) -> bool {
         let load = self.of(key) as u64;
         if load < LIGHT {
@@ -93,9 +93,8 @@ impl Loads {
         load * weights * 4 > all * u64::from(key.weight) * 5
     }
 
-    /// What this replica has in flight, as the others are told: `<tag>=<count>`, with spaces
-    /// between them.
-    pub fn told(&self) -> String {
+    /// The report of what this replica has in flight: `<tag>=<count>`, separated by spaces.
+    pub fn report(&self) -> String {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
         let counts = own
             .iter()
@@ -104,7 +103,7 @@ impl Loads {
         counts.map(|(tag, count)| format!("{tag}={count}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// What the others have told.
+    /// Takes the reports of all others in place of their last ones.
     pub fn heard(&self, loads: &[String]) {
         let mut sums = HashMap::new();
         for (tag, count) in
@@ -129,7 +128,7 @@ mod tests {
         let [a, b] = table.keys() else { panic!("two keys") };
         let (one, two) = (Loads::default(), Loads::default());
         let turns: Vec<_> = [a, a, b].map(|key| one.enter(key)).into();
-        two.heard(&[one.told(), "nonsense x=y".into()]);
+        two.heard(&[one.report(), "nonsense x=y".into()]);
         let mine = two.enter(b);
         assert_eq!((two.of(a), two.of(b)), (2, 2));
         assert_eq!(
@@ -138,8 +137,8 @@ mod tests {
             "the first of equals"
         );
         drop((turns, mine));
-        two.heard(&[one.told()]);
-        assert_eq!((one.told().as_str(), two.of(a), two.of(b)), ("", 0, 0));
+        two.heard(&[one.report()]);
+        assert_eq!((one.report().as_str(), two.of(a), two.of(b)), ("", 0, 0));
     }
 
     #[test]
@@ -189,13 +188,13 @@ mod tests {
         let loads = Loads::default();
         loads.heard(&[format!("{}=2 {}=1", a.tag, b.tag), String::new(), format!("{}=3", a.tag)]);
         assert_eq!(
-            (loads.of(a), loads.of(b), loads.told().as_str()),
+            (loads.of(a), loads.of(b), loads.report().as_str()),
             (5, 1, ""),
             "of its own it has none"
         );
         loads.heard(&[format!("{}=1", a.tag)]);
         let _turn = loads.enter(b);
-        assert_eq!((loads.of(a), loads.of(b), loads.told()), (1, 1, format!("{}=1", b.tag)));
+        assert_eq!((loads.of(a), loads.of(b), loads.report()), (1, 1, format!("{}=1", b.tag)));
     }
 
     #[test]
@@ -207,7 +206,8 @@ mod tests {
             loads.heard(&[format!("{}={heavy} {}={light}", keys[0].tag, keys[1].tag)]);
             [loads.is_above_share(keys[0], &keys), loads.is_above_share(keys[1], &keys)]
         };
-        // Of 40 turns the one has 30 and the other 10, and a quarter more is none too many.
+        // Of 40 turns, the heavy key's share is 30 and the light key's 10; a quarter more is not
+        // too many.
         assert_eq!(is_above(30, 10), [false, false]);
         assert_eq!(is_above(37, 3), [false, false]);
         assert_eq!(is_above(40, 1), [true, false]);

@@ -1,4 +1,4 @@
-//! Keeps this replica's set of keys known to the others, and takes note of theirs.
+//! Reports this replica's set of keys to the others, and learns theirs.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::peers::membership::{INTERVAL, KeySet, Member};
 use crate::store::Store;
 use crate::task::Tasks;
 
-/// The set of keys that this replica is a member with.
+/// This replica as a member, with its set of keys.
 pub struct Membership {
     member: Member,
     registry: Arc<Registry>,
@@ -35,7 +35,7 @@ impl Membership {
         membership
     }
 
-    /// Reports for as long as the replica lives.
+    /// Reports regularly, for as long as the replica lives.
     pub async fn run(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -49,30 +49,30 @@ impl Membership {
         }
     }
 
-    /// Reports once, and takes note of what the others have.
+    /// Reports once, and learns the sets of the others.
     pub async fn exchange(&self) {
         let mut exchange = self.member.begin().await;
         let loaded = self.registry.loaded();
-        if let Some(roll) = exchange.report(&told(&loaded)).await {
-            self.registry.heard(&loaded, &roll);
+        if let Some(reply) = exchange.report(&key_set(&loaded)).await {
+            self.registry.heard(&loaded, &reply);
         }
     }
 
-    /// Takes `next` into use. The store hears of it first: from its first turn on its ordinal is
-    /// known, unless the store is away.
+    /// Takes `next` into use. The store learns of `next` first: its ordinal is known from the first
+    /// turn on, unless the store is away.
     pub async fn introduce(&self, next: Arc<Loaded>) {
         let mut exchange = self.member.begin().await;
-        let roll = exchange.report(&told(&next)).await;
-        self.registry.adopt(next, roll.as_ref());
+        let reply = exchange.report(&key_set(&next)).await;
+        self.registry.adopt(next, reply.as_ref());
     }
 
-    /// Lets the others know that they need not wait for this replica.
+    /// Tells the others not to wait for this replica.
     pub async fn leave(&self) {
-        self.member.leave(|| told(&self.registry.loaded())).await;
+        self.member.leave(|| key_set(&self.registry.loaded())).await;
     }
 }
 
-fn told(loaded: &Arc<Loaded>) -> KeySet {
+fn key_set(loaded: &Arc<Loaded>) -> KeySet {
     KeySet {
         fingerprint: loaded.fingerprint.clone(),
         tags: loaded.tags(),
@@ -124,7 +124,7 @@ mod tests {
         member.exchange().await;
         assert_eq!(ordinal(&member), 1);
         loads(&member, SECOND).await;
-        assert_eq!(ordinal(&member), 2, "it is told before the set is in use");
+        assert_eq!(ordinal(&member), 2, "the store learns of the set before it is in use");
         let renewed = || shared.lock().unwrap().ordinal(&member.registry.loaded().fingerprint);
         *model.weather.lock().unwrap() = Weather::Away;
         loads(&member, FIRST).await;
@@ -142,7 +142,7 @@ mod tests {
         }
         assert_eq!(ordinal(&member), 1);
         member.exchange().await;
-        assert_eq!((ordinal(&member), renewed()), (3, Some(3)), "nobody else is there");
+        assert_eq!((ordinal(&member), renewed()), (3, Some(3)), "no other replica is there");
     }
 
     #[tokio::test(start_paused = true)]

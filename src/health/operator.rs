@@ -1,7 +1,8 @@
-//! The operator's word on keys: out of use, drained, in use again, to be tried again.
+//! The operator's commands on keys: disable, enable, drain, probe.
 //!
-//! A word is taken here at once and told to the other replicas in the same breath; where the store
-//! is away it is told as soon as that is back. Asks no upstream, and shows no secret.
+//! A command takes effect here at once and is reported to the other replicas right away. If the
+//! store is away, that happens as soon as it is back. This module asks no upstream and shows no
+//! secret.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +14,20 @@ use crate::health::registry::Registry;
 use crate::key::{Key, Tag};
 use crate::peers::heartbeat::Heartbeat;
 
-/// How an organization is named, since a key may be called like it.
+/// Prefix of an organization's name, since a key may have the same name.
 const ORGANIZATION: &str = "org:";
 
-/// What an operator says.
+/// A command of the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperatorCommand {
-    /// Out of use. Its sessions are served by others of its organization, and stay its own.
+    /// Takes a key out of use. Other keys of its organization serve its sessions, which stay bound
+    /// to it.
     Disable,
-    /// In use again, whatever was said before.
+    /// Puts a key back in use, whatever the last command was.
     Enable,
-    /// Its sessions go elsewhere, for good.
+    /// Moves a key's sessions to other keys, for good.
     Drain,
-    /// Whatever was met is forgotten: it is tried again.
+    /// Forgets all observations about a key, so that turns try it again.
     Probe,
 }
 
@@ -33,7 +35,7 @@ impl OperatorCommand {
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Disable, Self::Enable, Self::Drain, Self::Probe]
             .into_iter()
-            .find(|verb| verb.name() == text)
+            .find(|command| command.name() == text)
     }
 
     pub const fn name(self) -> &'static str {
@@ -45,11 +47,12 @@ impl OperatorCommand {
         }
     }
 
-    /// What is the case from then on.
+    /// The condition that the command sets.
     const fn condition(self) -> Option<Condition> {
         match self {
             Self::Disable => Some(Condition::Disabled),
-            // Another word, not none: a replica that was away must not bring the one before back.
+            // `Enabled` replaces the last command: without it, a replica that was away would bring
+            // that back.
             Self::Enable => Some(Condition::Enabled),
             Self::Drain => Some(Condition::Drained),
             Self::Probe => None,
@@ -57,7 +60,7 @@ impl OperatorCommand {
     }
 }
 
-/// Whom an operator means.
+/// The subject of a command, and its keys.
 pub struct Target {
     subject: Subject,
     /// Never empty.
@@ -75,20 +78,20 @@ pub struct KeyView {
     /// `ready`, `cooling`, `probing` or `disabled`.
     pub state: String,
     pub conditions: Vec<Reason>,
-    /// Turns, on all replicas.
+    /// Turns in flight on all replicas.
     pub in_flight: usize,
     pub upstream: String,
-    /// Of the id and the secret: tells whether replicas show the same one, and nothing of it.
+    /// Tag of the id and the secret: shows whether replicas have the same secret, but not which.
     pub fingerprint: String,
 }
 
-/// Something that is the case of a key, or of what it belongs to.
+/// A condition of a key, or of something that the key belongs to.
 #[derive(Debug, Serialize)]
 pub struct Reason {
     pub reason: &'static str,
     /// `key`, `project`, `organization` or `model`.
     pub scope: &'static str,
-    /// Nothing: until somebody says otherwise.
+    /// `None`: until another command.
     pub seconds_left: Option<f64>,
 }
 
@@ -121,25 +124,26 @@ impl Operator {
         (!target.keys.is_empty()).then_some(target)
     }
 
-    /// Takes the word, and tells it. Returns whether the others have been told.
-    pub async fn say(&self, target: &Target, verb: OperatorCommand) -> bool {
+    /// Carries out `command` and reports it. Returns true if the others have received it.
+    pub async fn give(&self, target: &Target, command: OperatorCommand) -> bool {
         let conditions = &self.registry.conditions;
-        match verb.condition() {
+        match command.condition() {
             Some(condition) => {
                 conditions.note(target.subject, condition, condition.life());
             }
             None => {
-                // What was told a moment ago is to be forgotten too.
+                // The exchange brings in what others reported a moment ago, which is to be
+                // forgotten, too.
                 self.heartbeat.exchange().await;
                 conditions.forget(|subject| target.keys.iter().any(|key| subject.concerns(key)));
             }
         }
         self.registry.has_changed();
         self.heartbeat.exchange().await;
-        conditions.is_told()
+        conditions.is_reported()
     }
 
-    /// All keys, with what is known of them on all replicas now.
+    /// All keys, with what all replicas know about them now.
     pub async fn all(&self) -> Vec<KeyView> {
         self.heartbeat.exchange().await;
         self.views(self.registry.loaded().table.keys())
@@ -151,12 +155,12 @@ impl Operator {
 
     fn view(&self, key: &Key) -> KeyView {
         let conditions = self.registry.conditions.of(key).into_iter();
-        // Nothing is the case of a key that was enabled.
+        // `Enabled` only replaces other commands: there is nothing to show.
         let conditions = conditions.filter(|(_, condition, _)| *condition != Condition::Enabled);
         let reason = |(subject, condition, left): (Subject, Condition, Option<Duration>)| Reason {
             reason: condition.name(),
             scope: subject.scope(),
-            // Tenths are enough.
+            // Tenths of a second are enough.
             seconds_left: left.map(|left| (left.as_secs_f64() * 10.0).round() / 10.0),
         };
         KeyView {
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_word_holds_until_another_one_ends_it() {
+    async fn command_holds_until_another_one_replaces_it() {
         let operator = operator();
         let (key, organization) = (operator.find("a").unwrap(), operator.find("org:o").unwrap());
         assert_eq!((key.keys.len(), organization.keys.len()), (1, 2));
@@ -219,18 +223,18 @@ mod tests {
                 && operator.find("").is_none()
         );
         let (disabled, drained) = (Fitness::Bypassed(Why::Disabled), Fitness::Dead(Why::Drained));
-        assert!(operator.say(&key, OperatorCommand::Disable).await);
+        assert!(operator.give(&key, OperatorCommand::Disable).await);
         tokio::time::advance(Duration::from_secs(1_000_000)).await;
         assert_eq!(fitness(&operator), [disabled, Fitness::Ready, Fitness::Ready]);
-        operator.say(&organization, OperatorCommand::Drain).await;
+        operator.give(&organization, OperatorCommand::Drain).await;
         assert_eq!(fitness(&operator), [drained, drained, Fitness::Ready]);
-        operator.say(&organization, OperatorCommand::Enable).await;
+        operator.give(&organization, OperatorCommand::Enable).await;
         assert_eq!(
             fitness(&operator),
             [disabled, Fitness::Ready, Fitness::Ready],
-            "its own word was not ended"
+            "its own command was not ended"
         );
-        operator.say(&key, OperatorCommand::Enable).await;
+        operator.give(&key, OperatorCommand::Enable).await;
         assert_eq!(fitness(&operator), [Fitness::Ready; 3]);
         assert!(
             operator
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_forgets_what_was_met_and_no_word() {
+    async fn probe_forgets_observations_and_no_command() {
         let operator = operator();
         let keys = operator.registry.loaded().table.keys().to_vec();
         operator.registry.condemn(&keys[0], Ailment::Rejected(Scope::Key));
@@ -252,29 +256,23 @@ mod tests {
         operator.registry.condemn(&keys[1], Ailment::Rejected(Scope::Key));
         operator.registry.limit(&keys[0], "m", Duration::from_secs(60));
         operator.registry.condemn(&keys[2], Ailment::Rejected(Scope::Key));
-        operator.say(&operator.find("b").unwrap(), OperatorCommand::Disable).await;
+        operator.give(&operator.find("b").unwrap(), OperatorCommand::Disable).await;
         let exhausted = Subject::of(&keys[0], Scope::Organization);
         operator.registry.conditions.grant(exhausted);
-        assert!(
-            !operator.registry.conditions.has_ticket(&keys[1]),
-            "nobody is let on it to find out"
-        );
+        assert!(!operator.registry.conditions.has_ticket(&keys[1]), "no turn may try the key");
         assert!(operator.registry.conditions.has_ticket(&keys[0]));
-        operator.say(&operator.find("org:o").unwrap(), OperatorCommand::Probe).await;
+        operator.give(&operator.find("org:o").unwrap(), OperatorCommand::Probe).await;
         let rejected = Fitness::Dead(Why::Rejected);
         assert_eq!(
             fitness(&operator),
             [Fitness::Ready, Fitness::Bypassed(Why::Disabled), rejected]
         );
-        assert!(
-            operator.registry.conditions.ramp(&keys[0]) > 0.99,
-            "nothing comes back little by little"
-        );
-        operator.say(&operator.find("b").unwrap(), OperatorCommand::Enable).await;
+        assert!(operator.registry.conditions.ramp(&keys[0]) > 0.99, "there is no gradual return");
+        operator.give(&operator.find("b").unwrap(), OperatorCommand::Enable).await;
         assert_eq!(
             fitness(&operator),
             [Fitness::Ready, Fitness::Ready, rejected],
-            "and what was met of it is forgotten"
+            "and its own observation is forgotten"
         );
     }
 
@@ -295,7 +293,7 @@ mod tests {
         assert_eq!(found("org:o"), Some(vec!["org:o".to_owned()]), "the key");
         assert_eq!(found("org:p"), Some(vec!["o".to_owned()]));
         assert_eq!(found("o"), Some(vec!["o".to_owned()]));
-        operator.say(&operator.find("org:o").unwrap(), OperatorCommand::Drain).await;
+        operator.give(&operator.find("org:o").unwrap(), OperatorCommand::Drain).await;
         assert_eq!(
             fitness(&operator),
             [Fitness::Dead(Why::Drained), Fitness::Ready, Fitness::Ready]
@@ -303,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_word_is_taken_while_the_store_is_away_and_told_once_it_is_back() {
+    async fn command_is_taken_while_the_store_is_away_and_reported_once_it_is_back() {
         use crate::store::model::{Flaw, Model, Shared, Weather};
         let shared = Arc::new(std::sync::Mutex::new(Shared::new(Flaw::None)));
         let replica = |name: &str| {
@@ -316,26 +314,30 @@ mod tests {
         let ((one, weather), (two, _)) = (replica("one"), replica("two"));
         let target = one.find("a").unwrap();
         *weather.lock().unwrap() = Weather::Away;
-        assert!(!one.say(&target, OperatorCommand::Disable).await, "nobody has heard it");
+        assert!(
+            !one.give(&target, OperatorCommand::Disable).await,
+            "no other replica has received it"
+        );
         assert_eq!(fitness(&one), [Fitness::Bypassed(Why::Disabled)], "but it holds here");
         *weather.lock().unwrap() = Weather::Fair;
         assert_eq!(one.all().await[0].state, "disabled");
         assert_eq!(two.all().await[0].conditions[0].reason, "disabled");
-        // What another one has met and told, and nobody has heard here, is forgotten too.
-        assert!(two.say(&target, OperatorCommand::Enable).await);
+        // Observations that another replica has reported, and this one has not received, are
+        // forgotten, too.
+        assert!(two.give(&target, OperatorCommand::Enable).await);
         two.registry.condemn(&target.keys[0], Ailment::Rejected(Scope::Key));
         two.heartbeat.exchange().await;
-        assert!(one.say(&target, OperatorCommand::Probe).await);
+        assert!(one.give(&target, OperatorCommand::Probe).await);
         two.heartbeat.exchange().await;
         assert_eq!((fitness(&one), fitness(&two)), (vec![Fitness::Ready], vec![Fitness::Ready]));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_shown_is_what_is_the_case_and_no_secret() {
+    async fn view_shows_conditions_and_no_secret() {
         let operator = operator();
         let keys = operator.registry.loaded().table.keys().to_vec();
         operator.registry.condemn(&keys[0], Ailment::Exhausted(Scope::Organization));
-        operator.say(&operator.find("b").unwrap(), OperatorCommand::Drain).await;
+        operator.give(&operator.find("b").unwrap(), OperatorCommand::Drain).await;
         let _turn = operator.registry.loads.enter(&keys[1]);
         let shown = serde_json::to_string(&operator.all().await).unwrap();
         assert!(!shown.contains("canary"), "{shown}");

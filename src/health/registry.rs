@@ -1,11 +1,11 @@
 //! Which keys this replica has, and which of them it uses.
 //!
-//! The set of keys is replaced as a whole. While the store is away the set of the moment of loss
-//! goes on to say where sessions go, so that replicas that reload at different moments, or not at
-//! all, find the same.
+//! The set of keys is replaced as a whole. While the store is away, the set of the moment of loss
+//! still decides where sessions go. Replicas that reload at different moments, or not at all,
+//! therefore agree.
 //!
-//! What is known of a key's health is shared: see `conditions`. Here it becomes what a key can do
-//! for a turn.
+//! `conditions` shares what is known about a key's health. The registry turns that into what a key
+//! can do for a turn.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,17 +34,17 @@ use crate::wire::error_body::ErrorBody;
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 
-/// How long a turn waits for the word on its key.
+/// Maximum time that a turn waits for the probe of a suspected key.
 const SETTLED: Duration = Duration::from_secs(2);
 
 pub struct Registry {
     loaded: Current<Loaded>,
-    /// The set on which the store had its last word.
+    /// The set in use when the store last answered.
     frozen: Current<Loaded>,
     reload_wanted: Notify,
-    /// Told when a key is suspected.
+    /// Notified when a key is suspected.
     probe_wanted: Notify,
-    /// Counts what has changed of the conditions.
+    /// Counts the changes of conditions.
     changes: watch::Sender<u64>,
     metrics: Arc<Metrics>,
     pub conditions: Conditions,
@@ -78,37 +78,37 @@ impl Registry {
     }
 
     /// The set of keys in use. A turn asks once for each decision, so that a reload comes before or
-    /// after it.
+    /// after the decision.
     pub fn loaded(&self) -> Arc<Loaded> {
         self.loaded.get()
     }
 
-    /// The set of keys that says where sessions go whose binding the store cannot tell: the one in
-    /// use, unless it was loaded while the store was away. Some of its keys may be gone.
+    /// The set of keys that decides for sessions whose binding the store cannot tell. It is the set
+    /// in use, unless that was loaded while the store was away. Some of its keys may be gone.
     pub fn frozen(&self) -> Arc<Loaded> {
         self.frozen.get()
     }
 
-    /// `table` as the set that follows the one in use: keys that stay as they are stay the same
-    /// ones. `None`: all do.
+    /// Makes `table` the successor of the set in use. Unchanged keys stay the same objects. `None`:
+    /// all keys are unchanged.
     pub fn prepare(&self, table: Table) -> Option<Arc<Loaded>> {
         let loaded = self.loaded();
         let table = table.keeping(&loaded.table);
         (!table.is_same(&loaded.table)).then(|| Arc::new(loaded.followed_by(table)))
     }
 
-    /// Takes `next` into use, with what the store says of it, if it answers. Turns in flight end
+    /// Takes `next` into use, with the store's `reply` if the store answered. Turns in flight end
     /// with the keys that they have.
-    pub fn adopt(&self, next: Arc<Loaded>, roll: Option<&MembershipReply>) {
+    pub fn adopt(&self, next: Arc<Loaded>, reply: Option<&MembershipReply>) {
         let before = self.loaded();
-        let frozen = match roll {
-            Some(roll) => {
-                next.heard(roll);
+        let frozen = match reply {
+            Some(reply) => {
+                next.heard(reply);
                 Arc::clone(&next)
             }
             None => Arc::new(self.frozen().frozen_under(&next.table)),
         };
-        // With none of its keys left it says nothing.
+        // A frozen set without any key left cannot decide anything.
         let is_left = frozen.table.keys().iter().any(|key| !frozen.is_gone(key));
         self.frozen.set(if is_left { frozen } else { Arc::clone(&next) });
         self.loaded.set(Arc::clone(&next));
@@ -119,30 +119,30 @@ impl Registry {
         self.has_changed();
     }
 
-    /// Takes note of what the store said of `loaded`, and of the other replicas' sets.
-    pub fn heard(&self, loaded: &Arc<Loaded>, roll: &MembershipReply) {
-        loaded.heard(roll);
+    /// Takes the store's reply about `loaded` and about the sets of the other replicas.
+    pub fn heard(&self, loaded: &Arc<Loaded>, reply: &MembershipReply) {
+        loaded.heard(reply);
         self.frozen.set(Arc::clone(loaded));
         self.count(loaded);
     }
 
-    /// A stored binding names a key that this replica may not have loaded yet: the configuration is
-    /// looked at soon.
+    /// Asks for an early look at the configuration: a stored binding names a key that this replica
+    /// may not have loaded yet.
     pub fn wants_reload(&self) {
         self.reload_wanted.notify_one();
     }
 
-    /// Waits until somebody wants a reload. However many do before, they are one.
+    /// Waits until a reload is asked for. Several requests count as one.
     pub async fn reload_wanted(&self) {
         self.reload_wanted.notified().await;
     }
 
-    /// Waits until somebody suspects a key.
+    /// Waits until a key is suspected.
     pub async fn probe_wanted(&self) {
         self.probe_wanted.notified().await;
     }
 
-    /// The key that has taken the place of `key`, which was shown to its upstream otherwise.
+    /// The key that has replaced `key` under the same id, with another secret or upstream.
     pub fn successor(&self, key: &Key) -> Option<Arc<Key>> {
         let is_successor = |now: &&Arc<Key>| {
             now.organization_tag == key.organization_tag && !now.is_shown_like(key)
@@ -172,14 +172,15 @@ impl Registry {
         self.fitness(key, model) == Fitness::Ready
     }
 
-    /// An upstream has answered a turn with `key` like this. A key that is refused is asked at once
-    /// whether it is meant.
+    /// Takes the diagnosis of an upstream's answer to a turn with `key`. A refused key is probed at
+    /// once.
     pub fn observe(&self, key: &Key, ailment: Ailment) {
         let is_rejected = matches!(ailment, Ailment::Rejected(_));
         if is_rejected
             && self.conditions.is(Subject::of(key, ailment.scope()), Condition::Recovering)
         {
-            // It was asked a moment ago, and accepted: whatever that is worth, turns it refuses.
+            // A probe accepted the key a moment ago, yet turns are refused: another probe would not
+            // help.
             return self.condemn(key, ailment);
         }
         self.note(key, ailment, Condition::from(ailment));
@@ -188,7 +189,7 @@ impl Registry {
         }
     }
 
-    /// Takes what `ailment` reaches out of use without asking again.
+    /// Takes the scope of `ailment` out of use without a probe.
     pub fn condemn(&self, key: &Key, ailment: Ailment) {
         self.note(
             key,
@@ -202,16 +203,22 @@ impl Registry {
 
     fn note(&self, key: &Key, ailment: Ailment, condition: Condition) {
         let subject = Subject::of(key, ailment.scope());
-        // A suspicion takes nothing back.
+        // A suspicion does not weaken a rejection.
         let is_known =
             condition == Condition::Suspected && self.conditions.is(subject, Condition::Rejected);
         if !is_known && self.conditions.note(subject, condition, condition.life()) {
-            tracing::warn!(key = %key.id, organization = %key.organization, scope = ?ailment.scope(), "out of use: {}", condition.name());
+            tracing::warn!(
+                key = %key.id,
+                organization = %key.organization,
+                scope = ?ailment.scope(),
+                "out of use: {}",
+                condition.name()
+            );
             self.has_changed();
         }
     }
 
-    /// An answer that had begun well has failed, and says why.
+    /// Takes the failure of an answer that had begun well.
     pub fn observe_failure(&self, key: &Key, model: &str, failure: &ErrorBody) {
         match diagnose_failure(failure) {
             Diagnosis::Ailing(ailment) => self.observe(key, ailment),
@@ -220,15 +227,16 @@ impl Registry {
         }
     }
 
-    /// The project of `key` takes no more of `model` for so long.
+    /// The project of `key` is rate-limited for `model` for this long.
     pub fn limit(&self, key: &Key, model: &str, wait: Duration) {
         if self.conditions.note(Subject::model(key, model), Condition::Limited, Some(wait)) {
-            tracing::info!(key = %key.id, project = %key.project, seconds = wait.as_secs_f64(), "cooling");
+            let seconds = wait.as_secs_f64();
+            tracing::info!(key = %key.id, project = %key.project, seconds, "cooling");
             self.has_changed();
         }
     }
 
-    /// The project of `key` may not use `model`, as more than one witness says.
+    /// The project of `key` may not use `model`: the refusal is corroborated.
     pub fn deny(&self, key: &Key, model: &str) {
         let denied = Condition::NoAccess;
         if self.conditions.note(Subject::model(key, model), denied, denied.life()) {
@@ -237,7 +245,7 @@ impl Registry {
         }
     }
 
-    /// `key` has served a turn that began at `began`: whatever was met before has passed.
+    /// `key` has served a turn that began at `began`: earlier illnesses have passed.
     pub fn has_served(&self, key: &Key, began: Instant) {
         if self.conditions.is_empty() {
             return;
@@ -250,8 +258,8 @@ impl Registry {
         }
     }
 
-    /// `key` has begun to answer on a connection that it was accepted for earlier: of its quota
-    /// that says something.
+    /// `key` has begun to answer on a connection accepted earlier. That shows that its quota is
+    /// back, but not that its secret is still accepted.
     pub fn has_answered(&self, key: &Key) {
         for scope in [Scope::Project, Scope::Organization] {
             let subject = Subject::of(key, scope);
@@ -261,7 +269,7 @@ impl Registry {
         }
     }
 
-    /// Waits until it is known whether a suspected `key` is refused, for a moment at the most.
+    /// Waits briefly until a probe has decided whether a suspected `key` is refused.
     pub async fn settled(&self, key: &Key) {
         let mut changes = self.follow();
         let is_settled = || {
@@ -270,16 +278,16 @@ impl Registry {
                 .all(|scope| !self.conditions.is(Subject::of(key, scope), Condition::Suspected))
         };
         let settling = async { while !is_settled() && changes.changed().await.is_ok() {} };
-        // Unsettled it stays aside.
+        // After the timeout, the key stays bypassed.
         let _ = tokio::time::timeout(SETTLED, settling).await;
     }
 
-    /// Hears of each change of the conditions.
+    /// Subscribes to changes of the conditions.
     pub fn follow(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Whether an operator wants nobody on `key`, or has removed it.
+    /// Whether an operator has disabled, drained or removed `key`.
     pub fn is_closed(&self, key: &Key) -> bool {
         let loaded = self.loaded();
         let is_there = loaded
@@ -293,7 +301,7 @@ impl Registry {
             )
     }
 
-    /// What was out of use is in use again: new sessions come to it little by little.
+    /// Ends an illness of `subject`. New sessions return to it gradually.
     pub fn recovered(&self, subject: Subject, name: &str) {
         if self.conditions.end(subject, Class::Illness).is_some() {
             tracing::info!(key = name, "in use again");
@@ -302,7 +310,7 @@ impl Registry {
         }
     }
 
-    /// Something is known that was not before.
+    /// Takes a change of the conditions into account and announces it.
     pub fn has_changed(&self) {
         let loaded = self.loaded();
         self.conditions.consider(loaded.table.keys());
@@ -310,7 +318,7 @@ impl Registry {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// The metric says for each key what it is in.
+    /// Shows the state of each key in the metric.
     pub fn show_states(&self) {
         for key in self.loaded().table.keys() {
             self.metrics.key_state(&key.id, self.state(key));
@@ -333,21 +341,20 @@ impl Registry {
     }
 }
 
-/// What replicas tell each other of keys: what they met of them, and what they have in flight on
-/// each.
+/// What replicas report to each other about keys: the conditions, and the turns in flight.
 impl Topic for Registry {
     fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(self.conditions.news())
+        Box::pin(self.conditions.reportable())
     }
 
     fn report(&self) -> Told {
-        let (seen, notes) = self.conditions.word();
-        Told { seen, notes, load: self.loads.told() }
+        let (seen, notes) = self.conditions.report();
+        Told { seen, notes, load: self.loads.report() }
     }
 
-    fn hear(&self, told: &[Note], board: &Board) {
+    fn hear(&self, reported: &[Note], board: &Board) {
         self.loads.heard(&board.loads);
-        if self.conditions.heard(told, board) {
+        if self.conditions.learn(reported, board) {
             self.has_changed();
         }
     }
@@ -361,7 +368,7 @@ impl Topic for Registry {
             return;
         }
         self.conditions.sweep();
-        // A condition that is over leaves a state to show.
+        // The end of a condition may change the state of its key.
         self.show_states();
     }
 }

@@ -1,7 +1,7 @@
-//! A set of keys as this replica has loaded it, and what it has heard of the sets of others.
+//! A set of keys as this replica has loaded it, and what the replica knows of the sets of others.
 //!
-//! Replicas reload at different moments. The store numbers the sets, so that a replica knows
-//! whether another's key is not loaded yet or is removed; a key takes new sessions once every live
+//! Replicas reload at different moments. The store numbers the sets, so that a replica can tell
+//! whether another's key is not loaded yet or was removed. A key takes new sessions once every live
 //! replica has it.
 
 use std::collections::HashSet;
@@ -18,30 +18,31 @@ pub struct Loaded {
     pub fingerprint: String,
     /// The set's ordinal. 0: not known yet.
     ordinal: AtomicU32,
-    /// The keys that every other live replica has too, as far as it is known.
+    /// The keys that every other live replica has, too, as far as this replica knows.
     common: RwLock<HashSet<Tag>>,
-    /// Keys that are removed since.
+    /// Keys that have been removed since.
     gone: HashSet<Tag>,
 }
 
 impl Loaded {
-    /// The set that a replica starts with. Until it hears of others there are none.
+    /// The set that a replica starts with. Until the store tells of other replicas, all keys count
+    /// as common.
     pub fn new(table: Table) -> Self {
         let common = tags(&table).collect();
         Self::with(table, 0, common, HashSet::new())
     }
 
-    /// The set that follows this one. Until it is heard of, only keys that were common before are:
-    /// a new key takes no session that another replica would not find.
+    /// The set that follows this one. Until the store has answered, only keys that were common
+    /// before stay common: a new key takes no session that another replica could not serve.
     pub fn followed_by(&self, table: Table) -> Self {
         let common = tags(&table).filter(|tag| self.common().contains(tag)).collect();
-        // Other weights and secrets make no other set.
+        // Other weights and secrets do not make another set.
         let ordinal = if table.fingerprint() == self.fingerprint { self.ordinal() } else { 0 };
         Self::with(table, ordinal, common, HashSet::new())
     }
 
-    /// This set, as it goes on to be used once `now` is loaded and the store, being away, cannot
-    /// say what others have: each session finds the order that it found before.
+    /// This set as it stays in use after `now` is loaded while the store is away. Each session
+    /// finds the same order of keys as before.
     pub fn frozen_under(&self, now: &Table) -> Self {
         let table = self.table.renewed(now);
         let is_gone = |key: &&Arc<Key>| {
@@ -66,14 +67,14 @@ impl Loaded {
         self.ordinal.load(Ordering::Relaxed)
     }
 
-    /// The tags of its keys, as they are told to the store.
+    /// The tags of the set's keys, as reported to the store.
     pub fn tags(&self) -> String {
         tags(&self.table).map(|tag| tag.to_string()).collect::<Vec<_>>().join(" ")
     }
 
-    /// Takes note of what the store said of this set and the others.
-    pub fn heard(&self, roll: &MembershipReply) {
-        let sets = roll
+    /// Takes the store's reply about this set and the others.
+    pub fn heard(&self, reply: &MembershipReply) {
+        let sets = reply
             .others
             .iter()
             .map(|tags| tags.split(' ').filter_map(Tag::parse).collect::<HashSet<_>>());
@@ -81,18 +82,18 @@ impl Loaded {
         let common = sets
             .fold(own, |common: HashSet<Tag>, set| common.intersection(&set).copied().collect());
         *self.common.write().unwrap_or_else(PoisonError::into_inner) = common;
-        self.ordinal.store(roll.ordinal, Ordering::Relaxed);
+        self.ordinal.store(reply.ordinal, Ordering::Relaxed);
     }
 
-    /// Whether sessions may be bound to `key`: every live replica would find it. Where no key is
-    /// like that there is nothing to agree on, and every turn still wants one.
+    /// Whether sessions may be bound to `key`: every live replica has it. If no key is common,
+    /// every key may be used, because every turn needs one.
     pub fn is_common(&self, key: &Key) -> bool {
         let common = self.common();
         common.is_empty() || common.contains(&key.tag)
     }
 
-    /// Whether `key` counts for the order of a session's keys only, and must not be used: it was
-    /// removed in an outage.
+    /// Whether `key` was removed in an outage: it counts in the order of a session's keys, but must
+    /// not be used.
     pub fn is_gone(&self, key: &Key) -> bool {
         self.gone.contains(&key.tag)
     }
@@ -113,7 +114,7 @@ mod tests {
     const OLD: &str = "a org-a 1 sk-a, b org-b 1 sk-b";
     const NEW: &str = "a org-a 1 sk-a, c org-a 1 sk-c";
 
-    fn roll(ordinal: u32, others: &[&str]) -> MembershipReply {
+    fn reply(ordinal: u32, others: &[&str]) -> MembershipReply {
         MembershipReply {
             ordinal,
             others: others.iter().map(|sketch| Loaded::new(Table::sketch(sketch)).tags()).collect(),
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_from_the_store_every_key_takes_sessions() {
+    fn every_key_takes_sessions_until_the_store_answers() {
         let started = Loaded::new(Table::sketch(OLD));
         assert_eq!((common(&started).as_str(), started.ordinal()), ("ab", 0));
     }
@@ -139,27 +140,27 @@ mod tests {
     #[test]
     fn a_new_key_takes_sessions_once_every_live_replica_has_it() {
         let before = Loaded::new(Table::sketch(OLD));
-        before.heard(&roll(1, &[]));
+        before.heard(&reply(1, &[]));
         let after = before.followed_by(Table::sketch(NEW));
         assert_eq!(
             (common(&after).as_str(), after.ordinal()),
             ("a", 0),
             "not before the store has answered"
         );
-        after.heard(&roll(2, &[OLD]));
+        after.heard(&reply(2, &[OLD]));
         assert_eq!(
             (common(&after).as_str(), after.ordinal()),
             ("a", 2),
             "nor while another replica lacks it"
         );
-        after.heard(&roll(2, &[]));
+        after.heard(&reply(2, &[]));
         assert_eq!(common(&after), "ac");
     }
 
     #[test]
-    fn what_is_common_is_what_all_others_have() {
+    fn common_keys_are_those_that_all_others_have() {
         let loaded = Loaded::new(Table::sketch("a o 1 sk-a, b o 1 sk-b, c o 1 sk-c, d o 1 sk-d"));
-        loaded.heard(&roll(
+        loaded.heard(&reply(
             3,
             &[
                 "a o 1 sk-a, b o 1 sk-b, c o 1 sk-c",
@@ -168,14 +169,14 @@ mod tests {
             ],
         ));
         assert_eq!(common(&loaded), "c");
-        loaded.heard(&roll(3, &["a o 1 sk-a", "b o 1 sk-b"]));
+        loaded.heard(&reply(3, &["a o 1 sk-a", "b o 1 sk-b"]));
         assert_eq!(common(&loaded), "abcd", "nothing is");
     }
 
     #[test]
-    fn what_was_not_common_before_is_not_after() {
+    fn key_that_was_not_common_before_a_reload_is_not_common_after() {
         let before = Loaded::new(Table::sketch(NEW));
-        before.heard(&roll(2, &[OLD]));
+        before.heard(&reply(2, &[OLD]));
         assert_eq!(
             common(
                 &before
@@ -186,16 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn with_nothing_in_common_there_is_nothing_to_agree_on() {
+    fn without_a_common_key_every_key_may_be_used() {
         let loaded = Loaded::new(Table::sketch("c org-a 1 sk-c"));
-        loaded.heard(&roll(2, &[OLD]));
+        loaded.heard(&reply(2, &[OLD]));
         assert_eq!(common(&loaded), "c");
     }
 
     #[test]
-    fn other_weights_and_secrets_are_no_other_set() {
+    fn other_weights_and_secrets_make_no_other_set() {
         let before = Loaded::new(Table::sketch(OLD));
-        before.heard(&roll(7, &[]));
+        before.heard(&reply(7, &[]));
         let after = before.followed_by(Table::sketch("b org-b 5 sk-b, a org-a 0 sk-new"));
         assert_eq!((common(&after).as_str(), after.ordinal()), ("ba", 7));
     }
@@ -203,7 +204,7 @@ mod tests {
     #[test]
     fn a_frozen_set_keeps_places_and_weights_and_shows_the_present_secrets() {
         let before = Loaded::new(Table::sketch(OLD));
-        before.heard(&roll(3, &["a org-a 1 sk-a"]));
+        before.heard(&reply(3, &["a org-a 1 sk-a"]));
         let frozen = before.frozen_under(&Table::sketch("a org-a 9 sk-new, c org-a 1 sk-c"));
         let [a, b] = frozen.table.keys() else { panic!("the same places") };
         assert_eq!((a.weight, a.secret.expose(), frozen.is_gone(a)), (1, "sk-new", false));

@@ -1,8 +1,7 @@
-//! Whether an upstream says the secret that it was shown, in the bytes of an answer as they pass.
-//! Pure.
+//! Detects an upstream that repeats a key's secret in the bytes of an answer as they pass. Pure.
 //!
-//! Changes nothing of what passes. Opens nothing either: a secret in a compressed body, or one that
-//! is escaped, is not found.
+//! The scan changes nothing and opens nothing: it does not find a secret in a compressed body, or
+//! an escaped one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,14 +11,15 @@ use memchr::memmem::Finder;
 
 use crate::setting::Secret;
 
-/// What one key's secret is found with: built once, for all answers.
+/// Finds one key's secret. Built once, for all answers.
 #[derive(Clone)]
 pub struct Leak(Arc<Finder<'static>>);
 
-/// An ear for one answer.
+/// The scan of one answer.
 pub struct LeakScan {
     finder: Arc<Finder<'static>>,
-    /// The end of what has passed, where the secret begins with it: what follows may complete it.
+    /// The end of the passed bytes if it is a beginning of the secret: the next bytes may complete
+    /// it.
     end: Vec<u8>,
     has_found: bool,
 }
@@ -30,7 +30,7 @@ impl Leak {
     }
 
     pub fn scan(&self) -> LeakScan {
-        // Nothing is everywhere.
+        // An empty secret would be found everywhere.
         let has_found = self.0.needle().is_empty();
         LeakScan { finder: Arc::clone(&self.0), end: Vec::new(), has_found }
     }
@@ -43,7 +43,7 @@ impl fmt::Debug for Leak {
 }
 
 impl LeakScan {
-    /// Whether the secret is said here for the first time, be it only that its last byte is.
+    /// Whether the secret appears for the first time, even if `passing` holds only its last byte.
     pub fn finds(&mut self, passing: &[u8]) -> bool {
         if self.has_found {
             return false;
@@ -65,7 +65,7 @@ impl LeakScan {
         self.has_found
     }
 
-    /// The longest end of `text` that the secret begins with.
+    /// The longest end of `text` that is a beginning of the secret.
     fn begun<'t>(&self, text: &'t [u8]) -> &'t [u8] {
         let needle = self.finder.needle();
         let found =
@@ -79,50 +79,57 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn heard(secret: &str, pieces: &[&[u8]]) -> usize {
+    fn count_found(secret: &str, pieces: &[&[u8]]) -> usize {
         let mut ear = Leak::of(&Secret::new(secret)).scan();
         pieces.iter().filter(|piece| ear.finds(piece)).count()
     }
 
     #[test]
-    fn a_secret_is_heard_once_wherever_it_is_split() {
+    fn secret_is_found_once_wherever_it_is_split() {
         let said = b"data: {\"authorization\":\"Bearer sk-ab-abc\"}\n\n";
         for secret in ["sk-ab-abc", "c", "data", "\n\n"] {
             for at in 0..=said.len() {
-                assert_eq!(heard(secret, &[&said[..at], &said[at..]]), 1, "{secret} at {at}");
+                assert_eq!(count_found(secret, &[&said[..at], &said[at..]]), 1, "{secret} at {at}");
                 assert_eq!(
-                    heard(secret, &[&said[..at], b"", &said[at..], said]),
+                    count_found(secret, &[&said[..at], b"", &said[at..], said]),
                     1,
                     "{secret} at {at}"
                 );
             }
             assert_eq!(
-                heard(secret, &said.chunks(1).collect::<Vec<_>>()),
+                count_found(secret, &said.chunks(1).collect::<Vec<_>>()),
                 1,
                 "{secret} byte by byte"
             );
-            assert_eq!(heard(secret, &said.chunks(4).collect::<Vec<_>>()), 1, "{secret} in fours");
+            assert_eq!(
+                count_found(secret, &said.chunks(4).collect::<Vec<_>>()),
+                1,
+                "{secret} in fours"
+            );
         }
     }
 
     proptest! {
         /// A secret of few letters begins and breaks off again and again.
         #[test]
-        fn it_hears_what_the_whole_text_holds(secret in "[ab]{1,5}", pieces in prop::collection::vec("[ab]{0,7}", 0..12)) {
+        fn scan_finds_what_the_whole_text_holds(
+            secret in "[ab]{1,5}",
+            pieces in prop::collection::vec("[ab]{0,7}", 0..12),
+        ) {
             let pieces: Vec<_> = pieces.iter().map(String::as_bytes).collect();
             let is_said = String::from_utf8(pieces.concat()).unwrap().contains(&secret);
-            prop_assert_eq!(heard(&secret, &pieces), usize::from(is_said));
+            prop_assert_eq!(count_found(&secret, &pieces), usize::from(is_said));
         }
     }
 
     #[test]
-    fn what_is_not_said_is_not_heard() {
-        assert_eq!(heard("sk-abc", &[b"sk-ab", b"sk-ab", b"", b"x", b"c sk-ab", b"-c"]), 0);
-        assert_eq!(heard("", &[b"anything"]), 0);
+    fn secret_that_is_not_there_is_not_found() {
+        assert_eq!(count_found("sk-abc", &[b"sk-ab", b"sk-ab", b"", b"x", b"c sk-ab", b"-c"]), 0);
+        assert_eq!(count_found("", &[b"anything"]), 0);
     }
 
     #[test]
-    fn it_does_not_say_the_secret_itself() {
+    fn leak_does_not_show_the_secret_itself() {
         assert_eq!(format!("{:?}", Leak::of(&Secret::new("sk-canary"))), "Leak");
     }
 }

@@ -1,5 +1,5 @@
-//! Where upstreams are: resolves their names, and remembers. While no name server answers, an
-//! upstream is where it was.
+//! Resolves the names of upstreams and remembers their addresses. While no name server answers, the
+//! last address stays in use.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -11,30 +11,30 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::time::timeout;
 
-/// How long a name server may take at the most where it is known where the upstream was.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Maximum time for a name server to answer if a last address is known.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where each name was found last: an upstream's, and its proxy's.
+/// The last addresses of each name: an upstream's, or its proxy's.
 #[derive(Clone, Debug)]
 pub struct Resolver {
-    patience: Duration,
+    timeout: Duration,
     known: Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>,
 }
 
 impl PartialEq for Resolver {
-    /// What was found is nothing that an upstream is told from another by.
+    /// Upstreams compare equal whatever their resolvers have found.
     fn eq(&self, other: &Self) -> bool {
-        self.patience == other.patience
+        self.timeout == other.timeout
     }
 }
 
 impl Resolver {
-    /// `connect_timeout`: for the name and the connection together.
+    /// `connect_timeout` covers the name and the connection together.
     pub fn new(connect_timeout: Duration) -> Self {
-        Self { patience: PATIENCE.min(connect_timeout / 2), known: Arc::default() }
+        Self { timeout: LOOKUP_TIMEOUT.min(connect_timeout / 2), known: Arc::default() }
     }
 
-    /// What `asked` finds, or what was found before.
+    /// The addresses that `asked` returns, or the last known ones.
     async fn find(
         &self,
         name: &str,
@@ -45,7 +45,7 @@ impl Resolver {
             self.remember(name, &found);
             return Ok(found);
         };
-        match timeout(self.patience, asked).await {
+        match timeout(self.timeout, asked).await {
             Ok(Ok(found)) if !found.is_empty() => {
                 self.remember(name, &found);
                 Ok(found)
@@ -53,7 +53,7 @@ impl Resolver {
             _ => {
                 tracing::warn!(
                     host = name,
-                    "no name server tells where an upstream is: it is looked for where it was"
+                    "no name server knows the address of an upstream: the last address stays in use"
                 );
                 Ok(before)
             }
@@ -67,7 +67,7 @@ impl Resolver {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, Vec<SocketAddr>>> {
-        // Every change is whole before anything can panic.
+        // A panic leaves no change half made, so a poisoned lock is fit for use.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -76,7 +76,7 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
         Box::pin(async move {
-            // The port is that of the address that is called.
+            // The caller replaces port 0 with the port of its URL.
             let asked = async { Ok(tokio::net::lookup_host((name.as_str(), 0)).await?.collect()) };
             let found = resolver.find(name.as_str(), asked).await?;
             Ok(Box::new(found.into_iter()) as Addrs)
@@ -105,8 +105,8 @@ mod tests {
         assert_eq!(resolver.find("a", nothing()).await.unwrap(), first);
         assert_eq!(resolver.find("a", found(&[])).await.unwrap(), first);
         let soon = timeout(Duration::from_millis(501), resolver.find("a", std::future::pending()));
-        assert_eq!(soon.await.unwrap().unwrap(), first, "nor is it waited for long");
-        assert!(resolver.find("b", nothing()).await.is_err(), "of another name nothing is known");
+        assert_eq!(soon.await.unwrap().unwrap(), first, "and a turn does not wait for long");
+        assert!(resolver.find("b", nothing()).await.is_err(), "another name has no last address");
         let moved = resolver.find("a", found(&["10.0.0.3:0"])).await.unwrap();
         assert_eq!(resolver.find("a", nothing()).await.unwrap(), moved, "it has moved");
     }

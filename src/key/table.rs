@@ -17,7 +17,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// The error names the option and never holds a secret.
+    /// Builds all keys. An error names the option and never holds a secret.
     pub fn new(upstreams: &[UpstreamSettings], settings: &[Settings]) -> Result<Self, String> {
         let mut known = HashMap::new();
         for upstream in upstreams {
@@ -50,8 +50,8 @@ impl Table {
         Self { keys, by_tag }
     }
 
-    /// The same keys, those of `before` in place of their equals: they go on, with the connections
-    /// that they have.
+    /// The same keys, but with the objects of `before` for unchanged keys: these go on with their
+    /// connections.
     pub fn keeping(self, before: &Self) -> Self {
         let keep = |key: Arc<Key>| match before.by_tag(key.tag) {
             Some(old) if !old.is_shown_like(&key) => key,
@@ -66,16 +66,16 @@ impl Table {
         Self::of(self.keys.into_iter().map(keep).collect())
     }
 
-    /// Whether both hold the very same keys, in whatever order.
+    /// Whether both tables hold the same key objects, in any order.
     pub fn is_same(&self, other: &Self) -> bool {
-        let is_held =
-            |key: &Arc<Key>| other.by_tag(key.tag).is_some_and(|held| Arc::ptr_eq(held, key));
-        self.keys.len() == other.keys.len() && self.keys.iter().all(is_held)
+        let is_there =
+            |key: &Arc<Key>| other.by_tag(key.tag).is_some_and(|own| Arc::ptr_eq(own, key));
+        self.keys.len() == other.keys.len() && self.keys.iter().all(is_there)
     }
 
-    /// The same places and weights, so that every session finds the same order in it, with what is
-    /// shown to upstreams as in `now`. A key that is gone from there keeps its place, and must not
-    /// be used.
+    /// The same places and weights, so that every session finds the same order of keys, with the
+    /// secrets and upstreams of `now`. A key that `now` lacks keeps its place, and must not be
+    /// used.
     pub fn renewed(&self, now: &Self) -> Self {
         let renew = |key: &Arc<Key>| match now.by_tag(key.tag) {
             Some(new) if new.organization_tag == key.organization_tag => {
@@ -94,7 +94,7 @@ impl Table {
         self.by_tag.get(&tag)
     }
 
-    /// The same for equal sets of keys in equal places, whatever their order, weights and secrets.
+    /// A fingerprint of keys and their places. Order, weights and secrets do not matter.
     pub fn fingerprint(&self) -> String {
         let mut places: Vec<_> = self
             .keys
@@ -112,8 +112,7 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    // No fault repeats the address: whoever writes a password or a key into it did not mean to show
-    // it.
+    // No fault repeats the address: a password or key in it was not meant to be shown.
     let base = reqwest::Url::parse(&settings.base_url)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
@@ -203,11 +202,11 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     }))
 }
 
-/// Idle connections kept a key: as many as its turns in flight at a busy time.
+/// Maximum number of idle connections of a key: its turns in flight at a busy time.
 const IDLE_CONNECTIONS: usize = 4096;
 
-/// A pool of connections that follows and decodes nothing, and adds nothing but an `accept: */*`
-/// where the client sent none.
+/// A pool of connections. They follow no redirect and decode nothing, and add only `accept: */*` if
+/// the client sent no `accept`.
 fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -221,7 +220,7 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
         builder = builder.http1_only();
     }
     if let Some(address) = &wiring.proxy {
-        // The address may hold a password: it is not repeated.
+        // The address may hold a password, so the error does not repeat it.
         builder = builder
             .proxy(reqwest::Proxy::all(address.expose()).map_err(|_| "proxy: is no address")?);
     }
@@ -235,7 +234,7 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
 
 #[cfg(test)]
 impl Table {
-    /// The keys of `sketch`, each `id organization weight secret`, with commas between them.
+    /// The keys of `sketch`: each `id organization weight secret`, separated by commas.
     pub fn sketch(sketch: &str) -> Self {
         let upstream: UpstreamSettings =
             serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
@@ -243,7 +242,11 @@ impl Table {
             let words: Vec<_> = words.split_whitespace().collect();
             let [id, organization, weight, secret] = words[..] else { panic!("{words:?}") };
             serde_json::from_value(serde_json::json!({
-                "id": id, "upstream": "u", "organization": organization, "weight": weight.parse::<u32>().unwrap(), "secret": secret,
+                "id": id,
+                "upstream": "u",
+                "organization": organization,
+                "weight": weight.parse::<u32>().unwrap(),
+                "secret": secret,
             }))
             .unwrap()
         };

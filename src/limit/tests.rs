@@ -1,3 +1,5 @@
+//! Tests of waits, headroom, rates and retries.
+
 use super::*;
 use http::{HeaderName, HeaderValue};
 use proptest::prelude::*;
@@ -14,12 +16,12 @@ fn told(list: &[(&'static str, &str)]) -> Option<u128> {
 }
 
 #[test]
-fn a_wait_is_read_in_every_spelling() {
+fn wait_is_read_in_every_spelling() {
     assert_eq!(told(&[("retry-after", "2")]), Some(2_000));
     assert_eq!(told(&[("retry-after", "1.5")]), Some(1_500));
     assert_eq!(told(&[("retry-after-ms", "1500"), ("retry-after", "2")]), Some(1_500));
     assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:47 GMT")]), Some(10_000));
-    assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")]), Some(0), "it has passed");
+    assert_eq!(told(&[("retry-after", "Sun, 06 Nov 1994 08:49:27 GMT")]), Some(0), "a past date");
     assert_eq!(told(&[("retry-after", "99999999999")]), Some(LONGEST_WAIT.as_millis()));
     for nothing in ["", "-1", "soon", "NaN", "1h"] {
         assert_eq!(told(&[("retry-after", nothing)]), None, "{nothing}");
@@ -30,26 +32,26 @@ fn a_wait_is_read_in_every_spelling() {
         ("x-ratelimit-remaining-tokens", "7"),
         ("x-ratelimit-reset-tokens", "6h0m0s"),
     ];
-    assert_eq!(told(&used_up), Some(90_500), "of the limit that is used up");
+    assert_eq!(told(&used_up), Some(90_500), "the reset of the exhausted limit");
 }
 
 #[test]
-fn a_wait_is_the_one_that_is_said_and_else_the_longest_reset() {
+fn wait_is_the_stated_one_or_else_the_longest_reset() {
     let (millis, seconds) = (("retry-after-ms", "soon"), ("retry-after", "2"));
     let requests = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "6s")];
     let tokens = [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "30s")];
     let project =
         [("x-ratelimit-remaining-project-tokens", "0"), ("x-ratelimit-reset-project-tokens", "1m")];
-    assert_eq!(told(&[millis, seconds]), Some(2_000), "what makes no sense says nothing");
+    assert_eq!(told(&[millis, seconds]), Some(2_000), "nonsense counts as absent");
     assert_eq!(
         told(&[&[seconds], &requests[..]].concat()),
         Some(2_000),
-        "a word goes before what is reckoned"
+        "a stated wait wins over a reset"
     );
     assert_eq!(
         told(&[requests, tokens].concat()),
         Some(30_000),
-        "before that the other one would refuse it"
+        "until then the other limit would refuse"
     );
     assert_eq!(told(&[tokens, requests, project].concat()), Some(60_000));
     assert_eq!(
@@ -64,7 +66,7 @@ fn a_wait_is_the_one_that_is_said_and_else_the_longest_reset() {
 }
 
 #[test]
-fn spans_are_read_as_go_writes_them() {
+fn spans_are_read_in_gos_format() {
     for (text, millis) in [
         ("20ms", 20),
         ("1s", 1_000),
@@ -83,7 +85,7 @@ fn spans_are_read_as_go_writes_them() {
 }
 
 #[test]
-fn the_scarcest_limit_counts() {
+fn headroom_is_that_of_the_scarcest_limit() {
     let all = headers(&[
         ("x-ratelimit-limit-requests", "100"),
         ("x-ratelimit-remaining-requests", "90"),
@@ -109,14 +111,14 @@ fn the_scarcest_limit_counts() {
     let (scarce, ample) =
         (of("requests", "100", "5", Some("3s")), of("project-tokens", "100", "50", Some("9s")));
     let expected = Some(Headroom { left: 0.05, reset: Duration::from_secs(3) });
-    assert_eq!(found(&[scarce.clone(), ample.clone()]), expected, "whichever it is");
+    assert_eq!(found(&[scarce.clone(), ample.clone()]), expected, "the scarcest of any kind");
     let (more, none) = (of("tokens", "10", "20", None), of("tokens", "0", "0", Some("1s")));
     assert_eq!(
         found(&[more]),
         Some(Headroom { left: 1.0, reset: USUAL_WAIT }),
-        "no share is larger than the whole"
+        "a share is at most 1"
     );
-    assert_eq!(found(std::slice::from_ref(&none)), None, "of nothing there is no share");
+    assert_eq!(found(std::slice::from_ref(&none)), None, "a limit of 0 has no share");
     assert_eq!(found(&[none, scarce]), expected);
     assert_eq!(
         found(&[of("tokens", "10", "1", Some("2h"))]),
@@ -125,7 +127,7 @@ fn the_scarcest_limit_counts() {
 }
 
 #[test]
-fn a_message_may_say_when_to_come_again() {
+fn message_may_state_a_wait() {
     let told = |message: &str| wait_in(message).map(|wait| wait.as_millis());
     assert_eq!(told("Requested 12528. Please try again in 11.054s. Visit https://x"), Some(11_054));
     assert_eq!(told("Please try again in 120ms."), Some(120));
@@ -140,7 +142,7 @@ fn a_message_may_say_when_to_come_again() {
 }
 
 #[test]
-fn a_request_may_be_larger_than_its_limit() {
+fn request_may_be_larger_than_its_limit() {
     let message = |limit: &str, requested: &str| {
         format!(
             "Rate limit reached on tokens per min (TPM): Limit {limit}, Used 22999, Requested {requested}. Please try"
@@ -151,7 +153,7 @@ fn a_request_may_be_larger_than_its_limit() {
             && is_beyond_limit(&message("30,000", "30,001"))
     );
     assert!(!is_beyond_limit(&message("30000", "12528")) && !is_beyond_limit("Limit reached"));
-    assert!(!is_beyond_limit(&message("30000", "30000")), "the limit itself is within it");
+    assert!(!is_beyond_limit(&message("30000", "30000")), "a request as large as the limit");
     assert!(
         is_beyond_limit("Limit 30000, Requested 40000.")
             && !is_beyond_limit("Limit 30000, Used 40000.")
@@ -159,7 +161,7 @@ fn a_request_may_be_larger_than_its_limit() {
 }
 
 #[test]
-fn waits_are_spread_over_a_quarter_more() {
+fn waits_are_jittered_by_up_to_a_quarter() {
     let second = Duration::from_secs(1);
     assert_eq!(
         [0.0, 0.5, 1.0].map(|chance| jittered(second * 8, chance)),
@@ -168,11 +170,11 @@ fn waits_are_spread_over_a_quarter_more() {
     let chances: Vec<_> = (0..100).map(|_| chance()).collect();
     assert!(chances.iter().all(|chance| (0.0..=1.0).contains(chance)));
     let is_hit = |part: usize| chances.iter().any(|chance| (chance * 4.0) as usize == part);
-    assert!((0..4).all(is_hit), "all of it is used: {chances:?}");
+    assert!((0..4).all(is_hit), "every quarter is hit: {chances:?}");
 }
 
 #[test]
-fn a_burst_is_granted_in_full_and_again_after_a_quiet_time() {
+fn burst_is_granted_in_full_and_again_after_a_quiet_time() {
     let (interval, mut rate, mut now) =
         (Duration::from_millis(100), Rate::default(), Duration::from_secs(9));
     for burst in [1, 5] {
@@ -180,11 +182,11 @@ fn a_burst_is_granted_in_full_and_again_after_a_quiet_time() {
         for _ in 0..burst {
             assert_eq!(rate.take(now, interval, burst), Ok(()));
         }
-        assert_eq!(rate.take(now, interval, burst), Err(interval), "and no more, for an interval");
+        assert_eq!(rate.take(now, interval, burst), Err(interval), "no more for an interval");
         assert_eq!(
             rate.take(now + interval / 4, interval, burst),
             Err(interval * 3 / 4),
-            "to ask costs nothing"
+            "a refused take costs nothing"
         );
         assert_eq!(rate.take(now + interval, interval, burst), Ok(()));
         assert_eq!(rate.take(now + interval, interval, burst), Err(interval));
@@ -192,7 +194,7 @@ fn a_burst_is_granted_in_full_and_again_after_a_quiet_time() {
 }
 
 #[test]
-fn retries_are_saved_up_by_turns_and_not_without_end() {
+fn retries_are_saved_up_to_a_maximum() {
     let granted = |retries: &mut Retries| (0..100).take_while(|_| retries.take()).count();
     let mut retries = Retries::default();
     assert_eq!(granted(&mut retries), 2, "a few for quiet times");
@@ -204,13 +206,13 @@ fn retries_are_saved_up_by_turns_and_not_without_end() {
 
 proptest! {
     #[test]
-    fn nothing_that_a_header_says_can_break_the_reading(text in "[ -~]{0,40}") {
+    fn headers_of_any_text_are_read_within_bounds(text in "[ -~]{0,40}") {
         let value = HeaderValue::from_str(&text).unwrap();
         for name in ["retry-after", "retry-after-ms", "x-ratelimit-reset-tokens"] {
             let mut all = headers(&[("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-limit-tokens", "1")]);
             all.insert(HeaderName::from_static(name), value.clone());
             prop_assert!(wait(&all, SystemTime::UNIX_EPOCH).unwrap_or_default() <= LONGEST_WAIT);
-            prop_assert!(headroom(&all).is_some_and(|room| room.reset <= LONGEST_WAIT));
+            prop_assert!(headroom(&all).is_some_and(|headroom| headroom.reset <= LONGEST_WAIT));
         }
         is_beyond_limit(&text);
         let wait = wait_in(&format!("try again in {text}"));
@@ -218,7 +220,9 @@ proptest! {
     }
 
     #[test]
-    fn a_rate_grants_its_burst_and_then_one_each_interval(steps in prop::collection::vec(0..300_u64, 1..200)) {
+    fn rate_grants_a_burst_then_one_each_interval(
+        steps in prop::collection::vec(0..300_u64, 1..200),
+    ) {
         let (interval, burst) = (Duration::from_millis(100), 5);
         let (mut rate, mut now, mut granted) = (Rate::default(), Duration::ZERO, 0);
         for step in steps {

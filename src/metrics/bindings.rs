@@ -1,4 +1,4 @@
-//! Metrics of bindings: how turns get theirs, what moves them, and which turns were cold.
+//! Metrics of bindings: how turns got theirs, what moved them, and which turns were cold.
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counters, families};
@@ -8,11 +8,11 @@ families! {
     pub struct BindingMetrics {
         bound: Counters<BindingResult> = counters(
             "bindings",
-            "Turns that had a key, by how they got their binding",
+            "Turns that had a key, by how the turn got its binding",
         ),
         decided: Counters<(Decision, Reason)> = counters(
             "decisions",
-            "Decisions about turns that their key could not serve at once, by reason",
+            "Decisions about turns that the bound key could not serve at once, by reason",
         ),
         cold: Counters<ColdReason> = counters(
             "cold_turns",

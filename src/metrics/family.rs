@@ -1,4 +1,4 @@
-//! How a family of metrics is declared: its name, unit, labels and help stand in one line.
+//! Declares families of metrics: the name, unit, labels and help of a family stand in one place.
 //!
 //! [`families!`] makes a struct of families. [`Page`] registers each family and shows every known
 //! combination of its labels at 0, so that a rate is right from the first event on.
@@ -45,7 +45,7 @@ pub struct Buckets(&'static [f64]);
 pub const OF_TURNS: Buckets =
     Buckets(&[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]);
 
-/// The gateway and the store add milliseconds.
+/// The gateway and the store take milliseconds.
 pub const OF_STEPS: Buckets = Buckets(&[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
 ]);

@@ -12,18 +12,18 @@ families! {
         ),
         waiting: Gauge = gauge(
             "keys_waiting",
-            "Keys that take no session yet because a live replica has not loaded them",
+            "Keys that take no sessions yet because a live replica has not loaded them",
         ),
         input_tokens: Counters<(KeyLabel, Cache)> = counters(
             "input_tokens",
-            "Input tokens, by key and by what the upstream's prompt cache did with them",
+            "Input tokens, by key and by how the upstream's prompt cache treated them",
         ),
         output_tokens: Counters<KeyLabel> = counters("output_tokens", "Output tokens, by key"),
     }
 }
 
 impl Metrics {
-    /// Shows the state of `key`. Its counters of tokens begin with its first state.
+    /// Shows the state of `key`. The key's token counters appear with its first state.
     pub fn key_state(&self, key: &str, now: KeyState) {
         let key = KeyLabel::new(key);
         for &state in KeyState::ALL {
@@ -35,7 +35,7 @@ impl Metrics {
         drop(self.keys.output_tokens.get_or_create(&key));
     }
 
-    /// Hides a key that is no longer configured. Tokens that were counted stay on the page.
+    /// Hides a key that is no longer configured. Token counters above 0 stay on the page.
     pub fn key_removed(&self, key: &str) {
         let key = KeyLabel::new(key);
         for &state in KeyState::ALL {

@@ -1,6 +1,6 @@
 //! The labels of metrics: each label's name and its closed set of values.
 //!
-//! A label never holds what a client or an upstream sent. The one open label is [`KeyLabel`], and
+//! A label never holds text from a client or an upstream. The one open label is [`KeyLabel`], and
 //! the configuration bounds it.
 
 use prometheus_client::encoding::{
@@ -22,7 +22,7 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
     }
 }
 
-/// A configured key, by its id. The page shows a key as soon as the key has a state.
+/// A configured key, by its id. The page shows a key from its first state on.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct KeyLabel {
     key: String,
@@ -109,7 +109,7 @@ label! {
     }
 }
 label! {
-    /// What the upstream's prompt cache did with input tokens.
+    /// How the upstream's prompt cache treated input tokens.
     Cache = "cache" { Read, Written, Uncached }
 }
 label! {
@@ -117,7 +117,7 @@ label! {
     KeyState = "state" { Ready, Cooling, Probing, Disabled }
 }
 label! {
-    /// What the gateway decided about a turn that its key could not serve at once.
+    /// The gateway's decision about a turn that the bound key could not serve at once.
     Decision = "decision" { Move, Spill, Wait, Retry, Probe, Refuse }
 }
 label! {

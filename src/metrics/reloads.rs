@@ -1,12 +1,15 @@
-//! Metrics of reloads: whether this replica runs the configuration as it is now.
+//! Metrics of reloads: whether this replica runs the current configuration.
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counter, families};
 
 families! {
     pub struct ReloadMetrics {
-        done: Counter = counter("reloads", "Changed configurations that were taken into use"),
-        failed: Counter = counter("reload_failures", "Changed configurations that were refused"),
+        done: Counter = counter("reloads", "Changed configurations that this replica loaded"),
+        failed: Counter = counter(
+            "reload_failures",
+            "Changed configurations that this replica refused",
+        ),
     }
 }
 

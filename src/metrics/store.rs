@@ -1,4 +1,4 @@
-//! Metrics of the store: whether it answers, how fast, and what it loses.
+//! Metrics of the store: whether it answers, how fast, and which writes may be lost.
 
 use crate::metrics::Metrics;
 use crate::metrics::family::{Counter, Counters, Gauge, OF_STEPS, Times, families};
@@ -7,10 +7,10 @@ use crate::metrics::label::{Operation, StoreFailure};
 families! {
     pub struct StoreMetrics {
         up: Gauge = gauge("store_up", "1 while every part of the store answers, 0 otherwise"),
-        seconds: Times<Operation> = times("store", "Time that a store operation took", OF_STEPS),
+        seconds: Times<Operation> = times("store", "Duration of a store operation", OF_STEPS),
         failures: Counters<StoreFailure> = counters(
             "store_failures",
-            "Store operations and attempts to connect that failed, by reason",
+            "Failed store operations and connection attempts, by reason",
         ),
         lagging_rebinds: Counter = counter(
             "lagging_rebinds",

@@ -1,10 +1,10 @@
-//! What a scrape finds: names, labels, and how they count.
+//! Tests of a scraped page: names, labels and counts.
 
 use super::*;
 
 mod page;
 
-/// Every series of a page, by its name and labels.
+/// Whether the page shows `series`, a name with labels and a value.
 fn has(metrics: &Metrics, series: &str) -> bool {
     metrics.render().lines().any(|line| line == series)
 }

@@ -12,7 +12,7 @@ families! {
         websockets: Gauge = gauge("active_websockets", "Open WebSockets of clients"),
         ended: Counters<(Transport, Ending)> = counters(
             "turns",
-            "Turns that have ended, by transport and outcome",
+            "Finished turns, by transport and outcome",
         ),
         seconds: Times<Transport> = times(
             "turn",
@@ -21,20 +21,20 @@ families! {
         ),
         overhead: Histogram = time(
             "overhead",
-            "Time that the gateway itself adds before the upstream request starts",
+            "Time that the gateway adds before the upstream request starts",
             OF_STEPS,
         ),
         usage_missing: Counter = counter(
             "usage_missing",
-            "Answered turns whose token usage could not be read",
+            "Answered turns without readable token usage",
         ),
         leaks: Counter = counter(
             "credential_echoes",
-            "Answers whose body held the secret of the key that was sent upstream",
+            "Answers whose body held the secret of the upstream key",
         ),
         malformed: Counter = counter(
             "malformed_session_signals",
-            "Session signals of clients that were malformed and therefore ignored",
+            "Malformed session signals of clients, which the gateway ignored",
         ),
     }
 }
@@ -50,8 +50,7 @@ impl Metrics {
         self.turns.seconds.get_or_create(&transport).observe(seconds);
     }
 
-    /// Takes back [`Self::turn_began`]: the request was the handshake of a WebSocket, whose turns
-    /// come as messages.
+    /// Reverts [`Self::turn_began`] for the handshake of a WebSocket, whose turns come as messages.
     pub fn turn_void(&self) {
         self.turns.active.dec();
     }

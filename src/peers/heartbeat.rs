@@ -1,5 +1,5 @@
-//! A replica's heartbeat: several times a second the replica tells the others, on the board of the
-//! store, what it met and what it has in flight, and hears the same of them.
+//! A replica's heartbeat. Several times a second, replicas exchange notes and loads on the board of
+//! the store.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,36 +14,36 @@ use crate::store::Store;
 use crate::store::board::{Board, BoardReport, Note};
 use crate::task::Tasks;
 
-/// Between two exchanges. Notes are told at once and heard within one interval; loads are told
-/// within one and heard within two.
+/// Time between two exchanges. Other replicas receive a note within one interval, because notes are
+/// sent at once. They receive a load within two intervals.
 pub const INTERVAL: Duration = Duration::from_millis(100);
-/// What a silent replica had in flight is over after this time.
+/// Time after which the load of a silent replica expires.
 pub const LIFE: Duration = Duration::from_secs(5);
 
-/// What a replica tells with its heartbeat, and hears of the others.
+/// A part of the gateway that takes part in each heartbeat.
 pub trait Topic: Send + Sync {
-    /// Waits until there is something that the others should know at once.
+    /// Waits until there are notes that cannot wait for the next interval.
     fn has_news(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
-    /// What the others should know, and which version of the board was heard last.
+    /// Returns this replica's part of the next exchange.
     fn report(&self) -> Told;
 
-    /// The others have been told `told`, and this is what the board says.
+    /// Takes the answer to an exchange: the store accepted the notes `told`, and `board` is new.
     fn hear(&self, told: &[Note], board: &Board);
 
-    /// Nothing was heard for so long that what the others had in flight is over.
+    /// Drops the loads of the other replicas, because no exchange succeeded for [`LIFE`].
     fn hear_nothing(&self);
 
-    /// Gives up what is over by itself.
+    /// Drops expired entries.
     fn sweep(&self);
 }
 
 /// One replica's part of an exchange.
 pub struct Told {
-    /// The version of the board that was heard last.
+    /// The last received version of the board.
     pub seen: u64,
     pub notes: Vec<Note>,
-    /// What the replica has in flight, as the others understand it.
+    /// The replica's turns in flight, encoded for the other replicas.
     pub load: String,
 }
 
@@ -54,8 +54,8 @@ pub struct Heartbeat {
     replicas: Arc<Replicas>,
     /// Unique to the process.
     name: String,
-    /// When the board was heard last. Held during an exchange, so that answers are heard in the
-    /// order in which they were given.
+    /// The time of the last successful exchange. An exchange keeps the lock, so that answers are
+    /// processed in the order in which the store gave them.
     heard: Mutex<Instant>,
     has_left: AtomicBool,
 }
@@ -91,7 +91,7 @@ impl Heartbeat {
         heartbeat
     }
 
-    /// Exchanges for as long as the replica lives.
+    /// Exchanges until the replica stops.
     pub async fn run(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,27 +105,26 @@ impl Heartbeat {
         }
     }
 
-    /// Tells the others once, and hears what they have told.
+    /// Exchanges once: sends this replica's part and receives the board.
     pub async fn exchange(&self) {
         let mut heard = self.heard.lock().await;
         let Told { seen, notes, load } = self.topic.report();
         let life = if self.has_left.load(Ordering::Relaxed) { Duration::ZERO } else { LIFE };
-        let word = BoardReport { replica: &self.name, life, load: &load, seen, notes: &notes };
-        match self.store.hear(&word, &mut self.store.patient_budget()).await {
+        let report = BoardReport { replica: &self.name, life, load: &load, seen, notes: &notes };
+        match self.store.hear(&report, &mut self.store.patient_budget()).await {
             Ok(board) => {
                 *heard = Instant::now();
                 self.replicas.hear(board.loads.len());
                 self.topic.hear(&notes, &board);
             }
-            // The next exchange tells it again. The others' loads are believed for no longer than
-            // the store believes them.
+            // The next exchange sends the same notes again. The loads of other replicas count no
+            // longer than the store keeps them.
             Err(_) if heard.elapsed() > LIFE => self.topic.hear_nothing(),
             Err(_) => {}
         }
     }
 
-    /// Tells the others that what this replica has in flight is over. It tells nothing else from
-    /// now on.
+    /// Withdraws this replica's load from the board. Later exchanges withdraw it, too.
     pub async fn leave(&self) {
         self.has_left.store(true, Ordering::Relaxed);
         self.exchange().await;

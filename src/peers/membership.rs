@@ -1,5 +1,5 @@
-//! MembershipReply: tells the other replicas, through the store, which set of keys this one has
-//! loaded, and hears of theirs.
+//! Membership: replicas report to each other, through the store, which set of keys they have
+//! loaded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,30 +9,31 @@ use tokio::time::Instant;
 
 use crate::store::{MemberReport, MembershipReply, Store, Unavailable};
 
-/// Between two reports. A new key waits for at most as long before it takes sessions everywhere.
+/// Time between two reports. A new key waits at most this long before every replica gives it
+/// sessions.
 pub const INTERVAL: Duration = Duration::from_secs(1);
-/// A replica that was silent for so long is no longer waited for.
+/// Time after which a silent replica is no longer waited for.
 pub const LIFE: Duration = Duration::from_secs(10);
-/// After an outage the store's word on the others counts for nothing for so long. They may have to
-/// reconnect, and the membership may be lost or expired: the first replica to come back would
-/// believe that it is alone.
+/// Time after an outage during which the store's answer about other replicas is not believed. They
+/// may still be reconnecting, and the membership may have been lost or expired. The first replica
+/// to reconnect would believe that it is alone.
 pub const GATHERING: Duration = Duration::from_secs(4);
 
-/// A set of keys, as the others are told of it.
+/// A set of keys, as a replica reports it.
 pub struct KeySet {
     pub fingerprint: String,
     /// The tags of the keys, separated by spaces.
     pub tags: String,
-    /// The set's ordinal, as far as it is known. 0: not known.
+    /// The set's ordinal, or 0 if it is unknown.
     pub ordinal: u32,
 }
 
-/// One replica among the others.
+/// This replica as a member.
 pub struct Member {
     store: Arc<Store>,
     /// Unique to the process.
     name: String,
-    /// Held during an exchange.
+    /// An exchange keeps the lock.
     confidence: Mutex<Confidence>,
 }
 
@@ -42,16 +43,16 @@ pub struct Exchange<'m> {
     confidence: MutexGuard<'m, Confidence>,
 }
 
-/// How far the store's word on the others is believed, by what has become of the reports so far.
+/// Whether the store's answer about other replicas is believed, by the fate of the reports so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Confidence {
-    /// Each report was answered.
+    /// The store answered every report.
     Full,
     /// The last report was lost.
     Lost,
-    /// A report was lost before. From then on the answer is believed.
+    /// A report was lost before. The answer is believed from this instant on.
     Regained(Instant),
-    /// The replica has left, and reports nothing more.
+    /// The replica has left and reports no more.
     Left,
 }
 
@@ -60,19 +61,19 @@ impl Member {
         Self { store, name, confidence: Mutex::new(Confidence::Full) }
     }
 
-    /// Waits for other exchanges of this replica to end, so that what is told last is the newest.
+    /// Waits for other exchanges of this replica to end, so that the last report is the newest.
     pub async fn begin(&self) -> Exchange<'_> {
         Exchange { member: self, confidence: self.confidence.lock().await }
     }
 
-    /// Lets the others know that they need not wait for this replica.
+    /// Reports that other replicas need not wait for this one any more.
     pub async fn leave(&self, loaded: impl FnOnce() -> KeySet) {
         *self.confidence.lock().await = Confidence::Left;
-        // Lost: they find out after [`LIFE`].
+        // If the report is lost, the others find out after [`LIFE`].
         let _ = self.tell(&loaded(), Duration::ZERO, false).await;
     }
 
-    /// Tells when the store comes or goes: a store that is back may have forgotten everything.
+    /// Follows whether the store answers. A store that is back may have lost everything.
     pub fn store_health(&self) -> watch::Receiver<bool> {
         self.store.health()
     }
@@ -95,7 +96,7 @@ impl Member {
 }
 
 impl Exchange<'_> {
-    /// Reports the set `loaded`. Returns what the others have, if that is known.
+    /// Reports the set `loaded`. Returns the sets of the other replicas, if they are known.
     pub async fn report(&mut self, loaded: &KeySet) -> Option<MembershipReply> {
         if *self.confidence == Confidence::Left {
             return None;
@@ -111,7 +112,7 @@ impl Confidence {
         self == Self::Full
     }
 
-    /// The confidence after one more report, which was answered or lost.
+    /// The confidence after another report, which was answered or lost.
     fn followed_by(self, is_answered: bool, now: Instant) -> Self {
         match self {
             Self::Left => Self::Left,
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn after_a_loss_others_have_the_time_to_answer_too() {
+    fn confidence_returns_after_others_had_time_to_report() {
         let now = Instant::now();
         let lost = Confidence::Full.followed_by(false, now);
         assert_eq!(lost, Confidence::Lost);
@@ -137,7 +138,7 @@ mod tests {
         assert_eq!(
             resumed.followed_by(false, now + GATHERING / 2),
             Confidence::Lost,
-            "and again from there"
+            "and the wait starts again"
         );
         assert_eq!(resumed.followed_by(true, now + GATHERING), Confidence::Full);
         assert_eq!(Confidence::Left.followed_by(true, now), Confidence::Left);

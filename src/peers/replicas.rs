@@ -1,4 +1,4 @@
-//! How many replicas live, as far as this one has heard.
+//! The number of live replicas, from the last exchange.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ impl Replicas {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// So many others have told that they live.
+    /// Stores the number of other replicas on the board.
     pub fn hear(&self, others: usize) {
         self.0.store(others + 1, Ordering::Relaxed);
     }

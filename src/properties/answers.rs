@@ -1,4 +1,4 @@
-//! What must hold for the readers of an answer: its encoding, its error, its end and its usage.
+//! Properties of the readers of an answer: its encoding, its error, its end and its usage.
 
 use std::io::Write;
 
@@ -15,8 +15,8 @@ use crate::wire::decoder::Decoder;
 use crate::wire::error_body::{ErrorBody, frame_headers, frame_status};
 use crate::wire::terminal::{self, Terminal, Usage};
 
-/// An error is read as serde_json's tree shows it, alone and inside an event. Fields that come
-/// twice and arrays in place of objects are read with tolerance: there it only must not panic.
+/// An error is read as serde_json's tree shows it, alone and inside an event. The readers tolerate
+/// repeated fields, and arrays in place of objects: there they only must not panic.
 pub fn error_body(text: &[u8]) {
     let found = ErrorBody::parse(text);
     let _ = (ErrorBody::of_event(text), frame_headers(text));
@@ -50,7 +50,7 @@ fn expected_status(frame: &Json) -> StatusCode {
 }
 
 /// An answer's end and usage are read as serde_json's tree shows them, alone and inside an event.
-/// Fields that come twice and arrays in place of objects may make an answer unreadable, never a
+/// Repeated fields, and arrays in place of objects, may make an answer unreadable, but cause no
 /// panic.
 pub fn terminal(text: &[u8]) {
     terminal::of_event(text);
@@ -104,8 +104,8 @@ fn expected_end(response: &Json) -> (Terminal, Option<Usage>) {
     (end, usage)
 }
 
-/// A decoder hands on what was encoded, however it arrives. Bytes that are not of the encoding make
-/// it blind, never panic; what it makes of them does not depend on the cuts, unless one is blind.
+/// A decoder yields what was encoded, however the bytes arrive. Broken bytes blind the decoder and
+/// never make it panic. Its output does not depend on the cuts, unless one run is blind.
 pub fn decoder(bytes: &[u8], cuts: &[u8]) {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(bytes).expect("memory takes all");
@@ -133,7 +133,7 @@ pub fn decoder(bytes: &[u8], cuts: &[u8]) {
     }
 }
 
-/// What a decoder's reader has seen: a few bytes may unpack to gigabytes.
+/// A digest of a decoder's output, because a few bytes may unpack to gigabytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Digest {
     length: usize,

@@ -1,5 +1,5 @@
-//! JSON read by a well-known parser into a tree that keeps order and duplicates: the judge of what
-//! the gateway's own readers find. Pure.
+//! JSON as a tree that keeps order and duplicates, built by a well-known parser. The tree judges
+//! what the gateway's own readers find. Pure.
 
 use std::fmt;
 
@@ -14,12 +14,12 @@ pub enum Json {
     Count(u64),
     Bool(bool),
     Null,
-    /// A number that is negative or no integer.
+    /// A negative number, or one that is not an integer.
     Number,
 }
 
 impl Json {
-    /// `None`: no JSON, or JSON that the parser is stricter about: depth, Unicode, the size of
+    /// `None`: the text is not JSON, or the parser is stricter about depth, Unicode or the size of
     /// numbers.
     pub fn read(text: &[u8]) -> Option<Self> {
         serde_json::from_slice(text).ok()
@@ -56,7 +56,7 @@ impl Json {
         matches!(self, Self::Object(_))
     }
 
-    /// Whether an object names no field of `names` twice, and none of them holds an array.
+    /// Whether `self` is an object that has each of `names` at most once, and never as an array.
     pub fn is_plain(&self, names: &[&str]) -> bool {
         let count = |name: &str| self.fields().iter().filter(|(own, _)| own == name).count();
         let is_array = |name: &str| matches!(self.last(name), Some(Self::Array(_)));

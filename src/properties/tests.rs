@@ -1,5 +1,4 @@
-//! Drives each property with input that is close to what it reads: well-formed, then changed a
-//! little.
+//! Drives each property with input that is close to real input: well-formed, then changed a little.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -28,7 +27,7 @@ fn json() -> impl Strategy<Value = String> {
     })
 }
 
-/// Values that readers look for.
+/// Values that the readers look for.
 const TEXTS: &[&str] = &[
     "",
     "x",
@@ -46,11 +45,12 @@ const TEXTS: &[&str] = &[
     "Limit 30000, Requested 40000.",
 ];
 
-/// Objects in objects of the fields `names`, with the values that readers look for.
+/// Nested objects with fields of `names` and the values that readers look for.
 fn document(names: &'static [&'static str]) -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         3 => select(TEXTS).prop_map(|text| format!("\"{text}\"")),
-        2 => select(["0", "7", "401", "429", "1e2", "-0", "18446744073709551616"].as_slice()).prop_map(str::to_owned),
+        2 => select(["0", "7", "401", "429", "1e2", "-0", "18446744073709551616"].as_slice())
+            .prop_map(str::to_owned),
         1 => select(["true", "false", "null"].as_slice()).prop_map(str::to_owned),
     ]
     .boxed();
@@ -74,7 +74,7 @@ fn object(
     })
 }
 
-/// The text, or the same with one byte changed, cut, doubled or removed.
+/// `text`, unchanged or with one byte changed, cut, doubled or removed.
 fn changed(text: String, at: Index, byte: u8, how: usize) -> Vec<u8> {
     let mut text = text.into_bytes();
     if text.is_empty() {
@@ -94,7 +94,7 @@ fn changed(text: String, at: Index, byte: u8, how: usize) -> Vec<u8> {
 }
 
 const METHODS: &[&str] = &["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "get", "Post"];
-/// What may stand in or at a path, and makes it another one.
+/// Pieces that make another path when put into a path or at its ends.
 const PATHS: &[&str] = &[
     "",
     "/",
@@ -143,7 +143,7 @@ const RESPONSE: &[&str] = &[
     "reason",
 ];
 
-/// Pieces of a stream: lines that mean something, lines that nearly do, and their ends.
+/// Pieces of a stream: meaningful lines, nearly meaningful lines, and line ends.
 const PIECES: &[&str] = &[
     "\n",
     "\r",
@@ -164,21 +164,26 @@ const PIECES: &[&str] = &[
     r#"{"id":"resp_2","status":"incomplete","usage":{"input_tokens":5}}"#,
     "                                                                ",
     "x",
-    // What a line says past its first bytes, which a line in pieces does not show.
-    "\nevent: response.failed\nevent: a name that is longer than the name of any end of a response\ndata: {}\n",
+    // Meaning past the first bytes of a line: a line that arrives in pieces does not show it.
+    "\nevent: response.failed\n\
+     event: a name that is longer than the name of any end of a response\ndata: {}\n",
     "\n\ndata:                                             {\"type\":\"response.completed\"}\n",
 ];
 
 proptest! {
     #[test]
     fn endpoint_near_miss_is_unknown(
-        (method, path, _) in select(super::ENDPOINTS.as_slice()), other in select(METHODS), is_other: bool,
+        (method, path, _) in select(super::ENDPOINTS.as_slice()),
+        other in select(METHODS),
+        is_other: bool,
         piece in select(PATHS), place: Index, at: Index, byte in 0u8..128, how in 0usize..9,
     ) {
-        // A piece is put between two others, or to either end.
-        let places: Vec<usize> = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
+        // The piece stands between two others, or at either end.
+        let slashes = path.match_indices('/').map(|(at, _)| at);
+        let places: Vec<usize> = slashes.chain([path.len()]).collect();
         let (before, after) = path.split_at(places[place.index(places.len())]);
-        let path = String::from_utf8(changed([before, piece, after].concat(), at, byte, how)).expect("all of it is ASCII");
+        let path = changed([before, piece, after].concat(), at, byte, how);
+        let path = String::from_utf8(path).expect("all of it is ASCII");
         super::endpoint(if is_other { other } else { method }, &path);
     }
 
@@ -188,29 +193,38 @@ proptest! {
     }
 
     #[test]
-    fn quotes_are_those_of_a_plain_look(text in r#"([\\"]{0,9}[ nx]?){0,60}"#, bytes in vec(any::<u8>(), 0..200)) {
+    fn quotes_are_those_of_a_plain_loop(
+        text in r#"([\\"]{0,9}[ nx]?){0,60}"#,
+        bytes in vec(any::<u8>(), 0..200),
+    ) {
         super::quotes(text.as_bytes());
         super::quotes(&bytes);
     }
 
     #[test]
-    fn json_is_taken_whatever_its_spelling(text in json()) {
+    fn json_is_accepted_whatever_its_spelling(text in json()) {
         prop_assert!(crate::wire::peek::Peek::at(text.as_bytes()).is_ok(), "{}", text);
         super::json(text.as_bytes());
     }
 
     #[test]
-    fn json_changed_is_judged_like_a_parser_does(text in json(), at: Index, byte: u8, how in 0usize..4) {
+    fn json_changed_is_judged_like_a_parser_does(
+        text in json(), at: Index, byte: u8, how in 0usize..4,
+    ) {
         super::json(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn json_body_shows_the_fields_of_a_parser(text in document(BODY), at: Index, byte: u8, how in 0usize..9) {
+    fn json_body_shows_the_fields_of_a_parser(
+        text in document(BODY), at: Index, byte: u8, how in 0usize..9,
+    ) {
         super::json(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn message_is_read_or_says_nothing(text in document(MESSAGE), at: Index, byte: u8, how in 0usize..9) {
+    fn message_is_read_or_yields_nothing(
+        text in document(MESSAGE), at: Index, byte: u8, how in 0usize..9,
+    ) {
         super::message(&changed(text, at, byte, how));
     }
 
@@ -223,21 +237,28 @@ proptest! {
     }
 
     #[test]
-    fn error_body_is_read_like_a_parser_does(text in document(ERROR), at: Index, byte: u8, how in 0usize..9) {
+    fn error_body_is_read_like_a_parser_does(
+        text in document(ERROR), at: Index, byte: u8, how in 0usize..9,
+    ) {
         answers::error_body(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn terminal_is_read_like_a_parser_does(text in document(RESPONSE), at: Index, byte: u8, how in 0usize..9) {
+    fn terminal_is_read_like_a_parser_does(
+        text in document(RESPONSE), at: Index, byte: u8, how in 0usize..9,
+    ) {
         answers::terminal(&changed(text, at, byte, how));
     }
 
     #[test]
-    fn decoder_does_not_depend_on_cuts(bytes in vec(any::<u8>(), 0..400), cuts in vec(0u8..90, 0..20)) {
+    fn decoder_does_not_depend_on_cuts(
+        bytes in vec(any::<u8>(), 0..400),
+        cuts in vec(0u8..90, 0..20),
+    ) {
         answers::decoder(&bytes, &cuts);
     }
 
-    /// Bytes of the encoding, changed a little: it goes blind, or reads on.
+    /// Slightly changed bytes of the encoding: the decoder goes blind, or reads on.
     #[test]
     fn decoder_of_broken_bytes_does_not_depend_on_cuts(
         text in ".{0,200}", cuts in vec(0u8..90, 0..20), at: Index, byte: u8, is_zstd: bool,

@@ -1,5 +1,5 @@
-//! What probes and Prometheus ask, on a listener of its own, beside what operators ask there. Never
-//! reachable on the clients' port, never a secret in it.
+//! The routes of the admin listener: probes, Prometheus, and the operator's API. They are never
+//! reachable on the clients' port and never show a secret.
 
 use std::sync::Arc;
 

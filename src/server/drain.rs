@@ -1,5 +1,5 @@
-//! How a replica leaves: not ready at once, yet serving while balancers look away; then turns in
-//! flight finish.
+//! How a replica leaves. First it is not ready but still serves, until balancers look away; then
+//! turns in flight finish.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::server::Settings;
 use crate::task::Tasks;
 
-/// Whether balancers should send turns here. Depends on nothing but the intention to leave: a store
-/// or an upstream that is away is away for all replicas alike.
+/// Whether balancers should send turns to this replica. Depends only on whether the replica is
+/// leaving: a store or an upstream that is away is away for all replicas alike.
 #[derive(Clone)]
 pub struct Readiness(Arc<AtomicBool>);
 
@@ -25,10 +25,10 @@ impl Readiness {
     }
 }
 
-/// What has to end, in this order, and how long it may take.
+/// The parts that end in a drain, in this order, and their times.
 pub struct Drain {
     pub readiness: Readiness,
-    /// Accepts no connection and no further request once cancelled.
+    /// Once cancelled, no connection and no further request is accepted.
     pub closing: CancellationToken,
     pub connections: Tasks,
     pub delay: Duration,
@@ -46,8 +46,8 @@ impl Drain {
         }
     }
 
-    /// Leaves gently. Returns whether every turn in flight came to its end; `hurry` ends the wait
-    /// for them.
+    /// Drains. Returns true if every turn in flight came to its end; `hurry` ends the wait for
+    /// them.
     pub async fn run(self, hurry: impl Future<Output = ()>) -> bool {
         let gently = async {
             self.readiness.0.store(false, Ordering::Relaxed);
@@ -63,14 +63,14 @@ impl Drain {
             );
             let is_done = self.connections.join(self.grace).await;
             if !is_done {
-                tracing::warn!("draining: out of patience, cutting what is left");
+                tracing::warn!("draining: time is up, cutting the turns in flight");
             }
             is_done
         };
         tokio::select! {
             is_done = gently => is_done,
             () = hurry => {
-                tracing::warn!("told twice: cutting what is left");
+                tracing::warn!("told twice to stop: cutting the turns in flight");
                 false
             }
         }

@@ -1,7 +1,7 @@
 //! One listening socket: accepts connections, bounds how slowly headers may come, and ends
 //! connections gently.
 //!
-//! Speaks HTTP/1.1 and cleartext HTTP/2 with prior knowledge. Knows nothing of routes.
+//! Speaks HTTP/1.1, and cleartext HTTP/2 with prior knowledge. Does not depend on routes.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -26,15 +26,15 @@ use tower_service::Service;
 
 use crate::task::Tasks;
 
-/// Connections waiting to be accepted: the system's default of 128 drops bursts.
+/// Maximum connections that wait to be accepted: the system's default of 128 drops bursts.
 const BACKLOG: u32 = 4096;
-/// How long a connection may be idle between requests: longer than balancers keep theirs (nginx: 60
-/// s), since a request that meets a closing connection is lost.
+/// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
+/// that meets a closing connection would be lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// A connection's read and write buffer, which is also the limit on a request's head.
+/// Size of a connection's read and write buffer, which also limits a request's head.
 const BUFFER: usize = 64 * 1024;
 
-/// A bound socket that serves nothing yet, so that its real port can be told first.
+/// A bound socket that serves nothing yet, so that its real port can be shown first.
 pub struct Listener {
     socket: TcpListener,
     header_timeout: Duration,
@@ -43,7 +43,7 @@ pub struct Listener {
 impl Listener {
     pub fn bind(address: SocketAddr, header_timeout: Duration) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted replica takes its port back at once.
+        // A restarted replica can bind its port at once.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         Ok(Self { socket: socket.listen(BACKLOG)?, header_timeout })
@@ -53,8 +53,7 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts until `closing`; from then on no connection is accepted and each one ends after its
-    /// request in flight.
+    /// Accepts connections until `closing`. Then each connection ends after its request in flight.
     pub async fn serve<S, B>(self, service: S, tasks: Tasks, closing: CancellationToken)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
@@ -76,8 +75,8 @@ impl Listener {
                     self.header_timeout,
                     closing.clone(),
                 )),
-                // Out of file descriptors: others will close; spinning would only burn the core
-                // they need.
+                // No file descriptor is left. Other connections will close; spinning would only
+                // burn the core that they need.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -97,15 +96,15 @@ async fn connection<S, B>(
     S::Future: Send,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    // Events are small and each one is awaited by a person.
+    // Events are small, and a person waits for each.
     let _ = stream.set_nodelay(true);
-    let greeted = &AtomicBool::new(false);
+    let has_asked = &AtomicBool::new(false);
     let service = service_fn(move |request| {
-        greeted.store(true, Ordering::Relaxed);
+        has_asked.store(true, Ordering::Relaxed);
         service.clone().call(request)
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Copying an event costs less than handing it over in three pieces.
+    // To copy an event costs less than to hand it over in three pieces.
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -116,33 +115,33 @@ async fn connection<S, B>(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
-        // A peer that is gone without a word is found out.
+        // Finds out peers that have gone without closing.
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(header_timeout);
     let mut connection =
         pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
 
-    // hyper has one timeout for an idle connection and for a head that trickles in. Its own is the
-    // long one; a new connection, whose peer has yet to show that it means well, has the short one
-    // here.
-    let mut greeting = pin!(tokio::time::sleep(header_timeout));
+    // hyper has a single timeout for idle connections and for heads that trickle in, which is set
+    // to the longer one. The shorter one for new connections, whose peers are not trusted yet, is
+    // kept here.
+    let mut first_request_timeout = pin!(tokio::time::sleep(header_timeout));
     let mut ending = pin!(closing.cancelled());
     let closing = closing.clone();
     let (mut is_new, mut is_listening, mut is_open) = (true, false, true);
-    // What is looked at for each event is moved into it, and so lies together.
+    // `move` puts together all that is looked at for each event.
     poll_fn(move |context| {
-        // The connection is what is woken, nearly always. How it broke is the peer's affair:
-        // whoever served a turn on it has recorded the turn.
+        // Nearly every wake-up is the connection's. An error of the connection is ignored: the turn
+        // that ran on it has been recorded.
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         if is_new {
-            is_new = !greeted.load(Ordering::Relaxed);
-            if is_new && greeting.as_mut().poll(context).is_ready() {
+            is_new = !has_asked.load(Ordering::Relaxed);
+            if is_new && first_request_timeout.as_mut().poll(context).is_ready() {
                 return Poll::Ready(());
             }
         }
-        // Asked once, it wakes this task by itself.
+        // After the first poll, `ending` wakes this task by itself.
         if is_open && (!is_listening || closing.is_cancelled()) {
             is_listening = true;
             if ending.as_mut().poll(context).is_ready() {

@@ -1,5 +1,5 @@
-//! What operators ask and say, on the admin listener: which keys there are and how they are, what
-//! became of a session, and which keys are to be used. Never a secret in it.
+//! The operator's API on the admin listener: shows keys and sessions, and takes commands on keys.
+//! Never shows a secret.
 
 use std::sync::Arc;
 
@@ -27,18 +27,19 @@ use crate::upstream::probe::ask;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Who may ask.
+/// Which callers may use the operator's API.
 pub enum Access {
-    /// Whoever shows it.
+    /// Callers that show the token.
     Token(AdminToken),
-    /// Whoever is on this machine.
+    /// Every caller on this machine.
     Local,
-    /// Nobody: strangers could.
+    /// No caller, because strangers could reach the listener.
     Closed,
 }
 
 impl Access {
-    /// Without a token the admin listener believes this machine, and only if no other can reach it.
+    /// Without a token, the API trusts this machine, and only if no other machine can reach the
+    /// admin listener.
     pub fn of(settings: &Settings, token: Option<&Secret>) -> Self {
         match token {
             Some(token) => Self::Token(AdminToken::new(token)),
@@ -55,39 +56,39 @@ pub struct AdminApi {
 }
 
 type Asked = State<Arc<AdminApi>>;
-type Told = Result<String, Error>;
+type Reply = Result<String, Error>;
 
 pub fn operator_routes(api: Arc<AdminApi>) -> Router {
     Router::new()
         .route("/keys", get(keys))
-        .route("/keys/{id}/{verb}", post(say))
+        .route("/keys/{id}/{command}", post(give))
         .route("/sessions/{id}", get(session))
         .with_state(api)
 }
 
-/// Whatever else is asked on the admin listener.
+/// Refuses every other request on the admin listener.
 pub async fn unknown(request: Request) -> Response<Body> {
     answer(Err(not_served(&request)))
 }
 
 async fn keys(State(api): Asked, request: Request) -> Response<Body> {
-    told(api.admit(&request), async { written(&api.operator.all().await) }).await
+    answer_if(api.admit(&request), async { to_json(&api.operator.all().await) }).await
 }
 
-async fn say(
+async fn give(
     State(api): Asked,
     path: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Response<Body> {
-    let target = path.map_err(|_| unreadable()).and_then(|Path((name, verb))| {
-        let verb = OperatorCommand::parse(&verb).ok_or_else(|| not_served(&request))?;
-        Ok((name, verb))
+    let target = path.map_err(|_| unreadable()).and_then(|Path((name, command))| {
+        let command = OperatorCommand::parse(&command).ok_or_else(|| not_served(&request))?;
+        Ok((name, command))
     });
-    let saying = async {
-        let (name, verb) = target?;
-        api.say(&name, verb).await
+    let giving = async {
+        let (name, command) = target?;
+        api.give(&name, command).await
     };
-    told(api.admit(&request), saying).await
+    answer_if(api.admit(&request), giving).await
 }
 
 async fn session(
@@ -99,35 +100,39 @@ async fn session(
         let id = path.ok().and_then(|Path(id)| SessionId::parse(&id)).ok_or_else(|| {
             Error::new(
                 ErrorKind::InvalidRequest,
-                "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.",
+                "Name a session by its stored id, as logs show it: 22 letters, digits, - and _.",
             )
         })?;
         let view = api.gateway.bindings.view(&id).await;
-        written(&view.ok_or_else(|| {
+        to_json(&view.ok_or_else(|| {
             Error::new(ErrorKind::UnknownUrl, format!("Nothing is known of a session {id}."))
         })?)
     };
-    told(api.admit(&request), looking).await
+    answer_if(api.admit(&request), looking).await
 }
 
-/// The answer to whoever is admitted.
-async fn told(admitted: Result<(), Error>, asked: impl Future<Output = Told>) -> Response<Body> {
+/// Runs `asked` if the caller is admitted.
+async fn answer_if(
+    admitted: Result<(), Error>,
+    asked: impl Future<Output = Reply>,
+) -> Response<Body> {
     answer(match admitted {
         Ok(()) => asked.await,
         Err(error) => Err(error),
     })
 }
 
-/// What became of a word.
+/// The effect of a command.
 #[derive(Serialize)]
 struct Done<'w> {
     name: &'w str,
     word: &'static str,
-    /// Whether the other replicas have been told. Else they are as soon as the store is back.
+    /// Whether the other replicas have received the command. Otherwise they do once the store is
+    /// back.
     shared: bool,
-    /// Those that it is about, as they are now.
+    /// The keys that the command concerns, as they are now.
     keys: Vec<KeyView>,
-    /// Where they were to be tried: what each key's upstream says.
+    /// For a probe: the answer of each key's upstream.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     answers: Vec<Answer>,
 }
@@ -135,14 +140,14 @@ struct Done<'w> {
 #[derive(Serialize)]
 struct Answer {
     key: String,
-    /// Nothing: it did not answer.
+    /// `None`: the upstream did not answer.
     status: Option<u16>,
     is_accepted: bool,
 }
 
 impl AdminApi {
     fn admit(&self, request: &Request) -> Result<(), Error> {
-        // A page in a browser on this machine can ask where this machine is believed.
+        // A page in a browser on this machine could otherwise ask, because this machine is trusted.
         if request.headers().contains_key(ORIGIN) {
             return Err(Error::new(ErrorKind::OriginNotAllowed, "Pages may not ask here."));
         }
@@ -153,32 +158,32 @@ impl AdminApi {
         }
     }
 
-    async fn say(&self, name: &str, verb: OperatorCommand) -> Told {
+    async fn give(&self, name: &str, command: OperatorCommand) -> Reply {
         let target = self.operator.find(name).ok_or_else(|| {
             Error::new(
                 ErrorKind::UnknownUrl,
                 format!("There is no key {name}. An organization is named org:ID."),
             )
         })?;
-        let shared = self.operator.say(&target, verb).await;
-        tracing::info!(name, word = verb.name(), shared, "an operator's word");
-        let answers = match verb {
+        let shared = self.operator.give(&target, command).await;
+        tracing::info!(name, word = command.name(), shared, "an operator's command");
+        let answers = match command {
             OperatorCommand::Probe => join_all(target.keys.iter().map(|key| self.probe(key))).await,
             OperatorCommand::Disable | OperatorCommand::Enable | OperatorCommand::Drain => {
                 Vec::new()
             }
         };
-        written(&Done {
+        to_json(&Done {
             name,
-            word: verb.name(),
+            word: command.name(),
             shared,
             keys: self.operator.views(&target.keys),
             answers,
         })
     }
 
-    /// Asks the upstream, at no cost, whether it accepts a key. Turns need not try one that it does
-    /// not.
+    /// Asks the upstream, at no cost, whether it accepts a key. A refused key is taken out of use,
+    /// so that no turn need try it.
     async fn probe(&self, key: &Key) -> Answer {
         let (status, refused) = ask(key).await.unzip();
         if let Some(scope) = refused.flatten() {
@@ -206,15 +211,15 @@ fn unreadable() -> Error {
     )
 }
 
-fn written(value: &impl Serialize) -> Told {
+fn to_json(value: &impl Serialize) -> Reply {
     serde_json::to_string(value).map_err(|error| {
         Error::new(ErrorKind::Internal, "The gateway failed on this request.")
             .because(error.to_string())
     })
 }
 
-fn answer(told: Told) -> Response<Body> {
-    let mut response = match told {
+fn answer(reply: Reply) -> Response<Body> {
+    let mut response = match reply {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
             response

@@ -1,7 +1,6 @@
-//! Hands each request of a client to the transport that serves its endpoint, and refuses all
-//! others.
+//! Hands each request of a client to the transport of its endpoint, and refuses all others.
 //!
-//! Which endpoints there are is decided by `wire::endpoint`.
+//! `wire::endpoint` decides which endpoints exist.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,8 +23,8 @@ use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::wire::endpoint::Endpoint;
 
-/// The clients' endpoints. Answers are not axum's: it would box each, and every event would pay for
-/// it.
+/// The clients' endpoints. Answers are not axum's, which would box each answer: every event would
+/// pay for the box.
 #[derive(Clone)]
 pub struct ClientRoutes {
     pub http: Arc<HttpTurns>,
@@ -46,8 +45,8 @@ impl Service<Request<Incoming>> for ClientRoutes {
     }
 }
 
-/// What hyper does by itself over HTTP/1.1 alone: HEAD is answered with the length of what is not
-/// sent.
+/// Answers HEAD with the length of the body that is not sent. hyper does so by itself only over
+/// HTTP/1.1.
 fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());

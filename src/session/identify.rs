@@ -10,20 +10,20 @@ use crate::session::{Hasher, ResponseId, SESSION_HEADERS, SessionId, SessionKind
 use crate::setting::Secret;
 use crate::wire::peek::{Field, Peek, stable_prefix};
 
-/// Where an edge Warmkey puts its stored id, and the secret it is believed by.
+/// Headers of an edge Warmkey: its stored id, and the secret by which it is trusted.
 pub const STICKY: &str = "yai-sticky-session";
 pub const HOP: &str = "x-warmkey-hop";
 
 const CONVERSATION_HEADERS: [&str; 2] = ["conversation-id", "conversation_id"];
 
-/// A turn's session, or that it has none, and how many malformed signals were skipped on the way.
+/// A turn's session, if any, and the number of malformed signals that were skipped.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     pub session: Option<SessionId>,
     pub skipped: u64,
 }
 
-/// What identifying needs beside the turn itself.
+/// What identifying needs besides the turn itself: the hasher, and the secret of edges.
 #[derive(Clone)]
 pub struct Identifier {
     hasher: Hasher,
@@ -35,7 +35,7 @@ impl Identifier {
         Self { hasher: Hasher::new(secret), hop }
     }
 
-    /// By the headers alone: signals 1 to 3.
+    /// Identifies by the headers alone: signals 1 to 3.
     pub fn by_headers(&self, client: &ClientId, headers: &HeaderMap) -> Identity {
         let mut search = Search::default();
         if self.is_hop(headers) {
@@ -50,7 +50,7 @@ impl Identifier {
         self.name(client, search)
     }
 
-    /// By the body, where the headers said nothing: signals 4 and 5.
+    /// Identifies by the body, if the headers name no session: signals 4 and 5.
     pub fn by_body(&self, client: &ClientId, peek: &Peek) -> Identity {
         let mut search = Search::default();
         search.field(&peek.prompt_cache_key, SessionKind::Session);
@@ -59,17 +59,17 @@ impl Identifier {
         self.name(client, search)
     }
 
-    /// By what stays the same of the body, where nothing names a session: signal 7.
+    /// Identifies by the stable prefix of the body, if no signal names a session: signal 7.
     pub fn derived(&self, client: &ClientId, body: &[u8]) -> Option<SessionId> {
         stable_prefix(body).map(|parts| self.hasher.id(client, SessionKind::Derived, parts))
     }
 
-    /// The response that this client calls `id`.
+    /// The stored id of the response that `client` calls `id`.
     pub fn response(&self, client: &ClientId, id: &str) -> ResponseId {
         ResponseId(self.hasher.id(client, SessionKind::Response, [id.as_bytes()]))
     }
 
-    /// Where the turn's session comes from, and which thread of it this is.
+    /// The parent of the turn's session, if it is a fork, and the turn's thread.
     pub fn lineage(&self, client: &ClientId, headers: &HeaderMap) -> Lineage {
         let stored = |kind, value: &[u8]| self.hasher.id(client, kind, [value]);
         let hop = || {
@@ -113,7 +113,7 @@ struct Search<'a> {
 impl<'a> Search<'a> {
     fn header(&mut self, headers: &'a HeaderMap, name: &str, kind: SessionKind) {
         for value in headers.get_all(name) {
-            // `;parent=` behind a hop's id names the parent of a fork.
+            // `;parent=` after an edge's id names the parent of a fork.
             let value = value
                 .as_bytes()
                 .split(|byte| *byte == b';' && kind == SessionKind::Hop)

@@ -1,7 +1,8 @@
 //! Where a session comes from: the parent of a fork, and the threads within a session. Pure.
 //!
-//! Codex gives a fork a new session id, and its parent's thread only in `x-codex-turn-metadata`; a
-//! root thread's id equals its session's, a sub-agent's thread shares the session of its root.
+//! Codex gives a fork a new session id, and names its parent's thread only in
+//! `x-codex-turn-metadata`. A root thread's id equals its session's. A sub-agent's thread shares
+//! its root's session.
 
 use http::HeaderMap;
 use serde::Deserialize;
@@ -11,24 +12,25 @@ use crate::session::{SESSION_HEADERS, SessionId, is_well_formed};
 const METADATA: &str = "x-codex-turn-metadata";
 const FORKED_FROM: &[u8] = b"forked_from_thread_id";
 const THREAD: &str = "thread-id";
-/// Between a hop's stored id and its parent's.
+/// Stands between an edge's stored id and the parent's.
 const PARENT: &[u8] = b"parent=";
 
-/// Where a turn's session comes from.
+/// The origin of a turn's session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
-    /// Whom a fork was forked from.
+    /// The parent of a fork.
     pub parent: Option<Parent>,
-    /// The turn's thread, where it is not the root thread: forks of it name it.
+    /// The turn's thread, unless it is the root thread. Forks name it.
     pub thread: Option<SessionId>,
 }
 
-/// A fork's parent, which is named by its thread: that is its session, or leads to it.
+/// A fork's parent, which is named by its thread. The thread is the parent's session, or leads to
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parent {
-    /// The parent's session, if its thread was a root thread.
+    /// The parent's session, if the thread is a root thread.
     pub root: SessionId,
-    /// The name under which the parent's session is found otherwise.
+    /// The id under which the parent's session is stored otherwise.
     pub thread: SessionId,
 }
 
@@ -45,8 +47,7 @@ pub fn forked_from(headers: &HeaderMap) -> Option<String> {
     metadata.forked_from_thread_id.filter(|id| is_well_formed(id.as_bytes()))
 }
 
-/// The model that a client is about to ask for, where it says so before it asks: in the handshake
-/// of a WebSocket.
+/// The model that a client announces in the handshake of a WebSocket, before it asks.
 pub fn announced_model(headers: &HeaderMap) -> Option<String> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -56,7 +57,7 @@ pub fn announced_model(headers: &HeaderMap) -> Option<String> {
     metadata.model.filter(|model| is_well_formed(model.as_bytes()))
 }
 
-/// The parent behind a hop's id: `<stored id>;parent=<the parent's>`.
+/// The parent in an edge's header: `<stored id>;parent=<the parent's>`.
 pub fn parent_of_hop(sticky: &[u8]) -> Option<&[u8]> {
     let parts = sticky.split(|byte| *byte == b';').skip(1);
     parts
@@ -125,7 +126,7 @@ mod tests {
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "s")])), None);
         assert_eq!(thread(&headers(&[("session-id", "s"), (THREAD, "t")])), Some(&b"t"[..]));
         assert_eq!(thread(&headers(&[("session-id", "s")])), None);
-        // Whatever its session is called, and not where it is called something else.
+        // The session headers count under all of their names, and other headers do not.
         for name in ["session_id", "x-session-id"] {
             assert_eq!(thread(&headers(&[(name, "s"), (THREAD, "s")])), None, "{name}");
         }

@@ -1,7 +1,9 @@
+//! Tests of sizes, spans and secrets, as operators write them.
+
 use super::*;
 use serde::Deserialize;
 
-/// An option of each kind, as a file would set it.
+/// One option of each kind, as a file sets it.
 #[derive(Debug, Deserialize)]
 struct Options {
     size: Option<Size>,
@@ -14,7 +16,7 @@ fn read(line: &str) -> Result<Options, String> {
 }
 
 #[test]
-fn a_measure_is_a_whole_number_with_its_unit() {
+fn measure_is_a_whole_number_with_its_unit() {
     assert_eq!(measure("64MiB", SIZES), Some(64 << 20));
     assert_eq!(measure("250ms", SPANS), Some(250));
     assert_eq!(measure("720h", SPANS), Some(720 * 3_600_000));
@@ -25,14 +27,14 @@ fn a_measure_is_a_whole_number_with_its_unit() {
 }
 
 #[test]
-fn a_secret_is_never_printed() {
+fn secret_is_never_printed() {
     let secret = Secret::new("sk-canary");
     let source = SecretSource::Text(secret.clone());
     assert!(!format!("{secret:?}{source:?}{source}").contains("canary"));
 }
 
 #[test]
-fn a_missing_or_empty_secret_names_its_source_only() {
+fn secret_missing_or_empty_is_reported_by_source_only() {
     assert_eq!(
         SecretSource::Env("WARMKEY_NO_SUCH".into()).read().expect_err("unset"),
         "environment variable WARMKEY_NO_SUCH is not set"
@@ -58,7 +60,7 @@ fn units_are_those_of_the_reference() {
 }
 
 #[test]
-fn a_measure_has_its_limits() {
+fn measure_has_an_upper_limit() {
     assert!(read("size = \"17179869183GiB\"").is_ok());
     assert!(
         read("size = \"17179869184GiB\"").is_err_and(|why| why.contains("is no size")),
@@ -93,10 +95,9 @@ fn secret_has_one_source() {
     }
 }
 
-/// What an editor or `echo` puts behind a secret is no part of it, and nothing else is taken
-/// away.
+/// A secret in a file loses the line ends that an editor or `echo` appends, and nothing else.
 #[test]
-fn secret_in_a_file_ends_before_its_line_does() {
+fn secret_in_a_file_loses_trailing_line_ends_only() {
     let path = std::env::temp_dir().join(format!("warmkey-setting-{}", std::process::id()));
     let source = SecretSource::File(path.clone());
     let kept = |text: &str| {
@@ -122,7 +123,7 @@ fn secret_in_a_file_ends_before_its_line_does() {
 }
 
 #[test]
-fn secret_that_nobody_could_show_is_refused() {
+fn secret_that_no_header_carries_is_refused() {
     let shown = |text: &str| SecretSource::Text(Secret::new(text)).read_shown().map(|_| ());
     for fine in ["wk-alice", "two words", "\u{e9}"] {
         assert_eq!(shown(fine), Ok(()), "{fine:?}");

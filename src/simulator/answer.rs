@@ -1,173 +1,26 @@
-//! What the model says, and the events that say it: one answer in the shapes of the real service.
+//! The events of one answer, and its response object, in the shapes of the real service.
 //!
-//! Decides the order and the form of events and of the response object. Plays nothing: when an
-//! event is sent, whether all of them are, and over which transport, is decided elsewhere.
+//! This file decides the order and the form of events. `stream` decides when an event is sent,
+//! whether all are, and over which transport.
 
 use std::fmt::Arguments;
 
 use bytes::Bytes;
 use serde_json::Value;
 
-const WORDS: &[&str] = &[
-    "the ",
-    "cache ",
-    "of ",
-    "this ",
-    "session ",
-    "stays ",
-    "warm ",
-    "and ",
-    "nothing ",
-    "is ",
-    "computed ",
-    "twice, ",
-];
-const REASONING_TOKENS: u64 = 64;
+use item::part;
 
-/// The text of an answer, in the pieces in which it is streamed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Text {
-    Words { events: u64, seed: u64 },
-    Big { bytes: u64 },
-}
+pub use item::{Item, Text, quoted};
 
-impl Text {
-    fn events(&self) -> u64 {
-        if let Self::Words { events, .. } = self { *events } else { 1 }
-    }
+mod item;
 
-    fn push(&self, event: u64, text: &mut String) {
-        match self {
-            Self::Words { seed, .. } => {
-                text.push_str(WORDS[(seed.wrapping_add(event) % WORDS.len() as u64) as usize])
-            }
-            Self::Big { bytes } => {
-                text.extend(std::iter::repeat_n("0123456789abcdef", (*bytes / 16) as usize));
-                text.extend(std::iter::repeat_n('x', (*bytes % 16) as usize));
-            }
-        }
-    }
-
-    fn whole(&self) -> String {
-        let mut text = String::new();
-        (0..self.events()).for_each(|event| self.push(event, &mut text));
-        text
-    }
-
-    /// A piece of the stream, or all of it, as a JSON string. It holds nothing that needs escaping.
-    fn spelled(&self, event: Option<u64>) -> String {
-        let mut text = String::from("\"");
-        match event {
-            Some(event) => self.push(event, &mut text),
-            None => text.push_str(&self.whole()),
-        }
-        text.push('"');
-        text
-    }
-
-    fn tokens(&self) -> u64 {
-        if let Self::Big { bytes } = self { bytes / 4 } else { self.events() }
-    }
-}
-
-/// One output item. Ids carry their prefix already.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item {
-    /// Without `sealed`, it comes without its content.
-    Reasoning {
-        id: String,
-        sealed: Option<String>,
-    },
-    Message {
-        id: String,
-        text: Text,
-    },
-    Call {
-        id: String,
-        call_id: String,
-        name: String,
-        namespace: Option<String>,
-        arguments: String,
-    },
-    Compaction {
-        id: String,
-        sealed: String,
-    },
-}
-
-impl Item {
-    fn id(&self) -> &str {
-        match self {
-            Self::Reasoning { id, .. }
-            | Self::Message { id, .. }
-            | Self::Call { id, .. }
-            | Self::Compaction { id, .. } => id,
-        }
-    }
-
-    /// The item as it stands at its end.
-    pub fn json(&self) -> String {
-        self.spelled(true)
-    }
-
-    fn spelled(&self, done: bool) -> String {
-        let status = if done { "completed" } else { "in_progress" };
-        match self {
-            Self::Reasoning { id, sealed } => {
-                let content = sealed
-                    .as_ref()
-                    .map(|text| format!(r#","encrypted_content":"{text}""#))
-                    .unwrap_or_default();
-                format!(r#"{{"id":"{id}","type":"reasoning","summary":[]{content}}}"#)
-            }
-            Self::Message { id, text } => {
-                let parts = if done { part(&text.spelled(None)) } else { String::new() };
-                format!(
-                    r#"{{"id":"{id}","type":"message","status":"{status}","role":"assistant","content":[{parts}]}}"#
-                )
-            }
-            Self::Call { id, call_id, name, namespace, arguments } => {
-                let arguments = if done { quoted(arguments) } else { "\"\"".into() };
-                let space = namespace
-                    .as_ref()
-                    .map(|space| format!(r#","namespace":{}"#, quoted(space)))
-                    .unwrap_or_default();
-                format!(
-                    r#"{{"id":"{id}","type":"function_call","status":"{status}","name":{}{space},"arguments":{arguments},"call_id":"{call_id}"}}"#,
-                    quoted(name)
-                )
-            }
-            Self::Compaction { id, sealed } => {
-                format!(r#"{{"id":"{id}","type":"compaction","encrypted_content":"{sealed}"}}"#)
-            }
-        }
-    }
-
-    fn tokens(&self) -> u64 {
-        match self {
-            Self::Reasoning { .. } => REASONING_TOKENS,
-            Self::Message { text, .. } => text.tokens(),
-            Self::Call { name, arguments, .. } => ((name.len() + arguments.len()) / 4) as u64,
-            Self::Compaction { sealed, .. } => (sealed.len() / 4) as u64,
-        }
-    }
-}
-
-fn part(text: &str) -> String {
-    format!(r#"{{"type":"output_text","text":{text},"annotations":[],"logprobs":[]}}"#)
-}
-
-pub fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
-/// What the input cost.
+/// What the input of a turn cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub input: u64,
     pub cached: u64,
     pub written: u64,
-    /// Of `written`, what lives half a day; nothing where the regime has no writes.
+    /// The part of `written` that lives 12 hours. `None` where the regime has no cache writes.
     pub written_half_day: Option<u64>,
 }
 
@@ -175,19 +28,19 @@ pub struct Usage {
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub id: String,
-    /// Seconds since 1970.
+    /// In seconds since 1970.
     pub created_at: u64,
     pub items: Vec<Item>,
     pub usage: Usage,
     /// Fields of the response object that echo the request: `"model":...,"store":...`.
     pub echo: String,
-    /// Pads text events, as the service does unless asked not to.
+    /// Pads text events, as the service does by default.
     pub obfuscate: bool,
     /// The named lane of a WebSocket, which every event repeats.
     pub lane: Option<String>,
 }
 
-/// One event: the object that goes over the wire, and its type.
+/// One event: its type, and the object that goes over the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub kind: &'static str,
@@ -195,14 +48,14 @@ pub struct Event {
 }
 
 impl Event {
-    /// As it stands in a stream of server-sent events.
+    /// The event as server-sent events spell it.
     pub fn sse(&self) -> Bytes {
         let Self { kind, json } = self;
         Bytes::from(format!("event: {kind}\ndata: {json}\n\n"))
     }
 }
 
-/// One event of the stream.
+/// One step of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Created,
@@ -219,7 +72,7 @@ pub enum Step {
 }
 
 impl Answer {
-    /// The events of a whole answer, in order.
+    /// All steps of the answer, in order.
     pub fn steps(&self) -> Vec<Step> {
         let mut steps = vec![Step::Created, Step::InProgress];
         for (index, item) in self.items.iter().enumerate() {
@@ -241,17 +94,17 @@ impl Answer {
         steps
     }
 
-    /// Of the first `items` of it.
+    /// Output tokens of the first `items` items.
     pub fn output_tokens(&self, items: usize) -> u64 {
         self.items.iter().take(items).map(Item::tokens).sum()
     }
 
-    /// The response object at its end: the whole body of an answer that is not streamed.
+    /// The response object at the end: the whole body of an unstreamed answer.
     pub fn object(&self) -> String {
         self.response("completed", "null", "null", Some(&self.items))
     }
 
-    /// `items` are those that were said to their end; none, and there is no usage either.
+    /// `items` are the finished items. `None` leaves out the usage, too.
     fn response(&self, status: &str, error: &str, details: &str, items: Option<&[Item]>) -> String {
         let output: Vec<String> = items.unwrap_or_default().iter().map(Item::json).collect();
         let usage = items.map_or_else(|| "null".into(), |items| self.usage(items));
@@ -283,7 +136,7 @@ impl Answer {
         )
     }
 
-    /// One event of an answer that goes well.
+    /// One event of an answer that succeeds.
     pub fn event(&self, step: Step, number: u64) -> Event {
         match step {
             Step::Created => self.tell(
@@ -352,7 +205,7 @@ impl Answer {
         }
     }
 
-    /// The event that ends a stream in failure. `error` is what stands inside `error` of a refusal.
+    /// The event that ends a stream in failure. `error` is the inner object of a refusal.
     pub fn failed(&self, error: &Value, number: u64) -> Event {
         let error = format!(r#"{{"code":{},"message":{}}}"#, error["code"], error["message"]);
         self.tell(
@@ -362,7 +215,7 @@ impl Answer {
         )
     }
 
-    /// The event that ends a stream early, with what was said to its end.
+    /// The event that ends a stream early, with the items that are finished.
     pub fn incomplete(&self, reason: &str, items: usize, number: u64) -> Event {
         let details = format!(r#"{{"reason":"{reason}"}}"#);
         let response = self.response("incomplete", "null", &details, Some(&self.items[..items]));
@@ -373,7 +226,7 @@ impl Answer {
         self.response("in_progress", "null", "null", None)
     }
 
-    /// The bare, flat event that ends a stream in failure.
+    /// The bare, flat `error` event that ends a stream in failure.
     pub fn error(&self, error: &Value, number: u64) -> Event {
         let fields = format_args!(
             r#""code":{},"message":{},"param":{}"#,

@@ -1,7 +1,7 @@
-//! A request's bytes: read whole, hashed as they came, decoded if they say so.
+//! A request's body: read whole, hashed as it came, and decoded by its `content-encoding`.
 //!
-//! Bounds everything: what comes over the wire and what it unfolds to. The hash is of the wire,
-//! since that is what a gateway must not change.
+//! Both the bytes on the wire and the decoded bytes have a limit. The hash is of the bytes on the
+//! wire, which a gateway must not change.
 
 use std::io::Read;
 
@@ -16,11 +16,11 @@ use super::refusal::Refusal;
 /// Bytes of a body, before and after decoding.
 const MOST_BYTES: usize = 64 << 20;
 
-/// What came over the wire.
+/// A body as it came over the wire.
 pub struct Wire {
     pub bytes: Bytes,
     pub sha256: String,
-    /// It is too large, or ended before its time.
+    /// The body is too large, or ended too early.
     pub fault: Option<WireFault>,
 }
 
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_hash_is_of_the_wire() {
+    async fn hash_is_of_the_bytes_on_the_wire() {
         let wire = read(Body::from("abc"), &HeaderMap::new()).await;
         assert_eq!(wire.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert!(wire.fault.is_none());

@@ -1,10 +1,9 @@
-//! The prompt cache: what of a prefix is remembered, and what is remembered of it from now on.
+//! The prompt cache: what it remembers of a prefix, and for how long.
 //!
-//! Pure: state, the time and a prefix go in; token counts come out. Both regimes live here.
-//! *Steps*: every step of the prefix is kept and matched in order, from 1,024 tokens on.
-//! *Breakpoints*: only exact ends are kept, at most four are written a request, the longest
-//! remembered candidate is read, and nothing between two ends ever matches. Never rounds in the
-//! client's favour.
+//! Pure: state, time and a prefix go in; token counts come out. *Steps* regime: every step of the
+//! prefix is kept and matched in order, from 1,024 tokens on. *Breakpoints* regime: only exact ends
+//! are kept, one request writes at most four, and a read takes the longest remembered end; nothing
+//! between two ends matches. No rounding favors the client.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,18 +14,18 @@ use super::request::{Caching, Ttl};
 
 /// Shorter prefixes are not cached.
 const MINIMUM: u64 = 1024;
-/// Earlier eligible ends that are looked up besides the latest.
+/// Earlier eligible ends that a request looks up besides the latest.
 const LOOK_BACK: usize = 20;
-/// Explicit marks that are looked up: these from the front, and these from the back. The reference
-/// says 80 from the back; this is the smaller set of the two.
+/// Explicit marks that a request looks up: so many from the front, and so many from the back. The
+/// reference says 80 from the back; this set is the smaller of the two.
 const MARKS_FIRST: usize = 2;
 const MARKS_LAST: usize = 50;
 /// Breakpoints written by one request.
 const WRITES: usize = 4;
-/// Entries kept; the least recently used go first.
+/// Entries of the cache. The least recently used ones are evicted first.
 const MOST_ENTRIES: usize = 2_000_000;
 
-/// Who shares an entry: a cache domain's machine, or everybody for the ideal.
+/// Who shares an entry: one machine of a cache domain, or all machines of the ideal upstream.
 pub type Scope = Digest;
 
 #[derive(Clone, Copy, Debug)]
@@ -43,13 +42,13 @@ impl Entry {
     }
 }
 
-/// How the tokens of a request were served. What is neither cached nor written was computed and
+/// How the tokens of a request were served. Tokens neither cached nor written were computed and
 /// forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Served {
     pub cached: u64,
     pub written: u64,
-    /// The part of `written` that lives half a day.
+    /// The part of `written` that lives 12 hours.
     pub written_half_day: u64,
 }
 
@@ -83,7 +82,7 @@ impl Cache {
         self.entries.get(&(scope, digest)).is_some_and(|entry| entry.is_alive(now))
     }
 
-    /// Remembers, or remembers for longer.
+    /// Adds an entry, or prolongs its life.
     fn touch(&mut self, now: Duration, scope: Scope, digest: Digest, life: Life) {
         let fresh = Entry { written: now, used: now, life };
         let entry = self.entries.entry((scope, digest)).or_insert(fresh);
@@ -107,7 +106,7 @@ impl Cache {
         if prefix.tokens < MINIMUM {
             return Served::default();
         }
-        // A step rests on all steps before it: the first that is gone ends the match.
+        // A step rests on all steps before it: the first missing step ends the match.
         let matched =
             prefix.steps.iter().take_while(|digest| self.is_alive(now, scope, **digest)).count();
         prefix.steps.iter().for_each(|digest| self.touch(now, scope, *digest, life));
@@ -155,8 +154,8 @@ impl Cache {
         for end in writes {
             let ttl = if let Stop::Mark(Some(own)) = end.stop { own } else { ttl };
             self.touch(now, scope, end.digest, life(ttl));
-            // A token is paid for once: what was read, or written for an earlier end, is not
-            // written again.
+            // A token is paid for once: tokens that were read, or written for an earlier end, are
+            // not written again.
             let added = end.tokens.saturating_sub(reached);
             served.written += added;
             served.written_half_day += if ttl == Ttl::HalfDay { added } else { 0 };
@@ -165,7 +164,7 @@ impl Cache {
         served
     }
 
-    /// Forgets what is dead, then what was used longest ago.
+    /// Evicts dead entries, then the least recently used ones.
     fn shrink(&mut self, now: Duration) {
         self.entries.retain(|_, entry| entry.is_alive(now));
         if self.entries.len() > MOST_ENTRIES / 4 * 3 {

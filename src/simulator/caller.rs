@@ -1,7 +1,7 @@
-//! Whose request this is, and what every answer to a known key carries.
+//! The key of a request, and the headers of every answer to a known key.
 //!
-//! Decides by headers alone, for a request over HTTP and for the handshake of a WebSocket alike.
-//! Refuses what must not reach an upstream even from nobody.
+//! Headers alone decide, for an HTTP request and a WebSocket handshake alike. A request with
+//! headers that must not reach an upstream is refused even without a known key.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use super::world::World;
 pub const TURN_STATE: &str = "x-codex-turn-state";
 const SEALED_TURN: &str = "turn";
 
-/// Whose request it is, if nothing about its headers is wrong. The key comes back beside a refusal
-/// that it did not cause.
+/// The key of a request whose headers are in order. A refusal that the key did not cause comes with
+/// the key.
 pub fn recognize(
     world: &World,
     headers: &HeaderMap,
@@ -38,7 +38,7 @@ pub fn recognize(
     Ok(key)
 }
 
-/// A turn state belongs to the key that it was issued for.
+/// Checks that a turn state belongs to the key that the request shows.
 pub fn check_turn_state(world: &World, key: &Key, state: &str) -> Result<(), Refusal> {
     let message = match world.sealer.open(SEALED_TURN, &key.id, state) {
         Ok(()) => return Ok(()),
@@ -50,7 +50,7 @@ pub fn check_turn_state(world: &World, key: &Key, state: &str) -> Result<(), Ref
     Err(Refusal::invalid(Some("simulator_foreign_turn_state"), None, message))
 }
 
-/// Notes on a turn's record whose it is.
+/// Records the turn's key.
 pub fn name(turn: &mut Turn, key: &Key) {
     (turn.key, turn.organization) = (Some(key.id.clone()), Some(key.organization.clone()));
 }
@@ -65,7 +65,7 @@ pub fn put(headers: &mut HeaderMap, name: &'static str, text: &str) {
     }
 }
 
-/// Headers that every answer carries, and those that only a known key gets.
+/// Headers of every answer, and those that only a known key gets.
 pub fn describe(
     world: &World,
     began: Instant,
@@ -74,7 +74,7 @@ pub fn describe(
     headers: &mut HeaderMap,
 ) {
     headers.insert("openai-processing-ms", HeaderValue::from(began.elapsed().as_millis() as u64));
-    // What stands in front of the real service sets one; a gateway keeps it to itself.
+    // A proxy before the real service sets a cookie; a gateway must keep it to itself.
     headers.insert(
         header::SET_COOKIE,
         HeaderValue::from_static("__cf_bm=simulated; path=/; HttpOnly; Secure; SameSite=None"),

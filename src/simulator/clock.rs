@@ -1,8 +1,8 @@
-//! Simulated time: what the caches, the overflow and the limits of the simulated upstream go by.
+//! Simulated time, by which caches, overflow and limits of the simulated upstream go.
 //!
-//! Runs `time_scale` times faster than tokio's clock, so that a test sees an hour of cache life in
-//! seconds. Pauses between events and scripted stalls never use it: those are real, as a client
-//! would feel them.
+//! The clock runs `time_scale` times faster than tokio's, so that a test sees an hour of cache life
+//! in seconds. Pauses between events and scripted stalls use real time, as a client would feel
+//! them.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// `scale` is at least 1 and finite: the settings have checked it.
+    /// `scale` is at least 1 and finite, as the settings have checked.
     pub fn new(scale: f64) -> Self {
         Self { began: Instant::now(), scale }
     }
@@ -25,7 +25,7 @@ impl Clock {
         self.began.elapsed().mul_f64(self.scale)
     }
 
-    /// How long a client really waits while `span` passes here.
+    /// The real time that a client waits while `span` passes on this clock.
     pub fn real(&self, span: Duration) -> Duration {
         span.div_f64(self.scale)
     }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_runs_faster_by_its_scale() {
+    async fn clock_runs_faster_by_its_scale() {
         let clock = Clock::new(60.0);
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(clock.now(), Duration::from_secs(120));

@@ -1,8 +1,8 @@
 //! One WebSocket's side of the conversation: what its frames ask for, and each request served in
-//! its turn.
+//! its lane's order.
 //!
-//! Decides what is said and what is remembered; a turn itself is the same as over HTTP. Touches no
-//! socket: frames come in as text, and what is said goes out through a channel.
+//! This file decides what is sent and what is remembered; the turn itself is the same as over HTTP.
+//! Frames come in as text and go out through a channel: no socket is touched here.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ use super::world::World;
 
 const CREATE: &str = "response.create";
 const STEER: &str = "response.steer";
-/// Closes what has come to its regular end.
+/// Closes a socket whose time has ended regularly.
 pub const NORMAL: u16 = 1000;
 
 /// What goes out.
@@ -57,10 +57,10 @@ pub struct Connection {
     pub line: Arc<Line>,
     /// What the record of each turn begins with.
     pub opening: Turn,
-    /// Its client reads `response.metadata`, as Codex does.
+    /// The client reads `response.metadata`, as Codex does.
     pub reads_metadata: bool,
     pub out: mpsc::Sender<Out>,
-    /// Set once it is this side that ends it.
+    /// Set once the simulator itself ends the socket.
     pub hung_up: Arc<AtomicBool>,
     pub local: Mutex<Local>,
 }
@@ -74,11 +74,11 @@ impl Connection {
         if !matches!(out, Out::Text(_)) {
             self.hung_up.store(true, Ordering::Relaxed);
         }
-        // Whoever reads frames finds out by itself that nobody takes them.
+        // A failure shows elsewhere: the task that reads frames notices that the writer is gone.
         let _ = self.out.send(out).await;
     }
 
-    /// Takes in one frame; a request goes to its lane.
+    /// Takes in one frame. A request goes to its lane.
     pub async fn hear(&self, lanes: &mut Lanes<Arrived>, text: String) {
         let (kind, frame) = frame::read(&text);
         self.line.frame(kind.as_deref());
@@ -131,7 +131,7 @@ impl Connection {
         }
     }
 
-    /// Its time is up.
+    /// Ends the socket because its time is up.
     pub async fn expire(&self) {
         self.line.note(|socket| socket.expired = true);
         let caller = Caller {
@@ -198,7 +198,7 @@ impl Connection {
         self.say(Out::Text(event)).await;
     }
 
-    /// Serves a request, and then the successors that were steered.
+    /// Serves a request, and then its steered successors.
     pub async fn serve(&self, lane: Lane, arrived: Arrived) -> Lane {
         let mut next = Some(arrived);
         while let Some(arrived) = next {
@@ -265,7 +265,8 @@ impl Connection {
             let out = match said {
                 Said::Event(event) => {
                     match event.kind {
-                        // Before it is said: whoever has read it may go on from it at once.
+                        // Remembered before it is sent: a client that has read it may continue from
+                        // it at once.
                         "response.completed" | "response.incomplete" => {
                             let past =
                                 past.take().unwrap_or_default().followed_by(&items[..play.done()]);
@@ -306,7 +307,7 @@ impl Connection {
         event.to_string()
     }
 
-    /// What becomes of steers that a response has not taken up itself.
+    /// Decides what happens to steers that a response has not taken up itself.
     async fn succeed(
         &self,
         lane: &Lane,

@@ -1,7 +1,7 @@
-//! A word with an answer that is on its way: what a client on a WebSocket may still say to it, and
-//! when that is too late.
+//! How a client on a WebSocket controls an answer in flight: it may cancel or steer that answer, up
+//! to a point.
 //!
-//! Decides only that. Nobody says a word to an answer over HTTP, so there it is never used.
+//! This file decides when that is too late. An answer over HTTP cannot be controlled.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 /// Steers that wait for one answer.
 const MOST_STEERS: usize = 16;
 
-/// Input that a client has added to an answer, to be taken up by its successor.
+/// Input that a client adds to an answer in flight. The answer's successor takes it up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steer {
     pub id: String,
-    /// As it was sent: a string or an array of messages, in JSON.
+    /// The input as the client sent it: a string or an array of messages, in JSON.
     pub input: String,
-    /// Of the frame that it came in.
+    /// Hash of the frame that carried the steer.
     pub sha256: String,
 }
 
@@ -27,16 +27,17 @@ struct Queue {
     is_over: bool,
 }
 
-/// One answer's ear.
+/// The control of one answer.
 #[derive(Debug, Default)]
 pub struct Control {
-    /// The number of the next event: words about an answer are numbered with its events.
+    /// The number of the next event. Events about steers share the numbers of their answer's
+    /// events.
     number: AtomicU64,
     cancelled: CancellationToken,
     queue: Mutex<Queue>,
 }
 
-/// Why a steer came to nothing.
+/// Why a steer failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TooLate {
     Over,
@@ -72,7 +73,7 @@ impl Control {
         !self.queue().steers.is_empty()
     }
 
-    /// Ends the time for steering and returns what came in time.
+    /// Ends the time for steering, and returns the steers that came in time.
     pub fn finish(&self) -> Vec<Steer> {
         let mut queue = self.queue();
         queue.is_over = true;
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steer_is_taken_until_the_answer_is_over_and_not_too_many_of_them() {
+    fn steer_is_taken_until_the_answer_is_over_and_not_too_many_of_them() {
         let control = Control::default();
         assert!((0..MOST_STEERS).all(|id| control.steer(steer(id)).is_ok()));
         assert_eq!(control.steer(steer(MOST_STEERS)), Err(TooLate::TooMany));

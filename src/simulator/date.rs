@@ -1,10 +1,10 @@
-//! A moment as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`. Pure.
+//! Writes a moment as HTTP does: `Sun, 06 Nov 1994 08:49:37 GMT`. Pure.
 
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// `seconds` since 1970.
+/// `seconds` count from 1970.
 pub fn http_text(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let is_leap = |year: u64| {

@@ -1,8 +1,8 @@
 //! Why a turn missed the cache: `prompt_cache_diagnostics` of GPT-5.6 and later.
 //!
-//! Compares a request with an earlier one of its organization: the one it names, else the last one
-//! of its `prompt_cache_key`. Explains and never serves; a comparison that cannot be found fails
-//! nothing.
+//! A request is compared with an earlier one of its organization: the one that it names, else the
+//! last one of its `prompt_cache_key`. The diagnosis only explains: if the earlier request is gone,
+//! the turn is served all the same.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,7 +14,7 @@ use super::request::Ask;
 /// Requests remembered for comparison.
 const MOST_TRACES: usize = 20_000;
 
-/// What a later request is compared with.
+/// What the diagnosis keeps of a request, to compare a later one with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
     model: String,
@@ -40,7 +40,7 @@ impl Trace {
     }
 
     /// The first reason why `self` cannot read what `earlier` left, in the order in which the
-    /// service names them.
+    /// service names reasons.
     fn reason(&self, earlier: &Self) -> Option<&'static str> {
         let reasons = [
             (self.model != earlier.model, "model_changed"),
@@ -56,7 +56,7 @@ impl Trace {
         reasons.into_iter().find(|(changed, _)| *changed).map(|(_, reason)| reason)
     }
 
-    /// Tokens up to the last end that both have.
+    /// Tokens up to the last end that both requests have.
     fn reusable(&self, earlier: &Self) -> u64 {
         let common = self
             .ends
@@ -66,7 +66,7 @@ impl Trace {
     }
 }
 
-/// The requests of all organizations that later ones are compared with.
+/// The remembered requests of all organizations.
 #[derive(Debug, Default)]
 pub struct Traces {
     by_response: HashMap<(String, String), Trace>,
@@ -75,8 +75,8 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// The diagnosis of a request that read `cached` tokens, in the service's own form; then
-    /// remembers the request.
+    /// Diagnoses a request that read `cached` tokens, in the service's own form, then remembers
+    /// that request.
     pub fn diagnose(
         &mut self,
         organization: &str,
@@ -103,7 +103,8 @@ impl Traces {
                     "cache_missed_tokens": tokens,
                     "comparison_reusable_tokens": trace.reusable(earlier),
                 }),
-                // The requests agree: it was forgotten, or remembered on another machine.
+                // The requests agree: the cache has forgotten the prefix, or another machine holds
+                // it.
                 None => json!({"type": "unavailable"}),
             },
         };
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_miss_names_the_first_thing_that_changed() {
+    fn miss_names_the_first_thing_that_changed() {
         let diagnose = |later: Trace, compared| {
             let mut traces = Traces::default();
             traces.diagnose("org", "resp_1", trace(), None, 0, 2000);
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hit_needs_no_comparison_and_organizations_share_nothing() {
+    fn hit_needs_no_comparison_and_organizations_share_nothing() {
         let mut traces = Traces::default();
         traces.diagnose("org", "resp_1", trace(), None, 0, 2000);
         assert_eq!(

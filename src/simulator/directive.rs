@@ -1,14 +1,13 @@
-//! What the last user text asks of the simulator itself, so that a test or a real client can steer
-//! one answer by its prompt.
+//! Directives in the last user text, by which a test or a real client steers one answer.
 //!
 //! | words in the text | the answer |
 //! |---|---|
-//! | `TOOL`, `tool call` | calls `exec_command` if the request offers it and nothing has been called since that text |
+//! | `TOOL`, `tool call` | calls `exec_command`, if offered and not yet called since that text |
 //! | `SLOW:20x100ms` | 20 text events, 100 ms before each |
 //! | `EVENTS:500` | 500 text events |
 //! | `BIG:8MiB` | one text event of that size (`B`, `KiB`, `MiB`; at most 64 MiB) |
 //!
-//! Pure. Never fails: what is no directive is only text.
+//! Pure. Reading never fails: any other word is only text.
 
 use std::time::Duration;
 
@@ -51,7 +50,7 @@ impl Directive {
     }
 }
 
-/// The number after `word`, and what follows it.
+/// The number behind `word`, and the text behind that number.
 fn argument<'a>(text: &'a str, word: &str) -> Option<(u64, &'a str)> {
     number(text.split_once(word)?.1)
 }
@@ -77,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_only_text() {
+    fn other_words_are_only_text() {
         for text in [
             "",
             "slow and big",

@@ -1,7 +1,7 @@
-//! A scripted fault: what it narrows to, and what it answers with.
+//! A scripted fault: which requests it strikes, and what it answers.
 //!
-//! Decides by key, organization, project, model and session. What is scripted is sent as it stands,
-//! whatever it means. Plays nothing itself.
+//! A fault narrows its requests by key, organization, project, model and session. Its texts and
+//! headers are sent as they stand, whatever they mean.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +14,8 @@ use super::key::Key;
 use super::refusal::{Besides, Caller, Refusal, usual_code};
 use crate::setting::Span;
 
-/// One scripted fault: what it narrows to, and what happens. `POST /_sim/fault` takes it as JSON.
+/// One scripted fault: which requests it strikes, and what happens. `POST /_sim/fault` takes it as
+/// JSON.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Fault {
@@ -23,47 +24,47 @@ pub struct Fault {
     pub project: Option<String>,
     pub model: Option<String>,
     pub session: Option<String>,
-    /// Only turns that merely prepare, or only those that do not: Codex begins every WebSocket with
-    /// one that does.
+    /// Strikes only prewarms (`true`), or only other turns (`false`). Codex begins every WebSocket
+    /// with a prewarm.
     pub prewarm: Option<bool>,
-    /// Answered with this status; 200 is a stream that begins well and ends in `response.failed`.
+    /// The status of the answer. With 200, a stream begins well and ends in `response.failed`.
     pub status: Option<u16>,
-    /// The error's code; absent, the usual one of the status.
+    /// The error's code. Default: the usual one of the status.
     pub code: Option<String>,
-    /// The error's message; absent, the usual one.
+    /// The error's message. Default: the usual one.
     pub message: Option<String>,
-    /// Sent instead of the error, as a page that stands before the service sends it. A WebSocket's
-    /// frame has no room for one.
+    /// Sent instead of the error, as a proxy before the service would. A WebSocket frame has no
+    /// room for a page.
     pub html: Option<String>,
-    /// When to come back: `5` (seconds), `"1500ms"`, or `false`: not a word of it, in no header and
-    /// in no message.
+    /// When to come back: `5` (seconds), `"1500ms"`, or `false`, which leaves the time out of all
+    /// headers and messages.
     pub retry_after: Wait,
-    /// The time to come back goes out as a date.
+    /// Sends the time to come back as a date.
     pub retry_after_date: bool,
-    /// Instead of a time to come back, and whatever it means.
+    /// Sent as `retry-after` instead of a time, whatever it means.
     pub retry_after_text: Option<String>,
-    /// Sent besides, each in place of what else would be sent under its name; where nothing is
-    /// refused, with the answer.
+    /// Headers sent besides; each replaces another header of its name. Where nothing is refused,
+    /// the answer carries them.
     pub headers: BTreeMap<String, String>,
-    /// Waits so long, in real time: before the headers, or after `cut_after_events` events.
+    /// Real time to wait: before the headers, or after `cut_after_events` events.
     pub stall: Option<Span>,
-    /// Ends the stream after so many events, without a terminal one.
+    /// Ends the stream after so many events, without a terminal event.
     pub cut_after_events: Option<u64>,
     /// Breaks the connection: after `cut_after_events` events, or before the first byte.
     pub reset: bool,
-    /// A `code` under status 200 comes as a bare `error` event instead of `response.failed`.
+    /// Sends a `code` under status 200 as a bare `error` event instead of `response.failed`.
     pub error_event: bool,
     /// Closes the WebSocket with this code: after `cut_after_events` events, after the error or the
-    /// answer, or in place of it. In a handshake: accepts, and closes at once.
+    /// answer, or in place of it. A handshake is accepted, and closed at once.
     pub close: Option<u16>,
-    /// What it strikes. Absent: turns, and a 401 that names neither model nor session also
-    /// WebSocket handshakes and, without counting them, probes.
+    /// Which requests the fault strikes. Default: turns. A 401 that names neither model nor session
+    /// also strikes WebSocket handshakes and, without counting them, probes.
     pub at: Option<At>,
-    /// How many requests it strikes; absent, all until it is cleared.
+    /// How many requests the fault strikes. Default: all, until it is cleared.
     pub times: Option<u64>,
 }
 
-/// A request that a fault may strike, as far as it is known by then.
+/// A request that a fault may strike, as far as the request is known by then.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     pub at: At,
@@ -82,7 +83,8 @@ pub enum At {
     Probe,
 }
 
-/// Which faults to clear: those that name what it names. `DELETE /_sim/fault` takes it as JSON.
+/// Which faults to clear: those that name everything that the scope names. `DELETE /_sim/fault`
+/// takes it as JSON.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scope {
@@ -96,7 +98,7 @@ pub struct Scope {
 /// When a refusal says to come back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
-    /// As the real service does: a rate limit names a time, and nothing else does.
+    /// As the real service does: only a rate limit names a time.
     #[default]
     Usual,
     Never,
@@ -126,12 +128,12 @@ impl<'de> Deserialize<'de> for Wait {
 }
 
 impl Fault {
-    /// What is wrong with it.
+    /// Says what is wrong with the fault.
     pub fn check(&self) -> Result<(), String> {
         if let Some(status) = self.status.filter(|status| !(200..=599).contains(status)) {
             return Err(format!("{status} is no status that a fault can have"));
         }
-        // The codes that RFC 6455 lets an endpoint send.
+        // The close codes that RFC 6455 lets an endpoint send.
         if let Some(code) =
             self.close.filter(|code| !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
         {
@@ -165,7 +167,7 @@ impl Fault {
             && narrows(&self.session, session)
     }
 
-    /// Whether it makes the key useless for whatever it is asked, not only for answers.
+    /// Whether the fault makes the key useless for every request, not only for answers.
     pub fn concerns_the_key(&self) -> bool {
         self.status == Some(401)
             && self.model.is_none()
@@ -174,7 +176,7 @@ impl Fault {
             && self.prewarm.is_none()
     }
 
-    /// The error that it answers with, under a status.
+    /// The error that the fault answers with, under a status.
     pub fn refusal(&self, status: StatusCode, key: &Key, model: &str) -> Refusal {
         let caller = Caller {
             organization: &key.organization,
@@ -204,7 +206,7 @@ impl Fault {
         Refusal { close: self.close, besides, ..refusal }
     }
 
-    /// The headers that are scripted; `wait` is the time to come back, if one is told.
+    /// The scripted headers. `wait` is the time to come back, if the fault names one.
     pub fn told(&self, wait: Option<Duration>) -> HeaderMap {
         let mut headers = self.headers().unwrap_or_default();
         if let Some(wait) =
@@ -251,7 +253,7 @@ mod tests {
         fault.refusal(status, &key, "gpt-5.4")
     }
 
-    /// `retry-after`, `retry-after-ms`, and whether the message says it too.
+    /// `retry-after`, `retry-after-ms`, and whether the message names the time, too.
     fn told(json: &str) -> (Option<String>, Option<String>, bool) {
         let refusal = refusal(json);
         let response = refusal.response();
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_says_when_to_come_back_unless_it_is_told_to_be_silent() {
+    fn limit_says_when_to_come_back_unless_scripted_silent() {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(told(r#"{"status":429}"#), (some("1"), some("1000"), true));
         assert_eq!(told(r#"{"status":429,"retry_after":2}"#), (some("2"), some("2000"), true));
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_is_no_fault() {
+    fn fault_that_cannot_be_played_is_refused() {
         let check = |json: &str| {
             serde_json::from_str::<Fault>(json)
                 .map_err(|error| error.to_string())

@@ -1,6 +1,7 @@
-//! The faults that are scripted: which of them strikes a request.
+//! The scripted faults, and which of them strikes a request.
 //!
-//! Each strikes so many times, or until it is cleared. The first one added that fits wins.
+//! A fault strikes so many times, or until it is cleared. Of all faults that match, the first one
+//! added wins.
 
 use super::fault::{At, Fault, Scope, Target};
 use super::key::Key;
@@ -8,7 +9,7 @@ use super::key::Key;
 /// Faults kept at once.
 const MOST_FAULTS: usize = 10_000;
 
-/// The faults that wait for their requests.
+/// The faults that are scripted now.
 #[derive(Debug, Default)]
 pub struct Faults(Vec<Fault>);
 
@@ -22,12 +23,12 @@ impl Faults {
         Ok(())
     }
 
-    /// Forgets those that name what `scope` names; all of them, if it names nothing.
+    /// Clears the faults that name what `scope` names. An empty scope clears all.
     pub fn clear(&mut self, scope: &Scope) {
         self.0.retain(|fault| !fault.is_of(scope));
     }
 
-    /// The fault that strikes here, counted.
+    /// The fault that strikes this request. The strike is counted.
     pub fn strike(&mut self, target: Target<'_>) -> Option<Fault> {
         let index = self.0.iter().position(|fault| fault.times != Some(0) && fault.fits(target))?;
         if let Some(times) = &mut self.0[index].times {
@@ -40,7 +41,7 @@ impl Faults {
         Some(fault)
     }
 
-    /// A standing fault of the key itself, which a probe meets as well. Does not count as a strike.
+    /// A lasting fault of the key itself, which a probe meets as well. The strike is not counted.
     pub fn of_key(&self, key: &Key) -> Option<Fault> {
         let target = Target { at: At::Turn, key, model: None, session: None, prewarm: false };
         self.0
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_strikes_whom_it_names_as_often_as_it_says() {
+    fn fault_strikes_its_scope_as_often_as_scripted() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"organization":"org-b","status":500}"#)).expect("added");
         faults
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_struck_by_what_names_it_and_by_a_dead_key() {
+    fn handshake_is_struck_by_its_own_faults_and_by_a_dead_key() {
         let strikes = |json: &str, at| {
             let mut faults = Faults::default();
             faults.add(fault(json)).expect("added");
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_can_let_prewarms_pass() {
+    fn fault_can_let_prewarms_pass() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"status":500,"prewarm":false}"#)).expect("added");
         assert!(
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_meets_a_dead_key_and_does_not_revive_it() {
+    fn probe_meets_a_dead_key_and_does_not_revive_it() {
         let mut faults = Faults::default();
         faults.add(fault(r#"{"key":"a-1","status":401,"times":1}"#)).expect("added");
         assert!(faults.of_key(&key()).is_some() && faults.of_key(&key()).is_some());

@@ -1,7 +1,7 @@
-//! What a client says on a WebSocket: one text frame, read, and the frames that answer it.
+//! One text frame of a client on a WebSocket, read, and the frames that answer it.
 //!
-//! Decides what kind of word it is and whether it is well formed; a request's own body is checked
-//! as over HTTP. Pure.
+//! This file decides what kind of frame it is and whether the frame is well formed. A request's own
+//! body is checked as over HTTP. Pure.
 
 use serde_json::json;
 
@@ -9,19 +9,19 @@ use super::control::{Steer, TooLate};
 use super::json::{Document, Kind, Value};
 use super::refusal::Refusal;
 
-/// Words that some clients say to some services, and that need no answer.
+/// Frame types that some clients send to some services, and that get no answer.
 const IGNORED: &[&str] = &["response.processed", "response.inject"];
-/// What a steer may hold.
+/// Bytes of a steer.
 const OF_A_STEER: &[&str] = &["type", "previous_response_id", "input"];
 
-/// One frame.
+/// One frame of a client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Frame {
     Create {
         lane: Option<String>,
         previous: Option<String>,
     },
-    /// The documents name no such word over a WebSocket: what it does here is ours.
+    /// OpenAI's documents do not name this frame; its effect here is the simulator's own.
     Cancel {
         response: Option<String>,
         lane: Option<String>,
@@ -34,7 +34,7 @@ pub enum Frame {
     Ignored,
 }
 
-/// The type that a frame names, if it names one, and what it says.
+/// The type that a frame names, if it names one, and the frame read.
 pub fn read(text: &str) -> (Option<String>, Result<Frame, Refusal>) {
     let document = match Document::read(text.as_bytes()) {
         Ok(document) => document,
@@ -49,7 +49,7 @@ pub fn read(text: &str) -> (Option<String>, Result<Frame, Refusal>) {
     let own = |name: &str| body.get(name).and_then(Value::text).map(String::from);
     let kind = own("type");
     let frame = match kind.as_deref() {
-        // A lane that is no string is the lane of that spelling, which no lane may have.
+        // A lane that is no string counts as a lane of that spelling, which no lane may have.
         Some("response.create") => {
             let lane = body
                 .get("stream_id")
@@ -91,7 +91,7 @@ fn spelled(value: Value<'_>) -> String {
     String::from_utf8_lossy(value.raw()).into_owned()
 }
 
-/// What is wrong with a steer: it adds words of the user's and nothing else.
+/// Refuses a steer that adds anything but a user's words.
 fn fault(body: Value<'_>) -> Option<&'static str> {
     if body.entries().any(|(name, _)| !OF_A_STEER.iter().any(|known| name.is_text(known))) {
         return Some("A steering event accepts only 'type', 'previous_response_id' and 'input'.");
@@ -113,9 +113,9 @@ fn fault(body: Value<'_>) -> Option<&'static str> {
     }
 }
 
-/// A request with what was steered before what it holds itself; `previous` makes it the successor
-/// of that response. Its other bytes stay: the last of two fields of one name is the one that
-/// counts, here as in the real service.
+/// A request with the steered input before its own. `previous` makes it the successor of that
+/// response. Its other bytes stay: of two fields of one name the last one counts, as in the real
+/// service.
 pub fn continued(
     request: &str,
     previous: Option<&str>,
@@ -140,12 +140,12 @@ fn members(input: &str) -> String {
     }
 }
 
-/// The `input` of a request, as it stands there.
+/// The `input` of a request, as the client spelled it.
 pub fn input(request: &str) -> Option<String> {
     Document::read(request.as_bytes()).ok()?.root().get("input").map(spelled)
 }
 
-/// Events about a steer, numbered with those of its response.
+/// Events about a steer. They share the numbers of their response's events.
 pub fn accepted(steer: &Steer, previous: &str, number: u64, lane: Option<&str>) -> String {
     of_a_steer(
         "response.steer.accepted",
@@ -175,7 +175,7 @@ pub fn pending(
     )
 }
 
-/// `id` is the steer's, if it had been accepted.
+/// `id` is the steer's id, if the steer had been accepted.
 pub fn failed(
     id: Option<&str>,
     input: &str,
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_says_what_it_is() {
+    fn frame_is_read_by_its_type() {
         let frame =
             |text: &str| read(text).1.unwrap_or_else(|refusal| panic!("{text}: {refusal:?}"));
         assert_eq!(
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steer_adds_words_of_the_users_and_nothing_else() {
+    fn steer_adds_words_of_the_user_and_nothing_else() {
         let fault = |input: &str| {
             let text = format!(r#"{{"type":"response.steer","previous_response_id":"r",{input}}}"#);
             match read(&text).1 {
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_asks_what_its_parent_asked_and_what_was_steered() {
+    fn successor_asks_its_parents_input_and_the_steers() {
         let steer =
             |input: &str| Steer { id: "s".into(), input: input.into(), sha256: String::new() };
         let steers = [steer(r#""one""#), steer(r#"[{"role":"user","content":"two"}]"#)];

@@ -1,9 +1,8 @@
-//! A turn over HTTP: read, recognized, answered with a stream or in one piece.
+//! A turn over HTTP: read, recognized, and answered with a stream or in one piece.
 //!
-//! The order is the real service's, with the judge's checks before it: what must never reach an
-//! upstream is refused even from nobody. Whatever happens, the turn is on record from its first
-//! header on, and a client that leaves is noticed by whoever holds the record's entry at that
-//! moment.
+//! The order is the real service's, with the judge's checks before it: headers that must never
+//! reach an upstream are refused even without a known key. The turn is on record from its first
+//! header on. Whichever part holds the record's entry notices a client that leaves.
 
 use std::sync::Arc;
 
@@ -37,14 +36,14 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
         headers: leak::names(&parts.headers).into(),
         ..Turn::default()
     });
-    // Known by its headers alone, and in flight at its key from then on.
+    // The headers alone decide the key. From then on the turn is in flight at that key.
     let known = recognize(world, &parts.headers, false);
     let key = known.as_ref().map_or_else(|(key, _)| key.clone(), |key| Some(Arc::clone(key)));
     entry.note(|turn| key.iter().for_each(|key| name(turn, key)));
     let wire = body::read(body, &parts.headers).await;
     entry.note(|turn| turn.body_sha256.clone_from(&wire.sha256));
     let outcome = match (wire.fault, known) {
-        // Nobody is there to be told.
+        // The client is gone: there is no one to answer.
         (Some(WireFault::Incomplete), _) => {
             return Refusal::invalid(None, None, "The request body ended early.").response();
         }
@@ -73,7 +72,7 @@ fn asked<'a>(world: &'a World, key: &'a Key, bytes: &'a [u8]) -> turn::Request<'
     turn::Request { world, key, bytes, transport: Transport::Http, recall: &|_| None }
 }
 
-/// Answers with an error, and has it on record.
+/// Answers with an error, and records it.
 pub fn refuse(refusal: &Refusal, mut entry: Entry) -> Response<Body> {
     entry.note(|turn| (turn.status, turn.code) = (refusal.status.as_u16(), refusal.code.clone()));
     entry.became(Outcome::Refused);

@@ -1,16 +1,16 @@
-//! A tolerant, borrowed reading of JSON: one pass over the bytes, a flat tape of where each value
+//! A tolerant, borrowing JSON reader: one pass over the bytes, and a flat tape of where each value
 //! lies.
 //!
-//! Accepts whatever the grammar of JSON accepts, however odd: any depth, any spelling of a number,
-//! duplicate names (the last one wins), lone surrogates. Never recurses, never copies a value,
-//! never changes one: what a value *is* stays its own bytes, since a cache is matched by bytes.
+//! The reader accepts whatever JSON allows: any depth, any spelling of a number, duplicate names
+//! (the last one wins), lone surrogates. It never recurses, and never copies or changes a value:
+//! the simulated cache matches prefixes by their bytes.
 
 use std::borrow::Cow;
 
 use memchr::memchr2;
 
-/// Values in one document. A body of brackets alone would otherwise cost sixteen times its size in
-/// memory.
+/// Values of one document. Without this limit, a body of brackets alone would cost sixteen times
+/// its size in memory.
 const MOST_NODES: usize = 8_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ struct Node {
     kind: Kind,
     start: u32,
     end: u32,
-    /// The node after this one and everything inside it.
+    /// The node behind this one and everything inside it.
     next: u32,
 }
 
@@ -45,7 +45,7 @@ pub struct Value<'d> {
     index: usize,
 }
 
-/// What may come next, between values.
+/// What the grammar allows next, between values.
 enum Expect {
     Value,
     ValueOrEnd,
@@ -55,7 +55,7 @@ enum Expect {
 }
 
 impl<'a> Document<'a> {
-    /// Reads `text`, or says at which byte it stops being JSON.
+    /// Reads `text`, or returns the byte at which `text` stops being JSON.
     pub fn read(text: &'a [u8]) -> Result<Self, usize> {
         std::str::from_utf8(text).map_err(|error| error.valid_up_to())?;
         if u32::try_from(text.len()).is_err() {
@@ -150,7 +150,7 @@ fn skip_space(text: &[u8], mut at: usize) -> usize {
     at
 }
 
-/// Where the string that opens at `at` has closed.
+/// The position behind the string that opens at `at`.
 fn string_end(text: &[u8], at: usize) -> Result<usize, usize> {
     let mut from = at + 1;
     let end = loop {
@@ -171,12 +171,12 @@ fn string_end(text: &[u8], at: usize) -> Result<usize, usize> {
             _ => return Err(stop),
         };
     };
-    // Of the whole string at once: a body of escapes has short runs.
+    // Checked for the whole string at once: a body of escapes has short runs.
     if has_control(&text[at..end]) { Err(at) } else { Ok(end + 1) }
 }
 
-/// Whether a byte below 0x20 is in `run`, eight at a time: strings are most of a body, and this is
-/// built without optimization.
+/// Whether `run` holds a byte below 0x20. Checks eight bytes at a time, since strings are most of a
+/// body and this code is built without optimization.
 fn has_control(run: &[u8]) -> bool {
     const ONES: u64 = u64::MAX / 255;
     let (words, rest) = run.as_chunks::<8>();
@@ -242,13 +242,13 @@ impl<'d> Value<'d> {
         self.node().kind
     }
 
-    /// Its own bytes, as they were sent.
+    /// The value's bytes as the client sent them.
     pub fn raw(self) -> &'d [u8] {
         let node = self.node();
         &self.document.text[node.start as usize..node.end as usize]
     }
 
-    /// The values of an array; of anything else, none.
+    /// The values of an array; nothing for any other kind.
     pub fn items(self) -> impl Iterator<Item = Self> {
         let end =
             if self.kind() == Kind::Array { self.node().next as usize } else { self.index + 1 };
@@ -260,7 +260,7 @@ impl<'d> Value<'d> {
         })
     }
 
-    /// The names and values of an object, in order and with duplicates; of anything else, none.
+    /// The names and values of an object, in order and with duplicates; nothing for any other kind.
     pub fn entries(self) -> impl Iterator<Item = (Self, Self)> {
         let end =
             if self.kind() == Kind::Object { self.node().next as usize } else { self.index + 1 };
@@ -273,13 +273,13 @@ impl<'d> Value<'d> {
         })
     }
 
-    /// The last value of that name in an object; null counts as absent.
+    /// The last value of that name in an object. `null` counts as absent.
     pub fn get(self, name: &str) -> Option<Self> {
         let found = self.entries().filter(|(key, _)| key.is_text(name)).last()?.1;
         (found.kind() != Kind::Null).then_some(found)
     }
 
-    /// Whether it is the string `text`.
+    /// Whether the value is the string `text`.
     pub fn is_text(self, text: &str) -> bool {
         let raw = self.raw();
         let inside = &raw[1.min(raw.len())..raw.len().saturating_sub(1).max(1.min(raw.len()))];
@@ -288,7 +288,7 @@ impl<'d> Value<'d> {
                 || (inside.contains(&b'\\') && self.text().is_some_and(|own| own == text)))
     }
 
-    /// The string it is, with U+FFFD for what no string can hold.
+    /// The decoded string, with U+FFFD for what a string cannot hold.
     pub fn text(self) -> Option<Cow<'d, str>> {
         if self.kind() != Kind::String {
             return None;
@@ -343,7 +343,7 @@ fn unescape(inside: &str) -> String {
     text
 }
 
-/// The four hexadecimal digits that `text` begins with.
+/// The four hexadecimal digits at the start of `text`.
 fn unit(text: &str) -> u16 {
     text.get(..4).and_then(|hex| u16::from_str_radix(hex, 16).ok()).unwrap_or(0xFFFD)
 }

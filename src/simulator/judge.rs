@@ -1,7 +1,8 @@
-//! The judge: a record of every turn that reached the upstream, whatever became of it.
+//! The judge: a record of every turn that reached the upstream, however the turn ended.
 //!
-//! Records and adds up; never decides how a turn is served. What it shows are the facts that tests
-//! are judged by: which key a session met, which bytes arrived, what was cached and what could have
+//! The judge records and adds up the facts of a test: which key a session met, which bytes arrived,
+//! what was cached, and what could have been. It decides nothing about a turn, and keeps no body
+//! and no secret.
 //! been. Bodies and secrets are not kept.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -11,29 +12,29 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// Turns kept; beyond it the oldest go and only their number stays.
+/// Turns on record. Of older turns only the number stays.
 const MOST_TURNS: usize = 200_000;
-/// Distinct lists of header names that are shared between turns.
+/// Distinct lists of header names that turns share.
 const MOST_SHARED: usize = 4096;
 
-/// What became of a turn.
+/// How a turn ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Being read or answered.
+    /// The turn is being read or answered.
     #[default]
     Open,
-    /// The whole answer went out, terminal event included.
+    /// The whole answer was sent, with its terminal event.
     Completed,
-    /// Answered with an error status.
+    /// The turn was answered with an error status.
     Refused,
     /// The stream ended in a scripted `response.failed` or `error` event.
     Failed,
-    /// Ended early because its client, on a WebSocket, cancelled or steered it.
+    /// The client canceled or steered the turn on a WebSocket, so that it ended early.
     Incomplete,
-    /// Cut or reset by a scripted fault, or by the end of its WebSocket's time.
+    /// A scripted fault, or the end of its WebSocket's time, cut or reset the turn.
     Cut,
-    /// The client was gone before the answer had gone out.
+    /// The client left before the answer was sent.
     ClientLeft,
 }
 
@@ -47,48 +48,48 @@ pub struct Turn {
     pub transport: String,
     /// `POST /v1/responses`.
     pub method_path: String,
-    /// The key's id; nothing if no key was recognized.
+    /// The key's id. `None` if the request showed no known key.
     pub key: Option<String>,
     pub organization: Option<String>,
     pub session: Option<String>,
     pub model: Option<String>,
-    /// Of the bytes on the wire, before any decoding, in hexadecimal; of what came, if not all of
-    /// it came.
+    /// Hexadecimal hash of the bytes on the wire, before any decoding. If the body was incomplete,
+    /// of the bytes that came.
     pub body_sha256: String,
     pub content_length: Option<String>,
     pub input_tokens: u64,
     pub cached_tokens: u64,
     pub cache_write_tokens: u64,
     pub ideal_cached_tokens: u64,
-    /// Text, tool calls and reasoning of a whole answer, counted when it begins.
+    /// Tokens of text, tool calls and reasoning of a whole answer, counted when the answer begins.
     pub output_tokens: u64,
-    /// The status answered; 0 while there is none.
+    /// The status of the answer; 0 while there is none.
     pub status: u16,
-    /// The code of the refusal, if it was one.
+    /// The code of a refusal.
     pub code: Option<String>,
     pub outcome: Outcome,
     /// Events of the stream that were handed over to be sent.
     pub events: u64,
-    /// The `x-codex-turn-state` it carried.
+    /// The `x-codex-turn-state` of the request.
     pub turn_state: Option<String>,
     pub response_id: Option<String>,
-    /// The number of the WebSocket it was on, as `GET /_sim/sockets` has it.
+    /// The number of the turn's WebSocket in `GET /_sim/sockets`.
     pub connection: Option<u64>,
-    /// The WebSocket lane (`stream_id`) it named.
+    /// The WebSocket lane (`stream_id`) of the request.
     pub lane: Option<String>,
-    /// The type of the frame that began it, `response.create` or `response.steer`; nothing for a
-    /// handshake.
+    /// The type of the frame that began the turn: `response.create` or `response.steer`. `None` for
+    /// a handshake.
     pub frame: Option<String>,
     pub previous_response_id: Option<String>,
-    /// It only prepared: `generate: false`, or a prewarm.
+    /// The turn only prepared: `generate: false`, or a prewarm.
     pub prewarm: bool,
-    /// Every header name seen, sorted, each once.
+    /// Every header name once, sorted.
     #[serde(with = "names")]
     pub headers: Arc<[String]>,
 }
 
 mod names {
-    //! A shared list is written as the list it is.
+    //! Serializes a shared list as the list itself.
     use std::sync::Arc;
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -107,11 +108,11 @@ mod names {
     }
 }
 
-/// Totals over the turns kept. Tokens are those of turns that were answered with 200.
+/// Totals over the turns on record. Tokens are those of turns answered with 200.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     pub turns: u64,
-    /// Turns beyond what is kept, which count nowhere else.
+    /// Turns that are no longer on record; no other total counts them.
     pub forgotten: u64,
     pub input_tokens: u64,
     pub cached_tokens: u64,
@@ -119,14 +120,14 @@ pub struct Summary {
     pub ideal_cached_tokens: u64,
     pub output_tokens: u64,
     pub sessions: u64,
-    /// Over the sessions: the most keys that one of them met with an answer of 200, and the mean.
+    /// Over the sessions: the largest number of keys that served one session, and the mean.
     pub keys_per_session_max: u64,
     pub keys_per_session_mean: f64,
     pub statuses: BTreeMap<u16, u64>,
     pub outcomes: BTreeMap<Outcome, u64>,
     /// Turns of each key.
     pub keys: BTreeMap<String, u64>,
-    /// Turns of each key that are being read or answered at this moment, or wait in a lane.
+    /// Turns of each key that are being read or answered now, or wait in a lane.
     pub in_flight: BTreeMap<String, u64>,
 }
 
@@ -155,7 +156,7 @@ impl Judge {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of a turn that has just arrived.
+    /// Records a turn that has just arrived.
     pub fn open(self: &Arc<Self>, mut turn: Turn) -> Entry {
         let mut record = self.record();
         record.next += 1;
@@ -226,8 +227,8 @@ impl Judge {
         summary
     }
 
-    /// Forgets all turns. Those in flight are forgotten with the rest; numbers go on, so that none
-    /// of them comes back.
+    /// Forgets all turns, those in flight included. Numbers go on, so that a forgotten turn cannot
+    /// write into a new one.
     pub fn clear(&self) {
         let mut record = self.record();
         let next = record.next;
@@ -235,15 +236,15 @@ impl Judge {
     }
 }
 
-/// A turn that is still running: whoever holds it says what became of it, and to drop it unsaid
-/// means that the client left.
+/// A turn in flight. Its owner records how the turn ended; dropping the entry before that records
+/// that the client left.
 #[derive(Debug)]
 pub struct Entry {
     judge: Arc<Judge>,
     number: u64,
     outcome: Outcome,
     events: u64,
-    /// Set once it is the upstream that hangs up: what is unsaid then was cut.
+    /// Set once the upstream itself hangs up: a turn without a recorded end counts as cut then.
     hung_up: Option<Arc<AtomicBool>>,
 }
 
@@ -254,12 +255,12 @@ impl Entry {
         }
     }
 
-    /// What dropping it will mean from now on.
+    /// Sets what dropping the entry will record.
     pub fn became(&mut self, outcome: Outcome) {
         self.outcome = outcome;
     }
 
-    /// Whom to ask, when it is dropped unsaid, whose doing that was.
+    /// Sets the flag that tells, when the entry is dropped, whether the upstream hung up.
     pub fn unless(&mut self, hung_up: &Arc<AtomicBool>) {
         self.hung_up = Some(Arc::clone(hung_up));
     }
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_that_nobody_ended_was_left_by_its_client() {
+    fn turn_without_an_end_was_left_by_its_client() {
         let judge = Arc::new(Judge::default());
         let entry = judge.open(Turn::default());
         assert_eq!((judge.turns()[0].outcome, judge.turns()[0].finished_at), (Outcome::Open, None));
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_counts_keys_by_session_over_answered_turns() {
+    fn summary_counts_keys_by_session_over_answered_turns() {
         let judge = Arc::new(Judge::default());
         served(&judge, "one", "a", 200);
         served(&judge, "one", "b", 200);
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_is_in_flight_at_its_key_until_it_has_ended() {
+    fn turn_is_in_flight_at_its_key_until_it_has_ended() {
         let judge = Arc::new(Judge::default());
         let turn = |key: &str| judge.open(Turn { key: Some(key.into()), ..Turn::default() });
         let (one, two, _other) = (turn("a"), turn("a"), turn("b"));
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cleared_record_stays_clear_of_what_was_in_flight() {
+    fn cleared_record_stays_clear_of_what_was_in_flight() {
         let judge = Arc::new(Judge::default());
         let entry = judge.open(Turn::default());
         judge.clear();
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_is_read_back_as_it_was_written() {
+    fn turn_is_read_back_as_it_was_written() {
         let turn =
             Turn { headers: Arc::from(vec!["accept".to_owned()]), status: 200, ..Turn::default() };
         let text = serde_json::to_string(&turn).expect("written");

@@ -1,7 +1,7 @@
-//! The simulated keys: who a request comes from, by its `authorization` alone.
+//! The simulated keys, and which key a request shows in `authorization`.
 //!
-//! Decides which key a secret is and whether the headers beside it agree. Never shows a secret: the
-//! judge knows a key by its id.
+//! This file decides which key a secret belongs to, and whether the headers beside it agree. It
+//! never shows a secret: the judge names a key by its id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::refusal::{Refusal, incorrect_key};
 use super::settings::KeyConfig;
 
-/// One key and its place.
+/// One key, its organization and its project.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Key {
     pub id: String,
@@ -24,13 +24,13 @@ pub struct Key {
 }
 
 impl Key {
-    /// Its organization's and its project's name together: where what it stores is found again.
+    /// The organization's and the project's name together: the place of stored responses.
     pub fn place(&self) -> String {
         place(&self.organization, &self.project)
     }
 }
 
-/// A project's name, as nobody else has it.
+/// The name of a project, unique over all organizations.
 pub fn place(organization: &str, project: &str) -> String {
     format!("{organization}/{project}")
 }
@@ -69,7 +69,7 @@ impl Keys {
         Ok(Self(keys))
     }
 
-    /// Whose request this is. The key comes back beside a refusal that concerns its other headers.
+    /// The key of a request. A refusal that concerns other headers comes with the key.
     pub fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -115,7 +115,7 @@ fn unauthorized(code: Option<&str>, message: String) -> Refusal {
     Refusal::invalid(code, None, message).with_status(StatusCode::UNAUTHORIZED)
 }
 
-/// `sk-abcde***wxyz`: what the real service shows of a key, and nothing of a short one.
+/// `sk-abcde***wxyz`: what the real service shows of a key. A short key shows nothing.
 fn mask(secret: &str) -> String {
     let characters: Vec<char> = secret.chars().collect();
     if characters.len() < 16 {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_known_by_its_secret_and_named_by_its_place() {
+    fn key_is_known_by_its_secret_and_named_by_its_place() {
         let keys = Keys::new(&[configured("sk-one", "org-a"), configured("sk-two", "org-b")])
             .expect("two keys");
         let key =
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_secret_is_refused_without_being_shown() {
+    fn unknown_secret_is_refused_without_being_shown() {
         let keys = Keys::new(&[configured("sk-one", "org-a")]).expect("a key");
         let (_, refusal) = keys
             .authenticate(&headers(&[("authorization", "Bearer sk-abcdefghij-lmnopqrst")]))
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_organization_of_somebody_else_is_refused() {
+    fn foreign_organization_is_refused() {
         let keys = Keys::new(&[configured("sk-one", "org-a")]).expect("a key");
         let sent = headers(&[("authorization", "Bearer sk-one"), ("openai-organization", "org-b")]);
         let (key, refusal) = keys.authenticate(&sent).expect_err("mismatch");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_may_not_be_one() {
+    fn two_keys_may_not_have_one_secret() {
         assert!(
             Keys::new(&[configured("sk-one", "org-a"), configured("sk-one", "org-b")]).is_err()
         );

@@ -1,19 +1,19 @@
-//! The lanes of one WebSocket: which of the requests that have arrived is served next.
+//! The lanes of one WebSocket, and which of the waiting requests is served next.
 //!
-//! Requests of one lane are served in their order; lanes pass each other; so many in flight over
-//! all of them, and the rest waits without being told. A connection knows so many names in its
-//! whole life. Pure.
+//! Requests of one lane keep their order; lanes pass each other. All lanes together have a limit of
+//! requests in flight; further requests wait without notice. A connection has a limit of lane names
+//! over its life. Pure.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::refusal::Refusal;
 
-/// Named lanes of a connection, over its whole life. The lane without a name is not counted.
+/// Named lanes of a connection, over its whole life. The default lane does not count.
 const MOST_NAMED: usize = 32;
 const MOST_IN_FLIGHT: usize = 16;
 const LONGEST_NAME: usize = 256;
 
-/// A lane's name; the default lane has none.
+/// A lane's name. The default lane has none.
 pub type Lane = Option<String>;
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl<T> Default for Lanes<T> {
 }
 
 impl<T> Lanes<T> {
-    /// Whether this lane may be used.
+    /// Checks that the client may use this lane.
     pub fn admit(&mut self, lane: Option<&str>) -> Result<(), Refusal> {
         let Some(name) = lane else { return Ok(()) };
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
@@ -55,7 +55,7 @@ impl<T> Lanes<T> {
         self.waiting.push_back((lane, request));
     }
 
-    /// The next request that may be served now. Its lane is busy until it is `done`.
+    /// The next request that may be served. Its lane stays busy until `done`.
     pub fn next(&mut self) -> Option<(Lane, T)> {
         if self.busy.len() >= MOST_IN_FLIGHT {
             return None;
@@ -74,7 +74,7 @@ impl<T> Lanes<T> {
         self.waiting.len()
     }
 
-    /// Nothing is in flight and nothing waits.
+    /// Whether nothing is in flight and nothing waits.
     pub fn is_idle(&self) -> bool {
         self.busy.is_empty() && self.waiting.is_empty()
     }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_keeps_its_order_and_others_pass_it() {
+    fn lane_keeps_its_order_and_others_pass_it() {
         let mut lanes = Lanes::default();
         for (name, request) in [("", 1), ("", 2), ("side", 3), ("side", 4)] {
             lanes.push(lane(name), request);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_knows_so_many_names_in_its_life() {
+    fn connection_has_a_limit_of_lane_names() {
         let mut lanes = Lanes::<()>::default();
         assert!((0..MOST_NAMED).all(|number| lanes.admit(Some(&format!("lane-{number}"))).is_ok()));
         assert_eq!((lanes.admit(None), lanes.admit(Some("lane-0"))), (Ok(()), Ok(())));

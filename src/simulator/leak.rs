@@ -1,8 +1,8 @@
-//! What a real upstream must never be shown, and how a request must be framed.
+//! Headers that a real upstream must never see, and how a request must be framed.
 //!
-//! Stricter than the real service, which would accept most of it: a gateway's own headers, somebody
-//! else's credentials, a body whose length is not known from the start. A refusal here is a fault
-//! of the gateway, and its code says so.
+//! The simulator is stricter here than the real service, which would accept most of this: a
+//! gateway's own headers, foreign credentials, a body of unknown length. A refusal with one of
+//! these codes is a fault of the gateway.
 
 use http::{HeaderMap, header};
 
@@ -20,7 +20,7 @@ const FORBIDDEN: &[&str] = &[
 ];
 const FORBIDDEN_PREFIX: &str = "x-warmkey-";
 
-/// Every header name, sorted, each once.
+/// Every header name once, sorted.
 pub fn names(headers: &HeaderMap) -> Vec<String> {
     let mut names: Vec<String> = headers.keys().map(|name| name.as_str().to_owned()).collect();
     names.sort_unstable();
@@ -45,7 +45,7 @@ pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A body's length is known from the start. A handshake has no body.
+/// Checks that the body's length is known from the start. A handshake has no body.
 pub fn framing(headers: &HeaderMap, is_handshake: bool) -> Result<(), Refusal> {
     let framing = |text: &str| Refusal::invalid(Some("simulator_framing"), None, text);
     if headers.contains_key(header::TRANSFER_ENCODING) {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_request_passes() {
+    fn plain_request_passes() {
         assert_eq!(
             check(&headers(&[
                 "authorization",
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_meant_for_an_upstream_is_named() {
+    fn headers_not_meant_for_an_upstream_are_named() {
         for name in [
             "yai-sticky-session",
             "x-warmkey-hop",
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_asked_for_once() {
+    fn length_is_asked_for_once() {
         for wrong in [
             headers(&[]),
             headers(&["content-length", "transfer-encoding"]),

@@ -1,7 +1,7 @@
-//! Rate limits of an (organization, project, model): who must wait, and what the `x-ratelimit-*`
-//! headers say.
+//! Rate limits of an (organization, project, model): how long a request must wait, and what the
+//! `x-ratelimit-*` headers say.
 //!
-//! Pure: the time is an argument. Requests that are refused count too, as the real ones do; cached
+//! Pure: the time is an argument. Refused requests count, too, as in the real service; cached
 //! tokens count in full.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::key::place;
 use super::settings::Config;
 
-/// Places remembered; those that have long been refilled are forgotten first.
+/// Places in memory. Places that are full again are forgotten first.
 const MOST_PLACES: usize = 10_000;
 
 /// What is left of one minute's allowance, refilled steadily.
@@ -29,29 +29,29 @@ impl Bucket {
         self.at = now;
     }
 
-    /// Until `amount` is there.
+    /// The wait until `amount` is there.
     fn wait(&self, amount: u64, limit: u64) -> Duration {
         Duration::from_secs_f64((amount as f64 - self.left).max(0.0) * 60.0 / limit as f64)
     }
 }
 
-/// What a minute allows.
+/// What one minute allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
     pub requests: u64,
     pub tokens: u64,
 }
 
-/// Which limit refuses a request, and for how long.
+/// The limit that refuses a request, and the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
     Requests(Duration),
     Tokens(Duration),
-    /// It is more than a whole minute allows: no time to wait would help.
+    /// The request needs more than a whole minute allows: no wait would help.
     TooLarge,
 }
 
-/// Where a place stands after a request.
+/// What is left for a place after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub limit: Allowance,
@@ -63,7 +63,8 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// As every answer that got so far tells it. `real` is what a client feels of a span.
+    /// The `x-ratelimit-*` headers, which every answer behind the limits carries. `real` turns a
+    /// span into real time.
     pub fn headers(&self, real: impl Fn(Duration) -> Duration) -> HeaderMap {
         let reset = |span| {
             HeaderValue::try_from(go_text(real(span))).unwrap_or(HeaderValue::from_static("0s"))
@@ -82,18 +83,18 @@ impl Standing {
     }
 }
 
-/// All places, and what each of them may use.
+/// All places, and the allowance of each.
 #[derive(Debug)]
 pub struct Limits {
     usual: Allowance,
-    /// Of the projects that have less.
+    /// The allowance of each project whose own limit is lower.
     projects: HashMap<String, Allowance>,
     /// By project and model.
     places: HashMap<(String, String), (Bucket, Bucket)>,
 }
 
 impl Limits {
-    /// Of what `[sim]` and the keys of a project say, the stricter counts.
+    /// The lower of the limits that `[sim]` and the keys of a project set.
     pub fn new(config: &Config) -> Self {
         let usual =
             Allowance { requests: config.requests_per_minute, tokens: config.tokens_per_minute };
@@ -110,7 +111,7 @@ impl Limits {
         self.places.clear();
     }
 
-    /// `project` is its place: its organization's name and its own.
+    /// `project` is the name of the organization and of the project together.
     pub fn take(&mut self, now: Duration, project: &str, model: &str, tokens: u64) -> Standing {
         let limit = self.projects.get(project).copied().unwrap_or(self.usual);
         if self.places.len() >= MOST_PLACES {
@@ -145,7 +146,7 @@ impl Limits {
     }
 }
 
-/// A span as Go writes it, which is how the service writes resets: `20ms`, `1s`, `6m0s`, `1m30.5s`.
+/// A span as Go writes it, which the service uses for resets: `20ms`, `1s`, `6m0s`, `1m30.5s`.
 pub fn go_text(span: Duration) -> String {
     let millis = span.as_millis();
     let (minutes, rest) = (millis / 60_000, millis % 60_000);
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_may_make_so_many_requests_and_use_so_many_tokens_a_minute() {
+    fn project_has_a_limit_of_requests_and_tokens_a_minute() {
         let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
         let mut take = |seconds, model, tokens| {
             limits.take(Duration::from_secs(seconds), "org/p", model, tokens)
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_project_may_have_less_than_its_sibling_and_never_more_than_all() {
+    fn project_may_have_less_than_its_sibling_and_never_more_than_all() {
         let key = |project: &str, limit: &str| {
             format!(r#"{{"secret":"s","organization":"org","project":"{project}"{limit}}}"#)
         };
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_standing_is_told_in_the_time_of_its_client() {
+    fn remaining_limit_is_sent_in_the_time_of_its_client() {
         let mut limits = limits(r#"{"requests_per_minute":2,"tokens_per_minute":1000}"#);
         let headers = limits.take(Duration::ZERO, "org/p", "m", 500).headers(|span| span / 60);
         for (name, value) in [

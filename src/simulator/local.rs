@@ -1,8 +1,7 @@
-//! What one WebSocket remembers and nobody else: the latest response of each lane, and those that
-//! are being said.
+//! What one WebSocket alone remembers: the latest response of each lane, and the answers in flight.
 //!
-//! Decides what `previous_response_id` may name besides what is stored, and when that is forgotten.
-//! It is gone with its connection.
+//! This file decides which responses `previous_response_id` may name besides stored ones, and when
+//! such a response is forgotten. All of them end with the connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,15 +10,15 @@ use super::control::{Control, Steer};
 use super::lanes::Lane;
 use super::stored::Past;
 
-/// Parents whose steers wait for a client's own word.
+/// Parents whose steers wait for a request of the client.
 const MOST_PENDING: usize = 64;
 
-/// An answer that is being said.
+/// An answer in flight.
 #[derive(Clone, Debug)]
 pub struct Active {
     pub lane: Lane,
     pub control: Arc<Control>,
-    /// Its model can be steered.
+    /// The answer's model can be steered.
     pub steerable: bool,
 }
 
@@ -31,7 +30,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// A history of any lane: a lane may fork from another.
+    /// The history behind `id`, from any lane: a lane may fork from another.
     pub fn find(&self, id: &str) -> Option<Past> {
         self.latest.values().find(|(own, _)| own == id).map(|(_, past)| past.clone())
     }
@@ -40,7 +39,8 @@ impl Local {
         self.latest.insert(lane.clone(), (id.to_owned(), past));
     }
 
-    /// A lane that failed to go on from its own latest response has lost it; another lane's stays.
+    /// A lane that failed to continue from its own latest response loses that response. Another
+    /// lane's response stays.
     pub fn evict(&mut self, lane: &Lane, id: &str) {
         if self.latest.get(lane).is_some_and(|(own, _)| own == id) {
             self.latest.remove(lane);
@@ -59,12 +59,12 @@ impl Local {
         self.active.get(id).cloned()
     }
 
-    /// What is being said on a lane.
+    /// The answer in flight on a lane.
     pub fn active_on(&self, lane: &Lane) -> Option<Active> {
         self.active.values().find(|active| active.lane == *lane).cloned()
     }
 
-    /// Steers that wait until the client itself goes on from `parent`.
+    /// Steers that wait until the client itself continues from `parent`.
     pub fn wait(&mut self, parent: &str, steers: Vec<Steer>) {
         if self.pending.len() < MOST_PENDING {
             self.pending.insert(parent.to_owned(), steers);

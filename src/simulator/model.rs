@@ -1,6 +1,7 @@
-//! What a model's name says: whether it exists here, and by which rules its prompt cache works.
+//! What a model's name decides: whether the model exists here, and by which rules its prompt cache
+//! works.
 //!
-//! Sources: the model table of OpenAI's prompt caching guide. Knows nothing of requests.
+//! Source: the model table of OpenAI's prompt caching guide.
 
 use std::time::Duration;
 
@@ -9,13 +10,13 @@ use serde_json::json;
 /// Which caching rules a model follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Regime {
-    /// Before GPT-5.6: whatever was sent is cached in steps of so many tokens.
+    /// Before GPT-5.6: every prefix is cached in steps of this many tokens.
     Steps { tokens: u64 },
-    /// GPT-5.6 and later: exact breakpoints, and writing them has a price.
+    /// GPT-5.6 and later: exact breakpoints, whose cache writes have a price.
     Breakpoints,
 }
 
-/// The models that `GET /models` lists; others of the same families are served as well.
+/// The models that `GET /models` lists. Other models of the same families are served as well.
 const LISTED: &[&str] = &[
     "gpt-4.1",
     "gpt-4o",
@@ -30,11 +31,10 @@ const LISTED: &[&str] = &[
     "gpt-6.1-sol",
 ];
 
-/// Cached for 24 hours at most unless the request says otherwise; older models keep theirs in
-/// memory.
+/// Models that cache for 24 hours unless the request says otherwise. Older models cache in memory.
 const RETAINED: &[&str] = &["gpt-5", "gpt-4.1"];
 
-/// Idle for longer than the first, or older than the second, and an entry is gone.
+/// An entry ends when it is idle for longer than the first span, or older than the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Life {
     pub idle: Duration,
@@ -43,12 +43,12 @@ pub struct Life {
 
 pub const IN_MEMORY: Life =
     Life { idle: Duration::from_secs(10 * 60), age: Duration::from_secs(3600) };
-/// "Typically about 30 minutes, at most 24 hours": the typical life, since the maximum is a promise
-/// of nothing.
+/// "Typically about 30 minutes, at most 24 hours": the typical life, since the service does not
+/// promise the maximum.
 pub const RETAINED_24H: Life =
     Life { idle: Duration::from_secs(30 * 60), age: Duration::from_secs(24 * 3600) };
 
-/// The regime of a model, or nothing if no such model exists.
+/// The regime of a model; `None` if no such model exists.
 pub fn regime(model: &str) -> Option<Regime> {
     if let Some((major, minor)) = model.strip_prefix("gpt-").and_then(version) {
         return Some(match (major, minor) {
@@ -67,12 +67,12 @@ pub fn is_steerable(model: &str) -> bool {
     model.strip_prefix("gpt-").and_then(version).is_some_and(|(major, _)| major >= 6)
 }
 
-/// How long a model of the steps regime remembers when the request does not say.
+/// How long a model of the steps regime caches when the request does not say.
 pub fn usual_life(model: &str) -> Life {
     if RETAINED.iter().any(|family| model.starts_with(family)) { RETAINED_24H } else { IN_MEMORY }
 }
 
-/// `5.4-mini` is (5, 4), `4o` is (4, 0), `6-sol` is (6, 0).
+/// Reads `5.4-mini` as (5, 4), `4o` as (4, 0), `6-sol` as (6, 0).
 fn version(text: &str) -> Option<(u32, u32)> {
     let number = |text: &str| {
         text.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok())
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_regime_follows_the_version() {
+    fn regime_follows_the_version() {
         for (model, expected) in [
             ("gpt-4o", Some(Regime::Steps { tokens: 128 })),
             ("gpt-5", Some(Regime::Steps { tokens: 128 })),
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_listed_is_served() {
+    fn documented_models_are_served() {
         assert!(LISTED.iter().all(|model| regime(model).is_some()));
         assert_eq!((usual_life("gpt-5.4"), usual_life("gpt-4o")), (RETAINED_24H, IN_MEMORY));
     }

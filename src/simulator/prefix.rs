@@ -1,19 +1,21 @@
-//! The prefix of a request: its whole context rendered in the order in which a model reads it, and
-//! the places in it that a cache can be matched at.
+//! The prefix of a request: its context, rendered in the order in which a model reads it, and the
+//! ends at which a cache can match.
 //!
-//! Order: settings (they cost no tokens, yet change the prefix), tools, instructions, then the
-//! items of the history. A token is four rendered bytes. Rendering is by the bytes as sent, so it
-//! is stricter than the service: a re-ordered schema, a respelled escape or number is another
-//! prefix. What a model never sees is left out: item ids and states, Codex's own metadata, marks.
+//! The order is settings (which cost no tokens and yet change the prefix), tools, instructions,
+//! then the items of the history. Four rendered bytes are a token.
+//!
+//! Rendering uses the bytes as sent, which is stricter than the service: a reordered schema, or a
+//! respelled escape or number, is another prefix. Fields that a model never sees are left out: item
+//! ids and states, Codex's own metadata, marks.
 
 use sha2::{Digest as _, Sha256};
 
 use super::json::{Kind, Value};
 use super::request::{Ask, Ttl, item_type, ttl_of};
 
-/// Rendered bytes to a token.
+/// Rendered bytes of one token.
 const TOKEN: usize = 4;
-/// Tokens that a request is steered by.
+/// Tokens by which a request is steered to a machine.
 const HEAD: usize = 256;
 
 /// Fields of an item that a model never sees.
@@ -23,7 +25,7 @@ const UNSEEN_IN_PART: &[&str] = &["prompt_cache_breakpoint", "annotations", "log
 
 pub type Digest = [u8; 16];
 
-/// Who speaks in an item, as far as caching cares.
+/// The role of an item, as far as caching distinguishes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Developer,
@@ -43,7 +45,7 @@ struct Item {
 pub struct History {
     bytes: Vec<u8>,
     items: Vec<Item>,
-    /// Where explicit marks stand; no life of their own means that of the request.
+    /// Explicit marks. A mark without a life of its own has the request's.
     marks: Vec<(usize, Option<Ttl>)>,
     /// Some item replaces an earlier history.
     pub compacted: bool,
@@ -124,7 +126,7 @@ impl History {
     }
 }
 
-/// Why a prefix can be matched here.
+/// Why a cache can match at this end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The end of a user message or of a run of tool outputs.
@@ -135,7 +137,7 @@ pub enum Stop {
     Mark(Option<Ttl>),
 }
 
-/// One place that a cache can be matched at.
+/// One end at which a cache can match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
     pub digest: Digest,
@@ -147,16 +149,16 @@ pub struct End {
 #[derive(Clone, Debug)]
 pub struct Prefix {
     pub tokens: u64,
-    /// After each step of so many tokens; only asked for where the regime has steps.
+    /// The hash after each step of so many tokens. Empty for a regime without steps.
     pub steps: Vec<Digest>,
-    /// In order of length; only asked for where the regime has breakpoints.
+    /// In order of length. Empty for a regime without breakpoints.
     pub ends: Vec<End>,
-    /// Of the first 256 tokens: what the service steers by.
+    /// The hash of the first 256 tokens, by which the service steers.
     pub head: Digest,
 }
 
 impl Prefix {
-    /// `step`: tokens of a step, or nothing for breakpoints.
+    /// `step` is the tokens of one step; `None` asks for breakpoints.
     pub fn new(ask: &Ask<'_>, history: &History, step: Option<u64>) -> Self {
         let settings = settings(ask);
         let mut context = Vec::new();
@@ -186,7 +188,7 @@ impl Prefix {
     }
 }
 
-/// Of the first 256 tokens, wherever they come from.
+/// The hash of the first 256 tokens, from whichever parts they come.
 fn head(context: &[u8], history: &[u8]) -> Digest {
     let (room, first) = (HEAD * TOKEN, context.len().min(HEAD * TOKEN));
     let second = history.len().min(room - first);
@@ -209,7 +211,7 @@ pub fn digest(parts: &[&[u8]]) -> Digest {
     short(hasher)
 }
 
-/// Settings that are part of the prefix although they are no text.
+/// Settings that are no text and yet part of the prefix.
 fn settings(ask: &Ask<'_>) -> Digest {
     let [format, effort, verbosity] = shaping(ask);
     let raw = |name| ask.body.get(name).map_or(&b""[..], Value::raw);

@@ -1,6 +1,6 @@
-//! The record of probes: who asked for the list of models, and what came of it.
+//! The record of probes: which key asked for the list of models, and the answer.
 //!
-//! Records only. A probe costs nothing and is no turn: it never stands in the record of those.
+//! A probe costs nothing and is no turn, so that the record of turns leaves it out.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 use super::judge::now_millis;
 use super::key::Key;
 
-/// Probes kept; beyond it the oldest go.
+/// Probes on record; older ones are dropped.
 const MOST_PROBES: usize = 50_000;
 
 /// One probe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
-    /// When it was answered, in milliseconds since 1970.
+    /// When the probe was answered, in milliseconds since 1970.
     pub at: u64,
-    /// Nothing if no key was recognized.
+    /// `None` if the request showed no known key.
     pub key: Option<String>,
     pub organization: Option<String>,
     /// 0 if the connection broke instead.

@@ -1,7 +1,7 @@
-//! `GET /models`: how a gateway asks whether a key is alive without paying for an answer.
+//! `GET /models`, by which a gateway asks whether a key is alive without paying for an answer.
 //!
-//! A key that is dead for answers is dead here too; one that is only short of quota is not, as in
-//! the real service. Checked like any other request.
+//! A key that is dead for answers is dead here, too. A key that is only out of quota is alive, as
+//! in the real service. A probe is checked like any other request.
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -17,7 +17,7 @@ use super::world::World;
 
 pub async fn serve(world: &World, headers: &HeaderMap) -> Response<Body> {
     let began = Instant::now();
-    // It has no body, like a handshake.
+    // A probe has no body, like a handshake.
     let (key, answer) = match recognize(world, headers, true) {
         Ok(key) => {
             let answer = answer(world, &key).await;
@@ -33,7 +33,7 @@ pub async fn serve(world: &World, headers: &HeaderMap) -> Response<Body> {
     response
 }
 
-/// Nothing if the connection is to break.
+/// `None` if the connection is to break.
 async fn answer(world: &World, key: &Key) -> Option<Response<Body>> {
     let fault = {
         let mut memory = world.memory();

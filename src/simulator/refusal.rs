@@ -1,8 +1,7 @@
-//! How the service says no: one refusal, its status, body and headers, with the texts of the real
-//! service.
+//! Refusals of the service: status, body and headers, in the words of the real service.
 //!
-//! Decides wording only; who is refused and why is decided elsewhere. Never carries a secret beyond
-//! the few characters that the real service shows of a wrong key.
+//! This file decides wording only; its callers decide which request is refused, and why. A refusal
+//! shows of a secret only the few characters that the real service shows of a wrong key.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -21,18 +20,18 @@ pub struct Refusal {
     pub message: String,
     /// Sent as `retry-after` (whole seconds, rounded up) and `retry-after-ms`.
     pub retry_after: Option<Duration>,
-    /// Few refusals have any.
+    /// Boxed, since few refusals have any.
     pub besides: Option<Box<Besides>>,
-    /// Closes the WebSocket that it is said on, with this code.
+    /// Closes the WebSocket that carries the refusal, with this code.
     pub close: Option<u16>,
 }
 
-/// What is sent besides an error, or in its place.
+/// What a refusal sends beside its error, or instead of it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Besides {
-    /// Each in place of what else would be sent under its name.
+    /// Each header replaces another header of its name.
     pub headers: HeaderMap,
-    /// In place of the error.
+    /// Sent instead of the error.
     pub html: Option<String>,
 }
 
@@ -65,7 +64,7 @@ impl Refusal {
         Self { status, ..self }
     }
 
-    /// `{"type","code","message","param"}`: what stands inside `error`.
+    /// `{"type","code","message","param"}`: the object inside `error`.
     pub fn error(&self) -> serde_json::Value {
         json!({"message": self.message, "type": self.kind, "param": self.param, "code": self.code})
     }
@@ -98,8 +97,7 @@ impl Refusal {
         headers
     }
 
-    /// The refusal that the real service gives under this status and code; of an unknown code, one
-    /// in its shape.
+    /// The real service's refusal for this status and code. An unknown code gets the same shape.
     pub fn scripted(
         status: StatusCode,
         code: Option<&str>,
@@ -120,8 +118,8 @@ impl Refusal {
         }
     }
 
-    /// An error frame of a WebSocket: what a response would be, in one object. A named lane is told
-    /// by its name.
+    /// An error frame of a WebSocket: one object with everything that an HTTP answer would have.
+    /// `lane` is the named lane, if there is one.
     pub fn frame(&self, lane: Option<&str>) -> String {
         let mut frame =
             json!({"type": "error", "status": self.status.as_u16(), "error": self.error()});
@@ -135,7 +133,7 @@ impl Refusal {
     }
 }
 
-/// The code that a status carries when nothing else is said.
+/// The code of a status without an explicit one.
 pub fn usual_code(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "invalid_api_key",
@@ -148,7 +146,7 @@ pub fn usual_code(status: StatusCode) -> &'static str {
     }
 }
 
-/// How the service writes a wait: `11.054s`, `120ms`.
+/// Writes a wait as the service does: `11.054s`, `120ms`.
 fn wait_text(span: Duration) -> String {
     if span < Duration::from_secs(1) {
         format!("{}ms", span.as_millis())
@@ -242,7 +240,7 @@ mod tests {
         Caller { organization: "org-a", project: "proj-1", model: "gpt-5.4", masked: "sk-a***z" };
 
     #[test]
-    fn a_rate_limit_says_when_to_come_back_in_every_form_that_clients_read() {
+    fn rate_limit_says_when_to_come_back_in_every_form_that_clients_read() {
         let wait = Duration::from_millis(11_054);
         let refusal = Refusal::scripted(StatusCode::TOO_MANY_REQUESTS, None, CALLER, Some(wait));
         assert!(refusal.message.contains("Please try again in 11.054s."), "{}", refusal.message);
@@ -252,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_frame_says_all_that_a_response_would() {
+    fn error_frame_says_all_that_a_response_would() {
         let wait = Some(Duration::from_millis(1500));
         let refusal = Refusal::scripted(StatusCode::TOO_MANY_REQUESTS, None, CALLER, wait);
         let frame: serde_json::Value =
@@ -271,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_type_follows_the_code_and_an_unknown_code_keeps_its_name() {
+    fn type_follows_the_code_and_an_unknown_code_keeps_its_name() {
         let scripted = |status, code| {
             Refusal::scripted(
                 StatusCode::from_u16(status).expect("a status"),

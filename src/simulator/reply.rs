@@ -1,8 +1,8 @@
 //! Which answer a request gets: a message, a tool call, a compacted history, or nothing for a
 //! prewarm.
 //!
-//! Decides by the input's shape and the directives in its last user text. Refuses sealed content of
-//! other organizations, with the texts of the real service.
+//! The input's shape and the directives in its last user text decide. Sealed content of another
+//! organization is refused in the words of the real service.
 
 use std::borrow::Cow;
 
@@ -17,7 +17,7 @@ use super::request::{Ask, Caching, Ttl, item_type};
 use super::seal::Broken;
 use super::world::World;
 
-/// The one tool that the simulator knows how to call.
+/// The one tool that the simulator calls.
 const TOOL: &str = "exec_command";
 const ARGUMENTS: &str = r#"{"cmd":"echo hi"}"#;
 /// Bytes inside a sealed blob of reasoning, and of a compacted history.
@@ -25,10 +25,10 @@ const REASONING: usize = 320;
 const COMPACTION: usize = 2048;
 pub const CONTENT: &str = "content";
 
-/// What the last user text of an input says, and what happened since.
+/// The last user text of an input, and what happened since.
 pub struct Prompt {
     pub directive: Directive,
-    /// A tool has answered since.
+    /// A tool has answered since that text.
     answered: bool,
 }
 
@@ -65,7 +65,8 @@ fn message_text(item: Value<'_>) -> Cow<'_, str> {
     content.text().unwrap_or_else(|| Cow::Owned(parts()))
 }
 
-/// The namespace in which the tool is offered (`Some(None)`: in none), at the top or by an item.
+/// The namespace in which the request offers the tool (`Some(None)`: in none), at the top or by an
+/// item.
 fn offered<'d>(ask: &Ask<'d>) -> Option<Option<Cow<'d, str>>> {
     let by_items = ask
         .input
@@ -121,8 +122,8 @@ pub fn items(world: &World, organization: &str, ask: &Ask<'_>, prompt: &Prompt) 
     vec![reasoning, last]
 }
 
-/// Sealed content must be ours and this organization's; what was never stored cannot be referred
-/// to, nor another project's file.
+/// Checks that sealed content is the simulator's and this organization's, and that every reference
+/// names a stored item or a file of this project.
 pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     if item_type(item) == "item_reference" {
         let id = item.get("id").and_then(Value::text).unwrap_or_default();
@@ -161,7 +162,7 @@ pub fn check(world: &World, key: &Key, item: Value<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What tools search and work in must be this project's too.
+/// Checks that tools search and work only in what this project stores.
 pub fn check_tool(key: &Key, tool: Value<'_>) -> Result<(), Refusal> {
     let stores =
         tool.get("vector_store_ids").into_iter().flat_map(|ids| ids.items().collect::<Vec<_>>());
@@ -169,7 +170,7 @@ pub fn check_tool(key: &Key, tool: Value<'_>) -> Result<(), Refusal> {
     ids.try_for_each(|id| find(&id, key))
 }
 
-/// There is one thing of each name: in the project that its id tells,
+/// Checks that this project stores `id`. An id tells its project:
 /// `<kind>-<organization>-<project>-<name>`.
 fn find(id: &str, key: &Key) -> Result<(), Refusal> {
     let place = id.find(['-', '_']).map(|at| &id[at + 1..]);
@@ -188,8 +189,8 @@ fn shortened(text: &str) -> String {
     format!("{}...{last}", text.chars().take(4).collect::<String>())
 }
 
-/// The fields of the response object that repeat the request: its plain words only, so that an odd
-/// request does not make an answer that a client cannot read.
+/// The fields of the response object that repeat the request. Only plain words are repeated, so
+/// that an odd request cannot make an unreadable answer.
 pub fn echo(ask: &Ask<'_>) -> String {
     let word = |value: Option<Value<'_>>, usual: &str| match value
         .filter(|value| !matches!(value.kind(), Kind::Array | Kind::Object))

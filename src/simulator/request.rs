@@ -1,18 +1,20 @@
 //! What a request asks for: the fields of its body that decide anything, checked as strictly as the
 //! real service checks them.
 //!
-//! Refuses what the real service refuses: unknown parameters, wrong types, cache fields of the
-//! other regime, tool outputs without their calls. Never looks at an item more closely than that:
-//! unknown item types pass, and their bytes are theirs.
+//! A request is refused for unknown parameters, wrong types, cache fields of the other regime and
+//! tool outputs without their calls. Unknown item types pass unread.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 
 use http::StatusCode;
 
 use super::json::{Kind, Value};
 use super::model::{self, IN_MEMORY, Life, RETAINED_24H, Regime};
 use super::refusal::Refusal;
+
+pub use calls::OpenCalls;
+
+mod calls;
 
 /// Every documented parameter, and those that Codex sends besides.
 const PARAMETERS: &[&str] = &[
@@ -50,7 +52,7 @@ const PARAMETERS: &[&str] = &[
     "user",
 ];
 
-/// What a frame of a WebSocket holds besides.
+/// Parameters of a WebSocket frame besides those of a body.
 const OF_A_FRAME: &[&str] = &["generate", "stream_id", "type"];
 
 /// How a request came.
@@ -69,7 +71,7 @@ impl Transport {
     }
 }
 
-/// The shortest time that a breakpoint lives.
+/// The minimum life of a breakpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
     HalfHour,
@@ -83,7 +85,7 @@ pub enum Caching {
         tokens: u64,
         life: Life,
     },
-    /// `implicit`: the service marks the latest eligible end itself.
+    /// With `implicit`, the service marks the latest eligible end itself.
     Breakpoints {
         implicit: bool,
         ttl: Ttl,
@@ -97,7 +99,7 @@ pub struct Ask<'d> {
     pub stream: bool,
     pub store: bool,
     pub obfuscate: bool,
-    /// Reasoning comes back sealed: asked for, or needed because nothing is stored.
+    /// Whether reasoning comes back sealed: the client asked for that, or nothing is stored.
     pub sealed_reasoning: bool,
     pub tools: Option<Value<'d>>,
     pub instructions: Option<Value<'d>>,
@@ -105,7 +107,7 @@ pub struct Ask<'d> {
     pub previous: Option<Cow<'d, str>>,
     pub cache_key: Option<Cow<'d, str>>,
     pub caching: Caching,
-    /// Fills the cache and answers nothing.
+    /// The request fills the cache and gets no answer.
     pub prewarm: bool,
     pub comparison: Option<Cow<'d, str>>,
     pub tier: Cow<'d, str>,
@@ -181,7 +183,7 @@ impl<'d> Ask<'d> {
         truth(body, "parallel_tool_calls")?;
         Ok(Self {
             caching: caching(body, &model, regime, options)?,
-            // Over HTTP no frame could say so.
+            // `generate` is only known on a WebSocket.
             prewarm: truth(body, "generate")? == Some(false)
                 || options
                     .and_then(|options| options.get("prewarm"))
@@ -309,7 +311,7 @@ fn caching(
     }
 }
 
-/// The life that a `ttl` names; absent, half an hour.
+/// The life that a `ttl` names. An absent one names half an hour.
 pub fn ttl_of(text: Option<&str>) -> Option<Ttl> {
     match text {
         None | Some("30m") => Some(Ttl::HalfHour),
@@ -318,7 +320,7 @@ pub fn ttl_of(text: Option<&str>) -> Option<Ttl> {
     }
 }
 
-/// The type of an input item; one with a role and no type is a message.
+/// The type of an input item. An item with a role and no type is a message.
 pub fn item_type(item: Value<'_>) -> Cow<'_, str> {
     item.get("type").and_then(Value::text).unwrap_or(Cow::Borrowed("message"))
 }
@@ -348,63 +350,6 @@ fn check_input(input: Value<'_>) -> Result<(), Refusal> {
             Some("input"),
             "Invalid type for 'input': expected a string or an array.",
         )),
-    }
-}
-
-/// Calls that wait for their output, over a whole history.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OpenCalls {
-    made: HashSet<String>,
-    answered: HashSet<String>,
-}
-
-/// Call types and the word for them in error texts; an output's type is the call's with `_output`.
-const CALLS: &[(&str, &str)] = &[
-    ("function_call", "function call"),
-    ("custom_tool_call", "custom tool call"),
-    ("local_shell_call", "local shell call"),
-    ("shell_call", "shell call"),
-    ("apply_patch_call", "apply patch call"),
-];
-
-impl OpenCalls {
-    /// Takes `item` into the history. An output needs its call before it.
-    pub fn take(&mut self, item: Value<'_>) -> Result<(), Refusal> {
-        let kind = item_type(item);
-        let Some(id) = item.get("call_id").and_then(Value::text) else { return Ok(()) };
-        for (call, word) in CALLS {
-            if kind == *call {
-                self.made.insert(id.into_owned());
-                return Ok(());
-            }
-            if kind.strip_suffix("_output").is_some_and(|of| of == *call) {
-                if !self.made.contains(id.as_ref()) {
-                    let message =
-                        format!("No tool call found for {word} output with call_id {id}.");
-                    return Err(Refusal::invalid(None, Some("input"), message));
-                }
-                self.answered.insert(id.into_owned());
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Calls without their output.
-    pub fn open(&self) -> impl Iterator<Item = &String> {
-        self.made.difference(&self.answered)
-    }
-
-    /// A call whose output never came cannot be gone on from.
-    pub fn finish(&self) -> Result<(), Refusal> {
-        match self.open().min() {
-            Some(id) => Err(Refusal::invalid(
-                None,
-                Some("input"),
-                format!("No tool output found for function call {id}."),
-            )),
-            None => Ok(()),
-        }
     }
 }
 

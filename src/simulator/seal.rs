@@ -1,9 +1,9 @@
-//! What only its owner can open: reasoning and compaction blobs belong to an organization, a turn
-//! state to a key.
+//! Seals that only their owner can open: reasoning and compaction blobs belong to an organization,
+//! a turn state to a key.
 //!
-//! Decides whether a blob is ours and whose. The blobs look like the real ones (`gAAAA...`: version
-//! 0x80 and a time) and hold nothing but filler: the simulator proves ownership, it keeps no
-//! secrets.
+//! This file decides whether a blob is the simulator's, and whose. A blob looks like a real one
+//! (`gAAAA...`: version 0x80 and a time) and holds only filler: it proves ownership and hides
+//! nothing.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -20,13 +20,13 @@ const HEAD: usize = 1 + TIME + NONCE + OWNER;
 /// Why a blob does not open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// Sealed here, for another owner.
+    /// The simulator sealed this blob for another owner.
     Foreign,
-    /// Not ours, or not whole.
+    /// The simulator did not seal this blob, or the blob is incomplete.
     Garbage,
 }
 
-/// Seals and opens by one seed.
+/// Seals and opens blobs by one seed.
 pub struct Sealer {
     mac: Hmac<Sha256>,
 }
@@ -40,7 +40,7 @@ impl Sealer {
     fn sign(&self, parts: &[&[u8]]) -> [u8; SIGNATURE] {
         let mut mac = self.mac.clone();
         for part in parts {
-            // Lengths first: no two lists of parts may run together into the same bytes.
+            // Lengths come first: two lists of parts must not run together into the same bytes.
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part);
         }
@@ -52,15 +52,14 @@ impl Sealer {
         self.sign(parts)
     }
 
-    /// A blob of `kind` that only `owner` can open, with `filler` bytes inside it. `number` makes
-    /// it unlike any other.
+    /// A blob of `kind` that only `owner` can open, with `filler` bytes inside. `number` makes the
+    /// blob unique.
     pub fn seal(&self, kind: &str, owner: &str, number: u64, filler: usize) -> String {
         let nonce =
             self.sign(&[b"nonce", kind.as_bytes(), owner.as_bytes(), &number.to_be_bytes()]);
         let mut blob = Vec::with_capacity(HEAD + filler + SIGNATURE);
         blob.push(VERSION);
-        // The real one carries its time; a number that only grows is as good and makes no two runs
-        // differ.
+        // A real blob carries its time. A growing number serves as well, and makes runs repeatable.
         blob.extend_from_slice(&number.min(u64::from(u32::MAX)).to_be_bytes());
         blob.extend_from_slice(&nonce[..NONCE]);
         blob.extend_from_slice(&self.owner(kind, owner, &nonce[..NONCE]));
@@ -105,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_owner_opens_it() {
+    fn sealed_text_is_opened_by_its_owner_only() {
         let sealer = Sealer::new(7);
         let blob = sealer.seal("content", "org-a", 1, 256);
         assert!(blob.starts_with("gAAAA"), "{blob}");
@@ -117,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_merely_looks_like_one_is_garbage() {
+    fn text_that_only_looks_sealed_is_garbage() {
         let sealer = Sealer::new(7);
         for wrong in ["", "gAAAA", "gAAAA-opaque-resp_001", "gAAAA-compacted", "\u{fffd}"] {
             assert_eq!(sealer.open("content", "org-a", wrong), Err(Broken::Garbage), "{wrong}");

@@ -1,7 +1,7 @@
 //! The options of the simulated upstream: the `[sim]` table and its `[[sim.key]]` entries.
 //!
-//! Decides defaults and refuses what makes no sense. Never reads a secret: that is the key table's
-//! affair.
+//! This file decides defaults and refuses settings that make no sense. The key table reads the
+//! secrets.
 
 use std::time::Duration;
 
@@ -13,29 +13,29 @@ use crate::setting::{SecretSource, Span};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Pause before each event of a streamed answer but the first, in real time.
+    /// Real time before each event of a streamed answer but the first.
     pub event_delay: Span,
-    /// Real time before the first event for each 1,000 input tokens that the cache did not have.
+    /// Real time before the first event for each 1,000 input tokens that were not cached.
     pub prefill: Span,
-    /// `response.output_text.delta` events of an ordinary answer, 1 to 100,000.
+    /// Number of `response.output_text.delta` events of an ordinary answer, 1 to 100,000.
     pub events: u32,
-    /// Seals, filler text and the choice of machines follow from it; two simulators of one seed can
+    /// Determines seals, filler text and the choice of machines. Two simulators with one seed can
     /// open each other's seals.
     pub seed: u64,
     /// Cache life, overflow, limits and the 60 minutes of a WebSocket run this many times faster
-    /// than real time, at least 1.
+    /// than real time. At least 1.
     pub time_scale: f64,
-    /// Serves on an address that is not loopback. The judge shows what a real service never would.
+    /// Allows an address that is not loopback. The judge shows what a real service never would.
     pub expose: bool,
-    /// Machines behind each cache domain: traffic beyond 15 requests a minute overflows from one to
-    /// the next.
+    /// Machines behind each cache domain. Traffic beyond 15 requests a minute overflows from one
+    /// machine to the next.
     pub machines: u32,
     /// Requests a minute that each (organization, project, model) may make, in simulated time.
     pub requests_per_minute: u64,
-    /// Tokens a minute that each (organization, project, model) may use, in simulated time; cached
-    /// ones count in full.
+    /// Tokens a minute that each (organization, project, model) may use, in simulated time. Cached
+    /// tokens count in full.
     pub tokens_per_minute: u64,
-    /// Speaks WebSocket mode. If not, an upgrade is answered like any unknown path: 404.
+    /// Enables WebSocket mode. Without it, an upgrade is answered 404, like any unknown path.
     pub websocket: bool,
     pub key: Vec<KeyConfig>,
 }
@@ -44,18 +44,19 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyConfig {
-    /// The judge's name for it. Absent: `<organization>/<project>#<position in the file, from 1>`.
+    /// The judge's name for the key. Default: `<organization>/<project>#<position in the file, from
+    /// 1>`.
     pub id: Option<String>,
     pub secret: SecretSource,
     pub organization: String,
-    /// Absent: `default`, one for each organization.
+    /// Default: `default`, one project for each organization.
     #[serde(default = "default_project")]
     pub project: String,
     #[serde(default = "default_region")]
     pub region: String,
-    /// Of its project, where that is less than `[sim]` allows each.
+    /// Limit of the key's project, where it is lower than that of `[sim]`.
     pub requests_per_minute: Option<u64>,
-    /// Of its project, where that is less than `[sim]` allows each.
+    /// Limit of the key's project, where it is lower than that of `[sim]`.
     pub tokens_per_minute: Option<u64>,
 }
 
@@ -76,11 +77,11 @@ impl Default for Config {
             seed: 0,
             time_scale: 1.0,
             expose: false,
-            // Many, as in reality: two sessions seldom meet on one by chance, so that a cache hit
-            // is earned by routing alone.
+            // Many machines, as in reality: two sessions seldom meet on one by chance, so that only
+            // routing earns a cache hit.
             machines: 512,
-            // High enough that nobody meets them by accident, low enough to read as the numbers of
-            // a large account.
+            // High enough that no test meets these limits by accident, low enough to read as the
+            // limits of a large account.
             requests_per_minute: 120_000,
             tokens_per_minute: 40_000_000_000,
             websocket: true,
@@ -90,7 +91,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is wrong with it, in one line.
+    /// Says in one line what is wrong with these settings.
     pub fn check(&self) -> Result<(), String> {
         if !(self.time_scale.is_finite() && self.time_scale >= 1.0) {
             return Err("sim.time_scale must be at least 1".into());
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_default_is_fine_and_an_unknown_option_is_not() {
+    fn default_is_fine_and_an_unknown_option_is_not() {
         assert_eq!(Config::default().check(), Ok(()));
         let config: Config = serde_json::from_str(
             r#"{"key":[{"secret":"sk-1","organization":"org-a"}],"event_delay":"5ms"}"#,
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn settings_that_make_no_sense_are_refused() {
         for wrong in [
             Config { time_scale: 0.5, ..Config::default() },
             Config { time_scale: f64::NAN, ..Config::default() },

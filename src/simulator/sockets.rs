@@ -1,7 +1,7 @@
-//! The record of WebSockets: who opened each, what came over it, and how it ended.
+//! The record of WebSockets: which key opened each, which frames came, and how it ended.
 //!
-//! Records, and passes on the order to close; never decides what is served. Turns have a record of
-//! their own, which names the socket they were on.
+//! The record also passes on the order to close. Turns have a record of their own, which names
+//! their socket.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use super::judge::now_millis;
 use super::key::Key;
 
-/// Sockets kept; beyond it the oldest go.
+/// Sockets on record; older ones are dropped.
 const MOST_SOCKETS: usize = 50_000;
 /// Distinct frame types counted on one socket.
 const MOST_TYPES: usize = 32;
@@ -20,7 +20,7 @@ const MOST_TYPES: usize = 32;
 /// One WebSocket, from its handshake on. Times are milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Socket {
-    /// Counts from 1, in order of arrival; refused handshakes count too.
+    /// Counts from 1, in order of arrival. Refused handshakes count, too.
     pub connection: u64,
     pub opened_at: u64,
     pub closed_at: Option<u64>,
@@ -28,16 +28,17 @@ pub struct Socket {
     pub key: Option<String>,
     pub organization: Option<String>,
     pub session: Option<String>,
-    /// The status that its handshake was answered with: 101, or a refusal.
+    /// The status of the handshake's answer: 101, or that of a refusal.
     pub status: u16,
-    /// Text frames that came, by the type they named; `?` for one that named none.
+    /// Text frames that came, by the type that they named. `?` counts frames without a type.
     pub frames: BTreeMap<String, u64>,
     pub pings: u64,
-    /// What the client closed it with; nothing if it just left, 1005 if it named no code.
+    /// The client's close code. 1005 stands for a close without a code; `None` if the client just
+    /// left.
     pub client_close: Option<u16>,
-    /// What it was closed with from here.
+    /// The simulator's close code.
     pub server_close: Option<u16>,
-    /// Its time was up.
+    /// The socket ended because its time was up.
     pub expired: bool,
 }
 
@@ -49,7 +50,7 @@ pub struct Order {
     pub organization: Option<String>,
     pub session: Option<String>,
     pub connection: Option<u64>,
-    /// The close code; absent, the connection just breaks.
+    /// The close code. Without one, the connection just breaks.
     pub code: Option<u16>,
 }
 
@@ -68,7 +69,7 @@ impl Order {
 struct Record {
     sockets: VecDeque<Socket>,
     next: u64,
-    /// How to reach the open ones.
+    /// The channels of the open sockets.
     open: BTreeMap<u64, (Socket, UnboundedSender<Option<u16>>)>,
 }
 
@@ -80,7 +81,7 @@ impl Sockets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of a handshake that has just arrived.
+    /// Records a handshake that has just arrived.
     pub fn open(self: &Arc<Self>, mut socket: Socket) -> Line {
         let mut record = self.record();
         record.next += 1;
@@ -98,20 +99,20 @@ impl Sockets {
         self.record().sockets.iter().cloned().collect()
     }
 
-    /// Tells those that it fits to close, and returns how many.
+    /// Tells the sockets that match `order` to close, and returns how many.
     pub fn close(&self, order: &Order) -> usize {
         let record = self.record();
         let told = record.open.values().filter(|(socket, _)| order.fits(socket));
         told.filter(|(_, ear)| ear.send(order.code).is_ok()).count()
     }
 
-    /// Forgets all of them; numbers go on, and open ones stay open.
+    /// Forgets all sockets. Numbers go on, and open sockets stay open.
     pub fn clear(&self) {
         self.record().sockets.clear();
     }
 }
 
-/// A socket on record: whoever holds it writes what happens, and to drop it is its end.
+/// A socket on record. Its owner records what happens; dropping the entry records the end.
 #[derive(Debug)]
 pub struct Line {
     sockets: Arc<Sockets>,
@@ -136,7 +137,7 @@ impl Line {
         self.note(|socket| socket.status = status);
     }
 
-    /// Who it is from, once that is known.
+    /// Records the socket's key, once that is known.
     pub fn of(&self, key: &Key) {
         self.note(|socket| {
             (socket.key, socket.organization) =
@@ -144,15 +145,15 @@ impl Line {
         });
     }
 
-    /// Is served from now on, and hears the order to close.
+    /// Records that the socket is open, and returns the channel that orders it to close.
     pub fn accepted(&self) -> UnboundedReceiver<Option<u16>> {
-        let (ear, order) = mpsc::unbounded_channel();
+        let (sender, order) = mpsc::unbounded_channel();
         let mut known = Socket::default();
         self.note(|socket| {
             socket.status = 101;
             known = socket.clone();
         });
-        self.sockets.record().open.insert(self.number, (known, ear));
+        self.sockets.record().open.insert(self.number, (known, sender));
         order
     }
 
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_to_close_reaches_the_sockets_it_fits_while_they_are_open() {
+    fn order_to_close_reaches_the_open_sockets_that_it_names() {
         let sockets = Arc::new(Sockets::default());
         let (one, two) = (sockets.open(socket("one")), sockets.open(socket("two")));
         let (mut first, mut second) = (one.accepted(), two.accepted());
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_is_written_to_its_own_line_and_a_cleared_record_stays_clear() {
+    fn frames_count_on_their_own_socket_and_a_cleared_record_stays_clear() {
         let sockets = Arc::new(Sockets::default());
         let (one, two) = (sockets.open(socket("one")), sockets.open(socket("two")));
         two.frame(Some("response.create"));

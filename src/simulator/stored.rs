@@ -1,7 +1,7 @@
-//! Stored responses: what `previous_response_id` goes on from.
+//! Stored responses, from which `previous_response_id` continues.
 //!
-//! A response is stored for its project and found only there; one of `store: false` is never found
-//! over HTTP. Bounded: the oldest histories go first, since the simulator is no archive.
+//! A response is stored for its project and found only there; a response of `store: false` is never
+//! found over HTTP. Memory has a limit: the oldest histories are dropped first.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -21,13 +21,13 @@ pub struct Past {
 }
 
 impl Past {
-    /// The history once these items have been said.
+    /// The history with these items added.
     pub fn followed_by(mut self, items: &[Item]) -> Self {
         for item in items {
             let json = item.json();
             if let Ok(document) = Document::read(json.as_bytes()) {
                 self.history.take(document.root());
-                // An output alone could lack its call, and no answer holds one.
+                // Cannot fail: only an output could lack its call, and no answer holds an output.
                 let _ = self.calls.take(document.root());
             }
         }
@@ -55,7 +55,7 @@ impl Stored {
         }
     }
 
-    /// `project` is the organization's and the project's name together.
+    /// `project` is the name of the organization and of the project together.
     pub fn find(&self, id: &str, project: &str) -> Result<Past, Refusal> {
         match self.responses.get(id) {
             Some((owner, past)) if owner == project => Ok(past.clone()),
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_response_is_found_in_its_own_project_only() {
+    fn response_is_found_in_its_own_project_only() {
         let mut stored = Stored::default();
         stored.keep("resp_1", "org-a/one", Past::default());
         assert!(stored.find("resp_1", "org-a/one").is_ok());

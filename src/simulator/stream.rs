@@ -1,8 +1,8 @@
-//! An answer on its way out: when each event is said, and how the saying ends.
+//! An answer on its way out: when each event is sent, and how the answer ends.
 //!
-//! Decides pauses, cuts, resets, and when a word of the client's ends it early. An answer that is
-//! dropped before its terminal event was handed over was left by its client, and the judge is told
-//! so at once.
+//! This file decides pauses, cuts and resets, and when a client's frame ends the answer early. If
+//! an answer is dropped before its terminal event was handed over, the client has left, and the
+//! judge learns that at once.
 
 use std::io;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct Pause {
 /// How an answer ends before its time.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// As if all had been said, without a terminal event.
+    /// The stream ends regularly, without a terminal event.
     Clean,
     /// The connection breaks.
     Broken,
@@ -40,37 +40,37 @@ pub enum End {
     Frame(Refusal),
 }
 
-/// Where, after what silence and how an answer is cut.
+/// Where an answer is cut, after which silence, and how.
 #[derive(Clone, Debug)]
 pub struct Cut {
     pub after: u64,
     pub stall: Duration,
     pub end: End,
-    /// A WebSocket is closed with this code, once the answer has ended in whatever way.
+    /// Closes the WebSocket with this code once the answer has ended.
     pub close: Option<u16>,
 }
 
-/// What comes next on the wire.
+/// What goes over the wire next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
     Event(Event),
-    /// Instead of the rest: an error frame of a WebSocket.
+    /// An error frame of a WebSocket, instead of the rest.
     Refused(Refusal),
-    /// Nothing more will be said on this stream, or on this whole WebSocket.
+    /// Nothing more is sent on this stream, or on this whole WebSocket.
     Close(Option<u16>),
     /// The connection breaks.
     Broken,
 }
 
-/// One answer, said event by event.
+/// One answer, sent event by event.
 pub struct Play {
     answer: Answer,
     steps: Vec<Step>,
     /// The next step.
     at: usize,
-    /// Events said.
+    /// Events sent.
     sent: u64,
-    /// Items said to their end.
+    /// Finished items.
     done: usize,
     is_over: bool,
     pause: Pause,
@@ -91,7 +91,7 @@ impl Play {
         Self { answer, steps, at: 0, sent: 0, done: 0, is_over: false, pause, cut, control, entry }
     }
 
-    /// Items said to their end so far.
+    /// Finished items so far.
     pub fn done(&self) -> usize {
         self.done
     }
@@ -121,8 +121,7 @@ impl Play {
         self.at += 1;
         match step {
             Step::Done(_) => self.done += 1,
-            // A client may leave as soon as it has read this: that is the end of a turn, not of its
-            // patience.
+            // A client may leave as soon as it has read this event: that ends the turn regularly.
             Step::Completed => self.over(Outcome::Completed),
             _ => {}
         }
@@ -147,7 +146,7 @@ impl Play {
         Said::Event(event)
     }
 
-    /// Ends early by a word of the client's, with what was said to its end.
+    /// Ends the answer early because the client said so, with the finished items.
     fn stop(&mut self, reason: &str) -> Said {
         self.over(Outcome::Incomplete);
         let tokens = self.answer.output_tokens(self.done);
@@ -165,7 +164,7 @@ impl Play {
                 return Said::Close(cut.close);
             }
             End::Broken => {
-                // What was said before is sent first: an error drops whatever still waits in the
+                // Earlier events are sent first: an error drops whatever still waits in the
                 // connection's buffer.
                 tokio::task::yield_now().await;
                 self.over(Outcome::Cut);
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_cut_ends_the_stream_where_it_was_asked_to() {
+    async fn cut_ends_the_stream_at_its_event() {
         let judge = Arc::new(Judge::default());
         let cut = |end| Some(Cut { after: 4, stall: Duration::from_secs(1), end, close: None });
         let play = |end| play(answer(3), Pause::default(), cut(end), judge.open(Turn::default()));
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_is_dropped_was_left_and_after_its_end_it_was_not() {
+    async fn stream_that_is_dropped_before_its_end_was_left() {
         let judge = Arc::new(Judge::default());
         let mut body = play(answer(3), Pause::default(), None, judge.open(Turn::default()));
         assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_word_of_the_client_ends_an_answer_between_items_or_at_once() {
+    async fn frame_of_the_client_ends_an_answer_between_items_or_at_once() {
         let judge = Arc::new(Judge::default());
         let items = || {
             let mut answer = answer(3);
@@ -324,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_socket_is_closed_after_an_answer_has_ended_in_whatever_way() {
+    async fn socket_is_closed_after_an_answer_however_it_ended() {
         let judge = Arc::new(Judge::default());
         for (after, end, before) in [
             (4, End::Clean, 4),

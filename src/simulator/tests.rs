@@ -51,7 +51,7 @@ fn keys() -> Vec<KeyConfig> {
         .collect()
 }
 
-/// With keys of its own, or with the usual ones.
+/// Starts with the keys of `config`, or with the usual ones if it has none.
 async fn upstream_with(config: Config) -> Upstream {
     let key = if config.key.is_empty() { keys() } else { config.key.clone() };
     let simulator = Simulator::new(&Config { key, ..config }).expect("keys");
@@ -90,7 +90,7 @@ impl Answered {
         error["code"].as_str().or(error["message"].as_str()).unwrap_or_default().to_owned()
     }
 
-    /// The terminal event's response.
+    /// The response of the terminal event.
     fn response(&self) -> Value {
         let data =
             self.text.lines().rev().find_map(|line| line.strip_prefix("data: ")).expect("an event");
@@ -130,7 +130,7 @@ impl Upstream {
         assert_eq!(answered.status, 204, "{}", answered.text);
     }
 
-    /// Waits until so much time has passed on the simulator's own clock.
+    /// Waits until `span` has passed on the simulator's own clock.
     async fn passes(&self, span: Duration) {
         let clock = &self.simulator.world.clock;
         let until = clock.now() + span;
@@ -143,7 +143,7 @@ impl Upstream {
         panic!("{:?} and not yet {until:?}", clock.now());
     }
 
-    /// The last turn on record, once `ready` of it.
+    /// The last turn on record, once `ready` holds for it.
     async fn last(&self, ready: impl Fn(&Turn) -> bool) -> Turn {
         for _ in 0..1000 {
             if let Some(turn) = self.simulator.turns().pop().filter(&ready) {

@@ -1,8 +1,8 @@
-//! One turn, over whichever transport: its body read, checked, served from the cache, and its
-//! answer decided.
+//! One turn, over either transport: its body is read, checked and served from the cache, and its
+//! answer is decided.
 //!
-//! The order is the real service's. Knows nothing of headers and sockets: who asks is known
-//! already, and how the answer is sent is decided by whoever sends it.
+//! The order is the real service's. `caller` knows the key before, and `http` or `connection` sends
+//! the answer.
 
 use std::time::Duration;
 
@@ -24,27 +24,27 @@ use super::stored::Past;
 use super::stream::{Cut, End, Pause};
 use super::world::World;
 
-/// One request, once it is known whose it is.
+/// One request whose key is known.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     pub world: &'a World,
     pub key: &'a Key,
     pub bytes: &'a [u8],
     pub transport: Transport,
-    /// What a response id goes on from, besides the responses that are stored.
+    /// Responses that a response id may name besides the stored ones.
     pub recall: &'a (dyn Fn(&str) -> Option<Past> + Sync),
 }
 
-/// What one request is answered with, before it is decided how well the sending goes.
+/// The answer to one request, before a fault decides how it ends.
 pub struct Reply {
     pub model: String,
     pub answer: Answer,
     pub pause: Pause,
     pub stream: bool,
     pub store: bool,
-    /// The history that it answers.
+    /// The history that the answer ends.
     pub past: Past,
-    /// What its head tells besides.
+    /// Headers of the answer besides the usual ones.
     pub headers: HeaderMap,
     pub cut: Option<Cut>,
 }
@@ -91,7 +91,7 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     let mut cut = None;
     if let Some(fault) = &fault {
         let struck = strike(fault, request, model.as_deref().unwrap_or("")).await;
-        // A refusal that is scripted tells what its script says, and no more.
+        // A scripted refusal carries what its script says, and no more.
         cut = struck.inspect_err(|_| {
             count(request, model.as_deref());
         })?;
@@ -114,13 +114,13 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
     }
     let pause = reply.pause.text.unwrap_or(reply.pause.event);
     if transport == Transport::Http && !reply.stream && !pause.is_zero() {
-        // Unstreamed, the whole of it is waited for.
+        // An unstreamed answer is sent when the whole of it is ready.
         tokio::time::sleep(pause * reply.answer.steps().len() as u32).await;
     }
     Ok(reply)
 }
 
-/// The part of a fault that comes before any answer; what is left of it cuts the answer.
+/// Plays the part of a fault that comes before any answer. The rest of the fault cuts the answer.
 async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Option<Cut>, Refusal> {
     if let Some(stall) = fault.stall
         && fault.cut_after_events.is_none()
@@ -131,7 +131,7 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
     let end = match fault.status.and_then(|status| StatusCode::from_u16(status).ok()) {
         Some(status) if status != StatusCode::OK => {
             let refusal = fault.refusal(status, request.key, model);
-            // Only a frame can still say so once an answer has begun.
+            // Once an answer has begun, only a frame can still carry a refusal.
             if !is_websocket || fault.cut_after_events.is_none() {
                 return Err(refusal);
             }
@@ -147,7 +147,7 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
         }
         _ => return Ok(None),
     };
-    // A stream that fails has begun; one that breaks or is closed need not have.
+    // A stream that fails has begun. One that breaks or is closed may not have.
     let usual = if matches!(end, End::Failed(_) | End::Error(_)) { 2 } else { 0 };
     let stall = fault.cut_after_events.and(fault.stall).map_or(Duration::ZERO, |stall| stall.0);
     Ok(Some(Cut { after: fault.cut_after_events.unwrap_or(usual), stall, end, close: fault.close }))
@@ -257,7 +257,7 @@ fn count(request: &Request<'_>, model: Option<&str>) -> Option<Standing> {
     Some(world.memory().limits.take(world.clock.now(), &key.place(), model?, 0))
 }
 
-/// With where its project stands, where that is known.
+/// Adds what is left for the request's project, where that is known.
 fn told(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal {
     let besides = count(request, model).map(|standing| besides(request.world, &standing));
     Refusal { besides, ..refusal }

@@ -1,7 +1,7 @@
-//! WebSocket mode on the wire: the handshake, the frames both ways, and how a socket ends.
+//! WebSocket mode on the wire: the handshake, the frames both ways, and the end of a socket.
 //!
-//! Decides who is let in (as over HTTP, with the same checks), how long a socket lives and which
-//! close code it gets. What a frame means is the connection's affair. permessage-deflate is
+//! This file decides which handshake is accepted (with the checks of HTTP), how long a socket lives
+//! and which close code it gets. `connection` decides what a frame means. permessage-deflate is
 //! declined.
 
 use std::sync::Arc;
@@ -41,7 +41,7 @@ use crate::task::Tasks;
 const LIFE: Duration = Duration::from_secs(60 * 60);
 /// Bytes of one message.
 const MOST_BYTES: usize = 16 << 20;
-/// Requests that wait on one socket before no more is read from it.
+/// Requests that wait on one socket before the simulator stops reading from it.
 const MOST_WAITING: usize = 256;
 /// Frames that wait to be written.
 const QUEUE: usize = 8;
@@ -53,7 +53,7 @@ const UNSUPPORTED: u16 = 1003;
 
 type Wire = WebSocketStream<TokioIo<Upgraded>>;
 
-/// Who owns the sockets once they are no requests any more.
+/// The owner of sockets once they are no requests any more.
 #[derive(Clone)]
 pub struct Home {
     pub tasks: Tasks,
@@ -104,7 +104,7 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
     let (key, accepted) = match (key, entered) {
         (Some(key), Ok(accepted)) => (key, accepted),
         (key, entered) => {
-            // Like any request that is refused, it is a turn on record.
+            // Like any refused request, the handshake is a turn on record.
             let mut entry = world.judge.open(Turn { turn_state: text(TURN_STATE), ..opening });
             let mut response = match entered {
                 Err(Entrance::Refused(refusal)) => {
@@ -161,17 +161,17 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
     response
 }
 
-/// Why a handshake is not accepted.
+/// Why a handshake is refused.
 enum Entrance {
     Refused(Refusal),
     Broken,
 }
 
-/// What a handshake is accepted with.
+/// How a handshake is accepted.
 struct Accepted {
     proof: HeaderValue,
     headers: HeaderMap,
-    /// The close code that it then gets at once.
+    /// The close code that the socket gets at once.
     farewell: Option<u16>,
 }
 
@@ -211,14 +211,14 @@ async fn enter(
     }
 }
 
-/// Who ended a socket.
+/// Which side ended a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     ByClient,
     ByUs,
 }
 
-/// Holds a socket until it has ended, in whatever way.
+/// Runs a socket until its end.
 async fn hold(
     wire: Wire,
     connection: Connection,
@@ -238,7 +238,8 @@ async fn hold(
             }
             None => talk(&mut stream, &connection, order, &written, closing).await,
         };
-        // With it goes the sender of what is said: the writer ends when all of it is written.
+        // The connection owns the sender of frames: once it is dropped, the writer ends behind the
+        // last frame.
         drop(connection);
         if ended == Ended::ByUs {
             let _ = tokio::time::timeout(FAREWELL, written.cancelled()).await;
@@ -252,7 +253,7 @@ async fn hold(
     }
 }
 
-/// Reads and serves until one side has had enough.
+/// Reads and serves until one side ends the socket.
 async fn talk(
     stream: &mut SplitStream<Wire>,
     connection: &Connection,
@@ -275,7 +276,9 @@ async fn talk(
         }
         tokio::select! {
             message = stream.next(), if lanes.waiting() < MOST_WAITING => match message {
-                Some(Ok(Message::Text(text))) => connection.hear(&mut lanes, text.as_str().to_owned()).await,
+                Some(Ok(Message::Text(text))) => {
+                    connection.hear(&mut lanes, text.as_str().to_owned()).await
+                }
                 Some(Ok(Message::Ping(_))) => connection.line.note(|socket| socket.pings += 1),
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Binary(_))) => {
@@ -306,28 +309,28 @@ async fn talk(
                 return Ended::ByUs;
             }
             () = closing.cancelled(), if !is_closing => is_closing = true,
-            // A turn has closed it, or nobody takes what is written.
+            // A turn has closed the socket, or the writer is gone.
             () = written.cancelled() => return Ended::ByUs,
         }
     }
 }
 
-/// The close code for what a peer did wrong; nothing if it is only gone.
+/// The close code for a peer's fault. `None` if the peer is only gone.
 fn complaint(error: &Error) -> Option<u16> {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. } | CapacityError::TooManyHeaders) => {
             Some(1009)
         }
         Error::Utf8(_) => Some(1007),
-        // It left without a word.
+        // The peer left without a close.
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
         Error::Protocol(_) => Some(1002),
         _ => None,
     }
 }
 
-/// Writes what is said, until the last word or until nobody is there to read it. Returns whether
-/// that word was to break.
+/// Writes frames until the last one, or until the client stops reading. Returns whether the last
+/// one was to break the connection.
 async fn write(
     mut sink: SplitSink<Wire, Message>,
     mut said: Receiver<Out>,

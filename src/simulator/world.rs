@@ -1,7 +1,7 @@
 //! Everything that lives as long as the simulator: keys, clock, seals, the judge, and one memory
 //! behind one lock.
 //!
-//! Decides how ids look and what a reset forgets. Serves nothing.
+//! This file decides how ids look and what a reset forgets.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ use super::settings::Config;
 use super::sockets::Sockets;
 use super::stored::Stored;
 
-/// What turns leave behind for later ones.
+/// What turns leave behind for later turns.
 pub struct Memory {
     pub faults: Faults,
     pub limits: Limits,
@@ -33,8 +33,8 @@ pub struct Memory {
     pub traces: Traces,
     machines: Machines,
     cache: Cache,
-    /// The same turns, had they all gone to one organization in one region whose machines never
-    /// overflow.
+    /// The ideal: the same turns, had all of them gone to one organization in one region whose
+    /// machines never overflow.
     ideal: Cache,
 }
 
@@ -46,7 +46,7 @@ pub struct Reading {
 }
 
 impl Memory {
-    /// Serves a prefix from the machine that it is steered to, and from the ideal one.
+    /// Serves a prefix from the machine that the prefix is steered to, and from the ideal upstream.
     pub fn serve(
         &mut self,
         now: Duration,
@@ -61,8 +61,8 @@ impl Memory {
             u32::from_be_bytes([beginning[0], beginning[1], beginning[2], beginning[3]]) % machines;
         let place: [&[u8]; 3] =
             [key.organization.as_bytes(), key.region.as_bytes(), ask.model.as_bytes()];
-        // All prefixes of one cache key share its allowance on a machine; without a key, each
-        // beginning has its own.
+        // All prefixes of one cache key share its allowance on a machine. Without a key, each
+        // beginning has its own allowance.
         let lane = if named.is_empty() {
             digest(&[b"beginning", place[0], place[1], place[2], &prefix.head])
         } else {
@@ -70,7 +70,7 @@ impl Memory {
         };
         let overflow = self.machines.choose(now, lane, machines);
         let machine = home.wrapping_add(overflow) % machines;
-        // From GPT-5.6 on, another key is another account: it reads nothing of this one's.
+        // From GPT-5.6 on, a cache key separates accounts: one key reads nothing of another's.
         let account = if matches!(ask.caching, Caching::Breakpoints { .. }) { named } else { b"" };
         let scope = digest(&[b"machine", place[0], place[1], &machine.to_be_bytes(), account]);
         let ideal = digest(&[b"ideal", &home.to_be_bytes(), account]);
@@ -90,7 +90,7 @@ pub struct World {
     pub probes: Probes,
     pub sockets: Arc<Sockets>,
     memory: Mutex<Memory>,
-    /// Ids of one run never meet those of another, whatever the seed.
+    /// Makes the ids of each run unlike those of any other run, whatever the seed.
     run: [u8; 16],
     next: AtomicU64,
 }
@@ -141,12 +141,12 @@ impl World {
     pub fn seal(&self, kind: &str, owner: &str, filler: usize) -> String {
         let bytes = self.sealer.derive(&[b"seal", &self.run, &self.number().to_be_bytes()]);
         let mut number = [0; 8];
-        // Four leading zeros make it look like the time that a real one begins with.
+        // Four leading zeros, as in the time that a real blob begins with.
         number[4..].copy_from_slice(&bytes[..4]);
         self.sealer.seal(kind, owner, u64::from_be_bytes(number), filler)
     }
 
-    /// Forgets turns, probes, faults and caches; keys, seals and the clock go on.
+    /// Forgets turns, probes, faults and caches. Keys, seals and the clock stay.
     pub fn reset(&self) {
         let mut memory = self.memory();
         memory.faults.clear(&Scope::default());

@@ -1,7 +1,7 @@
-//! Where a Redis is: one, a primary that Sentinels name, or a Cluster. Pure.
+//! The address of the store: one Redis, a primary that Sentinels name, or a Cluster. Pure.
 //!
-//! Several hosts are no URL, so they are read here. What is wrong is told without what was read: it
-//! may hold a password.
+//! Parsed here, because several hosts are not a valid URL. Error texts never repeat the input,
+//! which may contain a password.
 
 use core::net::Ipv6Addr;
 use std::fmt;
@@ -11,6 +11,7 @@ use crate::setting::Secret;
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
+/// The deployment of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreKind {
     /// One Redis.
@@ -27,11 +28,12 @@ pub struct Host {
     pub port: u16,
 }
 
+/// A parsed `store.url`.
 #[derive(Clone, Debug)]
 pub struct Address {
     pub kind: StoreKind,
     pub is_tls: bool,
-    /// The Redis, the Sentinels, or some nodes of the Cluster: never empty.
+    /// The Redis, the Sentinels, or some nodes of the Cluster. Never empty.
     pub hosts: Vec<Host>,
     pub user: Option<String>,
     pub password: Option<Secret>,
@@ -48,7 +50,7 @@ impl fmt::Display for Host {
 }
 
 impl fmt::Display for Address {
-    /// What stands there, but the user and the password.
+    /// Shows everything except the user and the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let hosts: Vec<String> = self.hosts.iter().map(Host::to_string).collect();
         match &self.kind {
@@ -61,8 +63,9 @@ impl fmt::Display for Address {
     }
 }
 
-/// How an address is written, for whoever wrote it otherwise.
-pub const FORMS: &str = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], redis-sentinel://[USER:PASSWORD@]HOST[:PORT],HOST/MASTER[/DATABASE] or \
+/// The accepted forms of an address, for error messages.
+pub const FORMS: &str = "redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], \
+     redis-sentinel://[USER:PASSWORD@]HOST[:PORT],HOST/MASTER[/DATABASE] or \
      redis-cluster://[USER:PASSWORD@]HOST[:PORT],HOST; rediss in place of redis for TLS";
 
 impl Address {
@@ -93,7 +96,9 @@ impl Address {
                     .split_once('/')
                     .map_or((path, None), |(master, rest)| (master, Some(rest)));
                 if master.is_empty() {
-                    return Err("must name the master that the Sentinels watch: redis-sentinel://HOST,HOST/MASTER".into());
+                    return Err(
+                        "must name the Sentinels' master: redis-sentinel://HOST,HOST/MASTER".into(),
+                    );
                 }
                 (StoreKind::Sentinel(decoded(master)?), database, SENTINEL_PORT)
             }
@@ -102,24 +107,25 @@ impl Address {
         let hosts =
             hosts.split(',').map(|host| Host::parse(host, port)).collect::<Result<Vec<_>, _>>()?;
         if kind == StoreKind::One && hosts.len() > 1 {
-            return Err("has several hosts: say redis-sentinel:// or redis-cluster://".into());
+            return Err("several hosts need redis-sentinel:// or redis-cluster://".into());
         }
-        let (user, password) = match credentials
-            .map(|both| both.split_once(':').unwrap_or((both, "")))
-        {
-            None => (None, None),
-            Some((_, "")) => {
-                return Err("has a user without a password, or a password without its colon".into());
-            }
-            Some((user, password)) => (
-                Some(decoded(user)?).filter(|user| !user.is_empty()),
-                Some(Secret::new(decoded(password)?)),
-            ),
-        };
+        let (user, password) =
+            match credentials.map(|both| both.split_once(':').unwrap_or((both, ""))) {
+                None => (None, None),
+                Some((_, "")) => {
+                    return Err(
+                        "the user has no password, or the password has no colon before it".into()
+                    );
+                }
+                Some((user, password)) => (
+                    Some(decoded(user)?).filter(|user| !user.is_empty()),
+                    Some(Secret::new(decoded(password)?)),
+                ),
+            };
         let database = match database.filter(|text| !text.is_empty()) {
             None => 0,
             Some(text) => digits(text)
-                .ok_or("the database must be a small number, and nothing may follow it")?,
+                .ok_or("the database must be a number from 0 to 65535, with nothing after it")?,
         };
         Ok(Self { kind, is_tls, hosts, user, password, database })
     }
@@ -129,7 +135,7 @@ impl Host {
     fn parse(text: &str, usual: u16) -> Result<Self, String> {
         let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((name, port)) if name.parse::<Ipv6Addr>().is_ok() => (name, port),
-            Some(_) => return Err("what stands in brackets must be an IPv6 address".into()),
+            Some(_) => return Err("the address in brackets must be IPv6".into()),
             None => text.split_at(text.find(':').unwrap_or(text.len())),
         };
         let is_named =
@@ -150,12 +156,12 @@ impl Host {
     }
 }
 
-/// A number that is written with digits alone.
+/// Parses a number that is written with digits alone.
 fn digits(text: &str) -> Option<u16> {
     text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// Without its percent-encoding.
+/// Decodes percent-encoding.
 fn decoded(text: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -192,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_one_a_sentinels_or_a_clusters() {
+    fn address_is_one_redis_sentinels_or_a_cluster() {
         let one = Address::parse("redis://h").unwrap();
         assert_eq!(
             (one.kind, one.is_tls, one.hosts, one.database),
@@ -223,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn user_and_password_end_at_the_last_at_sign_and_are_parted_by_the_first_colon() {
+    fn credentials_end_at_the_last_at_sign_and_split_at_the_first_colon() {
         for (text, user, password, name) in [
             ("redis://h", None, None, "h"),
             ("redis://u:p@h", Some("u"), Some("p"), "h"),
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn host_port_and_database_are_as_written_or_the_usual_ones() {
+    fn host_port_and_database_are_the_stated_or_default_ones() {
         for (text, port, database) in [
             ("redis://h/", 6379, 0),
             ("redis://h:1/0", 1, 0),
@@ -273,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_what_was_read() {
+    fn error_never_repeats_the_address() {
         for (wrong, word) in [
             ("canary", "must be redis://"),
             ("http://u:canary@h", "must be redis://"),

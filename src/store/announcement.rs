@@ -1,7 +1,6 @@
-//! Hearing of what other replicas have bound, and reading what they bound before.
+//! Announcements of bindings by other replicas, and scans of the bindings stored before.
 //!
-//! A help to whoever remembers bindings, and nothing more: what is lost here is found in the store
-//! by the next turn.
+//! Announcements only help local memory: the next turn finds any lost one in the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,71 +17,75 @@ use super::dial::{Dialer, Shown};
 use super::fault::{Faults, StoreFault};
 use super::name::Name;
 
-/// So many names a node looks at in one step of a walk: a tenth of a millisecond.
+/// Names that a node examines in one step of a scan, which takes a tenth of a millisecond.
 const SCANNED: u32 = 100;
-/// From one attempt to the next, at least.
-const RETUNE: Duration = Duration::from_millis(250);
-/// How often it makes sure that there is still somebody who could speak, and that it is the right
-/// one.
+/// Minimum time between two attempts to subscribe.
+const RESUBSCRIBE: Duration = Duration::from_millis(250);
+/// Interval of checks that the node still answers and is still the right one.
 const CHECK: Duration = Duration::from_secs(5);
 
-/// A session is bound.
+/// An announced binding of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// The session's id, and what is stored under it.
+    /// The session's id and the stored binding.
     pub id: String,
     pub value: String,
 }
 
+/// Subscribes to the announcements of one node.
 pub struct Subscriber {
     pub dialer: Arc<Dialer>,
     pub faults: Arc<Faults>,
     pub told: broadcast::Sender<Announcement>,
-    /// Counts how often it began to listen: what was told before may have been missed.
+    /// Counts the subscriptions. A new one may have missed earlier announcements.
     pub resubscribed: watch::Sender<u64>,
 }
 
 impl Subscriber {
-    /// Listens to one of the nodes that `nodes` says answer, for as long as it is polled.
+    /// Listens to one of the connected nodes in `nodes`, for as long as the future is polled.
     pub async fn listen(self, nodes: impl Fn() -> Vec<Arc<Host>>) {
-        let mut attempts = interval(RETUNE);
+        let mut attempts = interval(RESUBSCRIBE);
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             attempts.tick().await;
             let Some(host) = nodes().into_iter().next() else { continue };
-            let tuning = async {
-                let mut heard = self.dialer.subscribe(&host).await?;
-                heard.subscribe(self.dialer.name(Name::Announcements)).await?;
-                Ok(heard)
+            let subscribing = async {
+                let mut channel = self.dialer.subscribe(&host).await?;
+                channel.subscribe(self.dialer.name(Name::Announcements)).await?;
+                Ok(channel)
             };
-            match timeout(self.dialer.patience(), tuning).await.unwrap_or(Err(StoreFault::Silent)) {
-                Ok(heard) => {
+            match timeout(self.dialer.connect_timeout(), subscribing)
+                .await
+                .unwrap_or(Err(StoreFault::Silent))
+            {
+                Ok(channel) => {
                     self.resubscribed.send_modify(|count| *count += 1);
-                    self.hear(heard, || nodes().contains(&host)).await;
+                    self.receive(channel, || nodes().contains(&host)).await;
                 }
                 Err(fault) => {
                     self.faults.note(&fault, Some(&host));
-                    // A user who may not listen may not the next moment either.
+                    // A user without the permission to subscribe stays without it for a while.
                     sleep(CHECK).await;
                 }
             }
         }
     }
 
-    async fn hear(&self, heard: PubSub, is_right: impl Fn() -> bool) {
-        let (mut asking, mut heard) = heard.split();
+    async fn receive(&self, channel: PubSub, is_right: impl Fn() -> bool) {
+        let (mut asking, mut messages) = channel.split();
         let mut checks = interval(CHECK);
         loop {
             tokio::select! {
-                message = heard.next() => {
+                message = messages.next() => {
                     let Some(message) = message else { return };
-                    if let Some(news) = self.understood(message.get_payload_bytes()) {
-                        // Nobody need listen.
-                        let _ = self.told.send(news);
+                    if let Some(announcement) = self.parse(message.get_payload_bytes()) {
+                        // Sending fails if there is no receiver, which is fine.
+                        let _ = self.told.send(announcement);
                     }
                 }
                 _ = checks.tick() => {
-                    let answer = timeout(self.dialer.patience(), asking.ping::<redis::Value>()).await;
+                    let ping = asking.ping::<redis::Value>();
+                    let answer = timeout(self.dialer.connect_timeout(), ping).await;
                     if !is_right() || !matches!(answer, Ok(Ok(_))) {
                         return;
                     }
@@ -91,21 +94,21 @@ impl Subscriber {
         }
     }
 
-    fn understood(&self, payload: &[u8]) -> Option<Announcement> {
+    fn parse(&self, payload: &[u8]) -> Option<Announcement> {
         let (name, value) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
         let id = session(&self.dialer, name)?;
         Some(Announcement { id: id.to_owned(), value: value.to_owned() })
     }
 }
 
-/// A walk through all that is bound, on connections of its own: no turn waits behind it.
+/// A scan of all stored bindings, on connections of its own, so that no turn waits behind it.
 pub struct Scan {
     reader: Option<Reader>,
-    /// The nodes that are left, of which the last is the one that it is at.
+    /// The remaining nodes. The scan is at the last of them.
     nodes: Vec<Arc<Host>>,
     cursor: u64,
     connection: Option<MultiplexedConnection>,
-    /// The steps of a test's walk.
+    /// The steps of a test's scan.
     #[cfg(test)]
     steps: std::collections::VecDeque<Result<Read, Unavailable>>,
 }
@@ -113,15 +116,15 @@ pub struct Scan {
 struct Reader {
     dialer: Arc<Dialer>,
     faults: Arc<Faults>,
-    /// What the deployment's names look like.
+    /// The pattern that matches the deployment's names.
     pattern: String,
 }
 
-/// What was read in one step: each binding and how long it still lives.
+/// The bindings that one step read, each with its remaining life.
 pub type Read = Vec<(Announcement, Duration)>;
 
 impl Scan {
-    /// Through what `nodes` have.
+    /// A scan of `nodes`.
     pub fn through(dialer: &Arc<Dialer>, faults: &Arc<Faults>, nodes: Vec<Arc<Host>>) -> Self {
         let reader = Reader {
             dialer: Arc::clone(dialer),
@@ -131,7 +134,7 @@ impl Scan {
         Self { reader: Some(reader), nodes, ..Self::empty() }
     }
 
-    /// Nothing is bound but in this process.
+    /// An empty scan, for a store that only this process uses.
     pub const fn empty() -> Self {
         Self {
             reader: None,
@@ -143,13 +146,13 @@ impl Scan {
         }
     }
 
-    /// A walk that a test has laid out.
+    /// A scan with the steps of a test.
     #[cfg(test)]
     pub fn of(steps: Vec<Result<Read, Unavailable>>) -> Self {
         Self { steps: steps.into(), ..Self::empty() }
     }
 
-    /// Some more of it; `None`: that was all. A node that fails is left out from there on.
+    /// Reads one more step. `None` at the end. A node that fails is skipped from there on.
     pub async fn step(&mut self) -> Option<Result<Read, Unavailable>> {
         #[cfg(test)]
         if let Some(step) = self.steps.pop_front() {
@@ -157,7 +160,7 @@ impl Scan {
         }
         let (reader, node) = (self.reader.as_ref()?, self.nodes.last().cloned()?);
         let reading = reader.read(&node, self.connection.take(), self.cursor);
-        let read = timeout(reader.dialer.patience(), reading)
+        let read = timeout(reader.dialer.connect_timeout(), reading)
             .await
             .unwrap_or_else(|_| Err(StoreFault::Silent));
         let (result, left) = match read {
@@ -213,15 +216,16 @@ impl Reader {
         let held: Vec<(Option<String>, i64)> = all.query_async(&mut connection).await?;
         let some = names.iter().zip(held).filter_map(|(name, (value, life))| {
             let id = session(&self.dialer, name)?.to_owned();
-            // Negative: gone meanwhile, or stored without an end by a hand that was not ours.
+            // A negative life means that the value has expired meanwhile, or that a foreign writer
+            // stored it without an expiry.
             Some((Announcement { id, value: value? }, Duration::from_millis(life.try_into().ok()?)))
         });
         Ok((connection, next, some.collect()))
     }
 }
 
-/// The session whose binding is stored under `name`: `None` for a name of another kind, or of
-/// another deployment.
+/// The session whose binding has this stored `name`. `None` for a name of another kind or another
+/// deployment.
 fn session<'n>(dialer: &Dialer, name: &'n str) -> Option<&'n str> {
     match Name::of_value(dialer.bare(name)?)? {
         Name::Binding(session) => Some(session),

@@ -1,5 +1,5 @@
-//! What every kind of store can do: a Redis, the memory of one process, and the model that tests
-//! play with.
+//! The operations of every kind of store: a Redis, the memory of one process, and the model of the
+//! tests.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::board::{Board, BoardReport};
 use super::name::Name;
 use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
 
-/// An answer on its way.
+/// A pending answer.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unavailable>> + Send + 'a>>;
 
 /// A compare-and-set.
@@ -19,24 +19,24 @@ pub struct Change<'c> {
     pub expected: &'c str,
     pub new: &'c str,
     pub ttl: Duration,
-    /// The session moves to another key, which no replica would find without the store.
+    /// The session moves to another key, which no replica could compute without the store.
     pub is_move: bool,
 }
 
-/// A value that is stored where nothing or a lower epoch is.
+/// A value to store if nothing or a lower epoch is stored.
 pub struct Merge<'m> {
     pub value: &'m str,
     pub epoch: u32,
     pub ttl: Duration,
-    /// Every replica would find the same without the store.
+    /// Every replica would compute the same value without the store.
     pub is_expected: bool,
 }
 
-/// One operation each, atomic. A backend takes what it needs of the budget, and does not retry.
+/// Atomic operations on the store. A backend spends the budget and never retries.
 pub trait Backend: Send + Sync {
     fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>>;
 
-    /// Stores `value` where nothing is stored. `None`: done; otherwise what was stored before.
+    /// Stores `value` if nothing is stored. Returns `None` when done, otherwise the stored value.
     fn claim<'a>(
         &'a self,
         name: Name<'a>,
@@ -52,7 +52,7 @@ pub trait Backend: Send + Sync {
         budget: &'a mut Budget,
     ) -> Pending<'a, Replaced>;
 
-    /// Starts the value's life anew; stores `value` again where it was lost meanwhile.
+    /// Renews the life of the stored value, or stores `value` if nothing is stored any more.
     fn extend<'a>(
         &'a self,
         name: Name<'a>,
@@ -61,7 +61,7 @@ pub trait Backend: Send + Sync {
         budget: &'a mut Budget,
     ) -> Pending<'a, ()>;
 
-    /// `None`: done; otherwise what stays.
+    /// Returns `None` when done, otherwise the value that stays.
     fn merge<'a>(
         &'a self,
         name: Name<'a>,
@@ -69,7 +69,7 @@ pub trait Backend: Send + Sync {
         budget: &'a mut Budget,
     ) -> Pending<'a, Option<String>>;
 
-    /// As [`Self::merge`], for a session's first binding.
+    /// Like [`Self::merge`], for a session's first binding.
     fn begin<'a>(
         &'a self,
         name: Name<'a>,
@@ -77,7 +77,7 @@ pub trait Backend: Send + Sync {
         budget: &'a mut Budget,
     ) -> Pending<'a, Option<String>>;
 
-    /// Adds lines to the end of a session's trail.
+    /// Appends lines to a session's trail.
     fn append<'a>(
         &'a self,
         session: &'a str,
@@ -86,22 +86,26 @@ pub trait Backend: Send + Sync {
         budget: &'a mut Budget,
     ) -> Pending<'a, ()>;
 
-    /// The lines of a session's trail, the oldest first.
+    /// The lines of a session's trail, oldest first.
     fn list<'a>(&'a self, session: &'a str, budget: &'a mut Budget) -> Pending<'a, Vec<String>>;
 
-    fn roll<'a>(
+    fn exchange_membership<'a>(
         &'a self,
         report: &'a MemberReport<'a>,
         is_early: bool,
         budget: &'a mut Budget,
     ) -> Pending<'a, MembershipReply>;
 
-    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, budget: &'a mut Budget) -> Pending<'a, Board>;
+    fn exchange_board<'a>(
+        &'a self,
+        report: &'a BoardReport<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Board>;
 
-    /// Whether all of the store answers, now and from now on.
+    /// Follows whether every part of the store answers.
     fn health(&self) -> watch::Receiver<bool>;
 
-    /// The last thing that went wrong, in words.
+    /// The last fault, as text.
     fn fault(&self) -> Option<String> {
         None
     }
@@ -111,13 +115,12 @@ pub trait Backend: Send + Sync {
         broadcast::channel(1).1
     }
 
-    /// Counts how often the store began to listen to announcements: earlier ones may have been
-    /// missed.
+    /// Counts the subscriptions to announcements. A new one may have missed earlier announcements.
     fn resubscribed(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
     }
 
-    /// A walk through all that is bound.
+    /// A scan of all stored bindings.
     fn scan(&self) -> Result<Scan, Unavailable> {
         Ok(Scan::empty())
     }

@@ -1,14 +1,15 @@
--- The board of replicas. Its fields: `v` is the version, `n:<name>` is `<stamp> <expiry, 0: none>
--- <value>`, `r:<replica>` is `<expiry> <load>`; times are milliseconds of this Redis.
+-- Exchanges with the board of replicas. Fields of the hash: `v` is the version, `n:<name>` is
+-- `<stamp> <expiry, 0: none> <value>`, `r:<replica>` is `<expiry> <load>`. Times are milliseconds
+-- of this Redis.
 --
--- Replica ARGV[1] lives ARGV[2] milliseconds without another word (0: it leaves) with the load
--- ARGV[3]; it has the version ARGV[4]. Then four arguments a note: name, value, life in
--- milliseconds (0: it stays), and the stamp that it had on a board that has lost it (0: it is new).
--- A new note replaces what is there, but never shortens the life of the same value; a lost one
--- replaces what is older. A note without a value takes one away.
+-- ARGV[1] is the replica, ARGV[2] its life in milliseconds (0: it leaves), ARGV[3] its load,
+-- ARGV[4] the version that it has. Each note takes four more arguments: name, value, life in
+-- milliseconds (0: no expiry) and stamp (0: a new note). A new note replaces an older one, but
+-- never shortens the life of an equal value. A note that a board has lost keeps its stamp, and
+-- replaces only an older one. An empty value removes a note.
 --
--- Answers the time, the version, all notes if that is another version (name, value, life, stamp),
--- and the loads of the others.
+-- Returns the time, the version, all notes if the versions differ (name, value, life, stamp), and
+-- the loads of the other replicas.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local board, replica = KEYS[1], 'r:' .. ARGV[1]
@@ -77,7 +78,8 @@ local told = {}
 if version ~= tonumber(ARGV[4]) then
   for name, note in pairs(notes) do
     local left = note.expiry > 0 and note.expiry - now or 0
-    for _, part in ipairs({ name, note.text, string.format('%d', left), string.format('%d', note.stamp) }) do
+    local life, stamp = string.format('%d', left), string.format('%d', note.stamp)
+    for _, part in ipairs({ name, note.text, life, stamp }) do
       table.insert(told, part)
     end
   end

@@ -1,53 +1,52 @@
-//! The board of replicas: what each of them wants the others to know at once, and what each of them
-//! is doing.
+//! The board of replicas: notes for all replicas, and the load of each replica.
 //!
-//! A note is a name and a value, for a time or for good. Each replica speaks several times a
-//! second, and hears in the same breath what is new. Nothing depends on it: a replica that hears
-//! nothing finds out by itself.
+//! A note is a name and a value, with or without an expiry. Each replica exchanges with the board
+//! several times a second: it reports and receives in one operation. No replica depends on the
+//! board: a replica that receives nothing learns from its own attempts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Something that all replicas should know.
+/// A fact for all replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     pub name: String,
-    /// Nothing: what was noted under this name is over.
+    /// An empty value removes the note of this name.
     pub value: String,
-    /// How much longer it holds. `None`: for good.
+    /// The remaining life. `None`: the note does not expire.
     pub life: Option<Duration>,
-    /// When it was noted, in milliseconds of the store's clock. 0: now.
+    /// The time of the note in milliseconds of the store's clock. 0: now.
     pub stamp: u64,
 }
 
-/// One replica's word.
+/// One replica's part of an exchange with the board.
 pub struct BoardReport<'w> {
     pub replica: &'w str,
-    /// For how long it counts as alive without another word. Nothing: it leaves.
+    /// Time for which the replica counts as live without another report. 0 means that it leaves.
     pub life: Duration,
-    /// What it is doing: the others get it as it is.
+    /// The replica's load, which other replicas receive unchanged.
     pub load: &'w str,
-    /// The version of the board that it has seen.
+    /// The last version of the board that the replica received.
     pub seen: u64,
     pub notes: &'w [Note],
 }
 
-/// What a replica hears.
+/// The board's answer to a [`BoardReport`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Board {
     /// Milliseconds of the store's clock.
     pub now: u64,
-    /// Falls where the store has lost something.
+    /// The version of the notes. A lower version means that the store has lost data.
     pub version: u64,
-    /// Every note, unless the version is the one that was seen.
+    /// Every note, or none if the replica has already received this version.
     pub notes: Vec<Note>,
-    /// What the other live replicas are doing.
+    /// The loads of the other live replicas.
     pub loads: Vec<String>,
 }
 
-/// The board of one process. Does what `board.lua` does.
+/// The board of one process, with the semantics of `board.lua`.
 pub struct LocalBoard {
     origin: Instant,
     version: u64,
@@ -58,7 +57,7 @@ pub struct LocalBoard {
 
 struct Kept {
     stamp: u64,
-    /// 0: none.
+    /// 0: no expiry.
     expiry: u64,
     text: String,
 }
@@ -75,28 +74,29 @@ impl Default for LocalBoard {
 }
 
 impl LocalBoard {
-    /// Loses everything but its clock, as a store does that comes back empty.
+    /// Loses everything except its clock, like a store that comes back empty.
     #[cfg(test)]
     pub fn forget(&mut self) {
         *self = Self { origin: self.origin, ..Self::default() };
     }
 
-    pub fn hear(&mut self, word: &BoardReport<'_>) -> Board {
-        // From 1 on: no stamp is 0.
+    pub fn hear(&mut self, report: &BoardReport<'_>) -> Board {
+        // Stamps start at 1, because 0 means a new note.
         let now = millis(self.origin.elapsed()) + 1;
         let before = self.notes.len();
         self.notes.retain(|_, note| note.expiry == 0 || note.expiry > now);
         let mut is_changed = self.notes.len() != before;
-        for note in word.notes {
+        for note in report.notes {
             is_changed |= self.take(note, now);
         }
         if is_changed {
             self.version = now.max(self.version + 1);
         }
-        self.replicas.retain(|name, (expiry, _)| *expiry >= now && name != word.replica);
+        self.replicas.retain(|name, (expiry, _)| *expiry >= now && name != report.replica);
         let loads = self.replicas.values().map(|(_, load)| load.clone()).collect();
-        if !word.life.is_zero() {
-            self.replicas.insert(word.replica.into(), (now + millis(word.life), word.load.into()));
+        if !report.life.is_zero() {
+            self.replicas
+                .insert(report.replica.into(), (now + millis(report.life), report.load.into()));
         }
         let told = |(name, kept): (&String, &Kept)| Note {
             name: name.clone(),
@@ -104,7 +104,7 @@ impl LocalBoard {
             life: (kept.expiry > 0).then(|| Duration::from_millis(kept.expiry - now)),
             stamp: kept.stamp,
         };
-        let notes = if self.version == word.seen {
+        let notes = if self.version == report.seen {
             Vec::new()
         } else {
             self.notes.iter().map(told).collect()
@@ -112,7 +112,7 @@ impl LocalBoard {
         Board { now, version: self.version, notes, loads }
     }
 
-    /// Whether anything changes.
+    /// Takes one note. Returns whether the board changed.
     fn take(&mut self, note: &Note, now: u64) -> bool {
         let old = self.notes.get(&note.name);
         let mut expiry = note.life.map_or(0, |life| now + millis(life).max(1));
@@ -155,7 +155,7 @@ mod tests {
         }
     }
 
-    fn say(board: &mut LocalBoard, replica: &str, seen: u64, notes: &[Note]) -> Board {
+    fn exchange(board: &mut LocalBoard, replica: &str, seen: u64, notes: &[Note]) -> Board {
         board.hear(&BoardReport {
             replica,
             life: Duration::from_secs(5),
@@ -170,37 +170,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_one_notes_all_hear_once() {
+    async fn note_reaches_every_replica_once() {
         let mut board = LocalBoard::default();
-        let own = say(&mut board, "one", 0, &[note("a", "ill", 1_000), note("b", "off", 0)]);
+        let own = exchange(&mut board, "one", 0, &[note("a", "ill", 1_000), note("b", "off", 0)]);
         assert_eq!(names(&own), "a=ill b=off ");
-        let other = say(&mut board, "two", 0, &[]);
+        let other = exchange(&mut board, "two", 0, &[]);
         assert_eq!(
             (names(&other).as_str(), &other.loads[..]),
             ("a=ill b=off ", &["one".to_owned()][..])
         );
-        assert_eq!(names(&say(&mut board, "two", other.version, &[])), "", "nothing is new");
+        assert_eq!(names(&exchange(&mut board, "two", other.version, &[])), "", "nothing is new");
         tokio::time::advance(Duration::from_millis(1_001)).await;
-        let later = say(&mut board, "two", other.version, &[]);
+        let later = exchange(&mut board, "two", other.version, &[]);
         assert!(later.version > other.version);
         assert_eq!(names(&later), "b=off ");
-        assert_eq!(names(&say(&mut board, "one", 0, &[note("b", "", 0)])), "");
+        assert_eq!(names(&exchange(&mut board, "one", 0, &[note("b", "", 0)])), "");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_lost_word_replaces_nothing_newer_and_keeps_its_stamp() {
+    async fn lost_note_replaces_nothing_newer_and_keeps_its_stamp() {
         let mut board = LocalBoard::default();
-        say(&mut board, "one", 0, &[note("a", "ill", 9_000)]);
-        let again = say(&mut board, "one", 0, &[note("a", "ill", 1_000)]);
+        exchange(&mut board, "one", 0, &[note("a", "ill", 9_000)]);
+        let again = exchange(&mut board, "one", 0, &[note("a", "ill", 1_000)]);
         let lost = Note { stamp: again.notes[0].stamp - 1, ..note("a", "well", 0) };
-        assert_eq!(names(&say(&mut board, "two", 0, std::slice::from_ref(&lost))), "a=ill ");
+        assert_eq!(names(&exchange(&mut board, "two", 0, std::slice::from_ref(&lost))), "a=ill ");
         let mut fresh = LocalBoard::default();
-        let told = say(&mut fresh, "two", 0, std::slice::from_ref(&lost));
+        let told = exchange(&mut fresh, "two", 0, std::slice::from_ref(&lost));
         assert_eq!((names(&told).as_str(), told.notes[0].stamp), ("a=well ", lost.stamp));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
+    async fn note_keeps_the_longer_of_two_lives_in_any_order() {
         for (first, second, holds) in [
             (9_000, 1_000, 9_000),
             (1_000, 9_000, 9_000),
@@ -209,16 +209,16 @@ mod tests {
             (1_000, 0, 0),
         ] {
             let mut board = LocalBoard::default();
-            let before = say(&mut board, "one", 0, &[note("a", "ill", first)]);
-            say(&mut board, "two", before.version, &[note("a", "ill", second)]);
-            let told = say(&mut board, "one", before.version, &[]);
+            let before = exchange(&mut board, "one", 0, &[note("a", "ill", first)]);
+            exchange(&mut board, "two", before.version, &[note("a", "ill", second)]);
+            let told = exchange(&mut board, "one", before.version, &[]);
             let life = note("", "", holds).life;
             let found: Vec<_> =
                 told.notes.iter().map(|note| (note.value.as_str(), note.life)).collect();
             assert_eq!(found, [("ill", life)], "{first} and then {second}");
             assert!(told.notes[0].stamp > before.notes[0].stamp, "it is newer");
-            // Another value is another matter, however long it holds.
-            let other = say(&mut board, "two", told.version, &[note("a", "well", 500)]);
+            // Another value starts its own life, shorter or longer.
+            let other = exchange(&mut board, "two", told.version, &[note("a", "well", 500)]);
             assert_eq!(
                 (other.notes[0].value.as_str(), other.notes[0].life),
                 ("well", Some(Duration::from_millis(500)))
@@ -227,29 +227,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_note_that_a_board_has_lost_replaces_only_what_is_older() {
+    async fn lost_note_replaces_only_an_older_note() {
         let mut board = LocalBoard::default();
         tokio::time::advance(Duration::from_secs(1)).await;
-        let stamp = say(&mut board, "one", 0, &[note("a", "ill", 0)]).notes[0].stamp;
+        let stamp = exchange(&mut board, "one", 0, &[note("a", "ill", 0)]).notes[0].stamp;
         for (offset, expected) in [(-1_i64, "a=ill "), (0, "a=ill "), (1, "a=well ")] {
             let again = Note { stamp: stamp.saturating_add_signed(offset), ..note("a", "well", 0) };
             tokio::time::advance(Duration::from_secs(1)).await;
-            assert_eq!(names(&say(&mut board, "two", 0, &[again])), expected, "{offset}");
+            assert_eq!(names(&exchange(&mut board, "two", 0, &[again])), expected, "{offset}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_or_is_silent_does_nothing_any_more() {
+    async fn load_of_a_replica_ends_when_it_leaves_or_is_silent() {
         let mut board = LocalBoard::default();
         for replica in ["one", "two", "three"] {
-            say(&mut board, replica, 0, &[]);
+            exchange(&mut board, replica, 0, &[]);
         }
         let leaving =
             BoardReport { replica: "one", life: Duration::ZERO, load: "", seen: 0, notes: &[] };
         assert_eq!(board.hear(&leaving).loads.len(), 2);
         tokio::time::advance(Duration::from_millis(4_000)).await;
-        assert_eq!(say(&mut board, "three", 0, &[]).loads, ["two"]);
+        assert_eq!(exchange(&mut board, "three", 0, &[]).loads, ["two"]);
         tokio::time::advance(Duration::from_millis(1_001)).await;
-        assert!(say(&mut board, "three", 0, &[]).loads.is_empty());
+        assert!(exchange(&mut board, "three", 0, &[]).loads.is_empty());
     }
 }

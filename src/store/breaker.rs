@@ -1,32 +1,34 @@
-//! When a connection to the store is not worth waiting for. Pure.
+//! Decides when turns stop waiting for a connection to the store. Pure.
 //!
-//! It opens when three questions in a row stayed without an answer, or half of the last second's
-//! did. Questions that wait at the same time are one silence: a hiccup that many turns wait for is
-//! no loss. What closes it again is not decided here: a new connection has a new breaker once it
-//! has proven itself.
+//! The breaker opens after three unanswered questions in a row, or when half of the last second's
+//! questions are unanswered. Questions that wait at the same time count as one silence: a hiccup
+//! that many turns share is no outage. A breaker never closes: a new connection gets a new breaker
+//! once its test writes succeed.
 
 use std::time::{Duration, Instant};
 
-/// So many silences in a row, each begun after the one before had ended.
+/// Silences in a row that open the breaker. Each begins after the one before has ended.
 const SILENCES: u32 = 3;
-/// Of fewer questions than this in a second, a half says nothing.
+/// Minimum number of questions in a second for the half to count.
 const FEWEST: u32 = 10;
-/// The last second is looked at in parts of this length.
+/// The last second is counted in parts of this length.
 const PART: Duration = Duration::from_millis(100);
 const PARTS: usize = 10;
 
 #[derive(Clone, Copy, Default)]
 struct Part {
-    /// Which part since the beginning this is: an older one that stands in its place has passed.
+    /// The part's number since the start. An older number in this place means that the part has
+    /// passed.
     number: u64,
     answered: u32,
     unanswered: u32,
     silences: u32,
 }
 
+/// The breaker of one connection.
 pub struct Breaker {
     began: Instant,
-    /// Silences since the last answer, and when the last of them ended.
+    /// Silences since the last answer, and the end of the last silence.
     in_a_row: u32,
     silent_until: Instant,
     parts: [Part; PARTS],
@@ -42,7 +44,8 @@ impl Breaker {
         self.part(now).answered += 1;
     }
 
-    /// Nothing was heard between `asked` and `now`. Returns whether it opens.
+    /// Records a question that was asked at `asked` and unanswered at `now`. Returns whether the
+    /// breaker opens.
     pub fn unanswered(&mut self, asked: Instant, now: Instant) -> bool {
         let is_new = self.silent_until <= asked;
         let part = self.part(now);
@@ -55,7 +58,7 @@ impl Breaker {
         self.in_a_row >= SILENCES || self.is_half_silent(now)
     }
 
-    /// Whether the last question has no answer.
+    /// Whether the last question is unanswered.
     pub const fn is_doubtful(&self) -> bool {
         self.in_a_row > 0
     }
@@ -92,14 +95,14 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    /// A breaker, and a clock that starts when it does.
+    /// A breaker and a clock that starts with it.
     fn breaker() -> (Breaker, impl Fn(u64) -> Instant) {
         let start = Instant::now();
         (Breaker::new(start), move |ms| start + Duration::from_millis(ms))
     }
 
     #[test]
-    fn three_silences_in_a_row_open_it() {
+    fn breaker_opens_after_three_silences_in_a_row() {
         let (mut breaker, at) = breaker();
         assert!(!breaker.unanswered(at(0), at(50)) && breaker.is_doubtful());
         assert!(!breaker.unanswered(at(50), at(100)));
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_between_them_begins_anew() {
+    fn answer_between_silences_restarts_the_count() {
         let (mut breaker, at) = breaker();
         for round in 0..3 {
             let start = round * 2_000;
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_wait_together_are_one_silence() {
+    fn questions_that_wait_together_are_one_silence() {
         let (mut breaker, at) = breaker();
         for asked in 0..50 {
             assert!(!breaker.unanswered(at(asked), at(asked + 50)), "{asked}");
@@ -129,17 +132,17 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_second_opens_it() {
+    fn breaker_opens_when_half_of_a_second_is_silent() {
         let (mut breaker, at) = breaker();
         let opened = (0..20_u64).find(|turn| {
             breaker.answered(at(turn * 60));
             breaker.unanswered(at(turn * 60), at(turn * 60 + 50))
         });
-        assert_eq!(opened, Some(4), "once ten questions were asked");
+        assert_eq!(opened, Some(4), "after ten questions");
     }
 
     #[test]
-    fn less_than_half_or_long_ago_does_not() {
+    fn breaker_stays_closed_below_half_or_after_a_second() {
         let (mut breaker, at) = breaker();
         for turn in 0..100 {
             breaker.answered(at(turn * 60));

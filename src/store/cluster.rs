@@ -1,7 +1,7 @@
-//! A Cluster: a link to each primary, and a table of who has what.
+//! A Cluster: one link to each primary, and a table of the slots.
 //!
-//! The table is kept in the background, so that a dead shard stalls nobody but its own sessions,
-//! which find its link away. A turn follows where a node sends it, within its own time.
+//! A background task keeps the table. A dead shard therefore stalls only its own sessions, which
+//! find its link away. A turn follows a node's redirection within its own budget.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,23 +22,24 @@ use super::link::{Link, LinkTarget};
 use super::slots::{Slots, slot};
 use crate::task::Tasks;
 
-/// From one look at the Cluster to the next: while all is well, while something is missing, and at
-/// least.
+/// Intervals between two queries of the Cluster: if all is well, if a part is missing, and the
+/// minimum.
 const CALM: Duration = Duration::from_secs(30);
 const ALARMED: Duration = Duration::from_secs(1);
 const APART: Duration = Duration::from_millis(100);
-/// How long a node that is connected may take to tell what it knows.
-const TELLING: Duration = Duration::from_millis(300);
-/// So often a question may be sent on: moved, then asked for once, with one to spare.
+/// Time for a connected node to report its slots.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(300);
+/// Redirections that a question may follow: `MOVED`, then `ASK`, and one spare.
 const REDIRECTIONS: usize = 3;
 
+/// The links and the table of a Cluster.
 pub struct Cluster {
     dialer: Arc<Dialer>,
     faults: Arc<Faults>,
     health: Arc<Health>,
     tasks: Tasks,
     table: RwLock<Arc<Table>>,
-    /// BoardReport to the task that keeps the table: it may be wrong.
+    /// Wakes the task that keeps the table, because the table may be wrong.
     stale: Arc<Notify>,
 }
 
@@ -48,7 +49,7 @@ struct Table {
     members: HashMap<Host, Member>,
 }
 
-/// A primary's link; the task that keeps it ends with the last table that has it.
+/// A primary's link. The task that keeps the link ends with the last table that contains it.
 #[derive(Clone)]
 struct Member {
     link: Arc<Link>,
@@ -62,12 +63,12 @@ impl Cluster {
         health: Arc<Health>,
         tasks: Tasks,
     ) -> Self {
-        // Until there is a table, something is missing.
+        // Without a table, the store counts as incomplete.
         health.loses();
         Self { dialer, faults, health, tasks, table: RwLock::default(), stale: Arc::default() }
     }
 
-    /// Puts a question about `name` to the node that has it.
+    /// Asks the node that owns `name`.
     pub async fn ask<T: FromRedisValue>(
         &self,
         name: &str,
@@ -80,7 +81,7 @@ impl Cluster {
         let mut is_asking = false;
         for _ in 0..=REDIRECTIONS {
             let Some(Member { link, .. }) = table.members.get(host) else {
-                // A primary that is new: the table learns of it.
+                // The primary is new, so the table must be read again.
                 self.stale.notify_one();
                 return Err(StoreFault::Away);
             };
@@ -100,26 +101,26 @@ impl Cluster {
                 }
             };
         }
-        Err(StoreFault::Unready("the nodes of the Cluster send a question round".into()))
+        Err(StoreFault::Unready("the nodes of the Cluster redirect in a circle".into()))
     }
 
-    /// The node that has `name`, as far as is known.
+    /// The connected node that owns `name`, if it is known.
     pub fn host(&self, name: &str) -> Option<Arc<Host>> {
         let table = self.table();
         table.members.get(table.slots.owner(slot(name))?)?.link.host()
     }
 
-    /// All that have slots, whether they answer or not.
+    /// All nodes that own slots, connected or not.
     pub fn primaries(&self) -> Vec<Arc<Host>> {
         self.table().members.keys().cloned().map(Arc::new).collect()
     }
 
-    /// All nodes that answer.
+    /// All connected nodes.
     pub fn hosts(&self) -> Vec<Arc<Host>> {
         self.table().members.values().filter_map(|member| member.link.host()).collect()
     }
 
-    /// Keeps the table, for as long as it is polled.
+    /// Keeps the table for as long as the future is polled.
     pub async fn keep(self: Arc<Self>) {
         let mut is_first = true;
         loop {
@@ -141,15 +142,15 @@ impl Cluster {
         }
     }
 
-    /// What most of the connected nodes say; with none connected, the first of all known nodes that
-    /// answers.
+    /// The slots that most of the connected nodes report. If none is connected, those of the first
+    /// known node that answers.
     async fn look(&self) -> Result<Slots, StoreFault> {
         let table = self.table();
         let links = table.members.values().filter(|member| member.link.is_up());
-        let mut told: FuturesUnordered<_> =
-            links.map(async |member| tell(&member.link).await).collect();
+        let mut reports: FuturesUnordered<_> =
+            links.map(async |member| ask_slots(&member.link).await).collect();
         let mut votes: Vec<(Slots, usize)> = Vec::new();
-        while let Some(slots) = told.next().await {
+        while let Some(slots) = reports.next().await {
             let Ok(slots) = slots else { continue };
             match votes.iter_mut().find(|(other, _)| *other == slots) {
                 Some((_, votes)) => *votes += 1,
@@ -171,15 +172,15 @@ impl Cluster {
         let one = async |host: &Host| {
             let asking = async {
                 let mut connection = self.dialer.dial(&address, host, Shown::Everything).await?;
-                understood(&question().query_async(&mut connection).await?, host)
+                parse_slots(&question().query_async(&mut connection).await?, host)
             };
-            timeout(self.dialer.patience(), asking)
+            timeout(self.dialer.connect_timeout(), asking)
                 .await
                 .unwrap_or_else(|_| Err(self.dialer.late()))
         };
-        let mut told: FuturesUnordered<_> = hosts.into_iter().map(one).collect();
+        let mut reports: FuturesUnordered<_> = hosts.into_iter().map(one).collect();
         let mut last = StoreFault::Away;
-        while let Some(answer) = told.next().await {
+        while let Some(answer) = reports.next().await {
             match answer {
                 Ok(slots) => return Ok(slots),
                 Err(fault) => last = fault,
@@ -188,7 +189,7 @@ impl Cluster {
         Err(last)
     }
 
-    /// Links to new primaries begin, those to former ones end.
+    /// Opens links to new primaries and retires links to former ones.
     fn adopt(&self, slots: Slots) {
         let old = self.table();
         if old.slots == slots {
@@ -217,11 +218,11 @@ impl Cluster {
     }
 
     fn join(&self, host: &Host, slots: &Slots) -> Member {
-        let place = LinkTarget::Node(host.clone());
+        let target = LinkTarget::Node(host.clone());
         let (dialer, faults) = (Arc::clone(&self.dialer), Arc::clone(&self.faults));
         let link = Arc::new(Link::new(
             dialer,
-            place,
+            target,
             faults,
             Arc::clone(&self.health),
             Arc::clone(&self.stale),
@@ -249,18 +250,17 @@ fn question() -> Pipeline {
     question
 }
 
-async fn tell(link: &Link) -> Result<Slots, StoreFault> {
+async fn ask_slots(link: &Link) -> Result<Slots, StoreFault> {
     let host = link.host().ok_or(StoreFault::Away)?;
-    understood(&link.ask(&question(), Instant::now() + TELLING).await?, &host)
+    parse_slots(&link.ask(&question(), Instant::now() + REPORT_TIMEOUT).await?, &host)
 }
 
-fn understood((answer,): &(Value,), asked: &Host) -> Result<Slots, StoreFault> {
+fn parse_slots((answer,): &(Value,), asked: &Host) -> Result<Slots, StoreFault> {
     let slots = Slots::parse(answer, asked).filter(|slots| !slots.primaries().is_empty());
-    slots.ok_or_else(|| StoreFault::Unready("the Cluster has given no slots to any node".into()))
+    slots.ok_or_else(|| StoreFault::Unready("no node of the Cluster owns any slots".into()))
 }
 
-/// The question as it is put to a node that does not have the name yet: the word counts for one
-/// command.
+/// The question to a node that does not own the name yet. `ASKING` is valid for one command only.
 fn asking(question: &Pipeline) -> Pipeline {
     let mut asking = pipe();
     for command in question.cmd_iter() {

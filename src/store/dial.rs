@@ -1,7 +1,7 @@
-//! How a connection to a Redis is made: where the address says, with what it says now.
+//! Opens connections to Redis at the configured address, with the current credentials.
 //!
-//! The address is read again for each attempt, so that a password that was changed in its file is
-//! used at once. What decides whether a connection is good enough is not here.
+//! Each attempt reads the address again, so that a password changed in a file takes effect at once.
+//! Other modules decide whether a connection is good enough.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use super::address::{Address, Host, StoreKind};
 use super::fault::StoreFault;
 use super::name::Name;
 
-/// How long the kernel believes in a peer that acknowledges nothing, asked or not.
+/// Time after which the kernel drops a peer that acknowledges nothing, idle or not.
 const VANISHED: Duration = Duration::from_secs(5);
-/// An attempt, with name resolution and greeting, at least. A Redis that was stopped greets as soon
-/// as it goes on, and one that was cut off is found by the next attempt.
+/// Minimum time for an attempt to connect, with name resolution and greeting. A stopped Redis
+/// greets as soon as it continues. The next attempt finds a Redis that was cut off.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// Whom a connection is shown.
+/// The credentials that a connection sends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
     /// User, password and database.
@@ -35,9 +35,10 @@ pub enum Shown {
     Nothing,
 }
 
+/// Opens connections.
 pub struct Dialer {
     settings: Settings,
-    /// What the address was at the start: a change to another kind needs another start.
+    /// The kind of address at the start. Another kind needs a restart.
     kind: StoreKind,
 }
 
@@ -55,44 +56,43 @@ impl Dialer {
         &self.kind
     }
 
-    /// All store operations of one turn together may take so long.
+    /// Budget of one turn for all its store operations.
     pub const fn timeout(&self) -> Duration {
         self.settings.timeout.0
     }
 
-    /// How long an attempt to connect may take.
-    pub fn patience(&self) -> Duration {
+    /// Time for an attempt to connect.
+    pub fn connect_timeout(&self) -> Duration {
         CONNECT.max(self.timeout() * 2)
     }
 
-    /// `name` as it is spelled in this deployment's store.
+    /// The full name of `name` in this deployment.
     pub fn name(&self, name: Name<'_>) -> String {
         name.under(&self.settings.prefix)
     }
 
-    /// The part of `text` that follows this deployment's prefix: `None` for a name of another
-    /// deployment.
+    /// The part of `text` after this deployment's prefix. `None` for a name of another deployment.
     pub fn bare<'t>(&self, text: &'t str) -> Option<&'t str> {
         text.strip_prefix(&*self.settings.prefix)?.strip_prefix(':')
     }
 
-    /// What the names of this deployment look like to `SCAN`.
+    /// The `SCAN` pattern of this deployment's names.
     pub fn pattern(&self) -> String {
         pattern(&self.settings.prefix)
     }
 
-    /// The address as it is written now.
+    /// Reads the current address.
     pub fn address(&self) -> Result<Address, StoreFault> {
         let address = self.settings.address().map_err(StoreFault::Unready)?;
         match std::mem::discriminant(&address.kind) == std::mem::discriminant(&self.kind) {
             true => Ok(address),
             false => Err(StoreFault::Unready(
-                "store.url: has become another kind of address: that takes a restart".into(),
+                "store.url: another kind of address takes a restart".into(),
             )),
         }
     }
 
-    /// A connection to `host` that many share. Waits as long as it takes.
+    /// Opens a shared connection to `host`. Has no timeout of its own.
     pub async fn dial(
         &self,
         address: &Address,
@@ -107,7 +107,7 @@ impl Dialer {
         self.reach(address, connecting).await
     }
 
-    /// A connection to `host` for what is published there. Waits as long as it takes.
+    /// Opens a connection to `host` for subscriptions. Has no timeout of its own.
     pub async fn subscribe(&self, host: &Host) -> Result<PubSub, StoreFault> {
         let address = self.address()?;
         let client = self.client(&address, host, Shown::Everything)?;
@@ -122,11 +122,11 @@ impl Dialer {
         if !address.is_tls {
             return Ok(connecting.await?);
         }
-        // Reads the system's certificates anew each time, which blocks: that is no work for a
-        // thread that serves turns.
+        // Each TLS connection reads the system's certificates, which blocks. A thread that serves
+        // turns must not do this.
         let (runtime, given_up) = (Handle::current(), CancellationToken::new());
         let _guard = given_up.clone().drop_guard();
-        let aside = spawn_blocking(move || {
+        let blocking = spawn_blocking(move || {
             runtime.block_on(async {
                 tokio::select! {
                     result = connecting => result.map_err(StoreFault::from),
@@ -134,20 +134,20 @@ impl Dialer {
                 }
             })
         });
-        aside.await.unwrap_or(Err(StoreFault::Away))
+        blocking.await.unwrap_or(Err(StoreFault::Away))
     }
 
-    /// What to say of a greeting that has taken longer than [`Self::patience`].
+    /// The fault of a greeting that took longer than [`Self::connect_timeout`].
     pub fn late(&self) -> StoreFault {
         match self.address() {
             Ok(address) if address.is_tls => {
-                StoreFault::Late("no greeting in time: perhaps it does not speak TLS on this port")
+                StoreFault::Late("no greeting in time: perhaps this port does not use TLS")
             }
             _ => StoreFault::Late("no greeting in time"),
         }
     }
 
-    /// What makes connections to `host`.
+    /// A client that opens connections to `host`.
     pub fn client(
         &self,
         address: &Address,
@@ -159,7 +159,7 @@ impl Dialer {
             true => ConnectionAddr::TcpTls { host: name, port, insecure: false, tls_params: None },
             false => ConnectionAddr::Tcp(name, port),
         };
-        // Its own name would cost a round trip, and a permission.
+        // Sending the library's name would cost a round trip and a permission.
         let mut greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
         if shown == Shown::Everything {
             greeting = greeting.set_db(address.database.into());
@@ -190,7 +190,7 @@ fn tcp() -> TcpSettings {
     tcp
 }
 
-/// Matches the names under `prefix` alone: what `SCAN` gives a meaning to is escaped.
+/// Matches only names under `prefix`: escapes the characters that are special to `SCAN`.
 fn pattern(prefix: &str) -> String {
     let escaped = |letter| [Some('\\').filter(|_| r"*?[]\^".contains(letter)), Some(letter)];
     prefix.chars().flat_map(escaped).flatten().chain(":*".chars()).collect()
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn user_password_and_database_are_shown_to_whom_they_are_meant_for() {
+    fn credentials_are_sent_only_where_they_belong() {
         let dialer =
             Dialer::new(&settings(text("redis-sentinel://u:p%40@h/main/3"), None)).unwrap();
         let address = dialer.address().unwrap();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_read_again_and_becomes_no_other_kind() {
+    fn address_is_read_again_and_keeps_its_kind() {
         let path = std::env::temp_dir().join(format!("warmkey-dial-{}", std::process::id()));
         let write = |url: &str| std::fs::write(&path, format!("{url}\n")).unwrap();
         write("redis-sentinel://a/main");
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn pattern_means_the_prefix_as_it_is() {
+    fn pattern_matches_the_prefix_literally() {
         for (prefix, expected) in
             [("warmkey", "warmkey:*"), ("w*", r"w\*:*"), (r"a?[b-c]^\", r"a\?\[b-c\]\^\\:*")]
         {

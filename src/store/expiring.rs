@@ -1,7 +1,6 @@
 //! A bounded map whose entries expire.
 //!
-//! What is full gives up the entry that would expire soonest, which is the one that has been unused
-//! for longest.
+//! A full map drops the entry that expires soonest, which is the longest unused one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,13 +8,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When an entry expires, and the number of the write that said so: no two are equal.
+/// An entry's expiry, and the number of the write that set it, which makes it unique.
 type Expiry = (Instant, u64);
 
 /// A bounded map whose entries expire.
 pub struct Expiring<V> {
     by_id: HashMap<Arc<str>, (V, Expiry)>,
-    /// The same entries, the soonest to expire first.
+    /// The same entries, ordered by expiry.
     by_expiry: BTreeMap<Expiry, Arc<str>>,
     writes: u64,
     capacity: usize,
@@ -31,7 +30,7 @@ impl<V> Expiring<V> {
         }
     }
 
-    /// The value, and when it expires.
+    /// The value and its expiry.
     pub fn get(&self, id: &str) -> Option<(&V, Instant)> {
         self.by_id
             .get(id)
@@ -42,21 +41,21 @@ impl<V> Expiring<V> {
     pub fn put(&mut self, id: &str, value: V, ttl: Duration) {
         let now = Instant::now();
         self.remove(id);
-        self.leave(self.capacity - 1, now);
+        self.shrink(self.capacity - 1, now);
         self.writes += 1;
         let (id, expiry) = (Arc::<str>::from(id), (now + ttl, self.writes));
         self.by_expiry.insert(expiry, Arc::clone(&id));
         self.by_id.insert(id, (value, expiry));
     }
 
-    /// Whether `id` has a place, or can have one that costs no other its own.
+    /// Whether `id` is in the map, or fits without evicting another entry.
     pub fn has_room(&mut self, id: &str) -> bool {
-        self.leave(self.capacity, Instant::now());
+        self.shrink(self.capacity, Instant::now());
         self.by_id.contains_key(id) || self.by_id.len() < self.capacity
     }
 
-    /// Leaves at most `count`, and none that has expired.
-    fn leave(&mut self, count: usize, now: Instant) {
+    /// Drops expired entries, and more until at most `count` are left.
+    fn shrink(&mut self, count: usize, now: Instant) {
         while let Some(soonest) = self.by_expiry.first_entry() {
             if soonest.key().0 > now && self.by_id.len() <= count {
                 break;
@@ -79,7 +78,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
-    async fn it_never_holds_more_than_its_capacity() {
+    async fn map_never_exceeds_its_capacity() {
         let mut map = Expiring::new(100);
         for n in 0..1_000 {
             map.put(&n.to_string(), n, HOUR);
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_been_unused_for_longest_makes_room() {
+    async fn longest_unused_entry_is_evicted() {
         let mut map = Expiring::new(100);
         for n in 0..500 {
             tokio::time::advance(Duration::from_secs(1)).await;
@@ -97,17 +96,13 @@ mod tests {
             map.put(&n.to_string(), n, HOUR);
         }
         for n in 0..500 {
-            assert_eq!(
-                map.get(&n.to_string()).is_some(),
-                n > 400,
-                "{n}: the last 99 and nobody else"
-            );
+            assert_eq!(map.get(&n.to_string()).is_some(), n > 400, "{n}: only the last 99 stay");
         }
         assert!(map.get("used").is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn room_is_what_costs_nobody_a_place() {
+    async fn map_has_room_if_no_entry_is_evicted() {
         let mut map = Expiring::new(2);
         map.put("a", 0, HOUR);
         map.put("b", 0, HOUR * 2);
@@ -117,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_expired_makes_room_first() {
+    async fn expired_entries_are_dropped_first() {
         let mut map = Expiring::new(100);
         for n in 0..50 {
             map.put(&n.to_string(), n, HOUR);

@@ -1,4 +1,4 @@
-//! A Redis that says what a test wants it to say, or nothing.
+//! A fake Redis with the answers, or the silence, that a test chooses.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -19,15 +19,15 @@ pub struct Fake {
 struct Seen {
     connections: Mutex<usize>,
     asked: Mutex<Vec<String>>,
-    /// Connections up to this one end.
+    /// Connections up to this number end.
     cut: watch::Sender<usize>,
-    /// Connections up to this one are heard and not answered.
+    /// Connections up to this number get no answers.
     hushed: Mutex<usize>,
 }
 
 impl Fake {
-    /// Answers a command of connection 1, 2, ... with the line that `answer` has for it; takes what
-    /// a connection proves itself with.
+    /// Answers a command of connection 1, 2, ... with the line from `answer`, and accepts test
+    /// writes.
     pub async fn answering(
         answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static,
     ) -> Self {
@@ -37,7 +37,7 @@ impl Fake {
         .await
     }
 
-    /// Answers everything with the line that `answer` has for it.
+    /// Answers every command with the line from `answer`.
     pub async fn proven_by(
         answer: impl Fn(usize, &str) -> Option<&'static str> + Send + Sync + 'static,
     ) -> Self {
@@ -67,12 +67,12 @@ impl Fake {
         self.seen.asked.lock().unwrap().clone()
     }
 
-    /// Says nothing more on the connections up to this one.
+    /// Stops answering on the connections up to `number`.
     pub fn hush(&self, number: usize) {
         *self.seen.hushed.lock().unwrap() = number;
     }
 
-    /// Ends the connections up to this one.
+    /// Ends the connections up to `number`.
     pub fn cut(&self, number: usize) {
         self.seen.cut.send_replace(number);
     }
@@ -87,7 +87,7 @@ async fn serve(mut stream: TcpStream, seen: &Seen, answer: &dyn Answer) {
             read = stream.read(&mut buffer) => read,
             _ = cut.wait_for(|cut| number.is_some_and(|number| *cut >= number)) => return,
         };
-        // What is written at once arrives at once: these commands are small.
+        // A small write arrives in one piece.
         let Ok(read @ 1..) = read else { return };
         let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
         let lines: Vec<&str> = text.split("\r\n").collect();
@@ -95,7 +95,7 @@ async fn serve(mut stream: TcpStream, seen: &Seen, answer: &dyn Answer) {
         for command in lines.windows(5).filter(|lines| lines[0].starts_with('*')) {
             let name = if command[4].ends_with(":probe") { "PROBE" } else { command[2] };
             if name == "SUBSCRIBE" {
-                // Who only listens is no connection that a test counts, and hears nothing.
+                // A subscriber does not count as a connection and receives nothing.
                 return std::future::pending().await;
             }
             let number = *number.get_or_insert_with(|| {

@@ -1,8 +1,7 @@
-//! Why a question to the store has no answer: what is counted, what is logged, and whether the
-//! connection is at an end.
+//! Faults of the store: how each is counted and logged, and whether it ends the connection.
 //!
-//! Each fault is counted; one of a kind is logged at most once a minute. None carries an address or
-//! a password.
+//! Every fault is counted, but a repeated one is logged at most once a minute. No fault contains an
+//! address or a password.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,40 +14,44 @@ use super::Unavailable;
 use super::address::Host;
 use crate::metrics::{Metrics, StoreFailure};
 
-/// How often a fault of one kind is logged.
+/// Minimum time between two log lines for the same fault.
 const RELOG: Duration = Duration::from_secs(60);
 
+/// Redis's words for a slot without a node.
+const UNSERVED: &str = "slot not served";
+
+/// The reason why a question has no answer.
 #[derive(Clone, Debug)]
 pub enum StoreFault {
-    /// There is no connection: nothing was asked.
+    /// There is no connection, so nothing was asked.
     Away,
     /// No answer in time.
     Silent,
     /// No connection in time.
     Late(&'static str),
-    /// What Redis said instead, or how the connection broke.
+    /// Redis answered with an error, or the connection broke.
     Refused(RedisError),
-    /// Nothing could even be asked.
+    /// The question could not be asked.
     Unready(String),
 }
 
-/// Where a node of a Cluster sends a question instead.
+/// The node to which a node of a Cluster redirects a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redirection {
-    /// For good.
+    /// Permanently.
     Moved(Host),
-    /// For this once, after `ASKING`.
+    /// Once, after `ASKING`.
     Ask(Host),
 }
 
 impl StoreFault {
-    /// The first word of what Redis said.
+    /// The first word of Redis's error.
     pub fn code(&self) -> Option<String> {
         let Self::Refused(error) = self else { return None };
         said(error).map(|said| said.code().to_owned())
     }
 
-    /// `None`: part of asking, not a failure.
+    /// The failure to count. `None` if the error is part of normal operation.
     pub fn reason(&self) -> Option<StoreFailure> {
         let Self::Refused(error) = self else {
             return match self {
@@ -73,8 +76,8 @@ impl StoreFault {
         }
     }
 
-    /// Whether the connection can serve no more: it broke, or its Redis is none that takes writes.
-    /// Anything else that Redis says about one command is an answer.
+    /// Whether the connection is useless: it broke, or its Redis takes no writes. Any other error
+    /// is about one command and counts as an answer.
     pub fn ends_connection(&self) -> bool {
         let Self::Refused(error) = self else { return false };
         match self.code().as_deref() {
@@ -89,12 +92,14 @@ impl StoreFault {
         }
     }
 
-    /// A slot that no node serves says nothing of the others.
+    /// Whether only one slot is unserved, which says nothing about the other slots.
     fn is_about_one_slot(&self) -> bool {
-        matches!(self, Self::Refused(error) if said(error).is_some_and(|said| said.details().is_some_and(|why| why.contains("slot not served"))))
+        let Self::Refused(error) = self else { return false };
+        let is_so = |said: ServerError| said.details().is_some_and(|why| why.contains(UNSERVED));
+        said(error).is_some_and(is_so)
     }
 
-    /// Where `asked` sends the question instead.
+    /// The redirection in the answer of `asked`.
     pub fn redirection(&self, asked: &Host) -> Option<Redirection> {
         let Self::Refused(error) = self else { return None };
         let error = said(error)?;
@@ -111,7 +116,7 @@ impl StoreFault {
 }
 
 impl fmt::Display for StoreFault {
-    /// In words that an operator can act on.
+    /// A text that an operator can act on.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = match self {
             Self::Away => return f.write_str("not connected"),
@@ -127,20 +132,20 @@ impl fmt::Display for StoreFault {
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         let means = match self.code().as_deref() {
             _ if error.kind() == ErrorKind::AuthenticationFailed => {
-                "it refuses the user or password"
+                "Redis refuses the user or password"
             }
-            Some("WRONGPASS") => "it refuses the user or password",
-            Some("NOAUTH") => "it asks for a password",
-            Some("NOPERM") => "its user may not do this",
-            Some("MOVED") => "it is a node of a Cluster: say redis-cluster://",
+            Some("WRONGPASS") => "Redis refuses the user or password",
+            Some("NOAUTH") => "Redis requires a password",
+            Some("NOPERM") => "the Redis user lacks a permission",
+            Some("MOVED") => "this is a node of a Cluster: use redis-cluster://",
             Some(_) => return f.write_str(&said),
             None if said.contains("UnknownIssuer") || said.contains("BadSignature") => {
-                "its TLS certificate is not trusted: name its authority in store.ca_file"
+                "the TLS certificate is not trusted: name its authority in store.ca_file"
             }
-            None if said.contains("invalid peer certificate") => "its TLS certificate is not valid",
-            None if said.contains("InvalidContentType") => "it does not speak TLS on this port",
+            None if said.contains("invalid peer certificate") => "the TLS certificate is not valid",
+            None if said.contains("InvalidContentType") => "this port does not use TLS",
             None if error.is_connection_dropped() && !error.is_connection_refusal() => {
-                "it closed the connection: perhaps it wants TLS (rediss), or does not"
+                "Redis closed the connection: perhaps only one side uses TLS (rediss)"
             }
             None => return f.write_str(&said),
         };
@@ -148,7 +153,7 @@ impl fmt::Display for StoreFault {
     }
 }
 
-/// What Redis answered, if it answered: of a pipeline's errors the first.
+/// Redis's own error, if there is one: the first of a pipeline's errors.
 fn said(error: &RedisError) -> Option<ServerError> {
     Some(error.clone().into_server_errors()?.first()?.1.clone())
 }
@@ -168,7 +173,7 @@ impl From<StoreFault> for Unavailable {
 /// Counts and logs faults.
 pub struct Faults {
     metrics: Arc<Metrics>,
-    /// What was logged, and when; the last of all is at the end.
+    /// The logged faults with their times. The newest is last.
     logged: Mutex<Vec<(StoreFailure, Instant, String)>>,
 }
 
@@ -177,8 +182,8 @@ impl Faults {
         Self { metrics, logged: Mutex::default() }
     }
 
-    /// `whence`: which node, if it is known.
-    pub fn note(&self, fault: &StoreFault, whence: Option<&Host>) {
+    /// Counts a fault of `node`, if the node is known, and logs it unless it is a repetition.
+    pub fn note(&self, fault: &StoreFault, node: Option<&Host>) {
         let Some(reason) = fault.reason() else { return };
         self.metrics.store_failed(reason);
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,14 +197,14 @@ impl Faults {
                 logged.push((reason, at, why))
             }
             _ => {
-                let node = whence.map(Host::to_string).unwrap_or_default();
-                tracing::warn!(reason = reason.name(), node, why, "the store fails");
+                let node = node.map(Host::to_string).unwrap_or_default();
+                tracing::warn!(reason = reason.name(), node, why, "the store failed");
                 logged.push((reason, Instant::now(), why));
             }
         }
     }
 
-    /// The last fault, in words.
+    /// The last fault, as text.
     pub fn last(&self) -> Option<String> {
         let logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         logged.last().map(|(.., why)| why.clone())
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_redis_says_has_a_kind_and_a_consequence() {
+    fn redis_error_has_a_reason_and_a_consequence() {
         for (text, reason, ends) in [
             (
                 "READONLY You can't write against a read only replica.",
@@ -251,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirection_names_a_host() {
+    fn redirection_names_a_host() {
         let asked = Host { name: "a".into(), port: 1 };
         let host = |name: &str| Host { name: name.into(), port: 6381 };
         assert_eq!(

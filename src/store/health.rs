@@ -1,4 +1,4 @@
-//! Whether all of the store answers: one count of the links that do not.
+//! Whether every part of the store answers: one count of the links that do not.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
+/// The count of missing parts, and its readers.
 pub struct Health {
     missing: Mutex<usize>,
     up: watch::Sender<bool>,
@@ -13,18 +14,18 @@ pub struct Health {
 }
 
 impl Health {
-    /// With nothing missing yet.
+    /// Starts with no part missing.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         metrics.store_up(true);
         Self { missing: Mutex::new(0), up: watch::Sender::new(true), metrics }
     }
 
-    /// One more part of the store does not answer.
+    /// Counts a part that no longer answers.
     pub fn loses(&self) {
         self.count(|missing| missing + 1);
     }
 
-    /// A part that did not answer does, or is no part of the store any more.
+    /// Counts a part that answers again, or that left the store.
     pub fn regains(&self) {
         self.count(|missing| missing.saturating_sub(1));
     }
@@ -37,7 +38,7 @@ impl Health {
         *self.up.borrow()
     }
 
-    /// What is told, under the lock, is the state.
+    /// Publishes under the lock, so that the published state is the current one.
     fn count(&self, next: impl FnOnce(usize) -> usize) {
         let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         *missing = next(*missing);
@@ -52,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_is_up_when_no_part_of_it_is_missing() {
+    fn store_is_up_when_no_part_of_it_is_missing() {
         let health = Health::new(Arc::new(Metrics::new()));
         let mut told = health.watch();
         let mut is_up = |change: fn(&Health)| {

@@ -1,8 +1,8 @@
-//! How many bindings that others would not expect, rebinds above all, no replica of the store has
-//! acknowledged: a failover may lose so many, and hardly more.
+//! Counts bindings that no replica of the store has acknowledged, if other Warmkey replicas could
+//! not compute them; mainly rebinds. A failover of the store may lose about this many.
 //!
-//! `WAIT` blocks its connection, so it has some of its own, and nobody's turn waits for it. What
-//! comes while it waits is counted together: the queue is a number.
+//! `WAIT` blocks its connection, so this module has connections of its own, and no turn waits for
+//! them. Writes during a `WAIT` are counted together: the queue is a number.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,57 +20,58 @@ use super::dial::{Dialer, Shown};
 use super::name::Name;
 use crate::metrics::Metrics;
 
-/// How long a replica has to acknowledge, and how long finding that out may take.
+/// Time for a replica of the store to acknowledge, and time for the whole check.
 const ACKNOWLEDGE_MS: u32 = 1_000;
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Pools of nodes that are gone hold nothing but a dead connection; beyond so many all begin anew.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pools of former nodes hold only a dead connection. Above this number all pools are dropped.
 const POOLS: usize = 100;
 
+/// Counts lagging writes in the background.
 pub struct Lag {
     dialer: Arc<Dialer>,
     metrics: Arc<Metrics>,
     pending: Mutex<HashMap<Arc<Host>, Pending>>,
-    word: Notify,
+    wake: Notify,
 }
 
-/// What a node has stored since it was last asked.
+/// Writes that a node has stored since the last check.
 struct Pending {
     rebinds: u64,
-    /// One of their names: a marker beside it is in a slot of the same node.
+    /// The name of one of these bindings. A marker beside it lies in a slot of the same node.
     name: String,
 }
 
 impl Lag {
     pub fn new(dialer: Arc<Dialer>, metrics: Arc<Metrics>) -> Self {
-        Self { dialer, metrics, pending: Mutex::default(), word: Notify::new() }
+        Self { dialer, metrics, pending: Mutex::default(), wake: Notify::new() }
     }
 
-    /// `host` has stored a rebind under `name`.
+    /// Records that `host` has stored a rebind under `name`.
     pub fn note(&self, host: Arc<Host>, name: &str) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         pending
             .entry(host)
             .or_insert_with(|| Pending { rebinds: 0, name: name.to_owned() })
             .rebinds += 1;
-        self.word.notify_one();
+        self.wake.notify_one();
     }
 
-    /// Asks and counts, for as long as it is polled.
+    /// Checks and counts for as long as the future is polled.
     pub async fn keep(self: Arc<Self>) {
         let mut pools: HashMap<Arc<Host>, Pool> = HashMap::new();
         loop {
-            self.word.notified().await;
+            self.wake.notified().await;
             let pending =
                 std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
             let one = async |(host, pending): (Arc<Host>, Pending), pool: Option<Pool>| {
                 let pool = pool.or_else(|| self.pool(&host));
                 let waiting =
-                    timeout(PATIENCE, self.acknowledgements(pool.as_ref(), &pending.name));
+                    timeout(CHECK_TIMEOUT, self.acknowledgements(pool.as_ref(), &pending.name));
                 let acknowledged = waiting.await.ok().flatten();
                 if acknowledged.unwrap_or(0) == 0 {
                     self.metrics.rebinds_lag(pending.rebinds);
                 }
-                // One that failed may hold a password that is no more.
+                // A pool that failed may hold an outdated password.
                 (host, pool.filter(|_| acknowledged.is_some()))
             };
             if pools.len() > POOLS {
@@ -92,7 +93,7 @@ impl Lag {
         }
     }
 
-    /// How many replicas have what `name`'s node stored until now.
+    /// The number of replicas that have everything which `name`'s node has stored so far.
     async fn acknowledgements(&self, pool: Option<&Pool>, name: &str) -> Option<u64> {
         let mut connection = pool?.get().await.ok()?;
         let mut question = pipe();
@@ -111,8 +112,8 @@ impl Lag {
     fn pool(&self, host: &Host) -> Option<Pool> {
         let client =
             self.dialer.client(&self.dialer.address().ok()?, host, Shown::Everything).ok()?;
-        // The usual half a second for an answer is less than what is waited for.
-        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        // The default timeout of half a second is shorter than the `WAIT`.
+        let settings = AsyncConnectionConfig::new().set_response_timeout(Some(CHECK_TIMEOUT));
         let makes =
             Manager::new_with_config(client.get_connection_info().clone(), settings).ok()?;
         Pool::builder(makes).max_size(1).runtime(Runtime::Tokio1).build().ok()

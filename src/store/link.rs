@@ -1,10 +1,10 @@
-//! One connection to one Redis, remade in the background, so that no turn ever waits for a
+//! One connection to one Redis, which a background task remakes, so that no turn waits for a
 //! connection.
 //!
-//! It is given up when it breaks, when its Redis takes no writes, and when its breaker opens; from
-//! then on nobody waits for anything. A new one is used once it has proven itself: several writes
-//! in a row, each answered with time to spare, so that a Redis which is too slow for the turns
-//! stays out instead of coming and going.
+//! The link drops its connection when it breaks, when its Redis takes no writes, or when its
+//! breaker opens. From then on no turn waits. A new connection is used after several test writes in
+//! a row, each answered with time to spare. A Redis that is too slow for turns thus stays out
+//! instead of flapping.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,38 +22,39 @@ use super::health::Health;
 use super::name::Name;
 use super::sentinel::{self, Named};
 
-/// From one attempt to connect to the next, at least: the first one after a loss is made at once.
+/// Minimum time between two attempts to connect. The first attempt after a loss starts at once.
 const RECONNECT: Duration = Duration::from_millis(250);
-/// How often a connection in use is asked whether it still takes writes.
+/// Interval of test writes on a connection in use.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How often the Sentinels are asked whether the primary in use is still one.
+/// Interval at which the Sentinels are asked for the primary in use.
 const RENAMED: Duration = Duration::from_secs(5);
-/// So many answers in a row are proof.
+/// Test writes in a row that a new connection must pass.
 const PROOFS: u32 = 3;
-/// So many names have one in every slot of a Cluster, nearly always.
+/// Numbered names to try. Nearly always one of them lies in any given slot of a Cluster.
 const NAMES: u32 = 50_000;
-/// How long a proof stays stored.
+/// Life of a test write in the store.
 const PROOF_LIFE_MS: u32 = 1_000;
 
-/// Which Redis a link leads to.
+/// The Redis that a link connects to.
 pub enum LinkTarget {
-    /// The one that the address, or the Sentinels in it, name at the time.
+    /// The Redis that the address, or the Sentinels in it, currently name.
     Named,
-    /// This node.
+    /// A node of a Cluster.
     Node(Host),
 }
 
+/// A connection that is kept up.
 pub struct Link {
     dialer: Arc<Dialer>,
-    place: LinkTarget,
+    target: LinkTarget,
     faults: Arc<Faults>,
     health: Arc<Health>,
     state: Mutex<State>,
-    /// BoardReport to the task that keeps the connection: look at the state.
-    word: Notify,
-    /// What it writes to prove itself.
+    /// Wakes the task that keeps the connection, to look at the state.
+    wake: Notify,
+    /// The name of the test write.
     probe: Mutex<String>,
-    /// BoardReport to whoever else should know that the connection was given up.
+    /// Wakes other tasks when the connection is dropped.
     lost: Arc<Notify>,
 }
 
@@ -61,12 +62,12 @@ enum State {
     Away,
     /// In use.
     Up(Box<Line>),
-    /// No part of the store any more.
+    /// The link left the store.
     Retired,
 }
 
-/// One connection. What is learned late about an old one says nothing about the one in use: they
-/// are told apart by number.
+/// One connection. The number identifies it, so that a late fault of an old connection does not
+/// count against the one in use.
 struct Line {
     number: u64,
     connection: MultiplexedConnection,
@@ -75,10 +76,10 @@ struct Line {
 }
 
 impl Link {
-    /// Away until [`Self::keep`] has connected it.
+    /// Creates a link that is away until [`Self::keep`] connects it.
     pub fn new(
         dialer: Arc<Dialer>,
-        place: LinkTarget,
+        target: LinkTarget,
         faults: Arc<Faults>,
         health: Arc<Health>,
         lost: Arc<Notify>,
@@ -87,17 +88,17 @@ impl Link {
         let probe = Mutex::new(dialer.name(Name::Proof(None)));
         Self {
             dialer,
-            place,
+            target,
             faults,
             health,
             state: Mutex::new(State::Away),
-            word: Notify::new(),
+            wake: Notify::new(),
             probe,
             lost,
         }
     }
 
-    /// Puts a question, and waits for the answer until `until`.
+    /// Asks, and waits for the answer until `until`.
     pub async fn ask<T: FromRedisValue>(
         &self,
         question: &Pipeline,
@@ -117,7 +118,7 @@ impl Link {
         Err(result)
     }
 
-    /// Whose connection is in use.
+    /// The host of the connection in use.
     pub fn host(&self) -> Option<Arc<Host>> {
         match &*self.lock() {
             State::Up(line) => Some(Arc::clone(&line.host)),
@@ -129,13 +130,13 @@ impl Link {
         matches!(*self.lock(), State::Up(_))
     }
 
-    /// From now on it proves itself with a name that `is_own` to its node of a Cluster: any other
-    /// is refused before the node has looked whether it can write at all.
+    /// Chooses a test write whose name `is_own` to the link's node of a Cluster. A node refuses
+    /// other names before it checks whether it can write.
     pub fn prove_with_own(&self, is_own: impl Fn(&str) -> bool) {
         let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_own(&probe) {
-            // Where the prefix pins all names to one node there is no other name: that others
-            // refuse it does no harm.
+            // If the prefix pins all names to one node, no other name exists. A refusal by the
+            // other nodes does no harm.
             let mut names = (0..NAMES).map(|number| self.dialer.name(Name::Proof(Some(number))));
             if let Some(own) = names.find(|name| is_own(name)) {
                 *probe = own;
@@ -143,14 +144,14 @@ impl Link {
         }
     }
 
-    /// It is no part of the store any more. Whoever waits for an answer still gets it.
+    /// Takes the link out of the store. Pending questions still get their answers.
     pub fn retire(&self) {
         if matches!(std::mem::replace(&mut *self.lock(), State::Retired), State::Away) {
             self.health.regains();
         }
     }
 
-    /// Keeps it connected, for as long as it is polled.
+    /// Keeps the link connected for as long as the future is polled.
     pub async fn keep(self: Arc<Self>) {
         let mut attempts = tokio::time::interval(RECONNECT);
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -170,9 +171,9 @@ impl Link {
         }
     }
 
-    /// A connection that has proven itself.
+    /// Opens a connection and runs its test writes.
     async fn connect(&self) -> Result<(Host, MultiplexedConnection), (Option<Host>, StoreFault)> {
-        let patience = self.dialer.patience();
+        let connect_timeout = self.dialer.connect_timeout();
         let Named { host, .. } = self.find().await.map_err(|fault| (None, fault))?;
         let reaching = async {
             let address = self.dialer.address()?;
@@ -180,14 +181,15 @@ impl Link {
             for _ in 0..PROOFS {
                 let began = Instant::now();
                 self.probe(&mut connection).await?;
-                // What takes nearly all of a turn's time would make it wait again and again.
+                // An answer that takes nearly a turn's whole budget would delay turns again and
+                // again.
                 if began.elapsed() > self.dialer.timeout() * 3 / 4 {
-                    return Err(StoreFault::Late("it answers too late"));
+                    return Err(StoreFault::Late("Redis answers too late"));
                 }
             }
             Ok(connection)
         };
-        match timeout(patience, reaching).await.unwrap_or_else(|_| Err(self.dialer.late())) {
+        match timeout(connect_timeout, reaching).await.unwrap_or_else(|_| Err(self.dialer.late())) {
             Ok(connection) => Ok((host, connection)),
             Err(fault) => Err((Some(host), fault)),
         }
@@ -195,7 +197,7 @@ impl Link {
 
     async fn find(&self) -> Result<Named, StoreFault> {
         let certain = |host: &Host| Named { host: host.clone(), by_most: true };
-        let address = match &self.place {
+        let address = match &self.target {
             LinkTarget::Node(host) => return Ok(certain(host)),
             LinkTarget::Named => self.dialer.address()?,
         };
@@ -205,8 +207,8 @@ impl Link {
         }
     }
 
-    /// A write, since one that only reads may be a replica. What Redis says against this one
-    /// command is an answer too.
+    /// Tests with a write, because a replica can read, too. A Redis error about this one command
+    /// counts as an answer.
     async fn probe(&self, connection: &mut MultiplexedConnection) -> Result<(), StoreFault> {
         let mut write = cmd("SET");
         write
@@ -224,12 +226,13 @@ impl Link {
         }
     }
 
-    /// Returns when most Sentinels name another primary than the one in use, which may be cut off
-    /// from them, live on, and lose what it is told from now on. What fewer say takes no connection
-    /// away that works.
+    /// Returns when most Sentinels name another primary. The one in use may be cut off, live on and
+    /// lose later writes. A minority of Sentinels ends no working connection.
     async fn watch_name(&self, number: u64) {
-        if !matches!((&self.place, self.dialer.kind()), (LinkTarget::Named, StoreKind::Sentinel(_)))
-        {
+        if !matches!(
+            (&self.target, self.dialer.kind()),
+            (LinkTarget::Named, StoreKind::Sentinel(_))
+        ) {
             return std::future::pending().await;
         }
         while let Some(host) = self.host() {
@@ -241,12 +244,11 @@ impl Link {
         }
     }
 
-    /// Returns when the connection is given up. Asks now and then, and after a question without an
-    /// answer at once and again, so that what has happened to the connection is known soon, however
-    /// few turns there are.
+    /// Returns when the connection is dropped. Sends a test write at intervals, and repeatedly
+    /// after an unanswered question, so that a fault is known soon even with few turns.
     async fn attend(&self, number: u64) {
         while self.is_in_use(number) {
-            let mut is_due = timeout(HEARTBEAT, self.word.notified()).await.is_err();
+            let mut is_due = timeout(HEARTBEAT, self.wake.notified()).await.is_err();
             while let Some(mut connection) = self.connection(number, std::mem::take(&mut is_due)) {
                 let asked = Instant::now();
                 match timeout(self.dialer.timeout(), self.probe(&mut connection)).await {
@@ -282,8 +284,7 @@ impl Link {
         matches!(&*self.lock(), State::Up(line) if line.number == number)
     }
 
-    /// The connection, if it is to be asked: because that is due, or its last question has no
-    /// answer.
+    /// The connection, if a test write `is_due` or its last question is unanswered.
     fn connection(&self, number: u64, is_due: bool) -> Option<MultiplexedConnection> {
         match &*self.lock() {
             State::Up(line) if line.number == number && (is_due || line.breaker.is_doubtful()) => {
@@ -301,7 +302,7 @@ impl Link {
         }
     }
 
-    /// What line `number` did with a question put to it at `asked`.
+    /// Records the fault of connection `number` for a question asked at `asked`.
     fn learn(&self, number: u64, asked: Instant, fault: &StoreFault) {
         let host = self.host();
         self.faults.note(fault, host.as_deref());
@@ -310,7 +311,7 @@ impl Link {
         } else if matches!(fault, StoreFault::Refused(_)) {
             self.answered(number);
         } else if asked.elapsed() >= self.dialer.timeout() {
-            // Had the caller little time left, it would say nothing about the store.
+            // A caller with little time left proves nothing about the store.
             self.unanswered(number, asked);
         }
     }
@@ -323,8 +324,8 @@ impl Link {
             _ => return,
         };
         match opens {
-            true => self.give_up(number, "it is silent"),
-            false => self.word.notify_one(),
+            true => self.give_up(number, "no answers"),
+            false => self.wake.notify_one(),
         }
     }
 
@@ -338,8 +339,8 @@ impl Link {
         *state = State::Away;
         self.health.loses();
         drop(state);
-        tracing::warn!(why, node = %host, "the connection to the store is given up");
-        self.word.notify_one();
+        tracing::warn!(why, node = %host, "dropped the connection to the store");
+        self.wake.notify_one();
         self.lost.notify_one();
     }
 

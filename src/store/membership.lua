@@ -1,11 +1,11 @@
--- The roll of replicas. Its fields: `r:<replica>` is `<expiry in milliseconds> <fingerprint>`,
--- `s:<fingerprint>` is `<ordinal> <tags of its keys>`.
+-- Exchanges membership. Fields of the hash: `r:<replica>` is `<expiry in milliseconds>
+-- <fingerprint>`, `s:<fingerprint>` is `<ordinal> <tags of its keys>`.
 --
--- Replica ARGV[1] has loaded the set of keys with the fingerprint ARGV[2] and the tags ARGV[3],
--- whose ordinal was ARGV[4] when it was last told, and lives ARGV[5] milliseconds without another
--- word (0: it leaves). ARGV[6] is 1 where others that live may not have had the time to answer:
--- that nobody else is there says nothing then. Answers the set's ordinal, and the tags of every
--- other set that a live replica has loaded.
+-- ARGV[1] is the replica, ARGV[2] the fingerprint of its set of keys, ARGV[3] the tags of the set.
+-- ARGV[4] is the last known ordinal of the set, ARGV[5] the replica's life in milliseconds (0: it
+-- leaves). ARGV[6] is 1 if other live replicas may not have had the time to report, so that their
+-- absence proves nothing. Returns the ordinal of the set, and the tags of every other set that a
+-- live replica has loaded.
 local replica, fingerprint, life = 'r:' .. ARGV[1], ARGV[2], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -46,7 +46,7 @@ for print, set in pairs(sets) do
   if live[print] then
     table.insert(others, set.tags)
   elseif print ~= fingerprint and set.ordinal < newest - 32 then
-    -- Long gone: should it come back, it is new.
+    -- Long unused: if the set returns, it counts as new.
     redis.call('HDEL', KEYS[1], 's:' .. print)
   end
 end

@@ -1,4 +1,4 @@
-//! The store of one process: a bounded map with the same operations as Redis.
+//! The store of one process: bounded maps with the same operations as Redis.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,11 @@ use super::name::Name;
 use super::trail::LONGEST;
 use super::{Budget, Held, MemberReport, MembershipReply, Replaced};
 
-/// A bounded map of values that expire, and one of trails.
+/// Bounded maps of values and trails that expire.
 pub struct Memory {
     bindings: Mutex<Expiring<String>>,
-    /// What stands beside them, under a session's or a response's id and a suffix: there may be far
-    /// more of it, and it pushes no binding out.
+    /// Values of threads, responses and probes. They may far outnumber bindings, so they have a map
+    /// of their own and evict no binding.
     beside: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<board::LocalBoard>,
@@ -80,13 +80,13 @@ impl Memory {
         entries.put(&id, value, ttl);
     }
 
-    pub fn hear(&self, word: &BoardReport<'_>) -> Board {
-        // Every note is whole before anything can panic.
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(word)
+    pub fn hear(&self, report: &BoardReport<'_>) -> Board {
+        // A panic leaves every note whole.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).hear(report)
     }
 
     pub fn append(&self, session: &str, lines: &[String], ttl: Duration) {
-        // A trail is whole before anything can panic.
+        // A panic leaves every trail whole.
         let mut trails = self.trails.lock().unwrap_or_else(PoisonError::into_inner);
         let mut trail = trails.get(session).map(|(trail, _)| trail.clone()).unwrap_or_default();
         trail.extend_from_slice(lines);
@@ -110,24 +110,23 @@ impl Memory {
         entries.remove(&id);
     }
 
-    /// The map that holds `name`, and what the map calls it.
+    /// The map that holds `name`, and the id in that map.
     fn lock<'n>(&self, name: Name<'n>) -> (MutexGuard<'_, Expiring<String>>, Cow<'n, str>) {
         let (entries, id) = match name {
             Name::Binding(session) => (&self.bindings, session.into()),
             other => (&self.beside, other.to_string().into()),
         };
-        // A panic elsewhere leaves nothing half done: no write can panic between the map and its
-        // order.
+        // A panic leaves every entry whole: no write can panic between the map and its order.
         (entries.lock().unwrap_or_else(PoisonError::into_inner), id)
     }
 }
 
-/// The second word. What has none was written by a newer version, which knows better.
+/// The second word of a value. A newer version wrote a value without one, so that value wins.
 fn epoch_of(value: &str) -> u32 {
     value.split(' ').nth(1).and_then(|epoch| epoch.parse().ok()).unwrap_or(u32::MAX)
 }
 
-/// The memory of one process as a store: it always answers.
+/// The memory of one process as a store, which always answers.
 pub struct InProcess {
     memory: Arc<Memory>,
     up: watch::Sender<bool>,
@@ -139,7 +138,7 @@ impl InProcess {
     }
 }
 
-/// An answer that is there.
+/// An immediate answer.
 fn at_once<'a, T: Send + 'a>(answer: T) -> Pending<'a, T> {
     Box::pin(std::future::ready(Ok(answer)))
 }
@@ -212,8 +211,8 @@ impl Backend for InProcess {
         at_once(self.memory.list(session))
     }
 
-    /// Replicas of one process have one configuration.
-    fn roll<'a>(
+    /// Replicas of one process share one configuration.
+    fn exchange_membership<'a>(
         &'a self,
         _: &'a MemberReport<'a>,
         _: bool,
@@ -222,8 +221,12 @@ impl Backend for InProcess {
         at_once(MembershipReply { ordinal: 1, others: Vec::new() })
     }
 
-    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
-        at_once(self.memory.hear(word))
+    fn exchange_board<'a>(
+        &'a self,
+        report: &'a BoardReport<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Board> {
+        at_once(self.memory.hear(report))
     }
 
     fn health(&self) -> watch::Receiver<bool> {
@@ -238,7 +241,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
-    async fn a_claim_has_one_winner_until_it_expires() {
+    async fn claim_has_one_winner_until_it_expires() {
         let memory = Memory::new(8);
         assert_eq!(memory.claim(Name::Binding("s"), "a", HOUR), None);
         assert_eq!(memory.claim(Name::Binding("s"), "b", HOUR), Some("a".into()));
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_stands_beside_bindings_pushes_none_out() {
+    async fn values_beside_bindings_evict_no_binding() {
         let memory = Memory::new(8);
         memory.claim(Name::Binding("s"), "a", HOUR);
         (0..50)
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_replacement_names_what_it_replaces() {
+    async fn replacement_names_the_replaced_value() {
         let memory = Memory::new(8);
         memory.claim(Name::Binding("s"), "a", HOUR);
         assert_eq!(memory.replace(Name::Binding("s"), "x", "b", HOUR), Replaced::Lost("a".into()));
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_merge_lowers_no_epoch() {
+    async fn merge_lowers_no_epoch() {
         let memory = Memory::new(8);
         assert_eq!(memory.merge(Name::Binding("s"), "a 2 1", 2, HOUR), None);
         assert_eq!(memory.merge(Name::Binding("s"), "b 1 1", 1, HOUR), Some("a 2 1".into()));
@@ -285,7 +288,7 @@ mod tests {
             assert_eq!(
                 memory.merge(Name::Binding("newer"), "b 3 1", 3, HOUR),
                 Some(newer.into()),
-                "it knows better"
+                "a newer version wins"
             );
         }
         for (stored, merged) in [(9, 10), (10, 9), (2, 10), (10, 2), (99, 100), (100, 99), (10, 10)]
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_trail_keeps_its_newest_lines_for_a_time() {
+    async fn trail_keeps_its_newest_lines_for_a_time() {
         let memory = Memory::new(8);
         let lines = |range: std::ops::Range<usize>| {
             range.map(|number| number.to_string()).collect::<Vec<_>>()
@@ -311,13 +314,13 @@ mod tests {
         memory.append("s", &lines(0..3), HOUR);
         memory.append("s", &lines(3..LONGEST + 2), HOUR);
         assert_eq!(memory.list("s"), lines(2..LONGEST + 2));
-        assert_eq!(memory.get(Name::Binding("s")), None, "it is no binding");
+        assert_eq!(memory.get(Name::Binding("s")), None, "a trail is no binding");
         tokio::time::advance(HOUR).await;
         assert_eq!(memory.list("s"), lines(0..0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_extension_keeps_the_stored_value_and_restores_a_lost_one() {
+    async fn extension_keeps_the_stored_value_and_restores_a_lost_one() {
         let memory = Memory::new(8);
         memory.claim(Name::Binding("s"), "a", HOUR);
         tokio::time::advance(HOUR / 2).await;

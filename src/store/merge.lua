@@ -1,8 +1,8 @@
--- Binds for the first time, and brings in what was bound while the store was away: stores ARGV[1],
--- whose epoch is ARGV[2], for ARGV[3] milliseconds where nothing or a lower epoch is stored.
--- Answers nil when done, otherwise what stays. An epoch is a value's second word; a value without
--- one was written by a newer version, which knows better. The others hear of it in the channel
--- ARGV[4]. Should that be refused, what is stored stays stored.
+-- Stores a first binding, or a binding made while the store was away. Stores ARGV[1], whose epoch
+-- is ARGV[2], for ARGV[3] milliseconds, if nothing or a lower epoch is stored. Returns nil when
+-- done, otherwise the value that stays. The epoch is a value's second word. A newer version wrote
+-- a value without one, so that value stays. Announces the value in the channel ARGV[4]. A refused
+-- announcement undoes nothing.
 local stored = redis.call('GET', KEYS[1])
 if stored then
   local epoch = tonumber(string.match(stored, '^%S+ (%d+)'))

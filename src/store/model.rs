@@ -1,9 +1,9 @@
-//! A store for state machines: each operation is a step of its own, and a test makes its weather
-//! and its flaws.
+//! A store for state machine tests: each operation is one step, and a test controls its faults and
+//! flaws.
 //!
-//! Under it is the in-process store, which does what the scripts do (`tests/it/scripts.rs` shows it
-//! with a real Redis), so that every interleaving of replicas, outages, losses and lost answers can
-//! be played. The roll is called as `roll.lua` calls it, but that no replica's life ends by itself.
+//! Uses the in-process store, which does what the scripts do (`tests/it/scripts.rs` proves it with
+//! a real Redis). Tests can thus play every interleaving of replicas, outages, losses and lost
+//! answers. Membership behaves as in `membership.lua`, except that no replica expires.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
@@ -21,20 +21,20 @@ use super::memory::Memory;
 use super::name::Name;
 use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
 
-/// Longer than a case takes.
+/// Longer than any test case.
 const TTL: Duration = Duration::from_secs(3_600);
 
-/// How one replica reaches the store.
+/// The state of one replica's connection to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
     Fair,
-    /// Nothing arrives.
+    /// No operation arrives.
     Away,
-    /// Everything arrives, and no answer comes back: a write is unknown.
+    /// Every operation arrives but no answer comes back, so the result of a write is unknown.
     Mute,
 }
 
-/// What could be wrong with a script. Each of them must be noticed.
+/// A possible defect of a script. Tests must notice each of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     None,
@@ -44,15 +44,15 @@ pub enum Flaw {
     PlainReplace,
     /// A compare-and-set compares the key, not the epoch.
     ReplaceByKey,
-    /// A merge writes only where nothing is stored.
+    /// A merge writes only if nothing is stored.
     MergeNothingOver,
-    /// A merge writes whatever is stored.
+    /// A merge always writes.
     PlainMerge,
     /// A merge writes over an equal epoch.
     MergeEqual,
 }
 
-/// A write that was done: what was stored before, and since.
+/// A completed write: the value before and after.
 #[derive(Clone, Debug)]
 pub struct Write {
     pub id: String,
@@ -60,14 +60,14 @@ pub struct Write {
     pub new: String,
 }
 
-/// What all replicas share.
+/// The state that all replicas share.
 pub struct Shared {
     pub flaw: Flaw,
     pub writes: Vec<Write>,
     values: Memory,
     /// The sets of keys by fingerprint: ordinal and tags.
     sets: BTreeMap<String, (u32, String)>,
-    /// What each live replica has loaded.
+    /// The fingerprint that each live replica has loaded.
     replicas: BTreeMap<String, String>,
 }
 
@@ -82,12 +82,12 @@ impl Shared {
         }
     }
 
-    /// The ordinal of a set of keys, if one was ever told.
+    /// The ordinal of a set of keys, if a replica ever reported the set.
     pub fn ordinal(&self, fingerprint: &str) -> Option<u32> {
         self.sets.get(fingerprint).map(|(ordinal, _)| *ordinal)
     }
 
-    /// The names of the replicas that live.
+    /// The names of the live replicas.
     pub fn live(&self) -> Vec<&str> {
         self.replicas.keys().map(String::as_str).collect()
     }
@@ -96,7 +96,7 @@ impl Shared {
         self.values.get(Name::Binding(id)).map(|held| held.value)
     }
 
-    /// Does what the store does with a value, and keeps the record of it.
+    /// Runs an operation on a value and records the write.
     fn keeping<T>(&mut self, id: &str, operation: impl FnOnce(&Memory) -> T) -> T {
         let old = self.value(id);
         let answer = operation(&self.values);
@@ -109,7 +109,7 @@ impl Shared {
         answer
     }
 
-    /// A failover forgets the last write to `id`, and the record with it.
+    /// Loses the last write to `id`, like a failover, and its records.
     pub fn loses(&mut self, id: &str) {
         let last = self
             .writes
@@ -128,7 +128,7 @@ impl Shared {
 /// The steps of one scan.
 pub type ScanSteps = Vec<Result<Read, Unavailable>>;
 
-/// So many announcements a replica of a test may be behind.
+/// Announcements that a replica of a test may be behind.
 pub const BEHIND: usize = 4;
 
 /// The announcements that one replica receives, and the scans that it makes.
@@ -137,13 +137,13 @@ pub struct Heard {
     pub told: broadcast::Sender<Announcement>,
     /// Counts the subscriptions.
     pub resubscribed: watch::Sender<u64>,
-    /// What the next scans find, step by step. Those after them find nothing.
+    /// The results of the next scans, step by step. Later scans find nothing.
     pub scans: Arc<Mutex<VecDeque<ScanSteps>>>,
-    /// When each scan began.
+    /// The start of each scan.
     pub begun: Arc<Mutex<Vec<Instant>>>,
 }
 
-/// One replica's way to the store.
+/// One replica's connection to the store.
 #[derive(Clone)]
 pub struct Model {
     pub shared: Arc<Mutex<Shared>>,
@@ -158,7 +158,7 @@ impl Model {
         Self { shared: Arc::clone(shared), weather: Arc::new(Mutex::new(Weather::Fair)), gossip }
     }
 
-    /// One operation: other replicas may go first.
+    /// Runs one operation. Other replicas may run before it.
     fn step<'a, T: Send + 'a>(
         &'a self,
         operation: impl FnOnce(&mut Shared) -> T + Send + 'a,
@@ -182,7 +182,7 @@ impl Model {
 
 impl Backend for Model {
     fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
-        // A life that is never due: nothing is refreshed.
+        // An endless life, so that no binding is refreshed.
         self.step(move |shared| {
             shared.value(&name.to_string()).map(|value| Held { value, left: Duration::MAX })
         })
@@ -277,7 +277,7 @@ impl Backend for Model {
         self.step(move |shared| shared.values.list(session))
     }
 
-    fn roll<'a>(
+    fn exchange_membership<'a>(
         &'a self,
         report: &'a MemberReport<'a>,
         is_early: bool,
@@ -311,8 +311,12 @@ impl Backend for Model {
         })
     }
 
-    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, _: &'a mut Budget) -> Pending<'a, Board> {
-        self.step(move |shared| shared.values.hear(word))
+    fn exchange_board<'a>(
+        &'a self,
+        report: &'a BoardReport<'a>,
+        _: &'a mut Budget,
+    ) -> Pending<'a, Board> {
+        self.step(move |shared| shared.values.hear(report))
     }
 
     fn health(&self) -> watch::Receiver<bool> {
@@ -333,7 +337,7 @@ impl Backend for Model {
     }
 }
 
-/// Gives way once.
+/// Yields once.
 pub async fn pause() {
     let mut has_paused = false;
     let step = |context: &mut Context<'_>| match std::mem::replace(&mut has_paused, true) {

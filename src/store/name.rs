@@ -1,41 +1,38 @@
-//! Every name under which something is stored: the one place where names are made, and told apart.
-//! Pure.
+//! Every name in the store. Names are made and parsed only here. Pure.
 
 use std::fmt;
 
 /// A name in the store, without the deployment's prefix.
 ///
-/// Other versions store under the same names: a name's spelling never changes.
+/// Other versions use the same names, so the spelling of a name never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Name<'n> {
     /// A session's binding, by the session's id of 22 characters. With a prefix of 7 characters the
-    /// name is 30 bytes, which Redis keeps in 32.
+    /// name is 30 bytes long, which Redis keeps in 32.
     Binding(&'n str),
-    /// What was decided about a session, by the session's id.
+    /// A session's trail of decisions, by the session's id.
     Trail(&'n str),
     /// The session of a thread, by the thread's id.
     Thread(&'n str),
     /// The owner of a stored response, by the response's id.
     Response(&'n str),
-    /// Which replica probes a subject for all, by the subject's name.
+    /// The lease of the replica that probes a subject for all, by the subject's name.
     Probe(&'n str),
-    /// Which replicas live, and which sets of keys they have.
+    /// The live replicas, and the sets of keys that they have loaded.
     Membership,
-    /// What replicas tell each other at once.
+    /// The notes and loads of replicas.
     Board,
-    /// The channel on which bindings are announced.
+    /// The channel for announcements of bindings.
     Announcements,
-    /// What a connection writes to show that it can; a numbered one lies in another slot of a
-    /// Cluster.
+    /// A test write of a connection. A numbered one lies in another slot of a Cluster.
     Proof(Option<u32>),
-    /// What is written beside the full name of a binding, in its slot, to see replicas of the store
-    /// acknowledge it.
+    /// A marker in the same slot as a binding's full name, whose acknowledgement replicas of the
+    /// store report.
     Lag(&'n str),
 }
 
 impl<'n> Name<'n> {
-    /// The name that is spelled `text`, of those that hold a plain value: `None` for a name of
-    /// another kind.
+    /// Parses the name of a plain value. `None` for a name of another kind.
     pub fn of_value(text: &'n str) -> Option<Self> {
         match text.rsplit_once('.') {
             Some((id, "thread")) => Some(Self::Thread(id)),
@@ -46,7 +43,7 @@ impl<'n> Name<'n> {
         }
     }
 
-    /// The name as `prefix` has it.
+    /// The full name, with the deployment's prefix.
     pub fn under(&self, prefix: &str) -> String {
         format!("{prefix}:{self}")
     }
@@ -56,7 +53,7 @@ const PROOF: &str = "probe";
 const MEMBERSHIP: &str = "generations";
 const BOARD: &str = "board";
 const ANNOUNCEMENTS: &str = "moved";
-/// Names that hold no id.
+/// Names without an id.
 const FIXED: [&str; 4] = [PROOF, MEMBERSHIP, BOARD, ANNOUNCEMENTS];
 
 impl fmt::Display for Name<'_> {
@@ -82,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_spelled_as_every_version_spells_them() {
+    fn names_keep_their_spelling_in_every_version() {
         for (name, spelled) in [
             (Name::Binding("0123456789abcdefghijkl"), "w:0123456789abcdefghijkl"),
             (Name::Trail("s"), "w:s.trail"),
@@ -101,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn name_of_a_value_is_told_by_its_suffix() {
+    fn name_of_a_value_is_parsed_by_its_suffix() {
         for value in [Name::Binding("s"), Name::Thread("t"), Name::Response("r")] {
             assert_eq!(Name::of_value(&value.to_string()), Some(value));
         }

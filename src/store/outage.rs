@@ -1,5 +1,5 @@
-//! What a Redis may do to those who ask it: answer late, refuse, fall silent, break; and what they
-//! say of it then.
+//! Tests of the faults of a Redis: late answers, refusals, silence, broken connections, and the
+//! reports about them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +9,7 @@ use super::fake::Fake;
 use super::*;
 use crate::setting::Secret;
 
-/// Ample for an answer of a Redis in the same process, on a machine that has much else to do.
+/// Ample time for an answer of a Redis in the same process, on a busy machine.
 const TIMEOUT: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(20);
 
@@ -29,7 +29,7 @@ fn settings(fake: &Fake) -> Settings {
     Settings { url, prefix: "w".into(), timeout: Span(TIMEOUT), ca_file: None }
 }
 
-/// Waits until this is the state.
+/// Waits until `is_so` holds.
 async fn until(what: &str, is_so: impl Fn() -> bool) {
     let waiting = async {
         while !is_so() {
@@ -39,7 +39,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     assert!(tokio::time::timeout(LONG, waiting).await.is_ok(), "{what}: not within {LONG:?}");
 }
 
-/// How often this was asked.
+/// The number of commands `name` that the Redis received.
 fn count(fake: &Fake, name: &str) -> usize {
     fake.asked().iter().filter(|asked| *asked == name).count()
 }
@@ -49,7 +49,7 @@ fn is_up(store: &Store) -> bool {
 }
 
 #[tokio::test]
-async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
+async fn empty_budget_sends_nothing_and_blames_no_store() {
     let fake =
         Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
@@ -60,20 +60,20 @@ async fn without_time_nothing_leaves_and_nothing_is_said_of_the_store() {
 }
 
 #[tokio::test]
-async fn one_budget_covers_all_that_a_turn_asks() {
+async fn budget_covers_all_operations_of_a_turn() {
     let fake =
         Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
     let mut budget = Budget(LONG);
     assert_eq!(store.get(Name::Binding("s"), &mut budget).await.unwrap(), None);
     assert!(budget.0 < LONG && !budget.0.is_zero(), "{budget:?}");
-    // Used up by one question that has no answer: the next one is not even put.
+    // One question without an answer spends the budget, so the next one is not sent.
     fake.hush(1);
     let mut budget = Budget(TIMEOUT / 2);
     assert!(store.get(Name::Binding("s"), &mut budget).await.is_err());
     assert!(budget.0.is_zero(), "{budget:?}");
     assert!(store.claim(Name::Binding("s"), "v", LONG, &mut budget).await.is_err());
-    // Another connection: whatever was sent on this one has arrived by then.
+    // On another connection: everything sent on the first one has arrived by then.
     fake.hush(0);
     fake.cut(1);
     assert!(store.get(Name::Binding("s"), &mut Budget(LONG)).await.is_err());
@@ -83,7 +83,7 @@ async fn one_budget_covers_all_that_a_turn_asks() {
 }
 
 #[tokio::test]
-async fn an_error_for_one_command_is_an_answer() {
+async fn error_for_one_command_is_an_answer() {
     let fake =
         Fake::proven_by(|_, _| Some("-OOM command not allowed when used memory > 'maxmemory'."))
             .await;
@@ -95,7 +95,7 @@ async fn an_error_for_one_command_is_an_answer() {
 }
 
 #[tokio::test]
-async fn a_turn_that_has_used_its_time_says_nothing_of_the_store() {
+async fn turn_without_time_blames_no_store() {
     let fake = Fake::answering(|_, _| None).await;
     let (store, _tasks) = store(&fake).await;
     for _ in 0..5 {
@@ -119,7 +119,7 @@ async fn turns_that_wait_together_are_one_silence() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
+async fn silent_connection_is_remade_and_its_late_error_harms_no_other() {
     let fake =
         Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
@@ -128,7 +128,7 @@ async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
     let late = store.get(Name::Binding("late"), &mut patient);
     let others = async {
         assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
-        // One silence is doubt: what else there is to know, the store finds out by itself.
+        // One silence raises doubt. The link finds out the rest by itself.
         let mut health = store.health();
         let gone = health.wait_for(|up| !up);
         assert!(tokio::time::timeout(LONG, gone).await.is_ok());
@@ -144,11 +144,11 @@ async fn a_silent_connection_is_remade_and_its_late_error_harms_no_other() {
 }
 
 #[tokio::test]
-async fn the_first_attempt_after_a_loss_is_made_at_once() {
+async fn first_attempt_after_a_loss_is_made_at_once() {
     let fake =
         Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
-    // Between two attempts are 250 ms at least, and between two heartbeats are more.
+    // Two attempts are at least 250 ms apart, two heartbeats more.
     let between = Duration::from_millis(250);
     let mut fastest = LONG;
     for number in 1..=5 {
@@ -167,7 +167,7 @@ async fn the_first_attempt_after_a_loss_is_made_at_once() {
 }
 
 #[tokio::test]
-async fn what_takes_no_writes_is_not_used() {
+async fn redis_that_takes_no_writes_is_not_used() {
     for refusal in [
         "-READONLY You can't write against a read only replica.",
         "-LOADING Redis is loading",
@@ -196,7 +196,7 @@ async fn what_takes_no_writes_is_not_used() {
 }
 
 #[tokio::test]
-async fn a_primary_that_became_a_replica_is_given_up_by_the_first_who_hears_it() {
+async fn primary_that_became_a_replica_is_given_up_at_its_first_refusal() {
     let is_replica = Arc::new(AtomicBool::new(false));
     let says = Arc::clone(&is_replica);
     let fake = Fake::proven_by(move |_, command| match command {
@@ -223,7 +223,7 @@ async fn a_primary_that_became_a_replica_is_given_up_by_the_first_who_hears_it()
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_store_that_is_away() {
+async fn store_that_is_away_makes_no_turn_wait() {
     let fake =
         Fake::answering(|_, command| Some(if command == "PTTL" { ":5" } else { "$-1" })).await;
     let (store, _tasks) = store(&fake).await;
@@ -232,7 +232,7 @@ async fn nobody_waits_for_a_store_that_is_away() {
     assert!(store.get(Name::Binding("s"), &mut store.budget()).await.is_err());
     let mut health = store.health();
     assert!(tokio::time::timeout(LONG, health.wait_for(|up| !up)).await.is_ok());
-    // Two more questions at once: heartbeats alone would take two seconds more.
+    // The link asks twice more at once. Heartbeats alone would take two seconds longer.
     assert!(began.elapsed() < TIMEOUT * 3 + Duration::from_millis(1_500), "{:?}", began.elapsed());
     let before = count(&fake, "GET");
     for _ in 0..100 {
@@ -244,7 +244,7 @@ async fn nobody_waits_for_a_store_that_is_away() {
 }
 
 #[tokio::test]
-async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
+async fn retired_part_counts_as_missing_no_longer() {
     use super::dial::Dialer;
     use super::fault::Faults;
     use super::health::Health;
@@ -261,7 +261,7 @@ async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
         Arc::new(Link::new(dialer, LinkTarget::Node(host), faults, health, Arc::default()))
     };
     let one = link();
-    assert!(!health.is_up(), "it is not connected yet");
+    assert!(!health.is_up(), "the link is not connected yet");
     let keeping = tokio::spawn(Arc::clone(&one).keep());
     until("a connection", || health.is_up()).await;
     let other = link();
@@ -269,10 +269,10 @@ async fn a_part_that_is_retired_is_missed_only_as_long_as_it_was() {
     assert!(!health.is_up(), "the other one is still missing");
     other.retire();
     assert!(health.is_up());
-    // It may have been about to connect: that does not bring it back.
+    // The retired link may have been about to connect. It still stays retired.
     let before = fake.connections();
     until("another connection", || fake.connections() > before).await;
-    until("its proofs", || count(&fake, "PROBE") >= 6).await;
+    until("the test writes", || count(&fake, "PROBE") >= 6).await;
     assert!(!one.is_up() && health.is_up());
     keeping.abort();
 }

@@ -1,7 +1,8 @@
-//! The store that replicas share: Redis 7, alone, behind Sentinels or as a Cluster.
+//! The shared store: Redis 7, alone, behind Sentinels or as a Cluster.
 //!
-//! What is asked of it, in its own commands. `EVALSHA` first, `EVAL` when the script is not known
-//! yet; never `SCRIPT LOAD`, never a `PING`. The caller's deadline bounds every wait for an answer.
+//! Translates operations into Redis commands. Scripts run with `EVALSHA`, then with `EVAL` if Redis
+//! does not know the script. Never sends `SCRIPT LOAD` or `PING`. The caller's deadline bounds
+//! every wait for an answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,28 +30,29 @@ use crate::task::Tasks;
 const REPLACE: &str = include_str!("replace.lua");
 const EXTEND: &str = include_str!("extend.lua");
 const MERGE: &str = include_str!("merge.lua");
-const ROLL: &str = include_str!("membership.lua");
+const MEMBERSHIP: &str = include_str!("membership.lua");
 const BOARD: &str = include_str!("board.lua");
 const TRAIL: &str = include_str!("trail.lua");
 
-/// So much a slow listener may be behind before it misses some.
-const HEARD: usize = 1_024;
+/// Announcements that a slow receiver may be behind before it misses some.
+const BACKLOG: usize = 1_024;
 
+/// The store in Redis.
 pub struct Redis {
     dialer: Arc<Dialer>,
     nodes: Nodes,
-    /// Where others hear of a binding.
+    /// The channel of announcements.
     channel: String,
-    /// Where there are replicas that may lag: a lone Redis has none.
+    /// Present if the store has replicas, which may lag. A lone Redis has none.
     lag: Option<Arc<Lag>>,
-    news: broadcast::Sender<Announcement>,
+    announcements: broadcast::Sender<Announcement>,
     resubscribed: watch::Sender<u64>,
     faults: Arc<Faults>,
     health: Arc<Health>,
     replace: (Script, &'static str),
     extend: (Script, &'static str),
     merge: (Script, &'static str),
-    roll: (Script, &'static str),
+    membership: (Script, &'static str),
     board: (Script, &'static str),
     trail: (Script, &'static str),
 }
@@ -62,7 +64,8 @@ enum Nodes {
 }
 
 impl Redis {
-    /// Checks the address and starts connecting; answers as [`Unavailable`] until connected.
+    /// Checks the address and starts connecting. Every operation is [`Unavailable`] until
+    /// connected.
     pub fn open(
         settings: &Settings,
         metrics: &Arc<Metrics>,
@@ -79,15 +82,15 @@ impl Redis {
         if let Some(lag) = &lag {
             tasks.spawn_until_stopped(Arc::clone(lag).keep());
         }
-        let (news, resubscribed, channel) = (
-            broadcast::Sender::new(HEARD),
+        let (announcements, resubscribed, channel) = (
+            broadcast::Sender::new(BACKLOG),
             watch::Sender::new(0),
             dialer.name(Name::Announcements),
         );
-        let ear = Subscriber {
+        let subscriber = Subscriber {
             dialer: Arc::clone(&dialer),
             faults: Arc::clone(&faults),
-            told: news.clone(),
+            told: announcements.clone(),
             resubscribed: resubscribed.clone(),
         };
         let kept = Arc::clone(&dialer);
@@ -110,44 +113,44 @@ impl Redis {
             }
         };
         let known = nodes.clone();
-        tasks.spawn_until_stopped(ear.listen(move || known.hosts()));
-        let scripts =
-            [REPLACE, EXTEND, MERGE, ROLL, BOARD, TRAIL].map(|text| (Script::new(text), text));
-        let [replace, extend, merge, roll, board, trail] = scripts;
+        tasks.spawn_until_stopped(subscriber.listen(move || known.hosts()));
+        let scripts = [REPLACE, EXTEND, MERGE, MEMBERSHIP, BOARD, TRAIL]
+            .map(|text| (Script::new(text), text));
+        let [replace, extend, merge, membership, board, trail] = scripts;
         Ok(Self {
             dialer,
             nodes,
             channel,
             lag,
-            news,
+            announcements,
             resubscribed,
             faults,
             health,
             replace,
             extend,
             merge,
-            roll,
+            membership,
             board,
             trail,
         })
     }
 
-    /// Whether all of it answers.
+    /// Follows whether every part of the store answers.
     pub fn health(&self) -> watch::Receiver<bool> {
         self.health.watch()
     }
 
-    /// What replicas tell of their bindings from now on.
+    /// The bindings that replicas announce from now on.
     pub fn announcements(&self) -> broadcast::Receiver<Announcement> {
-        self.news.subscribe()
+        self.announcements.subscribe()
     }
 
-    /// Counts how often it began to listen to them.
+    /// Counts the subscriptions to announcements.
     pub fn resubscribed(&self) -> watch::Receiver<u64> {
         self.resubscribed.subscribe()
     }
 
-    /// A walk through all that is bound.
+    /// A scan of all stored bindings.
     pub fn scan(&self) -> Result<Scan, Unavailable> {
         let nodes = match &self.nodes {
             Nodes::One(link) => link.host().into_iter().collect(),
@@ -159,7 +162,7 @@ impl Redis {
         Ok(Scan::through(&self.dialer, &self.faults, nodes))
     }
 
-    /// The last thing that went wrong, in words.
+    /// The last fault, as text.
     pub fn fault(&self) -> Option<String> {
         self.faults.last()
     }
@@ -168,13 +171,13 @@ impl Redis {
         let mut both = Pipeline::with_capacity(2);
         both.get(name).pttl(name);
         let (value, left): (Option<String>, i64) = self.ask(name, &both, until).await?;
-        // Negative: gone between the two commands (-2), or stored without an end (-1) by a hand
-        // that was not ours.
+        // A negative life means that the value expired between the two commands (-2), or that a
+        // foreign writer stored it without an expiry (-1).
         Ok(value
             .map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
     }
 
-    /// Stores `value` where nothing is stored.
+    /// Stores `value` if nothing is stored.
     pub async fn claim(
         &self,
         name: &str,
@@ -226,7 +229,7 @@ impl Redis {
             (epoch.to_string(), millis(*ttl).to_string(), self.lagging(name, !is_expected));
         let stored: Option<String> =
             self.run(&self.merge, name, &[value, &epoch, &ttl, &self.channel], until).await?;
-        // The same: stored by a write whose answer was lost.
+        // An equal value means that an earlier write succeeded and its answer was lost.
         let is_there = stored.as_ref().is_none_or(|stored| stored == value);
         if let (true, Some((lag, host))) = (is_there, lag) {
             lag.note(host, name);
@@ -245,23 +248,23 @@ impl Redis {
         let (ordinal, life) = (ordinal.to_string(), life.as_millis().to_string());
         let args =
             [*replica, *fingerprint, *keys, &ordinal, &life, if is_early { "1" } else { "0" }];
-        let (ordinal, others) = self.run(&self.roll, name, &args, until).await?;
+        let (ordinal, others) = self.run(&self.membership, name, &args, until).await?;
         Ok(MembershipReply { ordinal, others })
     }
 
-    pub async fn hear(
+    pub async fn exchange_board(
         &self,
         name: &str,
-        word: &BoardReport<'_>,
+        report: &BoardReport<'_>,
         until: Instant,
     ) -> Result<Board, Unavailable> {
         let mut args = vec![
-            word.replica.into(),
-            word.life.as_millis().to_string(),
-            word.load.into(),
-            word.seen.to_string(),
+            report.replica.into(),
+            report.life.as_millis().to_string(),
+            report.load.into(),
+            report.seen.to_string(),
         ];
-        for note in word.notes {
+        for note in report.notes {
             let life = note.life.map_or(0, millis);
             args.extend([
                 note.name.clone(),
@@ -305,8 +308,8 @@ impl Redis {
         Ok(lines)
     }
 
-    /// Who counts a write under `name` that `is_counted` until a replica of the store has it, and
-    /// the node that has it now: should that be lost a moment later, so may be what it stored.
+    /// The lag counter for a write under `name` that `is_counted`, and the node that owns `name`
+    /// now. If that node is lost a moment later, the write may be lost with it.
     fn lagging(&self, name: &str, is_counted: bool) -> Option<(&Lag, Arc<Host>)> {
         let lag = self.lag.as_deref().filter(|_| is_counted)?;
         Some((lag, self.nodes.host(name)?))
@@ -350,7 +353,7 @@ impl Redis {
 }
 
 impl Nodes {
-    /// The one that has `name`, if it is connected.
+    /// The node that owns `name`, if it is connected.
     fn host(&self, name: &str) -> Option<Arc<Host>> {
         match self {
             Self::One(link) => link.host(),
@@ -358,7 +361,7 @@ impl Nodes {
         }
     }
 
-    /// All that are connected.
+    /// All connected nodes.
     fn hosts(&self) -> Vec<Arc<Host>> {
         match self {
             Self::One(link) => link.host().into_iter().collect(),
@@ -367,7 +370,7 @@ impl Nodes {
     }
 }
 
-/// Redis refuses a life of zero.
+/// Milliseconds, at least 1, because Redis refuses a life of 0.
 fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)
 }

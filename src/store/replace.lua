@@ -1,7 +1,7 @@
--- Compare-and-set: stores ARGV[2] for ARGV[3] milliseconds where ARGV[1] or nothing is stored.
--- Answers nil when done, otherwise what is stored. A value carries its key and epoch, so comparing
--- values compares both. The others hear of it in the channel ARGV[4]. Should that be refused, what
--- is stored stays stored.
+-- Compare-and-set: stores ARGV[2] for ARGV[3] milliseconds, if ARGV[1] or nothing is stored.
+-- Returns nil when done, otherwise the stored value. A value contains its key and epoch, so
+-- comparing values compares both. Announces the value in the channel ARGV[4]. A refused
+-- announcement undoes nothing.
 local stored = redis.call('GET', KEYS[1])
 if stored and stored ~= ARGV[1] then
   return stored

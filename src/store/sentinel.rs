@@ -1,7 +1,7 @@
-//! Which Redis the Sentinels call the primary.
+//! Asks the Sentinels which Redis is the primary.
 //!
-//! All are asked at once, since one that is dead or stopped must not hold up the others. What most
-//! of them say counts; whether that Redis takes writes is for the caller to try.
+//! Asks all Sentinels at once, so that a dead or stopped one does not delay the others. The
+//! majority counts. The caller tests whether that Redis takes writes.
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -11,15 +11,16 @@ use super::address::{Address, Host};
 use super::dial::{Dialer, Shown};
 use super::fault::StoreFault;
 
-/// Whom the Sentinels name.
+/// The primary that the Sentinels name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Named {
     pub host: Host,
-    /// Whether most of all Sentinels do. Those that happened to answer may be the ones that are cut
-    /// off.
+    /// Whether most of all Sentinels name it. The Sentinels that answered may be a minority that is
+    /// cut off.
     pub by_most: bool,
 }
 
+/// The primary that most of the answering Sentinels name.
 pub async fn primary(
     dialer: &Dialer,
     address: &Address,
@@ -29,9 +30,11 @@ pub async fn primary(
         .hosts
         .iter()
         .map(async |sentinel| {
-            let answer =
-                tokio::time::timeout(dialer.patience(), ask(dialer, address, sentinel, master))
-                    .await;
+            let answer = tokio::time::timeout(
+                dialer.connect_timeout(),
+                ask(dialer, address, sentinel, master),
+            )
+            .await;
             answer.unwrap_or_else(|_| {
                 Err(StoreFault::Unready(format!("the Sentinel at {sentinel}: {}", dialer.late())))
             })
@@ -66,7 +69,8 @@ async fn ask(
     sentinel: &Host,
     master: &str,
 ) -> Result<Host, StoreFault> {
-    // The user and password are those of Redis: a Sentinel sees them only if it asks for some.
+    // The user and password belong to Redis. A Sentinel gets them only if it requires
+    // authentication.
     let mut connection = dialer.dial(address, sentinel, Shown::Nothing).await?;
     let mut question = cmd("SENTINEL");
     question.arg("GET-MASTER-ADDR-BY-NAME").arg(master);
@@ -114,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn most_decide_and_none_holds_up() {
+    async fn majority_decides_and_no_sentinel_delays() {
         let (right, silent) =
             (Fake::answering(|_, _| Some(NAMED)).await, Fake::answering(|_, _| None).await);
         let also = Fake::answering(|_, _| Some(NAMED)).await;
@@ -135,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_shown_to_who_asks_for_one() {
+    async fn password_is_sent_only_on_request() {
         let frank = Fake::answering(|_, _| Some(NAMED)).await;
         named_by(&[&frank]).await.unwrap();
         assert!(!frank.asked().contains(&"AUTH".to_owned()), "{:?}", frank.asked());
@@ -153,10 +157,10 @@ mod tests {
         assert_eq!(guarded.asked(), ["SENTINEL", "AUTH", "SENTINEL"]);
     }
 
-    /// One that is cut off may live on, and lose what it is told. What fewer Sentinels say takes no
-    /// connection away that works.
+    /// A primary that is cut off may live on and lose later writes. A minority of Sentinels ends no
+    /// working connection.
     #[tokio::test]
-    async fn a_primary_is_left_once_most_name_another() {
+    async fn primary_is_left_once_most_sentinels_name_another() {
         use std::sync::atomic::{AtomicBool, Ordering};
         const LONG: Duration = Duration::from_secs(20);
         let redis =
@@ -189,13 +193,13 @@ mod tests {
         let until = async |is_so: &dyn Fn() -> bool| {
             let began = Instant::now();
             while !is_so() {
-                assert!(began.elapsed() < LONG, "it takes too long");
+                assert!(began.elapsed() < LONG, "not within {LONG:?}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         until(&|| second.connections() == 1).await;
         until(&|| few[1].asked().len() > asked).await;
-        // Asked once more, it has had the time to leave.
+        // After one more question the store has had the time to leave.
         assert!(led.ready(LONG).await);
         let asked = few[1].asked().len();
         until(&|| few[1].asked().len() > asked).await;

@@ -1,4 +1,4 @@
-//! A Redis as a store: under which names things are stored, and how long each operation took.
+//! Redis as a [`Backend`]: adds the prefix of names, budgets and timing to each operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::redis::Redis;
 use super::{Budget, Held, MemberReport, MembershipReply, Replaced, Unavailable};
 use crate::metrics::{Metrics, Operation};
 
+/// The Redis backend.
 pub struct Shared {
     redis: Redis,
     prefix: String,
@@ -25,7 +26,8 @@ impl Shared {
         Self { redis, prefix, metrics }
     }
 
-    /// Asks with what is left of `budget`, and takes the time that the answer took from it.
+    /// Runs an operation within the rest of `budget`, and subtracts the time that the operation
+    /// took.
     fn timed<'a, T: Send + 'a, F: Future<Output = Result<T, Unavailable>> + Send + 'a>(
         &'a self,
         operation: Operation,
@@ -36,7 +38,8 @@ impl Shared {
         let name = name.under(&self.prefix);
         Box::pin(async move {
             if budget.0.is_zero() {
-                // Not even begun: a write would leave although nobody waits for it.
+                // The operation is not started: otherwise a write would be sent although no turn
+                // waits for it.
                 return Err(Unavailable("no time is left".into()));
             }
             let began = Instant::now();
@@ -137,7 +140,7 @@ impl Backend for Shared {
         )
     }
 
-    fn roll<'a>(
+    fn exchange_membership<'a>(
         &'a self,
         report: &'a MemberReport<'a>,
         is_early: bool,
@@ -153,9 +156,13 @@ impl Backend for Shared {
         )
     }
 
-    fn hear<'a>(&'a self, word: &'a BoardReport<'a>, budget: &'a mut Budget) -> Pending<'a, Board> {
+    fn exchange_board<'a>(
+        &'a self,
+        report: &'a BoardReport<'a>,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, Board> {
         self.timed(Operation::Board, Name::Board, budget, move |redis, name, until| async move {
-            redis.hear(&name, word, until).await
+            redis.exchange_board(&name, report, until).await
         })
     }
 

@@ -1,4 +1,4 @@
-//! Which node of a Cluster has which part of the names. Pure.
+//! The mapping from names to the nodes of a Cluster. Pure.
 
 use redis::Value;
 
@@ -6,7 +6,7 @@ use super::address::Host;
 
 const SLOTS: u16 = 16_384;
 
-/// The slot that `name` is in: by its hash tag, where it has one.
+/// The slot of `name`, by its hash tag if it has one.
 pub fn slot(name: &str) -> u16 {
     let tag =
         name.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(tag, _)| tag);
@@ -14,18 +14,18 @@ pub fn slot(name: &str) -> u16 {
     crc16::State::<crc16::XMODEM>::calculate(hashed.as_bytes()) % SLOTS
 }
 
-/// Who has what, as one node of the Cluster tells it.
+/// The owners of all slots, as one node of the Cluster reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
-    /// First slot, last slot, and the primary that has them; in order.
+    /// First slot, last slot and their primary, in order.
     ranges: Vec<(u16, u16, Host)>,
-    /// Nodes that follow a primary, which will know the Cluster when the primaries are gone.
+    /// Replicas of the primaries. They still know the Cluster when the primaries are gone.
     pub replicas: Vec<Host>,
 }
 
 impl Slots {
-    /// Reads the answer to `CLUSTER SLOTS` that `asked` gave. A node that gives no address of its
-    /// own is where it was asked.
+    /// Parses the answer of node `asked` to `CLUSTER SLOTS`. A node without an address is at the
+    /// address of `asked`.
     pub fn parse(answer: &Value, asked: &Host) -> Option<Self> {
         let mut slots = Self::default();
         for range in array(answer)? {
@@ -45,7 +45,7 @@ impl Slots {
         (slot <= *last).then_some(host)
     }
 
-    /// Whether `host` has `name`.
+    /// Whether `host` owns `name`.
     pub fn is_at(&self, name: &str, host: &Host) -> bool {
         self.owner(slot(name)) == Some(host)
     }
@@ -82,7 +82,7 @@ fn node(value: &Value, asked: &Host) -> Option<Host> {
     };
     let name = match name {
         "" => asked.name.clone(),
-        // It should have a name, and has not learned it.
+        // The node should have a name but does not know it yet.
         "?" => return None,
         name => name.to_owned(),
     };
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_has_the_slot_that_redis_says() {
+    fn name_has_the_slot_that_redis_computes() {
         for (name, expected) in
             [("123456789", 12_739), ("foo", 12_182), ("{foo}bar", 12_182), ("a{foo}{bar}", 12_182)]
         {
@@ -107,13 +107,13 @@ mod tests {
         assert_eq!(
             slot("a{}b"),
             crc16::State::<crc16::XMODEM>::calculate(b"a{}b") % SLOTS,
-            "an empty tag is none"
+            "an empty tag is no tag"
         );
         assert_eq!(slot("warmkey:lag:{warmkey:abc}"), slot("warmkey:abc"));
     }
 
     #[test]
-    fn each_slot_has_its_primary() {
+    fn slot_has_its_primary() {
         let node = |name: Value, port: i64| {
             Value::Array(vec![name, Value::Int(port), Value::BulkString(b"id".to_vec())])
         };

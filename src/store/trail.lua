@@ -1,5 +1,5 @@
--- A trail: the newest ARGV[1] of its lines, for ARGV[2] milliseconds from now on. The arguments
--- after these are added to it.
+-- Appends the arguments from the third on to a trail, keeps the newest ARGV[1] lines, and renews
+-- the trail's life to ARGV[2] milliseconds.
 for i = 3, #ARGV do
   redis.call('RPUSH', KEYS[1], ARGV[i])
 end

@@ -1,5 +1,5 @@
-//! Trails: lines of which the store keeps the newest for a time. No turn waits for them, and
-//! nothing is decided by them.
+//! Trails: the newest lines about a session, which the store keeps for a time. No turn waits for a
+//! trail, and no decision reads one.
 
-/// So many lines a trail has at the most.
+/// The maximum number of lines of a trail.
 pub const LONGEST: usize = 32;

@@ -52,13 +52,15 @@ fn event() -> impl Strategy<Value = Event> {
     let weather =
         prop_oneof![3 => Just(Weather::Fair), 2 => Just(Weather::Away), 1 => Just(Weather::Mute)];
     prop_oneof![
-        8 => (0..REPLICAS, 0..SESSIONS).prop_map(|(replica, session)| Event::Turn(replica, session)),
+        8 => (0..REPLICAS, 0..SESSIONS)
+            .prop_map(|(replica, session)| Event::Turn(replica, session)),
         12 => prop::collection::vec(0..BUSY, 1..12).prop_map(Event::Steps),
         3 => (0..REPLICAS, weather).prop_map(|(replica, weather)| Event::Weather(replica, weather)),
         2 => (0..upstream::KEYS.len()).prop_map(Event::Dies),
         1 => (0..upstream::KEYS.len()).prop_map(Event::Recovers),
         2 => (0..REPLICAS).prop_map(Event::Merge),
-        1 => (0..REPLICAS, 0..upstream::SETS.len()).prop_map(|(replica, set)| Event::Reload(replica, set)),
+        1 => (0..REPLICAS, 0..upstream::SETS.len())
+            .prop_map(|(replica, set)| Event::Reload(replica, set)),
         2 => (0..REPLICAS).prop_map(Event::Membership),
         1 => (0..REPLICAS).prop_map(Event::Restart),
         1 => (0..SESSIONS).prop_map(Event::Loses),

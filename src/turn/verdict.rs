@@ -245,10 +245,14 @@ mod tests {
             if let Some(value) = wait.and_then(|wait| HeaderValue::try_from(wait).ok()) {
                 answer.headers.insert("retry-after", value);
             }
-            let error = ErrorBody { code: code.map(str::to_owned), is_beyond_limit, ..ErrorBody::default() };
-            let verdict = decide(Outcome::Refused(Refusal { answer, error }), resends, SystemTime::UNIX_EPOCH);
+            let own = code.map(str::to_owned);
+            let error = ErrorBody { code: own, is_beyond_limit, ..ErrorBody::default() };
+            let outcome = Outcome::Refused(Refusal { answer, error });
+            let verdict = decide(outcome, resends, SystemTime::UNIX_EPOCH);
             let expected = match (status, &verdict) {
-                (401, Verdict::Ailing(_)) | (403 | 404, Verdict::Denied(_)) | (400, Verdict::Foreign(_)) => true,
+                (401, Verdict::Ailing(_))
+                | (403 | 404, Verdict::Denied(_))
+                | (400, Verdict::Foreign(_)) => true,
                 // Codex gives up on a limit without a `Retry-After`.
                 (429 | 503, Verdict::GiveUp(error, _)) => error.retry_after.is_some(),
                 (429, Verdict::Limited(wait)) => *wait <= limit::LONGEST_WAIT,

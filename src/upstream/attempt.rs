@@ -1,8 +1,7 @@
-//! One attempt: sends the client's bytes, or its wish for a WebSocket, with a key's identity and
+//! One attempt: sends the client's body, or its request for a WebSocket, with a key's identity, and
 //! reports what the upstream did.
 //!
-//! Retries nothing but a connection that did not come about, of which the upstream has seen
-//! nothing.
+//! Only a failed connection is retried, because the upstream has seen nothing of the turn.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -22,9 +21,10 @@ use crate::outcome::{Answer, Outcome, Refusal};
 use crate::upstream::request::{Content, Request};
 use crate::wire::error_body::ErrorBody;
 
-/// What is read of an error answer to learn its meaning. Real ones are a few hundred bytes.
+/// Maximum bytes of an error answer that are read for its meaning. Real ones are a few hundred
+/// bytes.
 const ERROR_BODY: usize = 64 * 1024;
-/// How long an error answer's body may take.
+/// Maximum time for an error answer's body.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 
 /// Sends the turn with `key` once. The turn's `x-codex-turn-state` is left out if another key has
@@ -52,7 +52,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     }
 }
 
-/// What an upstream makes of the wish for a WebSocket.
+/// Reads the answer to the request for a WebSocket.
 async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
     match response.status() {
         StatusCode::SWITCHING_PROTOCOLS if is_accepted(response.headers(), nonce) => {
@@ -70,7 +70,7 @@ async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
         StatusCode::SWITCHING_PROTOCOLS => {
             Outcome::Unreachable("its handshake is not that of a WebSocket".into())
         }
-        // Whatever it serves there, it is no WebSocket.
+        // The upstream may serve something here, but not a WebSocket.
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::UPGRADE_REQUIRED => {
             Outcome::NotSpoken
         }
@@ -79,7 +79,8 @@ async fn read_handshake(response: reqwest::Response, nonce: &str) -> Outcome {
     }
 }
 
-/// RFC 6455, section 4.1: the answer is to our own key, and takes on nothing that was not offered.
+/// RFC 6455, section 4.1: the answer must be to our own key, and must not take on anything that was
+/// not offered.
 fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
     let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     headers.get(UPGRADE).is_some_and(is_websocket)
@@ -90,7 +91,7 @@ fn is_accepted(headers: &HeaderMap, nonce: &str) -> bool {
         && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL)
 }
 
-/// Reads as much of an answer as is needed to know what it is.
+/// Reads as much of an answer as its meaning needs.
 pub async fn read(mut rest: reqwest::Response) -> Outcome {
     let (status, headers) = (rest.status(), std::mem::take(rest.headers_mut()));
     let mut answer = Answer { status, headers, head: Bytes::new(), rest: None, upgrade: None };
@@ -115,8 +116,7 @@ pub async fn read(mut rest: reqwest::Response) -> Outcome {
     Outcome::Refused(Refusal { answer, error })
 }
 
-/// Whether what the answer means for the key, the session or the next attempt is known from its
-/// body alone.
+/// Whether the meaning of an answer for the key, the session or the next attempt is in its body.
 fn has_meaning(status: StatusCode) -> bool {
     matches!(
         status,
@@ -132,8 +132,8 @@ fn has_meaning(status: StatusCode) -> bool {
     )
 }
 
-/// An error body as text. Decoding is for reading only, and as bounded as the body: what comes out
-/// beyond that says nothing.
+/// An error body as text, decoded for reading only. Decoding is bounded like the body, and bytes
+/// beyond the bound are ignored.
 fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     let mut text = Vec::new();
     let read = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
@@ -142,13 +142,12 @@ fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
             .and_then(|decoder| decoder.take(ERROR_BODY as u64).read_to_end(&mut text)),
         _ => return Cow::Borrowed(body),
     };
-    // What was read before an error may be all there is.
+    // The part that was read before an error may be complete.
     let _ = read;
     Cow::Owned(text)
 }
 
-/// An error with its causes, without the address it happened at: it may hold what is nobody's
-/// business.
+/// The causes of an error, without the URL, which may hold private data.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut next = std::error::Error::source(error);
@@ -169,10 +168,14 @@ mod tests {
 
     #[test]
     fn an_encoded_error_is_understood() {
-        let body = br#"{"error":{"message":"m","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#;
+        let body = concat!(
+            r#"{"error":{"message":"m","type":"insufficient_quota","#,
+            r#""code":"credit_balance_exhausted"}}"#
+        )
+        .as_bytes();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(body).unwrap();
-        let zstd = zstd::encode_all(&body[..], 1).unwrap();
+        let zstd = zstd::encode_all(body, 1).unwrap();
         for (encoding, bytes) in
             [("gzip", gzip.finish().unwrap()), ("zstd", zstd), ("identity", body.to_vec())]
         {
@@ -197,7 +200,7 @@ mod tests {
             assert_eq!(decoded(&headers(encoding), bytes), &text[..ERROR_BODY], "{encoding}");
             assert_eq!(&decoded(&headers(encoding), b"none of it")[..], b"", "{encoding}");
         }
-        // What is cut still says what it said.
+        // A truncated body still says what it said.
         assert!(
             decoded(&headers("gzip"), &gzip[..gzip.len() - 8])
                 .starts_with(br#"{"error":{"code":"a"}}"#)
@@ -254,7 +257,7 @@ mod tests {
         }
     }
 
-    /// A body that comes in these pieces, each after its pause.
+    /// A body that arrives in these pieces, each after its pause.
     fn pieces(pieces: Vec<(Duration, Bytes)>) -> reqwest::Body {
         let frames = futures_util::stream::unfold(pieces.into_iter(), |mut left| async move {
             let (pause, bytes) = left.next()?;
@@ -264,7 +267,8 @@ mod tests {
         reqwest::Body::wrap(http_body_util::StreamBody::new(frames))
     }
 
-    /// Its beginning tells what it means. Not a byte of the rest is lost, and nobody waits for it.
+    /// The beginning of an error tells its meaning. No byte of the rest is lost, and the turn does
+    /// not wait for it.
     #[tokio::test(start_paused = true)]
     async fn error_that_is_long_or_slow_is_passed_on_whole() {
         let error = Bytes::from_static(br#"{"error":{"code":"some_code"}}"#);

@@ -1,20 +1,20 @@
 //! Decides which headers cross the gateway. Pure.
 //!
-//! Towards the upstream everything passes but the identity of the hop: what the client shows us,
-//! what belongs to one connection, what names another organization. A new client's new header must
-//! reach the upstream, or it breaks what it was made for. Towards the client only what is listed
-//! passes: no upstream credential may leave.
+//! Towards the upstream, everything passes but the identity of the hop. That is what the client
+//! shows this gateway, what belongs to one connection, and what names another organization. A
+//! header that this gateway does not know passes: new clients need new headers. Towards the client,
+//! only listed headers pass, so that no upstream credential leaves.
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::session::identify::STICKY;
 use crate::setting::Secret;
 
-/// An upstream's own sticky token: opaque, and worth nothing to another key.
+/// An upstream's own sticky token: opaque, and useless to another key.
 pub const TURN_STATE: &str = "x-codex-turn-state";
 
-/// Headers of one connection (RFC 9110, section 7.6.1), and those that the next hop's client writes
-/// itself.
+/// Headers of one connection (RFC 9110, section 7.6.1), and headers that the client of the next hop
+/// writes itself.
 const HOP_BY_HOP: [&str; 12] = [
     "connection",
     "keep-alive",
@@ -30,7 +30,7 @@ const HOP_BY_HOP: [&str; 12] = [
     "content-length",
 ];
 
-/// Every slot in which a client may show a credential or name whose account it means.
+/// Headers in which a client may show a credential or name an account.
 const IDENTITY: [&str; 13] = [
     "authorization",
     "proxy-authorization",
@@ -47,13 +47,13 @@ const IDENTITY: [&str; 13] = [
     STICKY,
 ];
 
-/// What balancers tell us about the client: none of the upstream's business.
+/// Headers in which balancers describe the client, which is not the upstream's business.
 const FORWARDED: [&str; 6] =
     ["forwarded", "via", "x-real-ip", "true-client-ip", "cf-connecting-ip", "x-client-ip"];
 
 const STRIPPED_PREFIXES: [&str; 3] = ["sec-websocket-", "x-forwarded-", "x-warmkey-"];
 
-/// What the upstream may tell the client.
+/// Headers of an answer that may pass to the client.
 const RETURNED: [&str; 24] = [
     "age",
     "cache-control",
@@ -83,7 +83,7 @@ const RETURNED: [&str; 24] = [
 
 const RETURNED_PREFIXES: [&str; 4] = ["x-codex-", "x-openai-", "x-ratelimit-", "x-stainless-"];
 
-/// `x-{limit}-primary-used-percent` and its like: Codex reads them under any limit's name.
+/// Codex reads `x-{limit}-primary-used-percent` and its like under any limit's name.
 const RETURNED_SUFFIXES: [&str; 7] = [
     "-used-percent",
     "-window-minutes",
@@ -94,8 +94,8 @@ const RETURNED_SUFFIXES: [&str; 7] = [
     "-unlimited",
 ];
 
-/// The headers of an attempt with `secret`. `foreign_state`: the turn's `x-codex-turn-state` was
-/// issued by another key.
+/// The headers of an attempt with `secret`. `foreign_state`: another key issued the turn's
+/// `x-codex-turn-state`.
 pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> HeaderMap {
     let nominated = nominated(client);
     let mut sent = HeaderMap::with_capacity(client.len() + 1);
@@ -111,22 +111,22 @@ pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> Hea
             sent.append(name.clone(), value.clone());
         }
     }
-    // Last, so that nothing a client nominates or sends can displace it.
+    // Comes last, so that no header of the client can displace it.
     if let Some(value) = credential(secret) {
         sent.insert(header::AUTHORIZATION, value);
     }
     sent
 }
 
-/// What an upstream is shown.
+/// The `authorization` header that shows a key's secret.
 pub fn credential(secret: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose())).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-/// Takes out of `client`'s headers the encodings of an answer that are not read here. What is left
-/// is the client's own word.
+/// Removes encodings from the client's `accept-encoding` that this gateway cannot read. The rest
+/// stays as the client wrote it.
 pub fn keep_readable(client: &mut HeaderMap) {
     let is_readable = |coding: &&str| {
         let name = coding.split(';').next().unwrap_or_default().trim();
@@ -148,8 +148,7 @@ pub fn keep_readable(client: &mut HeaderMap) {
     }
 }
 
-/// The headers of a handshake, beside those that cross: a WebSocket without extensions or
-/// subprotocols.
+/// Adds the headers of a handshake for a WebSocket without extensions or subprotocols.
 pub fn upgrading(mut headers: HeaderMap, nonce: &str) -> HeaderMap {
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -178,12 +177,12 @@ fn is_returned(name: &HeaderName) -> bool {
         || (name.starts_with("x-") && RETURNED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)))
 }
 
-/// An upstream that echoes what it was shown must not show it to the client.
+/// An upstream that repeats the secret in a header must not show it to the client.
 fn contains(value: &[u8], secret: &[u8]) -> bool {
     !secret.is_empty() && memchr::memmem::find(value, secret).is_some()
 }
 
-/// The names that `Connection` declares as belonging to it.
+/// The names that `Connection` declares as headers of the connection.
 fn nominated(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).collect()

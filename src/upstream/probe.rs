@@ -1,8 +1,8 @@
-//! Asks again about keys that are out of use: whether a refusal is meant, and whether it has
-//! passed.
+//! Asks upstreams again about keys that are out of use: whether a refusal is confirmed, and whether
+//! it has passed.
 //!
-//! A refused key is asked for its models, which costs nothing. Whether a quota is there again only
-//! a turn can find out: one replica at a time lets one try.
+//! A probe of a refused key asks for its models, which costs nothing. Only a turn can find out
+//! whether a quota is back: one replica at a time lets one turn try.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,26 +22,25 @@ use crate::task::Tasks;
 use crate::upstream::attempt::read;
 use crate::upstream::headers::credential;
 
-/// How often it is looked whether something is to be asked.
-const BEAT: Duration = Duration::from_secs(1);
-/// So many keys of an organization are asked at the most, where one after the other is refused by
-/// itself.
-const WITNESSES: usize = 3;
-/// How long an upstream may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two looks for conditions that are due.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum number of an organization's keys that are asked, if each is refused for itself.
+const MAX_ASKED: usize = 3;
+/// Maximum time for an upstream to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One replica's questions.
+/// The probes of one replica.
 pub struct Prober {
     pub store: Arc<Store>,
     pub registry: Arc<Registry>,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
-    /// Another one for each process.
+    /// Unique to the process.
     pub name: String,
 }
 
 impl Prober {
-    /// Probes in the background until `tasks` end. `name` is this replica's among all replicas.
+    /// Probes in the background until `tasks` end. `name` is unique among replicas.
     pub fn start(
         store: &Arc<Store>,
         registry: &Arc<Registry>,
@@ -55,13 +54,13 @@ impl Prober {
         tasks.spawn_until_stopped(Arc::new(prober).keep_probing());
     }
 
-    /// Asks for as long as the replica lives.
+    /// Probes for as long as the replica lives.
     pub async fn keep_probing(self: Arc<Self>) {
-        let mut beat = tokio::time::interval(BEAT);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = beat.tick() => {}
+                _ = ticks.tick() => {}
                 () = self.registry.probe_wanted() => {}
             }
             for (subject, condition, pause) in self.registry.conditions.due() {
@@ -71,7 +70,7 @@ impl Prober {
         }
     }
 
-    /// `pause`: until the next time.
+    /// Probes `subject`. `pause`: time until the next probe.
     async fn ask(&self, subject: Subject, condition: Condition, pause: Duration) {
         match condition {
             Condition::Suspected => self.confirm(subject).await,
@@ -87,7 +86,7 @@ impl Prober {
         }
     }
 
-    /// Whether this replica asks for all. Without the store each asks for itself.
+    /// Whether this replica probes for all. Without the store, each replica probes for itself.
     async fn is_elected(&self, subject: Subject, pause: Duration) -> bool {
         let subject = subject.name();
         let claimed = self
@@ -112,20 +111,27 @@ impl Prober {
         let mut concerned: Vec<_> =
             loaded.table.keys().iter().filter(|key| subject.concerns(key)).collect();
         concerned.sort_by_key(is_rejected);
-        for key in concerned.into_iter().take(if is_organization { WITNESSES } else { 1 }) {
+        for key in concerned.into_iter().take(if is_organization { MAX_ASKED } else { 1 }) {
             self.metrics.decided(Decision::Probe, Reason::Rejected);
             let answer = ask(key).await;
-            let told = answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
-            tracing::info!(decision = "probe", reason = "rejected", key = %key.id, answer = told, "asked whether a key is accepted");
+            let status =
+                answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
+            tracing::info!(
+                decision = "probe",
+                reason = "rejected",
+                key = %key.id,
+                answer = status,
+                "asked whether a key is accepted"
+            );
             return match answer {
-                // One that is refused by itself says nothing of its organization: another one is
-                // asked.
+                // A key that is refused for itself says nothing about its organization, so another
+                // key is asked.
                 Some((_, Some(Scope::Key))) if is_organization => {
                     self.registry.condemn(key, Ailment::Rejected(Scope::Key));
                     continue;
                 }
                 Some((_, Some(scope))) => self.registry.condemn(key, Ailment::Rejected(scope)),
-                // Whatever else it says, it says it to a key that it knows.
+                // Any other answer shows that the upstream accepts the key.
                 Some((status, None)) if !status.is_server_error() => {
                     self.registry.recovered(subject, &key.id)
                 }
@@ -133,14 +139,14 @@ impl Prober {
             };
         }
         if is_organization {
-            // Each of them was refused by itself.
+            // Each key was refused for itself.
             self.registry.recovered(subject, "");
         }
     }
 }
 
-/// What `GET /models` is answered with, and what it refuses the key by, if it does. `None`: with
-/// nothing.
+/// Asks `GET /models`. Returns the status, and the scope of the refusal if the key is refused.
+/// `None`: the upstream did not answer.
 pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     let mut request = reqwest::Request::new(Method::GET, key.upstream.models.clone());
     if let Some(value) = credential(&key.secret) {
@@ -150,7 +156,7 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
         let answer = key.connections.execute(request).await.ok()?;
         Some(read(answer).await)
     };
-    let outcome = tokio::time::timeout(PATIENCE, asked).await.ok()??;
+    let outcome = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()??;
     let scope = match &outcome {
         Outcome::Refused(Refusal { answer, error }) => {
             match diagnose(answer.status, error, &answer.headers, SystemTime::now()) {

@@ -1,4 +1,4 @@
-//! Tells what turns were: a line in the log and the metrics, both from the turn's record.
+//! Tells what happened in turns: a log line and metrics, both from the turn's record.
 
 use std::sync::Arc;
 
@@ -17,17 +17,17 @@ impl Books {
         Self { metrics }
     }
 
-    /// A turn has begun: it is in flight until [`Self::tell`] or [`Self::void`].
+    /// A turn has begun. It is in flight until [`Self::tell`] or [`Self::void`].
     pub fn open(&self) {
         self.metrics.turn_began();
     }
 
-    /// What was opened is no turn: it was the handshake of a WebSocket.
+    /// The opened turn was the handshake of a WebSocket, and is not counted.
     pub fn void(&self) {
         self.metrics.turn_void();
     }
 
-    /// The gateway itself took `seconds` between the request's last byte and the upstream request.
+    /// The gateway itself took `seconds` from the request's last byte to the upstream request.
     pub fn overhead(&self, seconds: f64) {
         self.metrics.overhead(seconds);
     }
@@ -39,7 +39,7 @@ impl Books {
         }
     }
 
-    /// An answer holds the secret of the key that its upstream was shown.
+    /// An answer holds the secret of the key that it was asked with.
     pub fn leaked(&self) {
         self.metrics.credential_leaked();
     }

@@ -6,7 +6,8 @@ use crate::wire::terminal::Usage;
 /// The shortest prefix that any model caches, in tokens.
 const MINIMUM: u64 = 1_024;
 
-/// `None`: the turn was warm. `domain_moved`: its key changed with the session's cache domain.
+/// Why the turn was cold. `None`: it was warm. `domain_moved`: the turn's key has another cache
+/// domain than the key that the turn began with.
 pub fn reason(result: BindingResult, domain_moved: bool, usage: &Usage) -> Option<ColdReason> {
     if usage.cached > 0 {
         return None;
@@ -56,18 +57,19 @@ mod tests {
                 Some(ColdReason::PrefixChanged),
             ),
             (Existing, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
-            // A single token that was read is warm, also of too short a prefix and on another key.
+            // A turn that read a single token is warm, even with a prefix that is too short or on
+            // another key.
             (Rebound, true, usage(900, 1, None), None),
             (Existing, false, usage(1_023, 0, None), Some(ColdReason::BelowMinimum)),
             (Existing, false, usage(1_024, 0, None), Some(ColdReason::Upstream)),
-            // What is too short for any cache is so wherever it went.
+            // A prefix that is too short for any cache is the reason, wherever the turn went.
             (Rebound, true, usage(1_023, 0, None), Some(ColdReason::BelowMinimum)),
             (Created, false, usage(0, 0, None), Some(ColdReason::BelowMinimum)),
-            // Where the session was moved matters more than what the upstream says of it.
+            // A move of the session outweighs the upstream's own diagnosis.
             (Created, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::FirstTurn)),
             (Spilled, true, usage(9_000, 0, Some("model_changed")), Some(ColdReason::DomainMoved)),
             (Spilled, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::KeyMoved)),
-            // On a key that did not change with this turn the upstream alone knows why.
+            // If the key did not change with this turn, only the upstream knows the reason.
             (Inherited, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
             (
                 Degraded,

@@ -1,5 +1,5 @@
-//! What a turn was: plain data, built once when the turn ends. Everything that is told of a turn is
-//! told from it.
+//! What a turn was: plain data, built once when the turn ends. The log line and the metrics are
+//! told from this record.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +24,12 @@ pub struct Record {
     pub session: Option<SessionId>,
     /// `None`: no key was chosen.
     pub service: Option<Service>,
-    /// The model that the client asked for; empty where it named none.
+    /// The model that the client asked for. Empty: the client named none.
     pub model: String,
-    /// The status that the client was sent. `None`: it was sent none.
+    /// The status that the client received. `None`: no status was sent.
     pub status: Option<StatusCode>,
     pub ending: Ending,
-    /// `None`: the upstream stated no usage, which is not the same as none.
+    /// `None`: the upstream stated no usage, which is not the same as zero.
     pub usage: Option<Usage>,
     pub duration: Duration,
 }
@@ -43,13 +43,14 @@ pub struct Service {
 }
 
 impl Record {
-    /// Why the turn read nothing from the cache. `None`: it did, or nothing is known of it.
+    /// Why the turn read nothing from the cache. `None`: it read something, or its usage is not
+    /// known.
     pub fn cold_reason(&self) -> Option<ColdReason> {
         let (service, usage) = (self.service.as_ref()?, self.usage.as_ref()?);
         cold::reason(service.result, service.domain_moved, usage)
     }
 
-    /// Whether the upstream answered, and the usage that an answer carries is not there.
+    /// Whether the upstream answered without the usage that an answer carries.
     pub fn lacks_usage(&self) -> bool {
         let is_answered = matches!(self.ending, Ending::Completed | Ending::Incomplete);
         is_answered && self.service.is_some() && self.usage.is_none()

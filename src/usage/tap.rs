@@ -1,8 +1,8 @@
-//! Watches an answer go by and keeps the one part of it that says what it cost.
+//! Watches an answer pass and keeps the part that states its cost.
 //!
-//! Sees every chunk before it is passed on, changes none, and holds at most [`KEPT`] bytes of one
-//! event or document. Looks closely only at what can be a terminal event: most of a stream is
-//! stepped over line by line.
+//! The tap sees every chunk before it is passed on, changes none, and holds at most [`KEPT`] bytes
+//! of one event or document. It looks closely only at possible terminal events, and steps over most
+//! of a stream line by line.
 
 use std::io::Write;
 
@@ -21,12 +21,12 @@ pub(crate) const KEPT: usize = 512 * 1024;
 pub struct Reading {
     pub terminal: Option<Terminal>,
     pub usage: Option<Usage>,
-    /// What a failed one says went wrong.
+    /// What went wrong, if the answer failed.
     pub failure: Option<ErrorBody>,
 }
 
 impl Reading {
-    /// What an event says that ends an answer.
+    /// Reads the event that ends an answer.
     pub fn of_event(terminal: Terminal, data: &[u8]) -> Self {
         let failure = if terminal == Terminal::Failed { ErrorBody::of_event(data) } else { None };
         Self { terminal: Some(terminal), usage: terminal::of_event(data), failure }
@@ -45,15 +45,15 @@ impl Tap {
         self.0.observe(chunk);
     }
 
-    /// Whether the upstream has said all it has to say.
+    /// Whether the upstream has sent its terminal event.
     pub fn is_over(&self) -> bool {
         self.0.reader().is_some_and(|reader| reader.reading.is_some())
     }
 
-    /// What was learned; `ended`: the body came to its end.
+    /// Returns what was learned. `ended`: the body came to its end.
     pub fn finish(&mut self, ended: bool) -> Reading {
         let Some(reader) = self.0.reader_mut() else {
-            // What cannot be read is taken at its status.
+            // An answer that cannot be read is judged by its status.
             return Reading {
                 terminal: ended.then_some(Terminal::Completed),
                 ..Reading::default()
@@ -74,19 +74,19 @@ struct Reader {
     line: Line,
     /// The end that the current event's name announces.
     announced: Option<Terminal>,
-    /// The current line's first bytes while it is not known what it is, the data of a terminal
-    /// event, or a document.
+    /// The current line's first bytes until its kind is known, the data of a terminal event, or a
+    /// document.
     kept: Vec<u8>,
     is_too_long: bool,
-    /// `\r` was the last byte: a `\n` that follows belongs to it.
+    /// The last byte was `\r`: a `\n` that follows belongs to it.
     after_return: bool,
     reading: Option<Box<Reading>>,
 }
 
-/// What the current line of a stream is.
+/// The kind of a stream's current line.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Line {
-    /// Its first bytes are in `kept`.
+    /// Not known yet: the first bytes are in `kept`.
     #[default]
     Start,
     /// The data of a terminal event, in `kept`.
@@ -94,9 +94,9 @@ enum Line {
     Skipped,
 }
 
-/// `event: response.incomplete`, and the start of a `data:` line with some white space, are told
-/// apart within so many bytes. What a line shows only later is not looked for, in however many
-/// pieces it comes.
+/// Length that tells `event: response.incomplete` and the start of a `data:` line, with some white
+/// space, apart. The reader ignores later bytes of a line for this, in however many pieces the line
+/// arrives.
 pub(crate) const START: usize = 64;
 
 impl Reader {
@@ -111,7 +111,7 @@ impl Reader {
         if self.kept.len() + bytes.len() <= KEPT {
             self.kept.extend_from_slice(bytes);
         } else {
-            // Cut short it would be no JSON: it passes unread.
+            // A truncated document would not be JSON, so it passes unread.
             self.kept = Vec::new();
             self.is_too_long = true;
         }
@@ -139,7 +139,7 @@ impl Reader {
         }
     }
 
-    /// Decides what a line is, as soon as enough of it is there.
+    /// Decides the kind of a line as soon as enough of it has arrived.
     fn read_start(&mut self, part: &[u8], is_whole: bool) {
         if self.kept.is_empty() && (is_whole || part.len() >= START) {
             self.classify(part, is_whole);
@@ -161,7 +161,7 @@ impl Reader {
         if is_whole && line.is_empty() {
             self.announced = None;
         } else if let Some(data) = field(line, b"data:") {
-            // The name of the field is shorter than that.
+            // The field's name is shorter than `START`.
             let early = START - (line.len() - data.len());
             self.announced = self.announced.or_else(|| unnamed(&data[..data.len().min(early)]));
             if self.announced.is_some() {
@@ -170,7 +170,7 @@ impl Reader {
                 self.keep(data);
             }
         } else if let Some(name) = field(line, b"event:") {
-            // The name of a line that goes on is longer than the name of any end, and so is its
+            // A name that goes on past `START` is longer than the name of any end, and so is its
             // start.
             self.announced = Terminal::of_event(name);
         }

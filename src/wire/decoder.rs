@@ -1,5 +1,4 @@
-//! Hands a copy of an answer's bytes, decoded, to whoever reads them. The answer itself is never
-//! decoded.
+//! Decodes a copy of an answer's bytes for a reader. The answer itself is never decoded.
 
 use std::io::Write;
 
@@ -7,13 +6,13 @@ use flate2::write::MultiGzDecoder;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 
-/// What decodes for a reader of type `R`, in the encoding that an answer has.
+/// A decoder for a reader of type `R`, in the encoding of the answer.
 pub enum Decoder<R: Write> {
     Plain(R),
     Gzip(Box<MultiGzDecoder<R>>),
     Zstd(Box<zstd::stream::write::Decoder<'static, R>>),
-    /// An encoding that is not read, or bytes that are not of it: the answer passes, and nothing is
-    /// known of it.
+    /// The encoding is unsupported or the bytes are invalid. The answer passes, but its content
+    /// stays unknown.
     Blind,
 }
 
@@ -40,7 +39,7 @@ impl<R: Write> Decoder<R> {
         }
     }
 
-    /// `None`: it cannot be told what the answer says.
+    /// The reader. `None` if the answer's content is unknown.
     pub fn reader(&self) -> Option<&R> {
         match self {
             Self::Plain(reader) => Some(reader),

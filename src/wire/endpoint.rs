@@ -1,25 +1,24 @@
-//! Decides what a request may ask for: the one list of methods and paths that clients reach. Pure.
+//! Decides which endpoints clients reach: the one list of methods and paths. Pure.
 //!
-//! Compares bytes and normalizes nothing, so a path that another party might read differently is
-//! unknown. Everything that is not listed is unknown, too, whatever the upstream would make of it:
-//! its account-wide endpoints would cross clients.
+//! Compares bytes and never normalizes, so that any path which another parser might read
+//! differently is unknown. Any unlisted path is unknown too, even if the upstream would serve it:
+//! account-wide endpoints would mix clients.
 
 use http::Method;
 
-/// What a request asks for. Each path is served with and without `/v1` before it.
+/// The endpoint of a request. Each path is served with and without a leading `/v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `POST /responses`: a turn over HTTP.
     CreateResponse,
     /// `GET /responses`: the handshake of a WebSocket, if the headers ask for one.
     OpenWebSocket,
-    /// `GET /models`, by which clients find out whether their token is accepted. The list itself is
-    /// not served.
+    /// `GET /models`, with which clients check their token. Warmkey does not serve the list itself.
     ListModels,
 }
 
 impl Endpoint {
-    /// `path`: as the client wrote it, without the query. `None`: the URL is unknown.
+    /// `path` is the client's spelling without the query. `None`: the URL is unknown.
     pub fn parse(method: &Method, path: &str) -> Option<Self> {
         let path = path.strip_prefix("/v1").unwrap_or(path);
         match (method, path) {

@@ -1,7 +1,7 @@
-//! Reads OpenAI's errors: the body of an answer, the data of an event, a WebSocket's `error` frame.
-//! Pure.
+//! Reads OpenAI's errors: the body of an answer, the data of an event, and a WebSocket's `error`
+//! frame. Pure.
 //!
-//! Reads with tolerance: an error that cannot be read says nothing, and its status decides alone.
+//! Reads with tolerance: if an error is unreadable, its status decides alone.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use serde::Deserialize;
 use crate::limit;
 use crate::wire::peek::fields;
 
-/// The fields of an OpenAI error body that decisions are made on.
+/// The fields of an OpenAI error body that decisions use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ErrorBody {
     pub code: Option<String>,
     pub class: Option<String>,
-    /// The request is larger than the limit that it was refused by.
+    /// The request is larger than the limit that refused it.
     pub is_beyond_limit: bool,
-    /// When to come again, as its message says.
+    /// The wait that the message states.
     pub wait: Option<Duration>,
 }
 
@@ -35,7 +35,7 @@ struct Fields {
 }
 
 impl ErrorBody {
-    /// Reads `{"error":{"code","type"}}`; anything else says nothing.
+    /// Reads `{"error":{"code","type"}}`. Any other body gives an empty error.
     pub fn parse(body: &[u8]) -> Self {
         match serde_json::from_slice::<Envelope>(body) {
             Ok(Envelope { error }) => Self::of(error),
@@ -56,7 +56,7 @@ impl ErrorBody {
         }
     }
 
-    /// Reads what a stream's `response.failed` or `error` event says went wrong.
+    /// Reads the error in a stream's `response.failed` or `error` event.
     pub fn of_event(data: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Event {
@@ -69,8 +69,8 @@ impl ErrorBody {
     }
 }
 
-/// The HTTP status of a WebSocket's `error` frame: its `status`, or `status_code` as some write it.
-/// A frame without either is a 400: the error is not one of HTTP.
+/// The HTTP status of a WebSocket's `error` frame: its `status`, or `status_code` as some upstreams
+/// write it. A frame without a status is a 400, because the error did not come from HTTP.
 pub fn frame_status(text: &[u8]) -> StatusCode {
     let found = fields(text, ["status", "status_code"]).unwrap_or_default();
     let number =
@@ -80,8 +80,8 @@ pub fn frame_status(text: &[u8]) -> StatusCode {
         .unwrap_or(StatusCode::BAD_REQUEST)
 }
 
-/// The headers that an `error` frame carries: they say when the client may come again. Headers at
-/// the top of the frame win over those inside its `error`.
+/// The headers in an `error` frame, which state when the client may retry. Headers at the top of
+/// the frame win over headers inside its `error`.
 pub fn frame_headers(text: &[u8]) -> HeaderMap {
     let [own, error] = fields(text, ["headers", "error"]).unwrap_or_default();
     let inside = error.and_then(|raw| fields(raw, ["headers"]).ok()).and_then(|[inside]| inside);
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_says_what_went_wrong() {
+    fn event_error_is_read() {
         let code = |data: &str| ErrorBody::of_event(data.as_bytes()).and_then(|error| error.code);
         let failed = r#"{"type":"response.failed","response":{"id":"r","error":{"code":"rate_limit_exceeded","message":"m"}}}"#;
         assert_eq!(code(failed).as_deref(), Some("rate_limit_exceeded"));
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_says_how_long_a_limit_holds_and_whether_it_is_for_good() {
+    fn message_states_a_wait_or_that_no_wait_helps() {
         let message = |text: &str| {
             format!(r#"{{"error":{{"code":"rate_limit_exceeded","message":"{text}"}}}}"#)
         };
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_body_is_read_with_tolerance() {
+    fn error_body_is_read_with_tolerance() {
         let read = |body: &str| ErrorBody::parse(body.as_bytes());
         let both = read(
             r#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"credit_balance_exhausted"}}"#,

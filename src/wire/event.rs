@@ -1,7 +1,7 @@
-//! Reads a stream of server-sent events: its lines, their fields, and the type that an event's data
-//! begins with. Pure.
+//! Reads a stream of server-sent events: lines, fields, and the type at the start of an event's
+//! data. Pure.
 //!
-//! Every byte of every streamed answer passes here, so each function looks once and copies nothing.
+//! Every byte of every streamed answer passes here, so each function reads once and copies nothing.
 
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
@@ -15,14 +15,14 @@ pub fn is_stream(headers: &HeaderMap) -> bool {
     kind.starts_with(b"text/event-stream")
 }
 
-/// The length of the first line of `bytes`. `None`: the line has not ended yet. A line ends with
-/// `\n`, `\r` or `\r\n`; the caller steps over the second byte of `\r\n`, which may come later.
+/// The length of the first line of `bytes`, or `None` if the line is incomplete. A line ends with
+/// `\n`, `\r` or `\r\n`. The caller skips the second byte of `\r\n`, which may come later.
 #[inline]
 pub fn line_length(bytes: &[u8]) -> Option<usize> {
     memchr2(b'\n', b'\r', bytes)
 }
 
-/// The value of a field line, without the one space that may stand before it. `name` includes the
+/// The value of a field line, without the optional space before the value. `name` includes the
 /// colon.
 #[inline]
 pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
@@ -30,16 +30,16 @@ pub fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
-/// The type of an event's data or of a WebSocket's message, where the text begins with it, as the
-/// real service's does. White space may stand anywhere. `None` also for a type with an escape in
-/// it.
+/// The type at the start of an event's data or a WebSocket message, where the real service writes
+/// it. White space may stand anywhere. `None` also for a type that contains an escape.
 pub fn first_type(text: &[u8]) -> Option<&[u8]> {
     written_type(text).filter(|name| !name.contains(&b'\\'))
 }
 
-/// The end that a `data:` line without an `event:` line announces: `{"type":"response.completed"`.
+/// The end that a `data:` line announces if no `event:` line came before:
+/// `{"type":"response.completed"`.
 pub fn unnamed(data: &[u8]) -> Option<Terminal> {
-    // One letter tells most types from an end: `response.output_text.delta`.
+    // One letter distinguishes most types from an end, such as `response.output_text.delta`.
     if let Some(name) = data.strip_prefix(br#"{"type":"response."#)
         && !matches!(name.first(), Some(b'c' | b'i' | b'f'))
     {
@@ -48,7 +48,7 @@ pub fn unnamed(data: &[u8]) -> Option<Terminal> {
     Terminal::of_event(written_type(data)?)
 }
 
-/// The first type as written, up to the first quote: a type with an escape in it may be cut short.
+/// The first type as written, up to the first quote. An escape may cut it short.
 fn written_type(text: &[u8]) -> Option<&[u8]> {
     let mut rest = text;
     for token in [&b"{"[..], br#""type""#, b":", b"\""] {

@@ -1,21 +1,21 @@
 //! Finds the few top-level fields that routing needs in a body of any size. Pure.
 //!
-//! Never stricter than an upstream: duplicate fields are last-wins, unknown types and fields pass.
-//! What is not JSON at all is an error, since nothing could be checked.
+//! Never stricter than an upstream: the last of duplicate fields wins, and unknown types and fields
+//! pass. A body that is not JSON is an error, because nothing in it could be checked.
 
 use crate::wire::quotes::unescaped;
 use crate::wire::references::References;
 use crate::wire::scan::{NotJson, Scanner};
 
-/// No field that routing needs is longer, as written: what is, is not copied.
+/// The longest value that routing needs, as written. Longer values are not copied.
 const LONGEST: usize = 2048;
 
-/// A field that should hold text.
+/// A field that should contain text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Field {
     #[default]
     Absent,
-    /// Another type, or text that is no Unicode.
+    /// The value has another type, or its text is invalid Unicode.
     Malformed,
     Text(String),
 }
@@ -36,7 +36,7 @@ impl Field {
         }
     }
 
-    /// As the id of something: what is no text is an id that nobody has issued.
+    /// The field as an id. A malformed field gives an id that no upstream ever issued.
     pub fn id(&self) -> Option<&str> {
         match self {
             Self::Absent => None,
@@ -46,7 +46,7 @@ impl Field {
     }
 }
 
-/// What one look at a body finds.
+/// The fields and references found in one pass over a body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peek {
     pub model: Field,
@@ -56,7 +56,7 @@ pub struct Peek {
     /// `conversation`, as a string or as `conversation.id`
     pub conversation: Field,
     pub previous_response_id: Field,
-    /// `store: false`: nobody will find the response again. Without a word the upstream keeps it.
+    /// `store: false`: the upstream does not keep the response. By default the upstream keeps it.
     pub is_unstored: bool,
     pub references: References,
 }
@@ -85,20 +85,20 @@ impl Peek {
     }
 }
 
-/// What is named by its id, or by an object that has it.
+/// A field that is either an id or an object with an `id`.
 pub fn identified(raw: Option<&[u8]>) -> Field {
     inner(raw, "id").unwrap_or_else(|| Field::of(raw))
 }
 
-/// The field `name` of `raw`, if that is an object.
+/// The field `name` of `raw`, if `raw` is an object.
 pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
     let raw = raw.filter(|raw| raw.starts_with(b"{"))?;
     fields(raw, [name]).ok().map(|[field]| Field::of(field))
 }
 
 /// The parts of a body that stay the same for a whole conversation, as written: the model,
-/// `instructions`, `tools`, the leading system and developer items, the first user item. `None`
-/// where there is no user text to tell conversations apart.
+/// `instructions`, `tools`, the leading system and developer items, and the first user item. `None`
+/// if no user text distinguishes the conversation.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     let [model, instructions, tools, input] =
         fields(body, ["model", "instructions", "tools", "input"]).ok()?;
@@ -115,7 +115,7 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     loop {
         let item = items.value().ok()?;
         let [role, content] = fields(item, ["role", "content"]).ok()?;
-        // Tools may stand in the input as an item without content of its own.
+        // Tools may stand in the input as an item without content.
         parts.push(content.unwrap_or(item));
         match role? {
             br#""system""# | br#""developer""# => {}
@@ -128,10 +128,11 @@ pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
     }
 }
 
-/// Fields as they are written, in the order of the names that were looked for.
+/// Raw values, in the order of the requested names.
 type Fields<'b, const N: usize> = [Option<&'b [u8]>; N];
 
-/// The top-level fields `names` of `body`, as written, last one wins. No object: none of them.
+/// The raw top-level fields `names` of `body`. The last duplicate wins. A body that is not an
+/// object has none.
 pub fn fields<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],
@@ -139,7 +140,7 @@ pub fn fields<'b, const N: usize>(
     look(body, names).map(|(found, _)| found)
 }
 
-/// The same, and what the body refers to.
+/// The raw top-level fields `names` of `body`, and the body's references.
 pub fn look<'b, const N: usize>(
     body: &'b [u8],
     names: [&str; N],

@@ -1,24 +1,23 @@
-//! Finds the quotes of JSON text that are not escaped, and what no string may hold. Pure.
+//! Finds the unescaped quotes of JSON text, and the bytes that no string may contain. Pure.
 //!
-//! Works on blocks of 64 bytes, a bit a byte: comparing is done for all bytes of a block at once,
-//! and which quotes are escaped follows from a few operations on whole words. The idea is that of
-//! simdjson (Langdale and Lemire, 2019), in portable Rust that the compiler turns into vector
-//! instructions.
+//! Works on blocks of 64 bytes, one bit a byte. All bytes of a block are compared at once, and a
+//! few operations on whole words tell which quotes are escaped. The idea is simdjson's (Langdale
+//! and Lemire, 2019), in portable Rust that the compiler vectorizes.
 
 use std::borrow::Cow;
 
 const BLOCK: usize = 64;
-/// Bits at even places.
+/// The bits at even places.
 const EVEN: u64 = 0x5555_5555_5555_5555;
 
-/// Where the quotes of a text are.
+/// The places of a text's unescaped quotes.
 pub struct Quotes {
-    /// A bit for each byte of the text that is a quote and not escaped.
+    /// One bit for each byte of the text, set for an unescaped quote.
     words: Vec<u64>,
-    /// The first byte behind a backslash that no escape has.
+    /// The first byte after a backslash that forms no valid escape.
     bad_escape: Option<usize>,
-    /// Some byte of the text is a control character: between values it may be white space, in a
-    /// string it may not be.
+    /// Whether the text has a control character. A control character may be white space between
+    /// values, but a string may not contain one.
     has_control: bool,
 }
 
@@ -29,7 +28,8 @@ impl Quotes {
             bad_escape: None,
             has_control: false,
         };
-        // The byte before the block is a backslash that escapes the block's first byte.
+        // True if the last byte of the block before is a backslash that escapes the first byte of
+        // this block.
         let mut carry = false;
         let (blocks, rest) = text.as_chunks::<BLOCK>();
         for block in blocks {
@@ -43,7 +43,7 @@ impl Quotes {
         quotes
     }
 
-    /// The first quote at or behind `from`.
+    /// The first quote at or after `from`.
     pub fn next(&self, from: usize) -> Option<usize> {
         let mut index = from / BLOCK;
         let mut word = self.words.get(index)? & (u64::MAX << (from % BLOCK));
@@ -54,7 +54,7 @@ impl Quotes {
         Some(index * BLOCK + word.trailing_zeros() as usize)
     }
 
-    /// The first byte in `start..end`, the inside of a string, that may not be there.
+    /// The first invalid byte in `start..end`, the inside of a string.
     pub fn fault(&self, text: &[u8], start: usize, end: usize) -> Option<usize> {
         let escape = self.bad_escape.filter(|at| (start..end).contains(at));
         let control = || text[start..end].iter().position(|byte| *byte < b' ').map(|at| start + at);
@@ -76,7 +76,8 @@ impl Quotes {
     }
 }
 
-/// A field's name without its quotes. One that is no Unicode is none that is looked for.
+/// A field's name without quotes and escapes. Invalid Unicode gives an empty name, which matches no
+/// field.
 pub fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
     match key.contains(&b'\\') {
         false => Cow::Borrowed(&key[1..key.len() - 1]),
@@ -84,7 +85,7 @@ pub fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Whether what stands behind a backslash is an escape.
+/// Whether `rest`, the text after a backslash, begins with a valid escape.
 fn is_escape(rest: &[u8]) -> bool {
     match rest {
         [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,
@@ -93,7 +94,7 @@ fn is_escape(rest: &[u8]) -> bool {
     }
 }
 
-/// A bit for each byte of the block that `is` so.
+/// Sets one bit for each byte of the block for which `is` holds.
 #[inline(always)]
 fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
     let mut found = [0u8; BLOCK];
@@ -107,15 +108,15 @@ fn places(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
     words.iter().enumerate().fold(0, |bits, (at, word)| bits | gather(word) << (at * 8))
 }
 
-/// The bytes that a backslash escapes: each one behind an odd number of backslashes.
+/// The escaped bytes: each byte after an odd number of backslashes.
 fn escaped(backslashes: u64, carry: &mut bool) -> u64 {
     if backslashes == 0 {
         return u64::from(std::mem::take(carry));
     }
-    // A backslash that is escaped itself escapes nothing.
+    // An escaped backslash escapes nothing.
     let escaping = backslashes & !u64::from(*carry);
     let followers = escaping << 1 | u64::from(*carry);
-    // Runs of backslashes that begin at an odd place: adding carries each of them to its end.
+    // Runs of backslashes that begin at an odd place. The addition carries each run to its end.
     let odd_starts = escaping & !EVEN & !followers;
     let (ends, overflow) = odd_starts.overflowing_add(escaping);
     *carry = overflow;
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_of_backslashes_may_cross_any_border() {
+    fn backslashes_may_cross_the_border_of_a_block() {
         for length in 0..140 {
             for before in 56..72 {
                 let text = [vec![b'x'; before], vec![b'\\'; length], vec![b'"']].concat();

@@ -1,35 +1,34 @@
-//! References in a body to what a project stores apart from its responses: no other project finds
-//! it. Pure.
+//! Finds a body's references to objects that one project stores apart from its responses. No other
+//! project can resolve them. Pure.
 //!
-//! Where a reference may stand is told by OpenAI's API reference for responses; the names are
-//! looked at wherever they stand inside `input`, `tools` and `prompt`, on the scanner's one way
-//! through the body.
+//! OpenAI's API reference for responses lists where references may stand. The scanner checks names
+//! at any depth inside `input`, `tools` and `prompt`, in its one pass over the body.
 
 use memchr::memchr;
 
 use crate::wire::quotes::unescaped;
 
-/// No name that is looked for and has an escape in it is shorter.
+/// The shortest relevant name with an escape in it.
 const SHORTEST_ESCAPED: usize = br#""\u0074ype""#.len();
 
-/// What a body refers to.
+/// The references of one body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct References {
-    /// There is something that only the project finds which stores it.
+    /// At least one reference that only one project can resolve.
     pub are_held: bool,
-    /// There is a file or a vector store: neither is made by a response, so it never passed through
-    /// here.
+    /// At least one reference to a file or vector store. No response creates these, so the id never
+    /// passed through this gateway.
     pub are_foreign: bool,
 }
 
 impl References {
-    /// Takes note of a field, as written: its name in quotes, and the text that begins with its
-    /// value. `is_first`: of its object.
+    /// Records a field. `name` has its quotes, `value` is the text from the value on. `is_first` is
+    /// true for the first field of its object.
     #[inline]
     pub fn look(&mut self, name: &[u8], value: &[u8], is_first: bool) {
         match name {
             br#""type""# if value.starts_with(br#""item_reference""#) => self.find_own(),
-            // The type may be left out: an item of nothing but its id.
+            // The type is optional: an item with only an id is a reference.
             br#""id""# if is_first && is_alone(value) => self.find_own(),
             br#""file_id""# if value.starts_with(br#""file"#) => self.find_foreign(),
             br#""file_ids""# if list(value).is_some_and(|list| list.starts_with(br#""file"#)) => {
@@ -40,7 +39,7 @@ impl References {
             {
                 self.find_foreign()
             }
-            // Files of a container too, which an answer cites.
+            // Includes container files, which an answer cites.
             br#""file_id""# | br#""container_id""# | br#""container""# | br#""skill_id""#
                 if is_text(value) =>
             {
@@ -75,7 +74,7 @@ impl References {
     }
 }
 
-/// A string that is not empty.
+/// Whether `value` begins with a string that is not empty.
 fn is_text(value: &[u8]) -> bool {
     matches!(value, [b'"', first, ..] if *first != b'"')
 }
@@ -85,7 +84,7 @@ fn list(value: &[u8]) -> Option<&[u8]> {
     value.strip_prefix(b"[").map(<[u8]>::trim_ascii_start)
 }
 
-/// A string behind which its object ends.
+/// Whether `value` is a string at the end of its object.
 fn is_alone(value: &[u8]) -> bool {
     let end =
         value.strip_prefix(b"\"").and_then(|text| memchr(b'"', text).map(|end| &text[end + 1..]));
@@ -102,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_only_one_project_finds_is_a_reference() {
+    fn references_of_one_project_are_found() {
         for (body, foreign) in [
             (
                 r#"{"input":[{"role":"user","content":[{"type":"input_file","file_id":"file-1"}]}]}"#,
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_looks_like_one_is_none() {
+    fn near_misses_are_no_references() {
         for body in [
             r#"{"input":[{"role":"user","content":"\"file_id\":\"file-1\""}]}"#,
             r#"{"input":[{"type":"function_call","arguments":"{\"file_id\":\"file-1\"}"}]}"#,

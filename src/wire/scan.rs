@@ -1,29 +1,30 @@
-//! Steps over JSON text: says where a value ends, or that the text is no JSON. Builds nothing.
+//! Steps over JSON text: finds the end of each value, or that the text is not JSON. Builds nothing.
 //! Pure.
 //!
-//! Every turn's body goes through here once. Bodies are mostly strings full of escapes, so all
-//! quotes that are not escaped are found first, 64 bytes at a time and without a branch a byte;
-//! then it steps from quote to quote. It accepts what RFC 8259 does, at any depth, and more than
-//! that only in strings: text that is not read need not be valid Unicode.
+//! Every turn's body is scanned once. Bodies are mostly strings full of escapes. The scanner
+//! therefore finds all unescaped quotes first, 64 bytes at a time without a branch a byte, then
+//! steps from quote to quote. It accepts RFC 8259 at any depth, and also strings with invalid
+//! Unicode, unless they are read.
 
 use crate::wire::quotes::Quotes;
 use crate::wire::references::References;
 
-/// The text stops being JSON at this byte.
+/// The byte at which the text stops being JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("byte {0}")]
 pub struct NotJson(pub usize);
 
-/// A place in JSON text.
+/// A position in JSON text.
 pub struct Scanner<'t> {
     text: &'t [u8],
     at: usize,
     quotes: Quotes,
-    /// What the fields inside the values that were stepped over refer to.
+    /// The references in the values that were skipped so far.
     references: References,
 }
 
-/// Which brackets are open, innermost last: a bit each, since a body may consist of nothing else.
+/// The open brackets, innermost last. Each takes one bit, because a body may consist of brackets
+/// only.
 #[derive(Default)]
 struct Brackets {
     words: Vec<u64>,
@@ -41,7 +42,8 @@ impl Brackets {
         self.depth += 1;
     }
 
-    /// Closes the innermost bracket; whether one is open around it, and of which kind.
+    /// Closes the innermost bracket. Returns whether the bracket around it is an object, or `None`
+    /// if none is open.
     fn pop(&mut self) -> Option<bool> {
         self.depth -= 1;
         let (word, bit) = (self.depth / 64, self.depth % 64);
@@ -60,7 +62,7 @@ impl<'t> Scanner<'t> {
         Self { text, at: 0, quotes: Quotes::of(text), references: References::default() }
     }
 
-    /// The next byte that is no white space, which stays the next one.
+    /// The next byte that is not white space. The byte is not consumed.
     pub fn peek(&mut self) -> Option<u8> {
         while let Some(byte) = self.text.get(self.at) {
             match byte {
@@ -71,7 +73,7 @@ impl<'t> Scanner<'t> {
         None
     }
 
-    /// Steps over `byte` if it comes next.
+    /// Steps over `byte` if `byte` comes next.
     pub fn take(&mut self, byte: u8) -> bool {
         let is_next = self.peek() == Some(byte);
         self.at += usize::from(is_next);
@@ -82,12 +84,12 @@ impl<'t> Scanner<'t> {
         if self.take(byte) { Ok(()) } else { self.fail() }
     }
 
-    /// Nothing but white space may follow.
+    /// Checks that only white space follows.
     pub fn end(&mut self) -> Result<(), NotJson> {
         if self.peek().is_none() { Ok(()) } else { self.fail() }
     }
 
-    /// Steps over a string; returns it as written, quotes and all.
+    /// Steps over a string. Returns the string as written, with its quotes.
     pub fn string(&mut self) -> Result<&'t [u8], NotJson> {
         if self.peek() != Some(b'"') {
             return self.fail();
@@ -97,7 +99,7 @@ impl<'t> Scanner<'t> {
         Ok(&self.text[start..self.at])
     }
 
-    /// Steps over a value of any kind and depth; returns it as written.
+    /// Steps over a value of any kind and depth. Returns the value as written.
     pub fn value(&mut self) -> Result<&'t [u8], NotJson> {
         let mut open = Brackets::default();
         self.peek();
@@ -127,7 +129,7 @@ impl<'t> Scanner<'t> {
                 Some(b'n') => self.skip_word(b"null")?,
                 _ => return self.fail(),
             }
-            // A value ended, or an empty bracket is about to.
+            // A value ended, or an empty bracket is about to end.
             let mut around = open.innermost();
             loop {
                 let Some(is_object) = around else { return Ok(&self.text[start..self.at]) };
@@ -148,12 +150,12 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    /// What the values refer to that were stepped over since this was asked last.
+    /// Returns and clears the references in the values that were skipped since the last call.
     pub fn references(&mut self) -> References {
         std::mem::take(&mut self.references)
     }
 
-    /// The name of a field; `is_first`: of its object.
+    /// Reads the name of a field. `is_first` is true for the first field of its object.
     fn key(&mut self, is_first: bool) -> Result<(), NotJson> {
         let name = self.string()?;
         self.expect(b':')?;
@@ -162,7 +164,7 @@ impl<'t> Scanner<'t> {
         Ok(())
     }
 
-    /// From the opening quote over the closing one.
+    /// Steps from the opening quote over the closing quote.
     fn skip_string(&mut self) -> Result<(), NotJson> {
         let start = self.at + 1;
         let end = self.quotes.next(start).unwrap_or(self.text.len());
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_returned_as_written() {
+    fn value_is_returned_as_written() {
         let mut scanner = Scanner::new(br#" {"a": [1, "]"]} , 2"#);
         assert_eq!(scanner.value().unwrap(), br#"{"a": [1, "]"]}"#);
         assert!(scanner.take(b','));

@@ -1,10 +1,10 @@
-//! Reads what the end of an answer says: how it ended, and what it cost. Pure.
+//! Reads the end of an answer: its outcome and its token usage. Pure.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// How the upstream itself says that an answer ended.
+/// The upstream's own statement of how an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Terminal {
     Completed,
@@ -12,20 +12,20 @@ pub enum Terminal {
     Failed,
 }
 
-/// Tokens, as the upstream counts them. `cached` and `written` are parts of `input`.
+/// Token counts of the upstream. `cached` and `written` are parts of `input`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub input: u64,
     pub cached: u64,
     pub written: u64,
     pub output: u64,
-    /// Why nothing was read from the cache, where the upstream says so
+    /// Why nothing was read from the cache, if the upstream states it
     /// (`prompt_cache_diagnostics.reason`).
     pub miss: Option<String>,
 }
 
 impl Terminal {
-    /// By the name of a stream event. `None`: more is to come.
+    /// The end that a stream event with this name means. `None` if more events follow.
     pub fn of_event(name: &[u8]) -> Option<Self> {
         match name {
             b"response.completed" => Some(Self::Completed),
@@ -35,13 +35,13 @@ impl Terminal {
         }
     }
 
-    /// By the `status` of a response object.
+    /// The end that the `status` of a response object means.
     fn of_status(status: &str) -> Self {
         match status {
             "incomplete" => Self::Incomplete,
             "failed" | "cancelled" => Self::Failed,
-            // A response that is answered as JSON and still queued was accepted: that is what was
-            // asked for.
+            // A JSON answer that is still queued counts as completed: the upstream accepted the
+            // request, as the client asked.
             _ => Self::Completed,
         }
     }
@@ -86,8 +86,8 @@ struct Diagnostics {
     reason: Option<String>,
 }
 
-/// A field's value, or its default where it is null or of another type: one odd field makes no
-/// other unreadable.
+/// A field's value, or the default if the value is null or has another type. One odd field thus
+/// makes no other field unreadable.
 fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
     field: D,
 ) -> Result<T, D::Error> {
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usage_is_read_where_it_is() {
+    fn usage_is_read_from_a_terminal_event() {
         let event = br#"{"type":"response.completed","response":{"id":"r","status":"completed","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
         let expected = Usage {
             input: 9_000,
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_field_makes_no_other_unreadable() {
+    fn odd_field_makes_no_other_unreadable() {
         let whole = Usage { input: 9, cached: 8, written: 1, output: 7, miss: Some("m".into()) };
         for (odd, lost) in [
             ("status", whole.clone()),
@@ -158,8 +158,7 @@ mod tests {
         ] {
             for value in ["null", "-1", "1.5", "true", "[[]]"] {
                 let mut event = r#"{"response":{"status":"completed","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"output_tokens":7},"prompt_cache_diagnostics":{"reason":"m"}}}"#.to_owned();
-                // Of two equal names the later one would be an error: the right one gets another
-                // name.
+                // Equal names would be an error, so the right field gets another name.
                 let name = format!("\"{odd}\":");
                 event = event.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
                 assert_eq!(of_event(event.as_bytes()), Some(lost.clone()), "{event}");
@@ -181,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn a_document_says_how_it_ended() {
+    fn document_status_is_its_end() {
         assert_eq!(
             of_document(br#"{"status":"incomplete","usage":{"input_tokens":5}}"#).0,
             Terminal::Incomplete
         );
         assert_eq!(of_document(br#"{"status":"failed"}"#), (Terminal::Failed, None));
         assert_eq!(of_document(br#"{"status":"cancelled"}"#).0, Terminal::Failed);
-        for done in ["completed", "queued", "in_progress", "never_heard_of"] {
+        for done in ["completed", "queued", "in_progress", "unknown"] {
             assert_eq!(
                 of_document(format!(r#"{{"status":"{done}"}}"#).as_bytes()).0,
                 Terminal::Completed,

@@ -1,4 +1,4 @@
-"""The real Codex CLI with nobody at the keyboard: `codex exec` for one turn, `codex app-server` for several in one process."""
+"""The real Codex CLI, driven by a test: `codex exec` plays one turn, `codex app-server` several."""
 
 import json
 import os
@@ -11,7 +11,7 @@ TURN_SECONDS = 90
 
 
 class Codex:
-    """A home folder for Codex, configured as the article tells its readers to, with our address."""
+    """A home folder for Codex, configured as the article says, with the address of this deployment."""
 
     def __init__(self, world, program, name):
         self.world = world
@@ -20,7 +20,7 @@ class Codex:
         os.makedirs(os.path.join(self._home, "work"))
         world.parts.path(f"{name}-home/config.toml", self._configuration())
         self._runs = 0
-        # What one scenario leaves to the next: the requests of one session.
+        # State that one scenario leaves to the next: the requests of one session.
         self.first = []
 
     def _configuration(self):
@@ -51,7 +51,7 @@ enabled = false
 """
 
     def _start(self, arguments, by_socket, **options):
-        """Over HTTP: as if `supports_websockets` were not there."""
+        """Codex over HTTP, without `supports_websockets`."""
         self._runs += 1
         environment = {
             "PATH": os.environ["PATH"],
@@ -74,23 +74,23 @@ enabled = false
         return Run(self.world, name, child, before, said)
 
     def talk(self, by_socket=True, **thread):
-        """Starts `codex app-server` and in it a thread; `thread`: an old one to be resumed."""
+        """Starts `codex app-server`, which begins a thread or resumes `thread`."""
         before = len(self.world.recorder.exchanges)
         name, child = self._start(["app-server"], by_socket, feed=subprocess.PIPE, output=subprocess.PIPE)
         return Talk(self.world, name, child, before, **thread)
 
 
 class Process:
-    """One process of Codex, and what went over the wire since it began."""
+    """One process of Codex, and its exchanges over the wire."""
 
     def __init__(self, world, name, child, before):
         self.world, self._name, self._child = world, name, child
-        # Which of the recorder's exchanges are its own.
+        # Which of the recorder's exchanges belong to this process.
         self._before, self._after = before, None
 
     @property
     def exchanges(self):
-        """Requests that Codex made for the model: it asks for other things too."""
+        """Requests of Codex for the model. Codex also asks for other things."""
         return [one for one in self.world.recorder.exchanges[self._before : self._after] if one.is_turn or one.wants_socket]
 
     @property
@@ -105,11 +105,11 @@ class Process:
 
     @property
     def log(self):
-        """What it said to whoever reads its errors."""
+        """The process's standard error."""
         return self.world.parts.log(self._name)
 
     def stops(self):
-        """Waits for the end, whatever it is, and returns its exit code."""
+        """Waits for the end of the process, and returns its exit code."""
         try:
             status = self._child.wait(TURN_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -130,7 +130,7 @@ class Run(Process):
         self._said = said
 
     def finish(self):
-        """Waits for the end, which has to be a good one, and for the answer to have been printed."""
+        """Waits for a successful end, and checks that the answer was printed."""
         self._end()
         done = self.exchanges[-1].events("response.output_text.done")
         check(done, f"the last answer has no text: {self.exchanges[-1].answer[-300:]!r}")
@@ -140,7 +140,7 @@ class Run(Process):
 
 
 class Talk(Process):
-    """`codex app-server`: several turns of one thread in one process, asked for by JSON-RPC."""
+    """`codex app-server`: several turns of one thread in one process, over JSON-RPC."""
 
     def __init__(self, world, name, child, before, **thread):
         super().__init__(world, name, child, before)
@@ -170,15 +170,15 @@ class Talk(Process):
         return answer["result"]
 
     def told(self, method):
-        """What it has told of one kind of event, in order."""
+        """The events of one kind so far, in order."""
         return [one["params"] for one in list(self._heard) if one.get("method") == method]
 
     def begin(self, text):
-        """Starts a turn and does not wait for it; returns its id."""
+        """Starts a turn without waiting for its end, and returns its id."""
         return self._ask("turn/start", threadId=self.thread, input=[{"type": "text", "text": text}])["turn"]["id"]
 
     def end(self, turn, status="completed"):
-        """Waits for the end of a turn; returns the last message of the agent."""
+        """Waits for the end of a turn, and returns the last message of the agent."""
         ends = lambda: next((one["turn"] for one in self.told("turn/completed") if one["turn"]["id"] == turn), None)
         ended = wait_for("end of a turn", ends, TURN_SECONDS)
         check(ended["status"] == status, f"a turn ended as {ended}")
@@ -190,7 +190,7 @@ class Talk(Process):
         return self.end(self.begin(text))
 
     def compact(self):
-        """Has the history of the thread replaced by a shorter one."""
+        """Makes Codex replace the history of the thread by a shorter one."""
         before = len(self.told("turn/completed"))
         self._ask("thread/compact/start", threadId=self.thread)
         wait_for("shorter history", lambda: len(self.told("turn/completed")) > before, TURN_SECONDS)
@@ -199,7 +199,7 @@ class Talk(Process):
         self._ask("turn/interrupt", threadId=self.thread, turnId=turn)
 
     def errors(self):
-        """What its user saw of failures, retries included."""
+        """The failures that the user saw, retries included."""
         return [one["error"]["message"] for one in self.told("error")]
 
     def finish(self):

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The real Codex CLI through two replicas behind a balancer without affinity, judged by the simulated upstream's record.
+"""The real Codex CLI through two replicas behind a balancer without affinity.
 
     codex.py --codex FOLDER --warmkey BINARY [WORDS]
 
-FOLDER is where npm has put the package @openai/codex. Prints a line a scenario, those whose name has the words if there are
-any; exits 1 when one has failed.
+The simulated upstream's record is the judge. FOLDER is where npm has put the package @openai/codex.
+With WORDS, only scenarios with these words in their name are played. Prints a line for each scenario,
+and exits with 1 if one has failed.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import glob
 import os
 import sys
 
-import ailing
+import failing
 import over_http
 import over_socket
 from cli import Codex
@@ -33,7 +34,7 @@ def main():
     home = lambda world: Codex(world, program, "codex")
     acts = [
         ("both transports", {}, over_http.SCENARIOS + over_socket.SCENARIOS, home),
-        ("keys that fall ill", {}, ailing.SCENARIOS, home),
+        ("failing keys", {}, failing.SCENARIOS, home),
         ("an hour in four seconds", {"simulator": "time_scale = 900"}, over_socket.WITHIN_THE_LIMIT, home),
         ("an upstream without WebSocket", {"simulator": "websocket = false"}, over_socket.WITHOUT, home),
         ("a pool without WebSocket", {"upstream": 'speaks = ["responses"]'}, over_socket.WITHOUT, home),

@@ -1,4 +1,4 @@
-"""What must be true of a session, by the simulated upstream's record and by what the recorders saw on either side."""
+"""Checks of a session, by the simulated upstream's record and the recorders on both sides."""
 
 import json
 from collections import Counter
@@ -8,9 +8,9 @@ from recorder import sha256
 
 
 def arrived(world, session, exchanges, broken=()):
-    """The record of a session: the upstream saw the very turns that the client sent, each of them once.
+    """The record of a session. Checks that the upstream saw each turn of the client exactly once.
 
-    What was sent on a `broken` connection may have got lost.
+    A turn on a `broken` connection may have got lost.
     """
     sent = Counter(sha256(turn) for exchange in exchanges for turn in exchange.turns)
     due = Counter(sha256(turn) for exchange in exchanges if exchange not in broken for turn in exchange.turns)
@@ -26,14 +26,15 @@ def ended(turns):
 
 
 def answers(turns):
-    """Those that were answered to their end, and did not only prepare."""
+    """The turns with a whole answer, without prewarms."""
     return [turn for turn in turns if turn["outcome"] == "completed" and not turn["prewarm"]]
 
 
 def judge(world, session, exchanges, served, warm=True, broken=()):
-    """One key for the whole session, a warm cache, and nothing lost, changed or answered twice.
+    """Checks for one key, a warm cache, and no turn lost, changed or answered twice.
 
-    `served`: how many answers there must be. `broken`: WebSockets that were cut, on which less was heard than said.
+    `served` is the number of answers. `broken` names WebSockets that were cut: one end may have
+    received less than the other sent.
     """
     turns = arrived(world, session, exchanges, broken)
     keys = {turn["key"] for turn in turns} | {socket["key"] for socket in world.sockets(session)}
@@ -47,7 +48,7 @@ def judge(world, session, exchanges, served, warm=True, broken=()):
 
 
 def unaltered(world, session, exchanges, broken=()):
-    """What a WebSocket's client said its upstream heard, and the other way round, message by message and byte for byte."""
+    """Checks that the messages of WebSockets arrived byte for byte, in both directions."""
     for outer in exchanges:
         if not (outer.is_socket and outer.said.texts):
             continue
@@ -64,6 +65,6 @@ def unaltered(world, session, exchanges, broken=()):
 
 
 def is_our_own(text):
-    """The gateway's word for a turn whose upstream is gone: no upstream says it."""
+    """The error that the gateway itself makes for a turn whose upstream is gone."""
     event = json.loads(text)
     return event.get("type") == "error" and event["error"].get("code") == "upstream_interrupted"

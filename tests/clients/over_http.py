@@ -1,4 +1,4 @@
-"""Codex over HTTP: each request is a new connection, and goes to the other replica."""
+"""Codex over HTTP: each request opens a connection, which goes to the other replica."""
 
 import signal
 
@@ -11,7 +11,7 @@ def both_served(run):
     check({exchange.served_by for exchange in run.exchanges} == set(REPLICAS), "both replicas should have served")
 
 
-def a_turn_with_a_tool_call(codex):
+def turn_with_a_tool_call(codex):
     run = codex.exec("Call the TOOL, then say that you are done.", by_socket=False)
     run.finish()
     check(b'"function_call_output"' in run.exchanges[-1].body, "no tool was called")
@@ -20,7 +20,7 @@ def a_turn_with_a_tool_call(codex):
     codex.first = run.exchanges
 
 
-def a_session_resumed_on_the_other_replica(codex):
+def session_resumed_on_the_other_replica(codex):
     before = codex.first
     check(before, "there is no session to resume")
     run = codex.exec("resume", "--last", "And what was it that you did?", by_socket=False)
@@ -32,7 +32,7 @@ def a_session_resumed_on_the_other_replica(codex):
 
 
 def resume_and_fork(codex, times, served):
-    """Goes on with the first session and forks it, each turn by both replicas; all of it is on the one key of the first."""
+    """Resumes and forks the first session, by both replicas; every turn is on the first key."""
     world, parent = codex.world, codex.first[0].session
     run = codex.exec("resume", parent, "Once more, call the TOOL.", by_socket=False)
     run.finish()
@@ -41,7 +41,7 @@ def resume_and_fork(codex, times, served):
     codex.first = codex.first + run.exchanges
     judge(world, parent, codex.first, served)
     (home,) = {turn["key"] for turn in world.record(parent)}
-    # A fork that inherits nothing would find the same key by chance, but not each time.
+    # Without inheritance, a fork would find the same key by chance, but not each time.
     for _ in range(times):
         run = codex.exec("fork", parent, "Call the TOOL in the fork.", by_socket=False)
         run.finish()
@@ -52,7 +52,7 @@ def resume_and_fork(codex, times, served):
         check(keys == {home}, f"the parent's key {home} for the fork, not {keys}")
 
 
-def a_session_resumed_and_forked_while_redis_is_stopped(codex):
+def session_resumed_and_forked_while_redis_is_stopped(codex):
     world = codex.world
     world.signal("redis", signal.SIGSTOP)
     try:
@@ -64,7 +64,7 @@ def a_session_resumed_and_forked_while_redis_is_stopped(codex):
     resume_and_fork(codex, 1, served=7)
 
 
-def a_replica_killed_in_mid_stream(codex):
+def replica_killed_in_mid_stream(codex):
     run = codex.exec("SLOW:30x100ms please, a long story.", by_socket=False)
     streaming = lambda: run.exchanges and len(run.exchanges[0].events("response.output_text.delta")) >= 2
     wait_for("answer that streams", streaming, seconds=60)
@@ -79,8 +79,8 @@ def a_replica_killed_in_mid_stream(codex):
 
 
 SCENARIOS = [
-    a_turn_with_a_tool_call,
-    a_session_resumed_on_the_other_replica,
-    a_session_resumed_and_forked_while_redis_is_stopped,
-    a_replica_killed_in_mid_stream,
+    turn_with_a_tool_call,
+    session_resumed_on_the_other_replica,
+    session_resumed_and_forked_while_redis_is_stopped,
+    replica_killed_in_mid_stream,
 ]

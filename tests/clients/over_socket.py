@@ -1,4 +1,4 @@
-"""Codex over WebSocket: a connection lives for many turns; its replica and its upstream's end of it may not."""
+"""Codex over WebSocket: a connection lives for many turns, and may lose its replica or upstream."""
 
 import signal
 
@@ -16,18 +16,18 @@ def only(sockets):
 
 
 def goes_on(talk, replica):
-    """The other replica serves what comes after this one, all of it on one connection."""
+    """The other replica serves the turns after this one, all on one connection."""
     served_by = [one.served_by for one in talk.sockets]
     check(len(served_by) == 2 and served_by[0] == replica != served_by[1], f"{replica} first and then the other one: {served_by}")
 
 
 def unseen(talk):
-    """Its user has seen nothing of what went on."""
+    """Checks that the user has seen no failure."""
     check(not talk.errors(), f"the user was told {talk.errors()}")
 
 
 def streams(talk):
-    """Waits for the middle of an answer; returns the WebSocket it comes over."""
+    """Waits for the middle of an answer, and returns its WebSocket."""
     before = len(talk.sockets[-1].events(DELTA)) if talk.sockets else 0
     wait_for("answer that streams", lambda: talk.sockets and len(talk.sockets[-1].events(DELTA)) >= before + 2, seconds=60)
     return talk.sockets[-1]
@@ -46,12 +46,12 @@ def several_turns_in_one_process(codex):
     codex.first = talk.exchanges
 
 
-def a_session_resumed_over_either_transport(codex):
+def session_resumed_over_either_transport(codex):
     world, before = codex.world, codex.first
     check(before, "there is no session to resume")
     session, served = before[0].session, 6
     for count, by_socket in enumerate([True, False, True, False, True, False]):
-        # The balancer takes turns, but for connections that Codex opens beside.
+        # The balancer alternates, but for other connections of Codex.
         if count >= 3 and {one.served_by for one in before} == set(REPLICAS):
             break
         run = codex.exec("resume", session, "Call the TOOL again.", by_socket=by_socket)
@@ -64,11 +64,11 @@ def a_session_resumed_over_either_transport(codex):
     codex.first = before
 
 
-def a_session_whose_history_is_compacted(codex):
+def session_whose_history_is_compacted(codex):
     talk = codex.talk()
     talk.turn("Call the TOOL.")
     talk.compact()
-    # What it goes on with now, only the organization that made it can open.
+    # Only the organization that made the history can open it.
     check(talk.turn("Call the TOOL again."), "an answer has a text")
     talk.finish()
     unseen(talk)
@@ -76,7 +76,7 @@ def a_session_whose_history_is_compacted(codex):
     judge(codex.world, talk.session, talk.exchanges, served=5)
 
 
-def a_fork_while_redis_is_stopped(codex):
+def fork_while_redis_is_stopped(codex):
     world, parent = codex.world, codex.first[0].session
     (home,) = {turn["key"] for turn in world.record(parent)}
     world.signal("redis", signal.SIGSTOP)
@@ -94,7 +94,7 @@ def a_fork_while_redis_is_stopped(codex):
     wait_for("replicas that have found Redis", lambda: all(world.metric(name, "warmkey_store_up") == 1 for name in REPLICAS))
 
 
-def a_replica_killed_in_mid_turn(codex):
+def replica_killed_in_mid_turn(codex):
     talk = codex.talk()
     talk.turn("Say that you are there.")
     turn = talk.begin(SLOW.format(30))
@@ -109,7 +109,7 @@ def a_replica_killed_in_mid_turn(codex):
     judge(codex.world, talk.session, talk.exchanges, served=4, broken=[broken])
 
 
-def a_replica_that_leaves_between_turns(codex):
+def replica_that_leaves_between_turns(codex):
     talk = codex.talk()
     talk.turn("Say that you are there.")
     leaving = only(talk.sockets)
@@ -124,7 +124,7 @@ def a_replica_that_leaves_between_turns(codex):
     judge(codex.world, talk.session, talk.exchanges, served=3)
 
 
-def a_replica_that_leaves_in_mid_turn(codex):
+def replica_that_leaves_in_mid_turn(codex):
     talk = codex.talk()
     turn = talk.begin(SLOW.format(40))
     leaving = streams(talk)
@@ -140,10 +140,10 @@ def a_replica_that_leaves_in_mid_turn(codex):
     judge(codex.world, talk.session, talk.exchanges, served=3)
 
 
-def an_upstream_that_closes_between_turns(codex):
+def upstream_that_closes_between_turns(codex):
     talk = codex.talk()
     talk.turn("Call the TOOL.")
-    # With each word that a service may leave with, and without any.
+    # With each close code that a service may use, and without one.
     orders = [{"code": code} for code in (1000, 1001, 1011, 1012, 1013)] + [{}]
     for number, order in enumerate(orders, 1):
         last = talk.sockets[-1]
@@ -157,7 +157,7 @@ def an_upstream_that_closes_between_turns(codex):
     judge(codex.world, talk.session, talk.exchanges, served=2 + len(orders))
 
 
-def an_upstream_that_is_lost_in_mid_turn(codex):
+def upstream_that_is_lost_in_mid_turn(codex):
     talk = codex.talk()
     talk.turn("Say that you are there.")
     turn = talk.begin(SLOW.format(15))
@@ -170,7 +170,7 @@ def an_upstream_that_is_lost_in_mid_turn(codex):
     judge(codex.world, talk.session, talk.exchanges, served=2, broken=talk.sockets[:1])
 
 
-def a_turn_that_is_interrupted(codex):
+def turn_that_is_interrupted(codex):
     talk = codex.talk()
     talk.turn("Say that you are there.")
     turn = talk.begin(SLOW.format(300))
@@ -184,7 +184,7 @@ def a_turn_that_is_interrupted(codex):
     judge(codex.world, talk.session, talk.exchanges, served=3, broken=[left])
 
 
-def a_key_that_is_revoked_between_turns(codex):
+def key_that_is_revoked_between_turns(codex):
     world, talk = codex.world, codex.talk()
     talk.turn("Call the TOOL.")
     before = world.record(talk.session)
@@ -193,7 +193,7 @@ def a_key_that_is_revoked_between_turns(codex):
     check(talk.turn("And again?"), "an answer has a text")
     talk.finish()
     unseen(talk)
-    # By either replica, of which one has not met the refusal itself.
+    # By both replicas, one of which has not met the refusal itself.
     for _ in REPLICAS:
         codex.exec("resume", talk.session, "And what was it that you did?", by_socket=True).finish()
     turns = world.record(talk.session)
@@ -205,25 +205,25 @@ def a_key_that_is_revoked_between_turns(codex):
 
 SCENARIOS = [
     several_turns_in_one_process,
-    a_session_resumed_over_either_transport,
-    a_session_whose_history_is_compacted,
-    a_fork_while_redis_is_stopped,
-    a_replica_killed_in_mid_turn,
-    a_replica_that_leaves_between_turns,
-    a_replica_that_leaves_in_mid_turn,
-    an_upstream_that_closes_between_turns,
-    an_upstream_that_is_lost_in_mid_turn,
-    a_turn_that_is_interrupted,
-    a_key_that_is_revoked_between_turns,
+    session_resumed_over_either_transport,
+    session_whose_history_is_compacted,
+    fork_while_redis_is_stopped,
+    replica_killed_in_mid_turn,
+    replica_that_leaves_between_turns,
+    replica_that_leaves_in_mid_turn,
+    upstream_that_closes_between_turns,
+    upstream_that_is_lost_in_mid_turn,
+    turn_that_is_interrupted,
+    key_that_is_revoked_between_turns,
 ]
 
 
-def an_upstream_that_closes_at_its_limit(codex):
+def upstream_that_closes_at_its_limit(codex):
     """Sixty minutes are four seconds here."""
     world, talk = codex.world, codex.talk()
     expired = lambda: sum(socket["expired"] for socket in world.sockets(talk.session))
     cut = lambda: sum(turn["outcome"] == "cut" for turn in world.record(talk.session))
-    # Until it is met in mid-turn; it may fall between two of them.
+    # Until the limit falls into a turn, since it may fall between two turns.
     turns = 0
     while not (turns and cut()):
         check(turns < 20, "the limit should have been met")
@@ -235,14 +235,14 @@ def an_upstream_that_closes_at_its_limit(codex):
     talk.turn("Call the TOOL.")
     talk.finish()
     check(len(talk.sockets) == before + 2, f"a connection for each that has expired and one more, not {len(talk.sockets)}")
-    # The cache forgets as fast as the time goes; and what is said in the moment of the limit may meet nobody.
+    # The cache forgets on the same clock, and a frame sent at the limit may be lost.
     judge(world, talk.session, talk.exchanges, served=turns + 2, warm=False, broken=talk.sockets[:-1])
 
 
-WITHIN_THE_LIMIT = [an_upstream_that_closes_at_its_limit]
+WITHIN_THE_LIMIT = [upstream_that_closes_at_its_limit]
 
 
-def a_pool_that_does_not_speak_websocket(codex):
+def pool_that_does_not_speak_websocket(codex):
     talk = codex.talk()
     for text in ["Say that you are there.", "Call the TOOL."]:
         check(talk.turn(text), "an answer has a text")
@@ -257,4 +257,4 @@ def a_pool_that_does_not_speak_websocket(codex):
     judge(codex.world, talk.session, talk.exchanges + run.exchanges, served=5)
 
 
-WITHOUT = [a_pool_that_does_not_speak_websocket]
+WITHOUT = [pool_that_does_not_speak_websocket]

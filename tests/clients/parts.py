@@ -1,6 +1,7 @@
-"""What stands around a real client in its tests: child processes, a Redis, a balancer without affinity.
+"""The surroundings of a real client: child processes, a Redis, a balancer without affinity.
 
-Nothing here knows the client or judges an answer. Every wait has a bound, every child is ended by its own id.
+This module knows no client and judges no answer. Every wait has a bound, and every child is ended
+by its own id.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import urllib.request
 
 
 class Failure(Exception):
-    """A check that did not hold, or a wait that passed its bound."""
+    """A check that failed, or a wait that passed its bound."""
 
 
 def check(holds, what):
@@ -27,7 +28,7 @@ def check(holds, what):
 
 
 def wait_for(what, probe, seconds=15):
-    """Asks `probe` until it answers something true, which is returned; fails with what it said last."""
+    """Asks `probe` until it returns something true, and returns that. Fails with the last answer."""
     until = time.monotonic() + seconds
     while not (answer := probe()):
         if time.monotonic() > until:
@@ -37,7 +38,7 @@ def wait_for(what, probe, seconds=15):
 
 
 def get(url, order=None, method=None):
-    """The body of an answer; with an `order`, it is posted as JSON."""
+    """The body of an answer. An `order` is posted as JSON."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     body = None if order is None else json.dumps(order).encode()
     request = urllib.request.Request(url, body, method=method)
@@ -46,7 +47,7 @@ def get(url, order=None, method=None):
 
 
 class Parts:
-    """The child processes of one run and their scratch folder; leaving it ends and removes all of them."""
+    """The child processes of one run and their scratch folder. Leaving the context ends all."""
 
     def __enter__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="warmkey-client-")
@@ -69,9 +70,9 @@ class Parts:
         return path
 
     def start(self, name, command, environment=None, feed=subprocess.DEVNULL, output=None, **options):
-        """Starts a child in a process group of its own that also ends when this process does, however it ends.
+        """Starts a child in a process group of its own. The child ends with this process.
 
-        One that takes the place of another of its name goes on with the same log.
+        A later child of the same name continues the same log.
         """
         log = open(self.path(f"{name}.log"), "ab")
         child = subprocess.Popen(
@@ -92,7 +93,7 @@ class Parts:
             return log.read()
 
     def announced(self, name, pattern, seconds=20):
-        """What the child called `name` said of its addresses when it was ready."""
+        """The addresses that the child `name` printed when it was ready."""
 
         def said():
             check(self._children[name].poll() is None, f"{name} ended with {self._children[name].returncode}:\n{self.log(name)}")
@@ -108,7 +109,7 @@ class Parts:
         self._children[name].wait(5)
 
     def status(self, name):
-        """What the child called `name` has ended with; nothing as long as it runs."""
+        """The exit code of the child `name`, or None while it runs."""
         return self._children[name].poll()
 
     def tails(self, lines=40):
@@ -118,7 +119,7 @@ class Parts:
 
 
 def free_port():
-    """A port for what keeps its address over a restart: below the ephemeral ones, so that no connection takes it meanwhile."""
+    """A port below the ephemeral ones, so that no connection takes it while its server restarts."""
     while True:
         port = random.randrange(12_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -126,7 +127,7 @@ def free_port():
 
 
 def start_redis(parts, name):
-    """A Redis of our own: a port can be taken between asking and binding, so the one that answers is asked for its id."""
+    """Starts a Redis, and checks by its process id that no other server has taken the port."""
     for _ in range(3):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -147,7 +148,7 @@ def start_redis(parts, name):
 
 
 def start_haproxy(parts, name, replicas):
-    """Round robin over the replicas, no affinity; every answer says in x-served-by who gave it."""
+    """Round robin over the replicas, without affinity. x-served-by names the replica of an answer."""
     servers = ""
     for replica, address, admin in replicas:
         host, port = admin.split(":")

@@ -1,6 +1,6 @@
-"""A pass-through that sees every byte: HTTP requests with their answers, and the messages of WebSockets, both ways.
+"""A proxy that records every byte: HTTP requests with their answers, and messages of WebSockets.
 
-It keeps what it saw and alters nothing; what it is worth is for those to say who ask.
+The recorder alters nothing, and leaves the judging to its callers.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ TEXT, CLOSE = 1, 8
 
 
 class Messages:
-    """What was said in one direction of a WebSocket, read out of bytes that come in pieces."""
+    """The frames of one direction of a WebSocket, read from bytes that come in pieces."""
 
     def __init__(self):
         self.texts = []
@@ -38,7 +38,7 @@ class Messages:
                     self._part = b""
 
     def _frame(self):
-        """The next frame, once all of it is there: its first byte and its payload."""
+        """The next whole frame: its first byte and its payload."""
         seen = self._bytes
         if len(seen) < 2:
             return None
@@ -61,7 +61,7 @@ def xor(payload, mask):
 
 
 class Exchange:
-    """A request as the client sent it, and what has come back so far; or a WebSocket and what was said on it."""
+    """A request and its answer so far, or a WebSocket with the messages of both directions."""
 
     def __init__(self, head, body):
         session = re.search(rb"^session-id: *(\S+)\r$", head, re.M | re.I)
@@ -70,12 +70,12 @@ class Exchange:
         self.is_turn = head.startswith(b"POST ")
         self.body = body
         self.answer = b""
-        # Whether there is a whole head of an answer.
+        # Whether the whole head of an answer has come.
         self.is_answered = threading.Event()
         self.said, self.heard = Messages(), Messages()
 
     def take(self, data):
-        """More of the answer."""
+        """Adds bytes of the answer."""
         if self.is_answered.is_set() and self.is_socket:
             self.heard.feed(data)
             return
@@ -104,14 +104,14 @@ class Exchange:
 
     @property
     def turns(self):
-        """The bodies of the turns that were asked for."""
+        """The bodies of the turns that the client sent."""
         if self.is_turn:
             return [self.body]
         return [text for text in list(self.said.texts) if json.loads(text).get("type") == "response.create"]
 
     @property
     def text(self):
-        """The body that has come so far, without the framing of its chunks: one may end in the middle of an event."""
+        """The body so far, without the framing of its chunks. A chunk may end inside an event."""
         head, _, rest = self.answer.partition(b"\r\n\r\n")
         if not re.search(rb"^transfer-encoding: *chunked\r?$", head, re.M | re.I):
             return rest
@@ -135,7 +135,7 @@ def sha256(body):
 
 
 class Recorder:
-    """Stands before an address, passes every byte as it comes and keeps the exchanges in order."""
+    """Listens before an address, passes every byte as it comes, and keeps the exchanges in order."""
 
     def __init__(self, towards):
         self.exchanges = []
@@ -150,7 +150,7 @@ class Recorder:
             threading.Thread(target=self._pass, args=(client,), daemon=True).start()
 
     def _pass(self, client):
-        """One connection: requests forth here, answers back in a thread of their own, until either side is gone."""
+        """Serves one connection until a side is gone; a thread of its own passes the answers back."""
         asked = []
         with client, socket.create_connection(self.towards, 5) as server, contextlib.suppress(OSError):
             server.settimeout(None)

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""OpenAI's own SDKs through two replicas behind a balancer without affinity, judged by the simulated upstream's record.
+"""OpenAI's own SDKs through two replicas behind a balancer without affinity.
 
     sdk.py --python FOLDER --node FOLDER --warmkey BINARY [WORDS]
 
-The folders are where pip and npm have put the packages. Prints a line a scenario, those whose name has the words if there
-are any; exits 1 when one has failed.
+The simulated upstream's record is the judge. The folders are where pip and npm have put the packages.
+With WORDS, only scenarios with these words in their name are played. Prints a line for each scenario,
+and exits with 1 if one has failed.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 
-from ailing import on_one_key
+from failing import on_one_key
 from judge import judge
 from parts import Failure, check, wait_for
 from stage import play
@@ -26,7 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Sdk:
-    """One of the SDKs, to play scenes with."""
+    """One of the SDKs, which plays scenes."""
 
     def __init__(self, world, command, folder):
         self.world = world
@@ -34,7 +35,7 @@ class Sdk:
         self._runs = 0
 
     def begin(self, scene, before=None, session=None):
-        """`before`: done before it asks for anything; `session`: an old one that goes on."""
+        """Begins a scene. `before` runs before the first request; `session` is an old one to resume."""
         self._runs += 1
         environment = {
             "PATH": os.environ["PATH"],
@@ -67,7 +68,7 @@ class Scene:
         return self._world.recorder.exchanges[self._before :]
 
     def printed(self):
-        """What it has printed at its good end."""
+        """The output of the program, which must end successfully."""
         try:
             status = self._child.wait(SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -77,14 +78,14 @@ class Scene:
             return json.load(said)
 
     def answers(self, count):
-        """Answers with a text, and nothing else."""
+        """Checks that every answer is a text."""
         answers = self.printed()
         are_whole = all(one["status"] == "completed" and one["text"] for one in answers)
         check(len(answers) == count and are_whole, f"{count} answers and not {answers}")
         return answers
 
 
-def a_plain_and_a_streamed_answer_over_http(sdk):
+def plain_and_a_streamed_answer_over_http(sdk):
     scene = sdk.begin("over_http")
     scene.answers(2)
     check(len(scene.exchanges) == 2, f"one request for each answer, not {len(scene.exchanges)}")
@@ -104,7 +105,7 @@ def two_lanes_of_one_websocket(sdk):
     scene = sdk.begin("two_lanes")
     answers = scene.answers(4)
     check(len(scene.exchanges) == 1, f"one WebSocket for all, not {len(scene.exchanges)}")
-    # Both cold, since neither could read what the other was just writing.
+    # Both are cold: neither could read the cache entry that the other was just writing.
     judge(sdk.world, scene.session, scene.exchanges, served=4)
     turns = sdk.world.record(scene.session)
     for lane in "ab":
@@ -116,8 +117,8 @@ def two_lanes_of_one_websocket(sdk):
     check(changes > 4, f"lanes interleave, and do not follow each other: {events}")
 
 
-def a_connection_that_is_closed_as_a_replica_leaves(sdk):
-    world, scene = sdk.world, sdk.begin("a_connection_that_is_closed")
+def connection_that_is_closed_as_a_replica_leaves(sdk):
+    world, scene = sdk.world, sdk.begin("connection_that_is_closed")
     wait_for("first answer", lambda: any(one.events("response.completed") for one in scene.exchanges))
     leaving = scene.exchanges[0]
     world.signal(leaving.served_by, signal.SIGTERM)
@@ -135,9 +136,9 @@ def trouble_that_passes(sdk):
         on_one_key(sdk.world, scene.session, served=2)
 
 
-def a_stream_that_is_cut(sdk):
-    # Broken off, or ended well without the last word: either is an error to its user, and the turn after it is none.
-    # The upstream waits a moment before, as a reset overtakes what was sent.
+def stream_that_is_cut(sdk):
+    # A cut stream, or one without a terminal event, is an error to the user. The next turn is not.
+    # The upstream waits a moment first, since a reset overtakes sent bytes.
     for fault, error in [({"reset": True}, "APIConnectionError"), ({}, "RuntimeError")]:
         scene = sdk.begin("in_trouble")
         scene.answers(2)
@@ -155,7 +156,7 @@ def a_stream_that_is_cut(sdk):
         check(len(sdk.world.record(scene.session)) == 4, "each turn reached the upstream once")
 
 
-def a_key_that_is_revoked_and_a_quota_that_is_gone(sdk):
+def key_that_is_revoked_and_a_quota_that_is_gone(sdk):
     world, scene = sdk.world, sdk.begin("in_trouble")
     scene.answers(2)
     (turn, _) = world.record(scene.session)
@@ -172,14 +173,14 @@ def a_key_that_is_revoked_and_a_quota_that_is_gone(sdk):
 
 
 SCENARIOS = [
-    a_plain_and_a_streamed_answer_over_http,
+    plain_and_a_streamed_answer_over_http,
     two_turns_on_one_websocket,
     two_lanes_of_one_websocket,
-    a_connection_that_is_closed_as_a_replica_leaves,
+    connection_that_is_closed_as_a_replica_leaves,
 ]
 
 
-IN_TROUBLE = [trouble_that_passes, a_stream_that_is_cut, a_key_that_is_revoked_and_a_quota_that_is_gone]
+IN_TROUBLE = [trouble_that_passes, stream_that_is_cut, key_that_is_revoked_and_a_quota_that_is_gone]
 
 
 def main():
@@ -193,7 +194,7 @@ def main():
         ("openai-python", [sys.executable, os.path.join(HERE, "turns.py")], chosen.python),
         ("openai-node", ["node", os.path.join(HERE, "turns.mjs")], chosen.node),
     ]
-    # What an error is to its users both are told alike: one of them is enough.
+    # Both SDKs show errors alike: one of them is enough.
     acts = [(name, {}, SCENARIOS + (IN_TROUBLE if name == "openai-python" else []), lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
     return play(chosen.warmkey, acts, " ".join(chosen.words))
 

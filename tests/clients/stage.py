@@ -1,4 +1,4 @@
-"""Plays scenarios of real clients, each group against a deployment of its own, and prints a line for each."""
+"""Plays scenarios of real clients, each group in its own deployment; prints a line for each."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from world import World
 
 
 def play(warmkey, acts, words=""):
-    """`acts`: the name of a world, what is particular about it, and the scenarios for whom `client(world)` makes.
+    """Plays `acts`: each has a world's name, its options, a client of the world, and scenarios.
 
-    Returns an exit code. `words`: only the scenarios whose name has them.
+    Returns an exit code. With `words`, only scenarios with these words in their name are played.
     """
-    # Ended from outside, the children are ended too.
+    # A SIGTERM ends the children, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     passed = failed = 0
     for name, particular, scenarios, client in acts:
@@ -47,7 +47,7 @@ def succeeds(scenario, actor, world):
     try:
         world.complete()
         scenario(actor)
-    except Exception as failure:  # Whatever it was, the other scenarios still tell something.
+    except Exception as failure:  # The other scenarios still say something.
         print(f"FAILED - {titled(scenario)} ({time.monotonic() - began:.1f} s): {type(failure).__name__}: {failure}", flush=True)
         return False
     print(f"ok - {titled(scenario)} ({time.monotonic() - began:.1f} s)", flush=True)

@@ -1,14 +1,14 @@
-// Turns with the npm package openai, as its readers write them: `turns.mjs SCENE SESSION`, address and token in the environment.
+// Turns with the npm package openai, as its users write them: `turns.mjs SCENE SESSION`.
 //
-// The package is in the folder SDK. Prints the answers as JSON, `{id, lane, status, text}` in order of their ends. What it is
-// worth is judged by who started it.
+// The environment holds address and token; the package is in the folder SDK. Prints the answers as
+// JSON, `{id, lane, status, text}`, in order of their ends. The caller judges them.
 import { createRequire } from "node:module";
 
 const from = createRequire(`${process.env.SDK}/package.json`);
 const { OpenAI } = from("openai");
 const { ResponsesWS } = from("openai/resources/responses/ws");
 
-// What all turns of a session have in common: enough for a cache to be worth it, and nothing that another session has.
+// The common beginning of a session's turns: long enough to cache, and unlike other sessions'.
 const [scene, session] = process.argv.slice(2);
 const rule = "Answer in the fewest words that will do, and keep every rule of the house in mind. ";
 const ask = { model: "gpt-5.4", instructions: `This is ${session}. ${rule.repeat(150)}`, store: false };
@@ -17,7 +17,7 @@ const said = (content) => ({ type: "message", role: "user", content });
 const texts = (response) => response.output.flatMap((item) => item.content ?? []).map((part) => part.text ?? "");
 const shown = (response, lane = null) => ({ id: response.id, lane, status: response.status, text: texts(response).join("") });
 
-// So many answers, as they end.
+// The next `count` answers, in order of their ends.
 async function* answers(events, count) {
   while (count > 0) {
     const { value, done } = await events.next();
@@ -39,7 +39,7 @@ async function one(events) {
 const connect = (client, options = {}) => new ResponsesWS(client, { headers: { "session-id": session }, ...options });
 
 const scenes = {
-  // A plain answer and a streamed one; the body says which session it is.
+  // A plain answer and a streamed one; the body names the session.
   async *over_http(client) {
     const own = { ...ask, prompt_cache_key: session };
     const first = await client.responses.create({ ...own, input: [said("one")] });
@@ -78,8 +78,8 @@ const scenes = {
     socket.close();
   },
 
-  // The SDK connects anew by itself, and then sends what it was given meanwhile.
-  async *a_connection_that_is_closed(client) {
+  // The SDK reconnects by itself, and then sends the requests made meanwhile.
+  async *connection_that_is_closed(client) {
     const again = () => socket.send({ type: "response.create", ...ask, input: [said("two")] });
     const socket = connect(client, { reconnect: { onReconnecting: again } });
     const events = socket.stream();

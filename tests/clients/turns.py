@@ -1,6 +1,7 @@
-"""Turns with openai-python, as its readers write them: `turns.py SCENE SESSION`, address and token in the environment.
+"""Turns with openai-python, as its users write them: `turns.py SCENE SESSION`.
 
-Prints the answers as JSON, `{id, lane, status, text}` in order of their ends. What it is worth is judged by who started it.
+The environment holds address and token. Prints the answers as JSON, `{id, lane, status, text}`, in
+order of their ends. The caller judges them.
 """
 
 import json
@@ -10,7 +11,7 @@ from openai import APIConnectionError, APIStatusError, OpenAI
 
 
 def asking(session):
-    """What all turns of a session have in common: enough for a cache to be worth it, and nothing that another session has."""
+    """The common beginning of a session's turns: long enough to cache, and unlike other sessions'."""
     rule = "Answer in the fewest words that will do, and keep every rule of the house in mind. "
     return {"model": "gpt-5.4", "instructions": f"This is {session}. " + rule * 150, "store": False}
 
@@ -24,7 +25,7 @@ def shown(response, lane=None):
 
 
 def over_http(client, session):
-    """A plain answer and a streamed one; the body says which session it is."""
+    """A plain answer and a streamed one; the body names the session."""
     ask = {"prompt_cache_key": session, **asking(session)}
     first = client.responses.create(input=[said("one")], **ask)
     yield shown(first)
@@ -35,7 +36,7 @@ def over_http(client, session):
 
 
 def answers(connection, count):
-    """So many answers, as they end."""
+    """The next `count` answers, in order of their ends."""
     for event in connection:
         if event.type == "error":
             raise RuntimeError(event.to_json())
@@ -70,8 +71,8 @@ def two_lanes(client, session):
                 connection.response.create(input=[said(f"two on {answer['lane']}")], **more, **ask)
 
 
-def a_connection_that_is_closed(client, session):
-    """The SDK connects anew by itself, and then sends what it was given meanwhile."""
+def connection_that_is_closed(client, session):
+    """The SDK reconnects by itself, and then sends the requests made meanwhile."""
     ask = asking(session)
 
     def again(_):
@@ -83,7 +84,7 @@ def a_connection_that_is_closed(client, session):
 
 
 def in_trouble(client, session):
-    """As its users have it: it tries again by itself. An error that it gives up with is shown like an answer."""
+    """The SDK retries by itself. Its final error is shown like an answer."""
     patient = client.with_options(max_retries=2)
     for text in ("one", "two"):
         try:
@@ -94,7 +95,7 @@ def in_trouble(client, session):
 
 
 def in_a_stream(client, session):
-    """Two streamed turns, as its users have them. An error is shown by its name, with what had come of the text."""
+    """Two streamed turns. An error is shown by its name, with the text so far."""
     patient = client.with_options(max_retries=2)
     for text in ("three", "four"):
         come = ""
@@ -110,7 +111,7 @@ def in_a_stream(client, session):
 
 SCENES = {
     scene.__name__: scene
-    for scene in (over_http, two_turns, two_lanes, a_connection_that_is_closed, in_trouble, in_a_stream)
+    for scene in (over_http, two_turns, two_lanes, connection_that_is_closed, in_trouble, in_a_stream)
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A whole deployment for real clients: Redis, the simulated upstream, two replicas behind a balancer without affinity.
+"""A deployment for real clients: Redis, the simulated upstream, two replicas behind a balancer.
 
-There is a recorder on either side: `recorder` stands before the balancer, where the clients are, and `inner` before the
-upstream. What a test is judged by is the upstream's own record.
+A recorder stands on either side: `recorder` before the balancer, where clients connect, and `inner`
+before the upstream. The upstream's own record is the judge.
 """
 
 import json
@@ -37,7 +37,7 @@ class World:
         self.recorder = Recorder(start_haproxy(parts, self.called("haproxy"), replicas))
 
     def called(self, part):
-        """The name of a child process: another world has one of its kind too."""
+        """The name of a child process, unlike that of another world's."""
         return f"{self._name}-{part}"
 
     def _simulate(self, options):
@@ -95,7 +95,7 @@ token = "{self.token}"
         return self.parts.status(name)
 
     def complete(self):
-        """Starts what has ended, where it was, and waits until the balancer sends it clients again."""
+        """Starts an ended replica at its address, and waits until the balancer sends it clients again."""
         gone = [replica for replica in REPLICAS if self.parts.status(self.called(replica)) is not None]
         for replica in gone:
             self._serve(replica)
@@ -103,7 +103,7 @@ token = "{self.token}"
             wait_for(f"{replica} behind the balancer", lambda: self._served_by() == replica)
 
     def _served_by(self):
-        """Who answers behind the balancer, this time."""
+        """The replica that the balancer picks this time."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             opener.open("http://%s:%d/" % self.recorder.towards, timeout=5)
@@ -126,23 +126,23 @@ token = "{self.token}"
         return json.loads(answer) if answer else None
 
     def record(self, session):
-        """The turns of a session, as the upstream saw them. A handshake that it refused is none."""
+        """The turns of a session on the upstream's record, without refused handshakes."""
         turns = [turn for turn in self._simulated("turns") if turn["session"] == session]
         return [turn for turn in turns if not turn["method_path"].startswith("GET ") or turn["frame"]]
 
     def sockets(self, session):
-        """The WebSockets of a session, and the handshakes that came to nothing, as the upstream saw them."""
+        """The WebSockets of a session on the upstream's record, refused handshakes included."""
         return [socket for socket in self._simulated("sockets") if socket["session"] == session]
 
     def close(self, **order):
-        """The upstream closes WebSockets; returns how many."""
+        """Makes the upstream close WebSockets, and returns how many."""
         return self._simulated("close", order)
 
     def fault(self, **fault):
         self._simulated("fault", fault)
 
     def heal(self, key):
-        """The upstream has no fault any more, and all replicas know that this key is well."""
+        """Clears the upstream's faults, and waits until all replicas know that this key is well."""
         get(f"http://{self.upstream}/_sim/fault", method="DELETE")
         get(f"http://{self.admin[REPLICAS[0]]}/keys/{key}/probe", {})
         state = lambda replica: {one["id"]: one["state"] for one in json.loads(get(f"http://{self.admin[replica]}/keys"))}

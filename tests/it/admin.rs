@@ -1,5 +1,5 @@
-//! Who may ask on the admin listener, what is answered to anybody else, and the command line that
-//! asks there.
+//! Access to the admin listener, the answers to callers without it, and the command line that asks
+//! there.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,19 +7,19 @@ use std::path::Path;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::desk::{TOKEN, asked};
-use crate::patience::{SOON, within};
-use crate::process::{Folder, Process, WARMKEY};
-use crate::simulator::siblings;
-use crate::wire::{Answer, Request, ask, get};
+use crate::world::admin::{TOKEN, asked};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::process::{Folder, Process, WARMKEY};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{SOON, within};
+use crate::world::wire::{Answer, Request, ask, get};
 
 fn guarded() -> Cluster {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     Cluster::new().keys(keys).server("admin_token", &format!("{TOKEN:?}"))
 }
 
-/// What an operator may ask, as far as it changes nothing.
+/// Requests of an operator that change nothing.
 const ASKED: [(&str, &str); 4] = [
     ("GET", "/keys"),
     ("GET", "/sessions/AAAAAAAAAAAAAAAAAAAAAA"),
@@ -28,7 +28,7 @@ const ASKED: [(&str, &str); 4] = [
 ];
 
 #[tokio::test]
-async fn whoever_shows_no_token_is_told_nothing() {
+async fn caller_without_a_token_learns_nothing() {
     let cluster = guarded().start().await;
     let admin = cluster.replica().admin();
     for (method, target) in ASKED {
@@ -56,7 +56,7 @@ async fn whoever_shows_no_token_is_told_nothing() {
     for target in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(get(admin, target).await.status, 200, "{target} asks for none");
     }
-    // Nor is it a client's token, nor are these paths the clients'.
+    // The operators' token is no client's token, and the operators' paths are not the clients'.
     let request = Request::turn(TOKEN, r#"{"model":"gpt-5.4","input":"hello"}"#);
     assert_eq!(ask(cluster.address(), &request).await.status, 401);
     for (method, target) in ASKED {
@@ -67,7 +67,7 @@ async fn whoever_shows_no_token_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_asked_wrongly_is_named() {
+async fn wrong_request_is_named() {
     let cluster = guarded().start().await;
     let admin = cluster.replica().admin();
     for (method, target, status, word) in [
@@ -101,7 +101,7 @@ async fn what_is_asked_wrongly_is_named() {
     let states: Vec<_> =
         cluster.replica().keys().await.iter().map(|key| key["state"].clone()).collect();
     assert_eq!(states, ["ready"; 3], "nothing has changed");
-    // A page in somebody's browser, which may send a token that it does not know.
+    // A page in a browser, which may send a token without knowing it.
     let page = Request::new("POST", "/keys/org-a-1/disable")
         .bearer(TOKEN)
         .header("origin", "http://evil.example");
@@ -109,7 +109,7 @@ async fn what_is_asked_wrongly_is_named() {
     assert_eq!((answer.status, answer.code().as_str()), (403, "origin_not_allowed"));
 }
 
-/// A replica of its own, whose admin listener is at `listen`, and whether it has a token.
+/// Starts a replica with its admin listener at `listen`, and with or without a token.
 async fn alone(listen: &str, token: &str) -> (Folder, Process, SocketAddr) {
     let folder = Folder::new();
     let file = folder.write(
@@ -129,7 +129,7 @@ async fn alone(listen: &str, token: &str) -> (Folder, Process, SocketAddr) {
 }
 
 #[tokio::test]
-async fn without_a_token_only_this_machine_is_heard() {
+async fn request_without_a_token_is_heard_from_this_machine_only() {
     let token = format!("admin_token = {TOKEN:?}");
     let unguarded = async |admin: SocketAddr, target: &str| -> Answer { get(admin, target).await };
     for (listen, token, expected) in [
@@ -153,7 +153,7 @@ async fn without_a_token_only_this_machine_is_heard() {
 }
 
 #[tokio::test]
-async fn what_is_shown_of_a_key_is_no_secret() {
+async fn page_of_a_key_shows_no_secret() {
     let cluster = guarded().start().await;
     let mut keys = cluster.replica().keys().await;
     let fingerprints: std::collections::BTreeSet<String> =
@@ -173,7 +173,7 @@ async fn what_is_shown_of_a_key_is_no_secret() {
 /// Runs `warmkey key` with these words.
 async fn key(words: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = Command::new(WARMKEY);
-    // Whatever lies in the folder where the tests run is not meant.
+    // The folder of the tests may hold a configuration, which must not be read.
     command
         .arg("key")
         .args(words)
@@ -191,7 +191,7 @@ fn path(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// What a line of the table says, cell by cell.
+/// The cells of a line of the table.
 fn cells<'t>(table: &'t str, id: &str) -> Vec<&'t str> {
     table
         .lines()
@@ -202,7 +202,7 @@ fn cells<'t>(table: &'t str, id: &str) -> Vec<&'t str> {
 }
 
 #[tokio::test]
-async fn the_command_line_says_it_to_any_replica() {
+async fn command_line_reaches_any_replica() {
     let cluster: Running = guarded().redis().replicas(2).start().await;
     let files = [cluster.replicas[0].file(), cluster.replicas[1].file()];
     let config = ["--config", path(&files[0])];
@@ -220,7 +220,7 @@ async fn the_command_line_says_it_to_any_replica() {
         "{said}"
     );
     cluster.all_have("org-a-1", "disabled").await;
-    // By another replica, with the file's token.
+    // Another replica answers, with the token of the file.
     let (code, said, _) =
         key(&[config[0], config[1], "--admin", &admin, "drain", "org:org-b"], &[]).await;
     assert!(code == 0 && said.starts_with("org:org-b: takes no sessions"), "{said}");
@@ -229,7 +229,7 @@ async fn the_command_line_says_it_to_any_replica() {
     assert!(said.contains("disabled (key)") && said.contains("drained (organization)"), "{said}");
     let (code, said, _) = key(&["probe", "org:org-a", config[0], config[1]], &[]).await;
     assert!(code == 0 && said.contains("org-a-2 is accepted (200)"), "{said}");
-    // Without a file, by its environment.
+    // Without a file, with the token of the environment.
     let environment = [("WARMKEY__SERVER__ADMIN_TOKEN", TOKEN)];
     for name in ["org-a-1", "org:org-b"] {
         let (code, said, errors) = key(&["enable", name, "--admin", &admin], &environment).await;
@@ -238,7 +238,7 @@ async fn the_command_line_says_it_to_any_replica() {
     for id in ["org-a-1", "org-b-1"] {
         cluster.all_have(id, "ready").await;
     }
-    let nowhere = format!("http://{}", crate::port::free());
+    let nowhere = format!("http://{}", crate::world::port::free());
     for (words, code, word) in [
         (&["disable", "org-a-9", "--admin", &admin][..], 1, "org-a-9"),
         (&["list", "--admin", &nowhere], 1, "cannot be reached"),

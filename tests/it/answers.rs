@@ -1,12 +1,14 @@
 //! An answer's bytes reach the client as the upstream sent them, and end as the upstream ended
 //! them.
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::sha256;
-use crate::patience::{ANSWER, ms, within};
-use crate::recorder::{COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head};
-use crate::simulator::siblings;
-use crate::wire::{Answer, Connection, Piece, Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::sha256;
+use crate::world::recorder::{
+    COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head,
+};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{ANSWER, ms, within};
+use crate::world::wire::{Answer, Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 
@@ -18,7 +20,7 @@ async fn answered(steps: Vec<Step>) -> (Answer, Recorder, Running) {
 }
 
 #[tokio::test]
-async fn a_stream_is_the_same_bytes_however_it_is_written() {
+async fn stream_is_the_same_bytes_however_it_is_written() {
     let wild: Vec<Vec<&[u8]>> = vec![
         vec![b"event: response.created\r\ndata: {}\r\n\r\n", COMPLETED.as_bytes()],
         vec![b"data: {}\r\rdata: {\"type\":\"response.completed\"}\r\r"],
@@ -63,7 +65,7 @@ async fn pieces(connection: &mut Connection, length: usize) -> (Vec<u8>, usize) 
     while bytes.len() < length {
         let Piece::Bytes(piece) = within(ANSWER, "what was sent comes", connection.piece()).await
         else {
-            panic!("it goes on: {}", String::from_utf8_lossy(&bytes))
+            panic!("the stream goes on: {}", String::from_utf8_lossy(&bytes))
         };
         bytes.extend(piece);
         count += 1;
@@ -79,7 +81,7 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
     let written: Vec<u8> = (0..CROWD).flat_map(|_| chunk(b"data: {}\n\n")).collect();
     let mut steps = vec![Step::Send(stream_head(""))];
     for _ in 0..4 {
-        // Nothing more comes until its client has what came.
+        // The upstream sends no more until the client has these bytes.
         for bytes in [chunk(alone), chunk(alone), written.clone()] {
             steps.extend([Step::Pause(ms(5)), Step::Send(bytes), Step::Hold]);
         }
@@ -103,7 +105,7 @@ async fn events_that_come_one_by_one_go_on_at_once_and_those_that_come_together_
 }
 
 #[tokio::test]
-async fn an_event_of_32_mib_streams_through_in_little_memory() {
+async fn event_of_32_mib_streams_through_in_little_memory() {
     let piece = vec![b'x'; 64 * 1024];
     let mut steps = vec![Step::Send(stream_head("")), Step::Send(chunk(b"event: image\ndata: \""))];
     steps.extend(std::iter::repeat_n(Step::Send(chunk(&piece)), 512));
@@ -129,7 +131,7 @@ async fn an_event_of_32_mib_streams_through_in_little_memory() {
 }
 
 #[tokio::test]
-async fn a_json_answer_keeps_its_length() {
+async fn json_answer_keeps_its_length() {
     let body =
         br#"{"id":"resp_1","object":"response","status":"completed","n":1.0e2,"usage":{"input_tokens":5,"output_tokens":1}}"#;
     let (got, _upstream, _cluster) =
@@ -144,9 +146,9 @@ async fn a_json_answer_keeps_its_length() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_stays_compressed() {
+async fn compressed_answer_stays_compressed() {
     for coding in ["gzip", "br", "zstd"] {
-        // Not even of that coding: nobody on the way may open it.
+        // These bytes are not even of that coding: nothing on the way may decode them.
         let body = [0x1f, 0x8b, 0x08, 0x00, 0xff, 0x00, 0x13];
         let headers = format!("content-type: text/event-stream\r\ncontent-encoding: {coding}\r\n");
         let (got, _upstream, _cluster) =
@@ -159,7 +161,7 @@ async fn a_compressed_answer_stays_compressed() {
 }
 
 #[tokio::test]
-async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
+async fn upstreams_refusal_reaches_the_client_as_it_was() {
     for status in [
         "400 Bad Request",
         "404 Not Found",
@@ -178,7 +180,7 @@ async fn what_the_upstream_refuses_reaches_the_client_as_it_said_it() {
     }
 }
 
-/// Its beginning is looked at, and all of it passes.
+/// The gateway inspects the beginning of a refusal and passes all of it.
 #[tokio::test]
 async fn refusal_of_any_length_passes_whole() {
     let body =
@@ -195,7 +197,7 @@ async fn refusal_of_any_length_passes_whole() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed() {
+async fn redirect_is_not_followed() {
     let elsewhere = Recorder::answering(completed()).await;
     let headers = format!("location: {}/responses\r\n", elsewhere.url());
     let (got, upstream, _cluster) =
@@ -204,7 +206,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn an_interim_answer_comes_before_the_real_one() {
+async fn interim_answer_comes_before_the_real_one() {
     let mut bytes = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".to_vec();
     bytes.extend(answer("200 OK", "content-type: application/json\r\n", b"{}"));
     let (got, _upstream, _cluster) = answered(vec![Step::Send(bytes)]).await;
@@ -212,7 +214,7 @@ async fn an_interim_answer_comes_before_the_real_one() {
 }
 
 #[tokio::test]
-async fn a_cut_stream_is_seen_cut() {
+async fn cut_stream_is_seen_cut() {
     let event = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
     for end in [Step::Close, Step::Reset] {
         let steps =
@@ -231,10 +233,10 @@ async fn a_cut_stream_is_seen_cut() {
     }
 }
 
-/// C29: what an upstream says of the credential in a header is stripped, in a body it passes: the
-/// bytes are the client's. It is told, once a turn, and not in its words.
+/// C29: if an upstream repeats the credential, a header is stripped and a body passes, since its
+/// bytes are the client's. The log says so once a turn, without the secret.
 #[tokio::test]
-async fn a_secret_in_a_body_is_counted_and_passes() {
+async fn secret_in_a_body_is_counted_and_passes() {
     let upstream = Recorder::start(|seen| {
         let echo =
             format!("data: {{\"authorization\":\"Bearer {0}\",\"again\":\"{0}\"}}\n\n", seen.key());
@@ -305,14 +307,14 @@ async fn a_secret_in_a_body_is_counted_and_passes() {
         "{log}"
     );
     let page = cluster.replica().probe("/metrics").await.text();
-    assert!(!log.contains("canary") && !page.contains("canary"), "and never what it is");
+    assert!(!log.contains("canary") && !page.contains("canary"), "and never the secret");
 }
 
-/// C30: a 204 and a 304 have no body, whatever is sent as one: not even what looks like the next
-/// turn's answer. Where it comes so late that the next turn was sent before, nothing tells it from
-/// that turn's answer: by then it is one (RFC 9112, section 6.3).
+/// C30: a 204 and a 304 have no body, whatever bytes follow, even if they look like the next turn's
+/// answer. Bytes that come after the next turn was sent are that turn's answer (RFC 9112, section
+/// 6.3).
 #[tokio::test]
-async fn a_body_where_none_may_be_answers_nobody() {
+async fn body_of_a_bodiless_answer_answers_no_other_request() {
     let forged = answer("200 OK", "content-type: application/json\r\n", b"{\"forged\":true}");
     let chunked =
         [b"transfer-encoding: chunked\r\n\r\n", chunk(&forged).as_slice(), b"0\r\n\r\n"].concat();

@@ -1,8 +1,8 @@
-//! The invariants of the binding, each a test with its name, judged by the upstream's record.
+//! The invariants of the binding, each a test of its name, judged by the upstream's record.
 //!
-//! Replicas that share nothing would still agree where all of them compute the same order. So that
-//! these tests can fail, the replicas here differ in their weights, as in the middle of a deploy:
-//! only what they share can make them agree.
+//! Replicas that share nothing would still agree if all computed the same order. So that these
+//! tests can fail, the replicas differ in their weights, as in mid-deploy: only the store can make
+//! them agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,23 +10,23 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, found, ms};
-use crate::recorder::{Recorder, Step, completed};
-use crate::redis::shape::Shape;
-use crate::simulator::{Key, keys_by_session, path_of, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, completed};
+use crate::world::redis::shape::Shape;
+use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::waiting::{SOON, eventually, found, ms};
+use crate::world::wire::{Request, ask};
 
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 
-/// The invariants that hold whatever the shape of Redis, each a module with its name and a test for
+/// The invariants that hold for every shape of Redis: a module for each invariant, with a test for
 /// each shape.
 macro_rules! on_every_redis {
     ($($invariant:ident)*) => { $(
         mod $invariant {
-            use crate::redis::shape::Shape;
+            use crate::world::redis::shape::Shape;
 
             #[tokio::test]
             async fn on_one_redis() {
@@ -46,17 +46,24 @@ macro_rules! on_every_redis {
     )* };
 }
 
-on_every_redis! { b1_agreement b2_first_turn_race b3_single_winner_rebind b6_key_addition b10_restart_and_scale b16_sliding_ttl }
+on_every_redis! {
+    b1_agreement
+    b2_first_turn_race
+    b3_single_winner_rebind
+    b6_key_addition
+    b10_restart_and_scale
+    b16_sliding_ttl
+}
 
-/// Two organizations of three keys each; replica `number` would send nearly everything to a key of
-/// its own.
+/// Two organizations of three keys each. Replica `number` alone would send nearly everything to one
+/// key.
 fn weights(number: usize) -> Vec<Key> {
     let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
     keys[number * 2].weight = 50;
     keys
 }
 
-/// Three replicas behind HAProxy that disagree about everything but what is stored.
+/// Three replicas behind HAProxy that agree on nothing but the store.
 async fn disagreeing(shape: Shape) -> Running {
     let mut cluster =
         Cluster::new().keys(weights(0)).replicas(3).redis_as(shape).balanced().start().await;
@@ -112,7 +119,7 @@ async fn b2_first_turn_race(shape: Shape) {
         }
         assert_eq!(path_of(&cluster.turns().await, &root.session).len(), 1, "all 32 on one key");
     }
-    // One binding a session.
+    // One binding for each session.
     cluster.shows(CREATED, 6.0).await;
     assert_eq!(cluster.store().bindings().await.len(), 6);
     served_by_all(&cluster).await;
@@ -128,7 +135,7 @@ async fn b3_single_winner_rebind(shape: Shape) {
         let mut race = JoinSet::new();
         for number in 0..32 {
             let mut agent = root.spawn().at(cluster.replicas[number % 3].address());
-            // No second try: what the gateway answers is what counts.
+            // No retry: the gateway's own answer counts.
             race.spawn(async move { agent.turn("again").await });
         }
         while let Some(turn) = race.join_next().await {
@@ -155,15 +162,15 @@ async fn b3_single_winner_rebind(shape: Shape) {
             Some("2"),
             "the epoch has been incremented once: {value:?}"
         );
-        // The next round begins with all keys and no memory of the last one.
+        // The next round begins with all keys and an empty store.
         cluster.upstream().heal().await;
         cluster.store().tell(&["FLUSHALL"]).await;
         for number in 0..3 {
             cluster.change(|cluster| cluster.keys(weights(number)));
             cluster.replace(number).await;
         }
-        // What replicas know they tell each other again.
-        cluster.replicas[0].word("probe", &first[0]).await;
+        // Replicas report again what they know of keys, so a probe must clear that.
+        cluster.replicas[0].command("probe", &first[0]).await;
         for replica in &cluster.replicas {
             replica
                 .shows(&format!("warmkey_key_state{{key=\"{}\",state=\"ready\"}}", first[0]), 1.0)
@@ -172,8 +179,8 @@ async fn b3_single_winner_rebind(shape: Shape) {
     }
 }
 
-/// B5: both keys of its organization die within one turn, which shows nothing that is sealed: a
-/// sub-agent's first.
+/// B5: both keys of a sealed session's organization die within a sub-agent's first turn, whose body
+/// shows nothing sealed.
 #[tokio::test]
 async fn b5_forced_moves_stay_where_a_session_is_sealed() {
     let cluster =
@@ -188,7 +195,7 @@ async fn b5_forced_moves_stay_where_a_session_is_sealed() {
         cluster.upstream().revoke(key).await;
     }
     let before = cluster.turns().await.len();
-    let ended = root.spawn().turn("nobody is left").await;
+    let ended = root.spawn().turn("no key is left").await;
     assert_eq!(
         (ended.answer.status, ended.answer.code().as_str()),
         (503, "no_key_available"),
@@ -201,7 +208,7 @@ async fn b5_forced_moves_stay_where_a_session_is_sealed() {
     assert_eq!(
         asked,
         [("org-a-1", 401), ("org-a-2", 401)],
-        "each of its own once, and nobody else"
+        "each key of its own once, and no other"
     );
 }
 
@@ -220,8 +227,8 @@ async fn b6_key_addition(shape: Shape) {
     for session in &mut sessions {
         session.turn("second").await.served();
     }
-    assert_eq!(keys_by_session(&cluster.turns().await), before, "nobody who was bound has moved");
-    // The old processes were killed: they are waited for until their word has expired.
+    assert_eq!(keys_by_session(&cluster.turns().await), before, "no bound session has moved");
+    // The killed processes count as replicas until their reports expire.
     cluster.shows("warmkey_keys_waiting", 0.0).await;
     for _ in 0..80 {
         Codex::new(cluster.address(), ALICE).turn("first").await.served();
@@ -235,7 +242,7 @@ async fn b6_key_addition(shape: Shape) {
     );
 }
 
-/// Two replicas that know these keys, and an upstream that also knows `org-b-new`.
+/// Two replicas with these keys, and an upstream that also knows `org-b-new`.
 async fn knowing(keys: &[Key], shape: Shape) -> Running {
     let all = [keys, &[Key::new("org-b-new", "org-b")]].concat();
     let keys = keys.to_vec();
@@ -262,7 +269,7 @@ async fn b10_restart_and_scale(shape: Shape) {
                 cluster.replicas[1].exit(SOON).await;
             }
             2 => {
-                // Back, but with the weights of another.
+                // The replica comes back with other weights.
                 cluster.change(|cluster| cluster.keys(weights(1)));
                 cluster.restart(0).await;
                 cluster.replicas[2].kill().await;
@@ -293,7 +300,7 @@ async fn b16_sliding_ttl(shape: Shape) {
         .await;
     let addresses = [cluster.replicas[0].address(), cluster.replicas[1].address()];
     let turn = async |number: usize| {
-        // What the upstream keeps is written down before its id is read: that is another write.
+        // `store: false`, since storing the owner of a response would be another write.
         let request = Request::turn(
             ALICE,
             r#"{"model":"gpt-5.4","prompt_cache_key":"s","input":"x","store":false}"#,
@@ -321,9 +328,9 @@ async fn b16_sliding_ttl(shape: Shape) {
     );
     cluster.shows(CREATED, 1.0).await;
     cluster.shows(EXISTING, number as f64).await;
-    // A refresh is due, and Redis takes no writes: no turn waits for it. Unless a heartbeat, which
-    // is a write, was under way on the same connection: that is chance, where a refresh that is
-    // waited for is there each time.
+    // A refresh is due, and Redis takes no writes: no turn waits for the refresh. A heartbeat on
+    // the same connection, which is a write, may delay one turn by chance; a refresh on the path
+    // would delay every turn.
     let redis = cluster.store();
     let mut waited = Vec::new();
     while waited.len() < 6 && waited.last().is_none_or(|took| *took >= ms(1_000)) {
@@ -342,7 +349,7 @@ async fn b16_sliding_ttl(shape: Shape) {
         waited.last().is_some_and(|took| *took < ms(1_000)),
         "a turn waits for no write: {waited:?}"
     );
-    // Unused for its TTL it ends, and the next turn binds anew.
+    // Unused for its TTL, the binding ends, and the next turn binds anew.
     let redis = cluster.store();
     eventually(SOON, "the end of an unused binding", async || {
         redis.bindings().await.is_empty().then_some(())

@@ -1,14 +1,13 @@
-//! A request's bytes arrive upstream as they were sent, whatever they are, or the client is told
-//! why not.
+//! A request's bytes arrive upstream as they were sent, or the client is told why not.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::sha256;
-use crate::fixtures::shapes;
-use crate::recorder::{Recorder, completed};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::sha256;
+use crate::world::fixtures::shapes;
+use crate::world::recorder::{Recorder, completed};
+use crate::world::wire::{Request, ask};
 
 #[tokio::test]
 async fn every_recorded_request_arrives_as_it_was_sent() {
@@ -30,12 +29,11 @@ async fn every_recorded_request_arrives_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn the_judge_sees_the_same_hash() {
+async fn judge_sees_the_same_hash() {
     let cluster = Cluster::new().start().await;
     for (number, shape) in shapes().iter().enumerate() {
         let answer = ask(cluster.address(), &shape.request(ALICE)).await;
-        // What another organization sealed is refused upstream, and the refusal is the upstream's
-        // own.
+        // Another organization's sealed reasoning is refused upstream, in the upstream's own words.
         let foreign = number != 0
             && (shape.holds("encrypted_content\":\"") || shape.name == "zstd-tool-round");
         assert_eq!(
@@ -49,7 +47,7 @@ async fn the_judge_sees_the_same_hash() {
         assert_eq!(record[number].body_sha256, sha256(&shape.body), "{}", shape.name);
         assert!(
             record[number].headers.iter().any(|name| name == "user-agent"),
-            "{}: what it was sent is known",
+            "{}: the request is known",
             shape.name
         );
         let own = record[number]
@@ -61,7 +59,7 @@ async fn the_judge_sees_the_same_hash() {
 }
 
 #[tokio::test]
-async fn a_body_in_chunks_arrives_whole() {
+async fn body_in_chunks_arrives_whole() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let body = shapes().remove(0).body;
@@ -75,7 +73,7 @@ async fn a_body_in_chunks_arrives_whole() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_refused_and_never_sent() {
+async fn body_that_is_no_json_is_refused_and_never_sent() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let plain: [&[u8]; 8] = [
@@ -103,7 +101,7 @@ async fn what_is_no_json_is_refused_and_never_sent() {
         let answer = ask(cluster.address(), &request).await;
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid_json"), "{encoding}");
     }
-    assert!(upstream.seen().is_empty(), "nothing of it went upstream");
+    assert!(upstream.seen().is_empty(), "no request went upstream");
 }
 
 #[tokio::test]
@@ -124,8 +122,7 @@ async fn deep_nesting_passes_and_harms_nothing() {
     assert_eq!(cluster.replica().probe("/livez").await.status, 200);
 }
 
-/// A JSON text, spelled as nobody would: odd numbers, needless escapes, duplicate names, spaces
-/// anywhere.
+/// A JSON text in odd spelling: odd numbers, needless escapes, duplicate names, spaces anywhere.
 fn json() -> impl Strategy<Value = String> {
     let number = prop_oneof![
         Just("1.0e2".to_owned()),
@@ -188,7 +185,7 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..5).prop_map(|pieces| format!("\"{}\"", pieces.concat()))
 }
 
-/// Names that mean something to the gateway, spelled both ways, among names that do not.
+/// Names that the gateway reads, in two spellings, among names that it ignores.
 fn name() -> impl Strategy<Value = String> {
     let known = [
         "model",
@@ -263,7 +260,7 @@ fn any_json_arrives_as_it_was_spelled() {
         "{}",
         outcome.err().map(|error| error.to_string()).unwrap_or_default()
     );
-    // Entered, so that the processes end with a reactor to tell them so.
+    // Entered, so that the reactor can still report the ends of the processes.
     let _entered = runtime.enter();
     drop((upstream, cluster));
 }

@@ -1,14 +1,14 @@
-//! A bad configuration ends the start with 64 and one line that names what is wrong, and no secret.
+//! A bad configuration ends the start with 64 and one line that names the fault, and no secret.
 
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::process::Command;
 
-use crate::patience::{SOON, eventually, ms, within};
-use crate::port;
-use crate::process::{Folder, Process, WARMKEY};
-use crate::redis::Redis;
+use crate::world::port;
+use crate::world::process::{Folder, Process, WARMKEY};
+use crate::world::redis::Redis;
+use crate::world::waiting::{SOON, eventually, ms, within};
 
 const GOOD: &str = r#"
 [server]
@@ -40,8 +40,7 @@ const LISTEN: &str = "listen = \"127.0.0.1:0\"\nadmin_listen";
 const SECRET: &str = "secret = \"secret-canary-0123456789abcdefghijklmnopqrstuvwxyz\"\n";
 const UPSTREAM: &str = "[[upstream]]\nname = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\n";
 
-/// What is wrong: a part of the good file, what stands in its place, and a word that the one line
-/// must hold.
+/// Faults: a part of the good file, its replacement, and a word that the one line must hold.
 const BAD: &[(&str, &str, &str)] = &[
     ("[server]", "[server]\nlisten_adress = \"x\"", "listen_adress"),
     ("[server]", "[servers]\na = 1\n[server]", "servers"),
@@ -128,7 +127,7 @@ fn expect(what: &str, word: &str, (code, _, errors): (Option<i32>, String, Strin
 }
 
 #[tokio::test]
-async fn a_bad_configuration_is_refused_with_one_line() {
+async fn bad_configuration_is_refused_with_one_line() {
     for (part, instead, word) in BAD {
         assert!(GOOD.contains(part), "{part}");
         expect(instead, word, run("serve", &GOOD.replacen(part, instead, 1)).await);
@@ -136,7 +135,7 @@ async fn a_bad_configuration_is_refused_with_one_line() {
 }
 
 #[tokio::test]
-async fn two_of_one_name_are_refused() {
+async fn keys_and_upstreams_of_one_name_are_refused() {
     for (text, word) in [
         (format!("{GOOD}{}", KEY.replace("sk-canary-1", "sk-canary-2")), "a-1"),
         (format!("{GOOD}{UPSTREAM}"), "openai"),
@@ -146,7 +145,7 @@ async fn two_of_one_name_are_refused() {
 }
 
 #[tokio::test]
-async fn a_missing_file_is_named() {
+async fn missing_file_is_named() {
     let mut child = Command::new(WARMKEY);
     child.args(["serve", "--config", "/nowhere/warmkey.toml"]).kill_on_drop(true);
     let output = within(Duration::from_secs(30), "the end", child.output()).await.expect("it runs");
@@ -155,7 +154,7 @@ async fn a_missing_file_is_named() {
 }
 
 #[tokio::test]
-async fn check_tells_what_would_run() {
+async fn check_shows_what_would_run() {
     let (code, said, errors) = run("check", GOOD).await;
     assert_eq!(code, Some(0), "{errors}");
     assert!(said.contains("Keys: 1, of these organizations: org-a.\n"), "in plain words: {said}");
@@ -176,16 +175,16 @@ async fn check_reaches_the_store() {
     eventually(ms(5_000), "a check leaves nothing behind", is_empty).await;
     let nowhere = format!("redis://user:canary@{}", port::free());
     expect("no Redis there", "store.url", run("check", &GOOD.replace("memory:", &nowhere)).await);
-    // The kernel takes the connection, and nobody ever greets.
+    // The kernel accepts the connection, and no server ever answers on it.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let url = format!("rediss://user:canary@{}", silent.local_addr().expect("it is bound"));
-    expect("nobody greets", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
+    expect("no server answers", "TLS", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
-/// A Redis that greets and then refuses what serving needs. One before 7 refuses `SET NX GET` as a
-/// user without SET is refused.
+/// Redis greets, and then refuses a command that serving needs. A version before 7 refuses `SET NX
+/// GET` as it refuses a user without SET.
 #[tokio::test]
-async fn check_does_what_serving_needs() {
+async fn check_tries_what_serving_needs() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     for (refused, word) in [
@@ -208,7 +207,7 @@ async fn check_does_what_serving_needs() {
     expect("another password", "password", run("check", &GOOD.replace("memory:", &url)).await);
 }
 
-/// Checks the configuration that a process finds in `folder` and in its environment.
+/// Runs `check` with the configuration of `folder` and the environment.
 async fn checked(
     folder: &Folder,
     words: &[&str],
@@ -226,10 +225,9 @@ async fn checked(
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-/// A variable stands before the file, is read as what its option is, and is refused by the option's
-/// name.
+/// A variable overrides the file, is parsed as its option is, and is refused by the option's name.
 #[tokio::test]
-async fn an_option_may_come_from_the_environment() {
+async fn option_may_come_from_the_environment() {
     let folder = Folder::new();
     folder.write("good.toml", GOOD);
     folder.write(
@@ -270,8 +268,8 @@ async fn an_option_may_come_from_the_environment() {
             &[("WARMKEY__HOP__SECRET", "")],
             "hop.secret: the secret in the file is empty",
         ),
-        // A secret without a source of its own has a variable of its own; one that names another
-        // reads that.
+        // A secret without a source has a variable of its own. A secret that names a variable reads
+        // that one.
         (
             "nameless.toml",
             &[("THE_KEY", "sk-canary"), ("WARMKEY_SECRET", "canary-short")],
@@ -305,7 +303,7 @@ async fn an_option_may_come_from_the_environment() {
     }
 }
 
-/// Without a word it is the file of the usual name, where there is one.
+/// Without `--config`, the file of the usual name is read if it exists.
 #[tokio::test]
 async fn file_of_the_usual_name_is_read() {
     let folder = Folder::new();
@@ -318,7 +316,7 @@ async fn file_of_the_usual_name_is_read() {
 }
 
 #[tokio::test]
-async fn the_command_line_ends_with_a_code_of_its_own() {
+async fn command_line_ends_with_a_code_of_its_own() {
     for (words, code) in [
         (&["--help"][..], 0),
         (&["-V"], 0),
@@ -347,7 +345,7 @@ async fn the_command_line_ends_with_a_code_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_nothing() {
+async fn hangup_ends_nothing() {
     let folder = Folder::new();
     let file =
         folder.write("warmkey.toml", &GOOD.replace("[server]", "[server]\ndrain_delay = \"0s\""));

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, BOB, Cluster};
-use crate::patience::{SOON, within};
-use crate::port;
-use crate::recorder::{Recorder, Step, completed};
-use crate::wire::{Answer, Connection, Request, ask};
+use crate::world::cluster::{ALICE, BOB, Cluster};
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, completed};
+use crate::world::waiting::{SOON, within};
+use crate::world::wire::{Answer, Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 
@@ -25,14 +25,8 @@ fn expect(answer: &Answer, status: u16, code: &str) {
     assert!(answer.whole);
 }
 
-/// An integer number of seconds: Codex gives up on anything else.
-pub fn waits(answer: &Answer) -> u64 {
-    let wait = answer.header("retry-after").and_then(|wait| wait.parse().ok());
-    wait.unwrap_or_else(|| panic!("an integer Retry-After: {:?}", answer.headers))
-}
-
 #[tokio::test]
-async fn a_token_is_asked_for() {
+async fn token_is_required() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let turn = || {
@@ -53,7 +47,7 @@ async fn a_token_is_asked_for() {
         expect(&ask(cluster.address(), &request).await, 401, "invalid_api_key");
     }
     assert!(upstream.seen().is_empty());
-    // The scheme has no case.
+    // The scheme ignores case.
     assert_eq!(
         ask(cluster.address(), &turn().header("authorization", &format!("bearer {ALICE}")))
             .await
@@ -63,7 +57,7 @@ async fn a_token_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_credential_in_the_url_is_refused_and_goes_nowhere() {
+async fn credential_in_the_url_is_refused_and_goes_nowhere() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for query in ["key=canary", "a=1&api_key=canary", "ACCESS_TOKEN=canary"] {
@@ -82,7 +76,7 @@ async fn a_credential_in_the_url_is_refused_and_goes_nowhere() {
 }
 
 #[tokio::test]
-async fn a_token_is_refused_before_the_body_is_read() {
+async fn token_is_refused_before_the_body_is_read() {
     let cluster = Cluster::new().start().await;
     let mut connection = Connection::open(cluster.address()).await;
     let head = "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer unknown\r\ncontent-length: 60000000\r\n\r\n";
@@ -94,10 +88,10 @@ async fn a_token_is_refused_before_the_body_is_read() {
 }
 
 #[tokio::test]
-async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
-    let folder = crate::process::Folder::new();
+async fn token_may_be_known_by_its_hash_or_from_a_file() {
+    let folder = crate::world::process::Folder::new();
     let file = folder.write("tokens", "carol token-of-carol\ndave token-of-dave\n");
-    let hash = crate::codex::sha256(b"token-of-erin");
+    let hash = crate::world::codex::sha256(b"token-of-erin");
     let clients = format!(
         "[[client]]\nid = \"erin\"\ntoken_sha256 = {hash:?}\n[[client]]\ntoken_file = {:?}\n",
         file.display().to_string()
@@ -120,13 +114,13 @@ async fn a_token_may_be_known_by_its_hash_or_from_a_file() {
 }
 
 #[tokio::test]
-async fn without_any_token_everybody_is_refused() {
+async fn gateway_without_tokens_refuses_everybody() {
     let cluster = Cluster::new().clients("").start().await;
     expect(&ask(cluster.address(), &Request::turn(ALICE, BODY)).await, 401, "invalid_api_key");
 }
 
 #[tokio::test]
-async fn an_open_gateway_asks_for_no_token() {
+async fn open_gateway_asks_for_no_token() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).clients("").server("open", "true").start().await;
@@ -136,7 +130,7 @@ async fn an_open_gateway_asks_for_no_token() {
 }
 
 #[tokio::test]
-async fn a_client_may_be_held_to_some_models() {
+async fn client_may_be_limited_to_some_models() {
     let upstream = Recorder::answering(completed()).await;
     let clients =
         format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
@@ -145,7 +139,7 @@ async fn a_client_may_be_held_to_some_models() {
     let refused = [
         r#"{"model":"gpt-5.4-mini","input":"x"}"#,
         r#"{"input":"x"}"#,
-        // The last one counts, as it does upstream.
+        // The last of two fields counts, as it does upstream.
         r#"{"model":"gpt-5.4","input":"x","model":"gpt-6"}"#,
         r#"{"model":"gpt-5.4","input":"x","\u006dodel":"gpt-6"}"#,
     ];
@@ -165,10 +159,13 @@ async fn a_client_may_be_held_to_some_models() {
 }
 
 #[tokio::test]
-async fn a_client_may_be_held_to_some_organizations() {
+async fn client_may_be_limited_to_some_organizations() {
     let upstream = Recorder::answering(completed()).await;
-    let keys =
-        [crate::simulator::siblings("org-a", 2), crate::simulator::siblings("org-b", 1)].concat();
+    let keys = [
+        crate::world::simulator::siblings("org-a", 2),
+        crate::world::simulator::siblings("org-b", 1),
+    ]
+    .concat();
     let clients =
         format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\norganizations = [\"org-b\"]\n");
     let cluster = Cluster::new().keys(keys).recorded_by(&upstream).clients(&clients).start().await;
@@ -180,7 +177,7 @@ async fn a_client_may_be_held_to_some_organizations() {
 }
 
 #[tokio::test]
-async fn what_is_not_served_is_unknown() {
+async fn other_urls_are_unknown() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let unknown = [
@@ -215,7 +212,8 @@ async fn what_is_not_served_is_unknown() {
     assert_eq!(upstream.seen().len(), 3);
 }
 
-/// Clients ask for the models to find out whether their token is accepted. The list is not served.
+/// Clients ask for the models to learn whether their token is accepted. The list itself is not
+/// served.
 #[tokio::test]
 async fn models_without_valid_token_are_401_and_with_one_404() {
     let upstream = Recorder::answering(completed()).await;
@@ -233,7 +231,7 @@ async fn models_without_valid_token_are_401_and_with_one_404() {
             assert_eq!(head.status(), status, "{target}");
         }
     }
-    // Other methods and what lies below are unknown to everybody.
+    // Other methods and longer paths are unknown with or without a token.
     for (method, target) in [
         ("POST", "/v1/models"),
         ("DELETE", "/models"),
@@ -252,7 +250,7 @@ async fn models_of_an_open_gateway_are_404() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_connections_is_unreachable() {
+async fn upstream_that_refuses_connections_is_unreachable() {
     let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;
     for _ in 0..3 {
         expect(
@@ -269,7 +267,7 @@ async fn an_upstream_that_refuses_connections_is_unreachable() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
+async fn upstream_that_never_answers_times_out_and_is_asked_once() {
     let upstream = Recorder::answering(vec![Step::Hold]).await;
     let cluster = Cluster::new()
         .recorded_by(&upstream)
@@ -280,17 +278,22 @@ async fn an_upstream_that_never_answers_times_out_and_is_asked_once() {
         within(SOON, "an answer", ask(cluster.address(), &Request::turn(ALICE, BODY))).await;
     expect(&answer, 504, "upstream_timeout");
     upstream.left(0).await;
-    assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
+    assert_eq!(upstream.seen().len(), 1, "a turn that may have been served is never sent again");
 }
 
 #[tokio::test]
-async fn a_connection_lost_after_the_body_is_not_resent() {
+async fn connection_lost_after_the_body_is_not_resent() {
     for end in [Step::Close, Step::Reset] {
-        let upstream = Recorder::answering(vec![Step::Pause(crate::patience::ms(50)), end]).await;
+        let upstream =
+            Recorder::answering(vec![Step::Pause(crate::world::waiting::ms(50)), end]).await;
         let cluster = Cluster::new().recorded_by(&upstream).start().await;
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 503, "{}", answer.text());
-        assert!((1..=60).contains(&waits(&answer)));
-        assert_eq!(upstream.seen().len(), 1, "it may have been served: never sent again");
+        assert!((1..=60).contains(&answer.retry_after()));
+        assert_eq!(
+            upstream.seen().len(),
+            1,
+            "a turn that may have been served is never sent again"
+        );
     }
 }

@@ -1,13 +1,13 @@
-//! A key that dies is left once, unseen by the client, and nothing ever moves back.
+//! A dead key is left once, unseen by the client, and no session ever moves back.
 
 use std::sync::{Arc, Mutex};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::found;
-use crate::recorder::{Recorder, Step, answer, completed};
-use crate::simulator::{Turn, path_of, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::simulator::{Turn, path_of, siblings};
+use crate::world::waiting::found;
+use crate::world::wire::{Request, ask};
 
 async fn key_of(cluster: &Running, codex: &Codex) -> String {
     path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key")
@@ -18,7 +18,7 @@ fn refused(turns: &[Turn], status: u16) -> usize {
 }
 
 #[tokio::test]
-async fn a_dead_key_is_left_once_and_unseen() {
+async fn dead_key_is_left_once_and_unseen() {
     let cluster = Cluster::new().keys(siblings("org-a", 3)).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
@@ -35,7 +35,7 @@ async fn a_dead_key_is_left_once_and_unseen() {
     }
     let turns = cluster.turns().await;
     assert_eq!(refused(&turns, 401), 1, "the replica does not use it again");
-    // Even once it lives again.
+    // Not even once the key lives again.
     cluster.upstream().heal().await;
     codex.turn("does not move back").await.served();
     assert_eq!(path_of(&cluster.turns().await, &codex.session), [dead.clone(), next]);
@@ -47,7 +47,7 @@ async fn a_dead_key_is_left_once_and_unseen() {
 }
 
 #[tokio::test]
-async fn what_moves_is_the_same_turn_without_the_old_keys_state() {
+async fn moved_turn_is_the_same_without_the_old_keys_state() {
     let revoked = Arc::new(Mutex::new(None::<String>));
     let known = Arc::clone(&revoked);
     let upstream = Recorder::start(move |seen| {
@@ -80,12 +80,12 @@ async fn what_moves_is_the_same_turn_without_the_old_keys_state() {
         (key.as_str(), Some("issued-by-the-first"))
     );
     assert_ne!(moved.key(), key);
-    assert_eq!(moved.header("x-codex-turn-state"), None, "it means nothing to another key");
+    assert_eq!(moved.header("x-codex-turn-state"), None, "another key is sent no turn state");
     assert!(refused.body == moved.body && !moved.body.is_empty(), "the same bytes again");
 }
 
 #[tokio::test]
-async fn a_new_session_leaves_an_exhausted_organization() {
+async fn new_session_leaves_an_exhausted_organization() {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let cluster = Cluster::new().keys(keys).start().await;
     cluster.upstream().exhaust("org-a").await;
@@ -106,7 +106,7 @@ async fn a_new_session_leaves_an_exhausted_organization() {
 }
 
 #[tokio::test]
-async fn a_sealed_session_never_leaves_its_organization() {
+async fn sealed_session_never_leaves_its_organization() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let cluster = Cluster::new().keys(keys).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
@@ -120,10 +120,9 @@ async fn a_sealed_session_never_leaves_its_organization() {
         error["code"].is_string() && error["message"].as_str().is_some_and(|text| text.len() > 20),
         "{error}"
     );
-    // A sub-agent's first turn shows nothing that is sealed, and belongs to the session all the
-    // same.
+    // A sub-agent's first turn shows nothing sealed, and still belongs to its sealed session.
     let ended = codex.spawn().turn("no credit").await;
-    // Without asking the upstream again, in words its client stops at.
+    // The upstream is not asked again, and the error is one that Codex stops at.
     assert_eq!(
         (ended.answer.status, ended.answer.code().as_str()),
         (429, "insufficient_quota"),
@@ -132,15 +131,15 @@ async fn a_sealed_session_never_leaves_its_organization() {
     );
     assert_eq!(ended.answer.header("x-should-retry"), Some("false"));
     let turns = cluster.turns().await;
-    assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
-    // Others go on.
+    assert!(turns.iter().all(|turn| turn.organization == home), "no other key was tried");
+    // Other sessions go on.
     for _ in 0..4 {
         Codex::new(cluster.address(), ALICE).turn("new").await.served();
     }
 }
 
 #[tokio::test]
-async fn a_sealed_session_moves_within_its_organization_only() {
+async fn sealed_session_moves_within_its_organization_only() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let cluster = Cluster::new().keys(keys).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
@@ -159,12 +158,12 @@ async fn a_sealed_session_moves_within_its_organization_only() {
         ended.answer.status,
         ended.answer.text()
     );
-    assert!(crate::errors::waits(&ended.answer) >= 1);
+    assert!(ended.answer.retry_after() >= 1);
     let turns = cluster.turns().await;
-    assert!(turns.iter().all(|turn| turn.organization == home), "nothing was even tried elsewhere");
+    assert!(turns.iter().all(|turn| turn.organization == home), "no other key was tried");
 }
 
-/// Both keys were refused for a time, at different moments: what the upstream takes back all
+/// The upstream refuses both keys for a time, at different moments; when it accepts them again, all
 /// replicas know.
 #[tokio::test]
 async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
@@ -180,7 +179,7 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
         cluster.upstream().heal().await;
     }
     for key in ["org-a-1", "org-a-2"] {
-        cluster.replicas[1].word("probe", key).await;
+        cluster.replicas[1].command("probe", key).await;
         for replica in &cluster.replicas {
             replica
                 .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
@@ -197,7 +196,7 @@ async fn keys_that_were_refused_for_a_time_come_back_and_nothing_moves_back() {
 }
 
 #[tokio::test]
-async fn without_any_key_the_client_is_told_to_wait() {
+async fn client_is_told_to_wait_where_there_is_no_key() {
     let cluster = Cluster::new().keys(siblings("org-a", 2)).start().await;
     for key in ["org-a-1", "org-a-2"] {
         cluster.upstream().revoke(key).await;
@@ -210,15 +209,15 @@ async fn without_any_key_the_client_is_told_to_wait() {
             "{}",
             ended.answer.text()
         );
-        assert!(crate::errors::waits(&ended.answer) >= 1);
+        assert!(ended.answer.retry_after() >= 1);
     }
     assert!(refused(&cluster.turns().await, 401) <= 2, "each key was asked once");
 }
 
 #[tokio::test]
-async fn what_another_organization_sealed_is_refused_by_the_upstream_itself() {
-    // The session changes the gateway's pool under the client: the error is the upstream's, byte
-    // for byte, and final.
+async fn reasoning_that_another_organization_sealed_is_refused_by_the_upstream() {
+    // The gateway's pool changes under the client: the error is the upstream's, byte for byte, and
+    // final.
     let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;
     let elsewhere = Cluster::new().keys(siblings("org-z", 1)).start().await;
     let mut codex = Codex::new(elsewhere.address(), ALICE);

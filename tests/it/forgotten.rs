@@ -1,18 +1,17 @@
-//! Bindings that nobody remembers: a sealed session finds the one organization that can open its
-//! history, unseen by its client.
+//! Forgotten bindings: the gateway finds the one organization that can open a sealed session's
+//! history, unseen by the client.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::errors::waits;
-use crate::patience::{SOON, eventually};
-use crate::recorder::{Recorder, Step, answer, completed};
-use crate::simulator::{Key, Turn, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::simulator::{Key, Turn, siblings};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Request, ask};
 
 const ORGANIZATIONS: [&str; 3] = ["org-a", "org-b", "org-c"];
 const SESSIONS: usize = 24;
@@ -21,15 +20,15 @@ fn keys() -> Vec<Key> {
     ORGANIZATIONS.iter().flat_map(|organization| siblings(organization, 2)).collect()
 }
 
-/// Nearly every session goes to the first organization. That is not where their own order will send
-/// two of three.
+/// Nearly every session begins in the first organization. Even weights will send two of three
+/// elsewhere.
 fn lopsided() -> Vec<Key> {
     let mut keys = keys();
     (keys[0].weight, keys[1].weight) = (50, 50);
     keys
 }
 
-/// Replicas with even weights, and sealed sessions from the time before that.
+/// Replicas with even weights, and sealed sessions that began before.
 async fn sealed(cluster: Cluster) -> (Running, Vec<Codex>) {
     so_many_sealed(cluster, SESSIONS).await
 }
@@ -49,8 +48,8 @@ async fn so_many_sealed(cluster: Cluster, count: usize) -> (Running, Vec<Codex>)
     (cluster, sessions)
 }
 
-/// Every session is resumed, by alternating replicas: it lives, and what that took is within
-/// bounds.
+/// Resumes every session at alternating replicas, and checks that each is served within the allowed
+/// attempts.
 async fn resume(cluster: &Running, sessions: &mut [Codex]) {
     let before = cluster.turns().await;
     let homes: BTreeMap<_, _> = before
@@ -81,8 +80,8 @@ async fn resume(cluster: &Running, sessions: &mut [Codex]) {
         );
         extra += others.len();
     }
-    assert!(extra > 0, "every session was found at once: nothing is shown");
-    // Found once is found for all.
+    assert!(extra > 0, "every session was found at once: this test shows nothing");
+    // An organization found by one replica is known to all.
     let before = turns.len();
     for (number, codex) in sessions.iter_mut().enumerate() {
         codex.moves_to(cluster.replicas[(number + 1) % 2].address());
@@ -96,7 +95,7 @@ fn attempts(turns: &[Turn], codex: &Codex) -> Vec<Turn> {
     turns.iter().filter(|turn| turn.session.as_deref() == Some(&codex.session)).cloned().collect()
 }
 
-/// B-8, for sessions that nobody remembers.
+/// B-8, for sessions that no replica remembers.
 #[tokio::test]
 async fn sealed_sessions_survive_a_flush_and_a_restart() {
     let (mut cluster, mut sessions) = sealed(Cluster::new()).await;
@@ -109,8 +108,8 @@ async fn sealed_sessions_survive_a_flush_and_a_restart() {
     resume(&cluster, &mut sessions).await;
 }
 
-/// A search is for an organization that is forgotten: one that is known is the only one asked, also
-/// where it cannot open the history, and its word is the client's. Nothing stored changes by it.
+/// Only a forgotten organization is searched for. A known organization is the only one asked, even
+/// if it cannot open the history; its answer goes to the client, and the stored binding stays.
 #[tokio::test]
 async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
     let mut cluster = Cluster::new().keys(keys()).replicas(2).redis().start().await;
@@ -126,7 +125,7 @@ async fn known_organization_that_cannot_open_a_history_is_the_only_one_asked() {
     .await;
     let fault = json!({ "organization": home.organization, "status": 400, "code": "invalid_encrypted_content" });
     cluster.upstream().fault(fault).await;
-    // The first replica remembers the session, the second one finds it in the store.
+    // The first replica remembers the session; the second one finds it in the store.
     for number in [0, 1] {
         let before = cluster.turns().await.len();
         let mut codex = codex.clone();
@@ -173,7 +172,7 @@ async fn sealed_sessions_survive_their_bindings() {
     resume(&cluster, &mut sessions).await;
 }
 
-/// Nobody knows where it was, and nobody can be asked either.
+/// No replica remembers the sessions, and the store is away.
 #[tokio::test]
 async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
     let (mut cluster, mut sessions) = sealed(Cluster::new()).await;
@@ -201,9 +200,9 @@ async fn sealed_sessions_survive_a_restart_while_redis_is_away() {
     }
 }
 
-/// An organization that is unwell keeps nobody from finding the right one behind it.
+/// A failing organization does not keep the search from the right one behind it.
 #[tokio::test]
-async fn the_search_goes_past_an_organization_that_is_unwell() {
+async fn search_goes_past_an_organization_that_is_unwell() {
     let (mut cluster, sessions) = so_many_sealed(Cluster::new(), 3 * SESSIONS).await;
     cluster.redis().tell(&["FLUSHALL"]).await;
     for number in 0..2 {
@@ -222,7 +221,8 @@ async fn the_search_goes_past_an_organization_that_is_unwell() {
         let turns = cluster.turns().await;
         let attempts = attempts(&turns[before..], &codex);
         match attempts.first().map(|turn| turn.organization.as_str()) {
-            // Whether it is the right one nobody can know: the client tries again.
+            // The gateway cannot know whether the failing organization is the right one: the client
+            // tries again.
             Some("org-b") => {}
             _ => {
                 ended.served();
@@ -230,14 +230,14 @@ async fn the_search_goes_past_an_organization_that_is_unwell() {
             }
         }
     }
-    // One of six begins at the third organization and goes on to the second.
-    assert!(past > 0, "nobody met it on the way: nothing is shown");
+    // One session of six begins at the third organization and goes on to the second.
+    assert!(past > 0, "no session met the failing organization: this test shows nothing");
 }
 
-/// Where a session is looked for first there may be no quota left: it is not that organization's
-/// word that counts.
+/// The first organization of a search may be out of quota: its refusal does not count as the
+/// session's.
 #[tokio::test]
-async fn a_guess_that_is_exhausted_is_given_up() {
+async fn provisional_binding_that_is_exhausted_is_given_up() {
     let (mut cluster, sessions) = sealed(Cluster::new()).await;
     let turns = cluster.turns().await;
     cluster.redis().tell(&["FLUSHALL"]).await;
@@ -274,14 +274,13 @@ async fn a_guess_that_is_exhausted_is_given_up() {
         );
         asked += attempts.iter().filter(|turn| turn.status == 429).count();
     }
-    assert!(asked > 0, "nobody met one that is exhausted: nothing is shown");
+    assert!(asked > 0, "no session met the exhausted organization: this test shows nothing");
 }
 
-/// What each organization says on the way decides what the client hears where none accepts: the
-/// first that may be the right one at another time, and before it one that could open the history
-/// and had another fault to find.
+/// If no organization accepts, their answers decide what the client gets: first the answer of one
+/// that could open the history, else that of one that may accept at another time.
 #[tokio::test]
-async fn what_the_others_say_is_the_last_word_of_a_search() {
+async fn other_organizations_answers_decide_a_search_in_vain() {
     let foreign = ("400 No", "invalid_encrypted_content");
     let (limited, failed, steep) = (
         ("429 No", "rate_limit_exceeded"),
@@ -290,8 +289,8 @@ async fn what_the_others_say_is_the_last_word_of_a_search() {
     );
     let (invalid, denied) = (("400 No", "invalid_value"), ("404 No", "model_not_found"));
     let (broken, served) = (("", ""), ("200 OK", ""));
-    // What the second and the third organization say; the status and the code that the client gets,
-    // and how many were asked.
+    // The answers of the second and the third organization; the client's status and code, and how
+    // many organizations were asked.
     let cases = [
         (foreign, foreign, 400, "invalid_encrypted_content", 3),
         (denied, foreign, 400, "invalid_encrypted_content", 3),
@@ -335,7 +334,7 @@ async fn what_the_others_say_is_the_last_word_of_a_search() {
     let cluster = Cluster::new().keys(keys).recorded_by(&upstream).start().await;
     for (number, (second, third, status, code, count)) in cases.into_iter().enumerate() {
         let what = format!("{second:?}, {third:?}");
-        // A model each: what is short of one is so for that one alone.
+        // One model for each case, since a limit covers one model.
         let body = format!(r#"{{"model":"gpt-{number}","stream":true,"input":"x"}}"#);
         let before = upstream.seen().len();
         let got = ask(
@@ -345,7 +344,7 @@ async fn what_the_others_say_is_the_last_word_of_a_search() {
         .await;
         assert_eq!(got.status, status, "{what}: {}", got.text());
         assert!(status == 200 || got.code() == code, "{what}: {}", got.text());
-        assert!(!matches!(status, 429 | 503) || waits(&got) >= 1, "{what}");
+        assert!(!matches!(status, 429 | 503) || got.retry_after() >= 1, "{what}");
         let mut keys: Vec<_> =
             upstream.seen()[before..].iter().map(|seen| seen.key().to_owned()).collect();
         let last = keys.last().cloned();
@@ -357,7 +356,7 @@ async fn what_the_others_say_is_the_last_word_of_a_search() {
             "{what}: each was asked once"
         );
         if status == 200 {
-            // It is bound where it was accepted.
+            // The session is bound where it was accepted.
             let next = Request::turn(ALICE, r#"{"model":"other","stream":true,"input":"x"}"#);
             assert_eq!(
                 ask(cluster.address(), &next.header("session-id", &number.to_string()))

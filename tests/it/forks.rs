@@ -1,26 +1,21 @@
-//! Forks: a new session whose history is another's begins on the key of the session it was forked
-//! from.
+//! A fork is a new session with another session's history. It begins on the key of that session.
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually};
-use crate::simulator::{keys_by_session, siblings};
+use crate::world::cluster::{BOB, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::sessions::begin;
+use crate::world::simulator::{keys_by_session, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 const SESSIONS: usize = 12;
 const INHERITED: &str = r#"warmkey_bindings_total{result="inherited"}"#;
 
-/// Two replicas, and sessions that are not where their own order would send most of them by now.
+/// Two replicas, and sessions that are mostly not where their own order would send them by now.
 async fn displaced() -> (Running, Vec<Codex>) {
     let even = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let mut lopsided = even.clone();
     lopsided[0].weight = 100;
     let mut cluster = Cluster::new().keys(lopsided).replicas(2).redis().start().await;
-    let mut sessions = Vec::new();
-    for _ in 0..SESSIONS {
-        let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
-        codex.turn("first").await.served();
-        sessions.push(codex);
-    }
+    let sessions = begin(&cluster, SESSIONS).await;
     cluster.change(|cluster| cluster.keys(even));
     for number in 0..2 {
         cluster.replace(number).await;
@@ -28,7 +23,7 @@ async fn displaced() -> (Running, Vec<Codex>) {
     (cluster, sessions)
 }
 
-/// Each of `forks` was served by its parent's key, at the first attempt.
+/// Checks that each of `forks` was served by its parent's key, at the first attempt.
 async fn assert_inherited(cluster: &Running, forks: &[(String, Codex)]) {
     let turns = cluster.turns().await;
     let keys = keys_by_session(&turns);
@@ -44,7 +39,7 @@ async fn assert_inherited(cluster: &Running, forks: &[(String, Codex)]) {
 }
 
 #[tokio::test]
-async fn a_fork_begins_on_its_parents_key() {
+async fn fork_begins_on_its_parents_key() {
     let (cluster, sessions) = displaced().await;
     let mut forks = Vec::new();
     for codex in sessions {
@@ -59,7 +54,7 @@ async fn a_fork_begins_on_its_parents_key() {
 }
 
 #[tokio::test]
-async fn a_fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
+async fn fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
     let (mut cluster, sessions) = displaced().await;
     let mut agents = Vec::new();
     for codex in &sessions {
@@ -84,7 +79,7 @@ async fn a_fork_of_a_sub_agent_begins_on_the_key_of_its_session() {
 }
 
 #[tokio::test]
-async fn a_fork_whose_parent_is_forgotten_finds_its_organization() {
+async fn fork_whose_parent_is_forgotten_finds_its_organization() {
     let (mut cluster, sessions) = displaced().await;
     cluster.redis().tell(&["FLUSHALL"]).await;
     for number in 0..2 {
@@ -108,11 +103,11 @@ async fn a_fork_whose_parent_is_forgotten_finds_its_organization() {
     }
 }
 
-/// Bob shows Alice's history, and names her thread: that must tell him nothing. Whoever holds a
-/// history may go on with it, in the organization that can open it, which he finds as anybody does
-/// whose session is forgotten.
+/// Bob sends Alice's history and names her thread, which must not tell him her key. A client with a
+/// history may continue it in the organization that can open it, and finds that organization as for
+/// any forgotten session.
 #[tokio::test]
-async fn nobody_inherits_from_another_client() {
+async fn fork_inherits_nothing_from_another_client() {
     let (cluster, sessions) = displaced().await;
     let before = cluster.turns().await;
     let homes = keys_by_session(&before);
@@ -137,7 +132,7 @@ async fn nobody_inherits_from_another_client() {
         );
         elsewhere += usize::from(!homes[&codex.session].contains(&attempts[0].key));
     }
-    // By an order of their own: a quarter of them would meet their parent's key by chance.
+    // By their own order, a quarter of the forks meet their parent's key by chance.
     assert!(elsewhere > 0, "all of them begin on the keys of another client's sessions");
     cluster
         .shows(r#"warmkey_turns_total{transport="http",outcome="completed"}"#, SESSIONS as f64)

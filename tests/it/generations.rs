@@ -1,5 +1,5 @@
-//! Generations: replicas load another set of keys at different moments, and no binding moves but
-//! those of a key that is gone.
+//! Generations: replicas load another set of keys at different moments, and only bindings of a
+//! removed key move.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually};
-use crate::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::sessions::begin;
+use crate::world::simulator::{Key, keys_by_session, path_of, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 const WAITING: &str = "warmkey_keys_waiting";
 
-/// Three replicas of these keys behind a balancer; the upstream knows `spare` too.
+/// Three replicas of these keys behind a balancer. The upstream also knows `spare`.
 async fn three(keys: Vec<Key>, spare: Vec<Key>) -> Running {
     Cluster::new().keys(keys).spare(spare).replicas(3).redis().balanced().start().await
 }
@@ -33,7 +34,8 @@ impl Players {
             codex.turn("first").await.served();
             playing.spawn(async move {
                 while !is_over.load(Ordering::Relaxed) {
-                    // What is sent grows with each turn, and with it what the machine has to do.
+                    // A clone, so that the history does not grow: the machine's work would grow
+                    // with it.
                     let mut turn = codex.clone();
                     turn.turn("meanwhile").await.served();
                 }
@@ -56,23 +58,17 @@ impl Players {
 
 /// How many of `count` new sessions each key serves.
 async fn newcomers(cluster: &Running, count: usize) -> BTreeMap<String, usize> {
-    let mut sessions = Vec::new();
-    for number in 0..count {
-        let mut codex =
-            Codex::new(cluster.replicas[number % cluster.replicas.len()].address(), ALICE);
-        codex.turn("first").await.served();
-        sessions.push(codex.session);
-    }
+    let sessions = begin(cluster, count).await;
     let turns = cluster.turns().await;
     let mut keys = BTreeMap::new();
-    for key in sessions.iter().flat_map(|session| path_of(&turns, session)) {
+    for key in sessions.iter().flat_map(|codex| path_of(&turns, &codex.session)) {
         *keys.entry(key).or_default() += 1;
     }
     keys
 }
 
 #[tokio::test]
-async fn a_new_key_takes_sessions_once_every_replica_has_it() {
+async fn new_key_takes_sessions_once_every_replica_has_it() {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let new = vec![Key::new("org-b-new", "org-b")];
     let mut cluster = three(keys.clone(), new.clone()).await;
@@ -98,7 +94,7 @@ async fn a_new_key_takes_sessions_once_every_replica_has_it() {
         assert_eq!(
             served[&codex.session].len(),
             1,
-            "who was bound has not moved: {:?}",
+            "no bound session has moved: {:?}",
             served[&codex.session]
         );
     }
@@ -131,7 +127,7 @@ async fn only_sessions_of_a_removed_key_move_and_each_of_them_once() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_rolled_back_is_left_once_all_have() {
+async fn key_that_is_rolled_back_is_left_once_all_have() {
     let keys = [siblings("org-a", 2), siblings("org-b", 1)].concat();
     let new = vec![Key { weight: 4, ..Key::new("org-b-new", "org-b") }];
     let mut cluster = three(keys.clone(), new.clone()).await;
@@ -145,8 +141,8 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
     for number in 0..2 {
         cluster.reload(number).await;
     }
-    // Two have it no longer and one still does: whose word counts is not known, so that their turns
-    // are served by a sibling and nobody's binding moves.
+    // Two replicas have dropped the key and one still has it. No set is the newest for certain, so
+    // that a sibling serves these turns and no binding moves.
     let rebound = "warmkey_bindings_total{result=\"rebound\"}";
     for replica in &cluster.replicas[..2] {
         let is_spilling = async || {
@@ -160,9 +156,9 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
     cluster.shows(rebound, 0.0).await;
     cluster.reload(2).await;
     let mut sessions = players.stop().await;
-    // By now every replica has heard that the old set is the newest again, or hears it within a
-    // beat.
-    eventually(SOON, "all agree that it is gone", async || {
+    // By now every replica knows that the old set is the newest again, or learns it with the next
+    // heartbeat.
+    eventually(SOON, "all agree that the key is gone", async || {
         for codex in &mut sessions {
             codex.turn("after").await.served();
         }
@@ -200,7 +196,7 @@ async fn a_key_that_is_rolled_back_is_left_once_all_have() {
 }
 
 #[tokio::test]
-async fn reloading_while_redis_is_away_moves_nobody() {
+async fn reload_while_redis_is_away_moves_no_session() {
     let keys = [siblings("org-a", 2), siblings("org-b", 2)].concat();
     let new = vec![Key::new("org-b-new", "org-b")];
     let cluster =
@@ -214,11 +210,7 @@ async fn reloading_while_redis_is_away_moves_nobody() {
         cluster.reload(number).await;
         cluster.replicas[number].shows(WAITING, 1.0).await;
     }
-    assert_eq!(
-        newcomers(&cluster, 24).await.get("org-b-new"),
-        None,
-        "nobody knows what the others have"
-    );
+    assert_eq!(newcomers(&cluster, 24).await.get("org-b-new"), None, "no replica knows the others");
     cluster.redis().signal("CONT").await;
     cluster.shows(WAITING, 0.0).await;
     let share = newcomers(&cluster, 48).await.remove("org-b-new").unwrap_or_default();
@@ -229,7 +221,7 @@ async fn reloading_while_redis_is_away_moves_nobody() {
         assert_eq!(
             served[&codex.session].len(),
             1,
-            "nobody has moved: {:?}",
+            "no session has moved: {:?}",
             served[&codex.session]
         );
     }
@@ -243,7 +235,8 @@ async fn replicas_that_reloaded_in_an_outage_agree_with_one_that_did_not() {
     let mut cluster = cluster.start().await;
     cluster.redis().signal("STOP").await;
     cluster.shows("warmkey_store_up", 0.0).await;
-    // One organization has lost a third, and within the other nearly everything would go elsewhere.
+    // One organization has lost a third of its keys, and the new weights would send nearly
+    // everything elsewhere.
     cluster.change(|cluster| {
         let mut keys = [&keys[..2], &keys[3..]].concat();
         keys[3].weight = 50;

@@ -2,18 +2,18 @@
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::fixtures::shapes;
-use crate::port;
-use crate::recorder::{Recorder, Step, answer, completed};
-use crate::wire::{Request, ask, get, values};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::fixtures::shapes;
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, answer, completed};
+use crate::world::wire::{Request, ask, get, values};
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"prompt-canary"}"#;
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 
 #[tokio::test]
-async fn what_codex_sends_passes_with_values_and_order() {
+async fn headers_of_codex_pass_with_values_and_order() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for (number, shape) in shapes().iter().enumerate() {
@@ -96,7 +96,7 @@ async fn no_credential_of_the_client_goes_upstream() {
 }
 
 #[tokio::test]
-async fn a_credential_slot_other_than_authorization_is_no_token() {
+async fn credential_slot_other_than_authorization_is_no_token() {
     let cluster = Cluster::new().start().await;
     for slot in ["x-goog-api-key", "cookie", "proxy-authorization"] {
         let answer = ask(
@@ -160,7 +160,7 @@ async fn every_answer_says_which_turn_it_is() {
     turns.sort();
     turns.dedup();
     assert_eq!(turns.len(), 5, "each its own");
-    // Unless the client has a name for it already.
+    // A `traceparent` of the client's own stays.
     let traced = Request::turn(ALICE, BODY)
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let answer = ask(cluster.address(), &traced).await;
@@ -168,7 +168,7 @@ async fn every_answer_says_which_turn_it_is() {
 }
 
 #[tokio::test]
-async fn no_secret_is_ever_told() {
+async fn secrets_are_never_shown() {
     let mut cluster = Cluster::new().server("max_body", "\"1MiB\"").start().await;
     let address = cluster.address();
     let mut told = String::new();
@@ -191,7 +191,7 @@ async fn no_secret_is_ever_told() {
         assert!(answer.status >= 400, "{answer:?}");
         told.push_str(&format!("{:?}{}", answer.headers, answer.text()));
     }
-    // The same replica, its upstream gone.
+    // The same replica without its upstream.
     cluster.replicas[0].kill().await;
     cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
     cluster.restart(0).await;
@@ -208,7 +208,7 @@ async fn no_secret_is_ever_told() {
 }
 
 #[tokio::test]
-async fn the_hop_header_is_believed_only_beside_its_secret() {
+async fn hop_header_is_believed_only_beside_its_secret() {
     let upstream = Recorder::answering(completed()).await;
     let hop = format!("\n[hop]\nsecret = {HOP:?}\n");
     let clients = format!("{hop}[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n");
@@ -224,7 +224,7 @@ async fn the_hop_header_is_believed_only_beside_its_secret() {
             200
         );
     }
-    // One and two share a binding, three has its own.
+    // The first two share a binding; the third has its own.
     cluster.shows(r#"warmkey_bindings_total{result="created"}"#, 2.0).await;
     cluster.shows(r#"warmkey_bindings_total{result="existing"}"#, 1.0).await;
     let seen = upstream.seen();

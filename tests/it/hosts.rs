@@ -1,6 +1,5 @@
-//! Upstreams that are not reached, or are not who they should be: names that nobody knows,
-//! certificates that nobody may trust. That is the host's fault: no key is condemned for it, and
-//! nothing is sent to whoever answers.
+//! Upstreams that cannot be reached or trusted: unknown host names and bad certificates. The fault
+//! is the host's: no key is condemned, and nothing is sent to an untrusted server.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -9,17 +8,17 @@ use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
-use crate::certificates::Certificates;
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually};
-use crate::port;
-use crate::process::{Folder, Process};
-use crate::simulator::siblings;
+use crate::world::certificates::Certificates;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::port;
+use crate::world::process::{Folder, Process};
+use crate::world::simulator::siblings;
+use crate::world::waiting::{SOON, eventually};
 
 const KEYS: [&str; 2] = ["org-a-1", "org-a-2"];
 
-/// Three replicas of a pool whose upstream is there, and with a Redis.
+/// Three replicas with a Redis, in front of the upstream at this URL.
 async fn three(upstream: &str, options: &str) -> Running {
     Cluster::new()
         .keys(siblings("org-a", 2))
@@ -31,7 +30,7 @@ async fn three(upstream: &str, options: &str) -> Running {
         .await
 }
 
-/// Every replica says so, and thinks no worse of its keys.
+/// Checks that every replica reports an unreachable upstream, and that all keys stay ready.
 async fn is_unreachable(cluster: &Running) {
     for replica in &cluster.replicas {
         let ended = Codex::new(replica.address(), ALICE).turn("nobody").await;
@@ -49,14 +48,14 @@ async fn is_unreachable(cluster: &Running) {
     }
 }
 
-/// C2, of a name that was never found. Which fault that is, no such name or no answer, is up to
-/// this machine's name servers.
+/// C2, for a name that was never found. This machine's name servers decide whether the fault is an
+/// unknown name or no answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_that_nobody_knows_condemns_nobody() {
+async fn host_name_that_resolves_to_nothing_condemns_no_key() {
     is_unreachable(&three("http://upstream.invalid/v1", "connect_timeout = \"2s\"\n").await).await;
 }
 
-/// A server with this certificate, and what it is sent first on each connection.
+/// A server with this certificate, and the first byte that it got on each connection.
 struct Server {
     _openssl: Process,
     address: SocketAddr,
@@ -106,10 +105,10 @@ impl Server {
     }
 }
 
-/// C3: another authority's, another host's, an expired one: nobody is told anything, least of all
-/// in plain text, and nobody asks again and again.
+/// C3: a certificate of another authority, of another host, or an expired one. Nothing is sent to
+/// such a server, and certainly not in plain text; each replica connects at most twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_that_is_not_to_be_trusted_is_told_nothing() {
+async fn server_with_an_untrusted_certificate_is_sent_nothing() {
     let folder = Folder::new();
     let (trusted, other) = (
         Certificates::make(folder.path(), "trusted").await,
@@ -124,14 +123,14 @@ async fn a_certificate_that_is_not_to_be_trusted_is_told_nothing() {
         let cluster = three(&format!("https://{}/v1", server.address), &options).await;
         is_unreachable(&cluster).await;
         let heard = server.heard();
-        // 22: a TLS handshake. Once, and once more.
+        // 22 is a TLS handshake: the first one, and one retry.
         assert!(
             heard.len() == 2 * cluster.replicas.len() && heard.iter().all(|byte| *byte == 22),
             "{name}: {heard:?}"
         );
     }
-    // A good one is trusted, so that it is the certificates that the others were refused for. It is
-    // no upstream, and says nothing.
+    // A good certificate is trusted, so that the certificates were the reason for the refusals. The
+    // server is no upstream, and does not answer.
     let server = Server::start(&folder, &trusted, "server").await;
     let cluster = three(&format!("https://{}/v1", server.address), &options).await;
     assert_eq!(

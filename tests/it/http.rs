@@ -1,4 +1,4 @@
-//! HTTP itself: HTTP/2, go-aheads, clients that are still sending when they are refused.
+//! HTTP itself: HTTP/2, `100 Continue`, clients that are still sending when they are refused.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -9,16 +9,16 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use crate::certificates::Certificates;
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::fixtures::shapes;
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::port;
-use crate::process::Folder;
-use crate::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
-use crate::simulator::{Simulator, siblings};
-use crate::wire::{Connection, Request, ask};
+use crate::world::certificates::Certificates;
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::fixtures::shapes;
+use crate::world::port;
+use crate::world::process::Folder;
+use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, completed, stream_head};
+use crate::world::simulator::{Simulator, siblings};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::{Connection, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 
@@ -27,7 +27,7 @@ fn http2() -> reqwest::Client {
 }
 
 #[tokio::test]
-async fn an_http2_client_is_served_the_same() {
+async fn http2_client_is_served_the_same() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let client = http2();
@@ -55,11 +55,11 @@ async fn an_http2_client_is_served_the_same() {
     }
 }
 
-/// What every HTTP/2 connection begins with.
+/// Every HTTP/2 connection begins with these bytes.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Puts TLS before `upstream`, for one connection that must speak HTTP/2. Dropping the child ends
-/// it.
+/// that.
 async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: SocketAddr) -> Child {
     let (certificate, key) = (certificates.path("server.pem"), certificates.path("server.key"));
     let mut command = Command::new("openssl");
@@ -95,9 +95,9 @@ async fn http2_alone(port: SocketAddr, certificates: &Certificates, upstream: So
     openssl
 }
 
-/// `http2 = true`: the upstream gets the bytes that the client sent, in one connection.
+/// `http2 = true`: the upstream gets the client's bytes, on one connection.
 #[tokio::test]
-async fn an_http2_upstream_is_asked_the_same() {
+async fn http2_upstream_is_asked_the_same() {
     let (folder, port, keys) = (Folder::new(), port::free(), siblings("org-a", 1));
     let simulator = Simulator::start(&folder, &keys, "").await;
     let certificates = Certificates::make(folder.path(), "upstream").await;
@@ -117,7 +117,7 @@ async fn an_http2_upstream_is_asked_the_same() {
     assert!(seen[1].cached_tokens > 0, "the second one went on from the first");
 }
 
-/// Over either version the length of what GET would be answered, and nothing of it.
+/// HEAD over either version has the length of GET's answer, and no body.
 #[tokio::test]
 async fn head_is_answered_without_a_body() {
     let cluster = Cluster::new().start().await;
@@ -128,7 +128,7 @@ async fn head_is_answered_without_a_body() {
             let told =
                 within(ANSWER, "an answer", client.get(&url).send()).await.expect("an answer");
             let body = told.bytes().await.expect("a body");
-            // HEAD is a byte longer than GET, and the message says which it was.
+            // HEAD is a byte longer than GET, and the message names the method.
             let answer =
                 within(ANSWER, "a head", client.head(&url).send()).await.expect("an answer");
             assert_eq!(answer.status(), 404);
@@ -139,7 +139,7 @@ async fn head_is_answered_without_a_body() {
 }
 
 #[tokio::test]
-async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
+async fn http2_stream_that_is_reset_cancels_upstream_and_no_other() {
     let hold = vec![
         Step::Send(stream_head("")),
         Step::Send(chunk(b"data: 1\n\n")),
@@ -169,7 +169,7 @@ async fn an_http2_stream_that_is_reset_cancels_upstream_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_a_go_ahead_gets_one() {
+async fn client_that_waits_for_a_go_ahead_gets_one() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
@@ -183,15 +183,15 @@ async fn a_client_that_waits_for_a_go_ahead_gets_one() {
     assert_eq!(within(SOON, "a go-ahead", patient.interim()).await, Some(100));
     patient.send_raw(BODY.as_bytes()).await.expect("the body is taken");
     assert_eq!(within(SOON, "an answer", patient.head()).await.expect("an answer").status, 200);
-    assert_eq!(upstream.only().header("expect"), None, "it was for this hop");
-    // Too long is said at once, without one.
+    assert_eq!(upstream.only().header("expect"), None, "the header was for this hop");
+    // A body that is too large is refused at once, without `100 Continue`.
     let mut large = Connection::open(cluster.address()).await;
     large.send_raw(head(2 << 20).as_bytes()).await.expect("the head is taken");
     assert_eq!(within(SOON, "an answer", large.interim()).await, Some(413));
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_a_client_that_is_still_sending() {
+async fn refusal_reaches_a_client_that_is_still_sending() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new()
         .recorded_by(&upstream)
@@ -215,7 +215,7 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_closes_its_idle_connections_costs_no_turn() {
+async fn upstream_that_closes_its_idle_connections_costs_no_turn() {
     let mut steps = completed();
     steps.extend([Step::Pause(ms(20)), Step::Close]);
     let upstream = Recorder::answering(steps).await;
@@ -225,7 +225,7 @@ async fn an_upstream_that_closes_its_idle_connections_costs_no_turn() {
     for turn in 1..=40 {
         let answer = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
         assert_eq!(answer.status, 200, "turn {turn}: {}", answer.text());
-        // What the upstream has closed and the gateway has not noticed, nobody could call idle.
+        // A connection that the upstream has closed, unnoticed by the gateway, would not be idle.
         let is_closed =
             async || (upstream.is_idle() && gateway.descriptors() <= before).then_some(());
         eventually(SOON, "both ends have closed", is_closed).await;
@@ -245,8 +245,9 @@ fn ambiguous(lines: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_request_of_doubtful_length_is_refused() {
-    // What two parties on the way read differently is how one client's request becomes another's.
+async fn request_of_doubtful_length_is_refused() {
+    // If two parties on the way read a request differently, one client's request may become
+    // another's.
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let wrong = [
@@ -272,7 +273,7 @@ async fn a_request_of_doubtful_length_is_refused() {
 }
 
 #[tokio::test]
-async fn a_length_beside_chunks_begins_no_second_request() {
+async fn length_beside_chunks_begins_no_second_request() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for both in [
@@ -287,7 +288,8 @@ async fn a_length_beside_chunks_begins_no_second_request() {
             .send_raw(format!("{}{smuggled}", ambiguous(both)).as_bytes())
             .await
             .expect("the request is taken");
-        // Refused, or read by its chunks: either way nothing that follows is believed.
+        // Refused or read by its chunks, the connection ends: nothing behind the request is
+        // trusted.
         within(SOON, "the end", client.closed()).await;
     }
     assert!(upstream.seen().iter().all(|seen| seen.body == b"{  }"), "{:?}", upstream.seen().len());

@@ -1,22 +1,22 @@
-//! B18: how many turns each key has in flight, by every replica's word, judged by the upstream's
-//! own count.
+//! B18: how many turns each key has in flight, as every replica counts them, judged by the
+//! upstream's own count.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::desk::TOKEN;
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::simulator::siblings;
-use crate::socket::{Socket, plain, session};
-use crate::wire::Connection;
+use crate::world::admin::TOKEN;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::siblings;
+use crate::world::socket::{Socket, plain, session};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::Connection;
 
-/// The counts are as true as this.
+/// The counts are at most this old.
 const LIVE: Duration = ms(250);
-/// What a crash leaves is gone by then.
+/// Turns of a crashed replica are no longer counted by then.
 const CRASHED: Duration = Duration::from_secs(10);
 
 type Counts = BTreeMap<String, u64>;
@@ -29,8 +29,8 @@ async fn answering(cluster: &Running, count: u64) -> Counts {
         .await
 }
 
-/// Every replica in `numbers` has these counts, by a question that is asked after `limit` at the
-/// latest.
+/// Checks that every replica in `numbers` has these counts, at the latest by a question that is
+/// asked after `limit`.
 async fn agree(
     cluster: &Running,
     numbers: &[usize],
@@ -61,7 +61,7 @@ async fn agree(
     }
 }
 
-/// A stream that has begun, of a turn that takes this long.
+/// Begins a streamed turn of this pace.
 async fn stream(cluster: &Running, number: usize, pace: &str) -> Connection {
     let address = cluster.replicas[number].address();
     let (request, _) = Codex::new(address, ALICE).begin(pace);
@@ -71,12 +71,12 @@ async fn stream(cluster: &Running, number: usize, pace: &str) -> Connection {
     connection
 }
 
-/// The same on a WebSocket.
+/// Begins a turn of this pace on a WebSocket.
 async fn talk(cluster: &Running, number: usize, pace: &str) -> Socket {
     let mut socket =
-        session(cluster.replicas[number].address(), ALICE, &crate::codex::uuid()).await;
+        session(cluster.replicas[number].address(), ALICE, &crate::world::codex::uuid()).await;
     socket.send(&plain(pace)).await;
-    while socket.json().await["type"] != "response.created" {}
+    socket.event(&["response.created"]).await;
     socket
 }
 
@@ -104,18 +104,18 @@ async fn b18_in_flight_counts() {
     agree(&cluster, &[0, 1, 2], &answering(&cluster, count).await, LIVE, "a connection").await;
     drop(quiet);
 
-    // Clients that leave.
+    // Clients leave.
     streams[0].truncate(1);
     talks[1].truncate(2);
     count -= 5;
     let open = answering(&cluster, count).await;
     agree(&cluster, &[0, 1, 2], &open, LIVE, "clients that have left").await;
 
-    // The store forgets, and hears it again.
+    // The store is flushed, and replicas report again.
     cluster.redis().tell(&["FLUSHALL"]).await;
     agree(&cluster, &[0, 1, 2], &open, LIVE, "after a flush").await;
 
-    // A replica that leaves is counted until its last turn has ended, and not a moment longer.
+    // A leaving replica counts until its last turn has ended, and no longer.
     streams[2].clear();
     talks[2].clear();
     count -= 8;
@@ -130,7 +130,7 @@ async fn b18_in_flight_counts() {
         .await;
     drop(last);
 
-    // One that is told twice leaves its turns behind, and none of them is counted.
+    // A second signal makes the replica leave its turns behind, and none of them counts.
     cluster.restart(2).await;
     let cut = (stream(&cluster, 2, LONG).await, talk(&cluster, 2, LONG).await);
     agree(
@@ -155,13 +155,13 @@ async fn b18_in_flight_counts() {
     .await;
     drop(cut);
 
-    // A crash.
+    // A replica crashes.
     cluster.replicas[1].kill().await;
     count -= 6;
     let open = answering(&cluster, count).await;
     agree(&cluster, &[0], &open, CRASHED, "a replica that has crashed").await;
 
-    // And the store's: what is not known of others is not believed for long.
+    // The store crashes: the reports of other replicas expire soon.
     streams[0].clear();
     talks[0].truncate(1);
     agree(&cluster, &[0], &answering(&cluster, 1).await, LIVE, "one is left").await;

@@ -1,20 +1,20 @@
-//! The instruments themselves, without the gateway: what they would show if it were not there.
+//! The instruments of these tests, without the gateway between them.
 
-use crate::balancer::Balancer;
-use crate::cable::{Cable, Weather};
+use crate::world::balancer::Balancer;
+use crate::world::cable::{Cable, Weather};
 use tokio::time::Instant;
 
-use crate::certificates::Certificates;
-use crate::patience::{SOON, eventually, ms, within};
-use crate::process::Folder;
-use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
-use crate::redis::Redis;
-use crate::redis::sentinel::Sentinel;
-use crate::redis::shards::{Shards, slot_of};
-use crate::wire::{Request, ask};
+use crate::world::certificates::Certificates;
+use crate::world::process::Folder;
+use crate::world::recorder::{Recorder, Step, chunk, completed, stream_head};
+use crate::world::redis::Redis;
+use crate::world::redis::sentinel::Sentinel;
+use crate::world::redis::shards::{Shards, slot_of};
+use crate::world::waiting::{SOON, eventually, ms, within};
+use crate::world::wire::{Request, ask};
 
 #[tokio::test]
-async fn the_balancer_takes_turns_and_touches_nothing() {
+async fn balancer_takes_turns_and_touches_nothing() {
     let folder = Folder::new();
     let cut = vec![
         Step::Send(stream_head("")),
@@ -46,7 +46,7 @@ async fn the_balancer_takes_turns_and_touches_nothing() {
 }
 
 #[tokio::test]
-async fn a_redis_is_its_tests_own() {
+async fn redis_belongs_to_its_test() {
     let folder = Folder::new();
     let (first, second) = (Redis::start(folder.path()).await, Redis::start(folder.path()).await);
     let _: () = first.ask(&["SET", "warmkey:aaaaaaaaaaaaaaaaaaaaaa", "a"]).await;
@@ -57,7 +57,7 @@ async fn a_redis_is_its_tests_own() {
 }
 
 #[tokio::test]
-async fn a_trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
+async fn trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
     let folder = Folder::new();
     let mut trio = Sentinel::start(folder.path()).await;
     let primary = trio.primary().await;
@@ -73,15 +73,19 @@ async fn a_trio_promotes_a_replica_and_loses_what_only_the_primary_had() {
 }
 
 #[tokio::test]
-async fn a_sharded_redis_moves_its_slots_and_survives_its_primaries() {
+async fn sharded_redis_moves_its_slots_and_survives_its_primaries() {
     let folder = Folder::new();
     let mut shards = Shards::start(folder.path()).await;
-    // Known by its specification, and the reason why names can be kept together.
+    // The value is known from Redis's specification; a tag in braces keeps names in one slot.
     assert_eq!((slot_of("123456789"), slot_of("{123456789}.x")), (0x31c3, 0x31c3));
     let (from, slot) = (Shards::shard_of("name"), slot_of("name"));
     let to = (from + 1) % 3;
     shards.node(from).tell(&["SET", "name", "1"]).await;
-    assert_eq!(shards.node(to).try_ask::<u8>(&["GET", "name"]).await, None, "it is not there");
+    assert_eq!(
+        shards.node(to).try_ask::<u8>(&["GET", "name"]).await,
+        None,
+        "the name is not there"
+    );
     shards.open_move(slot, from, to).await;
     shards.finish_move(slot, from, to).await;
     assert_eq!(shards.node(to).ask::<u8>(&["GET", "name"]).await, 1);
@@ -94,7 +98,7 @@ async fn a_sharded_redis_moves_its_slots_and_survives_its_primaries() {
 }
 
 #[tokio::test]
-async fn a_cable_does_what_the_weather_says() {
+async fn cable_plays_its_weather() {
     let folder = Folder::new();
     let mut redis = Redis::start(folder.path()).await;
     let cable = Cable::to(redis.address()).await;
@@ -109,7 +113,7 @@ async fn a_cable_does_what_the_weather_says() {
     cable.set(Weather::Silent);
     assert!(ping().await.is_err_and(|error| error.is_timeout()));
     cable.set(Weather::Fair);
-    assert!(ping().await.is_ok(), "late answers are nobody's");
+    assert!(ping().await.is_ok(), "late answers are dropped");
     cable.strand();
     assert!(ping().await.is_err_and(|error| error.is_timeout()));
     assert!(client.get_multiplexed_async_connection().await.is_ok(), "a new one works");
@@ -121,7 +125,7 @@ async fn a_cable_does_what_the_weather_says() {
             .is_err_and(|e| e.is_connection_refusal())
             .then_some(())
     };
-    eventually(SOON, "nobody listens", is_refused).await;
+    eventually(SOON, "the address refuses connections", is_refused).await;
     cable.set(Weather::Fair);
     let answers = async || client.get_multiplexed_async_connection().await.ok();
     let mut line = eventually(SOON, "somebody listens again", answers).await;
@@ -134,10 +138,10 @@ async fn a_cable_does_what_the_weather_says() {
 }
 
 #[tokio::test]
-async fn a_redis_speaks_tls_beside_plain_text() {
+async fn redis_speaks_tls_beside_plain_text() {
     let folder = Folder::new();
     let certificates = Certificates::make(folder.path(), "good").await;
-    let port = crate::port::free().port();
+    let port = crate::world::port::free().port();
     let arguments = certificates.arguments(port);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let redis = Redis::start_with(folder.path(), &arguments).await;

@@ -1,16 +1,16 @@
-//! The judge judged: each thing that can be wrong with the simulated upstream is as a client would
-//! meet it, and stands in the record.
+//! The judge judged: a client meets each fault of the simulated upstream as its script says, and
+//! the record shows the fault.
 
 use std::net::SocketAddr;
 
-use crate::cable::Weather;
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, within};
-use crate::process::Folder;
-use crate::simulator::{Ill, Key, Simulator, siblings, statuses};
-use crate::socket;
-use crate::wire::{Answer, Connection, Request, ask};
+use crate::world::cable::Weather;
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::process::Folder;
+use crate::world::simulator::{Fault, Key, Simulator, siblings, statuses};
+use crate::world::socket;
+use crate::world::waiting::{SOON, eventually, within};
+use crate::world::wire::{Answer, Connection, Request, ask};
 
 const MODEL: &str = "gpt-5.4";
 
@@ -24,24 +24,24 @@ async fn turn(upstream: SocketAddr, key: &Key) -> Answer {
 }
 
 #[tokio::test]
-async fn each_ill_is_met_as_it_is_called_and_stands_in_the_record() {
+async fn each_fault_is_met_as_scripted_and_stands_in_the_record() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
-    let ills = [
-        (Ill::revoked(), 401, "invalid_api_key"),
-        (Ill::deactivated(), 401, "account_deactivated"),
-        (Ill::exhausted(), 429, "credit_balance_exhausted"),
-        (Ill::overspent(), 429, "project_spend_limit_exceeded"),
-        (Ill::limited(3600), 429, "rate_limit_exceeded"),
-        (Ill::too_steep(), 429, "slow_down"),
-        (Ill::overloaded(), 503, "server_is_overloaded"),
-        (Ill::down(500), 500, "server_error"),
-        (Ill::down(504), 504, "server_error"),
-        (Ill::forbidden(), 403, "unsupported_country_region_territory"),
-        (Ill::withdrawn(), 404, "model_not_found"),
+    let faults = [
+        (Fault::revoked(), 401, "invalid_api_key"),
+        (Fault::deactivated(), 401, "account_deactivated"),
+        (Fault::exhausted(), 429, "credit_balance_exhausted"),
+        (Fault::overspent(), 429, "project_spend_limit_exceeded"),
+        (Fault::limited(3600), 429, "rate_limit_exceeded"),
+        (Fault::too_steep(), 429, "slow_down"),
+        (Fault::overloaded(), 503, "server_is_overloaded"),
+        (Fault::down(500), 500, "server_error"),
+        (Fault::down(504), 504, "server_error"),
+        (Fault::forbidden(), 403, "unsupported_country_region_territory"),
+        (Fault::withdrawn(), 404, "model_not_found"),
     ];
-    for (ill, status, code) in ills.clone() {
-        upstream.ails(ill.key(&keys[0].id).times(1)).await;
+    for (fault, status, code) in faults.clone() {
+        upstream.fails_with(fault.key(&keys[0].id).times(1)).await;
         assert_eq!(turn(upstream.address(), &keys[1]).await.status, 200, "{code}: of one key");
         let refused = turn(upstream.address(), &keys[0]).await;
         assert_eq!((refused.status, refused.code().as_str()), (status, code));
@@ -49,11 +49,11 @@ async fn each_ill_is_met_as_it_is_called_and_stands_in_the_record() {
     let turns = upstream.turns().await;
     assert_eq!(
         statuses(&turns).values().sum::<usize>(),
-        2 * ills.len(),
+        2 * faults.len(),
         "every attempt, refused or not"
     );
-    for (_, status, code) in ills {
-        let is_it = |turn: &&crate::simulator::Turn| {
+    for (_, status, code) in faults {
+        let is_it = |turn: &&crate::world::simulator::Turn| {
             turn.status == status && turn.code.as_deref() == Some(code)
         };
         assert_eq!(turns.iter().filter(is_it).count(), 1, "{code}");
@@ -61,33 +61,33 @@ async fn each_ill_is_met_as_it_is_called_and_stands_in_the_record() {
 }
 
 #[tokio::test]
-async fn a_limit_is_told_in_every_way_that_there_is() {
+async fn retry_time_is_sent_in_every_form() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 1));
     let upstream = Simulator::start(&folder, &keys, "").await;
-    for (ill, told) in [
-        (Ill::limited(7), Some("7")),
-        (Ill::limited_in_words("soon"), Some("soon")),
-        (Ill::limited_in_silence(), None),
-        (Ill::limited_in_silence().header("x-ratelimit-reset-requests", "6m0s"), None),
+    for (fault, told) in [
+        (Fault::limited(7), Some("7")),
+        (Fault::limited_in_words("soon"), Some("soon")),
+        (Fault::limited_in_silence(), None),
+        (Fault::limited_in_silence().header("x-ratelimit-reset-requests", "6m0s"), None),
     ] {
-        upstream.ails(ill.model(MODEL).times(1)).await;
+        upstream.fails_with(fault.model(MODEL).times(1)).await;
         let limited = turn(upstream.address(), &keys[0]).await;
         assert_eq!((limited.status, limited.header("retry-after")), (429, told));
     }
-    upstream.ails(Ill::limited_until(30).session("s").times(1)).await;
+    upstream.fails_with(Fault::limited_until(30).session("s").times(1)).await;
     let limited = turn(upstream.address(), &keys[0]).await;
     assert!(limited.header("retry-after").is_some_and(|date| date.ends_with(" GMT")));
-    upstream.ails(Ill::page(502).project("org-a-main").times(1)).await;
+    upstream.fails_with(Fault::page(502).project("org-a-main").times(1)).await;
     let page = turn(upstream.address(), &keys[0]).await;
     assert_eq!((page.status, page.header("content-type")), (502, Some("text/html; charset=UTF-8")));
-    upstream.ails(Ill::failing("rate_limit_exceeded").organization("org-a").times(1)).await;
+    upstream.fails_with(Fault::failing("rate_limit_exceeded").organization("org-a").times(1)).await;
     let failed = turn(upstream.address(), &keys[0]).await;
     assert!(
         failed.status == 200 && failed.text().contains("event: response.failed"),
         "{}",
         failed.text()
     );
-    upstream.ails(Ill::breaking().times(1)).await;
+    upstream.fails_with(Fault::breaking().times(1)).await;
     let mut connection = Connection::open(upstream.address()).await;
     assert!(
         connection.ask(&Request::turn(&keys[0].secret(), body("hello"))).await.is_none(),
@@ -96,7 +96,7 @@ async fn a_limit_is_told_in_every_way_that_there_is() {
 }
 
 #[tokio::test]
-async fn one_project_is_short_and_its_sibling_is_not() {
+async fn one_project_is_limited_and_its_sibling_is_not() {
     let folder = Folder::new();
     let short = Key::new("short", "org-a").limited(1, 100_000);
     let keys = [short, Key::new("long", "org-a").of_project("other")];
@@ -114,7 +114,7 @@ async fn one_project_is_short_and_its_sibling_is_not() {
 }
 
 #[tokio::test]
-async fn a_probe_is_recorded_and_a_key_is_healed_alone() {
+async fn probe_is_recorded_and_a_key_is_healed_alone() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
     let address = upstream.address();
@@ -128,7 +128,7 @@ async fn a_probe_is_recorded_and_a_key_is_healed_alone() {
     upstream.heal_key(&keys[0].id).await;
     assert_eq!((probe(&keys[0]).await, probe(&keys[1]).await), (200, 401));
     upstream.heal().await;
-    upstream.ails(Ill::down(500).at_probes().times(1)).await;
+    upstream.fails_with(Fault::down(500).at_probes().times(1)).await;
     assert_eq!(
         (turn(address, &keys[1]).await.status, probe(&keys[1]).await, probe(&keys[1]).await),
         (200, 500, 200)
@@ -146,19 +146,19 @@ async fn a_probe_is_recorded_and_a_key_is_healed_alone() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_is_refused_is_an_attempt_like_another() {
+async fn handshake_that_is_refused_is_an_attempt_like_another() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 1));
     let upstream = Simulator::start(&folder, &keys, "").await;
-    upstream.ails(Ill::limited(9).at_handshakes().times(1)).await;
+    upstream.fails_with(Fault::limited(9).at_handshakes().times(1)).await;
     let refused =
         socket::open(upstream.address(), &keys[0].secret(), &[]).await.err().expect("refused");
-    assert_eq!((refused.status, refused.waits()), (429, 9));
+    assert_eq!((refused.status, refused.retry_after()), (429, 9));
     assert_eq!(statuses(&upstream.turns().await), [(429, 1)].into());
     assert!(socket::open(upstream.address(), &keys[0].secret(), &[]).await.is_ok());
 }
 
 #[tokio::test]
-async fn what_is_in_flight_is_told_at_any_moment() {
+async fn turns_in_flight_are_shown_at_any_moment() {
     let (folder, keys) = (Folder::new(), siblings("org-a", 2));
     let upstream = Simulator::start(&folder, &keys, "").await;
     let flies = async |expected: &[(&str, u64)]| {
@@ -190,17 +190,17 @@ async fn what_is_in_flight_is_told_at_any_moment() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_cannot_be_reached_can_be_reached_again() {
+async fn upstream_that_cannot_be_reached_can_be_reached_again() {
     let cluster = Cluster::new().cabled().start().await;
     Codex::new(cluster.address(), ALICE).turn("before").await.served();
     cluster.cable().set(Weather::Refused);
-    // A connection that was open is lost once; then there is none.
-    eventually(SOON, "nobody to be reached", async || {
+    // An open connection is lost once; then there is none.
+    eventually(SOON, "the upstream is unreachable", async || {
         let lost = ask(cluster.address(), &Request::turn(ALICE, body("meanwhile"))).await;
         (lost.code() == "upstream_unreachable").then_some(())
     })
     .await;
-    assert_eq!(cluster.turns().await.len(), 1, "the upstream has seen nothing of it");
+    assert_eq!(cluster.turns().await.len(), 1, "the upstream has seen no request");
     cluster.cable().set(Weather::Fair);
     eventually(SOON, "a turn is served again", async || {
         (ask(cluster.address(), &Request::turn(ALICE, body("after"))).await.status == 200)

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::sha256;
-use crate::errors::waits;
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::recorder::{Recorder, Step, chunk, completed, stream_head};
-use crate::wire::{Connection, Request, ask};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::sha256;
+use crate::world::recorder::{Recorder, Step, chunk, completed, stream_head};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+use crate::world::wire::{Connection, Request, ask};
 
 /// A JSON body of exactly `size` bytes.
 fn body(size: usize) -> Vec<u8> {
@@ -20,7 +19,7 @@ fn body(size: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_body_of_64_mib_passes_and_one_more_byte_does_not() {
+async fn body_of_64_mib_passes_and_one_more_byte_does_not() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let whole = body(64 << 20);
@@ -33,7 +32,7 @@ async fn a_body_of_64_mib_passes_and_one_more_byte_does_not() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
+async fn body_over_the_limit_is_refused_however_it_is_framed() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
@@ -49,7 +48,7 @@ async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
         200,
         "the limit itself passes"
     );
-    // A length that is only announced is refused too.
+    // A length that is only announced is refused, too.
     let mut connection = Connection::open(cluster.address()).await;
     let head = format!(
         "POST /responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ALICE}\r\ncontent-length: 99999999999\r\n\r\n"
@@ -65,7 +64,7 @@ async fn a_body_over_the_limit_is_refused_however_it_is_framed() {
 }
 
 #[tokio::test]
-async fn a_compressed_bomb_is_not_unpacked() {
+async fn compressed_bomb_is_not_unpacked() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("max_body", "\"1MiB\"").start().await;
@@ -80,8 +79,7 @@ async fn a_compressed_bomb_is_not_unpacked() {
     assert!(grown < 64 << 20, "{grown} bytes more");
 }
 
-/// What many small bodies unfold to counts as bodies do, and is not kept while their upstream
-/// thinks.
+/// Many small bodies count with their decoded size, which is not kept while their upstream thinks.
 #[tokio::test]
 async fn many_compressed_bodies_share_the_memory_for_bodies() {
     let mut script = vec![Step::Hold];
@@ -134,10 +132,10 @@ async fn bodies_in_flight_have_a_limit_together() {
         "{}",
         refused.text()
     );
-    assert!((1..=60).contains(&waits(&refused)));
+    assert!((1..=60).contains(&refused.retry_after()));
     upstream.release(2);
     assert_eq!(first.await.expect("the client runs").status, 200);
-    // What the first one held is given back.
+    // The memory of the first body is free again.
     eventually(SOON, "room again", async || {
         (ask(address, &turn()).await.status == 200).then_some(())
     })
@@ -157,10 +155,9 @@ async fn headers_that_do_not_come_end_the_connection() {
     }
 }
 
-/// A balancer keeps its connections for later: the time for headers is not the time between
-/// requests.
+/// A balancer keeps connections open: the time for headers does not run between requests.
 #[tokio::test]
-async fn a_connection_that_has_asked_before_may_be_idle() {
+async fn connection_that_has_asked_before_may_be_idle() {
     let upstream = Recorder::answering(completed()).await;
     let cluster =
         Cluster::new().recorded_by(&upstream).server("header_timeout", "\"1s\"").start().await;
@@ -189,7 +186,7 @@ async fn headers_that_drip_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
+async fn reader_that_does_not_read_costs_at_most_a_mebibyte() {
     const READERS: u64 = 40;
     let event = format!(
         "event: response.output_text.delta\ndata: {{\"delta\":\"{}\"}}\n\n",
@@ -213,13 +210,12 @@ async fn a_reader_that_does_not_read_costs_at_most_a_mebibyte() {
         );
         readers.push(reader);
     }
-    // Everybody is held back: for each reader there are bytes that the gateway could read, and it
-    // sleeps.
+    // All readers hold the gateway back: it could read bytes for each of them, and sleeps.
     upstream.rests(READERS as usize, cluster.replica().process()).await;
     assert!(upstream.repeats() > READERS);
     let grown = cluster.replica().process().resident().saturating_sub(before);
     assert!(grown < READERS << 20, "{} KiB a reader", grown / READERS / 1024);
-    // And it ends with them.
+    // The turns end with their readers.
     drop(readers);
     cluster.replica().shows("warmkey_active_turns", 0.0).await;
 }

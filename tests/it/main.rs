@@ -1,33 +1,19 @@
 //! The gateway from outside: real processes, a real Redis, a real balancer, and an upstream that
 //! keeps the record.
 //!
-//! Each test describes its deployment in a line, plays clients against it, and asks the upstream
-//! what happened.
+//! Each test describes its deployment in a line, plays clients against it, and reads the upstream's
+//! record.
 
-mod patience;
-mod lateness;
-mod port;
-mod process;
-mod certificates;
-mod wire;
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test measures real time, and ends the tasks and threads that it starts"
+)]
 
-mod balancer;
-mod cable;
-mod recorder;
-mod redis;
-mod replica;
-mod simulator;
-mod socket;
+mod world;
+
 mod store;
 
-mod cluster;
-mod codex;
-mod desk;
-mod fixtures;
-mod frames;
-
 mod instruments;
-mod load;
 
 mod demo;
 mod judge;
@@ -47,14 +33,14 @@ mod health;
 mod hosts;
 mod marathon;
 mod reload;
-mod roll;
+mod membership;
 mod scripts;
 
 mod answers;
 mod bytes;
 mod headers;
 
-mod books;
+mod records;
 mod configuration;
 mod drain;
 mod errors;
@@ -67,7 +53,7 @@ mod in_flight;
 mod operator;
 mod trail;
 
-mod parting;
+mod closing;
 mod upgrade;
 mod websocket;
 

@@ -1,14 +1,11 @@
 //! Everything at once and for long: twenty keys, three replicas, sessions over both transports, and
-//! keys that fall ill, come and go meanwhile. `WARMKEY_LONG=1` (`make test-long`) plays ten times
-//! as many sessions.
+//! keys that fail, come and go meanwhile. `WARMKEY_LONG=1` (`make test-long`) plays ten times as
+//! many sessions.
 //!
-//! Judged by the upstream's record, phase by phase: a session may leave its key only where that
-//! phase has taken the key from it, or made it short; and never its organization.
+//! The upstream's record is judged phase by phase. A session may leave its key only if the phase
+//! has killed or limited that key, and must never leave its organization.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "what it prints is the figures of a phase, for those who ask with --nocapture"
-)]
+#![expect(clippy::print_stdout, reason = "with --nocapture, a phase prints its figures")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,16 +14,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::{Codex, Talk};
-use crate::patience::is_long;
-use crate::redis::shape::Shape;
-use crate::simulator::{Ill, Key, Turn};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::{Codex, Talk};
+use crate::world::redis::shape::Shape;
+use crate::world::simulator::{Fault, Key, Turn};
+use crate::world::waiting::is_long;
 
-/// Of each session, in each phase.
+/// Turns of each session in each phase.
 const TURNS: usize = 3;
-/// On the simulator's clock Codex's own pace: beyond fifteen turns a minute the cache of a single
-/// key overflows, too.
+/// Codex's own pace on the simulator's clock. Beyond fifteen turns a minute, the cache of a single
+/// key would overflow, too.
 const PACE: Duration = Duration::from_millis(400);
 const AT_ONCE: usize = 48;
 
@@ -59,7 +56,7 @@ impl Player {
         }
     }
 
-    /// The code of what its client had to stop at, if it had to.
+    /// Plays a turn. Returns the error at which the client stopped.
     async fn turn(&mut self) -> Option<String> {
         match self {
             Self::Http(codex) => {
@@ -78,21 +75,21 @@ impl Player {
 /// What a phase does to keys.
 #[derive(Default)]
 struct Trouble {
-    /// Their sessions must go elsewhere.
-    lost: BTreeSet<String>,
-    /// Their sessions may be served elsewhere.
-    short: BTreeSet<String>,
-    /// Bindings are forgotten: a session may be looked for where it is not.
+    /// Sessions of these keys must move.
+    dead: BTreeSet<String>,
+    /// Other keys may serve the sessions of these keys.
+    limited: BTreeSet<String>,
+    /// Bindings are forgotten: a search may ask other organizations.
     forgets: bool,
 }
 
 impl Trouble {
-    fn lost(keys: &[&str]) -> Self {
-        Self { lost: keys.iter().map(|key| (*key).into()).collect(), ..Self::default() }
+    fn dead(keys: &[&str]) -> Self {
+        Self { dead: keys.iter().map(|key| (*key).into()).collect(), ..Self::default() }
     }
 
-    fn short(keys: &[&str]) -> Self {
-        Self { short: keys.iter().map(|key| (*key).into()).collect(), ..Self::default() }
+    fn limited(keys: &[&str]) -> Self {
+        Self { limited: keys.iter().map(|key| (*key).into()).collect(), ..Self::default() }
     }
 }
 
@@ -137,12 +134,12 @@ impl Marathon {
         }
     }
 
-    /// All sessions play, and what the upstream saw of it is judged.
+    /// Plays all sessions, and judges the upstream's record of them.
     async fn phase(&mut self, name: &str, trouble: &Trouble) {
         self.phase_of(self.players.len(), name, trouble).await;
     }
 
-    /// `count` sessions play, and the others sleep.
+    /// Plays `count` sessions, while the others sleep.
     async fn phase_of(&mut self, count: usize, name: &str, trouble: &Trouble) {
         let (before, began) = (self.cluster.turns().await.len(), Instant::now());
         let places = Arc::new(Semaphore::new(AT_ONCE));
@@ -150,7 +147,7 @@ impl Marathon {
         for mut player in self.players.drain(..count) {
             let places = Arc::clone(&places);
             playing.spawn(async move {
-                let _place = places.acquire_owned().await.expect("nobody closes it");
+                let _place = places.acquire_owned().await.expect("the semaphore stays open");
                 let mut failures = Vec::new();
                 for _ in 0..TURNS {
                     failures.extend(player.turn().await);
@@ -191,8 +188,8 @@ impl Marathon {
             let all = turns.iter().filter(|turn| turn.session.as_deref() == Some(player.session()));
             let home =
                 self.homes.get(player.session()).map(|(_, organization)| organization.clone());
-            // Refused there as a foreign one, and found again: that is a crossing, too, where
-            // nothing was forgotten.
+            // A turn that another organization refused as foreign is a crossing, too, unless
+            // bindings were forgotten.
             let is_elsewhere = |turn: &&Turn| {
                 !turn.is_served() && home.as_ref().is_some_and(|home| *home != turn.organization)
             };
@@ -201,8 +198,8 @@ impl Marathon {
             let own = all.filter(|turn| turn.is_served());
             for turn in own {
                 let last = self.last.insert(player.session().to_owned(), turn.key.clone());
-                // A connection has one key for life, also where it was opened while the session's
-                // own key was short.
+                // A connection has one key for life, even if the session's own key was limited when
+                // it was opened.
                 let is_same_connection =
                     turn.transport == "websocket" && last.as_ref() == Some(&turn.key);
                 let Some((home, organization)) = self.homes.get_mut(player.session()) else {
@@ -219,8 +216,9 @@ impl Marathon {
                         turn.organization
                     );
                     self.crossings += 1;
-                } else if *home == turn.key || trouble.short.contains(home) || is_same_connection {
-                } else if trouble.lost.contains(home) {
+                } else if *home == turn.key || trouble.limited.contains(home) || is_same_connection
+                {
+                } else if trouble.dead.contains(home) {
                     *home = turn.key.clone();
                 } else {
                     println!("{} went from {home} to {}", player.session(), turn.key);
@@ -231,7 +229,7 @@ impl Marathon {
         }
     }
 
-    /// Waits until no replica knows of anything passing.
+    /// Waits until no replica shows a key as cooling.
     async fn calms_down(&self) {
         for replica in &self.cluster.replicas {
             for key in keys() {
@@ -249,29 +247,37 @@ impl Marathon {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_stay_whatever_happens_to_keys() {
     let mut marathon = Marathon::start(if is_long() { 2_000 } else { 200 }).await;
-    // As often with many sessions as with few: a limit that struck each of them would outlast what
-    // clients bear.
+    // As many faults for many sessions as for few: a limit for each session would outlast the
+    // clients' retries.
     let many = 40;
     marathon.phase("calm", &Trouble::default()).await;
 
-    // One project is waited for, one is left to its sibling for a while.
-    marathon.cluster.upstream().ails(Ill::limited(2).project("org-c-main").times(many)).await;
-    marathon.cluster.upstream().ails(Ill::limited(8).project("org-a-side").times(many / 10)).await;
-    marathon.phase("limits", &Trouble::short(&["org-a-4", "org-a-5"])).await;
+    // One project's limit is short enough to wait; a sibling serves for the other project.
+    marathon
+        .cluster
+        .upstream()
+        .fails_with(Fault::limited(2).project("org-c-main").times(many))
+        .await;
+    marathon
+        .cluster
+        .upstream()
+        .fails_with(Fault::limited(8).project("org-a-side").times(many / 10))
+        .await;
+    marathon.phase("limits", &Trouble::limited(&["org-a-4", "org-a-5"])).await;
     marathon.cluster.upstream().heal().await;
     marathon.calms_down().await;
 
     marathon
         .cluster
         .upstream()
-        .ails(Ill::down(502).code("server_error").key("org-b-1").times(many / 4))
+        .fails_with(Fault::down(502).code("server_error").key("org-b-1").times(many / 4))
         .await;
-    marathon.phase("failures", &Trouble::short(&["org-b-1"])).await;
+    marathon.phase("failures", &Trouble::limited(&["org-b-1"])).await;
     marathon.cluster.upstream().heal().await;
 
     marathon.cluster.upstream().revoke("org-a-1").await;
     marathon.cluster.upstream().revoke("org-d-1").await;
-    marathon.phase("two keys revoked", &Trouble::lost(&["org-a-1", "org-d-1"])).await;
+    marathon.phase("two keys revoked", &Trouble::dead(&["org-a-1", "org-d-1"])).await;
 
     let changed: Vec<Key> = keys()
         .into_iter()
@@ -282,7 +288,7 @@ async fn sessions_stay_whatever_happens_to_keys() {
     for number in 0..3 {
         marathon.cluster.reload(number).await;
     }
-    marathon.phase("one key removed, one added", &Trouble::lost(&["org-c-2"])).await;
+    marathon.phase("one key removed, one added", &Trouble::dead(&["org-c-2"])).await;
 
     marathon.cluster.replicas[0].kill().await;
     marathon.phase("a replica killed", &Trouble::default()).await;
@@ -292,18 +298,18 @@ async fn sessions_stay_whatever_happens_to_keys() {
     marathon.cluster.sentinel().primary().await.is_copied().await;
     marathon.cluster.sentinel().cut_replicas_off().await;
     marathon.cluster.upstream().revoke("org-b-2").await;
-    // No replica of Redis that was cut off for longer is made primary.
-    marathon.phase_of(200, "writes that will be lost", &Trouble::lost(&["org-b-2"])).await;
+    // Fewer sessions: Sentinels do not promote a replica that was cut off for too long.
+    marathon.phase_of(200, "writes that will be lost", &Trouble::dead(&["org-b-2"])).await;
     let killed = marathon.cluster.sentinel().kill_primary().await;
     marathon
-        .phase("Redis fails over", &Trouble { forgets: true, ..Trouble::lost(&["org-b-2"]) })
+        .phase("Redis fails over", &Trouble { forgets: true, ..Trouble::dead(&["org-b-2"]) })
         .await;
     marathon.cluster.sentinel().failed_over(killed).await;
     for replica in &marathon.cluster.replicas {
         replica.shows("warmkey_store_up", 1.0).await;
     }
-    // Sessions that slept meanwhile would be told of by the store, which has lost their moves: none
-    // did.
+    // The store has lost the moves of this phase. Sessions that slept meanwhile would follow the
+    // store, and none of them did move.
     marathon.phase("calm again", &Trouble::default()).await;
 
     println!(
@@ -321,14 +327,14 @@ async fn sessions_stay_whatever_happens_to_keys() {
     );
     assert_eq!((marathon.unforced, marathon.crossings), (0, 0));
 
-    // What nobody can cure its clients are told at once, and others go on.
+    // Clients are told at once of a fault that no key can cure, and other sessions go on.
     marathon.players.retain(|player| matches!(player, Player::Http(_)));
     marathon.cluster.upstream().exhaust("org-d").await;
     let of_d = marathon.homes.values().filter(|(_, organization)| organization == "org-d").count();
     marathon
         .phase(
             "an organization exhausted",
-            &Trouble::short(&["org-d-2", "org-d-3", "org-d-4", "org-d-5"]),
+            &Trouble::limited(&["org-d-2", "org-d-3", "org-d-4", "org-d-5"]),
         )
         .await;
     assert!(of_d > 0 && !marathon.failed.is_empty());

@@ -1,17 +1,18 @@
-//! The operator's word on keys: heard by all replicas at once, over either transport, and not
-//! forgotten.
+//! An operator's commands on keys: all replicas obey at once, over either transport, and none
+//! forgets.
 
 use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::{Codex, uuid};
-use crate::desk::TOKEN;
-use crate::patience::{SOON, eventually, found, ms};
-use crate::simulator::{Key, Turn, path_of, siblings};
-use crate::socket::{Socket, plain, session};
-use crate::wire::{Request, ask};
+use crate::world::admin::TOKEN;
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::{Codex, uuid};
+use crate::world::sessions::{begin, begin_on, first_key, turn_each};
+use crate::world::simulator::{Key, Turn, path_of, siblings};
+use crate::world::socket::{Socket, plain, session};
+use crate::world::waiting::{SOON, eventually, found, ms};
+use crate::world::wire::{Request, ask};
 
 const DISABLED: &str = "disabled";
 const READY: &str = "ready";
@@ -21,27 +22,8 @@ fn three_replicas() -> Cluster {
     Cluster::new().keys(keys).redis().replicas(3).server("admin_token", &format!("{TOKEN:?}"))
 }
 
-/// Sessions that have each had a turn.
-async fn begun(cluster: &Running, count: usize) -> Vec<Codex> {
-    let mut sessions = Vec::new();
-    for number in 0..count {
-        let mut codex = Codex::new(cluster.replicas[number % 3].address(), ALICE);
-        codex.turn("first").await.served();
-        sessions.push(codex);
-    }
-    sessions
-}
-
-/// A turn of each, at another replica than the last one.
-async fn turn_each(cluster: &Running, sessions: &mut [Codex], round: usize) {
-    for (number, codex) in sessions.iter_mut().enumerate() {
-        codex.moves_to(cluster.replicas[(number + round) % 3].address());
-        codex.turn("again").await.served();
-    }
-}
-
-/// A turn at each replica that names no session: it goes by load, and the first of idle keys is the
-/// first in the file.
+/// Plays a turn without a session at each replica. Such a turn goes by load; of idle keys, the
+/// first one in the file serves.
 async fn nameless(cluster: &Running) {
     for replica in &cluster.replicas {
         let turn = Request::turn(ALICE, r#"{"model":"gpt-5.4","stream":true,"input":[]}"#);
@@ -50,24 +32,10 @@ async fn nameless(cluster: &Running) {
     }
 }
 
-fn first_key(turns: &[Turn], codex: &Codex) -> String {
-    path_of(turns, &codex.session).remove(0)
-}
-
 /// A key of org-a that one of `sessions` is bound to.
 fn a_key_of(turns: &[Turn], sessions: &[Codex]) -> String {
     let keys = sessions.iter().map(|codex| first_key(turns, codex));
     keys.into_iter().find(|key| key.starts_with("org-a")).expect("a session in org-a")
-}
-
-/// A session whose first key's name begins so, after its first turn.
-async fn begun_in(cluster: &Running, prefix: &str) -> Codex {
-    found("a session whose first key is called so", async || {
-        let mut codex = Codex::new(cluster.replicas[0].address(), ALICE);
-        codex.turn("first").await.served();
-        first_key(&cluster.turns().await, &codex).starts_with(prefix).then_some(codex)
-    })
-    .await
 }
 
 /// A WebSocket of a session that is bound to this key, after its first turn.
@@ -76,19 +44,19 @@ async fn socket_on(cluster: &Running, replica: usize, key: &str) -> Socket {
         let id = uuid();
         let mut socket = session(cluster.replicas[replica].address(), ALICE, &id).await;
         socket.send(&plain("hello")).await;
-        while socket.json().await["type"] != "response.completed" {}
+        socket.event(&["response.completed"]).await;
         (path_of(&cluster.turns().await, &id) == [key]).then_some(socket)
     })
     .await
 }
 
 #[tokio::test]
-async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
+async fn disabled_key_is_left_alone_and_keeps_its_sessions() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 12).await;
+    let mut sessions = begin(&cluster, 12).await;
     let before = cluster.turns().await;
     let key = a_key_of(&before, &sessions);
-    let done = cluster.replicas[1].word("disable", &key).await;
+    let done = cluster.replicas[1].command("disable", &key).await;
     assert_eq!(
         (&done["shared"], &done["keys"][0]["state"]),
         (&json!(true), &json!(DISABLED)),
@@ -98,11 +66,11 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
     for round in 1..3 {
         turn_each(&cluster, &mut sessions, round).await;
     }
-    sessions.extend(begun(&cluster, 12).await);
+    sessions.extend(begin(&cluster, 12).await);
     let turns = cluster.turns().await;
     assert!(
         turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
-        "nobody was sent there"
+        "no turn was sent there"
     );
     for codex in &sessions[..12] {
         let path = path_of(&turns, &codex.session);
@@ -110,12 +78,12 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
         assert_eq!(
             path.len(),
             if is_bound { 2 } else { 1 },
-            "one sibling stands in, and nobody else moves: {path:?}"
+            "one sibling serves instead, and no other session moves: {path:?}"
         );
         assert!(!is_bound || path[1].starts_with("org-a"), "within the organization: {path:?}");
     }
-    // Through another replica than the word before.
-    cluster.replicas[2].word("enable", &key).await;
+    // At another replica than the command before.
+    cluster.replicas[2].command("enable", &key).await;
     cluster.all_have(&key, READY).await;
     turn_each(&cluster, &mut sessions, 0).await;
     let turns = cluster.turns().await;
@@ -124,33 +92,33 @@ async fn a_disabled_key_is_left_alone_and_keeps_its_sessions() {
         assert!(path.last() == path.first(), "its sessions are back: {path:?}");
     }
     for codex in &sessions[12..] {
-        assert_eq!(path_of(&turns, &codex.session).len(), 1, "and nobody else comes");
+        assert_eq!(path_of(&turns, &codex.session).len(), 1, "and no other session comes");
     }
 }
 
-/// Twice in a row: by sessions that have never moved, and by one that has, from the first key in
-/// the file to the next.
+/// Drains twice in a row: sessions that have never moved, and one session that has, from the first
+/// key in the file to the next.
 #[tokio::test]
-async fn a_drained_key_is_left_for_good() {
+async fn drained_key_is_left_for_good() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 11).await;
-    sessions.push(begun_in(&cluster, "org-a-1").await);
+    let mut sessions = begin(&cluster, 11).await;
+    sessions.push(begin_on(&cluster, "org-a-1").await.0);
     for moves in 0..2 {
         let before = cluster.turns().await;
         let path = path_of(&before, &sessions[11].session);
         let key = path.last().expect("it was served").clone();
         assert_eq!(path.len(), moves + 1, "{path:?}");
-        cluster.replicas[0].word("drain", &key).await;
+        cluster.replicas[0].command("drain", &key).await;
         cluster.all_have(&key, DISABLED).await;
         turn_each(&cluster, &mut sessions, moves).await;
-        begun(&cluster, 6).await;
+        begin(&cluster, 6).await;
         nameless(&cluster).await;
         let turns = cluster.turns().await;
         assert!(
             turns[before.len()..].iter().all(|turn| turn.is_served() && turn.key != key),
-            "nobody was sent to {key}"
+            "no turn was sent to {key}"
         );
-        cluster.replicas[1].word("enable", &key).await;
+        cluster.replicas[1].command("enable", &key).await;
         cluster.all_have(&key, READY).await;
         for round in 1..3 {
             turn_each(&cluster, &mut sessions, moves + round).await;
@@ -162,59 +130,59 @@ async fn a_drained_key_is_left_for_good() {
             assert_eq!(
                 now.len(),
                 expected,
-                "whoever was on {key} has moved, once and not back, and nobody else: {now:?}"
+                "the sessions of {key} have moved, once and not back, and no others: {now:?}"
             );
             let organizations: BTreeSet<_> = now.iter().map(|key| &key[..5]).collect();
             assert_eq!(organizations.len(), 1, "its history is sealed: {now:?}");
         }
     }
     let path = path_of(&cluster.turns().await, &sessions[11].session);
-    assert!(path.len() == 3 && path[0] == "org-a-1", "one move for each word: {path:?}");
+    assert!(path.len() == 3 && path[0] == "org-a-1", "one move for each command: {path:?}");
 }
 
 #[tokio::test]
-async fn a_websocket_hears_the_word_between_its_turns() {
-    // Wherever a session begins, there is a sibling to go to.
+async fn websocket_obeys_a_command_between_its_turns() {
+    // All keys are siblings, so that every session can move.
     let cluster = three_replicas().keys(siblings("org-a", 3)).start().await;
-    for verb in ["disable", "drain"] {
+    for command in ["disable", "drain"] {
         let mut talk = Codex::new(cluster.replicas[0].address(), ALICE).by_websocket();
         talk.turn("one").await;
         let key = first_key(&cluster.turns().await, &talk.codex);
         let mut quiet = socket_on(&cluster, 1, &key).await;
         let mut busy = socket_on(&cluster, 2, &key).await;
         busy.send(&plain("SLOW:4x1s")).await;
-        while busy.json().await["type"] != "response.created" {}
-        cluster.replicas[1].word(verb, &key).await;
-        assert_eq!(quiet.closed().await, 1001, "{verb}");
+        busy.event(&["response.created"]).await;
+        cluster.replicas[1].command(command, &key).await;
+        assert_eq!(quiet.closed().await, 1001, "{command}");
         // A response that has begun comes to its end.
-        while busy.json().await["type"] != "response.completed" {}
-        assert_eq!(busy.closed().await, 1001, "{verb}");
+        busy.event(&["response.completed"]).await;
+        assert_eq!(busy.closed().await, 1001, "{command}");
         talk.turn("two").await;
-        cluster.replicas[2].word("enable", &key).await;
+        cluster.replicas[2].command("enable", &key).await;
         cluster.all_have(&key, READY).await;
         talk.turn("three").await;
         talk.hang_up();
         talk.turn("four").await;
         let path = path_of(&cluster.turns().await, &talk.codex.session);
-        let expected = if verb == "disable" { 3 } else { 2 };
-        assert_eq!((path.len(), &path[0]), (expected, &key), "{verb}: {path:?}");
+        let expected = if command == "disable" { 3 } else { 2 };
+        assert_eq!((path.len(), &path[0]), (expected, &key), "{command}: {path:?}");
         assert!(
-            verb == "drain" || path[2] == key,
+            command == "drain" || path[2] == key,
             "back on its own with the next connection: {path:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn a_word_on_an_organization_is_one_on_all_its_keys() {
+async fn command_on_an_organization_is_one_on_all_its_keys() {
     let cluster = three_replicas().start().await;
-    let mut there = begun_in(&cluster, "org-b").await;
+    let mut there = begin_on(&cluster, "org-b").await.0;
     let before = cluster.turns().await;
-    let done = cluster.replicas[0].word("disable", "org:org-b").await;
+    let done = cluster.replicas[0].command("disable", "org:org-b").await;
     assert_eq!(done["keys"].as_array().map(Vec::len), Some(1), "{done}");
     cluster.all_have("org-b-1", DISABLED).await;
-    // What it knows only its organization can open: it waits for it.
-    let ended = there.turn("nobody may").await;
+    // Only this organization can open the session's history: the session waits.
+    let ended = there.turn("not now").await;
     assert_eq!(
         (ended.answer.status, ended.answer.code().as_str()),
         (503, "no_key_available"),
@@ -222,29 +190,29 @@ async fn a_word_on_an_organization_is_one_on_all_its_keys() {
         ended.answer.text()
     );
     assert!(ended.answer.header("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok()));
-    begun(&cluster, 12).await;
+    begin(&cluster, 12).await;
     let turns = cluster.turns().await;
     assert!(
         turns[before.len()..].iter().all(|turn| turn.organization == "org-a"),
-        "new sessions go elsewhere"
+        "new sessions use other keys"
     );
-    // Its own word still stands when that on its organization is ended.
-    cluster.replicas[1].word("drain", "org-b-1").await;
-    cluster.replicas[1].word("enable", "org:org-b").await;
+    // The command on the key outlives the command on its organization.
+    cluster.replicas[1].command("drain", "org-b-1").await;
+    cluster.replicas[1].command("enable", "org:org-b").await;
     assert_eq!(cluster.replicas[2].key("org-b-1").await["conditions"][0]["reason"], "drained");
-    cluster.replicas[1].word("enable", "org-b-1").await;
+    cluster.replicas[1].command("enable", "org-b-1").await;
     cluster.all_have("org-b-1", READY).await;
     there.turn("as before").await.served();
     assert_eq!(path_of(&cluster.turns().await, &there.session), ["org-b-1"]);
 }
 
 #[tokio::test]
-async fn a_word_outlives_replicas_and_the_store() {
+async fn command_outlives_replicas_and_the_store() {
     let mut cluster = three_replicas().server("drain", "\"2s\"").start().await;
-    cluster.replicas[0].word("disable", "org-a-1").await;
-    cluster.replicas[0].word("drain", "org:org-b").await;
-    cluster.replicas[1].word("disable", "org-a-2").await;
-    cluster.replicas[2].word("enable", "org-a-2").await;
+    cluster.replicas[0].command("disable", "org-a-1").await;
+    cluster.replicas[0].command("drain", "org:org-b").await;
+    cluster.replicas[1].command("disable", "org-a-2").await;
+    cluster.replicas[2].command("enable", "org-a-2").await;
     let holds = async |cluster: &Running| {
         cluster.all_have("org-a-1", DISABLED).await;
         cluster.all_have("org-a-2", READY).await;
@@ -257,8 +225,8 @@ async fn a_word_outlives_replicas_and_the_store() {
         cluster.restart(number).await;
         holds(&cluster).await;
     }
-    // One replica has been away while another word was said, and comes back to a store that has
-    // lost all of them.
+    // One replica was away during another command, and comes back to a store that has lost all
+    // commands.
     cluster.redis().tell(&["FLUSHALL"]).await;
     cluster.replicas[0].kill().await;
     cluster.restart(0).await;
@@ -275,20 +243,20 @@ async fn a_word_outlives_replicas_and_the_store() {
         cluster.replace(number).await;
         holds(&cluster).await;
     }
-    begun(&cluster, 12).await;
+    begin(&cluster, 12).await;
     let used: BTreeSet<String> = cluster.turns().await.into_iter().map(|turn| turn.key).collect();
     assert_eq!(used, BTreeSet::from(["org-a-2", "org-a-3"].map(String::from)));
 }
 
 #[tokio::test]
-async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
+async fn command_is_taken_without_the_store_and_shared_once_it_is_back() {
     let mut cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 6).await;
+    let mut sessions = begin(&cluster, 6).await;
     cluster.redis().kill().await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 0.0).await;
     }
-    let done = cluster.replicas[0].word("disable", "org-a-1").await;
+    let done = cluster.replicas[0].command("disable", "org-a-1").await;
     assert_eq!(
         (&done["shared"], &done["keys"][0]["state"]),
         (&json!(false), &json!(DISABLED)),
@@ -301,11 +269,11 @@ async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
     }
     assert!(
         cluster.turns().await[before..].iter().all(|turn| turn.key != "org-a-1"),
-        "it is heeded here"
+        "this replica obeys"
     );
     assert_eq!(cluster.replicas[1].key("org-a-1").await["state"], READY);
     cluster.redis().restart().await;
-    eventually(SOON, "the others have heard", async || {
+    eventually(SOON, "the other replicas obey", async || {
         let mut states = BTreeSet::new();
         for replica in &cluster.replicas {
             states.insert(replica.key("org-a-1").await["state"].to_string());
@@ -316,16 +284,16 @@ async fn a_word_is_taken_without_the_store_and_told_once_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_probe_brings_back_what_has_been_put_right() {
+async fn probe_brings_back_a_key_that_is_well_again() {
     let cluster = three_replicas().start().await;
-    let mut sessions = begun(&cluster, 8).await;
-    let mut there = begun_in(&cluster, "org-a").await;
+    let mut sessions = begin(&cluster, 8).await;
+    let mut there = begin_on(&cluster, "org-a").await.0;
     cluster.upstream().exhaust("org-a").await;
     there.turn("no credit").await;
     cluster.all_have("org-a-2", DISABLED).await;
     cluster.upstream().heal().await;
-    assert_eq!(there.turn("nobody has been told").await.answer.status, 429);
-    let done = cluster.replicas[2].word("probe", "org:org-a").await;
+    assert_eq!(there.turn("before the probe").await.answer.status, 429);
+    let done = cluster.replicas[2].command("probe", "org:org-a").await;
     let answers = done["answers"].as_array().expect("answers");
     assert!(
         answers.len() == 3
@@ -335,13 +303,13 @@ async fn a_probe_brings_back_what_has_been_put_right() {
         "{done}"
     );
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
-        // Ready, not coming back little by little.
+        // Ready at once, without a ramp.
         cluster.all_have(key, READY).await;
     }
     there.turn("topped up").await.served();
-    // What has not been put right stays out of use.
+    // A key that still fails stays out of use.
     cluster.upstream().revoke("org-a-2").await;
-    let done = cluster.replicas[0].word("probe", "org-a-2").await;
+    let done = cluster.replicas[0].command("probe", "org-a-2").await;
     assert_eq!(
         (&done["answers"][0]["status"], &done["answers"][0]["is_accepted"]),
         (&json!(401), &json!(false)),
@@ -350,25 +318,22 @@ async fn a_probe_brings_back_what_has_been_put_right() {
     assert_eq!(done["keys"][0]["conditions"][0]["reason"], "rejected", "{done}");
     cluster.all_have("org-a-2", DISABLED).await;
     turn_each(&cluster, &mut sessions, 1).await;
-    assert!(
-        cluster.turns().await.iter().all(|turn| turn.status != 401),
-        "no turn had to find that out"
-    );
+    assert!(cluster.turns().await.iter().all(|turn| turn.status != 401), "no turn was refused");
 }
 
-/// The first key in the file, which has a session that has never moved, and one that an operator's
-/// word has moved to it.
+/// The first key in the file has a session that has never moved, and a session that a drain has
+/// moved there.
 #[tokio::test]
-async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
+async fn key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     let mut cluster =
         three_replicas().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
-    let mut sessions = begun(&cluster, 10).await;
-    sessions.push(begun_in(&cluster, "org-a-1").await);
-    sessions.push(begun_in(&cluster, "org-a-2").await);
-    cluster.replicas[0].word("drain", "org-a-2").await;
+    let mut sessions = begin(&cluster, 10).await;
+    sessions.push(begin_on(&cluster, "org-a-1").await.0);
+    sessions.push(begin_on(&cluster, "org-a-2").await.0);
+    cluster.replicas[0].command("drain", "org-a-2").await;
     cluster.all_have("org-a-2", DISABLED).await;
     turn_each(&cluster, &mut sessions, 1).await;
-    cluster.replicas[0].word("enable", "org-a-2").await;
+    cluster.replicas[0].command("enable", "org-a-2").await;
     cluster.all_have("org-a-2", READY).await;
     let before = cluster.turns().await;
     assert_eq!(path_of(&before, &sessions[11].session), ["org-a-2", "org-a-1"]);
@@ -385,11 +350,11 @@ async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     let kept = cluster.turns().await;
     for codex in &sessions {
         let (path, now) = (path_of(&before, &codex.session), path_of(&kept, &codex.session));
-        assert_eq!(path, now, "nobody moves");
+        assert_eq!(path, now, "no session moves");
     }
     let there = kept[before.len()..].iter().filter(|turn| turn.key == "org-a-1").count();
-    assert!(there >= 2, "those that it has stay, however they came: {there}");
-    begun(&cluster, 24).await;
+    assert!(there >= 2, "the key's own sessions stay, however they came: {there}");
+    begin(&cluster, 24).await;
     nameless(&cluster).await;
     let turns = cluster.turns().await;
     let nameless: Vec<_> =
@@ -397,7 +362,7 @@ async fn a_key_without_weight_keeps_its_sessions_and_takes_no_new_ones() {
     assert_eq!(nameless.len(), 3, "turns that name no session go on");
     assert!(
         turns[kept.len()..].iter().all(|turn| turn.is_served() && turn.key != "org-a-1"),
-        "nobody new comes"
+        "no new session comes"
     );
     assert_eq!(cluster.replicas[1].key("org-a-1").await["weight"], 0);
     eventually(ms(2_000), "nothing in flight", async || {

@@ -1,147 +1,32 @@
-//! Whose a stored response is: it is gone on from in the project that stores it, by the client that
-//! made it, and by nobody else.
+//! Ownership of stored responses: only the client that made a response continues from it, in the
+//! project that stores it.
 //!
-//! The simulator stores for a project and finds nothing elsewhere: whatever is served went to the
-//! right one.
+//! The simulator stores a response for one project and finds it nowhere else. So a turn that is
+//! served went to the right project.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::cable::{Cable, Weather};
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::codex::uuid;
-use crate::patience::{SOON, eventually, ms};
-use crate::process::Folder;
-use crate::redis::Redis;
-use crate::simulator::{Key, Turn};
-use crate::wire::{Answer, Connection, Piece, Request, ask};
+use crate::world::cable::{Cable, Weather};
+use crate::world::chain::{
+    Chain, asked_of_the_store, id_of, keys, made, owners, project_of, stored_by, two_projects,
+};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::codex::uuid;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::simulator::Key;
+use crate::world::waiting::{Budget, SOON, eventually, found, ms};
+use crate::world::wire::{Connection, Piece, Request, ask};
 
 mod files;
-mod issued;
+mod ids;
 mod socket;
 
 const CREATED: &str = r#"warmkey_bindings_total{result="created"}"#;
 const SPILLED: &str = r#"warmkey_bindings_total{result="spilled"}"#;
-
-/// Keys of three projects. Replica `number` would send nearly everything to a project of its own.
-fn keys(number: usize) -> Vec<Key> {
-    let mut keys = vec![
-        Key::new("a-1", "org-a").of_project("one"),
-        Key::new("a-2", "org-a").of_project("one"),
-        Key::new("a-3", "org-a").of_project("two"),
-        Key::new("b-1", "org-b").of_project("one"),
-    ];
-    keys[[0, 2, 3][number]].weight = 50;
-    keys
-}
-
-fn project_of(key: &str) -> String {
-    let key = keys(0).into_iter().find(|one| one.id == key).expect("one of the keys");
-    format!("{}/{}", key.organization, key.project)
-}
-
-/// Two keys of two projects of one organization.
-fn two_projects() -> Vec<Key> {
-    vec![Key::new("a-1", "org-a").of_project("one"), Key::new("a-3", "org-a").of_project("two")]
-}
-
-/// A conversation that its upstream keeps: each turn sends what is new, and the id of what it goes
-/// on from.
-#[derive(Clone)]
-struct Chain {
-    address: SocketAddr,
-    token: &'static str,
-    session: Option<String>,
-    is_streamed: bool,
-    previous: Option<String>,
-}
-
-impl Chain {
-    fn new(address: SocketAddr) -> Self {
-        Self { address, token: ALICE, session: None, is_streamed: false, previous: None }
-    }
-
-    fn of_session(self, session: &str) -> Self {
-        Self { session: Some(session.into()), ..self }
-    }
-
-    fn after(self, id: &str) -> Self {
-        Self { previous: Some(id.into()), ..self }
-    }
-
-    fn request(&self, fields: &Value) -> Request {
-        let mut body = json!({ "model": "gpt-5.4", "input": uuid(), "stream": self.is_streamed });
-        if let Some(id) = &self.previous {
-            body["previous_response_id"] = json!(id);
-        }
-        for (name, value) in fields.as_object().expect("fields") {
-            body[name] = value.clone();
-        }
-        let request = Request::turn(self.token, body.to_string());
-        self.session.iter().fold(request, |request, session| request.header("session-id", session))
-    }
-
-    async fn asks(&self, fields: Value) -> Answer {
-        ask(self.address, &self.request(&fields)).await
-    }
-
-    /// A turn that is served, and the next one goes on from. Returns its id.
-    async fn turn(&mut self) -> String {
-        let answer = self.asks(json!({})).await;
-        assert_eq!(answer.status, 200, "{} after {:?}", answer.text(), self.previous);
-        self.previous = Some(id_of(&answer));
-        id_of(&answer)
-    }
-}
-
-/// The id of the response that an answer holds.
-fn id_of(answer: &Answer) -> String {
-    let text = answer.text();
-    let data = text.lines().find_map(|line| line.strip_prefix("data: "));
-    let json: Value = serde_json::from_str(data.unwrap_or(&text)).expect("an answer is JSON");
-    json.pointer("/response/id")
-        .unwrap_or(&json["id"])
-        .as_str()
-        .expect("a response has an id")
-        .to_owned()
-}
-
-/// The turn of the record that made this response.
-fn made<'t>(turns: &'t [Turn], id: &str) -> &'t Turn {
-    turns
-        .iter()
-        .find(|turn| turn.response_id.as_deref() == Some(id))
-        .unwrap_or_else(|| panic!("{id} is on record"))
-}
-
-/// A response that this key has made, by going on with new sessions until one is bound to it.
-async fn stored_by(cluster: &Running, key: &str) -> String {
-    for _ in 0..100 {
-        let id = Chain::new(cluster.address()).of_session(&uuid()).turn().await;
-        if made(&cluster.turns().await, &id).key == key {
-            return id;
-        }
-    }
-    panic!("{key} takes a session in a hundred");
-}
-
-/// What the gateway has asked of its store for turns.
-async fn asked_of_the_store(cluster: &Running) -> f64 {
-    // Replicas ask for each other's words all the time.
-    let is_beat =
-        |series: &str| ["roll", "board"].iter().any(|operation| series.contains(operation));
-    let is_turns =
-        |series: &str| series.starts_with("warmkey_store_seconds_count{") && !is_beat(series);
-    cluster.replica().metrics().await.sum_where(is_turns)
-}
-
-/// The names of all owners that are stored.
-async fn owners(redis: &Redis) -> Vec<String> {
-    redis.ask(&["KEYS", "*.response"]).await
-}
 
 #[tokio::test]
 async fn b19_response_ownership() {
@@ -152,7 +37,7 @@ async fn b19_response_ownership() {
     }
     let mut chains: Vec<_> = (0..12)
         .map(|number| Chain {
-            // Every other one is known by nothing but what it goes on from.
+            // Every other chain has no session but its last response.
             session: (number % 2 == 0).then(uuid),
             is_streamed: number % 3 == 0,
             ..Chain::new(cluster.address())
@@ -178,7 +63,7 @@ async fn b19_response_ownership() {
     projects.dedup();
     assert!(projects.len() > 1, "more than one project is at work: {projects:?}");
     cluster.shows(CREATED, 12.0).await;
-    // No raw id is stored, and each owner has an end.
+    // No raw id is stored, and each owner expires.
     let names = owners(cluster.redis()).await;
     assert_eq!(names.len(), 72);
     assert!(names.iter().all(|name| !name.contains("resp_")), "{names:?}");
@@ -186,9 +71,9 @@ async fn b19_response_ownership() {
     assert!(left > 29 * 24 * 3_600_000, "{left} ms");
 }
 
-/// B19: whichever replica it is used on, and however slowly the one that issued it is heard.
+/// B19: on every replica, and however slow the store is for the replica that issued the id.
 #[tokio::test]
-async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
+async fn id_is_good_on_every_replica_the_moment_it_can_be_read() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let slow = Cable::to(redis.address()).await;
@@ -199,18 +84,17 @@ async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
         let first = Chain { is_streamed, ..Chain::new(cluster.replicas[0].address()) };
         let mut connection = Connection::open(first.address).await;
         let mut answer = connection.ask(&first.request(&json!({}))).await.expect("an answer");
-        let id = loop {
+        let id = found("the id of the response", async || {
             let Piece::Bytes(bytes) = connection.piece().await else {
                 panic!("the id comes: {}", answer.text())
             };
             answer.body.extend_from_slice(&bytes);
             let text = answer.text();
-            let id = text.split_once("\"id\":\"").and_then(|(_, rest)| rest.split_once('"'));
-            if let Some((id, _)) = id {
-                break id.to_owned();
-            }
-        };
-        // Its own answer goes on meanwhile.
+            let (_, rest) = text.split_once("\"id\":\"")?;
+            rest.split_once('"').map(|(id, _)| id.to_owned())
+        })
+        .await;
+        // The first answer is still in flight.
         Chain::new(cluster.replicas[1].address()).after(&id).turn().await;
         connection.finish(&mut answer).await;
         assert!(answer.whole);
@@ -218,7 +102,7 @@ async fn an_id_is_good_everywhere_the_moment_it_can_be_read() {
 }
 
 #[tokio::test]
-async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() {
+async fn replica_without_the_store_goes_by_its_memory_and_stores_it_later() {
     let mut cluster =
         Cluster::new().keys(keys(0)).replicas(2).redis().store("timeout = \"300ms\"").start().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
@@ -226,12 +110,12 @@ async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() 
     let stored = chain.turn().await;
     cluster.redis().signal("STOP").await;
     for _ in 0..3 {
-        let began = Instant::now();
+        let budget = Budget::begin(ms(2_300));
         chain.turn().await;
-        assert!(began.elapsed() < ms(2_300), "it waits no longer than said: {:?}", began.elapsed());
+        budget.holds("a turn that waits at most the timeout");
     }
     let last = chain.previous.clone().expect("it goes on");
-    // Who cannot know says so, and does not say that there is nothing.
+    // A replica that cannot know the owner says so, and does not deny that the response exists.
     let never = stored.replace("resp_", "resp_f");
     let mut said = Vec::new();
     for id in [&stored, &never] {
@@ -257,13 +141,13 @@ async fn without_the_store_a_replica_goes_by_what_it_knows_and_tells_it_later() 
 }
 
 #[tokio::test]
-async fn what_a_flush_has_lost_comes_back() {
+async fn owners_that_a_flush_has_lost_come_back() {
     let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
     let mut chain = Chain::new(cluster.replicas[0].address());
     let first = chain.turn().await;
     cluster.redis().tell(&["FLUSHALL"]).await;
     chain.turn().await;
-    // By what the other replica was asked, both find it again.
+    // The other replica was asked, so that both find the id again.
     let elsewhere = Chain::new(cluster.replicas[1].address()).after(&first);
     let is_found = async || (elsewhere.asks(json!({})).await.status == 200).then_some(());
     eventually(SOON, "the first id is found", is_found).await;
@@ -271,7 +155,7 @@ async fn what_a_flush_has_lost_comes_back() {
 
 #[tokio::test]
 async fn b14_response_ids_of_another_client() {
-    // One project: whoever may ask for an id gets what is behind it.
+    // One project: without the check of the client, the upstream would serve any id.
     let mut cluster = Cluster::new().keys(vec![Key::new("a-1", "org-a")]).redis().start().await;
     let foreign = Chain::new(cluster.address()).turn().await;
     let unknown = foreign.chars().rev().collect::<String>().replace("_pser", "resp_");
@@ -288,12 +172,12 @@ async fn b14_response_ids_of_another_client() {
             let answer = bob(id).asks(json!({})).await;
             times.entry(is_foreign).or_default().push(began.elapsed());
             assert_eq!(answer.status, 400);
-            // Byte for byte the same, but for the id that was asked for.
+            // Byte for byte the same, but for the id.
             assert_eq!(answer.text().replace(id.as_str(), &foreign), json_text(&real));
         }
     }
-    // The same class of time, on any machine: the fastest of either kind is faster than half of the
-    // other.
+    // Both kinds take the same time, on any machine: the fastest of either kind is faster than half
+    // of the other.
     times.values_mut().for_each(|times| times.sort_unstable());
     for kind in [true, false] {
         let (fastest, median) = (times[&kind][0], times[&!kind][times[&!kind].len() / 2]);
@@ -302,7 +186,7 @@ async fn b14_response_ids_of_another_client() {
             "foreign {kind}: {fastest:?} at the fastest, and the median of the others is {median:?}"
         );
     }
-    // And by what it costs.
+    // Both kinds cost the same.
     let mut calls = Vec::new();
     for id in [&foreign, &unknown] {
         let (gets, asked) =
@@ -314,13 +198,13 @@ async fn b14_response_ids_of_another_client() {
         ));
     }
     assert_eq!(calls[0], calls[1]);
-    assert_eq!(cluster.turns().await.len(), before, "nothing of it went upstream");
+    assert_eq!(cluster.turns().await.len(), before, "no request went upstream");
     assert_eq!(cluster.redis().bindings().await.len(), 1, "nothing of bob's is bound");
-    // Nor has he taken anything from alice.
+    // Bob's attempts have not taken the response from Alice.
     Chain::new(cluster.address()).after(&foreign).turn().await;
 }
 
-/// As the gateway spells an error.
+/// The bytes of the gateway's error.
 fn json_text(error: &Value) -> String {
     let [message, class, param, code] =
         ["message", "type", "param", "code"].map(|name| &error[name]);
@@ -328,19 +212,19 @@ fn json_text(error: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_turn_goes_where_its_previous_response_is_and_the_binding_stays() {
+async fn turn_goes_where_its_previous_response_is_and_the_binding_stays() {
     let cluster = Cluster::new().keys(two_projects()).start().await;
     let (one, two) = (stored_by(&cluster, "a-1").await, stored_by(&cluster, "a-3").await);
     let key_of = async |id: &str| made(&cluster.turns().await, id).key.clone();
     for (bound, own, other) in [("a-1", &one, &two), ("a-3", &two, &one)] {
-        // A session that begins by going on from something begins there.
+        // A new session that continues from a response begins on that response's key.
         let session = uuid();
         let begun = Chain::new(cluster.address()).of_session(&session).after(own).turn().await;
         assert_eq!(key_of(&begun).await, bound);
         let spilled = cluster.replica().metrics().await.get(SPILLED);
         let away = Chain::new(cluster.address()).of_session(&session).after(other).turn().await;
-        assert_ne!(key_of(&away).await, bound, "it is stored elsewhere");
-        // What was made away is stored away, and gone on from there.
+        assert_ne!(key_of(&away).await, bound, "the response is stored elsewhere");
+        // A response that was made away is stored away, and the next turn follows it.
         let again = Chain::new(cluster.address()).of_session(&session).after(&away).turn().await;
         assert_eq!(key_of(&again).await, key_of(&away).await);
         cluster.replica().shows(SPILLED, spilled + 2.0).await;
@@ -354,7 +238,7 @@ async fn a_turn_goes_where_its_previous_response_is_and_the_binding_stays() {
 }
 
 #[tokio::test]
-async fn a_project_that_cannot_serve_is_named_and_nobody_serves_instead() {
+async fn project_that_cannot_serve_is_named_and_no_other_serves_instead() {
     for (fault, status, code) in [
         (
             json!({ "key": "a-3", "status": 401, "code": "invalid_api_key" }),
@@ -370,7 +254,7 @@ async fn a_project_that_cannot_serve_is_named_and_nobody_serves_instead() {
         let cluster = Cluster::new().keys(two_projects()).start().await;
         let id = stored_by(&cluster, "a-3").await;
         cluster.upstream().fault(fault).await;
-        // The first one finds out. What the upstream says of a quota its client may hear.
+        // The first turn finds out. The client may see the upstream's own words about a quota.
         let session = uuid();
         let found_out =
             Chain::new(cluster.address()).of_session(&session).after(&id).asks(json!({})).await;
@@ -393,9 +277,9 @@ async fn a_project_that_cannot_serve_is_named_and_nobody_serves_instead() {
         let gone_on = turns.iter().filter(|turn| turn.previous_response_id.is_some());
         assert!(
             gone_on.clone().all(|turn| turn.key == "a-3") && gone_on.count() == 1,
-            "never silently elsewhere"
+            "no other project is asked"
         );
-        // Whoever goes on from nothing is served by the other.
+        // A turn that continues from nothing is served by the other project.
         let free = Chain::new(cluster.address()).of_session(&session).turn().await;
         assert_eq!(made(&cluster.turns().await, &free).key, "a-1");
     }

@@ -1,10 +1,10 @@
 //! The one promise: a session stays on the key whose prompt cache is warm, whichever replica takes
-//! each turn, and dying replicas change nothing about it.
+//! each turn, even while replicas die.
 //!
-//! The same work is played to one key directly and to Warmkey; the simulator keeps both records.
-//! Its clock runs five hundred times faster, so that sessions come at the pace of people, not of a
-//! test: a key of a real service takes about 15 requests a minute of one session before it
-//! overflows to a cold machine, and forgets after half an hour.
+//! The same work goes to one key directly, and to Warmkey; the simulator records both. Its clock
+//! runs five hundred times faster, so that sessions keep the pace of people. A real key takes about
+//! 15 requests a minute of one session before it overflows to a cold machine, and forgets after
+//! half an hour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -15,25 +15,25 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::codex::Codex;
-use crate::patience::{SOON, eventually, ms, within};
-use crate::process::Folder;
-use crate::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::process::Folder;
+use crate::world::simulator::{Key, Simulator, Turn, keys_by_session, siblings};
+use crate::world::waiting::{SOON, eventually, ms, within};
 
 const SESSIONS: usize = 200;
 const TURNS: usize = 10;
-/// Every so many sessions, one begins with a root and its sub-agents all at once.
+/// One session in so many begins with a root and its sub-agents at once.
 const CROWDED: usize = 25;
 const CROWD: usize = 32;
 /// Sessions that are open at a time.
 const OPEN: usize = 16;
 const ALL_TURNS: usize = SESSIONS * TURNS + SESSIONS / CROWDED * (CROWD - 1);
-/// One of each regime of the prompt cache: in steps, and by exact breakpoints.
+/// One model of each cache regime: steps, and exact breakpoints.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
 const SIMULATOR: &str = "time_scale = 500\nevents = 4";
 
-/// Body hashes of all turns that were served, and how far the work has come.
+/// Body hashes of all served turns, and the number of finished turns.
 #[derive(Default)]
 struct Work {
     done: AtomicUsize,
@@ -47,7 +47,7 @@ impl Work {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until this many percent of the turns are done, for as long as there is progress.
+    /// Waits until this many percent of the turns are finished, for as long as there is progress.
     async fn reaches(&self, percent: usize) {
         let goal = ALL_TURNS * percent / 100;
         while self.done.load(Ordering::Relaxed) < goal {
@@ -59,12 +59,12 @@ impl Work {
         }
     }
 
-    /// One session: its first turn, perhaps in a crowd, then its other turns, each longer by what
-    /// was said before.
+    /// Plays one session: its first turn, perhaps with sub-agents, then its other turns with a
+    /// growing history.
     async fn session(&self, number: usize, mut root: Codex) {
         let said = "the quick brown fox jumps over the lazy dog, and ".repeat(20);
         if number.is_multiple_of(CROWDED) {
-            // Slow enough that all of them are in flight at once; a moment apart, as people and
+            // Slow enough that all of them are in flight at once, and a moment apart, as people and
             // tools are.
             let mut crowd = JoinSet::new();
             for _ in 1..CROWD {
@@ -76,8 +76,8 @@ impl Work {
                         .await;
                     turn.served().sha256
                 });
-                // However long it takes to the upstream, the next one arrives three seconds later
-                // by the upstream's clock.
+                // However late this request arrives, the next one follows three seconds later on
+                // the upstream's clock.
                 within(SOON, "an agent is answered", begun.notified()).await;
                 sleep(ms(6)).await;
             }
@@ -112,7 +112,8 @@ impl Work {
     }
 }
 
-/// What was cached in each regime, of what was sent and of what could have been.
+/// The cached part of each regime's input: of all tokens, and of those that the ideal would have
+/// cached.
 fn shares(turns: &[Turn]) -> [(f64, f64); 2] {
     MODELS.map(|model| {
         let of_model = |turn: &&Turn| turn.is_served() && turn.model.as_deref() == Some(model);
@@ -134,7 +135,7 @@ async fn single_key() -> [(f64, f64); 2] {
     shares(&turns)
 }
 
-/// Replica `number` would prefer keys of its own: only what is stored can make the three agree.
+/// Replica `number` prefers keys of its own: only the store can make the three agree.
 fn keys(number: usize) -> Vec<Key> {
     let mut keys = [siblings("org-a", 3), siblings("org-b", 3)].concat();
     keys[number * 2].weight = 10;
@@ -159,7 +160,7 @@ async fn three_replicas() -> Running {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_promise_holds_while_replicas_die() {
+async fn promise_holds_while_replicas_die() {
     let single = single_key().await;
     assert!(
         single.iter().all(|(_, of_ideal)| *of_ideal > 0.99),

@@ -1,5 +1,5 @@
-//! Reload from outside: what is noticed, what is taken into use, what is refused, and what stays as
-//! it was.
+//! Reload from outside: which changes are noticed, taken into use or refused, and what stays as it
+//! was.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,16 +7,16 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster, RELOADS, Running};
-use crate::codex::Codex;
-use crate::process::Folder;
-use crate::simulator::{Key, path_of, siblings};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, Cluster, RELOADS, Running};
+use crate::world::codex::Codex;
+use crate::world::process::Folder;
+use crate::world::simulator::{Key, path_of, siblings};
+use crate::world::wire::{Request, ask};
 
 const FAILURES: &str = "warmkey_reload_failures_total";
 
 #[tokio::test]
-async fn a_key_changes_its_secret_and_nothing_else() {
+async fn key_changes_its_secret_and_nothing_else() {
     let old = siblings("org-a", 1);
     let new = Key::new("rotated", "org-a");
     let mut cluster = Cluster::new()
@@ -35,11 +35,11 @@ async fn a_key_changes_its_secret_and_nothing_else() {
     cluster.change(|cluster| cluster.keys(vec![old[0].clone().shown_as("rotated")]));
     cluster.reload(0).await;
     codex.turn("with the new secret").await.served();
-    slow.await.expect("what was in flight ends with what it began with");
+    slow.await.expect("a turn in flight ends with the configuration that it began with");
     let path = path_of(&cluster.turns().await, &codex.session);
     assert_eq!(path, ["org-a-1", "rotated"]);
     assert_eq!(cluster.redis().binding().await, bound, "the session has not moved");
-    // A secret that is dead says nothing about the next one.
+    // A dead secret says nothing about the next one.
     cluster.upstream().revoke("rotated").await;
     assert_eq!(codex.turn("refused").await.answer.status, 503);
     cluster.change(|cluster| cluster.keys(old));
@@ -49,7 +49,7 @@ async fn a_key_changes_its_secret_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_token_is_rotated_without_a_gap() {
+async fn token_is_rotated_without_a_gap() {
     let section = |token: &str| format!("[[client]]\nid = \"alice\"\ntoken = {token:?}\n");
     let (old, new) = ("token-canary-old", "token-canary-new");
     let mut cluster = Cluster::new().replicas(2).redis().clients(&section(old)).start().await;
@@ -85,8 +85,8 @@ async fn a_token_is_rotated_without_a_gap() {
     );
 }
 
-/// Puts `files` where `mount` shows them, as Kubernetes does: a folder of its own, and a link that
-/// is swapped.
+/// Shows `files` in `mount` as Kubernetes does: in a folder of their own, behind a link that is
+/// swapped.
 fn project(mount: &Path, version: &str, files: &[(&str, &str)]) {
     let folder = mount.join(version);
     fs::create_dir_all(&folder).expect("the temporary folder can be written");
@@ -100,14 +100,14 @@ fn project(mount: &Path, version: &str, files: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn what_kubernetes_swaps_is_noticed() {
+async fn file_that_kubernetes_swaps_is_noticed() {
     let mount = Folder::new();
     let tokens = |token: &str| format!("# one a line\nalice {token}\n");
     project(mount.path(), "..1", &[("tokens", &tokens("token-canary-1"))]);
     let clients = format!("[[client]]\ntoken_file = {:?}\n", mount.path().join("tokens"));
     let cluster = Cluster::new().clients(&clients).start().await;
     Codex::new(cluster.address(), "token-canary-1").turn("first").await.served();
-    // The configuration itself comes by a link too: another file, the same content, no reload.
+    // The configuration comes by a link, too: another file with the same content is no reload.
     let file = cluster.replica().file();
     let first = fs::read_to_string(&file).expect("it is there");
     project(
@@ -120,7 +120,7 @@ async fn what_kubernetes_swaps_is_noticed() {
     cluster.replica().hang_up().await;
     cluster.replica().says("has not changed").await;
     assert_eq!(cluster.replica().metrics().await.get(RELOADS), 0.0);
-    // A secret.
+    // A new secret.
     project(
         mount.path(),
         "..3",
@@ -132,7 +132,7 @@ async fn what_kubernetes_swaps_is_noticed() {
         Codex::new(cluster.address(), "token-canary-1").turn("too late").await.answer.status,
         401
     );
-    // The configuration.
+    // A new configuration.
     let second = first.replace("weight = 1", "weight = 2");
     project(
         mount.path(),
@@ -145,7 +145,7 @@ async fn what_kubernetes_swaps_is_noticed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
+async fn configuration_that_cannot_be_used_is_logged_once_and_changes_nothing() {
     let mut cluster = Cluster::new().start().await;
     let replica = cluster.replica();
     let mut codex = Codex::new(cluster.address(), ALICE);
@@ -178,7 +178,7 @@ async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
     replica.hang_up().await;
     replica.says("has not changed").await;
     assert_eq!((told(), replica.metrics().await.get(RELOADS)), (bad.len(), 0.0));
-    // A good one is taken, and what only a start can change is named.
+    // A good configuration is taken, and options that only a start can change are named.
     cluster.change(|cluster| {
         let cluster =
             cluster.keys(siblings("org-a", 1)).server("drain", "\"31s\"").binding("ttl = \"700h\"");
@@ -200,8 +200,8 @@ async fn what_cannot_be_used_is_told_once_and_changes_nothing() {
     assert!(!log.replace("/nowhere/canary", "").contains("canary"), "no secret is told: {log}");
 }
 
-/// Whether a token is asked for is decided at the start, by the address that is listened on: a file
-/// cannot open what listens already, and who needed no token goes on without one.
+/// The start decides, by the listening address, whether a token is required. A reload cannot open a
+/// closed gateway, and an open one stays open.
 #[tokio::test]
 async fn gateway_is_as_open_as_it_was_started() {
     for (before, after, status) in [("true", "false", 200), ("false", "true", 401)] {
@@ -222,7 +222,7 @@ async fn gateway_is_as_open_as_it_was_started() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_refused_while_its_secret_changes_is_tried_with_the_new_one() {
+async fn key_that_is_refused_while_its_secret_changes_is_tried_with_the_new_one() {
     let old = siblings("org-a", 1);
     let mut cluster =
         Cluster::new().keys(old.clone()).spare(vec![Key::new("rotated", "org-a")]).start().await;

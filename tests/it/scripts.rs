@@ -1,5 +1,5 @@
-//! The scripts in a real Redis do what the in-process store does, which the state machine of the
-//! binding plays with.
+//! The scripts in a real Redis do what the in-process store does. The state machine of the binding
+//! uses the latter.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,61 +8,18 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use warmkey::metrics::Metrics;
-use warmkey::setting::{Secret, SecretSource, Span};
 use warmkey::store::memory::Memory;
-use warmkey::store::{Held, Replaced, Settings, Store};
-use warmkey::task::Tasks;
-
-use crate::patience::SOON;
-use crate::process::Folder;
-use crate::redis::Redis;
 use warmkey::store::name::Name;
+use warmkey::store::{Held, Replaced, Store};
+
+use crate::world::store::Real;
+use crate::world::waiting::SOON;
 
 mod board;
 
 const TTL: Duration = Duration::from_secs(600);
 /// On both sides of one digit and of two: an epoch is a number, not a text.
 const EPOCHS: [u32; 8] = [1, 2, 8, 9, 10, 11, 99, 100];
-
-/// A real Redis, and a store in it.
-pub struct Real {
-    pub redis: Redis,
-    pub store: Store,
-    tasks: Tasks,
-    _folder: Folder,
-}
-
-impl Real {
-    pub async fn new() -> Self {
-        Self::with_user("", &[]).await
-    }
-
-    /// As this user, if there is one, who may do this.
-    async fn with_user(user: &str, rules: &[&str]) -> Self {
-        let folder = Folder::new();
-        let redis = Redis::start(folder.path()).await;
-        let mut url = redis.url();
-        if !user.is_empty() {
-            redis.tell(&[&["ACL", "SETUSER", user, "on", ">pw"][..], rules].concat()).await;
-            url = url.replace("://", &format!("://{user}:pw@"));
-        }
-        let url = SecretSource::Text(Secret::new(url));
-        let settings = Settings { url, prefix: "w".into(), timeout: Span(SOON), ca_file: None };
-        let tasks = Tasks::new();
-        let store = Store::in_redis(&settings, Arc::new(Metrics::new()), &tasks)
-            .expect("the address is one");
-        assert!(store.ready(SOON).await, "{:?}", store.fault());
-        Self { redis, store, tasks, _folder: folder }
-    }
-
-    async fn held(&self, id: &str) -> Held {
-        self.store
-            .get(Name::Binding(id), &mut self.store.budget())
-            .await
-            .expect("an answer")
-            .expect("it is stored")
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -80,7 +37,7 @@ enum Operation {
 
 fn operation() -> impl Strategy<Value = Operation> {
     let (id, epoch) = (0..3_usize, prop::sample::select(EPOCHS.to_vec()));
-    // 0: what a newer version might store.
+    // 0 stands for a value that a newer version might store.
     let any = prop_oneof![4 => epoch.clone(), 1 => Just(0)];
     prop_oneof![
         id.clone().prop_map(Operation::Get),
@@ -90,7 +47,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         (id.clone(), epoch).prop_map(|(id, epoch)| Operation::Merge(id, epoch)),
         (id.clone(), any).prop_map(|(id, epoch)| Operation::Extend(id, epoch)),
         id.clone().prop_map(Operation::Begin),
-        // Of so many that the oldest go.
+        // So many lines that the oldest ones are dropped.
         (id.clone(), 1..20_u32).prop_map(|(id, lines)| Operation::Append(id, lines)),
         id.prop_map(Operation::List),
     ]
@@ -100,7 +57,7 @@ fn value(epoch: u32) -> String {
     if epoch == 0 { "newer".into() } else { format!("key {epoch} 1") }
 }
 
-/// Does it, and tells in words what came of it.
+/// Performs the operation, and describes its outcome.
 async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
     let name = |id: usize| format!("{round}-{id}");
     let budget = &mut store.budget();
@@ -149,7 +106,7 @@ async fn perform(store: &Store, round: usize, operation: &Operation) -> String {
 }
 
 #[tokio::test]
-async fn the_scripts_do_what_the_in_process_store_does() {
+async fn scripts_do_what_the_in_process_store_does() {
     let real = Real::new().await;
     let model = Store::in_memory(Arc::new(Memory::new(10_000)), Arc::new(Metrics::new()));
     let (mut runner, operations) = (TestRunner::default(), prop::collection::vec(operation(), 30));
@@ -168,7 +125,7 @@ async fn the_scripts_do_what_the_in_process_store_does() {
 }
 
 #[tokio::test]
-async fn a_merge_compares_epochs_as_numbers() {
+async fn merge_compares_epochs_as_numbers() {
     let Real { redis: _redis, store, tasks, _folder } = &Real::new().await;
     for old in EPOCHS {
         for new in EPOCHS {
@@ -189,9 +146,9 @@ async fn a_merge_compares_epochs_as_numbers() {
     tasks.join(SOON).await;
 }
 
-/// Each write of a life is pushed to all who track the name.
+/// Each renewed life is pushed to all clients that track the name, so that renewals must be rare.
 #[tokio::test]
-async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
+async fn life_is_begun_anew_once_a_quarter_of_it_has_passed() {
     let real = Real::new().await;
     let store = &real.store;
     let second = Duration::from_secs(1);
@@ -214,7 +171,7 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
             held.left
         );
     }
-    // What somebody stored without an end gets one, and so does a trail.
+    // A name stored without an end gets one, and so does a trail.
     real.redis.tell(&["SET", "w:endless", "key 1 1"]).await;
     assert_eq!(real.held("endless").await.left, Duration::ZERO, "it is due");
     store.extend(Name::Binding("endless"), "key 1 1", TTL, &mut store.budget()).await.unwrap();
@@ -227,7 +184,7 @@ async fn a_life_is_begun_anew_once_a_quarter_of_it_has_passed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_told_is_stored_all_the_same() {
+async fn binding_is_stored_even_where_it_cannot_be_announced() {
     let real = Real::with_user("quiet", &["~*", "resetchannels", "+@all"]).await;
     let (store, budget) = (&real.store, &mut real.store.budget());
     assert_eq!(store.begin(Name::Binding("s"), "key 1 1", false, TTL, budget).await.unwrap(), None);

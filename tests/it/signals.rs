@@ -1,15 +1,15 @@
-//! Which session a turn belongs to, seen from outside: whether its binding was there already.
+//! Which session a turn belongs to, seen from outside: whether its binding existed already.
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, BOB, Cluster, Running};
-use crate::patience::{SOON, eventually};
-use crate::recorder::{Recorder, completed};
-use crate::wire::{Request, ask};
+use crate::world::cluster::{ALICE, BOB, Cluster, Running};
+use crate::world::recorder::{Recorder, completed};
+use crate::world::waiting::{SOON, eventually};
+use crate::world::wire::{Request, ask};
 
-/// A turn whose text is new each time, so that it has no prefix in common with another.
+/// A turn with a new text each time, so that no two turns share a prefix.
 fn turn(body: serde_json::Value) -> Request {
-    let mut whole = json!({ "model": "gpt-5.4", "stream": true, "input": [{ "role": "user", "content": crate::codex::uuid() }] });
+    let mut whole = json!({ "model": "gpt-5.4", "stream": true, "input": [{ "role": "user", "content": crate::world::codex::uuid() }] });
     for (name, value) in body.as_object().expect("fields") {
         whole[name] = value.clone();
     }
@@ -45,7 +45,7 @@ async fn every_signal_names_a_session_and_the_strongest_wins() {
         ["session-id", "session_id", "x-session-id", "conversation-id", "conversation_id"];
     for name in by_header {
         let request = |value: &str| {
-            turn(json!({ "prompt_cache_key": crate::codex::uuid() })).header(name, value)
+            turn(json!({ "prompt_cache_key": crate::world::codex::uuid() })).header(name, value)
         };
         assert_eq!(bound(&cluster, &request(name)).await, NEW, "{name}");
         assert_eq!(bound(&cluster, &request(name)).await, KNOWN, "{name}");
@@ -64,7 +64,7 @@ async fn every_signal_names_a_session_and_the_strongest_wins() {
 }
 
 #[tokio::test]
-async fn a_malformed_signal_is_skipped() {
+async fn malformed_signal_is_skipped() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     for (number, wrong) in
@@ -85,7 +85,7 @@ async fn a_malformed_signal_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_names_its_session_too() {
+async fn compressed_body_names_its_session_too() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let body = |text: &str| {
@@ -107,18 +107,18 @@ async fn a_compressed_body_names_its_session_too() {
 }
 
 #[tokio::test]
-async fn a_body_is_read_as_its_upstream_reads_it() {
+async fn body_is_read_as_its_upstream_reads_it() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let bodies = [
         (r#"{"input":"1","prompt_cache_key":"a"}"#, NEW),
-        // Escaped is the same name and the same value; the last of two counts; what is nested is
-        // not at the top.
+        // An escaped name or value is the same one; the last of two fields counts; a nested field
+        // does not.
         (r#"{"input":"2","prompt\u005fcache_key":"\u0061"}"#, KNOWN),
         (r#"{"input":"3","prompt_cache_key":"zzz","prompt_cache_key":"a"}"#, KNOWN),
         (r#"{"input":[{"prompt_cache_key":"a"}],"prompt_cache_key":"b"}"#, NEW),
         (r#"{"prompt_cache_key":"b","input":[{"prompt_cache_key":"a"},"}{",[]]}"#, KNOWN),
-        // Not a text: no signal, so the next one counts.
+        // A value that is no text is no signal: the next signal counts.
         (r#"{"prompt_cache_key":7,"input":"4","client_metadata":{"session_id":"m"}}"#, NEW),
         (
             r#"{"prompt_cache_key":null,"input":"5","client_metadata":{"x":1,"session_id":"m"}}"#,
@@ -131,7 +131,7 @@ async fn a_body_is_read_as_its_upstream_reads_it() {
 }
 
 #[tokio::test]
-async fn without_a_signal_the_stable_prefix_is_one() {
+async fn stable_prefix_is_the_signal_where_there_is_no_other() {
     let upstream = Recorder::answering(completed()).await;
     let cluster = Cluster::new().recorded_by(&upstream).start().await;
     let chat = |model: &str, system: &str, user: &str, later: &str| {
@@ -167,7 +167,7 @@ async fn without_a_signal_the_stable_prefix_is_one() {
 
 #[tokio::test]
 async fn b14_isolation() {
-    let keys = crate::simulator::siblings("org-a", 4);
+    let keys = crate::world::simulator::siblings("org-a", 4);
     let upstream = Recorder::answering(completed()).await;
     let mut cluster = Cluster::new().keys(keys).recorded_by(&upstream).redis().start().await;
     for session in 0..12 {

@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::{Codex, sha256};
-use crate::simulator::{Turn, keys_by_session, path_of, siblings};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::{Codex, sha256};
+use crate::world::simulator::{Turn, keys_by_session, path_of, siblings};
 
 fn cluster() -> Cluster {
     let keys = [siblings("org-a", 4), siblings("org-b", 2)].concat();
     Cluster::new().keys(keys).redis().replicas(2).balanced().simulator("time_scale = 50")
 }
 
-/// The turns that generated something, without the handshakes that were refused.
+/// The turns that generated an answer, without refused handshakes.
 fn served(turns: &[Turn], session: &str) -> Vec<Turn> {
     turns
         .iter()
@@ -24,13 +24,13 @@ fn served(turns: &[Turn], session: &str) -> Vec<Turn> {
 }
 
 #[tokio::test]
-async fn a_session_has_one_key_by_either_transport() {
+async fn session_has_one_key_by_either_transport() {
     let cluster = cluster().start().await;
     let mut frames = BTreeSet::new();
     for number in 0..8 {
         let mut codex = Codex::new(cluster.address(), ALICE);
         if number % 2 == 0 {
-            codex.turn("it begins over HTTP").await.served();
+            codex.turn("the session begins over HTTP").await.served();
         }
         let mut talk = codex.by_websocket();
         for text in ["one", "two"] {
@@ -54,7 +54,7 @@ async fn a_session_has_one_key_by_either_transport() {
         .map(|turn| turn.body_sha256.clone())
         .collect();
     assert!(frames.is_subset(&recorded), "every frame came as it was sent");
-    // What was said before was read from the cache, whichever way it came.
+    // The cache had the whole history, whichever transport brought it.
     for session in keys.keys() {
         let later: Vec<_> = served(&turns, session).into_iter().skip(2).collect();
         assert!(
@@ -75,8 +75,8 @@ async fn b20_one_connection_one_key() {
         }
         assert_eq!(talk.connections, 1);
     }
-    // Its key dies: the connection is given up, and the decision is there for the next one, on
-    // whichever replica.
+    // The key of a session dies: its connection ends, and the next one uses another key, on every
+    // replica.
     let turns = cluster.turns().await;
     let dead = path_of(&turns, &talks[0].codex.session)[0].clone();
     cluster.upstream().revoke(&dead).await;
@@ -106,7 +106,7 @@ async fn b20_one_connection_one_key() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_closes_at_its_limit_costs_nothing() {
+async fn upstream_that_closes_at_its_limit_costs_nothing() {
     // Sixty minutes are 7.2 seconds.
     let cluster = Cluster::new().simulator("time_scale = 500").start().await;
     let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
@@ -122,7 +122,7 @@ async fn an_upstream_that_closes_at_its_limit_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_killed_in_mid_turn_costs_a_connection() {
+async fn replica_that_is_killed_in_mid_turn_costs_a_connection() {
     let mut cluster = cluster().start().await;
     let mut talk = Codex::new(cluster.address(), ALICE).by_websocket();
     talk.turn("one").await;

@@ -1,12 +1,12 @@
-//! What is shown of a session: where it is bound, and what was decided about it.
+//! The page of a session: where it is bound, and which decisions were made about it.
 
 use serde_json::{Value, json};
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::codex::Codex;
-use crate::desk::{TOKEN, asked};
-use crate::patience::{SOON, eventually};
-use crate::simulator::{path_of, siblings};
+use crate::world::admin::{TOKEN, asked};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
+use crate::world::simulator::{path_of, siblings};
+use crate::world::waiting::{SOON, eventually};
 
 fn two_replicas() -> Cluster {
     Cluster::new()
@@ -16,7 +16,7 @@ fn two_replicas() -> Cluster {
         .server("admin_token", &format!("{TOKEN:?}"))
 }
 
-/// The stored id of the one session, as the logs show it.
+/// The stored id of the only session, as the logs show it.
 async fn id_of_the_one(cluster: &mut Running) -> String {
     let name = cluster.redis().binding().await.0;
     let id = name.strip_prefix("warmkey:").expect("a binding has the prefix").to_owned();
@@ -26,7 +26,7 @@ async fn id_of_the_one(cluster: &mut Running) -> String {
     id
 }
 
-/// Waits until the trail of a session, by any replica's word, ends like this.
+/// Waits until the trail of a session ends like this, on every replica.
 async fn ends(cluster: &Running, id: &str, decision: &str, reason: &str) -> Vec<Value> {
     let mut trails = Vec::new();
     for replica in &cluster.replicas {
@@ -49,7 +49,7 @@ async fn ends(cluster: &Running, id: &str, decision: &str, reason: &str) -> Vec<
 }
 
 #[tokio::test]
-async fn what_happens_to_a_session_is_in_its_trail() {
+async fn trail_tells_what_happened_to_a_session() {
     let mut cluster = two_replicas().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     for number in [0, 1, 0] {
@@ -68,9 +68,9 @@ async fn what_happens_to_a_session_is_in_its_trail() {
     assert_eq!(
         cluster.redis().ask::<u64>(&["EXISTS", &format!("warmkey:{id}.trail")]).await,
         0,
-        "nothing is written of it"
+        "the trail holds nothing of that"
     );
-    cluster.replicas[1].word("disable", &key).await;
+    cluster.replicas[1].command("disable", &key).await;
     cluster.all_have(&key, "disabled").await;
     codex.moves_to(cluster.replicas[0].address());
     codex.turn("served by a sibling").await.served();
@@ -78,7 +78,7 @@ async fn what_happens_to_a_session_is_in_its_trail() {
     let sibling = trail[0]["to"].as_str().expect("a key").to_owned();
     assert_eq!((trail.len(), &trail[0]["from"]), (1, &json!(key)), "{trail:?}");
     assert_eq!(cluster.replicas[1].session(&id).await["binding"]["key"], key, "it stays its own");
-    cluster.replicas[1].word("drain", &key).await;
+    cluster.replicas[1].command("drain", &key).await;
     codex.moves_to(cluster.replicas[1].address());
     codex.turn("moved").await.served();
     let trail = ends(&cluster, &id, "move", "drained").await;
@@ -89,13 +89,13 @@ async fn what_happens_to_a_session_is_in_its_trail() {
     );
     let binding = cluster.replicas[0].session(&id).await["binding"].clone();
     assert_eq!((&binding["key"], &binding["epoch"]), (&json!(sibling), &json!(2)));
-    // Without the store it waits to be written; what this replica remembers is shown.
+    // Without the store, the trail waits to be written, and the replica shows what it remembers.
     cluster.redis().kill().await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_store_up", 0.0).await;
     }
     cluster.upstream().exhaust("org-a").await;
-    // That the other key is drained changes nothing: what is gone is the organization's.
+    // A drain of the other key changes nothing: the organization's credit is gone.
     assert_eq!(codex.turn("no credit").await.answer.code(), "insufficient_quota");
     let shown = cluster.replicas[1].session(&id).await;
     assert_eq!(
@@ -111,7 +111,7 @@ async fn what_happens_to_a_session_is_in_its_trail() {
 }
 
 #[tokio::test]
-async fn a_trail_has_an_end_and_a_life() {
+async fn trail_has_an_end_and_a_life() {
     let mut cluster = two_replicas().binding("ttl = \"1h\"").start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
@@ -121,9 +121,9 @@ async fn a_trail_has_an_end_and_a_life() {
     let name = format!("warmkey:{id}.trail");
     let length = async |cluster: &mut Running| cluster.redis().ask::<u64>(&["LLEN", &name]).await;
     eventually(SOON, "a trail", async || (length(&mut cluster).await == 1).then_some(())).await;
-    cluster.replicas[0].word("disable", "org:org-a").await;
+    cluster.replicas[0].command("disable", "org:org-a").await;
     for _ in 0..40 {
-        assert_eq!(codex.turn("nobody may").await.answer.status, 503);
+        assert_eq!(codex.turn("not now").await.answer.status, 503);
     }
     let trail = eventually(SOON, "a full trail, without its oldest line", async || {
         let trail =

@@ -1,17 +1,17 @@
-//! The handshake of a WebSocket: who may connect, to which key, and what is said when it cannot be.
+//! The handshake of a WebSocket: which client may connect, to which key, and how a refusal reads.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::cluster::{ALICE, Cluster};
-use crate::patience::{SOON, ms, within};
-use crate::port;
-use crate::recorder::{Recorder, Step, answer, completed as completed_http};
-use crate::simulator::siblings;
-use crate::socket::{Refused, Upstream, create, head, open, open_with, session, turn};
-use crate::wire::{Request, ask, value, values};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, answer, completed as completed_http};
+use crate::world::simulator::siblings;
+use crate::world::socket::{Refused, Upstream, create, head, open, open_with, session, turn};
+use crate::world::waiting::{SOON, ms, within};
+use crate::world::wire::{Request, ask, value, values};
 
 async fn refused(
-    cluster: &crate::cluster::Running,
+    cluster: &crate::world::cluster::Running,
     token: &str,
     headers: &[(&str, &str)],
 ) -> Refused {
@@ -19,7 +19,7 @@ async fn refused(
 }
 
 #[tokio::test]
-async fn a_handshake_reaches_the_upstream_with_the_keys_identity() {
+async fn handshake_reaches_the_upstream_with_the_keys_identity() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     let sent = [
@@ -87,7 +87,7 @@ async fn a_handshake_reaches_the_upstream_with_the_keys_identity() {
 }
 
 #[tokio::test]
-async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
+async fn frames_are_not_passed_on_before_the_upstream_has_accepted() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     // A short text frame, masked with zeros, right behind the handshake.
@@ -98,14 +98,14 @@ async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
         let mut asked = upstream.asked().await;
         assert!(asked.rest.is_empty());
         let more = tokio::time::timeout(ms(300), asked.stream.read_u8()).await;
-        assert!(more.is_err(), "and nothing comes while it waits");
+        assert!(more.is_err(), "and no byte comes before the answer");
         let mut there = asked.accept("").await;
         assert_eq!(there.text().await.as_bytes(), text);
     };
     let (opened, ()) = tokio::join!(open_with(cluster.address(), &request, &early), there);
     opened.expect("a WebSocket");
 
-    // Behind a refusal, never: it would be another request to the upstream.
+    // Never behind a refusal: the upstream would read the bytes as another request.
     let smuggled = "POST /v1/responses HTTP/1.1\r\nhost: x\r\nauthorization: Bearer x\r\ncontent-length: 0\r\n\r\n";
     let there = async {
         let mut asked = upstream.asked().await;
@@ -124,7 +124,7 @@ async fn nothing_is_passed_on_before_the_upstream_has_accepted() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_left_before_the_client_sees_anything() {
+async fn refused_key_is_left_before_the_client_sees_anything() {
     for (status, code) in
         [("401 Unauthorized", "invalid_api_key"), ("429 Too Many Requests", "insufficient_quota")]
     {
@@ -146,7 +146,7 @@ async fn a_refused_key_is_left_before_the_client_sees_anything() {
 }
 
 #[tokio::test]
-async fn with_no_key_left_the_client_is_told_when_to_come_again() {
+async fn client_is_told_when_to_come_again_where_no_key_is_left() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     let there = async {
@@ -156,7 +156,7 @@ async fn with_no_key_left_the_client_is_told_when_to_come_again() {
     };
     let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[("session-id", "s")]), there);
     assert_eq!((refusal.status, refusal.code().as_str()), (503, "no_key_available"), "{refusal:?}");
-    assert!((1..=60).contains(&refusal.waits()));
+    assert!((1..=60).contains(&refusal.retry_after()));
     cluster
         .replica()
         .shows(r#"warmkey_turns_total{transport="websocket",outcome="unserved"}"#, 1.0)
@@ -164,7 +164,7 @@ async fn with_no_key_left_the_client_is_told_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_without_websocket_is_told_so_that_codex_goes_on_over_http() {
+async fn upstream_without_websocket_sends_codex_to_http() {
     for status in [
         "404 Not Found",
         "405 Method Not Allowed",
@@ -187,7 +187,7 @@ async fn an_upstream_without_websocket_is_told_so_that_codex_goes_on_over_http()
     let cluster =
         Cluster::new().recorded_by(&upstream).upstream("speaks = [\"responses\"]").start().await;
     assert_eq!(refused(&cluster, ALICE, &[]).await.status, 426);
-    assert!(upstream.seen().is_empty(), "it is not even asked");
+    assert!(upstream.seen().is_empty(), "the upstream is not asked");
     let body = r#"{"model":"gpt-5.4","input":"x"}"#;
     assert_eq!(
         ask(cluster.address(), &Request::turn(ALICE, body)).await.status,
@@ -220,7 +220,7 @@ async fn other_refusals_pass_or_say_when_to_come_again() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_answers_no_handshake_is_unreachable() {
+async fn upstream_that_answers_no_handshake_is_unreachable() {
     let cluster = Cluster::new().upstream_at(&format!("http://{}/v1", port::free())).start().await;
     assert_eq!(refused(&cluster, ALICE, &[]).await.code(), "upstream_unreachable");
 
@@ -244,11 +244,11 @@ async fn an_upstream_that_answers_no_handshake_is_unreachable() {
     }
     let gone = async { drop(upstream.asked().await) };
     let (refusal, ()) = tokio::join!(refused(&cluster, ALICE, &[]), gone);
-    assert_eq!((refusal.status, refusal.waits()), (503, 1));
+    assert_eq!((refusal.status, refusal.retry_after()), (503, 1));
 }
 
 #[tokio::test]
-async fn a_stranger_reaches_nobody() {
+async fn stranger_reaches_no_upstream() {
     let upstream = Upstream::start().await;
     let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
     assert_eq!(refused(&cluster, "unknown", &[]).await.code(), "invalid_api_key");
@@ -285,8 +285,8 @@ async fn a_stranger_reaches_nobody() {
 }
 
 #[tokio::test]
-async fn a_new_session_goes_where_websocket_is_spoken() {
-    // Two upstreams by one table: the second is given behind the harness's own.
+async fn new_session_goes_where_websocket_is_spoken() {
+    // Two upstreams: the second one is given behind the harness's own.
     let (deaf, upstream) = (Recorder::answering(completed_http()).await, Upstream::start().await);
     let more = format!(
         "speaks = [\"responses\"]\n[[upstream]]\nname = \"other\"\nbase_url = {:?}\n\
@@ -300,7 +300,7 @@ async fn a_new_session_goes_where_websocket_is_spoken() {
             tokio::join!(session(cluster.address(), ALICE, &name), upstream.accept());
         turn(&mut client, &mut there, "resp_1").await;
     }
-    // One that began where it is not spoken stays there.
+    // A session that began on an upstream without WebSocket stays there.
     let mut stays = 0;
     for number in 0..6 {
         let name = format!("h{number}");

@@ -1,13 +1,15 @@
-//! Responses over WebSocket: what passes, what is written down, what a connection may ask for.
+//! Responses over WebSocket: what passes, what is recorded, what a connection may ask for.
 
 use futures_util::SinkExt;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::cluster::{ALICE, Cluster, Running};
-use crate::patience::{ANSWER, SOON, eventually, ms, within};
-use crate::simulator::siblings;
-use crate::socket::{Socket, Upstream, completed, create, created, open, session, turn};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::simulator::siblings;
+use crate::world::socket::{Socket, Upstream, completed, create, created, open, session, turn};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
+
+mod errors;
 
 /// A cluster, and both ends of a WebSocket through it.
 async fn connected(cluster: Cluster) -> (Running, Upstream, Socket, Socket) {
@@ -48,7 +50,7 @@ async fn text_passes_as_it_came_in_both_directions() {
 }
 
 #[tokio::test]
-async fn every_response_is_a_turn_in_the_books() {
+async fn every_response_is_a_turn_of_its_own() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
     let replica = cluster.replica();
     replica.shows("warmkey_active_websockets", 1.0).await;
@@ -59,7 +61,7 @@ async fn every_response_is_a_turn_in_the_books() {
     assert_eq!(
         metrics.get(&turns("completed")),
         2.0,
-        "written down before the client has the last word"
+        "counted before the client has the terminal event"
     );
     assert_eq!(metrics.get("warmkey_active_turns"), 0.0);
     assert_eq!(metrics.get(r#"warmkey_bindings_total{result="created"}"#), 1.0);
@@ -115,7 +117,7 @@ async fn every_response_is_a_turn_in_the_books() {
 }
 
 #[tokio::test]
-async fn only_ids_of_its_own_may_be_gone_on_from() {
+async fn socket_continues_from_its_own_ids_only() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
     turn(&mut client, &mut there, "resp_own").await;
     let refusal = |id: &str| {
@@ -138,7 +140,7 @@ async fn only_ids_of_its_own_may_be_gone_on_from() {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_refused_and_the_connection_goes_on() {
+async fn frame_that_is_no_json_is_refused_and_the_connection_goes_on() {
     let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
     for text in ["", "{", "text", "{\"type\":\"response.create\",}"] {
         client.send(text).await;
@@ -153,7 +155,7 @@ async fn what_is_no_json_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_client_may_be_held_to_some_models() {
+async fn client_may_be_limited_to_some_models() {
     let clients =
         format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\nmodels = [\"gpt-5.4\"]\n");
     let (_cluster, _upstream, mut client, mut there) =
@@ -173,128 +175,14 @@ async fn a_client_may_be_held_to_some_models() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_key_becomes_a_reason_to_connect_anew() {
-    for (status, code) in [(401, "invalid_api_key"), (429, "credit_balance_exhausted")] {
-        let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
-        let (cluster, upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
-        client.send(&create(None)).await;
-        there.text().await;
-        let refusal = json!({ "type": "error", "status": status, "error": { "type": "t", "code": code, "message": "canary" } });
-        there.send(&refusal.to_string()).await;
-        let asked = async {
-            if status == 401 {
-                upstream.is_probed().await;
-            }
-        };
-        let (frame, ()) = tokio::join!(client.json(), asked);
-        let message = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-        let error = json!({ "type": "invalid_request_error", "code": "websocket_connection_limit_reached", "message": message });
-        assert_eq!(frame, json!({ "type": "error", "status": 400, "error": error }));
-        assert_eq!(client.closed().await, 1001);
-        cluster.replica().shows(&turns("upstream_error"), 1.0).await;
-        // The next connection lands elsewhere.
-        let disabled = cluster.replica().metrics().await.sum_where(|series| {
-            series.starts_with("warmkey_key_state") && series.contains("state=\"disabled\"")
-        });
-        assert_eq!(disabled, 1.0);
-        let (mut client, mut there) =
-            tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
-        turn(&mut client, &mut there, "resp_1").await;
-        cluster.replica().shows(r#"warmkey_bindings_total{result="rebound"}"#, 1.0).await;
-    }
-}
-
-/// Only a handshake that names the model finds another key, and only what is not sealed another
-/// organization.
-#[tokio::test]
-async fn a_limit_is_a_reason_to_connect_anew_where_that_helps() {
-    let anew = "websocket_connection_limit_reached";
-    for (announced, is_sealed, code, decision) in [
-        (Some("gpt-5.4"), false, anew, "retry"),
-        (Some("gpt-5.4"), true, "rate_limit_exceeded", "refuse"),
-        (Some("gpt-6"), false, "rate_limit_exceeded", "refuse"),
-        (None, false, "rate_limit_exceeded", "refuse"),
-    ] {
-        let upstream = Upstream::start().await;
-        let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
-        let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
-        let metadata =
-            announced.map_or_else(|| "{}".to_owned(), |model| format!(r#"{{"model":{model:?}}}"#));
-        let headers = [("session-id", "s"), ("x-codex-turn-metadata", metadata.as_str())];
-        let (client, mut there) =
-            tokio::join!(open(cluster.address(), ALICE, &headers), upstream.accept());
-        let (mut client, _) = client.expect("it is accepted");
-        let sealed = r#"[{"type":"reasoning","encrypted_content":"x"}, "#;
-        let ask = if is_sealed { create(None).replacen('[', sealed, 1) } else { create(None) };
-        client.send(&ask).await;
-        there.text().await;
-        there.send(r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"}}"#).await;
-        assert_eq!(client.json().await["error"]["code"], code, "{announced:?} {is_sealed}");
-        let decided =
-            format!("warmkey_decisions_total{{decision={decision:?},reason=\"limited\"}}");
-        cluster.replica().shows(&decided, 1.0).await;
-    }
-}
-
-#[tokio::test]
-async fn other_errors_pass_as_they_came_or_say_when_to_come_again() {
-    let (_cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;
-    let refuse = async |client: &mut Socket, there: &mut Socket, refusal: &str| {
-        client.send(&create(None)).await;
-        there.text().await;
-        there.send(refusal).await;
-        client.text().await
-    };
-    for refusal in [
-        r#"{"type":"error","status":400,"error":{"code":"invalid_value"} }"#,
-        r#"{"type":"error","status":500,"error":{"code":"server_error"} }"#,
-        r#"{"type":"error","status":429,"error":{"code":"slow_down"},"headers":{"retry-after":"9"} }"#,
-        r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"},"headers":{"retry-after":"1"} }"#,
-    ] {
-        assert_eq!(refuse(&mut client, &mut there, refusal).await, refusal);
-    }
-    // Codex gives up on these, as they are.
-    for (refusal, code, waits) in [
-        (
-            r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"} }"#,
-            "rate_limit_exceeded",
-            "20",
-        ),
-        (
-            r#"{"type":"error","status":503,"error":{"code":"server_is_overloaded"} }"#,
-            "no_key_available",
-            "5",
-        ),
-    ] {
-        let frame: serde_json::Value =
-            serde_json::from_str(&refuse(&mut client, &mut there, refusal).await).expect("JSON");
-        assert_eq!(
-            (&frame["error"]["code"], &frame["headers"]["retry-after"]),
-            (&json!(code), &json!(waits))
-        );
-    }
-    // After the first event there is nothing to hide, and nobody to hide it for.
-    turn(&mut client, &mut there, "resp_1").await;
-    client.send(&create(None)).await;
-    there.text().await;
-    for event in [
-        created("resp_2"),
-        r#"{"type":"error","status":429,"error":{"code":"credit_balance_exhausted"}}"#.into(),
-    ] {
-        there.send(&event).await;
-        assert_eq!(client.text().await, event);
-    }
-}
-
-#[tokio::test]
-async fn a_slow_reader_holds_the_upstream_back() {
+async fn slow_reader_holds_the_upstream_back() {
     let (_cluster, _upstream, client, mut there) = connected(Cluster::new()).await;
     let event = Message::text(format!(
         r#"{{"type":"response.output_text.delta","delta":"{}"}}"#,
         "z".repeat(60_000)
     ));
     let mut sent = 0_usize;
-    // Whatever the system's own buffers take, it ends: what nobody reads is not taken.
+    // The system's buffers are finite: bytes that the client does not read are not taken.
     eventually(SOON, "the upstream is held back", async || {
         match tokio::time::timeout(ms(500), there.0.send(event.clone())).await {
             Ok(taken) => {
@@ -314,30 +202,14 @@ async fn a_slow_reader_holds_the_upstream_back() {
     .await;
 }
 
-/// C19: what fails inside an answer is passed on, and what it says of the key is known.
 #[tokio::test]
-async fn failure_inside_an_answer_says_what_it_says_of_the_key() {
-    let keys = siblings("org-a", 1);
-    let (cluster, _upstream, mut client, mut there) = connected(Cluster::new().keys(keys)).await;
-    let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"insufficient_quota"}}}"#;
-    client.send(&create(None)).await;
-    there.text().await;
-    for event in [created("resp_1"), failed.to_owned()] {
-        there.send(&event).await;
-        assert_eq!(client.text().await, event);
-    }
-    cluster.replica().shows(r#"warmkey_key_state{key="org-a-1",state="disabled"}"#, 1.0).await;
-}
-
-#[tokio::test]
-async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with_a_warm_up_or_a_failure()
- {
+async fn session_is_sealed_by_its_first_answer_and_by_no_warm_up_or_failure() {
     let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"server_error"}}}"#;
     let (normal, warm_up) =
         (create(None), create(None).replace("\"tools\"", "\"generate\":false,\"tools\""));
     for (ask, event, is_sealed) in [
         (&warm_up, created("resp_1"), false),
-        // The first event is enough: what follows may be kept by a client whose answer is cut.
+        // The first event is enough, since a client may keep the part of an answer that is cut.
         (&normal, created("resp_1"), true),
         (&normal, completed("resp_1"), true),
         (&normal, failed.to_owned(), false),
@@ -364,36 +236,7 @@ async fn a_session_belongs_to_an_organization_with_its_first_answer_and_not_with
     }
 }
 
-#[tokio::test]
-async fn a_forgotten_organization_is_found_again_by_connecting_anew() {
-    let keys = [siblings("org-a", 1), siblings("org-b", 1), siblings("org-c", 1)].concat();
-    let upstream = Upstream::start().await;
-    let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
-    let refusal = r#"{"type":"error","status":400,"error":{"code":"invalid_encrypted_content"}}"#;
-    let mut tried = Vec::new();
-    for attempt in 1..=3 {
-        let there = async {
-            let asked = upstream.asked().await;
-            tried.push(asked.key());
-            asked.accept("").await
-        };
-        let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), there);
-        client.send(&create(None)).await;
-        there.text().await;
-        there.send(refusal).await;
-        if attempt == 3 {
-            assert_eq!(client.text().await, refusal, "nobody is left to ask");
-        } else {
-            assert_eq!(client.json().await["error"]["code"], "websocket_connection_limit_reached");
-            assert_eq!(client.closed().await, 1001);
-        }
-    }
-    tried.sort_unstable();
-    tried.dedup();
-    assert_eq!(tried.len(), 3, "each organization was asked once");
-}
-
-/// What is asked for without waiting for an answer has an end.
+/// Requests sent without waiting for an answer have a limit.
 #[tokio::test]
 async fn turns_in_flight_have_a_limit_on_one_connection() {
     let (cluster, _upstream, mut client, mut there) = connected(Cluster::new()).await;

@@ -1,11 +1,11 @@
-//! The repository as the rules see it: its text files, and of Rust ones the code in use and the
-//! paths it names.
+//! The repository as the rules see it: its text files and, for Rust files, the code in use and the
+//! paths that it names.
 //!
-//! Reads, and judges nothing. It knows as much of the language as the rules need, and no more.
+//! This module only reads. It knows as much of the language as the rules need.
 
 use std::process::Command;
 
-/// A text file of the repository, and the same with everything blanked that is not code in use.
+/// A text file of the repository. `code` is its text with everything blanked but code in use.
 pub struct File {
     pub path: String,
     pub text: String,
@@ -17,8 +17,8 @@ impl File {
         self.path.starts_with(folder) && self.path.ends_with(".rs")
     }
 
-    /// Where it stands in the module tree: `src/key/place.rs` is `["key", "place"]`, the root is
-    /// empty. `None` for what the rules about modules exempt: the command line, and tests.
+    /// The module path: `src/key/place.rs` is `["key", "place"]`, and the root is empty. `None` for
+    /// the command line and for tests, which the module rules exempt.
     pub fn module(&self) -> Option<Vec<&str>> {
         let inside = self.path.strip_prefix("src/")?.strip_suffix(".rs")?;
         let mut module: Vec<_> = inside.split('/').collect();
@@ -39,7 +39,7 @@ pub fn repository() -> Vec<File> {
 }
 
 pub fn listed(which: &[&str]) -> Vec<String> {
-    // A checkout that belongs to somebody else, as in a container, is still only read here.
+    // A checkout of another user, as in a container, is only read here.
     let git = Command::new("git")
         .args(["-c", "safe.directory=*", "ls-files"])
         .args(which)
@@ -86,7 +86,7 @@ pub fn paths(file: &File) -> Vec<(usize, Vec<String>)> {
     found
 }
 
-/// Reads one branch of a path like `a::{b, c::d}` into its leaves, and returns what follows it.
+/// Reads one branch of a path like `a::{b, c::d}` into its leaves, and returns the text behind it.
 fn branch<'a>(mut rest: &'a str, mut path: Vec<String>, leaves: &mut Vec<Vec<String>>) -> &'a str {
     loop {
         rest = rest.trim_start();
@@ -119,8 +119,20 @@ fn branch<'a>(mut rest: &'a str, mut path: Vec<String>, leaves: &mut Vec<Vec<Str
     }
 }
 
-/// The text with comments, literals and test code blanked; every line keeps its number.
+/// Blanks comments, literals and test code. Every line keeps its number.
 fn code(text: &str) -> String {
+    let mut code = without_literals(text);
+    while let Some(at) = code.find("#[cfg(test)]") {
+        let end = item_end(&code, at);
+        let blanked: String =
+            code[at..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
+        code.replace_range(at..end, &blanked);
+    }
+    code
+}
+
+/// Blanks comments and literals. Every line keeps its number.
+pub fn without_literals(text: &str) -> String {
     let mut out = text.as_bytes().to_vec();
     let mut blank = |from: usize, to: usize| {
         out[from..to].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ')
@@ -148,7 +160,7 @@ fn code(text: &str) -> String {
                 (end + 1).min(text.len())
             }
             [b'\'', b'\\', ..] => after(at + 3, "'"),
-            // One character between quotes; otherwise it is a lifetime.
+            // One character between quotes is a literal; any other quote begins a lifetime.
             [b'\'', ..] => text[at + 1..]
                 .char_indices()
                 .nth(1)
@@ -161,18 +173,10 @@ fn code(text: &str) -> String {
         }
         at = end;
     }
-    let mut code = String::from_utf8_lossy(&out).into_owned();
-    while let Some(at) = code.find("#[cfg(test)]") {
-        let end = item_end(&code, at);
-        let blanked: String =
-            code[at..end].chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
-        code.replace_range(at..end, &blanked);
-    }
-    code
+    String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Where the item that starts at `at` ends: at its semicolon, or at the brace that closes its first
-/// one.
+/// The end of the item that starts at `at`: its semicolon, or the brace that closes its first one.
 fn item_end(code: &str, at: usize) -> usize {
     let mut depth = 0;
     for (more, c) in code[at..].char_indices() {

@@ -143,7 +143,8 @@ proptest! {
     ) {
         let (start, end) = (cut.min(text.len()), (cut + length).min(text.len()));
         let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
-        let is_well_formed = [16, 39].contains(&other.len()) && other.find(' ').is_none_or(|at| at == 16);
+        let is_well_formed =
+            [16, 39].contains(&other.len()) && other.find(' ').is_none_or(|at| at == 16);
         let is_well_formed = is_well_formed && (other.len() == 16) != other.contains(' ');
         let is_session = other.get(17..).is_none_or(|session| !session.contains([' ', '~']));
         let read = Owner::parse(&other).map(|owner| owner.to_string());

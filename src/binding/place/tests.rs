@@ -295,9 +295,11 @@ proptest! {
         bound in (0..6_usize, any::<bool>()),
         organizations in prop::sample::subsequence(vec!["org-a", "org-b", "org-c"], 0..=3),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let (registry, session) = (registry(&[], &mut Vec::new()), SessionId::parse(&session).unwrap());
+            let registry = registry(&[], &mut Vec::new());
+            let session = SessionId::parse(&session).unwrap();
             for (cases, seconds) in &history {
                 // The next turn forgets where the upstream has failed.
                 let mut failed = Vec::new();

@@ -1,6 +1,6 @@
-//! A turn over HTTP: a connection a request, the whole history each time.
+//! A turn over HTTP: one connection a request, with the whole history each time.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use http_body_util::BodyExt;
 
@@ -34,7 +34,7 @@ pub async fn ask(
         let frame = frame.map_err(|error| error.to_string())?;
         text.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
         first_token.get_or_insert_with(Instant::now);
-        // The last word: Codex does not wait for the end behind it.
+        // The terminal event: Codex does not wait for the end of the stream behind it.
         if text.ends_with(b"\n\n")
             && memchr::memmem::find(&text, b"event: response.completed").is_some()
         {
@@ -46,7 +46,7 @@ pub async fn ask(
     Ok(Answer { first_token: first_token.unwrap_or_else(Instant::now), completed })
 }
 
-/// The last word of a stream.
+/// The response of the stream's terminal event.
 fn completed(stream: &str) -> Result<Completed, String> {
     let data = stream
         .split_once("event: response.completed\n")

@@ -1,8 +1,8 @@
-//! A thread's WebSocket as Codex uses it: opened with all that names the session, begun with a
-//! prewarm, then gone on from response to response with only what is new. A new one in the midst of
-//! a session is sent the whole history, and no response's id: ids do not outlive their socket.
+//! A thread's WebSocket as Codex uses it: the handshake names the session, a prewarm begins, and
+//! each response continues from the last one with only new items. A new socket in mid-session is
+//! sent the whole history and no response's id, since ids end with their socket.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use futures_util::{SinkExt, StreamExt};
 use http::HeaderValue;
@@ -18,17 +18,17 @@ use crate::demo::script::{Thread, token};
 
 type Socket = WebSocketStream<TcpStream>;
 
-/// What a thread has of a connection.
+/// What a thread keeps of its connection.
 #[derive(Default)]
 pub struct Line {
     socket: Option<Socket>,
-    /// The response to go on from, and how many items of the history it has seen.
+    /// The response to continue from, and how many items of the history that response has seen.
     previous: Option<(String, usize)>,
     is_prewarmed: bool,
 }
 
 impl Line {
-    /// Just gone, as Codex goes: without a word.
+    /// The socket is dropped without a close, as Codex does.
     pub fn drop(&mut self) {
         (self.socket, self.previous) = (None, None);
     }
@@ -44,7 +44,7 @@ impl Line {
         if !self.is_prewarmed {
             let prefix = &history[..Thread::PREFIX];
             let prewarm = turn(&mut socket, player.session.prewarm(prefix)).await?.completed;
-            // Refused, it was only an attempt: the turn is sent as a whole.
+            // A refused prewarm costs nothing: the turn is sent as a whole.
             self.previous = prewarm.ok().map(|completed| (completed.response.id, prefix.len()));
             self.is_prewarmed = true;
         }
@@ -56,14 +56,14 @@ impl Line {
                 self.previous = Some((response.id.clone(), history.len() + response.output.len()));
                 self.socket = Some(socket);
             }
-            // Codex leaves a socket that has said no.
+            // Codex leaves a socket that has refused a frame.
             Err(_) => self.drop(),
         }
         Ok(answer)
     }
 }
 
-/// The handshake, which names whose the thread is before anything is sent.
+/// The handshake, which names the thread's session before anything is sent.
 async fn open(player: Player<'_>) -> Result<Socket, String> {
     let Player { session, thread, proxy } = player;
     let is_subagent = thread.id != session.root.id;
@@ -114,7 +114,7 @@ async fn open(player: Player<'_>) -> Result<Socket, String> {
     }
 }
 
-/// Sends a request and hears its answer out.
+/// Sends a request, and reads its answer to the end.
 async fn turn(socket: &mut Socket, frame: String) -> Result<Answer, String> {
     socket.send(Message::text(frame)).await.map_err(|error| error.to_string())?;
     let mut first_token = None;
@@ -126,7 +126,7 @@ async fn turn(socket: &mut Socket, frame: String) -> Result<Answer, String> {
         };
         let event: Event = serde_json::from_str(&text).map_err(|error| error.to_string())?;
         let completed = match event.kind {
-            // Of the connection, and not of the answer.
+            // An event of the connection, and not of the answer.
             "response.metadata" => continue,
             "response.completed" => {
                 Ok(serde_json::from_str(&text).map_err(|error| error.to_string())?)

@@ -1,7 +1,8 @@
-//! What is told to other replicas of the health of keys, and what is heard of them.
+//! What this replica reports about the health of keys, and what it learns from the others' reports.
 //!
-//! What the store has lost it is told again, with the time it was first told at. Silence ends what
-//! was met of a key, but never an operator's word: only another word does.
+//! Notes that the store has lost are reported again, with their original time. A note that is
+//! missing on the board ends an observation, but never an operator's command: only another command
+//! does.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,42 +14,42 @@ use crate::health::conditions::{Conditions, Entry};
 use crate::store::board::{Board, Note};
 
 impl Conditions {
-    /// Waits until there is something to tell.
-    pub async fn news(&self) {
-        self.news.notified().await;
+    /// Waits until there is something to report.
+    pub async fn reportable(&self) {
+        self.reportable.notified().await;
     }
 
-    /// What to tell, and which version of the board was seen.
-    pub fn word(&self) -> (u64, Vec<Note>) {
-        if self.is_told() {
+    /// The notes to report, and the version of the board that was last received.
+    pub fn report(&self) -> (u64, Vec<Note>) {
+        if self.is_reported() {
             return (self.read().seen, Vec::new());
         }
         let now = Instant::now();
         let mut known = self.write();
-        // However long nobody could be told: it holds for no longer than it did here.
-        known.untold.retain(|_, (note, at)| {
+        // A note that waits to be reported gains no life: it holds for no longer than it did here.
+        known.unreported.retain(|_, (note, at)| {
             let passed = now - std::mem::replace(at, now);
             note.life = note.life.map(|life| life.saturating_sub(passed));
             note.life != Some(Duration::ZERO)
         });
-        (known.seen, known.untold.values().map(|(note, _)| note.clone()).collect())
+        (known.seen, known.unreported.values().map(|(note, _)| note.clone()).collect())
     }
 
-    /// Whether the others have been told everything.
-    pub fn is_told(&self) -> bool {
-        self.read().untold.is_empty()
+    /// Whether the others have received everything.
+    pub fn is_reported(&self) -> bool {
+        self.read().unreported.is_empty()
     }
 
-    /// The others have been told `notes`, and this is what the board says then. Returns whether
-    /// anything is new.
-    pub fn heard(&self, told: &[Note], board: &Board) -> bool {
+    /// Takes the result of an exchange: the others have received `reported`, and `board` is what
+    /// the store holds now. Returns true if anything is new.
+    pub fn learn(&self, reported: &[Note], board: &Board) -> bool {
         let now = Instant::now();
         let mut known = self.write();
-        for note in told {
+        for note in reported {
             if let Some(place) = Place::parse(&note.name)
-                .filter(|place| known.untold.get(place).is_some_and(|(told, _)| told == note))
+                .filter(|place| known.unreported.get(place).is_some_and(|(own, _)| own == note))
             {
-                known.untold.remove(&place);
+                known.unreported.remove(&place);
             }
         }
         if board.version == known.seen {
@@ -65,8 +66,11 @@ impl Conditions {
             };
             said.insert(place, note.stamp);
             let old = known.entries.get(&place);
-            // Yet to be told, or told and lost since: what is known here is newer.
-            if known.untold.contains_key(&place) || old.is_some_and(|old| old.stamp > note.stamp) {
+            // A note of this replica is newer if it is yet to be reported, or was reported and lost
+            // since.
+            if known.unreported.contains_key(&place)
+                || old.is_some_and(|old| old.stamp > note.stamp)
+            {
                 continue;
             }
             let age = Duration::from_millis(board.now.saturating_sub(note.stamp));
@@ -86,7 +90,8 @@ impl Conditions {
             };
             known.entries.insert(place, entry);
         }
-        // A store that has lost something may have been told enough since to look as if it had not.
+        // A store that has lost notes may have received so many since that its version shows no
+        // loss.
         let may_be_lost = |place: &Place| has_lost || place.1 == Class::Operator;
         let lost = known.entries.iter().filter(|(place, entry)| {
             let is_said = said.get(*place).is_some_and(|stamp| *stamp >= entry.stamp);
@@ -109,9 +114,9 @@ impl Conditions {
         };
         let lost: Vec<_> = lost.map(again).collect();
         if !lost.is_empty() {
-            self.news.notify_one();
+            self.reportable.notify_one();
         }
-        known.untold.extend(lost);
+        known.unreported.extend(lost);
         known.entries.retain(|place, entry| {
             may_be_lost(place) || entry.stamp == 0 || said.contains_key(place)
         });
@@ -130,29 +135,29 @@ mod tests {
         Subject::Key(Tag::of("key", b"a"))
     }
 
-    /// What a beat does.
-    fn beat(one: &Conditions, board: &mut LocalBoard) {
-        let (seen, notes) = one.word();
-        let word = BoardReport {
+    /// Exchanges once, as a heartbeat does.
+    fn exchange(one: &Conditions, board: &mut LocalBoard) {
+        let (seen, notes) = one.report();
+        let report = BoardReport {
             replica: "r",
             life: Duration::from_secs(5),
             load: "",
             seen,
             notes: &notes,
         };
-        one.heard(&notes, &board.hear(&word));
+        one.learn(&notes, &board.hear(&report));
     }
 
-    /// What only listens. Returns whether anything is new.
-    fn heard_by(one: &Conditions, board: &mut LocalBoard) -> bool {
-        let word = BoardReport {
+    /// Receives the board without reporting anything. Returns true if anything is new.
+    fn receive(one: &Conditions, board: &mut LocalBoard) -> bool {
+        let report = BoardReport {
             replica: "r",
             life: Duration::from_secs(5),
             load: "",
-            seen: one.word().0,
+            seen: one.report().0,
             notes: &[],
         };
-        one.heard(&[], &board.hear(&word))
+        one.learn(&[], &board.hear(&report))
     }
 
     fn say(one: &Conditions, condition: Condition) {
@@ -160,15 +165,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_has_lost_an_operators_word_hears_it_again_whatever_else_it_hears() {
+    async fn operators_command_that_the_store_has_lost_is_reported_again_whatever_else_is_reported()
+    {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
-        beat(&one, &mut board);
-        beat(&two, &mut board);
-        assert!(one.is_told() && two.is(subject(), Condition::Disabled));
-        // Another word comes before anybody has seen that the board is empty: its version does not
-        // fall.
+        exchange(&one, &mut board);
+        exchange(&two, &mut board);
+        assert!(one.is_reported() && two.is(subject(), Condition::Disabled));
+        // Another command comes before any replica has seen that the board is empty: its version
+        // does not fall.
         board.forget();
         tokio::time::advance(Duration::from_secs(60)).await;
         two.note(
@@ -177,15 +183,15 @@ mod tests {
             Some(Duration::from_secs(9)),
         );
         for one in [&two, &two, &one] {
-            beat(one, &mut board);
+            exchange(one, &mut board);
         }
         let fresh = Conditions::default();
-        beat(&fresh, &mut board);
+        exchange(&fresh, &mut board);
         assert!([&one, &two, &fresh].iter().all(|one| one.is(subject(), Condition::Disabled)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_could_not_be_told_holds_for_no_longer_for_it() {
+    async fn condition_that_could_not_be_reported_holds_for_no_longer() {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         one.note(subject(), Condition::Limited, Some(Duration::from_secs(90)));
@@ -196,11 +202,11 @@ mod tests {
         );
         // The store is away.
         for _ in 0..60 {
-            one.word();
+            one.report();
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        beat(&one, &mut board);
-        beat(&two, &mut board);
+        exchange(&one, &mut board);
+        exchange(&two, &mut board);
         assert!(
             two.is(subject(), Condition::Limited)
                 && !two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited)
@@ -210,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_longer_of_two_limits_holds_for_all_whoever_met_it_first() {
+    async fn longer_of_two_limits_holds_for_all_whichever_came_first() {
         for (first, second) in [(60, 10), (10, 60)] {
             let (one, two) = (Conditions::default(), Conditions::default());
             let mut board = LocalBoard::default();
@@ -218,10 +224,10 @@ mod tests {
                 which.note(subject(), Condition::Limited, Some(Duration::from_secs(seconds)));
             };
             limit(&one, first);
-            beat(&one, &mut board);
+            exchange(&one, &mut board);
             limit(&two, second);
             for each in [&two, &one] {
-                beat(each, &mut board);
+                exchange(each, &mut board);
             }
             tokio::time::advance(Duration::from_secs(59)).await;
             assert!(
@@ -237,49 +243,49 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_said_while_it_was_told_is_yet_to_be_told() {
+    async fn change_during_an_exchange_is_yet_to_be_reported() {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
-        let (seen, notes) = one.word();
+        let (seen, notes) = one.report();
         say(&one, Condition::Drained);
-        let word = BoardReport {
+        let report = BoardReport {
             replica: "r",
             life: Duration::from_secs(5),
             load: "",
             seen,
             notes: &notes,
         };
-        one.heard(&notes, &board.hear(&word));
-        assert!(!one.is_told() && one.is(subject(), Condition::Drained));
-        beat(&one, &mut board);
-        beat(&two, &mut board);
-        assert!(one.is_told() && two.is(subject(), Condition::Drained));
+        one.learn(&notes, &board.hear(&report));
+        assert!(!one.is_reported() && one.is(subject(), Condition::Drained));
+        exchange(&one, &mut board);
+        exchange(&two, &mut board);
+        assert!(one.is_reported() && two.is(subject(), Condition::Drained));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_heard_late_is_as_old_as_it_is_and_what_is_heard_again_is_not_new() {
+    async fn condition_received_late_keeps_its_age_and_received_again_is_not_new() {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         let exhausted = Subject::Organization(Tag::of("organization", b"o"));
         one.note(exhausted, Condition::Exhausted, Condition::Exhausted.life());
-        beat(&one, &mut board);
+        exchange(&one, &mut board);
         tokio::time::advance(Duration::from_secs(500)).await;
         let before = Instant::now();
         assert!(
-            heard_by(&two, &mut board)
+            receive(&two, &mut board)
                 && two.is_older(exhausted, before.checked_sub(Duration::from_secs(499)).unwrap())
         );
-        assert!(!heard_by(&two, &mut board), "nothing is new");
+        assert!(!receive(&two, &mut board), "nothing is new");
         tokio::time::advance(Duration::from_secs(100)).await;
-        assert_eq!(two.due().len(), 1, "for ten minutes it has been the case");
+        assert_eq!(two.due().len(), 1, "it has held for ten minutes");
         two.grant(exhausted);
-        // Half of its life later it is met once more.
+        // The replica observes the condition once more, half of its life later.
         tokio::time::advance(Duration::from_secs(13 * 3_600)).await;
         two.due();
         one.note(exhausted, Condition::Exhausted, Condition::Exhausted.life());
-        beat(&one, &mut board);
-        assert!(heard_by(&two, &mut board) && two.due().is_empty(), "it was asked just now");
+        exchange(&one, &mut board);
+        assert!(receive(&two, &mut board) && two.due().is_empty(), "it was asked just now");
         let known = two.read();
         let entry = known.entries.values().next().unwrap();
         assert!(
@@ -290,18 +296,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_store_has_lost_it_hears_again_with_what_is_left_of_its_life() {
+    async fn lost_note_is_reported_again_with_the_rest_of_its_life() {
         let (one, two, fresh) =
             (Conditions::default(), Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         one.note(subject(), Condition::Limited, Some(Duration::from_secs(60)));
         for each in [&one, &two] {
-            beat(each, &mut board);
+            exchange(each, &mut board);
         }
         tokio::time::advance(Duration::from_secs(40)).await;
         board.forget();
         for each in [&two, &two, &fresh, &one] {
-            beat(each, &mut board);
+            exchange(each, &mut board);
         }
         tokio::time::advance(Duration::from_secs(19)).await;
         assert!([&one, &two, &fresh].iter().all(|each| each.is(subject(), Condition::Limited)));
@@ -310,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_newer_version_says_is_passed_over() {
+    async fn note_of_a_newer_version_is_ignored() {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         let note = |name: &str, value: &str| Note {
@@ -320,21 +326,21 @@ mod tests {
             stamp: 0,
         };
         let newer = [note("xyz", "suspected"), note(&subject().name(), "frozen solid")];
-        let word = BoardReport {
+        let report = BoardReport {
             replica: "new",
             life: Duration::from_secs(5),
             load: "",
             seen: 0,
             notes: &newer,
         };
-        board.hear(&word);
+        board.hear(&report);
         one.note(
             Subject::Key(Tag::of("key", b"b")),
             Condition::Limited,
             Some(Duration::from_secs(9)),
         );
         for each in [&one, &two] {
-            beat(each, &mut board);
+            exchange(each, &mut board);
         }
         assert!(
             two.is(Subject::Key(Tag::of("key", b"b")), Condition::Limited)
@@ -343,37 +349,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_old_word_does_not_come_back() {
+    async fn old_command_does_not_come_back() {
         let (one, two, away) =
             (Conditions::default(), Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         say(&one, Condition::Disabled);
         for each in [&one, &two, &away] {
-            beat(each, &mut board);
+            exchange(each, &mut board);
         }
         tokio::time::advance(Duration::from_secs(1)).await;
         say(&one, Condition::Enabled);
-        beat(&one, &mut board);
-        beat(&two, &mut board);
-        // The store is emptied, and the first one to speak was away meanwhile.
+        exchange(&one, &mut board);
+        exchange(&two, &mut board);
+        // The store is emptied, and the first replica to report was away meanwhile.
         board.forget();
         tokio::time::advance(Duration::from_secs(1)).await;
         for each in [&away, &away, &one, &one, &two, &away] {
-            beat(each, &mut board);
+            exchange(each, &mut board);
         }
         assert!([&one, &two, &away].iter().all(|each| each.is(subject(), Condition::Enabled)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_met_is_over_once_the_board_does_not_say_it_any_more() {
+    async fn observation_is_over_once_it_is_no_longer_on_the_board() {
         let (one, two) = (Conditions::default(), Conditions::default());
         let mut board = LocalBoard::default();
         say(&one, Condition::Rejected);
-        beat(&one, &mut board);
-        beat(&two, &mut board);
+        exchange(&one, &mut board);
+        exchange(&two, &mut board);
         assert_eq!(two.forget(|about| about == subject()), [Condition::Rejected]);
-        beat(&two, &mut board);
-        beat(&one, &mut board);
+        exchange(&two, &mut board);
+        exchange(&one, &mut board);
         assert!(one.is_empty() && two.is_empty());
     }
 }

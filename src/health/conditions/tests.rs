@@ -1,5 +1,5 @@
-//! What is known of keys: what outweighs what, how long it holds, and who may find out whether it
-//! still does.
+//! Tests of conditions: which outweighs which, how long each holds, and which turn or replica may
+//! find out whether a condition still holds.
 
 use super::*;
 use crate::key::table::Table;
@@ -15,7 +15,7 @@ fn key() -> Arc<Key> {
     keys("a o 1 sk-a").remove(0)
 }
 
-/// Some things that are the case, each for as long as it usually is.
+/// Conditions of `key`, each with its default life.
 fn known(key: &Key, cases: &[(Scope, Condition)]) -> Conditions {
     let conditions = Conditions::default();
     for (scope, condition) in cases {
@@ -28,20 +28,20 @@ fn known(key: &Key, cases: &[(Scope, Condition)]) -> Conditions {
     conditions
 }
 
-/// What it has yet to tell, as `value=seconds`.
-fn untold(conditions: &Conditions) -> Vec<String> {
+/// The notes that are yet to be reported, as `value=seconds`.
+fn unreported(conditions: &Conditions) -> Vec<String> {
     let seconds = |note: &Note| note.life.map_or(-1.0, |life| life.as_secs_f64());
-    conditions.word().1.iter().map(|note| format!("{}={}", note.value, seconds(note))).collect()
+    conditions.report().1.iter().map(|note| format!("{}={}", note.value, seconds(note))).collect()
 }
 
-/// The others have heard all of it.
+/// Marks all notes as received by the others.
 fn tell(conditions: &Conditions) {
-    let (seen, notes) = conditions.word();
-    conditions.heard(&notes, &crate::store::board::Board { version: seen, ..Default::default() });
+    let (seen, notes) = conditions.report();
+    conditions.learn(&notes, &crate::store::board::Board { version: seen, ..Default::default() });
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to() {
+async fn operators_command_outweighs_an_observation_and_a_key_its_organization() {
     use Condition::{Disabled, Drained, Enabled, Exhausted, Limited, Rejected, Suspected};
     use Scope::{Key, Organization, Project};
     let key = key();
@@ -67,7 +67,7 @@ async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to()
     ] {
         assert_eq!(known(&key, cases).fitness(&key, "m"), expected, "{cases:?}");
     }
-    // What is the case of a model is the case of nothing else, and hides nothing.
+    // A condition of a model concerns that model alone, and hides no other condition.
     for (condition, expected) in [
         (Condition::NoAccess, Fitness::Bypassed(Why::NoAccess)),
         (Limited, Fitness::Limited(Duration::from_secs(60))),
@@ -82,20 +82,20 @@ async fn an_operators_word_outweighs_what_was_met_and_a_key_what_it_belongs_to()
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_longer_of_two_limits_holds_and_is_told() {
+async fn longer_of_two_limits_holds_and_is_reported() {
     let key = key();
     let subject = Subject::model(&key, "m");
-    for (first, second, holds, is_told) in
+    for (first, second, holds, is_reported) in
         [(60, 10, 60, false), (10, 60, 60, true), (60, 59, 60, false), (60, 61, 61, true)]
     {
         let conditions = Conditions::default();
         let note =
             |seconds: u32| conditions.note(subject, Condition::Limited, Some(SECOND * seconds));
-        assert!(note(first), "it is news");
+        assert!(note(first), "it is new");
         tell(&conditions);
-        assert!(!note(second), "it is none");
-        let told = if is_told { vec![format!("limited={second}")] } else { Vec::new() };
-        assert_eq!(untold(&conditions), told, "{first} and then {second}");
+        assert!(!note(second), "it is not new");
+        let expected = if is_reported { vec![format!("limited={second}")] } else { Vec::new() };
+        assert_eq!(unreported(&conditions), expected, "{first} and then {second}");
         assert_eq!(
             conditions.fitness(&key, "m"),
             Fitness::Limited(SECOND * holds),
@@ -105,10 +105,10 @@ async fn the_longer_of_two_limits_holds_and_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_holds_for_about_as_long_anyway_is_not_said_again() {
+async fn condition_that_holds_as_long_anyway_is_not_reported_again() {
     let key = key();
     let subject = Subject::of(&key, Scope::Key);
-    for (condition, after, is_told) in [
+    for (condition, after, is_reported) in [
         (Condition::Rejected, HOUR * 11, false),
         (Condition::Rejected, HOUR * 13, true),
         (Condition::Suspected, SECOND * 29, false),
@@ -118,47 +118,47 @@ async fn what_holds_for_about_as_long_anyway_is_not_said_again() {
         tell(&conditions);
         let (began, life) = (Instant::now(), condition.life().unwrap());
         tokio::time::advance(after).await;
-        assert!(!conditions.note(subject, condition, condition.life()), "{condition:?} is no news");
+        assert!(!conditions.note(subject, condition, condition.life()), "{condition:?} is not new");
         assert_eq!(
-            untold(&conditions).len(),
-            usize::from(is_told),
+            unreported(&conditions).len(),
+            usize::from(is_reported),
             "{condition:?} after {after:?}"
         );
         let left = conditions.of(&key)[0].2.unwrap();
         assert_eq!(
             left,
-            if is_told { life } else { life - after },
+            if is_reported { life } else { life - after },
             "{condition:?} after {after:?}"
         );
-        assert!(conditions.is_older(subject, began), "it has been the case all the time");
+        assert!(conditions.is_older(subject, began), "it has held all the time");
     }
     let conditions = known(&key, &[(Scope::Key, Condition::Disabled)]);
     tell(&conditions);
     assert!(
         !conditions.note(Subject::named(&key), Condition::Disabled, None)
-            && untold(&conditions).is_empty()
+            && unreported(&conditions).is_empty()
     );
     assert!(
         conditions.note(Subject::named(&key), Condition::Drained, None),
-        "another word is news"
+        "another command is new"
     );
-    assert_eq!(untold(&conditions), ["drained=-1"]);
+    assert_eq!(unreported(&conditions), ["drained=-1"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_ended_is_told_once_and_what_was_over_before_did_not_end() {
+async fn end_of_a_condition_is_reported_once_and_not_after_its_life() {
     let key = key();
     let subject = Subject::of(&key, Scope::Key);
     let conditions = known(&key, &[(Scope::Key, Condition::Suspected)]);
     tell(&conditions);
     assert_eq!(conditions.end(subject, Class::Recovery), None);
     assert_eq!(conditions.end(subject, Class::Illness), Some(Condition::Suspected));
-    assert_eq!(untold(&conditions), ["=-1"]);
+    assert_eq!(unreported(&conditions), ["=-1"]);
     assert_eq!(conditions.end(subject, Class::Illness), None);
     conditions.note(subject, Condition::Suspected, Some(SECOND));
     tokio::time::advance(SECOND).await;
     assert!(!conditions.is(subject, Condition::Suspected) && conditions.of(&key).is_empty());
-    assert!(conditions.note(subject, Condition::Suspected, Some(SECOND)), "it is the case anew");
+    assert!(conditions.note(subject, Condition::Suspected, Some(SECOND)), "it holds anew");
     tokio::time::advance(SECOND).await;
     assert_eq!(conditions.end(subject, Class::Illness), None);
     conditions.note(subject, Condition::Suspected, Some(SECOND));
@@ -179,29 +179,29 @@ async fn a_key_that_is_out_of_use_here_alone_may_be_tried_now_and_then() {
         assert!(!conditions.may_try(&key), "it was tried a moment ago");
         tokio::time::advance(SECOND).await;
         assert!(conditions.may_try(&key));
-        // Once it is on the board it is out of use for all.
-        let (_, notes) = conditions.word();
+        // A key whose condition is on the board is out of use for all.
+        let (_, notes) = conditions.report();
         let board = crate::store::board::Board {
             version: 1,
             now: 1,
             notes: notes.iter().map(|note| Note { stamp: 1, ..note.clone() }).collect(),
             ..Default::default()
         };
-        conditions.heard(&notes, &board);
+        conditions.learn(&notes, &board);
         tokio::time::advance(TRY_AGAIN).await;
         assert!(!conditions.may_try(&key), "{scope:?}");
     }
-    for word in [Condition::Disabled, Condition::Drained] {
+    for command in [Condition::Disabled, Condition::Drained] {
         assert!(
-            !known(&key, &[(Scope::Key, Condition::Rejected), (Scope::Key, word)]).may_try(&key),
-            "{word:?}"
+            !known(&key, &[(Scope::Key, Condition::Rejected), (Scope::Key, command)]).may_try(&key),
+            "{command:?}"
         );
     }
     assert!(known(&key, &[(Scope::Key, Condition::Enabled)]).may_try(&key));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_the_case_is_asked_again_each_in_its_own_time() {
+async fn conditions_are_asked_again_each_in_its_own_time() {
     let key = key();
     for (condition, first, pause) in [
         (Condition::Suspected, Duration::ZERO, SECOND * 5),
@@ -211,7 +211,7 @@ async fn what_is_the_case_is_asked_again_each_in_its_own_time() {
         let conditions = known(&key, &[(Scope::Organization, condition)]);
         let expected = [(Subject::of(&key, Scope::Organization), condition, pause)];
         if !first.is_zero() {
-            assert!(conditions.due().is_empty(), "{condition:?} was met just now");
+            assert!(conditions.due().is_empty(), "{condition:?} was observed just now");
             tokio::time::advance(first - Duration::from_millis(1)).await;
             assert!(conditions.due().is_empty(), "{condition:?}");
             tokio::time::advance(Duration::from_millis(1)).await;
@@ -230,11 +230,11 @@ async fn what_is_the_case_is_asked_again_each_in_its_own_time() {
     assert!(never.due().is_empty());
     let over = known(&key, &[(Scope::Key, Condition::Suspected)]);
     tokio::time::advance(SECOND * 60).await;
-    assert!(over.due().is_empty(), "it is not the case any more");
+    assert!(over.due().is_empty(), "it does not hold any more");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_ticket_is_for_one_turn_and_for_what_is_exhausted() {
+async fn ticket_is_for_one_turn_and_for_exhausted_keys() {
     let key = key();
     for scope in [Scope::Project, Scope::Organization] {
         let conditions = known(&key, &[(scope, Condition::Exhausted)]);
@@ -247,7 +247,7 @@ async fn a_ticket_is_for_one_turn_and_for_what_is_exhausted() {
         conditions.note(Subject::named(&key), Condition::Disabled, None);
         assert!(
             !conditions.has_ticket(&key) && !conditions.take_ticket(&key),
-            "an operator wants nobody there"
+            "the operator keeps turns away"
         );
     }
     let both = known(
@@ -263,7 +263,7 @@ async fn a_ticket_is_for_one_turn_and_for_what_is_exhausted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_sessions_come_back_as_slowly_as_to_what_was_in_use_again_last() {
+async fn new_sessions_return_as_slowly_as_the_last_recovery_allows() {
     let key = key();
     let conditions = known(&key, &[(Scope::Organization, Condition::Recovering)]);
     assert!(conditions.ramp(&key) < 0.01);
@@ -292,7 +292,7 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
     assert!(!refused(&one, 1, Scope::Key, Condition::Rejected), "half of them");
     assert!(
         !refused(&one, 2, Scope::Organization, Condition::Exhausted),
-        "a quota is nobody's fault"
+        "an exhausted quota is no refusal"
     );
     assert_eq!(one.fitness(&keys[2], ""), Fitness::Dead(Why::ExhaustedOrganization));
     assert!(refused(&one, 3, Scope::Key, Condition::Suspected));
@@ -300,15 +300,15 @@ async fn more_than_half_of_all_keys_refused_at_once_are_an_incident() {
     assert_eq!(
         one.fitness(&keys[2], ""),
         Fitness::Dead(Why::ExhaustedOrganization),
-        "whatever else is the case"
+        "whatever other condition holds"
     );
-    // They are asked soon, since it will be over for all at once.
+    // Keys of an incident are asked soon, since the incident ends for all at once.
     tokio::time::advance(SECOND * 5).await;
     assert_eq!(
         one.due().into_iter().filter(|(_, condition, _)| *condition == Condition::Rejected).count(),
         2
     );
-    // However long it takes: it stays one until most are accepted again.
+    // However long that takes, the incident lasts until most keys are accepted again.
     tokio::time::advance(SECOND * 50).await;
     one.consider(&keys);
     assert_eq!(one.fitness(&keys[0], ""), Fitness::Bypassed(Why::Incident));
@@ -338,11 +338,11 @@ async fn a_condition_is_shown_of_every_key_that_it_concerns() {
     conditions.note(Subject::of(&keys[0], Scope::Project), Condition::Recovering, Some(RAMP));
     conditions.note(Subject::model(&keys[0], "m"), Condition::Limited, Some(SECOND));
     let shown = |key: &Key| {
-        let told = conditions
+        let views = conditions
             .of(key)
             .into_iter()
             .map(|(subject, condition, _)| (subject.scope(), condition.name()));
-        told.collect::<Vec<_>>()
+        views.collect::<Vec<_>>()
     };
     let all = [
         ("key", "disabled"),
@@ -352,7 +352,7 @@ async fn a_condition_is_shown_of_every_key_that_it_concerns() {
         ("key", "rejected"),
     ];
     assert_eq!(shown(&keys[0]), all);
-    // One project, which is nobody's name, for all keys without one.
+    // All keys of the organization without a project share one unnamed project.
     assert_eq!(shown(&keys[1]), &all[1..4]);
     assert!(shown(&keys[2]).is_empty());
 }

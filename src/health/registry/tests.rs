@@ -1,4 +1,4 @@
-//! What is known of keys, as turns meet it.
+//! Tests of what turns see of keys and their health.
 
 use crate::health::registry::*;
 
@@ -10,8 +10,8 @@ fn registry(sketch: &str) -> (Registry, Arc<Metrics>) {
 }
 
 fn reload(registry: &Registry, sketch: &str, ordinal: Option<u32>) {
-    let roll = ordinal.map(|ordinal| MembershipReply { ordinal, others: Vec::new() });
-    registry.adopt(registry.prepare(Table::sketch(sketch)).unwrap(), roll.as_ref());
+    let reply = ordinal.map(|ordinal| MembershipReply { ordinal, others: Vec::new() });
+    registry.adopt(registry.prepare(Table::sketch(sketch)).unwrap(), reply.as_ref());
 }
 
 fn key(registry: &Registry, id: &str) -> Arc<Key> {
@@ -25,7 +25,7 @@ fn the_same_keys_are_no_reload() {
 }
 
 #[test]
-fn while_the_store_is_away_the_set_of_the_moment_of_loss_says_where_sessions_go() {
+fn frozen_set_decides_where_sessions_go_while_the_store_is_away() {
     let ids = |loaded: Arc<Loaded>| {
         loaded.table.keys().iter().map(|key| key.id.clone()).collect::<String>()
     };
@@ -43,7 +43,7 @@ fn while_the_store_is_away_the_set_of_the_moment_of_loss_says_where_sessions_go(
     registry.heard(&registry.loaded(), &MembershipReply { ordinal: 3, others: Vec::new() });
     assert_eq!(ids(registry.frozen()), "ade");
     reload(&registry, "f o 1 sk-f", None);
-    assert_eq!(ids(registry.frozen()), "f", "a set of which nothing is left says nothing");
+    assert_eq!(ids(registry.frozen()), "f", "a set without a key left decides nothing");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn nothing_is_shown_of_a_removed_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_met_before_a_turn_began_has_passed_when_it_is_served() {
+async fn illness_from_before_a_served_turn_has_passed() {
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c o 1 sk-c");
     let a = key(&registry, "a");
     let before = Instant::now();
@@ -93,7 +93,7 @@ async fn what_was_met_before_a_turn_began_has_passed_when_it_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn most_keys_refused_at_once_is_the_upstreams_affair() {
+async fn most_keys_refused_at_once_are_an_incident() {
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
     let keys = ["a", "b", "c"].map(|id| key(&registry, id));
     registry.observe(&keys[0], REJECTED);
@@ -114,7 +114,7 @@ async fn most_keys_refused_at_once_is_the_upstreams_affair() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_project_is_short_of_one_model_for_a_time() {
+async fn project_is_limited_for_one_model_for_a_time() {
     let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
     let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
     registry.limit(&a, "m", Duration::from_secs(5));
@@ -122,7 +122,7 @@ async fn a_project_is_short_of_one_model_for_a_time() {
     assert_eq!(
         registry.fitness(&b, "m"),
         Fitness::Limited(Duration::from_secs(5)),
-        "one project, and no word shortens it"
+        "one project, and no shorter limit shortens it"
     );
     assert!(
         registry.is_ready(&a, "n")
@@ -135,8 +135,8 @@ async fn a_project_is_short_of_one_model_for_a_time() {
 
 const ORGANIZATION: Ailment = Ailment::Exhausted(Scope::Organization);
 
-/// Whether a probe is wanted.
-async fn is_wanted(registry: &Registry) -> bool {
+/// Whether a probe is asked for.
+async fn is_probe_asked_for(registry: &Registry) -> bool {
     tokio::time::timeout(Duration::from_millis(1), registry.probe_wanted()).await.is_ok()
 }
 
@@ -146,10 +146,10 @@ async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_belie
     let [a, b] = ["a", "b"].map(|id| key(&registry, id));
     registry.observe(&a, REJECTED);
     assert_eq!(registry.fitness(&a, ""), Fitness::Bypassed(Why::Suspected));
-    assert!(is_wanted(&registry).await, "it is asked at once whether it is meant");
+    assert!(is_probe_asked_for(&registry).await, "a probe is asked for at once");
     registry.observe(&b, ORGANIZATION);
     assert_eq!(registry.fitness(&b, ""), Fitness::Dead(Why::ExhaustedOrganization));
-    assert!(!is_wanted(&registry).await, "there is nothing to ask");
+    assert!(!is_probe_asked_for(&registry).await, "there is nothing to ask");
     assert!(registry.is_exhausted(&b) && !registry.is_exhausted(&a));
     registry.condemn(&a, REJECTED);
     registry.observe(&a, REJECTED);
@@ -158,7 +158,7 @@ async fn a_refusal_is_a_suspicion_until_a_probe_confirms_it_and_a_quota_is_belie
         Fitness::Dead(Why::Rejected),
         "a suspicion takes nothing back"
     );
-    // It was accepted when it was asked, and turns are refused a moment later.
+    // A probe accepted the key, and turns are refused a moment later.
     registry.recovered(Subject::of(&a, Scope::Key), "a");
     assert_eq!(registry.state(&a), KeyState::Probing);
     registry.observe(&a, REJECTED);
@@ -210,7 +210,7 @@ async fn an_answer_on_an_old_connection_tells_of_the_quota_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspicion_is_waited_for_a_moment_and_not_longer() {
+async fn suspicion_is_waited_for_a_moment_and_not_longer() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
     let a = key(&registry, "a");
     let waited = async |registry: &Registry| {
@@ -221,7 +221,7 @@ async fn a_suspicion_is_waited_for_a_moment_and_not_longer() {
     assert_eq!(waited(&registry).await, Duration::ZERO);
     for scope in [Scope::Key, Scope::Organization] {
         registry.observe(&a, Ailment::Rejected(scope));
-        assert_eq!(waited(&registry).await, SETTLED, "nobody says anything");
+        assert_eq!(waited(&registry).await, SETTLED, "no probe decides");
         let confirming = async {
             tokio::time::sleep(SETTLED / 2).await;
             registry.condemn(&a, Ailment::Rejected(scope));
@@ -237,14 +237,14 @@ async fn a_suspicion_is_waited_for_a_moment_and_not_longer() {
 async fn a_key_is_closed_when_an_operator_says_so_or_has_removed_it() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c, d r 1 sk-d, e s 1 sk-e");
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| key(&registry, id));
-    for (key, word) in [(&a, Condition::Disabled), (&b, Condition::Drained)] {
+    for (key, command) in [(&a, Condition::Disabled), (&b, Condition::Drained)] {
         assert!(!registry.is_closed(key));
-        registry.conditions.note(Subject::named(key), word, None);
-        assert!(registry.is_closed(key), "{word:?}");
+        registry.conditions.note(Subject::named(key), command, None);
+        assert!(registry.is_closed(key), "{command:?}");
     }
     registry.condemn(&c, REJECTED);
     registry.observe(&d, REJECTED);
-    assert!(!registry.is_closed(&c) && !registry.is_closed(&d), "what is met may pass");
+    assert!(!registry.is_closed(&c) && !registry.is_closed(&d), "observations may pass");
     reload(&registry, "b p 1 sk-b, c x 1 sk-new, d r 0 sk-new", Some(2));
     assert!(
         registry.is_closed(&a) && registry.is_closed(&c),
@@ -259,7 +259,7 @@ async fn a_key_is_closed_when_an_operator_says_so_or_has_removed_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_is_that_of_the_worst_that_is_the_case() {
+async fn state_is_that_of_the_worst_condition() {
     let (registry, metrics) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
     let a = key(&registry, "a");
     let is_shown =
@@ -281,11 +281,11 @@ async fn a_state_is_that_of_the_worst_that_is_the_case() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_is_told_to_those_who_wait_for_one() {
+async fn change_wakes_those_who_follow() {
     let (registry, _) = registry("a o 1 sk-a, b p 1 sk-b, c q 1 sk-c");
     let a = key(&registry, "a");
     let mut changes = registry.follow();
-    let mut is_told = || {
+    let mut is_changed = || {
         let is_told = changes.has_changed().unwrap();
         changes.borrow_and_update();
         is_told
@@ -299,10 +299,10 @@ async fn a_change_is_told_to_those_who_wait_for_one() {
     ];
     for (number, act) in acts.into_iter().enumerate() {
         act();
-        assert!(is_told(), "{number}");
+        assert!(is_changed(), "{number}");
         act();
-        assert!(!is_told(), "{number}: it was known");
+        assert!(!is_changed(), "{number}: it was known");
     }
     registry.has_served(&a, Instant::now());
-    assert!(is_told());
+    assert!(is_changed());
 }

@@ -1,3 +1,5 @@
+//! Tests of tables of keys: how they are built, compared and replaced.
+
 use super::*;
 use crate::setting::{Secret, SecretSource};
 
@@ -56,7 +58,7 @@ fn a_key_that_stays_as_it_is_stays_the_same_one() {
 }
 
 #[test]
-fn another_way_to_an_upstream_makes_another_key() {
+fn key_is_replaced_when_its_upstream_changes() {
     let table = |options: &str| upstream(options).unwrap().1;
     let before = table(r#""base_url":"http://h""#);
     let is_kept = |options: &str| table(options).keeping(&before).is_same(&before);
@@ -94,7 +96,7 @@ fn upstream(options: &str) -> Result<(UpstreamSettings, Table), String> {
 }
 
 #[test]
-fn an_address_carries_nothing_but_where_to_go() {
+fn address_of_an_upstream_carries_no_credential() {
     for address in [
         "https://canary@h/v1",
         "https://user:canary@h/v1",
@@ -115,7 +117,7 @@ fn an_address_carries_nothing_but_where_to_go() {
 }
 
 #[test]
-fn a_proxy_may_have_a_password_that_nothing_shows() {
+fn password_of_a_proxy_is_never_shown() {
     let (settings, table) =
         upstream(r#""base_url":"http://h","proxy":"http://user:canary@proxy:1""#).unwrap();
     assert!(!format!("{settings:?}{:?}", table.keys()).contains("canary"));
@@ -130,8 +132,8 @@ fn a_proxy_may_have_a_password_that_nothing_shows() {
 }
 
 #[test]
-fn what_cannot_serve_is_refused_with_the_name_of_the_option() {
-    for (options, word) in [
+fn option_that_cannot_serve_is_refused_by_name() {
+    for (options, expected) in [
         (r#""base_url":"http://h","speaks":["chat"]"#, "speaks: "),
         (r#""base_url":"http://h","speaks":[]"#, "speaks: "),
         (r#""base_url":"http://h","connect_timeout":"0s""#, "connect_timeout: "),
@@ -142,7 +144,7 @@ fn what_cannot_serve_is_refused_with_the_name_of_the_option() {
         (r#""base_url":"http://h","ca_file":"Cargo.toml""#, "ca_file Cargo.toml holds no PEM"),
     ] {
         let fault = upstream(options).err().expect(options);
-        assert!(fault.starts_with(&format!("upstream u: {word}")), "{options}: {fault}");
+        assert!(fault.starts_with(&format!("upstream u: {expected}")), "{options}: {fault}");
     }
     let (_, usual) = upstream(r#""base_url":"http://h""#).unwrap();
     let (_, silent) = upstream(r#""base_url":"http://h","speaks":["responses"]"#).unwrap();
@@ -173,7 +175,7 @@ fn a_key_names_an_upstream_that_is_there_and_has_a_name() {
     }
 }
 
-/// In a header it would lose its ends on the way, or could not be sent at all.
+/// White space at an end would get lost in a header, and other characters could not be sent.
 #[test]
 fn key_secret_with_white_space_at_an_end_is_refused_and_not_shown() {
     for wrong in [

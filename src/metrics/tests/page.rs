@@ -1,9 +1,9 @@
-//! What the page of a replica shows.
+//! Tests of the series that a replica's page shows.
 
 use crate::metrics::*;
 
-/// All series of a new replica: the name of a family and, for each label, its values. A histogram
-/// is named by its count.
+/// All series of a new replica: the name of a family and the values of each label. A histogram
+/// stands here by its count.
 const FROM_THE_START: &str = "
     turns_total transport=http,websocket \
       outcome=completed,incomplete,failed,upstream_error,cut,timed_out,client_left,refused,unserved
@@ -31,7 +31,7 @@ const FROM_THE_START: &str = "
     lagging_rebinds_total
 ";
 
-/// What the page shows of each key that is configured.
+/// The series of one configured key.
 const OF_A_KEY: &str = "
     key_state key=a-1 state=ready,cooling,probing,disabled
     input_tokens_total key=a-1 cache=read,written,uncached
@@ -60,7 +60,8 @@ fn series(families: &str) -> Vec<String> {
     all
 }
 
-/// The series on the page with their values. Of histograms only the counts, and no `build_info`.
+/// The series on the page with their values, without `build_info`. A histogram is reduced to its
+/// count.
 fn shown(metrics: &Metrics) -> Vec<(String, String)> {
     let page = metrics.render();
     let is_told = |line: &&str| {
@@ -97,7 +98,7 @@ fn page_shows_a_key_from_its_first_state_until_it_is_removed() {
     metrics.output_tokens("a-1", 7);
     metrics.key_removed("a-1");
     let served = "output_tokens_total key=a-1";
-    assert_eq!(names(&metrics), series(&[FROM_THE_START, served].concat()), "what it served stays");
+    assert_eq!(names(&metrics), series(&[FROM_THE_START, served].concat()), "counted tokens stay");
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tests of which signal names the session of a turn.
+
 use super::*;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -24,7 +26,10 @@ fn id(client: &str, headers: &[(&'static str, &str)], body: &str) -> String {
 
 #[test]
 fn the_strongest_signal_wins() {
-    let body = r#"{"prompt_cache_key":"k","client_metadata":{"session_id":"m"},"conversation":"c","input":"hi"}"#;
+    let body = concat!(
+        r#"{"prompt_cache_key":"k","client_metadata":{"session_id":"m"},"#,
+        r#""conversation":"c","input":"hi"}"#
+    );
     let all = [
         ("x-warmkey-hop", "hop-secret"),
         ("yai-sticky-session", "h"),
@@ -95,8 +100,8 @@ fn a_forged_hop_is_not_believed() {
     );
 }
 
-/// Signals from the strongest to the weakest, each with a value of its own, and what it alone
-/// names.
+/// Signals from the strongest to the weakest, each with its own value and the session that it names
+/// alone.
 #[test]
 fn signals_stand_in_one_order() {
     let headers = [
@@ -114,7 +119,7 @@ fn signals_stand_in_one_order() {
         r#""conversation":{"id":"eighth"}"#,
         r#""model":"m","input":"hi""#,
     ];
-    // Turned round, so that the place in the body decides nothing.
+    // The order of fields varies, so that the place in the body decides nothing.
     let body = |from: usize| {
         format!("{{{}}}", fields[from..].iter().rev().copied().collect::<Vec<_>>().join(","))
     };
@@ -124,7 +129,7 @@ fn signals_stand_in_one_order() {
     let mut expected = vec![alone(SessionKind::Hop, "hop")];
     expected.extend(["first", "second", "third"].map(|value| alone(SessionKind::Session, value)));
     expected.extend(["fourth", "fifth"].map(|value| alone(SessionKind::Conversation, value)));
-    // The hop's two headers are one signal.
+    // The two headers of an edge are one signal.
     for (number, expected) in expected.iter().enumerate() {
         let weaker = if number == 0 { &headers[..] } else { &headers[number + 1..] };
         assert_eq!(id("a", weaker, &body(0)), *expected, "{weaker:?}");
@@ -145,7 +150,7 @@ fn signals_stand_in_one_order() {
 }
 
 #[test]
-fn signal_behind_the_strongest_is_not_looked_at() {
+fn weaker_signal_is_not_looked_at() {
     let skipped =
         |headers: &[(&'static str, &str)], body: &str| identify("a", headers, body).skipped;
     assert_eq!(
@@ -163,7 +168,7 @@ fn signal_behind_the_strongest_is_not_looked_at() {
         ),
         2
     );
-    // Of one name that is there twice, the first that is one counts.
+    // Of a repeated name, the first well-formed value counts.
     let twice = [("session-id", "two words"), ("session-id", "s"), ("session-id", "t")];
     assert_eq!(
         (id("a", &twice, "{}"), skipped(&twice, "{}")),
@@ -176,10 +181,10 @@ fn hop_is_told_from_what_stands_behind_it() {
     let hop = |sticky: &str| id("a", &[(HOP, "hop-secret"), (STICKY, sticky)], "{}");
     assert_eq!(hop("abc;parent=def"), hop("abc"));
     assert_ne!(hop("abc;parent=def"), hop("abd;parent=def"));
-    // In no other header is a semicolon more than a character.
+    // In other headers, a semicolon is an ordinary character.
     let session = |value: &str| id("a", &[("session-id", value)], "{}");
     assert_ne!(session("abc;parent=def"), session("abc"));
-    // Where it says nothing, the next signal counts.
+    // If the edge's header is malformed, the next signal counts.
     let identity =
         identify("a", &[(HOP, "hop-secret"), (STICKY, ";parent=def"), ("session-id", "s")], "{}");
     assert_eq!(
@@ -189,7 +194,7 @@ fn hop_is_told_from_what_stands_behind_it() {
 }
 
 #[test]
-fn hop_is_believed_by_nobody_without_a_secret() {
+fn hop_is_not_trusted_without_a_secret() {
     let (client, sticky) = (
         ClientId::new("a"),
         HeaderMap::from_iter([(STICKY.parse().unwrap(), "h".parse().unwrap())]),
@@ -211,7 +216,7 @@ fn hop_is_believed_by_nobody_without_a_secret() {
     }
 }
 
-/// A fork finds its parent under the very names that the parent's own turns are known by.
+/// A fork finds its parent under the same ids that the parent's own turns have.
 #[test]
 fn parent_is_named_as_its_own_turns_name_it() {
     let identifier = Identifier::new(&Secret::new(SECRET), Some(Secret::new("hop-secret")));
@@ -228,8 +233,7 @@ fn parent_is_named_as_its_own_turns_name_it() {
         lineage(&[("session-id", "s"), ("thread-id", "s"), forked]).parent.expect("a fork");
     assert_eq!(parent.root.to_string(), id("a", &[("session-id", "p")], "{}"));
     assert_eq!(parent.thread, thread);
-    // A sticky session's parent is a sticky session, and stands before what the client itself
-    // says.
+    // A sticky session's parent is a sticky session, and outweighs what the client itself sends.
     let sticky = (STICKY, "s;parent=q");
     let parent = lineage(&[(HOP, "hop-secret"), sticky, forked]).parent.expect("a fork");
     assert_eq!(parent.root.to_string(), id("a", &[(HOP, "hop-secret"), (STICKY, "q")], "{}"));
@@ -237,7 +241,7 @@ fn parent_is_named_as_its_own_turns_name_it() {
         parent.thread,
         lineage(&[("session-id", "root"), ("thread-id", "q")]).thread.expect("a thread")
     );
-    // Unless it is forged.
+    // A forged one does not.
     let forged = lineage(&[(HOP, "guess"), sticky, forked]).parent.expect("a fork");
     assert_eq!(forged.root.to_string(), id("a", &[("session-id", "p")], "{}"));
     assert_eq!(lineage(&[(HOP, "hop-secret"), (STICKY, "s")]), Lineage::default());

@@ -1,4 +1,4 @@
-//! An answer is checked event by event against the order that the real service keeps.
+//! Checks an answer event by event against the order of the real service.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn message(events: u64) -> Vec<Item> {
     ]
 }
 
-/// The events as a client reads them: each one's name agrees with its data, which is JSON.
+/// The events as a client reads them. Each event's name agrees with its data, which is JSON.
 fn read(answer: &Answer) -> Vec<Value> {
     let events = answer.steps().into_iter().enumerate().map(|(number, step)| {
         let bytes = answer.event(step, number as u64).sse();
@@ -42,7 +42,7 @@ fn read(answer: &Answer) -> Vec<Value> {
 }
 
 #[test]
-fn an_ordinary_answer_has_the_events_of_the_service_in_its_order() {
+fn ordinary_answer_has_the_events_of_the_service_in_its_order() {
     let events = read(&answer(message(2)));
     let names: Vec<_> =
         events.iter().map(|event| event["type"].as_str().expect("a name")).collect();
@@ -81,7 +81,7 @@ fn usage_adds_up() {
 }
 
 #[test]
-fn a_call_and_a_compaction_are_whole() {
+fn call_and_compaction_are_whole() {
     let call = Item::Call {
         id: "fc_1".into(),
         call_id: "call_1".into(),
@@ -98,7 +98,7 @@ fn a_call_and_a_compaction_are_whole() {
 }
 
 #[test]
-fn a_big_event_has_its_size() {
+fn big_event_has_its_size() {
     let events = read(&answer(vec![Item::Message {
         id: "msg_1".into(),
         text: Text::Big { bytes: 100_001 },
@@ -107,7 +107,7 @@ fn a_big_event_has_its_size() {
 }
 
 #[test]
-fn a_failure_is_said_in_both_forms() {
+fn failure_has_both_forms() {
     let error = serde_json::json!({"code": "rate_limit_exceeded", "message": "Please try again in 2s.", "param": null});
     let (failed, bare) = (answer(vec![]).failed(&error, 3), answer(vec![]).error(&error, 3));
     let data = |event: &Event| -> Value { serde_json::from_str(&event.json).expect("JSON") };
@@ -116,7 +116,7 @@ fn a_failure_is_said_in_both_forms() {
 }
 
 #[test]
-fn an_answer_that_ends_early_says_why_and_repeats_its_lane() {
+fn answer_that_ends_early_says_why_and_repeats_its_lane() {
     let answer = Answer { lane: Some("side".into()), ..answer(message(2)) };
     let data: Value = serde_json::from_str(&answer.incomplete("steered", 1, 4).json).expect("JSON");
     let response = &data["response"];

@@ -1,4 +1,4 @@
-//! The cache is checked against the published rules of both regimes.
+//! Checks the cache against the published rules of both regimes.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn digest(number: u64) -> Digest {
     digest
 }
 
-/// A prefix of the steps regime: `tokens` of the one conversation `family`.
+/// A prefix of the steps regime: `tokens` of the conversation `family`.
 fn stepped(family: u64, tokens: u64) -> Prefix {
     let steps = (0..tokens / 128).map(|step| digest(family << 32 | step)).collect();
     Prefix { tokens, steps, ends: Vec::new(), head: digest(family) }
@@ -65,7 +65,7 @@ fn steps_die_of_idleness_and_of_age() {
 }
 
 #[test]
-fn a_growing_conversation_reads_its_last_end_and_writes_the_rest() {
+fn growing_conversation_reads_its_last_end_and_writes_the_rest() {
     let mut cache = Cache::default();
     let first = cache.serve(
         seconds(0),
@@ -87,7 +87,7 @@ fn a_growing_conversation_reads_its_last_end_and_writes_the_rest() {
 }
 
 #[test]
-fn a_shared_beginning_matches_only_where_it_was_marked() {
+fn shared_beginning_matches_only_where_it_was_marked() {
     let mut cache = Cache::default();
     let one = marked(&[(5000, Stop::Developer), (5100, Stop::Turn)]);
     let other = marked(&[(5000, Stop::Developer), (5200, Stop::Turn)]);
@@ -138,7 +138,9 @@ fn explicit_mode_without_marks_caches_nothing() {
 
 proptest! {
     #[test]
-    fn every_token_is_counted_at_most_once_and_never_kindly(turns in proptest::collection::vec((1u64..40, 0u64..2_000), 1..40)) {
+    fn every_token_is_counted_at_most_once_and_never_kindly(
+        turns in proptest::collection::vec((1u64..40, 0u64..2_000), 1..40),
+    ) {
         let (mut stepped_cache, mut marked_cache) = (Cache::default(), Cache::default());
         let (mut tokens, mut now, mut ends) = (0, 0, Vec::new());
         let mut sent = 0;
@@ -147,7 +149,8 @@ proptest! {
             now += gap;
             ends.push((tokens, Stop::Turn));
             let steps = stepped_cache.serve(seconds(now), SCOPE, &stepped(1, tokens), STEPS);
-            prop_assert!(steps.cached <= sent && steps.cached.is_multiple_of(128) && (steps.cached == 0 || steps.cached >= MINIMUM));
+            prop_assert!(steps.cached <= sent && steps.cached.is_multiple_of(128));
+            prop_assert!(steps.cached == 0 || steps.cached >= MINIMUM);
             let marks = marked_cache.serve(seconds(now), SCOPE, &marked(&ends), MARKS);
             prop_assert!(marks.cached <= sent && marks.cached + marks.written <= tokens);
             prop_assert!(marks.cached == 0 || ends.iter().any(|(end, _)| *end == marks.cached));

@@ -1,4 +1,4 @@
-//! The tolerant reader is checked against what real bodies hold.
+//! Checks the tolerant reader against what real bodies hold.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ fn read(text: &str) -> Document<'_> {
 }
 
 #[test]
-fn the_last_duplicate_wins_and_null_is_absent() {
+fn last_duplicate_wins_and_null_is_absent() {
     let document = read(r#" {"a":1,"b":{"a":2},"\u0061":"x","c":null} "#);
     let root = document.root();
     assert_eq!(root.get("a").and_then(Value::text).as_deref(), Some("x"));
@@ -37,7 +37,7 @@ fn depth_costs_no_stack() {
 }
 
 #[test]
-fn what_is_no_json_is_refused() {
+fn body_that_is_no_json_is_refused() {
     for wrong in [
         "",
         " ",
@@ -76,7 +76,7 @@ fn what_is_no_json_is_refused() {
 
 proptest! {
     #[test]
-    fn it_agrees_with_serde_json_on_what_is_json(text in r#"[\[\]{},:"\\ua0-9eE.+\- tfn]{0,24}"#) {
+    fn reader_agrees_with_serde_json_on_what_is_json(text in r#"[\[\]{},:"\\ua0-9eE.+\- tfn]{0,24}"#) {
         let theirs = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
         prop_assert_eq!(Document::read(text.as_bytes()).is_ok(), theirs, "{}", text);
     }

@@ -1,4 +1,4 @@
-//! A prefix is checked for what changes it and what does not.
+//! Checks which fields change a prefix and which do not.
 
 use super::*;
 use crate::simulator::json::Document;
@@ -44,7 +44,7 @@ fn appending_keeps_every_earlier_end_and_step() {
 }
 
 #[test]
-fn what_a_model_never_sees_changes_nothing() {
+fn field_that_a_model_never_sees_changes_nothing() {
     let plain = prefix(&body("", USER), None).ends[0].digest;
     let same = [
         body(
@@ -65,7 +65,7 @@ fn what_a_model_never_sees_changes_nothing() {
 }
 
 #[test]
-fn what_shapes_the_context_changes_the_prefix() {
+fn field_that_shapes_the_context_changes_the_prefix() {
     let plain = prefix(&body("", USER), None).ends[0].digest;
     let tools = r#","tools":[{"type":"function","name":"a"},{"type":"function","name":"b"}]"#;
     let reversed = r#","tools":[{"type":"function","name":"b"},{"type":"function","name":"a"}]"#;
@@ -87,7 +87,7 @@ fn what_shapes_the_context_changes_the_prefix() {
 }
 
 #[test]
-fn a_mark_ends_where_its_part_ends() {
+fn mark_ends_where_its_part_ends() {
     let marked = r#"{"role":"user","content":[{"type":"input_text","text":"abc","prompt_cache_breakpoint":{"mode":"explicit","ttl":"12h"}},{"type":"input_text","text":"tail"}]}"#;
     let ends = prefix(&body("", marked), None).ends;
     assert_eq!(ends[0].stop, Stop::Mark(Some(Ttl::HalfDay)));

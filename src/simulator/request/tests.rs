@@ -1,4 +1,4 @@
-//! A request is checked for what the real service takes and refuses.
+//! Checks which bodies the real service takes, and which it refuses.
 
 use super::*;
 use crate::simulator::json::Document;
@@ -20,7 +20,7 @@ fn accepts(body: &str, check: impl FnOnce(Ask<'_>)) {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_service() {
+fn defaults_are_those_of_the_service() {
     accepts(r#"{"model":"gpt-5.4","input":"hi"}"#, |ask| {
         assert!(ask.store && !ask.stream && !ask.sealed_reasoning && ask.obfuscate);
         assert_eq!(ask.caching, Caching::Steps { tokens: 128, life: RETAINED_24H });
@@ -56,7 +56,7 @@ fn each_regime_refuses_the_fields_of_the_other() {
 }
 
 #[test]
-fn what_the_service_refuses_is_refused() {
+fn body_that_the_service_refuses_is_refused() {
     let key = "k".repeat(65);
     for (body, code) in [
         (r#"{"input":[]}"#, "missing_required_parameter"),
@@ -81,7 +81,7 @@ fn what_the_service_refuses_is_refused() {
 }
 
 #[test]
-fn an_output_needs_its_call_and_a_call_its_output() {
+fn output_needs_its_call_and_a_call_its_output() {
     let take = |items: &str| {
         let document = Document::read(items.as_bytes()).expect("JSON");
         let mut calls = OpenCalls::default();

@@ -1,4 +1,4 @@
-//! What an upstream refuses, and how it fails when it is told to.
+//! What an upstream refuses, and how it fails by a script.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -7,7 +7,7 @@ use super::*;
 use crate::simulator::judge::Outcome;
 
 #[tokio::test]
-async fn a_packed_body_is_read_and_hashed_as_it_came() {
+async fn packed_body_is_read_and_hashed_as_it_came() {
     let upstream = upstream().await;
     let packed =
         zstd::encode_all(ask("gpt-5.4", &history()).to_string().as_bytes(), 3).expect("packed");
@@ -22,7 +22,7 @@ async fn a_packed_body_is_read_and_hashed_as_it_came() {
 }
 
 #[tokio::test]
-async fn an_odd_request_gets_a_plain_answer() {
+async fn odd_request_gets_a_plain_answer() {
     let upstream = upstream().await;
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let body = format!(
@@ -40,7 +40,7 @@ async fn an_odd_request_gets_a_plain_answer() {
 }
 
 #[tokio::test]
-async fn what_must_not_reach_an_upstream_is_refused_and_recorded() {
+async fn header_that_must_not_reach_an_upstream_is_refused_and_recorded() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &history());
     for (name, value) in [
@@ -76,7 +76,7 @@ async fn what_must_not_reach_an_upstream_is_refused_and_recorded() {
 }
 
 #[tokio::test]
-async fn a_turn_state_belongs_to_its_key() {
+async fn turn_state_belongs_to_its_key() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &history());
     let first = upstream.post("a-1", &body).await;
@@ -137,7 +137,7 @@ async fn faults_strike_as_scripted() {
     assert_eq!(upstream.post("a-1", &body).await.status, 200);
 }
 
-/// Whom a fault names, and a key and a model that it does not concern.
+/// What a fault names, with a key and a model that it does not concern.
 fn scopes() -> [(Value, &'static str, &'static str); 4] {
     [
         (json!({"key": "a-1"}), "a-2", "gpt-5.4"),
@@ -148,7 +148,7 @@ fn scopes() -> [(Value, &'static str, &'static str); 4] {
 }
 
 #[tokio::test]
-async fn every_fault_strikes_on_every_scope_and_nobody_else() {
+async fn every_fault_strikes_its_scope_and_no_other() {
     let upstream = upstream().await;
     let body = |model: &str| ask(model, &[user("hi")]);
     let with = |scope: &Value, fault: Value| {
@@ -220,9 +220,9 @@ fn head_and_body(body: &Value) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_noticed_wherever_it_leaves() {
+async fn client_that_leaves_is_noticed_wherever_it_leaves() {
     let upstream = upstream().await;
-    // While it is read to: long before the answer would have ended.
+    // While the client reads: long before the answer would have ended.
     let slow = head_and_body(&ask("gpt-5.4", &[user("SLOW:1000x1s")]));
     let mut stream = TcpStream::connect(upstream.address).await.expect("connected");
     stream.write_all(&slow).await.expect("sent");
@@ -232,7 +232,7 @@ async fn a_client_that_leaves_is_noticed_wherever_it_leaves() {
     let turn = upstream.last(|turn| turn.outcome != Outcome::Open).await;
     assert_eq!((turn.outcome, turn.status), (Outcome::ClientLeft, 200));
 
-    // Before it was answered at all.
+    // Before the answer began.
     upstream.fault(json!({"stall": "600s", "times": 1})).await;
     let mut stream = TcpStream::connect(upstream.address).await.expect("connected");
     stream.write_all(&slow).await.expect("sent");
@@ -241,7 +241,7 @@ async fn a_client_that_leaves_is_noticed_wherever_it_leaves() {
     let turn = upstream.last(|turn| turn.outcome != Outcome::Open).await;
     assert_eq!((turn.outcome, turn.status), (Outcome::ClientLeft, 0));
 
-    // Before all of its body had come.
+    // Before the whole body had come.
     let mut stream = TcpStream::connect(upstream.address).await.expect("connected");
     stream.write_all(&slow[..slow.len() - 1]).await.expect("sent");
     upstream.last(|turn| turn.turn == 3).await;

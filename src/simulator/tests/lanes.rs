@@ -17,13 +17,13 @@ fn kind(frame: &Value) -> &str {
     frame["type"].as_str().unwrap_or_default()
 }
 
-/// Two event delays of this are time enough for a word to arrive between them.
+/// Two event delays of this length are time enough for a frame to arrive between them.
 fn slow() -> Config {
     Config { event_delay: crate::setting::Span(Duration::from_millis(40)), ..Config::default() }
 }
 
 #[tokio::test]
-async fn a_lane_keeps_its_order_while_others_pass_it() {
+async fn lane_keeps_its_order_while_others_pass_it() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     socket.say(&on("slow", "SLOW:5x40ms one")).await;
@@ -47,14 +47,14 @@ async fn a_lane_keeps_its_order_while_others_pass_it() {
 }
 
 #[tokio::test]
-async fn a_lane_can_go_on_from_what_another_said() {
+async fn lane_can_continue_from_another_lanes_response() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let first = socket.turn(&on("main", "hello")).await;
     let fork = |input: &str| {
         with(create("gpt-5.4", Some(&first), &[user(input)]), json!({"stream_id": "side"}))
     };
-    // A fork that is refused does not cost its source what it goes on from.
+    // A refused fork does not cost its source lane the response that it continues from.
     let refused = socket.turn(&with(fork("and?"), json!({"nonsense": 1}))).await;
     assert_eq!(
         (code(&refused), refused["stream_id"].as_str()),
@@ -92,7 +92,7 @@ async fn thirty_two_lanes_have_names_and_sixteen_speak_at_once() {
 }
 
 #[tokio::test]
-async fn a_steered_response_ends_early_and_has_a_successor_that_nobody_asked_for() {
+async fn steered_response_ends_early_and_has_a_successor() {
     let upstream = upstream_with(slow()).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     socket.say(&with(create("gpt-6-sol", None, &history()), json!({"stream_id": "main"}))).await;
@@ -124,13 +124,13 @@ async fn a_steered_response_ends_early_and_has_a_successor_that_nobody_asked_for
     assert_eq!(turns[1].frame.as_deref(), Some("response.steer"));
     let hash = <sha2::Sha256 as sha2::Digest>::new_with_prefix(steer.to_string());
     assert_eq!(turns[1].body_sha256, body::hex(&sha2::Digest::finalize(hash)));
-    assert!(turns[1].cached_tokens > 4900, "it goes on from what its parent had read");
+    assert!(turns[1].cached_tokens > 4900, "the fork continues from what its parent had read");
     let frames = &upstream.simulator.sockets()[0].frames;
     assert_eq!((frames["response.create"], frames["response.steer"]), (1, 1));
 }
 
 #[tokio::test]
-async fn a_steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
+async fn steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
     let upstream = upstream_with(slow()).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let steer = |id: &Value, input: Value| json!({"type": "response.steer", "previous_response_id": id, "input": input});
@@ -140,7 +140,7 @@ async fn a_steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
         let frame = socket.hear().await.expect("a frame");
         match kind(&frame) {
             "response.created" => id = frame["response"]["id"].clone(),
-            // Its last item has begun: it will not be interrupted any more.
+            // Its last item has begun: nothing will interrupt that item any more.
             "response.output_item.added" if frame["item"]["type"] == "function_call" => {
                 socket.say(&steer(&id, json!("shorter"))).await;
             }
@@ -183,7 +183,7 @@ async fn a_steer_waits_for_a_tool_and_fails_where_it_cannot_be_taken_up() {
 }
 
 #[tokio::test]
-async fn a_cancelled_response_ends_at_once_and_nothing_else_can_be_cancelled() {
+async fn cancelled_response_ends_at_once_and_nothing_else_can_be_cancelled() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let cancel = json!({"type": "response.cancel"});
@@ -200,7 +200,7 @@ async fn a_cancelled_response_ends_at_once_and_nothing_else_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn an_hour_is_the_life_of_a_socket() {
+async fn hour_is_the_life_of_a_socket() {
     let upstream = upstream_with(Config { time_scale: 18_000.0, ..Config::default() }).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     socket.say(&create("gpt-5.4", None, &[user("SLOW:1000x1s")])).await;
@@ -217,7 +217,7 @@ async fn an_hour_is_the_life_of_a_socket() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_told_from_a_socket_that_is_closed() {
+async fn client_that_leaves_is_told_from_a_socket_that_is_closed() {
     let upstream = upstream().await;
     for (leaves, outcome) in [(true, Outcome::ClientLeft), (false, Outcome::Cut)] {
         let mut socket = Socket::open(&upstream, "a-1").await;
@@ -243,7 +243,7 @@ async fn frames_that_break_the_protocol_are_answered_with_its_close_codes() {
     let long = Message::text("x".repeat(17 << 20));
     for (message, expected) in [(Message::binary(vec![1]), 1003), (long, 1009)] {
         let mut socket = Socket::open(&upstream, "a-1").await;
-        // It may be refused before all of it is written.
+        // The simulator may refuse the message before all of it is written.
         let _ = socket.wire.send(message).await;
         let heard = socket.hear().await;
         assert!(heard == Err(expected) || (expected == 1009 && heard == Err(1006)), "{heard:?}");

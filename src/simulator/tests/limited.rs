@@ -1,10 +1,10 @@
-//! Rate limits as a client meets them: who is refused, and what each answer tells of where its
-//! project stands.
+//! Rate limits as a client meets them: which requests are refused, and what each answer says of the
+//! project's remaining limit.
 
 use super::socket::{Socket, code, create};
 use super::*;
 
-/// What an answer's headers say under these names, without their `x-ratelimit-`.
+/// The values of an answer's headers of these names, given without their `x-ratelimit-`.
 fn told<const N: usize>(answered: &Answered, names: [&str; N]) -> [String; N] {
     names.map(|name| {
         let value = answered.headers.get(format!("x-ratelimit-{name}"));
@@ -45,7 +45,7 @@ async fn limits_refuse_with_the_time_to_wait_and_a_faster_clock_waits_less() {
 }
 
 #[tokio::test]
-async fn one_project_may_be_short_and_its_sibling_not() {
+async fn one_project_may_be_limited_and_its_sibling_not() {
     let short = KeyConfig { requests_per_minute: Some(1), ..key("a-1", "org-a", "one") };
     let keys = vec![short, key("a-1b", "org-a", "one"), key("a-2", "org-a", "two")];
     let upstream = upstream_with(Config { key: keys, ..Config::default() }).await;
@@ -63,7 +63,7 @@ async fn one_project_may_be_short_and_its_sibling_not() {
 }
 
 #[tokio::test]
-async fn what_is_larger_than_the_limit_is_told_so_and_not_to_come_back() {
+async fn request_larger_than_the_limit_is_told_so_and_not_to_come_back() {
     let upstream = upstream_with(Config { tokens_per_minute: 2000, ..Config::default() }).await;
     let large = upstream.post("a-1", &ask("gpt-5.4", &history())).await;
     assert_eq!((large.status, large.error().as_str()), (429, "rate_limit_exceeded"));
@@ -83,7 +83,7 @@ async fn what_is_larger_than_the_limit_is_told_so_and_not_to_come_back() {
 }
 
 #[tokio::test]
-async fn what_is_refused_counts_and_tells_where_its_project_stands() {
+async fn refused_request_counts_and_tells_where_its_project_stands() {
     let upstream = upstream_with(Config { requests_per_minute: 4, ..Config::default() }).await;
     let body = ask("gpt-5.4", &[user("hi")]);
     let left = ["remaining-requests"];
@@ -105,7 +105,7 @@ async fn what_is_refused_counts_and_tells_where_its_project_stands() {
 }
 
 #[tokio::test]
-async fn over_a_websocket_the_frame_tells_it() {
+async fn error_frame_says_when_to_come_back() {
     let upstream = upstream_with(Config { requests_per_minute: 1, ..Config::default() }).await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let request = create("gpt-5.4", None, &[user("hello")]);

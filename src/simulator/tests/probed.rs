@@ -1,5 +1,5 @@
-//! What a gateway learns of a key without asking for an answer, and what the judge tells of turns
-//! in flight.
+//! Probes, by which a gateway learns of a key without asking for an answer, and the judge's count
+//! of turns in flight.
 
 use std::collections::BTreeMap;
 
@@ -30,10 +30,10 @@ impl Upstream {
 }
 
 #[tokio::test]
-async fn a_probe_tells_whether_a_key_lives_and_is_no_turn() {
+async fn probe_tells_whether_a_key_lives_and_is_no_turn() {
     let upstream = upstream().await;
     assert_eq!((upstream.probe("a-1").await, upstream.probe("nobody").await), (200, 401));
-    // Short of quota or of time is not dead.
+    // A key without quota, or limited for a while, is not dead.
     for fault in [
         json!({"key": "a-1", "status": 429}),
         json!({"organization": "org-a", "status": 429, "code": "insufficient_quota"}),
@@ -46,7 +46,7 @@ async fn a_probe_tells_whether_a_key_lives_and_is_no_turn() {
         assert_eq!(
             (upstream.probe("a-2").await, upstream.probe("b-1").await),
             (401, 200),
-            "asking does not revive it"
+            "a probe does not revive the key"
         );
     }
     let record = upstream.send(upstream.client.get(upstream.url("/_sim/probes"))).await.json();
@@ -67,13 +67,13 @@ async fn a_probe_tells_whether_a_key_lives_and_is_no_turn() {
 }
 
 #[tokio::test]
-async fn a_probe_fails_as_scripted_and_is_checked_like_any_request() {
+async fn probe_fails_as_scripted_and_is_checked_like_any_request() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &[user("hi")]);
     upstream.fault(json!({"at": "probe", "key": "a-1", "status": 500, "times": 1})).await;
     assert_eq!((upstream.post("a-1", &body).await.status, upstream.probe("a-2").await), (200, 200));
     assert_eq!((upstream.probe("a-1").await, upstream.probe("a-1").await), (500, 200));
-    // A key that is refused for answers only: a suspicion that is not confirmed.
+    // A key that is refused for answers only: the probe does not confirm the suspicion.
     upstream.fault(json!({"at": "turn", "key": "a-1", "status": 401})).await;
     assert_eq!((upstream.post("a-1", &body).await.status, upstream.probe("a-1").await), (401, 200));
     upstream.fault(json!({"at": "probe", "reset": true, "times": 1})).await;
@@ -98,14 +98,14 @@ async fn turns_in_flight_are_counted_at_their_key_over_either_transport() {
     let slow = ask("gpt-5.4", &[user("SLOW:1000x1s")]);
     let streamed = upstream.request("a-1", &slow).send().await.expect("a head");
     upstream.flies(&[("a-1", 1)]).await;
-    // Two on one socket, of which the second waits for the first.
+    // Two turns on one socket, of which the second waits for the first.
     let mut socket = Socket::open(&upstream, "b-1").await;
     upstream.flies(&[("a-1", 1)]).await;
     for _ in 0..2 {
         socket.say(&create("gpt-5.4", None, &[user("SLOW:1000x1s")])).await;
     }
     upstream.flies(&[("a-1", 1), ("b-1", 2)]).await;
-    // From its headers on.
+    // A turn is in flight from its headers on.
     let mut begun = TcpStream::connect(upstream.address).await.expect("connected");
     let head = "POST /v1/responses HTTP/1.1\r\nhost: upstream\r\nauthorization: Bearer sk-a-2\r\ncontent-length: 9\r\n\r\n";
     begun.write_all(head.as_bytes()).await.expect("sent");

@@ -1,4 +1,4 @@
-//! What a script says is what a client gets: every header, page and word of it.
+//! A client gets exactly what a script says: every header, page and word.
 
 use super::socket::{Socket, code, create, with};
 use super::*;
@@ -8,7 +8,7 @@ fn header<'a>(answered: &'a Answered, name: &str) -> Option<&'a str> {
 }
 
 #[tokio::test]
-async fn a_limit_can_be_told_in_every_way_or_in_none() {
+async fn retry_time_can_be_sent_in_every_form_or_in_none() {
     let upstream = upstream().await;
     let body = ask("gpt-5.4", &[user("hi")]);
     let limited = json!({"status": 429, "times": 1});
@@ -43,19 +43,19 @@ async fn a_limit_can_be_told_in_every_way_or_in_none() {
         (Some("6m0s"), None)
     );
 
-    // An answer may say as well that it was the last one for a while.
+    // A served answer may also say that it was the last one for a while.
     upstream.fault(json!({"headers": {"x-ratelimit-remaining-requests": "0"}, "times": 1})).await;
     let last = upstream.post("a-1", &body).await;
     assert_eq!((last.status, header(&last, "x-ratelimit-remaining-requests")), (200, Some("0")));
     assert_eq!(
         header(&last, "x-ratelimit-limit-requests"),
         Some("120000"),
-        "beside what it would say anyway"
+        "besides the usual headers"
     );
 }
 
 #[tokio::test]
-async fn what_stands_before_the_service_answers_with_a_page() {
+async fn proxy_before_the_service_answers_with_a_page() {
     let upstream = upstream().await;
     for status in [500, 502, 504] {
         upstream
@@ -99,7 +99,7 @@ async fn every_refusal_has_the_type_and_the_code_of_the_real_one() {
             (status, &json!(code), &json!(kind)),
             "{fault}"
         );
-        // And the same as a frame.
+        // The same as a frame.
         let mut socket = match status {
             401 => {
                 upstream.simulator.clear_faults(&Scope::default());
@@ -116,7 +116,7 @@ async fn every_refusal_has_the_type_and_the_code_of_the_real_one() {
 }
 
 #[tokio::test]
-async fn a_stream_that_begins_well_can_end_in_a_limit_or_a_quota() {
+async fn stream_that_begins_well_can_end_in_a_limit_or_a_quota() {
     let upstream = upstream().await;
     for (named, text) in [
         ("rate_limit_exceeded", "Please try again in 7s."),
@@ -137,7 +137,7 @@ async fn a_stream_that_begins_well_can_end_in_a_limit_or_a_quota() {
 }
 
 #[tokio::test]
-async fn over_a_websocket_a_frame_and_a_handshake_tell_what_is_scripted() {
+async fn frame_and_handshake_carry_the_script() {
     let upstream = upstream().await;
     let request = create("gpt-5.4", None, &[user("hi")]);
     let mut socket = Socket::open(&upstream, "a-1").await;

@@ -1,9 +1,9 @@
-//! What an upstream does when all is well: caches, seals, calls, stores, and keeps its record.
+//! An upstream that is well: it caches, seals, calls tools, stores, and keeps its record.
 
 use super::*;
 
 #[tokio::test]
-async fn a_session_is_warm_on_its_organization_and_shut_out_of_any_other() {
+async fn session_is_warm_on_its_organization_and_shut_out_of_any_other() {
     for model in ["gpt-5.4", "gpt-6-sol"] {
         let upstream = upstream().await;
         let mut input = history();
@@ -31,7 +31,7 @@ async fn a_session_is_warm_on_its_organization_and_shut_out_of_any_other() {
 }
 
 #[tokio::test]
-async fn a_cold_turn_is_seen_beside_the_ideal() {
+async fn cold_turn_is_seen_beside_the_ideal() {
     let upstream = upstream().await;
     let input = history();
     upstream.post("a-1", &ask("gpt-5.4", &input)).await;
@@ -52,7 +52,7 @@ async fn another_region_of_the_same_organization_is_cold_but_opens_what_is_seale
 }
 
 #[tokio::test]
-async fn a_burst_overflows_to_cold_machines_and_a_paced_session_does_not() {
+async fn burst_overflows_to_cold_machines_and_a_paced_session_does_not() {
     const FIVE_SECONDS: Duration = Duration::from_secs(5);
     for (scale, pace, cold) in [(1.0, Duration::ZERO, 2), (1000.0, FIVE_SECONDS, 1)] {
         let upstream = upstream_with(Config { time_scale: scale, ..Config::default() }).await;
@@ -72,7 +72,7 @@ async fn a_burst_overflows_to_cold_machines_and_a_paced_session_does_not() {
 }
 
 #[tokio::test]
-async fn the_newer_regime_writes_diagnoses_and_answers_in_its_own_fields() {
+async fn newer_regime_writes_diagnoses_and_answers_in_its_own_fields() {
     let upstream = upstream().await;
     let mut input = history();
     let first = upstream.post("a-1", &ask("gpt-6-sol", &input)).await.response();
@@ -89,7 +89,7 @@ async fn the_newer_regime_writes_diagnoses_and_answers_in_its_own_fields() {
 }
 
 #[tokio::test]
-async fn a_tool_is_called_once_and_then_answered() {
+async fn tool_is_called_once_and_then_answered() {
     let upstream = upstream().await;
     let mut input = vec![user("TOOL please")];
     let first = upstream.post("a-1", &ask("gpt-5.4", &input)).await.response();
@@ -114,7 +114,7 @@ async fn a_tool_is_called_once_and_then_answered() {
 }
 
 #[tokio::test]
-async fn a_history_is_compacted_and_gone_on_from() {
+async fn history_is_compacted_and_continued() {
     let upstream = upstream().await;
     let mut input = history();
     input.push(json!({"type": "compaction_trigger"}));
@@ -129,7 +129,7 @@ async fn a_history_is_compacted_and_gone_on_from() {
 }
 
 #[tokio::test]
-async fn a_stored_response_is_found_in_its_project_and_no_other() {
+async fn stored_response_is_found_in_its_project_and_no_other() {
     let upstream = upstream().await;
     let stored = json!({"model": "gpt-5.4", "input": "x".repeat(20_000)});
     let first = upstream.post("a-1", &stored).await.json();
@@ -151,7 +151,7 @@ async fn a_stored_response_is_found_in_its_project_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_judge_answers_over_http_and_everything_else_is_not_found() {
+async fn judge_answers_over_http_and_everything_else_is_not_found() {
     let upstream = upstream().await;
     upstream
         .send(upstream.request("a-1", &ask("gpt-5.4", &history())).header("session-id", "s-1"))
@@ -188,7 +188,7 @@ async fn the_judge_answers_over_http_and_everything_else_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_public_address_needs_to_be_meant() {
+async fn public_address_needs_to_be_meant() {
     let address = SocketAddr::from(([0, 0, 0, 0], 1));
     let simulator =
         |expose| Simulator::new(&Config { expose, ..Config::default() }).expect("no keys are fine");

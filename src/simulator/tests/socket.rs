@@ -1,4 +1,4 @@
-//! A client on a WebSocket: what it sends, and what it hears until the answer is over.
+//! A client on a WebSocket: the frames that it sends, and the frames until the answer is over.
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -9,16 +9,20 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::{Upstream, ask};
 
-/// How long a frame may take, before a test gives up.
+/// How long a frame may take before a test fails.
 const SOON: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// More frames than any test reads from one socket, so that waiting for a certain frame ends.
+const MOST_FRAMES: usize = 10_000;
 
 pub struct Socket {
     pub wire: WebSocketStream<TcpStream>,
     pub headers: http::HeaderMap,
+    frames: usize,
 }
 
 impl Socket {
-    /// The handshake's answer is the error of one that is refused.
+    /// Opens a WebSocket. A refused handshake returns its status and error.
     pub async fn open_with(
         upstream: &Upstream,
         key: &str,
@@ -35,7 +39,7 @@ impl Socket {
         }
         let stream = TcpStream::connect(upstream.address).await.expect("connected");
         let (wire, response) = tokio_tungstenite::client_async(request, stream).await?;
-        Ok(Self { wire, headers: response.headers().clone() })
+        Ok(Self { wire, headers: response.headers().clone(), frames: 0 })
     }
 
     pub async fn open(upstream: &Upstream, key: &str) -> Self {
@@ -60,9 +64,11 @@ impl Socket {
         self.wire.send(Message::text(frame.to_string())).await.expect("sent");
     }
 
-    /// The next frame, or the close code: 1006 if it just broke.
+    /// The next frame, or the close code: 1006 if the connection just broke.
     pub async fn hear(&mut self) -> Result<Value, u16> {
         loop {
+            self.frames += 1;
+            assert!(self.frames < MOST_FRAMES, "a certain frame within {MOST_FRAMES}");
             let message =
                 tokio::time::timeout(SOON, self.wire.next()).await.expect("a frame in time");
             match message {
@@ -78,7 +84,7 @@ impl Socket {
         }
     }
 
-    /// Up to the end of one response, or an error frame.
+    /// The events up to the end of one response, or up to an error frame.
     pub async fn answer(&mut self) -> Value {
         loop {
             let frame = self.hear().await.expect("a frame");

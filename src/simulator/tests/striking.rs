@@ -1,12 +1,12 @@
-//! Faults on a WebSocket: handshakes that are refused, turns that are refused or cut, and what must
-//! not come in.
+//! Faults on a WebSocket: refused handshakes, refused or cut turns, and frames that must not come
+//! in.
 
 use super::socket::{Socket, code, create, with};
 use super::*;
 use crate::simulator::judge::Outcome;
 
 #[tokio::test]
-async fn a_handshake_is_checked_like_any_request() {
+async fn handshake_is_checked_like_any_request() {
     let upstream = upstream().await;
     for (headers, expected) in [
         (("x-warmkey-hop", "x"), "simulator_leak"),
@@ -33,7 +33,7 @@ async fn a_handshake_is_checked_like_any_request() {
 }
 
 #[tokio::test]
-async fn an_upstream_may_not_speak_it_at_all() {
+async fn upstream_may_have_no_websocket() {
     let upstream = upstream_with(Config { websocket: false, ..Config::default() }).await;
     let (status, body) = Socket::refused(&upstream, "a-1", &[]).await;
     assert_eq!(
@@ -43,7 +43,7 @@ async fn an_upstream_may_not_speak_it_at_all() {
 }
 
 #[tokio::test]
-async fn extensions_are_declined_and_the_turn_state_is_told_to_those_who_read_it() {
+async fn extensions_are_declined_and_the_turn_state_goes_to_clients_that_read_it() {
     let upstream = upstream().await;
     let offered = ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits");
     let headers = [offered, ("openai-beta", "responses_websockets=2026-02-06")];
@@ -92,7 +92,7 @@ async fn handshakes_are_refused_as_scripted() {
             fault["code"] = code.into();
         }
         upstream.fault(fault).await;
-        // It is no fault of a turn, nor of another key's handshake.
+        // The fault strikes no turn, and no other key's handshake.
         assert_eq!(upstream.post("a-1", &ask("gpt-5.4", &[user("hello")])).await.status, 200);
         Socket::open(&upstream, "a-2").await;
         assert_eq!(Socket::refused(&upstream, "a-1", &[]).await.0, status);
@@ -103,7 +103,7 @@ async fn handshakes_are_refused_as_scripted() {
     assert_eq!(upstream.last(|turn| turn.finished_at.is_some()).await.outcome, Outcome::Cut);
     upstream.fault(json!({"close": 1013, "at": "handshake", "times": 1})).await;
     assert_eq!(Socket::open(&upstream, "a-1").await.hear().await, Err(1013));
-    // A dead key is dead for handshakes as well.
+    // A dead key is dead for handshakes, too.
     upstream.fault(json!({"key": "a-1", "status": 401})).await;
     assert_eq!(Socket::refused(&upstream, "a-1", &[]).await.0, 401);
 }
@@ -169,7 +169,7 @@ async fn turns_are_refused_and_cut_as_scripted() {
 }
 
 #[tokio::test]
-async fn a_closing_upstream_finishes_what_it_says_and_goes() {
+async fn closing_upstream_finishes_its_answer() {
     let upstream = upstream().await;
     let mut idle = Socket::open(&upstream, "a-1").await;
     let mut busy = Socket::open(&upstream, "a-1").await;

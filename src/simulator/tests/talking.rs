@@ -1,5 +1,4 @@
-//! WebSocket mode when all is well: the same turns as over HTTP, on the same caches, seals and
-//! records.
+//! WebSocket mode that works: the same turns as over HTTP, on the same caches, seals and records.
 
 use sha2::{Digest, Sha256};
 
@@ -14,7 +13,7 @@ fn cached(frame: &Value) -> u64 {
 }
 
 #[tokio::test]
-async fn a_conversation_goes_on_from_what_the_socket_remembers() {
+async fn conversation_continues_from_responses_of_its_socket() {
     for model in ["gpt-5.4", "gpt-6-sol"] {
         let upstream = upstream().await;
         let mut socket = Socket::open(&upstream, "a-1").await;
@@ -35,8 +34,8 @@ async fn a_conversation_goes_on_from_what_the_socket_remembers() {
         let second = socket.turn(&frame).await;
         assert!(cached(&second) >= cached(&first));
 
-        // What it remembers is a history like any other: in full and over HTTP, on another key, it
-        // is as warm.
+        // The remembered history is like any other: sent in full over HTTP with another key, it is
+        // as warm.
         let mut input = history();
         input.push(user("TOOL please"));
         input.extend(first["response"]["output"].as_array().expect("items").iter().cloned());
@@ -63,7 +62,7 @@ async fn a_conversation_goes_on_from_what_the_socket_remembers() {
 }
 
 #[tokio::test]
-async fn what_is_not_stored_is_gone_with_its_socket_and_what_is_stored_is_not() {
+async fn unstored_response_ends_with_its_socket_and_a_stored_one_does_not() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let kept =
@@ -91,7 +90,7 @@ async fn what_is_not_stored_is_gone_with_its_socket_and_what_is_stored_is_not() 
 }
 
 #[tokio::test]
-async fn a_refusal_evicts_the_parent_it_went_on_from() {
+async fn refusal_evicts_the_parent_that_it_continued_from() {
     let upstream = upstream().await;
     let mut socket = Socket::open(&upstream, "a-1").await;
     let first = socket.turn(&create("gpt-5.4", None, &history())).await;

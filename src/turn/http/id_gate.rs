@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 
-use crate::turn::http::response_id::{Finder, Found};
+use crate::turn::http::response_id::{Finder, FoundId};
 
 type Writing = Pin<Box<dyn Future<Output = ()> + Send>>;
 type WriteDown = Box<dyn FnOnce(String) -> Writing + Send>;
@@ -40,12 +40,12 @@ impl IdGate {
     pub fn offer(&mut self, data: Bytes) -> Option<Bytes> {
         let found = self.search.as_mut().map(|(finder, _)| finder.look(&data));
         match found {
-            None | Some(Found::NotYet) => Some(data),
-            Some(Found::Id(id)) => {
+            None | Some(FoundId::NotYet) => Some(data),
+            Some(FoundId::Id(id)) => {
                 self.waiting = self.search.take().map(|(_, write_down)| (data, write_down(id)));
                 None
             }
-            Some(Found::Nothing) => {
+            Some(FoundId::Nothing) => {
                 tracing::warn!(
                     "the id of a stored response could not be read, so no turn can continue from it"
                 );

@@ -13,11 +13,11 @@ use crate::wire::peek::Field;
 use crate::wire::scan::Scanner;
 
 /// Bytes of an answer that are searched.
-const LOOKED_AT: usize = 64 * 1024;
+const SEARCHED: usize = 64 * 1024;
 
 /// The result of the search so far.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum FoundId {
     NotYet,
     Id(String),
     /// The answer has no id, or an encoding that the gateway cannot decode.
@@ -36,13 +36,13 @@ impl Finder {
     }
 
     /// Searches the next chunk.
-    pub fn look(&mut self, chunk: &[u8]) -> Found {
+    pub fn look(&mut self, chunk: &[u8]) -> FoundId {
         self.0.observe(chunk);
-        let Some(text) = self.0.reader_mut() else { return Found::Nothing };
+        let Some(text) = self.0.reader_mut() else { return FoundId::Nothing };
         match text.id() {
-            Some(id) => Found::Id(id),
-            None if text.length > LOOKED_AT => Found::Nothing,
-            None => Found::NotYet,
+            Some(id) => FoundId::Id(id),
+            None if text.length > SEARCHED => FoundId::Nothing,
+            None => FoundId::NotYet,
         }
     }
 }
@@ -75,7 +75,7 @@ impl Text {
 
 impl Write for Text {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let room = LOOKED_AT.saturating_sub(self.length);
+        let room = SEARCHED.saturating_sub(self.length);
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.length += bytes.len();
         Ok(bytes.len())
@@ -129,20 +129,20 @@ mod tests {
     }
 
     /// Returns what is found in `text`, and how many bytes that took.
-    fn found(kind: &'static str, text: &[u8], size: usize) -> (Found, usize) {
+    fn found(kind: &'static str, text: &[u8], size: usize) -> (FoundId, usize) {
         let (mut finder, mut seen) = (finder(kind, None), 0);
         for chunk in text.chunks(size) {
             seen += chunk.len();
             match finder.look(chunk) {
-                Found::NotYet => {}
+                FoundId::NotYet => {}
                 last => return (last, seen),
             }
         }
-        (Found::NotYet, seen)
+        (FoundId::NotYet, seen)
     }
 
-    fn is(id: &str) -> Found {
-        Found::Id(id.into())
+    fn is(id: &str) -> FoundId {
+        FoundId::Id(id.into())
     }
 
     proptest! {
@@ -162,7 +162,8 @@ mod tests {
             let text = format!("{before}\",\"status\":\"in_progress\"}}}}{newline}{newline}");
             let (found, seen) = found(STREAM, text.as_bytes(), size);
             prop_assert_eq!(found, is("resp_1"));
-            prop_assert_eq!(seen, (before.len() + 1).div_ceil(size).saturating_mul(size).min(text.len()));
+            let chunks = (before.len() + 1).div_ceil(size);
+            prop_assert_eq!(seen, chunks.saturating_mul(size).min(text.len()));
         }
 
         #[test]
@@ -171,7 +172,7 @@ mod tests {
             size in 1usize..50,
         ) {
             for kind in [STREAM, JSON] {
-                prop_assert_eq!(found(kind, &text, size), (Found::NotYet, text.len()));
+                prop_assert_eq!(found(kind, &text, size), (FoundId::NotYet, text.len()));
             }
         }
 
@@ -185,7 +186,7 @@ mod tests {
                 let whole = found(kind, text.as_bytes(), text.len().max(1)).0;
                 prop_assert_eq!(&found(kind, text.as_bytes(), size).0, &whole, "{}", text);
                 let told = ["a", "b", "id", "x"].map(is);
-                prop_assert!(whole == Found::NotYet || told.contains(&whole), "{whole:?} of {text}");
+                prop_assert!(whole == FoundId::NotYet || told.contains(&whole), "{whole:?} of {text}");
             }
         }
     }
@@ -227,7 +228,7 @@ mod tests {
         ] {
             assert_eq!(
                 found(JSON, nothing, 3).0,
-                Found::NotYet,
+                FoundId::NotYet,
                 "{}",
                 String::from_utf8_lossy(nothing)
             );
@@ -238,14 +239,14 @@ mod tests {
     fn id_that_comes_too_late_is_not_searched() {
         let late = format!(
             "data: {{\"type\":\"x\"}}\n\n{}\ndata: {{\"response\":{{\"id\":\"r\"}}}}\n\n",
-            ":\n".repeat(LOOKED_AT / 2)
+            ":\n".repeat(SEARCHED / 2)
         );
         for size in [1, 7, 1_000, late.len()] {
-            assert_eq!(found(STREAM, late.as_bytes(), size).0, Found::Nothing, "{size}");
+            assert_eq!(found(STREAM, late.as_bytes(), size).0, FoundId::Nothing, "{size}");
         }
         let mut finder = finder(STREAM, None);
         finder.look(late.as_bytes());
-        assert!(finder.0.reader().unwrap().kept.capacity() <= 2 * LOOKED_AT);
+        assert!(finder.0.reader().unwrap().kept.capacity() <= 2 * SEARCHED);
     }
 
     #[test]
@@ -258,6 +259,6 @@ mod tests {
         {
             assert_eq!(finder(STREAM, Some(encoding)).look(&bytes), is("resp_1"), "{encoding}");
         }
-        assert_eq!(finder(STREAM, Some("br")).look(text), Found::Nothing);
+        assert_eq!(finder(STREAM, Some("br")).look(text), FoundId::Nothing);
     }
 }

@@ -1,4 +1,4 @@
-//! Each header by its name: which crosses, which stays, and which is put in its place.
+//! Each header by its name: which one passes, which one stays, and which one is replaced.
 
 use super::*;
 
@@ -68,13 +68,13 @@ fn repeated_names_keep_their_values_and_order() {
 }
 
 #[test]
-fn what_is_to_be_read_comes_in_an_encoding_that_is() {
+fn encoding_that_cannot_be_read_is_not_asked_for() {
     for (asked, kept) in [
         ("gzip, deflate, br, zstd", "gzip, zstd"),
         ("br;q=1.0, GZIP;q=0.8, *;q=0.1", "GZIP;q=0.8"),
         ("br, deflate", "identity"),
         ("*", "identity"),
-        // The client's own bytes, where nothing has to go.
+        // The client's own bytes, if nothing has to go.
         ("gzip,identity;q=0", "gzip,identity;q=0"),
         ("", ""),
     ] {
@@ -96,7 +96,7 @@ fn what_is_to_be_read_comes_in_an_encoding_that_is() {
 }
 
 #[test]
-fn only_what_is_listed_returns() {
+fn only_listed_headers_return() {
     let upstream = map(&[
         ("content-type", "text/event-stream"),
         ("x-codex-turn-state", "s"),
@@ -119,7 +119,7 @@ fn only_what_is_listed_returns() {
     );
 }
 
-/// Each by itself: of a list that is looked at as a whole one name may be missing.
+/// One header at a time: a test of all headers together could miss a name.
 #[test]
 fn header_of_the_hop_stays_here() {
     for name in [
@@ -171,7 +171,7 @@ fn header_of_the_hop_stays_here() {
     }
 }
 
-/// What Codex sends, what others send, and what is not known yet.
+/// Headers that Codex sends, that others send, and that are not known yet.
 #[test]
 fn header_that_is_not_the_hops_passes() {
     for name in [
@@ -203,7 +203,7 @@ fn header_that_is_not_the_hops_passes() {
         "x-openai-subagent",
         "x-stainless-lang",
         "x-never-heard-of",
-        // Beginnings of names that stay here.
+        // Names that only begin like those that stay here.
         "x-forwarded",
         "x-warmkey",
         "sec-fetch-mode",
@@ -231,8 +231,12 @@ fn header_is_nominated_by_any_line_in_any_case() {
     client.append("connection", HeaderValue::from_static("\tx-Three "));
     client.append("connection", HeaderValue::from_bytes(b"x-four \xff").unwrap());
     let sent = outgoing(&client, &Secret::new("sk"), false);
-    assert_eq!(names(&sent), ["authorization", "x-four"], "what is no text nominates nothing");
-    // What belongs to one name only does not take its neighbours along.
+    assert_eq!(
+        names(&sent),
+        ["authorization", "x-four"],
+        "a value that is no text nominates nothing"
+    );
+    // A nominated name does not take its neighbors along.
     let client = map(&[("connection", "x"), ("x-one", "1")]);
     assert_eq!(names(&outgoing(&client, &Secret::new("sk"), false)), ["authorization", "x-one"]);
 }
@@ -242,7 +246,7 @@ fn credential_is_the_secret_and_nothing_else() {
     let value = credential(&Secret::new("sk-1")).expect("a header can carry it");
     assert!(value == "Bearer sk-1" && value.is_sensitive());
     assert_eq!(credential(&Secret::new("sk\n1")), None);
-    // Better none than the client's.
+    // No credential is better than the client's.
     let client = map(&[("authorization", "Bearer wk-client")]);
     assert!(outgoing(&client, &Secret::new("sk\n1"), false).is_empty());
 }
@@ -259,9 +263,9 @@ fn handshake_is_for_a_plain_websocket() {
         names(&sent),
         ["authorization", "connection", "sec-websocket-key", "sec-websocket-version", "upgrade"]
     );
-    let told = ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"]
+    let found = ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"]
         .map(|name| &sent[name]);
-    assert_eq!(told, ["Upgrade", "websocket", "13", "nonce"]);
+    assert_eq!(found, ["Upgrade", "websocket", "13", "nonce"]);
 }
 
 #[test]
@@ -329,7 +333,7 @@ fn header_of_an_answer_returns_if_it_is_listed() {
         "www-authenticate",
         "x-api-key",
         "x-warmkey-turn",
-        // Suffixes are told apart only of names that begin as a limit's do.
+        // A suffix counts only at the end of a name that begins with `x-`.
         "weekly-limit-name",
         "x-weekly-limit-name-x",
     ] {
@@ -342,8 +346,8 @@ fn secret_returns_in_no_header() {
     let upstream = |value: &str| map(&[("x-request-id", value)]);
     let returned =
         |value: &str, secret: &str| returned(&upstream(value), &Secret::new(secret)).len();
-    for echo in ["sk-upstream", "Bearer sk-upstream", "req-sk-upstream-1"] {
-        assert_eq!(returned(echo, "sk-upstream"), 0, "{echo}");
+    for value in ["sk-upstream", "Bearer sk-upstream", "req-sk-upstream-1"] {
+        assert_eq!(returned(value, "sk-upstream"), 0, "{value}");
     }
     for harmless in ["sk-upstrea", "SK-UPSTREAM", ""] {
         assert_eq!(returned(harmless, "sk-upstream"), 1, "{harmless}");

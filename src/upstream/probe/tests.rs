@@ -1,3 +1,5 @@
+//! Tests of which probes a replica sends, and what it concludes from their answers.
+
 use super::*;
 use crate::health::conditions::Fitness;
 use crate::key::table::Table;
@@ -50,7 +52,7 @@ async fn an_exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
             all(|fitness| matches!(fitness, Fitness::Dead(_))),
             "for the others it is out of use meanwhile"
         );
-        // It was refused again.
+        // The turn was refused again.
         replicas[0].condemn(&key, Ailment::Exhausted(Scope::Organization));
         sleep(Duration::from_secs(580)).await;
     }
@@ -61,24 +63,24 @@ async fn an_exhausted_organization_is_tried_by_one_turn_every_ten_minutes() {
         .expect("one may try");
     served.has_served(&key, Instant::now());
     sleep(Duration::from_secs(1)).await;
-    assert!(all(|fitness| fitness == Fitness::Ready), "all hear that it is back");
+    assert!(all(|fitness| fitness == Fitness::Ready), "all learn that it is back");
     assert!(
         replicas.iter().all(|registry| registry.conditions.ramp(&key) < 0.1),
         "and come to it little by little"
     );
 }
 
-/// What an upstream was asked, in the order in which it was.
-type Heard = Arc<Mutex<Vec<String>>>;
+/// The requests that an upstream received, in their order.
+type Received = Arc<Mutex<Vec<String>>>;
 
-/// An upstream that answers each question with a status and a code, by the secret that it is
-/// shown. 0: with nothing.
+/// An upstream that answers each request with a status and a code, chosen by the secret that it is
+/// shown. Status 0: no answer.
 async fn upstream(
     script: impl Fn(&str) -> (u16, &'static str) + Send + 'static,
-) -> (String, Heard) {
+) -> (String, Received) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, heard) = (listener.local_addr().unwrap(), Heard::default());
-    let hearing = Arc::clone(&heard);
+    let (address, received) = (listener.local_addr().unwrap(), Received::default());
+    let receiving = Arc::clone(&received);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut head = Vec::new();
@@ -88,7 +90,7 @@ async fn upstream(
             let head = String::from_utf8(head).unwrap();
             let secret = head.lines().find_map(|line| line.strip_prefix("authorization: Bearer "));
             let (status, code) = script(secret.expect("a credential"));
-            hearing.lock().unwrap().push(head);
+            receiving.lock().unwrap().push(head);
             let body = format!(r#"{{"error":{{"code":"{code}"}}}}"#);
             let head = format!(
                 "HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
@@ -99,10 +101,10 @@ async fn upstream(
             }
         }
     });
-    (format!("http://{address}/v1"), heard)
+    (format!("http://{address}/v1"), received)
 }
 
-/// A replica whose keys, each `id organization`, are known at `url`.
+/// A replica whose keys, each `id organization`, are served at `url`.
 fn prober(url: &str, keys: &[(&str, &str)], memory: &Arc<Memory>) -> (Prober, Arc<Registry>) {
     let upstream =
         serde_json::from_value(serde_json::json!({ "name": "u", "base_url": url })).unwrap();
@@ -128,18 +130,18 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
     use Condition::{Recovering, Rejected, Suspected};
     for (status, code, expected) in [
         (200, "", Some(Recovering)),
-        // It says so to a key that it knows.
+        // The upstream answers a key that it accepts.
         (404, "", Some(Recovering)),
         (403, "unsupported_country_region_territory", Some(Recovering)),
         (429, "insufficient_quota", Some(Recovering)),
         (401, "invalid_api_key", Some(Rejected)),
-        // Who is ill, or silent, says nothing: what was believed before stays.
+        // An upstream that fails or is silent says nothing: the condition before stays.
         (500, "", None),
         (503, "server_is_overloaded", None),
         (0, "", None),
     ] {
         for before in [Suspected, Rejected] {
-            let (url, heard) = upstream(move |_| (status, code)).await;
+            let (url, received) = upstream(move |_| (status, code)).await;
             let (prober, registry) =
                 prober(&url, &[("a", "o"), ("b", "o")], &Arc::new(Memory::new(9)));
             let keys = registry.loaded();
@@ -158,18 +160,17 @@ async fn verdict_on_a_key_follows_from_its_upstreams_answer() {
                 [expected.unwrap_or(before)],
                 "{before:?}, answered {status} {code}"
             );
-            assert!(registry.conditions.of(other).is_empty(), "nothing is said of another key");
-            let heard = heard.lock().unwrap();
-            let [question] = &heard[..] else { panic!("one question: {heard:?}") };
+            assert!(registry.conditions.of(other).is_empty(), "another key is not concerned");
+            let received = received.lock().unwrap();
+            let [question] = &received[..] else { panic!("one question: {received:?}") };
             assert!(question.starts_with("GET /v1/models HTTP/1.1\r\n"), "{question}");
         }
     }
 }
 
-/// Of an organization that is refused its keys are asked one by one: each may be refused by
-/// itself.
+/// The keys of a refused organization are asked one by one: each may be refused for itself.
 #[tokio::test]
-async fn verdict_on_an_organization_is_none_of_its_keys() {
+async fn verdict_on_an_organization_is_not_that_on_its_keys() {
     const KEYS: [(&str, &str); 5] = [("a", "o"), ("b", "o"), ("c", "o"), ("d", "o"), ("e", "p")];
     let (own, all) = ((401, "invalid_api_key"), (401, "account_deactivated"));
     for (answers, asked, is_refused, refused) in [
@@ -178,10 +179,10 @@ async fn verdict_on_an_organization_is_none_of_its_keys() {
         ([own, (200, ""), all, all], 2, false, 1),
         ([(200, ""); 4], 1, false, 0),
         ([(500, ""); 4], 1, true, 0),
-        // Three of them are witnesses enough.
+        // Three keys are enough.
         ([own; 4], 3, false, 3),
     ] {
-        let (url, heard) =
+        let (url, received) =
             upstream(move |secret| answers[usize::from(secret.as_bytes()[3] - b'a')]).await;
         let (prober, registry) = prober(&url, &KEYS, &Arc::new(Memory::new(9)));
         let loaded = registry.loaded();
@@ -189,7 +190,7 @@ async fn verdict_on_an_organization_is_none_of_its_keys() {
         let organization = Subject::of(&keys[0], Scope::Organization);
         registry.condemn(&keys[0], Ailment::Rejected(Scope::Organization));
         prober.ask(organization, Condition::Rejected, Duration::from_secs(60)).await;
-        let secrets: Vec<_> = heard
+        let secrets: Vec<_> = received
             .lock()
             .unwrap()
             .iter()
@@ -213,12 +214,12 @@ async fn verdict_on_an_organization_is_none_of_its_keys() {
     }
 }
 
-/// A suspicion is every replica's own to clear; what is known to be refused one asks about for
-/// all.
+/// Every replica clears its own suspicion. One replica asks for all about a key that is known to be
+/// refused.
 #[tokio::test]
 async fn question_about_a_refused_key_is_asked_by_one_replica() {
     let memory = Arc::new(Memory::new(9));
-    let (url, heard) = upstream(|_| (401, "invalid_api_key")).await;
+    let (url, received) = upstream(|_| (401, "invalid_api_key")).await;
     let replicas = [(); 3].map(|()| prober(&url, &[("a", "o")], &memory));
     for (condition, expected) in
         [(Condition::Suspected, 3), (Condition::Rejected, 4), (Condition::Rejected, 4)]
@@ -227,6 +228,6 @@ async fn question_about_a_refused_key_is_asked_by_one_replica() {
             let subject = Subject::of(&registry.loaded().table.keys()[0], Scope::Key);
             prober.ask(subject, condition, Duration::from_secs(60)).await;
         }
-        assert_eq!(heard.lock().unwrap().len(), expected, "{condition:?}");
+        assert_eq!(received.lock().unwrap().len(), expected, "{condition:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is learned of an answer, however it arrives, and of one that cannot be read.
+//! What the tap learns of an answer however its bytes arrive, and of an answer that it cannot read.
 
 use super::*;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
@@ -23,17 +23,18 @@ fn read(headers: &HeaderMap, chunks: &[&[u8]]) -> Reading {
 }
 
 fn stream(newline: &str) -> String {
-    let long = "x".repeat(3_000);
+    let delta = format!("event: response.failed {}", "x".repeat(3_000));
+    let response = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
     [
         "\u{feff}: comment",
         "event: response.created",
         r#"data: {"type":"response.created","response":{"usage":null}}"#,
         "",
         "event: response.output_text.delta",
-        &format!(r#"data: {{"type":"response.output_text.delta","delta":"event: response.failed {long}"}}"#),
+        &format!(r#"data: {{"type":"response.output_text.delta","delta":"{delta}"}}"#),
         "",
         "event: response.completed",
-        &format!(r#"data: {{"type":"response.completed","response":{{"status":"completed","usage":{USAGE}}}}}"#),
+        &format!(r#"data: {{"type":"response.completed","response":{response}}}"#),
         "",
         "",
     ]
@@ -46,13 +47,19 @@ fn usage() -> Option<Usage> {
 
 proptest! {
     #[test]
-    fn it_reads_the_same_however_the_bytes_arrive(cuts in proptest::collection::vec(0usize..4_000, 0..40), newline in 0usize..3) {
+    fn reading_does_not_depend_on_how_bytes_arrive(
+        cuts in proptest::collection::vec(0usize..4_000, 0..40),
+        newline in 0usize..3,
+    ) {
         let text = stream(["\n", "\r\n", "\r"][newline]);
-        let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
+        let cuts = cuts.into_iter().map(|cut| cut.min(text.len()));
+        let mut cuts: Vec<_> = cuts.chain([0, text.len()]).collect();
         cuts.sort_unstable();
-        let chunks: Vec<_> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
+        let pairs = cuts.windows(2);
+        let chunks: Vec<_> = pairs.map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
         let reading = read(&headers("text/event-stream", None), &chunks);
-        prop_assert_eq!(reading, Reading { terminal: Some(Terminal::Completed), usage: usage(), failure: None });
+        let terminal = Some(Terminal::Completed);
+        prop_assert_eq!(reading, Reading { terminal, usage: usage(), failure: None });
     }
 }
 
@@ -84,7 +91,7 @@ fn an_event_without_a_name_is_known_by_its_type() {
 }
 
 #[test]
-fn what_stands_in_the_middle_of_a_line_is_no_line() {
+fn middle_of_a_line_is_not_a_line() {
     let line = format!("x{}", "x".repeat(KEPT + 1));
     let kind = headers("text/event-stream", None);
     let reading =
@@ -115,7 +122,7 @@ fn a_document_and_an_encoded_stream_are_read() {
 }
 
 #[test]
-fn what_is_too_long_or_unreadable_passes_unread() {
+fn answer_that_is_too_long_or_unreadable_passes_unread() {
     let long = format!("event: response.completed\ndata: {}\n\n", "x".repeat(KEPT * 3));
     let mut tap = Tap::new(&headers("text/event-stream", None));
     long.as_bytes().chunks(10_000).for_each(|chunk| {
@@ -130,7 +137,7 @@ fn what_is_too_long_or_unreadable_passes_unread() {
     assert_eq!(read(&headers("text/event-stream", Some("gzip")), &[b"no gzip"]).usage, None);
 }
 
-/// A stream's end, by the terminal event `name` with this `data`.
+/// A stream that ends with the terminal event `name` and this `data`.
 fn ended(name: &str, data: &str) -> Reading {
     read(
         &headers("text/event-stream", None),
@@ -138,7 +145,7 @@ fn ended(name: &str, data: &str) -> Reading {
     )
 }
 
-/// A name holds for the event that it stands in, and for no other.
+/// A name holds for its own event alone.
 #[test]
 fn name_of_an_event_ends_with_it() {
     let kind = headers("text/event-stream", None);
@@ -156,14 +163,14 @@ fn name_of_an_event_ends_with_it() {
     for text in [
         "event:response.completed\ndata:{}\n\n",
         "event: response.completed\nid: 7\ndata: {}\n\n",
-        // Without its empty line, too: Codex leaves as soon as it has the data.
+        // The empty line may be missing: Codex leaves as soon as it has the data.
         "event: response.completed\ndata: {}\n",
     ] {
         assert_eq!(read(&kind, &[text.as_bytes()]).terminal, Some(Terminal::Completed), "{text:?}");
     }
 }
 
-/// Only the first bytes of a line say what it is, in however many pieces it comes.
+/// Only the first bytes of a line decide its kind, in however many pieces the line arrives.
 #[test]
 fn line_is_what_its_first_bytes_say_however_it_arrives() {
     let spaced = |type_ends: usize| {
@@ -175,7 +182,7 @@ fn line_is_what_its_first_bytes_say_however_it_arrives() {
     for (text, terminal) in [
         (format!("{}}}\n\n", spaced(START)), Some(Terminal::Completed)),
         (format!("{}}}\n\n", spaced(START + 1)), None),
-        // A later name takes the place of the one before, also a name that is too long for any end.
+        // A later name replaces an earlier one, even if it is too long for any end.
         (format!("event: response.completed\n{long}\ndata: {{}}\n\n"), None),
         (format!("event: response.completed\n{long}x\ndata: {{}}\n\n"), None),
         (format!("event: response.failed\n{long}\n{completed}\n\n"), Some(Terminal::Completed)),
@@ -190,8 +197,11 @@ fn line_is_what_its_first_bytes_say_however_it_arrives() {
 }
 
 #[test]
-fn failed_answer_says_what_went_wrong() {
-    let error = r#"{"response":{"error":{"code":"rate_limit_exceeded","message":"m"},"usage":{"input_tokens":5}}}"#;
+fn failed_answer_yields_its_error() {
+    let error = concat!(
+        r#"{"response":{"error":{"code":"rate_limit_exceeded","message":"m"},"#,
+        r#""usage":{"input_tokens":5}}}"#
+    );
     let reading = ended("response.failed", error);
     assert_eq!(
         reading.failure.and_then(|failure| failure.code).as_deref(),
@@ -203,13 +213,13 @@ fn failed_answer_says_what_went_wrong() {
     );
     let reading = ended("error", r#"{"type":"error","code":"server_error","message":"m"}"#);
     assert_eq!(reading.failure.and_then(|failure| failure.code).as_deref(), Some("server_error"));
-    // Only a failure is one.
+    // Only a failed answer has a failure.
     assert_eq!(ended("response.incomplete", error).failure, None);
     assert_eq!(ended("response.completed", error).failure, None);
 }
 
-/// What an answer costs is known of an event up to a length, and of a document: a byte more, and
-/// only its end is.
+/// The cost of an event or a document is read up to a length. With one byte more, only its end is
+/// known.
 #[test]
 fn event_is_kept_up_to_a_length() {
     let start = format!(r#"{{"response":{{"usage":{USAGE}}},"x":""#);
@@ -230,16 +240,16 @@ fn event_is_kept_up_to_a_length() {
             "{length}"
         );
     }
-    // The length of one event is not held against the next.
+    // The length of one event does not count against the next.
     let both = format!("event: response.failed\ndata: {}\n\n", "x".repeat(KEPT + 1));
     let both = format!("{both}event: response.completed\ndata: {}\n\n", data(2_000));
     assert_eq!(read(&headers("text/event-stream", None), &[both.as_bytes()]).usage, usage());
 }
 
-/// A client may leave once the upstream has said all: that is known with the last word, not with
-/// the last byte.
+/// The tap knows that an answer is over with its terminal event, not with its last byte: a client
+/// may leave then.
 #[test]
-fn answer_is_over_with_its_last_word() {
+fn answer_is_over_with_its_terminal_event() {
     let text = stream("\n");
     let (before, after) = text.split_at(text.find("event: response.completed").unwrap());
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -261,15 +271,15 @@ fn answer_is_over_with_its_last_word() {
         tap.observe(&before);
         assert!(!tap.is_over(), "{encoding:?}: more is to come");
         tap.observe(&after);
-        assert!(tap.is_over(), "{encoding:?}: it has said all");
+        assert!(tap.is_over(), "{encoding:?}: the terminal event has come");
         assert_eq!(tap.finish(false).usage, usage(), "{encoding:?}: wherever it was cut");
     }
 }
 
-/// A document is whole only at its end. What cannot be read is taken at its status, if it came to
-/// one.
+/// A document is whole only at its end. An unreadable answer is judged by its status, if it came to
+/// an end.
 #[test]
-fn answer_that_did_not_end_says_nothing() {
+fn answer_that_did_not_end_yields_nothing() {
     let document = format!(r#"{{"status":"completed","usage":{USAGE}}}"#);
     for (kind, encoding, bytes) in [
         ("application/json", None, document.as_bytes()),
@@ -286,7 +296,7 @@ fn answer_that_did_not_end_says_nothing() {
             "{kind} {encoding:?}"
         );
     }
-    // Named as what it is, and read as such.
+    // The encoding `identity` changes nothing.
     let text = stream("\n");
     assert_eq!(
         read(&headers("text/event-stream", Some("identity")), &[text.as_bytes()]).usage,

@@ -1,3 +1,5 @@
+//! Tests of the fields and prefixes that a body yields.
+
 use super::*;
 
 fn text(text: &str) -> Field {
@@ -5,7 +7,7 @@ fn text(text: &str) -> Field {
 }
 
 #[test]
-fn it_finds_what_routing_needs() {
+fn routing_fields_are_found() {
     let peek = Peek::at(br#"{"model":"gpt-5.4","input":[{"prompt_cache_key":"inner"}],"prompt_cache_key":"k","client_metadata":{"a":1,"session_id":"s"},"conversation":{"id":"c"}}"#).unwrap();
     let expected = Peek {
         model: text("gpt-5.4"),
@@ -19,7 +21,7 @@ fn it_finds_what_routing_needs() {
 }
 
 #[test]
-fn the_last_of_duplicate_fields_wins() {
+fn last_duplicate_field_wins() {
     assert_eq!(Peek::at(br#"{"model":"a","model":"b"}"#).unwrap().model, text("b"));
     assert_eq!(Peek::at(br#"{"mod\u0065l":"c","model\ud800":"d"}"#).unwrap().model, text("c"));
     assert_eq!(
@@ -29,7 +31,7 @@ fn the_last_of_duplicate_fields_wins() {
 }
 
 #[test]
-fn wrong_types_are_malformed_not_fatal() {
+fn field_of_another_type_is_malformed_not_fatal() {
     let peek = Peek::at(
         br#"{"model":7,"prompt_cache_key":[],"client_metadata":"x","conversation":{"id":{}}}"#,
     )
@@ -49,7 +51,7 @@ fn wrong_types_are_malformed_not_fatal() {
 }
 
 #[test]
-fn what_is_gone_on_from_is_an_id_whatever_it_is() {
+fn previous_response_of_any_type_is_an_id() {
     let id = |body: &[u8]| Peek::at(body).unwrap().previous_response_id.id().map(str::to_owned);
     assert_eq!(id(br#"{"previous_response_id":"resp_1"}"#).as_deref(), Some("resp_1"));
     assert_eq!(
@@ -64,17 +66,17 @@ fn what_is_gone_on_from_is_an_id_whatever_it_is() {
         assert_eq!(id(nothing), None);
     }
     let long = format!(r#"{{"previous_response_id":"{}"}}"#, "x".repeat(LONGEST));
-    for nobodys in [
+    for unknown in [
         br#"{"previous_response_id":7}"#,
         &br#"{"previous_response_id":"\ud800"}"#[..],
         long.as_bytes(),
     ] {
-        assert_eq!(id(nobodys).as_deref(), Some(""));
+        assert_eq!(id(unknown).as_deref(), Some(""));
     }
 }
 
 #[test]
-fn a_response_is_stored_unless_its_request_says_no() {
+fn response_is_stored_unless_the_request_declines() {
     let is_unstored = |body: &[u8]| Peek::at(body).unwrap().is_unstored;
     assert!(
         is_unstored(br#"{"store" : false}"#) && is_unstored(br#"{"store":true,"store":false}"#)
@@ -87,7 +89,7 @@ fn a_response_is_stored_unless_its_request_says_no() {
 }
 
 #[test]
-fn whatever_is_json_passes() {
+fn json_of_any_kind_passes() {
     let deep = format!(r#"{{"input":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let bodies: [&[u8]; 9] = [
         b"[]",
@@ -106,7 +108,7 @@ fn whatever_is_json_passes() {
 }
 
 #[test]
-fn what_is_not_json_does_not() {
+fn text_that_is_not_json_fails() {
     for body in [
         "",
         "{",
@@ -124,7 +126,7 @@ fn what_is_not_json_does_not() {
 }
 
 #[test]
-fn a_stable_prefix_is_the_same_all_conversation_long() {
+fn stable_prefix_stays_the_same_through_a_conversation() {
     let turn = |rest: &str| {
         format!(
             r#"{{"model":"m","tools":[{{"name":"t"}}],"input":[{{"role":"developer","content":"d"}},{{"role":"user","content":"u"}}{rest}]}}"#
@@ -146,9 +148,9 @@ fn a_stable_prefix_is_the_same_all_conversation_long() {
     }
 }
 
-/// What differs in any of these is another conversation, however alike the rest is.
+/// A difference in any of these parts makes another conversation.
 #[test]
-fn stable_prefix_has_all_that_conversations_differ_in() {
+fn stable_prefix_has_every_part_that_distinguishes_conversations() {
     let body = |model: &str, instructions: &str, tools: &str, items: &[(&str, &str)]| {
         let items: Vec<_> = items
             .iter()
@@ -173,9 +175,9 @@ fn stable_prefix_has_all_that_conversations_differ_in() {
         ("tools", body("m", "i", "2", &items)),
         ("system text", body("m", "i", "1", &[("system", "x"), items[1], items[2]])),
         ("developer text", body("m", "i", "1", &[items[0], ("developer", "x"), items[2]])),
-        ("a system text less", body("m", "i", "1", &items[1..])),
+        ("one system text fewer", body("m", "i", "1", &items[1..])),
         ("user text", body("m", "i", "1", &[items[0], items[1], ("user", "x")])),
-        // The same words, in another field.
+        // The same text in another field.
         ("model for instructions", body("i", "m", "1", &items)),
     ] {
         assert!(prefix(&other).is_some_and(|other| other != whole), "{what}: {other}");
@@ -187,12 +189,11 @@ fn stable_prefix_has_all_that_conversations_differ_in() {
             "{more:?}"
         );
     }
-    // Without a list there is one text, and what only the developer says is nobody's
-    // conversation.
+    // An input without a list is one text. Developer text alone makes no conversation.
     assert_eq!(prefix(r#"{"input":"u"}"#), Some(vec![vec![], vec![], vec![], b"\"u\"".to_vec()]));
     assert_ne!(prefix(r#"{"input":"u"}"#), prefix(r#"{"input":"v"}"#));
     assert_eq!(prefix(&body("m", "i", "1", &items[..2])), None);
-    // Tools that stand in the input.
+    // Tools in the input.
     let lite = |tool: &str| {
         format!(
             r#"{{"input":[{{"role":"developer","tools":["{tool}"]}},{{"role":"user","content":"u"}}]}}"#
@@ -230,7 +231,7 @@ fn field_is_read_up_to_a_length() {
     assert_eq!(
         key(LONGEST - 2),
         text(&"k".repeat(LONGEST - 2)),
-        "with its quotes it is as long as may be"
+        "the longest value, with its quotes"
     );
     assert_eq!(key(LONGEST - 1), Field::Malformed);
 }

@@ -1,25 +1,27 @@
-//! 5xx and broken connections: how often a turn is sent, and what its client hears.
+//! 5xx and broken connections: how often a turn is sent, and which answer its client gets.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{attempts, decided, goes_on, last_of, one_of, path, pool, three};
-use crate::cable::Weather;
-use crate::cluster::{ALICE, BOB};
-use crate::codex::Codex;
-use crate::errors::waits;
-use crate::patience::{SOON, eventually};
-use crate::simulator::{Ill, siblings};
+use super::{pool, three};
+use crate::world::cable::Weather;
+use crate::world::cluster::{ALICE, BOB};
+use crate::world::codex::Codex;
+use crate::world::sessions::{attempts, begin_on, decided, go_on, last_turn, path};
+use crate::world::simulator::{Fault, siblings};
+use crate::world::waiting::{Budget, SOON, eventually};
 
-/// C11: the same key once more, then a sibling, and the binding stays.
+/// C11: the same key once more, then a sibling; the binding stays.
 #[tokio::test]
-async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
+async fn failure_is_tried_again_here_and_then_at_a_sibling() {
     for (status, times) in [(500, 1), (502, 2), (503, 2), (504, 1)] {
         let cluster = three().keys(pool()).start().await;
-        let (mut codex, turn) = one_of(&cluster, "org-a").await;
+        let (mut codex, turn) = begin_on(&cluster, "org-a").await;
         let before = cluster.turns().await.len();
         cluster
             .upstream()
-            .ails(Ill::down(status).code("server_error").session(&codex.session).times(times))
+            .fails_with(
+                Fault::down(status).code("server_error").session(&codex.session).times(times),
+            )
             .await;
         codex.turn("goes on").await.served();
         let mut sent = attempts(&cluster, &codex, before).await;
@@ -32,17 +34,17 @@ async fn a_failure_is_tried_again_here_and_then_at_a_sibling() {
         );
         assert!(served_by.starts_with("org-a"));
         assert_eq!(decided(&cluster, "retry", "failed").await, times as f64);
-        goes_on(&cluster, &mut codex, 3).await;
-        assert_eq!(last_of(&cluster, &codex).await.key, turn.key, "home again");
+        go_on(&cluster, &mut codex, 3).await;
+        assert_eq!(last_turn(&cluster, &codex).await.key, turn.key, "home again");
     }
 }
 
-/// C12: at most three attempts, and a fifth more than was offered, whatever fails.
+/// C12: at most three attempts for a turn, and a fifth more than all turns, whatever fails.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_fails_always_is_not_sent_much_more_often() {
+async fn constant_failure_is_not_sent_much_more_often() {
     let cluster = three().keys(pool()).start().await;
-    cluster.upstream().ails(Ill::down(503).code("server_error")).await;
-    let (offered, began) = (120, Instant::now());
+    cluster.upstream().fails_with(Fault::down(503).code("server_error")).await;
+    let (offered, budget) = (120, Budget::begin(Duration::from_secs(60)));
     for number in 0..offered {
         let ended = Codex::new(cluster.address(), ALICE).turn("fails").await;
         assert_eq!(
@@ -50,7 +52,7 @@ async fn what_fails_always_is_not_sent_much_more_often() {
             (503, "server_error"),
             "turn {number}"
         );
-        assert!(waits(&ended.answer) >= 1, "turn {number}");
+        assert!(ended.answer.retry_after() >= 1, "turn {number}");
     }
     let turns = cluster.turns().await;
     assert!(turns.len() * 10 <= offered * 12, "{} attempts for {offered} turns", turns.len());
@@ -58,7 +60,7 @@ async fn what_fails_always_is_not_sent_much_more_often() {
     turns.iter().for_each(|turn| *by_session.entry(turn.session.clone()).or_default() += 1);
     assert!(by_session.values().all(|count| *count <= 3));
     assert!(turns.len() > offered, "some were tried again");
-    assert!(began.elapsed() < Duration::from_secs(60), "and nobody waited long");
+    budget.holds("turns that wait only a little");
     for key in ["org-a-1", "org-b-1"] {
         cluster
             .replica()
@@ -67,22 +69,22 @@ async fn what_fails_always_is_not_sent_much_more_often() {
     }
 }
 
-/// Another key does not help: the client is told when to come again, in words that do not end its
-/// turn.
+/// Another key would not help: the client is told when to come again, with a code that does not end
+/// its turn.
 #[tokio::test]
-async fn an_overloaded_model_is_not_shopped_around() {
+async fn overloaded_model_is_not_shopped_around() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     let before = cluster.turns().await.len();
-    cluster.upstream().ails(Ill::overloaded().session(&codex.session).times(1)).await;
+    cluster.upstream().fails_with(Fault::overloaded().session(&codex.session).times(1)).await;
     let ended = codex.turn("overloaded").await;
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (503, "no_key_available"));
-    assert!(waits(&ended.answer) >= 1);
+    assert!(ended.answer.retry_after() >= 1);
     assert_eq!(attempts(&cluster, &codex, before).await, [(turn.key, 503)]);
     assert_eq!(decided(&cluster, "refuse", "overloaded").await, 1.0);
 }
 
-/// B15: what may have been served is sent once, unless its operator wants it otherwise.
+/// B15: a turn that may have been served is sent once, unless the operator allows more.
 #[tokio::test]
 async fn b15_at_most_once() {
     for resends in [false, true] {
@@ -94,7 +96,7 @@ async fn b15_at_most_once() {
         let mut codex = Codex::new(cluster.address(), ALICE);
         codex.turn("first").await.served();
         let before = cluster.turns().await.len();
-        cluster.upstream().ails(Ill::breaking().times(1)).await;
+        cluster.upstream().fails_with(Fault::breaking().times(1)).await;
         let ended = codex.turn("breaks").await;
         match resends {
             true => assert_eq!(ended.answer.status, 200),
@@ -103,33 +105,34 @@ async fn b15_at_most_once() {
                     (ended.answer.status, ended.answer.code().as_str()),
                     (503, "upstream_interrupted")
                 );
-                assert!(waits(&ended.answer) >= 1);
+                assert!(ended.answer.retry_after() >= 1);
                 assert_eq!(decided(&cluster, "refuse", "failed").await, 1.0);
             }
         }
         let sent = cluster.turns().await.len() - before;
         assert_eq!(sent, if resends { 2 } else { 1 });
     }
-    // A refusal is an answer: what the upstream refused it has not served.
+    // A refusal is an answer: the upstream has not served that turn.
     let cluster = three().keys(pool()).start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
-    for (ill, more) in [
-        (Ill::down(400), 0),
-        (Ill::down(413), 0),
-        (Ill::down(422), 0),
-        (Ill::down(500).code("server_error"), 1),
+    for (fault, more) in [
+        (Fault::down(400), 0),
+        (Fault::down(413), 0),
+        (Fault::down(422), 0),
+        (Fault::down(500).code("server_error"), 1),
     ] {
         let before = cluster.turns().await.len();
-        cluster.upstream().ails(ill.times(1)).await;
+        cluster.upstream().fails_with(fault.times(1)).await;
         codex.turn("refused").await;
         assert_eq!(cluster.turns().await.len() - before, 1 + more);
     }
 }
 
-/// C10: what is wrong with a request says nothing of the key, whoever hears it and however often.
+/// C10: a fault of the request says nothing about the key, whichever client meets it and however
+/// often.
 #[tokio::test]
-async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
+async fn refusal_of_the_request_is_sent_once_and_changes_no_key() {
     let cluster = three().keys(pool()).start().await;
     let mut all = vec![Codex::new(cluster.address(), ALICE), Codex::new(cluster.address(), BOB)];
     for codex in &mut all {
@@ -164,7 +167,7 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
                 let sent = cluster.turns().await.len();
                 cluster
                     .upstream()
-                    .ails(Ill::down(status).code(code).session(&codex.session).times(1))
+                    .fails_with(Fault::down(status).code(code).session(&codex.session).times(1))
                     .await;
                 let ended = codex.turn("refused").await;
                 assert_eq!((ended.answer.status, ended.answer.code().as_str()), (status, code));
@@ -178,7 +181,7 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
         }
     }
     for codex in &mut all {
-        goes_on(&cluster, codex, 3).await;
+        go_on(&cluster, codex, 3).await;
         assert_eq!(path(&cluster, codex).await.len(), 1);
     }
     assert_eq!(states().await, before, "no state of any key at any replica");
@@ -190,17 +193,17 @@ async fn what_is_the_clients_to_hear_is_sent_once_and_changes_no_key() {
     }
 }
 
-/// C1: nobody is there: a fault of the host's, and no key's.
+/// C1: no server at the upstream's address is the host's fault, and no key's.
 #[tokio::test]
-async fn an_upstream_that_is_not_there_condemns_nobody() {
+async fn upstream_that_is_not_there_condemns_no_key() {
     let cluster = three().keys(siblings("org-a", 3)).cabled().start().await;
     let mut codex = Codex::new(cluster.address(), ALICE);
     codex.turn("first").await.served();
     cluster.cable().set(Weather::Refused);
-    // A connection that was open is lost once; then there is none.
+    // An open connection is lost once; then there is none.
     let unreachable =
         async || (codex.turn("nobody").await.answer.code() == "upstream_unreachable").then_some(());
-    eventually(SOON, "told that nobody is there", unreachable).await;
+    eventually(SOON, "told that the upstream is unreachable", unreachable).await;
     for key in ["org-a-1", "org-a-2", "org-a-3"] {
         cluster
             .replica()
@@ -213,14 +216,14 @@ async fn an_upstream_that_is_not_there_condemns_nobody() {
     assert_eq!(path(&cluster, &codex).await.len(), 1);
 }
 
-/// C19: what fails inside an answer is passed on, and its limit is known.
+/// C19: a failure inside an answer passes to the client, and its limit counts.
 #[tokio::test]
-async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
+async fn failure_inside_an_answer_counts_for_the_key() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     cluster
         .upstream()
-        .ails(Ill::failing("insufficient_quota").session(&codex.session).times(1))
+        .fails_with(Fault::failing("insufficient_quota").session(&codex.session).times(1))
         .await;
     let ended = codex.turn("fails").await;
     assert!(ended.answer.status == 200 && ended.answer.text().contains("event: response.failed"));
@@ -229,5 +232,5 @@ async fn a_failure_inside_an_answer_says_what_it_says_of_the_key() {
         .shows(&format!("warmkey_key_state{{key=\"{}\",state=\"disabled\"}}", turn.key), 1.0)
         .await;
     assert_eq!(codex.turn("known").await.answer.code(), "insufficient_quota");
-    assert!(decided(&cluster, "refuse", "exhausted").await >= 1.0, "and it is told");
+    assert!(decided(&cluster, "refuse", "exhausted").await >= 1.0, "and the limit counts");
 }

@@ -2,24 +2,27 @@
 
 use std::time::{Duration, Instant};
 
-use super::{all_know, attempts, decided, goes_on, last_of, one_of, path, pool, three};
-use crate::cluster::{ALICE, Cluster};
-use crate::codex::Codex;
-use crate::errors::waits;
-use crate::simulator::{Ill, Key, path_of, siblings};
+use super::{pool, three};
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::codex::Codex;
+use crate::world::sessions::{
+    all_know, attempts, begin, begin_on, decided, first_keys, go_on, last_turn, path,
+};
+use crate::world::simulator::{Fault, Key, path_of, siblings};
+use crate::world::waiting::Budget;
 
-/// C4: a short wait is waited for in place.
+/// C4: a turn waits out a short limit in place.
 #[tokio::test]
-async fn a_key_that_is_short_for_a_moment_is_waited_for() {
+async fn key_that_is_limited_for_a_moment_is_waited_for() {
     let cluster = three().keys(pool()).start().await;
-    for ill in [
-        Ill::limited(1),
-        Ill::limited_until(2),
-        Ill::limited_in_silence().header("retry-after-ms", "900"),
+    for fault in [
+        Fault::limited(1),
+        Fault::limited_until(2),
+        Fault::limited_in_silence().header("retry-after-ms", "900"),
     ] {
-        let (mut codex, _) = one_of(&cluster, "org-a").await;
+        let (mut codex, _) = begin_on(&cluster, "org-a").await;
         let (before, began) = (cluster.turns().await.len(), Instant::now());
-        cluster.upstream().ails(ill.session(&codex.session).times(1)).await;
+        cluster.upstream().fails_with(fault.session(&codex.session).times(1)).await;
         codex.turn("waits").await.served();
         assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
         let home = path(&cluster, &codex).await;
@@ -36,17 +39,17 @@ async fn a_key_that_is_short_for_a_moment_is_waited_for() {
     );
 }
 
-/// "In a moment", again and again: another project serves, and where there is none it is asked less
-/// often.
+/// A limit that always ends "in a moment": another project serves, and without one the key is asked
+/// less often.
 #[tokio::test]
-async fn a_moment_that_does_not_end_is_no_moment() {
-    let moment = || Ill::limited_in_silence().header("retry-after-ms", "100");
+async fn moment_that_does_not_end_is_a_limit() {
+    let moment = || Fault::limited_in_silence().header("retry-after-ms", "100");
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     let project =
         if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
     let before = cluster.turns().await.len();
-    cluster.upstream().ails(moment().project(project)).await;
+    cluster.upstream().fails_with(moment().project(project)).await;
     codex.turn("is served beside").await.served();
     let beside = attempts(&cluster, &codex, before).await;
     assert_eq!(
@@ -57,37 +60,37 @@ async fn a_moment_that_does_not_end_is_no_moment() {
     assert!(beside[2].0.starts_with("org-a"), "{beside:?}");
 
     let cluster = three().keys(siblings("org-a", 1)).start().await;
-    let (mut codex, _) = one_of(&cluster, "org-a").await;
+    let (mut codex, _) = begin_on(&cluster, "org-a").await;
     let (before, began) = (cluster.turns().await.len(), Instant::now());
-    cluster.upstream().ails(moment().times(2)).await;
+    cluster.upstream().fails_with(moment().times(2)).await;
     codex.turn("is waited for").await.served();
     assert_eq!(attempts(&cluster, &codex, before).await.len(), 3);
     assert!(began.elapsed() >= Duration::from_millis(1_100), "{:?}", began.elapsed());
 }
 
-/// C5: for longer, another project of the organization serves, always the same one, and the binding
-/// stays.
+/// C5: during a longer limit another project of the organization serves, always the same one, and
+/// the binding stays.
 #[tokio::test]
-async fn a_longer_shortage_is_spilled_and_comes_to_its_end() {
+async fn longer_limit_is_spilled_and_comes_to_its_end() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
-    cluster.upstream().ails(Ill::limited(7).session(&codex.session).times(1)).await;
-    let began = Instant::now();
-    goes_on(&cluster, &mut codex, 1).await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
+    cluster.upstream().fails_with(Fault::limited(7).session(&codex.session).times(1)).await;
+    let (began, budget) = (Instant::now(), Budget::begin(Duration::from_secs(5)));
+    go_on(&cluster, &mut codex, 1).await;
     all_know(&cluster, &turn.key, "cooling").await;
-    goes_on(&cluster, &mut codex, 3).await;
+    go_on(&cluster, &mut codex, 3).await;
     let spilled = path(&cluster, &codex).await;
     assert_eq!((spilled.len(), &spilled[0]), (2, &turn.key), "{spilled:?}");
-    let sibling = last_of(&cluster, &codex).await;
+    let sibling = last_turn(&cluster, &codex).await;
     assert_eq!(sibling.organization, "org-a");
     let is_main = |key: &str| ["org-a-1", "org-a-2"].contains(&key);
     assert_ne!(is_main(&sibling.key), is_main(&turn.key), "of the other project");
-    assert!(began.elapsed() < Duration::from_secs(5), "nobody waited");
-    // What one replica met all of them know.
+    budget.holds("turns that do not wait");
+    // All replicas know what one replica met.
     assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
-    // It is over: home again, of itself.
+    // The limit is over: the session's own key serves again.
     tokio::time::sleep_until((began + Duration::from_millis(7_300)).into()).await;
-    goes_on(&cluster, &mut codex, 3).await;
+    go_on(&cluster, &mut codex, 3).await;
     assert_eq!(
         path(&cluster, &codex).await,
         [turn.key.clone(), spilled[1].clone(), turn.key],
@@ -95,13 +98,13 @@ async fn a_longer_shortage_is_spilled_and_comes_to_its_end() {
     );
 }
 
-/// C5: with no other project, a session that is not sealed goes elsewhere, and one that is hears
-/// when to come again.
+/// C5: without another project, an unsealed session moves to another organization, and a sealed one
+/// is told when to come again.
 #[tokio::test]
-async fn what_cannot_leave_is_told_the_truth() {
+async fn sealed_session_that_cannot_leave_is_told_when_to_come_again() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 2)].concat()).start().await;
-    let (mut sealed, turn) = one_of(&cluster, "org-a").await;
-    cluster.upstream().ails(Ill::limited(3_000).organization("org-a")).await;
+    let (mut sealed, turn) = begin_on(&cluster, "org-a").await;
+    cluster.upstream().fails_with(Fault::limited(3_000).organization("org-a")).await;
     let before = cluster.turns().await.len();
     for number in 0..3 {
         sealed.moves_to(cluster.replicas[number].address());
@@ -111,7 +114,7 @@ async fn what_cannot_leave_is_told_the_truth() {
             (429, "rate_limit_exceeded")
         );
         all_know(&cluster, &turn.key, "cooling").await;
-        let wait = waits(&ended.answer);
+        let wait = ended.answer.retry_after();
         assert!((2_990..=3_000).contains(&wait), "{wait}");
         let message =
             ended.answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
@@ -125,16 +128,16 @@ async fn what_cannot_leave_is_told_the_truth() {
     for number in 0..6 {
         let mut new = Codex::new(cluster.replicas[number % 3].address(), ALICE);
         new.turn("first").await.served();
-        assert_eq!(last_of(&cluster, &new).await.organization, "org-b");
+        assert_eq!(last_turn(&cluster, &new).await.organization, "org-b");
     }
     assert_eq!(cluster.turns().await.iter().filter(|turn| turn.status == 429).count(), 1);
 }
 
-/// Other models of the same project are not short.
+/// Other models of the same project are not limited.
 #[tokio::test]
-async fn a_limit_is_of_one_model() {
+async fn limit_is_of_one_model() {
     let cluster = three().keys(siblings("org-a", 1)).start().await;
-    cluster.upstream().ails(Ill::limited(3_000).model("gpt-5.4")).await;
+    cluster.upstream().fails_with(Fault::limited(3_000).model("gpt-5.4")).await;
     let limited = Codex::new(cluster.address(), ALICE).turn("first").await;
     assert_eq!(limited.answer.status, 429);
     for number in 0..3 {
@@ -146,43 +149,50 @@ async fn a_limit_is_of_one_model() {
     }
 }
 
-/// A limit that says nothing, or nonsense, holds for a usual time, and clients are told a whole
-/// number.
+/// A limit with no time or a meaningless one lasts a usual time, and clients get a whole number of
+/// seconds.
 #[tokio::test]
 async fn nonsense_is_clamped() {
-    for ill in [
-        Ill::limited_in_silence(),
-        Ill::limited_in_words("soon"),
-        Ill::limited_in_words("-5"),
-        Ill::limited_in_words("99999999999"),
-        Ill::limited_in_words("1e400"),
-        Ill::limited_in_words("0"),
-        Ill::limited_in_silence().header("retry-after-ms", "0"),
+    for fault in [
+        Fault::limited_in_silence(),
+        Fault::limited_in_words("soon"),
+        Fault::limited_in_words("-5"),
+        Fault::limited_in_words("99999999999"),
+        Fault::limited_in_words("1e400"),
+        Fault::limited_in_words("0"),
+        Fault::limited_in_silence().header("retry-after-ms", "0"),
     ] {
         let cluster = three().replicas(1).keys(siblings("org-a", 1)).start().await;
-        cluster.upstream().ails(ill.clone()).await;
+        cluster.upstream().fails_with(fault.clone()).await;
         let ended = Codex::new(cluster.address(), ALICE).turn("first").await;
-        assert_eq!(ended.answer.status, 429, "{ill:?}");
-        assert!((1..=3_600).contains(&waits(&ended.answer)), "{ill:?}: {}", waits(&ended.answer));
-        assert!(cluster.turns().await.len() <= 3, "{ill:?}: it was not asked again and again");
+        assert_eq!(ended.answer.status, 429, "{fault:?}");
+        assert!(
+            (1..=3_600).contains(&ended.answer.retry_after()),
+            "{fault:?}: {}",
+            ended.answer.retry_after()
+        );
+        assert!(
+            cluster.turns().await.len() <= 3,
+            "{fault:?}: the key was not asked again and again"
+        );
     }
 }
 
-/// The ramp is too steep, or the request too large: nothing cools, and nobody else is asked.
+/// If the ramp is too steep, or the request too large, no key cools and no other key is asked.
 #[tokio::test]
-async fn what_is_not_the_keys_fault_cools_nothing() {
+async fn fault_of_the_request_cools_no_key() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     let before = cluster.turns().await.len();
-    cluster.upstream().ails(Ill::too_steep().session(&codex.session).times(1)).await;
+    cluster.upstream().fails_with(Fault::too_steep().session(&codex.session).times(1)).await;
     let ended = codex.turn("too steep").await;
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
-    assert!(waits(&ended.answer) >= 1);
+    assert!(ended.answer.retry_after() >= 1);
     assert_eq!(decided(&cluster, "refuse", "too_steep").await, 1.0);
     cluster
         .upstream()
-        .ails(
-            Ill::limited_in_silence()
+        .fails_with(
+            Fault::limited_in_silence()
                 .message("Request too large for gpt-5.4 on tokens per min (TPM): Limit 30000, Requested 40000.")
                 .session(&codex.session)
                 .times(1),
@@ -192,32 +202,32 @@ async fn what_is_not_the_keys_fault_cools_nothing() {
     assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
     assert!(
         ended.answer.text().contains("Request too large"),
-        "it is passed on: {}",
+        "the refusal passes: {}",
         ended.answer.text()
     );
     assert_eq!(
         attempts(&cluster, &codex, before).await,
         [(turn.key.clone(), 429), (turn.key.clone(), 429)]
     );
-    goes_on(&cluster, &mut codex, 3).await;
+    go_on(&cluster, &mut codex, 3).await;
     assert_eq!(path(&cluster, &codex).await, [turn.key]);
 }
 
-/// C6: a project that has spent its money: its sealed sessions go on in another project, and come
-/// back.
+/// C6: while a project has spent its budget, another project serves its sealed sessions, and they
+/// come back.
 #[tokio::test]
-async fn an_exhausted_project_is_served_by_its_sibling() {
+async fn exhausted_project_is_served_by_its_sibling() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     let project =
         if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
-    cluster.upstream().ails(Ill::overspent().project(project)).await;
-    goes_on(&cluster, &mut codex, 1).await;
+    cluster.upstream().fails_with(Fault::overspent().project(project)).await;
+    go_on(&cluster, &mut codex, 1).await;
     all_know(&cluster, &turn.key, "disabled").await;
-    goes_on(&cluster, &mut codex, 3).await;
+    go_on(&cluster, &mut codex, 3).await;
     let path = path(&cluster, &codex).await;
     assert_eq!((path.len(), &path[0]), (2, &turn.key), "{path:?}");
-    assert_eq!(last_of(&cluster, &codex).await.organization, "org-a");
+    assert_eq!(last_turn(&cluster, &codex).await.organization, "org-a");
     assert_eq!(
         cluster.turns().await.iter().filter(|turn| turn.status == 429).count(),
         1,
@@ -225,20 +235,20 @@ async fn an_exhausted_project_is_served_by_its_sibling() {
     );
 }
 
-/// What answers say of limits decides where new sessions begin, and moves no other.
+/// The limits in answers decide where new sessions begin, and move no other session.
 #[tokio::test]
-async fn new_sessions_prefer_where_there_is_room() {
+async fn new_sessions_prefer_keys_with_headroom() {
     let keys = [
         Key::new("org-a-1", "org-a").limited(400, 40_000_000),
         Key::new("org-a-2", "org-a").of_project("side"),
     ];
     let cluster = Cluster::new().replicas(1).keys(keys.into()).start().await;
-    let mut all = super::sessions(&cluster, 30).await;
-    let homes = super::homes(&cluster, &all).await;
+    let mut all = begin(&cluster, 30).await;
+    let homes = first_keys(&cluster, &all).await;
     let count = |homes: &[String]| homes.iter().filter(|home| *home == "org-a-1").count();
     assert!((4..=26).contains(&count(&homes)), "both take sessions at first: {homes:?}");
     let there: Vec<_> = (0..all.len()).filter(|number| homes[*number] == "org-a-1").collect();
-    // Until little more is left than they need: less than a tenth, and a turn for each.
+    // Until hardly more than needed is left: less than a tenth, and a turn for each session.
     let need = there.len() + 3;
     for number in there.into_iter().cycle() {
         let ended = all[number].turn("uses it up").await.served();
@@ -254,7 +264,7 @@ async fn new_sessions_prefer_where_there_is_room() {
     for codex in &mut all {
         codex.turn("goes on").await.served();
     }
-    let new = super::sessions(&cluster, 20).await;
+    let new = begin(&cluster, 20).await;
     let turns = cluster.turns().await;
     let fresh: Vec<_> = new.iter().map(|codex| path_of(&turns, &codex.session).remove(0)).collect();
     assert_eq!(count(&fresh), 0, "{fresh:?}");
@@ -262,7 +272,7 @@ async fn new_sessions_prefer_where_there_is_room() {
         assert_eq!(
             path_of(&turns, &codex.session),
             std::slice::from_ref(home),
-            "who lives there stays"
+            "bound sessions stay"
         );
         assert_eq!(path_of(&turns[scarce..], &codex.session).len(), 1, "and has gone on");
     }

@@ -1,21 +1,23 @@
-//! 401, 403, 404: what a key may do no more, or never could.
+//! 401, 403, 404: a key that has lost a right, or never had it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{all_know, attempts, goes_on, homes, last_of, one_of, path, pool, sessions, three};
-use crate::cluster::{ALICE, BOB, Running};
-use crate::codex::Codex;
-use crate::errors::waits;
-use crate::patience::{SOON, eventually, within};
-use crate::simulator::{Ill, path_of, siblings};
+use super::{pool, three};
+use crate::world::cluster::{ALICE, BOB, Running};
+use crate::world::codex::Codex;
+use crate::world::sessions::{
+    all_know, attempts, begin, begin_on, first_keys, go_on, last_turn, path,
+};
+use crate::world::simulator::{Fault, path_of, siblings};
+use crate::world::waiting::{SOON, eventually, within};
 
-/// C8: one refusal, one question, and within a second nobody uses it.
+/// C8: one refusal and one probe, and within a second no replica uses the key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_that_died_on_one_replica_is_unused_on_all() {
+async fn key_that_died_on_one_replica_is_unused_on_all() {
     let cluster = three().keys(pool()).start().await;
-    let mut all = sessions(&cluster, 24).await;
-    let mut homes = homes(&cluster, &all).await;
+    let mut all = begin(&cluster, 24).await;
+    let mut homes = first_keys(&cluster, &all).await;
     let count = |key: &String| homes.iter().filter(|home| *home == key).count();
     let dead = homes
         .iter()
@@ -33,10 +35,10 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
         .await;
     let before = cluster.turns().await.len();
     for codex in &mut all {
-        goes_on(&cluster, codex, 2).await;
+        go_on(&cluster, codex, 2).await;
     }
     let turns = cluster.turns().await;
-    assert!(turns[before..].iter().all(|turn| turn.key != dead), "nobody tried it again");
+    assert!(turns[before..].iter().all(|turn| turn.key != dead), "no turn tried the key again");
     for (codex, home) in all.iter().zip(&homes) {
         let path = path_of(&turns, &codex.session);
         match *home == dead {
@@ -50,30 +52,30 @@ async fn a_key_that_died_on_one_replica_is_unused_on_all() {
     let probes = cluster.upstream().probes().await;
     assert!(
         probes.iter().any(|probe| probe.key == dead && probe.status == 401),
-        "it was asked: {probes:?}"
+        "the key was probed: {probes:?}"
     );
 }
 
-/// B7: a key that is accepted again takes new sessions, and none comes back that has left it.
+/// B7: a key that is accepted again takes new sessions, and no session that has left comes back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b7_no_fail_back() {
     let cluster = three().keys(pool()).start().await;
-    let mut all = sessions(&cluster, 24).await;
-    let homes = homes(&cluster, &all).await;
+    let mut all = begin(&cluster, 24).await;
+    let homes = first_keys(&cluster, &all).await;
     let dead = homes[0].clone();
     cluster.upstream().revoke(&dead).await;
     for codex in &mut all {
-        goes_on(&cluster, codex, 1).await;
+        go_on(&cluster, codex, 1).await;
     }
     all_know(&cluster, &dead, "disabled").await;
     cluster.upstream().heal().await;
-    cluster.replicas[1].word("probe", &dead).await;
+    cluster.replicas[1].command("probe", &dead).await;
     all_know(&cluster, &dead, "ready").await;
     let recovered = cluster.turns().await.len();
     for codex in &mut all {
-        goes_on(&cluster, codex, 3).await;
+        go_on(&cluster, codex, 3).await;
     }
-    sessions(&cluster, 40).await;
+    begin(&cluster, 40).await;
     let turns = cluster.turns().await;
     let (before, after) = turns.split_at(recovered);
     for (codex, home) in all.iter().zip(&homes) {
@@ -86,29 +88,29 @@ async fn b7_no_fail_back() {
         assert_eq!(
             path_of(after, &codex.session).first(),
             refuge.as_ref(),
-            "it stays where it went"
+            "the session stays where it went"
         );
         assert_eq!(path_of(after, &codex.session).len(), 1);
     }
     assert!(after.iter().any(|turn| turn.key == dead), "new sessions come to it");
 }
 
-/// A refusal that was not meant changes nothing.
+/// A refusal that a probe does not confirm changes nothing.
 #[tokio::test]
-async fn a_key_that_is_accepted_when_asked_again_keeps_its_sessions() {
+async fn key_that_is_accepted_when_asked_again_keeps_its_sessions() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
-    cluster.upstream().ails(Ill::revoked().session(&codex.session).times(1)).await;
-    goes_on(&cluster, &mut codex, 4).await;
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
+    cluster.upstream().fails_with(Fault::revoked().session(&codex.session).times(1)).await;
+    go_on(&cluster, &mut codex, 4).await;
     assert_eq!(path(&cluster, &codex).await, [turn.key]);
 }
 
-/// B12: what a dead key leaves is spread over its organization, and nothing goes elsewhere.
+/// B12: the sessions of a dead key spread over its organization, and none leaves it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b12_spread() {
     let keys = [siblings("org-a", 4), siblings("org-b", 2)].concat();
     let cluster = three().keys(keys).start().await;
-    let mut all = sessions(&cluster, 120).await;
+    let mut all = begin(&cluster, 120).await;
     let turns = cluster.turns().await;
     cluster.upstream().revoke("org-a-1").await;
     all.retain(|codex| path_of(&turns, &codex.session) == ["org-a-1"]);
@@ -131,20 +133,20 @@ async fn b12_spread() {
     );
 }
 
-/// Where there are others to go to: whoever came before it was known to be an incident may have
-/// moved, and nobody after.
+/// Other keys could serve. Sessions that met the refusal before the incident was known may have
+/// moved, and no session after.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_incident_moves_nobody_who_could_move() {
+async fn incident_moves_no_session_that_could_move() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
-    let mut all = sessions(&cluster, 30).await;
+    let mut all = begin(&cluster, 30).await;
     let refused = ["org-a-1", "org-b-1", "org-b-2"];
     let homes = loop {
-        let found = homes(&cluster, &all).await;
+        let found = first_keys(&cluster, &all).await;
         if refused.iter().all(|key| found.iter().any(|home| home == key)) {
             break found;
         }
         assert!(all.len() < 300, "each key takes a session in a hundred: {found:?}");
-        all.extend(sessions(&cluster, 3).await);
+        all.extend(begin(&cluster, 3).await);
     };
     for key in refused {
         cluster.upstream().revoke(key).await;
@@ -155,7 +157,7 @@ async fn an_incident_moves_nobody_who_could_move() {
         all_know(&cluster, key, "disabled").await;
     }
     for codex in &mut all {
-        goes_on(&cluster, codex, 1).await;
+        go_on(&cluster, codex, 1).await;
     }
     cluster.upstream().heal().await;
     for key in refused {
@@ -166,7 +168,7 @@ async fn an_incident_moves_nobody_who_could_move() {
         }
     }
     for codex in &mut all {
-        goes_on(&cluster, codex, 1).await;
+        go_on(&cluster, codex, 1).await;
     }
     let turns = cluster.turns().await;
     let ends = all.iter().map(|codex| path_of(&turns, &codex.session).pop());
@@ -176,13 +178,13 @@ async fn an_incident_moves_nobody_who_could_move() {
     assert!(concerned > 2 * refused.len(), "too few to show anything: {concerned}");
 }
 
-/// Most keys at once are refused for a reason that is the upstream's.
+/// Most keys are refused at once, which is the upstream's fault.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_incident_moves_nobody() {
+async fn incident_moves_no_session() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
-    let mut all = sessions(&cluster, 12).await;
+    let mut all = begin(&cluster, 12).await;
     let before = cluster.turns().await;
-    cluster.upstream().ails(Ill::revoked()).await;
+    cluster.upstream().fails_with(Fault::revoked()).await;
     for codex in &mut all {
         let ended = codex.turn("incident").await;
         if ended.answer.status != 200 {
@@ -192,7 +194,7 @@ async fn an_incident_moves_nobody() {
                 "{}",
                 ended.answer.text()
             );
-            assert!(waits(&ended.answer) >= 1);
+            assert!(ended.answer.retry_after() >= 1);
         }
     }
     cluster.upstream().heal().await;
@@ -212,57 +214,57 @@ async fn an_incident_moves_nobody() {
         .iter()
         .filter(|codex| path_of(&turns, &codex.session) != path_of(&before, &codex.session))
         .count();
-    // Whoever came first could not know that it was one.
+    // The first sessions to be refused could not know of the incident.
     assert!(moved <= 6, "{moved} of 12 have moved");
 }
 
-/// C9: the client hears it; only two witnesses make it the project's.
+/// C9: the client gets the refusal; only the corroboration of a second client makes it the
+/// project's.
 #[tokio::test]
-async fn what_a_project_may_not_is_believed_of_two_clients() {
+async fn missing_right_of_a_project_is_believed_of_two_clients() {
     let cluster = three().keys(pool()).start().await;
-    let (mut codex, turn) = one_of(&cluster, "org-a").await;
-    for ill in [Ill::withdrawn(), Ill::forbidden()] {
+    let (mut codex, turn) = begin_on(&cluster, "org-a").await;
+    for fault in [Fault::withdrawn(), Fault::forbidden()] {
         let before = cluster.turns().await.len();
-        cluster.upstream().ails(ill.session(&codex.session).times(1)).await;
+        cluster.upstream().fails_with(fault.session(&codex.session).times(1)).await;
         let ended = codex.turn("not for you").await;
         assert!(matches!(ended.answer.status, 403 | 404), "{}", ended.answer.status);
-        assert_eq!(attempts(&cluster, &codex, before).await.len(), 1, "nobody else is asked");
+        assert_eq!(attempts(&cluster, &codex, before).await.len(), 1, "no other key is asked");
     }
-    goes_on(&cluster, &mut codex, 3).await;
+    go_on(&cluster, &mut codex, 3).await;
     assert_eq!(
         path(&cluster, &codex).await,
         std::slice::from_ref(&turn.key),
-        "one client's word changes nothing"
+        "one client's refusal changes nothing"
     );
     let project =
         if ["org-a-1", "org-a-2"].contains(&turn.key.as_str()) { "org-a-main" } else { "side" };
-    cluster.upstream().ails(Ill::withdrawn().project(project).model("gpt-6")).await;
+    cluster.upstream().fails_with(Fault::withdrawn().project(project).model("gpt-6")).await;
     let mut told = BTreeSet::new();
     for number in 0..40 {
         let client = if number % 2 == 0 { ALICE } else { BOB };
         let mut one = Codex::new(cluster.address(), client).model("gpt-6");
         if one.turn("first").await.answer.status == 404 {
-            assert!(told.len() < 2, "two were told: then it is known");
+            assert!(told.len() < 2, "two clients were refused: now it is known");
             told.insert(client);
         }
     }
     assert_eq!(told.len(), 2);
-    // A session that lives there and asks for the model is served by a sibling, and stays what it
-    // is.
+    // A session bound there that asks for the model is served by a sibling, and keeps its binding.
     codex.moves_to(cluster.address());
     let mut other = codex.clone().model("gpt-6");
     other.turn("the other model").await.served();
-    assert_eq!(last_of(&cluster, &other).await.organization, "org-a");
-    goes_on(&cluster, &mut codex, 1).await;
-    assert_eq!(last_of(&cluster, &codex).await.key, turn.key);
+    assert_eq!(last_turn(&cluster, &other).await.organization, "org-a");
+    go_on(&cluster, &mut codex, 1).await;
+    assert_eq!(last_turn(&cluster, &codex).await.key, turn.key);
 }
 
-/// Exhausted for good, and known to all: a sealed session stops at once with what its user should
-/// do.
+/// Exhausted for good, and known to all replicas: a sealed session stops at once, with advice for
+/// its user.
 #[tokio::test]
-async fn an_exhausted_organization_is_told_once() {
+async fn exhausted_organization_is_asked_once() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 1)].concat()).start().await;
-    let (mut codex, _) = one_of(&cluster, "org-a").await;
+    let (mut codex, _) = begin_on(&cluster, "org-a").await;
     cluster.upstream().exhaust("org-a").await;
     let before = cluster.turns().await.len();
     for number in 0..3 {
@@ -282,27 +284,27 @@ async fn an_exhausted_organization_is_told_once() {
     assert_eq!(attempts(&cluster, &codex, before).await.len(), 1);
 }
 
-/// A session that is bound in this organization and has no answer of it: nothing seals it.
+/// A session that is bound in this organization without an answer of it, so that nothing seals it.
 async fn one_that_is_not_sealed(cluster: &Running, organization: &str) -> Codex {
     for _ in 0..40 {
         let mut codex = Codex::new(cluster.address(), ALICE);
-        cluster.upstream().ails(Ill::down(422).session(&codex.session).times(1)).await;
+        cluster.upstream().fails_with(Fault::down(422).session(&codex.session).times(1)).await;
         assert_eq!(codex.turn("first").await.answer.status, 422);
-        if last_of(cluster, &codex).await.organization == organization {
+        if last_turn(cluster, &codex).await.organization == organization {
             return codex;
         }
     }
     panic!("some session begins in {organization}");
 }
 
-/// A 401 that is about an organization is about all its keys, everywhere: who can leave does, who
-/// cannot is told when to come again.
+/// A 401 about an organization covers all its keys on all replicas. Unsealed sessions leave; sealed
+/// ones are told when to come again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
+async fn organization_that_is_refused_is_unused_until_it_is_accepted() {
     let cluster = three().keys([siblings("org-a", 2), siblings("org-b", 3)].concat()).start().await;
-    let (mut sealed, turn) = one_of(&cluster, "org-a").await;
+    let (mut sealed, turn) = begin_on(&cluster, "org-a").await;
     let mut unsealed = one_that_is_not_sealed(&cluster, "org-a").await;
-    cluster.upstream().ails(Ill::deactivated().organization("org-a")).await;
+    cluster.upstream().fails_with(Fault::deactivated().organization("org-a")).await;
     let told = async |sealed: &mut Codex| {
         let ended = sealed.turn("nowhere to go").await;
         assert_eq!(
@@ -312,7 +314,7 @@ async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
             ended.answer.text()
         );
         assert!(
-            waits(&ended.answer) >= 1 && !ended.answer.text().contains("deactivated"),
+            ended.answer.retry_after() >= 1 && !ended.answer.text().contains("deactivated"),
             "{}",
             ended.answer.text()
         );
@@ -328,22 +330,22 @@ async fn an_organization_that_is_refused_is_unused_until_it_is_accepted() {
         unsealed.moves_to(replica.address());
         unsealed.turn("elsewhere").await.served();
     }
-    sessions(&cluster, 12).await;
+    begin(&cluster, 12).await;
     let turns = cluster.turns().await;
     assert!(
         turns[known..].iter().all(|turn| turn.organization == "org-b"),
-        "nobody tried it again"
+        "no turn tried the key again"
     );
     let refuge = path_of(&turns, &unsealed.session);
     assert_eq!(refuge.len(), 1, "one move: {refuge:?}");
-    // Accepted again.
+    // The organization is accepted again.
     cluster.upstream().heal().await;
-    cluster.replicas[1].word("probe", "org:org-a").await;
+    cluster.replicas[1].command("probe", "org:org-a").await;
     for key in ["org-a-1", "org-a-2"] {
         all_know(&cluster, key, "ready").await;
     }
-    goes_on(&cluster, &mut sealed, 3).await;
+    go_on(&cluster, &mut sealed, 3).await;
     assert_eq!(path(&cluster, &sealed).await, [turn.key], "at home, as if nothing had been");
-    goes_on(&cluster, &mut unsealed, 3).await;
-    assert_eq!(path(&cluster, &unsealed).await, refuge, "and who has left stays away");
+    go_on(&cluster, &mut unsealed, 3).await;
+    assert_eq!(path(&cluster, &unsealed).await, refuge, "and sessions that have left stay away");
 }

@@ -1,10 +1,10 @@
-//! Files, and what else a project stores apart from responses: only that project finds them.
+//! Files and other things that a project stores besides responses: only that project finds them.
 //!
-//! The simulator finds such a thing in the project that its id names, and nowhere else.
+//! The simulator finds such a thing only in the project that its id names.
 
 use super::*;
-use crate::simulator::Ill;
-use crate::socket::{Socket, open, session};
+use crate::world::simulator::Fault;
+use crate::world::socket::{Socket, open, session};
 
 /// Fields of turns that refer to what project `place` stores: a file, a vector store, a container.
 fn referring(place: &str) -> [Value; 3] {
@@ -16,7 +16,7 @@ fn referring(place: &str) -> [Value; 3] {
     ]
 }
 
-/// A turn on a socket with these fields: how it ended, if not well.
+/// Plays a turn with these fields on a socket. Returns the error of a turn that failed.
 async fn asks(socket: &mut Socket, fields: &Value) -> Result<(), (u64, String)> {
     let mut frame =
         json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": false });
@@ -24,17 +24,12 @@ async fn asks(socket: &mut Socket, fields: &Value) -> Result<(), (u64, String)> 
         frame[name] = value.clone();
     }
     socket.send(&frame.to_string()).await;
-    loop {
-        let event = socket.json().await;
-        match event["type"].as_str() {
-            Some("response.completed") => return Ok(()),
-            Some("error") => {
-                let (status, code) = (event["status"].as_u64(), event["error"]["code"].as_str());
-                return Err((status.unwrap_or_default(), code.unwrap_or_default().to_owned()));
-            }
-            _ => {}
-        }
+    let event = socket.event(&["response.completed", "error"]).await;
+    if event["type"] == "response.completed" {
+        return Ok(());
     }
+    let (status, code) = (event["status"].as_u64(), event["error"]["code"].as_str());
+    Err((status.unwrap_or_default(), code.unwrap_or_default().to_owned()))
 }
 
 /// A session that is bound to `key`.
@@ -44,7 +39,7 @@ async fn bound_to(cluster: &Running, key: &str) -> Chain {
     Chain::new(cluster.address()).of_session(&name)
 }
 
-/// Which keys were asked since then, and what they answered.
+/// The keys asked behind the first `before` turns of the record, and their statuses.
 async fn asked_since(cluster: &Running, before: usize) -> Vec<(String, u16)> {
     cluster.turns().await.into_iter().skip(before).map(|turn| (turn.key, turn.status)).collect()
 }
@@ -54,26 +49,26 @@ fn passing() -> Cluster {
 }
 
 #[tokio::test]
-async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere() {
+async fn turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere() {
     let cluster = passing().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     let name = chain.session.clone().expect("a session");
     for fields in referring("org-a-one") {
         assert_eq!(chain.asks(fields).await.status, 200);
     }
-    cluster.upstream().ails(Ill::limited(3_000).key("a-1")).await;
+    cluster.upstream().fails_with(Fault::limited(3_000).key("a-1")).await;
     let before = cluster.turns().await.len();
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let away = ("a-3".to_owned(), 200);
     assert_eq!(
         asked_since(&cluster, before).await,
         [("a-1".into(), 429), away.clone()],
-        "one that refers to nothing is spilled"
+        "a turn without references is spilled"
     );
     let before = cluster.turns().await.len();
     for mut fields in referring("org-a-one") {
         let held = chain.asks(fields.clone()).await;
-        // So does its fork, whose history it is.
+        // A fork has the same history, and is refused, too.
         fields["model"] = json!("gpt-5.4");
         let metadata = json!({ "forked_from_thread_id": name }).to_string();
         let fork = Request::turn(ALICE, fields.to_string()).header("session-id", &uuid());
@@ -93,11 +88,11 @@ async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere(
             assert!((2_900..=3_000).contains(&wait), "{wait}");
         }
     }
-    assert!(asked_since(&cluster, before).await.is_empty(), "nobody was asked instead");
-    // A socket has one key for life.
+    assert!(asked_since(&cluster, before).await.is_empty(), "no other key was asked");
+    // A socket keeps its key for life.
     let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
     let (mut socket, _) =
-        open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
+        open(cluster.address(), ALICE, &headers).await.expect("the other key takes the socket");
     assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
     for fields in [&referring("org-a-one")[..], &[json!({ "conversation": "conv_1" })]].concat() {
         assert_eq!(
@@ -111,31 +106,35 @@ async fn a_turn_that_refers_to_what_a_project_stores_is_served_there_or_nowhere(
 }
 
 #[tokio::test]
-async fn a_socket_beside_its_session_is_left_for_what_the_sessions_project_has() {
+async fn socket_on_another_key_ends_for_what_the_sessions_project_stores() {
     let cluster = passing().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     let name = chain.session.clone().expect("a session");
-    cluster.upstream().ails(Ill::limited(6).key("a-1").times(1)).await;
+    cluster.upstream().fails_with(Fault::limited(6).key("a-1").times(1)).await;
     assert_eq!(chain.asks(json!({})).await.status, 200);
     let headers = [("session-id", &*name), ("x-codex-turn-metadata", r#"{"model":"gpt-5.4"}"#)];
     let (mut socket, _) =
-        open(cluster.address(), ALICE, &headers).await.expect("the other key takes it");
+        open(cluster.address(), ALICE, &headers).await.expect("the other key takes the socket");
     assert_eq!(asks(&mut socket, &json!({})).await, Ok(()));
     let [file, ..] = referring("org-a-one");
     assert_eq!(asks(&mut socket, &file).await, Err((503, "no_key_available".into())));
     let is_told_to_leave = async || {
-        let refused = asks(&mut socket, &file).await.expect_err("it is not found here");
+        let refused = asks(&mut socket, &file).await.expect_err("not found by this key");
         (refused.1 == "websocket_connection_limit_reached").then_some(())
     };
     eventually(ms(8_000), "its key is well again", is_told_to_leave).await;
-    assert_eq!(socket.closed().await, 1001, "and it does not wait for the client to do so");
+    assert_eq!(
+        socket.closed().await,
+        1001,
+        "and the gateway closes without waiting for the client"
+    );
     let (mut socket, _) =
-        open(cluster.address(), ALICE, &headers).await.expect("its own key takes it");
+        open(cluster.address(), ALICE, &headers).await.expect("its own key takes the socket");
     assert_eq!(asks(&mut socket, &file).await, Ok(()));
 }
 
 #[tokio::test]
-async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
+async fn session_does_not_move_for_a_turn_that_could_not_follow() {
     let cluster = passing().replicas(2).balanced().start().await;
     let chain = bound_to(&cluster, "a-1").await;
     cluster.upstream().revoke("a-1").await;
@@ -168,11 +167,11 @@ async fn a_session_does_not_move_for_a_turn_that_could_not_follow() {
 }
 
 #[tokio::test]
-async fn while_nobody_can_say_whose_it_is_a_turn_waits() {
+async fn turn_is_told_to_wait_while_the_owner_cannot_be_known() {
     let mut cluster = passing().replicas(2).store("timeout = \"300ms\"").start().await;
     let chain = bound_to(&cluster, "a-1").await;
     cluster.redis().kill().await;
-    // What it has heard of the session so far is gone with it, and now there is nobody to tell it.
+    // The new process has lost what the old one knew of the session, and the store is away.
     cluster.replace(1).await;
     let there = Chain { address: cluster.replicas[1].address(), ..chain.clone() };
     for fields in referring("org-a-one") {
@@ -210,8 +209,8 @@ async fn files_that_never_passed_through_here_are_not_found() {
         );
         assert_eq!(asks(&mut socket, fields).await, Err((404, "file_not_found".into())));
     }
-    assert!(cluster.turns().await.is_empty(), "nothing of it went upstream");
-    // A container comes into being in an answer; what is only spoken of is nobody's.
+    assert!(cluster.turns().await.is_empty(), "no request went upstream");
+    // A container comes into being in an answer; an id in a text refers to nothing.
     assert_ne!(chain.asks(container).await.code(), "file_not_found");
     assert_eq!(chain.asks(json!({ "input": file.to_string() })).await.status, 200);
     assert_eq!(cluster.turns().await.len(), 2);

@@ -1,10 +1,11 @@
-//! The same on a WebSocket, which has one key for life: it goes on from its own ids, and from what
-//! its key finds.
+//! Ownership on a WebSocket, which has one key for life: a turn continues from the socket's own
+//! ids, and from ids that its key finds.
 
 use super::*;
-use crate::socket::{Socket, session};
+use crate::world::simulator::Turn;
+use crate::world::socket::{Socket, session};
 
-/// A turn on a socket: its terminal event, or the error that it was answered with.
+/// Plays a turn on a socket. Returns its terminal event, or its error.
 async fn turn(socket: &mut Socket, previous: Option<&str>, store: bool) -> Value {
     let mut frame =
         json!({ "type": "response.create", "model": "gpt-5.4", "input": uuid(), "store": store });
@@ -12,15 +13,10 @@ async fn turn(socket: &mut Socket, previous: Option<&str>, store: bool) -> Value
         frame["previous_response_id"] = json!(id);
     }
     socket.send(&frame.to_string()).await;
-    loop {
-        let event = socket.json().await;
-        if matches!(event["type"].as_str(), Some("response.completed" | "error")) {
-            return event;
-        }
-    }
+    socket.event(&["response.completed", "error"]).await
 }
 
-/// The id of a response that was made.
+/// The id of the response that this event completes.
 fn id(event: &Value) -> String {
     assert_eq!(event["type"], "response.completed", "{event}");
     event["response"]["id"].as_str().expect("a response has an id").to_owned()
@@ -41,15 +37,16 @@ async fn d10_ids_of_other_connections() {
     for (own, elsewhere, key) in [(&one, &two, "a-1"), (&two, &one, "a-3")] {
         for replica in &cluster.replicas {
             let mut socket = session(replica.address(), ALICE, &name(own)).await;
-            // Its client's, where its key finds it: made over HTTP, on whichever replica.
+            // An id of the same client that this key finds: made over HTTP, on another replica.
             let next = id(&turn(&mut socket, Some(own), true).await);
-            // Its client's, and elsewhere; nobody's. It goes on all the same.
+            // An id of the same client that is stored elsewhere, and an unknown one. The socket
+            // goes on all the same.
             assert_eq!(turn(&mut socket, Some(elsewhere), true).await, not_found(elsewhere));
             assert_eq!(turn(&mut socket, Some("resp_never"), true).await, not_found("resp_never"));
             let next = id(&turn(&mut socket, Some(&next), true).await);
             assert_eq!(made(&cluster.turns().await, &next).key, key);
         }
-        // Another client's, in the same session's name.
+        // An id of another client, in the name of the same session.
         let mut socket = session(cluster.replicas[1].address(), BOB, &name(own)).await;
         for id in [own, elsewhere] {
             assert_eq!(turn(&mut socket, Some(id), true).await, not_found(id));
@@ -60,12 +57,12 @@ async fn d10_ids_of_other_connections() {
     let is_asked = |turn: &&Turn| turn.previous_response_id.is_some();
     assert!(
         sent.iter().filter(is_asked).all(|turn| turn.status == 200),
-        "nothing that is not found there went upstream"
+        "no id that is not found there went upstream"
     );
 }
 
 #[tokio::test]
-async fn an_id_issued_on_a_socket_is_good_everywhere_if_it_is_stored() {
+async fn id_issued_on_a_socket_is_good_on_every_replica_if_it_is_stored() {
     let mut cluster = Cluster::new().keys(keys(0)).replicas(2).redis().start().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
     let mut socket = session(here, ALICE, "s").await;
@@ -75,7 +72,7 @@ async fn an_id_issued_on_a_socket_is_good_everywhere_if_it_is_stored() {
         let next = id(&turn(&mut socket, Some(&made), is_stored).await);
         let asked = asked_of_the_store(&cluster).await - before;
         // The session is sealed once.
-        assert_eq!(asked, if is_stored { 3.0 } else { 0.0 }, "what is its own is not asked for");
+        assert_eq!(asked, if is_stored { 3.0 } else { 0.0 }, "the store is not asked for own ids");
         for id in [made, next] {
             let answer = Chain::new(there).after(&id).asks(json!({})).await;
             assert_eq!(answer.status, if is_stored { 200 } else { 400 }, "{}", answer.text());
@@ -92,7 +89,7 @@ async fn an_id_issued_on_a_socket_is_good_everywhere_if_it_is_stored() {
 }
 
 #[tokio::test]
-async fn an_id_of_a_socket_is_written_down_before_it_is_read() {
+async fn id_of_a_socket_is_stored_before_its_client_reads_it() {
     let folder = Folder::new();
     let redis = Redis::start(folder.path()).await;
     let slow = Cable::to(redis.address()).await;
@@ -103,14 +100,14 @@ async fn an_id_of_a_socket_is_written_down_before_it_is_read() {
     slow.set(Weather::Slow(ms(25)));
     for known in 2..5 {
         socket.send(r#"{"type":"response.create","model":"gpt-5.4","input":"x"}"#).await;
-        while socket.json().await["type"] != "response.created" {}
+        socket.event(&["response.created"]).await;
         assert_eq!(owners(&redis).await.len(), known);
-        while socket.json().await["type"] != "response.completed" {}
+        socket.event(&["response.completed"]).await;
     }
 }
 
 #[tokio::test]
-async fn without_the_store_a_socket_goes_on_from_its_own() {
+async fn socket_without_the_store_continues_from_its_own_ids() {
     let mut cluster =
         Cluster::new().keys(keys(0)).redis().store("timeout = \"300ms\"").start().await;
     let mut socket = session(cluster.address(), ALICE, "s").await;
@@ -119,14 +116,14 @@ async fn without_the_store_a_socket_goes_on_from_its_own() {
     for _ in 0..3 {
         last = id(&turn(&mut socket, Some(&last), true).await);
     }
-    // What is not its own may be its client's: who could say so is away.
+    // A foreign id may belong to the same client, but the store that knows is away.
     let refused = turn(&mut socket, Some("resp_never"), true).await;
     assert_eq!(
         (&refused["status"], &refused["error"]["code"]),
         (&json!(503), &json!("no_key_available"))
     );
     assert_eq!(refused["headers"]["retry-after"], "1");
-    // This replica knows what it has issued.
+    // This replica remembers the ids that it has issued.
     let mut other = session(cluster.address(), ALICE, "s").await;
     id(&turn(&mut other, Some(&last), true).await);
 }
@@ -142,6 +139,6 @@ async fn unknown_ids_pass_on_a_socket_too_where_the_operator_says_so() {
     let turns = cluster.turns().await;
     assert!(
         turns.iter().any(|turn| turn.previous_response_id.as_deref() == Some("resp_never")),
-        "the upstream has said so"
+        "the upstream was asked"
     );
 }

@@ -1,22 +1,22 @@
-//! The board of replicas in a real Redis is the board of one process.
+//! The board of replicas in a real Redis equals the board of one process.
 
 use std::collections::BTreeMap;
 
 use warmkey::store::board::{Board, BoardReport, Note};
 
 use super::*;
-use crate::patience::eventually;
+use crate::world::waiting::eventually;
 
 const REPLICAS: [&str; 3] = ["one", "two", "three"];
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const LONG: Duration = Duration::from_secs(3_600);
 
-/// What a replica says.
+/// A report of a replica.
 #[derive(Clone, Debug)]
 struct Said {
     replica: usize,
     leaves: bool,
-    /// It has heard everything until now.
+    /// The replica has read the board up to now.
     is_informed: bool,
     notes: Vec<Noted>,
 }
@@ -26,7 +26,7 @@ struct Noted {
     name: usize,
     value: &'static str,
     minutes: u64,
-    /// It was on the board before, older or newer by this than what is there now.
+    /// The note was on the board before, this much older or newer than the note of now.
     again: Option<i64>,
 }
 
@@ -46,7 +46,7 @@ fn said() -> impl Strategy<Value = Said> {
     )
 }
 
-/// One of the two stores, with what its board was at last: their clocks differ.
+/// One of the two stores, with the last state of its board. Their clocks differ.
 struct Side<'s> {
     store: &'s Store,
     version: u64,
@@ -62,7 +62,7 @@ impl<'s> Side<'s> {
         self.store.hear(word, &mut self.store.patient_budget()).await.expect("an answer")
     }
 
-    /// Says it, and tells in words what the replica hears and what the board is then.
+    /// Makes the report, and describes what the replica reads and what the board holds then.
     async fn says(&mut self, said: &Said) -> String {
         let note = |noted: &Noted| Note {
             name: NAMES[noted.name].into(),
@@ -95,7 +95,7 @@ impl<'s> Side<'s> {
                 notes: &[],
             })
             .await;
-        assert_eq!(heard.version, all.version, "who asks changes nothing");
+        assert_eq!(heard.version, all.version, "a reader changes nothing");
         let answer = format!("hears {} {:?}", self.shown(&heard.notes), sorted(&heard.loads));
         let is_new = (all.version > self.version, all.version == self.version);
         let board = format!("board {is_new:?} {} {:?}", self.shown(&all.notes), sorted(&all.loads));
@@ -104,7 +104,7 @@ impl<'s> Side<'s> {
         format!("{answer}; {board}")
     }
 
-    /// Each note, and whether it is newer than what was there before.
+    /// Each note, and whether it is newer than the last one of its name.
     fn shown(&self, notes: &[Note]) -> String {
         let mut shown: Vec<_> = notes
             .iter()
@@ -126,23 +126,23 @@ fn sorted(loads: &[String]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_board_in_redis_is_the_board_of_one_process() {
+async fn board_in_redis_is_the_board_of_one_process() {
     let real = Real::new().await;
     let model = Store::in_memory(Arc::new(Memory::new(10)), Arc::new(Metrics::new()));
     let (mut one, mut other) = (Side::new(&model), Side::new(&real.store));
     let mut runner = TestRunner::default();
     for number in 0..500 {
         let said = said().new_tree(&mut runner).expect("words can be made").current();
-        // A clock that has gone on since the last word, which is a millisecond's.
+        // Stamps have milliseconds: the clock must go on between two reports.
         tokio::time::sleep(Duration::from_millis(2)).await;
         let (expected, found) = (one.says(&said).await, other.says(&said).await);
-        assert_eq!(found, expected, "word {number}: {said:#?}");
+        assert_eq!(found, expected, "report {number}: {said:#?}");
     }
     real.tasks.join(SOON).await;
 }
 
 #[tokio::test]
-async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
+async fn longer_of_two_lives_holds_whichever_came_first() {
     let real = Real::new().await;
     let mut side = Side::new(&real.store);
     for (number, (first, second, holds)) in
@@ -167,7 +167,7 @@ async fn the_longer_of_two_lives_holds_whichever_was_said_first() {
 }
 
 #[tokio::test]
-async fn what_is_over_leaves_the_board_by_itself() {
+async fn note_that_is_over_leaves_the_board_by_itself() {
     let real = Real::new().await;
     let side = Side::new(&real.store);
     let short = Duration::from_millis(300);
@@ -194,7 +194,7 @@ async fn what_is_over_leaves_the_board_by_itself() {
     let fields: Vec<String> = real.redis.ask(&["HKEYS", "w:board"]).await;
     assert!(
         !fields.iter().any(|field| field == "n:a" || field == "r:one"),
-        "nothing is left of them: {fields:?}"
+        "no field is left: {fields:?}"
     );
     real.tasks.join(SOON).await;
 }

@@ -1,13 +1,13 @@
-//! What was bound before somebody listened.
+//! Bindings from before a replica subscribed.
 
 use std::collections::BTreeMap;
 use warmkey::store::name::Name;
 
 use super::*;
 
-/// Whoever begins to listen reads what was told before.
+/// A replica that subscribes scans the bindings that were announced before.
 #[tokio::test]
-async fn what_is_bound_can_be_walked_through() {
+async fn scan_finds_every_binding() {
     for shape in [Shape::Standalone, Shape::Sentinel, Shape::Cluster] {
         let folder = Folder::new();
         let redis = shape::Store::start(shape, folder.path(), &[]).await;
@@ -24,7 +24,7 @@ async fn what_is_bound_can_be_walked_through() {
                 None
             );
         }
-        // Beside them is what is no binding.
+        // Other names stand beside the bindings.
         store
             .extend(Name::Thread(&format!("{:022}", 1)), "x", LONG, &mut store.budget())
             .await
@@ -39,7 +39,7 @@ async fn what_is_bound_can_be_walked_through() {
             .await
             .unwrap();
         let (mut walk, mut found) = (other.store.scan().unwrap(), BTreeMap::new());
-        while let Some(some) = walk.step().await {
+        while let Some(some) = within(SOON, "a step of the scan", walk.step()).await {
             let some = some.unwrap();
             assert!(some.iter().all(|(_, left)| (LONG / 2..=LONG).contains(left)), "{shape:?}");
             found.extend(some.into_iter().map(|(news, _)| (news.id, news.value)));

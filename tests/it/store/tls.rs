@@ -1,9 +1,9 @@
-//! Stores that are reached through TLS: who is trusted, and what a fault is called.
+//! Stores behind TLS: which certificate is trusted, and how a fault is named.
 
 use super::*;
 
 #[tokio::test]
-async fn a_certificate_is_trusted_or_the_fault_is_named() {
+async fn certificate_is_trusted_or_the_fault_is_named() {
     let folder = Folder::new();
     let (good, other) = (
         Certificates::make(folder.path(), "good").await,

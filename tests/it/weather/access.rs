@@ -1,12 +1,11 @@
-//! A Redis that wants a password, or speaks TLS: what is wrong is named, and no turn is lost over
-//! it.
+//! A Redis that wants a password, or speaks TLS: the fault is named, and no turn is lost.
 
 use std::path::PathBuf;
 
 use super::*;
-use crate::certificates::Certificates;
-use crate::process::Folder;
-use crate::redis::Redis;
+use crate::world::certificates::Certificates;
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
 
 const UP: &str = "warmkey_store_up";
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
@@ -33,7 +32,7 @@ async fn cut(redis: &Redis) {
 
 /// B-13: the old password ends first, and the new one comes later.
 #[tokio::test]
-async fn a_password_that_is_rotated() {
+async fn rotated_password_costs_no_turn() {
     let folder = Folder::new();
     let redis = guarded(&folder, "canary-old").await;
     let file = write_url(&folder, &redis, "canary-old");
@@ -55,14 +54,14 @@ async fn a_password_that_is_rotated() {
         replica.shows(UP, 0.0).await;
     }
     sessions = turn_each(sessions).await;
-    // What is wrong is said, and the passwords are not.
+    // The log names the fault, and no password.
     let is_named = async || {
         (cluster.logs().matches("refuses the user or password").count() >= 2).then_some(())
     };
     eventually(SOON, "a line of each replica about the password", is_named).await;
     for replica in &cluster.replicas {
         let series = format!("{FAILURES}{{reason=\"authentication\"}}");
-        assert!(replica.metrics().await.get(&series) > 0.0, "it is counted");
+        assert!(replica.metrics().await.get(&series) > 0.0, "the failure is counted");
     }
     write_url(&folder, &redis, "canary-new");
     for replica in &cluster.replicas {
@@ -71,7 +70,7 @@ async fn a_password_that_is_rotated() {
     let found = cluster.replica().metrics().await.get(EXISTING);
     sessions = turn_each(sessions).await;
     cluster.replica().shows(EXISTING, found + sessions.len() as f64).await;
-    // As it is done with care: both are good for a while, and nobody notices anything.
+    // A careful rotation: both passwords work for a while, and no turn notices.
     redis.tell(&["ACL", "SETUSER", "gateway", ">canary-newest"]).await;
     write_url(&folder, &redis, "canary-newest");
     redis.tell(&["ACL", "SETUSER", "gateway", "<canary-new"]).await;
@@ -89,9 +88,9 @@ async fn a_password_that_is_rotated() {
     assert!(!cluster.logs().contains("canary-"), "no password is ever told");
 }
 
-/// B-14: what a user may not do is named, and its turns are served.
+/// B-14: the missing right is named, and all turns are served.
 #[tokio::test]
-async fn a_user_who_may_not_do_enough() {
+async fn user_with_too_few_rights_is_named() {
     let folder = Folder::new();
     let redis = guarded(&folder, "canary-old").await;
     redis.tell(&["ACL", "SETUSER", "gateway", "-@scripting"]).await;
@@ -105,16 +104,16 @@ async fn a_user_who_may_not_do_enough() {
     eventually(SOON, "a line about the missing right", is_named).await;
 }
 
-/// A Redis that speaks TLS at the second address.
+/// A Redis that speaks TLS at the returned port.
 async fn secured(folder: &Folder, certificates: &Certificates) -> (Redis, u16) {
-    let port = crate::port::free().port();
+    let port = crate::world::port::free().port();
     let arguments = certificates.arguments(port);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     (Redis::start_with(folder.path(), &arguments).await, port)
 }
 
 #[tokio::test]
-async fn a_redis_that_speaks_tls() {
+async fn redis_is_reached_through_tls() {
     let folder = Folder::new();
     let certificates = Certificates::make(folder.path(), "good").await;
     let (mut redis, port) = secured(&folder, &certificates).await;
@@ -136,9 +135,9 @@ async fn a_redis_that_speaks_tls() {
     }
 }
 
-/// B-19.
+/// B-19: the certificate is another authority's, or Redis speaks plain text.
 #[tokio::test]
-async fn a_redis_that_cannot_be_trusted() {
+async fn redis_that_cannot_be_trusted_is_sent_nothing() {
     let folder = Folder::new();
     let good = Certificates::make(folder.path(), "good").await;
     let other = Certificates::make(folder.path(), "other").await;
@@ -166,6 +165,6 @@ async fn a_redis_that_cannot_be_trusted() {
             cluster.logs().to_ascii_lowercase().contains(&named.to_ascii_lowercase()).then_some(())
         };
         eventually(SOON, &format!("{what}: a line that says {named:?}"), is_named).await;
-        assert_eq!(redis.bindings().await.len(), 0, "{what}: nothing is told to it");
+        assert_eq!(redis.bindings().await.len(), 0, "{what}: nothing is stored there");
     }
 }

@@ -1,13 +1,13 @@
-//! A primary that goes away, and Sentinels that make another one: what was acknowledged last is
+//! A primary that goes away, and Sentinels that promote another: the last acknowledged writes are
 //! lost.
 
 use super::*;
-use crate::redis::shape::Shape;
-use crate::simulator::path_of;
+use crate::world::redis::shape::Shape;
+use crate::world::simulator::path_of;
 
-/// B-12.
+/// B-12: the primary is killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_is_killed_and_replaced() {
+async fn killed_primary_is_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
     let before = scene.waits().await;
     let dead = scene.cluster.sentinel().kill_primary().await;
@@ -21,7 +21,7 @@ async fn a_primary_that_is_killed_and_replaced() {
 /// B-12: the old primary still accepts connections, and comes back as a replica that takes no
 /// writes (B-5).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_that_is_stopped_and_replaced() {
+async fn stopped_primary_is_replaced() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Sentinel)).await;
     let before = scene.waits().await;
     let trio = scene.cluster.sentinel();
@@ -38,8 +38,8 @@ async fn a_primary_that_is_stopped_and_replaced() {
     scene.judge().await;
 }
 
-/// B9: what moved just before the failover may be forgotten with the primary, and only that.
-/// Whoever has seen the newer epoch keeps to it, and tells the new primary.
+/// B9: only moves just before the failover may be lost with the primary. A replica that has seen
+/// the newer epoch keeps to it, and tells the new primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_failover() {
     let keys = siblings("org-a", 4);
@@ -52,7 +52,7 @@ async fn b9_failover() {
         (0..40).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect();
     sessions = turn_each(sessions).await;
     let dead = path_of(&cluster.turns().await, &sessions[0].session).remove(0);
-    // Its replicas have everything until now, and nothing from now on.
+    // The replicas of Redis have everything until now, and nothing from now on.
     cluster.sentinel().primary().await.is_copied().await;
     cluster.sentinel().cut_replicas_off().await;
     cluster.upstream().revoke(&dead).await;
@@ -65,7 +65,8 @@ async fn b9_failover() {
         .collect();
     assert!(!moved.is_empty() && moved.len() < sessions.len(), "some have moved: {}", moved.len());
     cluster.upstream().heal().await;
-    // The other replica has only heard of their moves: for all it knows, the old key would serve.
+    // The other replica only knows the moves by announcement: by its own knowledge, the old key
+    // would serve.
     sessions.iter_mut().for_each(|session| session.moves_to(cluster.replicas[1].address()));
     sessions = turn_each(sessions).await;
 
@@ -96,8 +97,8 @@ async fn b9_failover() {
     eventually(SOON, "the metric that bounds what may drift", lagging).await;
 }
 
-/// B8 and B9: what began elsewhere than its order says every replica knows, also when it has not
-/// served it, was started since, or the store has lost it.
+/// B8 and B9: every replica knows a binding that differs from its session's own order, even if the
+/// replica has not served the session, was started since, or the store has lost the binding.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b9_first_bindings() {
     let cluster =
@@ -106,7 +107,7 @@ async fn b9_first_bindings() {
     for replica in &cluster.replicas {
         replica.says("what is bound in the store is known").await;
     }
-    cluster.replicas[0].word("disable", "org-a-1").await;
+    cluster.replicas[0].command("disable", "org-a-1").await;
     cluster.all_have("org-a-1", "disabled").await;
     let new = |cluster: &Running| -> Vec<Codex> {
         (0..24).map(|_| Codex::new(cluster.replicas[0].address(), ALICE)).collect()
@@ -119,7 +120,7 @@ async fn b9_first_bindings() {
     cluster.sentinel().cut_replicas_off().await;
     sessions.extend(turn_each(new(&cluster)).await);
     let before = cluster.turns().await;
-    cluster.replicas[0].word("enable", "org-a-1").await;
+    cluster.replicas[0].command("enable", "org-a-1").await;
     for replica in &cluster.replicas {
         replica.shows("warmkey_key_state{key=\"org-a-1\",state=\"disabled\"}", 0.0).await;
     }

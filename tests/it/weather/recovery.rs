@@ -1,10 +1,10 @@
 //! What one replica has seen or done without the others, and how they agree again.
 
 use super::*;
-use crate::cable::{Cable, Weather};
-use crate::process::Folder;
-use crate::redis::Redis;
-use crate::simulator::path_of;
+use crate::world::cable::{Cable, Weather};
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::simulator::path_of;
 
 const UP: &str = "warmkey_store_up";
 
@@ -26,19 +26,19 @@ async fn divided(folder: &Folder) -> (Redis, Cable, Running) {
     (redis, cable, cluster)
 }
 
-/// One turn by replica `number`. Returns the key that served it.
+/// Plays one turn at replica `number`. Returns the key that served it.
 async fn by(cluster: &Running, number: usize, codex: &mut Codex) -> String {
     codex.moves_to(cluster.replicas[number].address());
     codex.turn("one more").await.served();
     path_of(&cluster.turns().await, &codex.session).pop().expect("the session has a key")
 }
 
-/// The replica's own view of the store, and that it acts by it.
+/// Silences the cable, and waits until the replica acts without the store.
 async fn away(cluster: &Running, cable: &Cable) {
     cable.set(Weather::Silent);
     let mut nobody = Codex::new(cluster.replicas[0].address(), ALICE);
     eventually(SOON, "the replica has noticed", async || {
-        nobody.turn("is it away?").await.served();
+        nobody.turn("a turn without the store").await.served();
         let metrics = cluster.replicas[0].metrics().await;
         (metrics.get(UP).abs() < f64::EPSILON).then_some(())
     })
@@ -58,8 +58,8 @@ fn epoch(value: &str) -> u32 {
         .unwrap_or_else(|| panic!("an epoch in {value:?}"))
 }
 
-/// B4: who has seen a session's second key goes by it, whatever the store says later, and says so
-/// to the store.
+/// B4: a replica that has seen a session's second key keeps to it, whatever the store says later,
+/// and tells the store.
 #[tokio::test]
 async fn b4_monotone_epoch() {
     let folder = Folder::new();
@@ -71,7 +71,8 @@ async fn b4_monotone_epoch() {
     let second = by(&cluster, 0, &mut codex).await;
     cluster.upstream().heal().await;
     assert_ne!(first, second);
-    // The other replica has only heard of the move: for all it knows, the first key would serve.
+    // The other replica only knows the move by announcement: by its own knowledge, the first key
+    // would serve.
     assert_eq!(by(&cluster, 1, &mut codex).await, second);
     let (_, new) = redis.binding().await;
     assert_eq!((epoch(&old), epoch(&new)), (1, 2));
@@ -89,8 +90,8 @@ async fn b4_monotone_epoch() {
     }
 }
 
-/// B11: what is bound without the store is written where nothing or less is stored, and gives way
-/// otherwise.
+/// B11: a binding made without the store is written if the store has nothing, or a lower epoch.
+/// Otherwise the stored binding wins.
 #[tokio::test]
 async fn b11_recovery() {
     let folder = Folder::new();
@@ -98,7 +99,7 @@ async fn b11_recovery() {
     let new_session = || Codex::new(cluster.address(), ALICE);
     let mut moved_here = new_session();
     let home = by(&cluster, 0, &mut moved_here).await;
-    // A second session of the same key, so that one word about the key moves both.
+    // A second session of the same key, so that one revocation moves both.
     let mut moved_there = found("a second session on its key", async || {
         let mut codex = new_session();
         (by(&cluster, 0, &mut codex).await == home).then_some(codex)
@@ -109,17 +110,17 @@ async fn b11_recovery() {
     }
     away(&cluster, &cable).await;
 
-    // It moves without the store.
+    // This session moves without the store.
     cluster.upstream().revoke(&home).await;
     let here = by(&cluster, 0, &mut moved_here).await;
-    // It moves without the store, and twice with it.
+    // This session moves once without the store, and twice with it.
     assert_ne!(by(&cluster, 0, &mut moved_there).await, home);
     let once = by(&cluster, 1, &mut moved_there).await;
     cluster.upstream().revoke(&once).await;
     let there = by(&cluster, 1, &mut moved_there).await;
     assert!(there != once && once != home && here != home);
     cluster.upstream().heal().await;
-    // It begins without the store, on a key of which nobody has heard anything.
+    // This session begins without the store, on a key without any report.
     let mut known = redis.bindings().await.len();
     let (mut begun_here, begun) = found("a session on another key", async || {
         known += 1;
@@ -130,9 +131,9 @@ async fn b11_recovery() {
     .await;
 
     back(&cluster, &cable).await;
-    // What each replica met alone is over: only where sessions are bound counts now.
+    // The keys are well again: only the bindings count now.
     for key in [&home, &once] {
-        cluster.replicas[0].word("probe", key).await;
+        cluster.replicas[0].command("probe", key).await;
         for replica in &cluster.replicas {
             replica
                 .shows(&format!("warmkey_key_state{{key=\"{key}\",state=\"disabled\"}}"), 0.0)
@@ -163,10 +164,9 @@ async fn b11_recovery() {
     }
 }
 
-/// B-20: a key dies, and the replica that cannot be told learns it by one failed attempt of its
-/// own.
+/// B-20: a key dies, and the replica without a store learns of it by one failed attempt of its own.
 #[tokio::test]
-async fn a_replica_on_its_own_learns_that_a_key_is_dead() {
+async fn replica_on_its_own_learns_that_a_key_is_dead() {
     let folder = Folder::new();
     let (_redis, cable, cluster) = divided(&folder).await;
     let mut sessions: Vec<Codex> = (0..20).map(|_| Codex::new(cluster.address(), ALICE)).collect();
@@ -199,8 +199,8 @@ async fn a_replica_on_its_own_learns_that_a_key_is_dead() {
     assert_eq!(refused().await, 2);
 }
 
-/// B8: without the store a session stays where the replica remembers it, or where its own order
-/// sends it; whatever else moves, stays in its organization; and nobody is refused.
+/// B8: without the store a session stays on the key that the replica remembers, or that its own
+/// order names. A session that moves stays in its organization, and no turn is refused.
 #[tokio::test]
 async fn b8_store_outage() {
     let mut cluster = Cluster::new().keys(lopsided()).replicas(3).redis().start().await;
@@ -216,9 +216,9 @@ async fn b8_store_outage() {
         cluster.replicas[number].says("what is bound in the store is known").await;
     }
     let mut strangers = sessions.split_off(20);
-    // Half of them the first replica meets again, and the others hear of it.
+    // The first replica serves half of them again, and the others learn that by announcement.
     sessions = introduce(&cluster, 0, sessions).await;
-    let home = |turns: &[crate::simulator::Turn]| -> BTreeMap<String, (String, String)> {
+    let home = |turns: &[crate::world::simulator::Turn]| -> BTreeMap<String, (String, String)> {
         let served = turns.iter().filter(|turn| turn.is_served());
         served
             .map(|turn| {
@@ -239,10 +239,10 @@ async fn b8_store_outage() {
         let during = home(&cluster.turns().await);
         assert!(
             sessions.iter().all(|codex| during[&codex.session] == before[&codex.session]),
-            "who is remembered stays"
+            "a remembered session stays"
         );
     }
-    // Nobody remembers the others: the two replicas still agree, and leave no organization.
+    // No replica remembers the strangers: both replicas still agree, and leave no organization.
     let mut homes = Vec::new();
     for number in [1, 2] {
         strangers
@@ -262,9 +262,10 @@ async fn b8_store_outage() {
     }
 }
 
-/// What could not be read is read once it can be: until then the replica knows what it is told.
+/// A scan that the store refuses is made once the store allows it. Until then the replica knows the
+/// announced bindings.
 #[tokio::test]
-async fn what_was_bound_is_read_as_soon_as_it_can_be() {
+async fn binding_is_read_as_soon_as_it_can_be() {
     let mut cluster =
         Cluster::new().keys(siblings("org-a", 2)).replicas(2).redis().store("").start().await;
     for replica in &cluster.replicas {

@@ -1,19 +1,18 @@
 //! A Cluster whose shards die, are taken over, and give their slots away.
 
 use super::*;
-use crate::redis::shape::Shape;
-use crate::redis::shards::{Shards, slot_of};
-use crate::replica::Replica;
+use crate::world::redis::shape::Shape;
+use crate::world::redis::shards::{Shards, slot_of};
+use crate::world::replica::Replica;
 
 const EXISTING: &str = r#"warmkey_bindings_total{result="existing"}"#;
 const DEGRADED: &str = r#"warmkey_bindings_total{result="degraded"}"#;
 
-/// B-12, in a Cluster.
-/// Turns that are in flight on a replica at a time, where it is late.
+/// Turns in flight at one replica when a core comes late.
 const AT_ONCE: f64 = 4.0;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_whose_replica_takes_over() {
+async fn shard_whose_replica_takes_over_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
     let before = scene.waits().await;
     scene.cluster.shards().kill_primary(0).await;
@@ -26,7 +25,7 @@ async fn a_shard_whose_replica_takes_over() {
 
 /// B-11, under load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_that_dies_and_comes_back_empty() {
+async fn shard_that_comes_back_empty_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
     scene.cluster.shards().kill_shard(1).await;
     scene.endures(AWAY).await;
@@ -37,7 +36,7 @@ async fn a_shard_that_dies_and_comes_back_empty() {
 
 /// B-11: only the dead shard's sessions go without the store.
 #[tokio::test]
-async fn a_dead_shard_concerns_only_its_own_sessions() {
+async fn dead_shard_concerns_only_its_own_sessions() {
     let mut cluster = Cluster::new()
         .keys(siblings("org-a", 4))
         .redis_as(Shape::Cluster)
@@ -65,7 +64,7 @@ async fn a_dead_shard_concerns_only_its_own_sessions() {
         for (codex, shard) in &mut sessions {
             let before = counts(cluster.replica()).await;
             codex.turn("a shard is dead").await.served();
-            let after = eventually(SOON, "the turn in the books", async || {
+            let after = eventually(SOON, "the turn is counted", async || {
                 let after = counts(cluster.replica()).await;
                 (after != before).then_some(after)
             })
@@ -88,10 +87,10 @@ async fn counts(replica: &Replica) -> (f64, f64) {
     (metrics.get(EXISTING), metrics.get(DEGRADED))
 }
 
-/// B-10: every binding goes to another shard, each through a slot that is open for a while (ASK)
-/// and then is elsewhere (MOVED).
+/// B-10: every binding moves to another shard. Each slot is first open for the move (ASK) and then
+/// elsewhere (MOVED).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_that_move_under_load() {
+async fn slots_that_move_under_load_move_no_session() {
     let mut scene = Scene::set(Cluster::new().redis_as(Shape::Cluster)).await;
     scene.newcomers_join();
     let slots: BTreeMap<u16, usize> = {
@@ -112,8 +111,7 @@ async fn slots_that_move_under_load() {
     }
     scene.goes_on(PERIOD).await;
     assert_eq!(scene.failures().await, failures, "a slot that moves is no failure");
-    // Each time that a core comes late, a few turns may be late with it: not one of each of the
-    // slots.
+    // Whenever a core comes late, a few turns may be late; not one for each slot.
     let (late, excused) = (scene.degraded().await - degraded, scene.lateness(began) * AT_ONCE);
     assert!(
         late < moves.len() as f64 / 5.0 + excused,

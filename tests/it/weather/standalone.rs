@@ -1,13 +1,12 @@
-//! A single Redis goes away: killed, stopped, behind a cable that is silent, refused or slow.
+//! A single Redis goes away: killed, stopped, or behind a cable that is silent, refused or slow.
 
 use super::*;
-use crate::cable::{Cable, Weather};
-use crate::patience::is_long;
-use crate::process::Folder;
-use crate::redis::Redis;
+use crate::world::cable::{Cable, Weather};
+use crate::world::process::Folder;
+use crate::world::redis::Redis;
+use crate::world::waiting::is_long;
 
-/// A stop of a minute looks the same as a shorter one from a second on; `WARMKEY_LONG=1` makes it a
-/// minute.
+/// From a second on, a longer stop looks the same. `WARMKEY_LONG=1` makes it a minute.
 fn a_long_time() -> Duration {
     if is_long() { Duration::from_secs(60) } else { AWAY }
 }
@@ -26,7 +25,7 @@ async fn cabled(folder: &Folder) -> (Redis, Vec<Cable>, Cluster) {
 
 /// B-1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_killed_and_comes_back_empty() {
+async fn redis_that_comes_back_empty_moves_no_session() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.cluster.redis().kill().await;
     scene.endures(AWAY).await;
@@ -37,7 +36,7 @@ async fn a_redis_that_is_killed_and_comes_back_empty() {
 
 /// B-2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_stopped_and_goes_on() {
+async fn stopped_redis_that_continues_is_found_again() {
     let mut scene = Scene::set(Cluster::new().redis()).await;
     scene.cluster.redis().signal("STOP").await;
     scene.endures(a_long_time()).await;
@@ -46,9 +45,9 @@ async fn a_redis_that_is_stopped_and_goes_on() {
     scene.judge().await;
 }
 
-/// B-3, and then what is worse: nobody listens.
+/// B-3: silence, and then a worse fault: the address refuses connections.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_behind_silence() {
+async fn redis_behind_a_silent_cable_costs_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
@@ -61,14 +60,14 @@ async fn a_redis_behind_silence() {
     scene.judge().await;
 }
 
-/// Slower than any deadline is as good as away.
+/// A Redis that is slower than any deadline counts as away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_answers_too_late() {
+async fn redis_that_answers_too_late_costs_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
     for late in [50, 500] {
-        // Half of it each way.
+        // Half of the delay each way.
         cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(late / 2))));
         scene.endures(AWAY).await;
         cables.iter().for_each(|cable| cable.set(Weather::Fair));
@@ -77,9 +76,9 @@ async fn a_redis_that_answers_too_late() {
     scene.judge().await;
 }
 
-/// Slow, but in time: turns wait for its word, and that is all.
+/// Slow, but in time: turns wait for the answer, and nothing else changes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_slow_and_in_time() {
+async fn slow_redis_that_is_in_time_is_used() {
     let folder = Folder::new();
     let (redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;
@@ -87,13 +86,13 @@ async fn a_redis_that_is_slow_and_in_time() {
     cables.iter().for_each(|cable| cable.set(Weather::Slow(ms(5))));
     scene.newcomers_join();
     scene.goes_on(AWAY).await;
-    assert!(redis.calls("get").await > asked + 100, "it is asked all the same");
+    assert!(redis.calls("get").await > asked + 100, "the store is asked all the same");
     scene.judge().await;
 }
 
-/// Connections that break or fall silent are remade; what was under way is answered by memory.
+/// Connections that break or fall silent are remade; memory answers the questions in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_break_again_and_again() {
+async fn connections_that_break_again_and_again_cost_no_turn() {
     let folder = Folder::new();
     let (_redis, cables, cluster) = cabled(&folder).await;
     let mut scene = Scene::set(cluster).await;

@@ -1,0 +1,30 @@
+//! The ground that all tests stand on: real replicas, stores, upstreams, a balancer, clients, and
+//! bounded waiting. Nothing here is a test.
+
+pub mod lateness;
+pub mod port;
+pub mod process;
+pub mod waiting;
+pub mod wire;
+
+pub mod balancer;
+pub mod cable;
+pub mod certificates;
+pub mod recorder;
+pub mod redis;
+pub mod replica;
+pub mod simulator;
+
+pub mod codex;
+pub mod fixtures;
+pub mod frames;
+pub mod load;
+pub mod socket;
+
+pub mod admin;
+pub mod cluster;
+
+pub mod chain;
+pub mod scene;
+pub mod sessions;
+pub mod store;

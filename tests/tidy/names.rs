@@ -1,0 +1,73 @@
+//! The names of public types: each means one thing in the gateway.
+
+use std::collections::BTreeMap;
+
+use crate::source::{File, declared, line_of};
+
+const KINDS: [&str; 4] = ["struct", "enum", "trait", "type"];
+/// Names that always stand with their module.
+const SHARED: [&str; 2] = ["Settings", "Error"];
+/// Modules beside the gateway, with code of their own on purpose.
+const APART: [&str; 2] = ["simulator", "demo"];
+
+pub fn repeated_types(files: &[File]) -> Vec<String> {
+    let tests: Vec<Vec<String>> = files.iter().flat_map(test_modules).collect();
+    let is_checked = |file: &&File| {
+        file.module().is_some_and(|module| {
+            let is_test = tests.iter().any(|test| module.starts_with(&as_strs(test)));
+            !is_test && module.first().is_none_or(|first| !APART.contains(first))
+        })
+    };
+    let (mut places, mut faults) = (BTreeMap::new(), Vec::new());
+    for file in files.iter().filter(is_checked) {
+        for (at, name) in public_types(&file.code) {
+            let place = format!("{}:{}", file.path, line_of(&file.code, at));
+            if SHARED.contains(&name) {
+                continue;
+            }
+            match places.get(name) {
+                Some(first) => {
+                    faults.push(format!("{place}: `{name}` is the name of a type in {first}, too"))
+                }
+                None => _ = places.insert(name, place),
+            }
+        }
+    }
+    faults
+}
+
+fn as_strs(module: &[String]) -> Vec<&str> {
+    module.iter().map(String::as_str).collect()
+}
+
+/// The modules that `file` declares for tests only.
+fn test_modules(file: &File) -> Vec<Vec<String>> {
+    let Some(module) = file.module() else { return Vec::new() };
+    let marked = file.text.split("#[cfg(test)]").skip(1);
+    let names = marked.filter_map(|rest| {
+        rest.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("#["))
+    });
+    let names = names.filter(|line| line.ends_with(';')).filter_map(declared);
+    names.map(|name| module.iter().copied().chain([name]).map(String::from).collect()).collect()
+}
+
+/// The public types that the code declares, each with the position of its `pub`.
+fn public_types(code: &str) -> Vec<(usize, &str)> {
+    let mut found = Vec::new();
+    for (at, word) in code.match_indices("pub") {
+        let is_word = !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let mut rest = &code[at + word.len()..];
+        if let Some(scope) = rest.strip_prefix('(') {
+            rest = scope.split_once(')').map_or("", |(_, rest)| rest);
+        }
+        let mut words = rest.split_whitespace();
+        let kind =
+            words.next().filter(|kind| KINDS.contains(kind) && rest.starts_with([' ', '\n']));
+        if let (true, Some(_), Some(name)) = (is_word, kind, words.next()) {
+            let end = name.find(|c: char| !c.is_alphanumeric() && c != '_');
+            // A macro's `$name` is no name yet.
+            found.extend(Some((at, &name[..end.unwrap_or(name.len())])).filter(|_| end != Some(0)));
+        }
+    }
+    found
+}
