@@ -1,13 +1,16 @@
-//! Which key a session is bound to: the promise itself.
+//! Binds each session to one upstream key. The invariants B1 to B20 specify this directory.
 //!
-//! `select` decides where a session would go, `demand` is a turn as binding sees it, and `place`
-//! says where a turn may go. `record` is how a binding is written down, `local` what this replica
-//! remembers, and `gossip` what it hears of others.
+//! `demand` is a turn as binding sees it. `select` ranks the keys for a session, and `place`
+//! chooses a key for one turn. `record` is the stored form of a binding. `local` is this replica's
+//! memory of bindings, and `gossip` brings the bindings that other replicas make.
 //!
-//! `bind` binds and moves, `outage` does so without the store, `fork` finds what a fork inherits,
-//! `project` holds a turn to a project, and `forgotten` finds a session's organization again.
-//! `ownership` knows whose a stored response is. `trail` tells what was decided, and `view` shows a
-//! session to operators. The invariants B1 to B20 are the specification.
+//! `bind` binds sessions, and `moving` moves them. `beside` serves a turn without changing its
+//! session's binding, and `outage` binds without the store. `seal` ties a session to its
+//! organization. `fork` gives a fork its parent's binding, `project` keeps a turn in a project, and
+//! `forgotten` finds a lost organization again.
+//!
+//! `ownership` knows the owner of each stored response. `trail` records decisions, and `view` shows
+//! a session to operators.
 
 use std::sync::Arc;
 
@@ -50,22 +53,22 @@ use place::Places;
 use record::BindingRecord;
 use trail::{Trail, keep_writing};
 
-/// `[binding]`.
+/// The options under `[binding]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// A session that is not used for so long is forgotten.
+    /// Time after which the gateway forgets an unused session.
     pub ttl: Span,
-    /// The longest wait in place for a key that is short.
+    /// Longest time that a turn waits in place for a limited key.
     pub wait: Span,
-    /// Bindings that a replica remembers at the most: the whole of the `memory:` store, and what
-    /// answers when Redis does not.
+    /// Most bindings that a replica remembers. The `memory:` store holds no other bindings. With
+    /// Redis, the replica uses these bindings while the store is away.
     #[serde(deserialize_with = "setting::count")]
     pub memory: usize,
 }
 
-/// Starts what knows the binding of each session and the owner of each stored response. What they
-/// owe to the store is written in the background until `tasks` end.
+/// Starts the bindings of sessions and the owners of stored responses. Background writes to the
+/// store run until `tasks` end.
 pub fn start(
     store: &Arc<Store>,
     registry: &Arc<Registry>,
@@ -81,13 +84,13 @@ pub fn start(
     tasks.spawn_until_stopped(merging);
     tasks.spawn_until_stopped(Gossip::new(store, &local).keep());
     tasks.spawn_until_stopped(keep_writing(Arc::clone(store), ttl, unwritten));
-    tasks.spawn_until_stopped(Arc::clone(&owners).keep_telling());
+    tasks.spawn_until_stopped(Arc::clone(&owners).keep_storing());
     let places = Places::new(Arc::clone(registry));
     let store = Arc::clone(store);
     (Bindings::new(store, places, local, ttl, tasks.clone(), trail), owners)
 }
 
-/// The key that serves a turn, and why.
+/// The key that serves a turn, and the reason.
 #[derive(Clone, Debug)]
 pub struct Binding {
     pub key: Arc<Key>,
@@ -95,23 +98,23 @@ pub struct Binding {
     /// The turn's session. `None`: nothing is bound.
     pub session: Option<SessionId>,
     pub written: Written,
-    /// Nobody knows whether the session was elsewhere before: its history may belong to another
-    /// organization.
+    /// The gateway does not know whether another key served the session before. The session's
+    /// history may therefore belong to another organization.
     pub is_provisional: bool,
-    /// The stored life is due to start anew.
+    /// The stored binding is old enough for its lifetime to be renewed.
     pub refresh: bool,
-    /// This turn found its session on another key, which it left.
+    /// The turn found its session on another key and left that key.
     pub has_moved: bool,
 }
 
-/// Where a binding is written down.
+/// Where a binding is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// It is for this turn alone.
+    /// Nowhere: the binding is for this turn alone.
     Nowhere,
-    /// It is for this turn alone, and leaves what is stored as it is.
+    /// Nowhere: a key beside the stored binding serves this turn alone.
     Beside(BindingRecord),
-    /// The store is away: on this replica, until it can be merged.
+    /// On this replica, because the store is away. The replica merges the binding later.
     Here(BindingRecord),
     Stored(BindingRecord),
 }
@@ -134,12 +137,13 @@ impl Binding {
         }
     }
 
-    /// The same for a turn that is not served by the key that it was bound to first.
+    /// Marks the turn as served by another key than the one to which it was bound first.
     fn moved(self) -> Self {
         Self { has_moved: true, ..self }
     }
 
-    /// A binding as it is stored. One that has served nothing yet is a guess, whoever made it.
+    /// Makes a binding from a stored record. An unsealed record is provisional, because it has
+    /// served no turn.
     fn stored(
         key: &Arc<Key>,
         session: &SessionId,
@@ -150,7 +154,7 @@ impl Binding {
         Self { is_provisional, ..Self::new(key, Some(session), Written::Stored(record), result) }
     }
 
-    /// A binding that this replica alone knows of.
+    /// Makes a binding that only this replica knows.
     fn here(
         key: &Arc<Key>,
         session: &SessionId,
@@ -164,7 +168,7 @@ impl Binding {
         }
     }
 
-    /// A key for this turn alone: nothing is written.
+    /// Makes a binding for this turn alone. Nothing is written.
     fn passing(key: &Arc<Key>, session: Option<&SessionId>, result: BindingResult) -> Self {
         Self::new(key, session, Written::Nowhere, result)
     }
@@ -178,8 +182,8 @@ impl Binding {
         }
     }
 
-    /// Whether the upstream token `state` (`x-codex-turn-state`) was issued by another key than
-    /// this binding's.
+    /// Whether another key than this binding's issued the upstream token `state`
+    /// (`x-codex-turn-state`).
     pub fn is_foreign_state(&self, state: &[u8]) -> bool {
         self.has_moved
             || self

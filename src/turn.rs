@@ -1,5 +1,4 @@
-//! A turn: one request and its answer, from authenticating its client to accounting for what it
-//! cost.
+//! A turn: one request and its answer, from authenticating the client to recording the result.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -39,23 +38,23 @@ use entry::Entry;
 use failover::{ATTEMPTS, Failover, back_off, pause};
 use verdict::{Verdict, decide};
 
-/// What all turns of a replica share, whichever way they come.
+/// The parts that all turns of a replica share, over HTTP and WebSocket.
 pub struct Gateway {
-    /// Who may call, which session a turn belongs to, and what a turn may refer to.
+    /// Authenticates clients, identifies sessions, and checks ids that turns refer to.
     pub entry: Entry,
-    /// Which key a session is bound to.
+    /// The key of each session.
     pub bindings: Bindings,
-    /// Which keys there are, and how they are.
+    /// The loaded keys and their health.
     pub registry: Arc<Registry>,
     /// How often and for how long a turn tries.
     pub failover: Failover,
-    /// Where the end of each turn is told.
+    /// Receives the record of each turn.
     pub books: Arc<Books>,
 }
 
 impl Gateway {
-    /// Tells operators what was decided about a turn of `session` at the binding's key.
-    fn tell(
+    /// Records a decision about a turn of `session` at the binding's key.
+    fn record_decision(
         &self,
         session: Option<&SessionId>,
         binding: &Binding,
@@ -64,14 +63,14 @@ impl Gateway {
     ) {
         let from = Some(&*binding.key);
         let to = from.filter(|_| decision != Decision::Refuse);
-        self.bindings.trail.tell(&Step { session, decision, reason, from, to });
+        self.bindings.trail.record(&Step { session, decision, reason, from, to });
     }
 }
 
 /// The upstream as the spine sees it.
 pub trait Ask {
-    /// Sends the turn once with the binding's key. The turn's `x-codex-turn-state` is left out if
-    /// another key has issued it (`has_foreign_state`).
+    /// Sends the turn once with the binding's key. If another key issued the turn's
+    /// `x-codex-turn-state` (`has_foreign_state`), the header is left out.
     fn ask(&self, binding: &Binding, has_foreign_state: bool) -> impl Future<Output = Outcome>;
 }
 
@@ -90,10 +89,10 @@ pub struct Attempts<'t, A> {
     tried: Tried,
     /// The time that is left for store operations.
     budget: &'t mut Budget,
-    /// The key that the turn was bound to first.
+    /// The key to which the turn was bound first.
     first: Option<Arc<Key>>,
     retries_left: u32,
-    /// How many attempts were rate-limited.
+    /// The number of rate-limited attempts.
     limits: u32,
 }
 
@@ -109,8 +108,9 @@ impl<'t, A: Ask> Attempts<'t, A> {
         Self { gateway, account, upstream, demand, tried, budget, first, retries_left, limits }
     }
 
-    /// The spine: binds the turn, and asks until there is an answer. Until then, and never after, a
-    /// failed attempt may move to another key. `complete`: when the whole request was here.
+    /// The spine: binds the turn and tries until there is an answer. Only before an answer may a
+    /// failed attempt move to another key. `complete` is the time when the whole request had
+    /// arrived.
     pub async fn run(
         mut self,
         found: Found,
@@ -129,7 +129,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
                 Verdict::Deliver(answer) => return Ok(self.deliver(binding, answer, began).await),
                 Verdict::Denied(answer) => {
                     let Gateway { failover, registry, .. } = self.gateway;
-                    failover.corroboration.heard(registry, &binding.key, self.demand);
+                    failover.corroboration.report(registry, &binding.key, self.demand);
                     return Ok((binding, answer));
                 }
                 Verdict::GiveUp(error, reason) => {
@@ -150,7 +150,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
         }
     }
 
-    /// One attempt: notes where the turn is, asks, and reads what the answer means.
+    /// Makes one attempt: notes the key, sends the turn, and decides what the outcome means.
     async fn attempt(&mut self, binding: &Binding, has_foreign_state: bool) -> Verdict {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
@@ -161,7 +161,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
         decide(outcome, self.gateway.failover.options.resends, SystemTime::now())
     }
 
-    /// The turn is at the binding's key from now on.
+    /// Notes that the binding's key serves the turn from now on.
     fn note(&mut self, binding: &Binding) {
         let first = self.first.get_or_insert_with(|| Arc::clone(&binding.key));
         let domain_moved = !binding.key.shares_cache_with(first);
@@ -181,8 +181,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         (binding, answer)
     }
 
-    /// The key's project takes no more of the model for a while: the turn waits for it, or another
-    /// key serves.
+    /// Handles a rate limit of the key's project for the model: the turn waits, or another key
+    /// serves.
     async fn limited(&mut self, binding: &Binding, told: Duration) -> Result<Binding, Error> {
         let wait = told.max(back_off(self.limits));
         self.gateway.registry.limit(&binding.key, self.demand.model, wait);
@@ -198,21 +198,21 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.leave(binding, Reason::Limited).await
     }
 
-    /// The key is out of use: another one serves.
+    /// Handles a key that is out of use: another key serves.
     async fn ailing(&mut self, mut binding: Binding, ailment: Ailment) -> Result<Binding, Error> {
         let registry = &self.gateway.registry;
         if let Some(successor) = registry.successor(&binding.key) {
-            // The upstream has refused a secret that a reload has replaced since.
+            // The upstream refused a secret that a reload has since replaced.
             binding.key = successor;
             return Ok(binding);
         }
         registry.observe(&binding.key, ailment);
-        // A probe decides whether a refused key is rejected, before its sessions leave it.
+        // A probe decides whether a refused key is rejected, before sessions leave it.
         registry.settled(&binding.key).await;
         self.leave(&binding, ailment.into()).await
     }
 
-    /// Where the turn goes, now that the binding's key has refused it for this `reason`.
+    /// Returns the turn's next binding after the binding's key refused the turn for `reason`.
     async fn leave(&mut self, binding: &Binding, reason: Reason) -> Result<Binding, Error> {
         if reason != Reason::Limited {
             self.tried.refused.push(binding.key.tag);
@@ -228,8 +228,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.gateway.bindings.rebind(self.demand, &mut self.tried, binding, self.budget).await
     }
 
-    /// One more attempt after the upstream has failed with the turn: first with the same key, then
-    /// with a sibling. The error is the binding as it was: there is no further attempt.
+    /// Prepares one more attempt after the upstream failed with the turn: first with the same key,
+    /// then with a sibling. The error is the unchanged binding: there is no further attempt.
     async fn retry(&mut self, binding: Binding) -> Result<Binding, Binding> {
         let is_first = self.retries_left == ATTEMPTS - 1;
         if self.retries_left == 0 || !self.gateway.failover.may_retry() {
@@ -246,18 +246,18 @@ impl<'t, A: Ask> Attempts<'t, A> {
             }
         };
         match &next {
-            Ok(binding) => self.tell(binding, Decision::Retry, Reason::Failed),
+            Ok(binding) => self.record_decision(binding, Decision::Retry, Reason::Failed),
             Err(binding) => self.refuse(binding, Reason::Failed),
         }
         next
     }
 
     fn refuse(&self, binding: &Binding, reason: Reason) {
-        self.tell(binding, Decision::Refuse, reason);
+        self.record_decision(binding, Decision::Refuse, reason);
     }
 
-    fn tell(&self, binding: &Binding, decision: Decision, reason: Reason) {
-        self.gateway.tell(self.demand.session.as_ref(), binding, decision, reason);
+    fn record_decision(&self, binding: &Binding, decision: Decision, reason: Reason) {
+        self.gateway.record_decision(self.demand.session.as_ref(), binding, decision, reason);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Serves a turn beside its session's binding, which stays as it is.
+//! Serves a turn beside its session's binding, which does not change.
 
 use crate::binding::bind::Bindings;
 use crate::binding::demand::Placing;
@@ -11,7 +11,7 @@ use crate::metrics::{BindingResult, Decision, Reason};
 use crate::session::SessionId;
 
 impl Bindings {
-    /// Serves the turn from the session's organization and leaves the binding alone.
+    /// Serves the turn with a sibling, and leaves the binding as it is.
     pub(super) fn spill(
         &self,
         placing: Placing<'_>,
@@ -22,7 +22,7 @@ impl Bindings {
         let own = self.places.key_of(record);
         let key = match (self.places.sibling(placing, session, record), own, reason) {
             (Some(key), ..) => key,
-            // What nobody of its organization may have the client is told by its own key.
+            // If no key of the organization has access, the client receives the own key's answer.
             (None, Some(own), Reason::NoAccess) => own,
             (None, _, Reason::NotLoaded) => return Err(not_loaded()),
             (None, ..) => {
@@ -31,15 +31,15 @@ impl Bindings {
                     .shortage_of(placing, Reach::Organization(record.organization)));
             }
         };
-        self.tell(session, Decision::Spill, reason, record, &key);
+        self.record_decision(session, Decision::Spill, reason, record, &key);
         let (is_provisional, written) = (!record.sealed, Written::Beside(record.clone()));
         let binding = Binding::new(&key, Some(session), written, BindingResult::Spilled);
         Ok(Binding { has_moved: key.tag != record.key, is_provisional, ..binding })
     }
 
-    /// Serves the turn where the response is stored that it goes on from, and leaves the binding
-    /// alone: it is to another project. An answer of the session's own organization seals it as a
-    /// sibling's would.
+    /// Serves the turn in the project that stores the content it needs. The binding is to another
+    /// project and stays as it is. An answer from the session's own organization seals the session,
+    /// as a sibling's answer does.
     pub(super) fn serve_beside(
         &self,
         placing: Placing<'_>,
@@ -47,14 +47,14 @@ impl Bindings {
         record: &BindingRecord,
     ) -> Result<Binding, Error> {
         let key = self.places.choose(placing, session, placing.tried.within)?;
-        self.tell(session, Decision::Spill, Reason::Stored, record, &key);
-        let is_home = key.organization_tag == record.organization;
-        let written = if is_home { Written::Beside(record.clone()) } else { Written::Nowhere };
+        self.record_decision(session, Decision::Spill, Reason::Stored, record, &key);
+        let is_sibling = key.organization_tag == record.organization;
+        let written = if is_sibling { Written::Beside(record.clone()) } else { Written::Nowhere };
         Ok(Binding::new(&key, Some(session), written, BindingResult::Spilled).moved())
     }
 
-    /// What is stored was written by a newer version: it knows better, so its word is neither used
-    /// nor overwritten.
+    /// Serves the turn if a newer version wrote the stored binding. This version neither uses nor
+    /// overwrites such a binding.
     pub(super) fn beside_store(
         &self,
         placing: Placing<'_>,

@@ -1,9 +1,9 @@
 //! Binds a turn to the key of its session, and moves a session when its key can serve no more.
 //!
-//! A live binding changes only when its key is dead or gone or, before anything is sealed, short
-//! for long: never for load, weights, a new key, a recovered key, a restart. Every change is a
-//! compare-and-set with one winner; losers use the winner's key. The store being away is no error:
-//! `outage` answers then.
+//! A live binding changes only when its key is dead or, before the session is sealed, limited for
+//! long. It never changes for load, weights, a new key, a recovered key or a restart. Each change
+//! is a compare-and-set with one winner, and the losers use the winner's key. If the store is away,
+//! `outage` binds instead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +25,10 @@ use crate::store::name::Name;
 use crate::store::{Budget, Held, Store, Unavailable};
 use crate::task::Tasks;
 
-/// So many turns wait on this replica until a key takes one more moved session.
+/// Most turns of this replica that wait until a key takes one more moved session.
 const MOVERS: usize = 256;
 
-/// What a look into the store found.
+/// The result of looking up a binding in the store.
 pub type Found = Result<Option<Held>, Unavailable>;
 
 pub struct Bindings {
@@ -38,7 +38,7 @@ pub struct Bindings {
     pub(super) ttl: Duration,
     pub(super) tasks: Tasks,
     pub trail: Trail,
-    /// Places for those that wait to move.
+    /// Permits for turns that wait to move.
     pub(super) movers: Semaphore,
 }
 
@@ -54,13 +54,13 @@ impl Bindings {
         Self { store, places, local, ttl, tasks, trail, movers: Semaphore::new(MOVERS) }
     }
 
-    /// The time that a turn has for all its store operations.
+    /// Returns the time that a turn has for all its store operations.
     pub fn budget(&self) -> Budget {
         self.store.budget()
     }
 
-    /// The one round trip of a later turn. Needs only the session, so that it runs while the body
-    /// is still coming.
+    /// Looks up the stored binding in one round trip. Needs only the session, so that the lookup
+    /// runs while the body still arrives.
     pub async fn look_up(&self, session: &SessionId, budget: &mut Budget) -> Found {
         self.store.get(Name::Binding(session.as_str()), budget).await
     }
@@ -72,7 +72,7 @@ impl Bindings {
         found: Found,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let held = self.hold(demand, tried, &found, budget).await;
+        let held = self.restrict(demand, tried, &found, budget).await;
         let placing = demand.after(tried);
         let bound = match held {
             Ok(()) => self.find(placing, found, budget).await,
@@ -88,7 +88,7 @@ impl Bindings {
                 None if error.kind == ErrorKind::RateLimitExceeded => (Reason::Limited, None),
                 None => (Reason::NoneInUse, None),
             };
-            self.trail.tell(&Step {
+            self.trail.record(&Step {
                 session,
                 decision: Decision::Refuse,
                 reason,
@@ -106,7 +106,7 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
         let Some(session) = &placing.demand.session else { return self.by_load(placing) };
-        self.tell_thread(placing, session);
+        self.store_thread(placing, session);
         match found {
             Ok(Some(held)) => self.adopt(placing, session, &held, budget).await,
             Ok(None) => match self.local.recall(session) {
@@ -117,8 +117,8 @@ impl Bindings {
         }
     }
 
-    /// Where the turn goes now that something is known of `binding`'s key that was not before: it
-    /// stays, is served by a sibling, or its session moves.
+    /// Decides again after an attempt with `binding`'s key: the turn stays, a sibling serves it, or
+    /// its session moves.
     pub async fn rebind(
         &self,
         demand: &Demand<'_>,
@@ -126,10 +126,10 @@ impl Bindings {
         binding: &Binding,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        self.hold_again(demand, tried);
+        self.restrict_again(demand, tried);
         let placing = demand.after(tried);
-        // Another turn of the session may have moved it meanwhile, and a guess gives way to what is
-        // stored.
+        // Another turn of the session may have moved it since, and a stored binding replaces a
+        // provisional one.
         let known = binding.session.as_ref().and_then(|session| self.local.recall(session));
         let is_better = |known: &Known, record: &BindingRecord| {
             known.record.epoch > record.epoch || known.is_provisional && known.is_of(record)
@@ -149,7 +149,8 @@ impl Bindings {
                 };
                 self.use_known(placing, session, newer.unwrap_or(&own))?
             }
-            // What the session's history holds is not known: its organization is not left.
+            // The content of the session's history is not known, so the turn stays in its
+            // organization.
             (Some(session), Written::Nowhere) => {
                 let key = self.places.choose(
                     placing,
@@ -166,7 +167,7 @@ impl Bindings {
         Ok(next.moved())
     }
 
-    /// Whether another connection of the session would be served by another key than `binding`'s.
+    /// Whether another connection of the session would use another key than `binding`'s.
     pub fn would_leave(&self, placing: Placing<'_>, binding: &Binding) -> bool {
         let (Some(_), Some(record)) = (&binding.session, binding.record()) else {
             return self.places.by_load(placing).is_ok_and(|key| key.tag != binding.key.tag);
@@ -192,7 +193,7 @@ impl Bindings {
         })
     }
 
-    /// What a client is told whose turn nobody can serve in place of `binding`'s key.
+    /// Returns the client's error for a turn that no key can serve in place of `binding`'s.
     pub fn shortage(&self, placing: Placing<'_>, binding: &Binding) -> Error {
         self.places.shortage_of(
             placing,
@@ -200,7 +201,7 @@ impl Bindings {
         )
     }
 
-    /// Uses a stored binding, or moves it where its key can serve no more.
+    /// Uses a stored binding, or moves the session if its key can serve no more.
     async fn adopt(
         &self,
         placing: Placing<'_>,
@@ -221,14 +222,14 @@ impl Bindings {
             }
             Belief::Outdated => match self.local.recall(session) {
                 Some(known) => self.restore(placing, session, &known, budget).await,
-                // Belief in it has ended just now.
+                // The entry in memory has just expired.
                 None => self.use_stored(placing, session, record, held.left, budget).await,
             },
         }
     }
 
-    /// The store has lost, or has not heard yet, what this replica knows of the session: tells it,
-    /// unless it knows better.
+    /// Writes the binding that this replica remembers to the store, which has lost it or does not
+    /// know it yet. If the store has a newer one, the turn uses that.
     async fn restore(
         &self,
         placing: Placing<'_>,
@@ -259,9 +260,8 @@ impl Bindings {
         self.use_stored(placing, session, record, self.ttl, budget).await
     }
 
-    /// Takes note that the store holds `record`. Returns what this replica knows instead, where
-    /// that is newer: another turn of the session was faster, and the store has lost its word. The
-    /// next turn brings it back.
+    /// Notes that the store holds `record`. Returns the remembered binding if it is newer: another
+    /// turn moved the session, and the store has lost that move. The next turn restores it.
     pub(super) fn newer(
         &self,
         session: &SessionId,
@@ -273,7 +273,7 @@ impl Bindings {
         }
     }
 
-    /// Uses what the store holds, which lives for `left`.
+    /// Uses a stored binding, which expires after `left`.
     async fn use_stored(
         &self,
         placing: Placing<'_>,
@@ -284,7 +284,8 @@ impl Bindings {
     ) -> Result<Binding, Error> {
         let mut standing = self.places.standing(placing, &record);
         if matches!(standing, Standing::Bypassed(Reason::Suspected)) {
-            // In a moment it is known whether its sessions leave it: better than to and fro.
+            // A probe decides in a moment whether sessions leave the key. Waiting avoids moving the
+            // turn away and back.
             self.places.settled(&record).await;
             standing = self.places.standing(placing, &record);
         }
@@ -307,7 +308,7 @@ impl Bindings {
         }
     }
 
-    /// A session's first binding, by the first of all turns that try.
+    /// Makes a session's first binding. Of all turns that try, one wins.
     async fn create(
         &self,
         placing: Placing<'_>,
@@ -326,7 +327,7 @@ impl Bindings {
             }
         };
         let (id, value) = (session.as_str(), record.to_string());
-        // Should the store be lost, another replica would look for it by its order alone.
+        // If the store is lost, another replica finds this key by the session's order alone.
         let is_expected =
             chosen.as_ref().is_some_and(|key| self.places.is_default(placing, session, key));
         match self.store.begin(Name::Binding(id), &value, is_expected, self.ttl, budget).await {
@@ -347,11 +348,11 @@ impl Bindings {
             Ok(Some(winner)) => {
                 self.adopt(placing, session, &Held { value: winner, left: self.ttl }, budget).await
             }
-            Err(_) => self.go_by(placing, session, record, true),
+            Err(_) => self.use_unconfirmed(placing, session, record, true),
         }
     }
 
-    pub(super) fn tell(
+    pub(super) fn record_decision(
         &self,
         session: &SessionId,
         decision: Decision,
@@ -360,7 +361,7 @@ impl Bindings {
         to: &Key,
     ) {
         let from = self.places.key_of(record);
-        self.trail.tell(&Step {
+        self.trail.record(&Step {
             session: Some(session),
             decision,
             reason,

@@ -1,5 +1,4 @@
-//! A turn as binding sees it: what the turn is, what has happened to it so far, and how far it may
-//! go.
+//! A turn as binding sees it: its properties, the attempts so far, and the keys that it may reach.
 
 use std::time::Duration;
 
@@ -11,36 +10,37 @@ use crate::metrics::Reason;
 use crate::session::SessionId;
 use crate::session::lineage::Lineage;
 
-/// What a turn is. Nothing of it changes while the turn runs.
+/// The properties of a turn. They never change while the turn runs.
 pub struct Demand<'t> {
     /// `None`: the turn names no session.
     pub session: Option<SessionId>,
     pub lineage: Lineage,
     pub client: &'t Client,
-    /// Whether the turn itself shows content that only its organization can open.
+    /// Whether the turn itself carries content that only its organization can open.
     pub carries_sealed: Sealed<'t>,
-    /// The turn's `x-codex-turn-state`. It belongs to the key that issued it; a session that moves
-    /// records it as stale.
+    /// The turn's `x-codex-turn-state`, which belongs to the key that issued it. A session that
+    /// moves records it as stale.
     pub turn_state: Option<&'t [u8]>,
-    /// The turn comes by WebSocket: a new session begins on a key whose upstream speaks it.
+    /// The turn comes by WebSocket. A new session then begins on a key whose upstream speaks
+    /// WebSocket.
     pub by_websocket: bool,
-    /// The model that the turn asks for; empty if it names none.
+    /// The model that the turn asks for; empty if the turn names none.
     pub model: &'t str,
     /// The turn refers to something that only the project of its session can find.
-    pub is_held: bool,
+    pub needs_project: bool,
 }
 
-/// What has happened to a turn so far.
+/// The attempts of a turn so far.
 #[derive(Clone, Debug)]
 pub struct Tried {
     /// The keys that have refused the turn.
     pub refused: Vec<Tag>,
-    /// The keys at which the upstream has failed with the turn.
+    /// The keys whose upstream failed with the turn.
     pub failed: Vec<Tag>,
-    /// How long the turn may still wait for limited keys, all waits together.
+    /// How much longer the turn may wait for limited keys, all waits together.
     pub wait_left: Duration,
-    /// What the turn may not leave, whatever its session is bound to: the project that stores what
-    /// the turn goes on from or refers to.
+    /// The keys that the turn may use, whatever its session is bound to. A turn that continues or
+    /// refers to stored content must use the project that stores the content.
     pub within: Reach,
 }
 
@@ -51,15 +51,16 @@ pub struct Placing<'t> {
     pub tried: &'t Tried,
 }
 
-/// Where to look for content that only its organization can open.
+/// Says where to search for content that only its organization can open.
 #[derive(Clone, Copy)]
 pub enum Sealed<'t> {
     Known(bool),
-    /// In this JSON text, which is only searched when the answer matters.
+    /// In this JSON text. The gateway searches the text only if the answer matters.
     In(&'t [u8]),
 }
 
-/// A field that only an organization's own blobs have. Inside a text its quotes would be escaped.
+/// A field that only encrypted content of an organization has. Inside a JSON string, its quotes
+/// would be escaped.
 const SEALED: &[u8] = br#""encrypted_content""#;
 
 impl Sealed<'_> {
@@ -72,7 +73,7 @@ impl Sealed<'_> {
 }
 
 impl<'t> Demand<'t> {
-    /// A turn of `client` of which nothing else is known.
+    /// A turn of `client` with no other known property.
     pub fn of(client: &'t Client) -> Self {
         Self {
             session: None,
@@ -82,36 +83,36 @@ impl<'t> Demand<'t> {
             turn_state: None,
             by_websocket: false,
             model: "",
-            is_held: false,
+            needs_project: false,
         }
     }
 
-    /// The turn after what it has `tried`.
+    /// Returns the turn together with the attempts so far.
     pub fn after(&'t self, tried: &'t Tried) -> Placing<'t> {
         Placing { demand: self, tried }
     }
 
-    /// The session whose order of keys the turn's `session` follows: a fork that cannot inherit
-    /// goes where its parent would.
+    /// Returns the session whose order of keys the turn's `session` follows. A fork that cannot
+    /// inherit a binding follows its parent's order.
     pub fn order<'s>(&'s self, session: &'s SessionId) -> &'s str {
         self.lineage.parent.as_ref().map_or(session, |parent| &parent.root).as_str()
     }
 }
 
 impl Tried {
-    /// A turn that was sent nowhere yet. `wait`: how long it may wait for limited keys in all.
+    /// No attempt so far. `wait` limits the total time of all waits for limited keys.
     pub fn nothing(wait: Duration) -> Self {
         Self { refused: Vec::new(), failed: Vec::new(), wait_left: wait, within: Reach::Anywhere }
     }
 }
 
 impl Placing<'_> {
-    /// Whether the turn has to stay in a project that is not known yet.
-    pub fn is_unheld(self) -> bool {
-        self.demand.is_held && self.tried.within == Reach::Anywhere
+    /// Whether the turn must stay in a project that is not known yet.
+    pub fn needs_unknown_project(self) -> bool {
+        self.demand.needs_project && self.tried.within == Reach::Anywhere
     }
 
-    /// How far from `record`'s organization the turn may go.
+    /// Returns the keys that the turn may reach, given its session's binding `record`.
     pub fn reach(self, record: &BindingRecord) -> Reach {
         match self.tried.within {
             Reach::Anywhere if record.sealed || self.demand.carries_sealed.is_sealed() => {
@@ -121,7 +122,8 @@ impl Placing<'_> {
         }
     }
 
-    /// The same once that organization can serve no more: a provisional binding is given up then.
+    /// Returns the keys that the turn may reach once `record`'s organization can serve no more. An
+    /// unsealed binding gives up its organization then.
     pub fn last_reach(self, record: &BindingRecord) -> Reach {
         match self.tried.within {
             Reach::Anywhere if record.sealed => Reach::Organization(record.organization),
@@ -129,8 +131,8 @@ impl Placing<'_> {
         }
     }
 
-    /// Whether the session leaves its organization for this `reason`, if no other key of it can
-    /// serve. A session whose history may be sealed elsewhere leaves only for what lasts.
+    /// Whether the session leaves its organization for this `reason`, if no other key of the
+    /// organization can serve. A session that may be sealed leaves only for a lasting reason.
     pub fn may_leave(self, record: &BindingRecord, reason: Reason) -> bool {
         match reason {
             Reason::Limited | Reason::Disabled => self.reach(record) == Reach::Anywhere,
@@ -140,7 +142,7 @@ impl Placing<'_> {
     }
 }
 
-/// A turn of a test.
+/// A turn in a test.
 #[cfg(test)]
 pub struct Turn<'t> {
     pub demand: Demand<'t>,
@@ -149,7 +151,7 @@ pub struct Turn<'t> {
 
 #[cfg(test)]
 impl<'t> Turn<'t> {
-    /// A turn of `client` that may not wait and was sent nowhere.
+    /// A turn of `client` that may not wait and has had no attempt.
     pub fn of(client: &'t Client) -> Self {
         Self { demand: Demand::of(client), tried: Tried::nothing(Duration::ZERO) }
     }

@@ -1,9 +1,9 @@
-//! Finds a session's organization again when its binding was forgotten: by expiry, a flush, a
+//! Finds a session's organization again after its binding was forgotten: by expiry, a flush, or a
 //! failover that lost it.
 //!
-//! Only the organization that sealed a session's history can open it. A turn whose binding is a
-//! provisional and whose history the upstream could not open is tried once with each other
-//! organization, and the one that accepts is bound.
+//! Only the organization that sealed a session's history can open it. If the upstream cannot open
+//! the history and the binding is provisional, the turn tries each other organization once. The
+//! organization that accepts is bound.
 
 use crate::binding::bind::Bindings;
 use crate::binding::demand::Placing;
@@ -17,8 +17,8 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// The next key to try instead of `provisional`: of an organization that was not `tried`. It is
-    /// bound by [`Self::correct`].
+    /// Returns the next key to try instead of `provisional`, of an organization that is not in
+    /// `tried`. [`Self::correct`] binds the session to the key if it serves.
     pub fn next_untried(
         &self,
         placing: Placing<'_>,
@@ -34,10 +34,12 @@ impl Bindings {
         })
     }
 
-    /// The organization of `provisional` cannot open the session's history, and the connection that
-    /// found out has one key for life: the session is bound to the next organization in its order,
-    /// a provisional again, which the next connection meets. Returns whether there is one that was
-    /// not tried; the error, that one is out of use. Each replica tries each of them once.
+    /// Binds the session provisionally to the next organization in its order, because the
+    /// organization of `provisional` cannot open its history. The connection has one key for life,
+    /// so only the client's next connection uses the new binding.
+    ///
+    /// Returns whether there is an organization that was not tried. The error says that such an
+    /// organization is out of use. Each replica tries each organization once.
     pub async fn rebind_provisionally(
         &self,
         placing: Placing<'_>,
@@ -68,24 +70,24 @@ impl Bindings {
         };
         match replaced {
             Some(Ok(Replaced::Done)) => drop(self.local.confirm(session, &next)),
-            // Whoever was first knows as much, or better.
+            // The winner knows as much as this turn, or more.
             Some(Ok(Replaced::Lost(_))) => return Ok(true),
             Some(Err(_)) | None => {
                 self.local.note(session, &BindingRecord { epoch: record.epoch, ..next }, true)
             }
         }
-        self.tell(session, Decision::Move, Reason::Forgotten, record, &key);
+        self.record_decision(session, Decision::Move, Reason::Forgotten, record, &key);
         Ok(true)
     }
 
-    /// Nobody accepted: whether that is the last word. An organization that cannot be asked may be
-    /// the right one: its clients hear what is the matter with it.
+    /// Fails if an organization was not tried because it is out of use. That organization may be
+    /// the right one, so the client receives the reason.
     pub fn give_up(&self, placing: Placing<'_>, tried: &[Tag]) -> Result<(), Error> {
         self.places.shortage_beside(placing, tried).map_or(Ok(()), Err)
     }
 
-    /// The upstream accepted the session's history with `found`'s key: that is its organization.
-    /// Before the first byte of the answer, so the binding is sealed as well.
+    /// Binds the session to `found`'s key, because the upstream accepted its history. Runs before
+    /// the first byte of the answer, so the binding is sealed, too.
     pub async fn correct(
         &self,
         placing: Placing<'_>,
@@ -109,11 +111,11 @@ impl Bindings {
             from: None,
             to: Some(&found.key),
         };
-        self.trail.tell(&step);
+        self.trail.record(&step);
         let written = match &found.written {
             Written::Nowhere => Written::Nowhere,
             Written::Here(record) => {
-                // What is stored of the session, if anything is, knows as much.
+                // A stored binding of the session, if there is one, knows as much as this turn.
                 let next = BindingRecord { epoch: record.epoch, ..next(record) };
                 self.local.note(session, &next, false);
                 Written::Here(next)
@@ -130,8 +132,8 @@ impl Bindings {
                         self.local.confirm(session, &next);
                         Written::Stored(next)
                     }
-                    // Another turn of the session has found it too, or knows better: the next turn
-                    // goes by its word.
+                    // Another turn of the session found the organization, too, or knows more. The
+                    // next turn uses its binding.
                     Ok(Replaced::Lost(_)) => Written::Nowhere,
                     Err(_) => {
                         self.local.note(session, &next, false);

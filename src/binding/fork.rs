@@ -1,8 +1,8 @@
-//! What a fork inherits. Its input carries its parent's encrypted reasoning, so it begins on its
-//! parent's key.
+//! The binding that a fork inherits. A fork's input carries its parent's encrypted reasoning, so
+//! the fork begins on its parent's key.
 //!
-//! A parent is named by its thread. A root thread's name is its session's; the sessions of other
-//! threads are written down beside the bindings, behind the back of the turns that show them.
+//! A fork names its parent by the parent's thread. The id of a root thread is its session's id. For
+//! other threads, the store maps the thread to its session; turns write this in the background.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use crate::store::name::Name;
 use crate::store::{Budget, Store};
 
 impl Bindings {
-    /// The binding that the session of a fork begins with: its parent's, as its own first. `None`:
-    /// it is no fork, or its parent is forgotten.
+    /// Returns the first binding of a fork's session: a copy of its parent's binding. `None`: the
+    /// session is no fork, or its parent is forgotten.
     pub(super) async fn inherited(
         &self,
         placing: Placing<'_>,
@@ -33,17 +33,17 @@ impl Bindings {
         }
     }
 
-    /// The same by what this replica remembers.
+    /// Returns the inherited binding from this replica's memory.
     pub(super) fn inherited_here(&self, placing: Placing<'_>) -> Option<BindingRecord> {
         let parent = placing.demand.lineage.parent.as_ref()?;
         let of_thread = || self.local.recall(&self.local.session_of(&parent.thread)?);
         self.local.recall(&parent.root).or_else(of_thread).map(|known| inherit(known.record))
     }
 
-    /// Lets forks find the session of this turn's thread, unless that was done lately.
-    pub(super) fn tell_thread(&self, placing: Placing<'_>, session: &SessionId) {
+    /// Stores the session of this turn's thread for forks, unless this replica has done so lately.
+    pub(super) fn store_thread(&self, placing: Placing<'_>, session: &SessionId) {
         let Some(thread) = &placing.demand.lineage.thread else { return };
-        if self.local.has_told(thread, session) {
+        if self.local.note_thread(thread, session) {
             return;
         }
         let (store, local, ttl) = (Arc::clone(&self.store), Arc::clone(&self.local), self.ttl);
@@ -54,7 +54,7 @@ impl Bindings {
                 .await
                 .is_err()
             {
-                local.has_not_told(&thread);
+                local.forget_thread(&thread);
             }
         });
     }
@@ -69,7 +69,7 @@ async fn binding_of(
     BindingRecord::parse(&held.value)
 }
 
-/// A parent's binding as its fork's first.
+/// Makes a fork's first binding from its parent's.
 fn inherit(record: BindingRecord) -> BindingRecord {
     BindingRecord { epoch: 1, stale_state: None, ..record }
 }

@@ -1,8 +1,9 @@
-//! What this replica hears of sessions that it has not served, so that an outage finds it with the
-//! word of those that have: each binding when it is made or sealed, and those from before when it
-//! begins to listen.
+//! Learns the bindings that other replicas make, so that this replica can serve those sessions
+//! while the store is away.
 //!
-//! What was missed is heard from the store at the session's next turn.
+//! A subscription brings each binding when it is made or sealed. A scan of the store brings the
+//! bindings that are older than the subscription. A missed binding reaches this replica when the
+//! session's next turn reads the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +19,16 @@ use crate::session::SessionId;
 use crate::store::announcement::Announcement;
 use crate::store::{Store, Unavailable};
 
-/// Between two steps of a walk through the store: turns are not to feel it.
+/// Pause between two steps of a scan, so that the scan does not slow turns down.
 const PACE: Duration = Duration::from_millis(5);
-/// A walk that did not come to its end begins again after so long; then after twice as long, up to
-/// the other.
-const AGAIN: Duration = Duration::from_secs(1);
-const SELDOM: Duration = Duration::from_secs(60);
+/// First pause before a failed scan is repeated. The pause doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub struct Gossip {
     store: Arc<Store>,
     local: Arc<Local>,
-    /// Word to the reader: something was told faster than it could be heard.
+    /// Tells the scanner that announcements came too fast and some were dropped.
     missed: Notify,
 }
 
@@ -37,18 +37,18 @@ impl Gossip {
         Self { store: Arc::clone(store), local: Arc::clone(local), missed: Notify::new() }
     }
 
-    /// Listens and reads, for as long as it is polled.
+    /// Receives announcements and scans for as long as the future is polled.
     pub async fn keep(self) {
-        tokio::join!(self.keep_listening(), self.keep_reading());
+        tokio::join!(self.keep_receiving(), self.keep_scanning());
     }
 
-    async fn keep_listening(&self) {
-        let mut news = self.store.announcements();
+    async fn keep_receiving(&self) {
+        let mut announcements = self.store.announcements();
         loop {
-            match news.recv().await {
-                Ok(told) => {
-                    if let Some((session, record)) = understood(&told) {
-                        self.local.hear(&session, &record);
+            match announcements.recv().await {
+                Ok(announcement) => {
+                    if let Some((session, record)) = parse(&announcement) {
+                        self.local.note_announced(&session, &record);
                     }
                 }
                 Err(RecvError::Lagged(_)) => self.missed.notify_one(),
@@ -57,8 +57,8 @@ impl Gossip {
         }
     }
 
-    /// Reads what is bound already, each time that news may have been missed.
-    async fn keep_reading(&self) {
+    /// Scans the stored bindings each time that announcements may have been missed.
+    async fn keep_scanning(&self) {
         let (mut resubscribed, mut last, mut is_first) = (self.store.resubscribed(), 0, true);
         loop {
             tokio::select! {
@@ -69,35 +69,35 @@ impl Gossip {
                 () = self.missed.notified() => {}
             }
             if !std::mem::take(&mut is_first) {
-                // All replicas lose a store together, and what is told too fast once may be so
-                // again.
-                sleep(AGAIN.mul_f64(chance())).await;
+                // All replicas lose a store at the same time, and announcements that came too fast
+                // once may do so again.
+                sleep(FIRST_PAUSE.mul_f64(chance())).await;
             }
-            let mut pause = AGAIN;
-            while let Err(Unavailable(why)) = self.read_all().await {
-                if pause == AGAIN {
+            let mut pause = FIRST_PAUSE;
+            while let Err(Unavailable(why)) = self.scan_all().await {
+                if pause == FIRST_PAUSE {
                     tracing::warn!(why, "what is bound in the store is not all known here");
                 }
                 tokio::select! {
-                    () = sleep(jittered(pause, chance())) => pause = SELDOM.min(pause * 2),
+                    () = sleep(jittered(pause, chance())) => pause = LONGEST_PAUSE.min(pause * 2),
                     Ok(()) = resubscribed.changed() => {
-                        (last, pause) = (*resubscribed.borrow(), AGAIN);
+                        (last, pause) = (*resubscribed.borrow(), FIRST_PAUSE);
                     }
                 }
             }
         }
     }
 
-    /// Goes on where a node fails, and says so at the end.
-    async fn read_all(&self) -> Result<(), Unavailable> {
-        let (mut walk, mut bindings, mut failure) = (self.store.scan()?, 0, None);
-        while let Some(some) = walk.step().await {
+    /// Scans all nodes. A node that fails does not stop the scan; the error is returned at the end.
+    async fn scan_all(&self) -> Result<(), Unavailable> {
+        let (mut scan, mut bindings, mut failure) = (self.store.scan()?, 0, None);
+        while let Some(some) = scan.step().await {
             match some {
                 Ok(some) => {
                     bindings += some.len();
-                    for (news, left) in &some {
-                        if let Some((session, record)) = understood(news) {
-                            self.local.read(&session, &record, *left);
+                    for (announcement, left) in &some {
+                        if let Some((session, record)) = parse(announcement) {
+                            self.local.note_scanned(&session, &record, *left);
                         }
                     }
                 }
@@ -115,7 +115,7 @@ impl Gossip {
     }
 }
 
-/// `None`: a newer version wrote it.
-fn understood(Announcement { id, value }: &Announcement) -> Option<(SessionId, BindingRecord)> {
+/// Returns `None` if a newer version wrote the announcement.
+fn parse(Announcement { id, value }: &Announcement) -> Option<(SessionId, BindingRecord)> {
     Some((SessionId::parse(id)?, BindingRecord::parse(value)?))
 }

@@ -1,8 +1,9 @@
-//! What this replica remembers of the store, and what it bound while the store was away.
+//! This replica's memory of bindings: those that the store holds, and those made while the store
+//! was away.
 //!
-//! Answers only when the store does not, and stands up for what the store has lost. It never takes
-//! a lower epoch for a session than one it believes (B4). An entry is believed for a time after the
-//! store last confirmed it, and the map is bounded.
+//! The memory answers while the store is away, and restores bindings that the store has lost. It
+//! never replaces an entry by one with a lower epoch (B4). An entry expires some time after the
+//! store last confirmed it, and the number of entries is limited.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,33 +16,33 @@ use crate::key::Tag;
 use crate::session::SessionId;
 use crate::store::expiring::Expiring;
 
-/// So long an organization that could not open a session's history is not asked again on this
-/// replica: longer than a client takes to connect to each of them.
+/// Time for which this replica does not ask an organization again that could not open a session's
+/// history. It is longer than a client takes to connect to each organization.
 const RULED_OUT: Duration = Duration::from_secs(300);
 
-/// What is believed of a session's binding.
+/// A remembered binding of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     pub record: BindingRecord,
-    /// Chosen while nobody could be asked: a stored binding of any epoch knows better.
+    /// The gateway chose the key while the store was away. A stored binding of any epoch wins.
     pub is_provisional: bool,
 }
 
 impl Known {
-    /// Whether it is the binding that `record` is, sealed or not.
+    /// Whether this is the same binding as `record`, sealed or not.
     pub fn is_of(&self, record: &BindingRecord) -> bool {
         (self.record.key, self.record.epoch) == (record.key, record.epoch)
     }
 }
 
-/// What the store's word is worth beside what this replica knows.
+/// A stored binding, compared with this replica's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Belief {
-    /// It is the newest there is.
+    /// The stored binding is the newest.
     Stored,
-    /// The store has not heard yet that this binding has served a turn.
+    /// The store does not know yet that this binding has served a turn.
     Unsealed,
-    /// The store has lost, or has not heard of, a higher epoch.
+    /// The store has lost a higher epoch, or does not know it yet.
     Outdated,
 }
 
@@ -52,19 +53,18 @@ pub struct Local {
 
 struct Entries {
     known: Expiring<Known>,
-    /// What the store has yet to hear of, and in which order: some may be in the order that are
-    /// merged since.
+    /// The sessions that the store does not know yet. `order` is their order and may also hold
+    /// sessions that are merged by now.
     unmerged: HashSet<SessionId>,
     order: VecDeque<SessionId>,
-    /// The sessions of threads that are not root threads, as far as this replica has written them
-    /// down.
+    /// The sessions of threads that are not root threads, as far as this replica has stored them.
     threads: Expiring<SessionId>,
     /// The organizations that could not open a session's history.
     ruled_out: Expiring<Vec<Tag>>,
 }
 
 impl Local {
-    /// At most `capacity` sessions, each believed for `belief` after the store last confirmed it.
+    /// Holds at most `capacity` sessions, each for `belief` after the store last confirmed it.
     pub fn new(capacity: usize, belief: Duration) -> Self {
         let (known, threads, ruled_out) =
             (Expiring::new(capacity), Expiring::new(capacity), Expiring::new(capacity));
@@ -77,27 +77,27 @@ impl Local {
         self.lock().known.get(session.as_str()).map(|(known, _)| known.clone())
     }
 
-    /// The store holds `record`.
+    /// Notes that the store holds `record`.
     pub fn confirm(&self, session: &SessionId, record: &BindingRecord) -> Belief {
         self.lock().confirm(session, record, self.belief)
     }
 
-    /// Another replica tells that the store holds `record`. It is believed for half as long, so
-    /// that what this replica serves itself keeps its place.
-    pub fn hear(&self, session: &SessionId, record: &BindingRecord) {
+    /// Notes that the store holds `record`, by another replica's announcement. The entry lives half
+    /// as long, so that sessions which this replica serves keep their place.
+    pub fn note_announced(&self, session: &SessionId, record: &BindingRecord) {
         self.lock().confirm(session, record, self.belief / 2);
     }
 
-    /// The store has held `record` for a while, and does for `left`. That costs nobody a place.
-    pub fn read(&self, session: &SessionId, record: &BindingRecord, left: Duration) {
+    /// Notes a `record` that a scan found, with its remaining life `left`. It never displaces
+    /// another entry.
+    pub fn note_scanned(&self, session: &SessionId, record: &BindingRecord, left: Duration) {
         let mut entries = self.lock();
         if entries.known.has_room(session.as_str()) {
             entries.confirm(session, record, left.min(self.belief / 2));
         }
     }
 
-    /// `record` was bound without the store's word. Belief in what the store did say is not renewed
-    /// by it.
+    /// Notes that `record` was bound without the store. The expiry of a known entry stays.
     pub fn note(&self, session: &SessionId, record: &BindingRecord, is_provisional: bool) {
         let mut entries = self.lock();
         let left = match entries.known.get(session.as_str()) {
@@ -111,18 +111,18 @@ impl Local {
         }
     }
 
-    /// The session is the store's to tell about again.
+    /// Forgets the session, so that the store's binding applies again.
     pub fn forget(&self, session: &SessionId) {
         self.lock().known.remove(session.as_str());
     }
 
-    /// How much the store has yet to hear of, at most.
+    /// The most bindings that the store does not know yet.
     pub fn count_unmerged(&self) -> usize {
         self.lock().order.len()
     }
 
-    /// The next `count` of what the store has yet to hear of, or fewer. They come round again until
-    /// they are confirmed.
+    /// Returns up to `count` bindings that the store does not know yet. Each comes round again
+    /// until it is confirmed.
     pub fn next_unmerged(&self, count: usize) -> Vec<(SessionId, BindingRecord)> {
         let mut entries = self.lock();
         let Entries { known, unmerged, order, .. } = &mut *entries;
@@ -134,16 +134,15 @@ impl Local {
                     next.push((session.clone(), known.record.clone()));
                     order.push_back(session);
                 }
-                // What was given up for want of room, or is believed no longer, is nobody's to
-                // merge.
+                // An evicted or expired entry is not merged.
                 _ => drop(unmerged.remove(&session)),
             }
         }
         next
     }
 
-    /// Whether the store has been told of `thread` lately; from now on it has.
-    pub fn has_told(&self, thread: &SessionId, session: &SessionId) -> bool {
+    /// Notes `session` as the session of `thread`. Returns whether it was noted already.
+    pub fn note_thread(&self, thread: &SessionId, session: &SessionId) -> bool {
         let mut entries = self.lock();
         let is_told =
             entries.threads.get(thread.as_str()).is_some_and(|(known, _)| known == session);
@@ -153,17 +152,18 @@ impl Local {
         is_told
     }
 
-    /// The store could not be told of `thread`.
-    pub fn has_not_told(&self, thread: &SessionId) {
+    /// Removes the note about `thread`, because the store could not be reached.
+    pub fn forget_thread(&self, thread: &SessionId) {
         self.lock().threads.remove(thread.as_str());
     }
 
-    /// The session that `thread` belongs to.
+    /// Returns the session that `thread` belongs to.
     pub fn session_of(&self, thread: &SessionId) -> Option<SessionId> {
         self.lock().threads.get(thread.as_str()).map(|(session, _)| session.clone())
     }
 
-    /// `organization` could not open the session's history. Returns all that could not, lately.
+    /// Notes that `organization` could not open the session's history. Returns all organizations
+    /// noted so within `RULED_OUT`.
     pub fn rule_out(&self, session: &SessionId, organization: Tag) -> Vec<Tag> {
         let mut entries = self.lock();
         let mut all =
@@ -176,14 +176,14 @@ impl Local {
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Every write is whole before the lock is given back.
+        // Every write completes before the lock is released.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entries {
-    /// The store holds `record`, which is believed for `belief` from now on, or for as long as it
-    /// was.
+    /// Notes that the store holds `record`. The entry expires `belief` from now, or keeps a later
+    /// expiry.
     fn confirm(&mut self, session: &SessionId, record: &BindingRecord, belief: Duration) -> Belief {
         if let Some((known, expiry)) = self.known.get(session.as_str()) {
             if known.record.epoch > record.epoch {
@@ -192,7 +192,8 @@ impl Entries {
             if known.record.is_sealed_form_of(record) {
                 return Belief::Unsealed;
             }
-            // Most turns confirm what was confirmed a moment ago. A guess is unmerged.
+            // Most turns confirm an entry that was confirmed a moment ago. A provisional entry is
+            // unmerged.
             let is_confirmed = known.record == *record && !self.unmerged.contains(session);
             if is_confirmed && expiry - Instant::now() > belief / 4 * 3 {
                 return Belief::Stored;

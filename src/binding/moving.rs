@@ -1,5 +1,5 @@
-//! Moves a session when its key can serve no more. Every move is a compare-and-set with one winner;
-//! losers use the winner's key.
+//! Moves a session when its key can serve no more. Each move is a compare-and-set with one winner,
+//! and the losers use the winner's key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,9 +21,9 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// Compare-and-set from `record` to the next key that may serve. Whoever loses looks at what
-    /// the winner stored, and goes on from there only if that key can serve no more either: at most
-    /// once a key.
+    /// Moves the session from `record` to the next key that may serve, by compare-and-set. A loser
+    /// uses the winner's binding, and tries again only if that key can serve no more either. The
+    /// loop runs at most once per key.
     pub(super) async fn replace(
         &self,
         placing: Placing<'_>,
@@ -32,9 +32,9 @@ impl Bindings {
         mut reason: Reason,
         budget: &mut Budget,
     ) -> Result<Binding, Error> {
-        let mut patience = placing.tried.wait_left;
+        let mut wait_left = placing.tried.wait_left;
         for _ in 0..=self.places.count() {
-            let key = self.place_moved(placing, session, &record, &mut patience).await?;
+            let key = self.place_moved(placing, session, &record, &mut wait_left).await?;
             let next = record.moved_to(
                 &key,
                 self.places.generation(),
@@ -53,7 +53,7 @@ impl Bindings {
             let held = match outcome {
                 Ok(Replaced::Done) => match self.newer(session, &next) {
                     None => {
-                        self.tell(session, Decision::Move, reason, &record, &key);
+                        self.record_decision(session, Decision::Move, reason, &record, &key);
                         return Ok(
                             Binding::stored(&key, session, next, BindingResult::Rebound).moved()
                         );
@@ -64,7 +64,9 @@ impl Bindings {
                     Some(winner) => self.newer(session, &winner).unwrap_or(winner),
                     None => return self.beside_store(placing, session),
                 },
-                Err(_) => return self.go_by(placing, session, next, false).map(Binding::moved),
+                Err(_) => {
+                    return self.use_unconfirmed(placing, session, next, false).map(Binding::moved);
+                }
             };
             match self.places.standing(placing, &held) {
                 Standing::Ready(key) => {
@@ -82,16 +84,16 @@ impl Bindings {
         Err(none_in_use())
     }
 
-    /// The key that the session moves to, once it takes one more.
+    /// Returns the key that the session moves to, once that key takes one more session.
     async fn place_moved(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
         record: &BindingRecord,
-        patience: &mut Duration,
+        wait_left: &mut Duration,
     ) -> Result<Arc<Key>, Error> {
-        // Dropped by a client that leaves, too.
-        let mut place = None;
+        // A client that leaves releases the permit, too.
+        let mut permit = None;
         loop {
             let within = |reach| self.places.place_moved(placing, session, reach);
             let found =
@@ -100,9 +102,10 @@ impl Bindings {
                 Ok(key) => return Ok(key),
                 Err(wait) => jittered(wait, chance()),
             };
-            let is_first = place.is_none();
-            place = place.or_else(|| self.movers.try_acquire().ok().filter(|_| wait <= *patience));
-            if wait > *patience || place.is_none() {
+            let is_first = permit.is_none();
+            permit =
+                permit.or_else(|| self.movers.try_acquire().ok().filter(|_| wait <= *wait_left));
+            if wait > *wait_left || permit.is_none() {
                 return Err(Error::limited(
                     "Too many sessions move to the keys that may serve this one.",
                     wait,
@@ -110,7 +113,7 @@ impl Bindings {
             }
             if is_first {
                 let (decision, reason) = (Decision::Wait, Reason::Crowded);
-                self.trail.tell(&Step {
+                self.trail.record(&Step {
                     session: Some(session),
                     decision,
                     reason,
@@ -118,7 +121,7 @@ impl Bindings {
                     to: None,
                 });
             }
-            *patience -= wait;
+            *wait_left -= wait;
             sleep(wait).await;
         }
     }

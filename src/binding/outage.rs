@@ -1,8 +1,8 @@
-//! Binds without the store: by what this replica remembers, else by the order that every replica
-//! finds alike; and brings what was bound meanwhile into the store once it is back.
+//! Binds sessions while the store is away, and merges these bindings into the store afterwards.
 //!
-//! What a session's history holds is not known then, so no turn leaves the organization that it is
-//! found in.
+//! This replica uses the bindings that it remembers, else the order of keys that all replicas
+//! share. The content of a session's history is not known then, so no turn leaves the organization
+//! that the replica finds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +23,9 @@ use crate::session::SessionId;
 use crate::store::name::Name;
 use crate::store::{Replaced, Store, Unavailable};
 
-/// Between attempts to merge while the store answers: a single write may have failed.
+/// Pause between merges while the store answers, because a single write may have failed.
 const MERGE_AGAIN: Duration = Duration::from_secs(1);
-/// So many bindings are on their way into the store at a time.
+/// Most bindings that are merged at a time.
 const MERGED_AT_ONCE: usize = 32;
 
 impl Bindings {
@@ -44,12 +44,12 @@ impl Bindings {
                 self.places.generation(),
             ),
         };
-        self.go_by(placing, session, record, true)
+        self.use_unconfirmed(placing, session, record, true)
     }
 
-    /// Goes by `record` until the store can be asked, unless this replica knows better: it may have
-    /// been written, or may not.
-    pub(super) fn go_by(
+    /// Uses `record`, which may or may not have been written, until the store answers. If this
+    /// replica remembers a newer binding, the turn uses that.
+    pub(super) fn use_unconfirmed(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
@@ -71,25 +71,27 @@ impl Bindings {
             Standing::Ready(key) => {
                 Ok(Binding::here(&key, session, known.record.clone(), known.is_provisional))
             }
-            // Its organization may be gone altogether, and nobody can be asked: what is not sealed
-            // goes on elsewhere.
+            // The whole organization may have been removed, and the store cannot say. An unsealed
+            // session moves to another one.
             Standing::Bypassed(reason) => match (
                 self.spill(placing, session, &known.record, reason),
                 placing.reach(&known.record),
             ) {
                 (Err(_), Reach::Anywhere) if reason == Reason::NotLoaded => {
-                    self.move_here(placing, session, known, Reach::Anywhere, reason)
+                    self.move_locally(placing, session, known, Reach::Anywhere, reason)
                 }
                 (spilled, _) => spilled,
             },
-            Standing::Dead(reason) => self.move_home(placing, session, known, reason),
+            Standing::Dead(reason) => {
+                self.move_within_organization(placing, session, known, reason)
+            }
             Standing::OtherProject => self.serve_beside(placing, session, &known.record),
         }
     }
 
-    /// Whether `record`, which `binding` goes by without the store, is a guess. A turn takes every
-    /// unsealed binding for one; a binding that the store has confirmed is none, and moves by one
-    /// epoch.
+    /// Whether `record`, which `binding` uses without the store, is provisional. The `Binding` of a
+    /// turn counts every unsealed record as provisional. A record that the store has confirmed is
+    /// not provisional, and moves by one epoch.
     pub(super) fn is_provisional(
         &self,
         session: &SessionId,
@@ -103,14 +105,14 @@ impl Bindings {
     }
 
     /// Moves the session to the next key of its organization.
-    fn move_home(
+    fn move_within_organization(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
         known: &Known,
         reason: Reason,
     ) -> Result<Binding, Error> {
-        self.move_here(
+        self.move_locally(
             placing,
             session,
             known,
@@ -119,9 +121,9 @@ impl Bindings {
         )
     }
 
-    /// Moves the session, on this replica until it can be merged. A guess stays one: it must not
-    /// win over what is stored by the number of its moves.
-    fn move_here(
+    /// Moves the session on this replica until the store can merge the move. A provisional binding
+    /// keeps its epoch, so that its moves never let it win over a stored binding.
+    fn move_locally(
         &self,
         placing: Placing<'_>,
         session: &SessionId,
@@ -129,7 +131,7 @@ impl Bindings {
         reach: Reach,
         reason: Reason,
     ) -> Result<Binding, Error> {
-        // Another turn of the session was first.
+        // Another turn of the session moved it first.
         let newer =
             self.local.recall(session).filter(|newer| newer.record.epoch > known.record.epoch);
         if let Some(newer) = &newer
@@ -151,13 +153,13 @@ impl Bindings {
             next.epoch = known.record.epoch;
         }
         self.local.note(session, &next, known.is_provisional);
-        self.tell(session, Decision::Move, reason, &known.record, &key);
+        self.record_decision(session, Decision::Move, reason, &known.record, &key);
         Ok(Binding { has_moved: true, ..Binding::here(&key, session, next, known.is_provisional) })
     }
 }
 
-/// Merges what was bound without the store, as soon as the store answers again, for as long as the
-/// replica lives.
+/// Merges bindings made without the store as soon as the store answers. Runs until the replica
+/// stops.
 pub async fn keep_merging(
     store: Arc<Store>,
     local: Arc<Local>,
@@ -177,9 +179,9 @@ pub async fn keep_merging(
     }
 }
 
-/// Merges what can be merged now. Returns how many bindings that were.
+/// Merges all bindings that can be merged now. Returns their number.
 pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: Duration) -> usize {
-    // Before, nobody could say later whether a key of it is removed or not loaded yet.
+    // With generation 0, no replica could later tell a removed key from one that is not loaded yet.
     let generation = registry.loaded().ordinal();
     let (mut merged, mut left) = (0, if generation == 0 { 0 } else { local.count_unmerged() });
     while left > 0 {
@@ -221,7 +223,7 @@ async fn merge(
         local.forget(session);
         return Ok(());
     };
-    // The same binding, whose first answer came meanwhile.
+    // The stored binding is the same one before its first answer.
     if record.is_sealed_form_of(&stored) {
         let sealed = stored.sealed();
         if store

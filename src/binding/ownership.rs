@@ -1,9 +1,9 @@
-//! Whose a stored response is, and which project stores it: only that one can go on from it.
+//! The owner of each stored response: its session, and the only project that can continue from it.
 //!
-//! Written down before its client can have read its id, and never changed. A client's ids lead
-//! nowhere but to its own responses: one of somebody else is an id that nobody has issued. The
-//! store being away loses no word: what it has yet to hear is remembered here, and told as soon as
-//! it answers.
+//! The gateway writes the owner before the client can read the response's id, and never changes it.
+//! A client's ids lead only to its own responses. Another client's id is treated like an id that
+//! was never issued. While the store is away, this replica remembers unwritten owners and writes
+//! them as soon as the store answers.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,12 +22,12 @@ use crate::store::expiring::Expiring;
 use crate::store::name::Name;
 use crate::store::{Budget, Store, Unavailable};
 
-/// Between attempts to tell the store while it answers: a single write may have failed.
-const TELL_AGAIN: Duration = Duration::from_secs(1);
-/// So many owners are on their way into the store at a time.
-const TOLD_AT_ONCE: usize = 32;
+/// Pause between writes while the store answers, because a single write may have failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Most owners that are written at a time.
+const WRITES_AT_ONCE: usize = 32;
 
-/// The session that a stored response belongs to, and the project that stores it. As it is written:
+/// The session of a stored response and the project that stores the response. The stored form is
 /// `<organization tag><project tag>[ <session id>]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -37,7 +37,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Of what is answered under `binding`.
+    /// Returns the owner of a response that `binding`'s key gives.
     pub fn of(binding: &Binding) -> Self {
         let key = &binding.key;
         Self {
@@ -47,12 +47,12 @@ impl Owner {
         }
     }
 
-    /// Where a turn may go that goes on from it.
+    /// Returns the keys that a turn may use to continue from the response.
     pub const fn reach(&self) -> Reach {
         Reach::Project { organization: self.organization, project: self.project }
     }
 
-    /// `None` for what this version does not understand.
+    /// Returns `None` for a text that this version does not understand.
     fn parse(text: &str) -> Option<Self> {
         // Tags are ASCII.
         let text = text.is_ascii().then_some(text)?;
@@ -75,41 +75,41 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The owners of all stored responses, and what this replica remembers of them.
+/// The owners of all stored responses, and this replica's memory of them.
 pub struct Owners {
     store: Arc<Store>,
     ttl: Duration,
     known: Mutex<Known>,
-    /// Told when there is something that the store has yet to hear of.
-    behind: Notify,
+    /// Signals that `unwritten` is not empty.
+    pending: Notify,
 }
 
 struct Known {
     owners: Expiring<Owner>,
-    /// What the store has yet to hear of.
-    untold: VecDeque<ResponseId>,
+    /// The responses whose owner the store does not have yet.
+    unstored: VecDeque<ResponseId>,
     capacity: usize,
 }
 
 impl Owners {
-    /// Remembers at most `capacity`; an owner is forgotten after `ttl`.
+    /// Remembers at most `capacity` owners, each for `ttl`.
     pub fn new(store: Arc<Store>, ttl: Duration, capacity: usize) -> Self {
-        let known = Known { owners: Expiring::new(capacity), untold: VecDeque::new(), capacity };
-        Self { store, ttl, known: Mutex::new(known), behind: Notify::new() }
+        let known = Known { owners: Expiring::new(capacity), unstored: VecDeque::new(), capacity };
+        Self { store, ttl, known: Mutex::new(known), pending: Notify::new() }
     }
 
-    /// Writes down whose `response` is. Afterwards its client may have its id: every replica finds
-    /// it or, where the store could not be told, at least this one.
+    /// Writes the owner of `response`. Afterwards the client may have the id: every replica finds
+    /// the owner or, if the store is away, at least this replica does.
     pub async fn keep(&self, response: &ResponseId, owner: Owner, budget: &mut Budget) {
-        let is_told = self.tell(response, &owner, self.ttl, budget).await.is_ok();
+        let is_written = self.write(response, &owner, self.ttl, budget).await.is_ok();
         self.lock().owners.put(response.as_str(), owner, self.ttl);
-        if !is_told {
-            self.is_behind(response);
+        if !is_written {
+            self.queue(response);
         }
     }
 
-    /// The owner of a response, if it is known. The store being away is an error only where this
-    /// replica does not know it either.
+    /// Returns the owner of a response, if it is known. A store that is away is an error only if
+    /// this replica does not remember the owner either.
     pub async fn find(
         &self,
         response: &ResponseId,
@@ -118,15 +118,15 @@ impl Owners {
         match self.store.get(Name::Response(response.as_str()), budget).await {
             Ok(Some(held)) => {
                 let owner = Owner::parse(&held.value)
-                    .ok_or_else(|| Unavailable("it speaks of a newer version".into()))?;
+                    .ok_or_else(|| Unavailable("a newer version wrote the value".into()))?;
                 self.lock().owners.put(response.as_str(), owner.clone(), held.left.min(self.ttl));
                 Ok(Some(owner))
             }
             Ok(None) => {
                 let known = self.recall(response);
                 if known.is_some() {
-                    // The store has lost it.
-                    self.is_behind(response);
+                    // The store has lost the owner.
+                    self.queue(response);
                 }
                 Ok(known.map(|(owner, _)| owner))
             }
@@ -134,63 +134,62 @@ impl Owners {
         }
     }
 
-    /// Tells the store what it has yet to hear of, as soon as it answers, for as long as the
-    /// replica lives.
-    pub async fn keep_telling(self: Arc<Self>) {
+    /// Writes pending owners as soon as the store answers. Runs until the replica stops.
+    pub async fn keep_storing(self: Arc<Self>) {
         let mut health = self.store.health();
         loop {
-            self.behind.notified().await;
+            self.pending.notified().await;
             while !self.catch_up().await {
                 tokio::select! {
                     Ok(()) = health.changed() => {}
-                    () = tokio::time::sleep(TELL_AGAIN) => {}
+                    () = tokio::time::sleep(RETRY_PAUSE) => {}
                 }
             }
         }
     }
 
-    /// Returns whether the store has heard all there is.
+    /// Returns whether all pending owners are written.
     async fn catch_up(&self) -> bool {
         loop {
-            let some = self.next_untold();
+            let some = self.next_unstored();
             if some.is_empty() {
                 return true;
             }
-            let told = join_all(some.iter().map(|response| async {
+            let written = join_all(some.iter().map(|response| async {
                 let Some((owner, left)) = self.recall(response) else { return Ok(()) };
-                self.tell(response, &owner, left, &mut self.store.budget()).await
+                self.write(response, &owner, left, &mut self.store.budget()).await
             }));
-            let told = told.await;
+            let written = written.await;
             let failed = some
                 .iter()
-                .zip(&told)
-                .filter(|(_, told)| told.is_err())
+                .zip(&written)
+                .filter(|(_, written)| written.is_err())
                 .map(|(response, _)| response.clone());
-            self.lock().untold.extend(failed);
-            if told.iter().any(Result::is_err) {
+            self.lock().unstored.extend(failed);
+            if written.iter().any(Result::is_err) {
                 return false;
             }
         }
     }
 
-    fn next_untold(&self) -> Vec<ResponseId> {
+    fn next_unstored(&self) -> Vec<ResponseId> {
         let mut known = self.lock();
-        let count = known.untold.len().min(TOLD_AT_ONCE);
-        known.untold.drain(..count).collect()
+        let count = known.unstored.len().min(WRITES_AT_ONCE);
+        known.unstored.drain(..count).collect()
     }
 
-    fn is_behind(&self, response: &ResponseId) {
+    fn queue(&self, response: &ResponseId) {
         let mut known = self.lock();
-        if known.untold.len() >= known.capacity {
-            known.untold.pop_front();
+        if known.unstored.len() >= known.capacity {
+            known.unstored.pop_front();
         }
-        known.untold.push_back(response.clone());
+        known.unstored.push_back(response.clone());
         drop(known);
-        self.behind.notify_one();
+        self.pending.notify_one();
     }
 
-    /// An id is issued once: what is stored already is the same word.
-    async fn tell(
+    /// An id is issued once, so an owner that is already stored is the same.
+    async fn write(
         &self,
         response: &ResponseId,
         owner: &Owner,
@@ -203,7 +202,7 @@ impl Owners {
             .map(drop)
     }
 
-    /// What this replica remembers, and for how long it still does.
+    /// Returns the remembered owner and its remaining lifetime.
     fn recall(&self, response: &ResponseId) -> Option<(Owner, Duration)> {
         let known = self.lock();
         known
@@ -213,7 +212,7 @@ impl Owners {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Every write is whole before the lock is given back.
+        // Every write completes before the lock is released.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

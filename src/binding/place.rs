@@ -1,5 +1,5 @@
-//! Where one turn may go: among the keys that are loaded and in use, within the organizations that
-//! its client may use and its history allows.
+//! Chooses the key for one turn. The key must be loaded and in use, and the turn's client and
+//! history must allow its organization.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::session::SessionId;
 mod shortage;
 mod standing;
 
-pub use shortage::{none_in_use, not_loaded, untold};
+pub use shortage::{none_in_use, not_loaded, unknown_project};
 pub use standing::Standing;
 
 pub struct Places {
@@ -34,14 +34,14 @@ impl Places {
         self.registry.loaded().ordinal()
     }
 
-    /// How many keys there are.
+    /// The number of loaded keys.
     pub fn count(&self) -> usize {
         self.registry.loaded().table.keys().len()
     }
 
-    /// The key of `record`, where it is loaded.
+    /// Returns the key of `record`, if the key is loaded.
     pub fn key_of(&self, record: &BindingRecord) -> Option<Arc<Key>> {
-        // Under the same name in another organization it is another key.
+        // The same name in another organization is another key.
         let loaded = self.registry.loaded();
         loaded
             .table
@@ -50,25 +50,24 @@ impl Places {
             .cloned()
     }
 
-    /// The project that stores what turns of `record`'s session refer to.
+    /// Returns the project that stores the content that turns of `record`'s session refer to.
     pub fn project_of(&self, record: &BindingRecord) -> Reach {
         self.key_of(record).map_or(Reach::Nowhere, |key| Reach::project_of(&key))
     }
 
-    /// Whether the key of `record` is loaded and well.
+    /// Whether the key of `record` is loaded and ready.
     pub fn is_key_ready(&self, record: &BindingRecord, model: &str) -> bool {
         self.key_of(record).is_some_and(|key| self.registry.is_ready(&key, model))
     }
 
-    /// Waits until it is known whether a suspected key of `record` is refused, for a moment at the
-    /// most.
+    /// Waits briefly until a probe has decided whether the suspected key of `record` is rejected.
     pub async fn settled(&self, record: &BindingRecord) {
         if let Some(key) = self.key_of(record) {
             self.registry.settled(&key).await;
         }
     }
 
-    /// What an organization is called, where a key of it is loaded.
+    /// Returns the name of an organization, if a key of the organization is loaded.
     pub fn organization(&self, tag: Tag) -> Option<String> {
         let loaded = self.registry.loaded();
         loaded
@@ -79,8 +78,9 @@ impl Places {
             .map(|key| key.organization.clone())
     }
 
-    /// Who serves the session's turn in place of its key: the next one in its order within the
-    /// organization, which reads the same cache if there is one that does.
+    /// Returns the key that serves the session's turn in place of its own key. It is the next key
+    /// in the session's order within the organization. Keys of the same region come first, because
+    /// they read the same cache.
     pub fn sibling(
         &self,
         placing: Placing<'_>,
@@ -96,7 +96,7 @@ impl Places {
         let open: Vec<_> = loaded.table.keys().iter().filter(is_open).collect();
         let own = self.key_of(record);
         let is_near = |key: &Key| own.as_ref().is_none_or(|own| own.region == key.region);
-        // What is made there the session's next turns find.
+        // Later turns of the session find content that the same project has stored.
         let is_next = |key: &Key| {
             is_near(key) && own.as_ref().is_some_and(|own| own.project_tag == key.project_tag)
         };
@@ -107,7 +107,7 @@ impl Places {
         nearest(&is_next).or_else(|| nearest(&is_near)).or_else(|| nearest(&|_| true)).cloned()
     }
 
-    /// Whether `key` can serve the turn now, or in as short a time as it may wait.
+    /// Whether `key` can serve the turn now, or within the time that the turn may still wait.
     fn can_serve(&self, placing: Placing<'_>, key: &Key) -> bool {
         if placing.tried.failed.contains(&key.tag) {
             return false;
@@ -119,16 +119,17 @@ impl Places {
         }
     }
 
-    /// Where a new session begins: in its first organization that takes one, with its first key
-    /// there that has room for it.
+    /// Chooses the key of a new session: in the first organization that takes new sessions, the
+    /// first key that has headroom.
     pub fn place_new(&self, placing: Placing<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let allowed = self.common(&loaded, placing, Reach::Anywhere);
-        let (order, is_back) = (placing.demand.order(session), self.is_back(session, &allowed));
+        let (order, may_take_new) =
+            (placing.demand.order(session), self.may_take_new(session, &allowed));
         let is_open =
-            |key: &Key| speaks(placing, key) && self.is_ready(placing, key) && is_back(key);
+            |key: &Key| speaks(placing, key) && self.is_ready(placing, key) && may_take_new(key);
         let Some(own) = first(order, &allowed, |key| {
-            is_open(key) || speaks(placing, key) && self.is_asked(placing, key)
+            is_open(key) || speaks(placing, key) && self.may_retest(placing, key)
         }) else {
             return self.choose(placing, session, Reach::Anywhere);
         };
@@ -143,16 +144,16 @@ impl Places {
             .copied()
             .filter(|key| key.organization_tag == own.organization_tag)
             .collect();
-        let has_room = |key: &Key| {
+        let has_headroom = |key: &Key| {
             !self.registry.headrooms.is_scarce(key, placing.demand.model)
                 && !self.registry.loads.is_above_share(key, &siblings)
         };
-        let key = first(order, &siblings, |key| is_open(key) && has_room(key)).unwrap_or(own);
+        let key = first(order, &siblings, |key| is_open(key) && has_headroom(key)).unwrap_or(own);
         self.registry.herd.began(key);
         Ok(Arc::clone(key))
     }
 
-    /// The keys within `reach` that all replicas have.
+    /// Returns the keys within `reach` that all replicas have loaded.
     fn common<'k>(
         &self,
         loaded: &'k Loaded,
@@ -166,7 +167,7 @@ impl Places {
             .filter(|key| reach.includes(key) && is_allowed(placing, key))
             .collect();
         let common: Vec<_> = within.iter().copied().filter(|key| loaded.is_common(key)).collect();
-        // Where all are new, one that some replicas have yet to load is better than none.
+        // If every key is new, a key that some replicas have not loaded yet is better than none.
         if common.is_empty() { within } else { common }
     }
 
@@ -175,14 +176,14 @@ impl Places {
             && self.registry.is_ready(key, placing.demand.model)
     }
 
-    /// Whether the turn may find out if an exhausted `key` is so still.
-    fn is_asked(&self, placing: Placing<'_>, key: &Key) -> bool {
+    /// Whether the turn may test if the exhausted `key` is still exhausted.
+    fn may_retest(&self, placing: Placing<'_>, key: &Key) -> bool {
         !placing.tried.refused.contains(&key.tag) && self.registry.conditions.has_ticket(key)
     }
 
-    /// Where a session moves: as [`Self::choose`], but on in its order where too many move to one
-    /// key at once. The error is how long it is until the first choice takes one more, where all of
-    /// them have too many.
+    /// Chooses the key that a session moves to. Works as [`Self::choose`], but skips keys that too
+    /// many sessions are moving to. If that skips all keys, the inner error says how long until the
+    /// first choice takes one more session.
     pub fn place_moved(
         &self,
         placing: Placing<'_>,
@@ -191,7 +192,7 @@ impl Places {
     ) -> Result<Result<Arc<Key>, Duration>, Error> {
         let loaded = self.registry.loaded();
         let mut allowed = self.common(&loaded, placing, reach);
-        let mut too_many = None;
+        let mut first_wait = None;
         loop {
             let chosen = first(placing.demand.order(session), &allowed, |key| {
                 self.is_ready(placing, key) && speaks(placing, key)
@@ -199,17 +200,17 @@ impl Places {
             let Some(key) = chosen.cloned() else { break };
             match self.registry.herd.admit(&key) {
                 Ok(()) => return Ok(Ok(key)),
-                Err(wait) => drop(too_many.get_or_insert(wait)),
+                Err(wait) => drop(first_wait.get_or_insert(wait)),
             }
             allowed.retain(|other| other.tag != key.tag);
         }
-        match too_many {
+        match first_wait {
             Some(wait) => Ok(Err(wait)),
             None => self.choose(placing, session, reach).map(Ok),
         }
     }
 
-    /// The session's first choice among the keys within `reach`.
+    /// Returns the session's first choice among the keys within `reach`.
     pub fn choose(
         &self,
         placing: Placing<'_>,
@@ -230,29 +231,30 @@ impl Places {
             .iter()
             .find(|key| placing.tried.within != Reach::Anywhere && self.can_serve(placing, key))
         {
-            // What is stored there is nothing new to a key that takes nothing new.
+            // A weightless key takes no new sessions, but it may serve turns that refer to content
+            // of its project.
             return Ok(Arc::clone(key));
         }
-        // With nobody else left one turn may find out whether that is so still.
-        let asked = first(order, &allowed, |key| self.is_asked(placing, key));
+        // No key is left, so one turn may test whether an exhausted key is still exhausted.
+        let asked = first(order, &allowed, |key| self.may_retest(placing, key));
         match asked.filter(|key| self.registry.conditions.take_ticket(key)) {
             Some(key) => Ok(Arc::clone(key)),
             None => Err(self.shortage(placing, &allowed)),
         }
     }
 
-    /// Whether a new session may come to a key of `allowed`: not yet to one that has just
-    /// recovered, unless that were too many of them.
-    fn is_back<'k>(
+    /// Returns a filter for keys that may take this new session. A key that has just recovered
+    /// takes only a share of new sessions, unless too many keys have just recovered.
+    fn may_take_new<'k>(
         &'k self,
         session: &SessionId,
         allowed: &[&'k Arc<Key>],
     ) -> impl Fn(&Key) -> bool + 'k {
-        let turn_of = share(session.as_str());
-        let is_held = move |key: &Key| self.registry.conditions.ramp(key) <= turn_of;
-        let held = allowed.iter().filter(|key| is_held(key)).count();
-        let is_heeded = held <= (allowed.len() * 3 / 10).max(1);
-        move |key: &Key| !(is_heeded && is_held(key))
+        let number = share(session.as_str());
+        let is_ramping = move |key: &Key| self.registry.conditions.ramp(key) <= number;
+        let ramping = allowed.iter().filter(|key| is_ramping(key)).count();
+        let applies = ramping <= (allowed.len() * 3 / 10).max(1);
+        move |key: &Key| !(applies && is_ramping(key))
     }
 
     /// Whether some key within `reach` can serve the turn.
@@ -264,23 +266,23 @@ impl Places {
         loaded.table.keys().iter().any(can)
     }
 
-    /// Where every replica would look for the session while nobody can be asked: by its order
-    /// alone, over the keys of the moment of loss, whatever this replica has heard of them since.
-    /// Only within the organization found so a key in use is preferred: the others would get there
-    /// too, by one refused attempt.
+    /// Returns the key that every replica chooses for the session while the store is away. The
+    /// session's order decides, over the set of keys of the moment of loss, whatever this replica
+    /// has learned since. Only within the organization so found, keys in use come first: other
+    /// replicas reach such a key, too, after one refused attempt.
     pub fn default_of(&self, placing: Placing<'_>, session: &SessionId) -> Result<Arc<Key>, Error> {
         let frozen = self.registry.frozen();
         let Some(chosen) = expected(&frozen, placing, session) else {
-            // Nothing of that moment is left for this client.
+            // The client may use no key of that set.
             return self.choose(placing, session, Reach::Anywhere);
         };
-        let is_home = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
-        let home: Vec<_> = open_of(&frozen, placing).filter(is_home).collect();
-        match first(placing.demand.order(session), &home, |key| {
+        let is_sibling = |key: &&Arc<Key>| key.organization_tag == chosen.organization_tag;
+        let siblings: Vec<_> = open_of(&frozen, placing).filter(is_sibling).collect();
+        match first(placing.demand.order(session), &siblings, |key| {
             !frozen.is_gone(key) && self.can_serve(placing, key)
         }) {
             Some(key) => Ok(Arc::clone(key)),
-            // It is a guess: nobody is told for good by it.
+            // The organization is provisional, so the client must not see a final error.
             None => self
                 .choose(placing, session, Reach::Organization(chosen.organization_tag))
                 .map_err(|error| {
@@ -289,15 +291,15 @@ impl Places {
         }
     }
 
-    /// Whether every replica would look for the session at `key` while nobody can be asked, were
-    /// all keys well.
+    /// Whether every replica would choose `key` for the session while the store is away, if all
+    /// keys were ready.
     pub fn is_default(&self, placing: Placing<'_>, session: &SessionId, key: &Key) -> bool {
         expected(&self.registry.frozen(), placing, session)
             .is_some_and(|default| default.tag == key.tag)
     }
 
-    /// A key in use outside the organizations that were `tried`: the session's first choice, or one
-    /// that takes no new sessions and may yet have this one's history.
+    /// Returns a usable key outside the organizations in `tried`: the session's first choice, or a
+    /// weightless key, which may have this session's history.
     pub fn choose_outside(
         &self,
         placing: Placing<'_>,
@@ -313,7 +315,7 @@ impl Places {
         chosen.or_else(|| allowed.iter().copied().find(|key| can(key))).cloned()
     }
 
-    /// The key with the least going on, for a turn without a session.
+    /// Returns the key with the lowest load, for a turn without a session.
     pub fn by_load(&self, placing: Placing<'_>) -> Result<Arc<Key>, Error> {
         let loaded = self.registry.loaded();
         let takes = |key: &Key| {
@@ -329,12 +331,12 @@ impl Places {
     }
 }
 
-/// The keys of `frozen` that go into the order of a session whose binding the store cannot tell.
+/// Returns the keys of `frozen` that form the order of a session while the store is away.
 fn open_of<'f>(frozen: &'f Loaded, placing: Placing<'f>) -> impl Iterator<Item = &'f Arc<Key>> {
     frozen.table.keys().iter().filter(move |key| frozen.is_common(key) && is_allowed(placing, key))
 }
 
-/// The first of them that is left, whatever is known of its health.
+/// Returns the first of [`open_of`] that still exists, whatever its health.
 fn expected<'f>(
     frozen: &'f Loaded,
     placing: Placing<'f>,

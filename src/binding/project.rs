@@ -1,23 +1,23 @@
-//! Which project a turn may not leave that refers to what only one project finds: files,
-//! containers, items, conversations.
+//! Keeps a turn in the project of its session, if the turn refers to content that only that project
+//! finds. Such content is files, containers, items and conversations.
 //!
-//! It is that of its session. A session that is served elsewhere for a turn, or moves, leaves
-//! behind what its project stores.
+//! A session that moves, or that another project serves for a turn, cannot reach the content of its
+//! own project there.
 
 use crate::binding::bind::{Bindings, Found};
 use crate::binding::demand::{Demand, Tried};
 use crate::binding::local::Known;
-use crate::binding::place::untold;
+use crate::binding::place::unknown_project;
 use crate::binding::record::BindingRecord;
 use crate::binding::{Binding, Written};
 use crate::error::Error;
 use crate::store::Budget;
 
 impl Bindings {
-    /// Holds a turn that refers to what only one project finds to that of its session, or of the
-    /// one that it is a fork of. Where nothing was served yet, nobody knows which it is; where that
-    /// cannot be told, the turn has to wait.
-    pub(super) async fn hold(
+    /// Restricts a turn that refers to a project's content to the project of its session, or of its
+    /// session's parent. Before a session's first answer, no project is known. If the store cannot
+    /// say whether one is known, the client must retry.
+    pub(super) async fn restrict(
         &self,
         demand: &Demand<'_>,
         tried: &mut Tried,
@@ -25,42 +25,44 @@ impl Bindings {
         budget: &mut Budget,
     ) -> Result<(), Error> {
         let placing = demand.after(tried);
-        let Some(session) = demand.session.as_ref().filter(|_| placing.is_unheld()) else {
+        let Some(session) = demand.session.as_ref().filter(|_| placing.needs_unknown_project())
+        else {
             return Ok(());
         };
         let held = found.as_ref().ok().and_then(Option::as_ref);
         let stored = held.and_then(|held| BindingRecord::parse(&held.value));
-        let is_untold = found.is_err() || held.is_some() && stored.is_none();
+        let is_store_unsure = found.is_err() || held.is_some() && stored.is_none();
         let known = self.local.recall(session).map(|known| known.record);
-        let home = match stored
+        let own = match stored
             .into_iter()
             .chain(known)
             .max_by_key(|record| (record.epoch, record.sealed))
         {
-            None if is_untold => self.inherited_here(placing),
+            None if is_store_unsure => self.inherited_here(placing),
             None => self.inherited(placing, budget).await,
-            home => home,
+            own => own,
         };
-        match home.filter(|record| record.sealed) {
+        match own.filter(|record| record.sealed) {
             Some(record) => tried.within = self.places.project_of(&record),
-            None if is_untold => return Err(untold()),
+            None if is_store_unsure => return Err(unknown_project()),
             None => {}
         }
         Ok(())
     }
 
-    /// The same once more where the turn goes on: another turn of its session may have been served
-    /// meanwhile.
-    pub(super) fn hold_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
-        let session = demand.session.as_ref().filter(|_| demand.after(tried).is_unheld());
+    /// Restricts the turn once more before its next attempt: another turn of its session may have
+    /// been answered since.
+    pub(super) fn restrict_again(&self, demand: &Demand<'_>, tried: &mut Tried) {
+        let session =
+            demand.session.as_ref().filter(|_| demand.after(tried).needs_unknown_project());
         let known = session.and_then(|session| self.local.recall(session));
         if let Some(Known { record, .. }) = known.filter(|known| known.record.sealed) {
             tried.within = self.places.project_of(&record);
         }
     }
 
-    /// Whether a turn that refers to what only its session's project finds may be served under
-    /// `binding`, on a connection that has served turns of the session if `has_served`.
+    /// Whether a turn that refers to its session's project may be served under `binding`.
+    /// `has_served`: this connection has served turns of the session.
     pub fn is_in_own_project(&self, binding: &Binding, has_served: bool) -> bool {
         match &binding.written {
             Written::Beside(record) => self.places.project_of(record).includes(&binding.key),
@@ -70,7 +72,8 @@ impl Bindings {
         }
     }
 
-    /// Whether the key of `binding`'s session, which another one serves, could do so by now.
+    /// Whether the session's own key is ready again, after `binding` has served it with another
+    /// key.
     pub fn is_own_project_ready(&self, binding: &Binding, model: &str) -> bool {
         let record = binding.record().filter(|_| matches!(binding.written, Written::Beside(_)));
         record.is_some_and(|record| self.places.is_key_ready(record, model))

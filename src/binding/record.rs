@@ -1,8 +1,9 @@
-//! How a binding is written in the store.
+//! The stored form of a binding.
 //!
-//! `<key tag><organization tag> <epoch> <generation>[ s][ ~<state tag>]`, as a rule 22 bytes: names
-//! of any length fit, since only their tags are stored, and Redis keeps a value of at most 28 bytes
-//! in the smallest block that holds it.
+//! `<key tag><organization tag> <epoch> <generation>[ s][ ~<state tag>]`, usually 22 bytes.
+//!
+//! Tags keep the value short for names of any length. Redis keeps a value of at most 28 bytes in
+//! its smallest block.
 
 use std::fmt;
 
@@ -13,17 +14,18 @@ use crate::key::{Key, Tag};
 pub struct BindingRecord {
     pub key: Tag,
     pub organization: Tag,
-    /// 1 for the first key of a session, one more for each that follows.
+    /// 1 for a session's first key; each move adds 1.
     pub epoch: u32,
-    /// The ordinal of the key set that the writer had. 0: not known yet.
+    /// The ordinal of the writer's set of keys. 0: not known yet.
     pub generation: u32,
-    /// The session's history may hold what only this organization can open.
+    /// The session's history may hold content that only this organization can open.
     pub sealed: bool,
-    /// The `x-codex-turn-state` that the moved turn carried: it belongs to the key before this one.
+    /// The tag of the `x-codex-turn-state` that the moved turn carried. The state belongs to the
+    /// session's previous key.
     pub stale_state: Option<Tag>,
 }
 
-/// How an `x-codex-turn-state` is remembered.
+/// Returns the stored form of an `x-codex-turn-state`.
 pub fn state_tag(state: &[u8]) -> Tag {
     Tag::of("state", state)
 }
@@ -41,8 +43,8 @@ impl BindingRecord {
         }
     }
 
-    /// The binding that follows this one. It stays sealed only while it stays in its organization:
-    /// leaving it is for sessions that are not sealed.
+    /// Returns the binding after a move to `key`. A sealed binding stays sealed only within its
+    /// organization; only unsealed sessions leave their organization.
     pub fn moved_to(&self, key: &Key, generation: u32, stale_state: Option<Tag>) -> Self {
         let sealed = self.sealed && self.organization == key.organization_tag;
         let epoch = self.epoch.saturating_add(1);
@@ -56,13 +58,13 @@ impl BindingRecord {
         }
     }
 
-    /// The binding once it has served a turn, as a replica of `generation` has it.
+    /// Returns the binding after it has served a turn on a replica of `generation`.
     pub fn confirmed(&self, generation: u32) -> Self {
         Self { sealed: true, ..self.of_generation(generation) }
     }
 
-    /// A writer that did not know its generation is spoken for by the first replica that does and
-    /// has the key too.
+    /// Fills in `generation` if the writer did not know its own. The first replica that has the key
+    /// and knows its generation fills it in.
     pub fn of_generation(&self, generation: u32) -> Self {
         Self {
             generation: if self.generation == 0 { generation } else { self.generation },
@@ -70,7 +72,7 @@ impl BindingRecord {
         }
     }
 
-    /// Whether this is `other` once it has served a turn.
+    /// Whether this is `other` after it has served a turn.
     pub fn is_sealed_form_of(&self, other: &Self) -> bool {
         self.sealed && !other.sealed && (self.key, self.epoch) == (other.key, other.epoch)
     }
@@ -79,24 +81,24 @@ impl BindingRecord {
         Self { sealed: true, ..self.clone() }
     }
 
-    /// `None` for what this version does not understand.
+    /// Returns `None` for a text that this version does not understand.
     pub fn parse(text: &str) -> Option<Self> {
-        // Tags are ASCII: another one could not be written as it was read, and no compare-and-set
-        // would find it.
-        let mut words = text.is_ascii().then_some(text)?.split(' ');
-        let (key, organization) = words.next()?.split_at_checked(Tag::LENGTH)?;
+        // Tags are ASCII. A non-ASCII value could not be written back as it was read, so no
+        // compare-and-set would find it.
+        let mut parts = text.is_ascii().then_some(text)?.split(' ');
+        let (key, organization) = parts.next()?.split_at_checked(Tag::LENGTH)?;
         let mut record = Self {
             key: Tag::parse(key)?,
             organization: Tag::parse(organization)?,
-            epoch: number(words.next()?)?,
-            generation: number(words.next()?)?,
+            epoch: number(parts.next()?)?,
+            generation: number(parts.next()?)?,
             sealed: false,
             stale_state: None,
         };
-        for word in words {
-            match word.strip_prefix('~') {
+        for part in parts {
+            match part.strip_prefix('~') {
                 Some(tag) => record.stale_state = Some(Tag::parse(tag)?),
-                None if word == "s" => record.sealed = true,
+                None if part == "s" => record.sealed = true,
                 None => return None,
             }
         }
@@ -104,10 +106,10 @@ impl BindingRecord {
     }
 }
 
-/// A number in the one spelling that records are written with: a compare-and-set compares texts.
-fn number(word: &str) -> Option<u32> {
-    let is_plain = word == "0" || !word.starts_with(['0', '+']);
-    word.parse().ok().filter(|_| is_plain)
+/// Parses a number in the only spelling that records use, because a compare-and-set compares texts.
+fn number(part: &str) -> Option<u32> {
+    let is_plain = part == "0" || !part.starts_with(['0', '+']);
+    part.parse().ok().filter(|_| is_plain)
 }
 
 impl fmt::Display for BindingRecord {
@@ -130,13 +132,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(record in record()) {
+        fn written_record_is_read_back(record in record()) {
             prop_assert_eq!(BindingRecord::parse(&record.to_string()), Some(record));
         }
 
-        /// A text that is almost a record is one only if it is what that record is written as.
+        /// A text that is almost a record parses only if it is the written form of the parsed
+        /// record.
         #[test]
-        fn no_other_text_is_a_record(
+        fn record_parses_only_from_its_written_form(
             record in record(),
             cut in 0..60_usize,
             length in 0..3_usize,
@@ -146,16 +149,16 @@ mod tests {
             let (start, end) = (cut.min(text.len()), (cut + length).min(text.len()));
             let other = format!("{}{insertion}{}", &text[..start], &text[end..]);
             if let Some(read) = BindingRecord::parse(&other) {
-                // Words may come twice, and in any order: a later version may write them so.
-                let words = |text: &str| {
+                // Parts may be repeated, and in any order: a later version may write them so.
+                let parts = |text: &str| {
                     text.split(' ').map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
                 };
-                prop_assert_eq!(words(&read.to_string()), words(&other), "{}", other);
+                prop_assert_eq!(parts(&read.to_string()), parts(&other), "{}", other);
             }
         }
 
         #[test]
-        fn no_text_is_fatal_nor_a_record(text in "\\PC{0,40}") {
+        fn random_text_is_neither_fatal_nor_a_record(text in "\\PC{0,40}") {
             prop_assert_eq!(BindingRecord::parse(&text), None);
         }
     }
@@ -169,7 +172,7 @@ mod tests {
         })
     }
 
-    /// Any of them, but for its place.
+    /// A record on the first key, with a stale state.
     fn bound(epoch: u32, generation: u32, sealed: bool) -> BindingRecord {
         let stale_state = Some(state_tag(b"older"));
         BindingRecord {
@@ -181,7 +184,7 @@ mod tests {
         }
     }
 
-    /// Two of one organization and one of another.
+    /// Two keys of one organization and one of another.
     fn keys() -> Vec<std::sync::Arc<Key>> {
         crate::key::table::Table::sketch("a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, b-1 org-b 1 sk-3")
             .keys()
@@ -205,7 +208,7 @@ mod tests {
                     sealed: is_sealed,
                     ..BindingRecord::first(key, 1)
                 };
-                assert_eq!(moved, expected, "an older turn's state is nobody's any more");
+                assert_eq!(moved, expected, "an older turn's state is dropped");
             }
         }
         let state = Some(state_tag(b"state"));
@@ -216,7 +219,11 @@ mod tests {
     #[test]
     fn record_that_has_served_is_sealed_and_has_a_generation() {
         assert_eq!(bound(3, 0, false).confirmed(5), bound(3, 5, true));
-        assert_eq!(bound(3, 4, false).confirmed(5), bound(3, 4, true), "its writer's word stands");
+        assert_eq!(
+            bound(3, 4, false).confirmed(5),
+            bound(3, 4, true),
+            "the writer's generation stays"
+        );
         assert_eq!(bound(3, 4, true).confirmed(5), bound(3, 4, true));
         assert_eq!(
             (bound(3, 0, false).of_generation(5), bound(3, 4, false).of_generation(5)),
@@ -248,7 +255,7 @@ mod tests {
         assert!(!other.is_sealed_form_of(&free), "another key");
     }
 
-    /// What other versions and replicas read.
+    /// Pins the format that other versions and replicas read.
     #[test]
     fn record_is_written_as_it_always_was() {
         let tag = |text: &str| Tag::parse(text).unwrap();
@@ -278,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_common_record_fits_the_smallest_block() {
+    fn common_record_fits_the_smallest_block() {
         let tag = Tag::of("key", b"a-very-long-name-of-a-key-in-production");
         let record = BindingRecord {
             key: tag,
@@ -292,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_version_wrote_is_not_guessed_at() {
+    fn text_of_another_version_does_not_parse() {
         for other in [
             "",
             "short",

@@ -1,4 +1,4 @@
-//! Seals a session: what an organization has answered only that organization can open.
+//! Seals a session: only the organization that answered can open its answers.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// Before the first byte of a successful answer: what it holds only this organization can open,
-    /// so the session is sealed by then. A stored life that is due starts anew, behind the turn's
-    /// back.
+    /// Confirms the binding before the first byte of a successful answer. The answer may hold
+    /// content that only this organization can open, so this call seals the session. It also renews
+    /// the lifetime of an aging stored binding, in the background.
     pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
         let Some(session) = &binding.session else { return };
         let confirmed = |record: &BindingRecord| record.confirmed(self.places.generation());
         match &binding.written {
             Written::Nowhere => {}
             Written::Beside(record) if record.sealed => {}
-            // A sibling's answer seals the session as well.
+            // A sibling's answer seals the session, too.
             Written::Beside(record) => {
                 let is_provisional = self
                     .local
@@ -42,7 +42,7 @@ impl Bindings {
                 let (store, session, ttl, stored) =
                     (Arc::clone(&self.store), session.clone(), self.ttl, record.to_string());
                 self.tasks.spawn(async move {
-                    // Lost: the next turn does it again.
+                    // If this fails, the next turn renews the binding.
                     let _ = store
                         .extend(Name::Binding(session.as_str()), &stored, ttl, &mut store.budget())
                         .await;
@@ -52,7 +52,7 @@ impl Bindings {
         }
     }
 
-    /// `is_provisional`: nobody has asked the store for `record` yet.
+    /// `is_provisional`: this replica has not asked the store for `record` yet.
     pub(super) async fn seal(
         &self,
         session: &SessionId,
@@ -70,8 +70,7 @@ impl Bindings {
             Ok(Replaced::Done) => {
                 self.local.confirm(session, sealed);
             }
-            // Another turn of the session was first: with the same word, or with a move that comes
-            // later.
+            // Another turn of the session wrote first: the same seal, or a later move.
             Ok(Replaced::Lost(_)) => {}
             Err(_) => self.local.note(session, sealed, is_provisional),
         }

@@ -1,9 +1,9 @@
-//! Decides where a session would go: weighted rendezvous hashing, organization first, then key.
-//! Pure.
+//! Ranks the keys for a session by weighted rendezvous hashing: first the organization, then the
+//! key. Pure.
 //!
-//! The order depends on nothing but the session, the configured keys and their weights: every
-//! replica finds the same, with or without the store. A new key takes its share from all others and
-//! moves nothing between them.
+//! The order depends only on the session, the configured keys and their weights. All replicas
+//! therefore find the same order, with or without the store. A new key takes its share from all
+//! other keys and moves no session between them.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use sha2::{Digest, Sha256};
 
 use crate::key::{Key, Tag};
 
-/// How far a turn may go.
+/// The keys that a turn may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     Anywhere,
-    /// Its history holds what only this organization can open.
+    /// The turn's history may hold content that only this organization can open.
     Organization(Tag),
-    /// It goes on from, or refers to, what only this project of the organization has stored.
+    /// The turn continues or refers to content that only this project stores.
     Project {
         organization: Tag,
         project: Tag,
     },
-    /// It refers to what a project has stored of which no key is loaded.
+    /// The turn refers to content of a project that has no loaded key.
     Nowhere,
 }
 
@@ -42,7 +42,7 @@ impl Reach {
         }
     }
 
-    /// Whether it may lead to keys of `tag`'s organization.
+    /// Whether this reach can include a key of the organization `tag`.
     pub fn touches(self, tag: Tag) -> bool {
         match self {
             Self::Anywhere => true,
@@ -54,10 +54,10 @@ impl Reach {
     }
 }
 
-/// The first key in the session's own order, among `keys` that take new sessions and are `usable`.
+/// Returns the first key in the session's order that has weight and is `usable`.
 ///
-/// An organization is ranked by the weight of all of `keys` that belong to it, usable or not, so
-/// that an ailing key changes nothing for sessions of other organizations.
+/// The weight of all of an organization's `keys`, usable or not, ranks the organization. An
+/// unusable key therefore changes nothing for sessions of other organizations.
 pub fn first<'k>(
     session: &str,
     keys: &[&'k Arc<Key>],
@@ -87,18 +87,19 @@ fn rank<T>(session: &str, items: &mut [T], describe: impl Fn(&T) -> (Tag, f64)) 
     items.sort_by_cached_key(|item| {
         let (tag, weight) = describe(item);
         let score = weight / -fraction(session, tag).ln();
-        // Scores are never negative nor NaN: the bits of such floats sort as the floats do.
+        // A score is never negative or NaN, so its bits sort as the float does.
         std::cmp::Reverse((score.to_bits(), tag.to_string()))
     });
 }
 
-/// Evenly spread over (0, 1), the same for the same session and tag everywhere.
+/// Returns a number in (0, 1), evenly distributed and the same on every replica for a session and a
+/// tag.
 fn fraction(session: &str, tag: Tag) -> f64 {
     evenly(session, &tag.to_string())
 }
 
-/// Whose turn it is where only a share of new sessions is taken: evenly spread over (0, 1),
-/// whatever the order of keys.
+/// Returns a session's number in (0, 1), evenly distributed and independent of the order of keys. A
+/// key that takes only a share of new sessions takes those with a lower number.
 pub fn share(session: &str) -> f64 {
     evenly(session, "share")
 }
@@ -115,7 +116,7 @@ mod tests {
     use crate::key::{Settings, UpstreamSettings, table::Table};
     use crate::setting::{Secret, SecretSource};
 
-    /// `(id, organization, weight)`
+    /// Each key is `(id, organization, weight)`.
     fn keys(list: &[(&str, &str, u32)]) -> Table {
         let upstream: UpstreamSettings =
             serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_key_takes_its_share_and_moves_nothing_else() {
+    fn new_key_takes_its_share_and_moves_nothing_else() {
         let old = keys(&[("a-1", "a", 1), ("b-1", "b", 1), ("c-1", "c", 1)]);
         let new = keys(&[("a-1", "a", 1), ("b-1", "b", 1), ("c-1", "c", 1), ("d-1", "d", 1)]);
         for n in 0..2_000 {
@@ -163,17 +164,17 @@ mod tests {
     }
 
     #[test]
-    fn an_ailing_key_gives_its_sessions_to_its_organization_first() {
+    fn dead_key_gives_its_sessions_to_its_organization_first() {
         let table = keys(&[("a-1", "a", 1), ("a-2", "a", 1), ("b-1", "b", 1)]);
         for n in 0..500 {
-            let (well, ill) =
+            let (ready, dead) =
                 (choose(&table, n, |_| true), choose(&table, n, |key| key.id != "a-1"));
-            assert_eq!(ill, if well == "a-1" { "a-2".to_owned() } else { well });
+            assert_eq!(dead, if ready == "a-1" { "a-2".to_owned() } else { ready });
         }
     }
 
     #[test]
-    fn share_of_sessions_is_even_and_has_nothing_to_do_with_their_keys() {
+    fn share_of_sessions_is_even_and_independent_of_their_keys() {
         let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
         for id in ["a-1", "b-1"] {
             let there: Vec<_> = (0..4_000).filter(|n| choose(&table, *n, |_| true) == id).collect();
@@ -192,12 +193,12 @@ mod tests {
         let table = keys(&[("a-1", "a", 1), ("b-1", "b", 1)]);
         let [a, b] = table.keys() else { panic!("two keys") };
         let other = Key { project_tag: Tag::of("project", b"other"), ..Key::clone(a) };
-        let home = Reach::project_of(a);
+        let project = Reach::project_of(a);
         let organization = Reach::Organization(a.organization_tag);
         for (reach, expected) in [
             (Reach::Anywhere, [true, true, true]),
             (organization, [true, true, false]),
-            (home, [true, false, false]),
+            (project, [true, false, false]),
             (Reach::Nowhere, [false, false, false]),
         ] {
             assert_eq!(
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weightless_key_takes_no_new_session() {
+    fn weightless_key_takes_no_new_session() {
         let table = keys(&[("a-1", "a", 0), ("a-2", "a", 1)]);
         assert!((0..200).all(|n| choose(&table, n, |_| true) == "a-2"));
         assert_eq!(choose(&keys(&[("a-1", "a", 0)]), 0, |_| true), "");

@@ -1,5 +1,5 @@
-//! What tests of the binding stand on: replicas that share one store and one set of keys, and a
-//! session of one client.
+//! Fixtures for tests of the binding: replicas that share one store and one set of keys, and one
+//! client's session.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -28,8 +28,8 @@ use crate::store::{MembershipReply, Store};
 use crate::task::Tasks;
 
 mod beside;
-mod movers;
-mod dark;
+mod herd;
+mod outage;
 mod merging;
 mod forgetting;
 mod gossip;
@@ -40,19 +40,19 @@ mod related;
 mod socket;
 mod standing;
 mod starting;
-mod telling;
+mod view;
 
 const TTL: Duration = Duration::from_secs(4_000);
 const LONG: Duration = Duration::from_secs(60);
 const MODEL: &str = "m";
 
-/// Two keys of one organization, each of a project of its own, and one of another.
+/// Two keys of one organization, each in its own project, and one key of another organization.
 const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1";
 
-/// A table of `sketch`: each key `<id> <organization> <project> <weight>[ <region>]`. One whose
-/// project is `plain` has an upstream that speaks no WebSocket.
+/// Returns the table of `sketch`. Each key is `<id> <organization> <project> <weight>[ <region>]`.
+/// A key of the project `plain` has an upstream without WebSocket.
 fn table(sketch: &str) -> Table {
-    // Its keys have connections of their own, which take their time: once is enough.
+    // Each key opens connections of its own, which takes time, so each table is built once.
     static TABLES: Mutex<BTreeMap<String, Table>> = Mutex::new(BTreeMap::new());
     TABLES.lock().unwrap().entry(sketch.to_owned()).or_insert_with(|| made(sketch)).clone()
 }
@@ -60,10 +60,10 @@ fn table(sketch: &str) -> Table {
 fn made(sketch: &str) -> Table {
     let upstreams = [r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#, PLAIN]
         .map(|text| serde_json::from_str::<UpstreamSettings>(text).unwrap());
-    let key = |words: &str| {
-        let words: Vec<_> = words.split_whitespace().collect();
-        let [id, organization, project, weight, ref region @ ..] = words[..] else {
-            panic!("{words:?}")
+    let key = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let [id, organization, project, weight, ref region @ ..] = fields[..] else {
+            panic!("{fields:?}")
         };
         let upstream = if project == "plain" { "plain" } else { "u" };
         let key = serde_json::json!({ "id": id, "upstream": upstream, "organization": organization, "project": project,
@@ -79,7 +79,7 @@ fn session(number: u32) -> SessionId {
     SessionId::parse(&format!("{number:022}")).unwrap()
 }
 
-/// One replica, as far as its bindings go.
+/// One replica, with all that its bindings need.
 struct Replica {
     model: Option<Model>,
     store: Arc<Store>,
@@ -91,7 +91,7 @@ struct Replica {
     tasks: Tasks,
 }
 
-/// `count` replicas that have loaded `keys`, of generation 1.
+/// Returns replicas of generation 1 that have loaded `keys`.
 fn replicas<const COUNT: usize>(keys: &str) -> [Replica; COUNT] {
     let shared = Arc::new(Mutex::new(Shared::new(Flaw::None)));
     let table = table(keys);
@@ -107,7 +107,7 @@ fn one() -> Replica {
     one
 }
 
-/// One whose store has a clock and no weather.
+/// A replica whose store has a clock and no weather.
 fn with_clock() -> Replica {
     let metrics = Arc::new(Metrics::new());
     let store = Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics));
@@ -135,7 +135,7 @@ impl Replica {
         replica
     }
 
-    /// Its set of keys has this ordinal.
+    /// Gives the replica's set of keys this ordinal.
     fn is_of(&self, ordinal: u32) {
         self.registry
             .heard(&self.registry.loaded(), &MembershipReply { ordinal, others: Vec::new() });
@@ -145,7 +145,7 @@ impl Replica {
         *self.model.as_ref().unwrap().weather.lock().unwrap() = weather;
     }
 
-    /// The store forgets the last write about the session.
+    /// Makes the store forget the last write about the session.
     fn loses(&self) {
         self.model.as_ref().unwrap().shared.lock().unwrap().loses(session(1).as_str());
     }
@@ -154,7 +154,7 @@ impl Replica {
         self.registry.loaded().table.keys().iter().find(|key| key.id == id).cloned().unwrap()
     }
 
-    /// A binding to this key, of this epoch.
+    /// A binding to this key with this epoch.
     fn record(&self, id: &str, epoch: u32) -> BindingRecord {
         BindingRecord { epoch, ..BindingRecord::first(&self.key(id), 1) }
     }
@@ -166,7 +166,7 @@ impl Replica {
         })
     }
 
-    /// The store holds `record` for the session, whatever it held.
+    /// Stores `record` for the session, whatever the store holds.
     async fn put(&self, record: &BindingRecord) {
         let text = record.to_string();
         self.store
@@ -181,7 +181,7 @@ impl Replica {
             .unwrap();
     }
 
-    /// What the store holds of the session, as text.
+    /// Returns the stored value of the session.
     async fn stored(&self) -> Option<String> {
         let held = self
             .store
@@ -210,18 +210,18 @@ impl Replica {
             .await
     }
 
-    /// The key that `turn` is served by, or why it is not.
+    /// Returns the key that serves `turn`, or the error's kind.
     async fn goes(&self, mut turn: Turn<'_>) -> Result<String, ErrorKind> {
         self.bind(&mut turn).await.map(|binding| binding.key.id.clone()).map_err(|error| error.kind)
     }
 
-    /// The binding has served a turn.
+    /// Confirms `binding`, which has served a turn.
     async fn serves(&self, binding: &Binding) {
         self.bindings.confirm(binding, &mut self.bindings.budget()).await;
     }
 
-    fn says(&self, id: &str, word: Condition) {
-        self.registry.conditions.note(Subject::named(&self.key(id)), word, None);
+    fn says(&self, id: &str, condition: Condition) {
+        self.registry.conditions.note(Subject::named(&self.key(id)), condition, None);
         self.registry.has_changed();
     }
 
@@ -229,7 +229,7 @@ impl Replica {
         self.registry.condemn(&self.key(id), Ailment::Rejected(Scope::Key));
     }
 
-    /// This key has refused a turn, and does so again when it is asked.
+    /// Makes the key refuse this turn and every further one.
     fn refuses(&self, id: &str, turn: &mut Turn<'_>) {
         turn.tried.refused.push(self.key(id).tag);
         self.rejects(id);
@@ -239,24 +239,24 @@ impl Replica {
         self.registry.condemn(&self.key(id), Ailment::Exhausted(scope));
     }
 
-    /// The project of this key takes no more for a minute.
+    /// Limits the key's project for a minute.
     fn limits(&self, id: &str) {
         self.registry.limit(&self.key(id), MODEL, LONG);
     }
 
-    /// All is well with this key again.
+    /// Clears all conditions of the key.
     fn recovers(&self, id: &str) {
         for scope in [Scope::Key, Scope::Project, Scope::Organization] {
             self.registry.recovered(Subject::of(&self.key(id), scope), id);
         }
     }
 
-    /// Loads another set of keys, while the store has no word on it.
+    /// Loads another set of keys, whose ordinal is not known yet.
     fn loads(&self, keys: &str) {
         self.registry.adopt(self.registry.prepare(table(keys)).unwrap(), None);
     }
 
-    /// How often this was decided.
+    /// Returns how often this decision was counted.
     fn decided(&self, decision: &str, reason: &str) -> usize {
         let series =
             format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
@@ -267,7 +267,7 @@ impl Replica {
     }
 }
 
-/// Where a binding leads, whether it moved there, and how that came about.
+/// Returns the binding's key, whether the turn moved there, and the result.
 fn seen(binding: &Binding) -> (&str, bool, BindingResult) {
     (binding.key.id.as_str(), binding.has_moved, binding.result)
 }

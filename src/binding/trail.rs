@@ -1,9 +1,8 @@
-//! Tells what was decided about turns whose key could not just serve them: each time one log line,
-//! one metric, and a line in the trail of its session.
+//! Records each decision about a turn that its key could not simply serve: as a log line, a metric,
+//! and a line in the session's trail.
 //!
-//! A trail is written behind the backs of turns, and begins when something happens to a session:
-//! one that is only served leaves none. What cannot be written for a while waits, bounded; what can
-//! never be is in the log.
+//! A session that is only ever served has no trail. Lines are written in the background. While the
+//! store is away, a bounded queue keeps them; lines that do not fit are only in the log.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,11 +17,11 @@ use crate::metrics::{Decision, Metrics, Reason};
 use crate::session::SessionId;
 use crate::store::Store;
 
-/// Lines that wait to be written, at the most.
+/// Most lines in the queue.
 const UNWRITTEN: usize = 8_192;
-/// Lines that are written together.
+/// Most lines that are written together.
 const AT_ONCE: usize = 256;
-/// How often a store that answers, and does not take a line, is told it.
+/// How often a line is sent to a store that is up but does not take it.
 const ATTEMPTS: usize = 3;
 
 pub struct Trail {
@@ -30,17 +29,17 @@ pub struct Trail {
     written: mpsc::Sender<(SessionId, String)>,
 }
 
-/// What is yet to be written down.
+/// The lines that are not written yet.
 pub struct Unwritten(mpsc::Receiver<(SessionId, String)>);
 
-/// What was decided about a turn.
+/// A decision about a turn.
 pub struct Step<'s> {
     pub session: Option<&'s SessionId>,
     pub decision: Decision,
     pub reason: Reason,
-    /// The key that the turn had, where it had one.
+    /// The turn's key before the decision, if it had one.
     pub from: Option<&'s Key>,
-    /// The key that it has now.
+    /// The turn's key after the decision.
     pub to: Option<&'s Key>,
 }
 
@@ -50,7 +49,7 @@ impl Trail {
         (Self { metrics, written }, Unwritten(unwritten))
     }
 
-    pub fn tell(&self, step: &Step<'_>) {
+    pub fn record(&self, step: &Step<'_>) {
         let Step { session, decision, reason, from, to } = step;
         self.metrics.decided(*decision, *reason);
         let id = |key: &Option<&Key>| key.map(|key| key.id.clone());
@@ -68,14 +67,14 @@ impl Trail {
             let id = |key: &Option<&Key>| id(key).unwrap_or_default();
             let line =
                 format!("{at} {} {} {} {}", decision.name(), reason.name(), id(from), id(to));
-            // Full: the store has been away for long, or never takes it.
+            // The queue is full: the store has been away for long, or never accepts the lines.
             let _ = self.written.try_send(((*session).clone(), line));
         }
     }
 }
 
-/// A line of a trail, as it is shown. It is written `<milliseconds since 1970> <decision> <reason>
-/// <from> <to>`; ids hold no space.
+/// A line of a trail, as operators see it. The stored form is `<milliseconds since 1970> <decision>
+/// <reason> <from> <to>`; ids hold no space.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Mark {
     pub at: u64,
@@ -86,11 +85,11 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// `None` for what this version does not understand.
+    /// Returns `None` for a line that this version does not understand.
     pub fn parse(line: &str) -> Option<Self> {
-        let words: Vec<&str> = line.split(' ').collect();
-        let [at, decision, reason, from, to] = words[..] else { return None };
-        let id = |word: &str| Some(word.to_owned()).filter(|word| !word.is_empty());
+        let parts: Vec<&str> = line.split(' ').collect();
+        let [at, decision, reason, from, to] = parts[..] else { return None };
+        let id = |part: &str| Some(part.to_owned()).filter(|part| !part.is_empty());
         Some(Self {
             at: at.parse().ok()?,
             decision: decision.into(),
@@ -101,7 +100,7 @@ impl Mark {
     }
 }
 
-/// Writes down what is told, for as long as the replica lives.
+/// Writes queued lines until the replica stops.
 pub async fn keep_writing(store: Arc<Store>, ttl: Duration, Unwritten(mut unwritten): Unwritten) {
     let mut some = Vec::new();
     while unwritten.recv_many(&mut some, AT_ONCE).await > 0 {
@@ -113,11 +112,12 @@ pub async fn keep_writing(store: Arc<Store>, ttl: Duration, Unwritten(mut unwrit
     }
 }
 
-/// A write without an answer may have been done: written again, it is shown once.
+/// Writes lines to a session's trail. A write without an answer may have succeeded; a line that is
+/// written twice is shown once.
 async fn write(store: &Store, ttl: Duration, session: &SessionId, lines: &[String]) {
     let mut health = store.health();
     for _ in 0..ATTEMPTS {
-        // Waits as long as the store is away.
+        // Waits while the store is away.
         let _ = health.wait_for(|is_up| *is_up).await;
         if store.append(session.as_str(), lines, ttl, &mut store.patient_budget()).await.is_ok() {
             return;
@@ -132,7 +132,7 @@ mod tests {
     use crate::store::memory::Memory;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_told_of_a_session_is_written_down() {
+    async fn decisions_about_a_session_are_written_to_its_trail() {
         let metrics = Arc::new(Metrics::new());
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(&metrics)));
         let (trail, unwritten) = Trail::new(metrics);
@@ -146,9 +146,9 @@ mod tests {
             from: Some(a),
             to,
         };
-        trail.tell(&step(Decision::Spill, Reason::NoAccess, Some(b)));
-        trail.tell(&step(Decision::Refuse, Reason::Exhausted, None));
-        trail.tell(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
+        trail.record(&step(Decision::Spill, Reason::NoAccess, Some(b)));
+        trail.record(&step(Decision::Refuse, Reason::Exhausted, None));
+        trail.record(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
         drop(trail);
         keep_writing(Arc::clone(&store), Duration::from_secs(60), unwritten).await;
         let lines = store.list(session.as_str(), &mut store.budget()).await.unwrap();

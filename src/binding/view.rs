@@ -1,5 +1,5 @@
-//! A session as operators see it: where it is bound, and what was decided about it. Changes
-//! nothing, its life in the store least of all.
+//! A session as operators see it: its binding and the decisions about it. Viewing changes nothing,
+//! not even the stored lifetime.
 
 use serde::Serialize;
 
@@ -9,16 +9,16 @@ use crate::binding::trail::Mark;
 use crate::session::SessionId;
 use crate::store::name::Name;
 
-/// All that is known of a session.
+/// The gateway's knowledge of a session.
 #[derive(Debug, Serialize)]
 pub struct SessionView {
     pub session: String,
     pub binding: Option<Bound>,
-    /// The oldest first; nothing if it was only ever served.
+    /// The decisions, oldest first; empty for a session that was only ever served.
     pub trail: Vec<Mark>,
 }
 
-/// A binding, as names. A key that is configured no more has none.
+/// A binding with names. A key that is no longer configured has none.
 #[derive(Debug, Serialize)]
 pub struct Bound {
     pub key: Option<String>,
@@ -26,12 +26,12 @@ pub struct Bound {
     pub epoch: u32,
     pub generation: u32,
     pub sealed: bool,
-    /// Whether the store said so. Else it is what this replica remembers.
+    /// Whether the binding comes from the store. Otherwise this replica remembers it.
     pub stored: bool,
 }
 
 impl Bindings {
-    /// `None`: there is nothing.
+    /// Returns `None` for an unknown session.
     pub async fn view(&self, session: &SessionId) -> Option<SessionView> {
         let held =
             self.store.get(Name::Binding(session.as_str()), &mut self.store.patient_budget()).await;
@@ -45,7 +45,7 @@ impl Bindings {
         let record = stored.map(|record| (record, true)).or_else(remembered);
         let binding = record.map(|(record, stored)| self.named(&record, stored));
         let mut trail: Vec<_> = lines.iter().filter_map(|line| Mark::parse(line)).collect();
-        // Replicas write as they come to it.
+        // Replicas write their lines independently.
         trail.sort_by_key(|mark| mark.at);
         trail.dedup();
         (binding.is_some() || !trail.is_empty()).then(|| SessionView {

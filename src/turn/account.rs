@@ -1,5 +1,5 @@
-//! The guard of one turn: gathers what is learned while the turn runs, and makes its record however
-//! the turn ends.
+//! The guard of one turn. Collects facts while the turn runs, and makes its record however the turn
+//! ends.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use crate::usage::record::{Record, Service};
 use crate::usage::tap::Reading;
 use crate::wire::terminal::Terminal;
 
-/// Dropping an account ends its turn: as [`Ending::ClientLeft`] unless another end was noted.
+/// Facts about one turn. Dropping the account ends the turn, as [`Ending::ClientLeft`] unless
+/// another ending was noted.
 pub struct Account {
     pub id: TurnId,
     books: Arc<Books>,
@@ -31,11 +32,11 @@ pub struct Account {
     status: Option<StatusCode>,
     ending: Option<Ending>,
     reading: Reading,
-    /// It turned out to be no turn.
+    /// The account was opened for a handshake, which is not a turn.
     is_void: bool,
 }
 
-/// Whose turn it is: the same for all turns of a WebSocket.
+/// The client and session of a turn: the same for all turns of a WebSocket.
 #[derive(Clone, Default)]
 pub struct Caller {
     client: Option<ClientId>,
@@ -43,12 +44,12 @@ pub struct Caller {
 }
 
 impl Account {
-    /// A turn whose head has come.
+    /// Opens the account of a turn whose head has arrived.
     pub fn open(books: Arc<Books>, transport: Transport, headers: &HeaderMap) -> Self {
         Self::begin(books, transport, TurnId::of(headers), Caller::default())
     }
 
-    /// A turn on a WebSocket of `caller`.
+    /// Opens the account of a turn of `caller` on a WebSocket.
     pub fn of(caller: &Caller, books: Arc<Books>) -> Self {
         Self::begin(books, Transport::Websocket, TurnId::random(), caller.clone())
     }
@@ -70,9 +71,9 @@ impl Account {
         }
     }
 
-    /// The handshake that this account was opened for succeeded: each turn on its WebSocket gets an
-    /// account of its own. Returns also whether the socket's key reads another cache than the key
-    /// that the session began with.
+    /// Closes the account of a successful handshake, because each turn on its WebSocket gets its
+    /// own account. Also returns whether the socket's key uses another cache than the session's
+    /// first key.
     pub fn opened(mut self) -> (Caller, bool) {
         self.is_void = true;
         let domain_moved = self.service.as_ref().is_some_and(|(service, _)| service.domain_moved);
@@ -93,19 +94,20 @@ impl Account {
         model.clone_into(&mut self.model);
     }
 
-    /// The model that the client asked for; empty where it named none.
+    /// Returns the model that the client asked for; empty if it named none.
     pub fn asked(&self) -> &str {
         &self.model
     }
 
-    /// The turn is about to be sent with `binding`'s key, and counts as in flight on it.
+    /// Notes that the turn is about to be sent with `binding`'s key, and counts it as in flight on
+    /// that key.
     pub fn bound(&mut self, binding: &Binding, domain_moved: bool, loads: &Loads) {
         let service =
             Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
         self.service = Some((service, loads.enter(&binding.key)));
     }
 
-    /// Notes what the gateway itself took since the request's last byte came.
+    /// Notes the gateway's own share of the time since the last byte of the request.
     pub fn overhead(&self, since: Instant) {
         self.books.overhead(since.elapsed().as_secs_f64());
     }
@@ -123,19 +125,20 @@ impl Account {
         }
     }
 
-    /// The answer holds the key's secret. Its bytes pass as they came; the operator is warned.
+    /// Notes that the answer holds the key's secret. The bytes pass unchanged; the log warns the
+    /// operator.
     pub fn leaked(&self) {
         self.books.leaked();
         let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
-        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of the key that it was shown");
+        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the key's secret");
     }
 
-    /// The answer's body is over, or will not go on: `broken` says why not.
+    /// Notes that the answer's body ended, or was `broken` off.
     pub fn relayed(&mut self, reading: Reading, broken: Option<Ending>) {
         let is_error = self.status.is_some_and(|status| status.as_u16() >= 400);
         self.ending = Some(match (reading.terminal, broken) {
             _ if is_error => Ending::UpstreamError,
-            // Whatever happens to the connection after the terminal event changes nothing.
+            // After the terminal event, the state of the connection does not matter.
             (Some(Terminal::Completed), _) => Ending::Completed,
             (Some(Terminal::Incomplete), _) => Ending::Incomplete,
             (Some(Terminal::Failed), _) => Ending::Failed,
@@ -145,7 +148,7 @@ impl Account {
         self.reading = reading;
     }
 
-    /// The turn will not be answered to its end, and not because its client left.
+    /// Ends the turn as cut, although its client has not left.
     pub fn cut(mut self) {
         self.relayed(Reading::default(), Some(Ending::Cut));
     }
@@ -177,7 +180,7 @@ impl Drop for Account {
         if self.is_void {
             return self.books.void();
         }
-        // The place in flight is given back once the turn is told.
+        // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
         self.books.tell(&record);
@@ -197,7 +200,7 @@ mod tests {
         Account::open(Arc::new(Books::new(Arc::clone(metrics))), Transport::Http, &HeaderMap::new())
     }
 
-    /// The outcomes that were counted.
+    /// Returns the outcomes that were counted once.
     fn outcomes(metrics: &Metrics) -> Vec<String> {
         let page = metrics.render();
         assert!(page.contains("warmkey_active_turns 0"), "{page}");
@@ -208,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_as_the_upstream_said_and_else_as_its_connection_did() {
+    fn turn_ends_as_the_upstream_said_or_else_as_its_connection_did() {
         let (done, part, failed) =
             (Some(Terminal::Completed), Some(Terminal::Incomplete), Some(Terminal::Failed));
         for (status, terminal, broken, expected) in [
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_without_an_answer_ends_by_whose_doing_that_was() {
+    fn turn_without_an_answer_ends_by_its_cause() {
         let ended = |end: &dyn Fn(Account)| {
             let metrics = Arc::new(Metrics::new());
             end(open(&metrics));
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tokens_are_counted_of_the_key_that_served() {
+    async fn tokens_are_counted_for_the_key_that_served() {
         let (gateway, client) =
             (gateway(&[("a", "o", "p"), ("b", "o", "p")]), Client::unrestricted("alice"));
         let (_, binding, _) = bound(&gateway, &client).await;
@@ -272,9 +275,9 @@ mod tests {
         assert_eq!(
             [a, b].map(|key| gateway.registry.loads.of(key)),
             [0, 1],
-            "it is in flight at the last one"
+            "the turn is in flight on the last key"
         );
-        // What was read and written is never more than there was.
+        // The input is never counted twice: read and written tokens together stay within it.
         let usage = Usage { input: 10, cached: 8, written: 5, output: 3, miss: None };
         account.answered(StatusCode::OK);
         account.relayed(

@@ -1,5 +1,5 @@
-//! Which clients were told that a model is not to be had. One client may ask for a model that no
-//! project has; two clients are believed.
+//! The clients that an upstream has denied a model. A single client may ask for a model that no
+//! project has, so a denial counts only once two clients report it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,33 +13,33 @@ use crate::health::condition::Subject;
 use crate::health::registry::Registry;
 use crate::key::Key;
 
-/// How long one client's report waits for another client's.
+/// Time for which one client's report waits for another client's.
 const MEMORY: Duration = Duration::from_secs(60);
-/// The most reports that are kept: clients name the models.
+/// Most reports that are kept. The number is limited because clients name the models.
 const MOST: usize = 1_000;
 
 #[derive(Default)]
 pub struct Corroboration(Mutex<HashMap<Subject, (ClientId, Instant)>>);
 
 impl Corroboration {
-    /// The client of `demand` was told that the key's project has no such model. Once two clients
-    /// were told so, the project is taken to have no access to the model.
-    pub fn heard(&self, registry: &Registry, key: &Key, demand: &Demand<'_>) {
+    /// Reports that the client of `demand` was denied the model in the key's project. Once two
+    /// clients report it, the project counts as having no access to the model.
+    pub fn report(&self, registry: &Registry, key: &Key, demand: &Demand<'_>) {
         if self.is_second(Subject::model(key, demand.model), &demand.client.id, Instant::now()) {
             registry.deny(key, demand.model);
         }
     }
 
     fn is_second(&self, subject: Subject, client: &ClientId, now: Instant) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_second =
-            told.get(&subject).is_some_and(|(first, at)| first != client && now - *at < MEMORY);
+            reports.get(&subject).is_some_and(|(first, at)| first != client && now - *at < MEMORY);
         if !is_second {
-            if told.len() >= MOST {
-                told.retain(|_, (_, at)| now - *at < MEMORY);
+            if reports.len() >= MOST {
+                reports.retain(|_, (_, at)| now - *at < MEMORY);
             }
-            if told.len() < MOST {
-                told.insert(subject, (client.clone(), now));
+            if reports.len() < MOST {
+                reports.insert(subject, (client.clone(), now));
             }
         }
         is_second
@@ -53,7 +53,7 @@ mod tests {
     use crate::key::Tag;
 
     #[test]
-    fn two_clients_are_believed_and_one_is_not() {
+    fn denial_counts_once_two_clients_report_it() {
         let (corroboration, now) = (Corroboration::default(), Instant::now());
         let subject =
             |model: &[u8]| Subject::Model(Tag::of("project", b"p"), Tag::of("model", model));
@@ -62,13 +62,16 @@ mod tests {
             !corroboration.is_second(subject(b"m"), &alice, now)
                 && !corroboration.is_second(subject(b"m"), &alice, now)
         );
-        assert!(!corroboration.is_second(subject(b"n"), &bob, now), "of another model");
+        assert!(!corroboration.is_second(subject(b"n"), &bob, now), "a report about another model");
         assert!(corroboration.is_second(subject(b"m"), &bob, now));
-        assert!(!corroboration.is_second(subject(b"m"), &bob, now + MEMORY), "that was long ago");
+        assert!(
+            !corroboration.is_second(subject(b"m"), &bob, now + MEMORY),
+            "the first report has expired"
+        );
     }
 
     #[test]
-    fn words_are_kept_for_a_while_and_not_without_end() {
+    fn reports_are_kept_for_a_while_and_limited() {
         let (corroboration, now) = (Corroboration::default(), Instant::now());
         let subject = |number: usize| {
             Subject::Model(Tag::of("project", b"p"), Tag::of("model", &number.to_be_bytes()))
@@ -79,14 +82,11 @@ mod tests {
         }
         let kept = || corroboration.0.lock().unwrap().len();
         assert_eq!(kept(), MOST);
-        assert!(
-            !corroboration.is_second(subject(MOST), &bob, now),
-            "there was no room for the first word"
-        );
+        assert!(!corroboration.is_second(subject(MOST), &bob, now), "the first report did not fit");
         assert!(corroboration.is_second(subject(MOST - 1), &bob, now + MEMORY - MEMORY / 60));
         assert!(
             !corroboration.is_second(subject(MOST), &alice, now + MEMORY),
-            "there is room again"
+            "expired reports are dropped"
         );
         assert!(corroboration.is_second(subject(MOST), &bob, now + MEMORY) && kept() == 1);
     }

@@ -1,5 +1,5 @@
-//! The one way in for every turn, over HTTP and on a WebSocket: who calls, which session the turn
-//! belongs to, and what it may ask for.
+//! The one entry for every turn, over HTTP and on a WebSocket. Authenticates the client, identifies
+//! the session, and checks what the turn may ask for.
 
 use std::sync::Arc;
 
@@ -15,23 +15,24 @@ use crate::error::{Error, ErrorKind};
 use crate::session::identify::{Identifier, Identity};
 use crate::turn::account::Account;
 
-/// Query parameters in which a client might show a credential: they would end up in logs on the
-/// way.
+/// Query parameters in which a client might send a credential. A credential in a URL would end up
+/// in logs on the way.
 const CREDENTIALS: [&str; 5] = ["key", "api_key", "api-key", "token", "access_token"];
 
-/// `server.foreign_ids`: what becomes of a turn that goes on from what never passed through here.
+/// `server.foreign_ids`: whether a turn may continue from an id that never passed through this
+/// gateway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ForeignIds {
-    /// It is answered as if there were no such thing: it may be another client's.
+    /// The turn is answered as if the id did not exist, because the id may be another client's.
     #[default]
     Refuse,
-    /// It goes where its session is. For a gateway that is new before keys that its clients have
-    /// used.
+    /// The turn goes to its session's key. For a gateway that is new in front of keys that its
+    /// clients have used before.
     Pass,
 }
 
-/// What every turn passes before anything else looks at it.
+/// Checks that come first in every turn.
 pub struct Entry {
     pub clients: Arc<Current<Clients>>,
     pub identifier: Identifier,
@@ -41,7 +42,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Authenticates the client of a request, and identifies the session as far as the head tells.
+    /// Authenticates the client of a request, and identifies the session if the head names one.
     pub fn enter(
         &self,
         account: &mut Account,
@@ -54,7 +55,8 @@ impl Entry {
         Ok((client, identity))
     }
 
-    /// Authenticates the client of an open connection again: its rights may have changed since.
+    /// Authenticates the client of an open connection again, because its rights may have changed
+    /// since.
     pub fn enter_again(&self, proof: TokenProof) -> Result<Arc<Client>, Error> {
         let revoked = || Error::new(ErrorKind::InvalidApiKey, "The token was revoked.");
         self.clients.get().admit(proof).cloned().ok_or_else(revoked)
@@ -89,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credential_in_a_url_is_known_by_its_name() {
+    fn credential_in_a_url_is_recognized_by_its_name() {
         let refused = |query: &str| {
             refuse_credentials(&format!("/v1/responses?{query}").parse().unwrap())
                 .err()

@@ -1,5 +1,5 @@
-//! How often and for how long a turn tries: `[failover]`, `binding.wait`, and what the turns of a
-//! replica share of it.
+//! How often and for how long a turn tries: `[failover]`, `binding.wait`, and the limits that the
+//! turns of a replica share.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,38 +10,38 @@ use crate::limit::{Retries, chance};
 use crate::turn::corroboration::Corroboration;
 use crate::turn::waiting::Waiters;
 
-/// The most attempts that a turn makes while the upstream fails.
+/// Most attempts of a turn while the upstream fails.
 pub const ATTEMPTS: u32 = 3;
-/// A pause in which a failure by chance may pass.
+/// Pause before a retry, in which a random failure may pass.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The step of [`back_off`].
 const BACK_OFF: Duration = Duration::from_secs(1);
 
-/// `[failover]`.
+/// The options under `[failover]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FailoverSettings {
-    /// Whether a turn that may already have been served is sent again.
+    /// Whether a turn is sent again that the upstream may already have served.
     pub ambiguous: bool,
 }
 
-/// How far a turn goes for its answer.
+/// Limits of a turn's attempts.
 #[derive(Clone, Copy, Debug)]
 pub struct FailoverOptions {
-    /// The longest wait in place for a limited key.
+    /// Longest time that a turn waits in place for a limited key.
     pub wait: Duration,
-    /// A turn that may already have been served is sent again.
+    /// Whether a turn is sent again that the upstream may already have served.
     pub resends: bool,
 }
 
-/// What failover needs to know of all turns on this replica.
+/// State of failover that all turns of this replica share.
 pub struct Failover {
     pub options: FailoverOptions,
     /// The turns that wait for limited keys.
     pub waiters: Waiters,
-    /// The clients that were told that a model is not to be had.
+    /// The clients that were denied a model.
     pub corroboration: Corroboration,
-    /// The attempts that failed turns may still repeat.
+    /// The retries that turns may still make.
     retries: Mutex<Retries>,
 }
 
@@ -51,29 +51,29 @@ impl Failover {
         Self { options, waiters, corroboration, retries: Mutex::default() }
     }
 
-    /// Each turn adds a share of an attempt to what failed turns may repeat.
+    /// Counts a turn: each turn adds a share of a retry.
     pub fn begin_turn(&self) {
         self.retries().turn();
     }
 
-    /// Takes one attempt of those that failed turns may repeat, if there is one.
+    /// Takes a retry, if one is left.
     pub fn may_retry(&self) -> bool {
         self.retries().take()
     }
 
     fn retries(&self) -> MutexGuard<'_, Retries> {
-        // Nothing in it can panic.
+        // No code can panic while it has the lock.
         self.retries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long to wait before an attempt that repeats one that failed.
+/// Returns the pause before a retry.
 pub fn pause() -> Duration {
     PAUSE + PAUSE.mul_f64(chance())
 }
 
-/// Minimum back-off for a key that has already rate-limited this turn `told` times: its "in a
-/// moment" was not true.
+/// Minimum back-off for a key that has already rate-limited this turn `told` times: the wait that
+/// the upstream named was too short.
 pub fn back_off(told: u32) -> Duration {
     BACK_OFF * told
 }

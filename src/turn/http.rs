@@ -1,4 +1,4 @@
-//! Turns over HTTP: the body that is read once, and the answer that is passed on as it comes.
+//! Turns over HTTP: reads the body once, and relays the answer as it arrives.
 
 pub mod replay;
 pub mod response_id;

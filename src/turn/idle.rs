@@ -1,4 +1,4 @@
-//! How long nothing has come on a stream.
+//! A timeout for a stream on which nothing arrives.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// One timer a stream, moved only when it goes off.
+/// One timer per stream. The timer is reset only when it fires.
 pub struct Idle {
     timeout: Duration,
     last: Instant,
@@ -18,8 +18,8 @@ impl Idle {
         Self { timeout, last: Instant::now(), timer: None }
     }
 
-    /// Something has come. Returns how long nothing had.
-    pub fn stir(&mut self) -> Duration {
+    /// Notes that something arrived. Returns how long the stream was silent before.
+    pub fn note_arrival(&mut self) -> Duration {
         let now = Instant::now();
         now - std::mem::replace(&mut self.last, now)
     }
@@ -46,30 +46,30 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// How long after now silence is noticed.
-    async fn silence(idle: &mut Idle) -> Duration {
+    /// Returns how long from now until the timeout is reported.
+    async fn time_to_timeout(idle: &mut Idle) -> Duration {
         let began = Instant::now();
         timeout(SECOND * 9, poll_fn(|context| idle.poll_over(context)))
             .await
-            .expect("whoever asks is woken");
+            .expect("the polling task is woken");
         began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_wakes_whoever_asked_last() {
+    async fn idle_wakes_the_last_task_that_polled() {
         let mut idle = Idle::new(SECOND);
         assert!(idle.poll_over(&mut Context::from_waker(Waker::noop())).is_pending());
         advance(SECOND / 2).await;
-        idle.stir();
-        assert_eq!(silence(&mut idle).await, SECOND);
+        idle.note_arrival();
+        assert_eq!(time_to_timeout(&mut idle).await, SECOND);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_timer_that_went_off_unheard_is_set_again() {
+    async fn timer_that_fired_unpolled_is_reset() {
         let mut idle = Idle::new(SECOND);
         assert!(poll_fn(|context| Poll::Ready(idle.poll_over(context))).await.is_pending());
         advance(SECOND * 3 / 2).await;
-        assert_eq!(idle.stir(), SECOND * 3 / 2);
-        assert_eq!(silence(&mut idle).await, SECOND);
+        assert_eq!(idle.note_arrival(), SECOND * 3 / 2);
+        assert_eq!(time_to_timeout(&mut idle).await, SECOND);
     }
 }

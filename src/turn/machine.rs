@@ -1,9 +1,8 @@
-//! The state machine of the binding: three replicas, one store, every interleaving of turns,
-//! outages, lost answers, deaths of keys, merges, reloads and restarts that chance finds; and the
-//! invariants that must hold whatever it finds.
+//! The state machine of the binding. Three replicas share one store. Random interleavings of turns,
+//! outages, lost answers, dead keys, merges, reloads and restarts must keep the invariants.
 //!
-//! The judge is the upstream's record, together with the store's record of its writes. Each wrong
-//! variant of a script must be caught by it: a machine that misses one proves nothing.
+//! The judge is the upstream's record, together with the store's record of its writes. The judge
+//! must also catch each wrong variant of a script: a machine that misses one proves nothing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -27,21 +26,21 @@ use upstream::Upstream;
 
 const REPLICAS: usize = 3;
 const SESSIONS: usize = 2;
-/// Turns and merges at a time.
+/// Most turns and merges that run at a time.
 const BUSY: usize = 6;
 
-/// What may happen.
+/// An event in a history.
 #[derive(Clone, Debug)]
 enum Event {
     /// A turn of a session begins on a replica.
     Turn(usize, usize),
-    /// What is going on takes so many steps.
+    /// The running tasks take these steps.
     Steps(Vec<usize>),
     Weather(usize, Weather),
     Dies(usize),
     Recovers(usize),
     Merge(usize),
-    /// A replica loads another set of keys; it answers the roll later.
+    /// A replica loads another set of keys, and exchanges membership later.
     Reload(usize, usize),
     Membership(usize),
     Restart(usize),
@@ -98,7 +97,7 @@ impl Machine {
             Event::Dies(key) => self.upstream.dies(*key),
             Event::Recovers(key) => {
                 self.upstream.recovers(*key);
-                // That replicas hear of it is not the binding's business.
+                // How replicas learn of the recovery is not part of the binding.
                 self.replicas.iter().for_each(|replica| {
                     replica.registry.has_served(&upstream::keys()[*key], Instant::now())
                 });
@@ -126,7 +125,7 @@ impl Machine {
                 self.upstream.forgets(*session);
             }
             Event::Restart(number) => {
-                // Its turns end with it; what it wrote may still arrive, as any write.
+                // The replica's turns end with it. Its writes may still arrive, as any write.
                 let set = self.replicas[*number].set.get();
                 self.replicas[*number].is_gone.set(true);
                 self.replicas[*number] = Rc::new(Replica::start(*number, set, &self.shared));
@@ -154,7 +153,7 @@ impl Machine {
         }
         let which = which % self.going.len();
         if self.going[which].as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
-            // The others keep their order.
+            // The remaining tasks keep their order.
             drop(self.going.remove(which));
         }
     }
@@ -173,7 +172,7 @@ impl Machine {
         self.finish();
     }
 
-    /// The weather clears: whatever happened, all replicas agree from now on.
+    /// Ends all trouble. Whatever happened before, all replicas must agree from now on.
     fn settle(&mut self) {
         self.finish();
         for key in 0..upstream::KEYS.len() {
@@ -188,7 +187,7 @@ impl Machine {
         (0..REPLICAS).for_each(|number| self.take(&Event::Merge(number)));
         self.finish();
         for session in 0..SESSIONS {
-            // The first turns may still correct what was guessed.
+            // The first turns may still correct provisional bindings.
             for round in 0..2 {
                 for number in 0..REPLICAS {
                     if round == 1 && number == 0 {
@@ -201,7 +200,7 @@ impl Machine {
         }
     }
 
-    /// The first thing that must not have happened.
+    /// Returns the first violation of an invariant.
     fn violation(&self) -> Option<String> {
         self.upstream
             .violation()
@@ -210,7 +209,7 @@ impl Machine {
 }
 
 fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
-    // The loop sets timers, which nothing waits for here.
+    // The gateway's loop sets timers, but no test waits for them.
     static TIMERS: LazyLock<Runtime> =
         LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
     let _timers = TIMERS.enter();
@@ -225,7 +224,7 @@ fn play(flaw: Flaw, events: &[Event]) -> Result<(), String> {
     machine.violation().map_or(Ok(()), Err)
 }
 
-/// Plays `cases` histories: the same each time, or others.
+/// Plays `cases` histories: the same ones each time, or random `others`.
 fn search(flaw: Flaw, cases: u32, others: bool) -> Result<(), String> {
     let config =
         Config { cases, failure_persistence: None, max_shrink_iters: 4_096, ..Config::default() };
@@ -241,19 +240,19 @@ fn search(flaw: Flaw, cases: u32, others: bool) -> Result<(), String> {
     })
 }
 
-/// A suite that fails by chance says nothing of a change: it plays the same histories each time.
-/// `WARMKEY_CASES=1000000` looks for others.
+/// Plays the same histories each time, because a suite that fails by chance says nothing about a
+/// change. `WARMKEY_CASES=1000000` plays other histories.
 #[test]
-fn no_interleaving_breaks_the_binding() {
+fn binding_holds_in_every_interleaving() {
     let asked = std::env::var("WARMKEY_CASES").ok().and_then(|cases| cases.parse().ok());
     search(Flaw::None, asked.unwrap_or(100_000), asked.is_some())
         .unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-/// Found by chance once: a move that the store has taken and nobody has heard of, when its replica
-/// is cut off and the key recovers.
+/// Once found by chance: the store takes a move, but no replica learns of it, because its replica
+/// is cut off; then the key recovers.
 #[test]
-fn a_move_that_nobody_has_heard_of_is_no_breach() {
+fn move_that_no_replica_knows_is_no_violation() {
     let events = [
         Event::Dies(0),
         Event::Dies(2),
@@ -272,10 +271,10 @@ fn a_move_that_nobody_has_heard_of_is_no_breach() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Found by chance once: a turn that a sibling serves, while another one moves the session away
-/// from a key that is back by then.
+/// Once found by chance: a sibling serves a turn while another turn moves the session away from a
+/// key that has recovered by then.
 #[test]
-fn a_turn_beside_the_binding_learns_of_its_move() {
+fn turn_beside_the_binding_learns_of_its_move() {
     let events = [
         Event::Turn(0, 0),
         Event::Dies(2),
@@ -297,9 +296,9 @@ fn a_turn_beside_the_binding_learns_of_its_move() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Found by chance once: a key that only one replica has, and another one's newer set does without.
+/// Once found by chance: only one replica has a key, and another replica's newer set lacks it.
 #[test]
-fn a_key_that_a_newer_set_lacks_is_removed() {
+fn key_that_a_newer_set_lacks_is_removed() {
     let events = [
         Event::Weather(2, Weather::Away),
         Event::Turn(2, 0),
@@ -317,10 +316,10 @@ fn a_key_that_a_newer_set_lacks_is_removed() {
     assert_eq!(play(Flaw::None, &events), Ok(()));
 }
 
-/// Found by chance twice: a session that begins with another key than its order's first, and a
-/// replica that cannot hear of it finds its organization by a search, which ends with the first.
+/// Twice found by chance: a session begins with another key than its order's first. A cut-off
+/// replica finds its organization by a search that ends with the first key.
 #[test]
-fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
+fn search_of_a_cut_off_replica_does_not_move_the_session() {
     let events = [
         Event::Dies(0),
         Event::Dies(2),
@@ -338,7 +337,7 @@ fn what_a_cut_off_replica_has_found_is_not_where_the_session_is() {
 }
 
 #[test]
-fn every_wrong_script_is_caught() {
+fn wrong_script_is_caught() {
     for flaw in [
         Flaw::PlainClaim,
         Flaw::PlainReplace,
@@ -347,6 +346,6 @@ fn every_wrong_script_is_caught() {
         Flaw::PlainMerge,
         Flaw::MergeEqual,
     ] {
-        assert!(search(flaw, 100_000, false).is_err(), "{flaw:?} breaks nothing that is looked at");
+        assert!(search(flaw, 100_000, false).is_err(), "{flaw:?} is not caught");
     }
 }

@@ -1,7 +1,7 @@
-//! Which stored things a turn may refer to, and whose a response is that it makes.
+//! Checks the stored content that a turn refers to, and records the owners of responses.
 
 use crate::binding::ownership::Owner;
-use crate::binding::place::untold;
+use crate::binding::place::unknown_project;
 use crate::client::ClientId;
 use crate::error::{Error, ErrorKind};
 use crate::store::Budget;
@@ -12,9 +12,9 @@ const FOREIGN_FILE: &str = "A file or vector store that did not pass through thi
     Its operator can let such ids pass (`server.foreign_ids`).";
 
 impl Entry {
-    /// The owner of the response that `client` goes on from and calls `id`. `None`: there is none,
-    /// or it is nobody's that is known here, and passes all the same. An id of another client takes
-    /// the same way to the same end as one that nobody has issued.
+    /// Returns the owner of the response `id` from which `client` continues. `None`: the turn names
+    /// no response, or `server.foreign_ids` lets an unknown id pass. An id of another client is
+    /// treated exactly like an id that was never issued.
     pub async fn origin(
         &self,
         client: &ClientId,
@@ -27,14 +27,15 @@ impl Entry {
             (Ok(Some(owner)), _) => Ok(Some(owner)),
             (_, ForeignIds::Pass) => Ok(None),
             (Ok(None), ForeignIds::Refuse) => Err(not_found(id)),
-            // Said to be gone it would be given up; and it may be another client's.
-            (Err(away), ForeignIds::Refuse) => Err(untold().because(away.to_string())),
+            // "Not found" would make the client give up its response; to let the id pass could
+            // expose another client's response.
+            (Err(away), ForeignIds::Refuse) => Err(unknown_project().because(away.to_string())),
         }
     }
 
     /// Checks that a turn refers to nothing that could be another client's. Upstreams keep
-    /// conversations; files and vector stores are made beside the gateway. None of them passes
-    /// through here, so none can be told from another client's.
+    /// conversations, and clients make files and vector stores outside the gateway. The gateway
+    /// does not see these ids made, so it cannot tell whose they are.
     pub fn may_refer(
         &self,
         conversation: Option<&str>,
@@ -53,13 +54,13 @@ impl Entry {
         }
     }
 
-    /// Writes down whose the response is that `client` will call `id`.
+    /// Records `owner` for the response that `client` knows as `id`.
     pub async fn own(&self, client: &ClientId, id: &str, owner: Owner, budget: &mut Budget) {
         self.owners.keep(&self.identifier.response(client, id), owner, budget).await;
     }
 }
 
-/// What the real service says of an id that it does not know.
+/// The error that OpenAI gives for an unknown response id.
 pub fn not_found(id: &str) -> Error {
     Error::new(
         ErrorKind::PreviousResponseNotFound,

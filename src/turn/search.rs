@@ -1,8 +1,8 @@
-//! A turn whose session's organization is forgotten: asks each other organization once, and binds
-//! the session to the one that accepts.
+//! Serves a turn whose session's organization is forgotten: tries each other organization once, and
+//! binds the session to the one that accepts.
 //!
-//! The client never sees the forgetting. If no organization accepts, the client gets what the first
-//! one said.
+//! The client does not notice that the binding was forgotten. If no organization accepts, the
+//! client receives the first one's answer.
 
 use tokio::time::Instant;
 
@@ -14,8 +14,8 @@ use crate::turn::verdict::Verdict;
 use crate::turn::{Ask, Attempts};
 
 impl<A: Ask> Attempts<'_, A> {
-    /// Searches after the provisional binding's key has answered `refused`: another organization
-    /// has sealed the session's history.
+    /// Searches after the provisional binding's key has answered `refused`, because another
+    /// organization has sealed the session's history.
     pub(super) async fn search(
         mut self,
         provisional: Binding,
@@ -23,8 +23,8 @@ impl<A: Ask> Attempts<'_, A> {
     ) -> Result<(Binding, Answer), Error> {
         let gateway = self.gateway;
         let mut tried = vec![provisional.key.organization_tag];
-        // What an organization said that may be the right one, at another time; and what one said
-        // that could open the history, and found another fault.
+        // `later` is a refusal by an organization that may accept at another time. `other` is the
+        // answer of an organization that can open the history but found another fault.
         let (mut later, mut other) = (None, None);
         loop {
             let placing = self.demand.after(&self.tried);
@@ -38,13 +38,14 @@ impl<A: Ask> Attempts<'_, A> {
                     let found = gateway.bindings.correct(placing, next, self.budget).await;
                     return Ok(self.deliver(found, answer, began).await);
                 }
-                // A key that is out of use was not asked: a sibling is, if there is one.
+                // A key that is out of use was not really tried; the loop tries a sibling, if there
+                // is one.
                 Verdict::Ailing(ailment) => {
                     gateway.registry.observe(&next.key, ailment);
                     continue;
                 }
                 Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
-                // The organization has seen nothing of the turn.
+                // The organization has not seen the turn.
                 Verdict::GiveUp(
                     error,
                     Reason::Unreachable | Reason::Overloaded | Reason::TooSteep,
@@ -78,7 +79,7 @@ impl<A: Ask> Attempts<'_, A> {
                 }
             }
         };
-        // The turn is accounted for at the key whose answer is passed on.
+        // The turn is recorded at the key whose answer the client receives.
         self.note(&last.0);
         Ok(last)
     }

@@ -1,5 +1,5 @@
-//! What a turn does between its attempts: how long it waits, how often it is repeated, and where it
-//! goes then.
+//! Tests of a turn between its attempts: how long the turn waits, how often it tries again, and
+//! with which key.
 
 use super::*;
 use crate::binding::demand::Turn;
@@ -23,11 +23,11 @@ use crate::turn::failover::FailoverOptions;
 use ::http::HeaderMap;
 
 const TTL: Duration = Duration::from_secs(3_600);
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A replica with a store of its own and these keys, each with its organization and project. No
-/// upstream is there.
+/// A replica with its own store and these keys, each with its organization and project. There is no
+/// upstream.
 pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
     let upstream: UpstreamSettings =
         serde_json::from_str(r#"{"name":"u","base_url":"http://127.0.0.1:1"}"#).unwrap();
@@ -52,23 +52,23 @@ pub fn gateway(keys: &[(&str, &str, &str)]) -> Gateway {
         entry,
         bindings: Bindings::new(store, places, local, TTL, tasks, trail),
         registry,
-        failover: Failover::new(FailoverOptions { wait: PATIENCE, resends: false }),
+        failover: Failover::new(FailoverOptions { wait: WAIT, resends: false }),
         books: Arc::new(Books::new(metrics)),
     }
 }
 
-/// A turn of a new session for the model `m`, and the key that it is bound to.
+/// Binds a turn of a new session for the model `m`.
 pub async fn bound<'c>(gateway: &Gateway, client: &'c Client) -> (Turn<'c>, Binding, Budget) {
     let mut turn = Turn::of(client);
     turn.demand.session = SessionId::parse(&"s".repeat(SessionId::LENGTH));
-    (turn.demand.model, turn.tried.wait_left) = ("m", PATIENCE);
+    (turn.demand.model, turn.tried.wait_left) = ("m", WAIT);
     let mut budget = gateway.bindings.budget();
     let Turn { demand, tried } = &mut turn;
     let binding = gateway.bindings.bind(demand, tried, Ok(None), &mut budget).await.unwrap();
     (turn, binding, budget)
 }
 
-/// An upstream that no turn comes to.
+/// An upstream that must not be asked.
 struct Nowhere;
 
 impl Ask for Nowhere {
@@ -91,7 +91,7 @@ fn account(gateway: &Gateway) -> Account {
     Account::open(Arc::clone(&gateway.books), Transport::Http, &HeaderMap::new())
 }
 
-/// How often it was decided so.
+/// Returns how often this decision was counted.
 pub fn decided(gateway: &Gateway, decision: &str, reason: &str) -> u32 {
     let series = format!("warmkey_decisions_total{{decision=\"{decision}\",reason=\"{reason}\"}} ");
     let page = gateway.books.metrics.render();
@@ -101,7 +101,7 @@ pub fn decided(gateway: &Gateway, decision: &str, reason: &str) -> u32 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_waits_as_often_as_its_patience_lasts() {
+async fn turn_waits_as_often_as_its_wait_left_allows() {
     let client = Client::unrestricted("alice");
     for (again, is_served) in [(SECOND, true), (3 * SECOND, false)] {
         let gateway = gateway(&[("a", "o", "p")]);
@@ -110,24 +110,24 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
         let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
         let (key, began) = (Arc::clone(&binding.key), Instant::now());
         gateway.registry.limit(&key, "m", again);
-        // Others are told while it waits that the key is short for as long once more.
+        // While the turn waits, other turns are told that the key is limited again for as long.
         let told = async {
             sleep(again - SECOND / 10).await;
             let places: Vec<_> =
                 std::iter::from_fn(|| gateway.failover.waiters.enter(&key)).collect();
-            assert_eq!(places.len(), 63, "it has one of 64");
+            assert_eq!(places.len(), 63, "the turn has one of 64 permits");
             gateway.registry.limit(&key, "m", again);
         };
         let (waited, ()) = tokio::join!(attempts.wait(binding), told);
         let took = began.elapsed();
-        assert!(took <= PATIENCE, "{took:?}: all waits of a turn together");
+        assert!(took <= WAIT, "{took:?}: all waits of a turn together");
         match waited {
             Ok(binding) => {
                 assert!(
                     is_served && binding.key.id == "a" && took >= again * 2 - SECOND / 10,
                     "{took:?}"
                 );
-                let left = PATIENCE - took;
+                let left = WAIT - took;
                 assert!(
                     attempts.tried.wait_left.abs_diff(left) < SECOND / 50,
                     "{:?} and not {left:?}",
@@ -142,7 +142,7 @@ async fn a_turn_waits_as_often_as_its_patience_lasts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
+async fn turn_without_a_permit_to_wait_uses_another_key_at_once() {
     let client = Client::unrestricted("alice");
     for keys in [&[("a", "o", "p"), ("b", "o", "q")][..], &[("a", "o", "p")]] {
         let gateway = gateway(keys);
@@ -164,10 +164,10 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
         assert_eq!(
             (began.elapsed(), decided(&gateway, "wait", "limited")),
             (Duration::ZERO, 0),
-            "nobody waited"
+            "no turn waited"
         );
         places.pop();
-        attempts.tried.wait_left = PATIENCE;
+        attempts.tried.wait_left = WAIT;
         let waited = attempts.wait(binding.clone()).await.unwrap();
         assert!(
             waited.key.tag == binding.key.tag && began.elapsed() >= SECOND,
@@ -176,15 +176,15 @@ async fn a_turn_without_a_place_to_wait_goes_elsewhere_at_once() {
         );
         assert!(
             gateway.failover.waiters.enter(&binding.key).is_some(),
-            "and leaves its place to the next one"
+            "the turn releases its permit"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_that_is_longer_than_the_patience_is_not_begun() {
+async fn wait_longer_than_wait_left_is_not_begun() {
     let client = Client::unrestricted("alice");
-    for (wait, is_waited_for) in [(PATIENCE, true), (PATIENCE + SECOND / 1_000, false)] {
+    for (wait, is_waited_for) in [(WAIT, true), (WAIT + SECOND / 1_000, false)] {
         let gateway = gateway(&[("a", "o", "p"), ("b", "o", "q")]);
         let (turn, binding, mut budget) = bound(&gateway, &client).await;
         let mut account = self::account(&gateway);
@@ -199,10 +199,10 @@ async fn a_wait_that_is_longer_than_the_patience_is_not_begun() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
+async fn key_that_is_limited_again_is_left_for_a_ready_sibling() {
     let client = Client::unrestricted("alice");
     let (alone, two) = (&[("a", "o", "p")][..], &[("a", "o", "p"), ("b", "o", "q")][..]);
-    // The sibling may be limited, too: for less than the turn may wait.
+    // The sibling may be limited, too, but for less time than the turn may wait.
     for (keys, sibling_for, limits, is_left) in [
         (two, Duration::ZERO, 1, false),
         (two, Duration::ZERO, 2, true),
@@ -224,13 +224,13 @@ async fn key_that_is_limited_again_is_left_for_a_sibling_that_serves_at_once() {
         }
         attempts.limits = limits;
         attempts.stop_waiting(&binding);
-        let left = if is_left { Duration::ZERO } else { PATIENCE };
+        let left = if is_left { Duration::ZERO } else { WAIT };
         assert_eq!(attempts.tried.wait_left, left, "{keys:?}, {sibling_for:?}, {limits}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
+async fn failed_turn_is_repeated_with_its_key_then_with_a_sibling_and_then_no_more() {
     let client = Client::unrestricted("alice");
     let gateway = gateway(&[("a", "o", "p"), ("b", "o", "p")]);
     let (turn, binding, mut budget) = bound(&gateway, &client).await;
@@ -254,7 +254,7 @@ async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
         (decided(&gateway, "retry", "failed"), decided(&gateway, "refuse", "failed")),
         (2, 1)
     );
-    // All turns together have made as many as they may: another one is not repeated at all.
+    // All turns together have used up their retries, so another turn is not repeated at all.
     let (turn, binding, mut budget) = bound(&gateway, &client).await;
     let mut account = self::account(&gateway);
     let mut attempts = self::attempts(&gateway, &mut account, &turn, &mut budget);
@@ -265,7 +265,7 @@ async fn a_failed_turn_is_repeated_here_then_beside_and_then_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_turn_without_a_sibling_is_repeated_once() {
+async fn failed_turn_without_a_sibling_is_repeated_once() {
     let client = Client::unrestricted("alice");
     let gateway = gateway(&[("a", "o", "p")]);
     let (turn, binding, mut budget) = bound(&gateway, &client).await;
@@ -277,6 +277,6 @@ async fn a_failed_turn_without_a_sibling_is_repeated_once() {
     assert_eq!(
         (last.key.id.as_str(), decided(&gateway, "refuse", "failed")),
         ("a", 1),
-        "what it said is the last word"
+        "the client receives the last answer"
     );
 }

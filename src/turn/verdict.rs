@@ -1,4 +1,4 @@
-//! Decides what becomes of an attempt that has told the client nothing yet. Pure.
+//! Decides what follows from an attempt, before the client has received any byte. Pure.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,32 +10,33 @@ use crate::limit;
 use crate::metrics::Reason;
 use crate::outcome::{Answer, Outcome, Refusal};
 
-/// When a client should try again what has failed once.
+/// `Retry-After` for a turn that failed once.
 const SOON: Duration = Duration::from_secs(1);
-/// And when a model has too much to do.
+/// `Retry-After` for an overloaded model.
 const RELIEF: Duration = Duration::from_secs(5);
 
-/// What is done about an attempt's outcome.
+/// The decision about an attempt's outcome.
 pub enum Verdict {
-    /// The answer goes to the client as it is.
+    /// The client receives the answer as it is.
     Deliver(Answer),
-    /// The key is out of use; the turn goes to another one.
+    /// The key is out of use; the turn goes to another key.
     Ailing(Ailment),
-    /// The key's project takes no more of this model for so long.
+    /// The key's project is rate-limited for this model, for this time.
     Limited(Duration),
-    /// The key's project may not use this model, or so it says: the client hears it.
+    /// The upstream says that the key's project may not use this model. The client receives this
+    /// answer.
     Denied(Answer),
-    /// The upstream failed, or may have: the same turn may be served at the next attempt, here or
-    /// by a sibling. Where none is made, this is the last word.
+    /// The upstream failed, or may have failed. The next attempt may succeed, with the same key or
+    /// a sibling. If there is no next attempt, the client receives this result.
     Again(Result<Answer, Error>),
-    /// The key's organization cannot open the session's history. Where nobody is to be asked
-    /// instead, `Answer` is the last word.
+    /// The key's organization cannot open the session's history. If no other organization can be
+    /// tried, the client receives this answer.
     Foreign(Answer),
     /// No other key would help.
     GiveUp(Error, Reason),
 }
 
-/// `resends`: a turn that may have been served already is sent again.
+/// Decides. `resends`: a turn that may already have been served is sent again.
 pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
     let uncertain = |error: Error| {
         if resends { Verdict::Again(Err(error)) } else { Verdict::GiveUp(error, Reason::Failed) }
@@ -56,14 +57,15 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
                 }
             }
         }
-        // The host's fault, never the key's.
+        // The host is at fault, never the key.
         Outcome::Unreachable(cause) => {
             let error =
                 Error::new(ErrorKind::UpstreamUnreachable, "The upstream could not be reached.")
                     .because(cause);
             Verdict::GiveUp(error, Reason::Unreachable)
         }
-        // It may have been served, and billed: sending it again is for the client to decide.
+        // The upstream may have served and billed the turn, so the client decides whether to send
+        // it again.
         Outcome::Interrupted(cause) => uncertain(
             Error::new(
                 ErrorKind::UpstreamInterrupted,
@@ -76,7 +78,7 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Error::new(ErrorKind::UpstreamTimeout, "The upstream did not answer in time.")
                 .retry_after(SOON),
         ),
-        // Codex goes on over HTTP at once and for good, with the same key.
+        // Codex then uses HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
             let error = Error::new(
                 ErrorKind::UpgradeRequired,
@@ -87,22 +89,23 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
     }
 }
 
-/// A failure as its client hears of it if it is the last word: with a time, so that all do not come
-/// again at once.
+/// Adds a `Retry-After` to a failure that the client may receive, so that not all clients retry at
+/// once.
 fn passing(mut answer: Answer) -> Answer {
     answer.headers.entry(RETRY_AFTER).or_insert_with(|| SOON.as_secs().into());
     answer
 }
 
-/// The traffic grows too fast. Without a time Codex would give up.
+/// The organization's traffic grows too fast. Without a `Retry-After`, Codex would give up.
 pub fn too_steep(wait: Option<Duration>) -> Error {
     Error::limited(
-        "The upstream's organization takes no faster growth of its traffic.",
+        "The traffic of the upstream's organization grows too fast.",
         limit::wait_or_usual(wait),
     )
 }
 
-/// The model has too much to do, whoever asks. Codex gives up on the upstream's own word for it.
+/// The model is overloaded for all callers. Codex gives up if it receives the upstream's own error
+/// code.
 pub fn overloaded(wait: Option<Duration>) -> Error {
     Error::new(
         ErrorKind::NoKeyAvailable,
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_keys_moves_the_turn_and_what_is_the_clients_is_delivered() {
+    fn fault_of_a_key_moves_the_turn_and_a_clients_fault_is_delivered() {
         assert!(matches!(
             refused(401, "invalid_api_key", None),
             Verdict::Ailing(Ailment::Rejected(Scope::Key))
@@ -160,17 +163,17 @@ mod tests {
     }
 
     #[test]
-    fn a_passing_limit_is_a_wait() {
+    fn rate_limit_is_a_wait() {
         let limited = |wait| match refused(429, "rate_limit_exceeded", wait) {
             Verdict::Limited(wait) => wait.as_secs(),
-            _ => panic!("it is limited"),
+            _ => panic!("not limited"),
         };
         assert_eq!((limited(Some("3")), limited(Some("garbled"))), (3, 20));
         let told = |verdict| match verdict {
             Verdict::GiveUp(error, _) => {
                 (error.code(), error.retry_after.map(|wait| wait.as_secs()))
             }
-            _ => panic!("no other key is tried"),
+            _ => panic!("another key is tried"),
         };
         assert_eq!(told(refused(429, "slow_down", None)), ("rate_limit_exceeded", Some(20)));
         assert_eq!(told(refused(429, "slow_down", Some("7"))), ("rate_limit_exceeded", Some(7)));
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_served_is_sent_again_only_where_that_is_allowed() {
+    fn turn_that_may_have_been_served_is_sent_again_only_if_allowed() {
         for (outcome, code) in [
             (Outcome::Unreachable("refused".into()), "upstream_unreachable"),
             (Outcome::Interrupted("reset".into()), "upstream_interrupted"),
@@ -210,24 +213,27 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_served_says_when_to_come_again_and_what_has_failed_too() {
+    fn failed_turn_says_when_to_retry() {
         for outcome in [Outcome::Silent, Outcome::Interrupted("reset".into())] {
             let Verdict::GiveUp(error, Reason::Failed) = decided(outcome) else {
-                panic!("it is not sent again")
+                panic!("the turn is sent again")
             };
             assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
         }
         for (said, told) in [(None, "1"), (Some("7"), "7")] {
             let Verdict::Again(Ok(answer)) = refused(503, "server_error", said) else {
-                panic!("it has failed")
+                panic!("not a failure")
             };
-            assert_eq!(answer.headers["retry-after"], told, "the upstream's own word counts");
+            assert_eq!(
+                answer.headers["retry-after"], told,
+                "the upstream's own Retry-After counts"
+            );
         }
     }
 
     proptest! {
         #[test]
-        fn whatever_comes_is_decided_by_the_rules(
+        fn verdict_follows_the_rules_for_every_answer(
             status in 200..600_u16,
             code in prop::option::of(prop::sample::select(vec!["invalid_api_key", "rate_limit_exceeded", "slow_down", "insufficient_quota",
                 "project_spend_limit_exceeded", "server_is_overloaded", "invalid_encrypted_content", "model_not_found", "x"])),
@@ -247,7 +253,7 @@ mod tests {
                 (401, Verdict::Ailing(_))
                 | (403 | 404, Verdict::Denied(_))
                 | (400, Verdict::Foreign(_)) => true,
-                // Codex gives up on a limit that does not say how long it holds.
+                // Codex gives up on a limit without a `Retry-After`.
                 (429 | 503, Verdict::GiveUp(error, _)) => error.retry_after.is_some(),
                 (429, Verdict::Limited(wait)) => *wait <= limit::LONGEST_WAIT,
                 (429, Verdict::Ailing(Ailment::Exhausted(_))) => true,

@@ -1,5 +1,5 @@
-//! Waiting for a limited key: in place, so that the session's cache stays warm, and never by too
-//! many turns at once.
+//! Waits for a limited key. A turn waits in place, so that its session's cache stays warm; the
+//! number of waiting turns is limited.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,34 +17,34 @@ use crate::limit::{chance, jittered};
 use crate::metrics::{Decision, Reason};
 use crate::turn::{Ask, Attempts};
 
-/// The most turns that wait for one key on this replica.
+/// Most turns that wait for one key on this replica.
 const WAITERS: usize = 64;
 
 #[derive(Default)]
 pub struct Waiters {
-    places: Mutex<HashMap<Tag, Arc<Semaphore>>>,
+    permits: Mutex<HashMap<Tag, Arc<Semaphore>>>,
 }
 
 impl Waiters {
-    /// A place among the turns that wait for `key`, held until it is dropped, also if the client
-    /// leaves. `None`: all places are taken.
+    /// Returns a permit to wait for `key`, released on drop, also when the client leaves. `None`:
+    /// too many turns wait.
     pub fn enter(&self, key: &Key) -> Option<OwnedSemaphorePermit> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = places.entry(key.tag).or_insert_with(|| Arc::new(Semaphore::new(WAITERS)));
-        Arc::clone(place).try_acquire_owned().ok()
+        let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_key = permits.entry(key.tag).or_insert_with(|| Arc::new(Semaphore::new(WAITERS)));
+        Arc::clone(of_key).try_acquire_owned().ok()
     }
 }
 
 impl<A: Ask> Attempts<'_, A> {
-    /// Waits in place while the binding's key is limited. If that takes too long, or too many turns
-    /// wait, another key serves.
+    /// Waits in place while the binding's key is limited. If the wait is too long, or too many
+    /// turns wait, another key serves.
     pub(super) async fn wait(&mut self, mut binding: Binding) -> Result<Binding, Error> {
         let gateway = self.gateway;
         while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, self.demand.model)
         {
-            let place = gateway.failover.waiters.enter(&binding.key);
-            if let Some(_place) = place.filter(|_| wait <= self.tried.wait_left) {
-                self.tell(&binding, Decision::Wait, Reason::Limited);
+            let permit = gateway.failover.waiters.enter(&binding.key);
+            if let Some(_permit) = permit.filter(|_| wait <= self.tried.wait_left) {
+                self.record_decision(&binding, Decision::Wait, Reason::Limited);
                 let pause = jittered(wait, chance());
                 self.tried.wait_left = self.tried.wait_left.saturating_sub(pause);
                 sleep(pause).await;
@@ -56,13 +56,13 @@ impl<A: Ask> Attempts<'_, A> {
         Ok(binding)
     }
 
-    /// Ends the waits of a turn whose key is limited again after a wait, if a sibling serves at
+    /// Ends the waits of a turn whose key is limited again after a wait, if a sibling can serve at
     /// once.
     pub(super) fn stop_waiting(&mut self, binding: &Binding) {
-        let impatient = Tried { wait_left: Duration::ZERO, ..self.tried.clone() };
-        let placing = self.demand.after(&impatient);
+        let spent = Tried { wait_left: Duration::ZERO, ..self.tried.clone() };
+        let placing = self.demand.after(&spent);
         if self.limits > 1 && self.gateway.bindings.has_sibling(placing, binding) {
-            self.tried = impatient;
+            self.tried = spent;
         }
     }
 }

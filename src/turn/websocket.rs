@@ -1,5 +1,5 @@
-//! Turns on a WebSocket: its handshake, the connection with one key for life, and what is in flight
-//! on it.
+//! Turns on a WebSocket: the handshake, the connection with its one key for life, and the turns in
+//! flight on it.
 
 pub mod frame;
 pub mod replace_error;

@@ -1,4 +1,4 @@
-//! What a replica remembers of sessions, for how long, and what takes the place of what.
+//! Tests of a replica's memory: what it holds, for how long, and which entries replace others.
 
 use super::*;
 use crate::key::Tag;
@@ -22,7 +22,7 @@ fn session(n: u32) -> SessionId {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_epoch_falls_while_it_is_believed() {
+async fn epoch_never_falls_while_its_entry_lives() {
     let local = Local::new(8, HOUR);
     assert_eq!(local.confirm(&session(1), &record(2)), Belief::Stored);
     assert_eq!(local.confirm(&session(1), &record(1)), Belief::Outdated);
@@ -33,7 +33,7 @@ async fn no_epoch_falls_while_it_is_believed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_noted_is_unmerged_until_the_store_confirms_the_session() {
+async fn note_is_unmerged_until_the_store_confirms_the_session() {
     let local = Local::new(8, HOUR);
     local.note(&session(1), &record(1), true);
     assert_eq!(local.next_unmerged(9), [(session(1), record(1))]);
@@ -44,7 +44,7 @@ async fn what_is_noted_is_unmerged_until_the_store_confirms_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_seal_that_the_store_has_not_heard_of_is_not_forgotten() {
+async fn seal_that_the_store_does_not_know_is_not_forgotten() {
     let local = Local::new(8, HOUR);
     local.confirm(&session(1), &record(1));
     local.note(&session(1), &record(1).sealed(), false);
@@ -55,7 +55,7 @@ async fn a_seal_that_the_store_has_not_heard_of_is_not_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_merged_keeps_nobody_waiting() {
+async fn entry_that_cannot_be_merged_blocks_no_other() {
     let local = Local::new(8, HOUR);
     (0..5).for_each(|n| local.note(&session(n), &record(1), true));
     let round: Vec<_> =
@@ -64,7 +64,7 @@ async fn what_cannot_be_merged_keeps_nobody_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_note_renews_no_belief() {
+async fn note_renews_no_entry() {
     let local = Local::new(8, HOUR);
     local.confirm(&session(1), &record(1));
     tokio::time::advance(HOUR / 2).await;
@@ -75,7 +75,7 @@ async fn a_note_renews_no_belief() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_made_room_is_not_merged() {
+async fn evicted_entry_is_not_merged() {
     let local = Local::new(2, HOUR);
     for n in 0..5 {
         local.note(&session(n), &record(1), true);
@@ -84,13 +84,13 @@ async fn what_made_room_is_not_merged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_read_costs_nobody_a_place_lowers_no_epoch_and_is_believed_while_it_is_stored() {
+async fn scanned_entry_displaces_none_lowers_no_epoch_and_lives_as_long_as_stored() {
     let local = Local::new(3, HOUR);
     (0..2).for_each(|n| local.note(&session(n), &record(2), true));
-    local.read(&session(0), &record(1), HOUR);
-    local.read(&session(1), &record(3), HOUR / 4);
-    local.read(&session(2), &record(1), HOUR);
-    local.read(&session(3), &record(1), HOUR);
+    local.note_scanned(&session(0), &record(1), HOUR);
+    local.note_scanned(&session(1), &record(3), HOUR / 4);
+    local.note_scanned(&session(2), &record(1), HOUR);
+    local.note_scanned(&session(3), &record(1), HOUR);
     let epochs = || {
         (0..4)
             .map(|n| local.recall(&session(n)).map(|known| known.record.epoch))
@@ -102,12 +102,12 @@ async fn what_is_read_costs_nobody_a_place_lowers_no_epoch_and_is_believed_while
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_served_keeps_its_place_before_what_is_heard() {
+async fn served_session_keeps_its_place_before_announced_ones() {
     let local = Local::new(2, HOUR);
     local.confirm(&session(0), &record(1));
-    local.hear(&session(0), &record(1));
+    local.note_announced(&session(0), &record(1));
     for n in 1..9 {
-        local.hear(&session(n), &record(1));
+        local.note_announced(&session(n), &record(1));
     }
     assert!(local.recall(&session(0)).is_some() && local.recall(&session(8)).is_some());
     tokio::time::advance(HOUR / 2).await;
@@ -115,19 +115,19 @@ async fn what_is_served_keeps_its_place_before_what_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thread_is_told_once_in_a_while() {
+async fn thread_is_stored_once_in_a_while() {
     let local = Local::new(8, HOUR);
-    assert!(!local.has_told(&session(9), &session(1)));
-    assert!(local.has_told(&session(9), &session(1)));
+    assert!(!local.note_thread(&session(9), &session(1)));
+    assert!(local.note_thread(&session(9), &session(1)));
     assert_eq!(local.session_of(&session(9)), Some(session(1)));
-    assert!(!local.has_told(&session(9), &session(2)));
+    assert!(!local.note_thread(&session(9), &session(2)));
     tokio::time::advance(HOUR).await;
-    assert!(!local.has_told(&session(9), &session(2)));
+    assert!(!local.note_thread(&session(9), &session(2)));
 }
 
-/// A turn that confirms what was confirmed a moment ago renews nothing; a later one does.
+/// A turn renews no entry that was confirmed a moment ago; a later turn does.
 #[tokio::test(start_paused = true)]
-async fn belief_is_renewed_by_the_stores_word() {
+async fn entry_is_renewed_when_the_store_confirms_it() {
     let local = Local::new(8, HOUR);
     local.confirm(&session(1), &record(1));
     for _ in 0..5 {
@@ -136,27 +136,27 @@ async fn belief_is_renewed_by_the_stores_word() {
     }
     tokio::time::advance(HOUR - Duration::from_secs(1)).await;
     assert!(local.recall(&session(1)).is_some());
-    // What is heard of it takes nothing away.
+    // An announcement does not shorten a confirmed entry.
     local.confirm(&session(1), &record(1));
-    local.hear(&session(1), &record(1));
+    local.note_announced(&session(1), &record(1));
     tokio::time::advance(HOUR / 4 * 3).await;
     assert!(local.recall(&session(1)).is_some());
-    local.hear(&session(2), &record(1));
+    local.note_announced(&session(2), &record(1));
     tokio::time::advance(HOUR / 2).await;
-    assert!(local.recall(&session(2)).is_none(), "it is believed for half as long");
+    assert!(local.recall(&session(2)).is_none(), "an announced entry lives half as long");
 }
 
-/// A guess is no more than that, whatever the store has said of it: the store's word makes it
-/// known.
+/// An announcement makes a provisional entry known, because the store holds it.
 #[tokio::test(start_paused = true)]
-async fn guess_becomes_known_by_the_stores_word() {
+async fn provisional_entry_becomes_known_when_the_store_confirms_it() {
     let local = Local::new(8, HOUR);
     local.note(&session(1), &record(1), true);
-    local.hear(&session(1), &record(1));
+    local.note_announced(&session(1), &record(1));
     assert!(
         !local.recall(&session(1)).unwrap().is_provisional && local.next_unmerged(9).is_empty()
     );
-    // Another one of the same epoch gives way, and a higher one does not.
+    // A provisional entry gives way to another binding of the same epoch. An entry of a higher
+    // epoch does not.
     let other = BindingRecord { key: Tag::of("key", b"b-1"), ..record(1) };
     local.note(&session(2), &record(1), true);
     assert_eq!(local.confirm(&session(2), &other), Belief::Stored);
@@ -180,7 +180,7 @@ async fn session_that_is_forgotten_is_not_merged() {
     assert_eq!(local.recall(&session(1)), None);
     assert_eq!(local.next_unmerged(9), [(session(2), record(1))]);
     assert_eq!(local.count_unmerged(), 1);
-    // It may be bound anew, and is merged once then.
+    // The session may be bound anew, and is then merged once.
     local.note(&session(1), &record(1), false);
     assert_eq!(local.next_unmerged(9).len(), 2);
     local.forget(&session(1));
@@ -189,7 +189,7 @@ async fn session_that_is_forgotten_is_not_merged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn organization_that_is_ruled_out_is_so_for_its_session_and_for_a_time() {
+async fn organization_is_ruled_out_for_one_session_and_for_a_time() {
     let local = Local::new(8, HOUR);
     let [a, b] = ["a", "b"].map(|name| Tag::of("organization", name.as_bytes()));
     assert_eq!(local.rule_out(&session(1), a), [a]);
@@ -202,13 +202,15 @@ async fn organization_that_is_ruled_out_is_so_for_its_session_and_for_a_time() {
     assert_eq!(local.rule_out(&session(1), b), [b]);
 }
 
-/// The store could not be told of a thread: the next turn tells it.
+/// The store could not be reached, so the next turn stores the thread again.
 #[tokio::test(start_paused = true)]
-async fn thread_that_was_not_told_is_told_again() {
+async fn thread_that_was_not_stored_is_stored_again() {
     let local = Local::new(8, HOUR);
-    assert!(!local.has_told(&session(9), &session(1)));
-    local.has_not_told(&session(9));
-    assert!(!local.has_told(&session(9), &session(1)) && local.has_told(&session(9), &session(1)));
+    assert!(!local.note_thread(&session(9), &session(1)));
+    local.forget_thread(&session(9));
+    assert!(
+        !local.note_thread(&session(9), &session(1)) && local.note_thread(&session(9), &session(1))
+    );
     tokio::time::advance(HOUR / 2).await;
-    assert!(!local.has_told(&session(9), &session(1)), "its life in the store starts anew");
+    assert!(!local.note_thread(&session(9), &session(1)), "the stored lifetime is renewed");
 }

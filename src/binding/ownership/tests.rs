@@ -1,4 +1,4 @@
-//! Owners of stored responses: as text, remembered, and looked up in the store.
+//! Tests of the owners of stored responses: as text, in memory, and in the store.
 
 use super::*;
 use crate::client::ClientId;
@@ -55,18 +55,18 @@ fn owner() -> Owner {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_replica_has_written_down_all_know() {
+async fn owner_that_one_replica_writes_is_known_to_all() {
     let (one, two) = two();
     one.keep("r").await;
     assert_eq!((one.knows("r").await, two.knows("r").await), (Some(true), Some(true)));
     assert_eq!(two.knows("never issued").await, Some(false));
-    // What was learned answers when the store does not.
+    // A known owner answers while the store is away.
     two.weather(Weather::Away);
     assert_eq!((two.knows("r").await, two.knows("never issued").await), (Some(true), None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_store_could_not_be_told_it_is_told_later() {
+async fn owner_that_could_not_be_stored_is_stored_later() {
     for weather in [Weather::Away, Weather::Mute] {
         let (one, two) = two();
         one.weather(weather);
@@ -80,21 +80,21 @@ async fn what_the_store_could_not_be_told_it_is_told_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_store_is_told_without_anybody_asking() {
+async fn owner_is_stored_later_in_the_background() {
     let (one, two) = two();
-    let telling = tokio::spawn(Arc::clone(&one.owners).keep_telling());
+    let storing = tokio::spawn(Arc::clone(&one.owners).keep_storing());
     one.weather(Weather::Away);
     one.keep("r").await;
-    tokio::time::sleep(TELL_AGAIN * 3).await;
+    tokio::time::sleep(RETRY_PAUSE * 3).await;
     assert_eq!(two.knows("r").await, Some(false));
     one.weather(Weather::Fair);
-    tokio::time::sleep(TELL_AGAIN * 2).await;
+    tokio::time::sleep(RETRY_PAUSE * 2).await;
     assert_eq!(two.knows("r").await, Some(true));
-    telling.abort();
+    storing.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_store_has_lost_it_is_told_again() {
+async fn owner_that_the_store_has_lost_is_stored_again() {
     let (one, two) = two();
     one.keep("r").await;
     one.model.shared.lock().unwrap().loses(&Name::Response(response("r").as_str()).to_string());
@@ -105,22 +105,22 @@ async fn what_the_store_has_lost_it_is_told_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_the_store_is_bounded_and_ends() {
+async fn queue_of_unstored_owners_is_limited_and_expires() {
     let (one, two) = two();
     one.weather(Weather::Away);
     for number in 0..50 {
         one.keep(&format!("r{number}")).await;
     }
-    assert_eq!(one.owners.lock().untold.len(), 8);
+    assert_eq!(one.owners.lock().unstored.len(), 8);
     tokio::time::advance(HOUR).await;
     one.weather(Weather::Fair);
     assert!(one.owners.catch_up().await);
-    assert_eq!(two.knows("r49").await, Some(false), "nobody goes on from what is so old");
+    assert_eq!(two.knows("r49").await, Some(false), "the owner has expired");
 }
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(organization in "[A-Za-z0-9_-]{8}", project in "[A-Za-z0-9_-]{8}", session in proptest::option::of("[A-Za-z0-9_-]{22}")) {
+    fn written_owner_is_read_back(organization in "[A-Za-z0-9_-]{8}", project in "[A-Za-z0-9_-]{8}", session in proptest::option::of("[A-Za-z0-9_-]{22}")) {
         let tag = |text: &str| Tag::parse(text).unwrap();
         let session = session.and_then(|id| SessionId::parse(&id));
         let owner = Owner { session, organization: tag(&organization), project: tag(&project) };
@@ -128,14 +128,14 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_fatal_nor_an_owner(text in "\\PC{0,50}") {
-        // Sixteen characters that are no tags by chance are none that anybody has written.
+    fn random_text_is_neither_fatal_nor_an_owner(text in "\\PC{0,50}") {
+        // Sixteen random characters that happen to be tags are read and written unchanged.
         prop_assert!(Owner::parse(&text).is_none_or(|owner| owner.to_string() == text), "{}", text);
     }
 
-    /// A text that is almost an owner is one only if it is what that owner is written as.
+    /// A text that is almost an owner parses only if it is the written form of the parsed owner.
     #[test]
-    fn no_other_text_is_an_owner(
+    fn owner_parses_only_from_its_written_form(
         text in "[A-Za-z0-9_-]{16}( [A-Za-z0-9_-]{22})?",
         cut in 0..40_usize,
         length in 0..3_usize,
@@ -152,7 +152,7 @@ proptest! {
     }
 }
 
-/// What other versions and replicas read.
+/// Pins the format that other versions and replicas read.
 #[test]
 fn owner_is_written_as_it_always_was() {
     let tag = |text: &str| Tag::parse(text).unwrap();
@@ -177,9 +177,9 @@ async fn owner_is_of_the_key_that_has_answered() {
     );
 }
 
-/// What is known here answers for no longer than the store's word would.
+/// A remembered owner lives no longer than the stored one.
 #[tokio::test(start_paused = true)]
-async fn owner_is_forgotten_with_the_stores_word() {
+async fn owner_is_forgotten_when_the_stored_one_expires() {
     let memory = Arc::new(crate::store::memory::Memory::new(8));
     let store = Arc::new(Store::in_memory(Arc::clone(&memory), Arc::new(Metrics::new())));
     let owners = Owners::new(Arc::clone(&store), HOUR, 8);
@@ -196,13 +196,13 @@ async fn owner_is_forgotten_with_the_stores_word() {
         memory.get(Name::Response(response("s").as_str())).map(|held| held.left),
         Some(HOUR)
     );
-    // A newer version's word is not taken for none.
+    // A value of a newer version does not count as missing.
     memory.claim(Name::Response(response("t").as_str()), "of a newer version", HOUR);
     assert!(owners.find(&response("t"), &mut store.budget()).await.is_err());
 }
 
 #[test]
-fn what_another_version_wrote_is_not_guessed_at() {
+fn text_of_another_version_does_not_parse() {
     for other in [
         "",
         "short",

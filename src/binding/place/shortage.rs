@@ -1,4 +1,5 @@
-//! What a client is told whose turn nobody can serve: whether another try can succeed, and when.
+//! Errors for a turn that no key can serve. Each error says whether another try can succeed, and
+//! when.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +11,13 @@ use crate::error::{Error, ErrorKind};
 use crate::health::conditions::{Fitness, Why};
 use crate::key::{Key, Tag};
 
-/// What a client is told when a key may be loaded in a moment.
+/// `Retry-After` if a key may be loaded in a moment.
 const SOON: Duration = Duration::from_secs(1);
-/// What a client is told when keys are out of use.
+/// `Retry-After` if keys are out of use.
 const LATER: Duration = Duration::from_secs(30);
 
 impl Places {
-    /// What the client is told where none of `allowed` can serve.
+    /// Returns the client's error if none of the `allowed` keys can serve.
     pub fn shortage(&self, placing: Placing<'_>, allowed: &[&Arc<Key>]) -> Error {
         let error = self.plain_shortage(placing, allowed);
         match (placing.tried.within, allowed.first()) {
@@ -28,7 +29,8 @@ impl Places {
                 )
                 .retry_after(SOON)
             }
-            // Which one it is its client should know: it may go on without.
+            // The error names the project, because the client may be able to continue without its
+            // content.
             (Reach::Project { .. }, Some(key)) => {
                 let project = [key.organization.as_str(), key.project.as_str()].join("/");
                 let what = format!(
@@ -47,7 +49,7 @@ impl Places {
         let is_out = |fitness: &Fitness| {
             matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject))
         };
-        // Whatever an operator says of some of them besides.
+        // Exhaustion is final even if an operator has also disabled some of the keys.
         let is_final =
             fitness.iter().any(is_out) && allowed.iter().all(|key| self.registry.is_exhausted(key));
         let soonest = fitness
@@ -63,7 +65,7 @@ impl Places {
             // Waiting does not help.
             None if is_final => Error::new(
                 ErrorKind::InsufficientQuota,
-                "The quota of every organization that may go on with this session is exhausted. Add credit to it, or start a new session elsewhere.",
+                "The quota of every organization that may continue this session is exhausted. Add credit, or start a new session with another organization.",
             ),
             None if fitness.contains(&Fitness::Bypassed(Why::Incident)) => {
                 none_available(LATER / 6)
@@ -73,15 +75,14 @@ impl Places {
         }
     }
 
-    /// The same for whoever may go within `reach`.
+    /// Returns the client's error for a turn that may use the keys within `reach`.
     pub fn shortage_of(&self, placing: Placing<'_>, reach: Reach) -> Error {
         let loaded = self.registry.loaded();
         let is_open = |key: &&Arc<Key>| reach.includes(key) && is_allowed(placing, key);
         self.shortage(placing, &loaded.table.keys().iter().filter(is_open).collect::<Vec<_>>())
     }
 
-    /// What is the matter with the organizations that the client may use and that were not `tried`,
-    /// if there are any.
+    /// Returns the error for the allowed organizations that were not `tried`, if there are any.
     pub fn shortage_beside(&self, placing: Placing<'_>, tried: &[Tag]) -> Option<Error> {
         let loaded = self.registry.loaded();
         let is_left =
@@ -91,18 +92,19 @@ impl Places {
     }
 }
 
-/// No key that may serve is in use.
+/// No allowed key is in use.
 pub fn none_in_use() -> Error {
     none_available(LATER)
 }
 
-/// The session's key is not loaded here yet, and none beside it may serve.
+/// The session's key is not loaded here yet, and no other key may serve.
 pub fn not_loaded() -> Error {
     none_available(SOON)
 }
 
-/// Nobody can say at the moment which project stores what the turn refers to.
-pub fn untold() -> Error {
+/// The gateway does not know at the moment which project stores the content that the turn refers
+/// to.
+pub fn unknown_project() -> Error {
     let message =
         "It cannot be told at the moment which project stores what this turn refers to: try again.";
     Error::new(ErrorKind::NoKeyAvailable, message).retry_after(SOON)

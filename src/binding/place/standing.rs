@@ -1,5 +1,4 @@
-//! What a stored binding is worth to one turn: whether its key can serve the turn, is bypassed, or
-//! can serve no more.
+//! What a stored binding means for one turn: its key serves, is bypassed, or is dead.
 
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use crate::metrics::Reason;
 
 use super::{Places, is_allowed};
 
-/// What this replica makes of a stored binding.
+/// How this replica judges a stored binding.
 pub enum Standing {
     Ready(Arc<Key>),
     /// The key cannot serve this turn; the session stays bound to it.
@@ -42,12 +41,12 @@ impl Places {
         self.judge(placing, record, |key| self.may_try(placing, record, key))
     }
 
-    /// The same for a turn that is not served now, and tries nothing.
+    /// Judges the binding for a later turn, which tests no key now.
     pub fn standing_later(&self, placing: Placing<'_>, record: &BindingRecord) -> Standing {
         self.judge(placing, record, |_| false)
     }
 
-    /// `tries`: whether the turn finds out if a key that is out of use is so still.
+    /// `tries` says whether the turn tests a dead key.
     fn judge(
         &self,
         placing: Placing<'_>,
@@ -66,8 +65,8 @@ impl Places {
                 Standing::Bypassed(Reason::Failed)
             }
             Some(key) => self.standing_of(placing, record, key, tries),
-            // Only a replica of the same or a newer generation may call a key removed: 0 says
-            // nothing of either.
+            // Only a replica of the same or a newer generation may call a key removed. Generation 0
+            // is unknown and says neither.
             None if generation == 0 || record.generation == 0 || record.generation > generation => {
                 self.registry.wants_reload();
                 Standing::Bypassed(Reason::NotLoaded)
@@ -76,7 +75,7 @@ impl Places {
         }
     }
 
-    /// Why nobody can serve the turn in place of `record`'s key.
+    /// Returns the reason why no key serves the turn in place of `record`'s key.
     pub fn reason(&self, placing: Placing<'_>, record: &BindingRecord) -> Reason {
         match self.key_of(record) {
             None => Reason::NotLoaded,
@@ -100,11 +99,11 @@ impl Places {
             Fitness::Ready => Standing::Ready(key),
             Fitness::Limited(wait) if wait <= placing.tried.wait_left => Standing::Ready(key),
             Fitness::Limited(_) => Standing::Bypassed(Reason::Limited),
-            // The client is told what it may not have, where nobody can give it.
+            // If no key has access, the client receives the upstream's own answer.
             Fitness::Bypassed(why) => Standing::Bypassed(why.into()),
             Fitness::Dead(_) if tries(&key) => Standing::Ready(key),
-            // To a sealed session that is a shortage: its organization can still serve it, and its
-            // key will again.
+            // For a sealed session, an exhausted project is only a shortage: its organization can
+            // still serve the session, and its key will later.
             Fitness::Dead(why @ Why::ExhaustedProject)
                 if placing.reach(record) != Reach::Anywhere =>
             {
@@ -114,8 +113,8 @@ impl Places {
         }
     }
 
-    /// Whether the turn may find out if `key`, which is out of use, is so still: somebody moved the
-    /// session here, whatever this replica thinks of the key; or it is this turn that asks for all.
+    /// Whether the turn may test if the dead `key` is still out of use. A turn tests it if it holds
+    /// the ticket for all turns, or if another replica moved the session to it.
     fn may_try(&self, placing: Placing<'_>, record: &BindingRecord, key: &Key) -> bool {
         let is_fresh = !placing.tried.refused.contains(&key.tag);
         is_fresh

@@ -1,4 +1,4 @@
-//! Whatever is known of keys, a turn goes only where it may.
+//! Tests that a turn uses only allowed keys, whatever the state of the keys.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::key::table::Table;
 use crate::metrics::{Metrics, Reason};
 
 const KEYS: &str = "a-1 org-a 1 sk-1, a-2 org-a 1 sk-2, a-3 org-a 0 sk-3, b-1 org-b 2 sk-4, b-2 org-b 1 sk-5, c-1 org-c 1 sk-6";
-const PATIENCE: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 enum Case {
@@ -48,7 +48,7 @@ fn case() -> impl Strategy<Value = Case> {
 }
 
 fn registry(cases: &[Case], failed: &mut Vec<Tag>) -> Arc<Registry> {
-    // Its keys have connections of their own: once is enough.
+    // Each key opens connections of its own, so the table is built once.
     static TABLE: LazyLock<Table> = LazyLock::new(|| Table::sketch(KEYS));
     let registry = Arc::new(Registry::new(TABLE.clone(), Arc::new(Metrics::new())));
     play(&registry, cases, failed);
@@ -95,14 +95,13 @@ fn turn<'t>(session: &SessionId, client: &'t Client, failed: Vec<Tag>) -> Turn<'
     Turn::of(client).with(|turn| {
         turn.demand.session = Some(session.clone());
         turn.demand.model = "m";
-        turn.tried.wait_left = PATIENCE;
+        turn.tried.wait_left = WAIT;
         turn.tried.failed = failed;
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_while_that_recovers()
-{
+async fn new_session_finds_headroom_in_its_organization_and_another_one_while_that_recovers() {
     let registry = registry(&[], &mut Vec::new());
     let (places, client) = (Places::new(Arc::clone(&registry)), Client::unrestricted("alice"));
     let begin = || {
@@ -118,16 +117,15 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
             .collect::<Vec<_>>()
     };
     let keys = registry.loaded().table.keys().to_vec();
-    let count = |homes: &[String], prefix: &str| {
-        homes.iter().filter(|home| home.starts_with(prefix)).count()
-    };
+    let count =
+        |ids: &[String], prefix: &str| ids.iter().filter(|id| id.starts_with(prefix)).count();
     let calm = begin();
     assert!(
         ["a-1", "a-2", "b-1", "b-2", "c-1"].iter().all(|key| count(&calm, key) > 20),
         "{calm:?}"
     );
 
-    // b-1 has more than its share to do, and the one project of org-c has nothing left.
+    // b-1 has more than its share of the load, and the only project of org-c has no headroom.
     registry.loads.heard(&[format!("{}=40", keys[3].tag)]);
     let limits = [("limit", "100"), ("remaining", "0"), ("reset", "60s")];
     let named = |(what, value)| {
@@ -161,7 +159,7 @@ async fn a_new_session_looks_for_room_in_its_organization_and_for_another_one_wh
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
+async fn new_sessions_avoid_at_most_three_in_ten_keys() {
     let registry = registry(&[], &mut Vec::new());
     let (places, client) = (Places::new(Arc::clone(&registry)), Client::unrestricted("alice"));
     let keys = registry.loaded().table.keys().to_vec();
@@ -169,12 +167,12 @@ async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
         registry.condemn(&keys[number], Ailment::Rejected(Scope::Key));
         registry.recovered(Subject::of(&keys[number], Scope::Key), "it");
     };
-    let on = |home: &str| {
+    let on = |id: &str| {
         let sessions = (0..200).map(|number| SessionId::parse(&format!("{number:022}")).unwrap());
-        let homes = sessions.map(|session| {
+        let chosen = sessions.map(|session| {
             places.place_new(turn(&session, &client, Vec::new()).placing(), &session).unwrap()
         });
-        homes.filter(|key| key.id == home).count()
+        chosen.filter(|key| key.id == id).count()
     };
     recover(5);
     assert_eq!(on("c-1"), 0, "one of five");
@@ -183,9 +181,9 @@ async fn new_sessions_keep_away_from_three_in_ten_keys_at_the_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_is_exhausted_everywhere_is_told_for_good() {
+async fn exhaustion_is_final_only_if_it_is_everywhere() {
     let client = Client::of_organizations("alice", &["org-a", "org-b"]);
-    let told = |cases: &[Case], reach: &str| {
+    let kind_of = |cases: &[Case], reach: &str| {
         let registry = registry(cases, &mut Vec::new());
         let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
         let reach = if reach.is_empty() {
@@ -196,22 +194,25 @@ async fn only_what_is_exhausted_everywhere_is_told_for_good() {
         Places::new(registry).shortage_of(turn(&session, &client, Vec::new()).placing(), reach).kind
     };
     let (a, b) = (Case::Exhausted(0, Scope::Organization), Case::Exhausted(3, Scope::Organization));
-    assert_eq!(told(&[a], "org-a"), ErrorKind::InsufficientQuota);
-    assert_eq!(told(&[a, b], ""), ErrorKind::InsufficientQuota);
+    assert_eq!(kind_of(&[a], "org-a"), ErrorKind::InsufficientQuota);
+    assert_eq!(kind_of(&[a, b], ""), ErrorKind::InsufficientQuota);
     assert_eq!(
-        told(&[a, Case::Disabled(1)], "org-a"),
+        kind_of(&[a, Case::Disabled(1)], "org-a"),
         ErrorKind::InsufficientQuota,
-        "an operator's word on one of them helps nobody"
+        "an operator's command on one of them changes nothing"
     );
     assert_eq!(
-        told(&[a, Case::Rejected(3), Case::Rejected(4)], ""),
+        kind_of(&[a, Case::Rejected(3), Case::Rejected(4)], ""),
         ErrorKind::NoKeyAvailable,
         "others are only refused"
     );
-    assert_eq!(told(&[Case::Rejected(0), Case::Rejected(1)], "org-a"), ErrorKind::NoKeyAvailable);
+    assert_eq!(
+        kind_of(&[Case::Rejected(0), Case::Rejected(1)], "org-a"),
+        ErrorKind::NoKeyAvailable
+    );
 }
 
-/// What is true of every decision about a turn of `session`, which is bound to the key `bound`.
+/// Checks every decision about a turn of `session`, which is bound to the key `bound`.
 fn check(
     registry: &Arc<Registry>,
     session: &SessionId,
@@ -229,9 +230,9 @@ fn check(
     let may =
         |key: &Key| organizations.is_empty() || organizations.contains(&key.organization.as_str());
     let can = |key: &Key| {
-        let is_short =
-            matches!(registry.fitness(key, "m"), Fitness::Limited(wait) if wait <= PATIENCE);
-        !turn.tried.failed.contains(&key.tag) && (registry.is_ready(key, "m") || is_short)
+        let is_limited =
+            matches!(registry.fitness(key, "m"), Fitness::Limited(wait) if wait <= WAIT);
+        !turn.tried.failed.contains(&key.tag) && (registry.is_ready(key, "m") || is_limited)
     };
     for key in [
         places.place_new(turn.placing(), session).ok(),
@@ -242,9 +243,9 @@ fn check(
     {
         prop_assert!(may(key) && can(key) && key.weight > 0, "{} is not for new sessions", key.id);
     }
-    let home = Reach::Organization(record.organization);
+    let own_reach = Reach::Organization(record.organization);
     for key in [
-        places.choose(turn.placing(), session, home).ok(),
+        places.choose(turn.placing(), session, own_reach).ok(),
         places.sibling(turn.placing(), session, &record),
     ]
     .iter()
@@ -252,7 +253,7 @@ fn check(
     {
         prop_assert!(
             may(key) && can(key) && key.organization == own.organization,
-            "{} is not at home",
+            "{} is of another organization",
             key.id
         );
     }
@@ -260,7 +261,7 @@ fn check(
     {
         prop_assert!(
             may(&key) && can(&key) && (!is_sealed || key.organization == own.organization),
-            "{} is no place_moved",
+            "{} takes no moved session",
             key.id
         );
     }
@@ -268,7 +269,7 @@ fn check(
         Standing::Ready(key) => prop_assert!(key.tag == own.tag && may(&key) && can(&key)),
         Standing::Bypassed(_) | Standing::Dead(Reason::NotAllowed) => {}
         Standing::OtherProject => prop_assert!(false, "it may go anywhere"),
-        // What is left for good is left for a reason that lasts.
+        // A session leaves a key for good only for a lasting reason.
         Standing::Dead(reason) => {
             prop_assert!(
                 matches!(reason, Reason::Rejected | Reason::Exhausted | Reason::Drained),
@@ -277,7 +278,7 @@ fn check(
             prop_assert!(!registry.is_ready(own, "m"));
         }
     }
-    let shortage = places.shortage_of(turn.placing(), home);
+    let shortage = places.shortage_of(turn.placing(), own_reach);
     let is_final = shortage.kind == ErrorKind::InsufficientQuota;
     prop_assert!(
         is_final != shortage.retry_after.is_some_and(|wait| wait >= Duration::from_millis(1)),
@@ -288,7 +289,7 @@ fn check(
 
 proptest! {
     #[test]
-    fn a_turn_goes_only_where_it_may(
+    fn turn_uses_only_allowed_keys(
         history in prop::collection::vec((prop::collection::vec(case(), 0..4), 0..90_u64), 1..6),
         session in "[a-z]{22}",
         bound in (0..6_usize, any::<bool>()),
@@ -300,7 +301,7 @@ proptest! {
             let registry = registry(&[], &mut Vec::new());
             let session = SessionId::parse(&session).unwrap();
             for (cases, seconds) in &history {
-                // Where the upstream has failed is forgotten with the turn.
+                // The next turn forgets where the upstream has failed.
                 let mut failed = Vec::new();
                 play(&registry, cases, &mut failed);
                 check(&registry, &session, bound, &organizations, failed)?;

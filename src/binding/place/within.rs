@@ -1,4 +1,4 @@
-//! Turns that go on from what one project has stored.
+//! Tests of turns that continue from content that one project stores.
 
 use super::*;
 use crate::binding::demand::Turn;
@@ -8,7 +8,7 @@ use crate::key::table::Table;
 use crate::key::{Settings, UpstreamSettings};
 use crate::metrics::Metrics;
 
-/// `(id, organization, project, weight)`
+/// Each key is `(id, organization, project, weight)`.
 const KEYS: [(&str, &str, &str, u32); 5] = [
     ("a-1", "org-a", "one", 1),
     ("a-2", "org-a", "one", 1),
@@ -50,7 +50,7 @@ fn session(number: u32) -> SessionId {
 }
 
 #[test]
-fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
+fn turn_that_continues_from_a_project_stays_in_it() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
     for (within, expected) in [
@@ -87,39 +87,39 @@ fn a_turn_that_goes_on_from_what_a_project_has_stored_stays_in_it() {
 }
 
 #[test]
-fn a_binding_to_another_project_is_left_alone() {
+fn binding_to_another_project_stays() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
     let standing = |record: &BindingRecord, within| match places
         .standing(turn(&client, within).placing(), record)
     {
         Standing::Ready(key) => key.id.clone(),
-        Standing::OtherProject => "elsewhere".into(),
-        Standing::Dead(_) => "gone".into(),
+        Standing::OtherProject => "other project".into(),
+        Standing::Dead(_) => "dead".into(),
         Standing::Bypassed(_) => "not loaded".into(),
     };
     let (one, two) = (project("org-a", "one"), project("org-a", "two"));
     let bound = BindingRecord::first(&key(&registry, "a-1"), 1);
     assert_eq!(
         [Reach::Anywhere, one, two].map(|within| standing(&bound, within)),
-        ["a-1", "a-1", "elsewhere"]
+        ["a-1", "a-1", "other project"]
     );
-    // Whatever becomes of its key, that is for the session's other turns to find out.
+    // The session's other turns react to the state of its key; this turn does not.
     registry.condemn(&key(&registry, "a-1"), Ailment::Rejected(Scope::Key));
     assert_eq!(
         [Reach::Anywhere, one, two].map(|within| standing(&bound, within)),
-        ["gone", "gone", "elsewhere"]
+        ["dead", "dead", "other project"]
     );
     let unknown = BindingRecord { key: Tag::of("key", b"new"), generation: 9, ..bound };
     let other = project("org-b", "one");
     assert_eq!(
         [Reach::Anywhere, two, other].map(|within| standing(&unknown, within)),
-        ["not loaded", "not loaded", "elsewhere"]
+        ["not loaded", "not loaded", "other project"]
     );
 }
 
 #[test]
-fn a_key_of_the_same_project_serves_in_its_place_first() {
+fn sibling_of_the_same_project_serves_first() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
     let turn = turn(&client, Reach::Anywhere);
@@ -135,7 +135,7 @@ fn a_key_of_the_same_project_serves_in_its_place_first() {
 }
 
 #[test]
-fn a_project_without_a_key_in_use_is_named() {
+fn project_without_a_key_in_use_is_named() {
     let (places, registry) = places();
     let client = Client::unrestricted("alice");
     let refused = |within| {
@@ -163,5 +163,5 @@ fn a_project_without_a_key_in_use_is_named() {
     let (status, wait, _) = refused(project("org-a", "later"));
     assert_eq!((status, wait), (503, Some(1)), "another replica may have loaded it");
     let (status, wait, _) = refused(Reach::Nowhere);
-    assert_eq!((status, wait), (503, Some(1)), "nor does anybody else serve instead");
+    assert_eq!((status, wait), (503, Some(1)), "no other key serves instead");
 }

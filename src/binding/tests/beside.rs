@@ -1,11 +1,11 @@
-//! Turns that another key serves than that of their session: what becomes of the binding, and of
-//! its seal.
+//! Tests of turns that another key serves than their session's: their effect on the binding and its
+//! seal.
 
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::select::Reach;
 
-/// What a sibling has answered only their organization can open.
+/// Only the session's organization can open a sibling's answer.
 #[tokio::test(start_paused = true)]
 async fn answer_of_a_sibling_seals_the_session() {
     for generation in [0, 1] {
@@ -22,9 +22,10 @@ async fn answer_of_a_sibling_seals_the_session() {
         assert_eq!(spilled.written, Written::Beside(bound.clone()));
         replica.is_stored(&bound).await;
         replica.serves(&spilled).await;
-        // To its own key, of its own epoch.
+        // The session stays bound to its own key, at its own epoch.
         replica.is_stored(&bound.sealed()).await;
-        // Whatever its next turn shows, it is not served elsewhere, on any replica.
+        // No other organization serves the session's next turns, on any replica, whatever they
+        // carry.
         for replica in [&replica, &other] {
             replica.exhausts("a-1", Scope::Organization);
             assert_eq!(replica.goes(replica.turn()).await, Err(ErrorKind::InsufficientQuota));
@@ -35,9 +36,9 @@ async fn answer_of_a_sibling_seals_the_session() {
     }
 }
 
-/// The store is away when the sibling has answered.
+/// The store is away when the sibling answers.
 #[tokio::test(start_paused = true)]
-async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
+async fn seal_that_the_store_misses_is_written_at_the_next_turn() {
     let replica = one();
     let bound = replica.record("a-1", 1);
     replica.put(&bound).await;
@@ -57,7 +58,7 @@ async fn seal_that_the_store_does_not_hear_of_is_told_at_the_next_turn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
+async fn own_answer_seals_the_session_and_fills_in_its_generation() {
     let replica = one();
     let bound = BindingRecord { generation: 0, ..replica.record("a-1", 2) };
     replica.put(&bound).await;
@@ -68,7 +69,7 @@ async fn own_answer_seals_the_session_and_speaks_for_its_generation() {
     assert!(!replica.bind(&mut replica.turn()).await.unwrap().is_provisional);
 }
 
-/// A seal comes too late where the session has moved: the move stands.
+/// A seal that comes after the session has moved does not undo the move.
 #[tokio::test(start_paused = true)]
 async fn seal_overwrites_no_move() {
     let [one, two] = replicas::<2>(KEYS);
@@ -81,23 +82,23 @@ async fn seal_overwrites_no_move() {
     assert_eq!(one.stored().await, moved);
 }
 
-/// Turns of a session that go on from what another project has stored.
+/// The turn continues from content that another project stores.
 #[tokio::test(start_paused = true)]
-async fn detour_leaves_the_binding_alone_and_seals_it_within_its_organization() {
-    for (to, is_home) in [("a-2", true), ("b-1", false)] {
+async fn turn_beside_the_binding_keeps_it_and_seals_it_within_its_organization() {
+    for (to, is_sibling) in [("a-2", true), ("b-1", false)] {
         let replica = one();
         let bound = replica.record("a-1", 4);
         replica.put(&bound).await;
         let within = Reach::project_of(&replica.key(to));
         let mut turn = replica.turn().with(|turn| turn.tried.within = within);
-        let away = replica.bind(&mut turn).await.unwrap();
-        assert_eq!(seen(&away), (to, true, BindingResult::Spilled));
-        replica.serves(&away).await;
-        replica.is_stored(&if is_home { bound.sealed() } else { bound }).await;
+        let beside = replica.bind(&mut turn).await.unwrap();
+        assert_eq!(seen(&beside), (to, true, BindingResult::Spilled));
+        replica.serves(&beside).await;
+        replica.is_stored(&if is_sibling { bound.sealed() } else { bound }).await;
         assert_eq!(replica.decided("spill", "stored"), 1);
-        // Nobody else has it.
+        // No other key has the content.
         replica.rejects(to);
-        let error = replica.rebind(&mut turn, &away).await.unwrap_err();
+        let error = replica.rebind(&mut turn, &beside).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NoKeyAvailable);
         assert!(
             error.message.contains(&format!("stored by {}/", replica.key(to).organization)),
@@ -120,7 +121,7 @@ fn sealed_content_is_found_in_a_text_and_not_inside_its_strings() {
     assert!(Sealed::Known(true).is_sealed() && !Sealed::Known(false).is_sealed());
 }
 
-/// A key that is suspected is waited for, for a moment: better than to and fro.
+/// The turn waits briefly for a suspected key, because moving away and back would be worse.
 #[tokio::test(start_paused = true)]
 async fn suspected_key_is_settled_before_its_sessions_leave_it() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1");
@@ -138,14 +139,14 @@ async fn suspected_key_is_settled_before_its_sessions_leave_it() {
         assert_eq!((binding.key.id.as_str(), binding.has_moved), expected);
         let epoch = if is_meant { 2 } else { 1 };
         replica.is_stored(&replica.record(expected.0, epoch).sealed()).await;
-        // It was accepted a moment ago: a refusal would be believed at once.
+        // The key was accepted a moment ago, so a refusal would be believed at once.
         replica.registry.conditions.forget(|_| true);
     }
 }
 
-/// Nobody has said anything for two seconds: a sibling serves, and the session stays.
+/// No probe answers for two seconds: a sibling serves, and the session stays.
 #[tokio::test(start_paused = true)]
-async fn suspected_key_that_nobody_asks_keeps_its_sessions() {
+async fn suspected_key_that_is_not_probed_keeps_its_sessions() {
     let replica = one();
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;
@@ -156,7 +157,7 @@ async fn suspected_key_that_nobody_asks_keeps_its_sessions() {
     assert_eq!(replica.decided("spill", "suspected"), 1);
 }
 
-/// Another replica has loaded a key that this one has yet to.
+/// Another replica has loaded a key that this replica has not loaded yet.
 #[tokio::test(start_paused = true)]
 async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
     let [early, late] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, c-1 org-c one 1");
@@ -168,12 +169,12 @@ async fn key_that_is_not_loaded_yet_keeps_its_sessions() {
         assert_eq!(late.goes(late.turn()).await, expected);
         late.is_stored(&bound).await;
         let turn = tokio::time::timeout(LONG, late.registry.reload_wanted()).await;
-        assert!(turn.is_ok(), "the configuration is looked at");
+        assert!(turn.is_ok(), "a reload is wanted");
         late.local.forget(&session(1));
     }
     let error = late.bind(&mut late.turn()).await.unwrap_err();
     assert_eq!(error.retry_after, Some(Duration::from_secs(1)));
-    // Of the same generation, or an older one, it is removed.
+    // If the binding's generation is the same or older, the key counts as removed.
     late.is_of(2);
     assert_eq!(late.goes(late.turn()).await.map(|id| id != "c-1"), Ok(true));
     assert_eq!(late.decided("move", "removed"), 1);

@@ -1,10 +1,11 @@
-//! Which keys are chosen: for new sessions, for those that move, in place of a key, and by load.
+//! Tests of the choice of keys: for new sessions, for moved sessions, in place of another key, and
+//! by load.
 
 use super::*;
 use crate::binding::select::Reach;
 
 impl Replica {
-    /// The keys that `choice` takes for many sessions, each once.
+    /// Returns the keys that `choice` takes for many sessions, each once.
     fn chosen(&self, mut choice: impl FnMut(&SessionId) -> Option<Arc<Key>>) -> Vec<String> {
         let mut all: Vec<_> = (0..60)
             .map(session)
@@ -17,9 +18,9 @@ impl Replica {
     }
 }
 
-/// The weightless key is the first in the file, and has nothing to do.
+/// The weightless key is the first in the file and has no load.
 #[tokio::test(start_paused = true)]
-async fn weightless_key_takes_nothing_new_wherever_it_stands() {
+async fn weightless_key_takes_no_new_session_anywhere_in_the_file() {
     let [replica] = replicas(
         "a-0 org-a zero 0, a-1 org-a one 1, b-0 org-b zero 0, b-1 org-b one 1, c-0 org-c one 0",
     );
@@ -39,7 +40,7 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
             .ok()),
         expected
     );
-    // Turns that name no session, however much the others have to do.
+    // Turns without a session avoid a weightless key, too, however high the load of the others is.
     let busy: Vec<_> = (0..50).map(|_| replica.registry.loads.enter(&replica.key("a-1"))).collect();
     assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("b-1"));
     let more: Vec<_> = (0..60).map(|_| replica.registry.loads.enter(&replica.key("b-1"))).collect();
@@ -50,7 +51,7 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     assert_eq!(
         replica.goes(nobody()).await,
         Err(ErrorKind::RateLimitExceeded),
-        "nor where nobody else serves"
+        "not even if no other key serves"
     );
     assert!(
         places.choose(turn.placing(), &session(1), Reach::Anywhere).is_err()
@@ -60,7 +61,7 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
         replica.goes(nobody().with(|turn| turn.tried.wait_left = LONG)).await.as_deref(),
         Ok("a-1")
     );
-    // It is no sibling, and keeps what it has.
+    // A weightless key is no sibling, and keeps its own sessions.
     assert!(places.sibling(turn.placing(), &session(1), &replica.record("a-1", 1)).is_none());
     for epoch in [1, 2] {
         replica.put(&replica.record("c-0", epoch)).await;
@@ -68,9 +69,10 @@ async fn weightless_key_takes_nothing_new_wherever_it_stands() {
     }
 }
 
-/// Where a new session comes by WebSocket it begins at an upstream that speaks it, if there is one.
+/// A new session that comes by WebSocket begins on an upstream that speaks WebSocket, if there is
+/// one.
 #[tokio::test(start_paused = true)]
-async fn websocket_begins_where_it_is_spoken() {
+async fn websocket_session_begins_on_an_upstream_that_speaks_it() {
     let [replica] =
         replicas("a-1 org-a plain 5, a-2 org-a two 1, b-1 org-b plain 5, c-1 org-c one 1");
     let places = &replica.bindings.places;
@@ -102,24 +104,25 @@ async fn websocket_begins_where_it_is_spoken() {
         (sibling(socket.placing(), "a-2"), sibling(http.placing(), "a-2").as_deref()),
         (None, Some("a-1"))
     );
-    // With nobody left who speaks it: better one that says so than none.
-    let home = Reach::Organization(replica.key("b-1").organization_tag);
-    assert_eq!(places.choose(socket.placing(), &session(1), home).unwrap().id, "b-1");
-    // That is told at once, which is better than to wait for one who does.
+    // If no key in reach speaks WebSocket, a key that says so is better than none.
+    let reach = Reach::Organization(replica.key("b-1").organization_tag);
+    assert_eq!(places.choose(socket.placing(), &session(1), reach).unwrap().id, "b-1");
+    // The client learns this at once, which is better than waiting for a limited key that speaks
+    // WebSocket.
     replica.limits("a-2");
-    let patient = replica.turn().with(|turn| {
+    let waiting = replica.turn().with(|turn| {
         turn.tried.wait_left = LONG;
         turn.demand.by_websocket = true;
     });
-    let home = Reach::Organization(replica.key("a-2").organization_tag);
+    let reach = Reach::Organization(replica.key("a-2").organization_tag);
     assert_eq!(
-        replica.chosen(|session| places.choose(patient.placing(), session, home).ok()),
+        replica.chosen(|session| places.choose(waiting.placing(), session, reach).ok()),
         ["a-1"]
     );
 }
 
-/// A sibling that reads the same cache comes before one that does not, and what is made there is
-/// found if it is of one project.
+/// A sibling of the same region reads the same cache, so it comes first. Among those, a sibling of
+/// the same project comes first, because later turns find its content.
 #[tokio::test(start_paused = true)]
 async fn sibling_is_of_the_same_region_before_others() {
     let [replica] = replicas(
@@ -147,17 +150,18 @@ async fn sibling_is_of_the_same_region_before_others() {
         ["a-4"],
         "where its key is not known, any region is as good"
     );
-    // Limits and rights are those of the turn.
+    // The turn's own limits and rights apply.
     replica.limits("a-1");
-    assert_eq!(siblings(&bound, &[]), ["a-2"], "a-5 is of the project that is short");
+    assert_eq!(siblings(&bound, &[]), ["a-2"], "a-5 is of the limited project");
     let restricted = Client::of_organizations("alice", &["org-b"]);
     let barred = replica.turn().with(|turn| turn.demand.client = &restricted);
     assert!(places.sibling(barred.placing(), &session(1), &bound).is_none());
 }
 
-/// A key takes sessions once all live replicas have it, unless none is like that.
+/// A key takes new sessions once all live replicas have loaded it, unless no key is loaded
+/// everywhere.
 #[tokio::test(start_paused = true)]
-async fn key_that_others_have_yet_to_load_takes_no_session() {
+async fn key_that_is_not_loaded_everywhere_takes_no_session() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 5000, b-1 org-b one 5000");
     let (places, turn) = (&replica.bindings.places, replica.turn());
     let others = |ids: &[&str]| {
@@ -174,14 +178,15 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
         ["a-1"]
     );
     assert_eq!(replica.chosen(|session| places.default_of(turn.placing(), session).ok()), ["a-1"]);
-    // Where none of those that may serve is common, one that some have yet to load is better than
-    // none.
-    let home = Reach::Organization(replica.key("b-1").organization_tag);
+    // If no allowed key is loaded everywhere, a key that some replicas have not loaded yet is
+    // better than none.
+    let reach = Reach::Organization(replica.key("b-1").organization_tag);
     assert_eq!(
-        replica.chosen(|session| places.choose(turn.placing(), session, home).ok()),
+        replica.chosen(|session| places.choose(turn.placing(), session, reach).ok()),
         ["b-1"]
     );
-    // It serves in another key's place, which binds nothing.
+    // A key that is not loaded everywhere still serves beside a binding, which binds no session to
+    // it.
     let sibling = places.sibling(turn.placing(), &session(1), &replica.record("a-1", 1));
     assert_eq!(sibling.map(|key| key.id.clone()).as_deref(), Some("a-2"));
     others(&["a-1", "a-2", "b-1"]);
@@ -191,10 +196,10 @@ async fn key_that_others_have_yet_to_load_takes_no_session() {
     );
 }
 
-/// What failed with a turn, or is short for longer than it may wait, is not chosen; what is well
-/// comes before what is waited for.
+/// A key that failed with the turn, or is limited for longer than the turn may wait, is not chosen.
+/// A ready key comes before a limited one.
 #[tokio::test(start_paused = true)]
-async fn key_that_is_well_comes_before_one_that_is_waited_for() {
+async fn ready_key_comes_before_a_limited_one() {
     let [replica] = replicas("a-1 org-a one 1000000, b-1 org-b one 1");
     let places = &replica.bindings.places;
     let choose = |turn: &Turn<'_>| {
@@ -208,7 +213,7 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     };
     let failed =
         |id: &str| replica.turn().with(|turn| turn.tried.failed = vec![replica.key(id).tag]);
-    let patient = || replica.turn().with(|turn| turn.tried.wait_left = LONG);
+    let waiting = || replica.turn().with(|turn| turn.tried.wait_left = LONG);
     assert_eq!(choose(&replica.turn()).as_deref(), Ok("a-1"));
     assert_eq!(choose(&failed("a-1")).as_deref(), Ok("b-1"));
     let restricted = Client::of_organizations("alice", &["org-b"]);
@@ -221,15 +226,15 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
     assert_eq!(places.by_load(barred().placing()).unwrap().id, "b-1");
     assert_eq!(places.default_of(barred().placing(), &session(1)).unwrap().id, "b-1");
     assert!(!places.has_any(
-        patient().with(|turn| turn.tried.failed = vec![replica.key("b-1").tag]).placing(),
+        waiting().with(|turn| turn.tried.failed = vec![replica.key("b-1").tag]).placing(),
         reach_of(&replica, "b-1")
     ));
     replica.limits("a-1");
-    assert_eq!(choose(&patient()).as_deref(), Ok("b-1"));
+    assert_eq!(choose(&waiting()).as_deref(), Ok("b-1"));
     replica.limits("b-1");
-    assert_eq!(choose(&patient()).as_deref(), Ok("a-1"));
+    assert_eq!(choose(&waiting()).as_deref(), Ok("a-1"));
     assert!(
-        places.has_any(patient().placing(), Reach::Anywhere)
+        places.has_any(waiting().placing(), Reach::Anywhere)
             && !places.has_any(replica.turn().placing(), Reach::Anywhere)
     );
     assert_eq!(choose(&replica.turn()), Err(ErrorKind::RateLimitExceeded));
@@ -237,7 +242,7 @@ async fn key_that_is_well_comes_before_one_that_is_waited_for() {
         places.by_load(turn.placing()).map(|key| key.id.clone()).map_err(|error| error.kind)
     };
     assert_eq!(
-        by_load(&patient().with(|turn| turn.tried.failed = vec![replica.key("a-1").tag]))
+        by_load(&waiting().with(|turn| turn.tried.failed = vec![replica.key("a-1").tag]))
             .as_deref(),
         Ok("b-1")
     );
@@ -247,9 +252,9 @@ fn reach_of(replica: &Replica, id: &str) -> Reach {
     Reach::Organization(replica.key(id).organization_tag)
 }
 
-/// Which keys are tried when, and what is told where the wait is known.
+/// The error's `Retry-After` follows from the state of the keys.
 #[tokio::test(start_paused = true)]
-async fn shortage_says_when_to_come_again() {
+async fn shortage_says_when_to_retry() {
     let [replica] =
         replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1, a-4 org-a four 1");
     let told = || {
@@ -263,13 +268,13 @@ async fn shortage_says_when_to_come_again() {
     assert_eq!(told(), none(30));
     replica.says("a-1", Condition::Enabled);
     replica.registry.observe(&replica.key("a-1"), Ailment::Rejected(Scope::Key));
-    assert_eq!(told(), none(1), "in a moment it is known whether that one serves");
+    assert_eq!(told(), none(1), "a probe decides in a moment");
     for id in ["a-2", "a-3"] {
         replica.says(id, Condition::Enabled);
         replica.rejects(id);
     }
-    assert_eq!(told(), none(5), "most are refused at once: that passes for all of them");
-    // The first that is there again is the one that counts, for this model.
+    assert_eq!(told(), none(5), "most keys are refused at once, which is an incident");
+    // The key whose limit ends first determines the wait, for this model.
     replica.says("a-4", Condition::Enabled);
     replica.registry.limit(&replica.key("a-4"), MODEL, Duration::from_secs(40));
     assert_eq!(told(), (ErrorKind::RateLimitExceeded, Some(40)));
@@ -281,8 +286,8 @@ async fn shortage_says_when_to_come_again() {
     assert_eq!(told(), (ErrorKind::RateLimitExceeded, Some(20)));
 }
 
-/// A project with little left of its limit takes new sessions only where its siblings have no more,
-/// and loses none that it has.
+/// A project with little headroom takes new sessions only if its siblings have no more headroom. It
+/// keeps all its sessions.
 #[tokio::test(start_paused = true)]
 async fn scarce_project_is_spared_new_sessions() {
     let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 5, b-1 org-b one 1");
@@ -312,18 +317,18 @@ async fn scarce_project_is_spared_new_sessions() {
     assert_eq!(
         replica.chosen(|session| places.place_new(other.placing(), session).ok()),
         before,
-        "of that they have enough"
+        "the other model has headroom"
     );
     assert_eq!(replica.stands(&turn, &replica.record("a-1", 1)), "a-1");
     left("a-2", "0");
     assert_eq!(
         replica.chosen(|session| places.place_new(turn.placing(), session).ok()),
         before,
-        "none is better off"
+        "no sibling has more headroom"
     );
 }
 
-/// A session and its keys meet in the same order whatever version of this program a replica runs.
+/// Every version of Warmkey gives a session the same order of keys.
 #[tokio::test(start_paused = true)]
 async fn order_of_keys_is_the_same_in_all_versions() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 2, b-1 org-b one 1, c-1 org-c one 3");

@@ -1,5 +1,5 @@
-//! Sessions whose binding nobody remembers: the search for the organization that can open their
-//! history, and what it leaves.
+//! Tests of sessions whose binding is forgotten: the search for the organization that can open
+//! their history, and its result.
 
 use super::*;
 use crate::binding::local::Known;
@@ -12,8 +12,8 @@ fn organization(name: &str) -> Tag {
     Tag::of("organization", name.as_bytes())
 }
 
-/// A guess of this replica's to this key.
-fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
+/// A provisional binding of this replica to this key.
+fn provisional(replica: &Replica, id: &str, written: Written) -> Binding {
     let key = replica.key(id);
     let is_provisional = true;
     Binding {
@@ -26,7 +26,7 @@ fn guess(replica: &Replica, id: &str, written: Written) -> Binding {
 async fn search_tries_each_organization_that_may_be_asked_once() {
     let [replica] = replicas(KEYS);
     let record = replica.record("a-1", 1);
-    let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+    let first = provisional(&replica, "a-1", Written::Stored(record.clone()));
     let turn = replica.turn();
     let mut tried = vec![organization("org-a")];
     let mut path = Vec::new();
@@ -38,12 +38,13 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
         path.push(next.key.id.clone());
         tried.push(next.key.organization_tag);
     }
-    // One that takes no new sessions may have this one's history, and is asked last.
+    // A weightless key may have the session's history, and is tried last.
     assert_eq!(path.pop().as_deref(), Some("c-1"));
     path.sort_unstable();
     assert_eq!(path, ["b-1", "d-1"]);
-    assert!(replica.bindings.give_up(turn.placing(), &tried).is_ok(), "that is the last word");
-    // What is out of use is not asked, and may be the right one: nobody is told for good.
+    assert!(replica.bindings.give_up(turn.placing(), &tried).is_ok(), "the error is final");
+    // An organization that is out of use is not tried and may be the right one, so the error is not
+    // final.
     replica.rejects("b-1");
     tried.retain(|tag| *tag != organization("org-b"));
     assert!(replica.bindings.next_untried(turn.placing(), &first, &tried).is_none());
@@ -51,7 +52,7 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
         replica.bindings.give_up(turn.placing(), &tried).unwrap_err().kind,
         ErrorKind::NoKeyAvailable
     );
-    // Nor one that its client may not use.
+    // The search leaves out organizations that the client may not use.
     let restricted = Client::of_organizations("alice", &["org-a", "org-d"]);
     let turn = Turn::of(&restricted).with(|turn| {
         turn.demand.session = Some(session(1));
@@ -68,14 +69,14 @@ async fn search_tries_each_organization_that_may_be_asked_once() {
     assert!(replica.bindings.next_untried(turn.placing(), &nobody, &[]).is_none());
 }
 
-/// The organization that has opened the history is bound, sealed.
+/// The organization that opened the history is bound and sealed.
 #[tokio::test(start_paused = true)]
 async fn organization_that_is_found_is_bound_and_sealed() {
     let [replica] = replicas(KEYS);
     let record = replica.record("a-1", 1);
     replica.put(&record).await;
     let mut turn = replica.turn().with(|turn| turn.demand.turn_state = Some(b"state"));
-    let first = guess(&replica, "a-1", Written::Stored(record));
+    let first = provisional(&replica, "a-1", Written::Stored(record));
     let found = replica
         .bindings
         .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
@@ -100,13 +101,13 @@ async fn organization_that_is_found_is_bound_and_sealed() {
     );
 }
 
-/// Somebody else was first, or nobody can be told.
+/// Another turn wrote first, or the store is away.
 #[tokio::test(start_paused = true)]
-async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_outage() {
+async fn organization_that_is_found_gives_way_to_a_stored_move_and_outlives_an_outage() {
     for weather in [Weather::Fair, Weather::Away] {
         let [replica] = replicas(KEYS);
         let record = replica.record("a-1", 1);
-        let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+        let first = provisional(&replica, "a-1", Written::Stored(record.clone()));
         let turn = replica.turn();
         let found = replica
             .bindings
@@ -137,16 +138,16 @@ async fn organization_that_is_found_gives_way_to_what_is_stored_and_outlives_an_
     }
 }
 
-/// What was found in the dark is no guess, and lays no claim to more than it knows: what is stored
-/// at its epoch stands.
+/// A binding that a search finds without the store is not provisional. It keeps its epoch, so that
+/// a stored binding of the same epoch stands.
 #[tokio::test(start_paused = true)]
-async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
+async fn organization_that_is_found_without_the_store_keeps_the_epoch() {
     let [replica] = replicas(KEYS);
     replica.weather(Weather::Away);
     let record = replica.record("a-1", 1);
     replica.local.note(&session(1), &record, true);
     let turn = replica.turn();
-    let first = guess(&replica, "a-1", Written::Here(record));
+    let first = provisional(&replica, "a-1", Written::Here(record));
     let found = replica
         .bindings
         .next_untried(turn.placing(), &first, &[organization("org-a"), organization("org-d")])
@@ -161,9 +162,9 @@ async fn organization_that_is_found_in_the_dark_is_of_the_same_epoch() {
     );
 }
 
-/// A connection has one key for life: the next one meets the next organization.
+/// A connection has one key for life, so only the next connection uses the next organization.
 #[tokio::test(start_paused = true)]
-async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
+async fn provisional_binding_is_followed_by_the_next_until_all_organizations_are_tried() {
     for weather in [Weather::Fair, Weather::Away] {
         let [replica] = replicas(KEYS);
         replica.weather(weather);
@@ -181,22 +182,18 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
                 break;
             }
             binding = replica.bind(&mut replica.turn()).await.unwrap();
-            assert!(binding.is_provisional, "until one of them has answered");
+            assert!(binding.is_provisional, "until an organization has answered");
             let epoch = if weather == Weather::Fair { path.len() as u32 + 1 } else { 1 };
             let record = replica.record(&binding.key.id, epoch);
-            // A guess that is made without the store must not win over what is stored.
+            // A provisional binding that was made without the store must not win over a stored one.
             let is_provisional = weather == Weather::Away;
             assert_eq!(replica.local.recall(&session(1)), Some(Known { record, is_provisional }));
         }
-        assert_eq!(
-            path.last().map(String::as_str),
-            Some("c-1"),
-            "the one that takes no new sessions is the last"
-        );
+        assert_eq!(path.last().map(String::as_str), Some("c-1"), "the weightless key is the last");
         path.sort_unstable();
         assert_eq!(path, ["a-1", "b-1", "c-1", "d-1"], "{weather:?}");
         assert_eq!(replica.decided("move", "forgotten"), 3);
-        // Some time after the last try they are asked again.
+        // Some time after the last try, the organizations are tried again.
         for (seconds, expected) in [(299, false), (301, true)] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
             let again = replica
@@ -209,11 +206,11 @@ async fn guess_is_followed_by_the_next_one_until_all_have_been_tried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn guess_is_the_last_word_only_where_all_could_be_asked() {
+async fn search_is_final_only_if_all_organizations_could_be_asked() {
     let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1");
     let record = replica.record("a-1", 1);
     replica.put(&record).await;
-    let first = guess(&replica, "a-1", Written::Stored(record.clone()));
+    let first = provisional(&replica, "a-1", Written::Stored(record.clone()));
     let again = async |binding: &Binding| {
         let turn = replica.turn();
         let mut budget = replica.bindings.budget();
@@ -227,13 +224,13 @@ async fn guess_is_the_last_word_only_where_all_could_be_asked() {
     replica.exhausts("c-1", Scope::Organization);
     assert_eq!(again(&first).await, Err(ErrorKind::NoKeyAvailable));
     replica.is_stored(&record).await;
-    // Another turn of the session has moved it: that is met by the next connection, and nothing is
+    // Another turn has moved the session. The next connection uses that binding, and nothing is
     // overwritten.
     replica.recovers("b-1");
     let other = replica.record("b-1", 2).sealed();
     replica.put(&other).await;
     assert_eq!(again(&first).await, Ok(true));
     replica.is_stored(&other).await;
-    // One that is not bound has nothing to go on from.
-    assert_eq!(again(&guess(&replica, "a-1", Written::Nowhere)).await, Ok(false));
+    // A turn without a stored binding has none to move.
+    assert_eq!(again(&provisional(&replica, "a-1", Written::Nowhere)).await, Ok(false));
 }

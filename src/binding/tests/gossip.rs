@@ -1,5 +1,5 @@
-//! What a replica learns of the sessions that others serve: how long it believes an announcement,
-//! whose place that takes, and when it scans the store for announcements that it missed.
+//! Tests of gossip: how long a replica believes an announcement, which entries it displaces, and
+//! when the replica scans the store for missed announcements.
 
 use std::sync::MutexGuard;
 
@@ -14,14 +14,14 @@ use crate::store::announcement::Announcement;
 use crate::store::model::{BEHIND, Heard, ScanSteps};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What the steps of a short scan take.
+/// The duration of a short scan's steps.
 const STEPS: Duration = Duration::from_millis(50);
 
-/// A replica that listens, and the task that does so.
-fn listener() -> (Replica, JoinHandle<()>) {
+/// A replica that receives announcements, and its task.
+fn subscriber() -> (Replica, JoinHandle<()>) {
     let replica = one();
-    let listening = tokio::spawn(Gossip::new(&replica.store, &replica.local).keep());
-    (replica, listening)
+    let subscription = tokio::spawn(Gossip::new(&replica.store, &replica.local).keep());
+    (replica, subscription)
 }
 
 fn announced(number: u32, record: &BindingRecord) -> Announcement {
@@ -38,10 +38,10 @@ impl Replica {
         &self.model.as_ref().unwrap().gossip
     }
 
-    /// Another replica announces this, and this one has the time to listen.
-    async fn told(&self, news: Announcement) {
+    /// Announces this from another replica, and lets this replica receive it.
+    async fn announces(&self, announcement: Announcement) {
         sleep(Duration::from_millis(1)).await;
-        self.gossip().told.send(news).unwrap();
+        self.gossip().told.send(announcement).unwrap();
         sleep(Duration::from_millis(1)).await;
     }
 
@@ -49,13 +49,13 @@ impl Replica {
         self.gossip().scans.lock().unwrap().push_back(steps);
     }
 
-    /// The store has subscribed, once more. Returns when.
+    /// Reports a new subscription of the store. Returns the time.
     fn subscribed(&self) -> Instant {
         self.gossip().resubscribed.send_modify(|count| *count += 1);
         Instant::now()
     }
 
-    /// When each scan began.
+    /// Returns the times at which scans began.
     fn scans(&self) -> MutexGuard<'_, Vec<Instant>> {
         self.gossip().begun.lock().unwrap()
     }
@@ -67,16 +67,16 @@ impl Replica {
 
 #[tokio::test(start_paused = true)]
 async fn announcement_is_believed_for_a_quarter_of_the_stored_life() {
-    let (replica, _listening) = listener();
+    let (replica, _subscription) = subscriber();
     let record = replica.record("a-1", 3).sealed();
-    replica.told(announced(1, &record)).await;
-    let heard = Instant::now();
+    replica.announces(announced(1, &record)).await;
+    let received = Instant::now();
     assert_eq!(replica.known_of(1), Some(Known { record: record.clone(), is_provisional: false }));
     assert_eq!(replica.local.count_unmerged(), 0, "the store knows it");
-    // In an outage it is what the session goes by.
+    // During an outage, the session uses the announced binding.
     replica.weather(Weather::Away);
     assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-1"));
-    tokio::time::advance(TTL / 4 - SECOND - heard.elapsed()).await;
+    tokio::time::advance(TTL / 4 - SECOND - received.elapsed()).await;
     assert!(replica.known_of(1).is_some());
     tokio::time::advance(SECOND).await;
     assert_eq!(replica.known_of(1), None);
@@ -84,27 +84,31 @@ async fn announcement_is_believed_for_a_quarter_of_the_stored_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn announcement_that_says_less_or_nothing_is_passed_over() {
-    let (replica, _listening) = listener();
+async fn announcement_of_a_lower_epoch_or_another_version_is_ignored() {
+    let (replica, _subscription) = subscriber();
     let (older, newer) = (replica.record("a-1", 4).sealed(), replica.record("b-1", 5).sealed());
     replica.local.confirm(&session(1), &newer);
-    replica.told(announced(1, &older)).await;
+    replica.announces(announced(1, &older)).await;
     assert_eq!(replica.known_of(1).map(|known| known.record), Some(newer));
     for (id, value) in
         [(session(2).as_str(), "of a newer version"), ("no session", older.to_string().as_str())]
     {
-        replica.told(Announcement { id: id.into(), value: value.into() }).await;
+        replica.announces(Announcement { id: id.into(), value: value.into() }).await;
     }
     assert_eq!(replica.known_of(2), None);
-    replica.told(announced(3, &older)).await;
-    assert_eq!(replica.known_of(3).map(|known| known.record), Some(older), "the next one is heard");
+    replica.announces(announced(3, &older)).await;
+    assert_eq!(
+        replica.known_of(3).map(|known| known.record),
+        Some(older),
+        "the next announcement is received"
+    );
 }
 
 /// A replica scans the store when it has subscribed. It believes each binding while the store holds
-/// it, and a silent node costs only the bindings of that node.
+/// it. A silent node costs only the bindings of that node.
 #[tokio::test(start_paused = true)]
-async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcement() {
-    let (replica, _listening) = listener();
+async fn scanned_binding_lives_as_long_as_stored_and_never_longer_than_an_announced_one() {
+    let (replica, _subscription) = subscriber();
     let record = replica.record("a-1", 3).sealed();
     let read = |number, left| (announced(number, &record), left);
     let unreadable =
@@ -120,11 +124,7 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     sleep(STEPS).await;
     assert_eq!(*replica.scans(), [began], "at once");
     let known = || [1, 2, 3, 4].map(|number| replica.known_of(number).is_some());
-    assert_eq!(
-        known(),
-        [true, true, true, false],
-        "a node that is silent hides nothing of the others"
-    );
+    assert_eq!(known(), [true, true, true, false], "a silent node hides no other node's bindings");
     assert_eq!(replica.known_of(3), Some(Known { record: record.clone(), is_provisional: false }));
     tokio::time::advance(99 * SECOND - began.elapsed()).await;
     assert_eq!(known(), [true, true, true, false]);
@@ -136,17 +136,17 @@ async fn scan_is_believed_for_the_stored_life_and_never_longer_than_an_announcem
     assert_eq!(known(), [false; 4]);
 }
 
-/// A replica of these tests remembers a hundred sessions: first those that it serves, then those
-/// that are announced, and where room is left those that it scans.
+/// A replica of these tests remembers a hundred sessions: first those that it serves, then
+/// announced ones, and scanned ones only in free places.
 #[tokio::test(start_paused = true)]
 async fn gossip_costs_no_served_session_its_place() {
-    let (replica, _listening) = listener();
+    let (replica, _subscription) = subscriber();
     let record = replica.record("a-1", 1);
     for number in 0..60 {
         replica.local.confirm(&session(number), &record);
     }
     for number in 1_000..1_080 {
-        replica.told(announced(number, &record)).await;
+        replica.announces(announced(number, &record)).await;
     }
     let known = |numbers: std::ops::Range<u32>| {
         numbers.filter(|number| replica.known_of(*number).is_some()).count()
@@ -161,10 +161,10 @@ async fn gossip_costs_no_served_session_its_place() {
     assert_eq!((known(0..60), known(1_040..1_080), known(2_000..2_020)), (60, 40, 0));
 }
 
-/// All replicas lose a store together, and must not all scan it at the same moment.
+/// All replicas lose a store at the same time, and must not all scan it at the same moment.
 #[tokio::test(start_paused = true)]
-async fn subscription_that_is_made_again_is_followed_by_one_scan_within_a_second() {
-    let (replica, _listening) = listener();
+async fn resubscription_is_followed_by_one_scan_within_a_second() {
+    let (replica, _subscription) = subscriber();
     sleep(STEPS).await;
     let first = replica.subscribed();
     sleep(STEPS).await;
@@ -182,10 +182,10 @@ async fn subscription_that_is_made_again_is_followed_by_one_scan_within_a_second
     assert!(waits.iter().any(|wait| *wait > STEPS), "they differ: {waits:?}");
 }
 
-/// More is announced at once than this replica can hear.
+/// More bindings are announced at once than this replica can receive.
 #[tokio::test(start_paused = true)]
-async fn announcements_that_are_missed_are_read() {
-    let (replica, _listening) = listener();
+async fn announcements_that_are_missed_are_scanned() {
+    let (replica, _subscription) = subscriber();
     let record = replica.record("a-1", 1);
     sleep(STEPS).await;
     replica.subscribed();
@@ -200,12 +200,12 @@ async fn announcements_that_are_missed_are_read() {
         || (0..=BEHIND as u32).map(|number| replica.known_of(number).is_some()).collect::<Vec<_>>();
     assert!(
         known()[1..].iter().all(|is_known| *is_known),
-        "the last ones are heard: {:?}",
+        "the last announcements are received: {:?}",
         known()
     );
     sleep(SECOND + STEPS).await;
     assert_eq!((replica.scans().len(), known()[0]), (2, true));
-    // As many as it can hear are no reason to read.
+    // A burst that fits causes no scan.
     for number in 0..BEHIND as u32 {
         replica.gossip().told.send(announced(number, &record)).unwrap();
     }
@@ -213,31 +213,31 @@ async fn announcements_that_are_missed_are_read() {
     assert_eq!(replica.scans().len(), 2);
 }
 
-/// A node that stays silent is asked ever more seldom, up to once a minute, until it answers.
+/// A silent node is asked less and less often, down to once a minute, until it answers.
 #[tokio::test(start_paused = true)]
-async fn scan_that_fails_is_made_again_after_twice_as_long_each_time() {
-    let (replica, _listening) = listener();
+async fn failed_scan_is_repeated_after_twice_the_pause_each_time() {
+    let (replica, _subscription) = subscriber();
     let pauses = [1, 2, 4, 8, 16, 32, 60, 60, 60];
     pauses.iter().for_each(|_| replica.next_scan(failing()));
     sleep(STEPS).await;
     replica.subscribed();
     sleep(1_000 * SECOND).await;
     let scans = replica.scans();
-    assert_eq!(scans.len(), pauses.len() + 1, "until it has come to its end: {scans:?}");
+    assert_eq!(scans.len(), pauses.len() + 1, "until one succeeds: {scans:?}");
     for (pair, pause) in scans.windows(2).zip(pauses) {
         let (took, pause) = (pair[1] - pair[0], pause * SECOND);
         assert!(pause <= took && took <= pause + pause / 4 + STEPS, "{took:?}, not {pause:?}");
     }
 }
 
-/// Nothing is gained by waiting any longer once the store can be listened to again.
+/// Once the store accepts a subscription again, waiting longer has no use.
 #[tokio::test(start_paused = true)]
-async fn subscription_ends_the_pause_before_a_scan_is_made_again() {
-    let (replica, _listening) = listener();
+async fn subscription_ends_the_pause_before_a_repeated_scan() {
+    let (replica, _subscription) = subscriber();
     (0..6).for_each(|_| replica.next_scan(failing()));
     sleep(STEPS).await;
     replica.subscribed();
-    // The last of five has failed: the next is due after sixteen seconds.
+    // The fifth scan has failed, so the next one is due after sixteen seconds.
     let until = |count: usize| {
         let replica = &replica;
         async move {
@@ -255,10 +255,10 @@ async fn subscription_ends_the_pause_before_a_scan_is_made_again() {
     let again = replica.subscribed();
     sleep(STEPS).await;
     assert_eq!(replica.scans().get(5), Some(&again), "at once");
-    // That one fails as well: it is a first one again.
+    // The next scan fails, too; its pause starts from the beginning.
     until(7).await;
     let took = replica.scans()[6] - again;
     assert!((SECOND..SECOND + SECOND / 4 + 2 * STEPS).contains(&took), "{took:?}");
     sleep(100 * SECOND).await;
-    assert_eq!(replica.scans().len(), 7, "that it came to its end is known");
+    assert_eq!(replica.scans().len(), 7, "the scan has ended");
 }

@@ -1,4 +1,4 @@
-//! What was bound in the dark is merged into the store once the store answers again.
+//! Tests of the merge: bindings made without the store go into the store once it answers again.
 
 use super::*;
 use crate::binding::local::Known;
@@ -13,7 +13,7 @@ fn known(replica: &Replica) -> Known {
     replica.local.recall(&session(1)).unwrap()
 }
 
-/// Without its word on the set of keys nobody could say later whether a key is removed or not
+/// While the generation is unknown, no replica could later tell a removed key from one that is not
 /// loaded yet.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_merged_before_the_generation_is_known() {
@@ -31,10 +31,10 @@ async fn nothing_is_merged_before_the_generation_is_known() {
     replica.is_stored(&BindingRecord { generation: 3, ..record.sealed() }).await;
 }
 
-/// The first answer of a binding came in the dark: its seal is merged, and nothing else of the
-/// record changes.
+/// A binding's first answer comes while the store is away. The merge seals the binding and changes
+/// nothing else.
 #[tokio::test(start_paused = true)]
-async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wrote() {
+async fn merge_seals_an_unsealed_binding_and_leaves_a_newer_versions_value() {
     let replica = one();
     let bound = BindingRecord { generation: 0, ..replica.record("a-1", 3) };
     replica.put(&bound).await;
@@ -54,7 +54,7 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
         .await
         .unwrap();
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
-    assert_eq!(replica.local.recall(&session(2)), None, "it is the store's to tell about");
+    assert_eq!(replica.local.recall(&session(2)), None, "the store decides");
     let held = replica
         .store
         .get(Name::Binding(session(2).as_str()), &mut replica.store.budget())
@@ -63,9 +63,9 @@ async fn merge_seals_what_is_stored_unsealed_and_leaves_what_a_newer_version_wro
     assert_eq!(held.map(|held| held.value).as_deref(), Some(text));
 }
 
-/// More than are merged at a time, and one that the store has moved meanwhile.
+/// There are more bindings than are merged at a time, and the store has moved one of them.
 #[tokio::test(start_paused = true)]
-async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
+async fn bindings_made_without_the_store_are_merged_at_once() {
     let replica = one();
     for number in 0..70 {
         replica.local.note(&session(number), &replica.record("a-1", 1).sealed(), true);
@@ -86,7 +86,7 @@ async fn all_that_was_bound_in_the_dark_is_merged_in_one_go() {
     }
 }
 
-/// The store goes away between two operations of a turn: what it was to be told is remembered.
+/// The store goes away between two operations of a turn. The replica remembers the write.
 #[tokio::test(start_paused = true)]
 async fn store_that_goes_away_within_a_turn_costs_nothing() {
     let replica = one();
@@ -97,7 +97,7 @@ async fn store_that_goes_away_within_a_turn_costs_nothing() {
     let begun =
         replica.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
     assert_eq!((begun.result, begun.is_provisional), (BindingResult::Degraded, true));
-    assert!(known(&replica).is_provisional, "somebody else may have been first");
+    assert!(known(&replica).is_provisional, "another turn may have been first");
 
     let replica = one();
     replica.put(&replica.record("a-1", 1).sealed()).await;

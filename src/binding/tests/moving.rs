@@ -1,10 +1,11 @@
-//! Sessions whose key can serve no more: which of them move, where to, and what is written down.
+//! Tests of sessions whose key can serve no more: which of them move, to which key, and what is
+//! stored.
 
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::record::state_tag;
 
-/// Whatever it was that moved a session before, an operator's word is one.
+/// An operator's command moves sessions of every epoch.
 #[tokio::test(start_paused = true)]
 async fn drained_key_is_left_by_sessions_of_every_epoch() {
     for (epoch, sealed) in [(1, false), (1, true), (2, false), (2, true), (12, true)] {
@@ -24,7 +25,7 @@ async fn drained_key_is_left_by_sessions_of_every_epoch() {
                 assert_eq!(
                     bind.err().map(|error| error.kind),
                     Some(ErrorKind::NoKeyAvailable),
-                    "nobody else has its history"
+                    "no other organization has its history"
                 );
                 replica.is_stored(&bound).await;
                 continue;
@@ -57,25 +58,25 @@ async fn disabled_key_keeps_sessions_of_every_epoch() {
         assert_eq!(
             replica.goes(replica.turn()).await.as_deref(),
             Ok("a-1"),
-            "its sessions are back"
+            "the session uses its own key again"
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn turn_without_a_session_goes_to_no_key_that_an_operator_has_closed() {
-    for word in [Condition::Drained, Condition::Disabled] {
+async fn turn_without_a_session_avoids_keys_that_an_operator_has_closed() {
+    for condition in [Condition::Drained, Condition::Disabled] {
         let [replica] = replicas("a-1 org-a one 5, a-2 org-a two 1");
         let nobody = || replica.turn().with(|turn| turn.demand.session = None);
         assert_eq!(
             replica.goes(nobody()).await.as_deref(),
             Ok("a-1"),
-            "the one with the least to do for its weight"
+            "the key with the lowest load for its weight"
         );
-        replica.says("a-1", word);
-        assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-2"), "{word:?}");
-        replica.says("a-2", word);
-        assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::NoKeyAvailable), "{word:?}");
+        replica.says("a-1", condition);
+        assert_eq!(replica.goes(nobody()).await.as_deref(), Ok("a-2"), "{condition:?}");
+        replica.says("a-2", condition);
+        assert_eq!(replica.goes(nobody()).await, Err(ErrorKind::NoKeyAvailable), "{condition:?}");
     }
 }
 
@@ -96,10 +97,10 @@ async fn turn_without_a_session_binds_nothing_and_moves_by_load() {
     );
     replica.rejects("b-1");
     assert!(replica.rebind(&mut turn, &first).await.is_err());
-    assert!(!replica.bindings.would_leave(turn.placing(), &first), "there is nowhere to go");
+    assert!(!replica.bindings.would_leave(turn.placing(), &first), "no key is left");
 }
 
-/// Its turn shows nothing that is sealed, and belongs to the session all the same.
+/// The turn carries no sealed content, but its session is sealed.
 #[tokio::test(start_paused = true)]
 async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() {
     let [replica] = replicas(
@@ -123,14 +124,14 @@ async fn sealed_session_that_loses_two_keys_in_one_turn_is_tried_nowhere_else() 
         (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(30)))
     );
     replica.is_stored(&moved).await;
-    // The next turn fares no better once it has asked both, on whatever is known of it.
+    // The next turn has the same result after both keys refuse it, with or without the store.
     let refused = || replica.turn().with(|turn| turn.tried.refused = vec![bound.key, moved.key]);
     assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Away);
     assert_eq!(replica.goes(refused()).await, Err(ErrorKind::NoKeyAvailable));
 }
 
-/// What befalls organization `org-a`.
+/// An event that affects organization `org-a`.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Limited,
@@ -156,16 +157,16 @@ impl Fate {
     }
 }
 
-/// Its organization has no key left: what may go on elsewhere does, and everybody else hears why
-/// not.
+/// The organization has no usable key left. Sessions that may leave it do, and all others receive
+/// the reason.
 #[tokio::test(start_paused = true)]
-async fn session_leaves_its_organization_only_for_what_it_may() {
+async fn session_leaves_its_organization_only_for_allowed_reasons() {
     use Fate::{Denied, Disabled, Exhausted, ExhaustedProjects, Limited, Rejected};
     const KEYS: &str = "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1, b-3 org-b three 1, b-4 org-b four 1";
     let (limited, none, quota) =
         (ErrorKind::RateLimitExceeded, ErrorKind::NoKeyAvailable, ErrorKind::InsufficientQuota);
-    // Nothing sealed; the turn shows something sealed; the session is sealed. `None`: it goes to
-    // the other organization.
+    // The three columns: nothing is sealed, the turn carries sealed content, the session is sealed.
+    // `None`: the session moves to the other organization.
     for (fate, free, shown, sealed) in [
         (Limited, None, Some(limited), Some(limited)),
         (Disabled, None, Some(none), Some(none)),
@@ -200,8 +201,8 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
             }
         }
     }
-    // What nobody in its organization may have its own key tells it, and no other organization is
-    // asked for it.
+    // If no key of the organization has access to a model, the own key's answer says so. No other
+    // organization is tried.
     let [replica] = replicas(KEYS);
     replica.put(&replica.record("a-1", 1)).await;
     Denied.befalls(&replica);
@@ -210,22 +211,22 @@ async fn session_leaves_its_organization_only_for_what_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn short_key_serves_those_who_have_the_patience() {
+async fn limited_key_serves_turns_that_may_wait_long_enough() {
     let replica = one();
     let bound = replica.record("a-1", 1);
     replica.put(&bound).await;
     replica.registry.limit(&replica.key("a-1"), MODEL, Duration::from_secs(5));
-    let waits = |patience| {
-        replica.turn().with(|turn| turn.tried.wait_left = Duration::from_millis(patience))
+    let waits = |wait_left| {
+        replica.turn().with(|turn| turn.tried.wait_left = Duration::from_millis(wait_left))
     };
     assert_eq!(replica.goes(waits(5_000)).await.as_deref(), Ok("a-1"));
     assert_eq!(replica.goes(waits(4_999)).await.as_deref(), Ok("a-2"));
     assert_eq!(
         replica.goes(waits(0).with(|turn| turn.demand.model = "other")).await.as_deref(),
         Ok("a-1"),
-        "of that it has enough"
+        "the limit is one model's"
     );
-    // A sibling that is short for less time serves who can wait for that one.
+    // A sibling that is limited for less time serves turns that can wait that long.
     replica.registry.limit(&replica.key("a-2"), MODEL, Duration::from_secs(3));
     assert_eq!(replica.goes(waits(3_000)).await.as_deref(), Ok("a-2"));
     let (decided, reason) = ("spill", "limited");
@@ -251,10 +252,9 @@ async fn moved_turn_leaves_its_state_behind() {
     );
 }
 
-/// A turn that is under way while another one of its session moves, and whose own key is well again
-/// by then.
+/// Another turn moves the session while this turn runs, and this turn's own key recovers meanwhile.
 #[tokio::test(start_paused = true)]
-async fn turn_goes_on_from_the_move_of_another_one() {
+async fn turn_continues_from_another_turns_move() {
     for weather in [Weather::Fair, Weather::Away] {
         let replica = one();
         replica.put(&replica.record("a-1", 1).sealed()).await;
@@ -272,7 +272,7 @@ async fn turn_goes_on_from_the_move_of_another_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn turn_that_stays_stays_as_it_was() {
+async fn turn_that_stays_keeps_its_binding() {
     let replica = one();
     let mut turn = replica.turn();
     let begun = replica.bind(&mut turn).await.unwrap();
@@ -281,9 +281,9 @@ async fn turn_that_stays_stays_as_it_was() {
     assert!(begun.is_provisional && again.is_provisional && again.written == begun.written);
 }
 
-/// Two replicas find the key of a session dead, and one of them is first.
+/// Two replicas find a session's key dead, and one of them moves the session first.
 #[tokio::test(start_paused = true)]
-async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
+async fn loser_of_a_move_uses_the_winners_binding() {
     let [first, second] = replicas::<2>("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
     first.put(&first.record("a-1", 1).sealed()).await;
     let mut budget = second.bindings.budget();
@@ -291,7 +291,7 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
     for replica in [&first, &second] {
         replica.rejects("a-1");
     }
-    // The second would go elsewhere by itself.
+    // The second replica alone would choose another key.
     let won = first.bind(&mut first.turn()).await.unwrap();
     let other = if won.key.id == "a-2" { "a-3" } else { "a-2" };
     second.limits(&won.key.id);
@@ -300,8 +300,7 @@ async fn loser_of_a_move_goes_by_what_the_winner_has_stored() {
         second.bindings.bind(&turn.demand, &mut turn.tried, found, &mut budget).await.unwrap();
     assert_eq!(seen(&lost), (won.key.id.as_str(), true, BindingResult::Existing));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
-    // Where the winner's key is short for the loser, its sibling serves, and the session stays
-    // where it is.
+    // If the winner's key is limited for the loser, a sibling serves, and the session stays.
     let beside = second.bind(&mut second.turn()).await.unwrap();
     assert_eq!(seen(&beside), (other, true, BindingResult::Spilled));
     second.is_stored(&second.record(&won.key.id, 2).sealed()).await;
@@ -329,7 +328,7 @@ async fn loser_of_a_move_to_a_limited_key_is_served_beside_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn client_that_may_use_an_organization_no_more_takes_its_sessions_away() {
+async fn client_that_loses_an_organization_moves_its_sessions() {
     for (is_sealed, expected) in
         [(false, Ok("b-1".to_owned())), (true, Err(ErrorKind::NoKeyAvailable))]
     {

@@ -1,5 +1,5 @@
-//! What a session has from others: what a fork inherits, and which project holds a turn that refers
-//! to what is stored there.
+//! Tests of related sessions: the binding that a fork inherits, and the project to which a turn
+//! with references is restricted.
 
 use super::*;
 use crate::binding::record::state_tag;
@@ -21,7 +21,7 @@ async fn claims(replica: &Replica, name: Name<'_>, value: &str) {
     replica.store.claim(name, value, TTL, &mut replica.store.budget()).await.unwrap();
 }
 
-/// What a parent is bound to, as its fork's own first.
+/// A fork's first binding is a copy of its parent's.
 #[tokio::test(start_paused = true)]
 async fn fork_inherits_its_parents_binding_as_its_first() {
     for sealed in [false, true] {
@@ -50,7 +50,7 @@ async fn fork_inherits_its_parents_binding_as_its_first() {
     }
 }
 
-/// Its parent's key can serve no more: the fork begins where its parent would go.
+/// The parent's key can serve no more, so the fork begins where its parent would move.
 #[tokio::test(start_paused = true)]
 async fn fork_of_a_dead_keys_session_moves_as_its_parent_would() {
     for sealed in [true, false] {
@@ -63,28 +63,28 @@ async fn fork_of_a_dead_keys_session_moves_as_its_parent_would() {
     }
 }
 
-/// The store does not answer: what this replica remembers of the parent does.
+/// The store does not answer, so this replica's memory of the parent does.
 #[tokio::test(start_paused = true)]
-async fn fork_inherits_in_the_dark_from_what_is_remembered() {
+async fn fork_inherits_from_memory_without_the_store() {
     for is_root in [true, false] {
         let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1000");
         let parent = replica.record("b-1", 5).sealed();
         replica.local.confirm(&session(if is_root { ROOT } else { PARENT }), &parent);
-        replica.local.has_told(&session(THREAD), &session(PARENT));
+        replica.local.note_thread(&session(THREAD), &session(PARENT));
         replica.weather(Weather::Away);
         let begun = replica.bind(&mut fork(&replica)).await.unwrap();
         assert_eq!((begun.key.id.as_str(), begun.is_provisional), ("b-1", true));
         assert_eq!(begun.written, Written::Here(replica.record("b-1", 1).sealed()));
-        // And where the store has lost the parent.
+        // The same holds if the store has lost the parent.
         replica.local.forget(&session(1));
         replica.weather(Weather::Fair);
         assert_eq!(replica.goes(fork(&replica)).await.as_deref(), Ok("b-1"));
     }
 }
 
-/// Nobody remembers the parent: the fork begins where its parent would be looked for.
+/// The parent's binding is forgotten, so the fork follows its parent's order.
 #[tokio::test(start_paused = true)]
-async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
+async fn fork_of_a_forgotten_parent_follows_its_parents_order() {
     let [replica] = replicas("a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1");
     let mut differ = 0;
     for number in 0..40 {
@@ -114,7 +114,7 @@ async fn fork_of_a_forgotten_parent_goes_by_its_parents_order() {
     assert!(differ > 10, "their own orders are others: {differ}");
 }
 
-/// The sessions of threads are written down behind the back of the turns that show them.
+/// The sessions of threads are stored in the background.
 #[tokio::test(start_paused = true)]
 async fn thread_of_a_turn_leads_to_its_session() {
     let replica = with_clock();
@@ -132,7 +132,7 @@ async fn thread_of_a_turn_leads_to_its_session() {
     replica.goes(shows(Some(session(THREAD)))).await.unwrap();
     let held = threads().await.unwrap();
     assert_eq!((held.value.as_str(), held.left), (session(1).as_str(), TTL));
-    // For as long as it is used.
+    // Use renews the stored entry.
     tokio::time::advance(TTL / 4).await;
     replica.goes(shows(Some(session(THREAD)))).await.unwrap();
     assert_eq!(threads().await.map(|held| held.left), Some(TTL));
@@ -140,18 +140,18 @@ async fn thread_of_a_turn_leads_to_its_session() {
     assert!(replica.tasks.join(LONG).await);
 }
 
-/// A turn that refers to what only the project of its session finds.
-fn held(turn: Turn<'_>) -> Turn<'_> {
-    turn.with(|turn| turn.demand.is_held = true)
+/// A turn that refers to content that only the project of its session finds.
+fn referring(turn: Turn<'_>) -> Turn<'_> {
+    turn.with(|turn| turn.demand.needs_project = true)
 }
 
 #[tokio::test(start_paused = true)]
-async fn turn_is_held_to_the_project_of_its_session() {
+async fn turn_is_restricted_to_the_project_of_its_session() {
     let replica = one();
-    let home = Reach::project_of(&replica.key("a-1"));
-    // Nothing was served yet: nobody knows which it is.
+    let project = Reach::project_of(&replica.key("a-1"));
+    // The session has no answer yet, so its project is not known.
     replica.put(&replica.record("a-1", 1)).await;
-    let mut turn = held(replica.turn());
+    let mut turn = referring(replica.turn());
     replica.bind(&mut turn).await.unwrap();
     assert_eq!(turn.tried.within, Reach::Anywhere);
     replica.put(&replica.record("a-1", 1).sealed()).await;
@@ -162,20 +162,20 @@ async fn turn_is_held_to_the_project_of_its_session() {
         ("a-2", true, BindingResult::Spilled)
     );
     assert_eq!(free.tried.within, Reach::Anywhere, "it refers to nothing");
-    let mut turn = held(replica.turn());
+    let mut turn = referring(replica.turn());
     let error = replica.bind(&mut turn).await.unwrap_err();
     assert_eq!(
         (error.kind, turn.tried.within),
-        (ErrorKind::RateLimitExceeded, home),
+        (ErrorKind::RateLimitExceeded, project),
         "no sibling has it"
     );
-    // By what this replica remembers, and not where it remembers nothing.
+    // Without the store, this replica's memory decides. If it has no entry, the client must retry.
     replica.weather(Weather::Away);
-    let mut turn = held(replica.turn()).with(|turn| turn.tried.wait_left = LONG);
+    let mut turn = referring(replica.turn()).with(|turn| turn.tried.wait_left = LONG);
     assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-1");
-    assert_eq!(turn.tried.within, home);
+    assert_eq!(turn.tried.within, project);
     replica.local.forget(&session(1));
-    let error = replica.bind(&mut held(replica.turn())).await.unwrap_err();
+    let error = replica.bind(&mut referring(replica.turn())).await.unwrap_err();
     assert_eq!(
         (error.kind, error.retry_after),
         (ErrorKind::NoKeyAvailable, Some(Duration::from_secs(1)))
@@ -183,54 +183,54 @@ async fn turn_is_held_to_the_project_of_its_session() {
     assert!(error.message.contains("cannot be told at the moment"), "{}", error.message);
 }
 
-/// Of what is stored and what is remembered, the newest counts.
+/// Of the stored and the remembered binding, the newest counts.
 #[tokio::test(start_paused = true)]
-async fn turn_is_held_by_the_newest_word_on_its_session() {
+async fn turn_is_restricted_by_the_newest_binding_of_its_session() {
     let replica = one();
     let projects = [("a-1", 1, "a-2", 2), ("a-2", 2, "a-1", 1)];
     for (stored, epoch, known, newer) in projects {
         replica.put(&replica.record(stored, epoch).sealed()).await;
         replica.local.forget(&session(1));
         replica.local.note(&session(1), &replica.record(known, newer).sealed(), false);
-        let mut turn = held(replica.turn());
+        let mut turn = referring(replica.turn());
         assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
         assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
     }
-    // Of one epoch, the one that has served.
+    // At the same epoch, the sealed one counts.
     let replica = one();
     let bound = replica.record("a-1", 1);
     for (stored, known) in [(bound.sealed(), bound.clone()), (bound.clone(), bound.sealed())] {
         replica.put(&stored).await;
         replica.local.forget(&session(1));
         replica.local.note(&session(1), &known, false);
-        let mut turn = held(replica.turn());
+        let mut turn = referring(replica.turn());
         replica.bind(&mut turn).await.unwrap();
         assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
     }
 }
 
-/// A fork refers to what its parent's project has.
+/// A fork refers to content of its parent's project.
 #[tokio::test(start_paused = true)]
-async fn fork_is_held_to_the_project_of_its_parent() {
+async fn fork_is_restricted_to_the_project_of_its_parent() {
     for weather in [Weather::Fair, Weather::Away] {
         let replica = one();
         let parent = replica.record("a-2", 3).sealed();
         claims(&replica, Name::Binding(session(ROOT).as_str()), &parent.to_string()).await;
         replica.local.confirm(&session(ROOT), &parent);
         replica.weather(weather);
-        let mut turn = held(fork(&replica));
+        let mut turn = referring(fork(&replica));
         assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
         assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-2")));
     }
 }
 
-/// Between two attempts of one turn another turn of its session is served: from then on it is known
-/// where it is held.
+/// Between two attempts of one turn, another turn of its session is answered. From then on, the
+/// session's project is known.
 #[tokio::test(start_paused = true)]
-async fn turn_is_held_again_when_it_goes_on() {
+async fn turn_is_restricted_again_before_its_next_attempt() {
     let replica = one();
     replica.put(&replica.record("a-1", 1)).await;
-    let mut turn = held(replica.turn());
+    let mut turn = referring(replica.turn());
     let early = replica.bind(&mut turn).await.unwrap();
     replica.limits("a-1");
     let beside = replica.rebind(&mut turn, &early).await.unwrap();
@@ -248,21 +248,21 @@ async fn turn_is_held_again_when_it_goes_on() {
         ErrorKind::RateLimitExceeded
     );
     assert_eq!(turn.tried.within, Reach::project_of(&replica.key("a-1")));
-    // What has said itself where it belongs is asked nothing.
+    // A turn that continues from a known response already has its project.
     let within = Reach::project_of(&replica.key("a-2"));
-    let mut turn = held(replica.turn()).with(|turn| turn.tried.within = within);
+    let mut turn = referring(replica.turn()).with(|turn| turn.tried.within = within);
     assert_eq!(replica.bind(&mut turn).await.unwrap().key.id, "a-2");
     assert_eq!(turn.tried.within, within);
 }
 
-/// No key of the project is loaded: nobody else has it.
+/// No key of the project is loaded, and no other key has the content.
 #[tokio::test(start_paused = true)]
 async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     let [early, late] = replicas::<2>(KEYS);
     late.loads("a-2 org-a two 1, b-1 org-b one 1");
     late.is_of(1);
     late.put(&BindingRecord { generation: 2, ..early.record("a-1", 1).sealed() }).await;
-    let mut turn = held(late.turn());
+    let mut turn = referring(late.turn());
     let error = late.bind(&mut turn).await.unwrap_err();
     assert_eq!(
         (turn.tried.within, error.retry_after),
@@ -271,14 +271,13 @@ async fn turn_of_a_project_that_is_not_loaded_waits_for_it() {
     assert!(error.message.contains("No upstream key of the project is known"), "{}", error.message);
     assert!(
         tokio::time::timeout(LONG, late.registry.reload_wanted()).await.is_ok(),
-        "the configuration is looked at"
+        "a reload is wanted"
     );
 }
 
-/// Whether a connection that has `binding`'s key for life can be asked for what the session's
-/// project has.
+/// Whether a connection with `binding`'s key can reach the content of the session's project.
 #[tokio::test(start_paused = true)]
-async fn connection_is_in_own_project_where_the_project_of_its_session_is() {
+async fn connection_is_in_own_project_if_its_key_is_of_the_sessions_project() {
     let replica = one();
     let on = |id: &str, written| {
         Binding::new(&replica.key(id), Some(&session(1)), written, BindingResult::Existing)
@@ -297,12 +296,12 @@ async fn connection_is_in_own_project_where_the_project_of_its_session_is() {
         is_in_own_project(&Binding { session: None, ..on("a-1", Written::Nowhere) }),
         [true, true]
     );
-    // Whether another connection would be.
+    // Whether another connection could.
     let beside = on("a-2", Written::Beside(record.clone()));
     assert!(replica.bindings.is_own_project_ready(&beside, MODEL));
     assert!(
         !replica.bindings.is_own_project_ready(&on("a-2", Written::Stored(record)), MODEL),
-        "it is at home"
+        "the stored binding is the session's own"
     );
     replica.limits("a-1");
     assert!(

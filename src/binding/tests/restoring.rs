@@ -1,9 +1,9 @@
-//! What this replica knows and the store does not, or knows otherwise.
+//! Tests of the store's losses: bindings that this replica knows and the store does not.
 
 use super::*;
 use crate::store::name::Name;
 
-/// What this replica knows of a session outlives the store's word, and comes back into it.
+/// This replica's memory outlives the stored binding and restores it.
 #[tokio::test(start_paused = true)]
 async fn binding_that_the_store_has_lost_is_restored() {
     let replica = one();
@@ -15,14 +15,14 @@ async fn binding_that_the_store_has_lost_is_restored() {
     let restored = replica.bind(&mut replica.turn()).await.unwrap();
     assert_eq!(seen(&restored), ("b-1", false, BindingResult::Existing));
     replica.is_stored(&BindingRecord { generation: 1, ..bound }).await;
-    // A lower epoch comes back with a failover: the higher one stands.
+    // A failover brings back a lower epoch; the higher one stands.
     replica.put(&replica.record("a-1", 2).sealed()).await;
     assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-1"));
     replica.is_stored(&replica.record("b-1", 3).sealed()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
+async fn value_of_a_newer_version_is_neither_used_nor_overwritten() {
     let replica = one();
     let text = "something that this version does not understand";
     replica
@@ -37,7 +37,7 @@ async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
     assert_eq!(seen(&binding), (default.id.as_str(), false, BindingResult::Degraded));
     replica.serves(&binding).await;
     assert_eq!(replica.stored().await.as_deref(), Some(text));
-    // What its history holds is not known: its organization is not left.
+    // The content of the session's history is not known, so the turn stays in its organization.
     let organization = binding.key.organization.clone();
     for id in
         ["a-1", "a-2", "b-1"].into_iter().filter(|id| replica.key(id).organization == organization)
@@ -48,16 +48,16 @@ async fn word_of_a_newer_version_is_neither_used_nor_overwritten() {
     assert_eq!(replica.stored().await.as_deref(), Some(text));
 }
 
-/// A stored life starts anew once a quarter of it has passed, and not before.
+/// A stored lifetime is renewed once a quarter of it has passed, and not before.
 #[tokio::test(start_paused = true)]
-async fn stored_life_starts_anew_after_a_quarter() {
+async fn stored_lifetime_is_renewed_after_a_quarter() {
     let replica = with_clock();
     let bound = replica.record("a-1", 1).sealed();
     replica.put(&bound).await;
     let left = async || {
         let binding = replica.bind(&mut replica.turn()).await.unwrap();
         replica.serves(&binding).await;
-        // What is due is done behind the turn's back.
+        // The renewal runs in the background.
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }

@@ -1,16 +1,16 @@
-//! What is decided about a connection that has one key for life: whether another one would be
-//! served elsewhere, and what its client is told where nobody serves.
+//! Tests of a connection with one key for life: whether another connection would use another key,
+//! and which error its client receives.
 
 use super::*;
 use crate::binding::demand::Sealed;
 use crate::binding::select::Reach;
 
-/// `org-a` has two keys of two projects, the others one each.
+/// `org-a` has two keys of two projects, the other organizations have one key each.
 const KEYS: &str =
     "a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, c-1 org-c one 1, d-1 org-d one 1";
 
-/// A binding to `id`, sealed or not, as it is stored; the turn says whether it shows what is
-/// sealed.
+/// Whether a connection under a stored binding to `id` would be left. `is_sealed` is the binding's
+/// seal, and `is_shown` says that the turn carries sealed content.
 fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool {
     let record = BindingRecord { sealed: is_sealed, ..replica.record(id, 1) };
     let binding = Binding::stored(&replica.key(id), &session(1), record, BindingResult::Existing);
@@ -18,39 +18,39 @@ fn leaves(replica: &Replica, id: &str, is_sealed: bool, is_shown: bool) -> bool 
     replica.bindings.would_leave(turn.placing(), &binding)
 }
 
-/// Each: nothing sealed, something shown, the session sealed.
+/// Returns the result for nothing sealed, for sealed content in the turn, and for a sealed session.
 fn all(replica: &Replica, id: &str) -> [bool; 3] {
     [(false, false), (false, true), (true, false)]
         .map(|(is_sealed, is_shown)| leaves(replica, id, is_sealed, is_shown))
 }
 
 #[tokio::test(start_paused = true)]
-async fn connection_is_left_where_another_key_would_serve() {
+async fn connection_is_left_if_another_key_would_serve() {
     let [replica] = replicas(KEYS);
     assert_eq!(
         (all(&replica, "a-1"), all(&replica, "b-1")),
         ([false; 3], [false; 3]),
-        "all is well"
+        "all keys are ready"
     );
-    // Short: a sibling serves, and what may leave its organization does.
+    // Limited: a sibling serves, and a session that may leave its organization does.
     replica.limits("a-1");
     replica.limits("b-1");
     assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([true; 3], [true, false, false]));
-    // No sibling is left, either.
+    // The sibling is limited, too.
     replica.limits("a-2");
     assert_eq!(all(&replica, "a-1"), [true, false, false]);
-    // Nor anybody else.
+    // All other keys are limited, too.
     replica.limits("c-1");
     replica.limits("d-1");
     assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([false; 3], [false; 3]));
 
-    // Dead: it moves, in its organization at least.
+    // Dead: the session moves, at least within its organization.
     let [replica] = replicas(KEYS);
     replica.rejects("a-1");
     replica.rejects("b-1");
     assert_eq!((all(&replica, "a-1"), all(&replica, "b-1")), ([true; 3], [true, true, false]));
 
-    // Not for this model.
+    // Denied for this model.
     let [replica] = replicas(KEYS);
     replica.registry.deny(&replica.key("b-1"), MODEL);
     assert_eq!(all(&replica, "b-1"), [false; 3]);
@@ -58,10 +58,9 @@ async fn connection_is_left_where_another_key_would_serve() {
     assert_eq!(all(&replica, "a-1"), [true; 3]);
 }
 
-/// A turn of this connection finds out whether a key that is exhausted is so still: looking does
-/// not.
+/// A turn may test whether an exhausted key is still exhausted; `would_leave` tests nothing.
 #[tokio::test(start_paused = true)]
-async fn connection_that_is_looked_at_tries_nothing() {
+async fn judging_a_connection_tests_no_exhausted_key() {
     let [replica] = replicas(KEYS);
     replica.exhausts("b-1", Scope::Organization);
     let subject = Subject::of(&replica.key("b-1"), Scope::Organization);
@@ -73,10 +72,10 @@ async fn connection_that_is_looked_at_tries_nothing() {
     );
 }
 
-/// A session that another replica has moved to a key that is out of use here alone: one turn tries
-/// it, and looking does not.
+/// Another replica has moved the session to a key that only this replica considers out of use. One
+/// turn tries the key; `would_leave` does not.
 #[tokio::test(start_paused = true)]
-async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
+async fn judging_a_connection_tests_no_key_that_the_session_was_moved_to() {
     let [replica] = replicas(KEYS);
     replica.rejects("a-1");
     let record = replica.record("a-1", 2).sealed();
@@ -88,9 +87,9 @@ async fn connection_to_a_key_that_was_moved_to_is_not_tried_by_looking() {
     assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("a-2"));
 }
 
-/// Within the project that stores what it refers to there is nowhere else to go.
+/// The project that stores the content has no other usable key.
 #[tokio::test(start_paused = true)]
-async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
+async fn connection_restricted_to_a_project_is_left_for_no_key_outside() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a one 1");
     let record = replica.record("a-1", 1).sealed();
     let binding =
@@ -107,7 +106,7 @@ async fn connection_that_is_held_to_a_project_is_left_for_nothing_outside() {
     );
 }
 
-/// A sibling that is itself limited for longer than the turn may wait does not count as one.
+/// A sibling that is limited for longer than the turn may wait does not count.
 #[tokio::test(start_paused = true)]
 async fn sibling_counts_if_it_can_serve_within_the_wait() {
     let (wait, more) = (Duration::from_secs(5), Duration::from_millis(1));
@@ -118,7 +117,7 @@ async fn sibling_counts_if_it_can_serve_within_the_wait() {
             Binding::stored(&replica.key("a-1"), &session(1), record, BindingResult::Existing);
         let turn = replica.turn().with(|turn| turn.tried.wait_left = wait);
         let spent = replica.turn();
-        // The own key is limited, too: only the sibling is asked about.
+        // The own key is limited, too, but only the sibling matters.
         replica.limits("a-1");
         let bindings = &replica.bindings;
         assert!(
@@ -133,9 +132,9 @@ async fn sibling_counts_if_it_can_serve_within_the_wait() {
     }
 }
 
-/// Whoever cannot be served in place of a key hears of those that might have.
+/// The client's error is about the keys that might have served.
 #[tokio::test(start_paused = true)]
-async fn client_is_told_of_the_keys_that_might_have_served() {
+async fn error_is_about_the_keys_that_might_have_served() {
     let [replica] = replicas(KEYS);
     replica.exhausts("a-1", Scope::Organization);
     let told = |is_sealed| {
@@ -148,7 +147,7 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
         (told(true), told(false)),
         (ErrorKind::InsufficientQuota, ErrorKind::NoKeyAvailable)
     );
-    // The sealed content that a turn shows may belong to another organization, which is well.
+    // The sealed content in a turn may belong to another organization, which is ready.
     let binding = Binding::stored(
         &replica.key("a-1"),
         &session(1),
@@ -169,7 +168,7 @@ async fn client_is_told_of_the_keys_that_might_have_served() {
         ErrorKind::NoKeyAvailable,
         "not its own"
     );
-    // Whoever has a session hears of its siblings; whoever has none has no sibling.
+    // Only a turn with a session has siblings.
     let binding = Binding::passing(&replica.key("b-1"), None, BindingResult::None);
     assert!(!replica.bindings.has_sibling(replica.turn().placing(), &binding));
 }

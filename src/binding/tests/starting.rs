@@ -1,12 +1,12 @@
-//! What the start makes of `[binding]`.
+//! Tests of `start` with `[binding]`.
 
 use super::*;
 use crate::binding::{Settings, start};
 
-/// B4: what a replica remembers is believed for less time than the store holds it. Believed for
-/// longer, it would bring back a binding that the store has let go of.
+/// B4: a replica remembers a binding for less time than the store holds it. Otherwise the replica
+/// would restore a binding that the store has expired.
 #[tokio::test(start_paused = true)]
-async fn start_believes_what_is_remembered_for_half_the_ttl() {
+async fn memory_lasts_for_half_the_ttl_after_start() {
     let second = Duration::from_secs(1);
     let metrics = Arc::new(Metrics::new());
     let store = Arc::new(Store::in_memory(Arc::new(Memory::new(100)), Arc::clone(&metrics)));
@@ -30,7 +30,7 @@ async fn start_believes_what_is_remembered_for_half_the_ttl() {
     assert_eq!(remembered(), [false, true, true]);
     tokio::time::advance(second).await;
     assert_eq!(remembered(), [false; 3]);
-    // The store holds it for the whole of it.
+    // The store holds the binding for the whole `ttl`.
     let left = bindings.look_up(&session(3), &mut budget).await.unwrap().map(|held| held.left);
     assert_eq!(left, Some(TTL / 2));
     assert!(tasks.join(second).await);

@@ -1,5 +1,4 @@
-//! A turn over HTTP, from socket to socket: its body is read, the spine finds an answer, the relay
-//! passes it on.
+//! Serves a turn over HTTP: reads its body, lets the spine find an answer, and relays the answer.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -36,23 +35,23 @@ use crate::upstream::request::{Content, Request as Asked};
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What turns over HTTP share.
+/// The parts that turns over HTTP share.
 pub struct HttpTurns {
     pub gateway: Arc<Gateway>,
-    /// The memory that request bodies are held in.
+    /// The memory for request bodies.
     pub replay: Replay,
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
 }
 
-/// Serves one turn. However it ends, the client gets an answer and the turn is accounted for.
+/// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
 pub async fn serve(turns: Arc<HttpTurns>, request: Request<Body>) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Http, request.headers());
     guarded(account.id, answer(&turns, account, request)).await
 }
 
-/// An answer to the client, whatever becomes of `turn`.
+/// Runs `turn` and answers the client even if `turn` panics.
 pub async fn guarded(
     id: TurnId,
     turn: impl Future<Output = Response<Outgoing>>,
@@ -64,14 +63,14 @@ pub async fn guarded(
     named(AssertUnwindSafe(turn).catch_unwind().await.unwrap_or_else(failed), id)
 }
 
-/// A turn that is refused before anybody looks at it.
+/// Answers and records a turn that is refused before it is read.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
     let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
     account.refused(error);
     named(error.to_response(), account.id)
 }
 
-/// Every answer carries its turn's name, and a request id even if no upstream gave one.
+/// Adds the turn's id to an answer, and a request id if the upstream gave none.
 fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
     if let Ok(name) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().entry(REQUEST_ID).or_insert_with(|| name.clone());
@@ -97,7 +96,7 @@ async fn answer(
     }
 }
 
-/// Passes an upstream's answer on; its bytes may have to wait for the `gate`.
+/// Relays an upstream's answer; the `gate` may delay its bytes.
 pub async fn pass_on(
     mut course: Course,
     answer: Answer,
@@ -113,25 +112,26 @@ pub async fn pass_on(
     response.map(|()| Outgoing::Relayed(body))
 }
 
-/// What one look at a body's text tells.
+/// The facts that one scan of a body's text finds.
 struct Glance {
     identity: Identity,
-    /// The session of the text itself, where nothing in it or around it names one.
+    /// The session derived from the text itself, if neither the text nor the headers name one.
     derived: Option<SessionId>,
-    /// The response that the turn goes on from.
+    /// The response from which the turn continues.
     previous: Option<String>,
-    /// Nobody will find the answer again.
+    /// The upstream does not store the answer.
     is_unstored: bool,
-    /// Whether it shows sealed content. `None`: it is the body itself, and can be asked later.
+    /// Whether the text holds sealed content. `None`: the text is the body itself and can be
+    /// searched later.
     is_sealed: Option<bool>,
-    /// It refers to what only the project of its session can find.
-    is_held: bool,
-    /// What it asks for. Nothing: it does not say.
+    /// The text refers to content that only the project of its session can find.
+    needs_project: bool,
+    /// The model that the text names; empty if it names none.
     model: String,
 }
 
 impl HttpTurns {
-    /// A turn over HTTP, up to the head of its answer.
+    /// Serves a turn over HTTP, up to the head of its answer.
     async fn exchange(
         &self,
         account: &mut Account,
@@ -142,7 +142,7 @@ impl HttpTurns {
         let (client, identity) = entry.enter(account, &head)?;
         let mut budget = bindings.budget();
 
-        // The store answers while the body is still coming.
+        // The store is asked while the body still arrives.
         let look_up = async {
             match &identity.session {
                 Some(session) => Some(bindings.look_up(session, &mut budget).await),
@@ -152,8 +152,15 @@ impl HttpTurns {
         let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
         let body = body?;
         let complete = Instant::now();
-        let Glance { mut identity, derived, previous, is_unstored, is_sealed, is_held, model } =
-            self.glance(&client, &head.headers, &body, identity)?;
+        let Glance {
+            mut identity,
+            derived,
+            previous,
+            is_unstored,
+            is_sealed,
+            needs_project,
+            model,
+        } = self.glance(&client, &head.headers, &body, identity)?;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
@@ -174,9 +181,9 @@ impl HttpTurns {
             carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
             model: &model,
-            // A response that the turn goes on from, of an owner not known here, is for the
-            // project of its session to find.
-            is_held: is_held || previous.is_some() && within == Reach::Anywhere,
+            // If the owner of the previous response is not known, only the project of the session
+            // can find it.
+            needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
             ..Demand::of(&client)
         };
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
@@ -188,7 +195,7 @@ impl HttpTurns {
         Ok((binding.key, answer, gate))
     }
 
-    /// Lets the answer pass once it is written down whose response it is.
+    /// Makes a gate that delays the answer's id until its owner is recorded.
     fn gate(
         &self,
         answer: &Answer,
@@ -204,7 +211,7 @@ impl HttpTurns {
         IdGate::new(&answer.headers, write_down)
     }
 
-    /// All that is to be learned from the body's text, which is not kept.
+    /// Scans the body's text. The text is not kept.
     fn glance(
         &self,
         client: &Client,
@@ -215,7 +222,7 @@ impl HttpTurns {
         let entry = &self.gateway.entry;
         let text = self.replay.text(headers, body)?;
         if matches!(text, Text::Unreadable) && entry.foreign_ids == ForeignIds::Refuse {
-            let message = "A body in this content-encoding cannot be checked: send it as it is, or in zstd or gzip.";
+            let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
@@ -236,7 +243,7 @@ impl HttpTurns {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        let is_held = peek.references.are_held
+        let needs_project = peek.references.are_held
             || peek.conversation.id().is_some()
             || matches!(text, Text::Unreadable);
         Ok(Glance {
@@ -245,7 +252,7 @@ impl HttpTurns {
             previous,
             is_unstored: peek.is_unstored,
             is_sealed,
-            is_held,
+            needs_project,
             model,
         })
     }
@@ -263,7 +270,7 @@ mod tests {
         HttpTurns { gateway: Arc::new(gateway), replay, tasks: Tasks::new() }
     }
 
-    /// What is seen of `text` in this encoding. The error is its code.
+    /// Returns the glance at `text` in this encoding, or the error's code.
     async fn seen(
         turns: &HttpTurns,
         client: &Client,
@@ -282,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_looked_at_in_whatever_encoding_it_came() {
+    async fn body_is_scanned_in_every_known_encoding() {
         let (mut turns, alice) =
             (turns(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
         let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
@@ -292,17 +299,17 @@ mod tests {
                 (glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored),
                 ("m", Some("r"), true)
             );
-            // A body that is there as it is can be asked once that matters.
+            // An unencoded body stays available and is searched only when needed.
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
             let glance = seen(&turns, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
             assert_eq!(
-                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.is_held),
+                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.needs_project),
                 ("", None, false, false)
             );
             assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(false));
             assert!(
                 glance.identity.session.is_none() && glance.derived.is_some(),
-                "nothing in it names a session"
+                "no field names a session"
             );
             let glance = seen(&turns, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
                 .await
@@ -316,17 +323,17 @@ mod tests {
             assert_eq!(seen(&turns, &alice, "{", encoding).await.err(), Some("invalid_json"));
         }
         assert_eq!(seen(&turns, &alice, text, "br").await.err(), Some("invalid_request"));
-        // What cannot be read may hold anything.
+        // An unreadable body may hold anything.
         let mut gateway = gateway(&[("a", "o", "p")]);
         gateway.entry.foreign_ids = ForeignIds::Pass;
         turns = self::turns(gateway);
         let glance = seen(&turns, &alice, text, "br").await.unwrap();
         assert_eq!(
-            (glance.is_sealed, glance.is_held, glance.model.as_str()),
+            (glance.is_sealed, glance.needs_project, glance.model.as_str()),
             (Some(true), true, "")
         );
         let glance = seen(&turns, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
-        assert!(glance.is_held, "it is for its session's project to say");
+        assert!(glance.needs_project, "a conversation needs its session's project");
     }
 
     fn answered(id: Option<&'static str>) -> Response<Outgoing> {
@@ -338,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_that_panics_is_answered() {
+    async fn turn_that_panics_is_answered() {
         let id = TurnId::random();
         let response = guarded(id, async { panic!("a turn of a test") }).await;
         assert_eq!(
@@ -348,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_has_its_upstreams_id_and_else_its_own() {
+    async fn answer_has_its_upstreams_id_or_else_its_own() {
         let id = TurnId::random();
         for said in [Some("req_1"), None] {
             let response = guarded(id, async { answered(said) }).await;

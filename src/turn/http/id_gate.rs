@@ -1,7 +1,7 @@
-//! Holds back the bytes that complete a response's id until that is written down: whoever can read
-//! it can use it, on any replica.
+//! Delays the bytes that complete a response's id until the id's owner is recorded. A client that
+//! has read the id can use it on any replica at once.
 //!
-//! Nothing else waits, neither what comes before those bytes nor what comes after.
+//! No other byte waits, neither before those bytes nor after them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,17 +14,17 @@ use crate::turn::http::response_id::{Finder, FoundId};
 type Writing = Pin<Box<dyn Future<Output = ()> + Send>>;
 type WriteDown = Box<dyn FnOnce(String) -> Writing + Send>;
 
-/// What an answer's bytes go through, until its id is found and written down.
+/// Lets an answer's bytes pass, and delays its id until the owner is recorded.
 pub struct IdGate {
-    /// Until the id is found, or known not to come.
+    /// `None`: the id is found, or will not come.
     search: Option<(Finder, WriteDown)>,
-    /// The bytes that complete the id, and what they wait for.
+    /// The bytes that complete the id, and the write that they wait for.
     waiting: Option<(Bytes, Writing)>,
 }
 
 impl IdGate {
-    /// Of the answer with these `headers`, whose id is written down by `write_down` before it can
-    /// be read.
+    /// Makes the gate of an answer with these `headers`. The gate calls `write_down` with the id
+    /// before the client can read it.
     pub fn new<F>(
         headers: &HeaderMap,
         write_down: impl FnOnce(String) -> F + Send + 'static,
@@ -36,7 +36,7 @@ impl IdGate {
         Self { search: Some((Finder::new(headers), write_down)), waiting: None }
     }
 
-    /// Returns `data` if it may pass, and keeps it if it has to wait.
+    /// Returns `data` if it may pass, and keeps it if it must wait.
     pub fn offer(&mut self, data: Bytes) -> Option<Bytes> {
         let found = self.search.as_mut().map(|(finder, _)| finder.look(&data));
         match found {
@@ -47,7 +47,7 @@ impl IdGate {
             }
             Some(FoundId::Nothing) => {
                 tracing::warn!(
-                    "the id of a stored response could not be read: nobody can go on from it"
+                    "the id of a stored response could not be read, so no turn can continue from it"
                 );
                 self.search = None;
                 Some(data)
@@ -55,7 +55,7 @@ impl IdGate {
         }
     }
 
-    /// What was kept, once it may pass. Nothing: nothing is.
+    /// Returns the kept bytes once they may pass, or `None` if no bytes are kept.
     pub fn poll_kept(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some((_, writing)) = &mut self.waiting {
             ready!(writing.as_mut().poll(context));
@@ -63,7 +63,7 @@ impl IdGate {
         Poll::Ready(self.waiting.take().map(|(data, _)| data))
     }
 
-    /// Whether nothing waits, nor will.
+    /// Whether no bytes wait, now or later.
     pub const fn is_over(&self) -> bool {
         self.search.is_none() && self.waiting.is_none()
     }
@@ -83,7 +83,7 @@ mod tests {
     const EVENTS: &str = ": hello\n\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\ndata: {}\n\n";
 
     #[tokio::test]
-    async fn only_what_completes_the_id_waits_and_every_byte_passes() {
+    async fn bytes_that_complete_the_id_wait_and_every_byte_passes() {
         let headers = HeaderMap::from_iter([(
             http::header::CONTENT_TYPE,
             "text/event-stream".parse().unwrap(),
@@ -123,10 +123,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_tells_no_id_passes_at_once() {
+    async fn answer_without_a_readable_id_passes_at_once() {
         let headers =
             HeaderMap::from_iter([(http::header::CONTENT_ENCODING, "br".parse().unwrap())]);
-        let mut gate = IdGate::new(&headers, |id| async move { panic!("nobody has told {id}") });
+        let mut gate = IdGate::new(&headers, |id| async move { panic!("unexpected id {id}") });
         assert!(!gate.is_over());
         assert_eq!(gate.offer(EVENTS.into()), Some(EVENTS.into()));
         assert!(gate.is_over() && !gate.keeps_some());

@@ -1,8 +1,7 @@
-//! An answer between its upstream and its client: what is taken of it and not yet sent, and what is
-//! learned as it passes.
+//! An answer between its upstream and its client: the frames that are received but not yet sent,
+//! and what the gateway learns from them.
 //!
-//! One of two takes the upstream's frames: the relay itself, or the pump. Which of them, and when,
-//! is told there.
+//! Either the relay or the pump reads the upstream's frames; `relay` says which one and when.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -24,15 +23,16 @@ use crate::turn::http::id_gate::IdGate;
 use crate::turn::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
 
-/// A frame that comes so long after the one before comes alone, nearly always: it goes at once.
+/// A frame that comes this long after the frame before nearly always comes alone, so it is sent at
+/// once.
 const COMPANY: Duration = Duration::from_millis(1);
 /// A frame of this size gains nothing from being copied.
 const LARGE: usize = 8 * 1024;
-/// So much waits for a slow reader; then the upstream waits too.
+/// Bytes that wait for a slow client before the gateway stops reading from the upstream.
 const AHEAD: usize = 64 * 1024;
 
-/// Why an answer cannot go on. The connection to the client is cut, so that it sees a cut answer as
-/// what it is.
+/// Why an answer cannot continue. The connection to the client is cut, so that the client sees that
+/// its answer is incomplete.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub enum Broken {
     #[error("the upstream's answer was cut")]
@@ -41,7 +41,7 @@ pub enum Broken {
     Stalled,
 }
 
-/// A turn whose answer passes, with what its end may say about its key.
+/// A turn whose answer passes, and the key whose health the answer's end may affect.
 pub struct Course {
     pub account: Account,
     pub registry: Arc<Registry>,
@@ -53,7 +53,7 @@ impl Course {
         Self { account, registry: Arc::clone(&gateway.registry), key }
     }
 
-    /// The answer is over, or will not go on. A failure that it states counts for its key's health.
+    /// Ends the turn. A failure that the answer states counts for its key's health.
     fn end(mut self, reading: Reading, broken: Option<Ending>) {
         if let Some(failure) = &reading.failure {
             self.registry.observe_failure(&self.key, self.account.asked(), failure);
@@ -62,14 +62,14 @@ impl Course {
     }
 }
 
-/// What is looked at for every event lies together, for memory that a thousand streams share is
-/// what an event costs here: the order of the fields is that of the memory, and what is seldom
-/// looked at is boxed or stands last.
+/// The state of a passage. The fields that every event touches lie together, because memory
+/// accesses dominate an event's cost when a thousand streams run. `repr(C)` keeps this order.
+/// Rarely used fields are boxed or come last.
 #[repr(C)]
 pub struct Passage {
-    /// Nothing follows; or this follows.
+    /// `Some(None)`: nothing follows. `Some(Some(_))`: this error follows.
     closed: Option<Option<Broken>>,
-    /// Frames come one by one: the relay takes them.
+    /// Frames come one by one, so the relay reads them.
     pub is_paced: bool,
     pub has_left: bool,
     gate: Option<Box<IdGate>>,
@@ -82,18 +82,19 @@ pub struct Passage {
     /// Woken when something is ready.
     pub reader: Option<Waker>,
     upstream: Option<reqwest::Response>,
-    /// Woken when there is room, company, or nobody to read.
+    /// Woken when there is space again, when frames come close together, or when the client has
+    /// left.
     pub writer: Option<Waker>,
     length: usize,
-    /// `None`: the end is noted.
+    /// `None`: the turn has ended.
     turn: Option<Box<Course>>,
 }
 
-/// What the upstream has sent.
+/// The next part of an upstream's answer.
 pub enum Next {
-    /// So long after the one before that it comes alone.
+    /// A frame so long after the frame before that it comes alone.
     Alone(Bytes),
-    /// It is not worth joining with others.
+    /// A frame that is too large to be joined with others.
     Large(Bytes),
     InCompany(Bytes),
     Last(Bytes),
@@ -110,8 +111,8 @@ impl Passage {
             turn.account.leaked();
         }
         Self {
-            // A client that knows the length leaves with the last byte: that is an end, too, here
-            // and below.
+            // A client that knows the length leaves with the last byte, so a known length of zero
+            // is an end, too. The same holds below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
             gate: gate.map(Box::new),
             joined: BytesMut::from(&answer.head[..]),
@@ -129,7 +130,7 @@ impl Passage {
         }
     }
 
-    /// Takes the upstream's next frame, or finds out that none comes.
+    /// Reads the upstream's next frame, or its end.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         let data = match ready!(self.poll_data(context)) {
             Ok(Some(data)) => data,
@@ -144,7 +145,7 @@ impl Passage {
         {
             turn.account.leaked();
         }
-        let since = self.idle.stir();
+        let since = self.idle.note_arrival();
         Poll::Ready(match () {
             () if is_last => Next::Last(data),
             () if !self.joined.is_empty() => Next::InCompany(data),
@@ -166,11 +167,11 @@ impl Passage {
                 }
             }
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(Ok(None)) };
-            // It keeps nothing from one time to the next.
+            // `chunk` keeps no state between two polls.
             let data = ready!(pin!(upstream.chunk()).poll(context))?;
             match (&mut self.gate, data) {
                 (Some(gate), Some(data)) => match gate.offer(data) {
-                    None => _ = self.idle.stir(),
+                    None => _ = self.idle.note_arrival(),
                     passed => return Poll::Ready(Ok(passed)),
                 },
                 (_, data) => return Poll::Ready(Ok(data)),
@@ -184,7 +185,7 @@ impl Passage {
         wake(&mut self.reader);
     }
 
-    /// What was joined goes on its way.
+    /// Makes the joined bytes ready to send.
     pub fn flush(&mut self) {
         if !self.joined.is_empty() {
             let data = self.joined.split().freeze();
@@ -192,7 +193,7 @@ impl Passage {
         }
     }
 
-    /// Takes what is ready, if anything is.
+    /// Takes the next ready bytes, if there are any.
     pub fn pop(&mut self) -> Option<Bytes> {
         let data = self.ready.pop_front()?;
         let was_full = self.is_full();
@@ -207,8 +208,7 @@ impl Passage {
         self.length >= AHEAD
     }
 
-    /// The upstream is done with, one way or the other. Accounted for before the client can have
-    /// read the last byte.
+    /// Ends the passage. The turn is recorded before the client can have read the last byte.
     pub fn end(&mut self, broken: Option<Broken>) {
         if self.closed.is_some() {
             return;
@@ -227,9 +227,9 @@ impl Passage {
         wake(&mut self.writer);
     }
 
-    /// The client has left. Returns what is left of an answer whose last word was said: Codex
-    /// leaves before the last chunk, and reading on to the end keeps the upstream's connection
-    /// alive.
+    /// Notes that the client has left. Returns the rest of an answer whose terminal event has
+    /// passed. Codex leaves before the last chunk, and reading to the end keeps the upstream's
+    /// connection alive.
     pub fn leave(&mut self) -> Option<reqwest::Response> {
         let turn = self.turn.take()?;
         if self.tap.is_over() {
@@ -244,17 +244,17 @@ impl Passage {
         self.closed.is_some()
     }
 
-    /// Nothing is ready, nor will be.
+    /// Whether nothing is ready and nothing follows.
     pub fn is_over(&self) -> bool {
         self.ready.is_empty() && matches!(self.closed, Some(None))
     }
 
-    /// What follows what was ready, once something is known of that.
+    /// Returns what follows the ready bytes, once that is known.
     pub fn close(&mut self) -> Option<Option<Broken>> {
         self.closed.as_mut().map(Option::take)
     }
 
-    /// Something has panicked: what its turn came to is not known.
+    /// Ends the turn after a panic: its outcome is not known.
     pub fn fail(&mut self) {
         if let Some(turn) = self.turn.take() {
             turn.end(Reading::default(), Some(Ending::Unserved));
@@ -268,8 +268,8 @@ impl Passage {
     }
 }
 
-/// Whether nothing is left of a body whose length is known. HTTP/2 says the end by itself, and has
-/// to be heard out.
+/// Whether a body of known length is complete. An HTTP/2 body states its end itself, and must be
+/// read up to there.
 fn is_end(upstream: &reqwest::Response) -> bool {
     upstream.version() < Version::HTTP_2 && upstream.content_length() == Some(0)
 }
@@ -292,7 +292,7 @@ mod tests {
     use crate::wire::terminal::Terminal;
 
     #[tokio::test]
-    async fn a_failure_inside_an_answer_is_of_the_model_that_was_asked_for() {
+    async fn failure_inside_an_answer_counts_for_the_requested_model() {
         let (gateway, client) = (gateway(&[("a", "o", "p")]), Client::unrestricted("alice"));
         let (_, binding, _) = bound(&gateway, &client).await;
         let mut account =

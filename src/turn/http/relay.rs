@@ -1,13 +1,15 @@
-//! The answer on its way to the client: every byte as it came, in as few writes as the upstream's
-//! own timing allows.
+//! Sends the answer to the client: every byte unchanged, in as few writes as the upstream's own
+//! timing allows.
 //!
-//! hyper hands over an upstream's stream frame by frame, an event at a time, and a connection that
-//! is woken for each of them writes each by itself. Where frames come one by one, as most do, the
-//! client's connection takes them itself, and nobody else is woken. Where they follow each other
-//! closely, a task of the turn's own takes them: it joins those that are ready at the same moment,
-//! and wakes the connection once for all of them. What has come is never held back for a timer: the
-//! upstream's connection gets the chance to hand over another frame, and when there is none
-//! everything goes on its way. Whoever takes the frames, it is that task that listens for silence.
+//! hyper delivers an upstream's stream frame by frame, and a connection that is woken for each
+//! frame writes each one by itself. If frames arrive one by one, as most do, the client's
+//! connection reads them itself, and no other task wakes.
+//!
+//! If frames arrive close together, a task of the turn (the pump) reads them. The pump joins the
+//! frames that are ready at the same moment, and wakes the connection once for all of them. No
+//! timer holds back received bytes: the pump yields once to the upstream's connection, and sends
+//! everything if no further frame is ready. The pump also checks the idle timeout, whichever task
+//! reads the frames.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -25,27 +27,29 @@ use crate::task::Tasks;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::{Broken, Course, Next, Passage, wake};
 
-/// So much is passed on without waiting for company.
+/// Joined bytes that are sent without waiting for further frames.
 const FULL: usize = 16 * 1024;
-/// How long the end of an answer is waited for when its client has left after the last word.
+/// Longest wait for the end of an answer whose client left after the terminal event.
 const EPILOGUE: Duration = Duration::from_secs(1);
 
-/// The body that a client is sent. Dropping it before its end cancels the upstream request.
+/// The body that the client receives. Dropping it before its end cancels the upstream request.
 pub struct Relay(Arc<Mutex<Passage>>);
 
-/// Passes an answer on where its frames have company, listens for silence, and sees to its end if
-/// its client leaves. However it ends, nobody waits for more.
+/// Reads an answer whose frames arrive close together, checks the idle timeout, and reads the
+/// answer to its end if its client leaves. When the pump stops, it ends the passage, so that no
+/// client waits for more.
 pub struct Pump(Arc<Mutex<Passage>>);
 
-/// Both ends of an answer's way: the relay sends what it or the pump, once that is started, takes.
+/// Makes both ends of an answer's passage. The relay sends the frames that it reads itself, and
+/// those that the started pump reads.
 pub fn relay(answer: Answer, gate: Option<IdGate>, turn: Course) -> (Relay, Pump) {
     let passage = Arc::new(Mutex::new(Passage::new(answer, gate, turn)));
     (Relay(Arc::clone(&passage)), Pump(passage))
 }
 
 impl Pump {
-    /// Passes the answer on. What is here as a whole goes with its head, in one write; the rest has
-    /// a task of its own.
+    /// Starts the pump. An answer that has fully arrived goes with its head, in one write;
+    /// otherwise a task of its own runs the pump.
     pub async fn start(self, tasks: &Tasks) {
         match poll_immediate(poll_fn(|context| self.poll_over(context))).await {
             Some(()) => self.finish().await,
@@ -58,7 +62,7 @@ impl Pump {
         self.finish().await;
     }
 
-    /// Until the answer has come to its end, or its client has left.
+    /// Ready when the answer has ended, or its client has left.
     fn poll_over(&self, context: &mut Context<'_>) -> Poll<()> {
         let passage = &mut *lock(&self.0);
         loop {
@@ -74,7 +78,8 @@ impl Pump {
             }
             if passage.is_paced {
                 ready!(passage.idle.poll_over(context));
-                // Unless something has come that its client had no time for.
+                // The idle timeout has passed while the relay reads. The pump reads once more,
+                // because a slow client may not have taken a frame that is there.
                 passage.is_paced = false;
             }
             match passage.poll_next(context) {
@@ -102,7 +107,7 @@ impl Pump {
         }
     }
 
-    /// What is left to do without a client.
+    /// Reads the rest of an answer whose client has left.
     async fn finish(self) {
         let rest = lock(&self.0).leave();
         if let Some(mut upstream) = rest {
@@ -168,8 +173,8 @@ impl Drop for Relay {
     }
 }
 
-/// What a client is sent. Not axum's body: that is a box of its own, and an event of a slow stream
-/// pays for each line of memory.
+/// The body of a response to a client. Axum's own body is a separate box, which costs each event of
+/// a slow stream another cache miss.
 pub enum Outgoing {
     Relayed(Relay),
     Own(axum::body::Body),
@@ -210,14 +215,14 @@ impl Body for Outgoing {
     }
 }
 
-/// Whoever asks now is woken next.
+/// Makes `context` the task to wake next.
 fn register(waker: &mut Option<Waker>, context: &Context<'_>) {
     if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
         *waker = Some(context.waker().clone());
     }
 }
 
-/// However a panic has left it: nothing more than its end is asked of it then.
+/// Locks the passage, even after a panic. A poisoned passage can only end.
 fn lock(passage: &Mutex<Passage>) -> MutexGuard<'_, Passage> {
     passage.lock().unwrap_or_else(failed)
 }

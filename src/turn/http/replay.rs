@@ -1,5 +1,5 @@
-//! Reads a turn's body, whole and once, into memory that is bounded: the same bytes can then be
-//! sent again.
+//! Reads a turn's body once, as a whole, into bounded memory, so that the same bytes can be sent
+//! again.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -18,20 +18,21 @@ use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 use crate::wire::peek::Peek;
 
-/// What the memory for bodies is counted in: a permit is a `u32`, and a body may be larger.
+/// The unit in bytes that the memory for bodies is counted in. A permit is a `u32`, and a body may
+/// be larger.
 const UNIT: usize = 4 * 1024;
-/// Reserved at once for a body that announces its length; a longer one earns its memory by
-/// arriving.
+/// Buffer that is reserved at once for a body that announces its length. A longer body gets more as
+/// it arrives.
 const RESERVE: usize = 1024 * 1024;
-/// A body is decoded in steps of so many bytes.
+/// Bytes that are decoded in one step.
 const STEP: usize = 64 * 1024;
-/// A body must come at this rate on the whole (bytes a second), after a grace.
+/// Lowest average rate of a body in bytes a second, after a grace.
 const SLOWEST: u64 = 16 * 1024;
 const GRACE: Duration = Duration::from_secs(30);
-/// What is still read and thrown away of a body that is refused, so that its sender gets to read
-/// why.
+/// Time for which the rest of a refused body is read and discarded, so that its sender reads the
+/// error.
 const DRAIN: Duration = Duration::from_secs(2);
-/// What a client is told when memory is short.
+/// `Retry-After` when the memory for bodies is full.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The memory for bodies of one replica.
@@ -41,7 +42,7 @@ pub struct Replay {
     free: Arc<Semaphore>,
 }
 
-/// A body and its place in the memory for bodies.
+/// A body and its permit for the memory.
 pub struct Replayed {
     pub bytes: Bytes,
     _place: Option<OwnedSemaphorePermit>,
@@ -49,12 +50,11 @@ pub struct Replayed {
 
 /// A body's JSON text.
 pub enum Text<'b> {
-    /// As it was sent.
+    /// Unencoded, as the client sent it.
     Plain(&'b [u8]),
-    /// Decoded, with its own place in the memory for bodies: to be dropped as soon as it was looked
-    /// at.
+    /// Decoded, with its own permit for the memory. Dropped right after the scan.
     Decoded(Vec<u8>, Option<OwnedSemaphorePermit>),
-    /// In an encoding that is not read here.
+    /// In an encoding that the gateway cannot decode.
     Unreadable,
 }
 
@@ -77,7 +77,7 @@ impl Replay {
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Replayed, Error> {
         let mut body = body;
         match self.collect(&mut body).await {
-            // A client that waits for a go-ahead sends nothing that would have to be drained.
+            // A client that waits for `100 Continue` has sent nothing to drain.
             Err(error)
                 if error.kind == ErrorKind::RequestTooLarge && !headers.contains_key(EXPECT) =>
             {
@@ -100,8 +100,8 @@ impl Replay {
         let mut place = None;
         let began = Instant::now();
         loop {
-            let patience = GRACE + Duration::from_secs(bytes.len() as u64 / SLOWEST);
-            let frame = match tokio::time::timeout_at(began + patience, body.frame()).await {
+            let timeout = GRACE + Duration::from_secs(bytes.len() as u64 / SLOWEST);
+            let frame = match tokio::time::timeout_at(began + timeout, body.frame()).await {
                 Ok(None) => break,
                 Ok(Some(Ok(frame))) => frame,
                 Ok(Some(Err(error))) => {
@@ -112,7 +112,10 @@ impl Replay {
                     .because(error.to_string()));
                 }
                 Err(_) => {
-                    return Err(Error::new(ErrorKind::RequestTimeout, "The body came too slowly."));
+                    return Err(Error::new(
+                        ErrorKind::RequestTimeout,
+                        "The body arrived too slowly.",
+                    ));
                 }
             };
             let Ok(data) = frame.into_data() else { continue };
@@ -125,7 +128,7 @@ impl Replay {
         Ok(Replayed { bytes: bytes.freeze(), _place: place })
     }
 
-    /// Takes what `length` bytes need, beyond what is taken already.
+    /// Takes permits until `length` bytes are covered.
     fn extend(&self, place: &mut Option<OwnedSemaphorePermit>, length: usize) -> Result<(), Error> {
         let wanted = length.div_ceil(UNIT);
         let taken = place.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
@@ -138,7 +141,7 @@ impl Replay {
         let Some(more) = more else {
             return Err(Error::new(
                 ErrorKind::NoKeyAvailable,
-                "The gateway holds as many request bodies as it may.",
+                "The gateway's memory for request bodies is full.",
             )
             .retry_after(SOON));
         };
@@ -167,12 +170,12 @@ async fn drain(body: &mut Body, limit: usize) {
             }
         }
     };
-    // Bounded in time and bytes; how it ends changes nothing.
+    // Limited in time and bytes; the result does not matter.
     let _ = tokio::time::timeout(DRAIN, discard).await;
 }
 
 impl Replay {
-    /// The body as JSON text, decoded where that is needed.
+    /// Returns the body as JSON text, decoded if necessary.
     pub fn text<'b>(&self, headers: &HeaderMap, body: &'b Replayed) -> Result<Text<'b>, Error> {
         let encoding = headers
             .get(CONTENT_ENCODING)
@@ -188,8 +191,8 @@ impl Replay {
         }
     }
 
-    /// At most `max_body` bytes come out, and all of them count: a small body that unfolds without
-    /// end is too large.
+    /// Decodes at most `max_body` bytes, and counts all of them. A small body that decodes to too
+    /// many bytes is too large.
     fn decode<'b>(&self, mut decoder: impl Read) -> Result<Text<'b>, Error> {
         let (mut text, mut place) = (Vec::new(), None);
         loop {
@@ -199,7 +202,7 @@ impl Replay {
             if text.len() > self.max_body {
                 return Err(Error::new(
                     ErrorKind::RequestTooLarge,
-                    format!("The body unfolds to more than {} bytes.", self.max_body),
+                    format!("The body decodes to more than {} bytes.", self.max_body),
                 ));
             }
             if read == 0 {
@@ -214,7 +217,7 @@ fn not_decodable(error: std::io::Error) -> Error {
         .because(error.to_string())
 }
 
-/// Looks at a body's JSON text.
+/// Scans a body's JSON text.
 pub fn peek(text: &[u8]) -> Result<Peek, Error> {
     Peek::at(text).map_err(|place| {
         Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}."))
@@ -237,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_memory_for_bodies_is_bounded_and_given_back() {
+    async fn memory_for_bodies_is_limited_and_released() {
         let replay = replay(64 * KIB, 64 * KIB);
         let first = read(&replay, vec![b'x'; 40 * 1024]).await.unwrap();
         assert_eq!(read(&replay, vec![b'x'; 40 * 1024]).await.err(), Some("no_key_available"));
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_is_not_waited_for() {
+    async fn body_that_trickles_times_out() {
         let silence = Body::new(http_body_util::StreamBody::new(futures_util::stream::pending::<
             Result<http_body::Frame<Bytes>, std::io::Error>,
         >()));
@@ -256,7 +259,7 @@ mod tests {
         assert_eq!((error.code(), began.elapsed()), ("request_timeout", GRACE));
     }
 
-    /// `count` chunks of `size` bytes, one a second.
+    /// A body of `count` chunks of `size` bytes, one a second.
     fn dripping(size: usize, count: usize) -> Body {
         Body::new(http_body_util::StreamBody::new(futures_util::stream::unfold(
             0,
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_may_take_as_long_as_its_length_is_worth() {
+    async fn body_may_take_the_time_that_its_length_allows() {
         let (replay, began) = (replay(4096 * KIB, 4096 * KIB), Instant::now());
         let body = replay.read(&HeaderMap::new(), dripping(16 * 1024, 120)).await.unwrap();
         assert_eq!(
@@ -285,18 +288,18 @@ mod tests {
         let began = Instant::now();
         let error = replay.read(&HeaderMap::new(), dripping(8 * 1024, 120)).await.err().unwrap();
         assert_eq!(error.code(), "request_timeout");
-        // By then half of that time was earned.
+        // By then, the bytes that arrived have extended the time limit by half.
         assert!((59..=61).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_too_large_is_drained_for_a_moment_and_not_where_nothing_was_sent() {
+    async fn body_that_is_too_large_is_drained_briefly_unless_none_was_sent() {
         let (replay, began) = (replay(16 * KIB, 64 * KIB), Instant::now());
         let refused = replay.read(&HeaderMap::new(), dripping(17 * 1024, 1)).await.err().unwrap();
         assert_eq!(
             (refused.code(), began.elapsed()),
             ("request_too_large", Duration::from_secs(1)),
-            "it was sent to its end"
+            "the body was sent completely"
         );
         for (limit, took) in [(64 * 1024, DRAIN), (0, Duration::from_secs(1))] {
             let began = Instant::now();
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_encoded_body_is_read_and_counted_and_a_bomb_is_not_unpacked() {
+    async fn encoded_body_is_read_and_counted_and_a_bomb_is_not_decoded() {
         let replay = replay(512 * KIB, 1024 * KIB);
         let encoded = |encoding: &'static str| {
             HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
@@ -327,10 +330,7 @@ mod tests {
             read(&replay, zstd::encode_all(&b"{\"model\":\"m\"}"[..], 3).unwrap()).await.unwrap();
         let (decoded, free) = text(&body, "zstd").unwrap();
         assert_eq!(decoded.unwrap(), b"{\"model\":\"m\"}");
-        assert!(
-            free < replay.free.available_permits(),
-            "the text has a place of its own while it is looked at"
-        );
+        assert!(free < replay.free.available_permits(), "the text has its own permit");
         let bomb =
             read(&replay, zstd::encode_all(&vec![b' '; 10 << 20][..], 3).unwrap()).await.unwrap();
         assert_eq!(text(&bomb, "ZSTD").err(), Some("request_too_large"));

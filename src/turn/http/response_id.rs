@@ -1,7 +1,7 @@
-//! Finds the id of the response that an answer tells of, in a copy of its bytes as they pass. Pure.
+//! Finds the id of an answer's response in a copy of the bytes. Pure.
 //!
-//! Never later than with the byte that completes it. An id stands near the beginning of an answer:
-//! what comes long after that is not looked at.
+//! The id is found with the byte that completes it, never later. An id stands near the beginning of
+//! an answer, so the search is limited to that part.
 
 use std::io::Write;
 
@@ -12,19 +12,19 @@ use crate::wire::event::{field, is_stream, line_length};
 use crate::wire::peek::Field;
 use crate::wire::scan::Scanner;
 
-/// So much of an answer is looked at.
-const LOOKED_AT: usize = 64 * 1024;
+/// Bytes of an answer that are searched.
+const SEARCHED: usize = 64 * 1024;
 
-/// What an answer has told so far.
+/// The result of the search so far.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FoundId {
     NotYet,
     Id(String),
-    /// It tells none, or in an encoding that is not read.
+    /// The answer has no id, or an encoding that the gateway cannot decode.
     Nothing,
 }
 
-/// Looks for the id in one answer.
+/// Searches one answer for its id.
 pub struct Finder(Decoder<Text>);
 
 impl Finder {
@@ -35,19 +35,19 @@ impl Finder {
         ))
     }
 
-    /// Looks at what comes next.
+    /// Searches the next chunk.
     pub fn look(&mut self, chunk: &[u8]) -> FoundId {
         self.0.observe(chunk);
         let Some(text) = self.0.reader_mut() else { return FoundId::Nothing };
         match text.id() {
             Some(id) => FoundId::Id(id),
-            None if text.length > LOOKED_AT => FoundId::Nothing,
+            None if text.length > SEARCHED => FoundId::Nothing,
             None => FoundId::NotYet,
         }
     }
 }
 
-/// The text of an answer as far as it has come: of a stream, the line that has not ended yet.
+/// The text of an answer so far. For a stream, only the line that has not ended yet.
 struct Text {
     is_stream: bool,
     kept: Vec<u8>,
@@ -75,7 +75,7 @@ impl Text {
 
 impl Write for Text {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let room = LOOKED_AT.saturating_sub(self.length);
+        let room = SEARCHED.saturating_sub(self.length);
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
         self.length += bytes.len();
         Ok(bytes.len())
@@ -86,13 +86,13 @@ impl Write for Text {
     }
 }
 
-/// The id that a line of a stream tells, as far as the line has come.
+/// Returns the id in a stream's line, which may be incomplete.
 fn of_line(line: &[u8]) -> Option<String> {
     let data = field(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line), b"data:")?;
     find(&mut Scanner::new(data), &["response", "id"])
 }
 
-/// The text that `path` leads to in an object that may be cut anywhere behind it.
+/// Returns the string at `path` in an object that may be cut anywhere after the string.
 fn find(scanner: &mut Scanner<'_>, path: &[&str]) -> Option<String> {
     let (name, path) = path.split_first()?;
     scanner.take(b'{').then_some(())?;
@@ -128,7 +128,7 @@ mod tests {
         Finder::new(&headers)
     }
 
-    /// What is found in `text`, and how much of it had to come for that.
+    /// Returns what is found in `text`, and how many bytes that took.
     fn found(kind: &'static str, text: &[u8], size: usize) -> (FoundId, usize) {
         let (mut finder, mut seen) = (finder(kind, None), 0);
         for chunk in text.chunks(size) {
@@ -147,7 +147,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_found_with_the_byte_that_completes_it(newline in 0usize..3, size in 1usize..400, space in "[ \t]{0,2}") {
+        fn id_is_found_with_the_byte_that_completes_it(newline in 0usize..3, size in 1usize..400, space in "[ \t]{0,2}") {
             let newline = ["\n", "\r\n", "\r"][newline];
             let events = [
                 "\u{feff}: a comment, data: {\"response\":{\"id\":\"no\"}}",
@@ -167,7 +167,7 @@ mod tests {
         }
 
         #[test]
-        fn no_answer_is_fatal_and_bytes_at_random_tell_nothing(
+        fn random_bytes_have_no_id_and_are_not_fatal(
             text in proptest::collection::vec(any::<u8>(), 0..400),
             size in 1usize..50,
         ) {
@@ -177,7 +177,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_told_is_the_same_in_pieces_of_any_size(
+        fn id_is_the_same_in_pieces_of_any_size(
             pieces in proptest::collection::vec(proptest::sample::select(&PIECES[..]), 0..24),
             size in 1usize..12,
         ) {
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// What answers are made of, and what they could be mistaken for.
+    /// Parts of answers, and parts that look like them.
     const PIECES: [&str; 16] = [
         "{",
         "}",
@@ -212,7 +212,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_documents_own_id_is_found_wherever_it_stands() {
+    fn id_of_a_document_is_found_anywhere_in_it() {
         assert_eq!(found(JSON, br#"{"id":"resp_1","object":"response""#, 5), (is("resp_1"), 15));
         assert_eq!(
             found(JSON, br#" {"output":[{"id":"no"}],"n":1.0e2,"id":"resp_1"}"#, 500).0,
@@ -236,21 +236,21 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_late_is_not_looked_for() {
+    fn id_that_comes_too_late_is_not_searched() {
         let late = format!(
             "data: {{\"type\":\"x\"}}\n\n{}\ndata: {{\"response\":{{\"id\":\"r\"}}}}\n\n",
-            ":\n".repeat(LOOKED_AT / 2)
+            ":\n".repeat(SEARCHED / 2)
         );
         for size in [1, 7, 1_000, late.len()] {
             assert_eq!(found(STREAM, late.as_bytes(), size).0, FoundId::Nothing, "{size}");
         }
         let mut finder = finder(STREAM, None);
         finder.look(late.as_bytes());
-        assert!(finder.0.reader().unwrap().kept.capacity() <= 2 * LOOKED_AT);
+        assert!(finder.0.reader().unwrap().kept.capacity() <= 2 * SEARCHED);
     }
 
     #[test]
-    fn an_encoded_answer_tells_it_too() {
+    fn id_in_an_encoded_answer_is_found() {
         let text = b"data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(text).unwrap();

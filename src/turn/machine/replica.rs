@@ -1,4 +1,4 @@
-//! One replica of the machine: its bindings and its loop as they are, with another upstream.
+//! One replica of the machine: the real bindings and the real loop, with another upstream.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,12 +45,12 @@ pub struct Replica {
     pub store: Arc<Store>,
     pub registry: Arc<Registry>,
     pub local: Arc<Local>,
-    /// Which set of keys it has loaded.
+    /// The set of keys that the replica has loaded.
     pub set: Cell<usize>,
     pub is_gone: Cell<bool>,
     gateway: Gateway,
     client: Client,
-    /// The highest epoch that it went by, for each session.
+    /// The highest epoch that the replica has used, for each session.
     epochs: RefCell<BTreeMap<usize, u32>>,
 }
 
@@ -94,7 +94,7 @@ impl Replica {
         }
     }
 
-    /// A turn, by the gateway's own loop.
+    /// Plays a turn through the gateway's own loop.
     pub async fn turn(self: &Rc<Self>, upstream: &Rc<Upstream>, number: usize) {
         let asked = Asked {
             replica: Rc::clone(self),
@@ -124,7 +124,7 @@ impl Replica {
         }
     }
 
-    /// B4: what a replica goes by never falls behind what it went by.
+    /// Checks B4: a replica never uses a lower epoch than before.
     fn goes_by(&self, upstream: &Upstream, session: usize, binding: &Binding) {
         let (Written::Here(record) | Written::Stored(record)) = &binding.written else { return };
         if binding.result == BindingResult::Degraded && binding.is_provisional {
@@ -143,7 +143,7 @@ impl Replica {
     }
 }
 
-/// What the turns of a replica share, as small as the loop allows.
+/// The smallest gateway that the loop allows.
 fn gateway(
     store: &Arc<Store>,
     registry: &Arc<Registry>,
@@ -153,7 +153,9 @@ fn gateway(
     static IDENTIFIER: LazyLock<Identifier> =
         LazyLock::new(|| Identifier::new(&Secret::new("a secret of the tests"), None));
     let entry = Entry {
-        clients: Arc::new(Current::new(Arc::new(Clients::new(&[]).expect("nobody")))),
+        clients: Arc::new(Current::new(Arc::new(
+            Clients::new(&[]).expect("an empty list is valid"),
+        ))),
         identifier: IDENTIFIER.clone(),
         owners: Arc::new(Owners::new(Arc::clone(store), TTL, 1)),
         foreign_ids: ForeignIds::Refuse,
@@ -169,17 +171,17 @@ fn gateway(
     }
 }
 
-/// The upstream as one turn of the machine meets it.
+/// The upstream, as one turn of the machine sees it.
 struct Asked {
     replica: Rc<Replica>,
     upstream: Rc<Upstream>,
     number: usize,
-    /// When the turn began, and how many writes the store had seen by then.
+    /// The time when the turn began, and the number of the store's writes by then.
     began: (usize, usize),
     history: BTreeSet<String>,
-    /// An organization could not open the history: the turn is being searched for.
+    /// An organization could not open the history, so the turn searches for another one.
     was_refused: Cell<bool>,
-    /// The dead key that the turn met last.
+    /// The last dead key that the turn met.
     dead: RefCell<Option<Arc<Key>>>,
 }
 
@@ -199,7 +201,7 @@ impl Ask for Asked {
                 Outcome::Answered(answer(StatusCode::OK))
             }
             Answer::Dead => {
-                // What a probe would find out.
+                // A probe would find the key rejected.
                 self.replica.registry.condemn(&binding.key, Ailment::Rejected(Scope::Key));
                 *self.dead.borrow_mut() = Some(Arc::clone(&binding.key));
                 refused(StatusCode::UNAUTHORIZED, "invalid_api_key")
@@ -213,7 +215,7 @@ impl Ask for Asked {
 }
 
 impl Asked {
-    /// The trouble of a dead key comes to an end for this turn once the turn has left the key.
+    /// Notes trouble of the dead key that the turn has now left.
     fn has_left(&self) {
         if let Some(key) = self.dead.take() {
             self.upstream.troubles(&key);
@@ -222,8 +224,8 @@ impl Asked {
 
     fn serves(&self, binding: &Binding) {
         let Self { upstream, number, began: (began, writes), .. } = self;
-        // No replica could know where the session was, or that another replica has moved it since
-        // and cannot tell.
+        // No replica could know the session's key, or another replica has moved it since and cannot
+        // say so.
         let is_blind = match &binding.written {
             Written::Here(record) => {
                 let highest = upstream.highest(*number).max(upstream.highest_written(*number));

@@ -1,4 +1,4 @@
-//! The machine's upstream, its keys, and its record: the judge.
+//! The machine's upstream, its keys, and its record, which is the judge.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +13,13 @@ use crate::session::SessionId;
 use crate::setting::{Secret, SecretSource};
 use crate::store::model::{Shared, Write};
 
-/// Id and organization.
+/// Each key is `(id, organization)`.
 pub const KEYS: [(&str, &str); 4] =
     [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
-/// The sets that replicas load: the usual one, one with a key more, one with a key less.
+/// The sets that replicas load: the usual one, one with an additional key, and one with a key less.
 pub const SETS: [&[usize]; 3] = [&[0, 1, 2], &[0, 1, 2, 3], &[1, 2]];
 
-/// A set of keys. Built once: each has connections of its own.
+/// Returns a set of keys. Each set is built once, because each has its own connections.
 pub fn set(number: usize) -> Table {
     static TABLES: OnceLock<Vec<Table>> = OnceLock::new();
     let tables = TABLES.get_or_init(|| SETS.iter().map(|keys| table(keys)).collect());
@@ -30,7 +30,7 @@ fn number(key: Tag) -> Option<usize> {
     keys().iter().position(|one| one.tag == key)
 }
 
-/// All keys there are.
+/// Returns all keys.
 pub fn keys() -> Vec<Arc<Key>> {
     set(1).keys().to_vec()
 }
@@ -54,11 +54,11 @@ pub fn session(number: usize) -> SessionId {
     SessionId::parse(&format!("{number:022}")).unwrap()
 }
 
-/// What the upstream makes of a turn.
+/// The upstream's answer to a turn.
 pub enum Answer {
     Served,
     Dead,
-    /// It cannot open the turn's history.
+    /// The upstream cannot open the turn's history.
     Foreign,
 }
 
@@ -68,10 +68,10 @@ pub struct Served {
     pub session: usize,
     pub key: Arc<Key>,
     pub began: usize,
-    /// How many writes the store had seen when it began.
+    /// The number of the store's writes when the turn began.
     pub writes: usize,
-    /// Nobody could know where its session was, or its key was not loaded: B8 and the rule of
-    /// spilling speak of it, not B1.
+    /// No replica could know the session's key, or the key was not loaded. B8 and the rule for
+    /// siblings cover such a turn, not B1.
     pub is_excused: bool,
 }
 
@@ -89,17 +89,17 @@ pub struct Upstream {
     shared: Arc<Mutex<Shared>>,
     now: Cell<usize>,
     dead: RefCell<BTreeSet<usize>>,
-    /// What each replica has loaded.
+    /// The set that each replica has loaded.
     sets: RefCell<BTreeMap<usize, usize>>,
-    /// When something happened to a key that may move its sessions.
+    /// The times of events that may move a key's sessions.
     troubles: RefCell<Vec<(usize, usize)>>,
     returned: RefCell<Vec<(usize, usize)>>,
     served: RefCell<BTreeMap<usize, Served>>,
-    /// The organizations that have sealed something in a session's history.
+    /// The organizations that have sealed content in a session's history.
     sealed: RefCell<BTreeMap<usize, BTreeSet<String>>>,
-    /// The highest epoch that any replica has gone by, for each session.
+    /// The highest epoch that any replica has used, for each session.
     highest: RefCell<BTreeMap<usize, u32>>,
-    /// Sessions whose acknowledged writes were lost: B9 speaks of them, not B1.
+    /// Sessions whose acknowledged writes were lost. B9 covers them, not B1.
     lost: RefCell<BTreeSet<usize>>,
     peace: Cell<Option<usize>>,
     violation: RefCell<Option<String>>,
@@ -138,28 +138,28 @@ impl Upstream {
         }
     }
 
-    /// Something happened to `key`.
+    /// Notes trouble of `key`.
     pub fn troubles(&self, key: &Key) {
         self.trouble(number(key.tag).unwrap());
     }
 
-    /// A replica goes from one set of keys to another.
+    /// Notes that a replica changes its set of keys.
     pub fn reloads(&self, replica: usize, set: usize) {
         let old = self.sets.borrow_mut().insert(replica, set).unwrap_or(0);
         for key in 0..KEYS.len() {
             match (SETS[old].contains(&key), SETS[set].contains(&key)) {
                 (true, false) => self.trouble(key),
-                // By a set that is newer than another replica's it is removed, although this one
-                // never had it.
+                // The new set is newer than another replica's, so the key counts as removed
+                // although this replica never had it.
                 (false, false) if old != set && self.is_loaded(key) => self.trouble(key),
-                // Until now it was removed, for somebody.
+                // Some replica considered the key removed until now.
                 (false, true) => self.returned.borrow_mut().push((self.tick(), key)),
                 _ => {}
             }
         }
     }
 
-    /// Whether some replica has gone over to a set that holds it.
+    /// Whether some replica has loaded a set with the key.
     fn is_loaded(&self, key: usize) -> bool {
         self.sets.borrow().values().any(|set| SETS[*set].contains(&key))
     }
@@ -204,7 +204,7 @@ impl Upstream {
         }
     }
 
-    /// Whether something happened to `key` since then, or somebody has removed it.
+    /// Whether `key` had trouble since then, or some replica's set lacks it.
     pub fn has_trouble(&self, key: Tag, since: usize) -> bool {
         let Some(key) = number(key) else { return true };
         let is_removed = self.sets.borrow().values().any(|set| !SETS[*set].contains(&key));
@@ -216,7 +216,7 @@ impl Upstream {
                 .any(|(at, which)| *at >= since && *which == key)
     }
 
-    /// Whether the store has taken another key for the session since that turn: [`wrong_write`]
+    /// Whether the store has taken another key for the session since that turn. [`wrong_write`]
     /// judges the moves themselves.
     fn has_moved(&self, last: &Served) -> bool {
         let key = |value: &str| BindingRecord::parse(value).map(|record| record.key);
@@ -232,7 +232,7 @@ impl Upstream {
         self.shared.lock().unwrap().writes.len()
     }
 
-    /// Whether anything ever happened to `key`.
+    /// Whether `key` never had trouble.
     fn is_sound(&self, key: Tag) -> bool {
         !self.troubles.borrow().iter().any(|(_, which)| Some(*which) == number(key))
     }
@@ -255,7 +255,7 @@ impl Upstream {
         self.highest.borrow().get(&session).copied().unwrap_or_default()
     }
 
-    /// The highest epoch that the store has taken, whether or not anybody has heard of it.
+    /// Returns the highest epoch that the store has taken, whether or not a replica knows it.
     pub fn highest_written(&self, number: usize) -> u32 {
         let shared = self.shared.lock().unwrap();
         let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
@@ -265,8 +265,8 @@ impl Upstream {
             .unwrap_or_default()
     }
 
-    /// Whether the store has taken another key at the epoch of `record`, which a replica goes by
-    /// that cannot ask it: B8's exception.
+    /// Whether the store has taken another key at the epoch of `record`. A replica that cannot ask
+    /// the store may use `record`: B8's exception.
     pub fn has_other(&self, number: usize, record: &BindingRecord) -> bool {
         let shared = self.shared.lock().unwrap();
         let own = shared.writes.iter().filter(|write| write.id == session(number).as_str());
@@ -274,15 +274,15 @@ impl Upstream {
             .any(|other| other.epoch == record.epoch && other.key != record.key)
     }
 
-    /// From now on nothing excuses this session's turns.
+    /// Allows no excuse for this session's turns from now on.
     pub fn expects_peace(&self, session: usize) {
         self.peace.set(Some(session));
     }
 
-    /// The client was told that its history cannot be opened.
+    /// Notes that a client was told that its history cannot be opened.
     pub fn died(&self, session: usize, binding: &Binding) {
-        // A history that two organizations have sealed is nobody's to open: only turns that nobody
-        // could place do that.
+        // No organization can open a history that two organizations have sealed. Only turns that no
+        // replica could place lead to such a history.
         if self.history(session).len() < 2 {
             self.violated(format!("session {session} dies: {binding:?}"));
         }
@@ -297,7 +297,7 @@ impl Upstream {
     }
 }
 
-/// The first write that must not have been done.
+/// Returns the first forbidden write.
 pub fn wrong_write(upstream: &Upstream, writes: &[Write]) -> Option<String> {
     let mut successors = BTreeSet::new();
     for write in writes {
@@ -306,13 +306,13 @@ pub fn wrong_write(upstream: &Upstream, writes: &[Write]) -> Option<String> {
         let is_move = old.key != new.key;
         let why = match () {
             () if new.epoch < old.epoch => "B11: an epoch falls",
-            // What was lost is put right as well as its replicas remember it.
+            // After a loss, the replicas restore as much as they remember.
             () if upstream.has_lost(&write.id) => continue,
             () if is_move && new.epoch == old.epoch => "B3: a binding is replaced at its own epoch",
             () if new.epoch > old.epoch && !successors.insert((&write.id, old.epoch)) => {
                 "B3: an epoch has two successors"
             }
-            // A guess that was corrected moves to another organization without any trouble.
+            // A corrected provisional binding moves to another organization without trouble.
             () if is_move && old.organization == new.organization && upstream.is_sound(old.key) => {
                 "B5: a binding moves although nothing happened to its key"
             }

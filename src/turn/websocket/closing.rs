@@ -1,8 +1,8 @@
-//! Decides what both ends of a WebSocket are told when it ends. Pure.
+//! Decides which close frames both ends of a WebSocket receive when it ends. Pure.
 //!
-//! A word of one end is carried over to the other. Codex answers a close between turns with a new
-//! connection and its full input, unseen by its user; in mid-response it needs an error with a
-//! status first.
+//! One end's close frame is carried to the other end. After a close between turns, Codex reconnects
+//! and sends its full input; its user notices nothing. During a response, Codex first needs an
+//! error with a status.
 
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -14,16 +14,16 @@ use crate::turn::websocket::peer::{Farewell, Lost};
 pub enum End {
     Client(Lost),
     Upstream(Lost),
-    /// The gateway ends it, for this reason.
-    Told(CloseCode, &'static str),
+    /// The gateway ends the WebSocket, for this reason.
+    Gateway(CloseCode, &'static str),
 }
 
-/// What the client and the upstream are told. `in_flight`: the client waits for an answer that will
-/// not come.
+/// Returns the farewells to the client and to the upstream. `in_flight`: the client waits for an
+/// answer that will not come.
 pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
     let away = || say(CloseCode::Away, "");
     match end {
-        End::Client(Lost::Closed(word)) => (Farewell::Echo, carried(word.as_ref())),
+        End::Client(Lost::Closed(frame)) => (Farewell::Echo, carried(frame.as_ref())),
         End::Client(Lost::Gone) => (Farewell::None, away()),
         End::Client(Lost::Broke(code)) => (say(*code, ""), away()),
         End::Upstream(lost) => {
@@ -33,13 +33,13 @@ pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
                 Lost::Broke(code) => say(*code, ""),
             };
             let to_client = match lost {
-                Lost::Closed(word) => carried(word.as_ref()),
+                Lost::Closed(frame) => carried(frame.as_ref()),
                 _ if in_flight => say(CloseCode::Error, ""),
                 _ => away(),
             };
             (to_client, to_upstream)
         }
-        End::Told(code, reason) => (say(*code, reason), away()),
+        End::Gateway(code, reason) => (say(*code, reason), away()),
     }
 }
 
@@ -47,15 +47,15 @@ fn say(code: CloseCode, reason: &'static str) -> Farewell {
     Farewell::Say(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// The other end's word, where it may be sent. Without a code there is nothing in it that could
-/// not. That the protocol was broken is a matter of one hop: said of frames that were ours, or by
-/// the frames themselves in place of a word that must not be.
-fn carried(word: Option<&CloseFrame>) -> Farewell {
-    match word {
-        Some(word) if !word.code.is_allowed() || word.code == CloseCode::Protocol => {
+/// Returns the other end's close frame, if it may be sent. A frame without a code can always be
+/// sent. A protocol error concerns one hop only: either the gateway's own frames broke the
+/// protocol, or the frame itself has a code that must not be sent.
+fn carried(frame: Option<&CloseFrame>) -> Farewell {
+    match frame {
+        Some(frame) if !frame.code.is_allowed() || frame.code == CloseCode::Protocol => {
             say(CloseCode::Error, "")
         }
-        word => Farewell::Say(word.cloned()),
+        frame => Farewell::Say(frame.cloned()),
     }
 }
 
@@ -63,28 +63,29 @@ fn carried(word: Option<&CloseFrame>) -> Farewell {
 mod tests {
     use super::*;
 
-    fn word(code: u16) -> Option<CloseFrame> {
+    fn close_frame(code: u16) -> Option<CloseFrame> {
         Some(CloseFrame { code: code.into(), reason: "because".into() })
     }
 
     fn code(farewell: Farewell) -> u16 {
         match farewell {
-            Farewell::Say(Some(word)) => word.code.into(),
+            Farewell::Say(Some(frame)) => frame.code.into(),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_word_is_carried_over_where_it_may_be() {
+    fn close_frame_is_carried_over_if_it_may_be_sent() {
         for sent in [1000, 1001, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 3000, 4999] {
-            let (client, upstream) = farewells(&End::Upstream(Lost::Closed(word(sent))), false);
-            assert_eq!((client, upstream), (Farewell::Say(word(sent)), Farewell::Echo));
-            let (client, upstream) = farewells(&End::Client(Lost::Closed(word(sent))), true);
-            assert_eq!((client, upstream), (Farewell::Echo, Farewell::Say(word(sent))));
+            let (client, upstream) =
+                farewells(&End::Upstream(Lost::Closed(close_frame(sent))), false);
+            assert_eq!((client, upstream), (Farewell::Say(close_frame(sent)), Farewell::Echo));
+            let (client, upstream) = farewells(&End::Client(Lost::Closed(close_frame(sent))), true);
+            assert_eq!((client, upstream), (Farewell::Echo, Farewell::Say(close_frame(sent))));
         }
         for unsendable in [0, 1002, 1005, 1006, 1015, 2000, 5000] {
             assert_eq!(
-                code(farewells(&End::Upstream(Lost::Closed(word(unsendable))), false).0),
+                code(farewells(&End::Upstream(Lost::Closed(close_frame(unsendable))), false).0),
                 1011,
                 "{unsendable}"
             );
@@ -93,19 +94,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_without_a_word_gets_one() {
+    fn peer_lost_without_a_close_frame_leads_to_one() {
         for lost in [Lost::Gone, Lost::Broke(CloseCode::Invalid)] {
             assert_eq!(
                 code(farewells(&End::Upstream(lost.clone()), false).0),
                 1001,
-                "Codex connects again, unseen"
+                "Codex reconnects and its user notices nothing"
             );
             assert_eq!(code(farewells(&End::Upstream(lost), true).0), 1011);
         }
         assert_eq!(farewells(&End::Client(Lost::Gone), true).0, Farewell::None);
         let (client, upstream) = farewells(&End::Client(Lost::Broke(CloseCode::Size)), false);
         assert_eq!((code(client), code(upstream)), (1009, 1001));
-        let (client, upstream) = farewells(&End::Told(CloseCode::Policy, "revoked"), false);
+        let (client, upstream) = farewells(&End::Gateway(CloseCode::Policy, "revoked"), false);
         assert_eq!((code(client), code(upstream)), (1008, 1001));
     }
 }

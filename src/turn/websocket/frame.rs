@@ -1,5 +1,5 @@
-//! Reads what the books of a WebSocket need of its messages, and nothing more: all of them pass as
-//! they are. Pure.
+//! Reads from a WebSocket's messages only what the socket's state needs. All messages pass
+//! unchanged. Pure.
 
 use http::{HeaderMap, StatusCode};
 
@@ -10,19 +10,19 @@ use crate::wire::references::References;
 use crate::wire::scan::NotJson;
 use crate::wire::terminal::Terminal;
 
-/// What a client's message asks for.
+/// A client's message, as far as the gateway reads it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClientMessage {
-    /// It asks for a response: a turn begins.
+    /// The message asks for a response, so a turn begins.
     pub is_create: bool,
-    /// `stream_id`. `None`: the one lane of a client that names none.
+    /// `stream_id`. `None`: the only lane of a client that names none.
     pub lane: Option<String>,
     pub previous_response_id: Option<String>,
     pub conversation: Option<String>,
     pub model: Option<String>,
-    /// It asks for no output: only that the cache be warm.
+    /// The message asks for no output, only for a warm cache.
     pub is_warm_up: bool,
-    /// `store: false`: the response lives on this connection alone.
+    /// `store: false`: the response exists on this connection only.
     pub is_unstored: bool,
     pub references: References,
 }
@@ -56,12 +56,12 @@ impl ClientMessage {
     }
 }
 
-/// An upstream's message that the books depend on.
+/// An upstream's message that changes the socket's state.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Event {
     pub lane: Option<String>,
     pub response_id: Option<String>,
-    /// It says of its response that it is not stored.
+    /// The event says that its response is not stored.
     pub is_unstored: bool,
     pub stage: Stage,
 }
@@ -70,12 +70,12 @@ pub struct Event {
 pub enum Stage {
     Created,
     Ended(Terminal),
-    /// An `error` frame, with the headers that it carries.
+    /// An `error` frame, with its headers.
     Refused(StatusCode, ErrorBody, HeaderMap),
 }
 
 impl Event {
-    /// `None`: it changes nothing, as nearly all of them.
+    /// Returns `None` for an event that changes no state, as nearly all events.
     pub fn read(text: &[u8]) -> Option<Self> {
         let own;
         let name = match first_type(text) {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_read_wherever_its_fields_stand() {
+    fn request_is_read_in_any_order_of_its_fields() {
         let text = r#"{"model":"m","input":[{"type":"x"}],"store":false,"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
         let expected = ClientMessage {
             is_create: true,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_ends_of_a_response_are_looked_at() {
+    fn events_are_read_only_if_they_change_a_turn() {
         assert_eq!(
             event(r#"{"type":"response.output_text.delta","delta":"response.completed"}"#),
             None
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_a_status_under_either_name() {
+    fn error_has_a_status_under_either_name() {
         for (field, expected) in [
             (r#""status":401,"#, 401),
             (r#""status_code":429,"#, 429),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_its_headers_beside_it_or_inside() {
+    fn error_has_its_headers_beside_it_or_inside() {
         let headers = |text: &str| match event(text).map(|event| event.stage) {
             Some(Stage::Refused(_, _, headers)) => headers,
             other => panic!("{other:?}"),
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_is_read_however_it_is_written() {
+    fn type_is_read_in_every_spelling() {
         for text in
             [r#"{"type":"response\u002ecreated"}"#, r#"{"type":1,"type":"response.created"}"#]
         {

@@ -1,5 +1,5 @@
-//! A WebSocket up to its first message: its handshake is answered once the upstream has answered
-//! ours.
+//! A WebSocket up to its first message. The client's handshake is answered once the upstream has
+//! answered the gateway's handshake.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,16 +37,17 @@ use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, returned};
 use crate::upstream::request::{Content, Request as Asked};
 
-/// When a client should come again to a replica that leaves: the balancer knows by then.
+/// `Retry-After` from a replica that leaves; by then, the balancer sends the client to another
+/// replica.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Whether a request is for a WebSocket.
+/// Whether a request asks for a WebSocket.
 pub fn is_wanted(headers: &HeaderMap) -> bool {
     names(headers, UPGRADE, "websocket")
 }
 
-/// Answers a handshake. Nothing that the client sends is passed on before the upstream has accepted
-/// ours.
+/// Answers a handshake. The gateway forwards nothing from the client before the upstream has
+/// accepted the gateway's handshake.
 pub async fn serve(turns: Arc<WebSocketTurns>, request: Request<Body>) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Websocket, request.headers());
@@ -85,7 +86,7 @@ async fn answer(
     }
 }
 
-/// A handshake that was answered.
+/// A handshake that the upstream has answered.
 struct Connected {
     client: Arc<Client>,
     lineage: Lineage,
@@ -94,8 +95,8 @@ struct Connected {
     answer: Answer,
 }
 
-/// A WebSocket, up to the head of the answer to its handshake, in which a client says all that
-/// binding needs.
+/// Sends a handshake to the upstream, up to the head of its answer. The client's headers name
+/// everything that binding needs.
 async fn connect(
     gateway: &Gateway,
     account: &mut Account,
@@ -129,7 +130,7 @@ async fn connect(
     Ok(Connected { client, lineage, announced: model, binding, answer })
 }
 
-/// What a handshake is answered with, where it is one.
+/// Returns the `Sec-WebSocket-Accept` of a valid handshake.
 fn accept(turns: &WebSocketTurns, request: &Request<Body>) -> Result<HeaderValue, Error> {
     let headers = request.headers();
     let is_handshake = request.version() == Version::HTTP_11
@@ -151,14 +152,14 @@ fn accept(turns: &WebSocketTurns, request: &Request<Body>) -> Result<HeaderValue
     if turns.closing.is_cancelled() {
         return Err(Error::new(
             ErrorKind::NoKeyAvailable,
-            "This replica is leaving: connect again.",
+            "This replica is shutting down: connect again.",
         )
         .retry_after(SOON));
     }
     Ok(accepted)
 }
 
-/// Both connections are made into one; the turns that come on it are its own to account for.
+/// Joins both connections. Each turn on the WebSocket gets its own account.
 fn open(
     turns: &Arc<WebSocketTurns>,
     account: Account,
@@ -192,8 +193,7 @@ fn open(
     };
     turns.connections.spawn(async move {
         let _open = open;
-        // A client that has left by now leaves nothing behind: its upstream's connection goes with
-        // this task.
+        // If the client has left by now, this task drops the upstream's connection, too.
         let (Ok(client), Ok(upstream)) = tokio::join!(client_connection, upstream_connection)
         else {
             return;
@@ -205,13 +205,14 @@ fn open(
     response
 }
 
-/// Whether a list header holds `word`.
+/// Whether a list header contains `word`.
 fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
 }
 
-/// Browsers let any page open a WebSocket anywhere, and say whose page it is.
+/// Whether a page of another origin sent the handshake. Browsers let any page open a WebSocket
+/// anywhere, and send the page's origin.
 fn is_cross_origin(headers: &HeaderMap) -> bool {
     let text =
         |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
@@ -226,7 +227,7 @@ mod tests {
     use super::*;
     use crate::turn::websocket::sockets::tests::turns;
 
-    /// The handshake of a client, but for `changed`.
+    /// A client's handshake, with one header `changed`.
     fn handshake(changed: Option<(HeaderName, &'static str)>) -> Request<Body> {
         let mut request = Request::new(Body::empty());
         let list = [
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_is_answered_only_where_it_is_one() {
+    fn handshake_is_accepted_only_if_it_is_valid() {
         let turns = turns(&[("a", "o", "p")]);
         let answered =
             |request: &Request<Body>| accept(&turns, request).map_err(|error| error.code());
@@ -277,19 +278,19 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_leaves_opens_no_connection() {
+    fn replica_that_leaves_opens_no_connection() {
         let turns = turns(&[("a", "o", "p")]);
         turns.closing.cancel();
         let error = accept(&turns, &handshake(None)).unwrap_err();
         assert_eq!(
             (error.code(), error.retry_after),
             ("no_key_available", Some(SOON)),
-            "another one does"
+            "another replica accepts the handshake"
         );
     }
 
     #[test]
-    fn a_page_may_connect_only_where_it_came_from() {
+    fn page_may_connect_only_to_its_own_origin() {
         let is_cross = |origin: Option<&str>| {
             let mut headers =
                 HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway:8080"))]);

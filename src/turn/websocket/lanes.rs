@@ -1,48 +1,47 @@
-//! Which turns of a WebSocket are in flight, lane by lane, and which response ids were issued on
-//! it. Pure.
+//! The turns in flight on a WebSocket, by lane, and the response ids issued on it. Pure.
 //!
-//! A lane (`stream_id`) answers one response after the other; lanes interleave. What is queued,
-//! cancelled or steered is the upstream's business: here is only kept what it said.
+//! A lane (`stream_id`) answers one response after the other; lanes interleave. The upstream
+//! queues, cancels and steers responses. This module only tracks what the upstream said.
 
 use std::collections::VecDeque;
 
-/// So many ids are known to be the socket's own: more than the upstream itself keeps at hand.
+/// Most ids that are known as issued on the socket: more than the upstream itself keeps.
 const ISSUED: usize = 1024;
-/// So many turns may be in flight or queued: far more than an upstream takes.
+/// Most turns in flight or queued: far more than an upstream accepts.
 const IN_FLIGHT: usize = 256;
 
-/// A turn in flight; `account`: whatever its owner keeps with it.
+/// A turn in flight. `account` is any data that the caller keeps with the turn.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Turn<T> {
     pub account: T,
-    /// It asks for no output.
+    /// The turn asks for no output.
     pub is_warm_up: bool,
-    /// Its response is not to be stored.
+    /// The turn's response is not stored.
     pub is_unstored: bool,
-    /// It shows content that only its organization can open.
+    /// The turn carries content that only its organization can open.
     pub shows_sealed: bool,
-    /// It refers to what only this project can find.
-    pub is_held: bool,
-    /// The upstream has said that it began.
+    /// The turn refers to content that only this project can find.
+    pub needs_project: bool,
+    /// The upstream has said that the response began.
     pub has_begun: bool,
 }
 
 impl<T> Turn<T> {
-    /// One that nobody asked for in so many words.
+    /// A turn of which nothing else is known.
     pub const fn new(account: T) -> Self {
         Self {
             account,
             is_warm_up: false,
             is_unstored: false,
             shows_sealed: false,
-            is_held: false,
+            needs_project: false,
             has_begun: false,
         }
     }
 }
 
 pub struct Lanes<T> {
-    /// The turns of each lane that has any, the one that is answered first.
+    /// The turns of each lane that has any, oldest first.
     lanes: Vec<(Option<String>, VecDeque<Turn<T>>)>,
     issued: VecDeque<String>,
 }
@@ -62,7 +61,7 @@ impl<T> Lanes<T> {
         self.lanes.iter().map(|(_, turns)| turns.len()).sum::<usize>() >= IN_FLIGHT
     }
 
-    /// The client asks for a response.
+    /// Adds a turn that the client asks for.
     pub fn ask(&mut self, lane: Option<&str>, turn: Turn<T>) {
         let at = self.find(lane).unwrap_or_else(|| {
             self.lanes.push((lane.map(str::to_owned), VecDeque::new()));
@@ -71,13 +70,13 @@ impl<T> Lanes<T> {
         self.lanes[at].1.push_back(turn);
     }
 
-    /// The turn that its lane is at.
+    /// Returns the current turn of a lane.
     pub fn current(&mut self, lane: Option<&str>) -> Option<&mut Turn<T>> {
         let at = self.find(lane)?;
         self.lanes[at].1.front_mut()
     }
 
-    /// The turn that its lane is at has ended.
+    /// Removes the current turn of a lane, which has ended.
     pub fn ended(&mut self, lane: Option<&str>) -> Option<Turn<T>> {
         let at = self.find(lane)?;
         let turn = self.lanes[at].1.pop_front();
@@ -87,7 +86,7 @@ impl<T> Lanes<T> {
         turn
     }
 
-    /// Everything that is in flight, with its lane.
+    /// Takes all turns in flight, with their lanes.
     pub fn take_all(&mut self) -> Vec<(Option<String>, Turn<T>)> {
         let lanes = std::mem::take(&mut self.lanes);
         lanes
@@ -105,7 +104,8 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// The latest are asked for, nearly always.
+    /// Whether `id` was issued on this socket. Most lookups are for the latest ids, so the search
+    /// starts there.
     pub fn has_issued(&self, id: &str) -> bool {
         self.issued.iter().rev().any(|issued| issued == id)
     }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lane_answers_in_order_and_lanes_interleave() {
+    fn lane_answers_in_order_and_lanes_interleave() {
         let mut lanes = Lanes::default();
         for (lane, turn) in [(None, 1), (Some("a"), 2), (None, 3)] {
             lanes.ask(lane, Turn { is_warm_up: turn == 1, ..Turn::new(turn) });
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_its_own_and_the_oldest_are_forgotten() {
+    fn issued_ids_are_known_and_the_oldest_are_forgotten() {
         let mut lanes = Lanes::<()>::default();
         for number in 0..=ISSUED {
             lanes.issue(format!("r{number}"));
         }
         for _ in 0..ISSUED {
-            // Each event of a response says its id.
+            // Each event of a response names its id.
             lanes.issue("r9".into());
         }
         assert!(

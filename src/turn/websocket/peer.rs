@@ -1,4 +1,5 @@
-//! One hop of a WebSocket: how large and how silent a peer may be, and how it is left.
+//! One peer of a WebSocket: limits for its message size and its silence, and how to close its
+//! connection.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -19,21 +20,21 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::turn::idle::Idle;
 
-/// A larger message is refused. The real service's own limit is not known; a Codex turn is a few
-/// megabytes at the most.
+/// Largest message that is accepted. OpenAI's own limit is not known; a Codex turn has a few
+/// megabytes at most.
 const LARGEST: usize = 16 * 1024 * 1024;
-/// What is read at a time. Defaults would cost a quarter of a megabyte a connection.
+/// Size of the read buffer. The default would cost a quarter of a megabyte per connection.
 const READ: usize = 4 * 1024;
-/// So much is joined into one write.
+/// Bytes that are joined into one write.
 const WRITE: usize = 4 * 1024;
-/// So many answers to pings may wait for a peer that does not read. Beyond it no more is read from
-/// that peer either: the frames themselves would pile up answers without end.
-const OWED: usize = 256;
+/// Most pongs that may wait for a peer that does not read. Beyond that, the gateway stops reading
+/// from the peer, because each further ping would add a pong.
+const UNSENT_PONGS: usize = 256;
 
 pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
 pub type Sink = SplitSink<Frames, Message>;
 
-/// The frames of a connection.
+/// Returns the frames of a connection.
 pub async fn frames(connection: Upgraded, role: Role) -> Frames {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
@@ -46,11 +47,11 @@ pub async fn frames(connection: Upgraded, role: Role) -> Frames {
 /// How a peer was lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lost {
-    /// It said so.
+    /// The peer closed the connection.
     Closed(Option<CloseFrame>),
-    /// It is gone without a word, or silent for too long.
+    /// The connection ended without a close frame, or the peer was silent for too long.
     Gone,
-    /// It broke the protocol, and is told by this code.
+    /// The peer broke the protocol. The gateway closes with this code.
     Broke(CloseCode),
 }
 
@@ -66,44 +67,44 @@ impl Lost {
     }
 }
 
-/// What a peer sends.
+/// The messages from a peer.
 pub struct Incoming {
     frames: SplitStream<Frames>,
     silence: Idle,
-    /// It was asked whether it is there, and has sent nothing since.
-    is_asked: bool,
-    /// Pings whose answers could not get out at once.
-    owed: usize,
+    /// A ping was sent, and nothing has arrived since.
+    is_pinged: bool,
+    /// Pongs that could not be sent at once.
+    unsent_pongs: usize,
 }
 
 impl Incoming {
     pub fn new(frames: SplitStream<Frames>, ping: Duration) -> Self {
-        Self { frames, silence: Idle::new(ping), is_asked: false, owed: 0 }
+        Self { frames, silence: Idle::new(ping), is_pinged: false, unsent_pongs: 0 }
     }
 
-    /// The next message to pass on. A silent peer is asked through `sink` whether it is there.
+    /// Returns the next message to forward. Pings a silent peer through `sink`.
     pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
         loop {
             let Self { frames, silence, .. } = self;
-            let heard = poll_fn(|context| match frames.poll_next_unpin(context) {
-                Poll::Ready(heard) => Poll::Ready(Some(heard)),
+            let received = poll_fn(|context| match frames.poll_next_unpin(context) {
+                Poll::Ready(item) => Poll::Ready(Some(item)),
                 Poll::Pending => silence.poll_over(context).map(|()| None),
             });
-            let message = match heard.await {
+            let message = match received.await {
                 Some(Some(Ok(message))) => message,
                 Some(Some(Err(error))) => return Err(Lost::of(&error)),
                 Some(None) => return Err(Lost::Gone),
-                None if self.is_asked => return Err(Lost::Gone),
+                None if self.is_pinged => return Err(Lost::Gone),
                 None => {
-                    self.silence.stir();
-                    self.is_asked = ping(sink);
+                    self.silence.note_arrival();
+                    self.is_pinged = ping(sink);
                     continue;
                 }
             };
-            self.silence.stir();
-            self.is_asked = false;
+            self.silence.note_arrival();
+            self.is_pinged = false;
             match message {
-                Message::Close(word) => return Err(Lost::Closed(word)),
+                Message::Close(frame) => return Err(Lost::Closed(frame)),
                 Message::Ping(_) => self.answer(sink).await,
                 Message::Pong(_) => {}
                 message => return Ok(message),
@@ -111,62 +112,61 @@ impl Incoming {
         }
     }
 
-    /// Sees to it that the answer to a ping, which the frames have ready, gets out. Only somebody
-    /// who is owed many is waited for: a peer may well read no more for now because it has so much
-    /// to say.
+    /// Flushes the pong that the frames have prepared. The gateway waits only for a peer with many
+    /// unsent pongs, because a peer that is sending may briefly not read.
     async fn answer(&mut self, sink: &Mutex<Sink>) {
         let is_out = sink
             .try_lock()
             .is_ok_and(|mut sink| matches!(sink.flush().now_or_never(), Some(Ok(()))));
-        self.owed = if is_out { 0 } else { self.owed + 1 };
-        if self.owed > OWED {
-            // A peer that is gone is found by whoever reads from it.
+        self.unsent_pongs = if is_out { 0 } else { self.unsent_pongs + 1 };
+        if self.unsent_pongs > UNSENT_PONGS {
+            // If the peer is gone, reading from it will fail.
             let _ = sink.lock().await.flush().await;
-            self.owed = 0;
+            self.unsent_pongs = 0;
         }
     }
 }
 
-/// Whether the question went out. Where something else cannot get out, the peer is slow to read: it
-/// cannot be expected to answer.
+/// Sends a ping. Returns whether it went out. If other data blocks the sink, the peer reads slowly
+/// and cannot be expected to answer.
 fn ping(sink: &Mutex<Sink>) -> bool {
     let Ok(mut sink) = sink.try_lock() else { return false };
     matches!(sink.send(Message::Ping(Bytes::new())).now_or_never(), Some(Ok(())))
 }
 
-/// What a peer is told at the end.
+/// The last message to a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Farewell {
-    /// It is gone.
+    /// The peer is gone.
     None,
-    /// It has said so itself, and has its answer.
+    /// The peer closed the connection itself; the library answers its close frame.
     Echo,
     Say(Option<CloseFrame>),
 }
 
-/// Leaves a peer, after these last messages, within `patience`.
+/// Closes a peer's connection within `timeout`, after the messages `last`.
 pub async fn leave(
     sink: Mutex<Sink>,
     from: Incoming,
     last: Vec<Message>,
     farewell: Farewell,
-    patience: Duration,
+    timeout: Duration,
 ) {
     let Ok(mut frames) = sink.into_inner().reunite(from.frames) else { return };
-    let word = match farewell {
+    let close = match farewell {
         Farewell::None => return,
         Farewell::Echo => None,
-        Farewell::Say(word) => Some(Message::Close(word)),
+        Farewell::Say(frame) => Some(Message::Close(frame)),
     };
-    let is_broken = word.as_ref().is_some_and(is_reproach);
+    let is_broken = close.as_ref().is_some_and(is_protocol_error);
     let leaving = async {
-        for message in last.into_iter().chain(word) {
+        for message in last.into_iter().chain(close) {
             frames.send(message).await?;
         }
         frames.flush().await?;
         if is_broken {
-            // It is not understood any more; but were its bytes left unread, the connection would
-            // be reset under our last word.
+            // The peer's bytes cannot be understood any more. But if they stayed unread, the
+            // connection would be reset and the close frame lost.
             let (stream, mut unread) = (frames.get_mut(), [0; 1024]);
             stream.shutdown().await?;
             while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
@@ -174,12 +174,12 @@ pub async fn leave(
         while let Some(Ok(_)) = frames.next().await {}
         Ok::<(), Error>(())
     };
-    // Whoever does not hear the last word in time does not.
-    let _ = tokio::time::timeout(patience, leaving).await;
+    // A peer that does not read in time misses the close frame.
+    let _ = tokio::time::timeout(timeout, leaving).await;
 }
 
-/// Whether it says that the peer broke the protocol.
-fn is_reproach(word: &Message) -> bool {
-    let Message::Close(Some(word)) = word else { return false };
-    matches!(word.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)
+/// Whether the message says that the peer broke the protocol.
+fn is_protocol_error(message: &Message) -> bool {
+    let Message::Close(Some(frame)) = message else { return false };
+    matches!(frame.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)
 }

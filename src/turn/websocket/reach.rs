@@ -1,24 +1,25 @@
-//! Checks that what a message refers to can be reached with its socket's key, which never changes.
+//! Checks that everything a message refers to can be reached with its socket's key, which never
+//! changes.
 
 use crate::binding::Binding;
-use crate::binding::place::untold;
+use crate::binding::place::unknown_project;
 use crate::client::ClientId;
 use crate::error::Error;
 use crate::turn::Gateway;
 use crate::turn::ownership::not_found;
 use crate::turn::websocket::frame::ClientMessage;
-use crate::turn::websocket::replace_error::anew;
+use crate::turn::websocket::replace_error::reconnect;
 
-/// A connection that has one key for life.
+/// A connection, which has one key for life.
 pub struct Served<'b> {
     pub binding: &'b Binding,
-    /// Its session was served on it.
+    /// The connection has served turns of its session.
     pub has_served: bool,
 }
 
-/// Checks that everything a message of `client` refers to can be reached with the key of its
-/// socket. `is_own`: the response that it goes on from was issued on the socket. Returns whether
-/// the message refers to something that only the session's project can find.
+/// Checks that everything a message of `client` refers to can be reached with the socket's key.
+/// `is_own`: the response that the message continues was issued on the socket. Returns whether the
+/// message refers to content that only the session's project can find.
 pub async fn may_reach(
     gateway: &Gateway,
     client: &ClientId,
@@ -36,12 +37,12 @@ pub async fn may_reach(
     }
     entry.may_refer(message.conversation.as_deref(), message.references)?;
     let is_unknown = previous.is_some() && origin.is_none() || message.conversation.is_some();
-    let is_held = is_unknown || message.references.are_held;
+    let needs_project = is_unknown || message.references.are_held;
     let model = message.model.as_deref().unwrap_or_default();
-    match is_held && !bindings.is_in_own_project(on.binding, on.has_served) {
-        // The next connection reaches it.
-        true if bindings.is_own_project_ready(on.binding, model) => Err(anew()),
-        true => Err(untold()),
-        false => Ok(is_held),
+    match needs_project && !bindings.is_in_own_project(on.binding, on.has_served) {
+        // The client's next connection reaches the content.
+        true if bindings.is_own_project_ready(on.binding, model) => Err(reconnect()),
+        true => Err(unknown_project()),
+        false => Ok(needs_project),
     }
 }

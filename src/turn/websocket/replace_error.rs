@@ -1,6 +1,5 @@
-//! What a client hears instead of an error frame: where the next connection will not meet the
-//! error, that it should make one; and of what is said of our keys only what is the client's
-//! business.
+//! Replaces error frames. If the client's next connection will not meet the error, the client is
+//! told to reconnect. Otherwise the client learns about keys only what concerns it.
 
 use http::HeaderMap;
 use http::header::RETRY_AFTER;
@@ -14,30 +13,30 @@ use crate::metrics::{Decision, Reason};
 use crate::turn::Gateway;
 use crate::turn::verdict::{overloaded, too_steep};
 
-/// What the client hears.
+/// The replacement of an error frame.
 pub enum Replacement {
-    /// What the upstream said.
+    /// None: the client receives the upstream's frame.
     Nothing,
     Error(Error),
-    /// The word on which every client connects anew, with its full input. The key is out of use by
-    /// then, or the session bound elsewhere.
-    Anew,
+    /// The error on which every client reconnects and sends its full input. By then, the key is out
+    /// of use or the session is bound to another key.
+    Reconnect,
 }
 
-/// A response that was refused on a connection.
+/// A response that the upstream refused on a connection.
 pub struct Refused<'r> {
     pub diagnosis: Diagnosis,
     pub headers: &'r HeaderMap,
-    /// The client has something of the response already.
+    /// The client has received part of the response.
     pub has_begun: bool,
-    /// The session's organization was guessed, and has answered nothing yet.
+    /// The session's organization is provisional and has not answered yet.
     pub is_provisional: bool,
-    /// The connection's handshake named the model: the next one will be for it, too.
+    /// The connection's handshake named the model, so the next handshake will name it, too.
     pub is_announced: bool,
 }
 
 impl Refused<'_> {
-    /// Why the client does not get its answer, if that is not its own doing.
+    /// Returns why the client receives no answer, unless its own request is the reason.
     fn reason(&self) -> Option<Reason> {
         match self.diagnosis {
             Diagnosis::Ailing(ailment) => Some(ailment.into()),
@@ -53,7 +52,7 @@ impl Refused<'_> {
 }
 
 impl Replacement {
-    /// What the client of the refused turn `demand` hears.
+    /// Returns the replacement of the error frame for the refused turn `demand`.
     pub async fn of(
         gateway: &Gateway,
         binding: &Binding,
@@ -63,8 +62,8 @@ impl Replacement {
         let instead = Self::decide(gateway, binding, (demand, tried), &refused).await;
         if let Some(reason) = refused.reason() {
             let decision =
-                if matches!(instead, Self::Anew) { Decision::Retry } else { Decision::Refuse };
-            gateway.tell(demand.session.as_ref(), binding, decision, reason);
+                if matches!(instead, Self::Reconnect) { Decision::Retry } else { Decision::Refuse };
+            gateway.record_decision(demand.session.as_ref(), binding, decision, reason);
         }
         instead
     }
@@ -82,7 +81,8 @@ impl Replacement {
                 gateway.registry.observe(key, ailment);
                 gateway.registry.settled(key).await;
                 tried.refused.push(key.tag);
-                // Accepted when it was asked again, the same one serves the next connection.
+                // If a probe finds that the key is accepted, the same key serves the next
+                // connection.
                 let is_cured = gateway.registry.is_ready(key, demand.model)
                     || bindings.would_leave(demand.after(&tried), binding);
                 (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
@@ -91,13 +91,13 @@ impl Replacement {
                 let wait = wait_or_usual(wait);
                 gateway.registry.limit(key, demand.model, wait);
                 let error = Error::limited(
-                    "The upstream takes no more of this model for the moment.",
+                    "The upstream is limiting the rate of this model at the moment.",
                     wait,
                 );
-                // A handshake that names no model would find the same key again.
+                // After a handshake without a model, the gateway would choose the same key again.
                 let is_cured =
                     refused.is_announced && bindings.would_leave(demand.after(&tried), binding);
-                (is_cured, Some(error).filter(|_| !is_told(refused.headers)))
+                (is_cured, Some(error).filter(|_| !says_when(refused.headers)))
             }
             Diagnosis::Foreign if refused.is_provisional && !refused.has_begun => {
                 match bindings
@@ -109,44 +109,44 @@ impl Replacement {
                 }
             }
             Diagnosis::NoAccess => {
-                gateway.failover.corroboration.heard(&gateway.registry, key, demand);
+                gateway.failover.corroboration.report(&gateway.registry, key, demand);
                 (false, None)
             }
             Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
             Diagnosis::TooSteep(wait) => {
-                (false, Some(too_steep(wait)).filter(|_| !is_told(refused.headers)))
+                (false, Some(too_steep(wait)).filter(|_| !says_when(refused.headers)))
             }
             Diagnosis::Foreign | Diagnosis::Failed | Diagnosis::Sound => (false, None),
         };
         match otherwise {
-            // What is said of our key is never the client's business; anything else it may hear in
-            // the upstream's words.
+            // The client must not see what the upstream says about a key. It may see any other
+            // error in the upstream's words.
             Some(error) if refused.has_begun && is_rejected => Self::Error(error),
             _ if refused.has_begun => Self::Nothing,
-            _ if is_cured => Self::Anew,
+            _ if is_cured => Self::Reconnect,
             Some(error) => Self::Error(error),
             None => Self::Nothing,
         }
     }
 
-    /// The frame in place of the upstream's.
+    /// Returns the frame that replaces the upstream's.
     pub fn to_frame(&self, lane: Option<&str>) -> Option<String> {
         match self {
             Self::Nothing => None,
             Self::Error(error) => Some(error.to_frame(lane)),
-            Self::Anew => Some(anew().to_frame(lane)),
+            Self::Reconnect => Some(reconnect().to_frame(lane)),
         }
     }
 }
 
-/// That a client should connect anew, in the words of the real service.
-pub fn anew() -> Error {
-    const ANEW: &str = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
-    Error::new(ErrorKind::ConnectionLimit, ANEW)
+/// The error that tells a client to reconnect, in OpenAI's own words.
+pub fn reconnect() -> Error {
+    const RECONNECT: &str = "Responses websocket connection limit reached (60 minutes). Create a new websocket connection to continue.";
+    Error::new(ErrorKind::ConnectionLimit, RECONNECT)
 }
 
-/// Whether an error frame says when to come again so that every client understands it.
-fn is_told(headers: &HeaderMap) -> bool {
+/// Whether an error frame has a `Retry-After` that every client understands.
+fn says_when(headers: &HeaderMap) -> bool {
     headers
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok())

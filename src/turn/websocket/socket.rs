@@ -1,8 +1,9 @@
-//! A WebSocket from end to end: one of the client's, one of the upstream's, one key, for life.
+//! A WebSocket from end to end: one client connection and one upstream connection share one key for
+//! life.
 //!
-//! Text passes as it came, in both directions, known or not. What is the business of one hop stays
-//! there: fragments, pings, pongs. The books are kept from what passes, by lane, and never alter
-//! it; the only frames of our own are errors.
+//! Text messages pass unchanged in both directions, known or unknown. Fragments, pings and pongs
+//! stay on their hop. The socket's state follows the messages by lane and never alters them. The
+//! gateway sends no frames of its own except errors.
 
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,11 +28,11 @@ use crate::turn::websocket::peer::{Frames, Incoming, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::turn::websocket::state::SocketState;
 
-/// When a client that was told to come again should.
+/// `Retry-After` for a client that should try again.
 const SOON: Duration = Duration::from_secs(1);
 
-/// How long a client may take to hear why.
-const LAST_WORD: Duration = Duration::from_secs(2);
+/// Longest time for a client to receive the close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub struct Socket {
     turns: Arc<WebSocketTurns>,
@@ -43,20 +44,20 @@ pub struct Socket {
     proof: TokenProof,
     to_client: Mutex<Sink>,
     to_upstream: Mutex<Sink>,
-    books: Lock<SocketState>,
-    /// Told when a turn has ended.
+    state: Lock<SocketState>,
+    /// Notified when a turn has ended.
     quiet: Notify,
-    /// Told when the client must connect anew.
+    /// Notified when the client must reconnect.
     leaving: Notify,
 }
 
-/// Who speaks through a socket, and where to.
+/// The properties of a connection.
 pub struct Connection {
     pub turns: Arc<WebSocketTurns>,
     pub binding: Binding,
     pub client: Arc<Client>,
     pub lineage: Lineage,
-    /// The model that its handshake named. Nothing: none.
+    /// The model that the handshake named; empty if it named none.
     pub announced: String,
     pub caller: Caller,
     pub proof: TokenProof,
@@ -64,7 +65,7 @@ pub struct Connection {
 }
 
 impl Socket {
-    /// Passes on what comes, until one end is gone or both are told to go.
+    /// Forwards messages until one end is gone or the gateway closes both.
     pub async fn run(connection: Connection, client: Frames, upstream: Frames) {
         let Connection {
             turns,
@@ -79,7 +80,7 @@ impl Socket {
         let ping = turns.timing.ping;
         let (to_client, from_client) = client.split();
         let (to_upstream, from_upstream) = upstream.split();
-        let books = SocketState::new(binding.result, domain_moved);
+        let state = SocketState::new(binding.result, domain_moved);
         let socket = Self {
             turns,
             binding,
@@ -90,7 +91,7 @@ impl Socket {
             proof,
             to_client: Mutex::new(to_client),
             to_upstream: Mutex::new(to_upstream),
-            books: Lock::new(books),
+            state: Lock::new(state),
             quiet: Notify::new(),
             leaving: Notify::new(),
         };
@@ -99,12 +100,12 @@ impl Socket {
         let end = tokio::select! {
             end = socket.upward(&mut from_client) => end,
             end = socket.downward(&mut from_upstream) => end,
-            end = socket.told() => end,
+            end = socket.closed() => end,
         };
         socket.finish(end, from_client, from_upstream).await;
     }
 
-    /// From the client to the upstream.
+    /// Forwards the client's messages to the upstream.
     async fn upward(&self, from: &mut Incoming) -> End {
         loop {
             let message = match from.next(&self.to_client).await {
@@ -120,13 +121,15 @@ impl Socket {
                 None => self.to_upstream.lock().await.send(message).await,
             };
             if sent.is_err() {
-                // Whoever is gone may have said why: that is for those who listen to it.
+                // The peer may have sent a close frame before it left. The task that reads from the
+                // peer reports the end.
                 return std::future::pending().await;
             }
         }
     }
 
-    /// From the upstream to the client: what is there at the same moment goes in one write.
+    /// Forwards the upstream's messages to the client. Messages that are ready at the same moment
+    /// go in one write.
     async fn downward(&self, from: &mut Incoming) -> End {
         loop {
             let ready = poll_immediate(from.next(&self.to_upstream)).await;
@@ -138,7 +141,7 @@ impl Socket {
             let message = match message {
                 Ok(message) => message,
                 Err(lost) => {
-                    // What came before has come.
+                    // Messages that arrived before the end still go out.
                     let _ = self.flush().await;
                     return End::Upstream(lost);
                 }
@@ -157,17 +160,18 @@ impl Socket {
         }
     }
 
-    /// Everything that has come for the client is on its way.
+    /// Flushes all messages to the client.
     async fn flush(&self) -> Result<(), tungstenite::Error> {
         self.to_client.lock().await.flush().await?;
-        if std::mem::take(&mut self.books().is_passing) {
+        if std::mem::take(&mut self.state().is_passing) {
             self.quiet.notify_one();
         }
         Ok(())
     }
 
-    /// Waits until something else than its two ends ends the connection.
-    async fn told(&self) -> End {
+    /// Waits until the gateway must end the connection: the token is revoked, the key is closed, or
+    /// the replica leaves.
+    async fn closed(&self) -> End {
         let (mut clients, mut operators) =
             (self.turns.gateway.entry.clients.follow(), self.turns.gateway.registry.follow());
         let closing = async {
@@ -183,12 +187,12 @@ impl Socket {
                     && client.may_use_organization(&self.binding.key.organization)
             };
             if !admitted.is_some_and(may_stay) {
-                return End::Told(CloseCode::Policy, "the token was revoked");
+                return End::Gateway(CloseCode::Policy, "the token was revoked");
             }
             is_leaving |= self.turns.gateway.registry.is_closed(&self.binding.key);
             let quiet = self.quiet.notified();
             if is_leaving && self.is_quiet() {
-                return End::Told(CloseCode::Away, "");
+                return End::Gateway(CloseCode::Away, "");
             }
             tokio::select! {
                 Ok(()) = clients.changed() => {}
@@ -200,15 +204,16 @@ impl Socket {
         }
     }
 
-    /// Whether nothing is in flight, nor on its way to the client.
+    /// Whether no turn is in flight and no message is on its way to the client.
     fn is_quiet(&self) -> bool {
-        let books = self.books();
-        books.lanes.is_idle() && !books.is_passing
+        let state = self.state();
+        state.lanes.is_idle() && !state.is_passing
     }
 
-    /// Both ends are told why, and each turn in flight that it will have no answer.
+    /// Closes both ends. Each turn in flight is recorded as cut, and the client receives an error
+    /// for it if the upstream was lost.
     async fn finish(self, end: End, from_client: Incoming, from_upstream: Incoming) {
-        let turns = self.books().lanes.take_all();
+        let turns = self.state().lanes.take_all();
         let (to_client, to_upstream) = farewells(&end, !turns.is_empty());
         let mut last = Vec::new();
         for (lane, turn) in turns {
@@ -226,8 +231,8 @@ impl Socket {
             turn.account.cut();
         }
         tokio::join!(
-            leave(self.to_client, from_client, last, to_client, LAST_WORD),
-            leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, LAST_WORD / 4),
+            leave(self.to_client, from_client, last, to_client, CLOSE_TIMEOUT),
+            leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, CLOSE_TIMEOUT / 4),
         );
     }
 
@@ -235,18 +240,18 @@ impl Socket {
         &self.turns.gateway
     }
 
-    /// The account of a turn that begins.
-    fn open(&self, books: &mut SocketState) -> Account {
+    /// Opens the account of a new turn.
+    fn open(&self, state: &mut SocketState) -> Account {
         let mut account = Account::of(&self.caller, Arc::clone(&self.gateway().books));
-        let (result, domain_moved) = books.begin();
+        let (result, domain_moved) = state.begin();
         let binding = Binding { result, ..self.binding.clone() };
         account.bound(&binding, domain_moved, &self.gateway().registry.loads);
         account
     }
 
-    fn books(&self) -> MutexGuard<'_, SocketState> {
-        // Every change is whole before anything can panic.
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, SocketState> {
+        // Every change completes before code can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The WebSockets of one replica: who owns them, how many are open, and when each ends as the
+//! The WebSockets of one replica: their owner, the number of open ones, and how they end when the
 //! replica leaves.
 
 use std::sync::Arc;
@@ -10,39 +10,40 @@ use crate::metrics::Metrics;
 use crate::task::Tasks;
 use crate::turn::Gateway;
 
-/// What the WebSockets of one replica share, and how they end with it.
+/// The parts that the WebSockets of one replica share.
 pub struct WebSocketTurns {
     pub gateway: Arc<Gateway>,
-    /// Owns the WebSockets. The end of the replica waits for them as for any connection.
+    /// Owns the WebSockets. A replica that stops waits for them as for any connection.
     pub connections: Tasks,
-    /// No further WebSocket is opened, and those that are open end.
+    /// Canceled when the replica leaves: no further WebSocket is opened, and the open ones end.
     pub closing: CancellationToken,
-    /// Owns the refusals of handshakes, which pass like other answers.
+    /// Owns the answers that refuse handshakes, which are relayed like other answers.
     pub answers: Tasks,
     pub timing: SocketTiming,
 }
 
-/// When WebSockets end, and when their peers are asked for a sign of life.
+/// When WebSockets end, and when silent peers are pinged.
 #[derive(Clone, Copy)]
 pub struct SocketTiming {
-    /// As the replica leaves, each WebSocket ends at a moment of its own within this time:
-    /// otherwise all clients would be back at once.
+    /// When the replica leaves, each WebSocket ends at a random moment within this time. Otherwise
+    /// all clients would reconnect at once.
     pub spread: Duration,
-    /// A silent peer is asked after this time, and given up after twice that.
+    /// A silent peer is pinged after this time, and given up after twice this time.
     pub ping: Duration,
 }
 
 impl SocketTiming {
-    /// When, after the replica began to leave, one of them may end.
+    /// Returns a random moment within `spread`.
     pub fn moment(self) -> Duration {
         let mut random = [0; 2];
-        // Without randomness all go at once: they are served again all the same.
+        // Without randomness, all WebSockets end at once, and other replicas still serve their
+        // clients.
         let _ = getrandom::fill(&mut random);
         self.spread.mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX))
     }
 }
 
-/// Counts as open until it is dropped.
+/// Counts a WebSocket as open until dropped.
 pub struct Open(Arc<Metrics>);
 
 impl Open {
@@ -76,7 +77,7 @@ pub mod tests {
     }
 
     #[test]
-    fn moments_are_spread_over_the_time_that_there_is() {
+    fn moments_are_spread_over_the_whole_time() {
         let (spread, ping) = (Duration::from_secs(8), Duration::from_secs(30));
         let timing = SocketTiming { spread, ping };
         let moments: Vec<_> = (0..200).map(|_| timing.moment()).collect();

@@ -1,4 +1,4 @@
-//! What a WebSocket keeps of the turns on it.
+//! The state that a WebSocket keeps of its turns.
 
 use http::StatusCode;
 
@@ -10,36 +10,37 @@ use crate::wire::terminal::Terminal;
 
 pub struct SocketState {
     pub lanes: Lanes<Account>,
-    /// Where the next turn's binding comes from.
+    /// The origin of the next turn's binding.
     pub result: BindingResult,
-    /// The first turn reads another cache than the session's turns before.
+    /// The first turn uses another cache than the session's earlier turns.
     pub domain_moved: bool,
-    /// Something is on its way to the client that was taken off the books already.
+    /// A message whose turn has already ended here is still on its way to the client.
     pub is_passing: bool,
     pub is_confirmed: bool,
-    /// What the client asked for last.
+    /// The model that the client asked for last.
     pub model: String,
 }
 
-/// What has to be written down before the client may have the first event of a response.
+/// The writes that must complete before the client may receive the first event of a response.
 #[derive(Default)]
 pub struct DueWrites {
-    /// What follows only this organization can open.
+    /// The binding must be confirmed, because only this organization can open the answer.
     pub must_confirm: bool,
-    /// Others than this connection may go on from it, if the event does not say otherwise.
+    /// The response's owner must be recorded, because other connections may continue from it. The
+    /// event itself may say otherwise.
     pub is_stored: bool,
 }
 
-/// A turn that was answered with an error.
+/// A turn that the upstream answered with an error.
 pub struct Failed {
-    /// Its client has something of an answer.
+    /// The client has received part of an answer.
     pub has_begun: bool,
-    /// What it had asked for.
+    /// The model that the turn asked for.
     pub model: String,
-    /// It, or a turn before it, has shown content that only its organization can open.
+    /// The turn, or an earlier one, carried content that only its organization can open.
     pub is_sealed: bool,
-    /// It refers to what only this project can find.
-    pub is_held: bool,
+    /// The turn refers to content that only this project can find.
+    pub needs_project: bool,
 }
 
 impl SocketState {
@@ -55,8 +56,8 @@ impl SocketState {
         }
     }
 
-    /// Where the binding of the turn that begins comes from, and whether that turn reads another
-    /// cache than the session's turns before. Only the first turn on a socket has moved.
+    /// Returns the origin of the next turn's binding, and whether that turn uses another cache than
+    /// the session's earlier turns. Only the first turn on a socket can have moved.
     pub fn begin(&mut self) -> (BindingResult, bool) {
         let (result, domain_moved) = (self.result, std::mem::take(&mut self.domain_moved));
         if matches!(
@@ -68,7 +69,7 @@ impl SocketState {
         (result, domain_moved)
     }
 
-    /// The turn that its lane is at was answered with an error.
+    /// Ends the current turn of a lane, which the upstream answered with an error.
     pub fn refused(&mut self, lane: Option<&str>, status: StatusCode) -> Failed {
         let is_sealed = self.is_confirmed;
         let Some(mut turn) = self.lanes.ended(lane) else {
@@ -76,15 +77,15 @@ impl SocketState {
                 has_begun: false,
                 model: self.model.clone(),
                 is_sealed,
-                is_held: false,
+                needs_project: false,
             };
         };
         turn.account.answered(status);
         turn.account
             .relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        let (has_begun, model, is_held) =
-            (turn.has_begun, turn.account.asked().to_owned(), turn.is_held);
-        Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, is_held }
+        let (has_begun, model, needs_project) =
+            (turn.has_begun, turn.account.asked().to_owned(), turn.needs_project);
+        Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, needs_project }
     }
 }
 
@@ -96,7 +97,7 @@ mod tests {
     use crate::wire::terminal::Usage;
 
     #[test]
-    fn move_is_told_of_the_first_turn_on_a_socket() {
+    fn move_is_recorded_for_the_first_turn_on_a_socket() {
         use BindingResult::{Created, Degraded, Existing, Inherited, Rebound, Spilled};
         for (result, later) in [
             (Created, Existing),
@@ -108,21 +109,21 @@ mod tests {
             (BindingResult::None, BindingResult::None),
         ] {
             for domain_moved in [false, true] {
-                let mut books = SocketState::new(result, domain_moved);
-                let begun = [books.begin(), books.begin(), books.begin()];
+                let mut state = SocketState::new(result, domain_moved);
+                let begun = [state.begin(), state.begin(), state.begin()];
                 assert_eq!(begun, [(result, domain_moved), (later, false), (later, false)]);
             }
         }
     }
 
-    /// The key of the socket is in another region than the session's own: what the first turn has
-    /// read there its next turns find.
+    /// The socket's key is in another region than the session's own key. Content that the first
+    /// turn caches there serves its next turns.
     #[test]
     fn turn_on_a_spilled_socket_is_cold_for_the_region_once() {
-        let mut books = SocketState::new(BindingResult::Spilled, true);
+        let mut state = SocketState::new(BindingResult::Spilled, true);
         let usage = Usage { input: 9_000, ..Usage::default() };
         let mut cold = || {
-            let (result, domain_moved) = books.begin();
+            let (result, domain_moved) = state.begin();
             cold::reason(result, domain_moved, &usage)
         };
         assert_eq!([cold(), cold()], [Some(ColdReason::DomainMoved), Some(ColdReason::KeyMoved)]);

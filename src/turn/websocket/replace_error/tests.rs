@@ -1,4 +1,4 @@
-//! What is said in place of each error frame: a row of the table each.
+//! Tests of the replacements: one row of the table for each error frame.
 
 use std::time::Duration;
 
@@ -13,10 +13,9 @@ const TWO: [(&str, &str, &str); 2] = [("a", "o", "p"), ("b", "q", "p")];
 const SECOND: Duration = Duration::from_secs(1);
 const EXHAUSTED: Diagnosis = Diagnosis::Ailing(Ailment::Exhausted(Scope::Organization));
 const REJECTED: Diagnosis = Diagnosis::Ailing(Ailment::Rejected(Scope::Key));
-/// What is refused is a first response, for the model of the handshake, under a binding that is a
-/// guess.
+/// A refused first response, for the model of the handshake, under a provisional binding.
 const FIRST: Case = Case {
-    says: None,
+    retry_after: None,
     has_begun: false,
     is_provisional: true,
     is_announced: true,
@@ -26,16 +25,17 @@ const FIRST: Case = Case {
 #[derive(Clone, Copy)]
 struct Case {
     /// The frame's `retry-after`.
-    says: Option<&'static str>,
+    retry_after: Option<&'static str>,
     has_begun: bool,
     is_provisional: bool,
     is_announced: bool,
     is_sealed: bool,
 }
 
-/// What the client hears: nothing else than the upstream said, a code with its wait, or that it
-/// should connect anew. And what was decided: a retry, a refusal, a move of the session.
-async fn heard(
+/// Returns the replacement, and the decisions counted. The replacement is the upstream's frame, a
+/// code with its wait, or a reconnect. The decisions are a retry, a refusal, and a move of the
+/// session.
+async fn replaced(
     keys: &[(&str, &str, &str)],
     diagnosis: Diagnosis,
     case: Case,
@@ -44,7 +44,7 @@ async fn heard(
     let (mut turn, binding, _) = bound(&gateway, &client).await;
     turn.demand.carries_sealed = Sealed::Known(case.is_sealed);
     let mut headers = HeaderMap::new();
-    if let Some(wait) = case.says {
+    if let Some(wait) = case.retry_after {
         headers.insert(RETRY_AFTER, wait.parse().unwrap());
     }
     let Case { has_begun, is_provisional, is_announced, .. } = case;
@@ -53,63 +53,66 @@ async fn heard(
     let instead =
         Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused).await;
     let count = |decision| reason.as_ref().map_or(0, |reason| decided(&gateway, decision, reason));
-    let said = match &instead {
+    let replacement = match &instead {
         Replacement::Nothing => "nothing".into(),
         Replacement::Error(error) => {
             format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs()))
         }
-        Replacement::Anew => "anew".into(),
+        Replacement::Reconnect => "reconnect".into(),
     };
-    (said, [count("retry"), count("refuse"), count("move")])
+    (replacement, [count("retry"), count("refuse"), count("move")])
 }
 
-async fn is_heard(
+async fn check(
     what: &str,
     keys: &[(&str, &str, &str)],
     diagnosis: Diagnosis,
     case: Case,
     expected: &str,
 ) {
-    let (said, decided) = heard(keys, diagnosis, case).await;
-    assert_eq!(said, expected, "{what}");
-    let is_told =
+    let (replacement, decided) = replaced(keys, diagnosis, case).await;
+    assert_eq!(replacement, expected, "{what}");
+    let is_recorded =
         diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.is_provisional);
-    let is_anew = expected == "anew";
-    // Where the next connection has to look elsewhere, its session is bound there by then, and
-    // never otherwise.
-    let is_moved = is_anew && diagnosis == Diagnosis::Foreign;
-    assert_eq!(decided, [is_anew, is_told && !is_anew, is_moved].map(u32::from), "{what}");
+    let reconnects = expected == "reconnect";
+    // The session moves if the next connection needs another organization, and never otherwise.
+    let is_moved = reconnects && diagnosis == Diagnosis::Foreign;
+    assert_eq!(
+        decided,
+        [reconnects, is_recorded && !reconnects, is_moved].map(u32::from),
+        "{what}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_the_keys_is_a_reason_to_connect_anew_where_another_one_serves() {
+async fn fault_of_a_key_makes_the_client_reconnect_if_another_key_serves() {
     let (one, beside) = (&TWO[..1], [TWO[0], ("c", "o", "p")]);
     let (begun, sealed) = (Case { has_begun: true, ..FIRST }, Case { is_sealed: true, ..FIRST });
-    is_heard("another organization", &TWO, EXHAUSTED, FIRST, "anew").await;
-    is_heard("of which nobody is left", one, EXHAUSTED, FIRST, "insufficient_quota None").await;
-    is_heard("in mid-response", &TWO, EXHAUSTED, begun, "nothing").await;
-    is_heard("a sibling", &beside, REJECTED, FIRST, "anew").await;
-    is_heard("it may yet be accepted", &TWO, REJECTED, FIRST, "no_key_available Some(1)").await;
-    is_heard(
-        "in mid-response nobody hears of our key",
+    check("another organization", &TWO, EXHAUSTED, FIRST, "reconnect").await;
+    check("no other organization", one, EXHAUSTED, FIRST, "insufficient_quota None").await;
+    check("in mid-response", &TWO, EXHAUSTED, begun, "nothing").await;
+    check("a sibling", &beside, REJECTED, FIRST, "reconnect").await;
+    check("it may yet be accepted", &TWO, REJECTED, FIRST, "no_key_available Some(1)").await;
+    check(
+        "in mid-response, without details of the key",
         &TWO,
         REJECTED,
         begun,
         "no_key_available Some(1)",
     )
     .await;
-    is_heard(
+    check(
         "another project",
         &[TWO[0], ("c", "o", "r")],
         Diagnosis::Ailing(Ailment::Exhausted(Scope::Project)),
         sealed,
-        "anew",
+        "reconnect",
     )
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_is_accepted_when_it_is_asked_again_serves_the_next_connection() {
+async fn key_that_a_probe_finds_accepted_serves_the_next_connection() {
     let (gateway, client) = (gateway(&TWO[..1]), Client::unrestricted("alice"));
     let (turn, binding, _) = bound(&gateway, &client).await;
     let headers = HeaderMap::new();
@@ -128,17 +131,17 @@ async fn a_key_that_is_accepted_when_it_is_asked_again_serves_the_next_connectio
         Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused),
         asked
     );
-    assert!(matches!(instead, Replacement::Anew));
+    assert!(matches!(instead, Replacement::Reconnect));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_is_a_reason_to_connect_anew_only_where_the_next_one_finds_another_key() {
+async fn limit_makes_the_client_reconnect_only_if_the_next_connection_uses_another_key() {
     let limited =
         |seconds: Option<u32>| Diagnosis::Limited(seconds.map(|seconds| SECOND * seconds));
     let unannounced = Case { is_announced: false, ..FIRST };
-    is_heard("another organization", &TWO, limited(Some(9)), FIRST, "anew").await;
-    is_heard("soon over", &TWO, limited(Some(3)), FIRST, "rate_limit_exceeded Some(3)").await;
-    is_heard(
+    check("another organization", &TWO, limited(Some(9)), FIRST, "reconnect").await;
+    check("soon over", &TWO, limited(Some(3)), FIRST, "rate_limit_exceeded Some(3)").await;
+    check(
         "sealed",
         &TWO,
         limited(Some(9)),
@@ -146,9 +149,8 @@ async fn a_limit_is_a_reason_to_connect_anew_only_where_the_next_one_finds_anoth
         "rate_limit_exceeded Some(9)",
     )
     .await;
-    is_heard("nobody else", &TWO[..1], limited(Some(9)), FIRST, "rate_limit_exceeded Some(9)")
-        .await;
-    is_heard(
+    check("no other key", &TWO[..1], limited(Some(9)), FIRST, "rate_limit_exceeded Some(9)").await;
+    check(
         "another model than was announced",
         &TWO,
         limited(None),
@@ -156,52 +158,53 @@ async fn a_limit_is_a_reason_to_connect_anew_only_where_the_next_one_finds_anoth
         "rate_limit_exceeded Some(20)",
     )
     .await;
-    is_heard(
-        "in mid-response",
-        &TWO,
-        limited(Some(9)),
-        Case { has_begun: true, ..FIRST },
-        "nothing",
-    )
-    .await;
-    for (says, expected) in [
+    check("in mid-response", &TWO, limited(Some(9)), Case { has_begun: true, ..FIRST }, "nothing")
+        .await;
+    for (retry_after, expected) in [
         ("9", "nothing"),
         ("1.5", "rate_limit_exceeded Some(9)"),
         ("-1", "rate_limit_exceeded Some(9)"),
     ] {
-        is_heard(says, &TWO, limited(Some(9)), Case { says: Some(says), ..unannounced }, expected)
-            .await;
+        check(
+            retry_after,
+            &TWO,
+            limited(Some(9)),
+            Case { retry_after: Some(retry_after), ..unannounced },
+            expected,
+        )
+        .await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_key_does_not_help_against_says_when_to_come_again() {
+async fn error_that_no_other_key_helps_says_when_to_retry() {
     let (overloaded, too_steep) = (Diagnosis::Overloaded(None), Diagnosis::TooSteep(None));
-    let (says, begun) = (Case { says: Some("9"), ..FIRST }, Case { has_begun: true, ..FIRST });
-    is_heard("overloaded", &TWO, overloaded, FIRST, "no_key_available Some(5)").await;
-    is_heard(
+    let (retry_after, begun) =
+        (Case { retry_after: Some("9"), ..FIRST }, Case { has_begun: true, ..FIRST });
+    check("overloaded", &TWO, overloaded, FIRST, "no_key_available Some(5)").await;
+    check(
         "for a time",
         &TWO,
         Diagnosis::Overloaded(Some(9 * SECOND)),
-        says,
+        retry_after,
         "no_key_available Some(9)",
     )
     .await;
-    is_heard("in mid-response", &TWO, overloaded, begun, "nothing").await;
-    is_heard("too steep", &TWO, too_steep, FIRST, "rate_limit_exceeded Some(20)").await;
-    is_heard("and it says so", &TWO, too_steep, says, "nothing").await;
+    check("in mid-response", &TWO, overloaded, begun, "nothing").await;
+    check("too steep", &TWO, too_steep, FIRST, "rate_limit_exceeded Some(20)").await;
+    check("and it retry_after so", &TWO, too_steep, retry_after, "nothing").await;
     for diagnosis in [Diagnosis::Failed, Diagnosis::Sound, Diagnosis::NoAccess] {
-        is_heard("the client's", &TWO, diagnosis, FIRST, "nothing").await;
+        check("the client's", &TWO, diagnosis, FIRST, "nothing").await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_forgotten_organization_is_looked_for_only_under_a_guess() {
-    is_heard("a guess", &TWO, Diagnosis::Foreign, FIRST, "anew").await;
-    is_heard("nobody else", &TWO[..1], Diagnosis::Foreign, FIRST, "nothing").await;
-    is_heard("known", &TWO, Diagnosis::Foreign, Case { is_provisional: false, ..FIRST }, "nothing")
+async fn forgotten_organization_is_searched_only_under_a_provisional_binding() {
+    check("provisional", &TWO, Diagnosis::Foreign, FIRST, "reconnect").await;
+    check("no other key", &TWO[..1], Diagnosis::Foreign, FIRST, "nothing").await;
+    check("known", &TWO, Diagnosis::Foreign, Case { is_provisional: false, ..FIRST }, "nothing")
         .await;
-    is_heard(
+    check(
         "in mid-response",
         &TWO,
         Diagnosis::Foreign,
@@ -212,7 +215,7 @@ async fn a_forgotten_organization_is_looked_for_only_under_a_guess() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_that_two_clients_may_not_have_is_denied_to_the_project() {
+async fn model_that_two_clients_are_denied_is_denied_to_the_project() {
     let gateway = gateway(&TWO[..1]);
     for (name, is_denied) in [("alice", false), ("alice", false), ("bob", true)] {
         let client = Client::unrestricted(name);

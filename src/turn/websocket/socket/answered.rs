@@ -1,5 +1,5 @@
-//! What an upstream answers on a WebSocket: noted before the client has it, and replaced where it
-//! is an error that the client must not act on.
+//! Handles an upstream's events on a WebSocket: notes each event before the client receives it, and
+//! replaces errors that the client must not act on.
 
 use std::sync::MutexGuard;
 use std::time::SystemTime;
@@ -21,17 +21,17 @@ use crate::wire::terminal::Terminal;
 use super::Socket;
 
 impl Socket {
-    /// Takes note of an event before the client has it. Returns what the client is to have.
+    /// Notes an event before the client receives it. Returns the client's message.
     pub(super) async fn note(&self, event: Event, text: Utf8Bytes) -> Utf8Bytes {
         let Event { lane, response_id, is_unstored, stage } = event;
         let (lane, id) = (lane.as_deref(), response_id.as_deref());
-        let news = match stage {
-            Stage::Created => self.created(&mut self.books_of(id), lane),
+        let due = match stage {
+            Stage::Created => self.created(&mut self.state_of(id), lane),
             Stage::Ended(terminal) => {
-                self.ended(&mut self.books_of(id), lane, terminal, text.as_bytes())
+                self.ended(&mut self.state_of(id), lane, terminal, text.as_bytes())
             }
             Stage::Refused(status, error, headers) => {
-                let failed = self.books_of(id).refused(lane, status);
+                let failed = self.state_of(id).refused(lane, status);
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
                 return self
                     .instead(lane, &failed, diagnosis, &headers)
@@ -40,10 +40,10 @@ impl Socket {
             }
         };
         let mut budget = self.gateway().bindings.budget();
-        if news.must_confirm {
+        if due.must_confirm {
             self.gateway().bindings.confirm(&self.binding, &mut budget).await;
         }
-        if let Some(id) = id.filter(|_| news.is_stored && !is_unstored) {
+        if let Some(id) = id.filter(|_| due.is_stored && !is_unstored) {
             self.gateway()
                 .entry
                 .own(&self.client.id, id, Owner::of(&self.binding), &mut budget)
@@ -52,54 +52,55 @@ impl Socket {
         text
     }
 
-    /// The books, while an event is on its way to the client that may be of the response `id`.
-    fn books_of(&self, id: Option<&str>) -> MutexGuard<'_, SocketState> {
-        let mut books = self.books();
-        books.is_passing = true;
+    /// Locks the state for an event that is on its way to the client. `id` is the id of the event's
+    /// response, if it has one.
+    fn state_of(&self, id: Option<&str>) -> MutexGuard<'_, SocketState> {
+        let mut state = self.state();
+        state.is_passing = true;
         if let Some(id) = id {
-            books.lanes.issue(id.to_owned());
+            state.lanes.issue(id.to_owned());
         }
-        books
+        state
     }
 
-    /// A response begins: the next one of its lane or, where the client waits for none, one that
-    /// the upstream starts by itself.
-    fn created(&self, books: &mut SocketState, lane: Option<&str>) -> DueWrites {
+    /// Begins a response: the next one of its lane, or one that the upstream starts by itself.
+    fn created(&self, state: &mut SocketState, lane: Option<&str>) -> DueWrites {
         self.gateway().registry.has_answered(&self.binding.key);
-        if books.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
-            // A lane has one response at a time: the one before is over, and nobody said how.
-            if let Some(turn) = books.lanes.ended(lane) {
+        if state.lanes.current(lane).is_some_and(|turn| turn.has_begun) {
+            // A lane has one response at a time. The response before has ended, and the upstream
+            // did not say how.
+            if let Some(turn) = state.lanes.ended(lane) {
                 turn.account.cut();
             }
         }
-        if books.lanes.current(lane).is_none() {
-            let turn = Turn::new(self.open(books));
-            books.lanes.ask(lane, turn);
+        if state.lanes.current(lane).is_none() {
+            let turn = Turn::new(self.open(state));
+            state.lanes.ask(lane, turn);
         }
-        let Some(turn) = books.lanes.current(lane) else { return DueWrites::default() };
+        let Some(turn) = state.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
-        // A warm-up is accepted by any organization: it shows nothing that is sealed, and is
-        // answered with nothing.
-        let news = DueWrites {
-            must_confirm: !turn.is_warm_up && !books.is_confirmed,
+        // Any organization accepts a warm-up, because it carries no sealed content and has no
+        // output. A warm-up therefore confirms nothing.
+        let due = DueWrites {
+            must_confirm: !turn.is_warm_up && !state.is_confirmed,
             is_stored: !turn.is_unstored,
         };
-        books.is_confirmed |= news.must_confirm;
-        news
+        state.is_confirmed |= due.must_confirm;
+        due
     }
 
     fn ended(
         &self,
-        books: &mut SocketState,
+        state: &mut SocketState,
         lane: Option<&str>,
         terminal: Terminal,
         text: &[u8],
     ) -> DueWrites {
-        let is_new = books.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
+        let is_new = state.lanes.current(lane).is_none_or(|turn| !turn.has_begun);
         let is_begin = is_new && terminal != Terminal::Failed;
-        let news = if is_begin { self.created(books, lane) } else { DueWrites::default() };
-        if let Some(mut turn) = books.lanes.ended(lane) {
+        let due = if is_begin { self.created(state, lane) } else { DueWrites::default() };
+        if let Some(mut turn) = state.lanes.ended(lane) {
             turn.account.answered(StatusCode::OK);
             let reading = Reading::of_event(terminal, text);
             if let Some(failure) = &reading.failure {
@@ -111,10 +112,10 @@ impl Socket {
             }
             turn.account.relayed(reading, None);
         }
-        news
+        due
     }
 
-    /// What the client hears in place of an error frame.
+    /// Returns the replacement of an error frame.
     async fn instead(
         &self,
         lane: Option<&str>,
@@ -122,8 +123,8 @@ impl Socket {
         diagnosis: Diagnosis,
         headers: &HeaderMap,
     ) -> Option<String> {
-        let Failed { has_begun, model, is_sealed, is_held } = failed;
-        let is_provisional = self.binding.is_provisional && !self.books().is_confirmed;
+        let Failed { has_begun, model, is_sealed, needs_project } = failed;
+        let is_provisional = self.binding.is_provisional && !self.state().is_confirmed;
         let is_announced = self.announced == *model;
         let refused =
             Refused { diagnosis, headers, has_begun: *has_begun, is_provisional, is_announced };
@@ -135,14 +136,14 @@ impl Socket {
             model,
             ..Demand::of(&self.client)
         };
-        let within = match *is_held && !is_provisional {
+        let within = match *needs_project && !is_provisional {
             true => Reach::project_of(&self.binding.key),
             false => Reach::Anywhere,
         };
         let tried = Tried { within, ..Tried::nothing(self.gateway().failover.options.wait) };
         let instead =
             Replacement::of(self.gateway(), &self.binding, (&demand, tried), refused).await;
-        if matches!(instead, Replacement::Anew) {
+        if matches!(instead, Replacement::Reconnect) {
             self.leaving.notify_one();
         }
         instead.to_frame(lane)

@@ -1,4 +1,5 @@
-//! What a client asks for on its WebSocket: checked, and noted as a turn, before it passes.
+//! Handles a client's messages on a WebSocket: checks each request, and notes it as a turn, before
+//! the message passes.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::turn::websocket::reach::{Served, may_reach};
 use super::{SOON, Socket};
 
 impl Socket {
-    /// Checks what the client asks for. The error is the frame that the client gets instead of an
+    /// Checks a client's message. The error is the frame that the client receives instead of an
     /// answer.
     pub(super) async fn ask(&self, text: &str) -> Result<(), String> {
         let invalid = |place| {
@@ -24,7 +25,7 @@ impl Socket {
             Err(error) => return Err(self.refuse(&error, None)),
         };
         let accepted = match self.permit(&message).await {
-            Ok(is_held) if message.is_create => self.begin(&message, is_held, text),
+            Ok(needs_project) if message.is_create => self.begin(&message, needs_project, text),
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
@@ -36,42 +37,44 @@ impl Socket {
         })
     }
 
-    /// Checks what the message refers to, and whether its client may ask for its model by now.
-    /// Returns whether the message refers to something that only the session's project can find.
+    /// Checks the content that the message refers to, and that its client may ask for its model
+    /// now. Returns whether the message refers to content that only the session's project can find.
     async fn permit(&self, message: &ClientMessage) -> Result<bool, Error> {
-        // A response that was issued on this connection is the client's own.
+        // A response that was issued on this connection belongs to the client.
         let (is_own, has_served) = {
-            let books = self.books();
+            let state = self.state();
             let previous = message.previous_response_id.as_deref();
-            (previous.is_some_and(|id| books.lanes.has_issued(id)), books.is_confirmed)
+            (previous.is_some_and(|id| state.lanes.has_issued(id)), state.is_confirmed)
         };
         let on = Served { binding: &self.binding, has_served };
-        let is_held = may_reach(self.gateway(), &self.client.id, message, is_own, &on).await?;
+        let needs_project =
+            may_reach(self.gateway(), &self.client.id, message, is_own, &on).await?;
         if message.is_create {
             let client = self.gateway().entry.enter_again(self.proof)?;
             may_ask_for(&client, message.model.as_deref())?;
         }
-        Ok(is_held)
+        Ok(needs_project)
     }
 
-    /// A turn begins.
-    fn begin(&self, message: &ClientMessage, is_held: bool, text: &str) -> Result<(), Error> {
-        let mut books = self.books();
-        if books.lanes.is_full() {
+    /// Begins a turn.
+    fn begin(&self, message: &ClientMessage, needs_project: bool, text: &str) -> Result<(), Error> {
+        let mut state = self.state();
+        if state.lanes.is_full() {
             let error = Error::new(
                 ErrorKind::NoKeyAvailable,
                 "Too many responses are in flight on this connection.",
             );
             return Err(error.retry_after(SOON));
         }
-        let mut account = self.open(&mut books);
-        books.model = message.model.clone().unwrap_or_default();
-        account.model(&books.model);
+        let mut account = self.open(&mut state);
+        state.model = message.model.clone().unwrap_or_default();
+        account.model(&state.model);
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
-        // After the first answer it makes no difference.
-        let shows_sealed = !books.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
-        let turn = Turn { is_warm_up, is_unstored, shows_sealed, is_held, ..Turn::new(account) };
-        books.lanes.ask(message.lane.as_deref(), turn);
+        // After the first answer, the session is sealed anyway.
+        let shows_sealed = !state.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();
+        let turn =
+            Turn { is_warm_up, is_unstored, shows_sealed, needs_project, ..Turn::new(account) };
+        state.lanes.ask(message.lane.as_deref(), turn);
         Ok(())
     }
 

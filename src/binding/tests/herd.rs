@@ -1,5 +1,5 @@
-//! Sessions that move to one key at once: how many it takes, how long the others wait, and where
-//! they go on.
+//! Tests of many sessions that move to one key: how many the key takes, how long the others wait,
+//! and which keys they use.
 
 use crate::store::name::Name;
 use std::ops::Range;
@@ -8,17 +8,17 @@ use futures_util::future::join_all;
 
 use super::*;
 
-/// So many wait at a time.
+/// Most turns that wait at a time.
 const MOVERS: usize = 256;
-/// The clock of the tests counts in milliseconds.
+/// Tolerance of the measured waits; the clock of the tests counts in milliseconds.
 const TICKS: Duration = Duration::from_millis(10);
 
-/// Sessions that are bound to `a-1`, which is dead, each with this much patience. Returns where
-/// each went, or what it was told, and how long that took.
+/// Moves sessions that are bound to the dead key `a-1`, each with this `wait_left`. Returns each
+/// session's key or error, and the time that it took.
 async fn moved(
     replica: &Replica,
     sessions: Range<u32>,
-    patience: Duration,
+    wait_left: Duration,
 ) -> Vec<(Result<String, Error>, Duration)> {
     let began = tokio::time::Instant::now();
     let each = sessions.map(|number| async move {
@@ -30,7 +30,7 @@ async fn moved(
             .unwrap();
         let mut turn = replica.turn().with(|turn| {
             turn.demand.session = Some(session(number));
-            turn.tried.wait_left = patience;
+            turn.tried.wait_left = wait_left;
         });
         let binding = replica.bind(&mut turn).await;
         (binding.map(|binding| binding.key.id.clone()), began.elapsed())
@@ -40,7 +40,7 @@ async fn moved(
 
 /// A quiet key takes ten moved sessions a second, thirty of them at once.
 #[tokio::test(start_paused = true)]
-async fn crowd_without_patience_is_told_when_to_come_again() {
+async fn herd_that_may_not_wait_is_told_when_to_retry() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
     replica.rejects("a-1");
     let all = moved(&replica, 0..40, Duration::ZERO).await;
@@ -58,29 +58,33 @@ async fn crowd_without_patience_is_told_when_to_come_again() {
     assert_eq!((replica.decided("move", "rejected"), replica.decided("wait", "crowded")), (30, 0));
 }
 
-/// All of them wait no longer than they may, however often they come too late.
+/// No turn waits longer than it may, however often another session takes its place.
 #[tokio::test(start_paused = true)]
-async fn crowd_waits_in_place_as_long_as_it_may_and_no_longer() {
+async fn herd_waits_in_place_no_longer_than_it_may() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
     replica.rejects("a-1");
-    let patience = Duration::from_millis(300);
-    let all = moved(&replica, 0..60, patience).await;
+    let wait_left = Duration::from_millis(300);
+    let all = moved(&replica, 0..60, wait_left).await;
     let (came, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(|(went, _)| went.is_ok());
-    assert!((31..=34).contains(&came.len()), "a few find a place meanwhile: {}", came.len());
+    assert!((31..=34).contains(&came.len()), "a few are admitted meanwhile: {}", came.len());
     assert!(
-        came.iter().chain(&refused).all(|(_, took)| *took <= patience + TICKS),
-        "nobody waits longer"
+        came.iter().chain(&refused).all(|(_, took)| *took <= wait_left + TICKS),
+        "no turn waits longer"
     );
     assert!(
         refused.iter().any(|(_, took)| *took > Duration::ZERO)
             && came.iter().any(|(_, took)| *took > Duration::ZERO)
     );
-    assert_eq!(replica.decided("wait", "crowded"), 30, "each is told once, however often it waits");
+    assert_eq!(
+        replica.decided("wait", "crowded"),
+        30,
+        "each turn is counted once, however often it waits"
+    );
 }
 
-/// Memory is bounded: so many wait, and the others are told to come again.
+/// Memory is limited: a fixed number of turns wait, and the others are told to retry.
 #[tokio::test(start_paused = true)]
-async fn crowd_is_bounded_and_its_places_are_given_back() {
+async fn herd_is_limited_and_its_permits_are_released() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, b-1 org-b one 1, b-2 org-b two 1");
     replica.rejects("a-1");
     for round in 0..2 {
@@ -93,9 +97,9 @@ async fn crowd_is_bounded_and_its_places_are_given_back() {
     }
 }
 
-/// Where another key of the organization has room the session goes on there.
+/// If another key of the organization takes the session, the session moves there.
 #[tokio::test(start_paused = true)]
-async fn crowd_goes_on_in_its_order() {
+async fn herd_continues_in_its_order_of_keys() {
     let [replica] = replicas(
         "a-1 org-a one 1, a-2 org-a two 1000000, a-3 org-a three 1, b-1 org-b one 1, b-2 org-b two 1",
     );
@@ -108,10 +112,10 @@ async fn crowd_goes_on_in_its_order() {
     assert_eq!(all.iter().filter(|(went, _)| went.is_err()).count(), 10);
 }
 
-/// Ten new sessions a second have begun with a key for a minute: it takes twice as many moved ones,
-/// three seconds' worth at once.
+/// Ten new sessions a second have begun on a key for a minute. The key takes twice as many moved
+/// sessions, three seconds' worth at once.
 #[tokio::test(start_paused = true)]
-async fn crowd_is_measured_by_the_new_sessions_that_a_key_is_used_to() {
+async fn herd_limit_follows_a_keys_rate_of_new_sessions() {
     let [replica] = replicas("a-1 org-a one 0, a-2 org-a two 1, b-1 org-b one 0, b-2 org-b two 0");
     for number in 1_000..1_600 {
         let begun =

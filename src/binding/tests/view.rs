@@ -1,4 +1,4 @@
-//! What operators are shown of a session.
+//! Tests of an operator's view of a session.
 
 use super::*;
 use crate::binding::trail::{Mark, Step, keep_writing};
@@ -14,7 +14,7 @@ async fn writes(replica: &Replica, lines: &[&str]) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
+async fn view_shows_the_stored_binding_or_else_the_remembered_one() {
     let replica = one();
     assert!(replica.bindings.view(&session(1)).await.is_none(), "there is nothing");
     replica.local.confirm(&session(1), &replica.record("a-1", 2));
@@ -35,12 +35,12 @@ async fn view_is_of_what_is_stored_else_of_what_is_remembered() {
     replica.weather(Weather::Away);
     assert_eq!(shown().await, ("a-1".into(), Some("org-a".into()), 2, 1, false, false));
     replica.weather(Weather::Fair);
-    // Its key is configured no more, and its organization has another.
+    // The session's key is no longer configured, and its organization has another key.
     replica.loads("b-2 org-b one 1");
     assert_eq!(shown().await, (String::new(), Some("org-b".into()), 3, 7, true, true));
 }
 
-/// Replicas write as they come to it, some of it twice, and newer versions in words of their own.
+/// Replicas write independently, some lines twice, and newer versions write other formats.
 #[tokio::test(start_paused = true)]
 async fn trail_is_shown_in_the_order_of_its_times_and_each_line_once() {
     let replica = one();
@@ -51,14 +51,14 @@ async fn trail_is_shown_in_the_order_of_its_times_and_each_line_once() {
     assert_eq!(view.trail, [first, second].map(|line| Mark::parse(line).unwrap()));
 }
 
-/// The store takes what it is told, and its answer is lost.
+/// The store accepts a line, and its answer is lost.
 #[tokio::test(start_paused = true)]
 async fn step_that_is_written_again_is_shown_once() {
     let replica = one();
     let (trail, unwritten) = Trail::new(Arc::clone(&replica.metrics));
     let (session, key) = (session(1), replica.key("a-1"));
     let (decision, reason) = (Decision::Refuse, Reason::Exhausted);
-    trail.tell(&Step { session: Some(&session), decision, reason, from: Some(&key), to: None });
+    trail.record(&Step { session: Some(&session), decision, reason, from: Some(&key), to: None });
     drop(trail);
     replica.weather(Weather::Mute);
     keep_writing(Arc::clone(&replica.store), TTL, unwritten).await;

@@ -1,4 +1,5 @@
-//! The store is away: what a replica goes by meanwhile, and what it tells the store afterwards.
+//! Tests without the store: the bindings that a replica uses meanwhile, and those that it merges
+//! afterwards.
 
 use super::*;
 use crate::binding::local::Known;
@@ -14,9 +15,9 @@ fn known(replica: &Replica) -> Known {
     replica.local.recall(&session(1)).unwrap()
 }
 
-/// A binding that was made in the dark, and what the store has been told by then.
+/// A binding that was made without the store stays provisional until it is merged.
 #[tokio::test(start_paused = true)]
-async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
+async fn session_that_begins_without_the_store_is_provisional_until_it_is_merged() {
     let replica = one();
     replica.weather(Weather::Away);
     let mut turn = replica.turn();
@@ -29,10 +30,10 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
         (Written::Here(record.clone()), true)
     );
     replica.serves(&begun).await;
-    // Nobody knows whether that was its organization, whatever it has answered.
+    // The session may belong to another organization, although this one has answered.
     assert_eq!(known(&replica), Known { record: record.sealed(), is_provisional: true });
     assert!(replica.bind(&mut turn).await.unwrap().is_provisional);
-    assert_eq!(merges(&replica).await, 0, "nobody answers");
+    assert_eq!(merges(&replica).await, 0, "the store does not answer");
     replica.weather(Weather::Fair);
     assert_eq!(replica.stored().await, None);
     assert_eq!((merges(&replica).await, merges(&replica).await), (1, 0));
@@ -40,39 +41,38 @@ async fn session_that_begins_in_the_dark_is_a_guess_until_it_is_merged() {
     assert!(!known(&replica).is_provisional);
 }
 
-/// What is stored of a session that was guessed in the dark knows better, however often the guess
-/// has moved meanwhile.
+/// A stored binding replaces a provisional one, however often the provisional one has moved.
 #[tokio::test(start_paused = true)]
-async fn guess_gives_way_to_what_is_stored() {
-    // By a merge, or by the next turn, whichever is first.
+async fn provisional_binding_gives_way_to_the_stored_one() {
+    // A merge or the next turn replaces the provisional binding, whichever comes first.
     for is_merged in [false, true] {
-        let [dark, other] = replicas::<2>(SIX);
-        dark.weather(Weather::Away);
-        let mut turn = dark.turn();
-        let mut guess = dark.bind(&mut turn).await.unwrap();
-        let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
-        dark.rejects(&guess.key.id);
-        guess = dark.rebind(&mut turn, &guess).await.unwrap();
+        let [cut_off, other] = replicas::<2>(SIX);
+        cut_off.weather(Weather::Away);
+        let mut turn = cut_off.turn();
+        let mut provisional = cut_off.bind(&mut turn).await.unwrap();
+        let foreign = if provisional.key.organization == "org-a" { "b-1" } else { "a-1" };
+        cut_off.rejects(&provisional.key.id);
+        provisional = cut_off.rebind(&mut turn, &provisional).await.unwrap();
         assert_eq!(
-            (guess.has_moved, guess.is_provisional, known(&dark).record.epoch),
+            (provisional.has_moved, provisional.is_provisional, known(&cut_off).record.epoch),
             (true, true, 1)
         );
-        dark.serves(&guess).await;
-        let stored = other.record(elsewhere, 1).sealed();
+        cut_off.serves(&provisional).await;
+        let stored = other.record(foreign, 1).sealed();
         other.put(&stored).await;
-        dark.weather(Weather::Fair);
+        cut_off.weather(Weather::Fair);
         if is_merged {
-            merges(&dark).await;
+            merges(&cut_off).await;
         }
-        assert_eq!(dark.goes(dark.turn()).await.as_deref(), Ok(elsewhere));
-        dark.is_stored(&stored).await;
-        assert_eq!(known(&dark), Known { record: stored, is_provisional: false });
+        assert_eq!(cut_off.goes(cut_off.turn()).await.as_deref(), Ok(foreign));
+        cut_off.is_stored(&stored).await;
+        assert_eq!(known(&cut_off), Known { record: stored, is_provisional: false });
     }
 }
 
-/// A session that this replica knows stays where it is, and moves within its organization only.
+/// A session that this replica knows keeps its key, and moves only within its organization.
 #[tokio::test(start_paused = true)]
-async fn known_session_moves_in_the_dark_within_its_organization() {
+async fn known_session_moves_within_its_organization_without_the_store() {
     for sealed in [false, true] {
         let [replica] = replicas(SIX);
         let bound = BindingRecord { sealed, ..replica.record("b-1", 2) };
@@ -93,7 +93,7 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
         let next = BindingRecord { sealed, stale_state, ..replica.record("b-2", 3) };
         assert_eq!(moved.written, Written::Here(next.clone()));
         assert_eq!(known(&replica), Known { record: next.clone(), is_provisional: false });
-        // The other organizations are well, and nobody can say whose its history is.
+        // The other organizations are ready, but the session's history may not be theirs.
         replica.refuses("b-2", &mut turn);
         assert_eq!(
             replica.rebind(&mut turn, &moved).await.unwrap_err().kind,
@@ -105,9 +105,10 @@ async fn known_session_moves_in_the_dark_within_its_organization() {
     }
 }
 
-/// No turn leaves its organization in the dark for a shortage, although nothing of it is sealed.
+/// Without the store, no turn leaves its organization for a limit, even if the session is not
+/// sealed.
 #[tokio::test(start_paused = true)]
-async fn limited_session_waits_in_the_dark_for_its_organization() {
+async fn limited_session_stays_in_its_organization_without_the_store() {
     let [replica] = replicas(SIX);
     let bound = replica.record("b-1", 2);
     replica.put(&bound).await;
@@ -119,9 +120,10 @@ async fn limited_session_waits_in_the_dark_for_its_organization() {
     assert_eq!(known(&replica), Known { record: bound, is_provisional: false });
 }
 
-/// Another turn of the session has moved it in the dark between this turn's look and its own move.
+/// Another turn of the session moves it, without the store, between this turn's lookup and its own
+/// move.
 #[tokio::test(start_paused = true)]
-async fn move_in_the_dark_goes_on_from_the_newest_one() {
+async fn move_without_the_store_starts_from_the_newest_binding() {
     for taken in ["a-2", "a-3"] {
         let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1, a-3 org-a three 1");
         let other = if taken == "a-2" { "a-3" } else { "a-2" };
@@ -136,8 +138,8 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
             (seen(&met), &met.written),
             ((taken, true, BindingResult::Degraded), &Written::Here(newer.record.clone()))
         );
-        assert_eq!(known(&replica), newer, "it is left alone");
-        // Its key is dead as well.
+        assert_eq!(known(&replica), newer, "the newer binding stays");
+        // The newer binding's key is dead, too.
         replica.says(taken, Condition::Drained);
         let moved = replica.bindings.use_known(turn.placing(), &session(1), &old).unwrap();
         let next = replica.record(other, 3).sealed();
@@ -149,10 +151,10 @@ async fn move_in_the_dark_goes_on_from_the_newest_one() {
     }
 }
 
-/// The store has confirmed the session, sealed or not: a turn that goes on in the dark moves it by
-/// one epoch, so that the merge keeps the move.
+/// The store has confirmed the session, sealed or not. A turn without the store moves it by one
+/// epoch, so that the merge keeps the move.
 #[tokio::test(start_paused = true)]
-async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
+async fn turn_without_the_store_moves_a_known_session_by_one_epoch() {
     for sealed in [false, true] {
         let [replica] = replicas(SIX);
         replica.put(&BindingRecord { sealed, ..replica.record("b-1", 2) }).await;
@@ -175,10 +177,10 @@ async fn turn_that_goes_on_in_the_dark_moves_what_is_known_by_one_epoch() {
     }
 }
 
-/// The first answer in the dark comes from the organization that the store has confirmed: the
-/// session is sealed, and is no guess.
+/// The organization that the store has confirmed answers first without the store. The session is
+/// sealed and not provisional.
 #[tokio::test(start_paused = true)]
-async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
+async fn known_session_served_without_the_store_is_sealed_and_stays_known() {
     let [replica] = replicas(SIX);
     let bound = replica.record("b-1", 1);
     replica.put(&bound).await;
@@ -194,24 +196,25 @@ async fn known_session_that_is_served_in_the_dark_is_sealed_and_stays_known() {
     replica.is_stored(&replica.record("b-2", 2).sealed()).await;
 }
 
-/// A sibling serves the turns of a guess whose key is limited: the guess stays one, and gives way
-/// to the stored binding, even if its own key dies before the turn's next attempt.
+/// A sibling serves a provisional session whose key is limited. The binding stays provisional and
+/// gives way to the stored one, even if its key dies before the turn's next attempt.
 #[tokio::test(start_paused = true)]
-async fn guess_that_is_served_beside_its_key_stays_one() {
+async fn provisional_binding_that_a_sibling_serves_stays_provisional() {
     for is_served in [false, true] {
         let [replica] = replicas(SIX);
         replica.weather(Weather::Away);
         let mut turn = replica.turn();
-        let guess = replica.bind(&mut turn).await.unwrap();
-        replica.limits(&guess.key.id);
+        let provisional = replica.bind(&mut turn).await.unwrap();
+        replica.limits(&provisional.key.id);
         let beside = replica.bind(&mut turn).await.unwrap();
-        let bound = BindingRecord { sealed: is_served, ..BindingRecord::first(&guess.key, 1) };
+        let bound =
+            BindingRecord { sealed: is_served, ..BindingRecord::first(&provisional.key, 1) };
         assert_eq!((beside.result, beside.has_moved), (BindingResult::Spilled, true));
         if is_served {
             replica.serves(&beside).await;
         }
         assert_eq!(known(&replica), Known { record: bound, is_provisional: true });
-        replica.rejects(&guess.key.id);
+        replica.rejects(&provisional.key.id);
         let moved = replica.rebind(&mut turn, &beside).await.unwrap();
         assert_eq!(moved.key.id, beside.key.id, "the organization has no other key");
         let next = BindingRecord { sealed: is_served, ..BindingRecord::first(&moved.key, 1) };
@@ -220,40 +223,40 @@ async fn guess_that_is_served_beside_its_key_stays_one() {
             (&Written::Here(next.clone()), Known { record: next, is_provisional: true })
         );
         replica.weather(Weather::Fair);
-        let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
-        let stored = replica.record(elsewhere, 1).sealed();
+        let foreign = if provisional.key.organization == "org-a" { "b-1" } else { "a-1" };
+        let stored = replica.record(foreign, 1).sealed();
         replica.put(&stored).await;
         merges(&replica).await;
         replica.is_stored(&stored).await;
     }
 }
 
-/// Between a turn's guess and its answer the store tells of another binding of the same epoch: what
-/// the turn notes of its own binding remains a guess.
+/// While a turn runs under a provisional binding, the store announces another binding of the same
+/// epoch. The turn's own note stays provisional.
 #[tokio::test(start_paused = true)]
-async fn guess_of_a_turn_stays_one_whatever_the_store_tells_meanwhile() {
+async fn turn_under_a_provisional_binding_stays_so_despite_an_announcement() {
     let [replica] = replicas(SIX);
     replica.weather(Weather::Away);
     let mut turn = replica.turn();
-    let guess = replica.bind(&mut turn).await.unwrap();
-    let elsewhere = if guess.key.organization == "org-a" { "b-1" } else { "a-1" };
-    let stored = replica.record(elsewhere, 1).sealed();
+    let provisional = replica.bind(&mut turn).await.unwrap();
+    let foreign = if provisional.key.organization == "org-a" { "b-1" } else { "a-1" };
+    let stored = replica.record(foreign, 1).sealed();
     replica.local.confirm(&session(1), &stored);
-    replica.serves(&guess).await;
-    let served = BindingRecord::first(&guess.key, 1).sealed();
+    replica.serves(&provisional).await;
+    let served = BindingRecord::first(&provisional.key, 1).sealed();
     assert_eq!(known(&replica), Known { record: served, is_provisional: true });
     replica.local.confirm(&session(1), &stored);
-    replica.rejects(&guess.key.id);
-    let moved = replica.rebind(&mut turn, &guess).await.unwrap();
+    replica.rejects(&provisional.key.id);
+    let moved = replica.rebind(&mut turn, &provisional).await.unwrap();
     assert_eq!(
         (moved.is_provisional, known(&replica).is_provisional, known(&replica).record.epoch),
         (true, true, 1)
     );
 }
 
-/// Nobody is told for good by what is only a guess.
+/// A provisional binding leads to no final error.
 #[tokio::test(start_paused = true)]
-async fn guess_that_is_exhausted_is_no_last_word() {
+async fn exhausted_provisional_organization_is_no_final_error() {
     let [replica] = replicas(SIX);
     let own = replica.bindings.places.default_of(replica.turn().placing(), &session(1)).unwrap();
     replica.exhausts(&own.id, Scope::Organization);
@@ -261,13 +264,16 @@ async fn guess_that_is_exhausted_is_no_last_word() {
     assert_eq!(replica.goes(replica.turn()).await, Err(ErrorKind::NoKeyAvailable));
     replica.weather(Weather::Fair);
     let begun = replica.bind(&mut replica.turn()).await.unwrap();
-    assert_ne!(begun.key.organization, own.organization, "with the store it begins elsewhere");
+    assert_ne!(
+        begun.key.organization, own.organization,
+        "with the store, another organization is chosen"
+    );
 }
 
-/// In the dark a key of the guessed organization that is well comes before one that is not; a key
-/// that is short is waited for.
+/// Without the store, a ready key of the provisional organization comes before a limited one. If
+/// none is ready, the turn waits for a limited key.
 #[tokio::test(start_paused = true)]
-async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
+async fn provisional_session_stays_in_its_organization_and_uses_a_ready_key() {
     let [replica] = replicas(SIX);
     let own = replica.bindings.places.default_of(replica.turn().placing(), &session(1)).unwrap();
     replica.weather(Weather::Away);
@@ -283,7 +289,7 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     assert_eq!(
         replica.goes(replica.turn()).await,
         Err(ErrorKind::RateLimitExceeded),
-        "and nobody else is asked"
+        "no other organization is tried"
     );
     assert_eq!(
         replica.goes(replica.turn().with(|turn| turn.tried.wait_left = LONG)).await.as_deref(),
@@ -291,9 +297,10 @@ async fn guess_stays_in_its_organization_and_goes_by_what_is_well_there() {
     );
 }
 
-/// Its key is not loaded here: what is not sealed goes on elsewhere, since nobody can be asked.
+/// The session's key is not loaded here. Without the store, an unsealed session moves to another
+/// organization.
 #[tokio::test(start_paused = true)]
-async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
+async fn unloaded_organization_is_left_by_unsealed_sessions_without_the_store() {
     for (sealed, sibling) in [(false, false), (true, false), (false, true), (true, true)] {
         let [early, late] = replicas::<2>(SIX);
         let bound = BindingRecord { sealed, generation: 2, ..early.record("c-1", 2) };
@@ -324,10 +331,10 @@ async fn unknown_organization_is_left_in_the_dark_by_what_is_not_sealed() {
     }
 }
 
-/// A key that came in the dark takes no session that other replicas would not look for there; one
-/// that went takes none.
+/// A key that was added without the store takes no session, because other replicas would not choose
+/// it. A key that was removed takes none, either.
 #[tokio::test(start_paused = true)]
-async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
+async fn order_of_the_moment_of_loss_holds_without_the_store() {
     let [replica] = replicas("a-1 org-a one 1, a-2 org-a two 1");
     let begins = |number| {
         let (turn, places) = (replica.turn(), &replica.bindings.places);
@@ -340,16 +347,12 @@ async fn order_of_the_moment_of_loss_goes_on_in_the_dark() {
     let before: Vec<_> = (0..40).map(begins).collect();
     assert!((0..40).all(|number| is_default(number, "a-1") == (before[number as usize] == "a-1")));
     replica.loads("a-1 org-a one 1, a-2 org-a two 1, a-0 org-a one 50, b-1 org-b one 50");
-    assert_eq!(
-        (0..40).map(begins).collect::<Vec<_>>(),
-        before,
-        "what came in the dark changes nothing"
-    );
+    assert_eq!((0..40).map(begins).collect::<Vec<_>>(), before, "an added key changes nothing");
     replica.loads("a-1 org-a one 50, a-2 org-a two 1");
     assert_eq!((0..40).map(begins).collect::<Vec<_>>(), before, "nor do other weights");
     replica.loads("a-2 org-a two 1, b-1 org-b one 50");
-    assert!((0..40).all(|number| begins(number) == "a-2"), "what is gone is used no more");
+    assert!((0..40).all(|number| begins(number) == "a-2"), "a removed key is not used");
     assert!((0..40).all(|number| is_default(number, "a-2")));
     replica.is_of(2);
-    assert!((0..40).any(|number| begins(number) == "b-1"), "the store has its word on the new set");
+    assert!((0..40).any(|number| begins(number) == "b-1"), "the new set has its ordinal");
 }
