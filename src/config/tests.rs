@@ -141,6 +141,8 @@ fn reference_tells_the_defaults() {
         .skip_while(|line| *line != "#[[upstream]]")
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.strip_prefix('#'))
+        // An option follows its # at once, a comment does not.
+        .filter(|line| !line.starts_with(' '))
         .filter(|line| {
             !["proxy", "ca_file", "name", "[["].iter().any(|other| line.starts_with(other))
         })

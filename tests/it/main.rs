@@ -42,6 +42,7 @@ mod headers;
 
 mod records;
 mod configuration;
+mod contract;
 mod drain;
 mod errors;
 mod http;
