@@ -18,7 +18,7 @@ import yaml
 
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, judge, kill, kubectl, load, nodes, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load
-from world import KEYS, REDIS, TOKEN, build, node_port, real_secret, trial_values, two_nodes, values
+from world import TOKEN, build, node_port, real_secret, trial_values, two_nodes, values
 
 OLD, NEW = "warmkey.test/warmkey:old", "warmkey.test/warmkey:new"
 HA = str(CHART / "values-ha.yaml")
