@@ -217,14 +217,14 @@ enum Obstacle {
 
 impl Obstacle {
     fn of(error: &reqwest::Error) -> Self {
-        let causes = std::iter::successors(error.source(), |&cause| cause.source());
-        let is_tls =
-            |cause: &dyn Error| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData);
+        let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+        let speaks_otherwise =
+            causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData));
         match (error.is_timeout(), error.is_connect()) {
             (true, _) => Self::Silent,
-            (false, false) => Self::Cut,
-            (false, true) if { causes }.any(is_tls) => Self::Untrusted,
+            (false, true) if speaks_otherwise => Self::Untrusted,
             (false, true) => Self::Unreachable,
+            (false, false) => Self::Cut,
         }
     }
 }
