@@ -4,6 +4,8 @@
 //! [`Probe`] asks the admin listener. [`Session`] is a client: it plays two turns and asks which
 //! key served them. Neither prints a secret or what a model said.
 
+use std::error::Error;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -162,7 +164,9 @@ impl Session {
             *request.headers_mut() = self.headers.clone();
             *request.body_mut() = Some(body.clone().into());
             match self.connections.execute(request).await {
-                Err(error) if error.is_connect() && Instant::now() < until => {
+                Err(error)
+                    if Obstacle::of(&error) == Obstacle::Unreachable && Instant::now() < until =>
+                {
                     sleep(CONNECT_PAUSE).await
                 }
                 Err(error) => return Err(self.failed(&error)),
@@ -208,12 +212,40 @@ impl Session {
     }
 
     fn failed(&self, error: &reqwest::Error) -> Failure {
-        let why = match (error.is_timeout(), error.is_connect()) {
-            (true, _) => "does not answer in time",
-            (false, true) => "cannot be reached",
-            (false, false) => "cut the connection",
+        let why = match Obstacle::of(error) {
+            Obstacle::Silent => "does not answer in time",
+            Obstacle::Unreachable => "cannot be reached",
+            Obstacle::Untrusted => "does not speak TLS with the certificate of server.tls",
+            Obstacle::Cut => "cut the connection",
         };
         Failure::Other(format!("{} {why}", self.endpoint))
+    }
+}
+
+/// Why a turn has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Obstacle {
+    Silent,
+    /// A Service that was made a moment ago is refused, or has no name yet.
+    Unreachable,
+    Untrusted,
+    Cut,
+}
+
+impl Obstacle {
+    fn of(error: &reqwest::Error) -> Self {
+        let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+        let speaks_otherwise = causes.any(|cause| {
+            cause
+                .downcast_ref::<io::Error>()
+                .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
+        });
+        match (error.is_timeout(), error.is_connect()) {
+            (true, _) => Self::Silent,
+            (false, true) if speaks_otherwise => Self::Untrusted,
+            (false, true) => Self::Unreachable,
+            (false, false) => Self::Cut,
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 """What the chart renders: the same by Helm 3 and 4, valid for Kubernetes, and as the operating page promises."""
 
 import itertools
-import re
 import unittest
 
 import kubernetes_validate

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The chart on a real Kubernetes, the cluster of the current context: sessions play while everything happens to it.
 
-    cluster.py [--sessions N]
+    cluster.py [--sessions N] [STEP...]
 
 Judged by the simulated upstream and by the players: no turn is lost but those in flight on what was killed, no session meets
 a second key, no replica ends before its turns. Prints a line a step; exits 1 when one has failed.
@@ -18,7 +18,7 @@ import yaml
 
 from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, judge, kill, kubectl, load, nodes, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load
-from world import KEYS, REDIS, TOKEN, build, node_port, real_secret, trial_values, two_nodes, values
+from world import TOKEN, build, node_port, real_secret, trial_values, two_nodes, values
 
 OLD, NEW = "warmkey.test/warmkey:old", "warmkey.test/warmkey:new"
 HA = str(CHART / "values-ha.yaml")
@@ -58,7 +58,7 @@ class Cluster:
         rolled_out("warmkey")
         told = helm("test", "warmkey", "--timeout", "120s", seconds=150)
         check("Succeeded" in told, told)
-        check(not found("pods", "-l", "app.kubernetes.io/component=test")["items"], "the test pod is still there")
+        wait_for("end of the test pod", lambda: not found("pods", "-l", "app.kubernetes.io/component=test")["items"], 60)
 
     def played(self):
         self.ends = Ends(self.folder, "warmkey")
@@ -150,7 +150,7 @@ class Cluster:
 
     def control(self):
         """The test can fail: without a delay, and with 5 s of grace, turns are lost."""
-        self.upgraded(OLD, release="control", config=values(OLD)["config"].replace('"5s"', '"0s"'), autoscaling={"enabled": False}, replicaCount=2)
+        self.upgraded(OLD, release="control", fullnameOverride="control", config=values(OLD)["config"].replace('"5s"', '"0s"'), autoscaling={"enabled": False}, replicaCount=2)
         rolled_out("control")
         patch = '{"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 5}}}}'
         kubectl("patch", "deployment", "control", "--patch", patch)
@@ -177,7 +177,8 @@ class Cluster:
             gone = lambda: all(pod["spec"]["nodeName"] != self.goes or not any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"]) for pod in pods(gateway("warmkey")))
             wait_for("no replica of that node among the ready", gone, 60)
             noticed = time.time()
-            players.goes_on("the loss", turns=3)
+            # A turn on a connection into nowhere ends when its client has waited long enough.
+            players.goes_on("the loss", turns=3, seconds=400)
             result = players.end()
         finally:
             players.stop()
@@ -216,13 +217,14 @@ class Cluster:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=30)
+    parser.add_argument("steps", nargs="*", help="only these, with `prepared installed` before them")
     options = parser.parse_args()
     if subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True, timeout=30, check=False).returncode:
         print("test-k8s: no cluster answers in the current context of kubectl", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster(folder, options.sessions)
-        steps = (
+        steps = options.steps or (
             "prepared installed played image_upgraded scaled rotated drained process_killed rolled_back judged "
             "autoscaled control power_lost trial_kept uninstalled"
         ).split()

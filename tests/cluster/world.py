@@ -125,6 +125,7 @@ def trial_values(image):
     own = values(image, autoscaling={"enabled": False}, redis={"enabled": True, "image": {"repository": repository, "tag": tag}})
     own["config"] = own["config"].replace('url = { file = "/run/secrets/warmkey/store-url" }', 'url = "memory:"')
     own["config"] = own["config"].replace("/run/secrets/warmkey", "/run/secrets/trial")
+    own["fullnameOverride"] = "trial"
     data = {name: base64.b64decode(text).decode() for name, text in real_secret(1)["data"].items()}
     return own | {"trialSecret": {"name": "trial-secret", "data": data}, "secrets": [{"name": "trial-secret", "mountPath": "/run/secrets/trial"}]}
 

@@ -180,5 +180,5 @@ async fn probe_trusts_the_certificate_that_is_configured_and_no_other() {
         text.replace(shown.to_str().unwrap(), &two.path(&format!("server.{end}")))
     });
     let (is_served, said) = probe(&folder.write("other.toml", &other)).await;
-    assert!(!is_served && said.contains("cannot be reached"), "{said}");
+    assert!(!is_served && said.contains("does not speak TLS with the certificate"), "{said}");
 }
