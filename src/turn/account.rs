@@ -130,7 +130,7 @@ impl Account {
     pub fn leaked(&self) {
         self.books.leaked();
         let key = self.service.as_ref().map(|(service, _)| service.key.id.as_str());
-        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the key's secret");
+        tracing::warn!(turn = %self.id, key, "the upstream's answer holds the secret of its key");
     }
 
     /// Notes that the answer's body ended, or was `broken` off.
