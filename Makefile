@@ -33,7 +33,7 @@ MUTANTS_BASE ?= HEAD
 MUTANTS ?= --in-diff target/mutants.diff
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: ## build, then show the promise: sessions through several ways of routing, and what each got from the cache
 	cargo run --locked -- demo
