@@ -36,7 +36,7 @@ MUTANTS_BASE ?= HEAD
 MUTANTS ?= --in-diff target/mutants.diff
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
 demo: ## build, then compare the cache reads of sessions under several ways of routing
 	cargo run --locked -- demo

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::rustls;
 
 use crate::client::{self, ClientId};
 use crate::config::{Config, Plan, StoreChoice};
@@ -234,19 +235,21 @@ enum Obstacle {
 
 impl Obstacle {
     fn of(error: &reqwest::Error) -> Self {
-        let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-        let speaks_otherwise = causes.any(|cause| {
-            cause
-                .downcast_ref::<io::Error>()
-                .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
-        });
         match (error.is_timeout(), error.is_connect()) {
             (true, _) => Self::Silent,
-            (false, true) if speaks_otherwise => Self::Untrusted,
+            (false, true) if fails_in_tls(error) => Self::Untrusted,
             (false, true) => Self::Unreachable,
             (false, false) => Self::Cut,
         }
     }
+}
+
+/// Whether TLS has failed, at whatever depth: an `io::Error` hides what it wraps from `source`.
+fn fails_in_tls(error: &(dyn Error + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|wrapped| fails_in_tls(wrapped))
+        || error.source().is_some_and(fails_in_tls)
 }
 
 /// The first client whose token can be shown, and not only checked.

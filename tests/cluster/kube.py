@@ -19,7 +19,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "clients"))
+# Behind our own folder: a `world` is there, too.
+sys.path.append(str(ROOT / "tests" / "clients"))
 
 from parts import Failure, check, wait_for  # noqa: E402
 

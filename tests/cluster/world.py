@@ -2,14 +2,13 @@
 
 import base64
 import json
+import os
 import secrets
 import textwrap
 
 import yaml
 
-from kube import CHART, NAMESPACE, apply, check, found, kubectl, nodes, wait_for, words
-
-import os
+from kube import CHART, NAMESPACE, apply, check, found, kubectl, nodes, wait_for
 
 REDIS = os.environ.get("K8S_REDIS", "redis:8.2")
 TOKEN = "alice-" + secrets.token_hex(8)
@@ -145,4 +144,4 @@ def two_nodes():
     return first, second, there[first]
 
 
-__all__ = ["KEYS", "TOKEN", "build", "node_port", "real_secret", "trial_values", "two_nodes", "values", "words"]
+__all__ = ["KEYS", "TOKEN", "build", "node_port", "real_secret", "trial_values", "two_nodes", "values"]
