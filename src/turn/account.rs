@@ -259,7 +259,7 @@ mod tests {
         account.bound(&Binding { key: Arc::clone(b), ..binding }, false, &gateway.registry.loads);
         assert_eq!([a, b].map(|key| gateway.registry.loads.of(key)), [0, 1], "it is in flight at the last one");
         // What was read and written is never more than there was.
-        let usage = Usage { input: 10, cached: 8, written: 5, output: 3, miss: None };
+        let usage = Usage { input: 10, cached: 8, written: 5, output: 3, ..Usage::default() };
         account.answered(StatusCode::OK);
         account.relayed(Reading { terminal: Some(Terminal::Completed), usage: Some(usage), failure: None }, None);
         drop(account);
