@@ -13,7 +13,7 @@ use tokio::signal::unix::Signal;
 use crate::binding;
 use crate::binding::bind::Bindings;
 use crate::binding::ownership::Owners;
-use crate::client::Clients;
+use crate::client::tokens::Roster;
 use crate::config::fixed::Fixed;
 use crate::config::source::Seen;
 use crate::config::{Plan, StoreChoice};
@@ -21,6 +21,7 @@ use crate::current::Current;
 use crate::health::membership::Membership;
 use crate::health::operator::Operator;
 use crate::health::registry::Registry;
+use crate::ledger::{Ledger, Setup};
 use crate::metrics::Metrics;
 use crate::peers::heartbeat::Heartbeat;
 use crate::reload::Reload;
@@ -56,6 +57,7 @@ pub struct Replica {
     drain: Drain,
     membership: Arc<Membership>,
     heartbeat: Arc<Heartbeat>,
+    ledger: Arc<Ledger>,
     reload: Arc<Reload>,
 }
 
@@ -63,14 +65,29 @@ impl Replica {
     /// Binds both listeners and serves. `memory` is the `memory:` store, which replicas of one
     /// process may share.
     pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
-        let Plan { fixed, table, clients } = plan;
+        let Plan { fixed, table, clients, prices } = plan;
         let config = &fixed.config;
         let listeners = Listeners::open(&config.server)?;
         let [client_address, admin_address] = listeners.addresses()?;
         let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
-        let clients = admit(clients, config.server.open);
+        let (books, records) = Books::queued(Arc::clone(&metrics));
+        let roster = Arc::new(Roster::new(clients.opened(config.server.open)));
+        let prices = Arc::new(Current::new(Arc::new(prices)));
+        let ledger = Ledger::start(
+            Setup {
+                settings: &config.ledger,
+                address: fixed.ledger.clone(),
+                zone: fixed.zone.clone(),
+                prices: Arc::clone(&prices),
+                roster: Arc::clone(&roster),
+                metrics: Arc::clone(&metrics),
+            },
+            records,
+        )
+        .await;
+        tell_of(&fixed, &roster);
         let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
         // Both speak once before the first turn, which therefore meets only keys that the other
         // replicas know.
@@ -81,16 +98,17 @@ impl Replica {
         Prober::start(&store, &registry, &metrics, &tasks, name);
 
         let drain = Drain::new(&config.server);
-        let gateway = gateway(&fixed, &clients, &registry, bound, &metrics, &drain, &tasks);
+        let gateway = gateway(&fixed, &roster, &registry, bound, (books, &metrics), &drain, &tasks);
         let desk = Desk {
             gateway: Arc::new(gateway),
             operator: Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat)),
             admission: Admission::of(&config.server, fixed.admin_token.as_ref()),
+            ledger: Arc::clone(&ledger),
         };
         listeners.serve(desk, &metrics, &drain, &tasks);
 
-        let reload = Reload { fixed, membership: Arc::clone(&membership), registry, clients, metrics };
-        Ok(Self { client_address, admin_address, tasks, drain, membership, heartbeat, reload: Arc::new(reload) })
+        let reload = Reload { fixed, membership: Arc::clone(&membership), registry, roster, prices, metrics };
+        Ok(Self { client_address, admin_address, tasks, drain, membership, heartbeat, ledger, reload: Arc::new(reload) })
     }
 
     /// Follows the configuration `file`, which read as `seen` at the start, and takes changes into
@@ -116,6 +134,7 @@ impl Replica {
         };
         let (is_done, ()) = tokio::join!(draining, leaving);
         self.heartbeat.leave().await;
+        self.ledger.close().await;
         self.tasks.join(LAST_TASKS).await;
         is_done
     }
@@ -142,34 +161,36 @@ async fn open_store(
     Ok(Arc::new(store))
 }
 
-/// The clients that a turn may come from; anybody where the gateway is `open`.
-fn admit(clients: Clients, open: bool) -> Arc<Current<Clients>> {
-    if clients.is_empty() && !open {
+/// Tells what an operator may not expect.
+fn tell_of(fixed: &Fixed, roster: &Roster) {
+    if roster.current().get().is_empty() && !fixed.config.server.open {
         tracing::warn!("no client has a token: every turn will be answered 401");
     }
-    Arc::new(Current::new(Arc::new(clients.opened(open))))
+    if fixed.ledger.is_none() && fixed.config.ledger.url.is_none() {
+        tracing::info!("no ledger: a file would be one replica's, and ledger.url names no database that all share");
+    }
 }
 
 /// What all turns of the replica share.
 fn gateway(
     fixed: &Fixed,
-    clients: &Arc<Current<Clients>>,
+    roster: &Roster,
     registry: &Arc<Registry>,
     (bindings, owners): (Bindings, Arc<Owners>),
-    metrics: &Arc<Metrics>,
+    (books, metrics): (Books, &Arc<Metrics>),
     drain: &Drain,
     tasks: &Tasks,
 ) -> Gateway {
     let (config, server) = (&fixed.config, &fixed.config.server);
     Gateway {
-        clients: Arc::clone(clients),
+        clients: Arc::clone(roster.current()),
         identifier: Identifier::new(&fixed.secret, fixed.hop_secret.clone()),
         bindings,
         owners,
         foreign_ids: server.foreign_ids,
         registry: Arc::clone(registry),
         replay: Replay::new(server.max_body, server.replay_total),
-        books: Arc::new(Books::new(Arc::clone(metrics))),
+        books: Arc::new(books),
         metrics: Arc::clone(metrics),
         options: Options { wait: config.binding.wait.0, resends: config.failover.ambiguous },
         patience: Patience::default(),

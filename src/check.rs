@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::app::{LAST_TASKS, STORE_PATIENCE, replica_name};
 use crate::config::{Plan, StoreChoice};
+use crate::database::{Address, Database};
 use crate::metrics::Metrics;
 use crate::server::operator::Admission;
 use crate::setting::Span;
@@ -28,13 +29,18 @@ pub fn describe(plan: &Plan) -> String {
         StoreChoice::Memory => "in this process: one replica only".to_owned(),
         StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
+    let ledger = match &plan.fixed.ledger {
+        Some(address) => format!("Writes turns down in {address}."),
+        None if plan.fixed.config.ledger.url.is_some() => "Writes no turn down.".to_owned(),
+        None => "Writes no turn down: a file would be one replica's, and ledger.url names no database.".to_owned(),
+    };
     let operators = match Admission::of(server, plan.fixed.admin_token.as_ref()) {
         Admission::Token(_) => "whoever shows the admin token",
         Admission::Local => "anybody on this machine: there is no server.admin_token",
         Admission::Closed => "nobody: there is no server.admin_token",
     };
     format!(
-        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.",
+        "Listens on {} for clients and on {} for probes and metrics.\nServes {who}.\nTakes an operator's word from {operators}.\nKeys: {}, of these organizations: {}.\nKeeps bindings {store}.\n{ledger}",
         server.listen,
         server.admin_listen,
         keys.len(),
@@ -63,6 +69,35 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     };
     tasks.join(LAST_TASKS).await;
     result
+}
+
+/// Does with the ledger what serving does, and undoes it. The error is one line.
+pub async fn reach_ledger(plan: &Plan) -> Result<(), String> {
+    let Some(address) = &plan.fixed.ledger else { return Ok(()) };
+    let Address::Sqlite(path) = address else { return rehearse_ledger(address, plan).await };
+    let is_new = !path.exists();
+    let reached = rehearse_ledger(address, plan).await;
+    if is_new {
+        // Only the file that this check has made.
+        for end in ["", "-wal", "-shm"] {
+            let mut name = path.clone().into_os_string();
+            name.push(end);
+            let _ = std::fs::remove_file(name);
+        }
+    }
+    let hint = "name a file in a folder that can be written, or write \"none:\"";
+    reached.map_err(|why| format!("{why}: {hint}"))
+}
+
+async fn rehearse_ledger(address: &Address, plan: &Plan) -> Result<(), String> {
+    let database = Database::at(address, plan.fixed.config.ledger.url.as_ref());
+    let reaching = async {
+        let mut connection = database.connect().await?;
+        let rehearsed = connection.rehearse().await;
+        connection.close().await;
+        rehearsed
+    };
+    reaching.await.map_err(|failure| format!("ledger.url: {failure}"))
 }
 
 /// Life of what the check stores, in case the check is cut short.
@@ -118,7 +153,8 @@ mod tests {
              Serves nobody: no client has a token.\n\
              Takes an operator's word from anybody on this machine: there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
-             Keeps bindings in this process: one replica only."
+             Keeps bindings in this process: one replica only.\n\
+             Writes turns down in the file warmkey.db."
         );
         let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
         let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
@@ -129,10 +165,13 @@ mod tests {
              Serves 2 client tokens.\n\
              Takes an operator's word from nobody: there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
-             Keeps bindings in one Redis at h:6379; all replicas share it."
+             Keeps bindings in one Redis at h:6379; all replicas share it.\n\
+             Writes no turn down: a file would be one replica's, and ledger.url names no database."
         );
         for (text, line) in [
             (client("alice"), "Serves one client token."),
+            ("[ledger]\nurl = \"none:\"".into(), "Writes no turn down."),
+            ("[ledger]\nurl = \"postgres://u:canary@h/d\"".into(), "Writes turns down in PostgreSQL at h:5432, database d."),
             (format!("[server]\nopen = true\n{}", client("alice")), "Serves anybody, without a token."),
             (
                 "[server]\nadmin_listen = \"0.0.0.0:2\"\nadmin_token = \"canary\"".into(),

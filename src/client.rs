@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::setting::{Secret, SecretSource};
 
 pub mod authenticate;
+pub mod tokens;
 
 /// One `[[client]]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -87,6 +88,7 @@ impl Client {
 type TokenHash = [u8; 32];
 
 /// All who may call.
+#[derive(Clone)]
 pub struct Clients {
     by_token: HashMap<TokenHash, Arc<Client>>,
     /// The same clients: one has one set of rights, however many tokens.
@@ -148,6 +150,11 @@ impl Clients {
                 self.add_lines(&text, settings).map_err(|why| format!("client: token_file {}: {why}", path.display()))
             }
             (None, None, Some(_)) => Err("client: token_file names its own ids: leave id out".into()),
+            // Its tokens are in the ledger.
+            (None, None, None) => {
+                let id = named()?;
+                self.name(id, settings).map(|_| ())
+            }
             _ => Err(format!("client {}: give exactly one of token, token_sha256, token_file", id.as_deref().unwrap_or("?"))),
         }
     }
@@ -167,7 +174,8 @@ impl Clients {
         Ok(())
     }
 
-    fn insert(&mut self, id: &str, hash: TokenHash, settings: &Settings) -> Result<(), String> {
+    /// The client of this name, with the rights that `settings` give it.
+    fn name(&mut self, id: &str, settings: &Settings) -> Result<Arc<Client>, String> {
         if id.is_empty() {
             return Err("client: id is empty".into());
         }
@@ -181,6 +189,11 @@ impl Clients {
             None => Arc::new(client),
         };
         self.by_id.insert(client.id.clone(), Arc::clone(&client));
+        Ok(client)
+    }
+
+    fn insert(&mut self, id: &str, hash: TokenHash, settings: &Settings) -> Result<(), String> {
+        let client = self.name(id, settings)?;
         match self.by_token.insert(hash, client) {
             // One client may have several tokens, so that they can be rotated; one token has one client.
             Some(other) if other.id.as_str() != id => Err(format!("client {id}: has the same token as client {}", other.id)),
@@ -254,8 +267,7 @@ mod tests {
         let hex = "ABCDEF0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
         let one_of = "give exactly one of token, token_sha256, token_file";
         for (options, expected) in [
-            ("id = \"alice\"", format!("client alice: {one_of}")),
-            ("", format!("client ?: {one_of}")),
+            ("", "client: id is missing".into()),
             ("id = \"alice\"\ntoken = \"canary\"\ntoken_file = \"/x\"", format!("client alice: {one_of}")),
             (&format!("id = \"alice\"\ntoken = \"canary\"\ntoken_sha256 = \"{hex}\""), format!("client alice: {one_of}")),
             (&format!("id = \"alice\"\ntoken_file = \"/x\"\ntoken_sha256 = \"{hex}\""), format!("client alice: {one_of}")),
@@ -271,6 +283,8 @@ mod tests {
             let fault = of_sections(&format!("[[client]]\nid = \"alice\"\ntoken_sha256 = \"{wrong}\"")).err();
             assert_eq!(fault.as_deref(), Some("client alice: token_sha256 is not 64 hex digits"), "{wrong}");
         }
+        let unshown = of_sections("[[client]]\nid = \"alice\"").expect("its tokens are in the ledger");
+        assert!(unshown.is_empty());
         let known = of_sections(&format!("[[client]]\nid = \"alice\"\ntoken_sha256 = \"{hex}\"")).unwrap();
         let kept = *known.by_token.keys().next().expect("one token");
         assert_eq!((kept[0], kept[1], kept[3], kept[31]), (0xab, 0xcd, 0x01, 0x89));

@@ -5,14 +5,17 @@
 use std::path::Path;
 
 use ::config::{ConfigBuilder, ConfigError, Environment, File, FileFormat, builder::DefaultState};
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use crate::client::{self, Clients};
+use crate::database::Address as LedgerAddress;
 use crate::key::{self, UpstreamSettings, table::Table};
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
-use crate::{binding, server, simulator, store, telemetry, turn};
+use crate::usage::price::{Prices, setting::Settings as PriceSettings};
+use crate::{binding, ledger, server, simulator, store, telemetry, turn};
 
 pub mod fixed;
 pub mod source;
@@ -32,7 +35,7 @@ const SHORTEST_SECRET: usize = 32;
 pub struct Config {
     pub server: server::Settings,
     pub store: store::Settings,
-    pub ledger: Ledger,
+    pub ledger: ledger::Settings,
     pub binding: binding::Settings,
     pub failover: turn::FailoverSettings,
     pub hop: HopSettings,
@@ -43,18 +46,13 @@ pub struct Config {
     pub key: Vec<key::Settings>,
     #[serde(default)]
     pub client: Vec<client::Settings>,
+    #[serde(default)]
+    pub price: Vec<PriceSettings>,
     /// The simulated upstream: one file may describe both.
     #[serde(default)]
     pub sim: simulator::Config,
     #[serde(skip)]
     options: Options,
-}
-
-/// `[ledger]`: refused but for `none:` until there is one.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ledger {
-    pub url: String,
 }
 
 /// Where a replica keeps what replicas share.
@@ -64,11 +62,19 @@ pub enum StoreChoice {
     Redis(Address),
 }
 
+impl StoreChoice {
+    /// Whether several replicas keep their state there.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+}
+
 /// A configuration that may run, its secrets read: what stays until a restart, and what a reload replaces.
 pub struct Plan {
     pub fixed: Fixed,
     pub table: Table,
     pub clients: Clients,
+    pub prices: Prices,
 }
 
 impl Config {
@@ -101,6 +107,9 @@ impl Config {
         };
         let admin_token = keep(&mut faults, shown("server.admin_token", &self.server.admin_token));
         let hop_secret = keep(&mut faults, shown("hop.secret", &self.hop.secret));
+        let ledger = store.as_ref().and_then(|store| keep(&mut faults, self.ledger.address(store.is_shared())));
+        let zone = keep(&mut faults, self.ledger.zone());
+        let prices = keep(&mut faults, Prices::new(&self.price));
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
@@ -110,6 +119,8 @@ impl Config {
             ("server.header_timeout", self.server.header_timeout),
             ("server.ping", self.server.ping),
             ("store.timeout", self.store.timeout),
+            ("ledger.retention", self.ledger.retention),
+            ("ledger.rollup_retention", self.ledger.rollup_retention),
             ("binding.ttl", self.binding.ttl),
         ] {
             if span.0.is_zero() {
@@ -139,15 +150,20 @@ impl Config {
         {
             faults.push("server.admin_token: is a client's token too".into());
         }
-        match (store, secret, admin_token, hop_secret, table, clients) {
-            (Some(store), Some(secret), Some(admin_token), Some(hop_secret), Some(table), Some(clients)) if faults.is_empty() => {
-                Ok(Plan { fixed: Fixed { config: self, secret, admin_token, hop_secret, store }, table, clients })
+        let shared = store.zip(secret).zip(ledger).zip(zone);
+        match (shared, admin_token, hop_secret, table, clients, prices) {
+            (Some(shared), Some(admin_token), Some(hop_secret), Some(table), Some(clients), Some(prices))
+                if faults.is_empty() =>
+            {
+                let (((store, secret), ledger), zone) = shared;
+                let fixed = Fixed { config: self, secret, admin_token, hop_secret, store, ledger, zone };
+                Ok(Plan { fixed, table, clients, prices })
             }
             _ => Err(faults),
         }
     }
 
-    /// Every file that it names but the store's, which looks after its own.
+    /// Every file that it names but the store's and the ledger's, which look after their own.
     fn files(&self) -> impl Iterator<Item = &Path> {
         let secrets = [&self.server.secret, &self.server.admin_token, &self.hop.secret].into_iter().flatten();
         let secrets = secrets
@@ -172,14 +188,12 @@ impl Config {
         if self.store.prefix.is_empty() || !self.store.prefix.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("store.prefix: must be visible ASCII".into());
         }
-        match (&choice, self.ledger.url.as_str()) {
-            (_, "none:") => Ok(choice),
-            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => {
-                Err("ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would disagree about tokens"
-                    .into())
-            }
-            _ => Err("ledger.url: there is no ledger yet: write \"none:\"".into()),
-        }
+        Ok(choice)
+    }
+
+    /// Where the ledger is, and the zone in which its days are cut: all that its commands ask.
+    pub fn ledger(&self) -> Result<(Option<LedgerAddress>, TimeZone), String> {
+        Ok((self.ledger.address(self.store_choice()?.is_shared())?, self.ledger.zone()?))
     }
 
     fn secret(&self, store: &StoreChoice) -> Result<Secret, String> {

@@ -40,6 +40,7 @@ pub enum Kind {
     InsufficientQuota,
     RateLimitExceeded,
     NoKeyAvailable,
+    LedgerUnavailable,
     UpstreamUnreachable,
     UpstreamInterrupted,
     UpstreamTimeout,
@@ -77,6 +78,8 @@ impl Kind {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", "rate_limit_error", Fault::Upstream)
             }
             Self::NoKeyAvailable => (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway),
+            // Operators alone ask what is written down.
+            Self::LedgerUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", SERVER, Fault::Gateway),
             Self::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream),
             Self::UpstreamInterrupted => (StatusCode::SERVICE_UNAVAILABLE, "upstream_interrupted", SERVER, Fault::Upstream),
             Self::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", SERVER, Fault::Upstream),

@@ -24,6 +24,7 @@ pub mod wire;
 pub mod outcome;
 pub mod store;
 pub mod peers;
+pub mod database;
 
 // The sentence.
 pub mod client;
@@ -33,6 +34,7 @@ pub mod health;
 pub mod binding;
 pub mod upstream;
 pub mod usage;
+pub mod ledger;
 
 // The telling.
 pub mod turn;

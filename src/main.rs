@@ -14,6 +14,7 @@ use warmkey::app::Replica;
 use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
 use warmkey::health::operator::Verb;
+use warmkey::operate::line::{SessionLine, TokenLine, UsageLine};
 use warmkey::operate::{self, Failure};
 use warmkey::server::listener::Listener;
 use warmkey::simulator::Simulator;
@@ -44,10 +45,16 @@ enum Command {
     Demo,
     /// Run the simulated upstream alone
     Simulate(Simulate),
-    /// Validate the configuration, reach the store, and say what would run
+    /// Validate the configuration, reach store and ledger, and say what would run
     Check(File),
     /// Say an operator's word on a key or an organization, through the admin listener of any one replica
     Key(Operate),
+    /// Make, list or revoke tokens of clients in the ledger; running replicas know within 5 s
+    Token(TokenLine),
+    /// Show tokens and cost by client, key, organization, model or day, from the ledger
+    Usage(UsageLine),
+    /// Show one session: where it is bound, what was decided about it, and its turns
+    Session(SessionLine),
 }
 
 #[derive(clap::Args)]
@@ -114,6 +121,9 @@ fn main() -> ExitCode {
             Command::Simulate(simulate) => self::simulate(&simulate).await,
             Command::Check(file) => check(&file).await,
             Command::Key(operate) => key(&operate).await,
+            Command::Token(line) => token(&line).await,
+            Command::Usage(line) => said(line.run().await),
+            Command::Session(line) => said(line.run().await),
         }
     });
     // What is left was told to end and did not: its connections are cut with the process.
@@ -228,6 +238,13 @@ async fn check(file: &File) -> ExitCode {
         }
         println!("The store does what serving needs.");
     }
+    if plan.fixed.ledger.is_some() {
+        if let Err(fault) = warmkey::check::reach_ledger(&plan).await {
+            eprintln!("{fault}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+        println!("The ledger does what serving needs.");
+    }
     ExitCode::SUCCESS
 }
 
@@ -242,7 +259,19 @@ async fn key(Operate { word, config, admin }: &Operate) -> ExitCode {
             Word::Probe(Meant { id }) => replica.say(id, Verb::Probe).await,
         }
     };
-    match asking.await {
+    said(asking.await)
+}
+
+async fn token(line: &TokenLine) -> ExitCode {
+    said(line.run().await.map(|(text, note)| {
+        eprint!("{note}");
+        text
+    }))
+}
+
+/// Prints what a command has to say, or why it has nothing.
+fn said(result: Result<String, Failure>) -> ExitCode {
+    match result {
         Ok(said) => {
             print!("{said}");
             ExitCode::SUCCESS

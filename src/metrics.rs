@@ -12,6 +12,7 @@ mod family;
 mod turns;
 mod bindings;
 mod keys;
+mod ledger;
 mod store;
 mod reloads;
 
@@ -20,6 +21,7 @@ pub use label::{BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Op
 use bindings::Bindings;
 use family::Page;
 use keys::Keys;
+use ledger::Ledger;
 use reloads::Reloads;
 use store::Store;
 use turns::Turns;
@@ -32,6 +34,7 @@ pub struct Metrics {
     turns: Turns,
     bindings: Bindings,
     keys: Keys,
+    ledger: Ledger,
     store: Store,
     reloads: Reloads,
 }
@@ -41,9 +44,9 @@ impl Metrics {
         let mut page = Page::new("warmkey");
         let (turns, bindings) = (Turns::new(&mut page), Bindings::new(&mut page));
         let (keys, store) = (Keys::new(&mut page), Store::new(&mut page));
-        let reloads = Reloads::new(&mut page);
+        let (ledger, reloads) = (Ledger::new(&mut page), Reloads::new(&mut page));
         page.info("build", "The running version", ("version", env!("CARGO_PKG_VERSION")));
-        Self { registry: page.into_registry(), turns, bindings, keys, store, reloads }
+        Self { registry: page.into_registry(), turns, bindings, keys, ledger, store, reloads }
     }
 
     /// The text that Prometheus scrapes (OpenMetrics 1.0).

@@ -15,6 +15,10 @@ use crate::config::Config;
 use crate::health::operator::Verb;
 use crate::setting::Secret;
 
+pub mod columns;
+pub mod ledger;
+pub mod line;
+
 /// How long a replica may take: it may be asking an upstream.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What there is to say of a key, and how it is called in an answer.
@@ -66,13 +70,13 @@ impl Replica {
 
     /// A table of all keys.
     pub async fn list(&self) -> Result<String, Failure> {
-        let keys = self.ask(Method::GET, &["keys"]).await?;
+        let keys = self.ask(Method::GET, &["keys"], &[]).await?;
         Ok(table(keys.as_array().map(Vec::as_slice).unwrap_or_default()))
     }
 
     /// Says a word on `name`. What became of it, and a table of the keys that it is about.
     pub async fn say(&self, name: &str, verb: Verb) -> Result<String, Failure> {
-        let done = self.ask(Method::POST, &["keys", name, verb.name()]).await?;
+        let done = self.ask(Method::POST, &["keys", name, verb.name()], &[]).await?;
         let mut text = format!("{name}: {}", heard(verb));
         if done["shared"] == false {
             text.push_str("; the store is away, so that the other replicas hear of it later");
@@ -90,10 +94,18 @@ impl Replica {
         Ok(text)
     }
 
-    async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, Failure> {
+    /// Reads what is at `path`.
+    pub async fn read(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+        self.ask(Method::GET, path, query).await
+    }
+
+    async fn ask(&self, method: Method, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
         }
         let mut request = Request::new(method, url);
         if let Some(token) = &self.token {

@@ -1,4 +1,4 @@
-//! Takes what has changed in the configuration into use while turns go on: keys, upstreams, clients.
+//! Takes what has changed in the configuration into use while turns go on: keys, upstreams, clients, prices.
 //!
 //! Decides when to look at the files, and that a set is taken as a whole or not at all: what cannot be used is told once, and
 //! the set in use stays. What only a start can change is named, and left as it is.
@@ -11,7 +11,7 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use crate::client::Clients;
+use crate::client::tokens::Roster;
 use crate::config::Plan;
 use crate::config::fixed::Fixed;
 use crate::config::source::{self, Seen};
@@ -19,6 +19,7 @@ use crate::current::Current;
 use crate::health::membership::Membership;
 use crate::health::registry::Registry;
 use crate::metrics::Metrics;
+use crate::usage::price::Prices;
 
 /// From one look at the files to the next.
 const BEAT: Duration = Duration::from_secs(2);
@@ -32,7 +33,8 @@ pub struct Reload {
     pub fixed: Fixed,
     pub membership: Arc<Membership>,
     pub registry: Arc<Registry>,
-    pub clients: Arc<Current<Clients>>,
+    pub roster: Arc<Roster>,
+    pub prices: Arc<Current<Prices>>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -77,7 +79,7 @@ impl Reload {
     }
 
     async fn take(&self, plan: Plan) {
-        let Plan { fixed, table, clients } = plan;
+        let Plan { fixed, table, clients, prices } = plan;
         let restart = self.fixed.differs_from(&fixed);
         if !restart.is_empty() {
             tracing::warn!("needs a restart: {}", restart.into_iter().collect::<Vec<_>>().join(", "));
@@ -88,7 +90,8 @@ impl Reload {
             self.membership.introduce(next).await;
         }
         // Who is let in without a token depends on where this replica listens.
-        self.clients.set(Arc::new(clients.opened(self.fixed.config.server.open)));
+        self.roster.configure(clients.opened(self.fixed.config.server.open));
+        self.prices.set(Arc::new(prices));
         self.metrics.reloaded();
         tracing::info!(keys, tokens, "the configuration is reloaded");
     }

@@ -9,6 +9,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 
 use super::drain::Readiness;
+use super::ledger::ledger_routes;
 use super::operator::{Desk, operator_routes, unknown};
 use crate::metrics::{self, Metrics};
 
@@ -28,6 +29,7 @@ pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, desk: Arc<Desk>
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(page))
+        .merge(ledger_routes(Arc::clone(&desk)))
         .merge(operator_routes(desk))
         .method_not_allowed_fallback(unknown)
         .fallback(unknown)

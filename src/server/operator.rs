@@ -18,8 +18,8 @@ use crate::error::{Error, Kind};
 use crate::health::diagnose::Ailment;
 use crate::health::operator::{Operator, Verb, View};
 use crate::key::Key;
+use crate::ledger::Ledger;
 use crate::server::Settings;
-use crate::session::SessionId;
 use crate::setting::Secret;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;
@@ -52,17 +52,14 @@ pub struct Desk {
     pub gateway: Arc<Gateway>,
     pub operator: Operator,
     pub admission: Admission,
+    pub ledger: Arc<Ledger>,
 }
 
-type Asked = State<Arc<Desk>>;
-type Told = Result<String, Error>;
+pub(super) type Asked = State<Arc<Desk>>;
+pub(super) type Told = Result<String, Error>;
 
 pub fn operator_routes(desk: Arc<Desk>) -> Router {
-    Router::new()
-        .route("/keys", get(keys))
-        .route("/keys/{id}/{verb}", post(say))
-        .route("/sessions/{id}", get(session))
-        .with_state(desk)
+    Router::new().route("/keys", get(keys)).route("/keys/{id}/{verb}", post(say)).with_state(desk)
 }
 
 /// Whatever else is asked on the admin listener.
@@ -86,19 +83,8 @@ async fn say(State(desk): Asked, path: Result<Path<(String, String)>, PathReject
     told(desk.admit(&request), saying).await
 }
 
-async fn session(State(desk): Asked, path: Result<Path<String>, PathRejection>, request: Request) -> Response<Body> {
-    let looking = async {
-        let id = path.ok().and_then(|Path(id)| SessionId::parse(&id)).ok_or_else(|| {
-            Error::new(Kind::InvalidRequest, "A session goes by its stored id, as logs show it: 22 letters, digits, - and _.")
-        })?;
-        let view = desk.gateway.bindings.view(&id).await;
-        written(&view.ok_or_else(|| Error::new(Kind::UnknownUrl, format!("Nothing is known of a session {id}.")))?)
-    };
-    told(desk.admit(&request), looking).await
-}
-
 /// The answer to whoever is admitted.
-async fn told(admitted: Result<(), Error>, asked: impl Future<Output = Told>) -> Response<Body> {
+pub(super) async fn told(admitted: Result<(), Error>, asked: impl Future<Output = Told>) -> Response<Body> {
     answer(match admitted {
         Ok(()) => asked.await,
         Err(error) => Err(error),
@@ -128,7 +114,7 @@ struct Answer {
 }
 
 impl Desk {
-    fn admit(&self, request: &Request) -> Result<(), Error> {
+    pub(super) fn admit(&self, request: &Request) -> Result<(), Error> {
         // A page in a browser on this machine can ask where this machine is believed.
         if request.headers().contains_key(ORIGIN) {
             return Err(Error::new(Kind::OriginNotAllowed, "Pages may not ask here."));
@@ -176,7 +162,7 @@ fn unreadable() -> Error {
     Error::new(Kind::InvalidRequest, "The name of a key or an organization is text in UTF-8, percent-encoded in the URL.")
 }
 
-fn written(value: &impl Serialize) -> Told {
+pub(super) fn written(value: &impl Serialize) -> Told {
     serde_json::to_string(value)
         .map_err(|error| Error::new(Kind::Internal, "The gateway failed on this request.").because(error.to_string()))
 }

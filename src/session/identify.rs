@@ -63,6 +63,12 @@ impl Identifier {
         stable_prefix(body).map(|parts| self.hasher.id(client, Kind::Derived, parts))
     }
 
+    /// The sessions that `value` may name, for who knows only what the client sent.
+    pub fn named(&self, client: &ClientId, value: &str) -> Vec<SessionId> {
+        let kinds = [Kind::Session, Kind::Conversation, Kind::Hop].into_iter().filter(|_| is_well_formed(value.as_bytes()));
+        kinds.map(|kind| self.hasher.id(client, kind, [value.as_bytes()])).collect()
+    }
+
     /// The response that this client calls `id`.
     pub fn response(&self, client: &ClientId, id: &str) -> ResponseId {
         ResponseId(self.hasher.id(client, Kind::Response, [id.as_bytes()]))
@@ -169,6 +175,14 @@ mod tests {
         assert_eq!(header, id("a", &[], r#"{"prompt_cache_key":"s"}"#));
         assert_eq!(header, id("a", &[], r#"{"client_metadata":{"session_id":"s"}}"#));
         assert_ne!(header, id("a", &[("conversation-id", "s")], "{}"));
+    }
+
+    #[test]
+    fn what_a_client_sent_names_its_sessions() {
+        let identifier = Identifier::new(&Secret::new(SECRET), None);
+        let named: Vec<_> = identifier.named(&ClientId::new("a"), "s").iter().map(ToString::to_string).collect();
+        assert_eq!(named[..2], [id("a", &[("session-id", "s")], "{}"), id("a", &[("conversation-id", "s")], "{}")]);
+        assert!(identifier.named(&ClientId::new("a"), "two words").is_empty());
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Drop for Account {
         // The place in flight is given back once the turn is told.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        self.books.tell(&record);
+        self.books.tell(record);
     }
 }
 

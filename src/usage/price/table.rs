@@ -20,9 +20,7 @@ impl Listing {
     /// The price in force on `day`; a tier without a row of its own follows the standard price.
     pub fn find(model: &str, tier: &str, day: Date) -> Option<Self> {
         let own = |tier: &str| {
-            let is_meant = |one: &&Self| {
-                one.tier == tier && one.models.contains(&model) && is_in_force(one.from, one.until, day)
-            };
+            let is_meant = |one: &&Self| one.tier == tier && one.models.contains(&model) && is_in_force(one.from, one.until, day);
             // The newest stands first.
             TABLE.iter().find(is_meant)
         };
@@ -38,9 +36,7 @@ impl Listing {
 /// Whether a model has the rules of those released since 2026-03-05: a higher price for long requests,
 /// and in regions.
 pub fn is_recent(model: &str) -> bool {
-    RECENT.iter().any(|family| {
-        model.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
-    })
+    RECENT.iter().any(|family| model.strip_prefix(family).is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.'])))
 }
 
 const RECENT: [&str; 4] = ["gpt-5.4", "gpt-5.5", "gpt-5.6", "gpt-6"];
@@ -128,10 +124,8 @@ static TABLE: &[Listing] = &[
         .until(date(2026, 11, 22)),
     listing(&["gpt-5.6", "gpt-5.6-sol"], cached_and_written(5_000_000, 500_000, 6_250_000, 30_000_000)),
     // The fast price follows the list price through the promotion.
-    listing(&["gpt-5.6", "gpt-5.6-sol"], cached_and_written(10_000_000, 1_000_000, 12_500_000, 60_000_000))
-        .of("priority"),
-    listing(&["gpt-5.6-terra"], cached_and_written(2_000_000, 200_000, 2_500_000, 12_000_000))
-        .from(date(2026, 7, 30)),
+    listing(&["gpt-5.6", "gpt-5.6-sol"], cached_and_written(10_000_000, 1_000_000, 12_500_000, 60_000_000)).of("priority"),
+    listing(&["gpt-5.6-terra"], cached_and_written(2_000_000, 200_000, 2_500_000, 12_000_000)).from(date(2026, 7, 30)),
     listing(&["gpt-5.6-terra"], partly_seen(2_500_000, 15_000_000)).until(date(2026, 7, 30)),
     listing(&["gpt-5.6-luna"], cached_and_written(200_000, 20_000, 250_000, 1_200_000)).from(date(2026, 7, 30)),
     listing(&["gpt-5.6-luna"], partly_seen(1_000_000, 6_000_000)).until(date(2026, 7, 30)),
@@ -142,10 +136,7 @@ static TABLE: &[Listing] = &[
     listing(&["gpt-5.4-nano"], cached(200_000, 20_000, 1_250_000)),
     listing(&["gpt-5.3-codex", "gpt-5.2", "gpt-5.2-codex"], cached(1_750_000, 175_000, 14_000_000)),
     listing(&["gpt-5.2-pro"], plain(21_000_000, 168_000_000)),
-    listing(
-        &["gpt-5.1", "gpt-5.1-codex", "gpt-5.1-codex-max", "gpt-5", "gpt-5-codex"],
-        cached(1_250_000, 125_000, 10_000_000),
-    ),
+    listing(&["gpt-5.1", "gpt-5.1-codex", "gpt-5.1-codex-max", "gpt-5", "gpt-5-codex"], cached(1_250_000, 125_000, 10_000_000)),
     listing(&["gpt-5-pro"], plain(15_000_000, 120_000_000)),
     listing(&["gpt-5.1-codex-mini", "gpt-5-mini"], cached(250_000, 25_000, 2_000_000)),
     listing(&["gpt-5-mini"], cached(450_000, 45_000, 3_600_000)).of("priority"),

@@ -191,8 +191,19 @@ fn model_is_found_by_its_whole_name_or_without_its_date() {
     assert_eq!(cost("gpt-5.4-2026-03-05"), Some(2_500_000));
     assert_eq!(cost("gpt-5.4-mini-2026-03-17"), Some(750_000));
     for unknown in [
-        "", "gpt", "gpt-5.4-", "gpt-5.4-preview", "gpt-5.40", "GPT-5.4", "gpt-5.4-2026-13-05", "gpt-5.4-2026-03", "gpt-7",
-        "-2026-03-05", "gpt-5.4-2026-03-05-2026-03-05", "gpt-5.4\u{e9}2026-03-05", "gpt-5.4-latest",
+        "",
+        "gpt",
+        "gpt-5.4-",
+        "gpt-5.4-preview",
+        "gpt-5.40",
+        "GPT-5.4",
+        "gpt-5.4-2026-13-05",
+        "gpt-5.4-2026-03",
+        "gpt-7",
+        "-2026-03-05",
+        "gpt-5.4-2026-03-05-2026-03-05",
+        "gpt-5.4\u{e9}2026-03-05",
+        "gpt-5.4-latest",
     ] {
         assert_eq!(cost(unknown), None, "{unknown}");
     }
