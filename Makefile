@@ -32,17 +32,17 @@ help: ## this list
 demo: ## build, then show the promise: sessions through several ways of routing, and what each got from the cache
 	cargo run --locked -- demo
 
-test: ## everything but the real clients; installs redis-server, haproxy and openssl where they are missing (Debian, as root)
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
+test: ## everything but the real clients; installs redis-server, haproxy, postgresql and openssl where they are missing (Debian, as root)
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
 	cargo test --locked --no-fail-fast
 
 # The binary is the one that `cargo test` builds: with `cargo build` half of the tree would be compiled again.
-test-long: ## what `make test` plays of ailing keys, with ten times as many sessions; minutes
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
-	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
+test-long: ## what `make test` plays of ailing keys, with ten times as many sessions, and a million rows of the ledger; minutes
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
+	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon usage_of_many_rows
 
 test-busy: ## `make test` three times beside an endless loop on each core and 50,000 connections in TIME-WAIT; as root
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl python3:python3
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl python3:python3
 	cargo test --locked --no-run
 	for run in 1 2 3; do python3 -B tests/busy.py $(MAKE) test || exit; done
 

@@ -5,6 +5,10 @@
 # it says in one line what is missing, and fails. It never upgrades or removes anything.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
+# Debian keeps the programs of each PostgreSQL in a folder of their own.
+for folder in /usr/lib/postgresql/*/bin; do
+    PATH="$PATH:$folder"
+done
 
 packages=
 for pair in "$@"; do

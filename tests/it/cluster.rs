@@ -42,6 +42,8 @@ pub struct Cluster {
     binding: String,
     upstream_options: String,
     clients: String,
+    ledger: String,
+    prices: String,
 }
 
 impl Cluster {
@@ -70,6 +72,8 @@ impl Cluster {
             binding: String::new(),
             upstream_options: String::new(),
             clients: format!("[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n[[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"),
+            ledger: String::new(),
+            prices: String::new(),
         }
     }
 
@@ -183,6 +187,18 @@ impl Cluster {
         self
     }
 
+    /// Lines of `[ledger]`.
+    pub fn ledger(mut self, lines: &str) -> Self {
+        self.ledger = lines.into();
+        self
+    }
+
+    /// The `[[price]]` sections.
+    pub fn prices(mut self, sections: &str) -> Self {
+        self.prices = sections.into();
+        self
+    }
+
     /// The configuration of a replica.
     fn configuration(&self, upstream: &str, store: Option<&str>) -> String {
         let server: String = self.server.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
@@ -202,13 +218,15 @@ impl Cluster {
             })
             .collect();
         format!(
-            "[server]\n{server}[store]\nurl = {}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
-             {keys}{}",
+            "[server]\n{server}[store]\nurl = {}\n{}[ledger]\n{}\n[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+             {keys}{}{}",
             store.unwrap_or("\"memory:\""),
             self.store,
+            self.ledger,
             self.binding,
             self.upstream_options,
-            self.clients
+            self.clients,
+            self.prices
         )
     }
 

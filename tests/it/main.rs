@@ -11,6 +11,7 @@ mod wire;
 
 mod balancer;
 mod cable;
+mod postgres;
 mod recorder;
 mod redis;
 mod replica;
@@ -57,6 +58,7 @@ mod configuration;
 mod drain;
 mod errors;
 mod http;
+mod ledger;
 mod leaving;
 mod limits;
 

@@ -64,7 +64,8 @@ impl Process {
         let log = folder.join(format!("{name}.log"));
         let sink = File::options().create(true).append(true).open(&log).expect("the temporary folder can be written");
         let before = sink.metadata().map_or(0, |file| usize::try_from(file.len()).unwrap_or(usize::MAX));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
+        // What it writes beside itself goes with the test.
+        command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
         let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) => panic!("cannot start {name} ({error}): install the package {package}"),
