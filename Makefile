@@ -42,16 +42,16 @@ demo: ## build, then compare the cache reads of sessions under several ways of r
 	cargo run --locked -- demo
 
 test: ## run all tests but those of real clients; installs missing servers (Debian, as root)
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
 	cargo test --locked --no-fail-fast
 
 test-long: ## play ten times as many sessions on failing keys as `make test`; takes minutes
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl
-	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl
+	WARMKEY_LONG=1 cargo test --locked --test it -- --nocapture marathon usage_of_many_rows
 
 # The load is an endless loop on each core and 50,000 connections in TIME-WAIT.
 test-busy: ## run `make test` three times on a machine kept busy; as root
-	@sh tests/need.sh redis-server:redis-server haproxy:haproxy openssl:openssl python3:python3
+	@sh tests/need.sh redis-server:redis-server haproxy:haproxy initdb:postgresql openssl:openssl python3:python3
 	cargo test --locked --no-run
 	for run in 1 2 3; do python3 -B tests/busy.py $(MAKE) test || exit; done
 

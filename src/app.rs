@@ -13,7 +13,7 @@ use tokio::signal::unix::Signal;
 use crate::binding;
 use crate::binding::bind::Bindings;
 use crate::binding::ownership::Owners;
-use crate::client::Clients;
+use crate::client::tokens::Roster;
 use crate::config::fixed::Fixed;
 use crate::config::source::Seen;
 use crate::config::{Config, Plan, StoreChoice};
@@ -21,6 +21,7 @@ use crate::current::Current;
 use crate::health::membership::Membership;
 use crate::health::operator::Operator;
 use crate::health::registry::Registry;
+use crate::ledger::{Ledger, Setup};
 use crate::metrics::Metrics;
 use crate::peers::heartbeat::Heartbeat;
 use crate::reload::Reload;
@@ -58,6 +59,7 @@ pub struct Replica {
     drain: Drain,
     membership: Arc<Membership>,
     heartbeat: Arc<Heartbeat>,
+    ledger: Arc<Ledger>,
     reload: Arc<Reload>,
 }
 
@@ -65,7 +67,7 @@ impl Replica {
     /// Binds both listeners and serves. `memory` is the `memory:` store, which replicas of one
     /// process may share.
     pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
-        let Plan { fixed, table, clients, certificate } = plan;
+        let Plan { fixed, table, clients, certificate, prices } = plan;
         let config = &fixed.config;
         let listeners = Listeners::open(&config.server, certificate)?;
         let [client_address, admin_address] = listeners.addresses()?;
@@ -73,7 +75,22 @@ impl Replica {
         let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
-        let clients = admit(clients, config.server.open);
+        let (books, records) = Books::queued(Arc::clone(&metrics));
+        let roster = Arc::new(Roster::new(clients.opened(config.server.open)));
+        let prices = Arc::new(Current::new(Arc::new(prices)));
+        let ledger = Ledger::start(
+            Setup {
+                settings: &config.ledger,
+                address: fixed.ledger.clone(),
+                zone: fixed.zone.clone(),
+                prices: Arc::clone(&prices),
+                roster: Arc::clone(&roster),
+                metrics: Arc::clone(&metrics),
+            },
+            records,
+        )
+        .await;
+        warn_about(&fixed, &roster);
         let registry = Arc::new(Registry::new(table, Arc::clone(&metrics)));
         // Both run one exchange before the first turn, which therefore meets only keys that the
         // other replicas know.
@@ -84,18 +101,25 @@ impl Replica {
         Prober::start(&store, &registry, &metrics, &tasks, name);
 
         let drain = Drain::new(&config.server);
-        let gateway = Arc::new(gateway(&fixed, &clients, &registry, bound, &metrics));
+        let gateway = Arc::new(gateway(&fixed, &roster, &registry, bound, books));
         let routes = routes(&gateway, &config.server, &drain, &tasks);
         let api = AdminApi {
             gateway,
             operator: Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat)),
             access: Access::of(&config.server, fixed.admin_token.as_ref()),
+            ledger: Arc::clone(&ledger),
         };
         listeners.serve(routes, api, &metrics, &drain, &tasks);
 
-        let membership_of_reload = Arc::clone(&membership);
-        let reload =
-            Reload { fixed, membership: membership_of_reload, registry, clients, metrics, tls };
+        let reload = Reload {
+            fixed,
+            membership: Arc::clone(&membership),
+            registry,
+            roster,
+            prices,
+            metrics,
+            tls,
+        };
         Ok(Self {
             client_address,
             admin_address,
@@ -103,6 +127,7 @@ impl Replica {
             drain,
             membership,
             heartbeat,
+            ledger,
             reload: Arc::new(reload),
         })
     }
@@ -130,6 +155,7 @@ impl Replica {
         };
         let (is_done, ()) = tokio::join!(draining, leaving);
         self.heartbeat.leave().await;
+        self.ledger.close().await;
         self.tasks.join(TASK_END_TIMEOUT).await;
         is_done
     }
@@ -157,25 +183,29 @@ async fn open_store(
     Ok(Arc::new(store))
 }
 
-/// The clients that may call. An `open` gateway also admits callers without a token.
-fn admit(clients: Clients, open: bool) -> Arc<Current<Clients>> {
-    if clients.is_empty() && !open {
+/// Warns of what an operator may not expect.
+fn warn_about(fixed: &Fixed, roster: &Roster) {
+    if roster.current().get().is_empty() && !fixed.config.server.open {
         tracing::warn!("no client has a token: every turn will be answered 401");
     }
-    Arc::new(Current::new(Arc::new(clients.opened(open))))
+    if fixed.ledger.is_none() && fixed.config.ledger.url.is_none() {
+        tracing::info!(
+            "no ledger: a file would be one replica's, and ledger.url names no database that all share"
+        );
+    }
 }
 
 /// State that all turns of the replica share.
 fn gateway(
     fixed: &Fixed,
-    clients: &Arc<Current<Clients>>,
+    roster: &Roster,
     registry: &Arc<Registry>,
     (bindings, owners): (Bindings, Arc<Owners>),
-    metrics: &Arc<Metrics>,
+    books: Books,
 ) -> Gateway {
     let Config { binding, failover, server, .. } = &fixed.config;
     let entry = Entry {
-        clients: Arc::clone(clients),
+        clients: Arc::clone(roster.current()),
         identifier: Identifier::new(&fixed.secret, fixed.hop_secret.clone()),
         owners,
         foreign_ids: server.foreign_ids,
@@ -186,7 +216,7 @@ fn gateway(
         bindings,
         registry: Arc::clone(registry),
         failover: Failover::new(options),
-        books: Arc::new(Books::new(Arc::clone(metrics))),
+        books: Arc::new(books),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::app::{STORE_START_TIMEOUT, TASK_END_TIMEOUT, replica_name};
 use crate::config::{Plan, StoreChoice};
+use crate::database::{Database, DatabaseAddress};
 use crate::metrics::Metrics;
 use crate::server::operator::Access;
 use crate::setting::Span;
@@ -28,6 +29,12 @@ pub fn describe(plan: &Plan) -> String {
         StoreChoice::Memory => "in this process: one replica only".to_owned(),
         StoreChoice::Redis(address) => format!("in {address}; all replicas share it"),
     };
+    let ledger = match &plan.fixed.ledger {
+        Some(address) => format!("Keeps the ledger of turns in {address}."),
+        None if plan.fixed.config.ledger.url.is_some() => "Keeps no ledger of turns.".to_owned(),
+        None => "Keeps no ledger of turns: ledger.url names no database that all replicas share."
+            .to_owned(),
+    };
     let operators = match Access::of(server, plan.fixed.admin_token.as_ref()) {
         Access::Token(_) => "callers that show the admin token",
         Access::Local => "anybody on this machine: there is no server.admin_token",
@@ -38,7 +45,8 @@ pub fn describe(plan: &Plan) -> String {
          Serves {clients}.\n\
          Takes operator's commands from {operators}.\n\
          Keys: {}, of these organizations: {}.\n\
-         Keeps bindings {store}.",
+         Keeps bindings {store}.\n\
+         {ledger}",
         server.listen,
         if server.tls.is_some() { ", through TLS," } else { "" },
         server.admin_listen,
@@ -73,6 +81,37 @@ pub async fn reach_store(plan: &Plan) -> Result<(), String> {
     };
     tasks.join(TASK_END_TIMEOUT).await;
     result
+}
+
+/// Tries with the ledger what serving does, and undoes it. The error is one line.
+pub async fn reach_ledger(plan: &Plan) -> Result<(), String> {
+    let Some(address) = &plan.fixed.ledger else { return Ok(()) };
+    let DatabaseAddress::Sqlite(path) = address else {
+        return rehearse_ledger(address, plan).await;
+    };
+    let is_new = !path.exists();
+    let reached = rehearse_ledger(address, plan).await;
+    if is_new {
+        // Only the file that this check has made.
+        for end in ["", "-wal", "-shm"] {
+            let mut name = path.clone().into_os_string();
+            name.push(end);
+            let _ = std::fs::remove_file(name);
+        }
+    }
+    let hint = "name a file in a folder that can be written, or write \"none:\"";
+    reached.map_err(|why| format!("{why}: {hint}"))
+}
+
+async fn rehearse_ledger(address: &DatabaseAddress, plan: &Plan) -> Result<(), String> {
+    let database = Database::at(address, plan.fixed.config.ledger.url.as_ref());
+    let reaching = async {
+        let mut connection = database.connect().await?;
+        let rehearsed = connection.rehearse().await;
+        connection.close().await;
+        rehearsed
+    };
+    reaching.await.map_err(|failure| format!("ledger.url: {failure}"))
 }
 
 /// TTL of the stored values, in case the check is cut short.
@@ -154,7 +193,8 @@ mod tests {
              Takes operator's commands from anybody on this machine: \
              there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
-             Keeps bindings in this process: one replica only."
+             Keeps bindings in this process: one replica only.\n\
+             Keeps the ledger of turns in the file warmkey.db."
         );
         let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
         let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
@@ -166,10 +206,16 @@ mod tests {
              Serves 2 client tokens.\n\
              Takes operator's commands from nobody: there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
-             Keeps bindings in one Redis at h:6379; all replicas share it."
+             Keeps bindings in one Redis at h:6379; all replicas share it.\n\
+             Keeps no ledger of turns: ledger.url names no database that all replicas share."
         );
         for (text, line) in [
             (client("alice"), "Serves one client token."),
+            ("[ledger]\nurl = \"none:\"".into(), "Keeps no ledger of turns."),
+            (
+                "[ledger]\nurl = \"postgres://u:canary@h/d\"".into(),
+                "Keeps the ledger of turns in PostgreSQL at h:5432, database d.",
+            ),
             (
                 format!("[server]\nopen = true\n{}", client("alice")),
                 "Serves anybody, without a token.",

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::setting::{Secret, SecretSource};
 
 pub mod authenticate;
+pub mod tokens;
 
 /// One `[[client]]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -93,6 +94,7 @@ impl Client {
 type TokenHash = [u8; 32];
 
 /// All clients, by token and by id.
+#[derive(Clone)]
 pub struct Clients {
     by_token: HashMap<TokenHash, Arc<Client>>,
     /// The same clients by id. All tokens of a client share one set of rights.
@@ -167,6 +169,11 @@ impl Clients {
             (None, None, Some(_)) => {
                 Err("client: token_file names its own ids: leave id out".into())
             }
+            // Its tokens are in the ledger.
+            (None, None, None) => {
+                let id = named()?;
+                self.name(id, settings).map(|_| ())
+            }
             _ => Err(format!(
                 "client {}: give exactly one of token, token_sha256, token_file",
                 id.as_deref().unwrap_or("?")
@@ -191,7 +198,8 @@ impl Clients {
         Ok(())
     }
 
-    fn insert(&mut self, id: &str, hash: TokenHash, settings: &Settings) -> Result<(), String> {
+    /// The client of this name, with the rights that `settings` give it.
+    fn name(&mut self, id: &str, settings: &Settings) -> Result<Arc<Client>, String> {
         if id.is_empty() {
             return Err("client: id is empty".into());
         }
@@ -210,6 +218,11 @@ impl Clients {
             None => Arc::new(client),
         };
         self.by_id.insert(client.id.clone(), Arc::clone(&client));
+        Ok(client)
+    }
+
+    fn insert(&mut self, id: &str, hash: TokenHash, settings: &Settings) -> Result<(), String> {
+        let client = self.name(id, settings)?;
         match self.by_token.insert(hash, client) {
             // A client may have several tokens, so that they can be rotated. A token has one
             // client.

@@ -6,15 +6,18 @@
 use std::path::Path;
 
 use ::config::{ConfigBuilder, ConfigError, Environment, File, FileFormat, builder::DefaultState};
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use crate::client::{self, Clients};
+use crate::database::DatabaseAddress;
 use crate::key::{self, UpstreamSettings, table::Table};
 use crate::server::tls::Certificate;
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
-use crate::{binding, server, simulator, store, telemetry, turn};
+use crate::usage::price::{Prices, setting::Settings as PriceSettings};
+use crate::{binding, ledger, server, simulator, store, telemetry, turn};
 
 pub mod fixed;
 pub mod source;
@@ -34,7 +37,7 @@ const SHORTEST_SECRET: usize = 32;
 pub struct Config {
     pub server: server::Settings,
     pub store: store::Settings,
-    pub ledger: Ledger,
+    pub ledger: ledger::Settings,
     pub binding: binding::Settings,
     pub failover: turn::failover::FailoverSettings,
     pub hop: HopSettings,
@@ -45,6 +48,8 @@ pub struct Config {
     pub key: Vec<key::Settings>,
     #[serde(default)]
     pub client: Vec<client::Settings>,
+    #[serde(default)]
+    pub price: Vec<PriceSettings>,
     /// The simulated upstream, so that one file may describe both.
     #[serde(default)]
     pub sim: simulator::Config,
@@ -52,18 +57,18 @@ pub struct Config {
     options: FixedOptions,
 }
 
-/// `[ledger]`: only `none:` is accepted, because there is no ledger yet.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Ledger {
-    pub url: String,
-}
-
 /// Where replicas keep their shared state.
 #[derive(Clone, Debug)]
 pub enum StoreChoice {
     Memory,
     Redis(Address),
+}
+
+impl StoreChoice {
+    /// Whether several replicas keep their state there.
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
 }
 
 /// A configuration that may run, with its secrets read. `fixed` stays until a restart; a reload
@@ -74,6 +79,7 @@ pub struct Plan {
     pub clients: Clients,
     /// Of the clients' listener, where it speaks TLS.
     pub certificate: Option<Certificate>,
+    pub prices: Prices,
 }
 
 impl Config {
@@ -119,6 +125,11 @@ impl Config {
             &mut faults,
             self.server.tls.as_ref().map(server::tls::Settings::read).transpose(),
         );
+        let ledger = store
+            .as_ref()
+            .and_then(|store| keep(&mut faults, self.ledger.address(store.is_shared())));
+        let zone = keep(&mut faults, self.ledger.zone());
+        let prices = keep(&mut faults, Prices::new(&self.price));
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
@@ -131,6 +142,8 @@ impl Config {
             ("server.header_timeout", self.server.header_timeout),
             ("server.ping", self.server.ping),
             ("store.timeout", self.store.timeout),
+            ("ledger.retention", self.ledger.retention),
+            ("ledger.rollup_retention", self.ledger.rollup_retention),
             ("binding.ttl", self.binding.ttl),
         ] {
             if span.0.is_zero() {
@@ -164,26 +177,24 @@ impl Config {
         {
             faults.push("server.admin_token: is a client's token too".into());
         }
-        match (store, secret, admin_token, hop_secret, table, clients, certificate) {
-            (
-                Some(store),
-                Some(secret),
-                Some(admin_token),
-                Some(hop_secret),
-                Some(table),
-                Some(clients),
-                Some(certificate),
-            ) if faults.is_empty() => Ok(Plan {
-                fixed: Fixed { config: self, secret, admin_token, hop_secret, store },
-                table,
-                clients,
-                certificate,
-            }),
+        let shared = store.zip(secret).zip(ledger).zip(zone);
+        let replaced = table.zip(clients).zip(certificate).zip(prices);
+        match (shared, admin_token, hop_secret, replaced) {
+            (Some(shared), Some(admin_token), Some(hop_secret), Some(replaced))
+                if faults.is_empty() =>
+            {
+                let (((store, secret), ledger), zone) = shared;
+                let (((table, clients), certificate), prices) = replaced;
+                let config = self;
+                let fixed = Fixed { config, secret, admin_token, hop_secret, store, ledger, zone };
+                Ok(Plan { fixed, table, clients, certificate, prices })
+            }
             _ => Err(faults),
         }
     }
 
-    /// All files that the options name, except those of the store, which follows its own files.
+    /// All files that the options name, except those of the store and the ledger, which follow
+    /// their own files.
     fn files(&self) -> impl Iterator<Item = &Path> {
         let secrets =
             [&self.server.secret, &self.server.admin_token, &self.hop.secret].into_iter().flatten();
@@ -221,15 +232,12 @@ impl Config {
         {
             return Err("store.prefix: must be visible ASCII".into());
         }
-        match (&choice, self.ledger.url.as_str()) {
-            (_, "none:") => Ok(choice),
-            (StoreChoice::Redis(_), sqlite) if sqlite.starts_with("sqlite:") => Err(
-                "ledger.url: a Redis store cannot go with an SQLite ledger, since replicas would \
-                     disagree about tokens"
-                    .into(),
-            ),
-            _ => Err("ledger.url: there is no ledger yet: write \"none:\"".into()),
-        }
+        Ok(choice)
+    }
+
+    /// Where the ledger is, and the zone in which its days are cut: all that its commands ask.
+    pub fn ledger(&self) -> Result<(Option<DatabaseAddress>, TimeZone), String> {
+        Ok((self.ledger.address(self.store_choice()?.is_shared())?, self.ledger.zone()?))
     }
 
     fn secret(&self, store: &StoreChoice) -> Result<Secret, String> {

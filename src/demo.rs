@@ -127,7 +127,7 @@ impl Upstream {
         let address = self.address;
         format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nsecret = \"the demo's secret, which nobody else has\"\n\
-             [[upstream]]\nname = \"demo\"\nbase_url = \"http://{address}/v1\"\n{keys}{users}"
+             [ledger]\nurl = \"none:\"\n[[upstream]]\nname = \"demo\"\nbase_url = \"http://{address}/v1\"\n{keys}{users}"
         )
     }
 

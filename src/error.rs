@@ -44,6 +44,7 @@ pub enum ErrorKind {
     InsufficientQuota,
     RateLimitExceeded,
     NoKeyAvailable,
+    LedgerUnavailable,
     UpstreamUnreachable,
     UpstreamInterrupted,
     UpstreamTimeout,
@@ -113,6 +114,10 @@ impl ErrorKind {
             ),
             Self::NoKeyAvailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "no_key_available", SERVER, Fault::Gateway)
+            }
+            // Only operators ask for the ledger.
+            Self::LedgerUnavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable", SERVER, Fault::Gateway)
             }
             Self::UpstreamUnreachable => {
                 (StatusCode::BAD_GATEWAY, "upstream_unreachable", SERVER, Fault::Upstream)

@@ -30,10 +30,11 @@ pub mod metrics;
 pub mod telemetry;
 pub mod task;
 pub(crate) mod limit;
-pub(crate) mod wire;
+pub mod wire;
 pub(crate) mod outcome;
 pub mod store;
 pub(crate) mod peers;
+pub mod database;
 
 // The stages of a turn.
 pub(crate) mod client;
@@ -42,7 +43,8 @@ pub(crate) mod key;
 pub mod health;
 pub(crate) mod binding;
 pub(crate) mod upstream;
-pub(crate) mod usage;
+pub mod usage;
+pub mod ledger;
 
 // The turn itself, and the listeners.
 pub(crate) mod turn;

@@ -14,6 +14,7 @@ use warmkey::app::Replica;
 use warmkey::config::source::{self, Seen};
 use warmkey::config::{Config, Plan, StoreChoice};
 use warmkey::health::operator::OperatorCommand;
+use warmkey::operate::line::{SessionLine, TokenLine, UsageLine};
 use warmkey::operate::{self, Failure};
 use warmkey::probe::{self, Probe};
 use warmkey::server::listener::Listener;
@@ -47,13 +48,19 @@ enum Command {
     Demo,
     /// Run the simulated upstream alone
     Simulate(Simulate),
-    /// Validate the configuration, reach the store, and say what would run
+    /// Validate the configuration, reach store and ledger, and say what would run
     Check(File),
     /// Give an operator's command for a key or an organization, through the admin listener of any
     /// replica
     Key(Operate),
     /// Ask a running replica whether it is well, or play a session of two turns
     Probe(Ask),
+    /// Make, list or revoke tokens of clients in the ledger; running replicas know within 5 s
+    Token(TokenLine),
+    /// Show tokens and cost by client, key, organization, model or day, from the ledger
+    Usage(UsageLine),
+    /// Show one session: where it is bound, what was decided about it, and its turns
+    Session(SessionLine),
 }
 
 #[derive(clap::Args)]
@@ -151,6 +158,9 @@ fn main() -> ExitCode {
             Command::Check(file) => check(&file).await,
             Command::Key(operate) => key(&operate).await,
             Command::Probe(ask) => probe(&ask).await,
+            Command::Token(line) => token(&line).await,
+            Command::Usage(line) => said(line.run().await),
+            Command::Session(line) => said(line.run().await),
         }
     });
     // The remaining tasks did not end when told to: their connections are cut with the process.
@@ -271,6 +281,13 @@ async fn check(file: &File) -> ExitCode {
         }
         println!("The store does what serving needs.");
     }
+    if plan.fixed.ledger.is_some() {
+        if let Err(fault) = warmkey::check::reach_ledger(&plan).await {
+            eprintln!("{fault}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+        println!("The ledger does what serving needs.");
+    }
     ExitCode::SUCCESS
 }
 
@@ -287,12 +304,12 @@ async fn key(Operate { command, config, admin }: &Operate) -> ExitCode {
             KeyCommand::Probe(KeyTarget { id }) => replica.give(id, OperatorCommand::Probe).await,
         }
     };
-    told_or_failed(asking.await)
+    said(asking.await)
 }
 
 async fn probe(Ask { question, config, admin }: &Ask) -> ExitCode {
     let (config, admin) = (config.as_deref(), admin.as_deref());
-    told_or_failed(match question {
+    said(match question {
         Question::Live => Probe::Live.run(config, admin).await,
         Question::Ready => Probe::Ready.run(config, admin).await,
         Question::Session { url, model } => {
@@ -304,8 +321,16 @@ async fn probe(Ask { question, config, admin }: &Ask) -> ExitCode {
     })
 }
 
-fn told_or_failed(told: Result<String, Failure>) -> ExitCode {
-    match told {
+async fn token(line: &TokenLine) -> ExitCode {
+    said(line.run().await.map(|(text, note)| {
+        eprint!("{note}");
+        text
+    }))
+}
+
+/// Prints what a command has to say, or why it has nothing.
+fn said(result: Result<String, Failure>) -> ExitCode {
+    match result {
         Ok(said) => {
             print!("{said}");
             ExitCode::SUCCESS

@@ -12,6 +12,7 @@ mod family;
 mod turns;
 mod bindings;
 mod keys;
+mod ledger;
 mod store;
 mod reloads;
 
@@ -23,6 +24,7 @@ pub use label::{
 use bindings::BindingMetrics;
 use family::Page;
 use keys::KeyMetrics;
+use ledger::LedgerMetrics;
 use reloads::ReloadMetrics;
 use store::StoreMetrics;
 use turns::TurnMetrics;
@@ -35,6 +37,7 @@ pub struct Metrics {
     turns: TurnMetrics,
     bindings: BindingMetrics,
     keys: KeyMetrics,
+    ledger: LedgerMetrics,
     store: StoreMetrics,
     reloads: ReloadMetrics,
 }
@@ -44,9 +47,9 @@ impl Metrics {
         let mut page = Page::new("warmkey");
         let (turns, bindings) = (TurnMetrics::new(&mut page), BindingMetrics::new(&mut page));
         let (keys, store) = (KeyMetrics::new(&mut page), StoreMetrics::new(&mut page));
-        let reloads = ReloadMetrics::new(&mut page);
+        let (ledger, reloads) = (LedgerMetrics::new(&mut page), ReloadMetrics::new(&mut page));
         page.info("build", "The running version", ("version", env!("CARGO_PKG_VERSION")));
-        Self { registry: page.into_registry(), turns, bindings, keys, store, reloads }
+        Self { registry: page.into_registry(), turns, bindings, keys, ledger, store, reloads }
     }
 
     /// The text that Prometheus scrapes (OpenMetrics 1.0).

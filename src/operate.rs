@@ -17,6 +17,10 @@ use crate::config::Config;
 use crate::health::operator::OperatorCommand;
 use crate::setting::Secret;
 
+pub mod columns;
+pub mod ledger;
+pub mod line;
+
 /// Timeout of a request: the replica may have to ask an upstream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The columns of the table of keys: the title, and the field of the answer.
@@ -69,13 +73,13 @@ impl AdminClient {
 
     /// A table of all keys.
     pub async fn list(&self) -> Result<String, Failure> {
-        let keys = self.ask(Method::GET, &["keys"]).await?;
+        let keys = self.ask(Method::GET, &["keys"], &[]).await?;
         Ok(table(keys.as_array().map(Vec::as_slice).unwrap_or_default()))
     }
 
     /// Gives `command` for `name`. Returns its effect and a table of the keys that it concerns.
     pub async fn give(&self, name: &str, command: OperatorCommand) -> Result<String, Failure> {
-        let done = self.ask(Method::POST, &["keys", name, command.name()]).await?;
+        let done = self.ask(Method::POST, &["keys", name, command.name()], &[]).await?;
         let mut text = format!("{name}: {}", effect(command));
         if done["shared"] == false {
             text.push_str("; the store is away, so the other replicas learn of it later");
@@ -93,11 +97,24 @@ impl AdminClient {
         Ok(text)
     }
 
+    /// Reads what is at `path`.
+    pub async fn read(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Value, Failure> {
+        self.ask(Method::GET, path, query).await
+    }
+
     /// Asks for `path` with the admin token. What is no JSON is answered as nothing.
-    pub async fn ask(&self, method: Method, path: &[&str]) -> Result<Value, Failure> {
+    pub async fn ask(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Value, Failure> {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
         }
         let mut request = Request::new(method, url);
         if let Some(token) = &self.token {

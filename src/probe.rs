@@ -55,7 +55,7 @@ impl Probe {
             Self::Ready => "readyz",
         };
         let replica = AdminClient::find(file, admin)?;
-        match timeout(PROBE_TIMEOUT, replica.ask(Method::GET, &[path])).await {
+        match timeout(PROBE_TIMEOUT, replica.read(&[path], &[])).await {
             Ok(answer) => answer.map(|_| "ok\n".to_owned()),
             Err(_) => {
                 Err(Failure::Other(format!("no answer within {} s", PROBE_TIMEOUT.as_secs())))
@@ -197,7 +197,7 @@ impl Session {
     /// The key that the session is bound to. `None`: there is nobody to ask.
     async fn key(&self) -> Result<Option<String>, Failure> {
         let (Some(admin), Some(id)) = (&self.admin, &self.stored_id) else { return Ok(None) };
-        let view = admin.ask(Method::GET, &["sessions", id]).await?;
+        let view = admin.read(&["sessions", id], &[]).await?;
         // A turn that another key has served leaves a mark, even if the session has come back.
         let elsewhere =
             |mark: &&Value| mark["to"].is_string() && mark["to"] != view["binding"]["key"];

@@ -1,5 +1,5 @@
-//! Takes changes of the configuration into use while turns go on: keys, upstreams, clients, the
-//! certificate.
+//! Takes changes of the configuration into use while turns go on: keys, upstreams, clients, prices,
+//! the certificate.
 //!
 //! Decides when to look at the files. A configuration is taken as a whole or not at all: a faulty
 //! one is reported once, and the one in use stays. Options that need a restart are named and left
@@ -13,7 +13,7 @@ use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use crate::client::Clients;
+use crate::client::tokens::Roster;
 use crate::config::Plan;
 use crate::config::fixed::Fixed;
 use crate::config::source::{self, Seen};
@@ -22,6 +22,7 @@ use crate::health::membership::Membership;
 use crate::health::registry::Registry;
 use crate::metrics::Metrics;
 use crate::server::tls::Tls;
+use crate::usage::price::Prices;
 
 /// Time from one look at the files to the next.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -36,7 +37,8 @@ pub struct Reload {
     pub fixed: Fixed,
     pub membership: Arc<Membership>,
     pub registry: Arc<Registry>,
-    pub clients: Arc<Current<Clients>>,
+    pub roster: Arc<Roster>,
+    pub prices: Arc<Current<Prices>>,
     pub metrics: Arc<Metrics>,
     pub tls: Option<Tls>,
 }
@@ -93,7 +95,7 @@ impl Reload {
     }
 
     async fn take(&self, plan: Plan) {
-        let Plan { fixed, table, clients, certificate } = plan;
+        let Plan { fixed, table, clients, certificate, prices } = plan;
         let restart = self.fixed.differs_from(&fixed);
         if !restart.is_empty() {
             tracing::warn!(
@@ -107,7 +109,8 @@ impl Reload {
             self.membership.introduce(next).await;
         }
         // `server.open` stays as it was at the start: it depends on where this replica listens.
-        self.clients.set(Arc::new(clients.opened(self.fixed.config.server.open)));
+        self.roster.configure(clients.opened(self.fixed.config.server.open));
+        self.prices.set(Arc::new(prices));
         if let (Some(tls), Some(certificate)) = (&self.tls, certificate) {
             tls.replace(certificate);
         }

@@ -12,6 +12,7 @@ use crate::task::Tasks;
 use crate::turn::entry::ForeignIds;
 
 pub mod operator;
+pub mod ledger;
 pub mod admin;
 pub mod drain;
 pub mod tls;

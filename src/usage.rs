@@ -1,6 +1,7 @@
 //! What a turn cost. Warmkey reads copies of the bytes that pass and never changes the bytes.
 
 pub mod cold;
+pub mod price;
 pub mod tap;
 pub mod record;
 pub mod books;

@@ -6,6 +6,10 @@
 # package.
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
+# Debian keeps the programs of each PostgreSQL in a folder of their own.
+for folder in /usr/lib/postgresql/*/bin; do
+    PATH="$PATH:$folder"
+done
 
 packages=
 for pair in "$@"; do

@@ -7,13 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ::config::{Value, ValueKind};
+use jiff::tz::TimeZone;
 use sha2::{Digest, Sha256};
 
 use super::{Config, StoreChoice};
+use crate::database::DatabaseAddress;
 use crate::setting::Secret;
 
 /// Sections that a reload replaces, or that do not concern a replica.
-const OTHERS: [&str; 4] = ["upstream", "key", "client", "sim"];
+const OTHERS: [&str; 5] = ["upstream", "key", "client", "price", "sim"];
 
 /// The part of a configuration that stays until a restart.
 pub struct Fixed {
@@ -22,6 +24,10 @@ pub struct Fixed {
     pub admin_token: Option<Secret>,
     pub hop_secret: Option<Secret>,
     pub store: StoreChoice,
+    /// `None`: there is no ledger.
+    pub ledger: Option<DatabaseAddress>,
+    /// The zone in which the ledger's days are cut.
+    pub zone: TimeZone,
 }
 
 impl Fixed {
@@ -125,6 +131,10 @@ mod tests {
             ("server", "open", "true"),
             ("server", "foreign_ids", "\"pass\""),
             ("store", "prefix", "\"other\""),
+            ("ledger", "url", "\"none:\""),
+            ("ledger", "retention", "\"1d\""),
+            ("ledger", "rollup_retention", "\"1d\""),
+            ("ledger", "time_zone", "\"Europe/Berlin\""),
             ("store", "timeout", "\"1s\""),
             ("binding", "wait", "\"1s\""),
             ("binding", "memory", "5"),

@@ -226,8 +226,29 @@ fn option_out_of_bounds_is_refused_by_name() {
         ("store", "prefix = \"\u{e9}\"", "store.prefix: must be visible ASCII".into()),
         (
             "ledger",
-            "url = \"sqlite:w.db\"",
-            "ledger.url: there is no ledger yet: write \"none:\"".into(),
+            "url = \"w.db\"",
+            "ledger.url: must be \"sqlite:FILE\", \"postgres://...\" or \"none:\"".into(),
+        ),
+        (
+            "ledger",
+            "url = \"sqlite:\"",
+            "ledger.url: names no file: write \"sqlite:warmkey.db\"".into(),
+        ),
+        (
+            "ledger",
+            "url = \"postgres://u:canary@h:port\"",
+            "ledger.url: is no postgres://[USER:PASSWORD@]HOST[:5432]/DATABASE".into(),
+        ),
+        ("ledger", "retention = \"0d\"", "ledger.retention: must be longer than nothing".into()),
+        (
+            "ledger",
+            "rollup_retention = \"0d\"",
+            "ledger.rollup_retention: must be longer than nothing".into(),
+        ),
+        (
+            "ledger",
+            "time_zone = \"Europe/Atlantis\"",
+            "ledger.time_zone: no such time zone: write \"Europe/Berlin\"".into(),
         ),
         ("server", "drain = \"3651d\"", format!("server.drain: {}", span("3651d"))),
         ("server", "drain_delay = \"3651d\"", format!("server.drain_delay: {}", span("3651d"))),

@@ -3,6 +3,8 @@
 //! [`families!`] makes a struct of families. [`Page`] registers each family and shows every known
 //! combination of its labels at 0, so that a rate is right from the first event on.
 
+use std::sync::atomic::AtomicU64;
+
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 pub use prometheus_client::metrics::gauge::Gauge;
@@ -13,6 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::metrics::label::Labels;
 
 pub type Counters<L> = Family<L, Counter>;
+/// Counters of what is no whole number.
+pub type Amounts<L> = Family<L, Counter<f64, AtomicU64>>;
 pub type Gauges<L> = Family<L, Gauge>;
 pub type Times<L> = Family<L, Histogram, Buckets>;
 
@@ -75,6 +79,12 @@ impl Page {
     }
 
     pub fn counters<L: Labels>(&mut self, name: &str, help: &str) -> Counters<L> {
+        let family = shown(Family::default());
+        self.0.register(name, help, family.clone());
+        family
+    }
+
+    pub fn amounts<L: Labels>(&mut self, name: &str, help: &str) -> Amounts<L> {
         let family = shown(Family::default());
         self.0.register(name, help, family.clone());
         family

@@ -1,7 +1,7 @@
 //! Metrics of upstream keys: the state of each key, and the tokens that it served.
 
 use crate::metrics::Metrics;
-use crate::metrics::family::{Counters, Gauge, Gauges, families};
+use crate::metrics::family::{Amounts, Counters, Gauge, Gauges, families};
 use crate::metrics::label::{Cache, KeyLabel, KeyState, Labels};
 
 families! {
@@ -19,6 +19,7 @@ families! {
             "Input tokens, by key and by how the upstream's prompt cache treated them",
         ),
         output_tokens: Counters<KeyLabel> = counters("output_tokens", "Output tokens, by key"),
+        cost: Amounts<KeyLabel> = amounts("cost_usd", "Cost of turns whose price is known, by key"),
     }
 }
 
@@ -33,6 +34,7 @@ impl Metrics {
             drop(self.keys.input_tokens.get_or_create(&(key.clone(), cache)));
         }
         drop(self.keys.output_tokens.get_or_create(&key));
+        drop(self.keys.cost.get_or_create(&key));
     }
 
     /// Hides a key that is no longer configured. Token counters above 0 stay on the page.
@@ -45,6 +47,11 @@ impl Metrics {
             remove_zero(&self.keys.input_tokens, &(key.clone(), cache));
         }
         remove_zero(&self.keys.output_tokens, &key);
+        // The guard of `get` must be gone before `remove`.
+        let is_free = self.keys.cost.get(&key).is_some_and(|cost| cost.get() == 0.0);
+        if is_free {
+            self.keys.cost.remove(&key);
+        }
     }
 
     pub fn keys_waiting(&self, count: usize) {
@@ -53,6 +60,11 @@ impl Metrics {
 
     pub fn input_tokens(&self, key: &str, cache: Cache, tokens: u64) {
         self.keys.input_tokens.get_or_create(&(KeyLabel::new(key), cache)).inc_by(tokens);
+    }
+
+    pub fn cost(&self, key: &str, nano_usd: u64) {
+        // A metric is looked at; the ledger has the exact sum.
+        self.keys.cost.get_or_create(&KeyLabel::new(key)).inc_by(nano_usd as f64 / 1e9);
     }
 
     pub fn output_tokens(&self, key: &str, tokens: u64) {

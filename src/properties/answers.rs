@@ -91,13 +91,22 @@ fn expected_end(response: &Json) -> (Terminal, Option<Usage>) {
     };
     let diagnostics = response.last("prompt_cache_diagnostics");
     let usage = response.last("usage").filter(|usage| usage.is_object()).map(|usage| {
-        let detail =
-            |name| count(usage.last("input_tokens_details").and_then(|details| details.last(name)));
+        let details = usage.last("input_tokens_details");
+        let detail = |name| count(details.and_then(|details| details.last(name)));
+        let half_day = details
+            .and_then(|details| details.last("cache_write_tokens_details")?.last("ttl_12h_tokens"));
         Usage {
             input: count(usage.last("input_tokens")),
             cached: detail("cached_tokens"),
             written: detail("cache_write_tokens"),
+            written_half_day: count(half_day),
             output: count(usage.last("output_tokens")),
+            reasoning: count(
+                usage
+                    .last("output_tokens_details")
+                    .and_then(|details| details.last("reasoning_tokens")),
+            ),
+            tier: response.last("service_tier").and_then(Json::text).map(str::to_owned),
             miss: diagnostics.and_then(|value| value.last("reason")?.text()).map(str::to_owned),
         }
     });

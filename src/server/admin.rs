@@ -9,6 +9,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 
 use super::drain::Readiness;
+use super::ledger::ledger_routes;
 use super::operator::{AdminApi, operator_routes, unknown};
 use crate::metrics::{self, Metrics};
 
@@ -30,6 +31,7 @@ pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, api: Arc<AdminA
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(page))
+        .merge(ledger_routes(Arc::clone(&api)))
         .merge(operator_routes(api))
         .method_not_allowed_fallback(unknown)
         .fallback(unknown)

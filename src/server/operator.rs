@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind};
 use crate::health::diagnose::Ailment;
 use crate::health::operator::{KeyView, Operator, OperatorCommand};
 use crate::key::Key;
+use crate::ledger::Ledger;
 use crate::server::Settings;
-use crate::session::SessionId;
 use crate::setting::Secret;
 use crate::telemetry::TurnId;
 use crate::turn::Gateway;
@@ -53,16 +53,16 @@ pub struct AdminApi {
     pub gateway: Arc<Gateway>,
     pub operator: Operator,
     pub access: Access,
+    pub ledger: Arc<Ledger>,
 }
 
-type Asked = State<Arc<AdminApi>>;
-type Reply = Result<String, Error>;
+pub(super) type Asked = State<Arc<AdminApi>>;
+pub(super) type Reply = Result<String, Error>;
 
 pub fn operator_routes(api: Arc<AdminApi>) -> Router {
     Router::new()
         .route("/keys", get(keys))
         .route("/keys/{id}/{command}", post(give))
-        .route("/sessions/{id}", get(session))
         .with_state(api)
 }
 
@@ -91,28 +91,8 @@ async fn give(
     answer_if(api.admit(&request), giving).await
 }
 
-async fn session(
-    State(api): Asked,
-    path: Result<Path<String>, PathRejection>,
-    request: Request,
-) -> Response<Body> {
-    let looking = async {
-        let id = path.ok().and_then(|Path(id)| SessionId::parse(&id)).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidRequest,
-                "Name a session by its stored id, as logs show it: 22 letters, digits, - and _.",
-            )
-        })?;
-        let view = api.gateway.bindings.view(&id).await;
-        to_json(&view.ok_or_else(|| {
-            Error::new(ErrorKind::UnknownUrl, format!("Nothing is known of a session {id}."))
-        })?)
-    };
-    answer_if(api.admit(&request), looking).await
-}
-
 /// Runs `asked` if the caller is admitted.
-async fn answer_if(
+pub(super) async fn answer_if(
     admitted: Result<(), Error>,
     asked: impl Future<Output = Reply>,
 ) -> Response<Body> {
@@ -146,7 +126,7 @@ struct Answer {
 }
 
 impl AdminApi {
-    fn admit(&self, request: &Request) -> Result<(), Error> {
+    pub(super) fn admit(&self, request: &Request) -> Result<(), Error> {
         // A page in a browser on this machine could otherwise ask, because this machine is trusted.
         if request.headers().contains_key(ORIGIN) {
             return Err(Error::new(ErrorKind::OriginNotAllowed, "Pages may not ask here."));
@@ -211,7 +191,7 @@ fn unreadable() -> Error {
     )
 }
 
-fn to_json(value: &impl Serialize) -> Reply {
+pub(super) fn to_json(value: &impl Serialize) -> Reply {
     serde_json::to_string(value).map_err(|error| {
         Error::new(ErrorKind::Internal, "The gateway failed on this request.")
             .because(error.to_string())

@@ -64,6 +64,16 @@ impl Identifier {
         stable_prefix(body).map(|parts| self.hasher.id(client, SessionKind::Derived, parts))
     }
 
+    /// The sessions that `value` may name, for an operator who knows only what the client sent.
+    pub fn named(&self, client: &ClientId, value: &str) -> Vec<SessionId> {
+        let kinds = [SessionKind::Session, SessionKind::Conversation, SessionKind::Hop];
+        kinds
+            .into_iter()
+            .filter(|_| is_well_formed(value.as_bytes()))
+            .map(|kind| self.hasher.id(client, kind, [value.as_bytes()]))
+            .collect()
+    }
+
     /// The stored id of the response that `client` calls `id`.
     pub fn response(&self, client: &ClientId, id: &str) -> ResponseId {
         ResponseId(self.hasher.id(client, SessionKind::Response, [id.as_bytes()]))

@@ -183,7 +183,7 @@ impl Drop for Account {
         // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        self.books.tell(&record);
+        self.books.tell(record);
     }
 }
 
@@ -278,7 +278,7 @@ mod tests {
             "the turn is in flight on the last key"
         );
         // The input is never counted twice: read and written tokens together stay within it.
-        let usage = Usage { input: 10, cached: 8, written: 5, output: 3, miss: None };
+        let usage = Usage { input: 10, cached: 8, written: 5, output: 3, ..Usage::default() };
         account.answered(StatusCode::OK);
         account.relayed(
             Reading { terminal: Some(Terminal::Completed), usage: Some(usage), failure: None },

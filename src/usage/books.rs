@@ -1,20 +1,37 @@
 //! Tells what happened in turns: a log line and metrics, both from the turn's record.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::client::ClientId;
 use crate::metrics::{Cache, Metrics};
 use crate::session::SessionId;
 use crate::usage::record::Record;
 
+/// Records that wait for the ledger's task, at the most. It never waits itself.
+const QUEUE: usize = 8_192;
+
 /// The readers of every turn's record on this replica.
 pub struct Books {
     pub metrics: Arc<Metrics>,
+    /// Where records go once they are told.
+    queue: Option<mpsc::Sender<Record>>,
+    /// The last record found no room.
+    is_full: AtomicBool,
 }
 
 impl Books {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
+        Self { metrics, queue: None, is_full: AtomicBool::new(false) }
+    }
+
+    /// With the queue that the ledger reads.
+    pub fn queued(metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<Record>) {
+        let (queue, records) = mpsc::channel(QUEUE);
+        (Self { queue: Some(queue), ..Self::new(metrics) }, records)
     }
 
     /// A turn has begun. It is in flight until [`Self::tell`] or [`Self::void`].
@@ -45,9 +62,23 @@ impl Books {
     }
 
     /// A turn has ended.
-    pub fn tell(&self, record: &Record) {
-        self.count(record);
-        log(record);
+    pub fn tell(&self, record: Record) {
+        self.count(&record);
+        log(&record);
+        let Some(queue) = &self.queue else { return };
+        match queue.try_send(record) {
+            Ok(()) => self.is_full.store(false, Ordering::Relaxed),
+            // Nobody keeps books any more: the replica leaves.
+            Err(TrySendError::Closed(_)) => self.metrics.ledger_dropped(1),
+            Err(TrySendError::Full(_)) => {
+                self.metrics.ledger_dropped(1);
+                if !self.is_full.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        "records of turns are not taken in time: further ones are lost, and counted"
+                    );
+                }
+            }
+        }
     }
 
     fn count(&self, record: &Record) {

@@ -12,13 +12,19 @@ pub enum Terminal {
     Failed,
 }
 
-/// Token counts of the upstream. `cached` and `written` are parts of `input`.
+/// Token counts of the upstream. `cached` and `written` are parts of `input`, and `reasoning` is a
+/// part of `output`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub input: u64,
     pub cached: u64,
     pub written: u64,
+    /// The part of `written` that lives half a day, and costs more.
+    pub written_half_day: u64,
     pub output: u64,
+    pub reasoning: u64,
+    /// The service tier that the turn was served and billed in (`service_tier` of the response).
+    pub tier: Option<String>,
     /// Why nothing was read from the cache, if the upstream states it
     /// (`prompt_cache_diagnostics.reason`).
     pub miss: Option<String>,
@@ -59,6 +65,8 @@ struct Response {
     #[serde(default, deserialize_with = "readable")]
     usage: Option<Counts>,
     #[serde(default, deserialize_with = "readable")]
+    service_tier: Option<String>,
+    #[serde(default, deserialize_with = "readable")]
     prompt_cache_diagnostics: Option<Diagnostics>,
 }
 
@@ -70,6 +78,8 @@ struct Counts {
     input_tokens_details: Details,
     #[serde(default, deserialize_with = "readable")]
     output_tokens: u64,
+    #[serde(default, deserialize_with = "readable")]
+    output_tokens_details: OutputDetails,
 }
 
 #[derive(Default, Deserialize)]
@@ -78,6 +88,20 @@ struct Details {
     cached_tokens: u64,
     #[serde(default, deserialize_with = "readable")]
     cache_write_tokens: u64,
+    #[serde(default, deserialize_with = "readable")]
+    cache_write_tokens_details: WriteDetails,
+}
+
+#[derive(Default, Deserialize)]
+struct WriteDetails {
+    #[serde(default, deserialize_with = "readable")]
+    ttl_12h_tokens: u64,
+}
+
+#[derive(Default, Deserialize)]
+struct OutputDetails {
+    #[serde(default, deserialize_with = "readable")]
+    reasoning_tokens: u64,
 }
 
 #[derive(Deserialize)]
@@ -97,11 +121,15 @@ fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
 impl Response {
     fn usage(self) -> Option<Usage> {
         let counts = self.usage?;
+        let details = counts.input_tokens_details;
         Some(Usage {
             input: counts.input_tokens,
-            cached: counts.input_tokens_details.cached_tokens,
-            written: counts.input_tokens_details.cache_write_tokens,
+            cached: details.cached_tokens,
+            written: details.cache_write_tokens,
+            written_half_day: details.cache_write_tokens_details.ttl_12h_tokens,
             output: counts.output_tokens,
+            reasoning: counts.output_tokens_details.reasoning_tokens,
+            tier: self.service_tier,
             miss: self.prompt_cache_diagnostics.and_then(|diagnostics| diagnostics.reason),
         })
     }
@@ -129,12 +157,15 @@ mod tests {
 
     #[test]
     fn usage_is_read_from_a_terminal_event() {
-        let event = br#"{"type":"response.completed","response":{"id":"r","status":"completed","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
+        let event = br#"{"type":"response.completed","response":{"id":"r","status":"completed","service_tier":"flex","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100,"cache_write_tokens_details":{"ttl_30m_tokens":60,"ttl_12h_tokens":40}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
         let expected = Usage {
             input: 9_000,
             cached: 8_832,
             written: 100,
+            written_half_day: 40,
             output: 7,
+            reasoning: 1,
+            tier: Some("flex".into()),
             miss: Some("tools_changed".into()),
         };
         assert_eq!(of_event(event), Some(expected));
@@ -143,21 +174,40 @@ mod tests {
         }
     }
 
+    const WHOLE: &str = r#"{"response":{"status":"completed","service_tier":"t","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":3,"cache_write_tokens_details":{"ttl_12h_tokens":2}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":5}},"prompt_cache_diagnostics":{"reason":"m"}}}"#;
+
     #[test]
     fn odd_field_makes_no_other_unreadable() {
-        let whole = Usage { input: 9, cached: 8, written: 1, output: 7, miss: Some("m".into()) };
+        let whole = Usage {
+            input: 9,
+            cached: 8,
+            written: 3,
+            written_half_day: 2,
+            output: 7,
+            reasoning: 5,
+            tier: Some("t".into()),
+            miss: Some("m".into()),
+        };
         for (odd, lost) in [
             ("status", whole.clone()),
             ("input_tokens", Usage { input: 0, ..whole.clone() }),
             ("cached_tokens", Usage { cached: 0, ..whole.clone() }),
             ("cache_write_tokens", Usage { written: 0, ..whole.clone() }),
-            ("input_tokens_details", Usage { cached: 0, written: 0, ..whole.clone() }),
+            ("ttl_12h_tokens", Usage { written_half_day: 0, ..whole.clone() }),
+            ("cache_write_tokens_details", Usage { written_half_day: 0, ..whole.clone() }),
+            (
+                "input_tokens_details",
+                Usage { cached: 0, written: 0, written_half_day: 0, ..whole.clone() },
+            ),
             ("output_tokens", Usage { output: 0, ..whole.clone() }),
+            ("reasoning_tokens", Usage { reasoning: 0, ..whole.clone() }),
+            ("output_tokens_details", Usage { reasoning: 0, ..whole.clone() }),
+            ("service_tier", Usage { tier: None, ..whole.clone() }),
             ("reason", Usage { miss: None, ..whole.clone() }),
             ("prompt_cache_diagnostics", Usage { miss: None, ..whole }),
         ] {
             for value in ["null", "-1", "1.5", "true", "[[]]"] {
-                let mut event = r#"{"response":{"status":"completed","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"output_tokens":7},"prompt_cache_diagnostics":{"reason":"m"}}}"#.to_owned();
+                let mut event = WHOLE.to_owned();
                 // Equal names would be an error, so the right field gets another name.
                 let name = format!("\"{odd}\":");
                 event = event.replace(&name, &format!("{name}{value},\"was_{odd}\":"));

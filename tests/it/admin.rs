@@ -78,7 +78,7 @@ async fn wrong_request_is_named() {
         ("GET", "/keys/org-a-1/disable", 404, "GET"),
         ("DELETE", "/keys", 404, "DELETE"),
         ("GET", "/keys/org-a-1", 404, "/keys/org-a-1"),
-        ("GET", "/usage", 404, "/usage"),
+        ("POST", "/usage", 404, "/usage"),
         ("GET", "/", 404, "GET"),
         ("POST", "/keys/%FF/disable", 400, "UTF-8"),
         ("GET", "/sessions/short", 400, "22"),

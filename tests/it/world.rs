@@ -3,6 +3,7 @@
 
 pub mod lateness;
 pub mod port;
+pub mod postgres;
 pub mod process;
 pub mod waiting;
 pub mod wire;

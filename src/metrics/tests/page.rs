@@ -20,6 +20,9 @@ const FROM_THE_START: &str = "
     cold_turns_total reason=first_turn,key_moved,domain_moved,expired,prefix_changed,\
                             model_changed,below_minimum,upstream
     keys_waiting
+    ledger_up
+    ledger_dropped_total
+    unpriced_turns_total
     reloads_total
     reload_failures_total
     active_turns
@@ -36,6 +39,7 @@ const OF_A_KEY: &str = "
     key_state key=a-1 state=ready,cooling,probing,disabled
     input_tokens_total key=a-1 cache=read,written,uncached
     output_tokens_total key=a-1
+    cost_usd_total key=a-1
 ";
 
 /// Writes out every combination of the labels' values.

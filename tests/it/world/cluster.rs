@@ -25,6 +25,8 @@ pub const SECRET: &str = "secret-canary-0123456789abcdefghijklmnopqrstuvwxyz";
 /// How often a replica has taken another configuration into use.
 pub const RELOADS: &str = "warmkey_reloads_total";
 
+mod configuration;
+
 #[derive(Clone)]
 pub struct Cluster {
     keys: Vec<Key>,
@@ -43,6 +45,8 @@ pub struct Cluster {
     binding: String,
     upstream_options: String,
     clients: String,
+    ledger: String,
+    prices: String,
 }
 
 impl Cluster {
@@ -73,6 +77,8 @@ impl Cluster {
             clients: format!(
                 "[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n[[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"
             ),
+            ledger: String::new(),
+            prices: String::new(),
         }
     }
 
@@ -186,34 +192,16 @@ impl Cluster {
         self
     }
 
-    /// The configuration of a replica.
-    fn configuration(&self, upstream: &str, store: Option<&str>) -> String {
-        let server: String =
-            self.server.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
-        let keys: String = self
-            .keys
-            .iter()
-            .map(|key| {
-                format!(
-                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n\
-                     weight = {}\nsecret = {:?}\n",
-                    key.id,
-                    key.organization,
-                    key.project,
-                    key.weight,
-                    key.secret()
-                )
-            })
-            .collect();
-        format!(
-            "[server]\n{server}[store]\nurl = {}\n{}[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
-             {keys}{}",
-            store.unwrap_or("\"memory:\""),
-            self.store,
-            self.binding,
-            self.upstream_options,
-            self.clients
-        )
+    /// Lines of `[ledger]`.
+    pub fn ledger(mut self, lines: &str) -> Self {
+        self.ledger = lines.into();
+        self
+    }
+
+    /// The `[[price]]` sections.
+    pub fn prices(mut self, sections: &str) -> Self {
+        self.prices = sections.into();
+        self
     }
 
     pub async fn start(self) -> Running {

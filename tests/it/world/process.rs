@@ -69,6 +69,8 @@ impl Process {
             .expect("the temporary folder can be written");
         let before =
             sink.metadata().map_or(0, |file| usize::try_from(file.len()).unwrap_or(usize::MAX));
+        // Files that the process writes into its own folder go with the test.
+        command.current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(sink).kill_on_drop(true);
         let mut child = match command.spawn() {
             Ok(child) => child,

@@ -1,0 +1,121 @@
+//! The texts of statements that write many rows at once. Pure.
+//!
+//! Rows are written in groups whose sizes are powers of two, so that a connection prepares few
+//! statements.
+
+use super::sums::Totals;
+
+/// The columns of a turn, in the order in which they are bound.
+pub const TURN: [&str; 29] = [
+    "at",
+    "id",
+    "client",
+    "session",
+    "key",
+    "organization",
+    "project",
+    "model",
+    "transport",
+    "kind",
+    "outcome",
+    "status",
+    "binding",
+    "attempts",
+    "input_tokens",
+    "cached_tokens",
+    "written_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "tier",
+    "cost_nano",
+    "price_id",
+    "cold_reason",
+    "expected_cached_tokens",
+    "diagnostic",
+    "first_byte_us",
+    "overhead_us",
+    "duration_us",
+    "trace",
+];
+/// What a sum is found by, in the order in which it is bound. The totals follow.
+pub const SUM_KEY: [&str; 8] =
+    ["span", "start", "client", "key", "organization", "model", "tier", "transport"];
+
+/// The largest group. SQLite binds 32,766 values at the most, PostgreSQL 65,535.
+const GROUP: usize = 256;
+
+/// The sizes of the groups in which `count` rows are written.
+pub fn groups(mut count: usize) -> Vec<usize> {
+    let mut sizes = Vec::new();
+    while count > 0 {
+        // The largest power of two that is not more.
+        let size = GROUP.min(1 << count.ilog2());
+        sizes.push(size);
+        count -= size;
+    }
+    sizes
+}
+
+/// Writes `count` turns, and returns which of them were not there yet.
+pub fn insert_turns(count: usize) -> String {
+    let columns = TURN.join(", ");
+    format!(
+        "INSERT INTO turns ({columns}) VALUES {} ON CONFLICT DO NOTHING RETURNING at, id",
+        values(count, TURN.len())
+    )
+}
+
+/// Adds to `count` sums.
+pub fn add_sums(count: usize) -> String {
+    let columns = [&SUM_KEY[..], &Totals::COLUMNS].concat();
+    let added: Vec<_> = Totals::COLUMNS
+        .iter()
+        .map(|name| format!("{name} = sums.{name} + excluded.{name}"))
+        .collect();
+    format!(
+        "INSERT INTO sums ({}) VALUES {} ON CONFLICT ({}) DO UPDATE SET {}",
+        columns.join(", "),
+        values(count, columns.len()),
+        SUM_KEY.join(", "),
+        added.join(", ")
+    )
+}
+
+/// `($1, $2), ($3, $4)`.
+fn values(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let numbers: Vec<_> =
+            (1..=columns).map(|column| format!("${}", row * columns + column)).collect();
+        format!("({})", numbers.join(", "))
+    };
+    (0..rows).map(row).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_written_in_few_sizes() {
+        for (count, expected) in [
+            (0, &[][..]),
+            (1, &[1]),
+            (7, &[4, 2, 1]),
+            (256, &[256]),
+            (500, &[256, 128, 64, 32, 16, 4]),
+        ] {
+            assert_eq!(groups(count), expected, "{count}");
+        }
+        assert!(
+            GROUP * TURN.len() <= 32_000
+                && GROUP * (SUM_KEY.len() + Totals::COLUMNS.len()) <= 32_000
+        );
+    }
+
+    #[test]
+    fn values_are_numbered_through() {
+        assert_eq!(values(2, 3), "($1, $2, $3), ($4, $5, $6)");
+        assert!(insert_turns(2).contains("$58)") && !insert_turns(2).contains("$59"));
+        assert!(add_sums(1).contains("turns = sums.turns + excluded.turns"));
+    }
+}

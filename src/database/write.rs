@@ -1,0 +1,232 @@
+//! Writes turns and their sums in one transaction, and deletes what has been kept for long enough.
+//!
+//! A batch that is written twice changes nothing: only rows that were not there yet are counted.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use sqlx::{AssertSqlSafe, Connection as _};
+
+use super::fault::DatabaseFailure;
+use super::row::TurnRow;
+use super::statement::{add_sums, groups, insert_turns};
+use super::sums::{Models, SumKey, SumPeriod, Totals, buckets, roll_up};
+use super::{DatabaseConnection, WRITE, postgres, within};
+
+/// Partitions are there so many days before they are needed.
+const AHEAD: i64 = 3;
+/// Rows that one statement deletes.
+const DELETED: i64 = 1_000;
+
+/// What a writer remembers between batches, all of which the database can tell again.
+#[derive(Default)]
+pub struct WriterMemory {
+    models: Models,
+    partitions: BTreeSet<Date>,
+}
+
+/// The functions of this file for one dialect: the two share every word.
+macro_rules! in_dialect {
+    ($dialect:ident, $connection:ty) => {
+        mod $dialect {
+            use super::*;
+
+            pub async fn write(
+                connection: &mut $connection,
+                begin: &'static str,
+                rows: &[TurnRow],
+                zone: &TimeZone,
+                models: &mut Models,
+            ) -> Result<usize, sqlx::Error> {
+                let mut transaction = connection.begin_with(begin).await?;
+                let new = insert(&mut transaction, rows).await?;
+                let new: Vec<_> =
+                    rows.iter().filter(|row| new.contains(&(row.at, row.id))).collect();
+                for (span, start) in buckets(&new, zone)
+                    .into_iter()
+                    .filter(|bucket| !models.knows(*bucket))
+                    .collect::<Vec<_>>()
+                {
+                    let known = "SELECT DISTINCT model FROM sums WHERE span = $1 AND start = $2";
+                    let known =
+                        sqlx::query_scalar::<_, String>(known).bind(span.name()).bind(start);
+                    models.learn((span, start), known.fetch_all(&mut *transaction).await?);
+                }
+                add(&mut transaction, &roll_up(&new, zone, models)).await?;
+                transaction.commit().await?;
+                Ok(new.len())
+            }
+
+            async fn insert(
+                connection: &mut $connection,
+                rows: &[TurnRow],
+            ) -> Result<HashSet<(i64, i64)>, sqlx::Error> {
+                let (mut new, mut rest) = (HashSet::with_capacity(rows.len()), rows);
+                for size in groups(rows.len()) {
+                    let (group, behind) = rest.split_at(size);
+                    rest = behind;
+                    let mut query =
+                        sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(insert_turns(size)));
+                    for row in group {
+                        let tokens = |count: fn(&super::super::row::Tokens) -> i64| {
+                            row.tokens.as_ref().map(count)
+                        };
+                        query = query
+                            .bind(row.at)
+                            .bind(row.id)
+                            .bind(&row.client)
+                            .bind(row.session.as_deref())
+                            .bind(row.key.as_deref())
+                            .bind(row.organization.as_deref())
+                            .bind(row.project.as_deref())
+                            .bind(&row.model)
+                            .bind(&row.transport)
+                            .bind(row.kind.as_deref())
+                            .bind(&row.outcome)
+                            .bind(row.status)
+                            .bind(row.binding.as_deref())
+                            .bind(row.attempts)
+                            .bind(tokens(|tokens| tokens.input))
+                            .bind(tokens(|tokens| tokens.cached))
+                            .bind(tokens(|tokens| tokens.written))
+                            .bind(tokens(|tokens| tokens.output))
+                            .bind(tokens(|tokens| tokens.reasoning))
+                            .bind(row.tier.as_deref())
+                            .bind(row.cost_nano)
+                            .bind(row.price_id.as_deref())
+                            .bind(row.cold_reason.as_deref())
+                            .bind(row.expected_cached_tokens)
+                            .bind(row.diagnostic.as_deref())
+                            .bind(row.first_byte_us)
+                            .bind(row.overhead_us)
+                            .bind(row.duration_us)
+                            .bind(&row.trace);
+                    }
+                    new.extend(query.fetch_all(&mut *connection).await?);
+                }
+                Ok(new)
+            }
+
+            async fn add(
+                connection: &mut $connection,
+                sums: &BTreeMap<SumKey, Totals>,
+            ) -> Result<(), sqlx::Error> {
+                let mut rest = sums.iter();
+                for size in groups(sums.len()) {
+                    let mut query = sqlx::query(AssertSqlSafe(add_sums(size)));
+                    for (key, totals) in rest.by_ref().take(size) {
+                        query = query
+                            .bind(key.span.name())
+                            .bind(key.start)
+                            .bind(&key.client)
+                            .bind(&key.key)
+                            .bind(&key.organization)
+                            .bind(&key.model)
+                            .bind(&key.tier)
+                            .bind(&key.transport);
+                        for value in totals.values() {
+                            query = query.bind(value);
+                        }
+                    }
+                    query.execute(&mut *connection).await?;
+                }
+                Ok(())
+            }
+
+            /// Deletes the sums of one hour or day that began before `before`. Returns how many.
+            pub async fn delete_sums(
+                connection: &mut $connection,
+                span: SumPeriod,
+                before: i64,
+            ) -> Result<u64, sqlx::Error> {
+                let delete = "DELETE FROM sums WHERE span = $1 AND start = \
+                              (SELECT min(start) FROM sums WHERE span = $1 AND start < $2)";
+                let done =
+                    sqlx::query(delete).bind(span.name()).bind(before).execute(connection).await?;
+                Ok(done.rows_affected())
+            }
+        }
+    };
+}
+in_dialect!(in_sqlite, sqlx::SqliteConnection);
+in_dialect!(in_postgres, sqlx::PgConnection);
+
+impl DatabaseConnection {
+    /// Writes `rows` and adds to the sums of the hours and days in `zone`. Returns how many rows
+    /// were new.
+    pub async fn write(
+        &mut self,
+        rows: &[TurnRow],
+        zone: &TimeZone,
+        memory: &mut WriterMemory,
+    ) -> Result<usize, DatabaseFailure> {
+        let writing = async {
+            match self {
+                Self::Sqlite(connection) => {
+                    in_sqlite::write(connection, "BEGIN IMMEDIATE", rows, zone, &mut memory.models)
+                        .await
+                }
+                Self::Postgres(connection) => {
+                    let needed = needed_partitions(rows);
+                    if !needed.is_subset(&memory.partitions) {
+                        memory.partitions = postgres::partition(connection, &needed).await?;
+                    }
+                    in_postgres::write(connection, "BEGIN", rows, zone, &mut memory.models).await
+                }
+            }
+        };
+        let written = within(WRITE, writing).await;
+        if written.is_err() {
+            // What was learned in a transaction that is undone, or of tables that are gone, is not
+            // known.
+            *memory = WriterMemory::default();
+        }
+        written
+    }
+
+    /// Deletes some of the turns from before `turns` (in microseconds since 1970) and of the sums
+    /// from before `sums` (in seconds). Returns whether there may be more.
+    pub async fn sweep(&mut self, turns: i64, sums: i64) -> Result<bool, DatabaseFailure> {
+        let sweeping = async {
+            let mut deleted = 0;
+            match self {
+                Self::Sqlite(connection) => {
+                    let delete = "DELETE FROM turns WHERE (at, id) IN \
+                                  (SELECT at, id FROM turns WHERE at < $1 ORDER BY at, id LIMIT $2)";
+                    let done = sqlx::query(delete)
+                        .bind(turns)
+                        .bind(DELETED)
+                        .execute(&mut *connection)
+                        .await?;
+                    deleted += done.rows_affected();
+                    for span in SumPeriod::ALL {
+                        deleted += in_sqlite::delete_sums(connection, span, sums).await?;
+                    }
+                    sqlx::raw_sql("PRAGMA incremental_vacuum(1000)")
+                        .execute(&mut *connection)
+                        .await?;
+                }
+                Self::Postgres(connection) => {
+                    postgres::drop_before(connection, turns).await?;
+                    for span in SumPeriod::ALL {
+                        deleted += in_postgres::delete_sums(connection, span, sums).await?;
+                    }
+                }
+            }
+            Ok(deleted > 0)
+        };
+        within(WRITE, sweeping).await
+    }
+}
+
+/// The days of `rows`, and those that follow the last one.
+fn needed_partitions(rows: &[TurnRow]) -> BTreeSet<Date> {
+    let mut days: BTreeSet<_> = rows.iter().filter_map(|row| postgres::day_of(row.at)).collect();
+    let mut last = days.last().copied();
+    for _ in 0..AHEAD {
+        last = last.and_then(|day| day.tomorrow().ok());
+        days.extend(last);
+    }
+    days
+}

@@ -1,0 +1,242 @@
+//! What the ledger keeps of a turn: the record as one row of plain columns. Pure.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::client::ClientId;
+use crate::database::row::{Tokens, TurnRow};
+use crate::metrics::Ending;
+use crate::session::SessionId;
+use crate::usage::price::{Cost, Prices, Sale};
+use crate::usage::record::Record;
+use crate::wire::terminal::Usage;
+
+/// Names come from clients and upstreams: longer ones are cut.
+const LONGEST: usize = 128;
+/// More tokens than any turn has. Sums over them stay numbers.
+const MOST: u64 = 1 << 40;
+
+/// What the turn cost. `None`: its usage or its price is unknown.
+pub fn cost(record: &Record, prices: &Prices, began: i64) -> Option<Cost> {
+    let (service, usage) = (record.service.as_ref()?, record.usage.as_ref()?);
+    let day = Timestamp::from_microsecond(began).ok()?.to_zoned_datetime(TimeZone::UTC).date();
+    prices.cost(&Sale {
+        model: &record.model,
+        tier: usage.tier.as_deref(),
+        region: &service.key.region,
+        day,
+        usage,
+    })
+}
+
+/// `None`: nobody is known whose turn this was. `began`: microseconds since 1970; `id`: of this
+/// turn alone.
+pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<TurnRow> {
+    let client = record.client.as_ref()?;
+    let (service, usage) = (record.service.as_ref(), record.usage.as_ref());
+    let key = service.map(|service| &*service.key);
+    let is_unpriced = cost.is_none() && may_be_billed(record);
+    let (cost_nano, price_id) =
+        cost.map(|cost| (i64::try_from(cost.nano_usd).ok(), cost.price_id)).unzip();
+    Some(TurnRow {
+        at: began,
+        id,
+        client: clean(ClientId::as_str(client)),
+        session: record.session.as_ref().map(|session| SessionId::as_str(session).to_owned()),
+        key: key.map(|key| clean(&key.id)),
+        organization: key.map(|key| clean(&key.organization)),
+        project: key.map(|key| clean(&key.project)).filter(|project| !project.is_empty()),
+        model: clean(&record.model),
+        transport: record.transport.name(),
+        kind: None,
+        outcome: record.ending.name(),
+        status: record.status.map(|status| i64::from(status.as_u16())),
+        binding: service.map(|service| service.result.name()),
+        attempts: None,
+        tokens: usage.map(tokens),
+        tier: usage.and_then(|usage| usage.tier.as_deref()).map(clean),
+        cost_nano: cost_nano.flatten(),
+        price_id,
+        cold_reason: record.cold_reason().map(|reason| reason.name()),
+        expected_cached_tokens: None,
+        diagnostic: usage.and_then(|usage| usage.miss.as_deref()).map(clean),
+        first_byte_us: None,
+        overhead_us: None,
+        duration_us: micros(record.duration),
+        trace: record.id.to_string(),
+        is_unpriced,
+    })
+}
+
+/// Whether the upstream may have billed a turn. A failed one without usage is billed to nobody.
+fn may_be_billed(record: &Record) -> bool {
+    let is_served = match record.ending {
+        Ending::Completed
+        | Ending::Incomplete
+        | Ending::Cut
+        | Ending::TimedOut
+        | Ending::ClientLeft => true,
+        Ending::Failed | Ending::UpstreamError | Ending::Refused | Ending::Unserved => {
+            record.usage.is_some()
+        }
+    };
+    record.service.is_some() && is_served
+}
+
+fn tokens(usage: &Usage) -> Tokens {
+    let count = |tokens: u64| i64::try_from(tokens.min(MOST)).unwrap_or(i64::MAX);
+    Tokens {
+        input: count(usage.input),
+        cached: count(usage.cached),
+        written: count(usage.written),
+        output: count(usage.output),
+        reasoning: count(usage.reasoning),
+    }
+}
+
+/// A text that every database takes: PostgreSQL has no NUL.
+fn clean(text: &str) -> String {
+    let mut end = text.len().min(LONGEST);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].replace('\0', "\u{fffd}")
+}
+
+fn micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::StatusCode;
+
+    use super::*;
+    use crate::key::table::Table;
+    use crate::metrics::{BindingResult, Transport};
+    use crate::telemetry::TurnId;
+    use crate::usage::record::Service;
+
+    /// 2026-12-01, noon.
+    const NOON: i64 = 1_796_126_400_000_000;
+
+    fn record(usage: Option<Usage>, ending: Ending) -> Record {
+        let table = Table::sketch("a org-a 1 sk-a");
+        let service = Service {
+            key: Arc::clone(&table.keys()[0]),
+            result: BindingResult::Existing,
+            domain_moved: false,
+        };
+        Record {
+            id: TurnId::random(),
+            transport: Transport::Http,
+            client: Some(ClientId::new("alice")),
+            session: SessionId::parse("FVm43fzVIvXqRQ8foYWp-_"),
+            service: Some(service),
+            model: "gpt-5.4".into(),
+            status: Some(StatusCode::OK),
+            ending,
+            usage,
+            duration: Duration::from_millis(1_500),
+        }
+    }
+
+    fn told(record: &Record) -> TurnRow {
+        row(record, cost(record, &Prices::default(), NOON), NOON, 7).expect("a client")
+    }
+
+    fn usage(input: u64) -> Usage {
+        Usage {
+            input,
+            cached: 8_832,
+            output: 7,
+            reasoning: 1,
+            tier: Some("default".into()),
+            ..Usage::default()
+        }
+    }
+
+    #[test]
+    fn row_holds_what_the_record_says() {
+        let record = record(Some(usage(9_000)), Ending::Completed);
+        let row = told(&record);
+        let expected = TurnRow {
+            at: NOON,
+            id: 7,
+            client: "alice".into(),
+            session: Some("FVm43fzVIvXqRQ8foYWp-_".into()),
+            key: Some("a".into()),
+            organization: Some("org-a".into()),
+            project: row.project.clone(),
+            model: "gpt-5.4".into(),
+            transport: "http".into(),
+            outcome: "completed".into(),
+            status: Some(200),
+            binding: Some("existing".into()),
+            tokens: Some(Tokens {
+                input: 9_000,
+                cached: 8_832,
+                written: 0,
+                output: 7,
+                reasoning: 1,
+            }),
+            tier: Some("default".into()),
+            cost_nano: Some(168 * 2_500 + 8_832 * 250 + 7 * 15_000),
+            price_id: Some("gpt-5.4/default".into()),
+            duration_us: 1_500_000,
+            trace: record.id.to_string(),
+            ..TurnRow::default()
+        };
+        assert_eq!(row, expected);
+    }
+
+    #[test]
+    fn missing_is_not_zero() {
+        for (ending, usage, is_unpriced) in [
+            (Ending::Completed, None, true),
+            (Ending::ClientLeft, None, true),
+            (Ending::Failed, None, false),
+            (Ending::UpstreamError, None, false),
+            (Ending::Unserved, None, false),
+            (Ending::Failed, Some(Usage { tier: Some("auto".into()), ..Usage::default() }), true),
+        ] {
+            let row = told(&record(usage.clone(), ending));
+            assert_eq!((row.cost_nano, row.price_id.clone()), (None, None), "{ending:?}");
+            assert_eq!(
+                (row.is_unpriced, row.tokens.is_some()),
+                (is_unpriced, usage.is_some()),
+                "{ending:?}"
+            );
+        }
+        let nowhere = Record { service: None, ..record(None, Ending::ClientLeft) };
+        let row = told(&nowhere);
+        assert!(!row.is_unpriced && row.key.is_none() && row.binding.is_none());
+    }
+
+    #[test]
+    fn turn_of_nobody_is_no_row() {
+        let stranger = Record { client: None, ..record(None, Ending::Refused) };
+        assert_eq!(row(&stranger, None, NOON, 7), None);
+    }
+
+    #[test]
+    fn text_is_what_every_database_takes() {
+        let odd = Record {
+            model: format!("a\0{}", "\u{e9}".repeat(LONGEST)),
+            ..record(None, Ending::Completed)
+        };
+        let row = told(&odd);
+        assert!(
+            row.model.starts_with("a\u{fffd}\u{e9}") && row.model.chars().count() == 65,
+            "{}",
+            row.model
+        );
+        let large =
+            told(&record(Some(Usage { input: u64::MAX, ..Usage::default() }), Ending::Completed));
+        assert_eq!(large.tokens.map(|tokens| tokens.input), Some(1 << 40));
+    }
+}

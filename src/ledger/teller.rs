@@ -1,0 +1,86 @@
+//! Takes records from the queue: prices each, counts what it cost, and hands its row to the writer.
+//!
+//! Never waits for the database. A row that finds no room is counted, and told once.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::row::{cost, row};
+use super::{micros, now};
+use crate::current::Current;
+use crate::database::row::TurnRow;
+use crate::metrics::Metrics;
+use crate::usage::price::Prices;
+use crate::usage::record::Record;
+
+pub struct Teller {
+    /// `None`: there is no ledger.
+    rows: Option<mpsc::Sender<TurnRow>>,
+    prices: Arc<Current<Prices>>,
+    metrics: Arc<Metrics>,
+    /// Whether the last row found no room.
+    is_full: bool,
+    told: u64,
+}
+
+impl Teller {
+    pub const fn new(
+        rows: Option<mpsc::Sender<TurnRow>>,
+        prices: Arc<Current<Prices>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { rows, prices, metrics, is_full: false, told: 0 }
+    }
+
+    /// Until nobody makes records any more, or `closing`; what is there by then is told.
+    pub async fn run(mut self, mut records: mpsc::Receiver<Record>, closing: CancellationToken) {
+        loop {
+            let record = tokio::select! {
+                record = records.recv() => record,
+                () = closing.cancelled() => break,
+            };
+            match record {
+                Some(record) => self.tell(&record),
+                None => return,
+            }
+        }
+        records.close();
+        while let Some(record) = records.recv().await {
+            self.tell(&record);
+        }
+    }
+
+    fn tell(&mut self, record: &Record) {
+        let began = now().saturating_sub(micros(record.duration));
+        let cost = cost(record, &self.prices.get(), began);
+        if let Some(service) = &record.service {
+            match &cost {
+                Some(cost) => self.metrics.cost(&service.key.id, cost.nano_usd),
+                None if record.usage.is_some() => self.metrics.unpriced(),
+                None => {}
+            }
+        }
+        let Some(rows) = &self.rows else { return };
+        self.told = self.told.wrapping_add(1);
+        let Some(row) = row(record, cost, began, random(self.told)) else { return };
+        match rows.try_send(row) {
+            Ok(()) => self.is_full = false,
+            Err(_) => {
+                self.metrics.ledger_dropped(1);
+                if !std::mem::replace(&mut self.is_full, true) {
+                    tracing::error!(
+                        "the ledger keeps no more turns: further ones are not written down, and counted"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// By the keys that the standard library draws: the system is not asked for each turn.
+fn random(number: u64) -> i64 {
+    i64::from_ne_bytes(RandomState::new().hash_one(number).to_ne_bytes())
+}

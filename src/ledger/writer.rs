@@ -1,0 +1,217 @@
+//! Writes rows in batches, for as long as it takes. The one task that holds the writing connection.
+//!
+//! A batch is tried until it is written: again at once after a conflict, later while the database
+//! is away. What a commit without an answer did is found out by writing the same batch again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::{Settings, micros, now};
+use crate::database::fault::{DatabaseFailure, FailureKind};
+use crate::database::row::TurnRow;
+use crate::database::write::WriterMemory;
+use crate::database::{Database, DatabaseConnection};
+use crate::metrics::Metrics;
+
+/// Rows of one transaction, at the most.
+const BATCH: usize = 500;
+/// The first row of a batch waits so long for others.
+const GATHER: Duration = Duration::from_millis(500);
+/// Between two attempts to reach a database that is away.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+/// After a conflict with another replica.
+const CONFLICT: Duration = Duration::from_millis(20);
+/// A conflict that lasts is no conflict any more.
+const CONFLICTS: u32 = 50;
+/// From one look for what has been kept for long enough to the next.
+const SWEEP: Duration = Duration::from_secs(3_600);
+/// Between two parts of what one look has found.
+const SWEEP_ON: Duration = Duration::from_millis(50);
+/// After one that failed.
+const SWEEP_AGAIN: Duration = Duration::from_secs(60);
+/// What a leaving replica cannot write down within this time is lost.
+const LEAVING: Duration = Duration::from_secs(2);
+
+pub struct Writer {
+    database: Arc<Database>,
+    zone: TimeZone,
+    /// Of turns, and of sums.
+    retention: [Duration; 2],
+    metrics: Arc<Metrics>,
+    closing: CancellationToken,
+    connection: Option<DatabaseConnection>,
+    memory: WriterMemory,
+    /// The database is away, and that is told.
+    is_away: bool,
+    /// What cannot be written is told.
+    is_refusal_told: bool,
+}
+
+impl Writer {
+    pub fn new(
+        database: Arc<Database>,
+        settings: &Settings,
+        zone: TimeZone,
+        metrics: Arc<Metrics>,
+        closing: CancellationToken,
+    ) -> Self {
+        let retention = [settings.retention.0, settings.rollup_retention.0];
+        let (connection, memory) = (None, WriterMemory::default());
+        Self {
+            database,
+            zone,
+            retention,
+            metrics,
+            closing,
+            connection,
+            memory,
+            is_away: false,
+            is_refusal_told: false,
+        }
+    }
+
+    /// Until no row can come any more.
+    pub async fn run(
+        mut self,
+        connection: Option<DatabaseConnection>,
+        mut rows: mpsc::Receiver<TurnRow>,
+    ) {
+        self.connection = connection;
+        // Tables are made as soon as the database is there, whether there is a turn or not.
+        self.deliver(&[]).await;
+        let (mut batch, mut sweep) = (Vec::with_capacity(BATCH), Instant::now());
+        loop {
+            let first = tokio::select! {
+                biased;
+                first = rows.recv() => first,
+                () = sleep_until(sweep) => {
+                    sweep = Instant::now() + self.sweep().await;
+                    continue;
+                }
+            };
+            let Some(first) = first else { break };
+            batch.push(first);
+            let until = Instant::now() + GATHER;
+            while batch.len() < BATCH {
+                let room = BATCH - batch.len();
+                match timeout_at(until, rows.recv_many(&mut batch, room)).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+            self.deliver(&batch).await;
+            batch.clear();
+        }
+        if let Some(connection) = self.connection {
+            connection.close().await;
+        }
+    }
+
+    /// Returns when `rows` are written, or can never be.
+    async fn deliver(&mut self, rows: &[TurnRow]) {
+        let (mut pause, mut conflicts, mut leaving) = (PAUSES[0], 0, None);
+        loop {
+            let failure = match self.write(rows).await {
+                Ok(()) => return self.is_there(),
+                Err(failure) => failure,
+            };
+            match failure.kind {
+                FailureKind::Refused => return self.salvage(rows, &failure).await,
+                FailureKind::Conflict if conflicts < CONFLICTS => {
+                    conflicts += 1;
+                    // Two that met do not come again at the same time.
+                    sleep(CONFLICT.mul_f64(1.0 + f64::from(conflicts % 7) / 7.0)).await;
+                    continue;
+                }
+                FailureKind::Conflict | FailureKind::Away => {}
+            }
+            self.is_gone(&failure);
+            if self.closing.is_cancelled() {
+                let end = *leaving.get_or_insert_with(|| Instant::now() + LEAVING);
+                if Instant::now() >= end {
+                    return self.lose(rows.len(), "the replica leaves while the ledger is away");
+                }
+                sleep(PAUSES[0]).await;
+                continue;
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.closing.cancelled() => {}
+            }
+            pause = (pause * 2).min(PAUSES[1]);
+        }
+    }
+
+    async fn write(&mut self, rows: &[TurnRow]) -> Result<(), DatabaseFailure> {
+        if self.connection.is_none() {
+            self.connection = Some(self.database.connect_migrated().await?);
+        }
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let written = connection.write(rows, &self.zone, &mut self.memory).await;
+        if written.as_ref().is_err_and(|failure| failure.kind == FailureKind::Away) {
+            // Dropped, a connection is closed, whatever it was about to do.
+            self.connection = None;
+        }
+        written.map(|_| ())
+    }
+
+    /// One row that the database will never take keeps no other from being written.
+    async fn salvage(&mut self, rows: &[TurnRow], failure: &DatabaseFailure) {
+        if let [_] | [] = rows {
+            return self.lose(rows.len(), &failure.to_string());
+        }
+        let (front, back) = rows.split_at(rows.len() / 2);
+        Box::pin(self.deliver(front)).await;
+        Box::pin(self.deliver(back)).await;
+    }
+
+    fn lose(&mut self, count: usize, why: &str) {
+        self.metrics.ledger_dropped(count as u64);
+        if count > 0 && !std::mem::replace(&mut self.is_refusal_told, true) {
+            tracing::error!(
+                turns = count,
+                why,
+                "turns are not written down; further ones are only counted"
+            );
+        }
+    }
+
+    fn is_there(&mut self) {
+        self.metrics.ledger_up(true);
+        if std::mem::take(&mut self.is_away) {
+            tracing::info!("the ledger is there again");
+        }
+    }
+
+    fn is_gone(&mut self, failure: &DatabaseFailure) {
+        self.metrics.ledger_up(false);
+        if !std::mem::replace(&mut self.is_away, true) {
+            tracing::warn!(why = %failure, "the ledger is away: turns are served, and kept for it up to a bound");
+        }
+    }
+
+    /// Deletes some of what has been kept for long enough. Returns when to do so again.
+    async fn sweep(&mut self) -> Duration {
+        let Some(connection) = &mut self.connection else { return SWEEP_AGAIN };
+        let [turns, sums] = self.retention.map(|kept| now().saturating_sub(micros(kept)));
+        match connection.sweep(turns, sums / 1_000_000).await {
+            Ok(true) => SWEEP_ON,
+            Ok(false) => SWEEP,
+            Err(failure) => {
+                tracing::info!(why = %failure, "old turns are not deleted yet");
+                if failure.kind != FailureKind::Conflict {
+                    self.connection = None;
+                }
+                SWEEP_AGAIN
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What the database promises, in both dialects: a batch twice is once, writers do not disturb each
+//! other, old rows go.
+
+use std::time::Instant;
+
+use jiff::tz::TimeZone;
+use sqlx::{AssertSqlSafe, Connection as _};
+use warmkey::database::read::By;
+use warmkey::database::row::{Tokens, TurnRow};
+use warmkey::database::write::WriterMemory;
+use warmkey::database::{Database, DatabaseAddress};
+use warmkey::setting::Secret;
+
+use crate::world::postgres::Postgres;
+use crate::world::process::Folder;
+use crate::world::waiting::is_long;
+
+/// 2026-12-01 in UTC.
+const DAY: i64 = 1_796_083_200;
+const MICROS: i64 = 1_000_000;
+const HOUR: i64 = 3_600 * MICROS;
+
+/// A database of each dialect, empty.
+struct Both {
+    folder: Folder,
+    postgres: Postgres,
+}
+
+impl Both {
+    async fn start() -> Self {
+        let folder = Folder::new();
+        let postgres = Postgres::start(folder.path()).await;
+        Self { folder, postgres }
+    }
+
+    fn addresses(&self) -> [DatabaseAddress; 2] {
+        let file = format!("sqlite:{}", self.folder.path().join("ledger.db").display());
+        [file, self.postgres.url()]
+            .map(|url| DatabaseAddress::parse(&Secret::new(url)).expect("a URL").expect("a ledger"))
+    }
+}
+
+/// Turn `number`, one a second from the beginning of the day on.
+fn turn(number: i64) -> TurnRow {
+    TurnRow {
+        at: DAY * MICROS + number * MICROS,
+        id: -number,
+        client: format!("client-{}", number % 7),
+        session: Some(format!("session-{}", number % 3)),
+        key: Some(format!("key-{}", number % 2)),
+        organization: Some("org-a".into()),
+        model: "gpt-5.4".into(),
+        transport: "http".into(),
+        outcome: "completed".into(),
+        tokens: Some(Tokens { input: 100, cached: 90, written: 1, output: 10, reasoning: 5 }),
+        tier: Some("default".into()),
+        cost_nano: Some(3),
+        duration_us: 1_500,
+        trace: format!("{number:032x}"),
+        ..TurnRow::default()
+    }
+}
+
+async fn total(database: &Database) -> [i64; 3] {
+    let sums = database.sums(By::Organization, DAY, DAY + 86_400).await.expect("sums");
+    sums.first().map_or([0; 3], |(_, totals)| [totals.turns, totals.input_tokens, totals.cost_nano])
+}
+
+#[tokio::test]
+async fn batch_that_is_written_twice_counts_once() {
+    let both = Both::start().await;
+    for address in both.addresses() {
+        let database = Database::at(&address, None);
+        let mut connection = database.connect_migrated().await.expect("a connection");
+        let rows: Vec<_> = (0..500).map(turn).collect();
+        let (zone, mut memory) = (TimeZone::UTC, WriterMemory::default());
+        assert_eq!(
+            connection.write(&rows, &zone, &mut memory).await.expect("written"),
+            500,
+            "{address}"
+        );
+        assert_eq!(
+            connection.write(&rows, &zone, &mut memory).await.expect("written"),
+            0,
+            "{address}"
+        );
+        assert_eq!(total(&database).await, [500, 50_000, 1_500], "{address}");
+        // Half of a batch may have been there, and in another order.
+        let rows: Vec<_> = (250..750).rev().map(turn).collect();
+        assert_eq!(
+            connection.write(&rows, &zone, &mut WriterMemory::default()).await.expect("written"),
+            250,
+            "{address}"
+        );
+        assert_eq!(total(&database).await, [750, 75_000, 2_250], "{address}");
+        let turns = database.turns("session-1", DAY * MICROS, 100).await.expect("turns");
+        assert_eq!(
+            (turns.len(), turns.last()),
+            (100, Some(&turn(748))),
+            "{address}: the newest, oldest first"
+        );
+        assert_eq!(turns[0].at, turn(748 - 99 * 3).at, "{address}");
+        let mut by: Vec<_> = database.sums(By::Key, DAY, DAY + 86_400).await.expect("sums");
+        by.sort_by(|(one, _), (other, _)| one.cmp(other));
+        assert_eq!(
+            by.iter().map(|(name, totals)| (name.as_str(), totals.turns)).collect::<Vec<_>>(),
+            [("key-0", 375), ("key-1", 375)]
+        );
+    }
+}
+
+/// What is unknown is read back as unknown.
+#[tokio::test]
+async fn row_is_read_back_as_it_was_written() {
+    let both = Both::start().await;
+    for address in both.addresses() {
+        let database = Database::at(&address, None);
+        let mut connection = database.connect_migrated().await.expect("a connection");
+        let full = TurnRow {
+            project: Some("p".into()),
+            kind: Some("prewarm".into()),
+            status: Some(200),
+            binding: Some("existing".into()),
+            attempts: Some(2),
+            price_id: Some("gpt-5.4/default".into()),
+            cold_reason: Some("expired".into()),
+            expected_cached_tokens: Some(99),
+            diagnostic: Some("tools_changed".into()),
+            first_byte_us: Some(1),
+            overhead_us: Some(2),
+            ..turn(1)
+        };
+        let bare = TurnRow {
+            session: full.session.clone(),
+            at: full.at + 1,
+            trace: "t".into(),
+            ..TurnRow::default()
+        };
+        let rows = [full, bare];
+        connection
+            .write(&rows, &TimeZone::UTC, &mut WriterMemory::default())
+            .await
+            .expect("written");
+        assert_eq!(database.turns("session-1", 0, 100).await.expect("turns"), rows, "{address}");
+    }
+}
+
+/// Replicas start together, and write the same sums at the same time.
+#[tokio::test]
+async fn writers_at_once_lose_nothing() {
+    let both = Both::start().await;
+    for address in both.addresses() {
+        let writers = (0..4).map(|writer| {
+            let database = Database::at(&address, None);
+            tokio::spawn(async move {
+                let mut connection = loop {
+                    // Who makes an SQLite file may have to wait for who makes the same one.
+                    if let Ok(connection) = database.connect_migrated().await {
+                        break connection;
+                    }
+                };
+                let mut memory = WriterMemory::default();
+                for batch in 0..20 {
+                    // Each in an order of its own.
+                    let mut rows: Vec<_> =
+                        (0..25).map(|row| turn(writer + 4 * (batch * 25 + row))).collect();
+                    rows.rotate_left(usize::try_from(writer * 7).expect("small"));
+                    while let Err(failure) =
+                        connection.write(&rows, &TimeZone::UTC, &mut memory).await
+                    {
+                        assert_eq!(
+                            failure.kind,
+                            warmkey::database::fault::FailureKind::Conflict,
+                            "{failure}"
+                        );
+                    }
+                }
+            })
+        });
+        for writer in writers.collect::<Vec<_>>() {
+            writer.await.expect("it writes");
+        }
+        assert_eq!(
+            total(&Database::at(&address, None)).await,
+            [2_000, 200_000, 6_000],
+            "{address}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn old_rows_go_and_their_sums_stay_longer() {
+    let both = Both::start().await;
+    for address in both.addresses() {
+        let database = Database::at(&address, None);
+        let mut connection = database.connect_migrated().await.expect("a connection");
+        // Eight days, one turn an hour.
+        let rows: Vec<_> = (0..192)
+            .map(|hour| TurnRow { at: DAY * MICROS + hour * HOUR, ..turn(hour * 3) })
+            .collect();
+        connection
+            .write(&rows, &TimeZone::UTC, &mut WriterMemory::default())
+            .await
+            .expect("written");
+        let (turns, sums) = (DAY * MICROS + 120 * HOUR, DAY + 48 * 3_600);
+        while connection.sweep(turns, sums).await.expect("swept") {}
+        let left = database.turns("session-0", 0, 1_000).await.expect("turns");
+        assert_eq!((left.len(), left.first().map(|row| row.at)), (72, Some(turns)), "{address}");
+        let days = database.sums(By::Day, 0, i64::MAX).await.expect("sums");
+        assert_eq!(
+            days.iter().map(|(_, totals)| totals.turns).collect::<Vec<_>>(),
+            [24; 6],
+            "{address}: two days are gone"
+        );
+        // What comes late is still written down.
+        let late = TurnRow { id: 1, ..rows[130].clone() };
+        assert_eq!(
+            connection
+                .write(&[late], &TimeZone::UTC, &mut WriterMemory::default())
+                .await
+                .expect("written"),
+            1
+        );
+    }
+}
+
+/// A newer version has added to the tables; this one goes on.
+#[tokio::test]
+async fn newer_database_is_used_as_it_is() {
+    let both = Both::start().await;
+    for address in both.addresses() {
+        let database = Database::at(&address, None);
+        drop(database.connect_migrated().await.expect("a connection"));
+        let newer = [
+            "ALTER TABLE turns ADD COLUMN later TEXT",
+            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+             VALUES (9999, 'later', TRUE, 'x', 0)",
+        ];
+        for statement in newer {
+            match &address {
+                DatabaseAddress::Sqlite(path) => {
+                    let mut connection =
+                        sqlx::SqliteConnection::connect(&path.display().to_string())
+                            .await
+                            .expect("the file");
+                    sqlx::query(AssertSqlSafe(statement))
+                        .execute(&mut connection)
+                        .await
+                        .expect("a change");
+                }
+                DatabaseAddress::Postgres(_) => {
+                    let mut connection = both.postgres.connect().await;
+                    sqlx::query(AssertSqlSafe(statement))
+                        .execute(&mut connection)
+                        .await
+                        .expect("a change");
+                }
+            }
+        }
+        let mut connection =
+            database.connect_migrated().await.expect("a newer database is no fault");
+        assert_eq!(
+            connection
+                .write(&[turn(1)], &TimeZone::UTC, &mut WriterMemory::default())
+                .await
+                .expect("written"),
+            1
+        );
+    }
+}
+
+/// A month of a busy gateway. With `WARMKEY_LONG` it is a million turns, and the limit is that of
+/// the contract.
+#[tokio::test]
+async fn usage_of_many_rows_is_quick() {
+    let (count, limit) = if is_long() { (1_000_000, 100) } else { (20_000, 1_000) };
+    let both = Both::start().await;
+    for address in both.addresses() {
+        let database = Database::at(&address, None);
+        let mut connection = database.connect_migrated().await.expect("a connection");
+        let mut memory = WriterMemory::default();
+        let began = Instant::now();
+        for batch in 0..count / 500 {
+            let row = |row: i64| {
+                let number = batch * 500 + row;
+                let at = DAY * MICROS + number * (30 * 24 * HOUR / count);
+                let session = format!("{:022}", number / 100);
+                let client = format!("client-{}", number / 100 % 200);
+                let key = format!("key-{}", number / 100 % 12);
+                TurnRow { at, session: Some(session), client, key: Some(key), ..turn(number) }
+            };
+            let rows: Vec<_> = (0..500).map(row).collect();
+            connection.write(&rows, &TimeZone::UTC, &mut memory).await.expect("written");
+        }
+        let written = began.elapsed();
+        let mut slowest = 0;
+        for by in By::ALL {
+            database.sums(by, DAY, DAY + 31 * 86_400).await.expect("sums");
+            let began = Instant::now();
+            let sums = database.sums(by, DAY, DAY + 31 * 86_400).await.expect("sums");
+            slowest = slowest.max(began.elapsed().as_millis());
+            assert_eq!(
+                sums.iter().map(|(_, totals)| totals.turns).sum::<i64>(),
+                count,
+                "{address} by {}",
+                by.name()
+            );
+        }
+        let bytes = bytes(&both, &address).await;
+        say(&format!(
+            "{address}: {count} rows, {} bytes a row with all sums, {written:?} to write, {slowest} ms",
+            bytes / count
+        ));
+        assert!(slowest < limit, "{address}: {slowest} ms");
+    }
+}
+
+async fn bytes(both: &Both, address: &DatabaseAddress) -> i64 {
+    match address {
+        DatabaseAddress::Sqlite(path) => {
+            i64::try_from(std::fs::metadata(path).expect("the file").len()).expect("not so large")
+        }
+        DatabaseAddress::Postgres(_) => {
+            let mut connection = both.postgres.connect().await;
+            sqlx::query_scalar("SELECT pg_database_size(current_database())")
+                .fetch_one(&mut connection)
+                .await
+                .expect("a size")
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a figure is for whoever asked for it")]
+fn say(what: &str) {
+    eprintln!("{what}");
+}
