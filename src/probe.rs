@@ -218,14 +218,21 @@ enum Obstacle {
 impl Obstacle {
     fn of(error: &reqwest::Error) -> Self {
         let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-        let speaks_otherwise =
-            causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData));
         match (error.is_timeout(), error.is_connect()) {
             (true, _) => Self::Silent,
-            (false, true) if speaks_otherwise => Self::Untrusted,
+            (false, true) if causes.any(is_of_tls) => Self::Untrusted,
             (false, true) => Self::Unreachable,
             (false, false) => Self::Cut,
         }
+    }
+}
+
+/// Whether a handshake failed. What an I/O error wraps is none of its sources.
+fn is_of_tls(cause: &(dyn Error + 'static)) -> bool {
+    match cause.downcast_ref::<io::Error>() {
+        Some(error) if error.kind() == io::ErrorKind::InvalidData => true,
+        Some(error) => error.get_ref().is_some_and(|inner| is_of_tls(inner)),
+        None => false,
     }
 }
 
