@@ -9,11 +9,9 @@ home=${WARMKEY_DOCKER_HOME:-/var/tmp/warmkey-docker}
 docker() { /usr/bin/docker "$@"; }
 is_there() { docker image inspect "$1" >/dev/null 2>&1; }
 
-rootfs() { # NAME PACKAGES: a folder with Debian and these packages
-    [ -e "$home/$1.complete" ] && return
+rootfs() { # NAME PACKAGES: a folder with Debian and these packages, for as long as it takes to import it
     rm -rf "${home:?}/$1"
     nice -n 19 mmdebstrap --quiet --variant=minbase --include="$2" bookworm "$home/$1" >&2
-    touch "$home/$1.complete"
 }
 
 parts() {
@@ -30,6 +28,7 @@ exec setpriv --reuid postgres --regid postgres --clear-groups postgres -D "$PGDA
 END
     chmod +x "$home/parts/usr/local/bin/start-postgres"
     tar -C "$home/parts" -c . | docker import - warmkey.test/parts:1 >&2
+    rm -rf "${home:?}/parts"
     docker build -q -t warmkey.test/postgres:1 - >&2 <<'END'
 FROM warmkey.test/parts:1
 ENV PGDATA=/var/lib/postgresql/data
@@ -57,6 +56,7 @@ rust() { # with everything that Cargo.lock names, since a build has no network e
     cp -a "$cargo/registry/index" "$cargo/registry/cache" "$home/rust/opt/cargo/registry/"
     tar -C "$home/rust" -c . | docker import --change "ENV PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
         --change "ENV CARGO_HOME=/opt/cargo" --change "ENV CARGO_NET_OFFLINE=true" - warmkey.test/rust:1 >&2
+    rm -rf "${home:?}/rust"
 }
 
 jaeger() {
