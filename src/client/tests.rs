@@ -55,8 +55,7 @@ fn client_says_one_way_in_which_it_is_known() {
     let hex = "ABCDEF0123456789abcdef0123456789abcdef0123456789abcdef0123456789";
     let one_of = "give exactly one of token, token_sha256, token_file";
     for (options, expected) in [
-        ("id = \"alice\"", format!("client alice: {one_of}")),
-        ("", format!("client ?: {one_of}")),
+        ("", "client: id is missing".into()),
         (
             "id = \"alice\"\ntoken = \"canary\"\ntoken_file = \"/x\"",
             format!("client alice: {one_of}"),
@@ -97,6 +96,9 @@ fn client_says_one_way_in_which_it_is_known() {
             "{wrong}"
         );
     }
+    let tokenless =
+        of_sections("[[client]]\nid = \"alice\"").expect("its tokens are in the ledger");
+    assert!(tokenless.is_empty());
     let known =
         of_sections(&format!("[[client]]\nid = \"alice\"\ntoken_sha256 = \"{hex}\"")).unwrap();
     let kept = *known.by_token.keys().next().expect("one token");

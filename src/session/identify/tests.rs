@@ -246,3 +246,13 @@ fn parent_is_named_as_its_own_turns_name_it() {
     assert_eq!(forged.root.to_string(), id("a", &[("session-id", "p")], "{}"));
     assert_eq!(lineage(&[(HOP, "hop-secret"), (STICKY, "s")]), Lineage::default());
 }
+
+#[test]
+fn value_that_a_client_sent_names_its_sessions() {
+    let identifier = Identifier::new(&Secret::new(SECRET), None);
+    let alice = ClientId::new("a");
+    let named: Vec<_> = identifier.named(&alice, "s").iter().map(ToString::to_string).collect();
+    let expected = ["session-id", "conversation-id"].map(|name| id("a", &[(name, "s")], "{}"));
+    assert_eq!(named[..2], expected);
+    assert!(identifier.named(&alice, "two words").is_empty());
+}

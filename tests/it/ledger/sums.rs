@@ -202,7 +202,7 @@ async fn shared_store_without_a_ledger_says_so() {
     let (code, said, errors) = command(&cluster, &["usage"]).await;
     assert!(code == 64 && said.is_empty() && errors.contains("ledger.url"), "{said}{errors}");
     let (_, said, _) = command(&cluster, &["check"]).await;
-    assert!(said.contains("Writes no turn down"), "{said}");
+    assert!(said.contains("Keeps no ledger of turns"), "{said}");
 }
 
 /// A leaving replica writes down what it has.
