@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, PgPool};
 
 /// Whoever changes tables holds this advisory lock: "warmkey" in ASCII.
-pub const LOCK: i64 = 0x7761_726d_6b65_79;
+pub const LOCK: i64 = 0x0077_6172_6d6b_6579;
 /// A table that is read for long is altered later.
 const PATIENT: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL client_min_messages = warning";
 

@@ -172,9 +172,14 @@ class Render(unittest.TestCase):
     def test_trial_stores_say_where_they_are(self):
         objects = HELM.objects("v4", [CHART / "ci" / "trial-values.yaml"])
         (container,) = gateway(objects)["spec"]["template"]["spec"]["containers"]
-        environment = {one["name"]: one["value"] for one in container["env"]}
+        environment = {one["name"]: one.get("value") for one in container["env"]}
         self.assertEqual(environment["WARMKEY__STORE__URL"], "redis://warmkey-redis:6379")
-        self.assertIn(("Service", "warmkey-redis"), named(objects))
+        # Kubernetes puts the password in, which comes from the trial Secret and stands before the address.
+        address = "postgres://warmkey:$(WARMKEY_POSTGRESQL_PASSWORD)@warmkey-postgresql:5432/warmkey"
+        self.assertEqual(environment["WARMKEY__LEDGER__URL"], address)
+        self.assertLess(list(environment).index("WARMKEY_POSTGRESQL_PASSWORD"), list(environment).index("WARMKEY__LEDGER__URL"))
+        for service in ["warmkey-redis", "warmkey-postgresql"]:
+            self.assertIn(("Service", service), named(objects))
         policies = [component(one) for one in objects if one["kind"] == "NetworkPolicy"]
         self.assertEqual(sorted(policies), ["postgresql", "redis"])
 

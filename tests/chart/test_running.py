@@ -34,11 +34,14 @@ def config(objects):
 
 
 def environment(objects, store):
-    """That of a replica: what comes from Secrets is made up, and the store is one that can be reached."""
+    """The environment of a replica: values from Secrets are made up, and the store is one that can be reached.
+
+    A trial PostgreSQL cannot be reached from here, so its ledger is left out."""
     (container,) = gateway(objects)["spec"]["template"]["spec"]["containers"]
     told = {one["name"]: one.get("value", f"{one['name']}-" + "x" * 32) for one in container["env"]}
     names = {name: value for name, value in os.environ.items() if not name.startswith("WARMKEY")}
-    return names | told | ({"WARMKEY__STORE__URL": store} if store else {})
+    ledger = {"WARMKEY__LEDGER__URL": "none:"} if "WARMKEY__LEDGER__URL" in told else {}
+    return names | told | ledger | ({"WARMKEY__STORE__URL": store} if store else {})
 
 
 def in_place(parts, text, contents):

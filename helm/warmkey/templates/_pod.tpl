@@ -29,6 +29,15 @@ capabilities:
 - name: WARMKEY__STORE__URL
   value: redis://{{ include "warmkey.fullname" . }}-redis:6379
 {{- end }}
+{{- if .Values.postgresql.enabled }}
+- name: WARMKEY_POSTGRESQL_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "warmkey.fullname" . }}-postgresql
+      key: password
+- name: WARMKEY__LEDGER__URL
+  value: postgres://warmkey:$(WARMKEY_POSTGRESQL_PASSWORD)@{{ include "warmkey.fullname" . }}-postgresql:5432/warmkey
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
