@@ -1,6 +1,6 @@
 //! Watches an answer pass and keeps the part that states its cost.
 //!
-//! The tap sees every chunk before it is passed on, changes none, and holds at most [`KEPT`] bytes
+//! The tap sees every chunk before it is passed on, changes none, and holds at most `KEPT` bytes
 //! of one event or document. It looks closely only at possible terminal events, and steps over most
 //! of a stream line by line.
 
