@@ -37,11 +37,11 @@ pub const TURN: [&str; 29] = [
     "duration_us",
     "trace",
 ];
-/// What a sum is found by, in the order in which it is bound. The totals follow.
+/// The key columns of a sum, in the order in which they are bound. The totals follow.
 pub const SUM_KEY: [&str; 8] =
     ["span", "start", "client", "key", "organization", "model", "tier", "transport"];
 
-/// The largest group. SQLite binds 32,766 values at the most, PostgreSQL 65,535.
+/// The largest group. SQLite binds at most 32,766 values, PostgreSQL 65,535.
 const GROUP: usize = 256;
 
 /// The sizes of the groups in which `count` rows are written.
@@ -56,17 +56,26 @@ pub fn groups(mut count: usize) -> Vec<usize> {
     sizes
 }
 
+/// The placeholder of a bound value.
+#[derive(Clone, Copy)]
+pub enum Placeholder {
+    /// `?`, for SQLite, which would look up each `$1` by its name among all others.
+    Plain,
+    /// `$1`, for PostgreSQL.
+    Numbered,
+}
+
 /// Writes `count` turns, and returns which of them were not there yet.
-pub fn insert_turns(count: usize) -> String {
+pub fn insert_turns(count: usize, placeholder: Placeholder) -> String {
     let columns = TURN.join(", ");
     format!(
         "INSERT INTO turns ({columns}) VALUES {} ON CONFLICT DO NOTHING RETURNING at, id",
-        values(count, TURN.len())
+        values(count, TURN.len(), placeholder)
     )
 }
 
 /// Adds to `count` sums.
-pub fn add_sums(count: usize) -> String {
+pub fn add_sums(count: usize, placeholder: Placeholder) -> String {
     let columns = [&SUM_KEY[..], &Totals::COLUMNS].concat();
     let added: Vec<_> = Totals::COLUMNS
         .iter()
@@ -75,18 +84,21 @@ pub fn add_sums(count: usize) -> String {
     format!(
         "INSERT INTO sums ({}) VALUES {} ON CONFLICT ({}) DO UPDATE SET {}",
         columns.join(", "),
-        values(count, columns.len()),
+        values(count, columns.len(), placeholder),
         SUM_KEY.join(", "),
         added.join(", ")
     )
 }
 
 /// `($1, $2), ($3, $4)`.
-fn values(rows: usize, columns: usize) -> String {
+fn values(rows: usize, columns: usize, placeholder: Placeholder) -> String {
+    let value = |number: usize| match placeholder {
+        Placeholder::Plain => "?".to_owned(),
+        Placeholder::Numbered => format!("${number}"),
+    };
     let row = |row: usize| {
-        let numbers: Vec<_> =
-            (1..=columns).map(|column| format!("${}", row * columns + column)).collect();
-        format!("({})", numbers.join(", "))
+        let values: Vec<_> = (1..=columns).map(|column| value(row * columns + column)).collect();
+        format!("({})", values.join(", "))
     };
     (0..rows).map(row).collect::<Vec<_>>().join(", ")
 }
@@ -114,8 +126,10 @@ mod tests {
 
     #[test]
     fn values_are_numbered_through() {
-        assert_eq!(values(2, 3), "($1, $2, $3), ($4, $5, $6)");
-        assert!(insert_turns(2).contains("$58)") && !insert_turns(2).contains("$59"));
-        assert!(add_sums(1).contains("turns = sums.turns + excluded.turns"));
+        assert_eq!(values(2, 3, Placeholder::Numbered), "($1, $2, $3), ($4, $5, $6)");
+        assert_eq!(values(2, 3, Placeholder::Plain), "(?, ?, ?), (?, ?, ?)");
+        let insert = insert_turns(2, Placeholder::Numbered);
+        assert!(insert.contains("$58)") && !insert.contains("$59"));
+        assert!(add_sums(1, Placeholder::Plain).contains("turns = sums.turns + excluded.turns"));
     }
 }

@@ -1,6 +1,6 @@
-//! Writes turns and their sums in one transaction, and deletes what has been kept for long enough.
+//! Writes turns and their sums in one transaction, and deletes expired rows.
 //!
-//! A batch that is written twice changes nothing: only rows that were not there yet are counted.
+//! Only new rows are counted, so a batch that is written twice changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -10,16 +10,16 @@ use sqlx::{AssertSqlSafe, Connection as _};
 
 use super::fault::DatabaseFailure;
 use super::row::TurnRow;
-use super::statement::{add_sums, groups, insert_turns};
+use super::statement::{Placeholder, add_sums, groups, insert_turns};
 use super::sums::{Models, SumKey, SumPeriod, Totals, buckets, roll_up};
 use super::{DatabaseConnection, WRITE, postgres, within};
 
-/// Partitions are there so many days before they are needed.
+/// Days ahead for which partitions are made.
 const AHEAD: i64 = 3;
-/// Rows that one statement deletes.
+/// Maximum rows that one statement deletes.
 const DELETED: i64 = 1_000;
 
-/// What a writer remembers between batches, all of which the database can tell again.
+/// A writer's cache between batches. The database can fill it again.
 #[derive(Default)]
 pub struct WriterMemory {
     models: Models,
@@ -28,7 +28,7 @@ pub struct WriterMemory {
 
 /// The functions of this file for one dialect: the two share every word.
 macro_rules! in_dialect {
-    ($dialect:ident, $connection:ty) => {
+    ($dialect:ident, $connection:ty, $placeholder:expr) => {
         mod $dialect {
             use super::*;
 
@@ -66,8 +66,10 @@ macro_rules! in_dialect {
                 for size in groups(rows.len()) {
                     let (group, behind) = rest.split_at(size);
                     rest = behind;
-                    let mut query =
-                        sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(insert_turns(size)));
+                    let mut query = sqlx::query_as::<_, (i64, i64)>(AssertSqlSafe(insert_turns(
+                        size,
+                        $placeholder,
+                    )));
                     for row in group {
                         let tokens = |count: fn(&super::super::row::Tokens) -> i64| {
                             row.tokens.as_ref().map(count)
@@ -114,7 +116,7 @@ macro_rules! in_dialect {
             ) -> Result<(), sqlx::Error> {
                 let mut rest = sums.iter();
                 for size in groups(sums.len()) {
-                    let mut query = sqlx::query(AssertSqlSafe(add_sums(size)));
+                    let mut query = sqlx::query(AssertSqlSafe(add_sums(size, $placeholder)));
                     for (key, totals) in rest.by_ref().take(size) {
                         query = query
                             .bind(key.span.name())
@@ -149,8 +151,8 @@ macro_rules! in_dialect {
         }
     };
 }
-in_dialect!(in_sqlite, sqlx::SqliteConnection);
-in_dialect!(in_postgres, sqlx::PgConnection);
+in_dialect!(in_sqlite, sqlx::SqliteConnection, Placeholder::Plain);
+in_dialect!(in_postgres, sqlx::PgConnection, Placeholder::Numbered);
 
 impl DatabaseConnection {
     /// Writes `rows` and adds to the sums of the hours and days in `zone`. Returns how many rows
@@ -178,8 +180,7 @@ impl DatabaseConnection {
         };
         let written = within(WRITE, writing).await;
         if written.is_err() {
-            // What was learned in a transaction that is undone, or of tables that are gone, is not
-            // known.
+            // The cache may hold facts of a transaction that was undone.
             *memory = WriterMemory::default();
         }
         written
