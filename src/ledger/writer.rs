@@ -1,7 +1,8 @@
-//! Writes rows in batches, for as long as it takes. The one task that holds the writing connection.
+//! Writes rows in batches. This one task holds the connection that writes.
 //!
-//! A batch is tried until it is written: again at once after a conflict, later while the database
-//! is away. What a commit without an answer did is found out by writing the same batch again.
+//! The writer repeats a batch until it is written: soon after a conflict, later while the database
+//! is away. After a commit without an answer, the writer writes the same batch again, which changes
+//! nothing if the commit had succeeded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +17,26 @@ use crate::database::fault::{DatabaseFailure, FailureKind};
 use crate::database::row::TurnRow;
 use crate::database::write::WriterMemory;
 use crate::database::{Database, DatabaseConnection};
+use crate::limit::chance;
 use crate::metrics::Metrics;
 
-/// Rows of one transaction, at the most.
+/// Maximum rows of one transaction.
 const BATCH: usize = 500;
-/// The first row of a batch waits so long for others.
+/// Time that the first row of a batch waits for others.
 const GATHER: Duration = Duration::from_millis(500);
-/// Between two attempts to reach a database that is away.
+/// Pause between two attempts to reach a database that is away.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
-/// After a conflict with another replica.
+/// Pause after a conflict with another replica.
 const CONFLICT: Duration = Duration::from_millis(20);
-/// A conflict that lasts is no conflict any more.
+/// Maximum attempts after conflicts; beyond them the failure is treated as an outage.
 const CONFLICTS: u32 = 50;
-/// From one look for what has been kept for long enough to the next.
+/// Interval between two deletions of expired rows.
 const SWEEP: Duration = Duration::from_secs(3_600);
-/// Between two parts of what one look has found.
+/// Pause between two parts of one deletion.
 const SWEEP_ON: Duration = Duration::from_millis(50);
-/// After one that failed.
+/// Pause after a deletion that failed.
 const SWEEP_AGAIN: Duration = Duration::from_secs(60);
-/// What a leaving replica cannot write down within this time is lost.
+/// Timeout of a leaving replica's last writes. Rows beyond it are lost.
 const LEAVING: Duration = Duration::from_secs(2);
 
 pub struct Writer {
@@ -46,9 +48,9 @@ pub struct Writer {
     closing: CancellationToken,
     connection: Option<DatabaseConnection>,
     memory: WriterMemory,
-    /// The database is away, and that is told.
+    /// The database is away, and the log says so.
     is_away: bool,
-    /// What cannot be written is told.
+    /// The log says that rows cannot be written.
     is_refusal_told: bool,
 }
 
@@ -75,7 +77,7 @@ impl Writer {
         }
     }
 
-    /// Until no row can come any more.
+    /// Runs until no further row can come.
     pub async fn run(
         mut self,
         connection: Option<DatabaseConnection>,
@@ -124,8 +126,8 @@ impl Writer {
                 FailureKind::Refused => return self.salvage(rows, &failure).await,
                 FailureKind::Conflict if conflicts < CONFLICTS => {
                     conflicts += 1;
-                    // Two that met do not come again at the same time.
-                    sleep(CONFLICT.mul_f64(1.0 + f64::from(conflicts % 7) / 7.0)).await;
+                    // Two replicas in a conflict must not retry at the same moment.
+                    sleep(CONFLICT.mul_f64(1.0 + chance())).await;
                     continue;
                 }
                 FailureKind::Conflict | FailureKind::Away => {}
@@ -157,13 +159,13 @@ impl Writer {
         }
         let written = connection.write(rows, &self.zone, &mut self.memory).await;
         if written.as_ref().is_err_and(|failure| failure.kind == FailureKind::Away) {
-            // Dropped, a connection is closed, whatever it was about to do.
+            // Dropping a connection closes it, whatever it was about to do.
             self.connection = None;
         }
         written.map(|_| ())
     }
 
-    /// One row that the database will never take keeps no other from being written.
+    /// Drops the row that the database will never take, so that the others are written.
     async fn salvage(&mut self, rows: &[TurnRow], failure: &DatabaseFailure) {
         if let [_] | [] = rows {
             return self.lose(rows.len(), &failure.to_string());
@@ -198,7 +200,7 @@ impl Writer {
         }
     }
 
-    /// Deletes some of what has been kept for long enough. Returns when to do so again.
+    /// Deletes a part of the expired rows. Returns the pause until the next part.
     async fn sweep(&mut self) -> Duration {
         let Some(connection) = &mut self.connection else { return SWEEP_AGAIN };
         let [turns, sums] = self.retention.map(|kept| now().saturating_sub(micros(kept)));
