@@ -1,4 +1,4 @@
-//! What is read from the ledger: sums by one of their names, and the turns of a session.
+//! Reads the ledger: sums by one of their names, and the turns of a session.
 
 use super::fault::DatabaseFailure;
 use super::row::{Tokens, TurnRow};
@@ -6,7 +6,7 @@ use super::statement::TURN;
 use super::sums::{SumPeriod, Totals};
 use super::{Database, READ, Readers, within};
 
-/// What sums are told apart by.
+/// The name by which sums are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
     Client,
@@ -42,37 +42,32 @@ impl By {
     }
 }
 
-/// Runs a query on a connection that reads. One that misses its deadline is closed.
+/// Runs a query on a connection that reads, in either dialect.
 macro_rules! reading {
-    ($database:expr, $connection:ident => $query:expr) => {{
-        let limit = READ;
+    ($database:expr, $connection:ident => $query:expr) => {
         match &$database.readers {
-            Readers::Sqlite(pool) => {
-                let mut connection = within(limit, pool.acquire()).await?;
-                let result = {
-                    let $connection = &mut *connection;
-                    within(limit, $query).await
-                };
-                if result.is_err() {
-                    drop(connection.detach());
-                }
-                result
-            }
-            Readers::Postgres(pool) => {
-                let mut connection = within(limit, pool.acquire()).await?;
-                let result = {
-                    let $connection = &mut *connection;
-                    within(limit, $query).await
-                };
-                if result.is_err() {
-                    drop(connection.detach());
-                }
-                result
-            }
+            Readers::Sqlite(pool) => super::read::reading_from!(pool, $connection => $query),
+            Readers::Postgres(pool) => super::read::reading_from!(pool, $connection => $query),
         }
-    }};
+    };
 }
 pub(super) use reading;
+
+/// Runs a query on a connection of one pool. A connection that misses its deadline is closed.
+macro_rules! reading_from {
+    ($pool:expr, $connection:ident => $query:expr) => {{
+        let mut connection = within(READ, $pool.acquire()).await?;
+        let result = {
+            let $connection = &mut *connection;
+            within(READ, $query).await
+        };
+        if result.is_err() {
+            drop(connection.detach());
+        }
+        result
+    }};
+}
+pub(super) use reading_from;
 
 /// A row of the table of turns, in either dialect.
 macro_rules! turn {
@@ -118,7 +113,7 @@ macro_rules! turn {
             overhead_us: row.try_get("overhead_us")?,
             duration_us: row.try_get("duration_us")?,
             trace: row.try_get("trace")?,
-            // What the sums have counted already.
+            // A turn that was read back is already in the sums.
             is_unpriced: false,
         })
     }};

@@ -20,12 +20,12 @@ impl Socket {
         let invalid = |place| {
             Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
         };
-        let message = match ClientMessage::read(text.as_bytes()).map_err(invalid) {
+        let mut message = match ClientMessage::read(text.as_bytes()).map_err(invalid) {
             Ok(message) => message,
             Err(error) => return Err(self.refuse(&error, None)),
         };
         let accepted = match self.permit(&message).await {
-            Ok(needs_project) if message.is_create => self.begin(&message, needs_project, text),
+            Ok(needs_project) if message.is_create => self.begin(&mut message, needs_project, text),
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
@@ -57,7 +57,12 @@ impl Socket {
     }
 
     /// Begins a turn.
-    fn begin(&self, message: &ClientMessage, needs_project: bool, text: &str) -> Result<(), Error> {
+    fn begin(
+        &self,
+        message: &mut ClientMessage,
+        needs_project: bool,
+        text: &str,
+    ) -> Result<(), Error> {
         let mut state = self.state();
         if state.lanes.is_full() {
             let error = Error::new(
@@ -67,7 +72,7 @@ impl Socket {
             return Err(error.retry_after(SOON));
         }
         let mut account = self.open(&mut state);
-        state.model = message.model.clone().unwrap_or_default();
+        state.model = message.model.take().unwrap_or_default();
         account.model(&state.model);
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         // After the first answer, the session is sealed anyway.
