@@ -1,8 +1,8 @@
-//! The ledger's database, SQLite or PostgreSQL: how it is reached, what a failure means, and all
-//! SQL.
+//! The ledger's database, SQLite or PostgreSQL: its connections, the meaning of its failures, and
+//! all SQL.
 //!
-//! Every operation has a deadline. A connection that misses one is closed, because nobody knows
-//! what it still does. Decides nothing about when to write or what to do after a failure.
+//! Every operation has a deadline. A connection that misses one is closed, because its state is
+//! unknown. The ledger decides when to write and what to do after a failure.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,13 +28,13 @@ pub mod write;
 use fault::DatabaseFailure;
 use migrate::Then;
 
-/// A new connection, its handshake included.
+/// Timeout of a new connection, its handshake included.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Whatever is read. Sums over a year take a tenth of a second.
+/// Timeout of a read. Sums over a year take a tenth of a second.
 const READ: Duration = Duration::from_secs(5);
-/// One batch of rows with its sums.
+/// Timeout of one batch of rows with its sums.
 const WRITE: Duration = Duration::from_secs(10);
-/// All migrations together, and the wait for another replica that applies them.
+/// Timeout of all migrations, and of the wait for another replica that applies them.
 const MIGRATE: Duration = Duration::from_secs(60);
 
 /// Where a ledger is.
@@ -45,8 +45,7 @@ pub enum DatabaseAddress {
 }
 
 impl DatabaseAddress {
-    /// `None`: `none:`, no ledger. The error says nothing of what stood there: it may hold a
-    /// password.
+    /// `None`: `none:`, no ledger. The error does not show the value, which may hold a password.
     pub fn parse(url: &Secret) -> Result<Option<Self>, String> {
         let text = url.expose();
         if text == "none:" {
@@ -94,7 +93,7 @@ impl fmt::Debug for DatabaseAddress {
 /// A database and the connections that read from it. Nothing is connected before it is used.
 pub struct Database {
     address: DatabaseAddress,
-    /// Where the address is written: a password may be changed there.
+    /// The option that holds the address. A password may be rotated there.
     source: Option<SecretSource>,
     readers: Readers,
 }
@@ -104,14 +103,14 @@ enum Readers {
     Postgres(PgPool),
 }
 
-/// A connection that writes, and belongs to whoever opened it.
+/// A connection that writes. The caller that opened it owns it.
 pub enum DatabaseConnection {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
 }
 
 impl Database {
-    /// Needs the runtime: its pools live there.
+    /// Call this inside the runtime, which the pools need.
     pub fn at(address: &DatabaseAddress, source: Option<&SecretSource>) -> Self {
         let readers = match address {
             DatabaseAddress::Sqlite(path) => Readers::Sqlite(sqlite::readers(path)),
@@ -124,7 +123,7 @@ impl Database {
         &self.address
     }
 
-    /// A connection that writes. An SQLite file that is not there is made.
+    /// A connection that writes. A missing SQLite file is created.
     pub async fn connect(&self) -> Result<DatabaseConnection, DatabaseFailure> {
         let connecting = async {
             Ok(match &self.address {
@@ -145,7 +144,7 @@ impl Database {
         })
     }
 
-    /// The options as they are written by now, for all connections from here on.
+    /// Reads the options again, for all further connections.
     fn renewed(&self, options: &PgConnectOptions) -> PgConnectOptions {
         let written = self.source.as_ref().and_then(|source| source.read().ok());
         match (written.map(|url| DatabaseAddress::parse(&url)), &self.readers) {
@@ -157,7 +156,7 @@ impl Database {
         }
     }
 
-    /// A connection to a database whose tables are as this version needs them.
+    /// A connection to a database with the tables of this version.
     pub async fn connect_migrated(&self) -> Result<DatabaseConnection, DatabaseFailure> {
         let mut connection = self.connect().await?;
         connection.migrate().await?;
@@ -166,7 +165,7 @@ impl Database {
 }
 
 impl DatabaseConnection {
-    /// Applies what is missing, while no other replica does.
+    /// Applies the missing migrations under a lock.
     pub async fn migrate(&mut self) -> Result<(), DatabaseFailure> {
         within(MIGRATE, async {
             match self {
@@ -177,7 +176,7 @@ impl DatabaseConnection {
         .await
     }
 
-    /// Tries all that serving does to the tables, and undoes it.
+    /// Tries every statement that serving needs, and undoes it.
     pub async fn rehearse(&mut self) -> Result<(), DatabaseFailure> {
         within(MIGRATE, async {
             match self {
@@ -188,7 +187,7 @@ impl DatabaseConnection {
         .await
     }
 
-    /// Ends the connection in an orderly way, as long as that takes no time.
+    /// Closes the connection within a short timeout.
     pub async fn close(self) {
         let closing = async {
             match self {
@@ -196,7 +195,7 @@ impl DatabaseConnection {
                 Self::Postgres(connection) => connection.close().await,
             }
         };
-        // Whatever was committed is safe, however the connection ends.
+        // Commits are safe, however the connection ends.
         let _ = timeout(Duration::from_secs(1), closing).await;
     }
 }

@@ -1,9 +1,8 @@
-//! Writes every turn down, and tells what was written: a bounded queue, and tasks that own what is
-//! behind it.
+//! Keeps a row of every turn, and reports sums and turns: a bounded queue and the tasks behind it.
 //!
-//! No turn waits for the ledger. While the database is away, turns are kept up to a bound and
-//! counted beyond it. Decides what a row holds and when it is written; how, is decided in
-//! `database`.
+//! No turn waits for the ledger. While the database is away, rows are kept up to a bound. Rows
+//! beyond the bound are dropped and counted. This module decides what a row holds and when it is
+//! written. `database` holds the SQL.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,20 +37,20 @@ use report::Report;
 use teller::Teller;
 use writer::Writer;
 
-/// Rows that wait for the database, at the most: 30 MB, or eleven minutes at 100 turns a second.
+/// Maximum rows that wait for the database: 30 MB, or eleven minutes at 100 turns a second.
 const WAITING: usize = 65_536;
-/// A start waits so long for the database, so that the tokens in it are known to the first turns.
+/// Timeout of the first connection at the start, so that the first turns know the ledger's tokens.
 const START: Duration = Duration::from_secs(2);
-/// A leaving replica writes down what it still has for so long.
+/// Timeout for the rows that a leaving replica still holds.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// The turns of a session that are shown.
+/// Maximum turns of a session that are shown.
 const SHOWN: i64 = 100;
 
 /// `[ledger]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Without it: a file, or nothing where replicas share a store.
+    /// The default is a file, or no ledger if replicas share a store.
     pub url: Option<SecretSource>,
     pub retention: Span,
     pub rollup_retention: Span,
@@ -62,7 +61,7 @@ impl Settings {
     /// Where the ledger is; `None`: there is none.
     pub fn address(&self, is_shared: bool) -> Result<Option<DatabaseAddress>, String> {
         let Some(source) = &self.url else {
-            // A file of one replica says nothing of the others.
+            // A file would hold the turns of one replica only.
             return Ok((!is_shared).then(|| DatabaseAddress::Sqlite(PathBuf::from("warmkey.db"))));
         };
         let url = source.read().map_err(|why| format!("ledger.url: {why}"))?;
@@ -83,7 +82,7 @@ impl Settings {
     }
 }
 
-/// What one replica's ledger is made of.
+/// The parts that the ledger of a replica needs.
 pub struct Setup<'s> {
     pub settings: &'s Settings,
     pub address: Option<DatabaseAddress>,
@@ -102,19 +101,19 @@ pub struct Ledger {
     closing: CancellationToken,
 }
 
-/// Why the ledger tells nothing.
+/// Why the ledger has no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Untold {
     /// There is no ledger.
     None,
     Away(String),
-    /// What was asked has no answer.
+    /// The request makes no sense: the text says why.
     Meaningless(String),
 }
 
 impl Ledger {
-    /// Starts to write down what comes from `records`. Where the database is away the start goes
-    /// on.
+    /// Starts the tasks that keep a row of each of `records`. A start does not fail if the database
+    /// is away.
     pub async fn start(setup: Setup<'_>, records: mpsc::Receiver<Record>) -> Arc<Self> {
         let Setup { settings, address, zone, prices, roster, metrics } = setup;
         let database =
@@ -133,7 +132,7 @@ impl Ledger {
         Arc::new(Self { database, zone, retention: settings.retention.0, tasks, closing })
     }
 
-    /// Writes down what is there, as long as that takes no time, and ends.
+    /// Writes the rows that wait, within a short timeout, and ends the tasks.
     pub async fn close(&self) {
         self.closing.cancel();
         if !self.tasks.join(FAREWELL).await {
@@ -163,7 +162,7 @@ impl Ledger {
     }
 }
 
-/// What is in the database already counts for the first turns.
+/// Connects once, so that the tokens in the database are known to the first turns.
 async fn first_connection(database: &Arc<Database>, roster: &Roster) -> Option<DatabaseConnection> {
     let opening = async {
         let connection = database.connect_migrated().await?;
@@ -172,7 +171,7 @@ async fn first_connection(database: &Arc<Database>, roster: &Roster) -> Option<D
         }
         Ok(connection)
     };
-    // The writer tells of a failure, and tries again.
+    // The writer logs a failure, and tries again.
     timeout(START, opening)
         .await
         .ok()

@@ -1,7 +1,6 @@
-//! All who may call at present: the clients of the configuration, and those whose tokens are in the
-//! ledger.
+//! All clients that may call: those of the configuration, and those with tokens in the ledger.
 //!
-//! Either part changes on its own. Whatever changes, everybody is replaced as a whole.
+//! Each part changes on its own. Every change replaces the whole set.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +8,7 @@ use super::{Client, ClientId, Clients, TokenHash, hash, parse_hash};
 use crate::current::Current;
 use crate::setting::Secret;
 
-/// A token in the ledger, and whose it is.
+/// A token in the ledger, and its client.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LedgerToken {
     hash: TokenHash,
@@ -28,7 +27,7 @@ impl LedgerToken {
     }
 }
 
-/// Both parts, and what they make together.
+/// Both parts, and the set that they make together.
 pub struct Roster {
     current: Arc<Current<Clients>>,
     parts: Mutex<Parts>,
@@ -45,12 +44,12 @@ impl Roster {
         Self { current, parts: Mutex::new(Parts { configured, tokens: Vec::new() }) }
     }
 
-    /// Everybody, as it changes.
+    /// The current set, which can be followed.
     pub const fn current(&self) -> &Arc<Current<Clients>> {
         &self.current
     }
 
-    /// Takes another configuration into use.
+    /// Replaces the clients of the configuration.
     pub fn configure(&self, configured: Clients) {
         self.change(|parts| {
             parts.configured = configured;
@@ -58,7 +57,7 @@ impl Roster {
         });
     }
 
-    /// Takes what the ledger has by now.
+    /// Replaces the clients of the ledger.
     pub fn follow(&self, tokens: Vec<LedgerToken>) {
         self.change(|parts| {
             let is_new = parts.tokens != tokens;
@@ -70,7 +69,7 @@ impl Roster {
     fn change(&self, change: impl FnOnce(&mut Parts) -> bool) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if change(&mut parts) {
-            // Within the lock: of two changes the later one stays.
+            // Set while the lock is held, so that the later of two changes stays.
             self.current.set(Arc::new(parts.configured.clone().with(&parts.tokens)));
         }
     }
@@ -85,7 +84,7 @@ impl Clients {
             let client =
                 known.unwrap_or_else(|| Arc::new(Client::unrestricted(token.client.as_str())));
             self.by_id.entry(token.client.clone()).or_insert_with(|| Arc::clone(&client));
-            // What the configuration says of a token goes before what the ledger says.
+            // The configuration's entry for a token takes precedence over the ledger's.
             self.by_token.entry(token.hash).or_insert(client);
         }
         self

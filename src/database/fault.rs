@@ -1,10 +1,9 @@
-//! What a failure of the database means for whoever asked: to wait, to ask again, or to give up.
-//! Pure.
+//! What a failure of the database means for the caller: wait, ask again, or give up. Pure.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A failed operation. Its words hold no secret.
+/// A failed operation. Its text holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatabaseFailure {
     pub kind: FailureKind,
@@ -13,10 +12,9 @@ pub struct DatabaseFailure {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The database does not answer or is not as it must be. Nobody knows whether what was asked
-    /// was done.
+    /// The database does not answer, or is not as it must be. The operation may have been done.
     Away,
-    /// Another replica was in the way. Nothing was done, and the same can be asked again at once.
+    /// Another replica was in the way. Nothing was done; the same can be asked again at once.
     Conflict,
     /// The database will never take these values.
     Refused,
@@ -31,11 +29,11 @@ impl DatabaseFailure {
         };
         let why = match error {
             sqlx::Error::Database(error) => error.message().to_owned(),
-            // What it would tell is what stood in the URL.
+            // This error would show the URL.
             sqlx::Error::Configuration(_) => "the URL is not understood".into(),
             other => other.to_string(),
         };
-        // One line, whatever a server says.
+        // A server's text may have several lines; the log gets one.
         Self { kind, why: why.split_whitespace().collect::<Vec<_>>().join(" ") }
     }
 

@@ -1,7 +1,7 @@
 //! Brings the tables to what this version needs. One folder, `migrations/`, serves both dialects.
 //!
-//! A migration only adds, and what it replaces goes with a later version: old and new replicas use
-//! one database during a roll-out. What a newer version has applied is left alone.
+//! A migration only adds, because old and new replicas use one database during a roll-out. A later
+//! version removes the replaced parts. Migrations of a newer version are left alone.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use super::postgres::LOCK;
 const MIGRATIONS: [(i64, &str, &str); 1] =
     [(1, "ledger", include_str!("../../migrations/0001_ledger.sql"))];
 
-/// What becomes of the migrations that were applied.
+/// Whether a run of the migrations is kept, or undone because it was a trial.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     Keep,

@@ -1,5 +1,4 @@
-//! What PostgreSQL has of its own: how it is reached, and the partitions of the table of turns, one
-//! a day.
+//! PostgreSQL alone: its connections, and the table of turns with one partition a day.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,21 +9,22 @@ use jiff::tz::TimeZone;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, PgPool};
 
-/// Whoever changes tables holds this advisory lock: "warmkey" in ASCII.
+/// The advisory lock of a replica that changes tables: "warmkey" in ASCII.
 pub const LOCK: i64 = 0x0077_6172_6d6b_6579;
-/// A table that is read for long is altered later.
-const PATIENT: &str = "SET LOCAL lock_timeout = '3s'; SET LOCAL client_min_messages = warning";
+/// A change of partitions gives up on a table that a long read holds, and is tried again later.
+const SCHEMA_SETTINGS: &str =
+    "SET LOCAL lock_timeout = '3s'; SET LOCAL client_min_messages = warning";
 
 pub fn options(url: &str) -> Option<PgConnectOptions> {
     let options: PgConnectOptions = url.parse().ok()?;
-    // A statement in a log line tells nothing that a failure does not tell.
+    // A failure says as much as the statement would, which need not be in the log.
     Some(options.application_name("warmkey").disable_statement_logging())
 }
 
 pub fn readers(options: &PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(3)
-        // Whoever asks would rather hear that nobody answers.
+        // A caller that waits for a pool learns sooner that the database is away.
         .acquire_timeout(Duration::from_secs(2))
         .idle_timeout(Duration::from_secs(300))
         .connect_lazy_with(options.clone())
@@ -62,9 +62,9 @@ pub async fn partition(
         return Ok(there);
     }
     let mut transaction = connection.begin().await?;
-    sqlx::raw_sql(PATIENT).execute(&mut *transaction).await?;
+    sqlx::raw_sql(SCHEMA_SETTINGS).execute(&mut *transaction).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
-    // Another replica may have been first.
+    // Another replica may have made the partition first.
     there = partitions(&mut transaction).await?;
     for day in days.difference(&there.clone()) {
         let Some((from, to)) = start(*day).zip(day.tomorrow().ok().and_then(start)) else {
@@ -88,7 +88,7 @@ pub async fn drop_before(connection: &mut PgConnection, before: i64) -> Result<u
         return Ok(0);
     }
     let mut transaction = connection.begin().await?;
-    sqlx::raw_sql(PATIENT).execute(&mut *transaction).await?;
+    sqlx::raw_sql(SCHEMA_SETTINGS).execute(&mut *transaction).await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
     for day in &over {
         let drop = format!("DROP TABLE IF EXISTS {}", name(*day));

@@ -9,14 +9,14 @@ use jiff::{Timestamp, ZonedDateTime};
 
 use super::row::TurnRow;
 
-/// Names of models come from clients. In one hour or day, so many are told apart.
+/// Maximum names of models that one hour or day tells apart. Clients choose the names.
 pub const MODELS: usize = 200;
 /// The name of all further models.
 pub const OTHER: &str = "other";
 /// Buckets whose models are remembered. Each row of a batch lies in two.
 const REMEMBERED: usize = 96;
 
-/// What a sum is taken over.
+/// The period of a sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SumPeriod {
     Day,
@@ -47,8 +47,8 @@ impl SumPeriod {
 /// One hour or day.
 pub type Bucket = (SumPeriod, i64);
 
-/// What turns have in common that are counted together. Its order is the order in which sums are
-/// written: two replicas that write in different orders would wait for each other.
+/// The key of a sum. Sums are written in the order of their keys: two replicas that write in
+/// different orders would deadlock.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SumKey {
     pub span: SumPeriod,
@@ -61,7 +61,7 @@ pub struct SumKey {
     pub transport: String,
 }
 
-/// What is counted.
+/// The totals of a sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub turns: i64,

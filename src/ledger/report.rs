@@ -11,12 +11,12 @@ use crate::database::Database;
 use crate::database::read::By;
 use crate::database::sums::Totals;
 
-/// Sums, as JSON shows them.
+/// Sums in the form of the JSON.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub time_zone: String,
     pub from: String,
-    /// The last day, which is among them.
+    /// The last day, inclusive.
     pub to: String,
     pub by: &'static str,
     pub rows: Vec<Line>,
@@ -32,7 +32,7 @@ pub struct Line {
     pub written_tokens: i64,
     pub output_tokens: i64,
     pub cost_usd: String,
-    /// Turns that may have been billed, at a cost that nobody knows.
+    /// Turns that may have been billed at an unknown cost.
     pub unpriced_turns: i64,
     pub cold_turns: i64,
     pub cold_tokens: i64,

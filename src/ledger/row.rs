@@ -1,4 +1,4 @@
-//! What the ledger keeps of a turn: the record as one row of plain columns. Pure.
+//! Turns the record of a turn into one row of plain columns. Pure.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::usage::price::{Cost, Prices, Sale};
 use crate::usage::record::Record;
 use crate::wire::terminal::Usage;
 
-/// Names come from clients and upstreams: longer ones are cut.
+/// Maximum bytes of a name. Names come from clients and upstreams; longer ones are cut.
 const LONGEST: usize = 128;
-/// More tokens than any turn has. Sums over them stay numbers.
+/// Maximum tokens of a turn, so that sums do not overflow.
 const MOST: u64 = 1 << 40;
 
-/// What the turn cost. `None`: its usage or its price is unknown.
+/// The cost of a turn. `None`: its usage or its price is unknown.
 pub fn cost(record: &Record, prices: &Prices, began: i64) -> Option<Cost> {
     let (service, usage) = (record.service.as_ref()?, record.usage.as_ref()?);
     let day = Timestamp::from_microsecond(began).ok()?.to_zoned_datetime(TimeZone::UTC).date();
@@ -31,8 +31,8 @@ pub fn cost(record: &Record, prices: &Prices, began: i64) -> Option<Cost> {
     })
 }
 
-/// `None`: nobody is known whose turn this was. `began`: microseconds since 1970; `id`: of this
-/// turn alone.
+/// `None`: the turn's client is unknown. `began`: microseconds since 1970; `id`: unique to this
+/// turn.
 pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<TurnRow> {
     let client = record.client.as_ref()?;
     let (service, usage) = (record.service.as_ref(), record.usage.as_ref());
@@ -70,7 +70,7 @@ pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<T
     })
 }
 
-/// Whether the upstream may have billed a turn. A failed one without usage is billed to nobody.
+/// Whether the upstream may have billed a turn. A failed turn without usage is not billed.
 fn may_be_billed(record: &Record) -> bool {
     let is_served = match record.ending {
         Ending::Completed

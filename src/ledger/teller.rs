@@ -1,6 +1,7 @@
-//! Takes records from the queue: prices each, counts what it cost, and hands its row to the writer.
+//! Takes records from the queue, prices each, counts the cost, and hands the row to the writer.
 //!
-//! Never waits for the database. A row that finds no room is counted, and told once.
+//! The teller never waits for the database. If the writer's queue is full, the row is counted as
+//! dropped, and the log says so once.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -35,7 +36,8 @@ impl Teller {
         Self { rows, prices, metrics, is_full: false, told: 0 }
     }
 
-    /// Until nobody makes records any more, or `closing`; what is there by then is told.
+    /// Runs until no further record can come, or until `closing`. Records that wait are still
+    /// handled.
     pub async fn run(mut self, mut records: mpsc::Receiver<Record>, closing: CancellationToken) {
         loop {
             let record = tokio::select! {

@@ -1,8 +1,7 @@
 //! Tokens of clients in the ledger: made and revoked by a command, followed by every running
 //! replica.
 //!
-//! A replica keeps what it has read last. While the database is away it admits the tokens that it
-//! knows.
+//! A replica keeps the tokens that it read last, and admits them while the database is away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use crate::database::fault::DatabaseFailure;
 use crate::database::tokens::Stored;
 use crate::setting::Secret;
 
-/// From one look to the next. A revoked token is known as such within 5 s.
+/// Interval between two reads. Replicas must know a revoked token within 5 s.
 const BEAT: Duration = Duration::from_secs(2);
 
 /// Follows the tokens in the database for as long as the replica lives.
@@ -31,7 +30,7 @@ pub async fn follow(database: Arc<Database>, roster: Arc<Roster>) {
     }
 }
 
-/// Lets the holders of `valid` in, and nobody else but those of the configuration.
+/// Admits the holders of `valid` beside the clients of the configuration.
 pub fn publish(roster: &Roster, valid: &[Stored]) {
     let token = |stored: &Stored| LedgerToken::new(&stored.hash, &stored.client);
     roster.follow(valid.iter().filter_map(token).collect());

@@ -1,7 +1,7 @@
-//! The commands that ask the ledger: usage and tokens in the database itself, a session from a
+//! The commands for the ledger. `usage` and `token` use the database itself, `session` asks a
 //! replica.
 //!
-//! A token is shown once, to whoever makes it.
+//! A token is shown once, when it is made.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub struct LedgerFile {
 }
 
 impl LedgerFile {
-    /// The one that the configuration in `file` names.
+    /// The ledger that the configuration in `file` names.
     pub fn find(file: Option<&Path>) -> Result<Self, Failure> {
         let config = Config::load(file).map_err(Failure::Configuration)?;
         let (address, zone) = config.ledger().map_err(Failure::Configuration)?;
@@ -64,7 +64,7 @@ impl LedgerFile {
             .map_err(|failure| self.away(&failure.to_string()))
     }
 
-    /// A table of all tokens there ever were.
+    /// A table of all tokens, revoked ones included.
     pub async fn list_tokens(&self) -> Result<String, Failure> {
         self.is_there()?;
         let stored =
@@ -96,7 +96,7 @@ impl LedgerFile {
         Ok(revoked.iter().map(line).collect())
     }
 
-    /// Whoever reads makes no file.
+    /// A command that only reads must not create a file.
     fn is_there(&self) -> Result<(), Failure> {
         match self.database.address() {
             DatabaseAddress::Sqlite(path) if !path.exists() => {

@@ -12,7 +12,7 @@ use crate::database::read::By;
 pub struct TokenLine {
     #[command(subcommand)]
     action: TokenAction,
-    /// The configuration, which names the ledger
+    /// The configuration file, which names the ledger
     #[arg(long, global = true)]
     config: Option<PathBuf>,
 }
@@ -21,34 +21,34 @@ pub struct TokenLine {
 pub enum TokenAction {
     /// Make a token and print it, once: only its hash is kept
     Add {
-        /// Whose it is
+        /// The id of the client that will use the token
         #[arg(long, value_name = "ID")]
         client: String,
     },
-    /// Show all tokens there ever were
+    /// Show all tokens, revoked ones included
     List,
     /// Revoke a token by its name in the list, or all tokens of a client
     Revoke {
-        /// tk-..., or a client's id
+        /// The token's name in the list (tk-...), or a client's id
         id: String,
     },
 }
 
 #[derive(clap::Args)]
 pub struct UsageLine {
-    /// What is told apart: client, key, organization, model or day
+    /// Group by client, key, organization, model or day
     #[arg(long, default_value = "client", value_parser = by)]
     by: By,
-    /// The first day; without it the first of the month
+    /// The first day; by default the first of this month
     #[arg(long, value_name = "DATE")]
     from: Option<jiff::civil::Date>,
-    /// The last day; without it today
+    /// The last day; by default today
     #[arg(long, value_name = "DATE")]
     to: Option<jiff::civil::Date>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The configuration; without it warmkey.toml, where there is one
+    /// The configuration file; by default warmkey.toml, if it exists
     #[arg(long)]
     config: Option<PathBuf>,
 }
@@ -59,19 +59,19 @@ fn by(text: &str) -> Result<By, &'static str> {
 
 #[derive(clap::Args)]
 pub struct SessionLine {
-    /// The session as logs show it: 22 characters
+    /// The session's id in the logs: 22 characters
     #[arg(required_unless_present = "client", conflicts_with = "client")]
     hash: Option<String>,
-    /// Or whose session it is
+    /// The client of the session, together with --id
     #[arg(long, value_name = "ID", requires = "id")]
     client: Option<String>,
-    /// and what the client called it
+    /// The session as its client called it, together with --client
     #[arg(long, value_name = "SESSION", requires = "client")]
     id: Option<String>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The configuration; without it warmkey.toml, where there is one
+    /// The configuration file; by default warmkey.toml, if it exists
     #[arg(long)]
     config: Option<PathBuf>,
     /// The admin listener, in place of the configured one

@@ -1,4 +1,4 @@
-//! What operators ask of the ledger, on the admin listener: sums over days, and the turns of a
+//! Operators' requests for the ledger on the admin listener: sums over days, and the turns of a
 //! session.
 
 use std::sync::Arc;
@@ -100,7 +100,7 @@ async fn session_of_client(State(api): Asked, request: Request) -> Response<Body
     answer_if(api.admit(&request), looking).await
 }
 
-/// All that is known of a session.
+/// The view of a session with its turns.
 #[derive(Serialize)]
 struct Story {
     #[serde(flatten)]
@@ -111,7 +111,7 @@ struct Story {
     ledger: &'static str,
 }
 
-/// One turn, as the ledger has it. What is unknown is null.
+/// One turn of the ledger. Unknown values are null.
 #[derive(Serialize)]
 struct Turn {
     /// Milliseconds since 1970, as in the trail.

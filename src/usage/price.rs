@@ -1,8 +1,7 @@
-//! Decides what a turn costs, from dated prices of models and the usage that the upstream stated.
-//! Pure.
+//! Computes the cost of a turn from dated prices and the usage that the upstream stated. Pure.
 //!
 //! A price is an integer: micro-USD for a million tokens, which is pico-USD for one token. A cost
-//! is rounded once, to nano-USD. A model, tier or rate that nobody knows gives no cost, never 0.
+//! is rounded once, to nano-USD. An unknown model, tier or rate gives no cost, never 0.
 
 use std::cmp::Reverse;
 
@@ -15,14 +14,14 @@ use crate::wire::terminal::Usage;
 pub mod setting;
 mod table;
 
-/// Over so many input tokens, every token of the request has another price.
+/// A request with more input tokens than this has another price for every token.
 const LONG: u64 = 272_000;
 /// Hosts of these regions cost a tenth more.
 const REGIONAL: [&str; 5] = ["us", "eu", "au", "in", "jp"];
 /// The tier of an answer that names none.
 const STANDARD: &str = "default";
 
-/// Pico-USD for one token, by what the upstream did with it. `None`: nobody has seen this rate.
+/// Pico-USD for one token, by its use. `None`: the rate is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rates {
     pub input: u64,
@@ -50,7 +49,7 @@ struct Own {
     rates: Rates,
 }
 
-/// What decides the price of a turn.
+/// The facts that decide the price of a turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Sale<'t> {
     pub model: &'t str,
@@ -63,7 +62,7 @@ pub struct Sale<'t> {
     pub usage: &'t Usage,
 }
 
-/// What a turn cost, and by which price.
+/// The cost of a turn, and the price that was used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
     pub nano_usd: u64,
@@ -72,7 +71,7 @@ pub struct Cost {
 }
 
 impl Prices {
-    /// The built-in table under what the configuration says.
+    /// The prices of the configuration over the built-in table.
     pub fn new(settings: &[Settings]) -> Result<Self, String> {
         let mut own: Vec<Own> = Vec::with_capacity(settings.len());
         for one in settings {

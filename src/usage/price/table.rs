@@ -1,5 +1,4 @@
-//! The built-in prices: what OpenAI asks for a token of each model and tier, from which day on.
-//! Pure.
+//! The built-in prices: OpenAI's price of each model and tier, with its first day. Pure.
 //!
 //! Source: developers.openai.com/api/docs/pricing and the pages of the models, checked from
 //! 2026-10-12 to 2026-11-29. History stays in the table: a row of the ledger names its price by
