@@ -17,6 +17,7 @@ use crate::server::listener::Listener;
 use crate::simulator::{self, Simulator};
 use crate::store::memory::Memory;
 use crate::task::Tasks;
+use crate::telemetry::work::WorkSpans;
 
 mod balance;
 mod peer;
@@ -104,7 +105,9 @@ impl Upstream {
             let plan = Config::parse(&self.gateway_config())?
                 .plan()
                 .map_err(|faults| faults.join("; "))?;
-            replicas.push(Replica::start(plan, Some(Arc::clone(&memory))).await?);
+            replicas.push(
+                Replica::start(plan, Some(Arc::clone(&memory)), &WorkSpans::default()).await?,
+            );
         }
         let balancer =
             balance::start(replicas.iter().map(|replica| replica.client_address).collect(), tasks);

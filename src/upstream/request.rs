@@ -1,12 +1,15 @@
 //! What a client asked for: kept as it came, and rendered for each key that the turn is tried with.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 
 use crate::key::Key;
+use crate::telemetry::turn_id::TRACEPARENT;
+use crate::telemetry::{Share, TurnId};
 use crate::upstream::headers::{outgoing, upgrading};
 
 /// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
@@ -17,6 +20,15 @@ pub struct Request<'t> {
     headers: &'t HeaderMap,
     query: Option<&'t str>,
     pub content: Content<'t>,
+    trace: Option<Propagated>,
+}
+
+/// The trace context that upstreams get.
+struct Propagated {
+    turn: TurnId,
+    is_sampled: bool,
+    /// Attempts that have begun.
+    attempts: AtomicU64,
 }
 
 /// What the upstream is asked for.
@@ -30,17 +42,42 @@ pub enum Content<'t> {
 
 impl<'t> Request<'t> {
     pub fn new(head: &'t Parts, content: Content<'t>) -> Self {
-        Self { headers: &head.headers, query: head.uri.query(), content }
+        Self { headers: &head.headers, query: head.uri.query(), content, trace: None }
+    }
+
+    /// Names the turn's attempts to upstreams as spans of its trace. `share` of all traces are
+    /// marked as sampled; `None`: upstreams get what the client sent.
+    pub fn traced(self, share: Option<Share>, turn: TurnId) -> Self {
+        let trace = share.map(|share| Propagated {
+            turn,
+            is_sampled: share.includes(turn),
+            attempts: AtomicU64::new(0),
+        });
+        Self { trace, ..self }
+    }
+
+    /// Notes that an attempt begins, and returns its `traceparent`, if upstreams get one.
+    pub fn begin_attempt(&self) -> Option<HeaderValue> {
+        let Propagated { turn, is_sampled, attempts } = self.trace.as_ref()?;
+        turn.traceparent(attempts.fetch_add(1, Ordering::Relaxed), *is_sampled)
     }
 
     /// The request as `key`'s upstream gets it. The turn's `x-codex-turn-state` is left out if
-    /// another key has issued it (`has_foreign_state`).
-    pub fn for_key(&self, key: &Key, has_foreign_state: bool) -> reqwest::Request {
+    /// another key has issued it (`has_foreign_state`). `traceparent` displaces the client's.
+    pub fn for_key(
+        &self,
+        key: &Key,
+        has_foreign_state: bool,
+        traceparent: Option<&HeaderValue>,
+    ) -> reqwest::Request {
         let mut url = key.upstream.responses.clone();
         if self.query.is_some() {
             url.set_query(self.query);
         }
-        let headers = outgoing(self.headers, &key.secret, has_foreign_state);
+        let mut headers = outgoing(self.headers, &key.secret, has_foreign_state);
+        if let Some(value) = traceparent {
+            headers.insert(TRACEPARENT, value.clone());
+        }
         match self.content {
             Content::Body(body) => {
                 let mut request = reqwest::Request::new(Method::POST, url);

@@ -21,7 +21,7 @@ use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::store::Budget;
 use crate::task::Tasks;
-use crate::telemetry::TurnId;
+use crate::telemetry::{Share, TurnId};
 use crate::turn::account::Account;
 use crate::turn::entry::{ForeignIds, may_ask_for};
 use crate::turn::http::id_gate::IdGate;
@@ -31,6 +31,7 @@ use crate::turn::http::replay::{self, Replay, Replayed, Text};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
 use crate::upstream::request::{Content, Request as Asked};
+use crate::wire::event::is_stream;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,6 +41,9 @@ pub struct HttpTurns {
     pub gateway: Arc<Gateway>,
     /// The memory for request bodies.
     pub replay: Replay,
+    /// The share of turns that upstreams are told to trace. `None`: upstreams get no trace context
+    /// of ours.
+    pub propagation: Option<Share>,
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
 }
@@ -104,6 +108,7 @@ pub async fn pass_on(
     tasks: &Tasks,
 ) -> Response<Outgoing> {
     course.account.answered(answer.status);
+    course.account.streams(is_stream(&answer.headers));
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &course.key.secret);
@@ -188,6 +193,7 @@ impl HttpTurns {
         };
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
         let asked = Asked::new(&head, Content::Body(&body.bytes));
+        let asked = asked.traced(self.propagation, account.id);
         let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
         let gate = (!is_unstored && answer.status.is_success())
@@ -267,7 +273,7 @@ mod tests {
 
     fn turns(gateway: Gateway) -> HttpTurns {
         let replay = Replay::new(Size(1 << 20), Size(1 << 20));
-        HttpTurns { gateway: Arc::new(gateway), replay, tasks: Tasks::new() }
+        HttpTurns { gateway: Arc::new(gateway), replay, propagation: None, tasks: Tasks::new() }
     }
 
     /// Returns the glance at `text` in this encoding, or the error's code.
