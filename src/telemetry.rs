@@ -107,7 +107,7 @@ impl Share {
             clippy::cast_precision_loss,
             reason = "the cast saturates, so that 1 is everything"
         )]
-        (0.0..=1.0).contains(&share).then(|| Self((share * u64::MAX as f64) as u64))
+        (0.0..=1.0).contains(&share).then_some(Self((share * u64::MAX as f64) as u64))
     }
 
     /// Whether the trace of `id` is in the share.

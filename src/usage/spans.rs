@@ -1,4 +1,4 @@
-//! Makes the spans of a turn from its record, after its end. Pure.
+//! Makes the spans of a turn from its record, after its end.
 //!
 //! `turn` has these children, each of them direct: `authenticate`, `identify`, `bind`, one attempt
 //! for each try at an upstream, and `relay`. A turn that ended early lacks those that it did not
