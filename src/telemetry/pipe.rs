@@ -193,3 +193,143 @@ impl<E: SpanExporter> SpanExporter for CountedExporter<E> {
 fn is_root(span: &SpanData) -> bool {
     span.span_kind == SpanKind::Server || span.parent_span_id == opentelemetry::SpanId::INVALID
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::InstrumentationScope;
+    use opentelemetry::trace::{SpanContext, Status, TraceFlags, TraceState};
+    use opentelemetry::{SpanId, TraceId};
+    use opentelemetry_sdk::error::OTelSdkError;
+    use opentelemetry_sdk::trace::{SpanEvents, SpanLinks};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::SystemTime;
+
+    use super::*;
+
+    /// An exporter that waits for a word before each export, and then does as told.
+    #[derive(Debug)]
+    struct Puppet {
+        words: Mutex<Receiver<OTelSdkResult>>,
+        exported: Arc<AtomicUsize>,
+    }
+
+    impl SpanExporter for Puppet {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            let word = self.words.lock().expect("no panic").recv();
+            // Nobody speaks any more: all is well.
+            let result = word.unwrap_or(Ok(()));
+            self.exported
+                .fetch_add(if result.is_ok() { batch.len() } else { 0 }, Ordering::Relaxed);
+            result
+        }
+    }
+
+    struct Stage {
+        pipe: Arc<TracePipe>,
+        metrics: Arc<Metrics>,
+        words: Sender<OTelSdkResult>,
+        exported: Arc<AtomicUsize>,
+    }
+
+    impl Stage {
+        fn new() -> Self {
+            let (words, heard) = channel();
+            let (metrics, exported) = (Arc::new(Metrics::new()), Arc::default());
+            let puppet = Puppet { words: Mutex::new(heard), exported: Arc::clone(&exported) };
+            let pipe = Arc::new(TracePipe::over(puppet, Arc::clone(&metrics)));
+            Self { pipe, metrics, words, exported }
+        }
+
+        fn dropped(&self) -> u64 {
+            let page = self.metrics.render();
+            let line = page.lines().find_map(|l| l.strip_prefix("warmkey_traces_dropped_total "));
+            line.expect("the metric is there from the start").parse().expect("a number")
+        }
+    }
+
+    /// A turn and a child.
+    fn trace() -> Vec<SpanData> {
+        [(2, 1, SpanKind::Internal), (1, 9, SpanKind::Server)]
+            .map(|(id, parent, span_kind)| SpanData {
+                span_context: SpanContext::new(
+                    TraceId::from(7),
+                    SpanId::from(id),
+                    TraceFlags::SAMPLED,
+                    false,
+                    TraceState::NONE,
+                ),
+                parent_span_id: SpanId::from(parent),
+                parent_span_is_remote: false,
+                span_kind,
+                name: "s".into(),
+                start_time: SystemTime::UNIX_EPOCH,
+                end_time: SystemTime::UNIX_EPOCH,
+                attributes: Vec::new(),
+                dropped_attributes_count: 0,
+                events: SpanEvents::default(),
+                links: SpanLinks::default(),
+                status: Status::Unset,
+                instrumentation_scope: InstrumentationScope::default(),
+            })
+            .into()
+    }
+
+    fn failed() -> OTelSdkResult {
+        Err(OTelSdkError::InternalFailure("a failure of a test".into()))
+    }
+
+    #[tokio::test]
+    async fn trace_that_the_collector_does_not_take_is_counted() {
+        let stage = Stage::new();
+        stage.words.send(failed()).unwrap();
+        (0..3).for_each(|_| stage.pipe.send(trace()));
+        Arc::clone(&stage.pipe).close().await;
+        assert_eq!((stage.dropped(), stage.exported.load(Ordering::Relaxed)), (3, 0));
+    }
+
+    #[tokio::test]
+    async fn trace_that_finds_no_room_is_counted_and_nobody_waits() {
+        let stage = Stage::new();
+        // The first word frees the thread from its first batch.
+        let sent = WAITING / 2 + BATCH / 2;
+        (0..sent + 10).for_each(|_| stage.pipe.send(trace()));
+        let dropped = stage.dropped();
+        // The thread may have taken one batch by now, or none.
+        let fewest = 10;
+        assert!((fewest..=fewest + BATCH as u64 / 2).contains(&dropped), "{dropped}");
+        let Stage { pipe, exported, words, .. } = stage;
+        drop(words);
+        pipe.close().await;
+        let kept = 2 * (sent + 10 - usize::try_from(dropped).unwrap());
+        assert_eq!(exported.load(Ordering::Relaxed), kept, "everything else arrives");
+    }
+
+    #[tokio::test]
+    async fn end_waits_for_a_hanging_collector_only_for_a_time() {
+        let stage = Stage::new();
+        stage.pipe.send(trace());
+        let closing = tokio::time::timeout(FAREWELL * 3, Arc::clone(&stage.pipe).close());
+        assert!(closing.await.is_ok(), "nobody lets the exporter go on");
+        assert_eq!(stage.exported.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn failure_is_told_once_a_minute_and_every_loss_is_counted() {
+        let stage = Stage::new();
+        let flow = &stage.pipe.flow;
+        let told = || {
+            let failing = flow.failing.lock().unwrap();
+            (failing.is_told, failing.lost)
+        };
+        let now = Instant::now();
+        flow.exported(&failed(), 5, now);
+        assert_eq!(told(), (true, 0));
+        flow.exported(&failed(), 7, now + TOLD / 2);
+        assert_eq!(told(), (true, 7), "kept for the next line");
+        flow.exported(&failed(), 1, now + TOLD);
+        assert_eq!(told(), (true, 0));
+        flow.exported(&Ok(()), 0, now + TOLD);
+        assert_eq!(told(), (false, 0));
+        assert_eq!(stage.dropped(), 13);
+    }
+}

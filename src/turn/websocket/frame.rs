@@ -145,6 +145,15 @@ mod tests {
             (conversation(r#"{"conversation":null}"#), conversation(r#"{"conversation":7}"#)),
             (None, Some(String::new()))
         );
+        let parent = |metadata: &str| {
+            let text = format!(r#"{{"client_metadata":{metadata}}}"#);
+            ClientMessage::read(text.as_bytes()).unwrap().traceparent
+        };
+        let name = "ws_request_header_traceparent";
+        assert_eq!(parent(&format!(r#"{{"a":1,"{name}":"00-x"}}"#)).as_deref(), Some("00-x"));
+        for none in ["null", "7", "[]", "{}", &format!(r#"{{"{name}":7}}"#)] {
+            assert_eq!(parent(none), None, "{none}");
+        }
         let warm = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().is_warm_up;
         assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
         assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));
