@@ -290,7 +290,6 @@ mod tests {
     #[tokio::test]
     async fn trace_that_finds_no_room_is_counted_and_nobody_waits() {
         let stage = Stage::new();
-        // The first word frees the thread from its first batch.
         let sent = WAITING / 2 + BATCH / 2;
         (0..sent + 10).for_each(|_| stage.pipe.send(trace()));
         let dropped = stage.dropped();
