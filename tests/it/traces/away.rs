@@ -80,5 +80,4 @@ async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
     cluster.replica().terminate().await;
     assert!(cluster.replicas[0].exit(SOON).await.success());
     budget.holds("the end of a replica whose collector hangs");
-    assert_eq!(said(&cluster, "the replica leaves before all traces are exported"), 1);
 }

@@ -36,9 +36,9 @@ async fn failed_and_cold_turns_are_traced_whatever_the_share() {
 
 #[tokio::test]
 async fn slow_turn_is_traced_whatever_the_share() {
-    let (collector, cluster) = sampled("sample = 0.0\nslow = \"700ms\"").await;
+    let (collector, cluster) = sampled("sample = 0.0\nslow = \"2500ms\"").await;
     play(&cluster, &Request::turn(ALICE, body("a")), 200).await;
-    cluster.upstream().fails_with(Fault::limited(1).times(1)).await;
+    cluster.upstream().fails_with(Fault::limited(3).times(1)).await;
     let slow = play(&cluster, &Request::turn(ALICE, body("a")), 200).await;
     assert_eq!(collector.traced(1).await[0].turn.trace, slow);
 }
