@@ -133,7 +133,7 @@ impl Draft<'_> {
     /// The status of what ended with the turn, which did not end well.
     fn failure(&self, attributes: &mut Vec<KeyValue>) -> Status {
         let ending = self.record.ending.name();
-        attributes.push(KeyValue::new(name::ERROR_TYPE, ending.clone()));
+        attributes.push(KeyValue::new(name::ERROR_TYPE, ending));
         Status::error(ending)
     }
 
@@ -179,13 +179,15 @@ impl Draft<'_> {
 
     /// The status of an attempt: its own failure, or that of the turn that it served.
     fn outcome(&self, sending: &Sending, is_last: bool, attributes: &mut Vec<KeyValue>) -> Status {
-        let why = match (sending.failure, sending.status) {
-            (Some(failure), _) => failure.to_owned(),
-            (None, Some(status)) if status.as_u16() >= 400 => status.as_u16().to_string(),
+        let why: Cow<'static, str> = match (sending.failure, sending.status) {
+            (Some(failure), _) => failure.into(),
+            (None, Some(status)) if status.as_u16() >= 400 => {
+                Cow::Owned(status.as_u16().to_string())
+            }
             (None, Some(_)) if !is_last || !self.record.has_failed() => {
                 return Status::Unset;
             }
-            _ => self.record.ending.name(),
+            _ => self.record.ending.name().into(),
         };
         attributes.push(KeyValue::new(name::ERROR_TYPE, why.clone()));
         Status::error(why)
@@ -257,8 +259,11 @@ impl Draft<'_> {
         add(name::SESSION, record.session.as_ref().map(|id| SessionId::as_str(id).to_owned()));
         add(name::KEY, service.map(|service| service.key.id.clone()));
         add(name::ORGANIZATION, service.map(|service| service.key.organization.clone()));
-        add(name::BINDING, service.map(|service| service.result.name()));
-        add(name::COLD_REASON, record.cold_reason().map(ColdReason::name));
+        let binding = service.map(|service| service.result.name());
+        let cold = record.cold_reason().map(ColdReason::name);
+        let told = [(name::BINDING, binding), (name::COLD_REASON, cold)];
+        let told = told.into_iter().filter_map(|(name, value)| Some(KeyValue::new(name, value?)));
+        attributes.extend(told);
         self.asked(cut(&record.model), &mut attributes);
         self.usage(&mut attributes);
         if let Some(status) = record.status {
