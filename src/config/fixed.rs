@@ -149,7 +149,7 @@ mod tests {
             ("telemetry", "otlp_endpoint", "\"http://127.0.0.1:4317\""),
             ("telemetry", "propagate", "true"),
             ("telemetry", "sample", "0.5"),
-            ("telemetry", "slow", "1s"),
+            ("telemetry", "slow", "\"1s\""),
         ] {
             let text = format!("[{section}]\n{option} = {value}");
             assert_eq!(named(&text), [format!("{section}.{option}")], "{text}");

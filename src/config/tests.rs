@@ -65,7 +65,7 @@ fn an_upstream_has_time_to_answer() {
 fn a_fault_names_its_option_and_no_secret() {
     for (text, expected) in [
         ("[server]\nlisten_on = \"x\"", "listen_on"),
-        ("[telemetry]\notlp_endpoint = \"http://h:1\"", "otlp_endpoint"),
+        ("[telemetry]\notlp_address = \"http://h:1\"", "otlp_address"),
         ("[server]\ndrain = \"soon\"", "no span of time"),
         ("[server]\nmax_body = \"64\"", "no size"),
         ("[server]\nsecret = { end = \"X\" }", "a secret is a string"),

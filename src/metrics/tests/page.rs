@@ -22,6 +22,7 @@ const FROM_THE_START: &str = "
     keys_waiting
     ledger_up
     ledger_dropped_total
+    traces_dropped_total
     unpriced_turns_total
     reloads_total
     reload_failures_total
