@@ -76,7 +76,7 @@ async fn failed_turn_on_a_websocket_is_one_trace() {
 #[tokio::test]
 async fn failed_handshake_is_one_trace() {
     let (collector, cluster) = traced(Cluster::new().keys(siblings("org-a", 1))).await;
-    cluster.upstream().fails_with(Fault::exhausted()).await;
+    cluster.upstream().fails_with(Fault::exhausted().at_handshakes()).await;
     let headers = [("session-id", "a"), ("traceparent", &traceparent())];
     assert!(open(cluster.address(), ALICE, &headers).await.is_err());
     let traces = collector.traced(1).await;

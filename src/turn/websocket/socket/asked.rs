@@ -36,8 +36,9 @@ impl Socket {
         let accepted = match self.permit(&message).await {
             Ok(needs_project) if message.is_create => {
                 let open = |state: &mut SocketState| {
+                    let permitted = Instant::now();
                     let mut account = self.open(state, arrival);
-                    account.admitted(read, Instant::now());
+                    account.admitted(read, permitted);
                     account
                 };
                 self.begin(&mut message, needs_project, text, open)
