@@ -42,6 +42,7 @@ use crate::turn::http::exchange::HttpTurns;
 use crate::turn::http::replay::Replay;
 use crate::turn::websocket::sockets::{SocketTiming, WebSocketTurns};
 use crate::upstream::probe::Prober;
+use crate::usage::assess::Assessor;
 use crate::usage::books::Books;
 use crate::usage::tracer::Tracer;
 
@@ -99,6 +100,11 @@ impl Replica {
                 roster: Arc::clone(&roster),
                 metrics: Arc::clone(&metrics),
                 tracer: traces.clone().map(|pipe| Tracer::new(pipe, fixed.traced)),
+                assessor: Assessor::new(
+                    Arc::clone(&store),
+                    config.binding.ttl.0,
+                    Arc::clone(&metrics),
+                ),
             },
             records,
         )

@@ -24,6 +24,7 @@ use crate::database::{Database, DatabaseAddress, DatabaseConnection};
 use crate::metrics::Metrics;
 use crate::setting::{SecretSource, Span};
 use crate::task::Tasks;
+use crate::usage::assess::Assessor;
 use crate::usage::price::Prices;
 use crate::usage::record::Record;
 use crate::usage::tracer::Tracer;
@@ -93,6 +94,7 @@ pub struct Setup<'s> {
     pub metrics: Arc<Metrics>,
     /// `None`: no turn is traced.
     pub tracer: Option<Tracer>,
+    pub assessor: Assessor,
 }
 
 /// The ledger of a replica.
@@ -118,12 +120,12 @@ impl Ledger {
     /// Starts the tasks that keep a row of each of `records`. A start does not fail if the database
     /// is away.
     pub async fn start(setup: Setup<'_>, records: mpsc::Receiver<Record>) -> Arc<Self> {
-        let Setup { settings, address, zone, prices, roster, metrics, tracer } = setup;
+        let Setup { settings, address, zone, prices, roster, metrics, tracer, assessor } = setup;
         let database =
             address.map(|address| Arc::new(Database::at(&address, settings.url.as_ref())));
         let (tasks, closing) = (Tasks::new(), CancellationToken::new());
         let rows = database.as_ref().map(|_| mpsc::channel::<TurnRow>(WAITING)).unzip();
-        let teller = Teller::new(rows.0, tracer, prices, Arc::clone(&metrics));
+        let teller = Teller::new(rows.0, assessor, tracer, prices, Arc::clone(&metrics));
         tasks.spawn(teller.run(records, closing.clone()));
         if let (Some(database), Some(rows)) = (&database, rows.1) {
             let connection = first_connection(database, &roster).await;

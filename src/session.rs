@@ -11,6 +11,7 @@ use sha2::Sha256;
 use crate::client::ClientId;
 use crate::setting::{Secret, SecretSource};
 
+pub mod purpose;
 pub mod lineage;
 pub mod identify;
 

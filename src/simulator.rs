@@ -62,6 +62,7 @@ mod websocket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{HeaderValue, Response, StatusCode, header};
 use axum::Router;
@@ -74,6 +75,7 @@ use tokio_util::sync::CancellationToken;
 use crate::server::listener::Listener;
 use crate::task::Tasks;
 
+pub use clock::Advance;
 pub use fault::{Fault, Scope};
 pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
@@ -116,6 +118,7 @@ impl Simulator {
             .route("/_sim/turns", get(async |State(simulator): Sim| json(&simulator.turns())))
             .route("/_sim/summary", get(async |State(simulator): Sim| json(&simulator.summary())))
             .route("/_sim/fault", post(add_fault).delete(clear_faults))
+            .route("/_sim/clock", post(set_clock))
             .route("/_sim/reset", post(reset));
         for base in ["", "/v1"] {
             let home = home.clone();
@@ -183,6 +186,11 @@ impl Simulator {
         self.world.judge.summary()
     }
 
+    /// Lets `span` pass on the simulator's clock at once.
+    pub fn advance(&self, span: Duration) {
+        self.world.clock.advance(span);
+    }
+
     /// Forgets turns, faults, limits, caches and stored responses.
     pub fn reset(&self) {
         self.world.reset();
@@ -243,6 +251,16 @@ async fn clear_faults(State(simulator): Sim, request: Request) -> Response<Body>
             no_content()
         },
     )
+}
+
+async fn set_clock(State(simulator): Sim, request: Request) -> Response<Body> {
+    match read::<Advance>(request, "invalid_advance").await {
+        Ok(Advance { advance }) => {
+            simulator.advance(advance.0);
+            no_content()
+        }
+        Err(refusal) => refusal.response(),
+    }
 }
 
 async fn reset(State(simulator): Sim) -> Response<Body> {

@@ -211,6 +211,17 @@ impl Store {
         self.backend.get(name, budget).await
     }
 
+    /// Stores `value`, whatever is stored. For facts that no decision depends on.
+    pub async fn put(
+        &self,
+        name: Name<'_>,
+        value: &str,
+        ttl: Duration,
+        budget: &mut Budget,
+    ) -> Result<(), Unavailable> {
+        self.backend.put(name, value, ttl, budget).await
+    }
+
     /// Stores `value` if nothing is stored. Returns `None` when done, otherwise the value that
     /// another writer stored before.
     pub async fn claim(

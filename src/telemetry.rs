@@ -8,7 +8,6 @@ use std::fmt;
 
 use http::Uri;
 use serde::Deserialize;
-use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
@@ -122,8 +121,9 @@ pub fn start(settings: &Settings) -> WorkSpans {
     let work = WorkSpans::default();
     let is_traced = !settings.otlp_endpoint.is_empty();
     // Every line stands alone: spans are no part of the log.
-    let told = filter_fn(|line| line.is_event() && *line.level() <= Level::INFO)
-        .with_max_level_hint(LevelFilter::INFO);
+    let own = level(&std::env::var("RUST_LOG").unwrap_or_default());
+    let told = filter_fn(move |line| line.is_event() && *line.level() <= shown(own, line.target()))
+        .with_max_level_hint(own);
     let layer = lines::layer().with_writer(std::io::stderr).with_target(false);
     // The first subscriber of a process stays, so that several replicas in one process share it.
     let _ = match settings.log {
@@ -142,9 +142,39 @@ pub fn start(settings: &Settings) -> WorkSpans {
     work
 }
 
+/// The level that `RUST_LOG` asks for: one for everything, or `warmkey=LEVEL`.
+fn level(asked: &str) -> LevelFilter {
+    let level = |word: &str| word.trim().trim_start_matches("warmkey=").parse().ok();
+    asked.split(',').filter_map(level).next_back().unwrap_or(LevelFilter::INFO)
+}
+
+/// The level of lines from `target`. Libraries say no more than `info`, whatever is asked for,
+/// since below it they may tell of headers and bodies.
+fn shown(own: LevelFilter, target: &str) -> LevelFilter {
+    if target.starts_with("warmkey") { own } else { own.min(LevelFilter::INFO) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn level_is_the_one_that_is_asked_for() {
+        for (asked, own, others) in [
+            ("", LevelFilter::INFO, LevelFilter::INFO),
+            ("trace", LevelFilter::TRACE, LevelFilter::INFO),
+            ("warn", LevelFilter::WARN, LevelFilter::WARN),
+            ("off", LevelFilter::OFF, LevelFilter::OFF),
+            ("warkey=debug,nonsense", LevelFilter::INFO, LevelFilter::INFO),
+            ("warmkey=debug", LevelFilter::DEBUG, LevelFilter::INFO),
+            ("info,hyper=trace,warmkey=trace", LevelFilter::TRACE, LevelFilter::INFO),
+        ] {
+            let own_level = level(asked);
+            assert_eq!(own_level, own, "{asked}");
+            assert_eq!(shown(own_level, "warmkey::turn"), own, "{asked}");
+            assert_eq!(shown(own_level, "hyper::proto"), others, "{asked}");
+        }
+    }
 
     #[test]
     fn collector_is_an_address_without_anything_else() {

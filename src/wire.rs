@@ -7,6 +7,7 @@ pub mod endpoint;
 pub(crate) mod quotes;
 pub mod references;
 pub mod scan;
+pub mod imprint;
 pub mod peek;
 pub mod error_body;
 pub mod decoder;

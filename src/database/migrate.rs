@@ -11,8 +11,10 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqlSafeStr, SqliteConne
 use super::postgres::LOCK;
 
 /// Version, name, text. An applied migration is never changed.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "ledger", include_str!("../../migrations/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "ledger", include_str!("../../migrations/0001_ledger.sql")),
+    (2, "hosted_tools", include_str!("../../migrations/0002_hosted_tools.sql")),
+];
 
 /// Whether a run of the migrations is kept, or undone because it was a trial.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -113,6 +113,9 @@ macro_rules! turn {
             overhead_us: row.try_get("overhead_us")?,
             duration_us: row.try_get("duration_us")?,
             trace: row.try_get("trace")?,
+            used_hosted_tools: row
+                .try_get::<Option<i64>, _>("hosted_tools")?
+                .map(|is_used| is_used != 0),
             // A turn that was read back is already in the sums.
             is_unpriced: false,
         })

@@ -31,6 +31,8 @@ pub struct TurnRow {
     pub overhead_us: Option<i64>,
     pub duration_us: i64,
     pub trace: String,
+    /// The upstream ran a tool itself, whose price is in no usage. `None`: no usage came.
+    pub used_hosted_tools: Option<bool>,
     /// The upstream may have billed the turn, and its cost is unknown.
     pub is_unpriced: bool,
 }

@@ -6,7 +6,7 @@
 use super::sums::Totals;
 
 /// The columns of a turn, in the order in which they are bound.
-pub const TURN: [&str; 29] = [
+pub const TURN: [&str; 30] = [
     "at",
     "id",
     "client",
@@ -36,6 +36,7 @@ pub const TURN: [&str; 29] = [
     "overhead_us",
     "duration_us",
     "trace",
+    "hosted_tools",
 ];
 /// The key columns of a sum, in the order in which they are bound. The totals follow.
 pub const SUM_KEY: [&str; 8] =
@@ -129,7 +130,7 @@ mod tests {
         assert_eq!(values(2, 3, Placeholder::Numbered), "($1, $2, $3), ($4, $5, $6)");
         assert_eq!(values(2, 3, Placeholder::Plain), "(?, ?, ?), (?, ?, ?)");
         let insert = insert_turns(2, Placeholder::Numbered);
-        assert!(insert.contains("$58)") && !insert.contains("$59"));
+        assert!(insert.contains("$60)") && !insert.contains("$61"));
         assert!(add_sums(1, Placeholder::Plain).contains("turns = sums.turns + excluded.turns"));
     }
 }

@@ -103,7 +103,8 @@ macro_rules! in_dialect {
                             .bind(row.first_byte_us)
                             .bind(row.overhead_us)
                             .bind(row.duration_us)
-                            .bind(&row.trace);
+                            .bind(&row.trace)
+                            .bind(row.used_hosted_tools.map(i64::from));
                     }
                     new.extend(query.fetch_all(&mut *connection).await?);
                 }

@@ -23,7 +23,8 @@ pub fn cost(record: &Record, prices: &Prices, began: i64) -> Option<Cost> {
     let (service, usage) = (record.service.as_ref()?, record.usage.as_ref()?);
     let day = Timestamp::from_microsecond(began).ok()?.to_zoned_datetime(TimeZone::UTC).date();
     prices.cost(&Sale {
-        model: &record.model,
+        // A response may be of another model than the one that was asked for.
+        model: record.answering_model(),
         tier: usage.tier.as_deref(),
         region: &service.key.region,
         day,
@@ -50,7 +51,7 @@ pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<T
         project: key.map(|key| clean(&key.project)).filter(|project| !project.is_empty()),
         model: clean(&record.model),
         transport: record.transport.name().into(),
-        kind: None,
+        kind: Some(record.kind.name().into()),
         outcome: record.ending.name().into(),
         status: record.status.map(|status| i64::from(status.as_u16())),
         binding: service.map(|service| service.result.name().into()),
@@ -59,13 +60,14 @@ pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<T
         tier: usage.and_then(|usage| usage.tier.as_deref()).map(clean),
         cost_nano: cost_nano.flatten(),
         price_id,
-        cold_reason: record.cold_reason().map(|reason| reason.name().into()),
-        expected_cached_tokens: None,
+        cold_reason: record.warmth.cold.map(|reason| reason.name().into()),
+        expected_cached_tokens: record.warmth.expected.map(count),
         diagnostic: usage.and_then(|usage| usage.miss.as_deref()).map(clean),
         first_byte_us: record.timeline.to_first_byte().map(micros),
         overhead_us: record.timeline.overhead(record.transport).map(micros),
         duration_us: micros(record.duration),
         trace: record.id.to_string(),
+        used_hosted_tools: usage.map(|usage| usage.used_hosted_tools),
         is_unpriced,
     })
 }
@@ -85,8 +87,11 @@ fn may_be_billed(record: &Record) -> bool {
     record.service.is_some() && is_served
 }
 
+fn count(tokens: u64) -> i64 {
+    i64::try_from(tokens.min(MOST)).unwrap_or(i64::MAX)
+}
+
 fn tokens(usage: &Usage) -> Tokens {
-    let count = |tokens: u64| i64::try_from(tokens.min(MOST)).unwrap_or(i64::MAX);
     Tokens {
         input: count(usage.input),
         cached: count(usage.cached),
@@ -112,17 +117,14 @@ fn micros(span: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::SystemTime;
 
-    use http::StatusCode;
     use tokio::time::Instant;
 
     use super::*;
     use crate::key::Key;
     use crate::key::table::Table;
-    use crate::metrics::{BindingResult, Transport};
-    use crate::telemetry::TurnId;
-    use crate::usage::record::Service;
+    use crate::metrics::ColdReason;
+    use crate::usage::record::Warmth;
     use crate::usage::timeline::Timeline;
 
     /// 2026-12-01, noon.
@@ -130,26 +132,8 @@ mod tests {
 
     fn record(usage: Option<Usage>, ending: Ending) -> Record {
         let table = Table::sketch("a org-a 1 sk-a");
-        let service = Service {
-            key: Arc::clone(&table.keys()[0]),
-            result: BindingResult::Existing,
-            domain_moved: false,
-        };
-        Record {
-            id: TurnId::random(),
-            transport: Transport::Http,
-            client: Some(ClientId::new("alice")),
-            session: SessionId::parse("FVm43fzVIvXqRQ8foYWp-_"),
-            service: Some(service),
-            model: "gpt-5.4".into(),
-            status: Some(StatusCode::OK),
-            ending,
-            terminal: None,
-            usage,
-            at: SystemTime::now(),
-            duration: Duration::from_millis(1_500),
-            timeline: timeline(&table.keys()[0]),
-        }
+        let key = &table.keys()[0];
+        Record { ending, timeline: timeline(key), ..Record::sketch(key, usage) }
     }
 
     /// Two attempts. The first byte arrived after a second, and the gateway took 3 ms.
@@ -193,6 +177,8 @@ mod tests {
             project: row.project.clone(),
             model: "gpt-5.4".into(),
             transport: "http".into(),
+            kind: Some("turn".into()),
+            used_hosted_tools: Some(false),
             outcome: "completed".into(),
             status: Some(200),
             binding: Some("existing".into()),
@@ -238,6 +224,41 @@ mod tests {
         let row = told(&nowhere);
         assert!(!row.is_unpriced && row.key.is_none() && row.binding.is_none());
         assert_eq!(row.attempts, None, "no key was chosen");
+    }
+
+    #[test]
+    fn row_tells_why_a_turn_was_cold() {
+        let warmth = Warmth { expected: Some(10_000), cold: Some(ColdReason::Expired) };
+        let row = told(&Record { warmth, ..record(Some(usage(9_000)), Ending::Completed) });
+        assert_eq!(
+            (row.expected_cached_tokens, row.cold_reason.as_deref()),
+            (Some(10_000), Some("expired"))
+        );
+    }
+
+    /// The model that answered has the price; the row is of the one that was asked for.
+    #[test]
+    fn price_is_that_of_the_model_that_answered() {
+        let answered = |model: &str| {
+            let usage = Usage { model: Some(model.into()), ..usage(9_000) };
+            told(&record(Some(usage), Ending::Completed))
+        };
+        let dated = answered("gpt-5.4-2026-03-05");
+        assert_eq!(
+            (dated.price_id.as_deref(), dated.model.as_str()),
+            (Some("gpt-5.4/default"), "gpt-5.4")
+        );
+        let other = answered("gpt-5.4-mini");
+        assert_eq!(other.price_id.as_deref(), Some("gpt-5.4-mini/default"));
+        let unknown = answered("gpt-5.4-unheard-of");
+        assert!(unknown.price_id.is_none() && unknown.is_unpriced);
+    }
+
+    #[test]
+    fn row_flags_tools_that_the_upstream_ran() {
+        let used = Usage { used_hosted_tools: true, ..usage(9_000) };
+        assert_eq!(told(&record(Some(used), Ending::Completed)).used_hosted_tools, Some(true));
+        assert_eq!(told(&record(None, Ending::Completed)).used_hosted_tools, None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Takes records from the queue, prices each, counts the cost, and hands on its row and its trace.
+//! Takes records from the queue, compares each with its session's last turn, prices each, counts
+//! the cost, and hands on its row and its trace.
 //!
-//! The teller never waits for the database. If the writer's queue is full, the row is counted as
-//! dropped, and the log says so once.
+//! The teller waits for the store for at most a second, and never for the database. If the writer's
+//! queue is full, the row is counted as dropped, and the log says so once.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -14,13 +15,18 @@ use super::since_epoch;
 use crate::current::Current;
 use crate::database::row::TurnRow;
 use crate::metrics::Metrics;
+use crate::usage::assess::Assessor;
 use crate::usage::price::Prices;
 use crate::usage::record::Record;
 use crate::usage::tracer::Tracer;
 
+/// Records that are compared with the store at once, at the most.
+const AT_ONCE: usize = 256;
+
 pub struct Teller {
     /// `None`: there is no ledger.
     rows: Option<mpsc::Sender<TurnRow>>,
+    assessor: Assessor,
     /// `None`: no turn is traced.
     tracer: Option<Tracer>,
     prices: Arc<Current<Prices>>,
@@ -33,28 +39,37 @@ pub struct Teller {
 impl Teller {
     pub const fn new(
         rows: Option<mpsc::Sender<TurnRow>>,
+        assessor: Assessor,
         tracer: Option<Tracer>,
         prices: Arc<Current<Prices>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { rows, tracer, prices, metrics, is_full: false, told: 0 }
+        Self { rows, assessor, tracer, prices, metrics, is_full: false, told: 0 }
     }
 
     /// Runs until no further record can come, or until `closing`. Records that wait are still
     /// handled.
     pub async fn run(mut self, mut records: mpsc::Receiver<Record>, closing: CancellationToken) {
+        let mut some = Vec::new();
         loop {
-            let record = tokio::select! {
-                record = records.recv() => record,
+            let count = tokio::select! {
+                count = records.recv_many(&mut some, AT_ONCE) => count,
                 () = closing.cancelled() => break,
             };
-            match record {
-                Some(record) => self.tell(&record),
-                None => return,
+            if count == 0 {
+                return;
             }
+            self.tell_all(&mut some).await;
         }
         records.close();
-        while let Some(record) = records.recv().await {
+        self.tell_all(&mut some).await;
+        while records.recv_many(&mut some, AT_ONCE).await > 0 {
+            self.tell_all(&mut some).await;
+        }
+    }
+
+    async fn tell_all(&mut self, some: &mut Vec<Record>) {
+        for record in self.assessor.assess(std::mem::take(some)).await {
             self.tell(&record);
         }
     }

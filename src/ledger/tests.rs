@@ -1,13 +1,13 @@
 //! Which ledger a configuration means, and what becomes of records.
 
 use super::*;
-use crate::client::{ClientId, Clients};
-use crate::metrics::{Ending, Transport};
+use crate::client::Clients;
+use crate::key::table::Table;
+use crate::metrics::Ending;
 use crate::setting::Secret;
-use crate::telemetry::TurnId;
+use crate::store::Store;
+use crate::store::memory::Memory;
 use crate::usage::books::Books;
-use crate::usage::timeline::Timeline;
-use tokio::time::Instant;
 
 fn settings(url: Option<&str>) -> Settings {
     Settings {
@@ -19,20 +19,15 @@ fn settings(url: Option<&str>) -> Settings {
 }
 
 fn record() -> Record {
+    let table = Table::sketch("a org-a 1 sk-a");
     Record {
-        id: TurnId::random(),
-        transport: Transport::Http,
-        client: Some(ClientId::new("alice")),
         session: None,
         service: None,
         model: String::new(),
         status: None,
         ending: Ending::Refused,
-        terminal: None,
-        usage: None,
-        at: SystemTime::now(),
         duration: Duration::ZERO,
-        timeline: Timeline::from(Instant::now()),
+        ..Record::sketch(&table.keys()[0], None)
     }
 }
 
@@ -70,6 +65,11 @@ fn setup(settings: &Settings, metrics: &Arc<Metrics>) -> Setup<'static> {
         roster: Arc::new(Roster::new(Clients::new(&[]).expect("nobody"))),
         metrics: Arc::clone(metrics),
         tracer: None,
+        assessor: Assessor::new(
+            Arc::new(Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(metrics))),
+            Duration::from_secs(60),
+            Arc::clone(metrics),
+        ),
     }
 }
 

@@ -132,7 +132,7 @@ label! {
     BindingResult = "result" { Existing, Created, Inherited, Spilled, Rebound, Degraded, None }
 }
 label! {
-    /// Why a turn read nothing from the prompt cache.
+    /// Why a turn read less from the prompt cache than the last turn of its session had left.
     ColdReason = "reason" {
         FirstTurn, KeyMoved, DomainMoved, Expired, PrefixChanged, ModelChanged, BelowMinimum,
         Upstream,
@@ -160,7 +160,7 @@ label! {
 }
 label! {
     /// An operation of the store.
-    Operation = "operation" { Get, Claim, Replace, Extend, Merge, Roll, Board, Append, List }
+    Operation = "operation" { Get, Recall, Put, Claim, Replace, Extend, Merge, Roll, Board, Append, List }
 }
 label! {
     /// How an operation of the store, or a connection to it, failed.

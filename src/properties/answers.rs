@@ -108,6 +108,9 @@ fn expected_end(response: &Json) -> (Terminal, Option<Usage>) {
                     .and_then(|details| details.last("reasoning_tokens")),
             ),
             tier: response.last("service_tier").and_then(Json::text).map(str::to_owned),
+            model: response.last("model").and_then(Json::text).map(str::to_owned),
+            is_diagnosed: diagnostics.and_then(|value| value.last("type")?.text()).is_some(),
+            used_hosted_tools: false,
             miss: diagnostics.and_then(|value| value.last("reason")?.text()).map(str::to_owned),
         }
     });

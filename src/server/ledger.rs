@@ -129,6 +129,10 @@ struct Turn {
     cached_tokens: Option<i64>,
     expected_cached_tokens: Option<i64>,
     cold_reason: Option<String>,
+    /// The upstream's own word for a miss.
+    diagnostic: Option<String>,
+    /// Whether the upstream ran a tool whose price is not in `cost_usd`.
+    hosted_tools: Option<bool>,
     written_tokens: Option<i64>,
     output_tokens: Option<i64>,
     cost_usd: Option<String>,
@@ -151,6 +155,8 @@ impl Turn {
             cached_tokens: row.tokens.map(|tokens| tokens.cached),
             expected_cached_tokens: row.expected_cached_tokens,
             cold_reason: row.cold_reason,
+            diagnostic: row.diagnostic,
+            hosted_tools: row.used_hosted_tools,
             written_tokens: row.tokens.map(|tokens| tokens.written),
             output_tokens: row.tokens.map(|tokens| tokens.output),
             cost_usd: row.cost_nano.map(usd),

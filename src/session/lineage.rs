@@ -7,9 +7,9 @@
 use http::HeaderMap;
 use serde::Deserialize;
 
+use crate::session::purpose::METADATA;
 use crate::session::{SESSION_HEADERS, SessionId, is_well_formed};
 
-const METADATA: &str = "x-codex-turn-metadata";
 const FORKED_FROM: &[u8] = b"forked_from_thread_id";
 const THREAD: &str = "thread-id";
 /// Stands between an edge's stored id and the parent's.

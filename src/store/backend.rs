@@ -36,6 +36,15 @@ pub struct Merge<'m> {
 pub trait Backend: Send + Sync {
     fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>>;
 
+    /// Stores `value`, whatever is stored.
+    fn put<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, ()>;
+
     /// Stores `value` if nothing is stored. Returns `None` when done, otherwise the stored value.
     fn claim<'a>(
         &'a self,

@@ -20,6 +20,9 @@ pub struct Memory {
     /// Values of threads, responses and probes. They may far outnumber bindings, so they have a map
     /// of their own and evict no binding.
     beside: Mutex<Expiring<String>>,
+    /// What last turns have left in the prompt cache: as many as bindings, and they evict nothing
+    /// else.
+    promises: Mutex<Expiring<String>>,
     trails: Mutex<Expiring<Vec<String>>>,
     board: Mutex<board::LocalBoard>,
 }
@@ -31,6 +34,7 @@ impl Memory {
         Self {
             bindings: map(),
             beside: map(),
+            promises: map(),
             trails,
             board: Mutex::new(board::LocalBoard::default()),
         }
@@ -40,6 +44,11 @@ impl Memory {
         let (entries, id) = self.lock(name);
         let (value, expiry) = entries.get(&id)?;
         Some(Held { value: value.clone(), left: expiry.saturating_duration_since(Instant::now()) })
+    }
+
+    pub fn put(&self, name: Name<'_>, value: &str, ttl: Duration) {
+        let (mut entries, id) = self.lock(name);
+        entries.put(&id, value.to_owned(), ttl);
     }
 
     pub fn claim(&self, name: Name<'_>, value: &str, ttl: Duration) -> Option<String> {
@@ -114,6 +123,7 @@ impl Memory {
     fn lock<'n>(&self, name: Name<'n>) -> (MutexGuard<'_, Expiring<String>>, Cow<'n, str>) {
         let (entries, id) = match name {
             Name::Binding(session) => (&self.bindings, session.into()),
+            Name::Promise(id) => (&self.promises, id.into()),
             other => (&self.beside, other.to_string().into()),
         };
         // A panic leaves every entry whole: no write can panic between the map and its order.
@@ -146,6 +156,17 @@ fn at_once<'a, T: Send + 'a>(answer: T) -> Pending<'a, T> {
 impl Backend for InProcess {
     fn get<'a>(&'a self, name: Name<'a>, _: &'a mut Budget) -> Pending<'a, Option<Held>> {
         at_once(self.memory.get(name))
+    }
+
+    fn put<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, ()> {
+        self.memory.put(name, value, ttl);
+        at_once(())
     }
 
     fn claim<'a>(
@@ -257,6 +278,10 @@ mod tests {
         (0..50)
             .for_each(|number| drop(memory.claim(Name::Response(&number.to_string()), "b", HOUR)));
         assert_eq!(memory.get(Name::Binding("s")).map(|held| held.value), Some("a".into()));
+        (0..50).for_each(|number| memory.put(Name::Promise(&number.to_string()), "c", HOUR));
+        assert_eq!(memory.get(Name::Binding("s")).map(|held| held.value), Some("a".into()));
+        memory.put(Name::Promise("49"), "d", HOUR);
+        assert_eq!(memory.get(Name::Promise("49")).map(|held| held.value), Some("d".into()));
         assert!(
             memory.get(Name::Response("49")).is_some() && memory.get(Name::Response("0")).is_none()
         );

@@ -188,6 +188,17 @@ impl Backend for Model {
         })
     }
 
+    fn put<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        _: Duration,
+        _: &'a mut Budget,
+    ) -> Pending<'a, ()> {
+        let id = name.to_string();
+        self.step(move |shared| shared.keeping(&id, |values| overwrite(values, &id, value)))
+    }
+
     fn claim<'a>(
         &'a self,
         name: Name<'a>,

@@ -12,6 +12,8 @@ pub enum Name<'n> {
     Binding(&'n str),
     /// A session's trail of decisions, by the session's id.
     Trail(&'n str),
+    /// What the last turn of a session or of a thread has left in the prompt cache, by their id.
+    Promise(&'n str),
     /// The session of a thread, by the thread's id.
     Thread(&'n str),
     /// The owner of a stored response, by the response's id.
@@ -61,6 +63,7 @@ impl fmt::Display for Name<'_> {
         match self {
             Self::Binding(session) => f.write_str(session),
             Self::Trail(session) => write!(f, "{session}.trail"),
+            Self::Promise(id) => write!(f, "{id}.last"),
             Self::Thread(thread) => write!(f, "{thread}.thread"),
             Self::Response(response) => write!(f, "{response}.response"),
             Self::Probe(subject) => write!(f, "probe:{subject}"),
@@ -83,6 +86,7 @@ mod tests {
         for (name, spelled) in [
             (Name::Binding("0123456789abcdefghijkl"), "w:0123456789abcdefghijkl"),
             (Name::Trail("s"), "w:s.trail"),
+            (Name::Promise("s"), "w:s.last"),
             (Name::Thread("t"), "w:t.thread"),
             (Name::Response("r"), "w:r.response"),
             (Name::Probe("key:a"), "w:probe:key:a"),
@@ -109,8 +113,9 @@ mod tests {
             Name::Proof(None),
             Name::Proof(Some(7)),
         ];
-        for other in
-            [Name::Trail("s"), Name::Probe("key:a"), Name::Lag("w:s")].into_iter().chain(fixed)
+        for other in [Name::Trail("s"), Name::Promise("s"), Name::Probe("key:a"), Name::Lag("w:s")]
+            .into_iter()
+            .chain(fixed)
         {
             assert_eq!(Name::of_value(&other.to_string()), None, "{other}");
         }

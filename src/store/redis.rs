@@ -177,6 +177,20 @@ impl Redis {
             .map(|value| Held { value, left: Duration::from_millis(left.try_into().unwrap_or(0)) }))
     }
 
+    /// Stores `value`, whatever is stored.
+    pub async fn put(
+        &self,
+        name: &str,
+        value: &str,
+        ttl: Duration,
+        until: Instant,
+    ) -> Result<(), Unavailable> {
+        let mut set = pipe();
+        set.cmd("SET").arg(name).arg(value).arg("PX").arg(millis(ttl));
+        let ((),) = self.ask(name, &set, until).await?;
+        Ok(())
+    }
+
     /// Stores `value` if nothing is stored.
     pub async fn claim(
         &self,

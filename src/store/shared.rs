@@ -54,8 +54,23 @@ impl Shared {
 
 impl Backend for Shared {
     fn get<'a>(&'a self, name: Name<'a>, budget: &'a mut Budget) -> Pending<'a, Option<Held>> {
-        self.timed(Operation::Get, name, budget, move |redis, name, until| async move {
+        // No turn waits for a promise.
+        let is_behind = matches!(name, Name::Promise(_));
+        let operation = if is_behind { Operation::Recall } else { Operation::Get };
+        self.timed(operation, name, budget, move |redis, name, until| async move {
             redis.get(&name, until).await
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        name: Name<'a>,
+        value: &'a str,
+        ttl: Duration,
+        budget: &'a mut Budget,
+    ) -> Pending<'a, ()> {
+        self.timed(Operation::Put, name, budget, move |redis, name, until| async move {
+            redis.put(&name, value, ttl, until).await
         })
     }
 

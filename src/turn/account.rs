@@ -16,11 +16,14 @@ use crate::metrics::{Ending, Reason, Transport};
 use crate::outcome::Outcome;
 use crate::session::SessionId;
 use crate::session::identify::Identity;
+use crate::session::lineage::Lineage;
+use crate::session::purpose::TurnKind;
 use crate::telemetry::TurnId;
 use crate::usage::books::Books;
-use crate::usage::record::{Record, Service};
+use crate::usage::record::{Record, Service, Warmth};
 use crate::usage::tap::Reading;
 use crate::usage::timeline::{Timeline, Waited};
+use crate::wire::imprint::Imprint;
 use crate::wire::terminal::Terminal;
 
 /// Facts about one turn. Dropping the account ends the turn, as [`Ending::ClientLeft`] unless
@@ -33,6 +36,8 @@ pub struct Account {
     caller: Caller,
     service: Option<(Service, InFlight)>,
     model: String,
+    kind: TurnKind,
+    imprint: Option<Box<Imprint>>,
     status: Option<StatusCode>,
     ending: Option<Ending>,
     reading: Reading,
@@ -45,6 +50,7 @@ pub struct Account {
 pub struct Caller {
     client: Option<ClientId>,
     session: Option<SessionId>,
+    lineage: Lineage,
 }
 
 /// When a turn arrived, and its id.
@@ -76,6 +82,8 @@ impl Account {
             caller,
             service: None,
             model: String::new(),
+            kind: TurnKind::Turn,
+            imprint: None,
             status: None,
             ending: None,
             reading: Reading::default(),
@@ -112,6 +120,16 @@ impl Account {
     /// Notes the model that the client asks for.
     pub fn model(&mut self, model: &str) {
         model.clone_into(&mut self.model);
+    }
+
+    /// Notes where the turn's session comes from.
+    pub fn lineage(&mut self, lineage: &Lineage) {
+        self.caller.lineage.clone_from(lineage);
+    }
+
+    /// Notes what the turn is for, and what the prompt cache goes by.
+    pub fn asked_for(&mut self, kind: TurnKind, imprint: Box<Imprint>) {
+        (self.kind, self.imprint) = (kind, Some(imprint));
     }
 
     /// Returns the model that the client asked for; empty if it named none.
@@ -219,14 +237,18 @@ impl Account {
         Record {
             id: self.id,
             transport: self.transport,
+            kind: self.kind,
             client: caller.client,
             session: caller.session,
+            lineage: caller.lineage,
             service,
             model: std::mem::take(&mut self.model),
+            imprint: self.imprint.take(),
             status: self.status,
             ending,
             terminal: self.reading.terminal,
             usage: self.reading.usage.take(),
+            warmth: Warmth::default(),
             at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
             duration,
             timeline,

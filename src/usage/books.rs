@@ -103,9 +103,6 @@ impl Books {
         metrics.input_tokens(key, Cache::Written, usage.written);
         metrics.input_tokens(key, Cache::Uncached, uncached);
         metrics.output_tokens(key, usage.output);
-        if let Some(reason) = record.cold_reason() {
-            metrics.cold_turn(reason);
-        }
     }
 }
 

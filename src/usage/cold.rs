@@ -1,94 +1,179 @@
-//! Decides why a turn read nothing from the cache. Pure.
+//! Decides whether a turn was cold, and why. Pure.
+//!
+//! A turn is cold if it reads less than nine tenths of what its session's last turn had left in the
+//! cache, and at least 1,024 tokens fewer. New input is no loss: a turn is never expected to read
+//! more than the last turn left, nor more than its own input.
 
-use crate::metrics::{BindingResult, ColdReason};
+use crate::metrics::ColdReason;
+use crate::session::purpose::TurnKind;
+use crate::usage::promise::{MINIMUM, Promise, domain};
+use crate::usage::record::{Record, Service, Warmth};
+use crate::wire::imprint::Imprint;
 use crate::wire::terminal::Usage;
 
-/// The shortest prefix that any model caches, in tokens.
-const MINIMUM: u64 = 1_024;
-
-/// Why the turn was cold. `None`: it was warm. `domain_moved`: the turn's key has another cache
-/// domain than the key that the turn began with.
-pub fn reason(result: BindingResult, domain_moved: bool, usage: &Usage) -> Option<ColdReason> {
-    if usage.cached > 0 {
-        return None;
-    }
-    Some(match result {
-        _ if usage.input < MINIMUM => ColdReason::BelowMinimum,
-        BindingResult::Created => ColdReason::FirstTurn,
-        BindingResult::Rebound | BindingResult::Spilled if domain_moved => ColdReason::DomainMoved,
-        BindingResult::Rebound | BindingResult::Spilled => ColdReason::KeyMoved,
-        _ => match usage.miss.as_deref() {
-            Some("model_changed") => ColdReason::ModelChanged,
-            Some(_) => ColdReason::PrefixChanged,
-            None => ColdReason::Upstream,
-        },
-    })
+/// What is known of the last turn of a record's session.
+#[derive(Clone, Copy, Debug)]
+pub enum Last<'l> {
+    /// The store did not answer.
+    Unknown,
+    /// The session has had no turn yet.
+    Nothing,
+    Own(&'l Promise),
+    /// The session is a fork, and this is its parent's last turn.
+    Parents(&'l Promise),
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// `began`: when the turn began, in seconds since 1970.
+pub fn assess(record: &Record, last: Last<'_>, began: u64) -> Warmth {
+    let (Some(service), Some(usage)) = (&record.service, &record.usage) else {
+        return Warmth::default();
+    };
+    if record.kind != TurnKind::Turn {
+        return Warmth::default();
+    }
+    let is_short = usage.input < MINIMUM;
+    let cold = |reason| Warmth { expected: None, cold: Some(reason) };
+    let (promise, is_fork) = match last {
+        Last::Unknown => return Warmth::default(),
+        _ if is_short && usage.cached == 0 => return cold(ColdReason::BelowMinimum),
+        _ if is_short => return Warmth::default(),
+        Last::Nothing if falls_short(usage.cached, usage.input) => {
+            return cold(ColdReason::FirstTurn);
+        }
+        Last::Nothing => return Warmth::default(),
+        Last::Own(promise) => (promise, false),
+        Last::Parents(promise) => (promise, true),
+    };
+    let expected = promise.tokens.min(usage.input);
+    if expected < MINIMUM {
+        return Warmth::default();
+    }
+    let expected = Some(expected);
+    if !falls_short(usage.cached, promise.tokens.min(usage.input)) {
+        return Warmth { expected, cold: None };
+    }
+    let change = Change { service, record, promise, usage, is_fork, began };
+    match change.reason() {
+        // The history was made shorter, as the client wanted.
+        _ if usage.miss.as_deref() == Some(COMPACTED) => Warmth::default(),
+        // Its parent's cache was never its own.
+        ColdReason::FirstTurn => cold(ColdReason::FirstTurn),
+        reason => Warmth { expected, cold: Some(reason) },
+    }
+}
 
-    fn usage(input: u64, cached: u64, miss: Option<&str>) -> Usage {
-        Usage { input, cached, miss: miss.map(str::to_owned), ..Usage::default() }
+/// Whether reading `read` tokens is cold where `expected` were expected.
+fn falls_short(read: u64, expected: u64) -> bool {
+    read.saturating_mul(10) < expected.saturating_mul(9) && expected.saturating_sub(read) >= MINIMUM
+}
+
+/// The upstream's word for a history that was made shorter.
+const COMPACTED: &str = "context_compacted";
+
+/// A cold turn, and what its session's last turn left.
+struct Change<'c> {
+    service: &'c Service,
+    record: &'c Record,
+    promise: &'c Promise,
+    usage: &'c Usage,
+    is_fork: bool,
+    began: u64,
+}
+
+impl Change<'_> {
+    /// The first reason that alone makes a turn cold. What the gateway did comes first, then what
+    /// the client did, then what time did.
+    fn reason(&self) -> ColdReason {
+        let key = &self.service.key;
+        let model = crate::key::Tag::of("model", self.record.answering_model().as_bytes());
+        let miss = self.usage.miss.as_deref();
+        if domain(key) != self.promise.domain {
+            ColdReason::DomainMoved
+        } else if model != self.promise.model || miss == Some("model_changed") {
+            ColdReason::ModelChanged
+        } else if self.has_another_prefix() {
+            ColdReason::PrefixChanged
+        } else if self.is_expired() {
+            ColdReason::Expired
+        } else if key.tag != self.promise.key {
+            ColdReason::KeyMoved
+        } else if self.is_fork {
+            ColdReason::FirstTurn
+        } else if miss.is_some() {
+            // Whatever else the upstream names, the client changed it.
+            ColdReason::PrefixChanged
+        } else {
+            ColdReason::Upstream
+        }
     }
 
-    #[test]
-    fn a_turn_is_cold_for_one_reason() {
-        use BindingResult::{
-            Created, Degraded, Existing, Inherited, None as Nowhere, Rebound, Spilled,
+    /// Whether the client sent another beginning than the last time.
+    fn has_another_prefix(&self) -> bool {
+        let Some(imprint) = &self.record.imprint else { return false };
+        let Imprint { tools, settings, cache_key, input, is_continued, .. } = &**imprint;
+        // A fork has a cache key of its own.
+        let has_other_key = !self.is_fork && *cache_key != self.promise.cache_key;
+        let is_other_input = match self.promise.mark {
+            _ if *is_continued => false,
+            Some(mark) => input.begins_with(mark) != Some(true),
+            None => false,
         };
-        for (result, moved, usage, expected) in [
-            (Existing, false, usage(9_000, 128, None), None),
-            (Created, false, usage(9_000, 0, None), Some(ColdReason::FirstTurn)),
-            (Existing, false, usage(900, 0, None), Some(ColdReason::BelowMinimum)),
-            (Rebound, true, usage(9_000, 0, None), Some(ColdReason::DomainMoved)),
-            (Rebound, false, usage(9_000, 0, None), Some(ColdReason::KeyMoved)),
-            (
-                Existing,
-                false,
-                usage(9_000, 0, Some("model_changed")),
-                Some(ColdReason::ModelChanged),
-            ),
-            (
-                Existing,
-                false,
-                usage(9_000, 0, Some("tools_changed")),
-                Some(ColdReason::PrefixChanged),
-            ),
-            (Existing, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
-            // A turn that read a single token is warm, even with a prefix that is too short or on
-            // another key.
-            (Rebound, true, usage(900, 1, None), None),
-            (Existing, false, usage(1_023, 0, None), Some(ColdReason::BelowMinimum)),
-            (Existing, false, usage(1_024, 0, None), Some(ColdReason::Upstream)),
-            // A prefix that is too short for any cache is the reason, wherever the turn went.
-            (Rebound, true, usage(1_023, 0, None), Some(ColdReason::BelowMinimum)),
-            (Created, false, usage(0, 0, None), Some(ColdReason::BelowMinimum)),
-            // A move of the session outweighs the upstream's own diagnosis.
-            (Created, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::FirstTurn)),
-            (Spilled, true, usage(9_000, 0, Some("model_changed")), Some(ColdReason::DomainMoved)),
-            (Spilled, false, usage(9_000, 0, Some("model_changed")), Some(ColdReason::KeyMoved)),
-            // If the key did not change with this turn, only the upstream knows the reason.
-            (Inherited, false, usage(9_000, 0, None), Some(ColdReason::Upstream)),
-            (
-                Degraded,
-                false,
-                usage(9_000, 0, Some("tools_changed")),
-                Some(ColdReason::PrefixChanged),
-            ),
-            (
-                Nowhere,
-                false,
-                usage(9_000, 0, Some("model_changed")),
-                Some(ColdReason::ModelChanged),
-            ),
-        ] {
-            assert_eq!(
-                reason(result, moved, &usage),
-                expected,
-                "{result:?}, moved: {moved}, {usage:?}"
-            );
+        *tools != self.promise.tools
+            || *settings != self.promise.settings
+            || has_other_key
+            || is_other_input
+    }
+
+    /// Whether the cache may have forgotten the prefix by now: it was not read for longer than a
+    /// model keeps it at least, or it is older than a model keeps it at most.
+    fn is_expired(&self) -> bool {
+        let life = Life::of(self.record.answering_model(), self.promise.is_long);
+        let since = |time: u64| self.began.saturating_sub(time);
+        since(self.promise.at) > life.idle || since(self.promise.since) > life.age
+    }
+}
+
+/// How long a prefix is kept, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Life {
+    /// Without being read, at least.
+    idle: u64,
+    /// In all, at most.
+    age: u64,
+}
+
+const HOUR: u64 = 3_600;
+
+/// Models before GPT-5.6 that keep a prefix outside of memory, typically for half an hour.
+const RETAINED: [&str; 2] = ["gpt-5", "gpt-4.1"];
+
+impl Life {
+    /// Source: OpenAI's prompt caching guide, as of November 2026. `is_long`: the client asked for
+    /// half a day.
+    fn of(model: &str, is_long: bool) -> Self {
+        if is_long {
+            Self { idle: 12 * HOUR, age: u64::MAX }
+        } else if keeps_breakpoints(model) {
+            // Each read begins this life anew.
+            Self { idle: HOUR / 2, age: u64::MAX }
+        } else if RETAINED.iter().any(|family| model.starts_with(family)) {
+            Self { idle: HOUR / 2, age: 24 * HOUR }
+        } else {
+            Self { idle: 300, age: HOUR }
         }
     }
 }
+
+/// Whether a model is GPT-5.6 or later.
+fn keeps_breakpoints(model: &str) -> bool {
+    let Some(version) = model.strip_prefix("gpt-") else { return false };
+    let mut numbers = version.split(|letter: char| !letter.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|digits| digits.parse::<u32>().ok());
+    let major = number().unwrap_or(0);
+    let is_pointed = version.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    let minor = if is_pointed.starts_with('.') { number().unwrap_or(0) } else { 0 };
+    (major, minor) >= (5, 6)
+}
+
+#[cfg(test)]
+mod tests;

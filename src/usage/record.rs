@@ -10,23 +10,29 @@ use crate::client::ClientId;
 use crate::key::Key;
 use crate::metrics::{BindingResult, ColdReason, Ending, Transport};
 use crate::session::SessionId;
+use crate::session::lineage::Lineage;
+use crate::session::purpose::TurnKind;
 use crate::telemetry::TurnId;
-use crate::usage::cold;
 use crate::usage::timeline::Timeline;
+use crate::wire::imprint::Imprint;
 use crate::wire::terminal::{Terminal, Usage};
 
 /// One turn, after its end.
 pub struct Record {
     pub id: TurnId,
     pub transport: Transport,
+    pub kind: TurnKind,
     /// `None`: the turn was refused before its client was known.
     pub client: Option<ClientId>,
     /// `None`: the turn names no session.
     pub session: Option<SessionId>,
+    pub lineage: Lineage,
     /// `None`: no key was chosen.
     pub service: Option<Service>,
     /// The model that the client asked for. Empty: the client named none.
     pub model: String,
+    /// What the prompt cache goes by. `None`: the request was not read.
+    pub imprint: Option<Box<Imprint>>,
     /// The status that the client received. `None`: no status was sent.
     pub status: Option<StatusCode>,
     pub ending: Ending,
@@ -34,6 +40,8 @@ pub struct Record {
     pub terminal: Option<Terminal>,
     /// `None`: the upstream stated no usage, which is not the same as zero.
     pub usage: Option<Usage>,
+    /// Filled in once the turn is compared with the last one of its session.
+    pub warmth: Warmth,
     /// When the turn began.
     pub at: SystemTime,
     pub duration: Duration,
@@ -48,12 +56,57 @@ pub struct Service {
     pub domain_moved: bool,
 }
 
+/// What a turn read from the prompt cache, against what its session's last turn had left there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Warmth {
+    /// The tokens that the turn could expect to read. `None`: nothing is known of an earlier turn,
+    /// or it left nothing.
+    pub expected: Option<u64>,
+    /// `None`: the turn was warm, or nothing can be said.
+    pub cold: Option<ColdReason>,
+}
+
 impl Record {
-    /// Why the turn read nothing from the cache. `None`: it read something, or its usage is not
-    /// known.
-    pub fn cold_reason(&self) -> Option<ColdReason> {
-        let (service, usage) = (self.service.as_ref()?, self.usage.as_ref()?);
-        cold::reason(service.result, service.domain_moved, usage)
+    /// The model that answered, or else the one that was asked for.
+    pub fn answering_model(&self) -> &str {
+        self.usage.as_ref().and_then(|usage| usage.model.as_deref()).unwrap_or(&self.model)
+    }
+
+    /// Why the turn was cold. `None`: it was warm, or nothing can be said.
+    pub const fn cold_reason(&self) -> Option<ColdReason> {
+        self.warmth.cold
+    }
+
+    /// Tokens that a cold turn was expected to read and did not. 0 if the reason is no loss.
+    pub fn missed_tokens(&self) -> u64 {
+        let Warmth { expected: Some(expected), cold: Some(_) } = self.warmth else { return 0 };
+        expected.saturating_sub(self.usage.as_ref().map_or(0, |usage| usage.cached))
+    }
+
+    /// A served turn of `alice` over HTTP, of a test.
+    #[cfg(test)]
+    pub fn sketch(key: &Arc<Key>, usage: Option<Usage>) -> Self {
+        let service =
+            Service { key: Arc::clone(key), result: BindingResult::Existing, domain_moved: false };
+        Self {
+            id: TurnId::random(),
+            transport: Transport::Http,
+            kind: TurnKind::Turn,
+            client: Some(ClientId::new("alice")),
+            session: SessionId::parse("FVm43fzVIvXqRQ8foYWp-_"),
+            lineage: Lineage::default(),
+            service: Some(service),
+            model: "gpt-5.4".into(),
+            imprint: Some(Box::default()),
+            status: Some(StatusCode::OK),
+            ending: Ending::Completed,
+            terminal: None,
+            usage,
+            warmth: Warmth::default(),
+            at: SystemTime::now(),
+            duration: Duration::from_millis(1_500),
+            timeline: Timeline::from(tokio::time::Instant::now()),
+        }
     }
 
     /// Whether the client did not get what it asked for. A client that left has had enough.

@@ -239,6 +239,9 @@ impl Draft<'_> {
             ]
             .map(|(name, tokens)| KeyValue::new(name, i64::try_from(tokens).unwrap_or(i64::MAX))),
         );
+        if let Some(model) = &usage.model {
+            attributes.push(KeyValue::new(name::RESPONSE_MODEL, cut(model).to_owned()));
+        }
         if let Some(tier) = &usage.tier {
             attributes.push(KeyValue::new(name::RESPONSE_TIER, cut(tier).to_owned()));
         }

@@ -66,10 +66,10 @@ mod tests {
     use http::StatusCode;
 
     use super::*;
-    use crate::metrics::{BindingResult, Ending};
+    use crate::metrics::Ending;
     use crate::telemetry::TurnId;
+    use crate::usage::record::Warmth;
     use crate::usage::spans::tests::{record, warm};
-    use crate::wire::terminal::Usage;
 
     const RARE: TraceRule = TraceRule { share: Share::NONE, slow: Duration::from_secs(120) };
 
@@ -110,17 +110,11 @@ mod tests {
 
     #[test]
     fn cold_turn_is_always_traced_unless_it_had_to_be_cold() {
-        let cold = Usage { cached: 0, ..warm() };
-        let short = Usage { input: 900, ..cold.clone() };
-        for (result, usage, is_traced) in [
-            (BindingResult::Existing, cold.clone(), true),
-            (BindingResult::Rebound, cold.clone(), true),
-            (BindingResult::Created, cold, false),
-            (BindingResult::Existing, short, false),
-        ] {
-            let mut turn = record(Ending::Completed, Some(usage));
-            turn.service.as_mut().expect("a key").result = result;
-            assert_eq!(RARE.takes(&turn), is_traced, "{result:?}: {:?}", turn.cold_reason());
+        for cold in ColdReason::ALL {
+            let warmth = Warmth { expected: None, cold: Some(*cold) };
+            let turn = Record { warmth, ..record(Ending::Completed, Some(warm())) };
+            let is_no_loss = matches!(cold, ColdReason::FirstTurn | ColdReason::BelowMinimum);
+            assert_eq!(RARE.takes(&turn), !is_no_loss, "{cold:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Never stricter than an upstream: the last of duplicate fields wins, and unknown types and fields
 //! pass. A body that is not JSON is an error, because nothing in it could be checked.
 
+use crate::wire::imprint::{Imprint, Parts, SETTINGS};
 use crate::wire::quotes::unescaped;
 use crate::wire::references::References;
 use crate::wire::scan::{NotJson, Scanner};
@@ -65,11 +66,19 @@ pub struct Peek {
     pub previous_response_id: Field,
     /// `store: false`: the upstream does not keep the response. By default the upstream keeps it.
     pub is_unstored: bool,
+    /// `prompt_cache_options.prewarm`: the turn asks for no output, only for a warm cache.
+    pub is_warm_up: bool,
     pub references: References,
 }
 
 impl Peek {
     pub fn at(body: &[u8]) -> Result<Self, NotJson> {
+        Self::with_imprint(body).map(|(peek, _)| peek)
+    }
+
+    /// With the digests of what a prompt cache goes by.
+    pub fn with_imprint(body: &[u8]) -> Result<(Self, Imprint), NotJson> {
+        let [instructions, reasoning, text, parallel, tier] = SETTINGS;
         let names = [
             "model",
             "prompt_cache_key",
@@ -77,19 +86,43 @@ impl Peek {
             "conversation",
             "previous_response_id",
             "store",
+            "prompt_cache_options",
+            "tools",
+            "input",
+            instructions,
+            reasoning,
+            text,
+            parallel,
+            tier,
         ];
-        let ([model, key, metadata, conversation, previous, store], references) =
-            look(body, names)?;
-        Ok(Self {
+        let (found, references) = look(body, names)?;
+        let [model, key, metadata, conversation, previous, store, options, tools, input, ..] =
+            found;
+        let [.., instructions, reasoning, text, parallel, tier] = found;
+        let imprint = Imprint::of(&Parts {
+            tools,
+            settings: [instructions, reasoning, text, parallel, tier],
+            cache_key: key,
+            input,
+            is_continued: previous.is_some_and(|raw| raw != b"null"),
+        });
+        let peek = Self {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
             session_id: inner(metadata, "session_id").unwrap_or_default(),
             conversation: identified(conversation),
             previous_response_id: Field::of(previous),
             is_unstored: store == Some(b"false"),
+            is_warm_up: asks_for_warm_cache(options),
             references,
-        })
+        };
+        Ok((peek, imprint))
     }
+}
+
+/// Whether `prompt_cache_options` ask for no output, only for a warm cache.
+pub fn asks_for_warm_cache(options: Option<&[u8]>) -> bool {
+    options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])))
 }
 
 /// A field that is either an id or an object with an `id`.

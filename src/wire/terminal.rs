@@ -27,9 +27,16 @@ pub struct Usage {
     pub reasoning: u64,
     /// The service tier that the turn was served and billed in (`service_tier` of the response).
     pub tier: Option<String>,
+    /// The model that answered, which may be a dated form of the one that was asked for.
+    pub model: Option<String>,
     /// Why nothing was read from the cache, if the upstream states it
     /// (`prompt_cache_diagnostics.reason`).
     pub miss: Option<String>,
+    /// The upstream states `prompt_cache_diagnostics`: its cache keeps what is counted as written,
+    /// and nothing else.
+    pub is_diagnosed: bool,
+    /// The upstream ran a tool itself, which has a price that no token shows.
+    pub used_hosted_tools: bool,
 }
 
 impl Terminal {
@@ -71,8 +78,22 @@ struct Response {
     #[serde(default, deserialize_with = "readable")]
     service_tier: Option<String>,
     #[serde(default, deserialize_with = "readable")]
+    model: Option<String>,
+    #[serde(default, deserialize_with = "readable")]
+    output: Vec<Item>,
+    #[serde(default, deserialize_with = "readable")]
     prompt_cache_diagnostics: Option<Diagnostics>,
 }
+
+#[derive(Deserialize)]
+struct Item {
+    #[serde(default, deserialize_with = "readable", rename = "type")]
+    kind: String,
+}
+
+/// The items of an answer that tell of a tool which the upstream runs, and bills apart from tokens.
+const HOSTED: [&str; 4] =
+    ["web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"];
 
 #[derive(Deserialize)]
 struct Counts {
@@ -110,6 +131,8 @@ struct OutputDetails {
 
 #[derive(Deserialize)]
 struct Diagnostics {
+    #[serde(default, deserialize_with = "readable", rename = "type")]
+    kind: Option<String>,
     #[serde(default, deserialize_with = "readable")]
     reason: Option<String>,
 }
@@ -126,6 +149,7 @@ impl Response {
     fn usage(self) -> Option<Usage> {
         let counts = self.usage?;
         let details = counts.input_tokens_details;
+        let diagnostics = self.prompt_cache_diagnostics;
         Some(Usage {
             id: self.id,
             input: counts.input_tokens,
@@ -135,7 +159,10 @@ impl Response {
             output: counts.output_tokens,
             reasoning: counts.output_tokens_details.reasoning_tokens,
             tier: self.service_tier,
-            miss: self.prompt_cache_diagnostics.and_then(|diagnostics| diagnostics.reason),
+            model: self.model,
+            is_diagnosed: diagnostics.as_ref().is_some_and(|found| found.kind.is_some()),
+            used_hosted_tools: self.output.iter().any(|item| HOSTED.contains(&&*item.kind)),
+            miss: diagnostics.and_then(|found| found.reason),
         })
     }
 }
@@ -162,7 +189,7 @@ mod tests {
 
     #[test]
     fn usage_is_read_from_a_terminal_event() {
-        let event = br#"{"type":"response.completed","response":{"id":"r","status":"completed","service_tier":"flex","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100,"cache_write_tokens_details":{"ttl_30m_tokens":60,"ttl_12h_tokens":40}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
+        let event = br#"{"type":"response.completed","response":{"id":"r","model":"m","output":[{"type":"message"}],"status":"completed","service_tier":"flex","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100,"cache_write_tokens_details":{"ttl_30m_tokens":60,"ttl_12h_tokens":40}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
         let expected = Usage {
             id: Some("r".into()),
             input: 9_000,
@@ -172,7 +199,10 @@ mod tests {
             output: 7,
             reasoning: 1,
             tier: Some("flex".into()),
+            model: Some("m".into()),
             miss: Some("tools_changed".into()),
+            is_diagnosed: true,
+            used_hosted_tools: false,
         };
         assert_eq!(of_event(event), Some(expected));
         for nothing in ["", "{}", r#"{"response":null}"#, r#"{"response":{"usage":null}}"#, "[1]"] {
@@ -180,7 +210,7 @@ mod tests {
         }
     }
 
-    const WHOLE: &str = r#"{"response":{"id":"r","status":"completed","service_tier":"t","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":3,"cache_write_tokens_details":{"ttl_12h_tokens":2}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":5}},"prompt_cache_diagnostics":{"reason":"m"}}}"#;
+    const WHOLE: &str = r#"{"response":{"id":"r","status":"completed","service_tier":"t","model":"n","output":[{"type":"web_search_call"}],"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":3,"cache_write_tokens_details":{"ttl_12h_tokens":2}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":5}},"prompt_cache_diagnostics":{"kind":"k","type":"d","reason":"m"}}}"#;
 
     #[test]
     fn odd_field_makes_no_other_unreadable() {
@@ -193,7 +223,10 @@ mod tests {
             output: 7,
             reasoning: 5,
             tier: Some("t".into()),
+            model: Some("n".into()),
             miss: Some("m".into()),
+            is_diagnosed: true,
+            used_hosted_tools: true,
         };
         for (odd, lost) in [
             ("status", whole.clone()),
@@ -212,7 +245,9 @@ mod tests {
             ("output_tokens_details", Usage { reasoning: 0, ..whole.clone() }),
             ("service_tier", Usage { tier: None, ..whole.clone() }),
             ("reason", Usage { miss: None, ..whole.clone() }),
-            ("prompt_cache_diagnostics", Usage { miss: None, ..whole }),
+            ("model", Usage { model: None, ..whole.clone() }),
+            ("output", Usage { used_hosted_tools: false, ..whole.clone() }),
+            ("prompt_cache_diagnostics", Usage { miss: None, is_diagnosed: false, ..whole }),
         ] {
             for value in ["null", "-1", "1.5", "true", "[[]]"] {
                 let mut event = WHOLE.to_owned();
@@ -234,6 +269,25 @@ mod tests {
                 None,
                 "{usage}"
             );
+        }
+    }
+
+    #[test]
+    fn tool_that_the_upstream_runs_is_noticed() {
+        for (kind, is_hosted) in [
+            ("web_search_call", true),
+            ("file_search_call", true),
+            ("code_interpreter_call", true),
+            ("image_generation_call", true),
+            ("function_call", false),
+            ("local_shell_call", false),
+            ("message", false),
+        ] {
+            let document = format!(
+                r#"{{"output":[{{}},{{"type":"reasoning"}},{{"type":"{kind}"}}],"usage":{{"input_tokens":5}}}}"#
+            );
+            let usage = of_document(document.as_bytes()).1.expect("usage");
+            assert_eq!(usage.used_hosted_tools, is_hosted, "{kind}");
         }
     }
 

@@ -1,13 +1,9 @@
 //! Which headers pass, which are replaced, and which never leave.
 
-use serde_json::json;
-
 use crate::world::cluster::{ALICE, Cluster};
-use crate::world::codex::Codex;
 use crate::world::fixtures::shapes;
-use crate::world::port;
 use crate::world::recorder::{Recorder, Step, answer, completed};
-use crate::world::wire::{Request, ask, get, values};
+use crate::world::wire::{Request, ask, values};
 
 const BODY: &str = r#"{"model":"gpt-5.4","stream":true,"input":"prompt-canary"}"#;
 const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
@@ -172,46 +168,6 @@ async fn every_answer_says_which_turn_it_is() {
         spans.push(span.to_owned());
     }
     assert_ne!(spans[0], spans[1]);
-}
-
-#[tokio::test]
-async fn secrets_are_never_shown() {
-    let mut cluster = Cluster::new().server("max_body", "\"1MiB\"").start().await;
-    let address = cluster.address();
-    let mut told = String::new();
-    let mut codex = Codex::new(address, ALICE);
-    codex.turn("prompt-canary").await.served();
-    cluster.upstream().revoke("org-a-1").await;
-    codex.turn("prompt-canary").await.served();
-    cluster.upstream().revoke("org-a-2").await;
-    cluster.upstream().exhaust("org-a").await;
-    let requests = [
-        codex.begin("prompt-canary").0,
-        Request::turn(ALICE, "prompt-canary, no JSON"),
-        Request::turn("another-canary", BODY),
-        Request::turn(ALICE, BODY).bearer("another-canary"),
-        Request::turn(ALICE, json!({ "input": "canary".repeat(300_000) }).to_string()),
-        Request::new("GET", "/responses/resp_1").bearer(ALICE),
-    ];
-    for request in requests {
-        let answer = ask(address, &request).await;
-        assert!(answer.status >= 400, "{answer:?}");
-        told.push_str(&format!("{:?}{}", answer.headers, answer.text()));
-    }
-    // The same replica without its upstream.
-    cluster.replicas[0].kill().await;
-    cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
-    cluster.restart(0).await;
-    let answer = ask(address, &Request::turn(ALICE, BODY)).await;
-    told.push_str(&format!("{:?}{}", answer.headers, answer.text()));
-    for target in ["/metrics", "/livez", "/readyz", "/keys", "/"] {
-        told.push_str(&get(cluster.replica().admin(), target).await.text());
-    }
-    assert!(cluster.logs().lines().count() > 5, "there is a log to look at");
-    told.push_str(&cluster.logs());
-    let leak = told.lines().find(|line| line.contains("canary"));
-    assert_eq!(leak, None, "no secret, no token, no word of a body");
-    assert!(!told.contains(&codex.session), "no session id either");
 }
 
 #[tokio::test]

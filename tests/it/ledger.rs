@@ -15,13 +15,15 @@ use crate::world::process::WARMKEY;
 use crate::world::waiting::{SOON, eventually, within};
 use crate::world::wire::get;
 
+mod causes;
 mod database;
+mod day;
 mod outage;
 mod sums;
 mod tokens;
 
 /// A cluster whose admin listeners ask for a token, and whose ledger is at `url`.
-fn written_at(url: &str) -> Cluster {
+pub fn written_at(url: &str) -> Cluster {
     Cluster::new().server("admin_token", &format!("{TOKEN:?}")).ledger(&format!("url = {url:?}"))
 }
 
@@ -36,7 +38,7 @@ async fn usage(admin: SocketAddr, by: &str) -> BTreeMap<String, Value> {
 }
 
 /// Waits until so many turns are written down.
-async fn written(admin: SocketAddr, turns: usize) -> BTreeMap<String, Value> {
+pub async fn written(admin: SocketAddr, turns: usize) -> BTreeMap<String, Value> {
     eventually(SOON, &format!("{turns} turns are written down"), async || {
         let sums = usage(admin, "client").await;
         (sums["total"]["turns"] == turns).then_some(sums)
@@ -108,7 +110,7 @@ async fn judged(cluster: &Running, by: &str) -> BTreeMap<String, Judged> {
 }
 
 /// What the ledger has is what the upstream counted, to the token and to the nano-USD.
-async fn agrees(cluster: &Running, admin: SocketAddr) {
+pub async fn agrees(cluster: &Running, admin: SocketAddr) {
     for by in ["key", "organization", "model"] {
         let told: BTreeMap<_, _> = usage(admin, by)
             .await
@@ -120,7 +122,7 @@ async fn agrees(cluster: &Running, admin: SocketAddr) {
 }
 
 /// Runs a command on the first replica's configuration.
-async fn command(cluster: &Running, words: &[&str]) -> (i32, String, String) {
+pub async fn command(cluster: &Running, words: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(WARMKEY);
     let file = cluster.replica().file();
     let folder = file.parent().expect("a folder");

@@ -38,6 +38,7 @@ mod scripts;
 
 mod answers;
 mod bytes;
+mod canary;
 mod headers;
 
 mod records;

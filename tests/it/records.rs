@@ -5,13 +5,14 @@ use std::sync::Mutex;
 use serde_json::Value;
 
 use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::codex::Codex;
 use crate::world::recorder::{
     COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head,
 };
-use crate::world::simulator::siblings;
+use crate::world::simulator::{Key, siblings};
 use crate::world::socket::{self, Upstream, create, created, session};
 use crate::world::waiting::{SOON, eventually, ms};
-use crate::world::wire::{Request, ask};
+use crate::world::wire::{Request, ask, get};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
 const USAGE: &str = r#""usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007}"#;
@@ -160,7 +161,7 @@ async fn compressed_answer_is_counted_too() {
 #[tokio::test]
 async fn first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     let cluster = Cluster::new().start().await;
-    let mut codex = crate::world::codex::Codex::new(cluster.address(), ALICE);
+    let mut codex = Codex::new(cluster.address(), ALICE);
     let cold = async || cluster.replica().metrics().await.sum("warmkey_cold_turns_total");
     codex.turn("first").await.served();
     cluster.replica().shows(r#"warmkey_cold_turns_total{reason="first_turn"}"#, 1.0).await;
@@ -179,37 +180,45 @@ async fn first_turn_is_cold_for_a_reason_and_a_warm_one_is_not() {
     );
 }
 
-/// How a turn is counted whose session has just left its key, for the same cache or for another
-/// one. The session's next turn has not moved.
+/// How a turn is counted whose session leaves its key, for the same cache or for another one. The
+/// session's next turn has not moved, even where it stays on a socket of a spilled session.
 #[tokio::test]
 async fn turn_that_has_moved_is_cold_for_that() {
-    let two = [siblings("org-a", 1), siblings("org-b", 1)].concat();
-    let usage = USAGE.replace("8832", "0");
+    let two = vec![Key::new("org-a-1", "org-a"), Key::new("org-a-2", "org-a").of_region("eu")];
+    // Nothing is read, and nearly everything is written.
+    let cold = |usage: &str| {
+        usage.replace("8832", "0").replace(":100,", ":8900,").replace(":100}", ":8900}")
+    };
+    let usage = cold(USAGE);
     for (keys, reason) in [(two, "domain_moved"), (siblings("org-a", 2), "key_moved")] {
         let done = event(
             "response.completed",
             &format!(",\"response\":{{\"status\":\"completed\",{usage}}}"),
         );
-        let dead = Mutex::new(None::<String>);
+        // The first key serves one turn, and is dead from then on.
+        let dead = Mutex::new((None::<String>, 0));
         let upstream = Recorder::start(move |seen| {
             let mut dead = dead.lock().expect("no holder panics");
-            match seen.key() == *dead.get_or_insert_with(|| seen.key().to_owned()) {
+            let is_first = seen.key() == *dead.0.get_or_insert_with(|| seen.key().to_owned());
+            dead.1 += usize::from(is_first);
+            match is_first && dead.1 > 1 {
                 true => json("401 No", r#"{"error":{"message":"no","type":"t","param":null,"code":"invalid_api_key"}}"#),
                 false => stream(&[done.as_bytes()]),
             }
         })
         .await;
         let cluster = Cluster::new().keys(keys.clone()).recorded_by(&upstream).start().await;
-        for turn in 1..=2 {
+        for turn in 1..=3 {
             assert_eq!(
                 ask(cluster.address(), &Request::turn(ALICE, BODY)).await.status,
                 200,
                 "{reason}: {turn}"
             );
         }
-        let cold = |reason: &str| format!("warmkey_cold_turns_total{{reason={reason:?}}}");
-        cluster.replica().shows(&cold("upstream"), 1.0).await;
-        cluster.replica().shows(&cold(reason), 1.0).await;
+        let series = |reason: &str| format!("warmkey_cold_turns_total{{reason={reason:?}}}");
+        for reason in ["first_turn", reason, "upstream"] {
+            cluster.replica().shows(&series(reason), 1.0).await;
+        }
 
         let upstream = Upstream::start().await;
         let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;
@@ -218,15 +227,35 @@ async fn turn_that_has_moved_is_cold_for_that() {
             upstream.accept().await
         };
         let (mut client, mut there) = tokio::join!(session(cluster.address(), ALICE, "s"), there);
-        for id in ["resp_1", "resp_2"] {
+        for id in ["resp_1", "resp_2", "resp_3"] {
             client.send(&create(None)).await;
             there.text().await;
-            for event in [created(id), socket::completed(id).replace("8832", "0")] {
+            for event in [created(id), cold(&socket::completed(id))] {
                 there.send(&event).await;
                 assert_eq!(client.text().await, event);
             }
         }
-        cluster.replica().shows(&cold("upstream"), 1.0).await;
-        cluster.replica().shows(&cold(reason), 1.0).await;
+        cluster.replica().shows(&series("first_turn"), 1.0).await;
+        cluster.replica().shows(&series("upstream"), 2.0).await;
     }
+}
+
+/// The page has no label for a session, a model or a path.
+#[tokio::test]
+async fn series_do_not_grow_with_sessions_models_or_paths() {
+    let cluster = Cluster::new().keys(siblings("org-a", 1)).start().await;
+    let count = async || {
+        let page = get(cluster.replica().admin(), "/metrics").await.text();
+        page.lines().filter(|line| !line.starts_with('#')).count()
+    };
+    Codex::new(cluster.address(), ALICE).turn("first").await.served();
+    let before = count().await;
+    for model in ["gpt-5.4", "gpt-5.2", "gpt-6-sol", "nobody-knows-it"] {
+        Codex::new(cluster.address(), ALICE).model(model).turn("first").await;
+    }
+    Codex::new(cluster.address(), ALICE).by_websocket().turn("first").await;
+    for path in ["/responses/resp_1", "/v1/unknown", "/another"] {
+        ask(cluster.address(), &Request::new("GET", path).bearer(ALICE)).await;
+    }
+    assert_eq!(count().await, before);
 }

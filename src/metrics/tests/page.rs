@@ -19,6 +19,10 @@ const FROM_THE_START: &str = "
              unreachable
     cold_turns_total reason=first_turn,key_moved,domain_moved,expired,prefix_changed,\
                             model_changed,below_minimum,upstream
+    cold_tokens_total reason=first_turn,key_moved,domain_moved,expired,prefix_changed,\
+                             model_changed,below_minimum,upstream
+    expected_turns_total
+    expected_tokens_total
     keys_waiting
     ledger_up
     ledger_dropped_total
@@ -29,7 +33,7 @@ const FROM_THE_START: &str = "
     active_turns
     active_websockets
     store_up
-    store_seconds_count operation=get,claim,replace,extend,merge,roll,board,append,list
+    store_seconds_count operation=get,recall,put,claim,replace,extend,merge,roll,board,append,list
     store_failures_total reason=timeout,connection,authentication,readonly,out_of_memory,loading,\
                                 denied,other
     lagging_rebinds_total
@@ -114,7 +118,9 @@ fn page_shows_what_was_recorded() {
     metrics.input_tokens("a-1", Cache::Read, 1_024);
     metrics.key_state("a-1", KeyState::Ready);
     metrics.bound(BindingResult::Created);
-    metrics.cold_turn(ColdReason::FirstTurn);
+    metrics.cold_turn(ColdReason::FirstTurn, 0);
+    metrics.cold_turn(ColdReason::Expired, 9_000);
+    metrics.expected(9_128);
     metrics.decided(Decision::Move, Reason::TooSteep);
     metrics.store_took(Operation::Get, 0.000_2);
     metrics.store_failed(StoreFailure::OutOfMemory);
@@ -129,6 +135,11 @@ fn page_shows_what_was_recorded() {
         r#"warmkey_key_state{key="a-1",state="disabled"} 0"#,
         r#"warmkey_bindings_total{result="created"} 1"#,
         r#"warmkey_cold_turns_total{reason="first_turn"} 1"#,
+        r#"warmkey_cold_tokens_total{reason="first_turn"} 0"#,
+        r#"warmkey_cold_turns_total{reason="expired"} 1"#,
+        r#"warmkey_cold_tokens_total{reason="expired"} 9000"#,
+        "warmkey_expected_turns_total 1",
+        "warmkey_expected_tokens_total 9128",
         r#"warmkey_decisions_total{decision="move",reason="too_steep"} 1"#,
         r#"warmkey_store_seconds_count{operation="get"} 1"#,
         r#"warmkey_store_failures_total{reason="out_of_memory"} 1"#,

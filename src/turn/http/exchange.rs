@@ -19,6 +19,7 @@ use crate::metrics::Transport;
 use crate::outcome::Answer;
 use crate::session::SessionId;
 use crate::session::identify::Identity;
+use crate::session::purpose::TurnKind;
 use crate::store::Budget;
 use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
@@ -32,6 +33,7 @@ use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
 use crate::upstream::request::{Content, Request as Asked};
 use crate::wire::event::is_stream;
+use crate::wire::imprint::Imprint;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -133,6 +135,9 @@ struct Glance {
     needs_project: bool,
     /// The model that the text names; empty if it names none.
     model: String,
+    kind: TurnKind,
+    /// `None`: the gateway cannot read the text.
+    imprint: Option<Box<Imprint>>,
 }
 
 impl HttpTurns {
@@ -165,12 +170,17 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            kind,
+            imprint,
         } = self.glance(&client, &head.headers, &body, identity)?;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
         account.session(&identity);
         account.model(&model);
+        if let Some(imprint) = imprint {
+            account.asked_for(kind, imprint);
+        }
         let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
         let found = match (found, &identity.session) {
             (None, Some(session)) => bindings.look_up(session, &mut budget).await,
@@ -191,6 +201,7 @@ impl HttpTurns {
             needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
             ..Demand::of(&client)
         };
+        account.lineage(&demand.lineage);
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
         let asked = Asked::new(&head, Content::Body(&body.bytes));
         let asked = asked.traced(self.propagation, account.id);
@@ -231,7 +242,8 @@ impl HttpTurns {
             let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
-        let peek = text.bytes().map(replay::peek).transpose()?.unwrap_or_default();
+        let (peek, imprint) = text.bytes().map(replay::peek).transpose()?.unzip();
+        let peek = peek.unwrap_or_default();
         may_ask_for(client, peek.model.text())?;
         entry.may_refer(peek.conversation.id(), peek.references)?;
         let mut derived = None;
@@ -249,6 +261,8 @@ impl HttpTurns {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
+        let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
+        let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
         let needs_project = peek.references.are_held
             || peek.conversation.id().is_some()
             || matches!(text, Text::Unreadable);
@@ -260,6 +274,8 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            kind,
+            imprint: imprint.map(Box::new),
         })
     }
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
+use crate::wire::imprint::Imprint;
 use crate::wire::peek::Peek;
 
 /// The unit in bytes that the memory for bodies is counted in. A permit is a `u32`, and a body may
@@ -218,8 +219,8 @@ fn not_decodable(error: std::io::Error) -> Error {
 }
 
 /// Scans a body's JSON text.
-pub fn peek(text: &[u8]) -> Result<Peek, Error> {
-    Peek::at(text).map_err(|place| {
+pub fn peek(text: &[u8]) -> Result<(Peek, Imprint), Error> {
+    Peek::with_imprint(text).map_err(|place| {
         Error::new(ErrorKind::InvalidJson, format!("The body stops being JSON at {place}."))
     })
 }

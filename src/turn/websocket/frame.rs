@@ -3,9 +3,11 @@
 
 use http::{HeaderMap, StatusCode};
 
+use crate::session::purpose::TurnKind;
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::event::first_type;
-use crate::wire::peek::{Field, fields, identified, inner, look};
+use crate::wire::imprint::{Imprint, Parts, SETTINGS};
+use crate::wire::peek::{Field, asks_for_warm_cache, fields, identified, inner, look};
 use crate::wire::references::References;
 use crate::wire::scan::NotJson;
 use crate::wire::terminal::Terminal;
@@ -27,10 +29,14 @@ pub struct ClientMessage {
     pub references: References,
     /// The client's span, to which the turn belongs.
     pub traceparent: Option<String>,
+    pub kind: TurnKind,
+    /// What the prompt cache goes by.
+    pub imprint: Box<Imprint>,
 }
 
 impl ClientMessage {
     pub fn read(text: &[u8]) -> Result<Self, NotJson> {
+        let [instructions, reasoning, format, parallel, tier] = SETTINGS;
         let names = [
             "type",
             "stream_id",
@@ -41,11 +47,27 @@ impl ClientMessage {
             "prompt_cache_options",
             "store",
             "client_metadata",
+            "tools",
+            "prompt_cache_key",
+            "input",
+            instructions,
+            reasoning,
+            format,
+            parallel,
+            tier,
         ];
         let (found, references) = look(text, names)?;
-        let [kind, lane, previous, conversation, model, generate, options, store, metadata] = found;
-        let is_prewarm =
-            || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
+        let [kind, lane, previous, conversation, model, generate, options, store, ..] = found;
+        let [.., metadata, tools, cache_key, input, _, _, _, _, _] = found;
+        let [.., instructions, reasoning, format, parallel, tier] = found;
+        let is_warm_up = generate == Some(b"false") || asks_for_warm_cache(options);
+        let imprint = Imprint::of(&Parts {
+            tools,
+            settings: [instructions, reasoning, format, parallel, tier],
+            cache_key,
+            input,
+            is_continued: previous.is_some_and(|raw| raw != b"null"),
+        });
         let traceparent = inner(metadata, "ws_request_header_traceparent");
         Ok(Self {
             is_create: named(kind).as_deref() == Some("response.create"),
@@ -53,10 +75,12 @@ impl ClientMessage {
             previous_response_id: Field::of(previous).id().map(str::to_owned),
             conversation: identified(conversation).id().map(str::to_owned),
             model: named(model),
-            is_warm_up: generate == Some(b"false") || is_prewarm(),
+            is_warm_up,
             is_unstored: store == Some(b"false"),
             references,
             traceparent: traceparent.and_then(Field::into_text),
+            kind: TurnKind::stated_within(metadata).with_body(is_warm_up, imprint.asks_compaction),
+            imprint: Box::new(imprint),
         })
     }
 }
@@ -125,8 +149,42 @@ mod tests {
     }
 
     #[test]
+    fn request_says_what_it_is_for() {
+        for (fields, expected) in [
+            ("", TurnKind::Turn),
+            (r#","generate":false"#, TurnKind::Prewarm),
+            (
+                r#","client_metadata":{"x-codex-turn-metadata":"{\"request_kind\":\"compaction\"}"}"#,
+                TurnKind::Compaction,
+            ),
+            (r#","input":[{"type":"compaction_trigger"}]"#, TurnKind::Compaction),
+            (
+                r#","client_metadata":{"x-codex-turn-metadata":"{\"thread_source\":\"thread_title\"}"}"#,
+                TurnKind::Title,
+            ),
+        ] {
+            let text = format!(r#"{{"type":"response.create"{fields}}}"#);
+            let message = ClientMessage::read(text.as_bytes()).unwrap();
+            assert_eq!(message.kind, expected, "{text}");
+        }
+        let read = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().imprint;
+        assert_eq!(
+            *read(r#"{"tools":[1],"reasoning":{},"prompt_cache_key":"k","input":[2],"type":"t"}"#),
+            crate::wire::peek::Peek::with_imprint(
+                br#"{"input":[2],"prompt_cache_key":"k","reasoning":{},"tools":[1]}"#
+            )
+            .unwrap()
+            .1,
+            "as over HTTP"
+        );
+    }
+
+    #[test]
     fn request_is_read_in_any_order_of_its_fields() {
         let text = r#"{"model":"m","input":[{"type":"x"}],"store":false,"stream_id":"a","previous_response_id":"resp_1","generate":false,"type":"response.create"}"#;
+        let read = ClientMessage::read(text.as_bytes());
+        let imprint = read.as_ref().unwrap().imprint.clone();
+        assert!(imprint.is_continued);
         let expected = ClientMessage {
             is_create: true,
             lane: Some("a".into()),
@@ -137,8 +195,10 @@ mod tests {
             is_unstored: true,
             references: References::default(),
             traceparent: None,
+            kind: TurnKind::Prewarm,
+            imprint,
         };
-        assert_eq!(ClientMessage::read(text.as_bytes()), Ok(expected));
+        assert_eq!(read, Ok(expected));
         let conversation = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().conversation;
         assert_eq!(conversation(r#"{"conversation":{"id":"c"}}"#).as_deref(), Some("c"));
         assert_eq!(
@@ -157,10 +217,11 @@ mod tests {
         let warm = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().is_warm_up;
         assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
         assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));
-        assert_eq!(
-            ClientMessage::read(br#"{"type":"response.later","previous_response_id":null}"#),
-            Ok(ClientMessage::default())
-        );
+        let other =
+            ClientMessage::read(br#"{"type":"response.later","previous_response_id":null}"#)
+                .unwrap();
+        let imprint = other.imprint.clone();
+        assert_eq!(other, ClientMessage { imprint, ..ClientMessage::default() });
         assert!(ClientMessage::read(b"{").is_err());
     }
 

@@ -121,6 +121,7 @@ async fn connect(
         model: &model,
         ..Demand::of(&client)
     };
+    account.lineage(&demand.lineage);
     let tried = Tried::nothing(failover.options.wait);
     let asked = Asked::new(head, Content::WebSocket(nonce));
     let attempts = Attempts::new(gateway, account, &asked, (&demand, tried), &mut budget);

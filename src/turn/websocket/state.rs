@@ -92,9 +92,6 @@ impl SocketState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::ColdReason;
-    use crate::usage::cold;
-    use crate::wire::terminal::Usage;
 
     #[test]
     fn move_is_recorded_for_the_first_turn_on_a_socket() {
@@ -114,18 +111,5 @@ mod tests {
                 assert_eq!(begun, [(result, domain_moved), (later, false), (later, false)]);
             }
         }
-    }
-
-    /// The socket's key is in another region than the session's own key. Content that the first
-    /// turn caches there serves its next turns.
-    #[test]
-    fn turn_on_a_spilled_socket_is_cold_for_the_region_once() {
-        let mut state = SocketState::new(BindingResult::Spilled, true);
-        let usage = Usage { input: 9_000, ..Usage::default() };
-        let mut cold = || {
-            let (result, domain_moved) = state.begin();
-            cold::reason(result, domain_moved, &usage)
-        };
-        assert_eq!([cold(), cold()], [Some(ColdReason::DomainMoved), Some(ColdReason::KeyMoved)]);
     }
 }

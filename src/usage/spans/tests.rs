@@ -7,10 +7,10 @@ use http::StatusCode;
 
 use super::*;
 use crate::key::table::Table;
-use crate::metrics::{BindingResult, Ending, Reason};
+use crate::metrics::{Ending, Reason};
 use crate::outcome::{Answer, Outcome};
 use crate::telemetry::TurnId;
-use crate::usage::record::Service;
+use crate::usage::record::Warmth;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -25,6 +25,7 @@ pub fn warm() -> Usage {
         output: 7,
         reasoning: 1,
         tier: Some("default".into()),
+        model: Some("gpt-5.4-2026-03-05".into()),
         ..Usage::default()
     }
 }
@@ -51,19 +52,12 @@ pub fn record(ending: Ending, usage: Option<Usage>) -> Record {
     timeline.first_byte = Some(began + 105 * MILLISECOND);
     timeline.is_stream = true;
     Record {
-        id: TurnId::random(),
-        transport: Transport::Http,
-        client: Some(ClientId::new("alice")),
-        session: SessionId::parse("FVm43fzVIvXqRQ8foYWp-_"),
-        service: Some(Service { key, result: BindingResult::Existing, domain_moved: false }),
-        model: "gpt-5.4".into(),
-        status: Some(StatusCode::OK),
         ending,
         terminal: Some(Terminal::Completed),
-        usage,
         at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         duration: 1_000 * MILLISECOND,
         timeline,
+        ..Record::sketch(&key, usage)
     }
 }
 
@@ -160,6 +154,7 @@ fn spans_say_who_asked_what_and_what_it_cost() {
         (attempt, "gen_ai.usage.output_tokens", "7"),
         (attempt, "gen_ai.usage.reasoning.output_tokens", "1"),
         (attempt, "openai.response.service_tier", "default"),
+        (attempt, "gen_ai.response.model", "gpt-5.4-2026-03-05"),
         (attempt, "warmkey.key", "a"),
         (attempt, "http.response.status_code", "200"),
         (attempt, "error.type", ""),
@@ -167,8 +162,9 @@ fn spans_say_who_asked_what_and_what_it_cost() {
         assert_eq!(said(span, name), expected, "{name} of {}", span.name);
     }
     assert_eq!(attempt.span_kind, SpanKind::Client);
-    let cold = Usage { cached: 0, ..warm() };
-    let spans = drawn(&record(Ending::Completed, Some(cold)));
+    let warmth = Warmth { expected: Some(8_000), cold: Some(ColdReason::Upstream) };
+    let cold = Record { warmth, ..record(Ending::Completed, Some(warm())) };
+    let spans = drawn(&cold);
     assert_eq!(said(named(&spans, "turn"), "warmkey.cold_reason"), "upstream");
     let spans = drawn(&record(Ending::Cut, None));
     for span in &spans {

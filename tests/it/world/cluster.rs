@@ -48,6 +48,7 @@ pub struct Cluster {
     ledger: String,
     prices: String,
     telemetry: String,
+    environment: String,
 }
 
 impl Cluster {
@@ -81,6 +82,7 @@ impl Cluster {
             ledger: String::new(),
             prices: String::new(),
             telemetry: String::new(),
+            environment: String::new(),
         }
     }
 
@@ -301,6 +303,11 @@ impl Running {
     /// The cable to the simulator.
     pub fn cable(&self) -> &Cable {
         self.cable.as_ref().expect("this cluster has a cable")
+    }
+
+    /// The store that the replicas share, if they share one.
+    pub const fn shared_store(&self) -> Option<&Store> {
+        self.store.as_ref()
     }
 
     /// The one Redis of a standalone store.

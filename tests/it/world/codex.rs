@@ -78,6 +78,11 @@ pub struct Codex {
     forked_from: Option<String>,
     tools: String,
     input: Vec<String>,
+    effort: String,
+    /// `request_kind` and `thread_source` of the turn metadata.
+    purpose: [&'static str; 2],
+    /// The next turn asks for a compaction.
+    trigger: bool,
     patience: usize,
 }
 
@@ -101,8 +106,52 @@ impl Codex {
             forked_from: None,
             tools: format!("[{}]", tools.join(",")),
             input: RECORDED.input[..3].iter().map(|item| item.get().to_owned()).collect(),
+            effort: "xhigh".into(),
+            purpose: ["turn", "user"],
+            trigger: false,
             patience: 0,
         }
+    }
+
+    /// Asks for another model from now on.
+    pub fn asks(&mut self, model: &str) {
+        self.model = model.into();
+    }
+
+    /// Has other tools from now on.
+    pub fn changes_tools(&mut self) {
+        self.tools = self.tools.replacen("this workspace", "another workspace", 1);
+    }
+
+    /// Thinks otherwise from now on.
+    pub fn changes_effort(&mut self) {
+        self.effort = "low".into();
+    }
+
+    /// Has another history from now on: something else stands before it.
+    pub fn edits_history(&mut self) {
+        let new = json!({ "type": "message", "role": "developer",
+            "content": [{ "type": "input_text", "text": "Today is another day." }] });
+        self.input.insert(0, new.to_string());
+    }
+
+    /// Is a session in which Codex makes the title of a conversation.
+    pub const fn titles(mut self) -> Self {
+        self.purpose = ["turn", "thread_title"];
+        self
+    }
+
+    /// Replaces the history with a compacted one.
+    pub async fn compacts(&mut self) -> Ended {
+        self.purpose[0] = "compaction";
+        self.trigger = true;
+        let known = self.input.len();
+        let ended = self.turn("go on").await;
+        (self.purpose[0], self.trigger) = ("turn", false);
+        let compacted = self.input.split_off(known + 1);
+        self.input.truncate(3);
+        self.input.extend(compacted);
+        ended
     }
 
     pub fn model(mut self, model: &str) -> Self {
@@ -150,7 +199,7 @@ impl Codex {
 
     fn metadata(&self, turn: &str) -> String {
         let mut metadata = json!({ "session_id": self.session, "thread_id": self.thread, "agent_name": "/main", "turn_id": turn,
-            "window_id": format!("{}:0", self.thread), "request_kind": "turn", "history_initialization": "new",
+            "window_id": format!("{}:0", self.thread), "request_kind": self.purpose[0], "thread_source": self.purpose[1], "history_initialization": "new",
             "root_turn_id": turn, "sandbox": "none", "model": self.model });
         if let Some(parent) = &self.parent {
             metadata["parent_thread_id"] = json!(parent);
@@ -185,11 +234,14 @@ impl Codex {
             .iter()
             .map(|(name, value)| format!("{}:{}", json!(name), json!(value)))
             .collect();
+        let trigger = [r#"{"type":"compaction_trigger"}"#.to_owned()];
+        let trigger = if self.trigger { trigger.to_vec() } else { Vec::new() };
         format!(
-            r#"{{"model":{},"stream":true,"input":[{}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":"xhigh"}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":{},"client_metadata":{{{}}}}}"#,
+            r#"{{"model":{},"stream":true,"input":[{}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":{}}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":{},"client_metadata":{{{}}}}}"#,
             json!(self.model),
-            self.input.join(","),
+            [&self.input[..], &trigger].concat().join(","),
             self.tools,
+            json!(self.effort),
             json!(self.session),
             client.join(",")
         )

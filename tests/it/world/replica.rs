@@ -22,6 +22,9 @@ pub struct Replica {
     process: Process,
 }
 
+/// Begins the lines of a configuration that are variables of the environment.
+pub const ENVIRONMENT: &str = "# environment: ";
+
 impl Replica {
     /// Starts a replica with `text` as its configuration. `@listen@` and `@admin@` stand for its
     /// addresses.
@@ -116,6 +119,8 @@ async fn run(
     fs::write(&file, addressed(text, listen, admin)).expect("the temporary folder can be written");
     let mut command = Command::new(WARMKEY);
     command.arg("serve").arg("--config").arg(file);
+    let variables = text.lines().filter_map(|line| line.strip_prefix(ENVIRONMENT)?.split_once('='));
+    command.envs(variables);
     let mut process = Process::start(name, command, folder, "warmkey");
     let Some(line) = process.line().await else {
         panic!("{name} becomes ready, and not: {}", process.exit(SOON).await);

@@ -25,6 +25,7 @@ pub struct Key {
     pub weight: u32,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,
+    pub region: String,
     /// Lines of the key's `[[sim.key]]`.
     pub limits: String,
 }
@@ -33,12 +34,25 @@ impl Key {
     pub fn new(id: &str, organization: &str) -> Self {
         let (id, organization, project) =
             (id.into(), organization.into(), format!("{organization}-main"));
-        Self { id, organization, project, weight: 1, shown: None, limits: String::new() }
+        Self {
+            id,
+            organization,
+            project,
+            weight: 1,
+            shown: None,
+            region: "us".into(),
+            limits: String::new(),
+        }
     }
 
     /// Moves the key to another project than the usual one of its organization.
     pub fn of_project(mut self, project: &str) -> Self {
         self.project = project.into();
+        self
+    }
+
+    pub fn of_region(mut self, region: &str) -> Self {
+        self.region = region.into();
         self
     }
 
@@ -146,11 +160,12 @@ impl Simulator {
         let mut text = format!("[sim]\n{options}\n");
         for key in keys {
             text.push_str(&format!(
-                "[[sim.key]]\nid = {:?}\nsecret = {:?}\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n{}",
+                "[[sim.key]]\nid = {:?}\nsecret = {:?}\norganization = {:?}\nproject = {:?}\nregion = {:?}\n{}",
                 key.id,
                 key.secret(),
                 key.organization,
                 key.project,
+                key.region,
                 key.limits,
             ));
         }
@@ -219,6 +234,14 @@ impl Simulator {
     /// Scripts this fault.
     pub async fn fails_with(&self, fault: Fault) {
         self.fault(fault.0).await;
+    }
+
+    /// Lets so much time pass for the upstream's caches and limits.
+    pub async fn advance(&self, span: &str) {
+        let request =
+            Request::new("POST", "/_sim/clock").body(json!({ "advance": span }).to_string());
+        let answer = ask(self.address, &request).await;
+        assert!(answer.status < 300, "the clock is set: {}", answer.text());
     }
 
     /// Makes the upstream refuse this key.

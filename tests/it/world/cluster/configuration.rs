@@ -1,8 +1,15 @@
 //! The configuration of a replica of a cluster.
 
 use super::Cluster;
+use crate::world::replica::ENVIRONMENT;
 
 impl Cluster {
+    /// A variable of the replicas' environment.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push_str(&format!("{ENVIRONMENT}{name}={value}\n"));
+        self
+    }
+
     /// The configuration of a replica.
     pub(super) fn configuration(&self, upstream: &str, store: Option<&str>) -> String {
         let server: String =
@@ -12,19 +19,21 @@ impl Cluster {
             .iter()
             .map(|key| {
                 format!(
-                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n\
+                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = {:?}\n\
                      weight = {}\nsecret = {:?}\n",
                     key.id,
                     key.organization,
                     key.project,
+                    key.region,
                     key.weight,
                     key.secret()
                 )
             })
             .collect();
         format!(
-            "[server]\n{server}[store]\nurl = {}\n{}[ledger]\n{}\n[binding]\n{}\n[telemetry]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+            "{}[server]\n{server}[store]\nurl = {}\n{}[ledger]\n{}\n[binding]\n{}\n[telemetry]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
              {keys}{}{}",
+            self.environment,
             store.unwrap_or("\"memory:\""),
             self.store,
             self.ledger,

@@ -1,0 +1,162 @@
+//! Compares each turn with the last one of its session, and stores what the turn leaves for the
+//! next one. Runs behind the turns: no turn waits for it.
+//!
+//! One read and one write of the store a turn, and one of each for turns of a session that come
+//! together. While the store is away, nothing is known of earlier turns, and no turn is called
+//! cold.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+
+use crate::metrics::Metrics;
+use crate::session::SessionId;
+use crate::session::lineage::Parent;
+use crate::session::purpose::TurnKind;
+use crate::store::name::Name;
+use crate::store::{Store, Unavailable};
+use crate::usage::cold::{Last, assess};
+use crate::usage::promise::Promise;
+use crate::usage::record::{Record, Warmth};
+
+/// What is stored of one thread.
+enum Stored {
+    /// The store did not answer.
+    Unknown,
+    Nothing,
+    Own(Promise),
+    Parents(Promise),
+}
+
+impl Stored {
+    const fn as_last(&self) -> Last<'_> {
+        match self {
+            Self::Unknown => Last::Unknown,
+            Self::Nothing => Last::Nothing,
+            Self::Own(promise) => Last::Own(promise),
+            Self::Parents(promise) => Last::Parents(promise),
+        }
+    }
+}
+
+pub struct Assessor {
+    store: Arc<Store>,
+    /// How long a promise is kept: as long as a binding.
+    ttl: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Assessor {
+    pub const fn new(store: Arc<Store>, ttl: Duration, metrics: Arc<Metrics>) -> Self {
+        Self { store, ttl, metrics }
+    }
+
+    /// Fills in the warmth of each record, and counts it. The records of a session keep their
+    /// order.
+    pub async fn assess(&self, records: Vec<Record>) -> Vec<Record> {
+        let (mut threads, mut assessed) = (HashMap::<SessionId, Vec<Record>>::new(), Vec::new());
+        for record in records {
+            match thread(&record) {
+                Some(thread) => threads.entry(thread).or_default().push(record),
+                None => assessed.push(record),
+            }
+        }
+        let each = threads.into_iter().map(|(thread, records)| self.assess_thread(thread, records));
+        assessed.extend(join_all(each).await.into_iter().flatten());
+        assessed
+    }
+
+    async fn assess_thread(&self, thread: SessionId, mut records: Vec<Record>) -> Vec<Record> {
+        let parent = records.first().and_then(|record| record.lineage.parent.as_ref());
+        let (mut last, mut unwritten) = (self.stored(&thread, parent).await, None);
+        for record in &mut records {
+            let (began, ended) = (seconds(record.at), seconds(record.at + record.duration));
+            record.warmth = assess(record, last.as_last(), began);
+            self.count(record);
+            if let Some(next) = next(record, &last, ended) {
+                unwritten = Some(next.to_string());
+                last = Stored::Own(next);
+            }
+        }
+        if let Some(text) = unwritten {
+            let (name, mut budget) = (Name::Promise(thread.as_str()), self.store.patient_budget());
+            // A write that fails leaves an older promise, which is only more modest.
+            let _ = self.store.put(name, &text, self.ttl, &mut budget).await;
+        }
+        records
+    }
+
+    async fn stored(&self, thread: &SessionId, parent: Option<&Parent>) -> Stored {
+        let found = async {
+            if let Some(promise) = self.promise_of(thread).await? {
+                return Ok(Stored::Own(promise));
+            }
+            let Some(Parent { root, thread }) = parent else { return Ok(Stored::Nothing) };
+            for id in [root, thread] {
+                if let Some(promise) = self.promise_of(id).await? {
+                    return Ok(Stored::Parents(promise));
+                }
+            }
+            Ok::<_, Unavailable>(Stored::Nothing)
+        };
+        found.await.unwrap_or(Stored::Unknown)
+    }
+
+    async fn promise_of(&self, id: &SessionId) -> Result<Option<Promise>, Unavailable> {
+        let mut budget = self.store.patient_budget();
+        let held = self.store.get(Name::Promise(id.as_str()), &mut budget).await?;
+        match held {
+            None => Ok(None),
+            // A newer version's promise says nothing to this one.
+            Some(held) => Promise::parse(&held.value)
+                .map(Some)
+                .ok_or_else(|| Unavailable("a newer version's promise".into())),
+        }
+    }
+
+    fn count(&self, record: &Record) {
+        let Warmth { expected, cold } = record.warmth;
+        if let Some(expected) = expected {
+            self.metrics.expected(expected);
+        }
+        if let Some(reason) = cold {
+            self.metrics.cold_turn(reason, record.missed_tokens());
+        }
+    }
+}
+
+/// Whose last turn a record is compared with. Threads of a session have prefixes of their own.
+/// `None`: nothing can be said of this turn, or it says nothing of the next one.
+fn thread(record: &Record) -> Option<SessionId> {
+    record.service.as_ref()?;
+    record.usage.as_ref()?;
+    if record.kind == TurnKind::Title {
+        return None;
+    }
+    record.lineage.thread.clone().or_else(|| record.session.clone())
+}
+
+/// What the turn leaves for the next one. `None`: what is stored stays.
+fn next(record: &Record, last: &Stored, ended: u64) -> Option<Promise> {
+    let promise = Promise::of(record, ended)?;
+    let is_continued = record.imprint.as_ref().is_some_and(|imprint| imprint.is_continued);
+    let is_cold = record.warmth.cold.is_some();
+    match (record.kind, last) {
+        // Half of a session's prefix may be warmed up anew, while all of it is still there.
+        (TurnKind::Prewarm, Stored::Own(_)) => None,
+        // The next turn has another history, of unknown length.
+        (TurnKind::Compaction, _) => Some(Promise { tokens: 0, mark: None, ..promise }),
+        (_, Stored::Own(last)) if !is_cold => Some(promise.after(last, is_continued)),
+        _ => Some(promise),
+    }
+}
+
+/// Seconds since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |span| span.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

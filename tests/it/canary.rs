@@ -1,0 +1,239 @@
+//! Secrets, tokens, prompts and raw session ids are nowhere but where they belong, whatever happens
+//! to a turn and however much the log says.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use serde_json::json;
+
+use crate::ledger::{command, written_at};
+use crate::world::admin::{TOKEN, asked};
+use crate::world::cluster::{ALICE, BOB, Running, SECRET};
+use crate::world::codex::Codex;
+use crate::world::port;
+use crate::world::recorder::{Recorder, Step, answer};
+use crate::world::socket::{open, session};
+use crate::world::wire::{Request, ask};
+
+/// Part of every prompt. Its letters look otherwise in a URL.
+const PROMPT: &str = "prompt-canary/+\u{e4}&? and what else a user says";
+const HOP: &str = "hop-canary-0123456789abcdefghijklmnopqrstuvwxyz";
+/// Tokens of nobody.
+const STRANGER: &str = "zz-stranger-canary-of-nobody";
+const IN_URL: &str = "url-canary-of-nobody";
+/// What a client sends in headers that are no business of Warmkey.
+const HEADER: &str = "header-canary-of-a-client";
+/// What a tool has found.
+const TOOL: &str = "tool-canary-in-an-output";
+
+/// What must be nowhere: each by its name.
+fn canaries(sessions: &[String]) -> Vec<(String, String)> {
+    let named = [
+        ("a prompt", PROMPT),
+        ("the client's token", ALICE),
+        ("another client's token", BOB),
+        ("the operators' token", TOKEN),
+        ("the gateway's secret", SECRET),
+        ("the hop's secret", HOP),
+        ("an upstream key", "sk-canary-org-a-1"),
+        ("a stranger's token", STRANGER),
+        ("a credential in a URL", IN_URL),
+        ("a client's header", HEADER),
+        ("a tool's output", TOOL),
+    ];
+    let named = named.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned()));
+    named.chain(sessions.iter().map(|id| ("a session's raw id".into(), id.clone()))).collect()
+}
+
+/// The forms in which a canary would be noticed: plain, its first 8 characters, in a URL, in JSON,
+/// and in base64 at any place of a longer text.
+fn forms(canary: &str) -> Vec<String> {
+    let first: String = canary.chars().take(8).collect();
+    let in_url: String = canary
+        .bytes()
+        .map(|byte| match byte {
+            b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect();
+    let mut forms = vec![canary.to_owned(), first, in_url, json!(canary).to_string()];
+    for shift in 0..3 {
+        let text = [&b"xx"[..shift], canary.as_bytes()].concat();
+        for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+            let encoded = engine.encode(&text);
+            // The first and last letters depend on what stands beside the canary.
+            forms.push(encoded[4..encoded.len() - 4].to_owned());
+        }
+    }
+    forms
+}
+
+/// Everything that Warmkey writes or says, each sink with its name. A new one belongs here.
+async fn sinks(cluster: &Running, errors: String, codex: &Codex) -> Vec<(&'static str, String)> {
+    let admin = cluster.replica().admin();
+    let page = async |target: &str| asked(admin, "GET", target).await.text();
+    let own = format!("/sessions?client=alice&id={}", codex.session);
+    let story = page(&own).await;
+    let hash = serde_json::from_str::<serde_json::Value>(&story).expect("JSON")["session"].clone();
+    let hash = hash.as_str().expect("a hash").to_owned();
+    let file = |name: &str| {
+        let bytes = std::fs::read(cluster.replica().file().with_file_name(name));
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    };
+    let said = async |words: &[&str]| {
+        let (_, out, errors) = command(cluster, words).await;
+        out + &errors
+    };
+    vec![
+        // A panic of a replica is told here, too.
+        ("the log", cluster.logs()),
+        ("errors", errors),
+        ("/metrics", page("/metrics").await),
+        ("/keys", page("/keys").await),
+        ("/usage by client", page("/usage?by=client").await),
+        ("/usage by model", page("/usage?by=model").await),
+        ("/sessions by what the client sent", story),
+        ("/sessions by its hash", page(&format!("/sessions/{hash}")).await),
+        ("/livez", page("/livez").await),
+        ("/readyz", page("/readyz").await),
+        ("an unknown page", page("/unknown").await),
+        ("the ledger's file", file("ledger.db")),
+        ("the ledger's journal", file("ledger.db-wal")),
+        ("warmkey usage", said(&["usage"]).await),
+        ("warmkey session", said(&["session", &hash]).await),
+        ("warmkey check", said(&["check"]).await),
+        ("warmkey key list", said(&["key", "list"]).await),
+        ("warmkey token list", said(&["token", "list"]).await),
+    ]
+}
+
+/// A request that must fail, whose answer is Warmkey's own.
+async fn refused(address: std::net::SocketAddr, request: &Request, errors: &mut String) {
+    let answer = ask(address, request).await;
+    assert!(answer.status >= 400, "{answer:?}");
+    errors.push_str(&format!("{:?}{}\n", answer.headers, answer.text()));
+}
+
+fn body(text: &str) -> String {
+    let output = json!({ "type": "function_call_output", "call_id": "c", "output": TOOL });
+    let user = json!({ "role": "user", "content": text });
+    json!({ "model": "gpt-5.4", "stream": true, "input": [user, output] }).to_string()
+}
+
+/// Paths on which a turn fails before it has a key.
+async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
+    let (address, mut errors) = (cluster.address(), String::new());
+    let turn = |body: &str| Request::turn(ALICE, body).header("x-of-a-client", HEADER);
+    let zstd = zstd::encode_all(PROMPT.as_bytes(), 1).expect("memory is enough");
+    let requests = [
+        turn(&format!("{PROMPT}, no JSON")),
+        turn(&body(PROMPT)).bearer(STRANGER),
+        Request::turn(STRANGER, body(PROMPT)),
+        turn(&body(PROMPT)).target(&format!("/responses?api_key={IN_URL}")),
+        turn(&json!({ "input": PROMPT.repeat(40_000) }).to_string()),
+        turn(&json!({ "input": PROMPT, "previous_response_id": TOOL }).to_string()),
+        turn(&json!({ "input": PROMPT, "conversation": TOOL }).to_string()),
+        Request::turn(ALICE, zstd).header("content-encoding", "br"),
+        Request::turn(ALICE, &b"\x28\xb5\x2f\xfdbroken"[..]).header("content-encoding", "zstd"),
+        Request::new("GET", "/responses/resp_1").bearer(ALICE),
+        Request::new("POST", "/responses").bearer(TOKEN).body(body(PROMPT)),
+    ];
+    for request in requests {
+        refused(address, &request, &mut errors).await;
+    }
+    let mut socket = session(address, ALICE, &codex.session).await;
+    for message in [
+        format!("{PROMPT}, no JSON"),
+        json!({ "type": "response.create", "model": "gpt-5.4",
+        "previous_response_id": TOOL, "input": PROMPT })
+        .to_string(),
+    ] {
+        socket.send(&message).await;
+        errors.push_str(&socket.text().await);
+    }
+    for token in [STRANGER, IN_URL] {
+        let refused = open(address, token, &[("session-id", &codex.session)]).await;
+        errors.push_str(&refused.err().expect("no such token").code());
+    }
+    errors
+}
+
+#[tokio::test]
+async fn secrets_are_nowhere_at_any_level_of_the_log() {
+    let clients = format!(
+        "[hop]\nsecret = {HOP:?}\n[[client]]\nid = \"alice\"\ntoken = {ALICE:?}\n\
+         [[client]]\nid = \"bob\"\ntoken = {BOB:?}\n"
+    );
+    let mut cluster = written_at("sqlite:ledger.db")
+        .server("max_body", "\"1MiB\"")
+        .clients(&clients)
+        .environment("RUST_LOG", "trace")
+        .environment("RUST_BACKTRACE", "full")
+        .start()
+        .await;
+    let address = cluster.address();
+    // Turns that are served, over both transports.
+    let mut codex = Codex::new(address, ALICE);
+    codex.turn(PROMPT).await.served();
+    codex.fork().turn(PROMPT).await.served();
+    let mut talk = codex.fork().by_websocket();
+    talk.turn(PROMPT).await;
+    talk.turn(PROMPT).await;
+    let mut errors = is_refused(&cluster, &mut codex).await;
+    // Keys fail one after the other, then the organization has no money.
+    cluster.upstream().revoke("org-a-1").await;
+    codex.turn(PROMPT).await.served();
+    cluster.upstream().revoke("org-a-2").await;
+    cluster.upstream().exhaust("org-a").await;
+    refused(address, &codex.begin(PROMPT).0, &mut errors).await;
+    // The same replica with an upstream that repeats what it was sent, and cuts its answer.
+    let echo = Recorder::start(|seen| {
+        let body = format!("data: {{\"authorization\":\"Bearer {}\"}}\n\n", seen.key());
+        let head = format!("content-type: text/event-stream\r\nx-echo: {}\r\n", seen.key());
+        vec![Step::Send(answer("200 OK", &head, body.as_bytes()))]
+    })
+    .await;
+    cluster.replicas[0].kill().await;
+    cluster.change(|cluster| cluster.upstream_at(&echo.url()));
+    cluster.restart(0).await;
+    let mut cut = Codex::new(address, ALICE);
+    ask(address, &cut.begin(PROMPT).0).await;
+    // And without any upstream.
+    cluster.replicas[0].kill().await;
+    cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
+    cluster.restart(0).await;
+    refused(address, &Request::turn(ALICE, body(PROMPT)), &mut errors).await;
+    let admin = cluster.replica().admin();
+    refused(admin, &Request::new("GET", "/keys").bearer(STRANGER), &mut errors).await;
+
+    let log = cluster.logs();
+    assert!(log.lines().count() > 20, "there is a log to look at");
+    let sessions = [codex.session.clone(), talk.codex.session.clone(), cut.session.clone()];
+    for (sink, text) in sinks(&cluster, errors, &codex).await {
+        let may_be_empty = sink.contains("list") || sink.contains("journal");
+        assert!(may_be_empty || !text.is_empty(), "{sink} says something");
+        for (name, canary) in canaries(&sessions) {
+            for form in forms(&canary) {
+                let line = text.lines().find(|line| line.contains(&form));
+                assert_eq!(line, None, "{name}, as {form}, is in {sink}");
+            }
+        }
+    }
+}
+
+/// The search finds what it is made for.
+#[test]
+fn canary_is_found_in_each_form() {
+    let canary = "sk-canary/+of a key";
+    let forms = forms(canary);
+    for text in [
+        "Bearer sk-canary/+of a key".to_owned(),
+        "key sk-canar...".to_owned(),
+        "?key=sk-canary%2F%2Bof%20a%20key".to_owned(),
+        STANDARD_NO_PAD.encode("Authorization: sk-canary/+of a key, and more"),
+        URL_SAFE_NO_PAD.encode("Authorization: Bearer sk-canary/+of a key"),
+    ] {
+        assert!(forms.iter().any(|form| text.contains(form)), "{text}");
+    }
+    assert!(!forms.iter().any(|form| "a cold key of a canary".contains(form)));
+}

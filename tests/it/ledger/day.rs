@@ -1,0 +1,322 @@
+//! A day in minutes: sessions whose causes of coldness are known. Every cold turn has the right
+//! reason, and the ledger's sums are the judge's, whatever happens to the database meanwhile.
+
+use std::collections::BTreeMap;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use sqlx::Connection as _;
+
+use super::written_at;
+use crate::world::cluster::{Cluster, Running};
+use crate::world::codex::{Codex, Talk};
+use crate::world::postgres::Postgres;
+use crate::world::postgres::wire::Wire;
+use crate::world::process::Folder;
+use crate::world::simulator::{Key, siblings};
+use crate::world::waiting::is_long;
+
+mod telling;
+
+use telling::{age, compared, hash, judge};
+
+/// Sessions that play at once.
+const AT_ONCE: usize = 16;
+/// Sessions, in short and in long. Each story has as many as any other.
+const SESSIONS: [usize; 2] = [112, 2_000];
+
+/// What happens to a session in its third turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Story {
+    Grows,
+    Model,
+    Tools,
+    Effort,
+    History,
+    /// Its key is disabled, and another region serves.
+    Region,
+    /// Its key is disabled after the cache was lost, and a sibling serves.
+    Sibling,
+    Expires,
+    /// The upstream forgets early.
+    Forgotten,
+    Fork,
+    Agent,
+    Compaction,
+    Title,
+    WebSocket,
+}
+
+const STORIES: [Story; 14] = [
+    Story::Grows,
+    Story::Model,
+    Story::Tools,
+    Story::Effort,
+    Story::History,
+    Story::Region,
+    Story::Sibling,
+    Story::Expires,
+    Story::Forgotten,
+    Story::Fork,
+    Story::Agent,
+    Story::Compaction,
+    Story::Title,
+    Story::WebSocket,
+];
+
+impl Story {
+    /// Whose organizations its sessions live in.
+    const fn client(self) -> &'static str {
+        match self {
+            Self::Region => "regional",
+            Self::Sibling => "siblings",
+            _ => "anywhere",
+        }
+    }
+
+    /// Whether the story ends only after the caches have lost everything.
+    const fn is_late(self) -> bool {
+        matches!(self, Self::Sibling | Self::Expires | Self::Forgotten)
+    }
+}
+
+/// A turn's kind, and the reason why it was cold.
+type Told = (String, Option<String>);
+
+struct Player {
+    story: Story,
+    codex: Codex,
+    talk: Option<Talk>,
+    /// Sessions, with what the ledger must say of their turns.
+    expected: BTreeMap<String, Vec<Told>>,
+}
+
+impl Player {
+    fn new(cluster: &Running, number: usize) -> Self {
+        let story = STORIES[number % STORIES.len()];
+        let replica = &cluster.replicas[number / STORIES.len() % cluster.replicas.len()];
+        let token = format!("token-of-{}", story.client());
+        let codex = Codex::new(replica.address(), &token);
+        let codex = match story {
+            // A cache key of its own separates a fork from its parent for good.
+            Story::Effort | Story::Fork => codex.model("gpt-6-sol"),
+            Story::Title => codex.titles(),
+            _ => codex,
+        };
+        let talk = (story == Story::WebSocket).then(|| codex.clone().by_websocket());
+        Self { story, codex, talk, expected: BTreeMap::new() }
+    }
+
+    fn expect(&mut self, kind: &str, reason: Option<&str>) {
+        let told = (kind.to_owned(), reason.map(str::to_owned));
+        self.expected.entry(self.codex.session.clone()).or_default().push(told);
+    }
+
+    async fn turn(&mut self, reason: Option<&str>) {
+        match &mut self.talk {
+            Some(talk) => drop(talk.turn("go on").await),
+            None => drop(self.codex.turn("go on").await.served()),
+        }
+        self.expect("turn", reason);
+    }
+
+    /// The first two turns: a beginning, and one that finds it.
+    async fn begins(mut self) -> Self {
+        if self.story == Story::Title {
+            self.codex.turn("make a title").await.served();
+            self.expect("title", None);
+            return self;
+        }
+        if self.talk.is_some() {
+            self.expect("prewarm", None);
+            // The prewarm has left the beginning.
+            self.turn(None).await;
+        } else {
+            self.turn(Some("first_turn")).await;
+        }
+        self.turn(None).await;
+        self
+    }
+
+    /// The turns to which something happens.
+    async fn goes_on(mut self, other: std::net::SocketAddr) -> Self {
+        // Each turn may meet another replica.
+        self.codex.moves_to(other);
+        match self.story {
+            Story::Model => {
+                self.codex.asks("gpt-5.2");
+                self.turn(Some("model_changed")).await;
+            }
+            Story::Tools => {
+                self.codex.changes_tools();
+                self.turn(Some("prefix_changed")).await;
+            }
+            Story::Effort => {
+                self.codex.changes_effort();
+                self.turn(Some("prefix_changed")).await;
+            }
+            Story::History => {
+                self.codex.edits_history();
+                self.turn(Some("prefix_changed")).await;
+            }
+            Story::Fork => {
+                // A cache key of its own keeps it from its parent's cache.
+                self.codex = self.codex.fork();
+                self.turn(Some("first_turn")).await;
+            }
+            Story::Agent => {
+                let mut agent = self.codex.spawn();
+                agent.turn("look into it").await.served();
+                // Its beginning is its session's.
+                self.expect("turn", None);
+                agent.turn("look again").await.served();
+                self.expect("turn", None);
+            }
+            Story::Compaction => {
+                self.codex.compacts().await.served();
+                self.expect("compaction", None);
+                self.turn(None).await;
+            }
+            Story::Title => return self,
+            _ => {}
+        }
+        self.turn(None).await;
+        self
+    }
+}
+
+async fn each<F: Future<Output = Player>>(
+    players: Vec<Player>,
+    play: impl Fn(Player) -> F,
+) -> Vec<Player> {
+    stream::iter(players).map(play).buffer_unordered(AT_ONCE).collect().await
+}
+
+/// Three clients, so that some sessions live where a test moves them.
+fn scene(cluster: Cluster) -> Cluster {
+    let keys = [
+        siblings("org-a", 2),
+        vec![Key::new("org-b-us", "org-b"), Key::new("org-b-eu", "org-b").of_region("eu")],
+        siblings("org-c", 2),
+    ];
+    let client = |id: &str, organization: &str| {
+        format!(
+            "[[client]]\nid = {id:?}\ntoken = \"token-of-{id}\"\norganizations = [{organization:?}]\n"
+        )
+    };
+    let clients =
+        [client("anywhere", "org-a"), client("regional", "org-b"), client("siblings", "org-c")];
+    cluster.keys(keys.concat()).clients(&clients.concat())
+}
+
+/// The key of each session's last turn.
+async fn keys(cluster: &Running) -> BTreeMap<String, String> {
+    let turns = cluster.turns().await.into_iter().filter(|turn| !turn.key.is_empty());
+    turns.filter_map(|turn| Some((turn.session?, turn.key))).collect()
+}
+
+/// Plays the whole day. Returns what must be told of every session of each client.
+async fn play(
+    cluster: &Running,
+    mut halfway: impl AsyncFnMut(usize),
+) -> Vec<(Story, BTreeMap<String, Vec<Told>>)> {
+    let count = SESSIONS[usize::from(is_long())];
+    let players: Vec<_> = (0..count).map(|number| Player::new(cluster, number)).collect();
+    halfway(0).await;
+    let players = each(players, Player::begins).await;
+    let begun = players.iter().filter(|player| player.story != Story::Title).count();
+    compared(cluster, 2 * begun).await;
+    halfway(1).await;
+    let other = cluster.replicas.last().expect("one").address();
+    let before = keys(cluster).await;
+    let first = cluster.replica();
+    first.command("disable", "org-b-us").await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_key_state{key=\"org-b-us\",state=\"disabled\"}", 1.0).await;
+    }
+    let (late, players): (Vec<_>, Vec<_>) =
+        players.into_iter().partition(|player| player.story.is_late());
+    let (regional, players): (Vec<_>, Vec<_>) =
+        players.into_iter().partition(|player| player.story == Story::Region);
+    let mut done = each(players, |player| player.goes_on(other)).await;
+    done.extend(
+        each(regional, async |mut player| {
+            player.codex.moves_to(other);
+            let is_moved = before[&player.codex.session] == "org-b-us";
+            player.turn(is_moved.then_some("domain_moved")).await;
+            player.turn(None).await;
+            player
+        })
+        .await,
+    );
+    halfway(2).await;
+    // The caches lose everything; for some sessions, half an hour has passed, too.
+    cluster.upstream().advance("31m").await;
+    first.command("disable", "org-c-1").await;
+    for replica in &cluster.replicas {
+        replica.shows("warmkey_key_state{key=\"org-c-1\",state=\"disabled\"}", 1.0).await;
+    }
+    let mut expiring = Vec::new();
+    for player in late.iter().filter(|player| player.story == Story::Expires) {
+        expiring.push(hash(cluster, player.story.client(), &player.codex.session).await);
+    }
+    let is_aged = age(cluster, &expiring).await;
+    done.extend(
+        each(late, async |mut player| {
+            player.codex.moves_to(other);
+            let reason = match player.story {
+                Story::Expires if is_aged => "expired",
+                Story::Sibling if before[&player.codex.session] == "org-c-1" => "key_moved",
+                _ => "upstream",
+            };
+            player.turn(Some(reason)).await;
+            player.turn(None).await;
+            player
+        })
+        .await,
+    );
+    done.into_iter().map(|player| (player.story, player.expected)).collect()
+}
+
+/// Two replicas write at once, the database is killed and comes back, and a commit goes
+/// unanswered.
+#[tokio::test]
+async fn day_is_told_truly_in_postgresql() {
+    let folder = Folder::new();
+    let mut postgres = Postgres::start(folder.path()).await;
+    let wire = Wire::to(postgres.address()).await;
+    let ledger = written_at(&postgres.url_at(wire.address()));
+    let cluster = scene(ledger).redis().replicas(2).start().await;
+    let day = play(&cluster, async |part| match part {
+        0 => wire.swallow(2),
+        1 => postgres.kill().await,
+        _ => postgres.restart().await,
+    })
+    .await;
+    assert_eq!(wire.left(), 0, "commits went unanswered");
+    judge(&cluster, day).await;
+}
+
+/// Another process keeps the file locked for a part of the day.
+#[tokio::test]
+async fn day_is_told_truly_in_a_file() {
+    let cluster = scene(written_at("sqlite:ledger.db")).start().await;
+    let file = cluster.replica().file().with_file_name("ledger.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+    let mut lock = None;
+    let day = play(&cluster, async |part| match part {
+        1 => {
+            let mut connection =
+                sqlx::SqliteConnection::connect_with(&options).await.expect("a connection");
+            sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.expect("a lock");
+            lock = Some(connection);
+        }
+        2 => {
+            let connection = lock.take().expect("it was locked");
+            connection.close().await.expect("it is unlocked");
+        }
+        _ => {}
+    })
+    .await;
+    judge(&cluster, day).await;
+}

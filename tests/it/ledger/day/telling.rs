@@ -1,0 +1,109 @@
+//! What the ledger tells of a day, and whether it is true.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::{Story, Told};
+use crate::ledger::{agrees, written};
+use crate::world::admin::asked;
+use crate::world::cluster::Running;
+use crate::world::waiting::{SOON, eventually};
+
+/// Waits until so many turns are compared with the ones before them. What they left is stored a
+/// moment later.
+pub async fn compared(cluster: &Running, turns: usize) {
+    eventually(SOON, &format!("{turns} turns are compared"), async || {
+        let mut found = 0.0;
+        for replica in &cluster.replicas {
+            let metrics = replica.metrics().await;
+            found += metrics.get("warmkey_expected_turns_total");
+            found += metrics.get("warmkey_cold_turns_total{reason=\"first_turn\"}");
+        }
+        (found as usize == turns).then_some(())
+    })
+    .await;
+}
+
+/// What the ledger tells of a session by what its client sent.
+async fn told(cluster: &Running, client: &str, session: &str) -> Value {
+    let target = format!("/sessions?client={client}&id={session}");
+    let answer = asked(cluster.replica().admin(), "GET", &target).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+pub async fn hash(cluster: &Running, client: &str, session: &str) -> String {
+    told(cluster, client, session).await["session"].as_str().expect("a hash").to_owned()
+}
+
+/// Makes what the last turns of these sessions left half an hour older. A store in memory has no
+/// door for that.
+pub async fn age(cluster: &Running, hashes: &[String]) -> bool {
+    let Some(store) = cluster.shared_store() else { return false };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    for hash in hashes {
+        let name = format!("warmkey:{hash}.last");
+        let text: String = store.ask(&["GET", &name]).await;
+        let mut words: Vec<_> = text.split(' ').map(str::to_owned).collect();
+        let at = u64::from_str_radix(&words[2], 36).expect("a time");
+        assert!(now.abs_diff(at) < 3_600, "{text}");
+        words[2] = base36(at - 31 * 60);
+        store.tell(&["SET", &name, &words.join(" "), "KEEPTTL"]).await;
+    }
+    true
+}
+
+fn base36(mut number: u64) -> String {
+    let mut digits = Vec::new();
+    while number > 0 {
+        digits.push(b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize]);
+        number /= 36;
+    }
+    digits.reverse();
+    String::from_utf8(digits).expect("ASCII")
+}
+
+/// Compares all that is told of the day with what must be.
+pub async fn judge(cluster: &Running, day: Vec<(Story, BTreeMap<String, Vec<Told>>)>) {
+    let turns: usize = day.iter().flat_map(|(_, all)| all.values()).map(Vec::len).sum();
+    let admin = cluster.replica().admin();
+    let sums = written(admin, turns).await;
+    for replica in &cluster.replicas {
+        agrees(cluster, replica.admin()).await;
+        assert_eq!(replica.metrics().await.get("warmkey_ledger_dropped_total"), 0.0);
+    }
+    let (mut lost, mut cold) = (BTreeMap::<String, u64>::new(), 0);
+    for (story, sessions) in day {
+        for (session, expected) in sessions {
+            let page = told(cluster, story.client(), &session).await;
+            let turns = page["turns"].as_array().expect("turns");
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            let found: Vec<Told> = turns
+                .iter()
+                .map(|turn| (text(&turn["kind"]).unwrap_or_default(), text(&turn["cold_reason"])))
+                .collect();
+            assert_eq!(found, expected, "{story:?}: {turns:#?}");
+            for turn in turns {
+                let Some(reason) = turn["cold_reason"].as_str() else { continue };
+                cold += 1;
+                let count = |name: &str| turn[name].as_u64();
+                let missed = count("expected_cached_tokens")
+                    .map(|expected| expected - count("cached_tokens").expect("usage"));
+                assert_eq!(missed.is_none(), reason == "first_turn", "{turn}");
+                *lost.entry(reason.to_owned()).or_default() += missed.unwrap_or(0);
+            }
+        }
+    }
+    for (reason, tokens) in &lost {
+        let series = format!("warmkey_cold_tokens_total{{reason={reason:?}}}");
+        let mut shown = 0.0;
+        for replica in &cluster.replicas {
+            shown += replica.metrics().await.get(&series);
+        }
+        assert_eq!(shown, *tokens as f64, "{series}");
+    }
+    assert_eq!(sums["total"]["cold_turns"], cold);
+    assert_eq!(sums["total"]["cold_tokens"], lost.values().sum::<u64>());
+}
