@@ -42,7 +42,7 @@ impl Teller {
 
     /// Runs until no further record can come, or until `closing`. Records that wait are still
     /// handled.
-    pub async fn run(mut self, mut records: mpsc::Receiver<Record>, closing: CancellationToken) {
+    pub async fn run(&mut self, records: &mut mpsc::Receiver<Record>, closing: CancellationToken) {
         loop {
             let record = tokio::select! {
                 record = records.recv() => record,

@@ -48,6 +48,7 @@ pub struct Cluster {
     ledger: String,
     prices: String,
     telemetry: String,
+    shell: String,
 }
 
 impl Cluster {
@@ -81,6 +82,7 @@ impl Cluster {
             ledger: String::new(),
             prices: String::new(),
             telemetry: String::new(),
+            shell: String::new(),
         }
     }
 
@@ -212,6 +214,13 @@ impl Cluster {
         self
     }
 
+    /// Commands of a shell that run before each replica, which takes the shell's place: limits,
+    /// variables, another standard error.
+    pub fn shell(mut self, commands: &str) -> Self {
+        self.shell = commands.into();
+        self
+    }
+
     pub async fn start(self) -> Running {
         let folder = Folder::new();
         let simulator = match &self.upstream {
@@ -242,7 +251,13 @@ impl Cluster {
         for number in 0..running.description.replicas {
             let text = running.configuration(number);
             running.replicas.push(
-                Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await,
+                Replica::start(
+                    &format!("replica-{number}"),
+                    running.folder.path(),
+                    &text,
+                    &running.description.shell,
+                )
+                .await,
             );
         }
         if running.description.is_balanced {
