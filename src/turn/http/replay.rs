@@ -50,8 +50,8 @@ pub enum Text<'b> {
 pub const LIGHT: usize = 256 * 1024;
 /// A text is at most so many times as long as its encoded form. Real ones reach thirty times.
 const RATIO: usize = 200;
-/// Length up to which a text may have any ratio: longer than the longest history of a session, which
-/// may repeat itself.
+/// Length up to which a text may have any ratio: longer than the longest history of a session,
+/// which may repeat itself.
 const ANY_RATIO: usize = 16 * 1024 * 1024;
 
 impl Text<'_> {

@@ -214,13 +214,6 @@ impl Cluster {
         self
     }
 
-    /// Commands of a shell that run before each replica, which takes the shell's place: limits,
-    /// variables, another standard error.
-    pub fn shell(mut self, commands: &str) -> Self {
-        self.shell = commands.into();
-        self
-    }
-
     pub async fn start(self) -> Running {
         let folder = Folder::new();
         let simulator = match &self.upstream {
@@ -249,16 +242,9 @@ impl Cluster {
             _watchdog: Watchdog::new(),
         };
         for number in 0..running.description.replicas {
-            let text = running.configuration(number);
-            running.replicas.push(
-                Replica::start(
-                    &format!("replica-{number}"),
-                    running.folder.path(),
-                    &text,
-                    &running.description.shell,
-                )
-                .await,
-            );
+            let (text, shell) = (running.configuration(number), &running.description.shell);
+            let (name, folder) = (format!("replica-{number}"), running.folder.path());
+            running.replicas.push(Replica::start(&name, folder, &text, shell).await);
         }
         if running.description.is_balanced {
             let addresses: Vec<_> = running
