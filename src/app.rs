@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
+use tokio::sync::{Mutex, Semaphore};
 
 use crate::binding;
 use crate::binding::bind::Bindings;
@@ -29,6 +30,7 @@ use crate::server::Listeners;
 use crate::server::drain::Drain;
 use crate::server::operator::{Access, AdminApi};
 use crate::server::routes::ClientRoutes;
+use crate::server::slowing::Slowing;
 use crate::session::identify::Identifier;
 use crate::store::Store;
 use crate::store::memory::Memory;
@@ -39,7 +41,9 @@ use crate::turn::Gateway;
 use crate::turn::entry::Entry;
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::http::exchange::HttpTurns;
+use crate::turn::http::heavy::HEAVY;
 use crate::turn::http::replay::Replay;
+use crate::turn::memory::BodyMemory;
 use crate::turn::websocket::sockets::{SocketTiming, WebSocketTurns};
 use crate::upstream::probe::Prober;
 use crate::usage::assess::Assessor;
@@ -78,10 +82,10 @@ impl Replica {
     ) -> Result<Self, String> {
         let Plan { fixed, table, clients, certificate, prices } = plan;
         let config = &fixed.config;
-        let listeners = Listeners::open(&config.server, certificate)?;
+        let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
+        let listeners = Listeners::open(&config.server, certificate, &metrics)?;
         let [client_address, admin_address] = listeners.addresses()?;
         let tls = listeners.tls();
-        let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
         let traces = trace_pipe(&fixed, &name, &metrics)?;
@@ -119,7 +123,7 @@ impl Replica {
         let bound = binding::start(&store, &registry, &config.binding, &metrics, &tasks);
         Prober::start(&store, &registry, &metrics, &tasks, name);
 
-        let drain = Drain::new(&config.server);
+        let drain = Drain::new(&config.server, books.cutting.clone());
         let gateway = Arc::new(gateway(&fixed, &roster, &registry, bound, books));
         let routes = routes(&gateway, &fixed, &drain, &tasks);
         let api = AdminApi {
@@ -155,13 +159,20 @@ impl Replica {
     /// Follows the configuration `file`, whose content at the start was `seen`, and takes changes
     /// into use. A `hangup` makes that happen at once.
     pub fn follow(&self, file: Option<PathBuf>, seen: Seen, hangup: Signal) {
-        self.tasks.spawn_until_stopped(Arc::clone(&self.reload).follow(file, seen, hangup));
+        let (reload, seen) = (Arc::clone(&self.reload), Arc::new(Mutex::new((seen, hangup))));
+        self.tasks.spawn_kept("reload", move || {
+            let (reload, file, seen) = (Arc::clone(&reload), file.clone(), Arc::clone(&seen));
+            async move {
+                let (seen, hangup) = &mut *seen.lock().await;
+                reload.follow(file, seen, hangup).await;
+            }
+        });
     }
 
     /// Drains the replica; `hurry` cuts the drain short. Returns true if every turn in flight came
     /// to its end.
     pub async fn stop(self, hurry: impl Future<Output = ()>) -> bool {
-        let closing = self.drain.closing.clone();
+        let closing = self.drain.ending.closing.clone();
         // Turns in flight may take long. A replica that takes no new turn leaves the membership
         // now, so that the others do not wait for it to load their keys.
         let leaving = async {
@@ -259,21 +270,28 @@ fn gateway(
 /// The two ways in which turns come.
 fn routes(gateway: &Arc<Gateway>, fixed: &Fixed, drain: &Drain, tasks: &Tasks) -> ClientRoutes {
     let server = &fixed.config.server;
+    let memory = BodyMemory::new(server.replay_total);
     let http = HttpTurns {
         gateway: Arc::clone(gateway),
-        replay: Replay::new(server.max_body, server.replay_total),
+        replay: Replay::new(server.max_body, memory.clone()),
         propagation: fixed.config.telemetry.propagate.then_some(fixed.traced.share),
         tasks: tasks.clone(),
+        heavy: Arc::new(Semaphore::new(HEAVY)),
     };
     let websocket = WebSocketTurns {
         gateway: Arc::clone(gateway),
         connections: drain.connections.clone(),
-        closing: drain.closing.clone(),
+        closing: drain.ending.closing.clone(),
         answers: tasks.clone(),
         // A replica that must drain quickly has less time to spread.
         timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
+        memory,
     };
-    ClientRoutes { http: Arc::new(http), websocket: Arc::new(websocket) }
+    ClientRoutes {
+        http: Arc::new(http),
+        websocket: Arc::new(websocket),
+        slowing: Arc::new(Slowing::new(Arc::clone(&gateway.books.metrics))),
+    }
 }
 
 /// A random name, unique among processes.

@@ -15,6 +15,7 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
+use tokio::sync::Mutex;
 
 use crate::health::registry::Registry;
 use crate::key::Key;
@@ -80,11 +81,19 @@ pub fn start(
     let local = Arc::new(Local::new(memory, ttl / 2));
     let (trail, unwritten) = Trail::new(Arc::clone(metrics));
     let owners = Arc::new(Owners::new(Arc::clone(store), ttl, memory));
-    let merging = keep_merging(Arc::clone(store), Arc::clone(&local), Arc::clone(registry), ttl);
-    tasks.spawn_until_stopped(merging);
-    tasks.spawn_until_stopped(Gossip::new(store, &local).keep());
-    tasks.spawn_until_stopped(keep_writing(Arc::clone(store), ttl, unwritten));
-    tasks.spawn_until_stopped(Arc::clone(&owners).keep_storing());
+    let (kept, memory, keys) = (Arc::clone(store), Arc::clone(&local), Arc::clone(registry));
+    tasks.spawn_kept("merging", move || {
+        keep_merging(Arc::clone(&kept), Arc::clone(&memory), Arc::clone(&keys), ttl)
+    });
+    let (kept, memory) = (Arc::clone(store), Arc::clone(&local));
+    tasks.spawn_kept("gossip", move || Gossip::new(&kept, &memory).keep());
+    let (kept, unwritten) = (Arc::clone(store), Arc::new(Mutex::new(unwritten)));
+    tasks.spawn_kept("trail", move || {
+        let (store, unwritten) = (Arc::clone(&kept), Arc::clone(&unwritten));
+        async move { keep_writing(store, ttl, &mut *unwritten.lock().await).await }
+    });
+    let kept = Arc::clone(&owners);
+    tasks.spawn_kept("owners", move || Arc::clone(&kept).keep_storing());
     let places = Places::new(Arc::clone(registry));
     let store = Arc::clone(store);
     (Bindings::new(store, places, local, ttl, tasks.clone(), trail), owners)

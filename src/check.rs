@@ -8,13 +8,14 @@ use crate::config::{Plan, StoreChoice};
 use crate::database::{Database, DatabaseAddress};
 use crate::metrics::Metrics;
 use crate::server::operator::Access;
+use crate::server::process::Descriptors;
 use crate::setting::Span;
 use crate::store::name::Name;
 use crate::store::{self, MemberReport, Store, Unavailable};
 use crate::task::Tasks;
 
 /// Describes in plain words what `warmkey serve` would run.
-pub fn describe(plan: &Plan) -> String {
+pub fn describe(plan: &Plan, descriptors: Descriptors) -> String {
     let (server, keys) = (&plan.fixed.config.server, plan.table.keys());
     let mut organizations: Vec<_> = keys.iter().map(|key| key.organization.as_str()).collect();
     organizations.sort_unstable();
@@ -51,13 +52,24 @@ pub fn describe(plan: &Plan) -> String {
          Keys: {}, of these organizations: {}.\n\
          Keeps bindings {store}.\n\
          {ledger}\n\
-         {traces}",
+         {traces}\n\
+         Holds up to {} connections of clients: the process may open {}{}.",
         server.listen,
         if server.tls.is_some() { ", through TLS," } else { "" },
         server.admin_listen,
         keys.len(),
         organizations.join(", "),
+        descriptors.clients,
+        files(descriptors.limit),
+        match descriptors.limit > descriptors.before {
+            true => format!(", raised from {}", descriptors.before),
+            false => String::new(),
+        },
     )
+}
+
+fn files(limit: usize) -> String {
+    if limit == usize::MAX { "any number of files".into() } else { format!("{limit} files") }
 }
 
 /// Tries every kind of store operation that serving uses, under names that no replica uses. The
@@ -186,7 +198,7 @@ mod tests {
         };
         let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
         let plan = Config::parse(&format!("{text}\n{keys}")).unwrap().plan();
-        describe(&plan.map_err(|faults| faults.join("; ")).unwrap())
+        describe(&plan.map_err(|faults| faults.join("; ")).unwrap(), Descriptors::of_process())
     }
 
     #[test]

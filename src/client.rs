@@ -118,6 +118,11 @@ impl Clients {
         Self { anybody: open.then(|| Arc::new(Client::unrestricted("open"))), ..self }
     }
 
+    /// Whether callers need no token.
+    pub const fn is_open(&self) -> bool {
+        self.anybody.is_some()
+    }
+
     /// Whether `token` belongs to a client.
     pub fn knows(&self, token: &Secret) -> bool {
         self.by_token.contains_key(&hash(token.expose()))

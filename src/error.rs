@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 /// Tells the official SDKs whether a retry can help. Without this header they decide by status
@@ -197,7 +197,7 @@ impl Error {
     }
 
     /// Renders the error in OpenAI's shape. A wait is an integer number of seconds, rounded up:
-    /// Codex gives up on any other format.
+    /// Codex gives up on any other format. The response carries the error's kind as an extension.
     pub fn to_response<B: From<String>>(&self) -> Response<B> {
         let (status, code, class, fault) = self.kind.describe();
         // The fields stand in the real service's order.
@@ -212,8 +212,15 @@ impl Error {
         );
         let mut response = Response::new(B::from(body));
         *response.status_mut() = status;
+        response.extensions_mut().insert(self.kind);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.kind == ErrorKind::UpgradeRequired {
+            // RFC 9110, section 15.5.22, and RFC 6455, section 4.2.2.
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
         let is_final = fault == Fault::Client && self.kind != ErrorKind::RequestTimeout;
         if is_final || self.kind == ErrorKind::InsufficientQuota {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -126,13 +126,30 @@ impl Ledger {
         let (tasks, closing) = (Tasks::new(), CancellationToken::new());
         let rows = database.as_ref().map(|_| mpsc::channel::<TurnRow>(WAITING)).unzip();
         let teller = Teller::new(rows.0, assessor, tracer, prices, Arc::clone(&metrics));
-        tasks.spawn(teller.run(records, closing.clone()));
+        let (teller, end) = (Arc::new(Mutex::new((teller, records))), closing.clone());
+        tasks.spawn_kept_to_its_end("ledger_teller", move || {
+            let (teller, end) = (Arc::clone(&teller), end.clone());
+            async move {
+                let (teller, records) = &mut *teller.lock().await;
+                teller.run(records, end).await;
+            }
+        });
         if let (Some(database), Some(rows)) = (&database, rows.1) {
             let connection = first_connection(database, &roster).await;
             let writer =
                 Writer::new(Arc::clone(database), settings, zone.clone(), metrics, closing.clone());
-            tasks.spawn(writer.run(connection, rows));
-            tasks.spawn_until_stopped(tokens::follow(Arc::clone(database), roster));
+            let writer = Arc::new(Mutex::new((writer, connection, rows)));
+            tasks.spawn_kept_to_its_end("ledger_writer", move || {
+                let writer = Arc::clone(&writer);
+                async move {
+                    let (writer, connection, rows) = &mut *writer.lock().await;
+                    writer.run(connection.take(), rows).await;
+                }
+            });
+            let database = Arc::clone(database);
+            tasks.spawn_kept("ledger_tokens", move || {
+                tokens::follow(Arc::clone(&database), Arc::clone(&roster))
+            });
         }
         Arc::new(Self { database, zone, retention: settings.retention.0, tasks, closing })
     }

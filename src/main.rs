@@ -1,10 +1,10 @@
 //! The command line: what each command reads, prints and exits with.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its user")]
-
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use mimalloc::MiMalloc;
@@ -18,9 +18,11 @@ use warmkey::operate::line::{SessionLine, TokenLine, UsageLine};
 use warmkey::operate::{self, Failure};
 use warmkey::probe::{self, Probe};
 use warmkey::server::listener::Listener;
+use warmkey::server::process::{self, Descriptors};
 use warmkey::simulator::Simulator;
 use warmkey::task::Tasks;
 use warmkey::telemetry;
+use warmkey::telemetry::work::WorkSpans;
 
 /// MiMalloc puts objects of one size together, so that small turns and slow streams cost less than
 /// with the system's allocator. `.cargo/config.toml` turns huge pages off and makes MiMalloc return
@@ -30,6 +32,9 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The command line or the configuration cannot run (sysexits.h: EX_USAGE).
 const BAD_CONFIGURATION: u8 = 64;
+
+/// Time for the last log lines to be written.
+const LAST_LINES: Duration = Duration::from_millis(250);
 
 /// Keeps every Codex session on the upstream key whose prompt cache is warm.
 #[derive(Parser)]
@@ -146,6 +151,8 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(other) => return instead_of_running(&other),
     };
+    process::forbid_cores();
+    let descriptors = Descriptors::raise();
     let runtime = match runtime().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
@@ -155,7 +162,7 @@ fn main() -> ExitCode {
             Command::Serve(file) => serve(&file).await,
             Command::Demo => demo().await,
             Command::Simulate(simulate) => self::simulate(&simulate).await,
-            Command::Check(file) => check(&file).await,
+            Command::Check(file) => check(&file, descriptors).await,
             Command::Key(operate) => key(&operate).await,
             Command::Probe(ask) => probe(&ask).await,
             Command::Token(line) => token(&line).await,
@@ -165,6 +172,7 @@ fn main() -> ExitCode {
     });
     // The remaining tasks did not end when told to: their connections are cut with the process.
     runtime.shutdown_background();
+    telemetry::log::flush(LAST_LINES);
     code
 }
 
@@ -191,24 +199,27 @@ async fn serve(file: &File) -> ExitCode {
         Err(code) => return code,
     };
     let work = telemetry::start(&plan.fixed.config.telemetry);
+    run(file, seen, plan, &work).await
+}
+
+/// Runs a replica until it is told to stop.
+async fn run(file: &File, seen: Seen, plan: Plan, work: &WorkSpans) -> ExitCode {
     let (mut terminate, mut interrupt) = match signals() {
         Ok(both) => both,
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return lost(&error.to_string()),
     };
     // Without this handler, SIGHUP would end the process and every turn with it, even during the
     // start.
     let hangup = match signal(SignalKind::hangup()) {
         Ok(hangup) => hangup,
-        Err(error) => return failed(&error.to_string()),
+        Err(error) => return lost(&error.to_string()),
     };
-    let replica = match Replica::start(plan, None, &work).await {
+    let replica = match Replica::start(plan, None, work).await {
         Ok(replica) => replica,
-        Err(error) => return failed(&error),
+        Err(error) => return lost(&error),
     };
-    println!(
-        "listening on http://{} (admin http://{})",
-        replica.client_address, replica.admin_address
-    );
+    let (clients, admin) = (replica.client_address, replica.admin_address);
+    say(&format!("listening on http://{clients} (admin http://{admin})\n"));
     replica.follow(file.config.clone(), seen, hangup);
     asked_to_stop(&mut terminate, &mut interrupt).await;
     match replica.stop(asked_to_stop(&mut terminate, &mut interrupt)).await {
@@ -246,7 +257,7 @@ async fn simulate(simulate: &Simulate) -> ExitCode {
     let (simulator, header_timeout) = match simulator {
         Ok(both) => both,
         Err(fault) => {
-            eprintln!("{fault}");
+            complain(&format!("{fault}\n"));
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
@@ -260,7 +271,7 @@ async fn simulate(simulate: &Simulate) -> ExitCode {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
     };
-    println!("simulating on http://{address}");
+    say(&format!("simulating on http://{address}\n"));
     tokio::select! {
         () = simulator.serve(listener, Tasks::new(), CancellationToken::new()) => {}
         () = asked_to_stop(&mut terminate, &mut interrupt) => {}
@@ -268,25 +279,25 @@ async fn simulate(simulate: &Simulate) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn check(file: &File) -> ExitCode {
+async fn check(file: &File, descriptors: Descriptors) -> ExitCode {
     let plan = match plan(file) {
         Ok((_, plan)) => plan,
         Err(code) => return code,
     };
-    println!("{}", warmkey::check::describe(&plan));
+    say(&format!("{}\n", warmkey::check::describe(&plan, descriptors)));
     if let StoreChoice::Redis(_) = plan.fixed.store {
         if let Err(fault) = warmkey::check::reach_store(&plan).await {
-            eprintln!("{fault}");
+            complain(&format!("{fault}\n"));
             return ExitCode::from(BAD_CONFIGURATION);
         }
-        println!("The store does what serving needs.");
+        say("The store does what serving needs.\n");
     }
     if plan.fixed.ledger.is_some() {
         if let Err(fault) = warmkey::check::reach_ledger(&plan).await {
-            eprintln!("{fault}");
+            complain(&format!("{fault}\n"));
             return ExitCode::from(BAD_CONFIGURATION);
         }
-        println!("The ledger does what serving needs.");
+        say("The ledger does what serving needs.\n");
     }
     ExitCode::SUCCESS
 }
@@ -323,7 +334,7 @@ async fn probe(Ask { question, config, admin }: &Ask) -> ExitCode {
 
 async fn token(line: &TokenLine) -> ExitCode {
     said(line.run().await.map(|(text, note)| {
-        eprint!("{note}");
+        complain(&note);
         text
     }))
 }
@@ -332,29 +343,46 @@ async fn token(line: &TokenLine) -> ExitCode {
 fn said(result: Result<String, Failure>) -> ExitCode {
     match result {
         Ok(said) => {
-            print!("{said}");
+            say(&said);
             ExitCode::SUCCESS
         }
         Err(Failure::Configuration(fault)) => {
-            eprintln!("{fault}");
+            complain(&format!("{fault}\n"));
             ExitCode::from(BAD_CONFIGURATION)
         }
         Err(Failure::Other(why)) => failed(&why),
     }
 }
 
+/// Prints to standard output. A print fails only if its reader has gone or its disk is full.
+fn say(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Prints to standard error.
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 fn plan(file: &File) -> Result<(Seen, Plan), ExitCode> {
     let (seen, plan) = source::read(file.config.as_deref());
     let plan = plan.map_err(|faults| {
         for fault in faults {
-            eprintln!("{fault}");
+            complain(&format!("{fault}\n"));
         }
         ExitCode::from(BAD_CONFIGURATION)
     });
     Ok((seen, plan?))
 }
 
+/// Like [`failed`], once the log has a thread of its own: nothing waits for standard error.
+fn lost(why: &str) -> ExitCode {
+    let _ = telemetry::log::LogLine.write_all(format!("{why}\n").as_bytes());
+    ExitCode::FAILURE
+}
+
 fn failed(why: &str) -> ExitCode {
-    eprintln!("{why}");
+    complain(&format!("{why}\n"));
     ExitCode::FAILURE
 }

@@ -16,16 +16,18 @@ mod ledger;
 mod store;
 mod reloads;
 mod traces;
+mod pressure;
 
 pub use label::{
-    BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Operation, Reason, StoreFailure,
-    Transport,
+    BindingResult, Cache, ColdReason, Decision, Door, Ending, KeyState, NotTaken, Operation,
+    Reason, StoreFailure, Transport, Turned,
 };
 
 use bindings::BindingMetrics;
 use family::Page;
 use keys::KeyMetrics;
 use ledger::LedgerMetrics;
+use pressure::PressureMetrics;
 use reloads::ReloadMetrics;
 use store::StoreMetrics;
 use traces::TraceMetrics;
@@ -43,6 +45,7 @@ pub struct Metrics {
     store: StoreMetrics,
     reloads: ReloadMetrics,
     traces: TraceMetrics,
+    pressure: PressureMetrics,
 }
 
 impl Metrics {
@@ -51,10 +54,10 @@ impl Metrics {
         let (turns, bindings) = (TurnMetrics::new(&mut page), BindingMetrics::new(&mut page));
         let (keys, store) = (KeyMetrics::new(&mut page), StoreMetrics::new(&mut page));
         let (ledger, reloads) = (LedgerMetrics::new(&mut page), ReloadMetrics::new(&mut page));
-        let traces = TraceMetrics::new(&mut page);
+        let (traces, pressure) = (TraceMetrics::new(&mut page), PressureMetrics::new(&mut page));
         page.info("build", "The running version", ("version", env!("CARGO_PKG_VERSION")));
         let registry = page.into_registry();
-        Self { registry, turns, bindings, keys, ledger, store, reloads, traces }
+        Self { registry, turns, bindings, keys, ledger, store, reloads, traces, pressure }
     }
 
     /// The text that Prometheus scrapes (OpenMetrics 1.0).

@@ -12,6 +12,8 @@ pub enum Outcome {
     Answered(Answer),
     /// An error answer whose body was read as far as its meaning needs.
     Refused(Refusal),
+    /// This process has no descriptor left for a connection.
+    NoDescriptor(String),
     /// The connection failed. The upstream has seen nothing of the turn.
     Unreachable(String),
     /// The connection broke after the upstream may have received the turn.
@@ -35,6 +37,7 @@ impl Outcome {
     pub const fn failure(&self) -> Option<&'static str> {
         match self {
             Self::Answered(_) | Self::Refused(_) => None,
+            Self::NoDescriptor(_) => Some("no_descriptor"),
             Self::Unreachable(_) => Some("unreachable"),
             Self::Interrupted(_) => Some("interrupted"),
             Self::NotSpoken => Some("not_spoken"),

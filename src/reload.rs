@@ -50,8 +50,8 @@ impl Reload {
     pub async fn follow(
         self: Arc<Self>,
         file: Option<PathBuf>,
-        mut seen: Seen,
-        mut hangup: Signal,
+        seen: &mut Seen,
+        hangup: &mut Signal,
     ) {
         loop {
             let is_signaled = tokio::select! {
@@ -59,8 +59,8 @@ impl Reload {
                 () = self.asked() => false,
                 () = sleep(INTERVAL) => false,
             };
-            let found = look(&seen).await;
-            if found == seen {
+            let found = look(seen).await;
+            if found == *seen {
                 if is_signaled {
                     tracing::info!("SIGHUP: the configuration has not changed");
                 }
@@ -77,7 +77,7 @@ impl Reload {
             else {
                 continue;
             };
-            seen = read;
+            *seen = read;
             match plan {
                 Ok(plan) => {
                     self.take(plan).instrument(info_span!(target: WORK, "reload")).await;

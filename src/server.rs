@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Door, Metrics};
 use crate::setting::{SecretSource, Size, Span};
 use crate::task::Tasks;
 use crate::turn::entry::ForeignIds;
@@ -14,15 +14,22 @@ use crate::turn::entry::ForeignIds;
 pub mod operator;
 pub mod ledger;
 pub mod admin;
+pub mod process;
+pub mod connections;
+pub mod lingering;
+pub mod connection;
+pub mod slowing;
 pub mod drain;
 pub mod tls;
 pub mod listener;
 pub mod routes;
 
 use admin::admin_routes;
+use connections::Connections;
 use drain::Drain;
 use listener::Listener;
 use operator::AdminApi;
+use process::Descriptors;
 use routes::ClientRoutes;
 use tls::{Certificate, Tls};
 
@@ -60,15 +67,23 @@ pub struct Listeners {
 
 impl Listeners {
     /// Binds both addresses and serves nothing yet. With a `certificate` clients must speak TLS.
-    pub fn open(settings: &Settings, certificate: Option<Certificate>) -> Result<Self, String> {
-        let bind = |address| {
+    pub fn open(
+        settings: &Settings,
+        certificate: Option<Certificate>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, String> {
+        let descriptors = Descriptors::of_process();
+        let bind = |address, door, most| {
+            let connections = Connections::new(door, most, Arc::clone(metrics));
             Listener::bind(address, settings.header_timeout.0)
+                .map(|listener| listener.within(connections))
                 .map_err(|error| format!("cannot listen on {address}: {error}"))
         };
         let tls = certificate.map(Tls::new).transpose()?;
         Ok(Self {
-            clients: bind(settings.listen)?.with_tls(tls.clone()),
-            admin: bind(settings.admin_listen)?,
+            clients: bind(settings.listen, Door::Clients, descriptors.clients)?
+                .with_tls(tls.clone()),
+            admin: bind(settings.admin_listen, Door::Admin, descriptors.admin)?,
             tls,
         })
     }
@@ -94,13 +109,19 @@ impl Listeners {
         drain: &Drain,
         tasks: &Tasks,
     ) {
-        let (connections, closing) = (drain.connections.clone(), drain.closing.clone());
-        tasks.spawn_until_stopped(self.clients.serve(routes, connections, closing));
-        let routes = admin_routes(Arc::clone(metrics), drain.readiness.clone(), Arc::new(api));
-        tasks.spawn_until_stopped(self.admin.serve(
-            routes,
-            tasks.clone(),
-            CancellationToken::new(),
-        ));
+        let (connections, ending) = (drain.connections.clone(), drain.ending.clone());
+        let (clients, admin) = (Arc::new(self.clients), Arc::new(self.admin));
+        tasks.spawn_kept("clients", move || {
+            let (clients, routes) = (Arc::clone(&clients), routes.clone());
+            let (connections, ending) = (connections.clone(), ending.clone());
+            async move { clients.serve(routes, connections, ending).await }
+        });
+        let (readiness, api) = (drain.readiness.clone(), Arc::new(api));
+        let routes = admin_routes(Arc::clone(metrics), readiness, api, tasks.clone());
+        let owned = tasks.clone();
+        tasks.spawn_kept("admin", move || {
+            let (admin, routes, tasks) = (Arc::clone(&admin), routes.clone(), owned.clone());
+            async move { admin.serve(routes, tasks, CancellationToken::new()).await }
+        });
     }
 }

@@ -15,6 +15,7 @@ use tracing_subscriber::{Layer, fmt as lines, registry};
 
 use crate::setting::Span;
 
+pub mod log;
 pub mod name;
 pub mod pipe;
 pub mod turn_id;
@@ -118,13 +119,21 @@ impl Share {
 /// Starts logging for this process, and spans of background work if a collector is named. A second
 /// call changes nothing. The spans go nowhere until [`WorkSpans::connect`].
 pub fn start(settings: &Settings) -> WorkSpans {
+    log::start();
+    std::panic::set_hook(Box::new(|panic| {
+        // A formatted message may hold anything; a literal holds what the source says.
+        let message = panic.payload().downcast_ref::<&str>().copied();
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, message, "the gateway panicked");
+    }));
     let work = WorkSpans::default();
     let is_traced = !settings.otlp_endpoint.is_empty();
     // Every line stands alone: spans are no part of the log.
     let own = level(&std::env::var("RUST_LOG").unwrap_or_default());
     let told = filter_fn(move |line| line.is_event() && *line.level() <= shown(own, line.target()))
         .with_max_level_hint(own);
-    let layer = lines::layer().with_writer(std::io::stderr).with_target(false);
+    let layer =
+        lines::layer().with_writer(|| log::LogLine).log_internal_errors(false).with_target(false);
     // The first subscriber of a process stays, so that several replicas in one process share it.
     let _ = match settings.log {
         LogFormat::Json => {

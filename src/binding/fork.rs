@@ -71,5 +71,5 @@ async fn binding_of(
 
 /// Makes a fork's first binding from its parent's.
 fn inherit(record: BindingRecord) -> BindingRecord {
-    BindingRecord { epoch: 1, stale_state: None, ..record }
+    BindingRecord { epoch: 1, stale_state: None, others: None, ..record }
 }

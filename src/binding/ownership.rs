@@ -58,6 +58,8 @@ impl Owner {
         let text = text.is_ascii().then_some(text)?;
         let (place, session) =
             text.split_once(' ').map_or((text, None), |(place, session)| (place, Some(session)));
+        // A newer version may write more words.
+        let session = session.and_then(|words| words.split(' ').next());
         let (organization, project) = place.split_at_checked(Tag::LENGTH)?;
         let session = session.map(|id| SessionId::parse(id).ok_or(())).transpose().ok()?;
         Some(Self {

@@ -23,6 +23,9 @@ pub struct BindingRecord {
     /// The tag of the `x-codex-turn-state` that the moved turn carried. The state belongs to the
     /// session's previous key.
     pub stale_state: Option<Tag>,
+    /// The words of a newer version. They stay for as long as the session stays on its key, so that
+    /// a compare-and-set finds the text that was read.
+    pub others: Option<Box<str>>,
 }
 
 /// Returns the stored form of an `x-codex-turn-state`.
@@ -40,6 +43,7 @@ impl BindingRecord {
             generation,
             sealed: false,
             stale_state: None,
+            others: None,
         }
     }
 
@@ -55,6 +59,7 @@ impl BindingRecord {
             generation,
             sealed,
             stale_state,
+            others: None,
         }
     }
 
@@ -81,7 +86,8 @@ impl BindingRecord {
         Self { sealed: true, ..self.clone() }
     }
 
-    /// Returns `None` for a text that this version does not understand.
+    /// Returns `None` for a text that this version does not understand. Unknown words at its end
+    /// are a newer version's, and are passed over.
     pub fn parse(text: &str) -> Option<Self> {
         // Tags are ASCII. A non-ASCII value could not be written back as it was read, so no
         // compare-and-set would find it.
@@ -94,15 +100,21 @@ impl BindingRecord {
             generation: number(parts.next()?)?,
             sealed: false,
             stale_state: None,
+            others: None,
         };
+        let mut others = String::new();
         for part in parts {
-            match part.strip_prefix('~') {
-                Some(tag) => record.stale_state = Some(Tag::parse(tag)?),
+            match part.strip_prefix('~').map(Tag::parse) {
+                Some(tag) => record.stale_state = Some(tag?),
                 None if part == "s" => record.sealed = true,
-                None => return None,
+                // What this version writes never ends in a space.
+                None if part.is_empty() => return None,
+                None => others.extend([" ", part]),
             }
         }
-        Some(record)
+        record.others = (!others.is_empty()).then(|| others.into());
+        // Only a text that can be written as it was read can be replaced.
+        (record.others.is_none() || record.to_string() == text).then_some(record)
     }
 }
 
@@ -118,10 +130,10 @@ impl fmt::Display for BindingRecord {
         if self.sealed {
             f.write_str(" s")?;
         }
-        match self.stale_state {
-            Some(tag) => write!(f, " ~{tag}"),
-            None => Ok(()),
+        if let Some(tag) = self.stale_state {
+            write!(f, " ~{tag}")?;
         }
+        f.write_str(self.others.as_deref().unwrap_or_default())
     }
 }
 
@@ -168,7 +180,8 @@ mod tests {
         let parts =
             (tag(), tag(), any::<u32>(), any::<u32>(), any::<bool>(), proptest::option::of(tag()));
         parts.prop_map(|(key, organization, epoch, generation, sealed, stale_state)| {
-            BindingRecord { key, organization, epoch, generation, sealed, stale_state }
+            let others = None;
+            BindingRecord { key, organization, epoch, generation, sealed, stale_state, others }
         })
     }
 
@@ -268,6 +281,7 @@ mod tests {
                 generation: 3,
                 sealed,
                 stale_state: stale_state.map(tag),
+                others: None,
             }
         };
         for (record, text) in [
@@ -285,6 +299,18 @@ mod tests {
     }
 
     #[test]
+    fn words_of_a_newer_version_stay_with_the_key() {
+        let text = "keykeykeorgorgor 10 0 ~statetag pinned v2=7";
+        let record = BindingRecord::parse(text).unwrap();
+        assert_eq!((record.epoch, record.to_string().as_str()), (10, text));
+        assert_eq!(
+            record.confirmed(3).to_string(),
+            "keykeykeorgorgor 10 3 s ~statetag pinned v2=7"
+        );
+        assert_eq!(record.moved_to(&keys()[0], 3, None).others, None);
+    }
+
+    #[test]
     fn common_record_fits_the_smallest_block() {
         let tag = Tag::of("key", b"a-very-long-name-of-a-key-in-production");
         let record = BindingRecord {
@@ -294,6 +320,7 @@ mod tests {
             generation: 345,
             sealed: true,
             stale_state: None,
+            others: None,
         };
         assert!(record.to_string().len() <= 28, "{record}");
     }
@@ -305,11 +332,10 @@ mod tests {
             "short",
             "aaaaaaaabbbbbbbb",
             "aaaaaaaabbbbbbbb 1",
-            "aaaaaaaabbbbbbbb 1 1 x",
             "aaaaaaaabbbbbbbb -1 1",
             "aaaaaaaabbbbbbbbc 1 1",
             "aaaaaaaabbbbbbbb 1 1 ~stat\u{e9}ta",
-            "aaaaaaaabbbbbbbb 1 1 S",
+            "aaaaaaaabbbbbbbb 1 1 x s",
             "aaaaaaaabbbbbbbb 1 1 ~short",
             "aaaaaaaabbbbbbbb 4294967296 1",
             "aaaaaaaabbbbbbbb 01 1",

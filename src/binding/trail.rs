@@ -88,7 +88,8 @@ impl Mark {
     /// Returns `None` for a line that this version does not understand.
     pub fn parse(line: &str) -> Option<Self> {
         let parts: Vec<&str> = line.split(' ').collect();
-        let [at, decision, reason, from, to] = parts[..] else { return None };
+        // A newer version may write more parts.
+        let [at, decision, reason, from, to, ..] = parts[..] else { return None };
         let id = |part: &str| Some(part.to_owned()).filter(|part| !part.is_empty());
         Some(Self {
             at: at.parse().ok()?,
@@ -101,7 +102,7 @@ impl Mark {
 }
 
 /// Writes queued lines until the replica stops.
-pub async fn keep_writing(store: Arc<Store>, ttl: Duration, Unwritten(mut unwritten): Unwritten) {
+pub async fn keep_writing(store: Arc<Store>, ttl: Duration, Unwritten(unwritten): &mut Unwritten) {
     let mut some = Vec::new();
     while unwritten.recv_many(&mut some, AT_ONCE).await > 0 {
         let mut trails: HashMap<SessionId, Vec<String>> = HashMap::new();
@@ -135,7 +136,7 @@ mod tests {
     async fn decisions_about_a_session_are_written_to_its_trail() {
         let metrics = Arc::new(Metrics::new());
         let store = Arc::new(Store::in_memory(Arc::new(Memory::new(8)), Arc::clone(&metrics)));
-        let (trail, unwritten) = Trail::new(metrics);
+        let (trail, mut unwritten) = Trail::new(metrics);
         let table = Table::sketch("a o 1 sk-a, b o 1 sk-b");
         let (a, b) = (&*table.keys()[0], &*table.keys()[1]);
         let session = SessionId::parse("0123456789abcdefghijkl").unwrap();
@@ -150,7 +151,7 @@ mod tests {
         trail.record(&step(Decision::Refuse, Reason::Exhausted, None));
         trail.record(&Step { session: None, ..step(Decision::Refuse, Reason::Failed, None) });
         drop(trail);
-        keep_writing(Arc::clone(&store), Duration::from_secs(60), unwritten).await;
+        keep_writing(Arc::clone(&store), Duration::from_secs(60), &mut unwritten).await;
         let lines = store.list(session.as_str(), &mut store.budget()).await.unwrap();
         let marks: Vec<_> = lines.iter().map(|line| Mark::parse(line).unwrap()).collect();
         let [spilled, refused] = &marks[..] else { panic!("{lines:?}") };
@@ -158,7 +159,9 @@ mod tests {
         assert_eq!((spilled.from.as_deref(), spilled.to.as_deref()), (Some("a"), Some("b")));
         assert_eq!((refused.decision.as_str(), refused.to.as_deref()), ("refuse", None));
         assert!(spilled.at > 0 && lines[0].len() < 64, "{lines:?}");
-        for other in ["", "1 move removed a", "x move removed a b", "1 move removed a b c"] {
+        let newer = Mark::parse("1 move removed a b c").unwrap();
+        assert_eq!((newer.at, newer.to.as_deref()), (1, Some("b")), "a newer version's line");
+        for other in ["", "1 move removed a", "x move removed a b"] {
             assert_eq!(Mark::parse(other), None, "{other}");
         }
     }

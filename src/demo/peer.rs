@@ -39,7 +39,10 @@ pub fn start(routing: Routing, upstream: SocketAddr, tasks: &Tasks) -> std::io::
     let address = listener.address()?;
     let router =
         Router::new().fallback(move |request: Request<Body>| pass(Arc::clone(&peer), request));
-    tasks.spawn_until_stopped(listener.serve(router, tasks.clone(), CancellationToken::new()));
+    let owned = tasks.clone();
+    tasks.spawn_until_stopped(async move {
+        listener.serve(router, owned, CancellationToken::new()).await;
+    });
     Ok(address)
 }
 

@@ -31,7 +31,8 @@ impl Membership {
         let member = Member::new(Arc::clone(store), name.to_owned());
         let membership = Arc::new(Self::new(member, Arc::clone(registry)));
         membership.exchange().await;
-        tasks.spawn_until_stopped(Arc::clone(&membership).run());
+        let kept = Arc::clone(&membership);
+        tasks.spawn_kept("membership", move || Arc::clone(&kept).run());
         membership
     }
 

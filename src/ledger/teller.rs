@@ -49,7 +49,7 @@ impl Teller {
 
     /// Runs until no further record can come, or until `closing`. Records that wait are still
     /// handled.
-    pub async fn run(mut self, mut records: mpsc::Receiver<Record>, closing: CancellationToken) {
+    pub async fn run(&mut self, records: &mut mpsc::Receiver<Record>, closing: CancellationToken) {
         let mut some = Vec::new();
         loop {
             let count = tokio::select! {

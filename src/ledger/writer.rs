@@ -51,6 +51,8 @@ pub struct Writer {
     closing: CancellationToken,
     connection: Option<DatabaseConnection>,
     memory: WriterMemory,
+    /// The number of rows that are being written.
+    in_hand: usize,
     /// The database is away, and the log says so.
     is_away: bool,
     /// The log says that rows cannot be written.
@@ -75,6 +77,7 @@ impl Writer {
             closing,
             connection,
             memory,
+            in_hand: 0,
             is_away: false,
             is_refusal_told: false,
         }
@@ -82,11 +85,17 @@ impl Writer {
 
     /// Runs until no further row can come.
     pub async fn run(
-        mut self,
+        &mut self,
         connection: Option<DatabaseConnection>,
-        mut rows: mpsc::Receiver<TurnRow>,
+        rows: &mut mpsc::Receiver<TurnRow>,
     ) {
         self.connection = connection;
+        self.memory = WriterMemory::default();
+        // A run that panicked may have panicked because of these rows.
+        let lost = std::mem::take(&mut self.in_hand);
+        if lost > 0 {
+            self.lose(lost, "the writer panicked");
+        }
         // Tables are made as soon as the database is there, whether there is a turn or not.
         self.deliver(&[]).await;
         let (mut batch, mut sweep) = (Vec::with_capacity(BATCH), Instant::now());
@@ -109,10 +118,12 @@ impl Writer {
                     Ok(_) => {}
                 }
             }
+            self.in_hand = batch.len();
             self.deliver(&batch).await;
+            self.in_hand = 0;
             batch.clear();
         }
-        if let Some(connection) = self.connection {
+        if let Some(connection) = self.connection.take() {
             connection.close().await;
         }
     }

@@ -159,6 +159,20 @@ label! {
     }
 }
 label! {
+    /// A listener of a replica.
+    Door = "listener" { Clients, Admin }
+}
+label! {
+    /// Why a connection was ended or not accepted.
+    NotTaken = "reason" { Silent, Limit, Descriptors }
+}
+label! {
+    /// Why a request without a valid token was refused.
+    Turned = "reason" {
+        InvalidApiKey, UnknownUrl, OriginNotAllowed, WebsocketNotSupported, Other,
+    }
+}
+label! {
     /// An operation of the store.
     Operation = "operation" { Get, Recall, Put, Claim, Replace, Extend, Merge, Roll, Board, Append, List }
 }

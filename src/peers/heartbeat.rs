@@ -87,7 +87,8 @@ impl Heartbeat {
     ) -> Arc<Self> {
         let heartbeat = Arc::new(Self::new(Arc::clone(store), topic, replicas, name.to_owned()));
         heartbeat.exchange().await;
-        tasks.spawn_until_stopped(Arc::clone(&heartbeat).run());
+        let kept = Arc::clone(&heartbeat);
+        tasks.spawn_kept("heartbeat", move || Arc::clone(&kept).run());
         heartbeat
     }
 

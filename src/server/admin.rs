@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
 use axum::routing::get;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
@@ -11,10 +13,21 @@ use http::{HeaderValue, Response, StatusCode};
 use super::drain::Readiness;
 use super::ledger::ledger_routes;
 use super::operator::{AdminApi, operator_routes, unknown};
+use super::slowing::Slowing;
 use crate::metrics::{self, Metrics};
+use crate::task::Tasks;
+use crate::telemetry::log;
 
-pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, api: Arc<AdminApi>) -> Router {
+pub fn admin_routes(
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    api: Arc<AdminApi>,
+    tasks: Tasks,
+) -> Router {
+    let slowing = Arc::new(Slowing::new(Arc::clone(&metrics)));
     let page = move || async move {
+        metrics.log_lines_dropped(log::dropped());
+        metrics.task_restarts(tasks.restarts());
         let mut response = Response::new(axum::body::Body::from(metrics.render()));
         response
             .headers_mut()
@@ -35,4 +48,12 @@ pub fn admin_routes(metrics: Arc<Metrics>, readiness: Readiness, api: Arc<AdminA
         .merge(operator_routes(api))
         .method_not_allowed_fallback(unknown)
         .fallback(unknown)
+        .layer(from_fn(move |request: Request, next: Next| {
+            let caller = slowing.caller(&request);
+            async move {
+                let response = next.run(request).await;
+                caller.hears(response.extensions()).await;
+                response
+            }
+        }))
 }

@@ -8,7 +8,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::server::Settings;
+use crate::server::connection::{Ending, MOMENT};
 use crate::task::Tasks;
+
+/// Longest time to cut the turns that outlast the grace.
+const CUT: Duration = Duration::from_millis(500);
 
 /// Whether balancers should send turns to this replica. Depends only on whether the replica is
 /// leaving: a store or an upstream that is away is away for all replicas alike.
@@ -28,18 +32,20 @@ impl Readiness {
 /// The parts that end in a drain, in this order, and their times.
 pub struct Drain {
     pub readiness: Readiness,
-    /// Once cancelled, no connection and no further request is accepted.
-    pub closing: CancellationToken,
+    /// `closing`: once cancelled, no connection is accepted, and open ones end after a moment.
+    pub ending: Ending,
     pub connections: Tasks,
     pub delay: Duration,
     pub grace: Duration,
 }
 
 impl Drain {
-    pub fn new(settings: &Settings) -> Self {
+    /// Once `cutting` is cancelled, turns in flight are cut.
+    pub fn new(settings: &Settings, cutting: CancellationToken) -> Self {
+        let ending = Ending { cutting, moment: MOMENT.min(settings.drain.0), ..Ending::replica() };
         Self {
             readiness: Readiness::ready(),
-            closing: CancellationToken::new(),
+            ending,
             connections: Tasks::new(),
             delay: settings.drain_delay.0,
             grace: settings.drain.0,
@@ -51,12 +57,13 @@ impl Drain {
     pub async fn run(self, hurry: impl Future<Output = ()>) -> bool {
         let gently = async {
             self.readiness.0.store(false, Ordering::Relaxed);
+            self.ending.leaving.cancel();
             tracing::info!(
                 seconds = self.delay.as_secs_f64(),
                 "draining: not ready, still serving"
             );
             tokio::time::sleep(self.delay).await;
-            self.closing.cancel();
+            self.ending.closing.cancel();
             tracing::info!(
                 seconds = self.grace.as_secs_f64(),
                 "draining: waiting for turns in flight"
@@ -67,12 +74,18 @@ impl Drain {
             }
             is_done
         };
-        tokio::select! {
+        let is_done = tokio::select! {
             is_done = gently => is_done,
             () = hurry => {
                 tracing::warn!("told twice to stop: cutting the turns in flight");
                 false
             }
+        };
+        if !is_done {
+            // Clients of WebSockets are told, and every turn is recorded.
+            self.ending.cutting.cancel();
+            self.connections.join(CUT).await;
         }
+        is_done
     }
 }

@@ -1,5 +1,4 @@
-//! One listening socket: accepts connections, bounds how slowly headers may come, and ends
-//! connections gently.
+//! One listening socket: accepts connections up to a limit, and hands each to `connection`.
 //!
 //! Speaks HTTP/1.1 and HTTP/2: in cleartext with prior knowledge, through TLS by ALPN. Does not
 //! depend on routes.
@@ -9,39 +8,40 @@ use std::error::Error;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 
+use crate::server::connection::{Ending, connection};
+use crate::server::connections::{Connections, Seat, Watched};
 use crate::server::tls::Tls;
 use crate::task::Tasks;
 
 /// Maximum connections that wait to be accepted: the system's default of 128 drops bursts.
 const BACKLOG: u32 = 4096;
-/// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
-/// that meets a closing connection would be lost.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Size of a connection's read and write buffer, which also limits a request's head.
-const BUFFER: usize = 64 * 1024;
+/// Pause after a connection could not be accepted: spinning would only burn the core that the other
+/// connections need.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Time to take the refusal of a connection.
+const REFUSAL: Duration = Duration::from_secs(1);
+/// The answer to whoever finds no place.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+    content-type: application/json\r\ncontent-length: 151\r\n\r\n\
+    {\"error\":{\"message\":\"This replica has no room for another connection. Please try again.\",\
+    \"type\":\"server_error\",\"param\":null,\"code\":\"no_key_available\"}}";
 
 /// A bound socket that serves nothing yet, so that its real port can be shown first.
 pub struct Listener {
     socket: TcpListener,
     header_timeout: Duration,
     tls: Option<Tls>,
+    connections: Arc<Connections>,
 }
 
 impl Listener {
@@ -50,7 +50,8 @@ impl Listener {
         // A restarted replica can bind its port at once.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        Ok(Self { socket: socket.listen(BACKLOG)?, header_timeout, tls: None })
+        let (socket, connections) = (socket.listen(BACKLOG)?, Connections::unlimited());
+        Ok(Self { socket, header_timeout, tls: None, connections })
     }
 
     /// The same, for clients that speak TLS where there is one.
@@ -58,143 +59,103 @@ impl Listener {
         Self { tls, ..self }
     }
 
+    /// The same, with a limit of its connections.
+    pub fn within(self, connections: Arc<Connections>) -> Self {
+        Self { connections, ..self }
+    }
+
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Accepts connections until `closing`. Then each connection ends after its request in flight.
-    pub async fn serve<S, B>(self, service: S, tasks: Tasks, closing: CancellationToken)
+    /// Accepts connections until `ending` is over. Each connection ends as `ending` says.
+    pub async fn serve<S, B>(&self, service: S, tasks: Tasks, ending: impl Into<Ending>)
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        S: Service<Request<Watched>, Response = Response<B>, Error = Infallible>
             + Clone
             + Send
             + 'static,
         S::Future: Send,
-        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
     {
+        let ending = ending.into();
+        let over = ending.over();
+        tokio::pin!(over);
         loop {
             let accepted = tokio::select! {
-                () = closing.cancelled() => return,
+                () = &mut over => return,
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     // Events are small, and a person waits for each.
                     let _ = stream.set_nodelay(true);
-                    let (service, closing) = (service.clone(), closing.clone());
-                    match &self.tls {
-                        None => {
-                            tasks.spawn(connection(stream, service, self.header_timeout, closing))
+                    let Some(seat) = self.connections.enter() else {
+                        if self.tls.is_none() {
+                            tasks.spawn(refuse(stream));
                         }
-                        Some(tls) => tasks.spawn(through_tls(
-                            tls.clone(),
-                            stream,
-                            service,
-                            self.header_timeout,
-                            closing,
-                        )),
+                        continue;
+                    };
+                    let (service, ending) = (service.clone(), ending.clone());
+                    let (timeout, peer) = (self.header_timeout, peer.ip());
+                    match self.tls.clone() {
+                        None => {
+                            tasks.spawn(connection(stream, peer, service, timeout, ending, seat));
+                        }
+                        Some(tls) => tasks.spawn(async move {
+                            if let Some(stream) =
+                                through(&tls, stream, timeout, &ending, &seat).await
+                            {
+                                connection(stream, peer, service, timeout, ending, seat).await;
+                            }
+                        }),
                     }
                 }
-                // No file descriptor is left. Other connections will close; spinning would only
-                // burn the core that they need.
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => {
+                    // No file descriptor is left, or the peer has already gone.
+                    self.connections.make_room(&error);
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
     }
 }
 
-/// A connection that begins with a handshake. A peer that fails the handshake, or takes too long,
-/// has sent no request.
-async fn through_tls<S, B>(
-    tls: Tls,
-    stream: TcpStream,
-    service: S,
-    header_timeout: Duration,
-    closing: CancellationToken,
-) where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send,
-    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
-{
-    let accepted = tokio::select! {
-        () = closing.cancelled() => return,
-        accepted = tokio::time::timeout(header_timeout, tls.accept(stream)) => accepted,
+/// Tells a client that there is no room.
+async fn refuse(mut stream: TcpStream) {
+    let telling = async {
+        stream.write_all(FULL).await?;
+        stream.shutdown().await
     };
-    if let Ok(Ok(stream)) = accepted {
-        connection(stream, service, header_timeout, closing).await;
+    let _ = tokio::time::timeout(REFUSAL, telling).await;
+}
+
+/// Begins a connection with a handshake. A peer that fails the handshake, or takes too long, has
+/// sent no request.
+async fn through(
+    tls: &Tls,
+    stream: TcpStream,
+    timeout: Duration,
+    ending: &Ending,
+    seat: &Seat,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    tokio::select! {
+        () = ending.closing.cancelled() => None,
+        () = poll_fn(|context| seat.poll_end(context)) => None,
+        accepted = tokio::time::timeout(timeout, tls.accept(stream)) => accepted.ok()?.ok(),
     }
 }
 
-async fn connection<I, S, B>(
-    stream: I,
-    service: S,
-    header_timeout: Duration,
-    closing: CancellationToken,
-) where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send,
-    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
-{
-    let has_asked = &AtomicBool::new(false);
-    let service = service_fn(move |request| {
-        has_asked.store(true, Ordering::Relaxed);
-        service.clone().call(request)
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // To copy an event costs less than to hand it over in three pieces.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout.max(KEEP_ALIVE))
-        .max_buf_size(BUFFER)
-        .writev(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(256)
-        // Finds out peers that have gone without closing.
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(header_timeout);
-    let mut connection =
-        pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    // hyper has a single timeout for idle connections and for heads that trickle in, which is set
-    // to the longer one. The shorter one for new connections, whose peers are not trusted yet, is
-    // kept here.
-    let mut first_request_timeout = pin!(tokio::time::sleep(header_timeout));
-    let mut ending = pin!(closing.cancelled());
-    let closing = closing.clone();
-    let (mut is_new, mut is_listening, mut is_open) = (true, false, true);
-    // `move` puts together all that is looked at for each event.
-    poll_fn(move |context| {
-        // Nearly every wake-up is the connection's. An error of the connection is ignored: the turn
-        // that ran on it has been recorded.
-        if connection.as_mut().poll(context).is_ready() {
-            return Poll::Ready(());
-        }
-        if is_new {
-            is_new = !has_asked.load(Ordering::Relaxed);
-            if is_new && first_request_timeout.as_mut().poll(context).is_ready() {
-                return Poll::Ready(());
-            }
-        }
-        // After the first poll, `ending` wakes this task by itself.
-        if is_open && (!is_listening || closing.is_cancelled()) {
-            is_listening = true;
-            if ending.as_mut().poll(context).is_ready() {
-                is_open = false;
-                connection.as_mut().graceful_shutdown();
-                return connection.as_mut().poll(context).map(|_| ());
-            }
-        }
-        Poll::Pending
-    })
-    .await;
+    #[test]
+    fn refusal_is_an_answer_of_its_length() {
+        let text = std::str::from_utf8(FULL).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&format!("\r\ncontent-length: {}", body.len())), "{head}");
+        let json: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(json["error"]["code"], "no_key_available");
+    }
 }

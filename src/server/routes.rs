@@ -7,15 +7,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ::http::header::CONTENT_LENGTH;
-use ::http::{Method, Request, Response};
+use ::http::header::{CONTENT_LENGTH, HeaderName, ORIGIN};
+use ::http::{HeaderMap, Method, Request, Response};
 use axum::body::Body;
-use futures_util::FutureExt;
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tower_service::Service;
 
 use crate::error::{Error, ErrorKind};
+use crate::server::connections::Watched;
+use crate::server::slowing::Slowing;
 use crate::turn::Gateway;
 use crate::turn::http::exchange::{self as http, HttpTurns};
 use crate::turn::http::relay::Outgoing;
@@ -23,15 +23,18 @@ use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::wire::endpoint::Endpoint;
 
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
 /// The clients' endpoints. Answers are not axum's, which would box each answer: every event would
 /// pay for the box.
 #[derive(Clone)]
 pub struct ClientRoutes {
     pub http: Arc<HttpTurns>,
     pub websocket: Arc<WebSocketTurns>,
+    pub slowing: Arc<Slowing>,
 }
 
-impl Service<Request<Incoming>> for ClientRoutes {
+impl Service<Request<Watched>> for ClientRoutes {
     type Response = Response<Outgoing>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Outgoing>, Infallible>> + Send>>;
@@ -40,8 +43,13 @@ impl Service<Request<Incoming>> for ClientRoutes {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(answer(self.clone(), request.map(Body::new)).map(Ok))
+    fn call(&mut self, request: Request<Watched>) -> Self::Future {
+        let (routes, caller) = (self.clone(), self.slowing.caller(&request));
+        Box::pin(async move {
+            let response = answer(routes, request.map(Body::new)).await;
+            caller.hears(response.extensions()).await;
+            Ok(response)
+        })
     }
 }
 
@@ -55,8 +63,12 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 }
 
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
-    let ClientRoutes { http: turns, websocket: sockets } = routes;
+    let ClientRoutes { http: turns, websocket: sockets, .. } = routes;
     let gateway = &turns.gateway;
+    if gateway.entry.clients.get().is_open() && is_of_a_page(request.headers()) {
+        let error = Error::new(ErrorKind::OriginNotAllowed, "Pages may not call this gateway.");
+        return refuse(gateway, &request, &error);
+    }
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
         Some(Endpoint::CreateResponse) => http::serve(turns, request).await,
@@ -70,6 +82,13 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
             refuse(gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
         }
     }
+}
+
+/// Whether a browser sent the request for a page. By a name that leads here, any page may have our
+/// own origin. Where a token is asked for, no page can show it.
+fn is_of_a_page(headers: &HeaderMap) -> bool {
+    let is_fetched = headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
+    headers.contains_key(ORIGIN) || is_fetched
 }
 
 fn unknown(request: &Request<Body>) -> Error {

@@ -17,7 +17,7 @@ pub const HOP: &str = "x-warmkey-hop";
 const CONVERSATION_HEADERS: [&str; 2] = ["conversation-id", "conversation_id"];
 
 /// A turn's session, if any, and the number of malformed signals that were skipped.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     pub session: Option<SessionId>,
     pub skipped: u64,

@@ -43,7 +43,7 @@ pub struct Subscriber {
 
 impl Subscriber {
     /// Listens to one of the connected nodes in `nodes`, for as long as the future is polled.
-    pub async fn listen(self, nodes: impl Fn() -> Vec<Arc<Host>>) {
+    pub async fn listen(self: Arc<Self>, nodes: impl Fn() -> Vec<Arc<Host>>) {
         let mut attempts = interval(RESUBSCRIBE);
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -8,6 +8,8 @@
 -- never shortens the life of an equal value. A note that a board has lost keeps its stamp, and
 -- replaces only an older one. An empty value removes a note.
 --
+-- Fields and values that do not read like this belong to a newer version, and stay as they are.
+--
 -- Returns the time, the version, all notes if the versions differ (name, value, life, stamp), and
 -- the loads of the other replicas.
 local time = redis.call('TIME')
@@ -20,21 +22,23 @@ local fields = redis.call('HGETALL', board)
 for i = 1, #fields, 2 do
   local name, value = fields[i], fields[i + 1]
   if name == 'v' then
-    version = tonumber(value)
+    version = tonumber(value) or 0
   elseif string.sub(name, 1, 2) == 'n:' then
     local stamp, expiry, text = string.match(value, '^(%d+) (%d+) (.*)$')
     stamp, expiry = tonumber(stamp), tonumber(expiry)
-    if expiry > 0 and expiry <= now then
+    if not stamp then
+      -- A newer version's note.
+    elseif expiry > 0 and expiry <= now then
       redis.call('HDEL', board, name)
       changed = true
     else
       notes[string.sub(name, 3)] = { stamp = stamp, expiry = expiry, text = text }
     end
-  elseif name ~= replica then
+  elseif string.sub(name, 1, 2) == 'r:' and name ~= replica then
     local expiry, load = string.match(value, '^(%d+) (.*)$')
-    if tonumber(expiry) < now then
+    if expiry and tonumber(expiry) < now then
       redis.call('HDEL', board, name)
-    else
+    elseif expiry then
       table.insert(loads, load)
     end
   end

@@ -4,6 +4,7 @@
 //! find its link away. A turn follows a node's redirection within its own budget.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Cluster {
     health: Arc<Health>,
     tasks: Tasks,
     table: RwLock<Arc<Table>>,
+    /// The table was read once.
+    has_table: AtomicBool,
     /// Wakes the task that keeps the table, because the table may be wrong.
     stale: Arc<Notify>,
 }
@@ -65,7 +68,8 @@ impl Cluster {
     ) -> Self {
         // Without a table, the store counts as incomplete.
         health.loses();
-        Self { dialer, faults, health, tasks, table: RwLock::default(), stale: Arc::default() }
+        let (table, has_table) = (RwLock::default(), AtomicBool::new(false));
+        Self { dialer, faults, health, tasks, table, has_table, stale: Arc::default() }
     }
 
     /// Asks the node that owns `name`.
@@ -122,12 +126,11 @@ impl Cluster {
 
     /// Keeps the table for as long as the future is polled.
     pub async fn keep(self: Arc<Self>) {
-        let mut is_first = true;
         loop {
             match self.look().await {
                 Ok(slots) => {
                     self.adopt(slots);
-                    if std::mem::take(&mut is_first) {
+                    if !self.has_table.swap(true, Ordering::Relaxed) {
                         self.health.regains();
                     }
                 }
@@ -228,12 +231,15 @@ impl Cluster {
             Arc::clone(&self.stale),
         ));
         link.prove_with_own(|name| slots.is_at(name, host));
-        let (kept, end) = (Arc::clone(&link).keep(), CancellationToken::new());
+        let (kept, end) = (Arc::clone(&link), CancellationToken::new());
         let ended = end.clone();
-        self.tasks.spawn_until_stopped(async move {
-            tokio::select! {
-                () = kept => {}
-                () = ended.cancelled() => {}
+        self.tasks.spawn_kept("store_link", move || {
+            let (kept, ended) = (Arc::clone(&kept).keep(), ended.clone());
+            async move {
+                tokio::select! {
+                    () = kept => {}
+                    () = ended.cancelled() => {}
+                }
             }
         });
         Member { link, _kept: Arc::new(end.drop_guard()) }

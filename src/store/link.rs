@@ -6,6 +6,7 @@
 //! a row, each answered with time to spare. A Redis that is too slow for turns thus stays out
 //! instead of flapping.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,6 +51,8 @@ pub struct Link {
     faults: Arc<Faults>,
     health: Arc<Health>,
     state: Mutex<State>,
+    /// The number of the last connection.
+    numbers: AtomicU64,
     /// Wakes the task that keeps the connection, to look at the state.
     wake: Notify,
     /// The name of the test write.
@@ -92,6 +95,7 @@ impl Link {
             faults,
             health,
             state: Mutex::new(State::Away),
+            numbers: AtomicU64::new(0),
             wake: Notify::new(),
             probe,
             lost,
@@ -155,8 +159,11 @@ impl Link {
     pub async fn keep(self: Arc<Self>) {
         let mut attempts = tokio::time::interval(RECONNECT);
         attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        for number in 1.. {
+        // A run that panicked may have left its connection in use, which nothing attends any more.
+        self.give_up(self.numbers.load(Ordering::Relaxed), "it was not attended");
+        loop {
             attempts.tick().await;
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
             match self.connect().await {
                 Ok((host, connection)) => {
                     tracing::info!(node = %host, "connected to the store");

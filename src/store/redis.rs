@@ -79,20 +79,20 @@ impl Redis {
         let (told, counted) = (Arc::clone(&faults), Arc::clone(&health));
         let lag = (*dialer.kind() != StoreKind::One)
             .then(|| Arc::new(Lag::new(Arc::clone(&dialer), Arc::clone(metrics))));
-        if let Some(lag) = &lag {
-            tasks.spawn_until_stopped(Arc::clone(lag).keep());
+        if let Some(lag) = lag.clone() {
+            tasks.spawn_kept("store_lag", move || Arc::clone(&lag).keep());
         }
         let (announcements, resubscribed, channel) = (
             broadcast::Sender::new(BACKLOG),
             watch::Sender::new(0),
             dialer.name(Name::Announcements),
         );
-        let subscriber = Subscriber {
+        let subscriber = Arc::new(Subscriber {
             dialer: Arc::clone(&dialer),
             faults: Arc::clone(&faults),
             told: announcements.clone(),
             resubscribed: resubscribed.clone(),
-        };
+        });
         let kept = Arc::clone(&dialer);
         let nodes = match dialer.kind() {
             StoreKind::One | StoreKind::Sentinel(_) => {
@@ -103,17 +103,22 @@ impl Redis {
                     counted,
                     Arc::new(Notify::new()),
                 ));
-                tasks.spawn_until_stopped(Arc::clone(&link).keep());
+                let kept = Arc::clone(&link);
+                tasks.spawn_kept("store_link", move || Arc::clone(&kept).keep());
                 Nodes::One(link)
             }
             StoreKind::Cluster => {
                 let cluster = Arc::new(Cluster::new(kept, told, counted, tasks.clone()));
-                tasks.spawn_until_stopped(Arc::clone(&cluster).keep());
+                let kept = Arc::clone(&cluster);
+                tasks.spawn_kept("store_cluster", move || Arc::clone(&kept).keep());
                 Nodes::Many(cluster)
             }
         };
         let known = nodes.clone();
-        tasks.spawn_until_stopped(subscriber.listen(move || known.hosts()));
+        tasks.spawn_kept("store_subscriber", move || {
+            let known = known.clone();
+            Arc::clone(&subscriber).listen(move || known.hosts())
+        });
         let scripts = [REPLACE, EXTEND, MERGE, MEMBERSHIP, BOARD, TRAIL]
             .map(|text| (Script::new(text), text));
         let [replace, extend, merge, membership, board, trail] = scripts;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::binding::Binding;
 use crate::client::ClientId;
-use crate::error::{Error, Fault};
+use crate::error::{Error, ErrorKind, Fault};
 use crate::health::load::{InFlight, Loads};
 use crate::key::Key;
 use crate::metrics::{Ending, Reason, Transport};
@@ -26,6 +26,14 @@ use crate::usage::timeline::{Timeline, Waited};
 use crate::wire::imprint::Imprint;
 use crate::wire::terminal::Terminal;
 
+/// Bytes of a model's name that are kept: turns and records must not hold a body's worth of it.
+const LONGEST_MODEL: usize = 256;
+
+/// The part of a model's name that is kept.
+pub fn kept_name(model: &str) -> &str {
+    &model[..model.floor_char_boundary(LONGEST_MODEL)]
+}
+
 /// Facts about one turn. Dropping the account ends the turn, as [`Ending::ClientLeft`] unless
 /// another ending was noted.
 pub struct Account {
@@ -40,6 +48,8 @@ pub struct Account {
     imprint: Option<Box<Imprint>>,
     status: Option<StatusCode>,
     ending: Option<Ending>,
+    /// The gateway's own error that ends the turn.
+    refusal: Option<ErrorKind>,
     reading: Reading,
     /// The account was opened for a handshake, which is not a turn.
     is_void: bool,
@@ -86,6 +96,7 @@ impl Account {
             imprint: None,
             status: None,
             ending: None,
+            refusal: None,
             reading: Reading::default(),
             is_void: false,
         }
@@ -119,7 +130,7 @@ impl Account {
 
     /// Notes the model that the client asks for.
     pub fn model(&mut self, model: &str) {
-        model.clone_into(&mut self.model);
+        kept_name(model).clone_into(&mut self.model);
     }
 
     /// Notes where the turn's session comes from.
@@ -191,7 +202,8 @@ impl Account {
         self.status = Some(error.status());
         self.ending =
             Some(if error.fault() == Fault::Client { Ending::Refused } else { Ending::Unserved });
-        if error.fault() != Fault::Client {
+        self.refusal = Some(error.kind);
+        if error.fault() != Fault::Client && self.caller.client.is_some() {
             tracing::warn!(turn = %self.id, code = error.code(), cause = error.cause.as_deref(), "{error}");
         }
     }
@@ -226,6 +238,7 @@ impl Account {
 
     fn record(&mut self, service: Option<Service>) -> Record {
         let ending = match self.ending {
+            Some(Ending::ClientLeft) | None if self.books.cutting.is_cancelled() => Ending::Cut,
             Some(ending) => ending,
             None if std::thread::panicking() => Ending::Unserved,
             None => Ending::ClientLeft,
@@ -264,7 +277,10 @@ impl Drop for Account {
         // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        self.books.tell(record);
+        match self.refusal {
+            Some(kind) if record.client.is_none() => self.books.tell_stranger(&record, kind),
+            _ => self.books.tell(record),
+        }
     }
 }
 
@@ -337,6 +353,15 @@ mod tests {
             assert!(std::panic::catch_unwind(turn).is_err());
         };
         assert_eq!(ended(&panics), ["unserved"]);
+    }
+
+    #[test]
+    fn name_that_is_no_models_is_cut_short() {
+        let mut account = open(&Arc::new(Metrics::new()));
+        account.model(&"\u{e9}".repeat(1 << 20));
+        assert_eq!(account.asked(), "\u{e9}".repeat(LONGEST_MODEL / 2));
+        account.model("gpt-5.4");
+        assert_eq!(account.asked(), "gpt-5.4");
     }
 
     #[tokio::test]

@@ -18,6 +18,10 @@ impl Idle {
         Self { timeout, last: Instant::now(), timer: None }
     }
 
+    pub const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Notes that something arrived. Returns how long the stream was silent before.
     pub fn note_arrival(&mut self) -> Duration {
         let now = Instant::now();

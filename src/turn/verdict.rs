@@ -72,6 +72,16 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
                 }
             }
         }
+        Outcome::NoDescriptor(cause) => {
+            let error = Error::new(
+                ErrorKind::NoKeyAvailable,
+                "The gateway has too many open files: too many connections are open. \
+                 Please try again in a moment.",
+            )
+            .retry_after(SOON)
+            .because(cause);
+            Verdict::GiveUp(error, Reason::Unreachable)
+        }
         // The host is at fault, never the key.
         Outcome::Unreachable(cause) => {
             let error =

@@ -6,6 +6,7 @@ pub mod replace_error;
 pub mod reach;
 pub mod lanes;
 pub mod state;
+pub mod meter;
 pub mod peer;
 pub mod closing;
 pub mod sockets;

@@ -47,6 +47,9 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
                 Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
                 Content::Body(_) => return read(response).await,
             },
+            Ok(Err(error)) if lacks_descriptors(&error) => {
+                return Outcome::NoDescriptor(causes(&error));
+            }
             Ok(Err(error)) if error.is_connect() && again => again = false,
             Ok(Err(error)) if error.is_connect() => return Outcome::Unreachable(causes(&error)),
             Ok(Err(error)) => return Outcome::Interrupted(causes(&error)),
@@ -147,6 +150,16 @@ fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     // The part that was read before an error may be complete.
     let _ = read;
     Cow::Owned(text)
+}
+
+/// Whether no connection could be opened because this process, or this machine, has no descriptor
+/// left. The upstream has no part in that.
+fn lacks_descriptors(error: &(dyn std::error::Error + 'static)) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| matches!(error.raw_os_error(), Some(ENFILE | EMFILE)))
 }
 
 /// The causes of an error, without the URL, which may hold private data.

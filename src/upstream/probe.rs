@@ -54,7 +54,8 @@ impl Prober {
         let (store, registry) = (Arc::clone(store), Arc::clone(registry));
         let (metrics, owned) = (Arc::clone(metrics), tasks.clone());
         let prober = Self { store, registry, metrics, tasks: owned, name };
-        tasks.spawn_until_stopped(Arc::new(prober).keep_probing());
+        let prober = Arc::new(prober);
+        tasks.spawn_kept("prober", move || Arc::clone(&prober).keep_probing());
     }
 
     /// Probes for as long as the replica lives.

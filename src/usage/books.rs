@@ -1,13 +1,17 @@
 //! Tells what happened in turns: a log line and metrics, both from the turn's record.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::client::ClientId;
-use crate::metrics::{Cache, Metrics};
+use crate::error::ErrorKind;
+use crate::metrics::{Cache, Metrics, Turned};
 use crate::session::SessionId;
 use crate::usage::record::Record;
 
@@ -17,17 +21,31 @@ const QUEUE: usize = 8_192;
 /// The readers of every turn's record on this replica.
 pub struct Books {
     pub metrics: Arc<Metrics>,
+    /// Once cancelled, turns in flight are cut, and their clients have not left.
+    pub cutting: CancellationToken,
     /// Where records go once they are told.
     queue: Option<mpsc::Sender<Record>>,
     /// Traces are made from the records.
     is_traced: bool,
     /// The last record found no room.
     is_full: AtomicBool,
+    strangers: Mutex<Strangers>,
 }
+
+/// Refused requests of callers without a valid token, which cost no log line each.
+struct Strangers {
+    untold: u64,
+    told: Option<Instant>,
+}
+
+/// Least time between two log lines about strangers.
+const TELL_STRANGERS: Duration = Duration::from_secs(60);
 
 impl Books {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, queue: None, is_traced: false, is_full: AtomicBool::new(false) }
+        let strangers = Mutex::new(Strangers { untold: 0, told: None });
+        let (cutting, is_full) = (CancellationToken::new(), AtomicBool::new(false));
+        Self { metrics, cutting, queue: None, is_traced: false, is_full, strangers }
     }
 
     /// With the queue that the ledger reads. `is_traced`: traces are made from the records, too.
@@ -86,6 +104,28 @@ impl Books {
     fn lose(&self) {
         self.metrics.ledger_dropped(1);
         self.metrics.traces_dropped(self.is_traced.into());
+    }
+
+    /// A request was refused before its client was known. Anybody can send such requests, so they
+    /// are counted, and the log tells of many in one line.
+    pub fn tell_stranger(&self, record: &Record, kind: ErrorKind) {
+        let seconds = record.duration.as_secs_f64();
+        self.metrics.turn_ended(record.transport, record.ending, seconds);
+        self.metrics.stranger_refused(match kind {
+            ErrorKind::InvalidApiKey => Turned::InvalidApiKey,
+            ErrorKind::UnknownUrl => Turned::UnknownUrl,
+            ErrorKind::OriginNotAllowed => Turned::OriginNotAllowed,
+            ErrorKind::UpgradeRequired => Turned::WebsocketNotSupported,
+            _ => Turned::Other,
+        });
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        strangers.untold += 1;
+        if strangers.told.is_none_or(|told| told.elapsed() >= TELL_STRANGERS) {
+            let requests = std::mem::take(&mut strangers.untold);
+            strangers.told = Some(Instant::now());
+            drop(strangers);
+            tracing::info!(requests, "requests without a valid token or address were refused");
+        }
     }
 
     fn count(&self, record: &Record) {

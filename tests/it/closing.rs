@@ -171,9 +171,22 @@ async fn turn_that_outlasts_the_grace_is_cut() {
     begun(&mut client, &mut there).await;
     let asked = Instant::now();
     cluster.replica().terminate().await;
-    client.closed().await;
+    let error = client.json().await;
     assert!(asked.elapsed() > ms(900), "the turn had its grace: {:?}", asked.elapsed());
+    assert_eq!(
+        (
+            &error["type"],
+            &error["status"],
+            &error["error"]["code"],
+            &error["headers"]["retry-after"]
+        ),
+        (&json!("error"), &json!(503), &json!("no_key_available"), &json!("1"))
+    );
+    assert_eq!(client.closed().await, 1001);
+    let budget = Budget::begin(ms(1_000));
     cluster.replicas[0].exit(SOON).await;
+    budget.holds("the end after the grace");
+    assert!(cluster.logs().contains(r#""outcome":"cut""#), "{}", cluster.logs());
 }
 
 #[tokio::test]
@@ -185,6 +198,7 @@ async fn revoked_token_ends_its_connections() {
     let clients = format!("[[client]]\nid = \"bob\"\ntoken = {BOB:?}\n");
     cluster.change(|cluster| cluster.clients(&clients));
     cluster.reload(0).await;
+    assert_eq!(client.json().await["status"], 401, "the client waits for an answer");
     assert_eq!(client.closed().await, 1008);
     assert_eq!(there.closed().await, 1001);
     turn(&mut other, &mut other_there, "resp_2").await;

@@ -123,6 +123,7 @@ async fn turn_that_outlasts_the_grace_is_cut() {
     assert!(asked.elapsed() > ms(900), "the turn had its grace: {:?}", asked.elapsed());
     cluster.replicas[0].exit(SOON).await;
     budget.holds("the end after the grace");
+    assert!(cluster.logs().contains(r#""outcome":"cut""#), "{}", cluster.logs());
 }
 
 #[tokio::test]

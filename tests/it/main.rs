@@ -47,6 +47,7 @@ mod contract;
 mod drain;
 mod errors;
 mod http;
+mod pressure;
 mod ledger;
 mod leaving;
 mod limits;

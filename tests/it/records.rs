@@ -106,7 +106,6 @@ async fn every_end_of_a_turn_has_its_name() {
     ends("no JSON", "refused", &Request::turn(ALICE, "no JSON"), completed()).await;
     ends("an unknown path", "refused", &Request::turn(ALICE, BODY).target("/nowhere"), completed())
         .await;
-    ends("no token", "refused", &Request::turn("unknown", BODY), completed()).await;
     ends("no answer", "unserved", &turn, vec![Step::Hold]).await;
 }
 

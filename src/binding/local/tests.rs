@@ -14,6 +14,7 @@ fn record(epoch: u32) -> BindingRecord {
         generation: 1,
         sealed: false,
         stale_state: None,
+        others: None,
     }
 }
 

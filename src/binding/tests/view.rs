@@ -55,13 +55,13 @@ async fn trail_is_shown_in_the_order_of_its_times_and_each_line_once() {
 #[tokio::test(start_paused = true)]
 async fn step_that_is_written_again_is_shown_once() {
     let replica = one();
-    let (trail, unwritten) = Trail::new(Arc::clone(&replica.metrics));
+    let (trail, mut unwritten) = Trail::new(Arc::clone(&replica.metrics));
     let (session, key) = (session(1), replica.key("a-1"));
     let (decision, reason) = (Decision::Refuse, Reason::Exhausted);
     trail.record(&Step { session: Some(&session), decision, reason, from: Some(&key), to: None });
     drop(trail);
     replica.weather(Weather::Mute);
-    keep_writing(Arc::clone(&replica.store), TTL, unwritten).await;
+    keep_writing(Arc::clone(&replica.store), TTL, &mut unwritten).await;
     replica.weather(Weather::Fair);
     let view = replica.bindings.view(&session).await.unwrap();
     let [mark] = &view.trail[..] else { panic!("{:?}", view.trail) };

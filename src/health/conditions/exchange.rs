@@ -60,7 +60,7 @@ impl Conditions {
         let mut said = HashMap::new();
         for note in &board.notes {
             let Some((place, condition)) =
-                Place::parse(&note.name).zip(Condition::parse(&note.value))
+                Place::parse(&note.name).zip(Condition::parse(first_word(&note.value)))
             else {
                 continue;
             };
@@ -122,6 +122,11 @@ impl Conditions {
         });
         true
     }
+}
+
+/// A newer version may write more words behind a condition.
+fn first_word(value: &str) -> &str {
+    value.split(' ').next().unwrap_or_default()
 }
 
 #[cfg(test)]

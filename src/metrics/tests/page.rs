@@ -37,6 +37,14 @@ const FROM_THE_START: &str = "
     store_failures_total reason=timeout,connection,authentication,readonly,out_of_memory,loading,\
                                 denied,other
     lagging_rebinds_total
+    connections listener=clients,admin
+    connections_limit
+    connections_refused_total reason=silent,limit,descriptors
+    refused_total reason=invalid_api_key,unknown_url,origin_not_allowed,websocket_not_supported,\
+                         other
+    refusals_slowed_total
+    log_lines_dropped_total
+    task_restarts_total
 ";
 
 /// The series of one configured key.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
@@ -23,12 +24,12 @@ use crate::session::purpose::TurnKind;
 use crate::store::Budget;
 use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
-use crate::turn::account::Account;
+use crate::turn::account::{Account, kept_name};
 use crate::turn::entry::{ForeignIds, may_ask_for};
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
-use crate::turn::http::replay::{self, Replay, Replayed, Text};
+use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
 use crate::upstream::request::{Content, Request as Asked};
@@ -48,6 +49,8 @@ pub struct HttpTurns {
     pub propagation: Option<Share>,
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
+    /// Places for long texts, which other threads decode and scan.
+    pub heavy: Arc<Semaphore>,
 }
 
 /// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
@@ -72,6 +75,9 @@ pub async fn guarded(
 /// Answers and records a turn that is refused before it is read.
 pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Response<Outgoing> {
     let mut account = Account::open(Arc::clone(&gateway.books), Transport::Http, request.headers());
+    if let Ok(client) = gateway.entry.clients.get().authenticate(request.headers()) {
+        account.client(&client.id);
+    }
     account.refused(error);
     named(error.to_response(), account.id)
 }
@@ -86,7 +92,7 @@ fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
 }
 
 async fn answer(
-    turns: &HttpTurns,
+    turns: &Arc<HttpTurns>,
     mut account: Account,
     request: Request<Body>,
 ) -> Response<Outgoing> {
@@ -120,7 +126,7 @@ pub async fn pass_on(
 }
 
 /// The facts that one scan of a body's text finds.
-struct Glance {
+pub(super) struct Glance {
     identity: Identity,
     /// The session derived from the text itself, if neither the text nor the headers name one.
     derived: Option<SessionId>,
@@ -143,7 +149,7 @@ struct Glance {
 impl HttpTurns {
     /// Serves a turn over HTTP, up to the head of its answer.
     async fn exchange(
-        &self,
+        self: &Arc<Self>,
         account: &mut Account,
         request: Request<Body>,
     ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
@@ -159,9 +165,10 @@ impl HttpTurns {
                 None => None,
             }
         };
-        let (body, found) = tokio::join!(self.replay.read(&head.headers, body), look_up);
+        let (body, found) = tokio::join!(self.replay.read(body), look_up);
         let body = body?;
         let complete = Instant::now();
+        let (body, glance) = self.look(&client, &head.headers, body, identity).await?;
         let Glance {
             mut identity,
             derived,
@@ -172,7 +179,7 @@ impl HttpTurns {
             model,
             kind,
             imprint,
-        } = self.glance(&client, &head.headers, &body, identity)?;
+        } = glance;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
@@ -228,16 +235,20 @@ impl HttpTurns {
         IdGate::new(&answer.headers, write_down)
     }
 
-    /// Scans the body's text. The text is not kept.
-    fn glance(
+    /// Scans the body's text. The text is not kept. `None`: the text is longer than `most`.
+    pub(super) fn glance(
         &self,
         client: &Client,
         headers: &HeaderMap,
         body: &Replayed,
-        mut identity: Identity,
-    ) -> Result<Glance, Error> {
-        let entry = &self.gateway.entry;
-        let text = self.replay.text(headers, body)?;
+        identity: &Identity,
+        most: usize,
+    ) -> Result<Option<Glance>, Error> {
+        let (entry, mut identity) = (&self.gateway.entry, identity.clone());
+        let text = self.replay.text(headers, body, most)?;
+        if matches!(text, Text::TooLong) {
+            return Ok(None);
+        }
         if matches!(text, Text::Unreadable) && entry.foreign_ids == ForeignIds::Refuse {
             let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
@@ -255,18 +266,20 @@ impl HttpTurns {
             derived = entry.identifier.derived(&client.id, text.bytes().unwrap_or_default());
         }
         let is_sealed = match &text {
+            // The search through a long text is left to this thread, too.
+            Text::Plain(text) if most > LIGHT => Some(Sealed::In(text).is_sealed()),
             Text::Plain(_) => None,
             Text::Decoded(text, _) => Some(Sealed::In(text).is_sealed()),
-            Text::Unreadable => Some(true),
+            Text::Unreadable | Text::TooLong => Some(true),
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
-        let model = peek.model.text().unwrap_or_default().to_owned();
+        let model = kept_name(peek.model.text().unwrap_or_default()).to_owned();
         let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
         let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
         let needs_project = peek.references.are_held
             || peek.conversation.id().is_some()
             || matches!(text, Text::Unreadable);
-        Ok(Glance {
+        Ok(Some(Glance {
             identity,
             derived,
             previous,
@@ -276,7 +289,7 @@ impl HttpTurns {
             model,
             kind,
             imprint: imprint.map(Box::new),
-        })
+        }))
     }
 }
 
@@ -284,12 +297,20 @@ impl HttpTurns {
 mod tests {
     use super::*;
     use crate::setting::Size;
+    use crate::turn::http::heavy::HEAVY;
+    use crate::turn::memory::BodyMemory;
     use crate::turn::tests::gateway;
     use http::header::CONTENT_ENCODING;
 
     fn turns(gateway: Gateway) -> HttpTurns {
-        let replay = Replay::new(Size(1 << 20), Size(1 << 20));
-        HttpTurns { gateway: Arc::new(gateway), replay, propagation: None, tasks: Tasks::new() }
+        let replay = Replay::new(Size(1 << 20), BodyMemory::new(Size(1 << 20)));
+        HttpTurns {
+            gateway: Arc::new(gateway),
+            replay,
+            propagation: None,
+            tasks: Tasks::new(),
+            heavy: Arc::new(Semaphore::new(HEAVY)),
+        }
     }
 
     /// Returns the glance at `text` in this encoding, or the error's code.
@@ -306,8 +327,9 @@ mod tests {
         } else {
             text.into()
         };
-        let body = turns.replay.read(&headers, Body::from(bytes)).await.unwrap();
-        turns.glance(client, &headers, &body, Identity::default()).map_err(|error| error.code())
+        let body = turns.replay.read(Body::from(bytes)).await.unwrap();
+        let glance = turns.glance(client, &headers, &body, &Identity::default(), LIGHT);
+        glance.map(|glance| glance.expect("a short text")).map_err(|error| error.code())
     }
 
     #[tokio::test]

@@ -26,10 +26,12 @@ pub fn farewells(end: &End, in_flight: bool) -> (Farewell, Farewell) {
         End::Client(Lost::Closed(frame)) => (Farewell::Echo, carried(frame.as_ref())),
         End::Client(Lost::Gone) => (Farewell::None, away()),
         End::Client(Lost::Broke(code)) => (say(*code, ""), away()),
+        End::Client(Lost::Full) => (say(CloseCode::Again, ""), away()),
+        End::Client(Lost::Slow) => (say(CloseCode::Policy, ""), away()),
         End::Upstream(lost) => {
             let to_upstream = match lost {
                 Lost::Closed(_) => Farewell::Echo,
-                Lost::Gone => Farewell::None,
+                Lost::Gone | Lost::Full | Lost::Slow => Farewell::None,
                 Lost::Broke(code) => say(*code, ""),
             };
             let to_client = match lost {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
@@ -30,6 +30,7 @@ use crate::turn::account::Account;
 use crate::turn::http::exchange::{guarded, pass_on};
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::Outgoing;
+use crate::turn::websocket::meter::{Meter, Source};
 use crate::turn::websocket::peer::frames;
 use crate::turn::websocket::socket::{Connection, Socket};
 use crate::turn::websocket::sockets::{Open, WebSocketTurns};
@@ -41,9 +42,9 @@ use crate::upstream::request::{Content, Request as Asked};
 /// replica.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Whether a request asks for a WebSocket.
+/// Whether a request asks for a WebSocket, even if a proxy has removed a part of it.
 pub fn is_wanted(headers: &HeaderMap) -> bool {
-    names(headers, UPGRADE, "websocket")
+    names(headers, UPGRADE, "websocket") || headers.contains_key(SEC_WEBSOCKET_KEY)
 }
 
 /// Answers a handshake. The gateway forwards nothing from the client before the upstream has
@@ -134,22 +135,24 @@ async fn connect(
 /// Returns the `Sec-WebSocket-Accept` of a valid handshake.
 fn accept(turns: &WebSocketTurns, request: &Request<Body>) -> Result<HeaderValue, Error> {
     let headers = request.headers();
-    let is_handshake = request.version() == Version::HTTP_11
+    let is_upgrade = request.version() == Version::HTTP_11
+        && names(headers, UPGRADE, "websocket")
         && names(headers, CONNECTION, "upgrade")
-        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
-        && request.body().is_end_stream();
-    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_handshake);
+        && headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    if !is_upgrade {
+        // With any other status, Codex tries again and again before it uses HTTP.
+        return Err(Error::new(
+            ErrorKind::UpgradeRequired,
+            "This is not the handshake of a WebSocket: a proxy must pass `Connection: Upgrade`, \
+             `Upgrade: websocket` and `Sec-WebSocket-Version: 13` on over HTTP/1.1.",
+        ));
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).filter(|_| request.body().is_end_stream());
     let accepted =
         key.and_then(|key| HeaderValue::try_from(derive_accept_key(key.as_bytes())).ok());
     let accepted = accepted.ok_or_else(|| {
         Error::new(ErrorKind::InvalidRequest, "This is not the handshake of a WebSocket.")
     })?;
-    if is_cross_origin(headers) {
-        return Err(Error::new(
-            ErrorKind::OriginNotAllowed,
-            "Pages of other origins may not connect.",
-        ));
-    }
     if turns.closing.is_cancelled() {
         return Err(Error::new(
             ErrorKind::NoKeyAvailable,
@@ -199,9 +202,11 @@ fn open(
         else {
             return;
         };
-        let (client, upstream) =
-            (frames(client, Role::Server).await, frames(upstream, Role::Client).await);
-        Socket::run(connection, client, upstream).await;
+        let memory = connection.turns.memory.clone();
+        let meters = [Source::Client, Source::Upstream].map(|it| Meter::new(it, memory.clone()));
+        let client = frames(client, Role::Server, meters[0].clone()).await;
+        let upstream = frames(upstream, Role::Client, meters[1].clone()).await;
+        Socket::run(connection, client, upstream, meters).await;
     });
     response
 }
@@ -212,21 +217,11 @@ fn names(headers: &HeaderMap, name: HeaderName, word: &str) -> bool {
     values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
 }
 
-/// Whether a page of another origin sent the handshake. Browsers let any page open a WebSocket
-/// anywhere, and send the page's origin.
-fn is_cross_origin(headers: &HeaderMap) -> bool {
-    let text =
-        |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or_default());
-    text(ORIGIN).is_some_and(|origin| {
-        let authority = origin.split_once("://").map(|(_, authority)| authority);
-        !authority.zip(text(HOST)).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::turn::websocket::sockets::tests::turns;
+    use http::header::{HOST, ORIGIN};
 
     /// A client's handshake, with one header `changed`.
     fn handshake(changed: Option<(HeaderName, &'static str)>) -> Request<Body> {
@@ -261,21 +256,22 @@ mod tests {
         ] {
             assert_eq!(
                 answered(&handshake(Some(changed.clone()))).unwrap_err(),
-                "invalid_request",
+                "websocket_not_supported",
                 "{changed:?}"
             );
         }
         for version in [Version::HTTP_10, Version::HTTP_2] {
             let mut other = handshake(None);
             *other.version_mut() = version;
-            assert_eq!(answered(&other).unwrap_err(), "invalid_request", "{version:?}");
+            assert_eq!(answered(&other).unwrap_err(), "websocket_not_supported", "{version:?}");
         }
         let with_body = handshake(None).map(|_| Body::from("x"));
         assert_eq!(answered(&with_body).unwrap_err(), "invalid_request");
-        assert_eq!(
-            answered(&handshake(Some((ORIGIN, "https://evil.example")))).unwrap_err(),
-            "origin_not_allowed"
-        );
+        let mut stripped = handshake(None);
+        stripped.headers_mut().remove(UPGRADE);
+        assert!(is_wanted(stripped.headers()));
+        assert_eq!(answered(&stripped).unwrap_err(), "websocket_not_supported");
+        assert!(accept(&turns, &handshake(Some((ORIGIN, "https://evil.example")))).is_ok());
     }
 
     #[test]
@@ -288,27 +284,5 @@ mod tests {
             ("no_key_available", Some(SOON)),
             "another replica accepts the handshake"
         );
-    }
-
-    #[test]
-    fn page_may_connect_only_to_its_own_origin() {
-        let is_cross = |origin: Option<&str>| {
-            let mut headers =
-                HeaderMap::from_iter([(HOST, HeaderValue::from_static("gateway:8080"))]);
-            if let Some(origin) = origin {
-                headers.insert(ORIGIN, origin.parse().unwrap());
-            }
-            is_cross_origin(&headers)
-        };
-        assert!(!is_cross(None) && !is_cross(Some("http://gateway:8080")));
-        for origin in [
-            "https://evil.example",
-            "null",
-            "http://gateway",
-            "http://gateway:8080.evil.example",
-            "",
-        ] {
-            assert!(is_cross(Some(origin)), "{origin}");
-        }
     }
 }

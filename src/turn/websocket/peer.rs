@@ -2,7 +2,9 @@
 //! connection.
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::io::ErrorKind;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -19,6 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::turn::idle::Idle;
+use crate::turn::websocket::meter::{Meter, Metered};
 
 /// Largest message that is accepted. OpenAI's own limit is not known; a Codex turn has a few
 /// megabytes at most.
@@ -31,17 +35,23 @@ const WRITE: usize = 4 * 1024;
 /// from the peer, because each further ping would add a pong.
 const UNSENT_PONGS: usize = 256;
 
-pub type Frames = WebSocketStream<TokioIo<Upgraded>>;
+/// Longest time, and most bytes, for which the rest of a message that was refused is read and
+/// discarded, so that its sender reads why.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
+
+pub type Frames = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 pub type Sink = SplitSink<Frames, Message>;
 
-/// Returns the frames of a connection.
-pub async fn frames(connection: Upgraded, role: Role) -> Frames {
+/// Returns the frames of a connection, which `meter` measures.
+pub async fn frames(connection: Upgraded, role: Role, meter: Meter) -> Frames {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
         .write_buffer_size(WRITE)
         .max_message_size(Some(LARGEST))
         .max_frame_size(Some(LARGEST));
-    WebSocketStream::from_raw_socket(TokioIo::new(connection), role, Some(config)).await
+    let connection = Metered::new(TokioIo::new(connection), meter);
+    WebSocketStream::from_raw_socket(connection, role, Some(config)).await
 }
 
 /// How a peer was lost.
@@ -53,11 +63,16 @@ pub enum Lost {
     Gone,
     /// The peer broke the protocol. The gateway closes with this code.
     Broke(CloseCode),
+    /// The replica has no memory for the peer's message.
+    Full,
+    /// The peer's message came too slowly.
+    Slow,
 }
 
 impl Lost {
     fn of(error: &Error) -> Self {
         match error {
+            Error::Io(error) if error.kind() == ErrorKind::OutOfMemory => Self::Full,
             Error::Capacity(_) => Self::Broke(CloseCode::Size),
             Error::Utf8(_) => Self::Broke(CloseCode::Invalid),
             Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Self::Gone,
@@ -70,39 +85,56 @@ impl Lost {
 /// The messages from a peer.
 pub struct Incoming {
     frames: SplitStream<Frames>,
+    meter: Meter,
+    /// Length of the message that was returned last.
+    last: usize,
+    /// Fires when the unfinished message may be overdue.
+    overdue: Option<Pin<Box<Sleep>>>,
     silence: Idle,
-    /// A ping was sent, and nothing has arrived since.
-    is_pinged: bool,
+    /// A ping was sent, and nothing has arrived since. By the instant, an answer must have come.
+    pinged: Option<Instant>,
     /// Pongs that could not be sent at once.
     unsent_pongs: usize,
 }
 
 impl Incoming {
-    pub fn new(frames: SplitStream<Frames>, ping: Duration) -> Self {
-        Self { frames, silence: Idle::new(ping), is_pinged: false, unsent_pongs: 0 }
+    pub fn new(frames: SplitStream<Frames>, ping: Duration, meter: Meter) -> Self {
+        let (silence, pinged) = (Idle::new(ping), None);
+        Self { frames, meter, last: 0, overdue: None, silence, pinged, unsent_pongs: 0 }
     }
 
-    /// Returns the next message to forward. Pings a silent peer through `sink`.
+    /// Returns the next message to forward. The message before has been forwarded. Pings a silent
+    /// peer through `sink`.
     pub async fn next(&mut self, sink: &Mutex<Sink>) -> Result<Message, Lost> {
+        if self.last > 0 {
+            self.meter.forwarded(std::mem::take(&mut self.last));
+        }
         loop {
-            let Self { frames, silence, .. } = self;
-            let received = poll_fn(|context| match frames.poll_next_unpin(context) {
-                Poll::Ready(item) => Poll::Ready(Some(item)),
-                Poll::Pending => silence.poll_over(context).map(|()| None),
-            });
-            let message = match received.await {
-                Some(Some(Ok(message))) => message,
-                Some(Some(Err(error))) => return Err(Lost::of(&error)),
-                Some(None) => return Err(Lost::Gone),
-                None if self.is_pinged => return Err(Lost::Gone),
-                None => {
+            let message = match poll_fn(|context| self.poll_next(context)).await {
+                Received::Item(Some(Ok(message))) => message,
+                Received::Item(Some(Err(error))) => return Err(Lost::of(&error)),
+                Received::Item(None) => return Err(Lost::Gone),
+                Received::Overdue => return Err(Lost::Slow),
+                Received::Silence => {
+                    // Taken first: the next silence must not end before the answer is due.
+                    let now = Instant::now();
                     self.silence.note_arrival();
-                    self.is_pinged = ping(sink);
+                    if self.meter.has_arrived() {
+                        self.pinged = None;
+                    } else if self.pinged.is_some_and(|until| now >= until) {
+                        return Err(Lost::Gone);
+                    }
+                    if self.pinged.is_none() && ping(sink) {
+                        // A slow peer finds the ping behind everything that was sent before.
+                        let sent = self.meter.received();
+                        self.pinged = Some(sent.max(now) + self.silence.timeout());
+                    }
                     continue;
                 }
             };
             self.silence.note_arrival();
-            self.is_pinged = false;
+            self.pinged = None;
+            self.last = if message.is_text() || message.is_binary() { message.len() } else { 0 };
             match message {
                 Message::Close(frame) => return Err(Lost::Closed(frame)),
                 Message::Ping(_) => self.answer(sink).await,
@@ -110,6 +142,32 @@ impl Incoming {
                 message => return Ok(message),
             }
         }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Received> {
+        if let Poll::Ready(item) = self.frames.poll_next_unpin(context) {
+            return Poll::Ready(Received::Item(item));
+        }
+        if self.poll_overdue(context).is_ready() {
+            return Poll::Ready(Received::Overdue);
+        }
+        self.silence.poll_over(context).map(|()| Received::Silence)
+    }
+
+    /// Ready when the rest of an unfinished message should have come by now.
+    fn poll_overdue(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.meter.deadline() else {
+            self.overdue = None;
+            return Poll::Pending;
+        };
+        let timer = self.overdue.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        while timer.as_mut().poll(context).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 
     /// Flushes the pong that the frames have prepared. The gateway waits only for a peer with many
@@ -125,6 +183,15 @@ impl Incoming {
             self.unsent_pongs = 0;
         }
     }
+}
+
+/// What a wait for a message has found.
+enum Received {
+    Item(Option<Result<Message, Error>>),
+    /// An unfinished message is overdue.
+    Overdue,
+    /// No message came for a while.
+    Silence,
 }
 
 /// Sends a ping. Returns whether it went out. If other data blocks the sink, the peer reads slowly
@@ -144,7 +211,8 @@ pub enum Farewell {
     Say(Option<CloseFrame>),
 }
 
-/// Closes a peer's connection within `timeout`, after the messages `last`.
+/// Closes a peer's connection within `timeout`, after the messages `last`. A peer that is still
+/// sending what was refused has longer.
 pub async fn leave(
     sink: Mutex<Sink>,
     from: Incoming,
@@ -159,6 +227,7 @@ pub async fn leave(
         Farewell::Say(frame) => Some(Message::Close(frame)),
     };
     let is_broken = close.as_ref().is_some_and(is_protocol_error);
+    let longest = if is_broken { LINGER } else { timeout };
     let leaving = async {
         for message in last.into_iter().chain(close) {
             frames.send(message).await?;
@@ -167,19 +236,30 @@ pub async fn leave(
         if is_broken {
             // The peer's bytes cannot be understood any more. But if they stayed unread, the
             // connection would be reset and the close frame lost.
-            let (stream, mut unread) = (frames.get_mut(), [0; 1024]);
+            // What has come of the message is not kept meanwhile.
+            let (mut stream, mut unread, mut all) = (frames.into_inner(), vec![0; READ], 0);
+            stream.discard();
             stream.shutdown().await?;
-            while stream.read(&mut unread).await.is_ok_and(|count| count > 0) {}
+            while all < LINGER_BYTES {
+                match tokio::time::timeout(timeout, stream.read(&mut unread)).await {
+                    Ok(Ok(count)) if count > 0 => all += count,
+                    _ => break,
+                }
+            }
+            return Ok(());
         }
         while let Some(Ok(_)) = frames.next().await {}
         Ok::<(), Error>(())
     };
     // A peer that does not read in time misses the close frame.
-    let _ = tokio::time::timeout(timeout, leaving).await;
+    let _ = tokio::time::timeout(longest, leaving).await;
 }
 
-/// Whether the message says that the peer broke the protocol.
+/// Whether the message says that the peer's bytes are not read as frames any more.
 fn is_protocol_error(message: &Message) -> bool {
     let Message::Close(Some(frame)) = message else { return false };
-    matches!(frame.code, CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol)
+    matches!(
+        frame.code,
+        CloseCode::Size | CloseCode::Invalid | CloseCode::Protocol | CloseCode::Again
+    )
 }

@@ -22,9 +22,11 @@ use crate::error::{Error, ErrorKind};
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
 use crate::turn::account::{Account, Arrival, Caller};
+use crate::turn::memory::full;
 use crate::turn::websocket::closing::{End, farewells};
 use crate::turn::websocket::frame::Event;
-use crate::turn::websocket::peer::{Frames, Incoming, Sink, leave};
+use crate::turn::websocket::meter::Meter;
+use crate::turn::websocket::peer::{Frames, Incoming, Lost, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::turn::websocket::state::SocketState;
 
@@ -66,7 +68,12 @@ pub struct Connection {
 
 impl Socket {
     /// Forwards messages until one end is gone or the gateway closes both.
-    pub async fn run(connection: Connection, client: Frames, upstream: Frames) {
+    pub async fn run(
+        connection: Connection,
+        client: Frames,
+        upstream: Frames,
+        [client_meter, upstream_meter]: [Meter; 2],
+    ) {
         let Connection {
             turns,
             binding,
@@ -95,8 +102,8 @@ impl Socket {
             quiet: Notify::new(),
             leaving: Notify::new(),
         };
-        let (mut from_client, mut from_upstream) =
-            (Incoming::new(from_client, ping), Incoming::new(from_upstream, ping));
+        let mut from_client = Incoming::new(from_client, ping, client_meter);
+        let mut from_upstream = Incoming::new(from_upstream, ping, upstream_meter);
         let end = tokio::select! {
             end = socket.upward(&mut from_client) => end,
             end = socket.downward(&mut from_upstream) => end,
@@ -195,6 +202,9 @@ impl Socket {
                 return End::Gateway(CloseCode::Away, "");
             }
             tokio::select! {
+                () = self.gateway().books.cutting.cancelled() => {
+                    return End::Gateway(CloseCode::Away, "");
+                }
                 Ok(()) = clients.changed() => {}
                 Ok(()) = operators.changed() => {}
                 () = quiet, if is_leaving => {}
@@ -216,19 +226,16 @@ impl Socket {
         let turns = self.state().lanes.take_all();
         let (to_client, to_upstream) = farewells(&end, !turns.is_empty());
         let mut last = Vec::new();
+        let told = told(&end);
         for (lane, turn) in turns {
-            if matches!(end, End::Client(_)) {
-                continue;
+            last.extend(told.as_ref().map(|error| Message::text(error.to_frame(lane.as_deref()))));
+            if !matches!(end, End::Client(_)) {
+                turn.account.cut();
             }
-            if matches!(end, End::Upstream(_)) {
-                let error = Error::new(
-                    ErrorKind::UpstreamInterrupted,
-                    "The connection to the upstream was lost.",
-                )
-                .retry_after(SOON);
-                last.push(Message::text(error.to_frame(lane.as_deref())));
-            }
-            turn.account.cut();
+        }
+        if let (End::Client(Lost::Full | Lost::Slow), Some(error), []) = (&end, &told, &last[..]) {
+            // The client waits for the answer to the message that it could not finish.
+            last.push(Message::text(error.to_frame(None)));
         }
         tokio::join!(
             leave(self.to_client, from_client, last, to_client, CLOSE_TIMEOUT),
@@ -253,6 +260,28 @@ impl Socket {
     fn state(&self) -> MutexGuard<'_, SocketState> {
         // Every change completes before code can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the error that a client receives for each turn in flight, if it can still receive one.
+fn told(end: &End) -> Option<Error> {
+    match end {
+        End::Client(Lost::Full) => Some(full()),
+        End::Client(Lost::Slow) => {
+            Some(Error::new(ErrorKind::RequestTimeout, "The message arrived too slowly."))
+        }
+        End::Client(_) => None,
+        End::Upstream(_) => Some(
+            Error::new(ErrorKind::UpstreamInterrupted, "The connection to the upstream was lost.")
+                .retry_after(SOON),
+        ),
+        End::Gateway(CloseCode::Policy, _) => {
+            Some(Error::new(ErrorKind::InvalidApiKey, "The token was revoked."))
+        }
+        End::Gateway(..) => Some(
+            Error::new(ErrorKind::NoKeyAvailable, "This replica ends: connect again.")
+                .retry_after(SOON),
+        ),
     }
 }
 

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::Metrics;
 use crate::task::Tasks;
 use crate::turn::Gateway;
+use crate::turn::memory::BodyMemory;
 
 /// The parts that the WebSockets of one replica share.
 pub struct WebSocketTurns {
@@ -20,6 +21,8 @@ pub struct WebSocketTurns {
     /// Owns the answers that refuse handshakes, which are relayed like other answers.
     pub answers: Tasks,
     pub timing: SocketTiming,
+    /// The memory for messages, which request bodies share.
+    pub memory: BodyMemory,
 }
 
 /// When WebSockets end, and when silent peers are pinged.
@@ -73,6 +76,7 @@ pub mod tests {
             closing: CancellationToken::new(),
             answers: Tasks::new(),
             timing: SocketTiming { spread: Duration::ZERO, ping },
+            memory: BodyMemory::new(crate::setting::Size(1 << 20)),
         }
     }
 

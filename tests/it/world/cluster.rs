@@ -49,6 +49,7 @@ pub struct Cluster {
     prices: String,
     telemetry: String,
     environment: String,
+    shell: String,
 }
 
 impl Cluster {
@@ -83,6 +84,7 @@ impl Cluster {
             prices: String::new(),
             telemetry: String::new(),
             environment: String::new(),
+            shell: String::new(),
         }
     }
 
@@ -242,10 +244,9 @@ impl Cluster {
             _watchdog: Watchdog::new(),
         };
         for number in 0..running.description.replicas {
-            let text = running.configuration(number);
-            running.replicas.push(
-                Replica::start(&format!("replica-{number}"), running.folder.path(), &text).await,
-            );
+            let (text, shell) = (running.configuration(number), &running.description.shell);
+            let (name, folder) = (format!("replica-{number}"), running.folder.path());
+            running.replicas.push(Replica::start(&name, folder, &text, shell).await);
         }
         if running.description.is_balanced {
             let addresses: Vec<_> = running

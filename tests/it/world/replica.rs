@@ -20,6 +20,8 @@ pub struct Replica {
     listen: SocketAddr,
     admin: SocketAddr,
     process: Process,
+    /// Commands of a shell that becomes the replica, if any.
+    shell: String,
 }
 
 /// Begins the lines of a configuration that are variables of the environment.
@@ -28,17 +30,19 @@ pub const ENVIRONMENT: &str = "# environment: ";
 impl Replica {
     /// Starts a replica with `text` as its configuration. `@listen@` and `@admin@` stand for its
     /// addresses.
-    pub async fn start(name: &str, folder: &Path, text: &str) -> Self {
+    pub async fn start(name: &str, folder: &Path, text: &str, shell: &str) -> Self {
         let (listen, admin) = (port::free(), port::free());
-        let process = run(name, folder, text, listen, admin).await;
-        Self { name: name.into(), folder: folder.into(), listen, admin, process }
+        let process = run(name, folder, text, shell, (listen, admin)).await;
+        let (name, folder, shell) = (name.into(), folder.into(), shell.into());
+        Self { name, folder, listen, admin, process, shell }
     }
 
     /// Starts the replica again on the same addresses, with the configuration `text`. The process
     /// must have ended.
     pub async fn restart(&mut self, text: &str) {
         assert!(!self.process.is_running(), "{} has ended", self.name);
-        self.process = run(&self.name, &self.folder, text, self.listen, self.admin).await;
+        let addresses = (self.listen, self.admin);
+        self.process = run(&self.name, &self.folder, text, &self.shell, addresses).await;
     }
 
     pub const fn address(&self) -> SocketAddr {
@@ -112,12 +116,19 @@ async fn run(
     name: &str,
     folder: &Path,
     text: &str,
-    listen: SocketAddr,
-    admin: SocketAddr,
+    shell: &str,
+    (listen, admin): (SocketAddr, SocketAddr),
 ) -> Process {
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, addressed(text, listen, admin)).expect("the temporary folder can be written");
-    let mut command = Command::new(WARMKEY);
+    let mut command = match shell {
+        "" => Command::new(WARMKEY),
+        _ => {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("{shell}\nexec \"$0\" \"$@\""), WARMKEY]);
+            command
+        }
+    };
     command.arg("serve").arg("--config").arg(file);
     let variables = text.lines().filter_map(|line| line.strip_prefix(ENVIRONMENT)?.split_once('='));
     command.envs(variables);

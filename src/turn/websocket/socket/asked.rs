@@ -4,28 +4,47 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::binding::demand::Sealed;
 use crate::error::{Error, ErrorKind};
 use crate::telemetry::TurnId;
 use crate::turn::account::{Account, Arrival};
 use crate::turn::entry::may_ask_for;
+use crate::turn::http::replay::LIGHT;
 use crate::turn::websocket::frame::ClientMessage;
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::reach::{Served, may_reach};
 use crate::turn::websocket::state::SocketState;
 
+use crate::wire::scan::NotJson;
+
 use super::{SOON, Socket};
+
+/// Longest `stream_id` that is accepted.
+const LONGEST_NAME: usize = 512;
+
+/// Reads a message: a short one here, a long one on another thread, so that no other turn waits.
+async fn read(text: &Utf8Bytes) -> Result<ClientMessage, NotJson> {
+    if text.len() > LIGHT {
+        let own = text.clone();
+        let reading = tokio::task::spawn_blocking(move || ClientMessage::read(own.as_bytes()));
+        if let Ok(read) = reading.await {
+            return read;
+        }
+    }
+    ClientMessage::read(text.as_bytes())
+}
 
 impl Socket {
     /// Checks a client's message. The error is the frame that the client receives instead of an
     /// answer.
-    pub(super) async fn ask(&self, text: &str) -> Result<(), String> {
+    pub(super) async fn ask(&self, text: &Utf8Bytes) -> Result<(), String> {
         let invalid = |place| {
             Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
         };
         let began = Instant::now();
-        let mut message = match ClientMessage::read(text.as_bytes()).map_err(invalid) {
+        let mut message = match read(text).await.map_err(invalid) {
             Ok(message) => message,
             Err(error) => {
                 return Err(self.refuse(&error, None, Arrival { began, id: TurnId::random() }));
@@ -33,6 +52,11 @@ impl Socket {
         };
         let (read, parent) = (Instant::now(), message.traceparent.as_deref());
         let arrival = Arrival { began, id: TurnId::within(parent.map(str::as_bytes)) };
+        if message.lane.as_ref().is_some_and(|lane| lane.len() > LONGEST_NAME) {
+            // The gateway keeps the name for as long as the lane has turns.
+            let error = Error::new(ErrorKind::InvalidRequest, "The stream_id is too long.");
+            return Err(self.refuse(&error, None, arrival));
+        }
         let accepted = match self.permit(&message).await {
             Ok(needs_project) if message.is_create => {
                 let open = |state: &mut SocketState| {
@@ -90,8 +114,8 @@ impl Socket {
             return Err(error.retry_after(SOON));
         }
         let mut account = open(&mut state);
-        state.model = message.model.take().unwrap_or_default();
-        account.model(&state.model);
+        account.model(&message.model.take().unwrap_or_default());
+        account.asked().clone_into(&mut state.model);
         account.asked_for(message.kind, std::mem::take(&mut message.imprint));
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         // After the first answer, the session is sealed anyway.

@@ -10,6 +10,13 @@ impl Cluster {
         self
     }
 
+    /// Commands of a shell that run before each replica, which takes the shell's place: limits,
+    /// variables, another standard error.
+    pub fn shell(mut self, commands: &str) -> Self {
+        self.shell = commands.into();
+        self
+    }
+
     /// The configuration of a replica.
     pub(super) fn configuration(&self, upstream: &str, store: Option<&str>) -> String {
         let server: String =

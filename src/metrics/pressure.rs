@@ -1,0 +1,74 @@
+//! Metrics of what others do to a replica: connections, refused strangers, lost log lines, and
+//! tasks that panicked.
+
+use std::sync::atomic::Ordering;
+
+use crate::metrics::Metrics;
+use crate::metrics::family::{Counter, Counters, Gauge, Gauges, families};
+use crate::metrics::label::{Door, NotTaken, Turned};
+
+families! {
+    pub struct PressureMetrics {
+        connections: Gauges<Door> = gauges("connections", "Open connections, by listener"),
+        limit: Gauge = gauge(
+            "connections_limit",
+            "Connections of clients that this replica holds at the most",
+        ),
+        not_taken: Counters<NotTaken> = counters(
+            "connections_refused",
+            "Connections that were ended or not accepted because there were too many, by reason",
+        ),
+        refused: Counters<Turned> = counters(
+            "refused",
+            "Refused requests of callers without a valid token, by reason",
+        ),
+        slowed: Counter = counter(
+            "refusals_slowed",
+            "Refusals that were held back because their address shows wrong tokens",
+        ),
+        log_dropped: Counter = counter(
+            "log_lines_dropped",
+            "Lines of the log that standard error did not take in time",
+        ),
+        restarts: Counter = counter(
+            "task_restarts",
+            "Tasks that panicked and began again",
+        ),
+    }
+}
+
+impl Metrics {
+    pub fn connection_opened(&self, door: Door) {
+        self.pressure.connections.get_or_create(&door).inc();
+    }
+
+    pub fn connection_closed(&self, door: Door) {
+        self.pressure.connections.get_or_create(&door).dec();
+    }
+
+    pub fn connections_limit(&self, limit: usize) {
+        self.pressure.limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    pub fn connection_refused(&self, reason: NotTaken) {
+        self.pressure.not_taken.get_or_create(&reason).inc();
+    }
+
+    pub fn stranger_refused(&self, reason: Turned) {
+        self.pressure.refused.get_or_create(&reason).inc();
+    }
+
+    pub fn refusal_slowed(&self) {
+        self.pressure.slowed.inc();
+    }
+
+    /// Takes the number of all log lines that the process has dropped so far.
+    pub fn log_lines_dropped(&self, all: u64) {
+        self.pressure.log_dropped.inner().fetch_max(all, Ordering::Relaxed);
+    }
+
+    /// Takes the number of all tasks that have begun again so far.
+    pub fn task_restarts(&self, all: u64) {
+        self.pressure.restarts.inner().fetch_max(all, Ordering::Relaxed);
+    }
+}

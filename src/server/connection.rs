@@ -1,0 +1,181 @@
+//! One connection of a client: bounds how slowly its first request may come, and ends it gently.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use crate::server::connections::{Answering, Seat, Watched};
+use crate::server::lingering::Lingering;
+
+/// Maximum idle time between requests. Balancers keep connections for less (nginx: 60 s): a request
+/// that meets a closing connection would be lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Size of a connection's read and write buffer, which also limits a request's head.
+const BUFFER: usize = 64 * 1024;
+/// Bytes of answers that wait for a client which does not read a stream of HTTP/2.
+const STREAM_BUFFER: usize = 64 * 1024;
+/// Time for which a leaving replica still serves what comes on open connections: requests that were
+/// on their way when their client was told.
+pub const MOMENT: Duration = Duration::from_secs(1);
+
+/// How a replica's connections end.
+#[derive(Clone)]
+pub struct Ending {
+    /// Once cancelled, each answer says that its connection ends with it.
+    pub leaving: CancellationToken,
+    /// Once cancelled, connections end after a moment.
+    pub closing: CancellationToken,
+    /// Once cancelled, connections end at once.
+    pub cutting: CancellationToken,
+    /// Time between `closing` and the end of a connection.
+    pub moment: Duration,
+}
+
+impl Ending {
+    /// For a replica, whose drain cancels one after the other.
+    pub fn replica() -> Self {
+        let [leaving, closing, cutting] = [(); 3].map(|()| CancellationToken::new());
+        Self { leaving, closing, cutting, moment: MOMENT }
+    }
+
+    /// Waits until connections end.
+    pub async fn over(&self) {
+        self.closing.cancelled().await;
+        tokio::time::sleep(self.moment).await;
+    }
+}
+
+impl From<CancellationToken> for Ending {
+    /// For a listener whose connections are told at the end only.
+    fn from(end: CancellationToken) -> Self {
+        let cutting = CancellationToken::new();
+        Self { leaving: end.clone(), closing: end, cutting, moment: Duration::ZERO }
+    }
+}
+
+/// The address of a request's client, or of the balancer before it.
+#[derive(Clone, Copy)]
+pub struct PeerAddress(pub IpAddr);
+
+/// Serves one connection to its end.
+pub async fn connection<I, S, B>(
+    stream: I,
+    peer: IpAddr,
+    service: S,
+    header_timeout: Duration,
+    ending: Ending,
+    seat: Arc<Seat>,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Watched>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin + Send + 'static,
+{
+    let (has_asked, is_http2) = (&AtomicBool::new(false), &AtomicBool::new(false));
+    let (leaving, place, seat) = (&ending.leaving, &seat, Arc::clone(&seat));
+    let service = service_fn(move |request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        let is_shared = request.version() == Version::HTTP_2;
+        is_http2.store(is_shared, Ordering::Relaxed);
+        let in_flight = place.begin();
+        let mut request =
+            request.map(|body| Watched::new(body, (!is_shared).then(|| Arc::clone(place))));
+        request.extensions_mut().insert(PeerAddress(peer));
+        let (answering, leaving) = (service.clone().call(request), leaving.clone());
+        async move {
+            let mut response = answering.await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                in_flight.for_life();
+                return Ok::<_, Infallible>(response.map(|body| Answering::new(body, None)));
+            }
+            if !is_shared && leaving.is_cancelled() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response.map(|body| Answering::new(body, Some(in_flight))))
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // To copy an event costs less than to hand it over in three pieces.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout.max(KEEP_ALIVE))
+        .max_buf_size(BUFFER)
+        .writev(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256)
+        .max_send_buf_size(STREAM_BUFFER)
+        // Finds out peers that have gone without closing.
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(header_timeout);
+    let stream = TokioIo::new(Lingering::new(stream, Arc::clone(&seat)));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(stream, service));
+
+    // hyper has a single timeout for idle connections and for heads that trickle in, which is set
+    // to the longer one. The shorter one for new connections, whose peers are not trusted yet, is
+    // kept here.
+    let mut first_request_timeout = pin!(tokio::time::sleep(header_timeout));
+    let told = async {
+        leaving.cancelled().await;
+        // HTTP/1.1 says it with its answers.
+        if !is_http2.load(Ordering::Relaxed) {
+            ending.over().await;
+        }
+    };
+    let (mut told, mut cut) = (pin!(told), pin!(ending.cutting.cancelled()));
+    let (mut is_new, mut is_listening, mut is_open) = (true, false, true);
+    // `move` puts together all that is looked at for each event.
+    poll_fn(move |context| {
+        // Nearly every wake-up is the connection's. An error of the connection is ignored: the turn
+        // that ran on it has been recorded.
+        if connection.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        if is_new {
+            is_new = !has_asked.load(Ordering::Relaxed);
+            if is_new && first_request_timeout.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+        }
+        if !is_listening && seat.poll_end(context).is_ready() || seat.must_end() {
+            return Poll::Ready(());
+        }
+        // After the first poll, each of these wakes this task by itself. `leaving` comes first.
+        if !is_listening || leaving.is_cancelled() {
+            is_listening = true;
+            if cut.as_mut().poll(context).is_ready() {
+                return Poll::Ready(());
+            }
+            if is_open && told.as_mut().poll(context).is_ready() {
+                is_open = false;
+                connection.as_mut().graceful_shutdown();
+                return connection.as_mut().poll(context).map(|_| ());
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,341 @@
+//! The open connections of one listener: how many there may be, and which one gives way.
+//!
+//! A connection is *silent* while no request is in flight on it: before its first request, between
+//! two requests, and while the rest of a refused body comes. At the limit, the longest silent
+//! connection is ended for a new one. Connections with requests in flight are never ended.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::metrics::{Door, Metrics, NotTaken};
+
+/// Least time between two log lines about the limit.
+const TELL: Duration = Duration::from_secs(60);
+
+/// The connections of one listener.
+pub struct Connections {
+    door: Door,
+    most: usize,
+    metrics: Option<Arc<Metrics>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    open: usize,
+    /// Counts the moments at which connections fell silent.
+    moments: u64,
+    /// The silent connections by the moment, the longest silent one first.
+    silent: BTreeMap<u64, Arc<End>>,
+    told: Option<Instant>,
+}
+
+/// How a connection learns that it must give way.
+#[derive(Default)]
+struct End {
+    has_come: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// One connection's place.
+pub struct Seat {
+    all: Arc<Connections>,
+    end: Arc<End>,
+    /// Requests in flight, and the moment since which the connection is silent.
+    now: Mutex<Now>,
+    has_unread: AtomicBool,
+}
+
+struct Now {
+    requests: usize,
+    silent_since: Option<u64>,
+}
+
+impl Connections {
+    pub fn new(door: Door, most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        if door == Door::Clients {
+            metrics.connections_limit(most);
+        }
+        Arc::new(Self { door, most, metrics: Some(metrics), state: Mutex::default() })
+    }
+
+    /// Connections that nothing counts.
+    pub fn unlimited() -> Arc<Self> {
+        let (door, state) = (Door::Clients, Mutex::default());
+        Arc::new(Self { door, most: usize::MAX, metrics: None, state })
+    }
+
+    /// Takes a new connection in. `None`: there are too many, and none is silent.
+    pub fn enter(self: &Arc<Self>) -> Option<Arc<Seat>> {
+        let end = Arc::new(End::default());
+        let mut state = self.lock();
+        let is_full = state.open >= self.most;
+        if is_full && !self.end_longest_silent(&mut state, NotTaken::Silent) {
+            drop(state);
+            self.refused(NotTaken::Limit);
+            return None;
+        }
+        if is_full {
+            self.tell(&mut state);
+        }
+        state.open += 1;
+        let since = state.fall_silent(&end);
+        drop(state);
+        if let Some(metrics) = &self.metrics {
+            metrics.connection_opened(self.door);
+        }
+        let now = Mutex::new(Now { requests: 0, silent_since: Some(since) });
+        Some(Arc::new(Seat { all: Arc::clone(self), end, now, has_unread: AtomicBool::new(false) }))
+    }
+
+    /// Makes room if a connection could not be accepted for lack of descriptors or memory.
+    pub fn make_room(&self, error: &io::Error) {
+        // ENOMEM, ENFILE, EMFILE, ENOBUFS. Any other fault is that of the one connection.
+        if !matches!(error.raw_os_error(), Some(12 | 23 | 24 | 105)) {
+            return;
+        }
+        let mut state = self.lock();
+        self.end_longest_silent(&mut state, NotTaken::Descriptors);
+        let is_due = state.told.is_none_or(|told| told.elapsed() >= TELL);
+        if is_due {
+            state.told = Some(Instant::now());
+            tracing::warn!(%error, open = state.open, "a connection could not be accepted");
+        }
+    }
+
+    fn end_longest_silent(&self, state: &mut State, reason: NotTaken) -> bool {
+        let Some((_, end)) = state.silent.pop_first() else { return false };
+        end.has_come.store(true, Ordering::Release);
+        end.waker.wake();
+        if let Some(metrics) = &self.metrics {
+            metrics.connection_refused(reason);
+        }
+        true
+    }
+
+    fn refused(&self, reason: NotTaken) {
+        self.tell(&mut self.lock());
+        if let Some(metrics) = &self.metrics {
+            metrics.connection_refused(reason);
+        }
+    }
+
+    fn tell(&self, state: &mut State) {
+        if state.told.is_none_or(|told| told.elapsed() >= TELL) {
+            state.told = Some(Instant::now());
+            tracing::warn!(
+                listener = self.door.name(),
+                open = state.open,
+                "connections are at their limit: the longest silent one gives way"
+            );
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn fall_silent(&mut self, end: &Arc<End>) -> u64 {
+        self.moments += 1;
+        self.silent.insert(self.moments, Arc::clone(end));
+        self.moments
+    }
+}
+
+impl Seat {
+    /// Notes that a request is in flight until the returned value is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlightRequest {
+        let mut now = self.now();
+        now.requests += 1;
+        if let Some(since) = now.silent_since.take() {
+            self.all.lock().silent.remove(&since);
+        }
+        drop(now);
+        InFlightRequest(Arc::clone(self))
+    }
+
+    /// Ready when the connection must give way. Wakes the task that polled last.
+    pub fn poll_end(&self, context: &Context<'_>) -> Poll<()> {
+        self.end.waker.register(context.waker());
+        if self.must_end() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    pub fn must_end(&self) -> bool {
+        self.end.has_come.load(Ordering::Acquire)
+    }
+
+    /// Whether a request was answered before its body had come.
+    pub fn has_unread(&self) -> bool {
+        self.has_unread.load(Ordering::Relaxed)
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let since = self.now().silent_since;
+        let mut state = self.all.lock();
+        state.open -= 1;
+        if let Some(since) = since {
+            state.silent.remove(&since);
+        }
+        drop(state);
+        if let Some(metrics) = &self.all.metrics {
+            metrics.connection_closed(self.all.door);
+        }
+    }
+}
+
+/// A request in flight on a connection.
+pub struct InFlightRequest(Arc<Seat>);
+
+impl InFlightRequest {
+    /// Keeps the request in flight for as long as the connection lives: it is a WebSocket now.
+    pub fn for_life(self) {
+        self.0.now().requests += 1;
+    }
+}
+
+impl Drop for InFlightRequest {
+    fn drop(&mut self) {
+        let mut now = self.0.now();
+        now.requests -= 1;
+        if now.requests == 0 {
+            now.silent_since = Some(self.0.all.lock().fall_silent(&self.0.end));
+        }
+    }
+}
+
+/// The body of a request, which notes whether it was dropped before its end.
+pub struct Watched {
+    body: Incoming,
+    /// `None`: it does not matter, because the protocol has other means.
+    seat: Option<Arc<Seat>>,
+    has_ended: bool,
+}
+
+impl Watched {
+    pub const fn new(body: Incoming, seat: Option<Arc<Seat>>) -> Self {
+        Self { body, seat, has_ended: false }
+    }
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.has_ended |= matches!(frame, Poll::Ready(None | Some(Err(_))));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(seat) = &self.seat
+            && !self.has_ended
+            && !self.body.is_end_stream()
+        {
+            seat.has_unread.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The body of a response, whose request is in flight until the body has gone.
+pub struct Answering<B> {
+    body: B,
+    _request: Option<InFlightRequest>,
+}
+
+impl<B> Answering<B> {
+    pub const fn new(body: B, request: Option<InFlightRequest>) -> Self {
+        Self { body, _request: request }
+    }
+}
+
+impl<B: Body + Unpin> Body for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn longest_silent_connection_gives_way() {
+        let metrics = Arc::new(Metrics::new());
+        let all = Connections::new(Door::Clients, 3, Arc::clone(&metrics));
+        let [one, two, three] = [(); 3].map(|()| all.enter().unwrap());
+        // The first one is busy, and then the youngest of the silent ones.
+        let request = one.begin();
+        let four = all.enter().unwrap();
+        assert_eq!(
+            [&one, &two, &three, &four].map(|seat| seat.must_end()),
+            [false, true, false, false]
+        );
+        drop(request);
+        drop(two);
+        let five = all.enter().unwrap();
+        assert_eq!([&one, &three, &four].map(|seat| seat.must_end()), [false, true, false]);
+        drop(three);
+        for seat in [&one, &four, &five] {
+            seat.begin().for_life();
+        }
+        assert!(all.enter().is_none(), "a request in flight is never ended");
+        drop(four);
+        assert!(all.enter().is_some());
+        let page = metrics.render();
+        for series in [
+            r#"warmkey_connections_refused_total{reason="silent"} 2"#,
+            r#"warmkey_connections_refused_total{reason="limit"} 1"#,
+            r#"warmkey_connections{listener="clients"} 2"#,
+            "warmkey_connections_limit 3",
+        ] {
+            assert!(page.contains(series), "{series} is not in\n{page}");
+        }
+    }
+}

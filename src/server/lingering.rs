@@ -1,0 +1,112 @@
+//! A client's connection whose end waits for the rest of a refused request (RFC 9112, section 9.6).
+//!
+//! A request may be refused before its body has come. If the connection were closed with bytes
+//! unread, the system would reset it, and a client that writes before it reads would lose the
+//! answer. The gateway therefore closes its own half, and reads on for a while.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::server::connections::Seat;
+
+/// Longest time to read on, and the longest silence meanwhile.
+const LONGEST: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(10);
+/// Most bytes to read on.
+const MOST: usize = 64 * 1024 * 1024;
+const BUFFER: usize = 16 * 1024;
+
+/// A connection that ends gently.
+pub struct Lingering<I> {
+    io: I,
+    seat: Arc<Seat>,
+    rest: Option<Box<Rest>>,
+}
+
+/// The rest of a request, which is read and discarded.
+struct Rest {
+    until: Instant,
+    timer: Pin<Box<Sleep>>,
+    bytes: usize,
+    buffer: Vec<u8>,
+}
+
+impl<I> Lingering<I> {
+    pub const fn new(io: I, seat: Arc<Seat>) -> Self {
+        Self { io, seat, rest: None }
+    }
+}
+
+impl Rest {
+    fn new() -> Self {
+        let (until, timer) = (Instant::now() + LONGEST, Box::pin(sleep(SILENCE)));
+        Self { until, timer, bytes: 0, buffer: vec![0; BUFFER] }
+    }
+
+    /// Ready when nothing more needs to be read.
+    fn poll_end<I: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut I,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
+        // A fast sender must not occupy this thread.
+        for _ in 0..16 {
+            let mut buffer = ReadBuf::new(&mut self.buffer);
+            match Pin::new(&mut *io).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.bytes += buffer.filled().len();
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.timer.as_mut().poll(context),
+            }
+            let now = Instant::now();
+            if self.bytes >= MOST || now >= self.until {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(self.until.min(now + SILENCE));
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Lingering<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { io, seat, rest } = &mut *self;
+        if rest.is_none() {
+            let closed = ready!(Pin::new(&mut *io).poll_shutdown(context));
+            if closed.is_err() || !seat.has_unread() {
+                return Poll::Ready(closed);
+            }
+        }
+        rest.get_or_insert_with(|| Box::new(Rest::new())).poll_end(io, context).map(Ok)
+    }
+}

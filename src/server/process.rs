@@ -1,0 +1,74 @@
+//! The limits of this process: how many files and sockets it may open, and that it leaves no core.
+//!
+//! A core would hold every secret and every body of the moment.
+
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
+
+/// Most connections of clients, whatever the system allows: each may hold its buffers.
+const MOST: usize = 16_384;
+/// Most descriptors that are kept for the admin listener, the store, the ledger and files.
+const RESERVE: usize = 256;
+
+/// The descriptors of this process, and how they are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptors {
+    /// What the process may open.
+    pub limit: usize,
+    /// The limit as it was before it was raised.
+    pub before: usize,
+    /// Connections of clients. As many are kept for upstreams.
+    pub clients: usize,
+    /// Connections of operators, probes and Prometheus.
+    pub admin: usize,
+}
+
+impl Descriptors {
+    /// Raises the soft limit to the hard one, and returns what there is then.
+    pub fn raise() -> Self {
+        let before = Self::of_process();
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        if current != maximum {
+            // If the system refuses, the limit of before is the one in use.
+            let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+        }
+        Self { before: before.limit, ..Self::of_process() }
+    }
+
+    pub fn of_process() -> Self {
+        let limit = getrlimit(Resource::Nofile).current;
+        Self::of(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX))
+    }
+
+    fn of(limit: usize) -> Self {
+        let reserve = RESERVE.min(limit / 4);
+        let clients = ((limit - reserve) / 2).clamp(1, MOST);
+        Self { limit, before: limit, clients, admin: (reserve / 4).max(1) }
+    }
+}
+
+/// Makes the system write no core of this process, and hides its memory from other processes of the
+/// same user.
+pub fn forbid_cores() {
+    // Each suffices. A system that refuses both gives no better way.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    #[cfg(target_os = "linux")]
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_shared_out() {
+        for (limit, clients, admin) in
+            [(64, 24, 4), (256, 96, 16), (1_024, 384, 64), (1 << 20, MOST, 64), (1, 1, 1)]
+        {
+            let shared = Descriptors::of(limit);
+            assert_eq!((shared.clients, shared.admin), (clients, admin), "{limit}");
+            assert!(limit == 1 || 2 * clients + admin < limit, "something is left for the store");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Slows down whoever tries tokens: the refusals of wrong tokens from one address wait longer and
+//! longer.
+//!
+//! A valid token never waits, whatever its address has shown before: behind a balancer, that
+//! address is everybody's. Keeps no token and no hash of one.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::{Extensions, Request};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+
+use crate::error::ErrorKind;
+use crate::metrics::Metrics;
+use crate::server::connection::PeerAddress;
+
+/// Refusals of an address that wait for nothing.
+const FREE: u32 = 10;
+/// The first wait, which doubles up to the longest one.
+const FIRST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(1);
+/// Time without a wrong token after which an address begins anew.
+const MEMORY: Duration = Duration::from_secs(60);
+/// Most addresses that are remembered.
+const MOST: usize = 4_096;
+/// Most refusals that wait at once. Further ones are sent at once: they must not hold all
+/// connections.
+const WAITING: usize = 256;
+
+pub struct Slowing {
+    metrics: Arc<Metrics>,
+    seen: Mutex<HashMap<IpAddr, Seen>>,
+    places: Semaphore,
+}
+
+struct Seen {
+    count: u32,
+    last: Instant,
+}
+
+impl Slowing {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, seen: Mutex::default(), places: Semaphore::new(WAITING) }
+    }
+
+    /// The caller of a request, if it shows a token.
+    pub fn caller<B>(self: &Arc<Self>, request: &Request<B>) -> TokenCaller {
+        let shows = request.headers().contains_key(AUTHORIZATION);
+        let peer = request.extensions().get::<PeerAddress>().filter(|_| shows);
+        TokenCaller { slowing: Arc::clone(self), peer: peer.map(|PeerAddress(peer)| *peer) }
+    }
+
+    /// Notes a wrong token of `peer`, and returns when its refusal may be sent.
+    async fn wait(&self, peer: IpAddr) {
+        let wait = self.note(network(peer), Instant::now());
+        if wait.is_zero() {
+            return;
+        }
+        if let Ok(_place) = self.places.try_acquire() {
+            self.metrics.refusal_slowed();
+            sleep(wait).await;
+        }
+    }
+
+    fn note(&self, peer: IpAddr, now: Instant) -> Duration {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= MOST && !seen.contains_key(&peer) {
+            seen.retain(|_, seen| now - seen.last < MEMORY);
+            if seen.len() >= MOST {
+                // So many addresses at once cannot be slowed one by one.
+                return FIRST;
+            }
+        }
+        let entry = seen.entry(peer).or_insert(Seen { count: 0, last: now });
+        if now - entry.last >= MEMORY {
+            entry.count = 0;
+        }
+        (entry.count, entry.last) = (entry.count.saturating_add(1), now);
+        match entry.count.checked_sub(FREE + 1) {
+            None => Duration::ZERO,
+            Some(over) => LONGEST.min(FIRST * 2_u32.pow(over.min(8))),
+        }
+    }
+}
+
+/// Who shows a token, right or wrong.
+pub struct TokenCaller {
+    slowing: Arc<Slowing>,
+    /// `None`: no token was shown, as by health checks of balancers.
+    peer: Option<IpAddr>,
+}
+
+impl TokenCaller {
+    /// Returns when the caller may receive the response with these extensions.
+    pub async fn hears(self, response: &Extensions) {
+        if let (Some(ErrorKind::InvalidApiKey), Some(peer)) = (response.get(), self.peer) {
+            self.slowing.wait(peer).await;
+        }
+    }
+}
+
+/// One caller may have all addresses of an IPv6 network.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_tokens_of_one_address_wait_longer_and_longer() {
+        let slowing = Slowing::new(Arc::new(Metrics::new()));
+        let [one, other]: [IpAddr; 2] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
+        let began = Instant::now();
+        for _ in 0..FREE {
+            slowing.wait(one).await;
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let waits = [1, 2, 4, 8, 16, 20, 20, 20].map(|fifties| FIRST * fifties);
+        for wait in waits {
+            let began = Instant::now();
+            slowing.wait(one).await;
+            assert_eq!(began.elapsed(), wait);
+        }
+        let began = Instant::now();
+        slowing.wait(other).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "another address");
+        tokio::time::advance(MEMORY).await;
+        let began = Instant::now();
+        slowing.wait(one).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "it begins anew");
+    }
+
+    #[test]
+    fn memory_of_addresses_is_bounded() {
+        let (slowing, now) = (Slowing::new(Arc::new(Metrics::new())), Instant::now());
+        for number in 0..MOST as u32 * 2 {
+            slowing.note(std::net::Ipv4Addr::from_bits(number).into(), now);
+        }
+        assert_eq!(slowing.seen.lock().unwrap().len(), MOST);
+        let [one, two] = ["2001:db8::1", "2001:db8::ffff:2"].map(|it| network(it.parse().unwrap()));
+        assert_eq!(one, two);
+    }
+}

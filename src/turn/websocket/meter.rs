@@ -1,0 +1,363 @@
+//! Measures what comes and goes on one connection of a WebSocket, byte by byte, below the frames.
+//!
+//! The frames' library tells of whole messages only. The meter counts the bytes of a message that
+//! is still coming in the replica's memory, gives the message a deadline, and takes any byte as a
+//! sign of life.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use crate::turn::memory::{BodyMemory, MemoryPlace, SLOWEST, time_for};
+
+/// Most bytes that may lie unread between the gateway and a peer: what systems buffer at the most.
+const UNDERWAY: u64 = 8 * 1024 * 1024;
+
+/// What happens if the memory is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The message is refused.
+    Client,
+    /// The message is counted and still taken, because a running answer is not cut for memory.
+    Upstream,
+}
+
+/// The measurements of one connection.
+#[derive(Clone)]
+pub struct Meter(Arc<Mutex<State>>);
+
+struct State {
+    outline: Outline,
+    source: Source,
+    memory: BodyMemory,
+    place: MemoryPlace,
+    /// When the unfinished message began, or when the gateway began to read on.
+    began: Instant,
+    has_arrived: bool,
+    is_full: bool,
+    /// When the peer has everything that was written, at the lowest rate.
+    received: Instant,
+}
+
+impl Meter {
+    pub fn new(source: Source, memory: BodyMemory) -> Self {
+        let now = Instant::now();
+        Self(Arc::new(Mutex::new(State {
+            outline: Outline::default(),
+            source,
+            memory,
+            place: MemoryPlace::default(),
+            began: now,
+            has_arrived: false,
+            is_full: false,
+            received: now,
+        })))
+    }
+
+    /// Notes that a message of `length` bytes is forwarded. The deadline of the next message, which
+    /// may have begun, counts from now on.
+    pub fn forwarded(&self, length: usize) {
+        let state = &mut *self.lock();
+        state.outline.held = state.outline.held.saturating_sub(length);
+        state.began = Instant::now();
+        // Less than before always fits.
+        let _ = state.memory.follow(&mut state.place, state.outline.held);
+    }
+
+    /// When the rest of an unfinished message must have come.
+    pub fn deadline(&self) -> Option<Instant> {
+        let state = self.lock();
+        state.outline.is_unfinished().then(|| state.began + time_for(state.outline.come))
+    }
+
+    /// Whether bytes have arrived since the last call.
+    pub fn has_arrived(&self) -> bool {
+        std::mem::take(&mut self.lock().has_arrived)
+    }
+
+    #[cfg(test)]
+    fn is_full(&self) -> bool {
+        self.lock().is_full
+    }
+
+    /// When the peer has surely read everything that was written so far.
+    pub fn received(&self) -> Instant {
+        self.lock().received
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn came(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.has_arrived = true;
+        if self.is_full {
+            return Ok(());
+        }
+        if !self.outline.is_unfinished() {
+            self.began = Instant::now();
+        }
+        self.outline.read(bytes);
+        let fits = self.memory.follow(&mut self.place, self.outline.held).is_ok();
+        if fits || self.source == Source::Upstream {
+            return Ok(());
+        }
+        self.is_full = true;
+        Err(io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn went(&mut self, bytes: usize) {
+        let now = Instant::now();
+        let longest = Duration::from_secs(UNDERWAY / SLOWEST);
+        let took = Duration::from_secs_f64(bytes as f64 / SLOWEST as f64);
+        self.received = (self.received.max(now) + took).min(now + longest);
+    }
+}
+
+/// A connection with its meter.
+pub struct Metered<I> {
+    io: I,
+    meter: Meter,
+}
+
+impl<I> Metered<I> {
+    pub const fn new(io: I, meter: Meter) -> Self {
+        Self { io, meter }
+    }
+
+    /// Ends the measurement: what comes from now on is not kept.
+    pub fn discard(&self) {
+        let state = &mut *self.meter.lock();
+        state.is_full = true;
+        state.place = MemoryPlace::default();
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Metered<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        match &buffer.filled()[before..] {
+            [] => read,
+            bytes => match self.meter.lock().came(bytes) {
+                Ok(()) => read,
+                Err(full) => Poll::Ready(Err(full)),
+            },
+        }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Metered<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        if let Poll::Ready(Ok(count)) = written {
+            self.meter.lock().went(count);
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// The outline of the frames (RFC 6455, section 5.2) that have come. It checks nothing: the frames'
+/// library refuses what breaks the protocol.
+#[derive(Default)]
+struct Outline {
+    /// Bytes of the current frame's head so far. 0: no frame has begun.
+    head: usize,
+    /// Length of the head, as far as it is known.
+    head_length: usize,
+    /// Bytes of the head that state the length of a longer frame.
+    length_bytes: usize,
+    length: u64,
+    /// Bytes of the frame's payload that are still to come, once the head is complete.
+    left: u64,
+    is_data: bool,
+    is_last: bool,
+    /// A message has begun whose last frame has not ended.
+    is_in_message: bool,
+    /// Bytes of the unfinished message, and of all messages that are not forwarded yet.
+    come: usize,
+    held: usize,
+}
+
+impl Outline {
+    const fn is_unfinished(&self) -> bool {
+        self.is_in_message || self.head > 0
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) {
+        while let Some((first, rest)) = bytes.split_first() {
+            if self.left == 0 {
+                self.read_head(*first);
+                bytes = rest;
+                continue;
+            }
+            let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+            self.left -= count as u64;
+            if self.is_data {
+                self.come += count;
+                self.held += count;
+            }
+            bytes = &bytes[count..];
+            if self.left == 0 {
+                self.end_frame();
+            }
+        }
+    }
+
+    fn read_head(&mut self, byte: u8) {
+        match self.head {
+            0 => {
+                (self.is_last, self.is_data) = (byte & 0x80 != 0, byte & 0x08 == 0);
+                self.is_in_message |= self.is_data;
+                self.head_length = 2;
+            }
+            1 => {
+                let (mask, length) = (if byte & 0x80 == 0 { 0 } else { 4 }, byte & 0x7f);
+                let more = [0, 2, 8][usize::from(length.saturating_sub(125).min(2))];
+                self.length = if more == 0 { u64::from(length) } else { 0 };
+                self.head_length = 2 + more + mask;
+                self.length_bytes = more;
+            }
+            at if at < 2 + self.length_bytes => self.length = self.length << 8 | u64::from(byte),
+            _ => {}
+        }
+        self.head += 1;
+        if self.head == self.head_length {
+            self.left = self.length;
+            if self.left == 0 {
+                self.end_frame();
+            }
+        }
+    }
+
+    fn end_frame(&mut self) {
+        self.head = 0;
+        if self.is_data && self.is_last {
+            self.is_in_message = false;
+            self.come = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setting::Size;
+    use proptest::prelude::*;
+
+    /// A frame of a client with this first byte and payload length.
+    fn frame(first: u8, length: usize) -> Vec<u8> {
+        let mut frame = vec![first];
+        match length {
+            0..=125 => frame.push(0x80 | length as u8),
+            126..=0xffff => {
+                frame.push(0x80 | 126);
+                frame.extend((length as u16).to_be_bytes());
+            }
+            _ => {
+                frame.push(0x80 | 127);
+                frame.extend((length as u64).to_be_bytes());
+            }
+        }
+        frame.extend([1, 2, 3, 4]);
+        frame.resize(frame.len() + length, b'x');
+        frame
+    }
+
+    fn outline(bytes: &[u8], step: usize) -> Outline {
+        let mut outline = Outline::default();
+        bytes.chunks(step).for_each(|bytes| outline.read(bytes));
+        outline
+    }
+
+    proptest! {
+        #[test]
+        fn outline_counts_alike_in_all_pieces(
+            lengths in proptest::collection::vec(0..70_000_usize, 1..5),
+            ping in 0..126_usize,
+            step in 1..5_000_usize,
+        ) {
+            let mut bytes = Vec::new();
+            let last = lengths.len() - 1;
+            for (number, length) in lengths.iter().enumerate() {
+                let text = if number == 0 { 1 } else { 0 };
+                let end = if number == last { 0x80 } else { 0 };
+                bytes.extend(frame(text | end, *length));
+                // A control frame between two fragments.
+                bytes.extend(frame(0x89, ping));
+            }
+            let all: usize = lengths.iter().sum();
+            let whole = outline(&bytes, step);
+            prop_assert_eq!((whole.held, whole.come, whole.is_unfinished()), (all, 0, false));
+            // The last data frame ends before the last ping does.
+            let tail = frame(0x89, ping).len();
+            let part = outline(&bytes[..bytes.len() - tail - 1], step);
+            let is_empty_tail = lengths[last] == 0;
+            prop_assert!(part.is_unfinished());
+            prop_assert_eq!(part.held, if is_empty_tail { all } else { all - 1 });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unfinished_message_is_counted_and_has_a_deadline() {
+        let memory = BodyMemory::new(Size(1 << 20));
+        let meter = Meter::new(Source::Client, memory.clone());
+        assert_eq!(meter.deadline(), None);
+        let began = Instant::now();
+        meter.lock().came(&frame(0x01, 512 << 10)).unwrap();
+        assert_eq!(memory.free_units(), 128);
+        assert_eq!(meter.deadline(), Some(began + Duration::from_secs(30 + 32)));
+        // A ping between is no end of it.
+        meter.lock().came(&frame(0x89, 5)).unwrap();
+        assert!(meter.deadline().is_some() && meter.has_arrived() && !meter.has_arrived());
+        meter.lock().came(&frame(0x80, 0)).unwrap();
+        assert_eq!((meter.deadline(), memory.free_units()), (None, 128), "not forwarded yet");
+        meter.forwarded(512 << 10);
+        assert_eq!(memory.free_units(), 256);
+
+        for source in [Source::Client, Source::Upstream] {
+            let meter = Meter::new(source, memory.clone());
+            let came = meter.lock().came(&frame(0x01, 2 << 20));
+            assert_eq!((came.is_err(), meter.is_full()), (source == Source::Client, came.is_err()));
+            assert!(meter.lock().came(&frame(0x00, 2 << 20)).is_ok(), "the rest is discarded");
+        }
+        assert_eq!(memory.free_units(), 256, "nothing stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peer_has_time_to_read_what_was_written() {
+        let meter = Meter::new(Source::Client, BodyMemory::new(Size(1 << 20)));
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        assert_eq!(meter.received(), now);
+        meter.lock().went(SLOWEST as usize * 3);
+        assert_eq!(meter.received(), now + second * 3);
+        tokio::time::advance(second * 2).await;
+        meter.lock().went(SLOWEST as usize);
+        assert_eq!(meter.received(), now + second * 4);
+        meter.lock().went(1 << 30);
+        assert_eq!(meter.received(), now + second * 2 + second * 512);
+    }
+}

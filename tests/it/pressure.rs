@@ -1,0 +1,14 @@
+//! Under pressure: nothing that one client, one disk or one version does takes a replica down.
+
+mod descriptors;
+mod heavy;
+mod leaving;
+mod log;
+mod memory;
+mod pages;
+mod refusals;
+mod secrets;
+mod slow;
+mod soak;
+mod tasks;
+mod versions;

@@ -1,0 +1,164 @@
+//! File descriptors: the limit is raised, strangers do not take all of them, and their lack is
+//! called what it is.
+
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::process::WARMKEY;
+use crate::world::recorder::{COMPLETED, Recorder, Step, chunk, stream_head};
+use crate::world::waiting::{SOON, eventually, within};
+use crate::world::wire::{Connection, Request, ask};
+
+const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
+const CREATED: &[u8] = b"event: response.created\ndata: {\"type\":\"response.created\"}\n\n";
+const REFUSED: &str = "warmkey_connections_refused_total";
+
+/// An upstream that holds every answer open.
+async fn holding() -> Recorder {
+    Recorder::start(|_| {
+        vec![
+            Step::Send(stream_head("")),
+            Step::Send(chunk(CREATED)),
+            Step::Hold,
+            Step::Send(chunk(COMPLETED.as_bytes())),
+            Step::Send(b"0\r\n\r\n".to_vec()),
+        ]
+    })
+    .await
+}
+
+#[tokio::test]
+async fn limit_of_descriptors_is_raised() {
+    let upstream = holding().await;
+    let cluster = Cluster::new().recorded_by(&upstream).shell("ulimit -Sn 256").start().await;
+    let mut streams = Vec::new();
+    for number in 0..160 {
+        let mut client = Connection::open(cluster.address()).await;
+        let answer = client.ask(&Request::turn(ALICE, BODY)).await.expect("an answer");
+        assert_eq!(answer.status, 200, "stream {number}");
+        streams.push((client, answer));
+    }
+    let metrics = cluster.replica().metrics().await;
+    assert!(metrics.get("warmkey_connections_limit") > 1_000.0);
+    assert_eq!(metrics.get(r#"warmkey_connections{listener="clients"}"#), 160.0);
+    upstream.release(160);
+    for (client, answer) in &mut streams {
+        client.finish(answer).await;
+        assert!(answer.whole);
+    }
+    drop(streams);
+    cluster.replica().shows(r#"warmkey_connections{listener="clients"}"#, 0.0).await;
+}
+
+#[tokio::test]
+async fn check_tells_the_limit_of_descriptors() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 256; exec \"$0\" check", WARMKEY]);
+    command.env("OPENAI_API_KEY", "sk-x").current_dir(std::env::temp_dir());
+    let output = within(SOON, "the command", command.output()).await.expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("raised from 256"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Strangers who say nothing take every place, and give way one after the other.
+#[tokio::test]
+async fn silent_stranger_gives_way_to_a_client() {
+    let upstream = holding().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("header_timeout", "\"60s\"")
+        .shell("ulimit -n 256");
+    let cluster = cluster.start().await;
+    // A stream that runs, before the strangers come.
+    let mut running = Connection::open(cluster.address()).await;
+    let mut answer = running.ask(&Request::turn(ALICE, BODY)).await.expect("an answer");
+    let mut strangers = Vec::new();
+    for number in 0..400 {
+        let mut stranger = Connection::open(cluster.address()).await;
+        if number % 2 == 0 {
+            let _ = stranger.send_raw(b"GET / HTTP/1.1\r\nx-slow: ").await;
+        }
+        strangers.push(stranger);
+    }
+    assert_eq!(cluster.replica().probe("/livez").await.status, 200);
+    let began = Instant::now();
+    let mut client = Connection::open(cluster.address()).await;
+    let mut other = client.ask(&Request::turn(ALICE, BODY)).await.expect("it is served");
+    assert_eq!(other.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    let metrics = cluster.replica().metrics().await;
+    assert!(metrics.get(&format!("{REFUSED}{{reason=\"silent\"}}")) > 300.0);
+    assert!(metrics.get(r#"warmkey_connections{listener="clients"}"#) <= 97.0);
+    let told = cluster.logs().matches("connections are at their limit").count();
+    assert_eq!(told, 1, "the log says it once");
+    upstream.release(2);
+    for (client, answer) in [(&mut running, &mut answer), (&mut client, &mut other)] {
+        client.finish(answer).await;
+        assert!(answer.whole, "a stream that runs is not ended");
+    }
+    drop(strangers);
+    cluster.replica().shows(r#"warmkey_connections{listener="clients"}"#, 2.0).await;
+}
+
+/// Where every connection is busy, the next one is told so.
+#[tokio::test]
+async fn connection_beyond_the_limit_is_told() {
+    let upstream = holding().await;
+    let cluster = Cluster::new().recorded_by(&upstream).shell("ulimit -n 128").start().await;
+    let most = cluster.replica().metrics().await.get("warmkey_connections_limit") as usize;
+    let mut streams = Vec::new();
+    for _ in 0..most {
+        let mut client = Connection::open(cluster.address()).await;
+        let answer = client.ask(&Request::turn(ALICE, BODY)).await.expect("an answer");
+        assert_eq!(answer.status, 200);
+        streams.push((client, answer));
+    }
+    let refused = ask(cluster.address(), &Request::turn(ALICE, BODY)).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "no_key_available"));
+    assert_eq!(refused.retry_after(), 1);
+    assert_eq!(cluster.replica().probe("/livez").await.status, 200);
+    streams.pop();
+    eventually(SOON, "a place is free again", async || {
+        let mut client = Connection::open(cluster.address()).await;
+        let answer = client.ask(&Request::turn(ALICE, BODY)).await?;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lack_of_descriptors_is_called_what_it_is() {
+    let upstream = holding().await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("header_timeout", "\"60s\"")
+        .shell("ulimit -n 34");
+    let cluster = cluster.start().await;
+    let (mut streams, mut lacks) = (Vec::new(), 0);
+    // Where even the client's connection finds no descriptor, a silent one gives way.
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(Connection::open(cluster.address()).await);
+    }
+    for _ in 0..12 {
+        let mut client = Connection::open(cluster.address()).await;
+        let Some(mut answer) = client.ask(&Request::turn(ALICE, BODY)).await else { continue };
+        if answer.status == 200 {
+            streams.push((client, answer));
+            continue;
+        }
+        client.finish(&mut answer).await;
+        assert_eq!((answer.status, answer.code().as_str()), (503, "no_key_available"));
+        assert_eq!(answer.retry_after(), 1);
+        lacks += usize::from(answer.text().contains("too many open files"));
+    }
+    assert!(lacks > 0 && !streams.is_empty(), "{lacks} of {}", streams.len());
+    let log = eventually(SOON, "the log says why", async || {
+        Some(cluster.logs()).filter(|log| log.contains("Too many open files"))
+    })
+    .await;
+    assert!(!log.contains("could not be reached"), "{log}");
+}

@@ -1,0 +1,92 @@
+//! Long and folded bodies do not hold up the turns of others.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::recorder::{Recorder, completed};
+use crate::world::waiting::{found, ms};
+use crate::world::wire::{Connection, Request, ask};
+
+/// JSON of about this size that zstd folds about a hundred times.
+pub fn foldable(size: usize) -> Vec<u8> {
+    let mut text = br#"{"model":"gpt-5.4","prompt_cache_key":"s","input":""#.to_vec();
+    let mut seed = 1_u64;
+    while text.len() < size {
+        let mut line = Vec::new();
+        for _ in 0..24 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let _ = write!(line, "{:08x}", seed >> 32);
+        }
+        for _ in 0..60 {
+            text.extend(&line);
+        }
+    }
+    text.extend(br#""}"#);
+    text
+}
+
+#[tokio::test]
+async fn body_that_unfolds_too_far_is_refused() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new().recorded_by(&upstream).start().await;
+    let bomb = zstd::encode_all(&vec![b' '; 63 << 20][..], 3).expect("memory is enough");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(&vec![b' '; 63 << 20]).expect("memory is enough");
+    let before = cluster.replica().process().peak();
+    for (encoding, body) in [("zstd", bomb), ("gzip", gzip.finish().expect("memory is enough"))] {
+        assert!(body.len() < 100 << 10, "{}", body.len());
+        let request = Request::turn(ALICE, body).header("content-encoding", encoding);
+        let answer = ask(cluster.address(), &request).await;
+        assert_eq!((answer.status, answer.code().as_str()), (413, "request_too_large"));
+        assert!(answer.text().contains("200 times"), "{}", answer.text());
+    }
+    let grown = cluster.replica().process().peak().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes more");
+}
+
+/// How long short requests take, one after the other, until `is_over`. The slowest tenth's median.
+pub async fn slowest(address: std::net::SocketAddr, is_over: &AtomicBool) -> Duration {
+    let (mut laps, mut connection) = (Vec::new(), Connection::open(address).await);
+    while !is_over.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        let mut answer =
+            connection.ask(&Request::new("GET", "/models").bearer(ALICE)).await.expect("an answer");
+        connection.finish(&mut answer).await;
+        laps.push(began.elapsed());
+        sleep(ms(2)).await;
+    }
+    laps.sort();
+    laps[laps.len() - laps.len() / 20 - 1]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heavy_body_holds_up_nobody() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster =
+        Cluster::new().recorded_by(&upstream).shell("export TOKIO_WORKER_THREADS=1").start().await;
+    let address = cluster.address();
+    let text = foldable(60 << 20);
+    let folded = zstd::encode_all(&text[..], 3).expect("memory is enough");
+    assert!(folded.len() > text.len() / 190, "{} of {}", folded.len(), text.len());
+    // A machine that compiles meanwhile has slow moments of its own.
+    found("a run in which nobody waits", async || {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let others = tokio::spawn({
+            let is_over = Arc::clone(&is_over);
+            async move { slowest(address, &is_over).await }
+        });
+        for _ in 0..6 {
+            let request = Request::turn(ALICE, folded.clone()).header("content-encoding", "zstd");
+            assert_eq!(ask(address, &request).await.status, 200);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        let slowest = others.await.expect("the client runs");
+        (slowest < ms(50)).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,124 @@
+//! What clients can make a replica hold is counted and bounded.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::socket::{Socket, Upstream, create, session, turn};
+use crate::world::waiting::{SOON, eventually, within};
+
+const MIB: usize = 1 << 20;
+
+/// A client's frame with this first byte. The mask is zero.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first, 0x80 | 127];
+    frame.extend((payload.len() as u64).to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(payload);
+    frame
+}
+
+/// Sends raw bytes for as long as the other side takes them, and returns what it says then.
+async fn told(client: &mut Socket, bytes: &[u8]) -> (serde_json::Value, u16) {
+    // The library reads from the same connection only between two writes.
+    for part in bytes.chunks(256 << 10) {
+        let sending = client.0.get_mut().write_all(part);
+        if !matches!(tokio::time::timeout(SOON, sending).await, Ok(Ok(()))) {
+            break;
+        }
+    }
+    (client.json().await, client.closed().await)
+}
+
+#[tokio::test]
+async fn unfinished_message_counts_in_the_memory_for_bodies() {
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new()
+        .upstream_at(&upstream.url())
+        .server("replay_total", "\"16MiB\"")
+        .server("max_body", "\"1MiB\"")
+        .start()
+        .await;
+    let before = cluster.replica().process().resident();
+    let (mut sockets, mut refused) = (Vec::new(), 0);
+    // Without the last fragment: 7 MiB each.
+    let part = frame(0x01, &vec![b'x'; 7 * MIB]);
+    for number in 0..12 {
+        let name = format!("s{number}");
+        let (mut client, there) =
+            tokio::join!(session(cluster.address(), ALICE, &name), upstream.accept());
+        if number < 2 {
+            client.0.get_mut().write_all(&part).await.expect("it is taken");
+            sockets.push((client, there));
+            eventually(SOON, "the message has come", async || {
+                let grown = cluster.replica().process().resident().saturating_sub(before);
+                (grown > (number + 1) * 6 * MIB as u64).then_some(())
+            })
+            .await;
+            continue;
+        }
+        let (error, code) = told(&mut client, &part).await;
+        assert_eq!(
+            (&error["status"], &error["error"]["code"], &error["headers"]["retry-after"]),
+            (&json!(503), &json!("no_key_available"), &json!("1"))
+        );
+        assert_eq!(code, 1013);
+        refused += 1;
+    }
+    assert_eq!(refused, 10);
+    let grown = cluster.replica().process().peak().saturating_sub(before);
+    assert!(grown < 40 * MIB as u64, "{} MiB more", grown >> 20);
+    // An open connection goes on, and what is left comes back.
+    drop(sockets.pop());
+    cluster.replica().shows("warmkey_active_websockets", 1.0).await;
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "other"), upstream.accept());
+    let text = format!("\"{}\"", "x".repeat(6 * MIB));
+    let (_, come) = tokio::join!(client.send(&text), there.text());
+    assert_eq!(come.len(), text.len());
+    turn(&mut client, &mut there, "resp_1").await;
+}
+
+/// Pongs keep a connection, and not a message that never ends.
+#[tokio::test]
+async fn message_that_never_ends_has_a_deadline() {
+    let upstream = Upstream::start().await;
+    let cluster =
+        Cluster::new().upstream_at(&upstream.url()).server("ping", "\"1s\"").start().await;
+    let (mut client, there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let began = Instant::now();
+    client.0.get_mut().write_all(&frame(0x01, b"{\"type\":")).await.expect("it is taken");
+    let mut there = there;
+    let (error, _) = tokio::join!(client.json(), async {
+        // The upstream answers its pings meanwhile.
+        tokio::time::timeout(Duration::from_secs(50), there.next()).await
+    });
+    assert_eq!(
+        (&error["status"], &error["error"]["code"]),
+        (&json!(408), &json!("request_timeout"))
+    );
+    assert_eq!(client.closed().await, 1008);
+    let took = began.elapsed().as_secs();
+    assert!((29..45).contains(&took), "{took} s");
+}
+
+/// Names that a client chooses are kept with its turns.
+#[tokio::test]
+async fn long_name_of_a_lane_is_refused() {
+    let upstream = Upstream::start().await;
+    let cluster = Cluster::new().upstream_at(&upstream.url()).start().await;
+    let (mut client, mut there) =
+        tokio::join!(session(cluster.address(), ALICE, "s"), upstream.accept());
+    let named = |length: usize| {
+        let lane = "l".repeat(length);
+        create(None).replace("\"model\"", &format!("\"stream_id\":{lane:?},\"model\""))
+    };
+    client.send(&named(513)).await;
+    assert_eq!(client.json().await["error"]["code"], "invalid_request");
+    client.send(&named(512)).await;
+    assert_eq!(within(SOON, "the request", there.text()).await, named(512));
+}

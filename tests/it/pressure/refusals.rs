@@ -1,0 +1,51 @@
+//! A refusal reaches a client that writes its whole request before it reads.
+
+use crate::world::cluster::{ALICE, Cluster};
+use crate::world::recorder::{Recorder, completed};
+use crate::world::waiting::{ANSWER, within};
+use crate::world::wire::Connection;
+
+/// Writes a request of `size` bytes, and only then reads. Returns the status.
+async fn written_first(
+    cluster: &crate::world::cluster::Running,
+    line: &str,
+    token: &str,
+    size: usize,
+) -> Option<(u16, String)> {
+    let mut connection = Connection::open(cluster.address()).await;
+    let head = format!(
+        "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {size}\r\n\r\n"
+    );
+    connection.send_raw(head.as_bytes()).await.ok()?;
+    let part = vec![b' '; 64 << 10];
+    for _ in 0..size / part.len() {
+        within(ANSWER, "the body is taken", connection.send_raw(&part)).await.ok()?;
+    }
+    let mut answer = connection.head().await?;
+    connection.finish(&mut answer).await;
+    answer.whole.then(|| (answer.status, answer.code()))
+}
+
+#[tokio::test]
+async fn refusal_reaches_a_client_that_writes_first() {
+    let upstream = Recorder::answering(completed()).await;
+    let cluster = Cluster::new()
+        .recorded_by(&upstream)
+        .server("max_body", "\"24MiB\"")
+        .server("replay_total", "\"4MiB\"")
+        .start()
+        .await;
+    for (line, token, size, expected) in [
+        ("POST /responses", "sk-wrong", 12 << 20, (401, "invalid_api_key")),
+        ("POST /v2/responses", ALICE, 12 << 20, (404, "unknown_url")),
+        ("POST /responses", ALICE, 32 << 20, (413, "request_too_large")),
+        ("POST /responses", ALICE, 16 << 20, (503, "no_key_available")),
+    ] {
+        for attempt in 0..4 {
+            let told = written_first(&cluster, line, token, size).await;
+            let told = told.as_ref().map(|(status, code)| (*status, code.as_str()));
+            assert_eq!(told, Some(expected), "{line}, attempt {attempt}");
+        }
+    }
+    assert!(upstream.seen().is_empty());
+}
