@@ -11,4 +11,5 @@ pub mod peek;
 pub mod error_body;
 pub mod decoder;
 pub mod terminal;
+pub mod completion;
 pub mod event;

@@ -48,6 +48,11 @@ pub struct Replayed {
     _place: Option<OwnedSemaphorePermit>,
 }
 
+/// A permit for memory that holds no body itself.
+pub struct Reserved {
+    _place: Option<OwnedSemaphorePermit>,
+}
+
 /// A body's JSON text.
 pub enum Text<'b> {
     /// Unencoded, as the client sent it.
@@ -126,6 +131,13 @@ impl Replay {
             bytes.extend_from_slice(&data);
         }
         Ok(Replayed { bytes: bytes.freeze(), _place: place })
+    }
+
+    /// Reserves memory for `length` bytes that a turn makes of its body.
+    pub fn reserve(&self, length: usize) -> Result<Reserved, Error> {
+        let mut place = None;
+        self.extend(&mut place, length)?;
+        Ok(Reserved { _place: place })
     }
 
     /// Takes permits until `length` bytes are covered.
