@@ -34,6 +34,8 @@ use table::{Row, Table};
 const KEYS: [(&str, &str); 4] =
     [("a-1", "org-a"), ("a-2", "org-a"), ("b-1", "org-b"), ("b-2", "org-b")];
 const REPLICAS: usize = 3;
+/// What an upstream speaks that does not need anything to be translated.
+const ALL: &str = r#""responses", "websocket", "chat""#;
 /// The simulator's clock. A turn every tenth of a second here is a turn every ten seconds there,
 /// which is Codex's pace.
 const TIME_SCALE: u32 = 100;
@@ -55,10 +57,13 @@ pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
         table.add(upstream.play(name, Transport::Http, proxy, &sessions, out).await?);
     }
 
-    for (name, transport) in
-        [("warmkey http", Transport::Http), ("warmkey websocket", Transport::WebSocket)]
-    {
-        let (balancer, _replicas) = upstream.gateway(&tasks).await?;
+    for (name, transport, speaks) in [
+        ("warmkey http", Transport::Http, ALL),
+        ("warmkey websocket", Transport::WebSocket, ALL),
+        ("warmkey chat", Transport::Chat, ALL),
+        ("warmkey chat translated", Transport::Chat, "\"responses\""),
+    ] {
+        let (balancer, _replicas) = upstream.gateway(&tasks, speaks).await?;
         table.add(upstream.play(name, transport, balancer, &sessions, out).await?);
     }
     let _ = writeln!(out, "\n{table}");
@@ -97,12 +102,17 @@ impl Upstream {
         .sim)
     }
 
-    /// Replicas of Warmkey behind a balancer, with no session yet.
-    async fn gateway(&self, tasks: &Tasks) -> Result<(SocketAddr, Vec<Replica>), String> {
+    /// Replicas of Warmkey behind a balancer, with no session yet. `speaks`: what the upstream is
+    /// said to speak.
+    async fn gateway(
+        &self,
+        tasks: &Tasks,
+        speaks: &str,
+    ) -> Result<(SocketAddr, Vec<Replica>), String> {
         let memory = Arc::new(Memory::new(10_000));
         let mut replicas = Vec::new();
         for _ in 0..REPLICAS {
-            let plan = Config::parse(&self.gateway_config())?
+            let plan = Config::parse(&self.gateway_config(speaks))?
                 .plan()
                 .map_err(|faults| faults.join("; "))?;
             replicas.push(
@@ -114,7 +124,7 @@ impl Upstream {
         Ok((balancer.map_err(|error| error.to_string())?, replicas))
     }
 
-    fn gateway_config(&self) -> String {
+    fn gateway_config(&self, speaks: &str) -> String {
         let keys: String = KEYS
             .iter()
             .map(|(id, organization)| {
@@ -130,7 +140,7 @@ impl Upstream {
         let address = self.address;
         format!(
             "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nsecret = \"the demo's secret, which nobody else has\"\n\
-             [ledger]\nurl = \"none:\"\n[[upstream]]\nname = \"demo\"\nbase_url = \"http://{address}/v1\"\n{keys}{users}"
+             [ledger]\nurl = \"none:\"\n[[upstream]]\nname = \"demo\"\nbase_url = \"http://{address}/v1\"\nspeaks = [{speaks}]\n{keys}{users}"
         )
     }
 
@@ -144,7 +154,7 @@ impl Upstream {
         out: &mut impl Write,
     ) -> Result<Row, String> {
         let count: usize = sessions.iter().map(Session::turns).sum();
-        let _ = write!(out, "{name:<17} {} sessions, {count} turns ... ", sessions.len());
+        let _ = write!(out, "{name:<23} {} sessions, {count} turns ... ", sessions.len());
         let _ = out.flush();
         self.simulator.reset();
         let began = Instant::now();
@@ -172,7 +182,7 @@ mod tests {
     async fn session_over_a_websocket_is_played_as_codex_plays_it() {
         let tasks = Tasks::new();
         let upstream = Upstream::start(&tasks).expect("an upstream");
-        let (balancer, _replicas) = upstream.gateway(&tasks).await.expect("a gateway");
+        let (balancer, _replicas) = upstream.gateway(&tasks, ALL).await.expect("a gateway");
         let sessions = &script::sessions()[..1];
         let row =
             upstream.play("", Transport::WebSocket, balancer, sessions, &mut Vec::new()).await;

@@ -39,6 +39,7 @@ pub enum ErrorKind {
     ConnectionLimit,
     InvalidJson,
     InvalidRequest,
+    UnsupportedParameter,
     RequestTooLarge,
     RequestTimeout,
     InsufficientQuota,
@@ -92,6 +93,9 @@ impl ErrorKind {
             Self::InvalidRequest => {
                 (StatusCode::BAD_REQUEST, "invalid_request", REQUEST, Fault::Client)
             }
+            Self::UnsupportedParameter => {
+                (StatusCode::BAD_REQUEST, "unsupported_parameter", REQUEST, Fault::Client)
+            }
             Self::RequestTooLarge => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", REQUEST, Fault::Client)
             }
@@ -136,7 +140,7 @@ impl ErrorKind {
 }
 
 /// An error that a client sees. `message` is for the client, `cause` is for the log.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     pub kind: ErrorKind,
@@ -144,11 +148,13 @@ pub struct Error {
     /// The wait after which a retry can succeed. `None` leaves the schedule to the client.
     pub retry_after: Option<Duration>,
     pub cause: Option<String>,
+    /// The field of the request that the error is about (`error.param`).
+    pub param: Option<Box<str>>,
 }
 
 impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: None, cause: None }
+        Self { kind, message: message.into(), retry_after: None, cause: None, param: None }
     }
 
     /// A temporary rate limit. The message repeats the wait in the phrase that clients parse.
@@ -178,6 +184,12 @@ impl Error {
         self
     }
 
+    /// Names the field of the request that the error is about.
+    pub fn about(mut self, param: &str) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
     pub const fn status(&self) -> StatusCode {
         self.kind.describe().0
     }
@@ -202,11 +214,9 @@ impl Error {
         let (status, code, class, fault) = self.kind.describe();
         // The fields stand in the real service's order.
         let message = serde_json::Value::from(self.message.as_str());
-        let param = if self.kind == ErrorKind::PreviousResponseNotFound {
-            r#""previous_response_id""#
-        } else {
-            "null"
-        };
+        let known =
+            (self.kind == ErrorKind::PreviousResponseNotFound).then_some("previous_response_id");
+        let param = serde_json::Value::from(self.param.as_deref().or(known));
         let body = format!(
             r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#
         );

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::HeaderName;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -39,6 +40,12 @@ pub struct UpstreamSettings {
     pub idle_timeout: Span,
     #[serde(default)]
     pub http2: bool,
+    /// Chat bodies without a `prompt_cache_key` get a derived one.
+    #[serde(default = "yes")]
+    pub cache_key: bool,
+    /// The header by which the upstream knows sessions. Empty: none.
+    #[serde(default)]
+    pub session_header: String,
     /// Address of a proxy; it may hold a password.
     pub proxy: Option<SecretSource>,
     pub ca_file: Option<String>,
@@ -56,10 +63,16 @@ impl UpstreamSettings {
             first_byte_timeout: ten_minutes(),
             idle_timeout: five_minutes(),
             http2: false,
+            cache_key: true,
+            session_header: String::new(),
             proxy: None,
             ca_file: None,
         }
     }
+}
+
+const fn yes() -> bool {
+    true
 }
 
 const fn five_seconds() -> Span {
@@ -117,6 +130,8 @@ pub struct Upstream {
     pub name: String,
     /// Address of turns: `<base_url>/responses`.
     pub responses: reqwest::Url,
+    /// Address of chat turns: `<base_url>/chat/completions`.
+    pub chat: reqwest::Url,
     /// Address of the models that a key may use: `<base_url>/models`.
     pub models: reqwest::Url,
     pub first_byte_timeout: Duration,
@@ -124,6 +139,12 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Whether the upstream accepts WebSockets.
     pub speaks_websocket: bool,
+    /// Whether the upstream accepts chat. Otherwise chat turns are translated for it.
+    pub speaks_chat: bool,
+    /// Chat bodies without a `prompt_cache_key` get a derived one.
+    pub derives_cache_key: bool,
+    /// The header by which the upstream knows sessions: derived if a client sends none.
+    pub session_header: Option<HeaderName>,
     /// How Warmkey connects to the upstream.
     wiring: Wiring,
 }

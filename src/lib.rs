@@ -42,6 +42,7 @@ pub(crate) mod session;
 pub(crate) mod key;
 pub mod health;
 pub(crate) mod binding;
+pub(crate) mod chat;
 pub(crate) mod upstream;
 pub mod usage;
 pub mod ledger;

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 
+use crate::error::Error;
 use crate::wire::error_body::ErrorBody;
 
 /// The end of an attempt, before any byte of an answer has gone to the client.
@@ -20,6 +21,8 @@ pub enum Outcome {
     Interrupted(String),
     /// The turn needed a WebSocket, and the upstream does not support one.
     NotSpoken,
+    /// The turn cannot be written in the dialect of this upstream. Nothing was sent.
+    Inexpressible(Error),
     /// The upstream sent nothing within its `first_byte_timeout`.
     Silent,
 }
@@ -41,6 +44,7 @@ impl Outcome {
             Self::Unreachable(_) => Some("unreachable"),
             Self::Interrupted(_) => Some("interrupted"),
             Self::NotSpoken => Some("not_spoken"),
+            Self::Inexpressible(_) => Some("inexpressible"),
             Self::Silent => Some("silent"),
         }
     }

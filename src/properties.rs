@@ -24,15 +24,18 @@ use crate::wire::scan::Scanner;
 use crate::wire::terminal::Terminal;
 
 pub mod answers;
+pub mod chat;
 pub mod plain;
 
 #[cfg(test)]
 mod tests;
 
 /// Every method and path that the gateway serves.
-const ENDPOINTS: [(&str, &str, Endpoint); 8] = [
+const ENDPOINTS: [(&str, &str, Endpoint); 10] = [
     ("POST", "/responses", Endpoint::CreateResponse),
     ("POST", "/v1/responses", Endpoint::CreateResponse),
+    ("POST", "/chat/completions", Endpoint::CreateChatCompletion),
+    ("POST", "/v1/chat/completions", Endpoint::CreateChatCompletion),
     ("GET", "/responses", Endpoint::OpenWebSocket),
     ("GET", "/v1/responses", Endpoint::OpenWebSocket),
     ("GET", "/models", Endpoint::ListModels),
@@ -133,7 +136,7 @@ fn is_same(found: &Field, expected: Option<&Json>) -> bool {
 fn references(body: &Json) -> (bool, bool) {
     let (mut is_held, mut is_foreign) = (false, false);
     for (name, value) in body.fields() {
-        if ["input", "tools", "prompt"].contains(&name.as_str()) {
+        if ["input", "messages", "tools", "prompt"].contains(&name.as_str()) {
             refer(value, &mut is_held, &mut is_foreign);
         }
         is_held |= name == "prompt" && value.last("id").is_some_and(|id| !matches!(id, Json::Null));

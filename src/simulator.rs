@@ -2,9 +2,9 @@
 //! than the real one, sealed reasoning, rate limits and every error on request. A judge records
 //! each turn.
 //!
-//! The simulator serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with
-//! and without `/v1`. Its own paths begin with `/_sim/`. It connects to nothing and keeps nothing
-//! on disk.
+//! The simulator serves `POST /responses`, WebSocket mode on the same path, `POST
+//! /chat/completions` and `GET /models`, with and without `/v1`. Its own paths begin with `/_sim/`.
+//! It connects to nothing and keeps nothing on disk.
 //!
 //! The simulator reads, decides and counts with code of its own, since it judges the gateway: a
 //! parser that both shared would hide the gateway's faults. `simulator/directive.rs` lists what the
@@ -45,6 +45,7 @@ mod world;
 
 mod control;
 mod reply;
+mod chat;
 mod stream;
 
 mod caller;
@@ -81,6 +82,7 @@ pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
 
 use refusal::Refusal;
+use request::Dialect;
 use websocket::Home;
 use world::World;
 
@@ -126,10 +128,19 @@ impl Simulator {
                 .route(
                     &format!("{base}/responses"),
                     post(async |State(simulator): Sim, request: Request| {
-                        http::serve(&simulator.world, request).await
+                        http::serve(&simulator.world, Dialect::Responses, request).await
                     })
                     .get(move |State(simulator): Sim, request: Request| {
                         upgrade(simulator, home, request)
+                    }),
+                )
+                .route(
+                    &format!("{base}/chat/completions"),
+                    post(async |State(simulator): Sim, request: Request| {
+                        match simulator.world.config.chat {
+                            true => http::serve(&simulator.world, Dialect::Chat, request).await,
+                            false => unknown(request).await,
+                        }
                     }),
                 )
                 .route(

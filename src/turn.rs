@@ -180,7 +180,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
     ) -> (Binding, Answer) {
         if answer.status.is_success() {
             self.gateway.registry.has_served(&binding.key, began);
-            self.gateway.bindings.confirm(&binding, self.budget).await;
+            let seals = !self.demand.by_chat;
+            self.gateway.bindings.confirm(&binding, seals, self.budget).await;
         }
         (binding, answer)
     }

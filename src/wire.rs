@@ -12,4 +12,5 @@ pub mod peek;
 pub mod error_body;
 pub mod decoder;
 pub mod terminal;
+pub mod completion;
 pub mod event;

@@ -24,6 +24,9 @@ pub struct Demand<'t> {
     /// The turn comes by WebSocket. A new session then begins on a key whose upstream speaks
     /// WebSocket.
     pub by_websocket: bool,
+    /// The turn speaks chat. A new session then begins on a key whose upstream speaks chat, if
+    /// there is one, and its answers seal nothing: no chat client carries sealed content.
+    pub by_chat: bool,
     /// The model that the turn asks for; empty if the turn names none.
     pub model: &'t str,
     /// The turn refers to something that only the project of its session can find.
@@ -82,6 +85,7 @@ impl<'t> Demand<'t> {
             carries_sealed: Sealed::Known(false),
             turn_state: None,
             by_websocket: false,
+            by_chat: false,
             model: "",
             needs_project: false,
         }

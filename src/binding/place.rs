@@ -126,10 +126,10 @@ impl Places {
         let allowed = self.common(&loaded, placing, Reach::Anywhere);
         let (order, may_take_new) =
             (placing.demand.order(session), self.may_take_new(session, &allowed));
-        let is_open =
-            |key: &Key| speaks(placing, key) && self.is_ready(placing, key) && may_take_new(key);
+        let suits = suits(placing, &allowed);
+        let is_open = |key: &Key| suits(key) && self.is_ready(placing, key) && may_take_new(key);
         let Some(own) = first(order, &allowed, |key| {
-            is_open(key) || speaks(placing, key) && self.may_retest(placing, key)
+            is_open(key) || suits(key) && self.may_retest(placing, key)
         }) else {
             return self.choose(placing, session, Reach::Anywhere);
         };
@@ -193,9 +193,10 @@ impl Places {
         let loaded = self.registry.loaded();
         let mut allowed = self.common(&loaded, placing, reach);
         let mut first_wait = None;
+        let suits = suits(placing, &allowed);
         loop {
             let chosen = first(placing.demand.order(session), &allowed, |key| {
-                self.is_ready(placing, key) && speaks(placing, key)
+                self.is_ready(placing, key) && suits(key)
             });
             let Some(key) = chosen.cloned() else { break };
             match self.registry.herd.admit(&key) {
@@ -221,7 +222,8 @@ impl Places {
         let allowed = self.common(&loaded, placing, reach);
         let is_ready = |key: &Key| self.is_ready(placing, key);
         let order = placing.demand.order(session);
-        let chosen = first(order, &allowed, |key| is_ready(key) && speaks(placing, key))
+        let suits = suits(placing, &allowed);
+        let chosen = first(order, &allowed, |key| is_ready(key) && suits(key))
             .or_else(|| first(order, &allowed, is_ready))
             .or_else(|| first(order, &allowed, |key| self.can_serve(placing, key)));
         if let Some(key) = chosen {
@@ -349,6 +351,14 @@ fn expected<'f>(
 
 fn speaks(placing: Placing<'_>, key: &Key) -> bool {
     key.upstream.speaks_websocket || !placing.demand.by_websocket
+}
+
+/// Returns whether a key suits a session that begins or moves. A chat session prefers an upstream
+/// that speaks chat, if one of the `allowed` does. Otherwise its turns are translated.
+fn suits<'t>(placing: Placing<'t>, allowed: &[&Arc<Key>]) -> impl Fn(&Key) -> bool + use<'t> {
+    let is_chatty = |key: &&Arc<Key>| key.upstream.speaks_chat;
+    let needs_chat = placing.demand.by_chat && allowed.iter().any(is_chatty);
+    move |key| speaks(placing, key) && (key.upstream.speaks_chat || !needs_chat)
 }
 
 fn is_allowed(placing: Placing<'_>, key: &Key) -> bool {

@@ -10,15 +10,18 @@ use crate::store::name::Name;
 use crate::store::{Budget, Replaced};
 
 impl Bindings {
-    /// Confirms the binding before the first byte of a successful answer. The answer may hold
-    /// content that only this organization can open, so this call seals the session. It also renews
-    /// the lifetime of an aging stored binding, in the background.
-    pub async fn confirm(&self, binding: &Binding, budget: &mut Budget) {
+    /// Confirms the binding before the first byte of a successful answer. If the answer may hold
+    /// content that only this organization can open (`seals`), this call seals the session. It also
+    /// renews the lifetime of an aging stored binding, in the background.
+    pub async fn confirm(&self, binding: &Binding, seals: bool, budget: &mut Budget) {
         let Some(session) = &binding.session else { return };
-        let confirmed = |record: &BindingRecord| record.confirmed(self.places.generation());
+        let confirmed = |record: &BindingRecord| match seals {
+            true => record.confirmed(self.places.generation()),
+            false => record.of_generation(self.places.generation()),
+        };
         match &binding.written {
             Written::Nowhere => {}
-            Written::Beside(record) if record.sealed => {}
+            Written::Beside(record) if record.sealed || !seals => {}
             // A sibling's answer seals the session, too.
             Written::Beside(record) => {
                 let is_provisional = self

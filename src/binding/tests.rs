@@ -217,7 +217,7 @@ impl Replica {
 
     /// Confirms `binding`, which has served a turn.
     async fn serves(&self, binding: &Binding) {
-        self.bindings.confirm(binding, &mut self.bindings.budget()).await;
+        self.bindings.confirm(binding, true, &mut self.bindings.budget()).await;
     }
 
     fn says(&self, id: &str, condition: Condition) {

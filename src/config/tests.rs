@@ -156,6 +156,10 @@ fn reference_tells_the_defaults() {
         assert_eq!(real.first_byte_timeout, stated.first_byte_timeout);
         assert_eq!(real.idle_timeout, stated.idle_timeout);
         assert_eq!((real.kind, real.http2), (stated.kind, stated.http2));
+        assert_eq!(
+            (real.cache_key, &real.session_header),
+            (stated.cache_key, &stated.session_header)
+        );
         assert!(real.speaks.is_none() && real.proxy.is_none() && real.ca_file.is_none());
     }
     assert_eq!(stated.speaks.map(|speaks| speaks.len()), Some(3), "three protocols");

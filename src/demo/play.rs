@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::script::{Session, Thread};
 
+mod chat;
 mod http;
 mod websocket;
 
@@ -27,6 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Transport {
     Http,
     WebSocket,
+    /// Over HTTP, in the older dialect.
+    Chat,
 }
 
 /// One thread, and where it is played.
@@ -102,11 +105,14 @@ impl Player<'_> {
         transport: Transport,
         client: &reqwest::Client,
     ) -> Result<Vec<Duration>, String> {
+        if transport == Transport::Chat {
+            return chat::play(self, client).await;
+        }
         let mut line = Line::default();
         let mut ask = async |turn: usize, history: &[String]| {
             let answer = async {
                 match transport {
-                    Transport::Http => http::ask(self, history, client).await,
+                    Transport::Http | Transport::Chat => http::ask(self, history, client).await,
                     Transport::WebSocket => {
                         if self.thread.drops_at == Some(turn) {
                             line.drop();

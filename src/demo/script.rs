@@ -5,7 +5,7 @@
 //! sessions spawn a sub-agent, which shares their session id. Over a WebSocket, each session loses
 //! its connection once.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Number of sessions, and of turns in each.
 const SESSIONS: usize = 24;
@@ -79,6 +79,15 @@ impl Session {
         self.object("", "", history, "")
     }
 
+    /// A turn's body as a client of Chat Completions writes it, with `history` as its messages.
+    pub fn chat_body(&self, history: &[String]) -> String {
+        let (model, messages) = (self.model, history.join(","));
+        let tools = chat_tools();
+        format!(
+            r#"{{"model":"{model}","stream":true,"messages":[{messages}],"tools":{tools},"tool_choice":"auto","parallel_tool_calls":true,"reasoning_effort":"high"}}"#
+        )
+    }
+
     /// A turn as a WebSocket's frame, which continues from `previous` with the new items.
     pub fn frame(&self, previous: Option<&str>, new: &[String]) -> String {
         let previous =
@@ -144,10 +153,22 @@ fn message(role: &str, text: &str) -> String {
 
 /// About 17 KB of tools, the same in every session.
 fn tools() -> String {
+    join(|mut tool| {
+        tool["type"] = json!("function");
+        tool
+    })
+}
+
+/// The same tools as chat writes them.
+fn chat_tools() -> String {
+    join(|tool| json!({ "type": "function", "function": tool }))
+}
+
+fn join(form: fn(Value) -> Value) -> String {
     let tool = |number: u64| {
         let name = if number == 0 { "exec_command".to_owned() } else { format!("tool_{number}") };
         let parameters = json!({ "type": "object", "properties": { "cmd": { "type": "string", "description": words(number, 300) } }, "required": ["cmd"] });
-        json!({ "type": "function", "name": name, "description": words(number + 100, 800), "strict": false, "parameters": parameters }).to_string()
+        form(json!({ "name": name, "description": words(number + 100, 800), "strict": false, "parameters": parameters })).to_string()
     };
     format!("[{}]", (0..13).map(tool).collect::<Vec<_>>().join(","))
 }

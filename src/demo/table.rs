@@ -100,11 +100,11 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "                    cached   of the   keys a    cost of    first    turns    busiest"
+            "                          cached   of the   keys a    cost of    first    turns    busiest"
         )?;
         writeln!(
             f,
-            "way of routing       share    ideal   session     input    token  refused        key"
+            "way of routing             share    ideal   session     input    token  refused        key"
         )?;
         let single = self.rows.first();
         for row in &self.rows {
@@ -113,7 +113,7 @@ impl fmt::Display for Table {
             });
             writeln!(
                 f,
-                "{:<17} {:>6.1} % {:>6.1} % {:>9.2} {:>8.2} x {:>6.2} x {:>8} {:>8.0} %",
+                "{:<23} {:>6.1} % {:>6.1} % {:>9.2} {:>8.2} x {:>6.2} x {:>8} {:>8.0} %",
                 row.name,
                 row.cached * 100.0,
                 row.ideal * 100.0,

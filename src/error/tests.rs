@@ -37,6 +37,7 @@ fn error_has_its_status_code_and_party_at_fault() {
         ),
         (ErrorKind::InvalidJson, 400, "invalid_json", request, Fault::Client),
         (ErrorKind::InvalidRequest, 400, "invalid_request", request, Fault::Client),
+        (ErrorKind::UnsupportedParameter, 400, "unsupported_parameter", request, Fault::Client),
         (ErrorKind::RequestTooLarge, 413, "request_too_large", request, Fault::Client),
         (ErrorKind::RequestTimeout, 408, "request_timeout", request, Fault::Client),
         (
@@ -137,4 +138,11 @@ fn client_fault_is_not_retried() {
         .to_response::<String>();
     assert_eq!(response.headers().get(SHOULD_RETRY), None);
     assert_eq!(response.headers()[RETRY_AFTER], "1");
+}
+
+#[test]
+fn error_names_the_field_that_it_is_about() {
+    let error = Error::new(ErrorKind::UnsupportedParameter, "m").about("a\"b");
+    let response: Response<String> = error.to_response();
+    assert!(response.body().contains(r#""param":"a\"b""#), "{}", response.body());
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::HeaderName;
 use sha2::{Digest, Sha256};
 
 use crate::key::leak::Leak;
@@ -129,6 +130,9 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
             .map_err(|_| "base_url: is no address that a path can be added to")
     };
     let (responses, models) = (below("responses")?, below("models")?);
+    let chat = below("chat/completions")?;
+    let session_header = session_header(&settings.session_header)?;
+    let speaks = |protocol| settings.speaks.as_ref().is_none_or(|all| all.contains(&protocol));
     if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
         return Err("speaks: must have \"responses\": no upstream is served without".into());
     }
@@ -156,13 +160,14 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
         responses,
+        chat,
         models,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
-        speaks_websocket: settings
-            .speaks
-            .as_ref()
-            .is_none_or(|speaks| speaks.contains(&Protocol::Websocket)),
+        speaks_websocket: speaks(Protocol::Websocket),
+        speaks_chat: speaks(Protocol::Chat),
+        derives_cache_key: settings.cache_key,
+        session_header,
         wiring: Wiring {
             connect_timeout: settings.connect_timeout.0,
             http2: settings.http2,
@@ -171,6 +176,22 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
             resolver: Resolver::new(settings.connect_timeout.0),
         },
     }))
+}
+
+/// Headers that no option may name: they carry identity or frame the message.
+const RESERVED: [&str; 7] =
+    ["authorization", "host", "content-length", "content-type", "connection", "cookie", "te"];
+
+fn session_header(name: &str) -> Result<Option<HeaderName>, String> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let header =
+        HeaderName::try_from(name).map_err(|_| "session_header: is no name of a header")?;
+    match RESERVED.contains(&header.as_str()) {
+        true => Err("session_header: names a header that Warmkey writes itself".into()),
+        false => Ok(Some(header)),
+    }
 }
 
 fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, String> {

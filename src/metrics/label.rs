@@ -155,7 +155,7 @@ label! {
     Reason = "reason" {
         Suspected, Rejected, Incident, Exhausted, Limited, TooSteep, Overloaded, NoAccess, Failed,
         Crowded, Disabled, Drained, Removed, NotLoaded, NotAllowed, NoneInUse, Forgotten, Stored,
-        Unreachable,
+        Unreachable, Inexpressible,
     }
 }
 label! {

@@ -143,6 +143,42 @@ const RESPONSE: &[&str] = &[
     "reason",
 ];
 
+const CHAT: &[&str] = &[
+    "model",
+    "messages",
+    "role",
+    "content",
+    "type",
+    "text",
+    "tool_calls",
+    "tools",
+    "function",
+    "response_format",
+    "n",
+    "st\\u006fp",
+];
+
+/// Pieces of a stream of either dialect, and line ends.
+const CHUNKS: &[&str] = &[
+    "\n",
+    "\r",
+    "\r\n",
+    "\n\n",
+    "\n\n",
+    ": comment",
+    "event: response.completed",
+    "data: [DONE]",
+    r#"data: {"type":"response.created","response":{"id":"resp_1","created_at":5.5,"model":"m"}}"#,
+    r#"data: {"type":"response.output_text.delta","delta":"\u00e9","output_index":0}"#,
+    r#"data:{"type":"response.output_item.added","output_index":1,"item":{"type":"function_call","call_id":"c","name":"f"}}"#,
+    r#"data: {"type":"response.function_call_arguments.delta","output_index":1,"delta":"{"}"#,
+    r#"data: {"type":"response.completed","response":{"usage":{"input_tokens":9}}}"#,
+    r#"data: {"type":"error","code":"c"}"#,
+    r#"data: {"choices":[{"finish_reason":"length"}],"usage":null}"#,
+    r#"data: {"choices":[],"usage":{"prompt_tokens":7}}"#,
+    r#"data: {"error":{"code":"c"}}"#,
+];
+
 /// Pieces of a stream: meaningful lines, nearly meaningful lines, and line ends.
 const PIECES: &[&str] = &[
     "\n",
@@ -234,6 +270,21 @@ proptest! {
         at: Index, byte: u8, how in 0usize..9,
     ) {
         super::events(&changed(pieces.concat(), at, byte, how), &cuts);
+    }
+
+    #[test]
+    fn chat_body_is_translated_or_refused(
+        text in document(CHAT), at: Index, byte: u8, how in 0usize..9,
+    ) {
+        super::chat::body(&changed(text, at, byte, how));
+    }
+
+    #[test]
+    fn chat_stream_does_not_depend_on_cuts(
+        pieces in vec(select(CHUNKS), 0..30), cuts in vec(0u8..90, 0..60),
+        at: Index, byte: u8, how in 0usize..9,
+    ) {
+        super::chat::stream(&changed(pieces.concat(), at, byte, how), &cuts);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::turn::http::exchange::{self as http, HttpTurns};
 use crate::turn::http::relay::Outgoing;
 use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
-use crate::wire::endpoint::Endpoint;
+use crate::wire::endpoint::{Dialect, Endpoint};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -71,7 +71,8 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
     }
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
-        Some(Endpoint::CreateResponse) => http::serve(turns, request).await,
+        Some(Endpoint::CreateResponse) => http::serve(turns, Dialect::Responses, request).await,
+        Some(Endpoint::CreateChatCompletion) => http::serve(turns, Dialect::Chat, request).await,
         Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => {
             websocket::serve(sockets, request).await
         }

@@ -22,7 +22,7 @@ use super::lanes::{Lane, Lanes};
 use super::local::{Active, Local};
 use super::model;
 use super::refusal::{Caller, Refusal};
-use super::request::Transport;
+use super::request::{Dialect, Transport};
 use super::sockets::Line;
 use super::stream::{Play, Said};
 use super::turn::{self, Reply};
@@ -218,6 +218,7 @@ impl Connection {
             key: &self.key,
             bytes: text.as_bytes(),
             transport: Transport::WebSocket,
+            dialect: Dialect::Responses,
             recall: &|id| self.local().find(id),
         };
         match turn::answer(&request, &entry).await {

@@ -16,12 +16,12 @@ use super::judge::{Entry, Outcome, Turn};
 use super::key::Key;
 use super::leak;
 use super::refusal::Refusal;
-use super::request::Transport;
+use super::request::{Dialect, Transport};
 use super::stream::{self, End, Play, broken};
 use super::turn::{self, Reply};
 use super::world::World;
 
-pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
+pub async fn serve(world: &World, dialect: Dialect, request: Request<Body>) -> Response<Body> {
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     let text = |name: &str| {
@@ -49,7 +49,7 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
         }
         (Some(WireFault::TooLarge), _) => Err(body::too_large()),
         (None, Ok(key)) => match body::decode(wire.bytes, &parts.headers) {
-            Ok(bytes) => turn::answer(&asked(world, &key, &bytes), &entry).await,
+            Ok(bytes) => turn::answer(&asked(world, dialect, &key, &bytes), &entry).await,
             Err(refusal) => Err(refusal),
         },
         (None, Err((_, refusal))) => Err(refusal),
@@ -68,8 +68,14 @@ pub async fn serve(world: &World, request: Request<Body>) -> Response<Body> {
     response
 }
 
-fn asked<'a>(world: &'a World, key: &'a Key, bytes: &'a [u8]) -> turn::Request<'a> {
-    turn::Request { world, key, bytes, transport: Transport::Http, recall: &|_| None }
+fn asked<'a>(
+    world: &'a World,
+    dialect: Dialect,
+    key: &'a Key,
+    bytes: &'a [u8],
+) -> turn::Request<'a> {
+    let transport = Transport::Http;
+    turn::Request { world, key, bytes, transport, dialect, recall: &|_| None }
 }
 
 /// Answers with an error, and records it.
@@ -80,7 +86,7 @@ pub fn refuse(refusal: &Refusal, mut entry: Entry) -> Response<Body> {
 }
 
 fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
-    let Reply { answer, pause, stream, headers, cut, .. } = reply;
+    let Reply { answer, pause, stream, headers, cut, spelling, .. } = reply;
     if cut.as_ref().is_some_and(|cut| matches!(cut.end, End::Broken) && cut.after == 0) {
         entry.became(Outcome::Cut);
         return Response::new(broken());
@@ -88,13 +94,13 @@ fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
     entry.note(|turn| turn.status = 200);
     let kind = if stream { "text/event-stream; charset=utf-8" } else { "application/json" };
     let body = if stream {
-        stream::body(Play::new(answer, pause, cut, Arc::default(), entry))
+        stream::body(Play::new(answer, pause, cut, Arc::default(), entry), spelling)
     } else if cut.is_some() {
         entry.became(Outcome::Cut);
         broken()
     } else {
         entry.became(Outcome::Completed);
-        Body::from(answer.object())
+        Body::from(spelling.map_or_else(|| answer.object(), |spelling| spelling.document(&answer)))
     };
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

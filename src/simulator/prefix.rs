@@ -59,6 +59,8 @@ impl History {
             "message" | "additional_tools" => {
                 match item.get("role").and_then(Value::text).as_deref() {
                     Some("user") => Role::User,
+                    // A tool's output in chat.
+                    Some("tool") => Role::ToolOutput,
                     Some("developer" | "system") => Role::Developer,
                     _ => Role::Other,
                 }
@@ -226,12 +228,17 @@ fn settings(ask: &Ask<'_>) -> Digest {
     ])
 }
 
-/// `text.format`, `reasoning.effort` and `text.verbosity`, as sent.
+/// `text.format`, `reasoning.effort` and `text.verbosity`, or what chat calls them, as sent.
 pub fn shaping<'d>(ask: &Ask<'d>) -> [&'d [u8]; 3] {
-    let raw = |outer, inner| {
-        ask.body.get(outer).and_then(|value| value.get(inner)).map_or(&b""[..], Value::raw)
+    let raw = |outer, inner, chat| {
+        let nested = ask.body.get(outer).and_then(|value| value.get(inner));
+        nested.or_else(|| ask.body.get(chat)).map_or(&b""[..], Value::raw)
     };
-    [raw("text", "format"), raw("reasoning", "effort"), raw("text", "verbosity")]
+    [
+        raw("text", "format", "response_format"),
+        raw("reasoning", "effort", "reasoning_effort"),
+        raw("text", "verbosity", "verbosity"),
+    ]
 }
 
 fn steps(settings: &Digest, context: &[u8], step: usize) -> Vec<Digest> {

@@ -45,7 +45,9 @@ impl Prompt {
         for item in input.items() {
             if is_prompt(&item) {
                 (last, answered) = (Some(item), false);
-            } else if item_type(item).ends_with("_output") {
+            } else if item_type(item).ends_with("_output")
+                || item.get("role").is_some_and(|role| role.is_text("tool"))
+            {
                 answered = true;
             }
         }
@@ -78,7 +80,10 @@ fn offered<'d>(ask: &Ask<'d>) -> Option<Option<Cow<'d, str>>> {
         .chain(by_items)
         .flat_map(|tools| tools.items().collect::<Vec<_>>())
         .find_map(|tool| {
-            let is_it = |tool: Value<'_>| tool.get("name").is_some_and(|name| name.is_text(TOOL));
+            let is_it = |tool: Value<'_>| {
+                let named = tool.get("function").unwrap_or(tool);
+                named.get("name").is_some_and(|name| name.is_text(TOOL))
+            };
             match tool.get("tools") {
                 Some(inner) => {
                     inner.items().any(is_it).then(|| tool.get("name").and_then(Value::text))
@@ -172,7 +177,7 @@ pub fn check_tool(key: &Key, tool: Value<'_>) -> Result<(), Refusal> {
 
 /// Checks that this project stores `id`. An id tells its project:
 /// `<kind>-<organization>-<project>-<name>`.
-fn find(id: &str, key: &Key) -> Result<(), Refusal> {
+pub fn find(id: &str, key: &Key) -> Result<(), Refusal> {
     let place = id.find(['-', '_']).map(|at| &id[at + 1..]);
     let is_here = place
         .is_some_and(|place| place.starts_with(&format!("{}-{}-", key.organization, key.project)));

@@ -71,6 +71,13 @@ impl Transport {
     }
 }
 
+/// The dialect of a request over HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    Responses,
+    Chat,
+}
+
 /// The minimum life of a breakpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ttl {
@@ -142,18 +149,7 @@ impl<'d> Ask<'d> {
         })?;
         let input = body.get("input").ok_or_else(|| missing("input"))?;
         check_input(input)?;
-        let cache_key = text(body, "prompt_cache_key")?;
-        if let Some(key) = cache_key.as_deref().filter(|key| key.chars().count() > 64) {
-            let length = key.chars().count();
-            let message = format!(
-                "Invalid 'prompt_cache_key': string too long. Expected a string with maximum length 64, but got a string with length {length} instead."
-            );
-            return Err(Refusal::invalid(
-                Some("string_above_max_length"),
-                Some("prompt_cache_key"),
-                message,
-            ));
-        }
+        let cache_key = cache_key(body)?;
         let previous = text(body, "previous_response_id")?;
         if let Some(conversation) = body.get("conversation") {
             return Err(no_conversation(conversation, previous.is_some()));
@@ -219,7 +215,24 @@ impl<'d> Ask<'d> {
     }
 }
 
-fn missing(name: &str) -> Refusal {
+/// The `prompt_cache_key`, which has a maximum length.
+pub fn cache_key(body: Value<'_>) -> Result<Option<Cow<'_, str>>, Refusal> {
+    let cache_key = text(body, "prompt_cache_key")?;
+    if let Some(key) = cache_key.as_deref().filter(|key| key.chars().count() > 64) {
+        let length = key.chars().count();
+        let message = format!(
+            "Invalid 'prompt_cache_key': string too long. Expected a string with maximum length 64, but got a string with length {length} instead."
+        );
+        return Err(Refusal::invalid(
+            Some("string_above_max_length"),
+            Some("prompt_cache_key"),
+            message,
+        ));
+    }
+    Ok(cache_key)
+}
+
+pub fn missing(name: &str) -> Refusal {
     Refusal::invalid(
         Some("missing_required_parameter"),
         Some(name),
@@ -227,7 +240,11 @@ fn missing(name: &str) -> Refusal {
     )
 }
 
-fn typed<'d>(object: Value<'d>, name: &str, kinds: &[Kind]) -> Result<Option<Value<'d>>, Refusal> {
+pub fn typed<'d>(
+    object: Value<'d>,
+    name: &str,
+    kinds: &[Kind],
+) -> Result<Option<Value<'d>>, Refusal> {
     match object.get(name) {
         Some(value) if !kinds.contains(&value.kind()) => {
             let wanted = format!("{:?}", kinds[0]).to_lowercase();
@@ -240,15 +257,15 @@ fn typed<'d>(object: Value<'d>, name: &str, kinds: &[Kind]) -> Result<Option<Val
     }
 }
 
-fn object<'d>(body: Value<'d>, name: &str) -> Result<Option<Value<'d>>, Refusal> {
+pub fn object<'d>(body: Value<'d>, name: &str) -> Result<Option<Value<'d>>, Refusal> {
     typed(body, name, &[Kind::Object])
 }
 
-fn text<'d>(object: Value<'d>, name: &str) -> Result<Option<Cow<'d, str>>, Refusal> {
+pub fn text<'d>(object: Value<'d>, name: &str) -> Result<Option<Cow<'d, str>>, Refusal> {
     Ok(typed(object, name, &[Kind::String])?.and_then(Value::text))
 }
 
-fn truth(object: Value<'_>, name: &str) -> Result<Option<bool>, Refusal> {
+pub fn truth(object: Value<'_>, name: &str) -> Result<Option<bool>, Refusal> {
     Ok(typed(object, name, &[Kind::Bool])?.and_then(Value::truth))
 }
 
@@ -265,7 +282,7 @@ fn no_conversation(conversation: Value<'_>, chained: bool) -> Refusal {
         .with_status(StatusCode::NOT_FOUND)
 }
 
-fn caching(
+pub fn caching(
     body: Value<'_>,
     model: &str,
     regime: Regime,

@@ -37,6 +37,8 @@ pub struct Config {
     pub tokens_per_minute: u64,
     /// Enables WebSocket mode. Without it, an upgrade is answered 404, like any unknown path.
     pub websocket: bool,
+    /// Serves Chat Completions. Without it, chat is answered 404, like any unknown path.
+    pub chat: bool,
     pub key: Vec<KeyConfig>,
 }
 
@@ -85,6 +87,7 @@ impl Default for Config {
             requests_per_minute: 120_000,
             tokens_per_minute: 40_000_000_000,
             websocket: true,
+            chat: true,
             key: Vec::new(),
         }
     }

@@ -12,6 +12,7 @@ use axum::body::Body;
 use bytes::Bytes;
 
 use super::answer::{Answer, Event, Step};
+use super::chat::spelling::Spelling;
 use super::control::Control;
 use super::judge::{Entry, Outcome};
 use super::refusal::Refusal;
@@ -190,14 +191,25 @@ impl Play {
     }
 }
 
-/// The body of an answer that is streamed over HTTP.
-pub fn body(play: Play) -> Body {
-    Body::from_stream(futures_util::stream::unfold(Some(play), async |play| {
-        let mut play = play?;
-        match play.next().await? {
-            Said::Event(event) => Some((Ok(event.sse()), Some(play))),
-            Said::Broken => Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), None)),
-            Said::Refused(_) | Said::Close(_) => None,
+/// The body of an answer that is streamed over HTTP, in chat's `spelling` if there is one.
+pub fn body(play: Play, spelling: Option<Spelling>) -> Body {
+    Body::from_stream(futures_util::stream::unfold(Some((play, spelling)), async |state| {
+        let (mut play, mut spelling) = state?;
+        loop {
+            return match play.next().await? {
+                Said::Event(event) => {
+                    let bytes = match &mut spelling {
+                        None => event.sse(),
+                        Some(spelling) => match spelling.chunks(&event) {
+                            Some(bytes) => bytes,
+                            None => continue,
+                        },
+                    };
+                    Some((Ok(bytes), Some((play, spelling))))
+                }
+                Said::Broken => Some((Err(io::Error::from(io::ErrorKind::ConnectionReset)), None)),
+                Said::Refused(_) | Said::Close(_) => None,
+            };
         }
     }))
 }
@@ -233,7 +245,7 @@ mod tests {
     }
 
     fn play(answer: Answer, pause: Pause, cut: Option<Cut>, entry: Entry) -> Body {
-        body(Play::new(answer, pause, cut, Arc::default(), entry))
+        body(Play::new(answer, pause, cut, Arc::default(), entry), None)
     }
 
     async fn frames(mut body: Body) -> (usize, bool) {

@@ -10,6 +10,8 @@ use http::{HeaderMap, StatusCode};
 
 use super::answer::{Answer, Usage};
 use super::caller::check_turn_state;
+use super::chat;
+use super::chat::spelling::Spelling;
 use super::diagnosis::Trace;
 use super::fault::{At, Fault, Target};
 use super::json::{Document, Value};
@@ -19,7 +21,7 @@ use super::limits::{Limited, Standing, go_text};
 use super::prefix::{History, Prefix};
 use super::refusal::{Besides, Refusal};
 use super::reply::{self, Prompt};
-use super::request::{Ask, Caching, OpenCalls, Transport};
+use super::request::{Ask, Caching, Dialect, OpenCalls, Transport};
 use super::stored::Past;
 use super::stream::{Cut, End, Pause};
 use super::world::World;
@@ -31,6 +33,7 @@ pub struct Request<'a> {
     pub key: &'a Key,
     pub bytes: &'a [u8],
     pub transport: Transport,
+    pub dialect: Dialect,
     /// Responses that a response id may name besides the stored ones.
     pub recall: &'a (dyn Fn(&str) -> Option<Past> + Sync),
 }
@@ -47,6 +50,8 @@ pub struct Reply {
     /// Headers of the answer besides the usual ones.
     pub headers: HeaderMap,
     pub cut: Option<Cut>,
+    /// How chat spells the answer. `None`: the answer is a response.
+    pub spelling: Option<Spelling>,
 }
 
 pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refusal> {
@@ -96,15 +101,13 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
             count(request, model.as_deref());
         })?;
     }
-    let mut reply = Ask::read(body, transport).and_then(|ask| read(request, &ask, entry)).map_err(
-        |refusal| {
-            if refusal.besides.is_none() {
-                told(refusal, request, model.as_deref())
-            } else {
-                refusal
-            }
-        },
-    )?;
+    let asked = match request.dialect {
+        Dialect::Responses => Ask::read(body, transport),
+        Dialect::Chat => chat::read(body),
+    };
+    let mut reply = asked.and_then(|ask| read(request, &ask, entry)).map_err(|refusal| {
+        if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal }
+    })?;
     reply.cut = cut;
     reply.headers.extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
     let usage = &reply.answer.usage;
@@ -167,8 +170,13 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         .into_iter()
         .flat_map(Value::items)
         .try_for_each(|tool| reply::check_tool(key, tool))?;
-    take(world, key, ask.input, &mut past.history, &mut past.calls)?;
-    past.calls.finish()?;
+    match request.dialect {
+        Dialect::Responses => {
+            take(world, key, ask.input, &mut past.history, &mut past.calls)?;
+            past.calls.finish()?;
+        }
+        Dialect::Chat => chat::take(key, ask.input, &mut past.history)?,
+    }
 
     let steps = if let Caching::Steps { tokens, .. } = ask.caching { Some(tokens) } else { None };
     let prefix = Prefix::new(ask, &past.history, steps);
@@ -230,6 +238,8 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         past,
         headers,
         cut: None,
+        spelling: (request.dialect == Dialect::Chat)
+            .then(|| Spelling::new(chat::includes_usage(ask.body))),
     })
 }
 

@@ -3,6 +3,7 @@
 pub mod replay;
 pub mod response_id;
 pub mod id_gate;
+pub mod form;
 pub mod passage;
 pub mod relay;
 pub mod exchange;

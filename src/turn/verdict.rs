@@ -103,6 +103,7 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             Error::new(ErrorKind::UpstreamTimeout, "The upstream did not answer in time.")
                 .retry_after(SOON),
         ),
+        Outcome::Inexpressible(error) => Verdict::GiveUp(error, Reason::Inexpressible),
         // Codex then uses HTTP at once and for good, with the same key.
         Outcome::NotSpoken => {
             let error = Error::new(

@@ -33,19 +33,22 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     let pool = match request.content {
         Content::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
         Content::WebSocket(_) => &key.upgrades,
-        Content::Body(_) => &key.connections,
+        Content::Body(_) | Content::Chat(_) => &key.connections,
     };
     let wait = request.timeout(key.upstream.first_byte_timeout);
     let traceparent = request.begin_attempt();
     let mut again = true;
     loop {
-        let asked = request.for_key(key, has_foreign_state, traceparent.as_ref());
-        let sending = pool.execute(asked);
+        let rendered = match request.for_key(key, has_foreign_state, traceparent.as_ref()) {
+            Ok(rendered) => rendered,
+            Err(error) => return Outcome::Inexpressible(error),
+        };
+        let sending = pool.execute(rendered);
         match tokio::time::timeout(wait, sending).await {
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match request.content {
                 Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
-                Content::Body(_) => return read(response).await,
+                Content::Body(_) | Content::Chat(_) => return read(response).await,
             },
             Ok(Err(error)) if lacks_descriptors(&error) => {
                 return Outcome::NoDescriptor(causes(&error));

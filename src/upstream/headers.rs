@@ -7,6 +7,8 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::chat::cache_key::derived;
+use crate::session::SessionId;
 use crate::session::identify::STICKY;
 use crate::setting::Secret;
 
@@ -116,6 +118,15 @@ pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> Hea
         sent.insert(header::AUTHORIZATION, value);
     }
     sent
+}
+
+/// Names `session` in the header by which an upstream knows sessions, unless the client did.
+pub fn name_session(sent: &mut HeaderMap, name: &HeaderName, session: &SessionId) {
+    if !sent.contains_key(name)
+        && let Ok(value) = HeaderValue::try_from(derived(session))
+    {
+        sent.insert(name.clone(), value);
+    }
 }
 
 /// The `authorization` header that shows a key's secret.

@@ -4,13 +4,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
+use crate::chat::body::ChatBody;
+use crate::error::Error;
 use crate::key::Key;
+use crate::session::SessionId;
 use crate::telemetry::turn_id::TRACEPARENT;
 use crate::telemetry::{Share, TurnId};
-use crate::upstream::headers::{outgoing, upgrading};
+use crate::upstream::headers::{name_session, outgoing, upgrading};
 
 /// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -19,6 +23,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Request<'t> {
     headers: &'t HeaderMap,
     query: Option<&'t str>,
+    session: Option<&'t SessionId>,
     pub content: Content<'t>,
     trace: Option<Propagated>,
 }
@@ -36,13 +41,26 @@ struct Propagated {
 pub enum Content<'t> {
     /// The answer to this body.
     Body(&'t Bytes),
+    /// The answer to this chat body, in whichever dialect the upstream speaks.
+    Chat(&'t ChatBody),
     /// A WebSocket for turns to come, with this `sec-websocket-key`.
     WebSocket(&'t str),
 }
 
 impl<'t> Request<'t> {
     pub fn new(head: &'t Parts, content: Content<'t>) -> Self {
-        Self { headers: &head.headers, query: head.uri.query(), content, trace: None }
+        Self {
+            headers: &head.headers,
+            query: head.uri.query(),
+            session: None,
+            content,
+            trace: None,
+        }
+    }
+
+    /// Names the session for upstreams that know sessions by a header.
+    pub fn of_session(self, session: Option<&'t SessionId>) -> Self {
+        Self { session, ..self }
     }
 
     /// Names the turn's attempts to upstreams as spans of its trace. `share` of all traces are
@@ -64,13 +82,16 @@ impl<'t> Request<'t> {
 
     /// The request as `key`'s upstream gets it. The turn's `x-codex-turn-state` is left out if
     /// another key has issued it (`has_foreign_state`). `traceparent` displaces the client's.
+    /// The error is the client's: its turn cannot be written in the upstream's dialect.
     pub fn for_key(
         &self,
         key: &Key,
         has_foreign_state: bool,
         traceparent: Option<&HeaderValue>,
-    ) -> reqwest::Request {
-        let mut url = key.upstream.responses.clone();
+    ) -> Result<reqwest::Request, Error> {
+        let upstream = &*key.upstream;
+        let is_chat = matches!(self.content, Content::Chat(_)) && upstream.speaks_chat;
+        let mut url = if is_chat { upstream.chat.clone() } else { upstream.responses.clone() };
         if self.query.is_some() {
             url.set_query(self.query);
         }
@@ -78,28 +99,36 @@ impl<'t> Request<'t> {
         if let Some(value) = traceparent {
             headers.insert(TRACEPARENT, value.clone());
         }
-        match self.content {
-            Content::Body(body) => {
-                let mut request = reqwest::Request::new(Method::POST, url);
-                *request.headers_mut() = headers;
-                // A body of known length is sent with an exact content-length. Attempts share its
-                // bytes.
-                *request.body_mut() = Some(body.clone().into());
-                request
+        if let (Some(name), Some(session)) = (&upstream.session_header, self.session) {
+            name_session(&mut headers, name, session);
+        }
+        let body = match self.content {
+            Content::Body(body) => body.clone(),
+            Content::Chat(chat) if is_chat => chat.native(upstream.derives_cache_key).clone(),
+            Content::Chat(chat) => {
+                // The translation is plain text, and its answer has to be read.
+                headers.remove(CONTENT_ENCODING);
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+                chat.translated(upstream.derives_cache_key)?.body.clone()
             }
             Content::WebSocket(nonce) => {
                 let mut request = reqwest::Request::new(Method::GET, url);
                 *request.headers_mut() = upgrading(headers, nonce);
-                request
+                return Ok(request);
             }
-        }
+        };
+        let mut request = reqwest::Request::new(Method::POST, url);
+        *request.headers_mut() = headers;
+        // A body of known length is sent with an exact content-length. Attempts share its bytes.
+        *request.body_mut() = Some(body.into());
+        Ok(request)
     }
 
     /// How long the upstream may take to begin its answer.
     pub fn timeout(&self, first_byte_timeout: Duration) -> Duration {
         match self.content {
             Content::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
-            Content::Body(_) => first_byte_timeout,
+            Content::Body(_) | Content::Chat(_) => first_byte_timeout,
         }
     }
 }

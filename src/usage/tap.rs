@@ -13,6 +13,10 @@ use crate::wire::error_body::ErrorBody;
 use crate::wire::event::{field, is_stream, line_length, unnamed};
 use crate::wire::terminal::{self, Terminal, Usage};
 
+pub mod completions;
+
+use completions::Completions;
+
 /// A terminal event or a JSON answer longer than this passes unread.
 pub(crate) const KEPT: usize = 512 * 1024;
 
@@ -34,42 +38,65 @@ impl Reading {
 }
 
 /// A tap on one answer's body.
-pub struct Tap(Decoder<Reader>);
+pub enum Tap {
+    Responses(Decoder<Reader>),
+    Chat(Box<Decoder<Completions>>),
+}
 
 impl Tap {
+    /// A tap on an answer in the Responses dialect.
     pub fn new(headers: &HeaderMap) -> Self {
-        Self(Decoder::new(headers, Reader::new(headers)))
+        Self::Responses(Decoder::new(headers, Reader::new(headers)))
+    }
+
+    /// A tap on an answer in the chat dialect.
+    pub fn on_chat(headers: &HeaderMap) -> Self {
+        Self::Chat(Box::new(Decoder::new(headers, Completions::new(headers))))
     }
 
     pub fn observe(&mut self, chunk: &[u8]) {
-        self.0.observe(chunk);
+        match self {
+            Self::Responses(decoder) => decoder.observe(chunk),
+            Self::Chat(decoder) => decoder.observe(chunk),
+        }
     }
 
     /// Whether the upstream has sent its terminal event.
     pub fn is_over(&self) -> bool {
-        self.0.reader().is_some_and(|reader| reader.reading.is_some())
+        match self {
+            Self::Responses(decoder) => {
+                decoder.reader().is_some_and(|reader| reader.reading.is_some())
+            }
+            Self::Chat(decoder) => decoder.reader().is_some_and(Completions::is_over),
+        }
     }
 
     /// Returns what was learned. `ended`: the body came to its end.
     pub fn finish(&mut self, ended: bool) -> Reading {
-        let Some(reader) = self.0.reader_mut() else {
-            // An answer that cannot be read is judged by its status.
-            return Reading {
-                terminal: ended.then_some(Terminal::Completed),
-                ..Reading::default()
-            };
+        let read = match self {
+            Self::Responses(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
+            Self::Chat(decoder) => decoder.reader_mut().map(|reader| reader.finish(ended)),
         };
-        if ended && !reader.is_stream {
-            let (terminal, usage) = terminal::of_document(&reader.kept);
+        // An answer that cannot be read is judged by its status.
+        let blind =
+            || Reading { terminal: ended.then_some(Terminal::Completed), ..Reading::default() };
+        read.unwrap_or_else(blind)
+    }
+}
+
+impl Reader {
+    fn finish(&mut self, ended: bool) -> Reading {
+        if ended && !self.is_stream {
+            let (terminal, usage) = terminal::of_document(&self.kept);
             return Reading { terminal: Some(terminal), usage, failure: None };
         }
-        reader.reading.take().map_or_else(Reading::default, |reading| *reading)
+        self.reading.take().map_or_else(Reading::default, |reading| *reading)
     }
 }
 
 /// Reads a stream of events line by line, or keeps a document.
 #[derive(Default)]
-struct Reader {
+pub struct Reader {
     is_stream: bool,
     line: Line,
     /// The end that the current event's name announces.

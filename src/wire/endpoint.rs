@@ -11,10 +11,19 @@ use http::Method;
 pub enum Endpoint {
     /// `POST /responses`: a turn over HTTP.
     CreateResponse,
+    /// `POST /chat/completions`: a turn over HTTP, in the older dialect.
+    CreateChatCompletion,
     /// `GET /responses`: the handshake of a WebSocket, if the headers ask for one.
     OpenWebSocket,
     /// `GET /models`, with which clients check their token. Warmkey does not serve the list itself.
     ListModels,
+}
+
+/// The dialect in which a client writes its turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    Responses,
+    Chat,
 }
 
 impl Endpoint {
@@ -23,6 +32,7 @@ impl Endpoint {
         let path = path.strip_prefix("/v1").unwrap_or(path);
         match (method, path) {
             (&Method::POST, "/responses") => Some(Self::CreateResponse),
+            (&Method::POST, "/chat/completions") => Some(Self::CreateChatCompletion),
             (&Method::GET, "/responses") => Some(Self::OpenWebSocket),
             (&Method::GET | &Method::HEAD, "/models") => Some(Self::ListModels),
             _ => None,

@@ -59,6 +59,8 @@ impl Field {
 pub struct Peek {
     pub model: Field,
     pub prompt_cache_key: Field,
+    /// The body has a `prompt_cache_key`, even if that is null.
+    pub names_cache_key: bool,
     /// `client_metadata.session_id`
     pub session_id: Field,
     /// `conversation`, as a string or as `conversation.id`
@@ -109,6 +111,7 @@ impl Peek {
         let peek = Self {
             model: Field::of(model),
             prompt_cache_key: Field::of(key),
+            names_cache_key: key.is_some(),
             session_id: inner(metadata, "session_id").unwrap_or_default(),
             conversation: identified(conversation),
             previous_response_id: Field::of(previous),
@@ -137,13 +140,14 @@ pub fn inner(raw: Option<&[u8]>, name: &'static str) -> Option<Field> {
 }
 
 /// The parts of a body that stay the same for a whole conversation, as written: the model,
-/// `instructions`, `tools`, the leading system and developer items, and the first user item. `None`
-/// if no user text distinguishes the conversation.
+/// `instructions`, `tools`, the leading system and developer items, and the first user item. A chat
+/// body has the same parts in its `messages`. `None` if no user text distinguishes the
+/// conversation.
 pub fn stable_prefix(body: &[u8]) -> Option<Vec<&[u8]>> {
-    let [model, instructions, tools, input] =
-        fields(body, ["model", "instructions", "tools", "input"]).ok()?;
+    let [model, instructions, tools, input, messages] =
+        fields(body, ["model", "instructions", "tools", "input", "messages"]).ok()?;
     let mut parts: Vec<&[u8]> = [model, instructions, tools].map(Option::unwrap_or_default).into();
-    let input = input?;
+    let input = input.or(messages)?;
     if input.starts_with(b"\"") {
         parts.push(input);
         return (input.len() > 2).then_some(parts);
@@ -198,7 +202,7 @@ pub fn look<'b, const N: usize>(
                 found[place] = Some(value);
             }
             let inside = scanner.references();
-            if let b"input" | b"tools" | b"prompt" = &*key {
+            if let b"input" | b"messages" | b"tools" | b"prompt" = &*key {
                 references.add(inside);
             }
             if *key == *b"prompt" && inner(Some(value), "id").is_some_and(|id| id != Field::Absent)

@@ -2,7 +2,7 @@
 //! project can resolve them. Pure.
 //!
 //! OpenAI's API reference for responses lists where references may stand. The scanner checks names
-//! at any depth inside `input`, `tools` and `prompt`, in its one pass over the body.
+//! at any depth inside `input`, `messages`, `tools` and `prompt`, in its one pass over the body.
 
 use memchr::memchr;
 
@@ -134,6 +134,11 @@ mod tests {
             (r#"{"prompt":{"variables":{"x":{"type":"input_file","file_id":"file-1"}}}}"#, true),
             (r#"{"tools":[{"type":"file_search","vector_store_ids":["other"]}]}"#, false),
             (r#"{"in\u0070ut":[{"file_id":"file-1"}],"input":[]}"#, true),
+            (
+                r#"{"messages":[{"role":"user","content":[{"type":"file","file":{"file_id":"file-1"}}]}]}"#,
+                true,
+            ),
+            (r#"{"messages":[{"role":"assistant","audio":{"id":"audio_1"}}]}"#, false),
         ] {
             assert_eq!(found(body), (true, foreign), "{body}");
         }

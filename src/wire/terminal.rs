@@ -139,7 +139,7 @@ struct Diagnostics {
 
 /// A field's value, or the default if the value is null or has another type. One odd field thus
 /// makes no other field unreadable.
-fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
+pub(crate) fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
     field: D,
 ) -> Result<T, D::Error> {
     Ok(serde_json::from_str(<&RawValue>::deserialize(field)?.get()).unwrap_or_default())

@@ -172,6 +172,35 @@ def key_that_is_revoked_and_a_quota_that_is_gone(sdk):
     check(len(scene.exchanges) == 2, f"told once, it does not ask again: {len(scene.exchanges)}")
 
 
+def chat_conversation_that_grows(sdk):
+    stays(sdk, "growing", 10)
+
+
+def chat_with_calls_of_a_tool(sdk):
+    stays(sdk, "tools", 4)
+
+
+def chat_with_a_structured_answer(sdk):
+    stays(sdk, "structured", 1)
+
+
+def stays(sdk, scene, count):
+    scene = sdk.begin(scene)
+    scene.answers(count)
+    on_one_key(sdk.world, scene.session, served=count)
+    turns = sdk.world.record(scene.session)
+    read, ideal = (sum(turn[column] for turn in turns) for column in ("cached_tokens", "ideal_cached_tokens"))
+    check(read >= 0.99 * ideal, f"{read} tokens read from the cache, of {ideal} that one key would have read")
+    check({one.served_by for one in scene.exchanges} == set(REPLICAS) or count == 1, "both replicas take turns")
+
+
+def chat_field_that_is_not_translated(sdk):
+    (told,) = sdk.begin("refused").printed()
+    check((told["status"], told["text"]) == ("unsupported_parameter", "seed"), f"what its user reads: {told}")
+
+
+CHAT = [chat_conversation_that_grows, chat_with_calls_of_a_tool, chat_with_a_structured_answer]
+
 SCENARIOS = [
     plain_and_a_streamed_answer_over_http,
     two_turns_on_one_websocket,
@@ -196,6 +225,13 @@ def main():
     ]
     # Both SDKs show errors alike: one of them is enough.
     acts = [(name, {}, SCENARIOS + (IN_TROUBLE if name == "openai-python" else []), lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
+    # Chat, for an upstream that speaks it, and for one that every turn is translated for.
+    for name, run, folder in sdks:
+        run = [*run[:-1], run[-1].replace("turns.", "chat.")]
+        client = lambda world, run=run, folder=folder: Sdk(world, run, folder)
+        acts.append((f"{name}-chat", {}, CHAT, client))
+        translated = {"upstream": 'speaks = ["responses"]'}
+        acts.append((f"{name}-chat-translated", translated, [*CHAT, chat_field_that_is_not_translated], client))
     return play(chosen.warmkey, acts, " ".join(chosen.words))
 
 

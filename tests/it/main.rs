@@ -36,6 +36,7 @@ mod reload;
 mod membership;
 mod scripts;
 
+mod chat;
 mod answers;
 mod bytes;
 mod canary;

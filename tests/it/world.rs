@@ -16,6 +16,7 @@ pub mod redis;
 pub mod replica;
 pub mod simulator;
 
+pub mod chat;
 pub mod codex;
 pub mod collector;
 pub mod fixtures;

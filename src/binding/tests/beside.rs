@@ -69,6 +69,22 @@ async fn own_answer_seals_the_session_and_fills_in_its_generation() {
     assert!(!replica.bind(&mut replica.turn()).await.unwrap().is_provisional);
 }
 
+/// A chat client carries nothing that only one organization can open.
+#[tokio::test(start_paused = true)]
+async fn chat_answer_seals_nothing_and_fills_in_the_generation() {
+    let replica = one();
+    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 2) };
+    replica.put(&bound).await;
+    let binding = replica.bind(&mut replica.turn()).await.unwrap();
+    replica.bindings.confirm(&binding, false, &mut replica.bindings.budget()).await;
+    replica.is_stored(&BindingRecord { generation: 1, ..bound }).await;
+    replica.limits("a-1");
+    let spilled = replica.bind(&mut replica.turn()).await.unwrap();
+    replica.bindings.confirm(&spilled, false, &mut replica.bindings.budget()).await;
+    replica.exhausts("a-1", Scope::Organization);
+    assert_eq!(replica.goes(replica.turn()).await.as_deref(), Ok("b-1"), "it may still leave");
+}
+
 /// A seal that comes after the session has moved does not undo the move.
 #[tokio::test(start_paused = true)]
 async fn seal_overwrites_no_move() {

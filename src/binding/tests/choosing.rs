@@ -121,6 +121,28 @@ async fn websocket_session_begins_on_an_upstream_that_speaks_it() {
     );
 }
 
+/// A new chat session begins on an upstream that speaks chat, if there is one. Otherwise its turns
+/// are translated.
+#[tokio::test(start_paused = true)]
+async fn chat_session_begins_on_an_upstream_that_speaks_it() {
+    let [replica] =
+        replicas("a-1 org-a plain 5, a-2 org-a two 1, b-1 org-b plain 5, c-1 org-c one 1");
+    let places = &replica.bindings.places;
+    let chat = replica.turn().with(|turn| turn.demand.by_chat = true);
+    let chosen = replica.chosen(|session| places.place_new(chat.placing(), session).ok());
+    assert_eq!(chosen, ["a-2", "c-1"]);
+    let reach = Reach::Organization(replica.key("b-1").organization_tag);
+    assert_eq!(places.choose(chat.placing(), &session(1), reach).unwrap().id, "b-1");
+    // A turn that is translated spills, and begins anywhere, as any other.
+    let [replica] = replicas("a-1 org-a plain 5, a-2 org-a plain 1, b-1 org-b plain 5");
+    let places = &replica.bindings.places;
+    let chat = replica.turn().with(|turn| turn.demand.by_chat = true);
+    let sibling = places.sibling(chat.placing(), &session(1), &replica.record("a-1", 1));
+    assert_eq!(sibling.map(|key| key.id.clone()).as_deref(), Some("a-2"));
+    let chosen = replica.chosen(|session| places.place_new(chat.placing(), session).ok());
+    assert_eq!(chosen, ["a-1", "a-2", "b-1"]);
+}
+
 /// A sibling of the same region reads the same cache, so it comes first. Among those, a sibling of
 /// the same project comes first, because later turns find its content.
 #[tokio::test(start_paused = true)]

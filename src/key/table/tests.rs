@@ -140,6 +140,8 @@ fn option_that_cannot_serve_is_refused_by_name() {
         (r#""base_url":"http://h","first_byte_timeout":"0s""#, "first_byte_timeout: "),
         (r#""base_url":"http://h","idle_timeout":"0s""#, "idle_timeout: "),
         (r#""base_url":"ftp://h""#, "base_url: "),
+        (r#""base_url":"http://h","session_header":"two words""#, "session_header: "),
+        (r#""base_url":"http://h","session_header":"Authorization""#, "session_header: "),
         (r#""base_url":"http://h","ca_file":"/no/such/file""#, "ca_file /no/such/file: "),
         (r#""base_url":"http://h","ca_file":"Cargo.toml""#, "ca_file Cargo.toml holds no PEM"),
     ] {
@@ -150,6 +152,8 @@ fn option_that_cannot_serve_is_refused_by_name() {
     let (_, silent) = upstream(r#""base_url":"http://h","speaks":["responses"]"#).unwrap();
     let speaks = |table: &Table| table.keys()[0].upstream.speaks_websocket;
     assert!(speaks(&usual) && !speaks(&silent));
+    let chat = |table: &Table| table.keys()[0].upstream.speaks_chat;
+    assert!(chat(&usual) && !chat(&silent));
 }
 
 #[test]

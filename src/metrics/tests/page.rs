@@ -16,7 +16,7 @@ const FROM_THE_START: &str = "
     decisions_total decision=move,spill,wait,retry,probe,refuse \
       reason=suspected,rejected,incident,exhausted,limited,too_steep,overloaded,no_access,failed,\
              crowded,disabled,drained,removed,not_loaded,not_allowed,none_in_use,forgotten,stored,\
-             unreachable
+             unreachable,inexpressible
     cold_turns_total reason=first_turn,key_moved,domain_moved,expired,prefix_changed,\
                             model_changed,below_minimum,upstream
     cold_tokens_total reason=first_turn,key_moved,domain_moved,expired,prefix_changed,\

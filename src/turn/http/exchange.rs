@@ -4,6 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use axum::body::Body;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::sync::Semaphore;
@@ -13,6 +14,7 @@ use crate::binding::Binding;
 use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
+use crate::chat::body::ChatBody;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
@@ -26,13 +28,16 @@ use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
 use crate::turn::account::{Account, kept_name};
 use crate::turn::entry::{ForeignIds, may_ask_for};
+use crate::turn::http::form::{self, Form};
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
+use crate::turn::memory::MemoryPlace;
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
 use crate::upstream::request::{Content, Request as Asked};
+use crate::wire::endpoint::Dialect;
 use crate::wire::event::is_stream;
 use crate::wire::imprint::Imprint;
 
@@ -54,10 +59,14 @@ pub struct HttpTurns {
 }
 
 /// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
-pub async fn serve(turns: Arc<HttpTurns>, request: Request<Body>) -> Response<Outgoing> {
+pub async fn serve(
+    turns: Arc<HttpTurns>,
+    dialect: Dialect,
+    request: Request<Body>,
+) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Http, request.headers());
-    guarded(account.id, answer(&turns, account, request)).await
+    guarded(account.id, answer(&turns, dialect, account, request)).await
 }
 
 /// Runs `turn` and answers the client even if `turn` panics.
@@ -93,12 +102,13 @@ fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
 
 async fn answer(
     turns: &Arc<HttpTurns>,
+    dialect: Dialect,
     mut account: Account,
     request: Request<Body>,
 ) -> Response<Outgoing> {
-    match turns.exchange(&mut account, request).await {
-        Ok((key, answer, gate)) => {
-            let course = Course::new(&turns.gateway, key, account);
+    match turns.exchange(dialect, &mut account, request).await {
+        Ok(Exchanged { key, answer, form, gate }) => {
+            let course = Course::new(&turns.gateway, key, account).in_form(form);
             pass_on(course, answer, gate, &turns.tasks).await
         }
         Err(error) => {
@@ -125,6 +135,14 @@ pub async fn pass_on(
     response.map(|()| Outgoing::Relayed(body))
 }
 
+/// A turn up to the head of its answer.
+struct Exchanged {
+    key: Arc<Key>,
+    answer: Answer,
+    form: Form,
+    gate: Option<IdGate>,
+}
+
 /// The facts that one scan of a body's text finds.
 pub(super) struct Glance {
     identity: Identity,
@@ -144,15 +162,18 @@ pub(super) struct Glance {
     kind: TurnKind,
     /// `None`: the gateway cannot read the text.
     imprint: Option<Box<Imprint>>,
+    /// The text has a `prompt_cache_key`.
+    names_cache_key: bool,
 }
 
 impl HttpTurns {
     /// Serves a turn over HTTP, up to the head of its answer.
     async fn exchange(
         self: &Arc<Self>,
+        dialect: Dialect,
         account: &mut Account,
         request: Request<Body>,
-    ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
+    ) -> Result<Exchanged, Error> {
         let Gateway { entry, bindings, failover, .. } = &*self.gateway;
         let (mut head, body) = request.into_parts();
         let (client, identity) = entry.enter(account, &head)?;
@@ -179,7 +200,10 @@ impl HttpTurns {
             model,
             kind,
             imprint,
+            names_cache_key,
         } = glance;
+        // A stored chat completion is no response: no turn continues from it.
+        let is_unstored = is_unstored || dialect == Dialect::Chat;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
@@ -202,6 +226,7 @@ impl HttpTurns {
             lineage: entry.identifier.lineage(&client.id, &head.headers),
             carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
+            by_chat: dialect == Dialect::Chat,
             model: &model,
             // If the owner of the previous response is not known, only the project of the session
             // can find it.
@@ -210,13 +235,48 @@ impl HttpTurns {
         };
         account.lineage(&demand.lineage);
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
-        let asked = Asked::new(&head, Content::Body(&body.bytes));
+        let session = demand.session.as_ref();
+        let chat = match dialect {
+            Dialect::Responses => None,
+            Dialect::Chat => {
+                let named = session.filter(|_| !names_cache_key);
+                Some(self.chat(&head.headers, &body, named)?)
+            }
+        };
+        let content =
+            chat.as_ref().map_or(Content::Body(&body.bytes), |(chat, _)| Content::Chat(chat));
+        let asked = Asked::new(&head, content).of_session(session);
         let asked = asked.traced(self.propagation, account.id);
         let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
-        let (binding, answer) = attempts.run(found, complete).await?;
+        let (binding, mut answer) = attempts.run(found, complete).await?;
+        let upstream = &binding.key.upstream;
+        let form = match &chat {
+            Some((chat, _)) if !upstream.speaks_chat => {
+                let wish = chat.translated(upstream.derives_cache_key)?.wish;
+                form::translated(&mut answer, wish, upstream.idle_timeout).await?
+            }
+            _ => Form::Native(dialect),
+        };
         let gate = (!is_unstored && answer.status.is_success())
             .then(|| self.gate(&answer, &client, &binding, budget));
-        Ok((binding.key, answer, gate))
+        Ok(Exchanged { key: binding.key, answer, form, gate })
+    }
+
+    /// Makes the body of a chat turn, with a permit for the memory of what is made of it.
+    /// `session`: the session of a body without a `prompt_cache_key`.
+    fn chat(
+        &self,
+        headers: &HeaderMap,
+        body: &Replayed,
+        session: Option<&SessionId>,
+    ) -> Result<(ChatBody, MemoryPlace), Error> {
+        let decoded = match self.replay.text(headers, body, usize::MAX)? {
+            Text::Plain(_) | Text::Unreadable | Text::TooLong => None,
+            Text::Decoded(text, _) => Some(Bytes::from(text)),
+        };
+        let length = decoded.as_ref().map_or(body.bytes.len(), |text| 2 * text.len());
+        let reserved = self.replay.reserve(length)?;
+        Ok((ChatBody::new(body.bytes.clone(), decoded, session), reserved))
     }
 
     /// Makes a gate that delays the answer's id until its owner is recorded.
@@ -289,124 +349,10 @@ impl HttpTurns {
             model,
             kind,
             imprint: imprint.map(Box::new),
+            names_cache_key: peek.names_cache_key,
         }))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::setting::Size;
-    use crate::turn::http::heavy::HEAVY;
-    use crate::turn::memory::BodyMemory;
-    use crate::turn::tests::gateway;
-    use http::header::CONTENT_ENCODING;
-
-    fn turns(gateway: Gateway) -> HttpTurns {
-        let replay = Replay::new(Size(1 << 20), BodyMemory::new(Size(1 << 20)));
-        HttpTurns {
-            gateway: Arc::new(gateway),
-            replay,
-            propagation: None,
-            tasks: Tasks::new(),
-            heavy: Arc::new(Semaphore::new(HEAVY)),
-        }
-    }
-
-    /// Returns the glance at `text` in this encoding, or the error's code.
-    async fn seen(
-        turns: &HttpTurns,
-        client: &Client,
-        text: &str,
-        encoding: &'static str,
-    ) -> Result<Glance, &'static str> {
-        let headers =
-            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
-        let bytes = if encoding == "zstd" {
-            zstd::encode_all(text.as_bytes(), 1).unwrap()
-        } else {
-            text.into()
-        };
-        let body = turns.replay.read(Body::from(bytes)).await.unwrap();
-        let glance = turns.glance(client, &headers, &body, &Identity::default(), LIGHT);
-        glance.map(|glance| glance.expect("a short text")).map_err(|error| error.code())
-    }
-
-    #[tokio::test]
-    async fn body_is_scanned_in_every_known_encoding() {
-        let (mut turns, alice) =
-            (turns(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
-        let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
-        for encoding in ["identity", "zstd"] {
-            let glance = seen(&turns, &alice, text, encoding).await.unwrap();
-            assert_eq!(
-                (glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored),
-                ("m", Some("r"), true)
-            );
-            // An unencoded body stays available and is searched only when needed.
-            assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
-            let glance = seen(&turns, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
-            assert_eq!(
-                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.needs_project),
-                ("", None, false, false)
-            );
-            assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(false));
-            assert!(
-                glance.identity.session.is_none() && glance.derived.is_some(),
-                "no field names a session"
-            );
-            let glance = seen(&turns, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
-                .await
-                .unwrap();
-            assert!(glance.identity.session.is_some() && glance.derived.is_none());
-            let conversation = r#"{"input":"x","conversation":"c"}"#;
-            assert_eq!(
-                seen(&turns, &alice, conversation, encoding).await.err(),
-                Some("conversation_not_found")
-            );
-            assert_eq!(seen(&turns, &alice, "{", encoding).await.err(), Some("invalid_json"));
-        }
-        assert_eq!(seen(&turns, &alice, text, "br").await.err(), Some("invalid_request"));
-        // An unreadable body may hold anything.
-        let mut gateway = gateway(&[("a", "o", "p")]);
-        gateway.entry.foreign_ids = ForeignIds::Pass;
-        turns = self::turns(gateway);
-        let glance = seen(&turns, &alice, text, "br").await.unwrap();
-        assert_eq!(
-            (glance.is_sealed, glance.needs_project, glance.model.as_str()),
-            (Some(true), true, "")
-        );
-        let glance = seen(&turns, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
-        assert!(glance.needs_project, "a conversation needs its session's project");
-    }
-
-    fn answered(id: Option<&'static str>) -> Response<Outgoing> {
-        let mut response = Response::new(Outgoing::from(String::new()));
-        if let Some(id) = id {
-            response.headers_mut().insert(REQUEST_ID, HeaderValue::from_static(id));
-        }
-        response
-    }
-
-    #[tokio::test]
-    async fn turn_that_panics_is_answered() {
-        let id = TurnId::random();
-        let response = guarded(id, async { panic!("a turn of a test") }).await;
-        assert_eq!(
-            (response.status().as_u16(), &response.headers()[TURN]),
-            (500, &id.to_string().parse().unwrap())
-        );
-    }
-
-    #[tokio::test]
-    async fn answer_has_its_upstreams_id_or_else_its_own() {
-        let id = TurnId::random();
-        for said in [Some("req_1"), None] {
-            let response = guarded(id, async { answered(said) }).await;
-            let own = id.to_string();
-            let told = [TURN, REQUEST_ID]
-                .map(|name| response.headers()[name].to_str().unwrap().to_owned());
-            assert_eq!(told, [own.clone(), said.map_or(own, str::to_owned)]);
-        }
-    }
-}
+mod tests;

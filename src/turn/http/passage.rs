@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::Version;
 
+use crate::chat::stream::Stream;
 use crate::health::registry::Registry;
 use crate::key::Key;
 use crate::key::leak::LeakScan;
@@ -19,9 +20,11 @@ use crate::metrics::Ending;
 use crate::outcome::Answer;
 use crate::turn::Gateway;
 use crate::turn::account::Account;
+use crate::turn::http::form::Form;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::idle::Idle;
 use crate::usage::tap::{Reading, Tap};
+use crate::wire::endpoint::Dialect;
 
 /// A frame that comes this long after the frame before nearly always comes alone, so it is sent at
 /// once.
@@ -46,11 +49,18 @@ pub struct Course {
     pub account: Account,
     pub registry: Arc<Registry>,
     pub key: Arc<Key>,
+    form: Form,
 }
 
 impl Course {
     pub fn new(gateway: &Gateway, key: Arc<Key>, account: Account) -> Self {
-        Self { account, registry: Arc::clone(&gateway.registry), key }
+        let (registry, form) = (Arc::clone(&gateway.registry), Form::Native(Dialect::Responses));
+        Self { account, registry, key, form }
+    }
+
+    /// Gives the answer another form.
+    pub fn in_form(self, form: Form) -> Self {
+        Self { form, ..self }
     }
 
     /// Ends the turn. A failure that the answer states counts for its key's health.
@@ -88,6 +98,9 @@ pub struct Passage {
     /// left.
     pub writer: Option<Waker>,
     length: usize,
+    is_flushed: bool,
+    /// Translates a stream. `None`: its bytes pass unchanged.
+    translation: Option<Box<Stream>>,
     /// `None`: the turn has ended.
     turn: Option<Box<Course>>,
 }
@@ -106,7 +119,8 @@ pub enum Next {
 impl Passage {
     pub fn new(answer: Answer, gate: Option<IdGate>, mut turn: Course) -> Self {
         let key = Arc::clone(&turn.key);
-        let mut tap = Tap::new(&answer.headers);
+        let form = std::mem::replace(&mut turn.form, Form::Native(Dialect::Responses));
+        let mut tap = form.tap(&answer.headers);
         tap.observe(&answer.head);
         let mut leak_scan = key.leak.scan();
         if leak_scan.finds(&answer.head) {
@@ -116,13 +130,19 @@ impl Passage {
         if has_begun {
             turn.account.first_byte();
         }
+        let (head, translation) = match form {
+            Form::Native(_) => (answer.head, None),
+            Form::Document(document) => (document.into(), None),
+            Form::Stream(mut stream) => (stream.push(&answer.head).into(), Some(stream)),
+        };
         Self {
             has_begun,
             // A client that knows the length leaves with the last byte, so a known length of zero
             // is an end, too. The same holds below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
             gate: gate.map(Box::new),
-            joined: BytesMut::from(&answer.head[..]),
+            joined: BytesMut::from(&head[..]),
+            translation,
             idle: Idle::new(key.upstream.idle_timeout),
             tap,
             leak_scan,
@@ -130,6 +150,7 @@ impl Passage {
             ready: VecDeque::new(),
             length: 0,
             closed: None,
+            is_flushed: false,
             has_left: false,
             is_paced: false,
             reader: None,
@@ -139,6 +160,17 @@ impl Passage {
 
     /// Reads the upstream's next frame, or its end.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Next> {
+        loop {
+            match ready!(self.poll_seen(context)) {
+                // An event without an equivalent yields nothing.
+                Next::Alone(data) | Next::Large(data) | Next::InCompany(data)
+                    if data.is_empty() && self.translation.is_some() => {}
+                next => return Poll::Ready(next),
+            }
+        }
+    }
+
+    fn poll_seen(&mut self, context: &mut Context<'_>) -> Poll<Next> {
         let data = match ready!(self.poll_data(context)) {
             Ok(Some(data)) => data,
             Ok(None) => return Poll::Ready(Next::End(None)),
@@ -157,6 +189,10 @@ impl Passage {
         {
             turn.account.leaked();
         }
+        let data = match &mut self.translation {
+            Some(stream) => stream.push(&data).into(),
+            None => data,
+        };
         let since = self.idle.note_arrival();
         Poll::Ready(match () {
             () if is_last => Next::Last(data),
@@ -232,6 +268,9 @@ impl Passage {
         if let Some(turn) = self.turn.take() {
             turn.end(self.tap.finish(broken.is_none()), ending);
         }
+        if let Some(mut stream) = self.translation.take() {
+            self.joined.extend_from_slice(&stream.end());
+        }
         self.flush();
         self.upstream = None;
         self.closed = Some(broken);
@@ -259,6 +298,13 @@ impl Passage {
     /// Whether nothing is ready and nothing follows.
     pub fn is_over(&self) -> bool {
         self.ready.is_empty() && matches!(self.closed, Some(None))
+    }
+
+    /// Whether the client's connection has to write what it took before it is cut. An error drops
+    /// bytes that the connection has not written yet. True once.
+    pub const fn flushes_first(&mut self) -> bool {
+        let is_cut = matches!(self.closed, Some(Some(_)));
+        is_cut && !std::mem::replace(&mut self.is_flushed, true)
     }
 
     /// Returns what follows the ready bytes, once that is known.
@@ -315,6 +361,7 @@ mod tests {
             account,
             registry: Arc::clone(&gateway.registry),
             key: Arc::clone(&binding.key),
+            form: Form::Native(Dialect::Responses),
         };
         let failure =
             Some(ErrorBody { code: Some("rate_limit_exceeded".into()), ..ErrorBody::default() });

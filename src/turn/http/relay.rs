@@ -153,6 +153,10 @@ impl Body for Relay {
                 Poll::Ready(Next::End(broken)) => passage.end(broken),
             }
         }
+        if passage.flushes_first() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         match passage.close() {
             Some(broken) => Poll::Ready(broken.map(|broken| Err(broken.into()))),
             None => {

@@ -111,6 +111,13 @@ impl Replay {
         Ok(Replayed { bytes: bytes.freeze(), _place: place })
     }
 
+    /// Reserves memory for `length` bytes that a turn makes of its body.
+    pub fn reserve(&self, length: usize) -> Result<MemoryPlace, Error> {
+        let mut place = MemoryPlace::default();
+        self.memory.extend(&mut place, length)?;
+        Ok(place)
+    }
+
     fn too_large(&self) -> Error {
         Error::new(
             ErrorKind::RequestTooLarge,

@@ -124,7 +124,7 @@ async fn connect(
     };
     account.lineage(&demand.lineage);
     let tried = Tried::nothing(failover.options.wait);
-    let asked = Asked::new(head, Content::WebSocket(nonce));
+    let asked = Asked::new(head, Content::WebSocket(nonce)).of_session(demand.session.as_ref());
     let attempts = Attempts::new(gateway, account, &asked, (&demand, tried), &mut budget);
     let served = attempts.run(found, complete).await;
     let (binding, answer) = served.map_err(|error| error.for_handshake())?;

@@ -362,3 +362,16 @@ fn secret_returns_in_no_header() {
         "in their order"
     );
 }
+
+#[test]
+fn session_is_named_unless_the_client_named_it() {
+    let name = HeaderName::from_static("x-session-affinity");
+    let session = SessionId::parse("FVm43fzVIvXqRQ8foYWpvg").unwrap();
+    let mut sent = map(&[("session-id", "own")]);
+    name_session(&mut sent, &name, &session);
+    assert_eq!(sent["session-id"], "own");
+    assert_eq!(sent[&name], derived(&session).as_str());
+    let mut sent = map(&[("x-session-affinity", "own")]);
+    name_session(&mut sent, &name, &session);
+    assert!(sent[&name] == "own" && sent.len() == 1);
+}

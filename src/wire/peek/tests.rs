@@ -12,6 +12,7 @@ fn routing_fields_are_found() {
     let expected = Peek {
         model: text("gpt-5.4"),
         prompt_cache_key: text("k"),
+        names_cache_key: true,
         session_id: text("s"),
         conversation: text("c"),
         ..Peek::default()
@@ -42,12 +43,14 @@ fn field_of_another_type_is_malformed_not_fatal() {
         Peek {
             model: malformed.clone(),
             prompt_cache_key: malformed.clone(),
+            names_cache_key: true,
             session_id: Field::Absent,
             conversation: malformed,
             ..Peek::default()
         }
     );
-    assert_eq!(Peek::at(br#"{"prompt_cache_key":null}"#).unwrap(), Peek::default());
+    let null = Peek::at(br#"{"prompt_cache_key":null}"#).unwrap();
+    assert_eq!(null, Peek { names_cache_key: true, ..Peek::default() });
 }
 
 #[test]
@@ -234,4 +237,21 @@ fn field_is_read_up_to_a_length() {
         "the longest value, with its quotes"
     );
     assert_eq!(key(LONGEST - 1), Field::Malformed);
+}
+
+#[test]
+fn stable_prefix_of_chat_is_that_of_its_messages() {
+    let body = |messages: &str| format!(r#"{{"messages":[{messages}],"model":"m"}}"#);
+    let prefix = |messages: &str| {
+        let body = body(messages);
+        stable_prefix(body.as_bytes()).map(|parts| parts.concat())
+    };
+    let first = r#"{"role":"system","content":"s"},{"role":"user","content":"a"}"#;
+    let later =
+        format!(r#"{first},{{"role":"assistant","content":"b"}},{{"role":"user","content":"c"}}"#);
+    assert!(prefix(first).is_some());
+    assert_eq!(prefix(first), prefix(&later));
+    assert_ne!(prefix(first), prefix(&first.replace("\"a\"", "\"b\"")));
+    assert_ne!(prefix(first), prefix(&first.replace("\"s\"", "\"t\"")));
+    assert_eq!(prefix(r#"{"role":"system","content":"s"}"#), None, "no user has spoken");
 }

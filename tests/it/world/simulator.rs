@@ -83,6 +83,8 @@ pub fn siblings(organization: &str, count: usize) -> Vec<Key> {
 pub struct Turn {
     #[serde(default)]
     pub transport: String,
+    #[serde(default)]
+    pub method_path: String,
     #[serde(deserialize_with = "or_nothing")]
     pub key: String,
     #[serde(deserialize_with = "or_nothing")]

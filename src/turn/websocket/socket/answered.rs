@@ -44,7 +44,7 @@ impl Socket {
         };
         let mut budget = self.gateway().bindings.budget();
         if due.must_confirm {
-            self.gateway().bindings.confirm(&self.binding, &mut budget).await;
+            self.gateway().bindings.confirm(&self.binding, true, &mut budget).await;
         }
         if let Some(id) = id.filter(|_| due.is_stored && !is_unstored) {
             self.gateway()

@@ -1,0 +1,53 @@
+//! A chat body as its upstreams get it: the client's own bytes, spliced once, or translated once.
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+
+use crate::chat::cache_key::{derived, splice};
+use crate::chat::request::{Translated, translate};
+use crate::error::Error;
+use crate::session::SessionId;
+
+/// The body of one turn. Attempts share what was made of it.
+pub struct ChatBody {
+    /// The bytes as they came.
+    own: Bytes,
+    /// The body's JSON text, if `own` is encoded.
+    decoded: Option<Bytes>,
+    /// The key for a body that has none.
+    cache_key: Option<String>,
+    spliced: OnceLock<Bytes>,
+    /// Without and with the derived key.
+    translated: [OnceLock<Result<Translated, Error>>; 2],
+}
+
+impl ChatBody {
+    /// `decoded`: the text of an encoded body. `session`: the session of a body that names no
+    /// `prompt_cache_key` itself.
+    pub fn new(own: Bytes, decoded: Option<Bytes>, session: Option<&SessionId>) -> Self {
+        let cache_key = session.map(derived);
+        let (spliced, translated) = (OnceLock::new(), [OnceLock::new(), OnceLock::new()]);
+        Self { own, decoded, cache_key, spliced, translated }
+    }
+
+    /// The body for an upstream that speaks chat. `derives`: a body without a key gets one. An
+    /// encoded body passes as it is.
+    pub fn native(&self, derives: bool) -> &Bytes {
+        match &self.cache_key {
+            Some(key) if derives && self.decoded.is_none() => self
+                .spliced
+                .get_or_init(|| splice(&self.own, key).unwrap_or_else(|| self.own.clone())),
+            _ => &self.own,
+        }
+    }
+
+    /// The body for an upstream that speaks only Responses.
+    pub fn translated(&self, derives: bool) -> Result<&Translated, Error> {
+        let text = self.decoded.as_ref().unwrap_or(&self.own);
+        let cache_key = self.cache_key.as_deref().filter(|_| derives);
+        let translated =
+            self.translated[usize::from(derives)].get_or_init(|| translate(text, cache_key));
+        translated.as_ref().map_err(Error::clone)
+    }
+}

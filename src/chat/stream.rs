@@ -1,0 +1,279 @@
+//! A streamed response as a stream of chat chunks.
+//!
+//! Each event yields its chunks as soon as its line has ended, however the bytes arrive. Events
+//! without an equivalent, such as those of reasoning, yield nothing. A stream that breaks before
+//! its terminal event ends in an error, so that no client takes it for a whole answer.
+
+use std::collections::HashSet;
+
+use crate::chat::answer::{Call, Head, ToldFailure, annotation, finish_reason, words, write_usage};
+use crate::chat::json::Object;
+use crate::wire::event::{field, line_length};
+use crate::wire::peek::fields;
+
+/// Maximum bytes of an event. The last event repeats the whole answer.
+const LONGEST: usize = 64 * 1024 * 1024;
+
+/// The translation of one stream.
+pub struct Stream {
+    include_usage: bool,
+    head: Head,
+    /// The first chunk, which names the role, was written.
+    is_begun: bool,
+    is_over: bool,
+    calls: Vec<Known>,
+    /// Parts of the answer whose text has come in pieces.
+    told: HashSet<Vec<u8>>,
+    /// The current line, as far as it has come.
+    line: Vec<u8>,
+    /// The data lines of the current event.
+    data: Vec<u8>,
+    /// The last byte was `\r`: a `\n` that follows belongs to it.
+    after_return: bool,
+    out: Vec<u8>,
+}
+
+/// A call that the client knows.
+struct Known {
+    /// `output_index` of its item.
+    place: Vec<u8>,
+    is_custom: bool,
+    /// Some of its arguments were written.
+    is_told: bool,
+}
+
+impl Stream {
+    pub fn new(include_usage: bool) -> Self {
+        Self {
+            include_usage,
+            head: Head::of(b"null"),
+            is_begun: false,
+            is_over: false,
+            calls: Vec::new(),
+            told: HashSet::new(),
+            line: Vec::new(),
+            data: Vec::new(),
+            after_return: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes the next bytes of the upstream's stream. Returns the chunks that they complete.
+    pub fn push(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        if std::mem::take(&mut self.after_return) && bytes.first() == Some(&b'\n') {
+            bytes = &bytes[1..];
+        }
+        while let Some(end) = line_length(bytes) {
+            self.line.extend_from_slice(&bytes[..end]);
+            let line = std::mem::take(&mut self.line);
+            self.end_line(&line);
+            let width = if bytes[end..].starts_with(b"\r\n") { 2 } else { 1 };
+            self.after_return = bytes[end..] == *b"\r";
+            bytes = &bytes[end + width..];
+        }
+        if self.line.len() + bytes.len() > LONGEST {
+            self.fail(br#"{"code":"server_error","message":"The upstream's event is too long."}"#);
+        }
+        if !self.is_over {
+            self.line.extend_from_slice(bytes);
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// Ends the stream. Returns an error if the upstream has not ended it.
+    pub fn end(&mut self) -> Vec<u8> {
+        self.fail(
+            br#"{"code":"upstream_interrupted","message":"The upstream closed within the answer."}"#,
+        );
+        std::mem::take(&mut self.out)
+    }
+
+    fn end_line(&mut self, line: &[u8]) {
+        if line.is_empty() {
+            let data = std::mem::take(&mut self.data);
+            if !self.is_over && !data.is_empty() {
+                self.event(&data);
+            }
+        } else if let Some(data) = field(line, b"data:")
+            && !self.is_over
+            && self.data.len() + data.len() <= LONGEST
+        {
+            if !self.data.is_empty() {
+                // A line end between two lines of data is white space of JSON, and would end a
+                // line of a chunk.
+                self.data.push(b' ');
+            }
+            self.data.extend_from_slice(data);
+        }
+    }
+
+    fn event(&mut self, data: &[u8]) {
+        let names = ["type", "delta", "obfuscation", "output_index", "content_index"];
+        let Ok([kind, delta, padding, output, content]) = fields(data, names) else { return };
+        let place = [output.unwrap_or(b""), b"/", content.unwrap_or(b"")].concat();
+        let text = delta.filter(|delta| delta.starts_with(b"\""));
+        match kind.unwrap_or_default() {
+            br#""response.created""# => self.created(data),
+            br#""response.output_text.delta""# => self.text("content", text, padding, place),
+            br#""response.refusal.delta""# => self.text("refusal", text, padding, place),
+            br#""response.output_text.done""# => self.whole("content", data, "text", place),
+            br#""response.refusal.done""# => self.whole("refusal", data, "refusal", place),
+            br#""response.output_text.annotation.added""# => self.annotated(data),
+            br#""response.output_item.added""# => self.call(data, output.unwrap_or(b""), false),
+            br#""response.output_item.done""# => self.call(data, output.unwrap_or(b""), true),
+            br#""response.function_call_arguments.delta""#
+            | br#""response.custom_tool_call_input.delta""# => {
+                self.arguments(output.unwrap_or(b""), text, padding);
+            }
+            br#""response.completed""# | br#""response.incomplete""# => self.finish(data),
+            br#""response.failed""# => {
+                let [response] = fields(data, ["response"]).unwrap_or_default();
+                let [error] =
+                    response.and_then(|raw| fields(raw, ["error"]).ok()).unwrap_or_default();
+                self.fail(error.unwrap_or(b"null"));
+            }
+            br#""error""# => {
+                // The error's fields stand in the event itself, or in an object as in a body.
+                let [error] = fields(data, ["error"]).unwrap_or_default();
+                self.fail(error.filter(|error| error.starts_with(b"{")).unwrap_or(data));
+            }
+            _ => {}
+        }
+    }
+
+    fn created(&mut self, data: &[u8]) {
+        let [response] = fields(data, ["response"]).unwrap_or_default();
+        self.head = Head::of(response.unwrap_or(b"null"));
+        self.begin();
+    }
+
+    /// Writes the first chunk, once.
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.is_begun, true) {
+            self.chunk(br#"{"role":"assistant","content":"","refusal":null}"#, None, None);
+        }
+    }
+
+    fn text(&mut self, name: &str, text: Option<&[u8]>, padding: Option<&[u8]>, place: Vec<u8>) {
+        let Some(text) = text else { return };
+        self.told.insert(place);
+        let mut delta = Vec::new();
+        let mut object = Object::open(&mut delta);
+        object.raw(name, text);
+        object.close();
+        self.delta(&delta, padding);
+    }
+
+    /// Writes a text that has not come in pieces.
+    fn whole(&mut self, name: &str, data: &[u8], field: &str, place: Vec<u8>) {
+        let [text] = fields(data, [field]).unwrap_or_default();
+        let text = text.filter(|text| text.starts_with(b"\"") && *text != b"\"\"");
+        if !self.told.contains(&place) {
+            self.text(name, text, None, place);
+        }
+    }
+
+    fn annotated(&mut self, data: &[u8]) {
+        let [found] = fields(data, ["annotation"]).unwrap_or_default();
+        if let Some(annotation) = found.and_then(annotation) {
+            self.delta(&[br#"{"annotations":["#, &annotation[..], b"]}"].concat(), None);
+        }
+    }
+
+    /// Tells the client of a call, once. `is_done`: the item is complete.
+    fn call(&mut self, data: &[u8], place: &[u8], is_done: bool) {
+        let [item] = fields(data, ["item"]).unwrap_or_default();
+        let Some(call) = item.and_then(Call::of) else { return };
+        if !self.calls.iter().any(|known| known.place == place) {
+            let index = self.calls.len();
+            let mut delta = Vec::new();
+            let mut object = Object::open(&mut delta);
+            let calls = object.begin("tool_calls");
+            calls.push(b'[');
+            let mut inner = Object::open(calls);
+            inner.raw("index", index.to_string().as_bytes());
+            call.write(&mut inner, b"\"\"");
+            inner.close();
+            calls.push(b']');
+            object.close();
+            let place = place.to_vec();
+            self.calls.push(Known { place, is_custom: call.is_custom, is_told: false });
+            self.delta(&delta, None);
+        }
+        let is_untold = self.calls.iter().any(|known| known.place == place && !known.is_told);
+        if is_done && is_untold && call.said != b"\"\"" {
+            self.arguments(place, Some(call.said), None);
+        }
+    }
+
+    fn arguments(&mut self, place: &[u8], text: Option<&[u8]>, padding: Option<&[u8]>) {
+        let index = self.calls.iter().position(|known| known.place == place);
+        let (Some(index), Some(text)) = (index, text) else { return };
+        self.calls[index].is_told = true;
+        let (kind, name) = words(self.calls[index].is_custom);
+        let open = format!(r#"{{"tool_calls":[{{"index":{index},"{kind}":{{"{name}":"#);
+        self.delta(&[open.as_bytes(), text, b"}}]}"].concat(), padding);
+    }
+
+    fn finish(&mut self, data: &[u8]) {
+        let [response] = fields(data, ["response"]).unwrap_or_default();
+        let response = response.unwrap_or(b"null");
+        let names = ["incomplete_details", "usage"];
+        let [details, usage] = fields(response, names).unwrap_or_default();
+        self.head = Head::of(response);
+        self.begin();
+        let reason = finish_reason(details, !self.calls.is_empty());
+        self.chunk(b"{}", Some(reason), None);
+        if let Some(usage) = usage.filter(|usage| self.include_usage && *usage != b"null") {
+            self.open(|head, chunk| {
+                head.write(chunk, "chat.completion.chunk");
+                chunk.raw("choices", b"[]");
+                write_usage(chunk.begin("usage"), usage);
+            });
+        }
+        self.out.extend_from_slice(b"data: [DONE]\n\n");
+        self.is_over = true;
+    }
+
+    fn fail(&mut self, error: &[u8]) {
+        if !std::mem::replace(&mut self.is_over, true) {
+            let failure = ToldFailure::of(error);
+            self.out.extend_from_slice(b"data: ");
+            self.out.extend_from_slice(&failure.body);
+            self.out.extend_from_slice(b"\n\n");
+        }
+    }
+
+    fn delta(&mut self, delta: &[u8], padding: Option<&[u8]>) {
+        self.begin();
+        self.chunk(delta, None, padding);
+    }
+
+    fn chunk(&mut self, delta: &[u8], reason: Option<&str>, padding: Option<&[u8]>) {
+        let include_usage = self.include_usage;
+        self.open(|head, chunk| {
+            head.write(chunk, "chat.completion.chunk");
+            let choices = chunk.begin("choices");
+            choices.extend_from_slice(br#"[{"index":0,"delta":"#);
+            choices.extend_from_slice(delta);
+            let reason = reason.map_or("null".into(), |reason| format!("\"{reason}\""));
+            let end = format!(r#","logprobs":null,"finish_reason":{reason}}}]"#);
+            choices.extend_from_slice(end.as_bytes());
+            if include_usage {
+                chunk.raw("usage", b"null");
+            }
+            chunk.maybe("obfuscation", padding);
+        });
+    }
+
+    fn open(&mut self, write: impl FnOnce(&Head, &mut Object<'_>)) {
+        self.out.extend_from_slice(b"data: ");
+        let mut chunk = Object::open(&mut self.out);
+        write(&self.head, &mut chunk);
+        chunk.close();
+        self.out.extend_from_slice(b"\n\n");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,87 @@
+"""Chat Completions with openai-python, as its users write them: `chat.py SCENE SESSION`.
+
+The environment holds address and token. Prints the answers as JSON, `{id, lane, status, text}`, in
+order of their ends. The caller judges them.
+"""
+
+import json
+import sys
+
+from openai import APIStatusError, OpenAI
+
+TOOL = {"type": "function", "function": {"name": "exec_command", "parameters": {"type": "object", "properties": {"cmd": {"type": "string"}}}}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {"text": {"type": "string"}}}}}
+
+
+def begun(session):
+    """The beginning of a conversation: long enough to cache, and unlike other conversations'."""
+    rule = "Answer in the fewest words that will do, and keep every rule of the house in mind. "
+    return [{"role": "system", "content": f"This is {session}. " + rule * 150}]
+
+
+def asking(session):
+    return {"model": "gpt-5.4", "prompt_cache_key": session}
+
+
+def shown(identity, reason, text):
+    return {"id": identity, "lane": None, "status": "completed" if reason in ("stop", "tool_calls") else reason, "text": text}
+
+
+def streamed(client, messages, **ask):
+    """A streamed answer: its id, its end, its text and its message."""
+    with client.chat.completions.stream(messages=messages, stream_options={"include_usage": True}, **ask) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    if final.usage is None or final.usage.prompt_tokens < 1_000:
+        raise RuntimeError(f"the usage of a long prompt: {final.usage}")
+    return final
+
+
+def growing(client, session):
+    """Ten turns, plain and streamed."""
+    messages = begun(session)
+    for turn in range(10):
+        messages.append({"role": "user", "content": f"question {turn}"})
+        plain = client.chat.completions.create
+        final = streamed(client, messages, **asking(session)) if turn % 2 else plain(messages=messages, **asking(session))
+        choice = final.choices[0]
+        yield shown(final.id, choice.finish_reason, choice.message.content)
+        messages.append(choice.message)
+
+
+def tools(client, session):
+    """A call of a tool and its output, plain and streamed."""
+    messages = begun(session)
+    for turn in range(2):
+        messages.append({"role": "user", "content": "make a tool call"})
+        plain = client.chat.completions.create
+        final = streamed(client, messages, tools=[TOOL], **asking(session)) if turn else plain(messages=messages, tools=[TOOL], **asking(session))
+        message = final.choices[0].message
+        (call,) = message.tool_calls
+        yield shown(final.id, final.choices[0].finish_reason, json.loads(call.function.arguments)["cmd"])
+        messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "hi"}]
+        final = plain(messages=messages, tools=[TOOL], **asking(session))
+        yield shown(final.id, final.choices[0].finish_reason, final.choices[0].message.content)
+        messages.append(final.choices[0].message)
+
+
+def structured(client, session):
+    """An answer in a schema."""
+    messages = [*begun(session), {"role": "user", "content": "one"}]
+    final = client.chat.completions.create(messages=messages, response_format=SCHEMA, reasoning_effort="low", **asking(session))
+    yield shown(final.id, final.choices[0].finish_reason, final.choices[0].message.content)
+
+
+def refused(client, session):
+    """A field that an upstream of the other dialect does not have."""
+    try:
+        client.chat.completions.create(messages=[*begun(session), {"role": "user", "content": "one"}], seed=7, **asking(session))
+    except APIStatusError as error:
+        yield {"id": None, "lane": None, "status": error.code, "text": error.param}
+
+
+SCENES = {scene.__name__: scene for scene in (growing, tools, structured, refused)}
+
+if __name__ == "__main__":
+    print(json.dumps(list(SCENES[sys.argv[1]](OpenAI(max_retries=0), sys.argv[2]))))
