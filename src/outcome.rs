@@ -16,6 +16,10 @@ pub enum Outcome {
     Unreachable(String),
     /// The connection broke after the upstream may have received the turn.
     Interrupted(String),
+    /// The upstream said that it has not processed the turn.
+    Unprocessed(String),
+    /// The answer breaks the protocol, so that no part of it can be passed on.
+    Broken(String),
     /// The turn needed a WebSocket, and the upstream does not support one.
     NotSpoken,
     /// The upstream sent nothing within its `first_byte_timeout`.
@@ -37,6 +41,8 @@ impl Outcome {
             Self::Answered(_) | Self::Refused(_) => None,
             Self::Unreachable(_) => Some("unreachable"),
             Self::Interrupted(_) => Some("interrupted"),
+            Self::Unprocessed(_) => Some("unprocessed"),
+            Self::Broken(_) => Some("broken"),
             Self::NotSpoken => Some("not_spoken"),
             Self::Silent => Some("silent"),
         }

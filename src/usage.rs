@@ -2,6 +2,7 @@
 
 pub mod cold;
 pub mod price;
+pub mod sieve;
 pub mod tap;
 pub mod timeline;
 pub mod record;

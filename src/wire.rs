@@ -9,6 +9,7 @@ pub mod references;
 pub mod scan;
 pub mod peek;
 pub mod error_body;
+pub mod edit;
 pub mod decoder;
 pub mod terminal;
 pub mod event;

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ::http::header::CONTENT_LENGTH;
-use ::http::{Method, Request, Response};
+use ::http::header::{CONTENT_LENGTH, HOST};
+use ::http::{Method, Request, Response, Version};
 use axum::body::Body;
 use futures_util::FutureExt;
 use http_body::Body as _;
@@ -57,6 +57,9 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
     let ClientRoutes { http: turns, websocket: sockets } = routes;
     let gateway = &turns.gateway;
+    if let Err(error) = has_one_host(&request) {
+        return refuse(gateway, &request, &error);
+    }
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
         Some(Endpoint::CreateResponse) => http::serve(turns, request).await,
@@ -70,6 +73,18 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
             refuse(gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
         }
     }
+}
+
+/// A request over HTTP/1.1 has exactly one `Host` (RFC 9112, section 3.2).
+fn has_one_host(request: &Request<Body>) -> Result<(), Error> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    let is_valid = match request.version() {
+        Version::HTTP_11 => hosts == 1,
+        _ => hosts <= 1,
+    };
+    is_valid.then_some(()).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidRequest, "A request must have one Host header.")
+    })
 }
 
 fn unknown(request: &Request<Body>) -> Error {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, Fault};
+use crate::health::diagnose::ModelUse;
 use crate::health::load::{InFlight, Loads};
 use crate::key::Key;
 use crate::metrics::{Ending, Reason, Transport};
@@ -33,6 +34,7 @@ pub struct Account {
     caller: Caller,
     service: Option<(Service, InFlight)>,
     model: String,
+    tier: Option<String>,
     status: Option<StatusCode>,
     ending: Option<Ending>,
     reading: Reading,
@@ -76,6 +78,7 @@ impl Account {
             caller,
             service: None,
             model: String::new(),
+            tier: None,
             status: None,
             ending: None,
             reading: Reading::default(),
@@ -114,9 +117,14 @@ impl Account {
         model.clone_into(&mut self.model);
     }
 
-    /// Returns the model that the client asked for; empty if it named none.
-    pub fn asked(&self) -> &str {
-        &self.model
+    /// Notes the service tier that the client asks for.
+    pub fn tier(&mut self, tier: Option<String>) {
+        self.tier = tier;
+    }
+
+    /// Returns the model that the client asked for, empty if it named none, and the tier.
+    pub fn asked(&self) -> ModelUse<'_> {
+        ModelUse::new(&self.model, self.tier.as_deref())
     }
 
     /// Notes that the turn is about to be sent with `binding`'s key, and counts it as in flight on

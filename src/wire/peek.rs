@@ -65,6 +65,8 @@ pub struct Peek {
     pub previous_response_id: Field,
     /// `store: false`: the upstream does not keep the response. By default the upstream keeps it.
     pub is_unstored: bool,
+    /// `service_tier`
+    pub tier: Field,
     pub references: References,
 }
 
@@ -77,8 +79,9 @@ impl Peek {
             "conversation",
             "previous_response_id",
             "store",
+            "service_tier",
         ];
-        let ([model, key, metadata, conversation, previous, store], references) =
+        let ([model, key, metadata, conversation, previous, store, tier], references) =
             look(body, names)?;
         Ok(Self {
             model: Field::of(model),
@@ -87,6 +90,7 @@ impl Peek {
             conversation: identified(conversation),
             previous_response_id: Field::of(previous),
             is_unstored: store == Some(b"false"),
+            tier: Field::of(tier),
             references,
         })
     }

@@ -23,13 +23,13 @@ use crate::store::Budget;
 use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
 use crate::turn::account::Account;
-use crate::turn::entry::{ForeignIds, may_ask_for};
+use crate::turn::entry::may_ask_for;
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
 use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, Replay, Replayed, Text};
 use crate::turn::{Attempts, Gateway};
-use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
+use crate::upstream::headers::{TURN_STATE, returned};
 use crate::upstream::request::{Content, Request as Asked};
 use crate::wire::event::is_stream;
 
@@ -133,6 +133,7 @@ struct Glance {
     needs_project: bool,
     /// The model that the text names; empty if it names none.
     model: String,
+    tier: Option<String>,
 }
 
 impl HttpTurns {
@@ -143,7 +144,7 @@ impl HttpTurns {
         request: Request<Body>,
     ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
         let Gateway { entry, bindings, failover, .. } = &*self.gateway;
-        let (mut head, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let (client, identity) = entry.enter(account, &head)?;
         let mut budget = bindings.budget();
 
@@ -165,27 +166,27 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            tier,
         } = self.glance(&client, &head.headers, &body, identity)?;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
         account.session(&identity);
         account.model(&model);
+        account.tier(tier.clone());
         let within = origin?.as_ref().map_or(Reach::Anywhere, Owner::reach);
         let found = match (found, &identity.session) {
             (None, Some(session)) => bindings.look_up(session, &mut budget).await,
             (found, _) => found.unwrap_or(Ok(None)),
         };
 
-        if !is_unstored {
-            keep_readable(&mut head.headers);
-        }
         let demand = Demand {
             session: identity.session,
             lineage: entry.identifier.lineage(&client.id, &head.headers),
             carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
             model: &model,
+            tier: tier.as_deref(),
             // If the owner of the previous response is not known, only the project of the session
             // can find it.
             needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
@@ -227,7 +228,8 @@ impl HttpTurns {
     ) -> Result<Glance, Error> {
         let entry = &self.gateway.entry;
         let text = self.replay.text(headers, body)?;
-        if matches!(text, Text::Unreadable) && entry.foreign_ids == ForeignIds::Refuse {
+        // Nothing could be checked: the body may name another client's response.
+        if matches!(text, Text::Unreadable) {
             let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
@@ -249,9 +251,8 @@ impl HttpTurns {
         };
         let previous = peek.previous_response_id.id().map(str::to_owned);
         let model = peek.model.text().unwrap_or_default().to_owned();
-        let needs_project = peek.references.are_held
-            || peek.conversation.id().is_some()
-            || matches!(text, Text::Unreadable);
+        let tier = peek.tier.text().map(str::to_owned);
+        let needs_project = peek.references.are_held || peek.conversation.id().is_some();
         Ok(Glance {
             identity,
             derived,
@@ -260,6 +261,7 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            tier,
         })
     }
 }
@@ -268,6 +270,7 @@ impl HttpTurns {
 mod tests {
     use super::*;
     use crate::setting::Size;
+    use crate::turn::entry::ForeignIds;
     use crate::turn::tests::gateway;
     use http::header::CONTENT_ENCODING;
 
@@ -329,15 +332,14 @@ mod tests {
             assert_eq!(seen(&turns, &alice, "{", encoding).await.err(), Some("invalid_json"));
         }
         assert_eq!(seen(&turns, &alice, text, "br").await.err(), Some("invalid_request"));
-        // An unreadable body may hold anything.
+        // An unreadable body may hold anything, also another client's id.
         let mut gateway = gateway(&[("a", "o", "p")]);
         gateway.entry.foreign_ids = ForeignIds::Pass;
         turns = self::turns(gateway);
-        let glance = seen(&turns, &alice, text, "br").await.unwrap();
-        assert_eq!(
-            (glance.is_sealed, glance.needs_project, glance.model.as_str()),
-            (Some(true), true, "")
-        );
+        for unreadable in ["br", "zstd, gzip", "deflate"] {
+            let refused = seen(&turns, &alice, text, unreadable).await.err();
+            assert_eq!(refused, Some("invalid_request"), "{unreadable}");
+        }
         let glance = seen(&turns, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
         assert!(glance.needs_project, "a conversation needs its session's project");
     }

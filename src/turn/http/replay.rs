@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, EXPECT};
+use http::header::EXPECT;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
+use crate::wire::decoder::Coding;
 use crate::wire::peek::Peek;
 
 /// The unit in bytes that the memory for bodies is counted in. A permit is a `u32`, and a body may
@@ -177,17 +178,13 @@ async fn drain(body: &mut Body, limit: usize) {
 impl Replay {
     /// Returns the body as JSON text, decoded if necessary.
     pub fn text<'b>(&self, headers: &HeaderMap, body: &'b Replayed) -> Result<Text<'b>, Error> {
-        let encoding = headers
-            .get(CONTENT_ENCODING)
-            .map_or(&b""[..], |value| value.as_bytes())
-            .to_ascii_lowercase();
-        match &encoding[..] {
-            b"" | b"identity" => Ok(Text::Plain(&body.bytes)),
-            b"zstd" => self.decode(
+        match Coding::of(headers) {
+            Coding::Plain => Ok(Text::Plain(&body.bytes)),
+            Coding::Zstd => self.decode(
                 zstd::stream::read::Decoder::with_buffer(&body.bytes[..]).map_err(not_decodable)?,
             ),
-            b"gzip" => self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..])),
-            _ => Ok(Text::Unreadable),
+            Coding::Gzip => self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..])),
+            Coding::Unknown => Ok(Text::Unreadable),
         }
     }
 
@@ -320,7 +317,8 @@ mod tests {
     async fn encoded_body_is_read_and_counted_and_a_bomb_is_not_decoded() {
         let replay = replay(512 * KIB, 1024 * KIB);
         let encoded = |encoding: &'static str| {
-            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
+            let encoding = HeaderValue::from_static(encoding);
+            HeaderMap::from_iter([(http::header::CONTENT_ENCODING, encoding)])
         };
         let text = |body: &Replayed, encoding| {
             let text = replay.text(&encoded(encoding), body).map_err(|error| error.code())?;

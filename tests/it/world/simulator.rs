@@ -23,6 +23,8 @@ pub struct Key {
     pub organization: String,
     pub project: String,
     pub weight: u32,
+    /// The gateway is not told the key's project.
+    pub is_unplaced: bool,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,
     /// Lines of the key's `[[sim.key]]`.
@@ -33,7 +35,21 @@ impl Key {
     pub fn new(id: &str, organization: &str) -> Self {
         let (id, organization, project) =
             (id.into(), organization.into(), format!("{organization}-main"));
-        Self { id, organization, project, weight: 1, shown: None, limits: String::new() }
+        Self {
+            id,
+            organization,
+            project,
+            weight: 1,
+            is_unplaced: false,
+            shown: None,
+            limits: String::new(),
+        }
+    }
+
+    /// Leaves the key's project out of the gateway's configuration.
+    pub const fn unplaced(mut self) -> Self {
+        self.is_unplaced = true;
+        self
     }
 
     /// Moves the key to another project than the usual one of its organization.

@@ -91,6 +91,7 @@ impl Socket {
         let mut account = open(&mut state);
         state.model = message.model.take().unwrap_or_default();
         account.model(&state.model);
+        account.tier(message.tier.take());
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         // After the first answer, the session is sealed anyway.
         let shows_sealed = !state.is_confirmed && Sealed::In(text.as_bytes()).is_sealed();

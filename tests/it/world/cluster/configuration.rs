@@ -11,12 +11,15 @@ impl Cluster {
             .keys
             .iter()
             .map(|key| {
+                let project = match key.is_unplaced {
+                    true => String::new(),
+                    false => format!("project = {:?}\n", key.project),
+                };
                 format!(
-                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = \"us\"\n\
+                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\n{project}region = \"us\"\n\
                      weight = {}\nsecret = {:?}\n",
                     key.id,
                     key.organization,
-                    key.project,
                     key.weight,
                     key.secret()
                 )
