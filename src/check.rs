@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use crate::app::{STORE_START_TIMEOUT, TASK_END_TIMEOUT, replica_name};
 use crate::config::{Plan, StoreChoice};
 use crate::database::{Database, DatabaseAddress};
+use crate::key::Key;
 use crate::metrics::Metrics;
 use crate::server::operator::Access;
 use crate::server::process::Descriptors;
@@ -45,11 +48,26 @@ pub fn describe(plan: &Plan, descriptors: Descriptors) -> String {
         Access::Local => "anybody on this machine: there is no server.admin_token",
         Access::Closed => "nobody: there is no server.admin_token",
     };
+    let is_unplaced = |organization: &str| {
+        let of = |key: &&Arc<Key>| key.organization == organization && key.project.is_empty();
+        keys.iter().filter(of).count() > 1
+    };
+    let unplaced: Vec<_> =
+        organizations.iter().copied().filter(|organization| is_unplaced(organization)).collect();
+    let projects = match unplaced.is_empty() {
+        true => String::new(),
+        false => format!(
+            "Takes a rate limit in {} as one key's, until a second key meets it: key.project would \
+             say which keys share their limits.\n",
+            unplaced.join(", ")
+        ),
+    };
     format!(
         "Listens on {} for clients{} and on {} for probes and metrics.\n\
          Serves {clients}.\n\
          Takes operator's commands from {operators}.\n\
          Keys: {}, of these organizations: {}.\n\
+         {projects}\
          Keeps bindings {store}.\n\
          {ledger}\n\
          {traces}\n\
@@ -161,10 +179,25 @@ async fn rehearse(store: &Store) -> Result<(), String> {
     // A TTL this short deletes the stored values. The membership has no TTL, so extending it at the
     // end of this function gives it one.
     let life = Duration::from_millis(1);
+    let (mut announced, mut subscribed) = (store.announcements(), store.resubscribed());
+    let subscribing = timeout(STORE_START_TIMEOUT, subscribed.wait_for(|count| *count > 0));
+    if !matches!(subscribing.await, Ok(Ok(_))) {
+        return Err(
+            "hearing of moved sessions does not work: it takes a user who may SUBSCRIBE to \
+                    the channels of store.prefix"
+                .into(),
+        );
+    }
     store
         .rebind(Name::Binding(&id), first, second, life, &mut store.budget())
         .await
         .map_err(refused(script))?;
+    // The script goes on where it may not publish.
+    if !matches!(timeout(STORE_START_TIMEOUT, announced.recv()).await, Ok(Ok(_))) {
+        return Err("telling of moved sessions does not work: it takes a user who may PUBLISH to \
+                    the channels of store.prefix"
+            .into());
+    }
     store
         .append(&id, &[first.to_owned()], life, &mut store.budget())
         .await
@@ -210,6 +243,8 @@ mod tests {
              Takes operator's commands from anybody on this machine: \
              there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
+             Takes a rate limit in org-a as one key's, until a second key meets it: \
+             key.project would say which keys share their limits.\n\
              Keeps bindings in this process: one replica only.\n\
              Keeps the ledger of turns in the file warmkey.db.\n\
              Makes no traces: telemetry.otlp_endpoint names no collector."
@@ -224,6 +259,8 @@ mod tests {
              Serves 2 client tokens.\n\
              Takes operator's commands from nobody: there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
+             Takes a rate limit in org-a as one key's, until a second key meets it: \
+             key.project would say which keys share their limits.\n\
              Keeps bindings in one Redis at h:6379; all replicas share it.\n\
              Keeps no ledger of turns: ledger.url names no database that all replicas share.\n\
              Makes no traces: telemetry.otlp_endpoint names no collector."

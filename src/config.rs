@@ -334,7 +334,7 @@ fn describe(error: ConfigError) -> String {
     match error {
         ConfigError::At { error, origin, key } => at(key, origin, describe(*error)),
         ConfigError::Type { origin, expected, key, .. } => {
-            at(key, origin, format!("must be {expected}"))
+            at(key, origin, without_types(&format!("must be {expected}")))
         }
         ConfigError::NotFound(key) => format!("{key}: is missing"),
         other => without_value(&other.to_string()),
@@ -350,7 +350,22 @@ fn without_value(message: &str) -> String {
         }
         _ => message.to_owned(),
     };
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    without_types(&words)
+}
+
+/// Replaces the names of types, which mean nothing to an operator.
+fn without_types(message: &str) -> String {
+    for (kind, plain) in
+        [("struct ", "a table"), ("enum ", "one of its words"), ("tuple struct ", "a list")]
+    {
+        let begin = format!("must be {kind}");
+        if message.starts_with(&begin) || message.starts_with(&begin.replace("must be", "expected"))
+        {
+            return format!("must be {plain}");
+        }
+    }
+    message.to_owned()
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::setting::{self, Secret, SecretSource, Span};
 use leak::Leak;
 use resolve::Resolver;
 
+pub mod address;
 pub mod leak;
 pub mod resolve;
 pub mod table;
@@ -149,11 +150,20 @@ pub struct Upstream {
     wiring: Wiring,
 }
 
+/// Whether connections speak HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Http2 {
+    Never,
+    /// Beside HTTP/1.1, by ALPN.
+    Offered,
+    Always,
+}
+
 /// Settings of connections, with the contents of the files that they name.
 #[derive(Debug, PartialEq)]
 struct Wiring {
     connect_timeout: Duration,
-    http2: bool,
+    http2: Http2,
     proxy: Option<Secret>,
     /// PEM certificates.
     authorities: Option<Vec<u8>>,
@@ -231,6 +241,12 @@ impl Key {
         self.organization == other.organization
             && self.project == other.project
             && self.region == other.region
+    }
+
+    /// The tag under which the key's limits are known: its project's. The limits of a key without a
+    /// configured project are its own, because it may be of any project.
+    pub const fn quota_tag(&self) -> Tag {
+        if self.project.is_empty() { self.tag } else { self.project_tag }
     }
 
     /// Whether both keys read the same prompt cache.

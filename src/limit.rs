@@ -7,7 +7,11 @@
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
-use http::header::RETRY_AFTER;
+use http::header::{DATE, RETRY_AFTER};
+
+mod named;
+
+pub use named::{NamedLimit, is_of_model};
 
 /// Longest back-off that one statement of an upstream can cause. Most limits are per minute, the
 /// longest per day.
@@ -18,9 +22,12 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const USUAL_WAIT: Duration = Duration::from_secs(20);
 
 /// The wait before a refused turn may retry. Reads `retry-after-ms`, then `retry-after` (seconds or
-/// an HTTP date), then the reset of an exhausted limit. `None` if no header states a wait.
+/// an HTTP date), then the reset of an exhausted limit. `None` if no header states a wait. A date
+/// is measured by the answer's own `Date`, because the upstream's clock may differ from `now`.
 pub fn wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let now =
+        text(DATE.as_str()).and_then(|text| httpdate::parse_http_date(text).ok()).unwrap_or(now);
     let millis = text("retry-after-ms").and_then(|text| span(text.parse::<f64>().ok()? / 1_000.0));
     let told =
         millis.or_else(|| text(RETRY_AFTER.as_str()).and_then(|text| retry_after(text, now)));

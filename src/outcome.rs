@@ -19,6 +19,10 @@ pub enum Outcome {
     Unreachable(String),
     /// The connection broke after the upstream may have received the turn.
     Interrupted(String),
+    /// The upstream said that it has not processed the turn.
+    Unprocessed(String),
+    /// The answer breaks the protocol, so that no part of it can be passed on.
+    Broken(String),
     /// The turn needed a WebSocket, and the upstream does not support one.
     NotSpoken,
     /// The turn cannot be written in the dialect of this upstream. Nothing was sent.
@@ -43,6 +47,8 @@ impl Outcome {
             Self::NoDescriptor(_) => Some("no_descriptor"),
             Self::Unreachable(_) => Some("unreachable"),
             Self::Interrupted(_) => Some("interrupted"),
+            Self::Unprocessed(_) => Some("unprocessed"),
+            Self::Broken(_) => Some("broken"),
             Self::NotSpoken => Some("not_spoken"),
             Self::Inexpressible(_) => Some("inexpressible"),
             Self::Silent => Some("silent"),

@@ -15,9 +15,10 @@ use serde_json::value::RawValue;
 use crate::properties::plain::Json;
 use crate::turn::http::response_id::{Finder, FoundId};
 use crate::turn::websocket::frame;
+use crate::usage::sieve::Sieve;
 use crate::usage::tap::{KEPT, Reading, START, Tap};
 use crate::wire::endpoint::Endpoint;
-use crate::wire::event::{field, first_type, unnamed};
+use crate::wire::event::{field, first_type, hides_type, unnamed};
 use crate::wire::peek::{Field, Peek, fields, stable_prefix};
 use crate::wire::quotes::Quotes;
 use crate::wire::scan::Scanner;
@@ -44,10 +45,19 @@ const ENDPOINTS: [(&str, &str, Endpoint); 10] = [
     ("HEAD", "/v1/models", Endpoint::ListModels),
 ];
 
-/// The parse accepts the listed methods and paths, byte for byte, and nothing else.
+/// The parse accepts the listed methods and paths, byte for byte but for trailing and doubled
+/// slashes, and nothing else.
 pub fn endpoint(method: &str, path: &str) {
     let Ok(parsed) = Method::from_bytes(method.as_bytes()) else { return };
-    let listed = ENDPOINTS.iter().find(|(own, at, _)| (*own, *at) == (method, path));
+    let mut plain = path.to_owned();
+    while plain.contains("//") {
+        plain = plain.replace("//", "/");
+    }
+    if plain.len() > 1 && plain.starts_with('/') {
+        plain = plain.trim_end_matches('/').to_owned();
+    }
+    let plain = plain.as_str();
+    let listed = ENDPOINTS.iter().find(|(own, at, _)| (*own, *at) == (method, plain));
     let found = Endpoint::parse(&parsed, path);
     assert_eq!(found, listed.map(|(_, _, endpoint)| *endpoint), "{method} {path:?}");
 }
@@ -246,17 +256,26 @@ fn lines(text: &[u8]) -> Vec<Vec<u8>> {
 /// What the lines of a stream say about its end: the last terminal event counts. Only the first
 /// bytes of a line can name a type.
 fn of_lines(text: &[u8]) -> Reading {
-    let (mut announced, mut reading) = (None, Reading::default());
+    let (mut announced, mut is_named, mut reading) = (None, false, Reading::default());
     for line in lines(text) {
         if line.is_empty() {
-            announced = None;
+            (announced, is_named) = (None, false);
         } else if let Some(data) = field(&line, b"data:") {
-            let early = field(&line[..line.len().min(START)], b"data:").and_then(unnamed);
-            announced = announced.or(early);
-            let data = if data.len() > KEPT { b"" } else { data };
-            reading = announced.map_or(reading, |terminal| Reading::of_event(terminal, data));
+            let start = field(&line[..line.len().min(START)], b"data:").unwrap_or_default();
+            announced = announced.or(unnamed(start));
+            let mut sieve = Sieve::default();
+            sieve.pass(data);
+            let data = if data.len() > KEPT { sieve.kept() } else { data };
+            let is_hidden = !is_named && hides_type(start);
+            let written = fields(data, ["type"]).ok().map(|[kind]| Field::of(kind));
+            let own = written
+                .filter(|_| is_hidden)
+                .and_then(|kind| kind.text().and_then(|kind| Terminal::of_event(kind.as_bytes())));
+            if let Some(terminal) = announced.or(own) {
+                reading = Reading::of_event(terminal, data);
+            }
         } else if let Some(name) = field(&line, b"event:") {
-            announced = Terminal::of_event(name);
+            (announced, is_named) = (Terminal::of_event(name), true);
         }
     }
     reading

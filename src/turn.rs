@@ -10,9 +10,10 @@ use crate::binding::bind::{Bindings, Found};
 use crate::binding::demand::{Demand, Tried};
 use crate::binding::trail::Step;
 use crate::error::Error;
-use crate::health::diagnose::Ailment;
+use crate::health::diagnose::{Ailment, Met, Scope};
 use crate::health::registry::Registry;
-use crate::key::Key;
+use crate::key::{Key, Tag};
+use crate::limit::{chance, jittered};
 use crate::metrics::{Decision, Reason};
 use crate::outcome::{Answer, Outcome};
 use crate::session::SessionId;
@@ -26,6 +27,7 @@ pub mod verdict;
 pub mod entry;
 pub mod ownership;
 pub mod corroboration;
+pub mod doubt;
 pub mod failover;
 pub mod waiting;
 pub mod search;
@@ -35,9 +37,13 @@ pub mod http;
 pub mod websocket;
 
 use account::Account;
+use doubt::Settled;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, back_off, pause};
-use verdict::{Verdict, decide};
+use verdict::{Verdict, decide, forbidden};
+
+/// A binding that takes no longer than this has only asked the store.
+const STORE_TIME: Duration = Duration::from_millis(100);
 
 /// The parts that all turns of a replica share, over HTTP and WebSocket.
 pub struct Gateway {
@@ -54,6 +60,26 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// Decides whether a 401 to a turn with `key` is about the key. If the upstream refuses the key
+    /// or its organization, all replicas are told. `None`: a reload has replaced the key's secret
+    /// since.
+    async fn settle(&self, key: &Key, doubted: Scope) -> Option<Settled> {
+        if self.registry.successor(key).is_some() {
+            return None;
+        }
+        let asked = || self.books.metrics.decided(Decision::Probe, Reason::Rejected);
+        let settled = self.failover.doubts.settle(key, Instant::now(), asked).await;
+        match settled {
+            Settled::Accepted => {}
+            Settled::Refused(scope) => self.registry.condemn(key, Ailment::Rejected(scope)),
+            Settled::Undecided => {
+                self.registry.observe(key, Ailment::Rejected(doubted));
+                self.registry.settled(key).await;
+            }
+        }
+        Some(settled)
+    }
+
     /// Records a decision about a turn of `session` at the binding's key.
     fn record_decision(
         &self,
@@ -95,6 +121,8 @@ pub struct Attempts<'t, A> {
     retries_left: u32,
     /// The number of rate-limited attempts.
     limits: u32,
+    /// The key for which the turn has waited last.
+    waited_for: Option<Tag>,
 }
 
 impl<'t, A: Ask> Attempts<'t, A> {
@@ -105,8 +133,19 @@ impl<'t, A: Ask> Attempts<'t, A> {
         (demand, tried): (&'t Demand<'t>, Tried),
         budget: &'t mut Budget,
     ) -> Self {
-        let (first, retries_left, limits) = (None, ATTEMPTS - 1, 0);
-        Self { gateway, account, upstream, demand, tried, budget, first, retries_left, limits }
+        let (first, retries_left, limits, waited_for) = (None, ATTEMPTS - 1, 0, None);
+        Self {
+            gateway,
+            account,
+            upstream,
+            demand,
+            tried,
+            budget,
+            first,
+            retries_left,
+            limits,
+            waited_for,
+        }
     }
 
     /// The spine: binds the turn and tries until there is an answer. Only before an answer may a
@@ -118,7 +157,9 @@ impl<'t, A: Ask> Attempts<'t, A> {
         complete: Instant,
     ) -> Result<(Binding, Answer), Error> {
         let bindings = &self.gateway.bindings;
+        let began = Instant::now();
         let mut binding = bindings.bind(self.demand, &mut self.tried, found, self.budget).await?;
+        self.count_wait(began);
         self.account.overhead(complete);
         self.gateway.failover.begin_turn();
         loop {
@@ -146,7 +187,32 @@ impl<'t, A: Ask> Attempts<'t, A> {
                     Err(binding) => return last.map(|answer| (binding, answer)),
                 },
                 Verdict::Limited(told) => binding = self.limited(&binding, told).await?,
-                Verdict::Ailing(ailment) => binding = self.ailing(binding, ailment).await?,
+                Verdict::Crowded(told) => binding = self.crowded(binding, told).await?,
+                // The key was accepted again meanwhile, and refuses this turn once more.
+                Verdict::Doubted(answer, _) if self.tried.refused.contains(&binding.key.tag) => {
+                    return Ok((binding, forbidden(answer)));
+                }
+                Verdict::TooSteep(answer) => {
+                    self.refuse(&binding, Reason::TooSteep);
+                    return Ok((binding, answer));
+                }
+                Verdict::Doubted(answer, scope) => {
+                    match self.gateway.settle(&binding.key, scope).await {
+                        Some(Settled::Accepted) => return Ok((binding, forbidden(answer))),
+                        Some(_) => binding = self.leave(&binding, Reason::Rejected).await?,
+                        None => binding = self.replaced(binding),
+                    }
+                }
+                Verdict::Exhausted(scope) => {
+                    binding = match self.gateway.registry.successor(&binding.key) {
+                        Some(_) => self.replaced(binding),
+                        None => {
+                            let ailment = Ailment::Exhausted(scope);
+                            self.gateway.registry.observe(&binding.key, ailment);
+                            self.leave(&binding, Reason::Exhausted).await?
+                        }
+                    }
+                }
             }
         }
     }
@@ -157,10 +223,12 @@ impl<'t, A: Ask> Attempts<'t, A> {
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
         self.account.attempted(&outcome);
         if let Some(answer) = outcome.answer() {
-            let (key, model) = (&binding.key, self.demand.model);
-            self.gateway.registry.headrooms.observe(key, model, &answer.headers);
+            let key = &binding.key;
+            self.gateway.registry.headrooms.observe(key, self.demand.asked(), &answer.headers);
         }
-        let verdict = decide(outcome, self.gateway.failover.options.resends, SystemTime::now());
+        let met = if self.demand.by_websocket { Met::Handshake } else { Met::Turn };
+        let (case, resends) = ((met, self.demand.asked()), self.gateway.failover.options.resends);
+        let verdict = decide(outcome, case, resends, SystemTime::now());
         self.account.leaves(verdict.reason());
         verdict
     }
@@ -190,7 +258,11 @@ impl<'t, A: Ask> Attempts<'t, A> {
     /// serves.
     async fn limited(&mut self, binding: &Binding, told: Duration) -> Result<Binding, Error> {
         let wait = told.max(back_off(self.limits));
-        self.gateway.registry.limit(&binding.key, self.demand.model, wait);
+        let asked = self.demand.asked();
+        self.gateway.registry.limit(&binding.key, asked, wait);
+        if self.waited_for == Some(binding.key.tag) {
+            self.gateway.registry.strain(&binding.key, asked);
+        }
         if self.retries_left == 0 {
             self.refuse(binding, Reason::Limited);
             return Err(Error::limited(
@@ -203,18 +275,33 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.leave(binding, Reason::Limited).await
     }
 
-    /// Handles a key that is out of use: another key serves.
-    async fn ailing(&mut self, mut binding: Binding, ailment: Ailment) -> Result<Binding, Error> {
-        let registry = &self.gateway.registry;
-        if let Some(successor) = registry.successor(&binding.key) {
-            // The upstream refused a secret that a reload has since replaced.
-            binding.key = successor;
+    /// Handles an upstream that limits handshakes, which says nothing about its turns: this turn
+    /// waits once, or another key serves it. Nothing is remembered.
+    async fn crowded(&mut self, binding: Binding, told: Duration) -> Result<Binding, Error> {
+        let pause = jittered(told, chance());
+        if self.limits == 0 && pause <= self.tried.wait_left {
+            self.limits = 1;
+            self.record_decision(&binding, Decision::Wait, Reason::Limited);
+            self.tried.wait_left -= pause;
+            sleep(pause).await;
             return Ok(binding);
         }
-        registry.observe(&binding.key, ailment);
-        // A probe decides whether a refused key is rejected, before sessions leave it.
-        registry.settled(&binding.key).await;
-        self.leave(&binding, ailment.into()).await
+        self.tried.failed.push(binding.key.tag);
+        match self.rebind(&binding).await {
+            Ok(next) if !self.tried.failed.contains(&next.key.tag) => Ok(next),
+            _ => {
+                self.refuse(&binding, Reason::Limited);
+                let text = "The upstream is limiting its WebSockets at the moment.";
+                Err(Error::limited(text, told))
+            }
+        }
+    }
+
+    /// Returns the binding with the key that a reload has put in place of its own: the upstream
+    /// refused the old one.
+    fn replaced(&self, binding: Binding) -> Binding {
+        let successor = self.gateway.registry.successor(&binding.key);
+        Binding { key: successor.unwrap_or_else(|| Arc::clone(&binding.key)), ..binding }
     }
 
     /// Returns the turn's next binding after the binding's key refused the turn for `reason`.
@@ -230,7 +317,19 @@ impl<'t, A: Ask> Attempts<'t, A> {
     }
 
     async fn rebind(&mut self, binding: &Binding) -> Result<Binding, Error> {
-        self.gateway.bindings.rebind(self.demand, &mut self.tried, binding, self.budget).await
+        let began = Instant::now();
+        let bindings = &self.gateway.bindings;
+        let next = bindings.rebind(self.demand, &mut self.tried, binding, self.budget).await;
+        self.count_wait(began);
+        next
+    }
+
+    /// Takes from the turn's waits what a binding has waited for its turn at a key since `began`.
+    fn count_wait(&mut self, began: Instant) {
+        let spent = began.elapsed();
+        if spent > STORE_TIME {
+            self.tried.wait_left = self.tried.wait_left.saturating_sub(spent);
+        }
     }
 
     /// Prepares one more attempt after the upstream failed with the turn: first with the same key,
@@ -266,6 +365,8 @@ impl<'t, A: Ask> Attempts<'t, A> {
     }
 }
 
+#[cfg(test)]
+mod judged;
 #[cfg(test)]
 mod machine;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a turn cost. Warmkey reads copies of the bytes that pass and never changes the bytes.
 
 pub mod price;
+pub mod sieve;
 pub mod tap;
 pub mod timeline;
 pub mod record;

@@ -10,6 +10,7 @@ pub mod scan;
 pub mod imprint;
 pub mod peek;
 pub mod error_body;
+pub mod edit;
 pub mod decoder;
 pub mod terminal;
 pub mod completion;

@@ -185,6 +185,13 @@ impl Bindings {
         }
     }
 
+    /// Whether a sibling must serve the turn, because `binding`'s key is limited again and again.
+    pub fn is_relieved(&self, placing: Placing<'_>, binding: &Binding) -> bool {
+        binding.session.is_some()
+            && binding.record().is_some()
+            && self.places.is_relieved(placing, &binding.key)
+    }
+
     /// Whether another key of the session's organization can serve the turn.
     pub fn has_sibling(&self, placing: Placing<'_>, binding: &Binding) -> bool {
         let bound = binding.session.as_ref().zip(binding.record());

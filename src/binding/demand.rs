@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::binding::record::BindingRecord;
 use crate::binding::select::Reach;
 use crate::client::Client;
+use crate::health::diagnose::ModelUse;
 use crate::key::Tag;
 use crate::metrics::Reason;
 use crate::session::SessionId;
@@ -29,6 +30,8 @@ pub struct Demand<'t> {
     pub by_chat: bool,
     /// The model that the turn asks for; empty if the turn names none.
     pub model: &'t str,
+    /// The service tier that the turn asks for, if it names one.
+    pub tier: Option<&'t str>,
     /// The turn refers to something that only the project of its session can find.
     pub needs_project: bool,
 }
@@ -87,8 +90,14 @@ impl<'t> Demand<'t> {
             by_websocket: false,
             by_chat: false,
             model: "",
+            tier: None,
             needs_project: false,
         }
+    }
+
+    /// Returns the model and the service tier that the turn asks for.
+    pub fn asked(&self) -> ModelUse<'t> {
+        ModelUse::new(self.model, self.tier)
     }
 
     /// Returns the turn together with the attempts so far.

@@ -104,7 +104,33 @@ impl Places {
         let nearest = |is: &dyn Fn(&Key) -> bool| {
             first(placing.demand.order(session), &open, |key| is(key) && can(key))
         };
-        nearest(&is_next).or_else(|| nearest(&is_near)).or_else(|| nearest(&|_| true)).cloned()
+        let is_free = |key: &Key| self.is_free(placing, key);
+        nearest(&|key| is_next(key) && is_free(key))
+            .or_else(|| nearest(&|key| is_near(key) && is_free(key)))
+            .or_else(|| nearest(&is_next))
+            .or_else(|| nearest(&is_near))
+            .or_else(|| nearest(&|_| true))
+            .cloned()
+    }
+
+    /// Whether `key` can serve the turn at once, and no turn has waited for it in vain.
+    fn is_free(&self, placing: Placing<'_>, key: &Key) -> bool {
+        self.is_ready(placing, key) && !self.registry.is_strained(key, placing.demand.asked())
+    }
+
+    /// Whether a sibling that reads the same cache must serve in place of `own`: a turn has waited
+    /// for `own` in vain, and the sibling is free.
+    pub fn is_relieved(&self, placing: Placing<'_>, own: &Key) -> bool {
+        let is_sibling = |key: &&Arc<Key>| {
+            key.tag != own.tag
+                && key.shares_cache_with(own)
+                && placing.tried.within.includes(key)
+                && is_allowed(placing, key)
+                && speaks(placing, key)
+                && self.is_free(placing, key)
+        };
+        self.registry.is_strained(own, placing.demand.asked())
+            && self.registry.loaded().table.keys().iter().any(|key| is_sibling(&key))
     }
 
     /// Whether `key` can serve the turn now, or within the time that the turn may still wait.
@@ -112,7 +138,7 @@ impl Places {
         if placing.tried.failed.contains(&key.tag) {
             return false;
         }
-        match self.registry.fitness(key, placing.demand.model) {
+        match self.registry.fitness(key, placing.demand.asked()) {
             Fitness::Ready => true,
             Fitness::Limited(wait) => wait <= placing.tried.wait_left,
             Fitness::Bypassed(_) | Fitness::Dead(_) => false,
@@ -145,7 +171,8 @@ impl Places {
             .filter(|key| key.organization_tag == own.organization_tag)
             .collect();
         let has_headroom = |key: &Key| {
-            !self.registry.headrooms.is_scarce(key, placing.demand.model)
+            !self.registry.is_strained(key, placing.demand.asked())
+                && !self.registry.headrooms.is_scarce(key, placing.demand.model)
                 && !self.registry.loads.is_above_share(key, &siblings)
         };
         let key = first(order, &siblings, |key| is_open(key) && has_headroom(key)).unwrap_or(own);
@@ -173,7 +200,7 @@ impl Places {
 
     fn is_ready(&self, placing: Placing<'_>, key: &Key) -> bool {
         !placing.tried.failed.contains(&key.tag)
-            && self.registry.is_ready(key, placing.demand.model)
+            && self.registry.is_ready(key, placing.demand.asked())
     }
 
     /// Whether the turn may test if the exhausted `key` is still exhausted.

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::health::diagnose::{Ailment, Scope};
+use crate::health::diagnose::{Ailment, ModelUse, Scope};
 use crate::key::{Key, Tag};
 
 /// The subject of a condition, as all replicas name it.
@@ -15,13 +15,15 @@ pub enum Subject {
     Organization(Tag),
     /// A project's use of a model.
     Model(Tag, Tag),
+    /// A project's use of a model in a special service tier.
+    Tier(Tag, Tag),
 }
 
 impl Subject {
     pub fn of(key: &Key, scope: Scope) -> Self {
         match scope {
             Scope::Key => Self::Key(key.shown_tag),
-            Scope::Project => Self::Project(key.project_tag),
+            Scope::Project => Self::Project(key.quota_tag()),
             Scope::Organization => Self::Organization(key.organization_tag),
         }
     }
@@ -32,7 +34,25 @@ impl Subject {
     }
 
     pub fn model(key: &Key, model: &str) -> Self {
-        Self::Model(key.project_tag, Tag::of("model", model.as_bytes()))
+        Self::Model(key.quota_tag(), Tag::of("model", model.as_bytes()))
+    }
+
+    /// The use of a model by all keys of an organization that have no configured project. `None`:
+    /// `key` has one.
+    pub fn shared_model(key: &Key, model: &str) -> Option<Self> {
+        key.project
+            .is_empty()
+            .then(|| Self::Model(key.project_tag, Tag::of("model", model.as_bytes())))
+    }
+
+    /// What a limit of `asked` is about: the use of the model, or of its special tier.
+    pub fn of_use(key: &Key, asked: ModelUse<'_>) -> Self {
+        Self::tier(key, asked).unwrap_or_else(|| Self::model(key, asked.model))
+    }
+
+    pub fn tier(key: &Key, asked: ModelUse<'_>) -> Option<Self> {
+        let name = [asked.model, asked.tier?].join("\0");
+        Some(Self::Tier(key.quota_tag(), Tag::of("tier", name.as_bytes())))
     }
 
     /// A unique name of the subject.
@@ -46,7 +66,7 @@ impl Subject {
             Self::Key(_) => "key",
             Self::Project(_) => "project",
             Self::Organization(_) => "organization",
-            Self::Model(..) => "model",
+            Self::Model(..) | Self::Tier(..) => "model",
         }
     }
 
@@ -54,7 +74,9 @@ impl Subject {
     pub fn concerns(self, key: &Key) -> bool {
         match self {
             Self::Key(tag) => tag == key.tag || tag == key.shown_tag,
-            Self::Project(tag) | Self::Model(tag, _) => tag == key.project_tag,
+            Self::Project(tag) | Self::Model(tag, _) | Self::Tier(tag, _) => {
+                tag == key.project_tag || tag == key.quota_tag()
+            }
             Self::Organization(tag) => tag == key.organization_tag,
         }
     }
@@ -75,6 +97,8 @@ pub enum Condition {
     NoAccess,
     /// The key was out of use until a moment ago: new sessions return to it gradually.
     Recovering,
+    /// A turn has waited for a limit in vain: siblings of the same cache serve for a while.
+    Strained,
     /// Operator's command: out of use.
     Disabled,
     /// Operator's command: sessions move to other keys.
@@ -92,13 +116,14 @@ pub enum Class {
 }
 
 impl Condition {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Suspected,
         Self::Rejected,
         Self::Exhausted,
         Self::Limited,
         Self::NoAccess,
         Self::Recovering,
+        Self::Strained,
         Self::Disabled,
         Self::Drained,
         Self::Enabled,
@@ -112,6 +137,7 @@ impl Condition {
             Self::Limited => "limited",
             Self::NoAccess => "no_access",
             Self::Recovering => "recovering",
+            Self::Strained => "strained",
             Self::Disabled => "disabled",
             Self::Drained => "drained",
             Self::Enabled => "enabled",
@@ -127,7 +153,7 @@ impl Condition {
             Self::Suspected | Self::Rejected | Self::Exhausted | Self::Limited | Self::NoAccess => {
                 Class::Illness
             }
-            Self::Recovering => Class::Recovery,
+            Self::Recovering | Self::Strained => Class::Recovery,
             Self::Disabled | Self::Drained | Self::Enabled => Class::Operator,
         }
     }
@@ -138,6 +164,7 @@ impl Condition {
             Self::Suspected | Self::Limited | Self::NoAccess | Self::Recovering => {
                 Some(Duration::from_secs(60))
             }
+            Self::Strained => Some(Duration::from_secs(30)),
             // A probe asks again long before this time has passed.
             Self::Rejected | Self::Exhausted => Some(Duration::from_secs(24 * 3_600)),
             Self::Disabled | Self::Drained | Self::Enabled => None,
@@ -180,6 +207,7 @@ impl fmt::Display for Place {
             Subject::Project(tag) => write!(f, "{class}p{tag}"),
             Subject::Organization(tag) => write!(f, "{class}g{tag}"),
             Subject::Model(project, model) => write!(f, "{class}m{project}{model}"),
+            Subject::Tier(project, tier) => write!(f, "{class}t{project}{tier}"),
         }
     }
 }
@@ -203,6 +231,10 @@ impl Place {
                     let (project, model) = tags.split_at_checked(Tag::LENGTH)?;
                     Subject::Model(Tag::parse(project)?, Tag::parse(model)?)
                 }
+                "t" => {
+                    let (project, tier) = tags.split_at_checked(Tag::LENGTH)?;
+                    Subject::Tier(Tag::parse(project)?, Tag::parse(tier)?)
+                }
                 _ => return None,
             },
             class,
@@ -218,7 +250,7 @@ mod tests {
     fn each_condition_excludes_those_of_its_own_kind_and_holds_for_its_time() {
         use Condition::{
             Disabled, Drained, Enabled, Exhausted, Limited, NoAccess, Recovering, Rejected,
-            Suspected,
+            Strained, Suspected,
         };
         let (minute, day) = (Some(60), Some(24 * 3_600));
         let expected = [
@@ -228,6 +260,7 @@ mod tests {
             (Limited, Class::Illness, minute),
             (NoAccess, Class::Illness, minute),
             (Recovering, Class::Recovery, minute),
+            (Strained, Class::Recovery, Some(30)),
             (Disabled, Class::Operator, None),
             (Drained, Class::Operator, None),
             (Enabled, Class::Operator, None),
@@ -250,6 +283,7 @@ mod tests {
             Subject::Organization(a),
             Subject::Model(a, a),
             Subject::Model(a, b),
+            Subject::Tier(a, b),
         ]
         .map(Subject::name);
         names.sort();
@@ -259,9 +293,13 @@ mod tests {
     #[test]
     fn what_is_told_is_understood() {
         let (a, b) = (Tag::of("key", b"a"), Tag::of("model", b"gpt"));
-        for subject in
-            [Subject::Key(a), Subject::Project(a), Subject::Organization(a), Subject::Model(a, b)]
-        {
+        for subject in [
+            Subject::Key(a),
+            Subject::Project(a),
+            Subject::Organization(a),
+            Subject::Model(a, b),
+            Subject::Tier(a, b),
+        ] {
             for condition in Condition::ALL {
                 let place = Place(subject, condition.class());
                 assert_eq!(Place::parse(&place.to_string()), Some(place));

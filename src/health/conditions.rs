@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::health::condition::{Class, Condition, Place, Subject};
-use crate::health::diagnose::Scope;
+use crate::health::diagnose::{ModelUse, Scope};
 use crate::key::Key;
 use crate::store::board::Note;
 
@@ -124,7 +124,7 @@ impl Known {
 
 impl Conditions {
     /// What `key` can do for a turn that asks for `model`.
-    pub fn fitness(&self, key: &Key, model: &str) -> Fitness {
+    pub fn fitness<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>) -> Fitness {
         let known = self.read();
         if known.entries.is_empty() {
             return Fitness::Ready;
@@ -147,12 +147,20 @@ impl Conditions {
             Some((_, Condition::Exhausted)) => return Fitness::Dead(Why::ExhaustedOrganization),
             _ => {}
         }
-        let of_model = known.find(Subject::model(key, model), Class::Illness, now);
-        match of_model {
-            Some(Entry { condition: Condition::NoAccess, .. }) => Fitness::Bypassed(Why::NoAccess),
-            Some(Entry { until: Some(until), .. }) => Fitness::Limited(*until - now),
+        let asked = asked.into();
+        let (model, tier) = (Subject::model(key, asked.model), Subject::tier(key, asked));
+        let uses = [Some(model), Subject::shared_model(key, asked.model), tier];
+        let found = uses.into_iter().flatten().filter_map(|of| known.find(of, Class::Illness, now));
+        let fitness = |entry: &Entry| match (entry.condition, entry.until) {
+            (Condition::NoAccess, _) => Fitness::Bypassed(Why::NoAccess),
+            (_, Some(until)) => Fitness::Limited(until - now),
             _ => Fitness::Ready,
-        }
+        };
+        found.map(fitness).fold(Fitness::Ready, |worst, next| match (worst, next) {
+            (Fitness::Limited(one), Fitness::Limited(other)) => Fitness::Limited(one.max(other)),
+            (Fitness::Bypassed(_), _) | (_, Fitness::Ready) => worst,
+            _ => next,
+        })
     }
 
     /// Notes that `condition` holds for `subject` for `life`. Returns true if that is new here.

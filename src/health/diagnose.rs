@@ -1,5 +1,7 @@
-//! Decides what an error answer says about its key, and how far that reaches. Pure.
+//! The table of judgements: what an error answer says, and about whom. Pure.
 //!
+//! The subject of a judgement is part of its type. Only a judgement about a key or its place may
+//! change what other clients get; a judgement about a request changes that request alone.
 //! `error.code` decides first, then `error.type`, then the status.
 
 use std::time::{Duration, SystemTime};
@@ -27,26 +29,94 @@ pub enum Ailment {
     Exhausted(Scope),
 }
 
-/// What an error answer says.
+/// The model that a turn asks for, and the service tier if the turn asks for a special one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelUse<'a> {
+    pub model: &'a str,
+    /// `None`: the usual tier.
+    pub tier: Option<&'a str>,
+}
+
+impl<'a> ModelUse<'a> {
+    pub fn new(model: &'a str, tier: Option<&'a str>) -> Self {
+        Self { model, tier: tier.filter(|tier| !matches!(*tier, "" | "auto" | "default")) }
+    }
+}
+
+impl<'a> From<&'a str> for ModelUse<'a> {
+    fn from(model: &'a str) -> Self {
+        Self { model, tier: None }
+    }
+}
+
+/// The place where an answer was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Diagnosis {
-    /// Nothing about the key: the answer is meant for the client.
-    Sound,
-    Ailing(Ailment),
-    /// The project is rate-limited for this model. Holds the wait that the upstream states, if any.
-    Limited(Option<Duration>),
-    /// The organization's traffic grows too fast. No other key of it is better off, and no other
-    /// organization should get all of that traffic. Holds the wait that the upstream states, if
-    /// any.
+pub enum Met {
+    /// An answer over HTTP, an error frame, or the failure of an answer that had begun.
+    Turn,
+    /// The answer to the handshake of a WebSocket.
+    Handshake,
+    /// The answer to `GET /models`.
+    Probe,
+}
+
+/// A judgement, by its subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// This request alone. Nothing is remembered.
+    Request(Concern),
+    /// The key: the upstream refuses its credential. A probe decides.
+    Key,
+    /// The project: its quota is used up.
+    Project,
+    Organization(Trouble),
+    /// The project's use of a model.
+    Model(Shortage),
+    /// The project's use of a model in a special service tier: limited for the stated wait.
+    Tier(Option<Duration>),
+    /// The upstream's host failed before it said anything of the answer. Nothing is remembered.
+    Host,
+    /// The upstream's WebSockets are limited for the stated wait. That says nothing about HTTP,
+    /// and nothing is remembered.
+    Transport(Option<Duration>),
+}
+
+/// What a judgement about a request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// The client receives the answer as it came.
+    Passed,
+    /// A 401 about a right that the request lacks. The client receives it as a 403, because a
+    /// client throws its own token away on a 401.
+    Forbidden,
+    /// A 429 about something else than the project's use of the model. The client receives it, with
+    /// a `Retry-After` if the answer has none. Holds the wait that the upstream states, if any.
+    Busy(Option<Duration>),
+    /// The organization's traffic grows too fast: as `Busy`. No other key should get that traffic.
     TooSteep(Option<Duration>),
-    /// The project may not use this model, or the client asks for something that does not exist.
-    NoAccess,
     /// The model is overloaded for all keys. Holds the wait that the upstream states, if any.
     Overloaded(Option<Duration>),
-    /// The upstream failed before it said anything of the answer.
-    Failed,
     /// Another organization has sealed the session's history.
     Foreign,
+}
+
+/// What a judgement about an organization says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The upstream refuses the organization. A probe decides.
+    Refused,
+    /// The quota is used up.
+    Spent,
+}
+
+/// What a judgement about a project's use of a model says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Rate-limited. Holds the wait that the upstream states, if any.
+    Limited(Option<Duration>),
+    /// The project may not use the model, or the model does not exist. Believed once two clients
+    /// report it.
+    Denied,
 }
 
 impl Ailment {
@@ -66,253 +136,143 @@ impl From<Ailment> for Reason {
     }
 }
 
-/// Diagnoses an answer of this `status` and `error`. `headers`: those of the answer, or of the
-/// error frame.
-pub fn diagnose(
+impl Judgement {
+    pub const PASSED: Self = Self::Request(Concern::Passed);
+
+    /// The ailment of the key or its place, if the judgement is about one.
+    pub const fn ailment(self) -> Option<Ailment> {
+        match self {
+            Self::Key => Some(Ailment::Rejected(Scope::Key)),
+            Self::Organization(Trouble::Refused) => Some(Ailment::Rejected(Scope::Organization)),
+            Self::Project => Some(Ailment::Exhausted(Scope::Project)),
+            Self::Organization(Trouble::Spent) => Some(Ailment::Exhausted(Scope::Organization)),
+            _ => None,
+        }
+    }
+
+    /// Whether the judgement may change what another client gets.
+    pub const fn is_shared(self) -> bool {
+        !matches!(self, Self::Request(_) | Self::Host | Self::Transport(_))
+    }
+}
+
+/// Judges an answer of this `status` and `error` to a request for `asked`. `headers`: those of the
+/// answer, or of the error frame.
+pub fn judge(
+    (met, asked): (Met, ModelUse<'_>),
     status: StatusCode,
     error: &ErrorBody,
     headers: &HeaderMap,
     now: SystemTime,
-) -> Diagnosis {
+) -> Judgement {
     let code = error.code.as_deref().unwrap_or_default();
-    let class = error.class.as_deref().unwrap_or_default();
+    let wait = || limit::wait(headers, now).or(error.wait);
     match status {
-        StatusCode::BAD_REQUEST if code == "invalid_encrypted_content" => Diagnosis::Foreign,
-        StatusCode::UNAUTHORIZED => Diagnosis::Ailing(Ailment::Rejected(match code {
-            "account_deactivated" | "no_organization" | "mismatched_organization" => {
-                Scope::Organization
-            }
-            _ => Scope::Key,
-        })),
-        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => {
-            Diagnosis::NoAccess
-        }
-        StatusCode::TOO_MANY_REQUESTS => match quota(code, class) {
-            Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
-            None if code == "slow_down" => {
-                Diagnosis::TooSteep(limit::wait(headers, now).or(error.wait))
-            }
-            None if error.is_beyond_limit => Diagnosis::Sound,
-            None => Diagnosis::Limited(limit::wait(headers, now).or(error.wait)),
+        StatusCode::UNAUTHORIZED => unauthorized(code, error),
+        StatusCode::TOO_MANY_REQUESTS => match met {
+            Met::Turn => limited(asked, error, headers, wait()),
+            Met::Handshake => Judgement::Transport(wait()),
+            Met::Probe => Judgement::PASSED,
         },
         StatusCode::SERVICE_UNAVAILABLE if matches!(code, "server_is_overloaded" | "slow_down") => {
-            Diagnosis::Overloaded(limit::wait(headers, now))
+            Judgement::Request(Concern::Overloaded(limit::wait(headers, now)))
         }
         StatusCode::INTERNAL_SERVER_ERROR
         | StatusCode::BAD_GATEWAY
         | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Diagnosis::Failed,
-        _ => Diagnosis::Sound,
+        | StatusCode::GATEWAY_TIMEOUT => Judgement::Host,
+        _ if met != Met::Turn => Judgement::PASSED,
+        StatusCode::BAD_REQUEST if code == "invalid_encrypted_content" => {
+            Judgement::Request(Concern::Foreign)
+        }
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND if is_about_access(status, code) => {
+            Judgement::Model(Shortage::Denied)
+        }
+        _ => Judgement::PASSED,
     }
 }
 
-/// Diagnoses the failure of an answer that had begun well.
-pub fn diagnose_failure(error: &ErrorBody) -> Diagnosis {
-    let (code, class) =
-        (error.code.as_deref().unwrap_or_default(), error.class.as_deref().unwrap_or_default());
-    match quota(code, class) {
-        Some(scope) => Diagnosis::Ailing(Ailment::Exhausted(scope)),
-        None if code == "rate_limit_exceeded" => Diagnosis::Limited(error.wait),
-        None => Diagnosis::Sound,
+/// Judges the failure of an answer that had begun well.
+pub fn judge_failure(asked: ModelUse<'_>, error: &ErrorBody) -> Judgement {
+    let code = error.code.as_deref().unwrap_or_default();
+    match quota(error) {
+        Some(spent) => spent,
+        None if code == "rate_limit_exceeded" => {
+            limited(asked, error, &HeaderMap::new(), error.wait)
+        }
+        None => Judgement::PASSED,
     }
 }
 
-/// The scope of the exhausted quota, if the error is about a quota.
-fn quota(code: &str, class: &str) -> Option<Scope> {
+/// A 401 doubts a credential, unless the answer itself says that the request lacks a right.
+fn unauthorized(code: &str, error: &ErrorBody) -> Judgement {
+    let is_right = code.contains("scope") || code.contains("permission");
     match code {
-        "project_spend_limit_exceeded" => Some(Scope::Project),
+        "account_deactivated" | "no_organization" | "mismatched_organization" => {
+            Judgement::Organization(Trouble::Refused)
+        }
+        "" | "invalid_request_error" if error.lacks_right => Judgement::Request(Concern::Forbidden),
+        _ if is_right => Judgement::Request(Concern::Forbidden),
+        _ => Judgement::Key,
+    }
+}
+
+/// A 429 limits a project's use of a model only if nothing in it names another subject.
+fn limited(
+    asked: ModelUse<'_>,
+    error: &ErrorBody,
+    headers: &HeaderMap,
+    wait: Option<Duration>,
+) -> Judgement {
+    if let Some(spent) = quota(error) {
+        return spent;
+    }
+    let code = error.code.as_deref().unwrap_or_default();
+    let class = error.class.as_deref().unwrap_or_default();
+    let is_usual =
+        matches!(
+            code,
+            "" | "rate_limit_exceeded" | "rate_limit_error" | "too_many_requests" | "429"
+        ) && (matches!(class, "rate_limit_error" | "rate_limit_exceeded" | "too_many_requests")
+            || class.is_empty()
+            || limit::is_of_model(class));
+    let is_of_another = error.is_page
+        || error.param.as_deref().is_some_and(|param| param != "model")
+        || error.limit.is_of_another(asked.model)
+        || error.limit.has_room(class, headers);
+    match asked.tier {
+        _ if code == "slow_down" => Judgement::Request(Concern::TooSteep(wait)),
+        // No wait helps.
+        _ if error.is_beyond_limit => Judgement::PASSED,
+        _ if !is_usual || is_of_another => Judgement::Request(Concern::Busy(wait)),
+        Some(_) => Judgement::Tier(wait),
+        None => Judgement::Model(Shortage::Limited(wait)),
+    }
+}
+
+/// The exhausted quota, if the error is about a quota.
+fn quota(error: &ErrorBody) -> Option<Judgement> {
+    const ORGANIZATION: Judgement = Judgement::Organization(Trouble::Spent);
+    match error.code.as_deref().unwrap_or_default() {
+        "project_spend_limit_exceeded" => Some(Judgement::Project),
         "credit_balance_exhausted"
         | "organization_spend_limit_exceeded"
         | "organization_usage_limit_exceeded"
         | "insufficient_quota"
-        | "billing_hard_limit_reached" => Some(Scope::Organization),
-        _ => (class == "insufficient_quota").then_some(Scope::Organization),
+        | "billing_hard_limit_reached" => Some(ORGANIZATION),
+        _ => (error.class.as_deref() == Some("insufficient_quota")).then_some(ORGANIZATION),
     }
 }
 
-/// A 403 denies access, whatever its code. A 404 does so only if its code is about the model.
+/// Whether a 403 or 404 says in OpenAI's own words that the project has no access. A page, an empty
+/// body or a policy does not.
 fn is_about_access(status: StatusCode, code: &str) -> bool {
-    status == StatusCode::FORBIDDEN
-        || code.starts_with("model_")
+    let is_place =
+        matches!(code, "unsupported_country_region_territory" | "organization_must_be_verified");
+    code.starts_with("model_")
         || code.contains("unsupported_model")
+        || status == StatusCode::FORBIDDEN && is_place
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use Diagnosis::{Ailing, Failed, Foreign, Limited, NoAccess, Overloaded, Sound, TooSteep};
-
-    fn on(status: u16, code: &str, class: &str) -> Diagnosis {
-        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let error = ErrorBody { code: text(code), class: text(class), ..ErrorBody::default() };
-        diagnose(
-            StatusCode::from_u16(status).unwrap(),
-            &error,
-            &HeaderMap::new(),
-            SystemTime::now(),
-        )
-    }
-
-    #[test]
-    fn a_401_is_the_keys_or_its_organizations() {
-        assert_eq!(on(401, "invalid_api_key", ""), Ailing(Ailment::Rejected(Scope::Key)));
-        assert_eq!(on(401, "", ""), Ailing(Ailment::Rejected(Scope::Key)));
-        for code in ["account_deactivated", "no_organization", "mismatched_organization"] {
-            assert_eq!(on(401, code, ""), Ailing(Ailment::Rejected(Scope::Organization)), "{code}");
-        }
-        assert_eq!(
-            on(401, "insufficient_quota", "insufficient_quota"),
-            Ailing(Ailment::Rejected(Scope::Key))
-        );
-    }
-
-    #[test]
-    fn a_429_is_for_a_time_or_for_good() {
-        assert_eq!(
-            on(429, "credit_balance_exhausted", "insufficient_quota"),
-            Ailing(Ailment::Exhausted(Scope::Organization))
-        );
-        assert_eq!(
-            on(429, "project_spend_limit_exceeded", "insufficient_quota"),
-            Ailing(Ailment::Exhausted(Scope::Project))
-        );
-        assert_eq!(
-            on(429, "something_new", "insufficient_quota"),
-            Ailing(Ailment::Exhausted(Scope::Organization))
-        );
-        assert_eq!(on(429, "slow_down", "rate_limit_error"), TooSteep(None));
-        for passing in ["rate_limit_exceeded", ""] {
-            assert_eq!(on(429, passing, "requests"), Limited(None), "{passing}");
-        }
-        let too_large = ErrorBody { is_beyond_limit: true, ..ErrorBody::default() };
-        assert_eq!(
-            diagnose(
-                StatusCode::TOO_MANY_REQUESTS,
-                &too_large,
-                &HeaderMap::new(),
-                SystemTime::now()
-            ),
-            Sound
-        );
-    }
-
-    const ORGANIZATION_QUOTAS: [&str; 5] = [
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "organization_usage_limit_exceeded",
-        "insufficient_quota",
-        "billing_hard_limit_reached",
-    ];
-
-    #[test]
-    fn a_quota_is_told_by_its_code_before_its_type() {
-        let exhausted = |scope| Ailing(Ailment::Exhausted(scope));
-        for code in ORGANIZATION_QUOTAS {
-            assert_eq!(on(429, code, ""), exhausted(Scope::Organization), "{code}");
-            assert_eq!(on(503, code, ""), Failed, "{code}");
-        }
-        assert_eq!(on(429, "project_spend_limit_exceeded", ""), exhausted(Scope::Project));
-        // A request larger than the rest of a quota is not a request that is too large.
-        let error = ErrorBody {
-            code: Some("insufficient_quota".into()),
-            is_beyond_limit: true,
-            ..ErrorBody::default()
-        };
-        let answer =
-            diagnose(StatusCode::TOO_MANY_REQUESTS, &error, &HeaderMap::new(), SystemTime::now());
-        assert_eq!(answer, exhausted(Scope::Organization));
-    }
-
-    #[test]
-    fn when_to_come_again_is_in_the_headers_or_else_in_the_message() {
-        let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let mut headers = HeaderMap::new();
-        let answer = |status: u16, code: &str, wait, headers: &HeaderMap| {
-            let error = ErrorBody { code: Some(code.into()), wait, ..ErrorBody::default() };
-            diagnose(StatusCode::from_u16(status).unwrap(), &error, headers, SystemTime::now())
-        };
-        assert_eq!(answer(429, "rate_limit_exceeded", seconds(7), &headers), Limited(seconds(7)));
-        assert_eq!(answer(429, "slow_down", seconds(7), &headers), TooSteep(seconds(7)));
-        headers.insert("retry-after", http::HeaderValue::from_static("3"));
-        assert_eq!(answer(429, "rate_limit_exceeded", seconds(7), &headers), Limited(seconds(3)));
-        assert_eq!(answer(429, "slow_down", seconds(7), &headers), TooSteep(seconds(3)));
-        assert_eq!(answer(503, "slow_down", None, &headers), Overloaded(seconds(3)));
-        assert_eq!(answer(503, "", None, &headers), Failed);
-    }
-
-    #[test]
-    fn the_failure_of_an_answer_that_had_begun_tells_of_quotas_and_limits_alone() {
-        let failure = |code: &str, class: &str| {
-            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            let wait = Some(Duration::from_secs(7));
-            diagnose_failure(&ErrorBody {
-                code: text(code),
-                class: text(class),
-                wait,
-                ..ErrorBody::default()
-            })
-        };
-        for code in ORGANIZATION_QUOTAS {
-            assert_eq!(
-                failure(code, ""),
-                Ailing(Ailment::Exhausted(Scope::Organization)),
-                "{code}"
-            );
-        }
-        assert_eq!(
-            failure("", "insufficient_quota"),
-            Ailing(Ailment::Exhausted(Scope::Organization))
-        );
-        assert_eq!(
-            failure("project_spend_limit_exceeded", ""),
-            Ailing(Ailment::Exhausted(Scope::Project))
-        );
-        assert_eq!(failure("rate_limit_exceeded", ""), Limited(Some(Duration::from_secs(7))));
-        for code in [
-            "",
-            "server_error",
-            "invalid_api_key",
-            "slow_down",
-            "server_is_overloaded",
-            "invalid_encrypted_content",
-        ] {
-            assert_eq!(failure(code, "rate_limit_error"), Sound, "{code}");
-        }
-    }
-
-    #[test]
-    fn what_the_upstream_could_not_do_is_not_the_keys() {
-        assert_eq!(on(503, "server_is_overloaded", "service_unavailable_error"), Overloaded(None));
-        assert_eq!(on(503, "slow_down", "service_unavailable_error"), Overloaded(None));
-        for status in [500, 502, 503, 504] {
-            assert_eq!(on(status, "invalid_api_key", "insufficient_quota"), Failed, "{status}");
-        }
-    }
-
-    #[test]
-    fn access_is_the_projects_and_the_rest_is_the_clients() {
-        assert_eq!(on(403, "unsupported_country_region_territory", ""), NoAccess);
-        assert_eq!(on(403, "", ""), NoAccess);
-        for code in [
-            "model_not_found",
-            "model_not_available",
-            "unsupported_model",
-            "an_unsupported_model_here",
-        ] {
-            assert_eq!(on(404, code, ""), NoAccess, "{code}");
-        }
-        assert_eq!(on(404, "the_model_", ""), Sound);
-        assert_eq!(on(400, "invalid_encrypted_content", ""), Foreign);
-        for (status, code) in [
-            (404, ""),
-            (400, "model_not_found"),
-            (413, ""),
-            (422, ""),
-            (501, ""),
-            (529, ""),
-            (200, "slow_down"),
-        ] {
-            assert_eq!(on(status, code, ""), Sound, "{status} {code}");
-        }
-    }
-}
+mod tests;

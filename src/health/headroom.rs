@@ -8,6 +8,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::health::condition::Subject;
+use crate::health::diagnose::ModelUse;
 use crate::key::Key;
 use crate::limit::headroom;
 
@@ -22,11 +23,13 @@ const MOST: usize = 1_000;
 pub struct Headrooms(RwLock<HashMap<Subject, Instant>>);
 
 impl Headrooms {
-    /// Takes the `headers` with which `key`'s upstream has answered a turn for `model`.
-    pub fn observe(&self, key: &Key, model: &str, headers: &HeaderMap) {
-        let Some(limit) = headroom(headers) else { return };
-        let (subject, now) = (Subject::model(key, model), Instant::now());
-        let is_known = self.is_scarce(key, model);
+    /// Takes the `headers` with which `key`'s upstream has answered a turn. The headroom of a
+    /// special tier says nothing about the usual one.
+    pub fn observe<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>, headers: &HeaderMap) {
+        let asked = asked.into();
+        let Some(limit) = headroom(headers).filter(|_| asked.tier.is_none()) else { return };
+        let (subject, now) = (Subject::model(key, asked.model), Instant::now());
+        let is_known = self.is_scarce(key, asked.model);
         if limit.left < SCARCE {
             let mut headrooms = self.0.write().unwrap_or_else(PoisonError::into_inner);
             if headrooms.len() >= MOST {
@@ -98,7 +101,7 @@ mod tests {
         // Clients name models freely: the number of entries is bounded, and expired entries give
         // way.
         for number in 0..MOST {
-            headrooms.observe(key, &number.to_string(), &left(0));
+            headrooms.observe(key, number.to_string().as_str(), &left(0));
         }
         headrooms.observe(key, "one more", &left(0));
         assert!(headrooms.is_scarce(key, "999") && !headrooms.is_scarce(key, "one more"));

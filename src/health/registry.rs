@@ -17,20 +17,18 @@ use tokio::time::Instant;
 use crate::current::Current;
 use crate::health::condition::{Class, Condition, Subject};
 use crate::health::conditions::{Conditions, Fitness, RAMP, Why};
-use crate::health::diagnose::{Ailment, Diagnosis, Scope, diagnose_failure};
+use crate::health::diagnose::{Ailment, ModelUse, Scope};
 use crate::health::headroom::Headrooms;
 use crate::health::herd::Herd;
 use crate::health::load::Loads;
 use crate::key::Key;
 use crate::key::generation::Loaded;
 use crate::key::table::Table;
-use crate::limit::wait_or_usual;
 use crate::metrics::{KeyState, Metrics};
 use crate::peers::heartbeat::{Told, Topic};
 use crate::peers::replicas::Replicas;
 use crate::store::MembershipReply;
 use crate::store::board::{Board, Note};
-use crate::wire::error_body::ErrorBody;
 
 const SCOPES: [Scope; 3] = [Scope::Key, Scope::Project, Scope::Organization];
 
@@ -156,9 +154,9 @@ impl Registry {
         self.metrics.keys_waiting(waiting);
     }
 
-    /// What `key` can do for a turn that asks for `model`.
-    pub fn fitness(&self, key: &Key, model: &str) -> Fitness {
-        self.conditions.fitness(key, model)
+    /// What `key` can do for a turn that asks for this model.
+    pub fn fitness<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>) -> Fitness {
+        self.conditions.fitness(key, asked)
     }
 
     /// Whether the quota of `key`'s project or organization is used up.
@@ -168,23 +166,15 @@ impl Registry {
             .any(|scope| self.conditions.is(Subject::of(key, scope), Condition::Exhausted))
     }
 
-    pub fn is_ready(&self, key: &Key, model: &str) -> bool {
-        self.fitness(key, model) == Fitness::Ready
+    pub fn is_ready<'a>(&self, key: &Key, asked: impl Into<ModelUse<'a>>) -> bool {
+        self.fitness(key, asked) == Fitness::Ready
     }
 
-    /// Takes the diagnosis of an upstream's answer to a turn with `key`. A refused key is probed at
-    /// once.
+    /// Takes an ailment of `key` or its place. A refused key whose probe is still undecided is
+    /// suspected, and probed again.
     pub fn observe(&self, key: &Key, ailment: Ailment) {
-        let is_rejected = matches!(ailment, Ailment::Rejected(_));
-        if is_rejected
-            && self.conditions.is(Subject::of(key, ailment.scope()), Condition::Recovering)
-        {
-            // A probe accepted the key a moment ago, yet turns are refused: another probe would not
-            // help.
-            return self.condemn(key, ailment);
-        }
         self.note(key, ailment, Condition::from(ailment));
-        if is_rejected {
+        if matches!(ailment, Ailment::Rejected(_)) {
             self.probe_wanted.notify_one();
         }
     }
@@ -214,33 +204,6 @@ impl Registry {
                 "out of use: {}",
                 condition.name()
             );
-            self.has_changed();
-        }
-    }
-
-    /// Takes the failure of an answer that had begun well.
-    pub fn observe_failure(&self, key: &Key, model: &str, failure: &ErrorBody) {
-        match diagnose_failure(failure) {
-            Diagnosis::Ailing(ailment) => self.observe(key, ailment),
-            Diagnosis::Limited(wait) => self.limit(key, model, wait_or_usual(wait)),
-            _ => {}
-        }
-    }
-
-    /// The project of `key` is rate-limited for `model` for this long.
-    pub fn limit(&self, key: &Key, model: &str, wait: Duration) {
-        if self.conditions.note(Subject::model(key, model), Condition::Limited, Some(wait)) {
-            let seconds = wait.as_secs_f64();
-            tracing::info!(key = %key.id, project = %key.project, seconds, "cooling");
-            self.has_changed();
-        }
-    }
-
-    /// The project of `key` may not use `model`: the refusal is corroborated.
-    pub fn deny(&self, key: &Key, model: &str) {
-        let denied = Condition::NoAccess;
-        if self.conditions.note(Subject::model(key, model), denied, denied.life()) {
-            tracing::warn!(key = %key.id, project = %key.project, "may not use a model");
             self.has_changed();
         }
     }
@@ -373,5 +336,6 @@ impl Topic for Registry {
     }
 }
 
+mod limits;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use crate::key::leak::Leak;
 use crate::key::resolve::Resolver;
-use crate::key::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
+use crate::key::{
+    Http2, Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring, address,
+};
 
 /// All keys, in the order of the configuration.
 #[derive(Clone)]
@@ -113,18 +115,7 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    // No fault repeats the address: a password or key in it was not meant to be shown.
-    let base = reqwest::Url::parse(&settings.base_url)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or("base_url: is no http:// or https:// address")?;
-    if !base.username().is_empty()
-        || base.password().is_some()
-        || base.query().is_some()
-        || base.fragment().is_some()
-    {
-        return Err("base_url: must hold no user, password, query or fragment".into());
-    }
+    let base = address::base_url(&settings.base_url).map_err(|why| format!("base_url: {why}"))?;
     let below = |path: &str| {
         reqwest::Url::parse(&format!("{}/{path}", base.as_str().trim_end_matches('/')))
             .map_err(|_| "base_url: is no address that a path can be added to")
@@ -148,8 +139,20 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     let proxy = settings
         .proxy
         .as_ref()
-        .map(|proxy| proxy.read().map_err(|why| format!("proxy: {why}")))
-        .transpose()?;
+        .map(|proxy| {
+            let proxy = proxy.read()?;
+            address::proxy(proxy.expose())?;
+            Ok(proxy)
+        })
+        .transpose()
+        .map_err(|why: String| format!("proxy: {why}"))?;
+    let is_tls = base.scheme() == "https"
+        || proxy
+            .as_ref()
+            .is_some_and(|proxy| proxy.expose().to_ascii_lowercase().starts_with("https:"));
+    if settings.ca_file.is_some() && !is_tls {
+        return Err("ca_file: is for https:// addresses only".into());
+    }
     let authorities = settings.ca_file.as_ref().map(|path| {
         let pem = std::fs::read(path).map_err(|error| format!("ca_file {path}: {error}"))?;
         match reqwest::Certificate::from_pem_bundle(&pem) {
@@ -170,7 +173,12 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
         session_header,
         wiring: Wiring {
             connect_timeout: settings.connect_timeout.0,
-            http2: settings.http2,
+            http2: match (settings.http2, base.scheme()) {
+                (false, _) => Http2::Never,
+                (true, "https") => Http2::Offered,
+                // Without TLS, there is no way to offer HTTP/2 and HTTP/1.1 at once.
+                (true, _) => Http2::Always,
+            },
             proxy,
             authorities: authorities.transpose()?,
             resolver: Resolver::new(settings.connect_timeout.0),
@@ -203,8 +211,10 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     let secret = settings.secret.read_shown().map_err(|why| format!("secret: {why}"))?;
     let project = settings.project.clone().unwrap_or_default();
     let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
-    let upgrades =
-        if upstream.wiring.http2 { connections(&upstream.wiring, false)? } else { pool.clone() };
+    let upgrades = match upstream.wiring.http2 {
+        Http2::Never => pool.clone(),
+        Http2::Offered | Http2::Always => connections(&upstream.wiring, Http2::Never)?,
+    };
     Ok(Arc::new(Key {
         id: settings.id.clone(),
         tag: Tag::of("key", settings.id.as_bytes()),
@@ -228,7 +238,7 @@ const IDLE_CONNECTIONS: usize = 4096;
 
 /// A pool of connections. They follow no redirect and decode nothing, and add only `accept: */*` if
 /// the client sent no `accept`.
-fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> {
+fn connections(wiring: &Wiring, http2: Http2) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -237,9 +247,11 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
         .tcp_nodelay(true)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .no_proxy();
-    if !http2 {
-        builder = builder.http1_only();
-    }
+    builder = match http2 {
+        Http2::Never => builder.http1_only(),
+        Http2::Offered => builder,
+        Http2::Always => builder.http2_prior_knowledge(),
+    };
     if let Some(address) = &wiring.proxy {
         // The address may hold a password, so the error does not repeat it.
         builder = builder
@@ -250,7 +262,11 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
             .map_err(|_| "ca_file: holds no PEM certificates")?;
         builder = builder.tls_certs_merge(authorities);
     }
-    builder.build().map_err(|error| error.to_string())
+    // The library's own words would name its types.
+    builder.build().map_err(|_| match wiring.authorities {
+        Some(_) => "ca_file: holds a certificate that cannot be read".to_owned(),
+        None => "no connections can be made with these options".to_owned(),
+    })
 }
 
 #[cfg(test)]

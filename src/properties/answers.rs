@@ -13,7 +13,7 @@ use crate::properties::chunks;
 use crate::properties::plain::Json;
 use crate::wire::decoder::Decoder;
 use crate::wire::error_body::{ErrorBody, frame_headers, frame_status};
-use crate::wire::terminal::{self, Terminal, Usage};
+use crate::wire::terminal::{self, Terminal};
 
 /// An error is read as serde_json's tree shows it, alone and inside an event. The readers tolerate
 /// repeated fields, and arrays in place of objects: there they only must not panic.
@@ -24,7 +24,9 @@ pub fn error_body(text: &[u8]) {
     let Some(plain) = Json::read(text) else { return };
     assert_eq!(status, expected_status(&plain), "{}", text.escape_ascii());
     let own = plain.last("error").filter(|_| plain.is_plain(&["error"]));
-    if let Some(error) = own.filter(|error| error.is_plain(&["code", "type", "message"])) {
+    if let Some(error) =
+        own.filter(|error| error.is_plain(&["code", "type", "message", "param", "error"]))
+    {
         let of = |name: &str| error.last(name).and_then(Json::text);
         let message = of("message").unwrap_or_default();
         let expected = ErrorBody {
@@ -32,6 +34,10 @@ pub fn error_body(text: &[u8]) {
             class: of("type").map(str::to_owned),
             is_beyond_limit: limit::is_beyond_limit(message),
             wait: limit::wait_in(message),
+            lacks_right: found.lacks_right,
+            param: of("param").map(str::to_owned),
+            limit: limit::NamedLimit::read(message),
+            is_page: false,
         };
         assert_eq!(found, expected, "{}", text.escape_ascii());
         let event = [b"{\"response\":", text, b"}"].concat();
@@ -60,61 +66,29 @@ pub fn terminal(text: &[u8]) {
         assert_eq!(terminal::of_event(&event), usage, "{}", event.escape_ascii());
     }
     let Some(plain) = Json::read(text) else { return };
-    if plain.is_plain(&["status", "usage", "prompt_cache_diagnostics"])
-        && is_plain_or_no_object(
-            plain.last("usage"),
-            &["input_tokens", "input_tokens_details", "output_tokens"],
-        )
-        && is_plain_or_no_object(plain.last("prompt_cache_diagnostics"), &["reason"])
-        && is_plain_or_no_object(
-            plain.last("usage").and_then(|usage| usage.last("input_tokens_details")),
-            &["cached_tokens", "cache_write_tokens"],
-        )
-    {
-        assert_eq!((end, usage), expected_end(&plain), "{}", text.escape_ascii());
+    assert_eq!(end, expected_end(&plain), "{}", text.escape_ascii());
+    let stated = plain.last("usage").filter(|usage| usage.is_object());
+    let (input, output) =
+        (usage.as_ref().map(|usage| usage.input), usage.as_ref().map(|usage| usage.output));
+    let count = |name: &str| match stated.and_then(|usage| usage.last(name)) {
+        Some(Json::Count(count)) => Some(*count),
+        _ => None,
+    };
+    // What cannot be read is missing, and never another number.
+    for (found, stated) in [(input, count("input_tokens")), (output, count("output_tokens"))] {
+        if let (Some(found), Some(stated)) = (found, stated) {
+            assert_eq!(found, stated, "{}", text.escape_ascii());
+        }
     }
+    assert!(usage.is_none() || stated.is_some(), "{}", text.escape_ascii());
 }
 
-fn is_plain_or_no_object(value: Option<&Json>, names: &[&str]) -> bool {
-    value.is_none_or(|value| !value.is_object() || value.is_plain(names))
-}
-
-fn expected_end(response: &Json) -> (Terminal, Option<Usage>) {
-    let end = match response.last("status").and_then(Json::text) {
+fn expected_end(response: &Json) -> Terminal {
+    match response.last("status").and_then(Json::text) {
         Some("incomplete") => Terminal::Incomplete,
         Some("failed" | "cancelled") => Terminal::Failed,
         _ => Terminal::Completed,
-    };
-    let count = |value: Option<&Json>| match value {
-        Some(Json::Count(count)) => *count,
-        _ => 0,
-    };
-    let diagnostics = response.last("prompt_cache_diagnostics");
-    let usage = response.last("usage").filter(|usage| usage.is_object()).map(|usage| {
-        let details = usage.last("input_tokens_details");
-        let detail = |name| count(details.and_then(|details| details.last(name)));
-        let half_day = details
-            .and_then(|details| details.last("cache_write_tokens_details")?.last("ttl_12h_tokens"));
-        Usage {
-            id: response.last("id").and_then(Json::text).map(str::to_owned),
-            input: count(usage.last("input_tokens")),
-            cached: detail("cached_tokens"),
-            written: detail("cache_write_tokens"),
-            written_half_day: count(half_day),
-            output: count(usage.last("output_tokens")),
-            reasoning: count(
-                usage
-                    .last("output_tokens_details")
-                    .and_then(|details| details.last("reasoning_tokens")),
-            ),
-            tier: response.last("service_tier").and_then(Json::text).map(str::to_owned),
-            model: response.last("model").and_then(Json::text).map(str::to_owned),
-            is_diagnosed: diagnostics.and_then(|value| value.last("type")?.text()).is_some(),
-            used_hosted_tools: false,
-            miss: diagnostics.and_then(|value| value.last("reason")?.text()).map(str::to_owned),
-        }
-    });
-    (end, usage)
+    }
 }
 
 /// A decoder yields what was encoded, however the bytes arrive. Broken bytes blind the decoder and

@@ -7,8 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ::http::header::{CONTENT_LENGTH, HeaderName, ORIGIN};
-use ::http::{HeaderMap, Method, Request, Response};
+use ::http::header::{CONTENT_LENGTH, HOST, HeaderName, ORIGIN};
+use ::http::{HeaderMap, Method, Request, Response, Version};
 use axum::body::Body;
 use http_body::Body as _;
 use tower_service::Service;
@@ -65,6 +65,9 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
     let ClientRoutes { http: turns, websocket: sockets, .. } = routes;
     let gateway = &turns.gateway;
+    if let Err(error) = has_one_host(&request) {
+        return refuse(gateway, &request, &error);
+    }
     if gateway.entry.clients.get().is_open() && is_of_a_page(request.headers()) {
         let error = Error::new(ErrorKind::OriginNotAllowed, "Pages may not call this gateway.");
         return refuse(gateway, &request, &error);
@@ -90,6 +93,18 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
 fn is_of_a_page(headers: &HeaderMap) -> bool {
     let is_fetched = headers.get(SEC_FETCH_SITE).is_some_and(|site| site != "none");
     headers.contains_key(ORIGIN) || is_fetched
+}
+
+/// A request over HTTP/1.1 has exactly one `Host` (RFC 9112, section 3.2).
+fn has_one_host(request: &Request<Body>) -> Result<(), Error> {
+    let hosts = request.headers().get_all(HOST).iter().count();
+    let is_valid = match request.version() {
+        Version::HTTP_11 => hosts == 1,
+        _ => hosts <= 1,
+    };
+    is_valid.then_some(()).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidRequest, "A request must have one Host header.")
+    })
 }
 
 fn unknown(request: &Request<Body>) -> Error {

@@ -31,6 +31,12 @@ pub struct Fault {
     pub status: Option<u16>,
     /// The error's code. Default: the usual one of the status.
     pub code: Option<String>,
+    /// The error's `type`. Default: the usual one of the code.
+    pub class: Option<String>,
+    /// Strikes only requests that ask for this service tier.
+    pub tier: Option<String>,
+    /// Encodes the error in this coding, spelled like this: `gzip`, `x-gzip` or `zstd` in any case.
+    pub encoding: Option<String>,
     /// The error's message. Default: the usual one.
     pub message: Option<String>,
     /// Sent instead of the error, as a proxy before the service would. A WebSocket frame has no
@@ -71,6 +77,7 @@ pub struct Target<'a> {
     pub key: &'a Key,
     pub model: Option<&'a str>,
     pub session: Option<&'a str>,
+    pub tier: Option<&'a str>,
     pub prewarm: bool,
 }
 
@@ -153,7 +160,7 @@ impl Fault {
     }
 
     pub fn fits(&self, target: Target<'_>) -> bool {
-        let Target { at, key, model, session, prewarm } = target;
+        let Target { at, key, model, session, tier, prewarm } = target;
         let narrows = |wanted: &Option<String>, own: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| own == Some(wanted))
         };
@@ -165,6 +172,7 @@ impl Fault {
             && narrows(&self.project, Some(&key.project))
             && narrows(&self.model, model)
             && narrows(&self.session, session)
+            && narrows(&self.tier, tier)
     }
 
     /// Whether the fault makes the key useless for every request, not only for answers.
@@ -172,6 +180,7 @@ impl Fault {
         self.status == Some(401)
             && self.model.is_none()
             && self.session.is_none()
+            && self.tier.is_none()
             && self.at.is_none()
             && self.prewarm.is_none()
     }
@@ -202,7 +211,9 @@ impl Fault {
         if let Some(message) = &self.message {
             refusal.message.clone_from(message);
         }
-        let besides = Some(Box::new(Besides { headers, html: self.html.clone() }));
+        let (html, class) = (self.html.clone(), self.class.clone());
+        let encoding = self.encoding.clone();
+        let besides = Some(Box::new(Besides { headers, html, class, encoding }));
         Refusal { close: self.close, besides, ..refusal }
     }
 

@@ -43,7 +43,8 @@ impl Faults {
 
     /// A lasting fault of the key itself, which a probe meets as well. The strike is not counted.
     pub fn of_key(&self, key: &Key) -> Option<Fault> {
-        let target = Target { at: At::Turn, key, model: None, session: None, prewarm: false };
+        let target =
+            Target { at: At::Turn, key, model: None, session: None, tier: None, prewarm: false };
         self.0
             .iter()
             .find(|fault| fault.concerns_the_key() && fault.times != Some(0) && fault.fits(target))
@@ -67,7 +68,7 @@ mod tests {
     }
 
     fn strike(faults: &mut Faults, at: At, model: Option<&str>, prewarm: bool) -> Option<Fault> {
-        faults.strike(Target { at, key: &key(), model, session: None, prewarm })
+        faults.strike(Target { at, key: &key(), model, session: None, tier: None, prewarm })
     }
 
     fn fault(json: &str) -> Fault {

@@ -42,6 +42,7 @@ async fn answer(world: &World, key: &Key) -> Option<Response<Body>> {
             key,
             model: None,
             session: None,
+            tier: None,
             prewarm: false,
         });
         own.or_else(|| memory.faults.of_key(key))

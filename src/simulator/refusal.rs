@@ -4,6 +4,7 @@
 //! shows of a secret only the few characters that the real service shows of a wrong key.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -33,6 +34,10 @@ pub struct Besides {
     pub headers: HeaderMap,
     /// Sent instead of the error.
     pub html: Option<String>,
+    /// The error's `type`, in place of the usual one.
+    pub class: Option<String>,
+    /// The coding of the body, as it is spelled.
+    pub encoding: Option<String>,
 }
 
 /// Whom an error text names.
@@ -66,7 +71,8 @@ impl Refusal {
 
     /// `{"type","code","message","param"}`: the object inside `error`.
     pub fn error(&self) -> serde_json::Value {
-        json!({"message": self.message, "type": self.kind, "param": self.param, "code": self.code})
+        let class = self.besides.as_ref().and_then(|besides| besides.class.as_deref());
+        json!({"message": self.message, "type": class.unwrap_or(self.kind), "param": self.param, "code": self.code})
     }
 
     pub fn response(&self) -> Response<Body> {
@@ -74,8 +80,13 @@ impl Refusal {
             Some(page) => ("text/html; charset=UTF-8", page.clone()),
             None => ("application/json", json!({"error": self.error()}).to_string()),
         };
-        let mut response = Response::new(Body::from(body));
+        let encoding = self.besides.as_ref().and_then(|besides| besides.encoding.as_deref());
+        let bytes = encoding.map_or_else(|| body.clone().into(), |coding| encoded(&body, coding));
+        let mut response = Response::new(Body::from(bytes));
         *response.status_mut() = self.status;
+        if let Some(coding) = encoding.and_then(|coding| HeaderValue::try_from(coding).ok()) {
+            response.headers_mut().insert(header::CONTENT_ENCODING, coding);
+        }
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
         response.headers_mut().extend(self.headers());
         response
@@ -131,6 +142,19 @@ impl Refusal {
         }
         frame.to_string()
     }
+}
+
+/// The body in a coding, which may be spelled in any case.
+fn encoded(body: &str, coding: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Writing into memory cannot fail.
+    let _ = if coding.eq_ignore_ascii_case("zstd") {
+        zstd::stream::copy_encode(body.as_bytes(), &mut bytes, 1)
+    } else {
+        let level = flate2::Compression::default();
+        flate2::write::GzEncoder::new(&mut bytes, level).write_all(body.as_bytes())
+    };
+    bytes
 }
 
 /// The code of a status without an explicit one.

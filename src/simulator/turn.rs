@@ -70,6 +70,7 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
         .and_then(|data| data.get("x-codex-turn-state"))
         .and_then(Value::text);
     let previous = body.get("previous_response_id").and_then(Value::text);
+    let tier = body.get("service_tier").and_then(Value::text);
     let mut session = None;
     entry.note(|turn| {
         turn.model = model.as_deref().map(str::to_owned);
@@ -90,6 +91,7 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
         key,
         model: model.as_deref(),
         session: session.as_deref(),
+        tier: tier.as_deref(),
         prewarm: body.get("generate").and_then(Value::truth) == Some(false),
     };
     let fault = world.memory().faults.strike(target);
@@ -274,7 +276,8 @@ fn told(refusal: Refusal, request: &Request<'_>, model: Option<&str>) -> Refusal
 }
 
 fn besides(world: &World, standing: &Standing) -> Box<Besides> {
-    Box::new(Besides { headers: standing.headers(|span| world.clock.real(span)), html: None })
+    let headers = standing.headers(|span| world.clock.real(span));
+    Box::new(Besides { headers, ..Besides::default() })
 }
 
 fn over_limit(

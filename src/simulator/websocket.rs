@@ -194,6 +194,7 @@ async fn enter(
         key,
         model: None,
         session,
+        tier: None,
         prewarm: false,
     });
     let Some(fault) = fault else {

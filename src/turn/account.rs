@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, ErrorKind, Fault};
+use crate::health::diagnose::ModelUse;
 use crate::health::load::{InFlight, Loads};
 use crate::key::Key;
 use crate::metrics::{Ending, Reason, Transport};
@@ -46,6 +47,7 @@ pub struct Account {
     model: String,
     kind: TurnKind,
     imprint: Option<Box<Imprint>>,
+    tier: Option<String>,
     status: Option<StatusCode>,
     ending: Option<Ending>,
     /// The gateway's own error that ends the turn.
@@ -94,6 +96,7 @@ impl Account {
             model: String::new(),
             kind: TurnKind::Turn,
             imprint: None,
+            tier: None,
             status: None,
             ending: None,
             refusal: None,
@@ -143,9 +146,14 @@ impl Account {
         (self.kind, self.imprint) = (kind, Some(imprint));
     }
 
-    /// Returns the model that the client asked for; empty if it named none.
-    pub fn asked(&self) -> &str {
-        &self.model
+    /// Notes the service tier that the client asks for.
+    pub fn tier(&mut self, tier: Option<String>) {
+        self.tier = tier;
+    }
+
+    /// Returns the model that the client asked for, empty if it named none, and the tier.
+    pub fn asked(&self) -> ModelUse<'_> {
+        ModelUse::new(&self.model, self.tier.as_deref())
     }
 
     /// Notes that the turn is about to be sent with `binding`'s key, and counts it as in flight on
@@ -359,9 +367,9 @@ mod tests {
     fn name_that_is_no_models_is_cut_short() {
         let mut account = open(&Arc::new(Metrics::new()));
         account.model(&"\u{e9}".repeat(1 << 20));
-        assert_eq!(account.asked(), "\u{e9}".repeat(LONGEST_MODEL / 2));
+        assert_eq!(account.asked().model, "\u{e9}".repeat(LONGEST_MODEL / 2));
         account.model("gpt-5.4");
-        assert_eq!(account.asked(), "gpt-5.4");
+        assert_eq!(account.asked().model, "gpt-5.4");
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::limit::{Retries, chance};
 use crate::turn::corroboration::Corroboration;
+use crate::turn::doubt::Doubts;
 use crate::turn::waiting::Waiters;
 
 /// Most attempts of a turn while the upstream fails.
@@ -41,6 +42,8 @@ pub struct Failover {
     pub waiters: Waiters,
     /// The clients that were denied a model.
     pub corroboration: Corroboration,
+    /// The probes that decide whether a 401 is about its key.
+    pub doubts: Doubts,
     /// The retries that turns may still make.
     retries: Mutex<Retries>,
 }
@@ -48,7 +51,8 @@ pub struct Failover {
 impl Failover {
     pub fn new(options: FailoverOptions) -> Self {
         let (waiters, corroboration) = (Waiters::default(), Corroboration::default());
-        Self { options, waiters, corroboration, retries: Mutex::default() }
+        let doubts = Doubts::default();
+        Self { options, waiters, corroboration, doubts, retries: Mutex::default() }
     }
 
     /// Counts a turn: each turn adds a share of a retry.

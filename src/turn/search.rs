@@ -4,13 +4,18 @@
 //! The client does not notice that the binding was forgotten. If no organization accepts, the
 //! client receives the first one's answer.
 
+use std::time::Duration;
+
+use ::http::StatusCode;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
 use crate::error::Error;
+use crate::health::diagnose::Ailment;
 use crate::metrics::Reason;
 use crate::outcome::Answer;
-use crate::turn::verdict::Verdict;
+use crate::turn::doubt::Settled;
+use crate::turn::verdict::{Verdict, forbidden};
 use crate::turn::{Ask, Attempts};
 
 impl<A: Ask> Attempts<'_, A> {
@@ -40,26 +45,37 @@ impl<A: Ask> Attempts<'_, A> {
                 }
                 // A key that is out of use was not really tried; the loop tries a sibling, if there
                 // is one.
-                Verdict::Ailing(ailment) => {
-                    gateway.registry.observe(&next.key, ailment);
+                Verdict::Exhausted(scope) => {
+                    gateway.registry.observe(&next.key, Ailment::Exhausted(scope));
                     continue;
+                }
+                Verdict::Doubted(answer, scope) => match gateway.settle(&next.key, scope).await {
+                    Some(Settled::Accepted) => {
+                        other = other.or(Some((next.clone(), forbidden(answer))));
+                    }
+                    Some(Settled::Refused(_)) => continue,
+                    Some(Settled::Undecided) | None => {}
+                },
+                Verdict::Crowded(wait) => {
+                    later = later.or(Some(Err(limited(wait))));
                 }
                 Verdict::Again(Ok(answer)) => later = later.or(Some(Ok((next.clone(), answer)))),
                 // The organization has not seen the turn.
-                Verdict::GiveUp(
-                    error,
-                    Reason::Unreachable | Reason::Overloaded | Reason::TooSteep,
-                ) => later = later.or(Some(Err(error))),
+                Verdict::GiveUp(error, Reason::Unreachable | Reason::Overloaded) => {
+                    later = later.or(Some(Err(error)))
+                }
                 Verdict::GiveUp(error, _) | Verdict::Again(Err(error)) => {
                     self.refuse(&provisional, Reason::Forgotten);
                     return Err(error);
                 }
                 Verdict::Limited(wait) => {
-                    gateway.registry.limit(&next.key, self.demand.model, wait);
-                    later = later.or(Some(Err(Error::limited(
-                        "Every upstream key that may serve this session is cooling.",
-                        wait,
-                    ))));
+                    gateway.registry.limit(&next.key, self.demand.asked(), wait);
+                    later = later.or(Some(Err(limited(wait))));
+                }
+                // A busy organization has not looked at the history.
+                Verdict::TooSteep(answer) => later = later.or(Some(Ok((next.clone(), answer)))),
+                Verdict::Deliver(answer) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
+                    later = later.or(Some(Ok((next.clone(), answer))));
                 }
                 Verdict::Deliver(answer) => other = other.or(Some((next.clone(), answer))),
                 Verdict::Denied(_) | Verdict::Foreign(_) => {}
@@ -83,4 +99,8 @@ impl<A: Ask> Attempts<'_, A> {
         self.note(&last.0);
         Ok(last)
     }
+}
+
+fn limited(wait: Duration) -> Error {
+    Error::limited("Every upstream key that may serve this session is cooling.", wait)
 }

@@ -40,12 +40,18 @@ impl<A: Ask> Attempts<'_, A> {
     /// turns wait, another key serves.
     pub(super) async fn wait(&mut self, mut binding: Binding) -> Result<Binding, Error> {
         let gateway = self.gateway;
-        while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, self.demand.model)
-        {
-            let permit = gateway.failover.waiters.enter(&binding.key);
+        let asked = self.demand.asked();
+        while let Fitness::Limited(wait) = gateway.registry.fitness(&binding.key, asked) {
+            let placing = self.demand.after(&self.tried);
+            let permit = match gateway.bindings.is_relieved(placing, &binding) {
+                // Another turn has waited in vain: a free sibling serves at once.
+                true => None,
+                false => gateway.failover.waiters.enter(&binding.key),
+            };
             if let Some(_permit) = permit.filter(|_| wait <= self.tried.wait_left) {
                 self.record_decision(&binding, Decision::Wait, Reason::Limited);
-                let pause = jittered(wait, chance());
+                let pause = jittered(wait, chance()).min(self.tried.wait_left);
+                self.waited_for = Some(binding.key.tag);
                 self.tried.wait_left = self.tried.wait_left.saturating_sub(pause);
                 self.account.waits(&binding.key, pause);
                 sleep(pause).await;

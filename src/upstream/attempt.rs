@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use flate2::bufread::MultiGzDecoder;
+use h2::Reason;
 use http::StatusCode;
 use http::header::{
-    CONTENT_ENCODING, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
-    SEC_WEBSOCKET_PROTOCOL, UPGRADE,
+    HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL,
+    UPGRADE,
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::key::Key;
 use crate::outcome::{Answer, Outcome, Refusal};
 use crate::upstream::request::{Content, Request};
+use crate::wire::decoder::Coding;
 use crate::wire::error_body::ErrorBody;
 
 /// Maximum bytes of an error answer that are read for its meaning. Real ones are a few hundred
@@ -48,15 +50,62 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match request.content {
                 Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
+                // No turn over HTTP asks for another protocol.
+                Content::Body(_) | Content::Chat(_)
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
+                {
+                    return Outcome::Broken("it switches to another protocol".into());
+                }
                 Content::Body(_) | Content::Chat(_) => return read(response).await,
             },
             Ok(Err(error)) if lacks_descriptors(&error) => {
                 return Outcome::NoDescriptor(causes(&error));
             }
-            Ok(Err(error)) if error.is_connect() && again => again = false,
-            Ok(Err(error)) if error.is_connect() => return Outcome::Unreachable(causes(&error)),
-            Ok(Err(error)) => return Outcome::Interrupted(causes(&error)),
+            Ok(Err(error)) => match Failure::of(&error) {
+                Failure::Connect | Failure::Unprocessed if again => again = false,
+                Failure::Connect => return Outcome::Unreachable(causes(&error)),
+                Failure::Unprocessed => return Outcome::Unprocessed(causes(&error)),
+                Failure::Broken => return Outcome::Broken(causes(&error)),
+                Failure::Lost => return Outcome::Interrupted(causes(&error)),
+            },
         }
+    }
+}
+
+/// How an attempt failed before the head of an answer.
+enum Failure {
+    /// No connection: the upstream has seen nothing.
+    Connect,
+    /// The upstream says that it has not processed the request (RFC 9113, section 8.7).
+    Unprocessed,
+    /// The answer breaks the protocol.
+    Broken,
+    /// The connection was lost. The upstream may have served the turn.
+    Lost,
+}
+
+impl Failure {
+    fn of(error: &reqwest::Error) -> Self {
+        if error.is_connect() {
+            return Self::Connect;
+        }
+        let mut next = std::error::Error::source(error);
+        while let Some(cause) = next {
+            // A stream above the last one of a GOAWAY fails with that GOAWAY. A stream below fails
+            // as its connection does.
+            if let Some(error) = cause.downcast_ref::<h2::Error>() {
+                let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+                return match error.is_remote() && (is_refused || error.is_go_away()) {
+                    true => Self::Unprocessed,
+                    false => Self::Lost,
+                };
+            }
+            if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+                return Self::Broken;
+            }
+            next = cause.source();
+        }
+        Self::Lost
     }
 }
 
@@ -112,12 +161,18 @@ pub async fn read(mut rest: reqwest::Response) -> Outcome {
         while head.len() < ERROR_BODY {
             match rest.chunk().await {
                 Ok(Some(data)) => head.extend_from_slice(&data),
-                Ok(None) | Err(_) => return true,
+                Ok(None) => return Ok(true),
+                Err(error) => return Err(causes(&error)),
             }
         }
-        false
+        Ok(false)
     };
-    let is_whole = tokio::time::timeout(ERROR_BODY_TIME, whole).await.unwrap_or(false);
+    let is_whole = match tokio::time::timeout(ERROR_BODY_TIME, whole).await {
+        Ok(Ok(is_whole)) => is_whole,
+        // A part must not look like the whole answer.
+        Ok(Err(cause)) => return Outcome::Broken(cause),
+        Err(_) => false,
+    };
     let error = ErrorBody::parse(&decoded(&answer.headers, &head));
     answer.head = head.into();
     answer.rest = (!is_whole).then_some(rest);
@@ -144,11 +199,11 @@ fn has_meaning(status: StatusCode) -> bool {
 /// beyond the bound are ignored.
 fn decoded<'b>(headers: &HeaderMap, body: &'b [u8]) -> Cow<'b, [u8]> {
     let mut text = Vec::new();
-    let read = match headers.get(CONTENT_ENCODING).map(HeaderValue::as_bytes) {
-        Some(b"gzip") => MultiGzDecoder::new(body).take(ERROR_BODY as u64).read_to_end(&mut text),
-        Some(b"zstd") => zstd::stream::read::Decoder::with_buffer(body)
+    let read = match Coding::of(headers) {
+        Coding::Gzip => MultiGzDecoder::new(body).take(ERROR_BODY as u64).read_to_end(&mut text),
+        Coding::Zstd => zstd::stream::read::Decoder::with_buffer(body)
             .and_then(|decoder| decoder.take(ERROR_BODY as u64).read_to_end(&mut text)),
-        _ => return Cow::Borrowed(body),
+        Coding::Plain | Coding::Unknown => return Cow::Borrowed(body),
     };
     // The part that was read before an error may be complete.
     let _ = read;
@@ -182,6 +237,7 @@ fn causes(error: &reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::CONTENT_ENCODING;
     use std::io::Write;
 
     #[test]

@@ -5,6 +5,8 @@
 //! header that this gateway does not know passes: new clients need new headers. Towards the client,
 //! only listed headers pass, so that no upstream credential leaves.
 
+use std::borrow::Cow;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::chat::cache_key::derived;
@@ -102,17 +104,20 @@ pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> Hea
     let nominated = nominated(client);
     let mut sent = HeaderMap::with_capacity(client.len() + 1);
     for (name, value) in client {
-        let text = name.as_str();
-        let is_stripped = HOP_BY_HOP.contains(&text)
+        // Servers behind CGI read `x_api_key` and `x-api-key` as one name.
+        let text = &*hyphenated(name.as_str());
+        let is_stripped = (text != name.as_str() && text == header::ACCEPT_ENCODING)
+            || HOP_BY_HOP.contains(&text)
             || IDENTITY.contains(&text)
             || FORWARDED.contains(&text)
             || STRIPPED_PREFIXES.iter().any(|prefix| text.starts_with(prefix))
-            || nominated.iter().any(|name| name.eq_ignore_ascii_case(text))
+            || nominated.iter().any(|name| hyphenated(name).eq_ignore_ascii_case(text))
             || (foreign_state && text == TURN_STATE);
         if !is_stripped {
             sent.append(name.clone(), value.clone());
         }
     }
+    keep_readable(&mut sent);
     // Comes last, so that no header of the client can displace it.
     if let Some(value) = credential(secret) {
         sent.insert(header::AUTHORIZATION, value);
@@ -129,6 +134,11 @@ pub fn name_session(sent: &mut HeaderMap, name: &HeaderName, session: &SessionId
     }
 }
 
+/// A header's name as a server may read it that takes `_` for `-`.
+fn hyphenated(name: &str) -> Cow<'_, str> {
+    if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
+}
+
 /// The `authorization` header that shows a key's secret.
 pub fn credential(secret: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose())).ok()?;
@@ -137,11 +147,14 @@ pub fn credential(secret: &Secret) -> Option<HeaderValue> {
 }
 
 /// Removes encodings from the client's `accept-encoding` that this gateway cannot read. The rest
-/// stays as the client wrote it.
-pub fn keep_readable(client: &mut HeaderMap) {
+/// stays as the client wrote it. Reading every encoding would need a decoder for each; a client
+/// that loses one gets the same bytes in another that it accepts.
+fn keep_readable(client: &mut HeaderMap) {
     let is_readable = |coding: &&str| {
         let name = coding.split(';').next().unwrap_or_default().trim();
-        ["identity", "gzip", "zstd"].iter().any(|readable| name.eq_ignore_ascii_case(readable))
+        ["identity", "gzip", "x-gzip", "zstd"]
+            .iter()
+            .any(|readable| name.eq_ignore_ascii_case(readable))
     };
     let values =
         client.get_all(header::ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());

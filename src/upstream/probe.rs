@@ -13,7 +13,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, info_span};
 
 use crate::health::condition::{Condition, Subject};
-use crate::health::diagnose::{Ailment, Diagnosis, Scope, diagnose};
+use crate::health::diagnose::{Ailment, Judgement, Met, ModelUse, Scope, Trouble, judge};
 use crate::health::registry::Registry;
 use crate::key::Key;
 use crate::metrics::{Decision, Metrics, Reason};
@@ -151,6 +151,29 @@ impl Prober {
     }
 }
 
+/// What an upstream says about a key's credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Credential {
+    Accepted,
+    Refused(Scope),
+    /// The upstream did not answer, or its answer does not tell.
+    Unknown,
+}
+
+/// Asks whether the upstream accepts `key`. An answer shows that only if the upstream must have
+/// looked at the credential first.
+pub async fn ask_about(key: &Key) -> Credential {
+    match ask(key).await {
+        Some((_, Some(scope))) => Credential::Refused(scope),
+        Some((
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS,
+            None,
+        )) => Credential::Accepted,
+        Some((status, None)) if status.is_success() => Credential::Accepted,
+        Some(_) | None => Credential::Unknown,
+    }
+}
+
 /// Asks `GET /models`. Returns the status, and the scope of the refusal if the key is refused.
 /// `None`: the upstream did not answer.
 pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
@@ -165,8 +188,10 @@ pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
     let outcome = tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()??;
     let scope = match &outcome {
         Outcome::Refused(Refusal { answer, error }) => {
-            match diagnose(answer.status, error, &answer.headers, SystemTime::now()) {
-                Diagnosis::Ailing(Ailment::Rejected(scope)) => Some(scope),
+            let case = (Met::Probe, ModelUse::default());
+            match judge(case, answer.status, error, &answer.headers, SystemTime::now()) {
+                Judgement::Key => Some(Scope::Key),
+                Judgement::Organization(Trouble::Refused) => Some(Scope::Organization),
                 _ => None,
             }
         }

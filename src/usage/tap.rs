@@ -8,16 +8,18 @@ use std::io::Write;
 
 use http::HeaderMap;
 
+use crate::usage::sieve::Sieve;
 use crate::wire::decoder::Decoder;
 use crate::wire::error_body::ErrorBody;
-use crate::wire::event::{field, is_stream, line_length, unnamed};
+use crate::wire::event::{field, hides_type, is_stream, line_length, unnamed};
+use crate::wire::peek::{Field, fields};
 use crate::wire::terminal::{self, Terminal, Usage};
 
 pub mod completions;
 
 use completions::Completions;
 
-/// A terminal event or a JSON answer longer than this passes unread.
+/// Of a terminal event or a JSON answer longer than this, only what states its cost is kept.
 pub(crate) const KEPT: usize = 512 * 1024;
 
 /// What the tap has learned.
@@ -87,7 +89,7 @@ impl Tap {
 impl Reader {
     fn finish(&mut self, ended: bool) -> Reading {
         if ended && !self.is_stream {
-            let (terminal, usage) = terminal::of_document(&self.kept);
+            let (terminal, usage) = terminal::of_document(self.text());
             return Reading { terminal: Some(terminal), usage, failure: None };
         }
         self.reading.take().map_or_else(Reading::default, |reading| *reading)
@@ -104,7 +106,10 @@ pub struct Reader {
     /// The current line's first bytes until its kind is known, the data of a terminal event, or a
     /// document.
     kept: Vec<u8>,
-    is_too_long: bool,
+    /// What is kept of a text that is too long for `kept`.
+    sieve: Option<Box<Sieve>>,
+    /// An `event:` line has named the current event.
+    is_named: bool,
     /// The last byte was `\r`: a `\n` that follows belongs to it.
     after_return: bool,
     reading: Option<Box<Reading>>,
@@ -132,16 +137,20 @@ impl Reader {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if self.is_too_long {
-            return;
-        }
-        if self.kept.len() + bytes.len() <= KEPT {
+        if let Some(sieve) = &mut self.sieve {
+            sieve.pass(bytes);
+        } else if self.kept.len() + bytes.len() <= KEPT {
             self.kept.extend_from_slice(bytes);
         } else {
-            // A truncated document would not be JSON, so it passes unread.
-            self.kept = Vec::new();
-            self.is_too_long = true;
+            let sieve = self.sieve.insert(Box::default());
+            sieve.pass(&std::mem::take(&mut self.kept));
+            sieve.pass(bytes);
         }
+    }
+
+    /// The text that is kept, as far as it may state a cost.
+    fn text(&self) -> &[u8] {
+        self.sieve.as_ref().map_or(&self.kept, |sieve| sieve.kept())
     }
 
     fn read_stream(&mut self, mut bytes: &[u8]) {
@@ -186,12 +195,15 @@ impl Reader {
     fn classify(&mut self, line: &[u8], is_whole: bool) {
         self.line = Line::Skipped;
         if is_whole && line.is_empty() {
-            self.announced = None;
+            (self.announced, self.is_named) = (None, false);
         } else if let Some(data) = field(line, b"data:") {
             // The field's name is shorter than `START`.
             let early = START - (line.len() - data.len());
-            self.announced = self.announced.or_else(|| unnamed(&data[..data.len().min(early)]));
-            if self.announced.is_some() {
+            let start = &data[..data.len().min(early)];
+            self.announced = self.announced.or_else(|| unnamed(start));
+            // The type of the data is known only at its end.
+            let is_unsure = !self.is_named && hides_type(start);
+            if self.announced.is_some() || is_unsure {
                 self.line = Line::Data;
                 self.kept.clear();
                 self.keep(data);
@@ -199,16 +211,20 @@ impl Reader {
         } else if let Some(name) = field(line, b"event:") {
             // A name that goes on past `START` is longer than the name of any end, and so is its
             // start.
-            self.announced = Terminal::of_event(name);
+            (self.announced, self.is_named) = (Terminal::of_event(name), true);
         }
     }
 
     fn end_line(&mut self) {
-        if let (Line::Data, Some(terminal)) = (self.line, self.announced) {
-            self.reading = Some(Box::new(Reading::of_event(terminal, &self.kept)));
+        if self.line == Line::Data {
+            let written = || fields(self.text(), ["type"]).ok().map(|[kind]| Field::of(kind));
+            let own = || Terminal::of_event(written()?.text()?.as_bytes());
+            if let Some(terminal) = self.announced.or_else(own) {
+                self.reading = Some(Box::new(Reading::of_event(terminal, self.text())));
+            }
         }
         self.kept.clear();
-        self.is_too_long = false;
+        self.sieve = None;
         self.line = Line::Start;
     }
 }

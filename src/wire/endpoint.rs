@@ -1,8 +1,10 @@
 //! Decides which endpoints clients reach: the one list of methods and paths. Pure.
 //!
-//! Compares bytes and never normalizes, so that any path which another parser might read
-//! differently is unknown. Any unlisted path is unknown too, even if the upstream would serve it:
-//! account-wide endpoints would mix clients.
+//! Compares bytes. A trailing or doubled slash says nothing. No other spelling is normalized, so
+//! that any path which another parser might read differently is unknown. Any unlisted path is
+//! unknown too, even if the upstream would serve it: account-wide endpoints would mix clients.
+
+use std::borrow::Cow;
 
 use http::Method;
 
@@ -29,7 +31,8 @@ pub enum Dialect {
 impl Endpoint {
     /// `path` is the client's spelling without the query. `None`: the URL is unknown.
     pub fn parse(method: &Method, path: &str) -> Option<Self> {
-        let path = path.strip_prefix("/v1").unwrap_or(path);
+        let path = single_slashes(path);
+        let path = path.strip_prefix("/v1").unwrap_or(&path);
         match (method, path) {
             (&Method::POST, "/responses") => Some(Self::CreateResponse),
             (&Method::POST, "/chat/completions") => Some(Self::CreateChatCompletion),
@@ -40,9 +43,28 @@ impl Endpoint {
     }
 }
 
+/// The path without doubled slashes, and without one at its end.
+fn single_slashes(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") && !path.ends_with('/') || !path.starts_with('/') {
+        return Cow::Borrowed(path);
+    }
+    let parts = path.split('/').filter(|part| !part.is_empty());
+    Cow::Owned(parts.flat_map(|part| ["/", part]).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slashes_say_nothing() {
+        for path in
+            ["/responses/", "//responses", "/v1//responses", "//v1/responses//", "/v1/responses///"]
+        {
+            let found = Endpoint::parse(&Method::POST, path);
+            assert_eq!(found, Some(Endpoint::CreateResponse), "{path}");
+        }
+    }
 
     #[test]
     fn near_misses_are_unknown() {
@@ -57,9 +79,9 @@ mod tests {
             ("POST", "/V1/responses"),
             ("POST", "/Responses"),
             ("POST", "responses"),
-            ("POST", "/responses/"),
-            ("POST", "//responses"),
-            ("POST", "/v1//responses"),
+            ("POST", "/v1/v1//responses"),
+            ("POST", "//"),
+            ("POST", "responses/"),
             ("POST", "/./responses"),
             ("POST", "/v1/../responses"),
             ("POST", "/%72esponses"),

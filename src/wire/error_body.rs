@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use crate::limit;
+use crate::limit::NamedLimit;
 use crate::wire::peek::fields;
 
 /// The fields of an OpenAI error body that decisions use.
@@ -20,6 +21,14 @@ pub struct ErrorBody {
     pub is_beyond_limit: bool,
     /// The wait that the message states.
     pub wait: Option<Duration>,
+    /// The message says that the credential lacks a scope or a permission for what was asked.
+    pub lacks_right: bool,
+    /// `param`: the part of the request that the error is about.
+    pub param: Option<String>,
+    /// The limit that the message names.
+    pub limit: NamedLimit,
+    /// The body is not empty, and not in OpenAI's shape: a page, or another service's words.
+    pub is_page: bool,
 }
 
 #[derive(Deserialize)]
@@ -27,19 +36,23 @@ struct Envelope {
     error: Fields,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Fields {
     code: Option<serde_json::Value>,
     r#type: Option<serde_json::Value>,
     message: Option<serde_json::Value>,
+    param: Option<serde_json::Value>,
+    /// Some upstreams nest the error of an event.
+    #[serde(default)]
+    error: Option<serde_json::Value>,
 }
 
 impl ErrorBody {
-    /// Reads `{"error":{"code","type"}}`. Any other body gives an empty error.
+    /// Reads `{"error":{"code","type"}}`. Any other body gives an error without a code.
     pub fn parse(body: &[u8]) -> Self {
         match serde_json::from_slice::<Envelope>(body) {
             Ok(Envelope { error }) => Self::of(error),
-            Err(_) => Self::default(),
+            Err(_) => Self { is_page: !body.trim_ascii().is_empty(), ..Self::default() },
         }
     }
 
@@ -53,6 +66,10 @@ impl ErrorBody {
             class: text(error.r#type),
             is_beyond_limit: limit::is_beyond_limit(&message),
             wait: limit::wait_in(&message),
+            lacks_right: lacks_right(&message),
+            param: text(error.param),
+            limit: NamedLimit::read(&message),
+            is_page: false,
         }
     }
 
@@ -65,8 +82,21 @@ impl ErrorBody {
             own: Fields,
         }
         let event: Event = serde_json::from_slice(data).ok()?;
-        Some(Self::of(event.response.map_or(event.own, |response| response.error)))
+        let mut own = event.response.map_or(event.own, |response| response.error);
+        if let Some(nested) = own.error.take().filter(serde_json::Value::is_object) {
+            own = serde_json::from_value(nested).unwrap_or_default();
+        }
+        Some(Self::of(own))
     }
+}
+
+/// Whether a message says that the credential is known, but lacks a right: `Missing scopes: ..`,
+/// `You have insufficient permissions for this operation.`
+fn lacks_right(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["missing scope", "missing_scope", "insufficient permission", "does not have permission"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 /// The HTTP status of a WebSocket's `error` frame: its `status`, or `status_code` as some upstreams
@@ -176,10 +206,11 @@ mod tests {
         );
         assert_eq!(both.code.as_deref(), Some("credit_balance_exhausted"));
         assert_eq!(both.class.as_deref(), Some("insufficient_quota"));
-        for nothing in
-            ["", "<html>", "{}", r#"{"error":"text"}"#, r#"{"error":{"code":429,"type":null}}"#]
-        {
+        for nothing in ["", " \n", r#"{"error":{"code":429,"type":null}}"#] {
             assert_eq!(read(nothing), ErrorBody::default(), "{nothing}");
+        }
+        for page in ["<html>", "{}", r#"{"error":"text"}"#, r#"{"error":null}"#] {
+            assert_eq!(read(page), ErrorBody { is_page: true, ..ErrorBody::default() }, "{page}");
         }
     }
 }

@@ -11,8 +11,9 @@ use crate::wire::terminal::Terminal;
 
 /// Whether an answer with these headers is a stream of events.
 pub fn is_stream(headers: &HeaderMap) -> bool {
+    const STREAM: &[u8] = b"text/event-stream";
     let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    kind.starts_with(b"text/event-stream")
+    kind.get(..STREAM.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(STREAM))
 }
 
 /// The length of the first line of `bytes`, or `None` if the line is incomplete. A line ends with
@@ -46,6 +47,20 @@ pub fn unnamed(data: &[u8]) -> Option<Terminal> {
         return None;
     }
     Terminal::of_event(written_type(data)?)
+}
+
+/// Whether the start of an event's data does not tell its type: the type is not the first field, or
+/// is written with an escape.
+pub fn hides_type(data: &[u8]) -> bool {
+    let Some(mut rest) = data.trim_ascii_start().strip_prefix(b"{") else { return false };
+    for token in [&br#""type""#[..], b":", b"\""] {
+        match rest.trim_ascii_start().strip_prefix(token) {
+            Some(after) => rest = after,
+            None => return !rest.trim_ascii_start().is_empty(),
+        }
+    }
+    let name = &rest[..memchr(b'"', rest).unwrap_or(rest.len())];
+    name.contains(&b'\\')
 }
 
 /// The first type as written, up to the first quote. An escape may cut it short.

@@ -70,6 +70,8 @@ pub struct Peek {
     pub is_unstored: bool,
     /// `prompt_cache_options.prewarm`: the turn asks for no output, only for a warm cache.
     pub is_warm_up: bool,
+    /// `service_tier`
+    pub tier: Field,
     pub references: References,
 }
 
@@ -117,6 +119,7 @@ impl Peek {
             previous_response_id: Field::of(previous),
             is_unstored: store == Some(b"false"),
             is_warm_up: asks_for_warm_cache(options),
+            tier: Field::of(tier),
             references,
         };
         Ok((peek, imprint))

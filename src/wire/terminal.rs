@@ -4,6 +4,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::wire::peek::{Field, fields};
+
 /// The upstream's own statement of how an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Terminal {
@@ -62,79 +64,14 @@ impl Terminal {
     }
 }
 
-#[derive(Deserialize)]
-struct Event {
-    response: Option<Response>,
-}
-
-#[derive(Deserialize)]
-struct Response {
-    #[serde(default, deserialize_with = "readable")]
-    id: Option<String>,
-    #[serde(default, deserialize_with = "readable")]
-    status: Option<String>,
-    #[serde(default, deserialize_with = "readable")]
-    usage: Option<Counts>,
-    #[serde(default, deserialize_with = "readable")]
-    service_tier: Option<String>,
-    #[serde(default, deserialize_with = "readable")]
-    model: Option<String>,
-    #[serde(default, deserialize_with = "readable")]
-    output: Vec<Item>,
-    #[serde(default, deserialize_with = "readable")]
-    prompt_cache_diagnostics: Option<Diagnostics>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    #[serde(default, deserialize_with = "readable", rename = "type")]
-    kind: String,
-}
-
 /// The items of an answer that tell of a tool which the upstream runs, and bills apart from tokens.
 const HOSTED: [&str; 4] =
     ["web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"];
 
 #[derive(Deserialize)]
-struct Counts {
-    #[serde(default, deserialize_with = "readable")]
-    input_tokens: u64,
-    #[serde(default, deserialize_with = "readable")]
-    input_tokens_details: Details,
-    #[serde(default, deserialize_with = "readable")]
-    output_tokens: u64,
-    #[serde(default, deserialize_with = "readable")]
-    output_tokens_details: OutputDetails,
-}
-
-#[derive(Default, Deserialize)]
-struct Details {
-    #[serde(default, deserialize_with = "readable")]
-    cached_tokens: u64,
-    #[serde(default, deserialize_with = "readable")]
-    cache_write_tokens: u64,
-    #[serde(default, deserialize_with = "readable")]
-    cache_write_tokens_details: WriteDetails,
-}
-
-#[derive(Default, Deserialize)]
-struct WriteDetails {
-    #[serde(default, deserialize_with = "readable")]
-    ttl_12h_tokens: u64,
-}
-
-#[derive(Default, Deserialize)]
-struct OutputDetails {
-    #[serde(default, deserialize_with = "readable")]
-    reasoning_tokens: u64,
-}
-
-#[derive(Deserialize)]
-struct Diagnostics {
+struct Item {
     #[serde(default, deserialize_with = "readable", rename = "type")]
-    kind: Option<String>,
-    #[serde(default, deserialize_with = "readable")]
-    reason: Option<String>,
+    kind: String,
 }
 
 /// A field's value, or the default if the value is null or has another type. One odd field thus
@@ -145,42 +82,96 @@ pub(crate) fn readable<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>
     Ok(serde_json::from_str(<&RawValue>::deserialize(field)?.get()).unwrap_or_default())
 }
 
-impl Response {
-    fn usage(self) -> Option<Usage> {
-        let counts = self.usage?;
-        let details = counts.input_tokens_details;
-        let diagnostics = self.prompt_cache_diagnostics;
-        Some(Usage {
-            id: self.id,
-            input: counts.input_tokens,
-            cached: details.cached_tokens,
-            written: details.cache_write_tokens,
-            written_half_day: details.cache_write_tokens_details.ttl_12h_tokens,
-            output: counts.output_tokens,
-            reasoning: counts.output_tokens_details.reasoning_tokens,
-            tier: self.service_tier,
-            model: self.model,
-            is_diagnosed: diagnostics.as_ref().is_some_and(|found| found.kind.is_some()),
-            used_hosted_tools: self.output.iter().any(|item| HOSTED.contains(&&*item.kind)),
-            miss: diagnostics.and_then(|found| found.reason),
-        })
-    }
-}
-
 /// The usage in the data of a terminal event.
 pub fn of_event(data: &[u8]) -> Option<Usage> {
-    serde_json::from_slice::<Event>(data).ok()?.response?.usage()
+    let [response] = fields(data, ["response"]).ok()?;
+    usage(response?)
 }
 
 /// The end and the usage of an answer that is one JSON document.
 pub fn of_document(body: &[u8]) -> (Terminal, Option<Usage>) {
-    match serde_json::from_slice::<Response>(body) {
-        Ok(response) => (
-            response.status.as_deref().map_or(Terminal::Completed, Terminal::of_status),
-            response.usage(),
-        ),
-        Err(_) => (Terminal::Completed, None),
+    let [status] = fields(body, ["status"]).unwrap_or_default();
+    let status = Field::of(status);
+    (status.text().map_or(Terminal::Completed, Terminal::of_status), usage(body))
+}
+
+/// The usage of a response object. `None` if it states none, or one that cannot be read: a count
+/// that is unknown must not look like a zero.
+fn usage(response: &[u8]) -> Option<Usage> {
+    let [id, usage, tier, diagnostics, model, output_items] = fields(
+        response,
+        ["id", "usage", "service_tier", "prompt_cache_diagnostics", "model", "output"],
+    )
+    .ok()?;
+    let [input, details, output, output_details] = fields(
+        usage.filter(|raw| raw.starts_with(b"{"))?,
+        ["input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details"],
+    )
+    .ok()?;
+    let [cached, written, written_details] =
+        parts(details, ["cached_tokens", "cache_write_tokens", "cache_write_tokens_details"])?;
+    let [half_day] = parts(written_details, ["ttl_12h_tokens"])?;
+    let [reasoning] = parts(output_details, ["reasoning_tokens"])?;
+    let text = |raw| Field::of(raw).text().map(str::to_owned);
+    let [diagnosis, reason] = diagnostics
+        .filter(|raw| raw.starts_with(b"{"))
+        .and_then(|raw| fields(raw, ["type", "reason"]).ok())
+        .unwrap_or_default();
+    Some(Usage {
+        id: text(id),
+        input: count(input?)?,
+        cached: part(cached)?,
+        written: part(written)?,
+        written_half_day: part(half_day)?,
+        output: output.map_or(Some(0), count)?,
+        reasoning: part(reasoning)?,
+        tier: text(tier),
+        model: text(model),
+        is_diagnosed: text(diagnosis).is_some(),
+        used_hosted_tools: output_items.is_some_and(names_hosted_tools),
+        miss: text(reason),
+    })
+}
+
+/// Whether the items of an answer's `output` name a hosted tool.
+fn names_hosted_tools(output: &[u8]) -> bool {
+    let items: Vec<Item> = serde_json::from_slice(output).unwrap_or_default();
+    items.iter().any(|item| HOSTED.contains(&&*item.kind))
+}
+
+/// The fields of details that may be absent. `None`: the details cannot be read.
+fn parts<'b, const N: usize>(
+    details: Option<&'b [u8]>,
+    names: [&str; N],
+) -> Option<[Option<&'b [u8]>; N]> {
+    match details {
+        None | Some(b"null") => Some([None; N]),
+        Some(raw) if raw.starts_with(b"{") => fields(raw, names).ok(),
+        Some(_) => None,
     }
+}
+
+/// A count that is zero if absent. `None`: the count cannot be read.
+fn part(raw: Option<&[u8]>) -> Option<u64> {
+    match raw {
+        None | Some(b"null") => Some(0),
+        Some(raw) => count(raw),
+    }
+}
+
+/// A count in any spelling of JSON: `9000`, `9000.0`, `9e3`.
+fn count(raw: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(raw).ok()?;
+    if let Ok(count) = text.parse() {
+        return Some(count);
+    }
+    // Larger numbers have no exact neighbours in this spelling.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let number: f64 = text.parse().ok()?;
+    let is_count = text.starts_with(|first: char| first.is_ascii_digit() || first == '-')
+        && (0.0..=EXACT).contains(&number)
+        && number.fract() == 0.0;
+    is_count.then_some(number as u64)
 }
 
 #[cfg(test)]
@@ -228,37 +219,55 @@ mod tests {
             is_diagnosed: true,
             used_hosted_tools: true,
         };
-        for (odd, lost) in [
+        // A count that cannot be read makes the usage unknown. An absent part is no tokens.
+        for odd in [
+            "input_tokens",
+            "cached_tokens",
+            "cache_write_tokens",
+            "ttl_12h_tokens",
+            "output_tokens",
+            "reasoning_tokens",
+            "input_tokens_details",
+            "output_tokens_details",
+            "cache_write_tokens_details",
+        ] {
+            for value in ["null", "-1", "1.5", "true", "[[]]", "\"9\""] {
+                let name = format!("\"{odd}\":");
+                let event = WHOLE.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
+                let is_part = !matches!(odd, "input_tokens" | "output_tokens");
+                let found = of_event(event.as_bytes());
+                assert_eq!(found.is_some(), value == "null" && is_part, "{event}");
+            }
+        }
+        for (odd, expected) in [
             ("status", whole.clone()),
             ("id", Usage { id: None, ..whole.clone() }),
-            ("input_tokens", Usage { input: 0, ..whole.clone() }),
-            ("cached_tokens", Usage { cached: 0, ..whole.clone() }),
-            ("cache_write_tokens", Usage { written: 0, ..whole.clone() }),
-            ("ttl_12h_tokens", Usage { written_half_day: 0, ..whole.clone() }),
-            ("cache_write_tokens_details", Usage { written_half_day: 0, ..whole.clone() }),
-            (
-                "input_tokens_details",
-                Usage { cached: 0, written: 0, written_half_day: 0, ..whole.clone() },
-            ),
-            ("output_tokens", Usage { output: 0, ..whole.clone() }),
-            ("reasoning_tokens", Usage { reasoning: 0, ..whole.clone() }),
-            ("output_tokens_details", Usage { reasoning: 0, ..whole.clone() }),
             ("service_tier", Usage { tier: None, ..whole.clone() }),
             ("reason", Usage { miss: None, ..whole.clone() }),
             ("model", Usage { model: None, ..whole.clone() }),
             ("output", Usage { used_hosted_tools: false, ..whole.clone() }),
-            ("prompt_cache_diagnostics", Usage { miss: None, is_diagnosed: false, ..whole }),
+            (
+                "prompt_cache_diagnostics",
+                Usage { miss: None, is_diagnosed: false, ..whole.clone() },
+            ),
         ] {
-            for value in ["null", "-1", "1.5", "true", "[[]]"] {
-                let mut event = WHOLE.to_owned();
-                // Equal names would be an error, so the right field gets another name.
+            for value in ["null", "-1", "true", "[[]]"] {
                 let name = format!("\"{odd}\":");
-                event = event.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
-                assert_eq!(of_event(event.as_bytes()), Some(lost.clone()), "{event}");
+                let event = WHOLE.replace(&name, &format!("{name}{value},\"was_{odd}\":"));
+                assert_eq!(of_event(event.as_bytes()), Some(expected.clone()), "{event}");
             }
         }
+        for spelling in ["9.0", "9e0", "90E-1", "0.9e1"] {
+            let event =
+                WHOLE.replace("\"input_tokens\":9", &format!("\"input_tokens\":{spelling}"));
+            assert_eq!(of_event(event.as_bytes()), Some(whole.clone()), "{event}");
+        }
+        let escaped = WHOLE.replace("\"usage\"", "\"\\u0075sage\"");
+        assert_eq!(of_event(escaped.as_bytes()), Some(whole.clone()), "{escaped}");
+        let twice = WHOLE.replace("\"usage\"", "\"usage\":{\"input_tokens\":1},\"usage\"");
+        assert_eq!(of_event(twice.as_bytes()), Some(whole), "the last one counts");
         assert_eq!(
-            of_document(br#"{"status":5,"usage":{"input_tokens":null,"output_tokens":7}}"#)
+            of_document(br#"{"status":5,"usage":{"input_tokens":2,"output_tokens":7}}"#)
                 .1
                 .map(|usage| usage.output),
             Some(7)

@@ -30,6 +30,8 @@ mod weather;
 
 mod generations;
 mod health;
+mod judgements;
+mod unseen;
 mod hosts;
 mod marathon;
 mod reload;

@@ -45,7 +45,7 @@ impl Places {
 
     fn plain_shortage(&self, placing: Placing<'_>, allowed: &[&Arc<Key>]) -> Error {
         let fitness: Vec<_> =
-            allowed.iter().map(|key| self.registry.fitness(key, placing.demand.model)).collect();
+            allowed.iter().map(|key| self.registry.fitness(key, placing.demand.asked())).collect();
         let is_out = |fitness: &Fitness| {
             matches!(fitness, Fitness::Dead(Why::ExhaustedOrganization | Why::ExhaustedProject))
         };

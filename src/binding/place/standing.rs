@@ -80,7 +80,7 @@ impl Places {
         match self.key_of(record) {
             None => Reason::NotLoaded,
             Some(key) if !is_allowed(placing, &key) => Reason::NotAllowed,
-            Some(key) => match self.registry.fitness(&key, placing.demand.model) {
+            Some(key) => match self.registry.fitness(&key, placing.demand.asked()) {
                 Fitness::Bypassed(why) | Fitness::Dead(why) => why.into(),
                 Fitness::Limited(_) => Reason::Limited,
                 Fitness::Ready => Reason::Failed,
@@ -95,7 +95,11 @@ impl Places {
         key: Arc<Key>,
         tries: impl FnOnce(&Key) -> bool,
     ) -> Standing {
-        match self.registry.fitness(&key, placing.demand.model) {
+        match self.registry.fitness(&key, placing.demand.asked()) {
+            // The binding stays, and siblings of the same cache serve until the key is well.
+            Fitness::Ready | Fitness::Limited(_) if self.is_relieved(placing, &key) => {
+                Standing::Bypassed(Reason::Limited)
+            }
             Fitness::Ready => Standing::Ready(key),
             Fitness::Limited(wait) if wait <= placing.tried.wait_left => Standing::Ready(key),
             Fitness::Limited(_) => Standing::Bypassed(Reason::Limited),

@@ -27,7 +27,7 @@ use crate::store::Budget;
 use crate::task::Tasks;
 use crate::telemetry::{Share, TurnId};
 use crate::turn::account::{Account, kept_name};
-use crate::turn::entry::{ForeignIds, may_ask_for};
+use crate::turn::entry::may_ask_for;
 use crate::turn::http::form::{self, Form};
 use crate::turn::http::id_gate::IdGate;
 use crate::turn::http::passage::Course;
@@ -35,7 +35,7 @@ use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
 use crate::turn::memory::MemoryPlace;
 use crate::turn::{Attempts, Gateway};
-use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
+use crate::upstream::headers::{TURN_STATE, returned};
 use crate::upstream::request::{Content, Request as Asked};
 use crate::wire::endpoint::Dialect;
 use crate::wire::event::is_stream;
@@ -164,6 +164,7 @@ pub(super) struct Glance {
     imprint: Option<Box<Imprint>>,
     /// The text has a `prompt_cache_key`.
     names_cache_key: bool,
+    tier: Option<String>,
 }
 
 impl HttpTurns {
@@ -175,7 +176,7 @@ impl HttpTurns {
         request: Request<Body>,
     ) -> Result<Exchanged, Error> {
         let Gateway { entry, bindings, failover, .. } = &*self.gateway;
-        let (mut head, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let (client, identity) = entry.enter(account, &head)?;
         let mut budget = bindings.budget();
 
@@ -201,6 +202,7 @@ impl HttpTurns {
             kind,
             imprint,
             names_cache_key,
+            tier,
         } = glance;
         // A stored chat completion is no response: no turn continues from it.
         let is_unstored = is_unstored || dialect == Dialect::Chat;
@@ -209,6 +211,7 @@ impl HttpTurns {
         identity.session = identity.session.or_else(of_origin).or(derived);
         account.session(&identity);
         account.model(&model);
+        account.tier(tier.clone());
         if let Some(imprint) = imprint {
             account.asked_for(kind, imprint);
         }
@@ -218,9 +221,6 @@ impl HttpTurns {
             (found, _) => found.unwrap_or(Ok(None)),
         };
 
-        if !is_unstored {
-            keep_readable(&mut head.headers);
-        }
         let demand = Demand {
             session: identity.session,
             lineage: entry.identifier.lineage(&client.id, &head.headers),
@@ -228,6 +228,7 @@ impl HttpTurns {
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
             by_chat: dialect == Dialect::Chat,
             model: &model,
+            tier: tier.as_deref(),
             // If the owner of the previous response is not known, only the project of the session
             // can find it.
             needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
@@ -309,7 +310,8 @@ impl HttpTurns {
         if matches!(text, Text::TooLong) {
             return Ok(None);
         }
-        if matches!(text, Text::Unreadable) && entry.foreign_ids == ForeignIds::Refuse {
+        // Nothing could be checked: the body may name another client's response.
+        if matches!(text, Text::Unreadable) {
             let message = "The gateway cannot decode a body in this content-encoding: send it unencoded, or as zstd or gzip.";
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
@@ -336,9 +338,8 @@ impl HttpTurns {
         let model = kept_name(peek.model.text().unwrap_or_default()).to_owned();
         let asks_compaction = imprint.as_ref().is_some_and(|imprint| imprint.asks_compaction);
         let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
-        let needs_project = peek.references.are_held
-            || peek.conversation.id().is_some()
-            || matches!(text, Text::Unreadable);
+        let tier = peek.tier.text().map(str::to_owned);
+        let needs_project = peek.references.are_held || peek.conversation.id().is_some();
         Ok(Some(Glance {
             identity,
             derived,
@@ -350,6 +351,7 @@ impl HttpTurns {
             kind,
             imprint: imprint.map(Box::new),
             names_cache_key: peek.names_cache_key,
+            tier,
         }))
     }
 }

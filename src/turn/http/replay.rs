@@ -6,7 +6,6 @@ use std::io::Read;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::CONTENT_ENCODING;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
@@ -14,6 +13,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind};
 use crate::setting::Size;
 use crate::turn::memory::{BodyMemory, MemoryPlace, time_for};
+use crate::wire::decoder::Coding;
 use crate::wire::imprint::Imprint;
 use crate::wire::peek::Peek;
 
@@ -138,21 +138,17 @@ impl Replay {
             return Ok(Text::TooLong);
         }
         let allowed = ANY_RATIO.max(body.bytes.len().saturating_mul(RATIO));
-        let encoding = headers
-            .get(CONTENT_ENCODING)
-            .map_or(&b""[..], |value| value.as_bytes())
-            .to_ascii_lowercase();
-        match &encoding[..] {
-            b"" | b"identity" => Ok(Text::Plain(&body.bytes)),
-            b"zstd" => self.decode(
+        match Coding::of(headers) {
+            Coding::Plain => Ok(Text::Plain(&body.bytes)),
+            Coding::Zstd => self.decode(
                 zstd::stream::read::Decoder::with_buffer(&body.bytes[..]).map_err(not_decodable)?,
                 allowed,
                 most,
             ),
-            b"gzip" => {
+            Coding::Gzip => {
                 self.decode(flate2::bufread::MultiGzDecoder::new(&body.bytes[..]), allowed, most)
             }
-            _ => Ok(Text::Unreadable),
+            Coding::Unknown => Ok(Text::Unreadable),
         }
     }
 
@@ -275,7 +271,10 @@ mod tests {
     #[tokio::test]
     async fn body_that_unfolds_too_far_is_too_large() {
         let replay = replay(64 * KIB * KIB, 256 * KIB * KIB);
-        let zstd = HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static("zstd"))]);
+        let zstd = HeaderMap::from_iter([(
+            http::header::CONTENT_ENCODING,
+            HeaderValue::from_static("zstd"),
+        )]);
         for (length, expected) in [(15 << 20, None), (20 << 20, Some("request_too_large"))] {
             let encoded = zstd::encode_all(&vec![b' '; length][..], 3).unwrap();
             let body = read(&replay, encoded).await.unwrap();
@@ -288,7 +287,8 @@ mod tests {
     async fn encoded_body_is_read_and_counted_and_a_bomb_is_not_decoded() {
         let replay = replay(512 * KIB, 1024 * KIB);
         let encoded = |encoding: &'static str| {
-            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))])
+            let encoding = HeaderValue::from_static(encoding);
+            HeaderMap::from_iter([(http::header::CONTENT_ENCODING, encoding)])
         };
         let text = |body: &Replayed, encoding| {
             let text =

@@ -22,6 +22,8 @@ pub struct ClientMessage {
     pub previous_response_id: Option<String>,
     pub conversation: Option<String>,
     pub model: Option<String>,
+    /// `service_tier`.
+    pub tier: Option<String>,
     /// The message asks for no output, only for a warm cache.
     pub is_warm_up: bool,
     /// `store: false`: the response exists on this connection only.
@@ -75,6 +77,7 @@ impl ClientMessage {
             previous_response_id: Field::of(previous).id().map(str::to_owned),
             conversation: identified(conversation).id().map(str::to_owned),
             model: named(model),
+            tier: named(tier),
             is_warm_up,
             is_unstored: store == Some(b"false"),
             references,
@@ -100,7 +103,7 @@ pub enum Stage {
     Created,
     Ended(Terminal),
     /// An `error` frame, with its headers.
-    Refused(StatusCode, ErrorBody, HeaderMap),
+    Refused(StatusCode, Box<ErrorBody>, HeaderMap),
 }
 
 impl Event {
@@ -119,7 +122,11 @@ impl Event {
             b"error" => {
                 let (status, headers) =
                     (error_body::frame_status(text), error_body::frame_headers(text));
-                Stage::Refused(status, ErrorBody::parse(text), headers)
+                Stage::Refused(
+                    status,
+                    Box::new(ErrorBody::of_event(text).unwrap_or_default()),
+                    headers,
+                )
             }
             name => Stage::Ended(Terminal::of_event(name)?),
         };
@@ -191,6 +198,7 @@ mod tests {
             previous_response_id: Some("resp_1".into()),
             conversation: None,
             model: Some("m".into()),
+            tier: None,
             is_warm_up: true,
             is_unstored: true,
             references: References::default(),
@@ -266,8 +274,11 @@ mod tests {
                 class: Some("t".into()),
                 ..ErrorBody::default()
             };
-            let stage =
-                Stage::Refused(StatusCode::from_u16(expected).unwrap(), error, HeaderMap::new());
+            let stage = Stage::Refused(
+                StatusCode::from_u16(expected).unwrap(),
+                Box::new(error),
+                HeaderMap::new(),
+            );
             assert_eq!(
                 event(&text),
                 Some(Event { lane: None, response_id: None, is_unstored: false, stage }),
@@ -276,8 +287,7 @@ mod tests {
         }
         for number in ["99", "1000", "70000", "-1", "4.5"] {
             let text = format!(r#"{{"type":"error","status":{number}}}"#);
-            let stage =
-                Stage::Refused(StatusCode::BAD_REQUEST, ErrorBody::default(), HeaderMap::new());
+            let stage = Stage::Refused(StatusCode::BAD_REQUEST, Box::default(), HeaderMap::new());
             assert_eq!(event(&text).map(|event| event.stage), Some(stage), "{number} is no status");
         }
     }

@@ -24,9 +24,11 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::turn::idle::Idle;
 use crate::turn::websocket::meter::{Meter, Metered};
 
-/// Largest message that is accepted. OpenAI's own limit is not known; a Codex turn has a few
-/// megabytes at most.
+/// Largest message that is accepted from a client. OpenAI's own limit is not known; a Codex turn
+/// has a few megabytes at most.
 const LARGEST: usize = 16 * 1024 * 1024;
+/// Largest message that is accepted from an upstream: an event may hold a picture, or several.
+const LARGEST_EVENT: usize = 256 * 1024 * 1024;
 /// Size of the read buffer. The default would cost a quarter of a megabyte per connection.
 const READ: usize = 4 * 1024;
 /// Bytes that are joined into one write.
@@ -45,11 +47,12 @@ pub type Sink = SplitSink<Frames, Message>;
 
 /// Returns the frames of a connection, which `meter` measures.
 pub async fn frames(connection: Upgraded, role: Role, meter: Meter) -> Frames {
+    let largest = if role == Role::Server { LARGEST } else { LARGEST_EVENT };
     let config = WebSocketConfig::default()
         .read_buffer_size(READ)
         .write_buffer_size(WRITE)
-        .max_message_size(Some(LARGEST))
-        .max_frame_size(Some(LARGEST));
+        .max_message_size(Some(largest))
+        .max_frame_size(Some(largest));
     let connection = Metered::new(TokioIo::new(connection), meter);
     WebSocketStream::from_raw_socket(connection, role, Some(config)).await
 }
@@ -139,6 +142,9 @@ impl Incoming {
                 Message::Close(frame) => return Err(Lost::Closed(frame)),
                 Message::Ping(_) => self.answer(sink).await,
                 Message::Pong(_) => {}
+                // OpenAI's messages are text. Nothing that no rule can read passes (RFC 6455,
+                // section 7.4.1).
+                Message::Binary(_) => return Err(Lost::Broke(CloseCode::Unsupported)),
                 message => return Ok(message),
             }
         }

@@ -1,22 +1,26 @@
 //! Replaces error frames. If the client's next connection will not meet the error, the client is
 //! told to reconnect. Otherwise the client learns about keys only what concerns it.
 
-use http::HeaderMap;
 use http::header::RETRY_AFTER;
+use http::{HeaderMap, StatusCode};
 
 use crate::binding::Binding;
 use crate::binding::demand::{Demand, Tried};
 use crate::error::{Error, ErrorKind};
-use crate::health::diagnose::{Ailment, Diagnosis};
+use crate::health::diagnose::{Ailment, Concern, Judgement, Scope, Shortage, Trouble};
 use crate::limit::wait_or_usual;
 use crate::metrics::{Decision, Reason};
 use crate::turn::Gateway;
-use crate::turn::verdict::{overloaded, too_steep};
+use crate::turn::doubt::Settled;
+use crate::turn::verdict::{overloaded, whole_seconds};
+use crate::wire::edit::{with_retry_after, with_status};
 
 /// The replacement of an error frame.
 pub enum Replacement {
     /// None: the client receives the upstream's frame.
     Nothing,
+    /// The upstream's frame, with another status or with a `Retry-After`.
+    Edited(String),
     Error(Error),
     /// The error on which every client reconnects and sends its full input. By then, the key is out
     /// of use or the session is bound to another key.
@@ -25,7 +29,9 @@ pub enum Replacement {
 
 /// A response that the upstream refused on a connection.
 pub struct Refused<'r> {
-    pub diagnosis: Diagnosis,
+    pub judgement: Judgement,
+    /// The upstream's frame.
+    pub frame: &'r str,
     pub headers: &'r HeaderMap,
     /// The client has received part of the response.
     pub has_begun: bool,
@@ -38,16 +44,42 @@ pub struct Refused<'r> {
 impl Refused<'_> {
     /// Returns why the client receives no answer, unless its own request is the reason.
     fn reason(&self) -> Option<Reason> {
-        match self.diagnosis {
-            Diagnosis::Ailing(ailment) => Some(ailment.into()),
-            Diagnosis::Limited(_) => Some(Reason::Limited),
-            Diagnosis::TooSteep(_) => Some(Reason::TooSteep),
-            Diagnosis::NoAccess => Some(Reason::NoAccess),
-            Diagnosis::Overloaded(_) => Some(Reason::Overloaded),
-            Diagnosis::Failed => Some(Reason::Failed),
-            Diagnosis::Foreign => Some(Reason::Forgotten).filter(|_| self.is_provisional),
-            Diagnosis::Sound => None,
+        match self.judgement {
+            Judgement::Key | Judgement::Organization(Trouble::Refused) => Some(Reason::Rejected),
+            Judgement::Project | Judgement::Organization(Trouble::Spent) => Some(Reason::Exhausted),
+            Judgement::Model(Shortage::Limited(_))
+            | Judgement::Tier(_)
+            | Judgement::Transport(_) => Some(Reason::Limited),
+            Judgement::Model(Shortage::Denied) => Some(Reason::NoAccess),
+            Judgement::Host => Some(Reason::Failed),
+            Judgement::Request(concern) => match concern {
+                Concern::TooSteep(_) => Some(Reason::TooSteep),
+                Concern::Overloaded(_) => Some(Reason::Overloaded),
+                Concern::Foreign => Some(Reason::Forgotten).filter(|_| self.is_provisional),
+                Concern::Passed | Concern::Forbidden | Concern::Busy(_) => None,
+            },
         }
+    }
+
+    /// Returns the replacement of an error that concerns its request alone.
+    fn of_request(&self, concern: Concern) -> Replacement {
+        match concern {
+            Concern::Forbidden => self.forbidden(),
+            Concern::Busy(wait) | Concern::TooSteep(wait) if !says_when(self.headers) => {
+                let seconds = whole_seconds(wait_or_usual(wait));
+                with_retry_after(self.frame, seconds)
+                    .map_or(Replacement::Nothing, Replacement::Edited)
+            }
+            Concern::Overloaded(wait) if !self.has_begun => Replacement::Error(overloaded(wait)),
+            _ => Replacement::Nothing,
+        }
+    }
+
+    /// Returns the upstream's frame as a 403: the client would take a 401 for the refusal of its
+    /// own token.
+    fn forbidden(&self) -> Replacement {
+        with_status(self.frame, StatusCode::FORBIDDEN.as_u16())
+            .map_or(Replacement::Nothing, Replacement::Edited)
     }
 }
 
@@ -75,31 +107,12 @@ impl Replacement {
         refused: &Refused<'_>,
     ) -> Self {
         let (bindings, key) = (&gateway.bindings, &binding.key);
-        let is_rejected = matches!(refused.diagnosis, Diagnosis::Ailing(Ailment::Rejected(_)));
-        let (is_cured, otherwise) = match refused.diagnosis {
-            Diagnosis::Ailing(ailment) => {
-                gateway.registry.observe(key, ailment);
-                gateway.registry.settled(key).await;
-                tried.refused.push(key.tag);
-                // If a probe finds that the key is accepted, the same key serves the next
-                // connection.
-                let is_cured = gateway.registry.is_ready(key, demand.model)
-                    || bindings.would_leave(demand.after(&tried), binding);
-                (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
-            }
-            Diagnosis::Limited(wait) => {
-                let wait = wait_or_usual(wait);
-                gateway.registry.limit(key, demand.model, wait);
-                let error = Error::limited(
-                    "The upstream is limiting the rate of this model at the moment.",
-                    wait,
-                );
-                // After a handshake without a model, the gateway would choose the same key again.
-                let is_cured =
-                    refused.is_announced && bindings.would_leave(demand.after(&tried), binding);
-                (is_cured, Some(error).filter(|_| !says_when(refused.headers)))
-            }
-            Diagnosis::Foreign if refused.is_provisional && !refused.has_begun => {
+        let is_refused =
+            matches!(refused.judgement, Judgement::Key | Judgement::Organization(Trouble::Refused));
+        let (is_cured, otherwise) = match refused.judgement {
+            Judgement::Request(Concern::Foreign)
+                if refused.is_provisional && !refused.has_begun =>
+            {
                 match bindings
                     .rebind_provisionally(demand.after(&tried), binding, &mut bindings.budget())
                     .await
@@ -108,20 +121,57 @@ impl Replacement {
                     Err(later) => (false, Some(later)),
                 }
             }
-            Diagnosis::NoAccess => {
+            Judgement::Request(concern) => return refused.of_request(concern),
+            Judgement::Key | Judgement::Organization(Trouble::Refused) => {
+                let doubted = refused.judgement.ailment().map_or(Scope::Key, Ailment::scope);
+                match gateway.settle(key, doubted).await {
+                    Some(Settled::Accepted) => return refused.forbidden(),
+                    // A reload has replaced the secret that the upstream refused.
+                    None => (true, None),
+                    Some(Settled::Refused(_) | Settled::Undecided) => {
+                        tried.refused.push(key.tag);
+                        // If a probe has found since that the key is accepted, the same key serves
+                        // the next connection.
+                        let is_cured = gateway.registry.is_ready(key, demand.asked())
+                            || bindings.would_leave(demand.after(&tried), binding);
+                        (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
+                    }
+                }
+            }
+            Judgement::Project | Judgement::Organization(Trouble::Spent) => {
+                if let Some(ailment) = refused.judgement.ailment() {
+                    gateway.registry.observe(key, ailment);
+                }
+                tried.refused.push(key.tag);
+                let is_cured = bindings.would_leave(demand.after(&tried), binding);
+                (is_cured, Some(bindings.shortage(demand.after(&tried), binding)))
+            }
+            Judgement::Model(Shortage::Limited(wait))
+            | Judgement::Tier(wait)
+            | Judgement::Transport(wait) => {
+                let wait = wait_or_usual(wait);
+                gateway.registry.limit(key, demand.asked(), wait);
+                let error = Error::limited(
+                    "The upstream is limiting the rate of this model at the moment.",
+                    wait,
+                );
+                // After a handshake without a model, the gateway would choose the same key again.
+                // A handshake never names a tier.
+                let is_cured = refused.is_announced
+                    && demand.asked().tier.is_none()
+                    && bindings.would_leave(demand.after(&tried), binding);
+                (is_cured, Some(error).filter(|_| !says_when(refused.headers)))
+            }
+            Judgement::Model(Shortage::Denied) => {
                 gateway.failover.corroboration.report(&gateway.registry, key, demand);
                 (false, None)
             }
-            Diagnosis::Overloaded(wait) => (false, Some(overloaded(wait))),
-            Diagnosis::TooSteep(wait) => {
-                (false, Some(too_steep(wait)).filter(|_| !says_when(refused.headers)))
-            }
-            Diagnosis::Foreign | Diagnosis::Failed | Diagnosis::Sound => (false, None),
+            Judgement::Host => (false, None),
         };
         match otherwise {
             // The client must not see what the upstream says about a key. It may see any other
             // error in the upstream's words.
-            Some(error) if refused.has_begun && is_rejected => Self::Error(error),
+            Some(error) if refused.has_begun && is_refused => Self::Error(error),
             _ if refused.has_begun => Self::Nothing,
             _ if is_cured => Self::Reconnect,
             Some(error) => Self::Error(error),
@@ -133,6 +183,7 @@ impl Replacement {
     pub fn to_frame(&self, lane: Option<&str>) -> Option<String> {
         match self {
             Self::Nothing => None,
+            Self::Edited(frame) => Some(frame.clone()),
             Self::Error(error) => Some(error.to_frame(lane)),
             Self::Reconnect => Some(reconnect().to_frame(lane)),
         }

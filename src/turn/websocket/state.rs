@@ -37,6 +37,8 @@ pub struct Failed {
     pub has_begun: bool,
     /// The model that the turn asked for.
     pub model: String,
+    /// The service tier that the turn asked for.
+    pub tier: Option<String>,
     /// The turn, or an earlier one, carried content that only its organization can open.
     pub is_sealed: bool,
     /// The turn refers to content that only this project can find.
@@ -76,6 +78,7 @@ impl SocketState {
             return Failed {
                 has_begun: false,
                 model: self.model.clone(),
+                tier: None,
                 is_sealed,
                 needs_project: false,
             };
@@ -83,9 +86,10 @@ impl SocketState {
         turn.account.answered(status);
         turn.account
             .relayed(Reading { terminal: Some(Terminal::Failed), ..Reading::default() }, None);
-        let (has_begun, model, needs_project) =
-            (turn.has_begun, turn.account.asked().to_owned(), turn.needs_project);
-        Failed { has_begun, model, is_sealed: is_sealed || turn.shows_sealed, needs_project }
+        let (has_begun, needs_project) = (turn.has_begun, turn.needs_project);
+        let asked = turn.account.asked();
+        let (model, tier) = (asked.model.to_owned(), asked.tier.map(str::to_owned));
+        Failed { has_begun, model, tier, is_sealed: is_sealed || turn.shows_sealed, needs_project }
     }
 }
 

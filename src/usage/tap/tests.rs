@@ -122,7 +122,7 @@ fn a_document_and_an_encoded_stream_are_read() {
 }
 
 #[test]
-fn answer_that_is_too_long_or_unreadable_passes_unread() {
+fn answer_that_cannot_be_read_passes_unread() {
     let long = format!("event: response.completed\ndata: {}\n\n", "x".repeat(KEPT * 3));
     let mut tap = Tap::new(&headers("text/event-stream", None));
     long.as_bytes().chunks(10_000).for_each(|chunk| {
@@ -219,13 +219,12 @@ fn failed_answer_yields_its_error() {
     assert_eq!(ended("response.completed", error).failure, None);
 }
 
-/// The cost of an event or a document is read up to a length. With one byte more, only its end is
-/// known.
+/// The cost of an event or a document is read whatever its length.
 #[test]
-fn event_is_kept_up_to_a_length() {
+fn event_of_any_length_is_read() {
     let start = format!(r#"{{"response":{{"usage":{USAGE}}},"x":""#);
     let data = |length: usize| format!("{start}{}\"}}", "x".repeat(length - start.len() - 2));
-    for (length, expected) in [(KEPT, usage()), (KEPT + 1, None)] {
+    for (length, expected) in [(KEPT, usage()), (KEPT + 1, usage()), (5 * KEPT, usage())] {
         let reading = ended("response.completed", &data(length));
         assert_eq!(
             (reading.terminal, reading.usage),
@@ -241,6 +240,12 @@ fn event_is_kept_up_to_a_length() {
             "{length}"
         );
     }
+    // The type may stand last, and in no `event:` line.
+    let hidden = format!(
+        "data: {{\"sequence_number\":1,\"response\":{{\"usage\":{USAGE}}},\"type\":\"response\\u002ecompleted\"}}\n\n"
+    );
+    let reading = read(&headers("Text/Event-Stream; charset=utf-8", None), &[hidden.as_bytes()]);
+    assert_eq!((reading.terminal, reading.usage), (Some(Terminal::Completed), usage()));
     // The length of one event does not count against the next.
     let both = format!("event: response.failed\ndata: {}\n\n", "x".repeat(KEPT + 1));
     let both = format!("{both}event: response.completed\ndata: {}\n\n", data(2_000));

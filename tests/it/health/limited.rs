@@ -186,7 +186,7 @@ async fn fault_of_the_request_cools_no_key() {
     let before = cluster.turns().await.len();
     cluster.upstream().fails_with(Fault::too_steep().session(&codex.session).times(1)).await;
     let ended = codex.turn("too steep").await;
-    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "rate_limit_exceeded"));
+    assert_eq!((ended.answer.status, ended.answer.code().as_str()), (429, "slow_down"));
     assert!(ended.answer.retry_after() >= 1);
     assert_eq!(decided(&cluster, "refuse", "too_steep").await, 1.0);
     cluster

@@ -101,6 +101,7 @@ async fn key_that_is_accepted_when_asked_again_keeps_its_sessions() {
     let cluster = three().keys(pool()).start().await;
     let (mut codex, turn) = begin_on(&cluster, "org-a").await;
     cluster.upstream().fails_with(Fault::revoked().session(&codex.session).times(1)).await;
+    assert_eq!(codex.turn("is refused").await.answer.status, 403, "the refusal is the request's");
     go_on(&cluster, &mut codex, 4).await;
     assert_eq!(path(&cluster, &codex).await, [turn.key]);
 }

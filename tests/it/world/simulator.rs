@@ -23,6 +23,8 @@ pub struct Key {
     pub organization: String,
     pub project: String,
     pub weight: u32,
+    /// The gateway is not told the key's project.
+    pub is_unplaced: bool,
     /// Another key, whose secret the gateway shows for this one.
     pub shown: Option<String>,
     pub region: String,
@@ -39,10 +41,17 @@ impl Key {
             organization,
             project,
             weight: 1,
+            is_unplaced: false,
             shown: None,
             region: "us".into(),
             limits: String::new(),
         }
+    }
+
+    /// Leaves the key's project out of the gateway's configuration.
+    pub const fn unplaced(mut self) -> Self {
+        self.is_unplaced = true;
+        self
     }
 
     /// Moves the key to another project than the usual one of its organization.

@@ -10,9 +10,12 @@ use crate::health::diagnose::Scope;
 use crate::turn::tests::{bound, decided, gateway};
 
 const TWO: [(&str, &str, &str); 2] = [("a", "o", "p"), ("b", "q", "p")];
+const DENIED: Judgement = Judgement::Model(Shortage::Denied);
+const FOREIGN: Judgement = Judgement::Request(Concern::Foreign);
+const EDITED: &str = r#"{"headers":{"retry-after":"20"},"type":"error","status":429}"#;
 const SECOND: Duration = Duration::from_secs(1);
-const EXHAUSTED: Diagnosis = Diagnosis::Ailing(Ailment::Exhausted(Scope::Organization));
-const REJECTED: Diagnosis = Diagnosis::Ailing(Ailment::Rejected(Scope::Key));
+const EXHAUSTED: Judgement = Judgement::Organization(Trouble::Spent);
+const REJECTED: Judgement = Judgement::Key;
 /// A refused first response, for the model of the handshake, under a provisional binding.
 const FIRST: Case = Case {
     retry_after: None,
@@ -21,6 +24,10 @@ const FIRST: Case = Case {
     is_announced: true,
     is_sealed: false,
 };
+
+const fn overloaded_for(wait: Option<Duration>) -> Judgement {
+    Judgement::Request(Concern::Overloaded(wait))
+}
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -37,7 +44,7 @@ struct Case {
 /// session.
 async fn replaced(
     keys: &[(&str, &str, &str)],
-    diagnosis: Diagnosis,
+    judgement: Judgement,
     case: Case,
 ) -> (String, [u32; 3]) {
     let (gateway, client) = (gateway(keys), Client::unrestricted("alice"));
@@ -48,13 +55,16 @@ async fn replaced(
         headers.insert(RETRY_AFTER, wait.parse().unwrap());
     }
     let Case { has_begun, is_provisional, is_announced, .. } = case;
-    let refused = Refused { diagnosis, headers: &headers, has_begun, is_provisional, is_announced };
+    let frame = r#"{"type":"error","status":429}"#;
+    let refused =
+        Refused { judgement, frame, headers: &headers, has_begun, is_provisional, is_announced };
     let reason = refused.reason().map(Reason::name);
     let instead =
         Replacement::of(&gateway, &binding, (&turn.demand, turn.tried.clone()), refused).await;
     let count = |decision| reason.as_ref().map_or(0, |reason| decided(&gateway, decision, reason));
     let replacement = match &instead {
         Replacement::Nothing => "nothing".into(),
+        Replacement::Edited(frame) => frame.clone(),
         Replacement::Error(error) => {
             format!("{} {:?}", error.code(), error.retry_after.map(|wait| wait.as_secs()))
         }
@@ -66,17 +76,18 @@ async fn replaced(
 async fn check(
     what: &str,
     keys: &[(&str, &str, &str)],
-    diagnosis: Diagnosis,
+    judgement: Judgement,
     case: Case,
     expected: &str,
 ) {
-    let (replacement, decided) = replaced(keys, diagnosis, case).await;
+    let (replacement, decided) = replaced(keys, judgement, case).await;
     assert_eq!(replacement, expected, "{what}");
-    let is_recorded =
-        diagnosis != Diagnosis::Sound && (diagnosis != Diagnosis::Foreign || case.is_provisional);
+    let is_recorded = judgement != Judgement::PASSED
+        && judgement != Judgement::Request(Concern::Busy(None))
+        && (judgement != FOREIGN || case.is_provisional);
     let reconnects = expected == "reconnect";
     // The session moves if the next connection needs another organization, and never otherwise.
-    let is_moved = reconnects && diagnosis == Diagnosis::Foreign;
+    let is_moved = reconnects && judgement == FOREIGN;
     assert_eq!(
         decided,
         [reconnects, is_recorded && !reconnects, is_moved].map(u32::from),
@@ -101,14 +112,8 @@ async fn fault_of_a_key_makes_the_client_reconnect_if_another_key_serves() {
         "no_key_available Some(1)",
     )
     .await;
-    check(
-        "another project",
-        &[TWO[0], ("c", "o", "r")],
-        Diagnosis::Ailing(Ailment::Exhausted(Scope::Project)),
-        sealed,
-        "reconnect",
-    )
-    .await;
+    check("another project", &[TWO[0], ("c", "o", "r")], Judgement::Project, sealed, "reconnect")
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,7 +122,8 @@ async fn key_that_a_probe_finds_accepted_serves_the_next_connection() {
     let (turn, binding, _) = bound(&gateway, &client).await;
     let headers = HeaderMap::new();
     let refused = Refused {
-        diagnosis: REJECTED,
+        judgement: REJECTED,
+        frame: "{}",
         headers: &headers,
         has_begun: false,
         is_provisional: true,
@@ -136,8 +142,9 @@ async fn key_that_a_probe_finds_accepted_serves_the_next_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn limit_makes_the_client_reconnect_only_if_the_next_connection_uses_another_key() {
-    let limited =
-        |seconds: Option<u32>| Diagnosis::Limited(seconds.map(|seconds| SECOND * seconds));
+    let limited = |seconds: Option<u32>| {
+        Judgement::Model(Shortage::Limited(seconds.map(|seconds| SECOND * seconds)))
+    };
     let unannounced = Case { is_announced: false, ..FIRST };
     check("another organization", &TWO, limited(Some(9)), FIRST, "reconnect").await;
     check("soon over", &TWO, limited(Some(3)), FIRST, "rate_limit_exceeded Some(3)").await;
@@ -178,40 +185,35 @@ async fn limit_makes_the_client_reconnect_only_if_the_next_connection_uses_anoth
 
 #[tokio::test(start_paused = true)]
 async fn error_that_no_other_key_helps_says_when_to_retry() {
-    let (overloaded, too_steep) = (Diagnosis::Overloaded(None), Diagnosis::TooSteep(None));
+    let (overloaded, too_steep) =
+        (overloaded_for(None), Judgement::Request(Concern::TooSteep(None)));
     let (retry_after, begun) =
         (Case { retry_after: Some("9"), ..FIRST }, Case { has_begun: true, ..FIRST });
     check("overloaded", &TWO, overloaded, FIRST, "no_key_available Some(5)").await;
     check(
         "for a time",
         &TWO,
-        Diagnosis::Overloaded(Some(9 * SECOND)),
+        overloaded_for(Some(9 * SECOND)),
         retry_after,
         "no_key_available Some(9)",
     )
     .await;
     check("in mid-response", &TWO, overloaded, begun, "nothing").await;
-    check("too steep", &TWO, too_steep, FIRST, "rate_limit_exceeded Some(20)").await;
+    check("too steep", &TWO, too_steep, FIRST, EDITED).await;
+    check("busy", &TWO, Judgement::Request(Concern::Busy(None)), FIRST, EDITED).await;
+    check("too steep, in mid-response", &TWO, too_steep, begun, EDITED).await;
     check("and it retry_after so", &TWO, too_steep, retry_after, "nothing").await;
-    for diagnosis in [Diagnosis::Failed, Diagnosis::Sound, Diagnosis::NoAccess] {
-        check("the client's", &TWO, diagnosis, FIRST, "nothing").await;
+    for judgement in [Judgement::Host, Judgement::PASSED, DENIED] {
+        check("the client's", &TWO, judgement, FIRST, "nothing").await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn forgotten_organization_is_searched_only_under_a_provisional_binding() {
-    check("provisional", &TWO, Diagnosis::Foreign, FIRST, "reconnect").await;
-    check("no other key", &TWO[..1], Diagnosis::Foreign, FIRST, "nothing").await;
-    check("known", &TWO, Diagnosis::Foreign, Case { is_provisional: false, ..FIRST }, "nothing")
-        .await;
-    check(
-        "in mid-response",
-        &TWO,
-        Diagnosis::Foreign,
-        Case { has_begun: true, ..FIRST },
-        "nothing",
-    )
-    .await;
+    check("provisional", &TWO, FOREIGN, FIRST, "reconnect").await;
+    check("no other key", &TWO[..1], FOREIGN, FIRST, "nothing").await;
+    check("known", &TWO, FOREIGN, Case { is_provisional: false, ..FIRST }, "nothing").await;
+    check("in mid-response", &TWO, FOREIGN, Case { has_begun: true, ..FIRST }, "nothing").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +224,8 @@ async fn model_that_two_clients_are_denied_is_denied_to_the_project() {
         let (turn, binding, _) = bound(&gateway, &client).await;
         let headers = HeaderMap::new();
         let refused = Refused {
-            diagnosis: Diagnosis::NoAccess,
+            judgement: DENIED,
+            frame: "{}",
             headers: &headers,
             has_begun: false,
             is_provisional: false,

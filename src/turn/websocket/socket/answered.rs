@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
-use crate::health::diagnose::{Diagnosis, diagnose};
+use crate::health::diagnose::{Concern, Judgement, Met, ModelUse, judge};
 use crate::telemetry::TurnId;
 use crate::turn::account::Arrival;
 use crate::turn::websocket::frame::{Event, Stage};
@@ -35,9 +35,11 @@ impl Socket {
             }
             Stage::Refused(status, error, headers) => {
                 let failed = self.state_of(id).refused(lane, status);
-                let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
+                let asked = ModelUse::new(&failed.model, failed.tier.as_deref());
+                let case = (Met::Turn, asked);
+                let judgement = judge(case, status, &error, &headers, SystemTime::now());
                 return self
-                    .instead(lane, &failed, diagnosis, &headers)
+                    .instead(lane, &failed, judgement, (&text, &headers))
                     .await
                     .map_or(text, Utf8Bytes::from);
             }
@@ -111,11 +113,8 @@ impl Socket {
             turn.account.answered(StatusCode::OK);
             let reading = Reading::of_event(terminal, text);
             if let Some(failure) = &reading.failure {
-                self.gateway().registry.observe_failure(
-                    &self.binding.key,
-                    turn.account.asked(),
-                    failure,
-                );
+                let asked = turn.account.asked();
+                self.gateway().registry.observe_failure(&self.binding.key, asked, failure);
             }
             turn.account.relayed(reading, None);
         }
@@ -127,20 +126,23 @@ impl Socket {
         &self,
         lane: Option<&str>,
         failed: &Failed,
-        diagnosis: Diagnosis,
-        headers: &HeaderMap,
+        judgement: Judgement,
+        (frame, headers): (&str, &HeaderMap),
     ) -> Option<String> {
-        let Failed { has_begun, model, is_sealed, needs_project } = failed;
+        let Failed { has_begun, model, tier, is_sealed, needs_project } = failed;
         let is_provisional = self.binding.is_provisional && !self.state().is_confirmed;
         let is_announced = self.announced == *model;
+        let has_begun = *has_begun;
         let refused =
-            Refused { diagnosis, headers, has_begun: *has_begun, is_provisional, is_announced };
+            Refused { judgement, frame, headers, has_begun, is_provisional, is_announced };
+        let is_foreign = judgement == Judgement::Request(Concern::Foreign);
         let demand = Demand {
             session: self.binding.session.clone(),
             lineage: self.lineage.clone(),
-            carries_sealed: Sealed::Known(*is_sealed || diagnosis == Diagnosis::Foreign),
+            carries_sealed: Sealed::Known(*is_sealed || is_foreign),
             by_websocket: true,
             model,
+            tier: tier.as_deref(),
             ..Demand::of(&self.client)
         };
         let within = match *needs_project && !is_provisional {

@@ -115,7 +115,8 @@ impl Socket {
         }
         let mut account = open(&mut state);
         account.model(&message.model.take().unwrap_or_default());
-        account.asked().clone_into(&mut state.model);
+        account.tier(message.tier.take());
+        account.asked().model.clone_into(&mut state.model);
         account.asked_for(message.kind, std::mem::take(&mut message.imprint));
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
         // After the first answer, the session is sealed anyway.

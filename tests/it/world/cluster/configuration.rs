@@ -25,12 +25,15 @@ impl Cluster {
             .keys
             .iter()
             .map(|key| {
+                let project = match key.is_unplaced {
+                    true => String::new(),
+                    false => format!("project = {:?}\n", key.project),
+                };
                 format!(
-                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\nproject = {:?}\nregion = {:?}\n\
+                    "[[key]]\nid = {:?}\nupstream = \"openai\"\norganization = {:?}\n{project}region = {:?}\n\
                      weight = {}\nsecret = {:?}\n",
                     key.id,
                     key.organization,
-                    key.project,
                     key.region,
                     key.weight,
                     key.secret()

@@ -63,6 +63,20 @@ impl Fault {
         Self::refused(503, "server_is_overloaded")
     }
 
+    /// 401 to a request that needs a scope that the key does not have.
+    pub fn lacking_scope() -> Self {
+        Self::refused(401, "missing_scope").message(
+            "You have insufficient permissions for this operation. Missing scopes: api.vector_stores.read.",
+        )
+    }
+
+    /// 429 to a request for a tier that has no capacity.
+    pub fn without_capacity() -> Self {
+        Self::refused(429, "resource_unavailable")
+            .class("resource_unavailable")
+            .and("retry_after", json!(false))
+    }
+
     /// 500, 502, 503, 504: the usual error of that status.
     pub fn down(status: u16) -> Self {
         Self(json!({ "status": status }))
@@ -101,6 +115,21 @@ impl Fault {
     /// Sets the message.
     pub fn message(self, text: &str) -> Self {
         self.and("message", json!(text))
+    }
+
+    /// Sets the error's `type`, in place of the usual one.
+    pub fn class(self, class: &str) -> Self {
+        self.and("class", json!(class))
+    }
+
+    /// Encodes the error, and names the coding in this spelling.
+    pub fn encoded(self, coding: &str) -> Self {
+        self.and("encoding", json!(coding))
+    }
+
+    /// Strikes requests for this service tier.
+    pub fn tier(self, tier: &str) -> Self {
+        self.and("tier", json!(tier))
     }
 
     pub fn key(self, id: &str) -> Self {

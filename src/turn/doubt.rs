@@ -1,0 +1,73 @@
+//! Decides a doubt about a key: the upstream answered a turn with 401, and one probe tells whether
+//! it refuses the key or the request.
+//!
+//! While the probe runs, nothing is known to other turns or replicas. Turns that doubt the same key
+//! at the same time share one probe.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::health::diagnose::Scope;
+use crate::key::{Key, Tag};
+use crate::upstream::probe::{Credential, ask_about};
+
+/// Maximum time that a turn waits for the probe of its key.
+const PATIENCE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Most keys whose last probe is remembered, beyond those that are being probed.
+const MOST: usize = 1_024;
+
+/// The result of a doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The upstream accepts the key, so its answer was about the request.
+    Accepted,
+    /// The upstream refuses the key, or its organization.
+    Refused(Scope),
+    /// The upstream did not say in time.
+    Undecided,
+}
+
+/// The last probe of a key: when it was sent, and what the upstream answered.
+type Last = Arc<Mutex<Option<(Instant, Credential)>>>;
+
+/// The doubts of all turns of a replica.
+#[derive(Default)]
+pub struct Doubts(Lock<HashMap<Tag, Last>>);
+
+impl Doubts {
+    /// Asks the upstream about `key`, unless another turn has asked since `met`, when this turn met
+    /// the refusal. `asked` is called for each probe that is sent.
+    pub async fn settle(&self, key: &Key, met: Instant, asked: impl FnOnce()) -> Settled {
+        let last = self.last(key);
+        let settling = async {
+            let mut last = last.lock().await;
+            if let Some((sent, credential)) = *last
+                && sent >= met
+            {
+                return credential;
+            }
+            let sent = Instant::now();
+            asked();
+            let credential = ask_about(key).await;
+            *last = Some((sent, credential));
+            credential
+        };
+        match timeout(PATIENCE_TIMEOUT, settling).await {
+            Ok(Credential::Accepted) => Settled::Accepted,
+            Ok(Credential::Refused(scope)) => Settled::Refused(scope),
+            Ok(Credential::Unknown) | Err(_) => Settled::Undecided,
+        }
+    }
+
+    fn last(&self, key: &Key) -> Last {
+        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.len() >= MOST {
+            keys.retain(|_, last| Arc::strong_count(last) > 1);
+        }
+        Arc::clone(keys.entry(key.shown_tag).or_default())
+    }
+}

@@ -1,0 +1,159 @@
+//! Keeps of a long JSON text what states its end and its cost: everything but the contents of
+//! arrays and of long strings. Pure.
+//!
+//! A generated picture is one string of megabytes, and an output of any length is an array.
+
+use memchr::{memchr2, memchr3};
+
+/// Longest string that is kept, and most bytes that are kept in all.
+const LONGEST: usize = 4 * 1024;
+const MOST: usize = 256 * 1024;
+
+/// The text that passes, and what is kept of it.
+#[derive(Default)]
+pub struct Sieve {
+    kept: Vec<u8>,
+    /// Open arrays. Nothing inside an array is kept.
+    arrays: usize,
+    /// Inside a string: where its content begins in `kept`.
+    string: Option<usize>,
+    /// The last byte of the string was a backslash.
+    is_escaped: bool,
+    /// The string is too long, and is not kept.
+    is_long: bool,
+    is_too_long: bool,
+}
+
+impl Sieve {
+    pub fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let taken = if self.string.is_some() {
+                self.pass_string(bytes)
+            } else {
+                self.pass_structure(bytes)
+            };
+            bytes = &bytes[taken..];
+        }
+    }
+
+    /// What was kept: JSON if the text was. Empty if too much would have to be kept.
+    pub fn kept(&self) -> &[u8] {
+        if self.is_too_long { b"" } else { &self.kept }
+    }
+
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Passes bytes outside strings, up to and with the next quote or bracket of an array.
+    fn pass_structure(&mut self, bytes: &[u8]) -> usize {
+        let Some(at) = memchr3(b'"', b'[', b']', bytes) else {
+            self.keep(bytes);
+            return bytes.len();
+        };
+        self.keep(&bytes[..at]);
+        match bytes[at] {
+            b'"' => {
+                self.keep(b"\"");
+                self.string = Some(self.kept.len());
+            }
+            b'[' => {
+                self.keep(b"[");
+                self.arrays += 1;
+            }
+            _ => {
+                self.arrays = self.arrays.saturating_sub(1);
+                self.keep(b"]");
+            }
+        }
+        at + 1
+    }
+
+    /// Passes the content of a string, up to and with its closing quote.
+    fn pass_string(&mut self, bytes: &[u8]) -> usize {
+        if std::mem::take(&mut self.is_escaped) {
+            self.keep_content(&bytes[..1]);
+            return 1;
+        }
+        let Some(at) = memchr2(b'"', b'\\', bytes) else {
+            self.keep_content(bytes);
+            return bytes.len();
+        };
+        self.keep_content(&bytes[..at]);
+        if bytes[at] == b'\\' {
+            self.keep_content(b"\\");
+            self.is_escaped = true;
+        } else {
+            (self.string, self.is_long) = (None, false);
+            self.keep(b"\"");
+        }
+        at + 1
+    }
+
+    fn keep_content(&mut self, bytes: &[u8]) {
+        let begin = self.string.unwrap_or(self.kept.len());
+        if self.arrays > 0 || self.is_long {
+            return;
+        }
+        if self.kept.len() - begin.min(self.kept.len()) + bytes.len() > LONGEST {
+            self.is_long = true;
+            self.kept.truncate(begin);
+        } else {
+            self.keep(bytes);
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.arrays > 0 || self.is_too_long {
+            return;
+        }
+        if self.kept.len() + bytes.len() > MOST {
+            (self.kept, self.is_too_long) = (Vec::new(), true);
+        } else {
+            self.kept.extend_from_slice(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sieved(text: &[u8], cuts: &[usize]) -> Vec<u8> {
+        let mut sieve = Sieve::default();
+        let mut rest = text;
+        for cut in cuts {
+            let (piece, after) = rest.split_at((*cut).min(rest.len()));
+            sieve.pass(piece);
+            rest = after;
+        }
+        sieve.pass(rest);
+        sieve.kept().to_vec()
+    }
+
+    #[test]
+    fn arrays_and_long_strings_lose_their_contents() {
+        let long = "x".repeat(LONGEST + 1);
+        for (text, kept) in [
+            (r#"{"a":[1,[2,"]"],{"b":"["}],"c":3}"#.to_owned(), r#"{"a":[],"c":3}"#),
+            (format!(r#"{{"a":"{long}","c":3}}"#), r#"{"a":"","c":3}"#),
+            (format!(r#"{{"a":"\"{long}\\","c":"\"]"}}"#), r#"{"a":"","c":"\"]"}"#),
+            (r#"{"a":{"b":"c"}}"#.to_owned(), r#"{"a":{"b":"c"}}"#),
+        ] {
+            assert_eq!(String::from_utf8(sieved(text.as_bytes(), &[])).unwrap(), kept);
+        }
+        let many = format!("{{{}\"z\":1}}", r#""a":"b","#.repeat(MOST / 4));
+        assert!(sieved(many.as_bytes(), &[]).is_empty(), "too much to keep");
+    }
+
+    proptest! {
+        #[test]
+        fn sieve_keeps_the_same_however_the_text_is_cut(
+            text in r#"[\[\]{}"\\,:a1 ]{0,200}"#,
+            cuts in prop::collection::vec(0_usize..20, 0..20),
+        ) {
+            prop_assert_eq!(sieved(text.as_bytes(), &cuts), sieved(text.as_bytes(), &[]));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The only edits of an upstream's error frame: what an HTTP answer would carry in its head. Every
+//! other byte stays. Pure.
+
+use crate::wire::peek::fields;
+
+/// The frame with its status replaced. `None`: the frame states none.
+pub fn with_status(frame: &str, status: u16) -> Option<String> {
+    let [status_raw, code_raw] = fields(frame.as_bytes(), ["status", "status_code"]).ok()?;
+    let mut places: Vec<_> =
+        [status_raw, code_raw].into_iter().flatten().map(|raw| place(frame, raw)).collect();
+    places.sort_unstable();
+    let mut edited = frame.to_owned();
+    for (start, end) in places.iter().rev() {
+        edited.replace_range(start..end, &status.to_string());
+    }
+    (!places.is_empty()).then_some(edited)
+}
+
+/// The frame with a `retry-after` among its headers. `None`: the frame is not an object.
+pub fn with_retry_after(frame: &str, seconds: u64) -> Option<String> {
+    let [headers] = fields(frame.as_bytes(), ["headers"]).ok()?;
+    let told = format!(r#""retry-after":"{seconds}""#);
+    let mut edited = frame.to_owned();
+    match headers {
+        Some(raw) if raw.starts_with(b"{") => {
+            let (start, _) = place(frame, raw);
+            let is_empty = raw[1..raw.len() - 1].trim_ascii().is_empty();
+            edited.insert_str(start + 1, &format!("{told}{}", if is_empty { "" } else { "," }));
+        }
+        Some(raw) => {
+            let (start, end) = place(frame, raw);
+            edited.replace_range(start..end, &format!("{{{told}}}"));
+        }
+        None => {
+            let start = frame.find('{')?;
+            let is_empty = frame[start + 1..].trim_start().starts_with('}');
+            let comma = if is_empty { "" } else { "," };
+            edited.insert_str(start + 1, &format!(r#""headers":{{{told}}}{comma}"#));
+        }
+    }
+    Some(edited)
+}
+
+/// Where `part`, a slice of `whole`, begins and ends.
+fn place(whole: &str, part: &[u8]) -> (usize, usize) {
+    let start = part.as_ptr().addr() - whole.as_ptr().addr();
+    (start, start + part.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_is_replaced_and_nothing_else() {
+        for (frame, expected) in [
+            (
+                r#"{"type":"error","status":401,"error":{"status":401}}"#,
+                Some(r#"{"type":"error","status":403,"error":{"status":401}}"#),
+            ),
+            (
+                r#"{"status_code": 401 ,"status":401}"#,
+                Some(r#"{"status_code": 403 ,"status":403}"#),
+            ),
+            (r#"{"type":"error"}"#, None),
+            ("x", None),
+        ] {
+            assert_eq!(with_status(frame, 403).as_deref(), expected, "{frame}");
+        }
+    }
+
+    #[test]
+    fn wait_is_added_where_the_headers_are() {
+        for (frame, expected) in [
+            (r#"{"type":"error"}"#, r#"{"headers":{"retry-after":"20"},"type":"error"}"#),
+            (" { }", r#" {"headers":{"retry-after":"20"} }"#),
+            (r#"{"headers":{"a":"b"}}"#, r#"{"headers":{"retry-after":"20","a":"b"}}"#),
+            (r#"{"headers":{ }}"#, r#"{"headers":{"retry-after":"20" }}"#),
+            (
+                r#"{"headers":null,"type":"error"}"#,
+                r#"{"headers":{"retry-after":"20"},"type":"error"}"#,
+            ),
+        ] {
+            let edited = with_retry_after(frame, 20).unwrap();
+            assert_eq!(edited, expected);
+            assert!(serde_json::from_str::<serde_json::Value>(&edited).is_ok(), "{edited}");
+        }
+        assert_eq!(with_retry_after("x", 20), None);
+    }
+}
