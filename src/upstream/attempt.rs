@@ -12,8 +12,8 @@ use flate2::bufread::MultiGzDecoder;
 use h2::Reason;
 use http::StatusCode;
 use http::header::{
-    HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL,
-    UPGRADE,
+    CONTENT_LENGTH, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_EXTENSIONS,
+    SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING, UPGRADE,
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -56,6 +56,9 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
                 {
                     return Outcome::Broken("it switches to another protocol".into());
                 }
+                Content::Body(_) | Content::Chat(_) if !is_framed_once(response.headers()) => {
+                    return Outcome::Broken("its length is stated twice, or in another way".into());
+                }
                 Content::Body(_) | Content::Chat(_) => return read(response).await,
             },
             Ok(Err(error)) if lacks_descriptors(&error) => {
@@ -70,6 +73,17 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
             },
         }
     }
+}
+
+/// Whether an answer's length is stated once (RFC 9112, section 6.3): a coding besides `chunked`
+/// would reach the client undecoded, and a `content-length` beside it would cut the answer.
+fn is_framed_once(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| {
+        coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
+            && codings.next().is_none()
+            && !headers.contains_key(CONTENT_LENGTH)
+    })
 }
 
 /// How an attempt failed before the head of an answer.

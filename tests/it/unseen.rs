@@ -101,7 +101,7 @@ async fn encoded_error_is_understood() {
         let cluster = Cluster::new().replicas(2).redis().keys(keys).start().await;
         let exhausted = Fault::exhausted().organization("org-a").encoded(coding);
         cluster.upstream().fails_with(exhausted).await;
-        for number in 0..8 {
+        for number in 0..20 {
             let request = Request::turn(ALICE, BODY)
                 .header("session-id", &format!("s-{number}"))
                 .header("accept-encoding", "gzip, deflate, br, zstd");
@@ -192,6 +192,13 @@ async fn broken_answer_never_looks_whole() {
         (raw(&format!("HTTP/1.1 400 E\r\ncontent-length: 900\r\n\r\n{error}")), 502),
         (raw("HTTP/1.1 400 E\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel"), 502),
         (raw("HTTP/1.1 400 E\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello"), 502),
+        (raw("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), 502),
+        (
+            raw(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            ),
+            502,
+        ),
         (raw("HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello"), 200),
         (raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n"), 200),
         (raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"), 200),

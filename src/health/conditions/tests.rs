@@ -352,7 +352,7 @@ async fn a_condition_is_shown_of_every_key_that_it_concerns() {
         ("key", "rejected"),
     ];
     assert_eq!(shown(&keys[0]), all);
-    // All keys of the organization without a project share one unnamed project.
-    assert_eq!(shown(&keys[1]), &all[1..4]);
+    // The limits of a key without a project are its own.
+    assert_eq!(shown(&keys[1]), &all[1..2]);
     assert!(shown(&keys[2]).is_empty());
 }

@@ -117,20 +117,31 @@ async fn most_keys_refused_at_once_are_an_incident() {
 
 #[tokio::test(start_paused = true)]
 async fn project_is_limited_for_one_model_for_a_time() {
-    let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c");
-    let [a, b, c] = ["a", "b", "c"].map(|id| key(&registry, id));
+    let (registry, _) = registry("a o 1 sk-a, b o 1 sk-b, c p 1 sk-c, d o 1 sk-d");
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|id| key(&registry, id));
     registry.limit(&a, "m", Duration::from_secs(5));
-    registry.limit(&b, "m", Duration::from_secs(1));
+    registry.limit(&a, "m", Duration::from_secs(1));
     assert_eq!(
-        registry.fitness(&b, "m"),
+        registry.fitness(&a, "m"),
         Fitness::Limited(Duration::from_secs(5)),
-        "one project, and no shorter limit shortens it"
+        "no shorter limit shortens it"
     );
     assert!(
         registry.is_ready(&a, "n")
             && registry.is_ready(&c, "m")
             && registry.state(&a) == KeyState::Cooling
     );
+    // Without a project, the limit is the key's until a second key meets it.
+    assert!(registry.is_ready(&b, "m") && registry.is_ready(&d, "m"));
+    registry.limit(&b, "m", Duration::from_secs(2));
+    assert_eq!(registry.fitness(&d, "m"), Fitness::Limited(Duration::from_secs(2)));
+    // The limit of a tier is the tier's.
+    let flex = ModelUse::new("m", Some("flex"));
+    registry.limit(&c, flex, Duration::from_secs(3));
+    assert!(registry.is_ready(&c, "m") && !registry.is_ready(&c, flex));
+    assert!(!registry.is_strained(&c, "m"));
+    registry.strain(&c, "m".into());
+    assert!(registry.is_strained(&c, "m") && registry.is_ready(&c, "m"));
     tokio::time::advance(Duration::from_secs(5)).await;
     assert!(registry.is_ready(&a, "m"));
 }

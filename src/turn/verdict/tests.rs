@@ -105,6 +105,14 @@ fn turn_that_may_have_been_served_is_sent_again_only_if_allowed() {
             Verdict::GiveUp(_, Reason::Unreachable)
         ));
     }
+    // The upstream says that it has not processed the turn.
+    let unprocessed = decided(Outcome::Unprocessed("refused stream".into()));
+    assert!(matches!(unprocessed, Verdict::Again(Err(error)) if error.status() == 502));
+    for resends in [false, true] {
+        let broken = Outcome::Broken("framing".into());
+        let verdict = decide(broken, CASE, resends, SystemTime::UNIX_EPOCH);
+        assert!(matches!(verdict, Verdict::GiveUp(error, _) if error.status() == 502));
+    }
     assert!(matches!(refused(502, "", None), Verdict::Again(Ok(_))), "that is an answer");
 }
 
