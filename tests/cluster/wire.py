@@ -48,6 +48,8 @@ class Http:
     def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
         self.is_over = False
+        # What the last answer calls its turn.
+        self.named = None
 
     @classmethod
     async def open(cls, host, port):
@@ -68,6 +70,7 @@ class Http:
             status, told = await head(self._reader)
             is_silent = False
             self.is_over = told.get("connection", "").lower() == "close"
+            self.named = told.get("x-warmkey-turn")
             content = await self._content(told)
         except (asyncio.IncompleteReadError, OSError) as why:
             self.is_over = True
