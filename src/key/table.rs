@@ -250,7 +250,13 @@ fn connections(wiring: &Wiring, http2: bool) -> Result<reqwest::Client, String> 
             .map_err(|_| "ca_file: holds no PEM certificates")?;
         builder = builder.tls_certs_merge(authorities);
     }
-    builder.build().map_err(|error| error.to_string())
+    builder.build().map_err(|error| {
+        // The error itself says no more than `builder error`: for example, that the system has no
+        // certificates of authorities is its source.
+        let source = std::error::Error::source(&error);
+        let source = source.map_or_else(String::new, |source| format!(": {source}"));
+        format!("{error}{source}")
+    })
 }
 
 #[cfg(test)]

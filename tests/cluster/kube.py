@@ -40,7 +40,7 @@ def words(variable, default=""):
     return shlex.split(os.environ.get(variable, default))
 
 
-def wait_for(what, probe, seconds):
+def wait_for(what, probe, seconds=60):
     """Asks `probe` until it returns something true, and returns that. Fails with the last answer."""
     until = time.monotonic() + seconds * SLOWNESS
     while not (answer := probe()):

@@ -71,7 +71,10 @@ class Ends:
 
     def __init__(self, folder, release):
         self._path = os.path.join(folder, f"ends-{release}")
-        form = r'jsonpath={.metadata.name}{"\t"}{range .status.containerStatuses[*]}{.state.terminated.exitCode}{" "}{.state.terminated.reason}{" "}{.restartCount}{end}{"\n"}'
+        # A pod that is not yet anywhere has no status of a container, which `range` takes for a fault.
+        of = ".status.containerStatuses[*]"
+        fields = (".metadata.name", f"{of}.state.terminated.exitCode", f"{of}.state.terminated.reason", f"{of}.restartCount")
+        form = "jsonpath=" + '{" "}'.join(f"{{{field}}}" for field in fields) + r'{"\n"}'
         command = ["kubectl", "--namespace", NAMESPACE, "get", "pods", "--watch", "-l", gateway(release), "-o", form]
         with open(self._path, "wb") as out:
             self._process = subprocess.Popen(command, stdout=out)
@@ -81,11 +84,10 @@ class Ends:
         codes = set()
         with open(self._path, encoding="utf-8") as file:
             for line in file:
-                name, _, state = line.rstrip("\n").partition("\t")
-                words_of = state.split()
-                # A container that runs has no code; its line is the number of restarts alone.
-                if len(words_of) > 1:
-                    codes.add((f"{name} {words_of[-1]}", int(words_of[0])))
+                # A container that runs has no code and no reason.
+                if len(said := line.split()) == 4:
+                    name, code, _, restarts = said
+                    codes.add((f"{name} {restarts}", int(code)))
         return sorted(codes)
 
     def stop(self):
