@@ -84,7 +84,7 @@ class Http:
         if "content-length" in told:
             return await self._reader.readexactly(int(told["content-length"]))
         content = b""
-        while size := int((await self._reader.readline()).strip() or b"x", 16):
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
             content += await self._reader.readexactly(size)
             await self._reader.readexactly(2)
         await self._reader.readline()
