@@ -21,7 +21,7 @@ from load import Ends, Load
 from world import TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
 
 # What every trace of a served turn has.
-SPANS = {"turn", "authenticate", "identify", "bind", "relay"}
+SPANS = {"turn", "authenticate", "identify", "bind", "chat gpt-5.4", "relay"}
 
 OLD, NEW = "warmkey.test/warmkey:old", "warmkey.test/warmkey:new"
 HA = str(CHART / "values-ha.yaml")
