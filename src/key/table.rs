@@ -263,9 +263,14 @@ fn connections(wiring: &Wiring, http2: Http2) -> Result<reqwest::Client, String>
         builder = builder.tls_certs_merge(authorities);
     }
     // The library's own words would name its types.
-    builder.build().map_err(|_| match wiring.authorities {
+    builder.build().map_err(|error| match wiring.authorities {
         Some(_) => "ca_file: holds a certificate that cannot be read".to_owned(),
-        None => "no connections can be made with these options".to_owned(),
+        None => {
+            // For example, the system has no certificates of authorities.
+            let source = std::error::Error::source(&error);
+            let source = source.map_or_else(String::new, |source| format!(": {source}"));
+            format!("no connections can be made with these options{source}")
+        }
     })
 }
 

@@ -16,9 +16,12 @@ import time
 
 import yaml
 
-from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, judge, kill, kubectl, load, nodes, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
+from kube import CHART, HELM3, NAMESPACE, Failure, apply, archive, check, found, gateway, helm, is_ready, judge, kill, kubectl, load, nodes, page, pods, replicas, rolled_out, run, wait_for, words  # fmt: skip
 from load import Ends, Load
-from world import TOKEN, build, node_port, real_secret, trial_values, two_nodes, values
+from world import TELEMETRY, TOKEN, build, collector, node_port, real_secret, trial_values, two_nodes, values
+
+# What every trace of a served turn has.
+SPANS = {"turn", "authenticate", "identify", "bind", "chat gpt-5.4", "relay"}
 
 OLD, NEW = "warmkey.test/warmkey:old", "warmkey.test/warmkey:new"
 HA = str(CHART / "values-ha.yaml")
@@ -56,11 +59,15 @@ class Cluster:
         self.upgraded(OLD)
         replicas("warmkey", 3)
         rolled_out("warmkey")
+        self.tested()
+
+    def tested(self):
         told = helm("test", "warmkey", "--timeout", "120s", seconds=150)
         check("Succeeded" in told, told)
         wait_for("end of the test pod", lambda: not found("pods", "-l", "app.kubernetes.io/component=test")["items"], 60)
 
     def played(self):
+        """Sessions begin, and from now on every end of a replica is written down."""
         self.ends = Ends(self.folder, "warmkey")
         self.load = Load(self.folder, "load", self.url(), TOKEN, self.sessions)
 
@@ -83,16 +90,24 @@ class Cluster:
 
     def rotated(self):
         """Both keys get other secrets. Every pod stays, and its turns show the new ones."""
-        before = {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods(gateway("warmkey"))}
+        restarts = lambda: {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods(gateway("warmkey"))}
+        before, began = restarts(), time.monotonic()
         apply(yaml.safe_dump(real_secret(2)))
 
+        seen = {"#1": 0, "#2": 0}
+
         def is_new():
-            turns = judge("turns")[-60:]
-            return turns and all(turn["key"].endswith("#2") for turn in turns if turn["outcome"] == "completed")
+            """60 turns with new secrets while none had an old one."""
+            keys = judge("summary")["keys"]
+            now = {which: sum(count for key, count in keys.items() if key.endswith(which)) for which in seen}
+            if now["#1"] != seen["#1"]:
+                seen.update(now)
+            return now["#2"] >= seen["#2"] + 60
 
         wait_for("turns with the new secrets alone", is_new, 300)
-        after = {pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods(gateway("warmkey"))}
-        check(before == after, f"a pod was replaced or restarted by a rotated key: {before}, {after}")
+        seconds = time.monotonic() - began
+        check(before == restarts(), f"a pod was replaced or restarted by a rotated key: {before}, {restarts()}")
+        return f"all turns show the new secrets after {seconds:.0f} s, no pod restarted"
 
     def drained(self):
         """A node is drained: one replica leaves at a time."""
@@ -116,14 +131,19 @@ class Cluster:
         images = {pod["spec"]["containers"][0]["image"] for pod in pods(gateway("warmkey"))}
         check(images == {OLD}, f"{images}")
 
+    def uninstalled_under_load(self):
+        """Turns in flight come to their end; later ones find no Service."""
+        self.load.no_more()
+        self.uninstalled()
+
     def judged(self):
         result = self.load.end()
         check(not result["lost"], f"{len(result['lost'])} turns lost: {result['lost'][:4]}")
         drift = self.drifted(result["sessions"])
         check(not drift, f"sessions met several keys: {drift}")
         ends = self.ends.codes()
-        killed = [name for name, code in ends.items() if code != 0]
-        check(len(ends) >= 8 and len(killed) <= 1, f"replicas ended with {ends}")
+        killed = {name: code for name, code in ends if code != 0}
+        check(len(ends) >= 12 and len(killed) <= 1, f"replicas ended with {ends}")
         return f"turns {result['turns']}, sent again {result['again']}, in flight on what was killed {len(result['cut'])}, lost 0, drift 0; {len(ends)} replicas ended, {len(killed)} of them killed"
 
     def drifted(self, sessions):
@@ -135,18 +155,44 @@ class Cluster:
         return {session: keys for session, keys in met.items() if len(keys) > 1}
 
     def autoscaled(self):
-        """Load that the replicas cannot bear at 55 % brings more of them."""
-        self.upgraded(OLD, resources={"requests": {"cpu": "10m", "memory": "64Mi"}})
+        """Load that the replicas cannot bear at 55 % brings more of them, and its end takes them away again."""
+        desired = lambda: found("hpa", "warmkey")["status"].get("desiredReplicas", 0)
+        self.upgraded(OLD, resources={"requests": {"cpu": "25m", "memory": "64Mi"}})
         rolled_out("warmkey")
-        players = Load(self.folder, "heavy", self.url(), TOKEN, self.sessions, long=1)
+        wait_for("an autoscaler that is content", lambda: desired() == 3, 240)
+        players = Load(self.folder, "heavy", self.url(), TOKEN, self.sessions * 2, long=1)
         try:
-            wait_for("an autoscaler that asks for more", lambda: found("hpa", "warmkey")["status"].get("desiredReplicas", 0) > 3, 240)
+            wait_for("an autoscaler that asks for more", lambda: desired() > 3, 240)
+            most = wait_for("a replica more", lambda: len([pod for pod in pods(gateway("warmkey")) if is_ready(pod)]) > 3 and desired(), 120)
+            players.goes_on("more replicas")
             result = players.end()
             check(not result["lost"], f"{result['lost'][:4]}")
         finally:
             players.stop()
-        self.upgraded(OLD)
+        wait_for("three replicas again", lambda: desired() == 3, 300)
+        return f"3 to {most} and back"
+
+    def traced(self):
+        """Each turn that an answer names is found in a real Jaeger by that name."""
+        collector(self.stays)
+        self.upgraded(OLD, config=values(OLD)["config"] + TELEMETRY)
         rolled_out("warmkey")
+        players = Load(self.folder, "traced", self.url(), TOKEN, self.sessions, long=2)
+        try:
+            result = players.end()
+        finally:
+            players.stop()
+        check(not result["lost"] and result["named"], f"{result['lost'][:4]}, {result['named']}")
+        for turn in result["named"].values():
+            wait_for(f"trace of turn {turn}", lambda turn=turn: self.spans(turn) >= SPANS, 60)
+        return f"{len(result['named'])} turns read back by their x-warmkey-turn"
+
+    def spans(self, turn):
+        try:
+            traces = page("jaeger:16686", f"api/traces/{turn.split('-')[0]}")["data"]
+        except Failure:
+            return set()  # Jaeger answers 404 until it has the trace.
+        return {span["operationName"] for trace in traces for span in trace["spans"]}
 
     def control(self):
         """The test can fail: without a delay, and with 5 s of grace, turns are lost."""
@@ -171,10 +217,12 @@ class Cluster:
         off, on = words("K8S_POWER_OFF", "docker kill"), words("K8S_POWER_ON", "docker start")
         players = Load(self.folder, "power", self.url(), TOKEN, self.sessions, long=5)
         try:
+            lost_with_it = [pod for pod in pods(gateway("warmkey")) if pod["spec"].get("nodeName") == self.goes]
+            check(lost_with_it, "no replica is on the node that loses its power")
             began = time.time()
             run(*off, self.goes, seconds=60)
             wait_for("Kubernetes to notice", lambda: self.goes not in nodes(), 180)
-            gone = lambda: all(pod["spec"]["nodeName"] != self.goes or not any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"]) for pod in pods(gateway("warmkey")))
+            gone = lambda: all(pod["spec"].get("nodeName") != self.goes or not is_ready(pod) for pod in pods(gateway("warmkey")))
             wait_for("no replica of that node among the ready", gone, 60)
             noticed = time.time()
             # A turn on a connection into nowhere ends when its client has waited long enough.
@@ -188,7 +236,8 @@ class Cluster:
         drift = self.drifted(result["sessions"])
         check(not drift, f"sessions met several keys: {drift}")
         wait_for("the node is back", lambda: self.goes in nodes(), 180)
-        return f"{len(result['lost'])} turns failed in the {noticed - began:.0f} s until Kubernetes had noticed, none later; drift 0"
+        replicas("warmkey", 3, 300)
+        return f"{len(lost_with_it)} replicas lost with the node; {len(result['lost'])} turns failed in the {noticed - began:.0f} s until Kubernetes had noticed, none later; drift 0"
 
     def trial_kept(self):
         """A Secret made from values is the same after an upgrade, and is all that an uninstallation leaves."""
@@ -199,9 +248,9 @@ class Cluster:
         before = found("secret", "trial-secret")
         helm("upgrade", "trial", str(CHART), "--values", HA, "--values", file, "--set", "image.tag=new", program=HELM3)
         rolled_out("trial")
-        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed")
+        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an upgrade")
         self.uninstalled("trial", HELM3, {"Secret/trial-secret"})
-        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed")
+        check(found("secret", "trial-secret")["data"] == before["data"], "the trial Secret has changed by an uninstallation")
 
     def uninstalled(self, release="warmkey", program=None, left=frozenset()):
         helm("uninstall", release, **({"program": program} if program else {}))
@@ -225,8 +274,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         cluster = Cluster(folder, options.sessions)
         steps = options.steps or (
-            "prepared installed played image_upgraded scaled rotated drained process_killed rolled_back judged "
-            "autoscaled control power_lost trial_kept uninstalled"
+            "prepared installed played image_upgraded scaled rotated drained process_killed rolled_back tested "
+            "uninstalled_under_load judged autoscaled control power_lost traced uninstalled trial_kept"
         ).split()
         try:
             for name in steps:
@@ -235,7 +284,7 @@ def main():
                 print(f"ok {time.monotonic() - began:6.1f} s  {name.replace('_', ' ')}{': ' + said if said else ''}", flush=True)
         except Failure as failure:
             print(f"FAILED  {name}: {failure}", flush=True)
-            print(kubectl("get", "pods,events", "-o", "wide")[-5000:])
+            print(kubectl("get", "pods,hpa,events", "-o", "wide")[-5000:])
             return 1
         finally:
             for one in (cluster.load, cluster.ends):

@@ -6,8 +6,10 @@
 | `K8S_NET` | the command before a program that runs where NodePorts answer | none |
 | `K8S_PACK` | the command that writes the image `NAME` (1st argument) into an archive (2nd) | docker build, docker save |
 | `K8S_REDIS` | the image of a Redis on the nodes, or to be pulled | `redis:8.2` |
+| `K8S_JAEGER` | the image of a Jaeger 2, likewise | `jaegertracing/jaeger:2.21.0` |
 | `K8S_KILL` | the command that kills the process of a pod's container: node and container id are appended | deletes the pod by force |
 | `K8S_POWER_OFF`, `K8S_POWER_ON` | the command that cuts a node's power, and gives it back: its name is appended | `docker kill`, `docker start` |
+| `WARMKEY_SLOWNESS` | a factor on every bound of a wait, for a slow machine | 1 |
 | `HELM`, `HELM3` | Helm 4; Helm 3, which installs the trial release | `helm`, and the same |
 """
 
@@ -17,26 +19,42 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Behind our own folder: a `world` is there, too.
 sys.path.append(str(ROOT / "tests" / "clients"))
 
-from parts import Failure, check, wait_for  # noqa: E402
+from parts import Failure, check  # noqa: E402
 
 CHART = ROOT / "helm" / "warmkey"
 NAMESPACE = "warmkey-test"
 HELM = os.environ.get("HELM", "helm")
 HELM3 = os.environ.get("HELM3", HELM)
+SLOWNESS = float(os.environ.get("WARMKEY_SLOWNESS", "1"))
+# A look at the cluster costs CPU, of which the replicas on a small machine need all.
+LOOK_SECONDS = 0.5
 
 
 def words(variable, default=""):
     return shlex.split(os.environ.get(variable, default))
 
 
+def wait_for(what, probe, seconds=60):
+    """Asks `probe` until it returns something true, and returns that. Fails with the last answer."""
+    until = time.monotonic() + seconds * SLOWNESS
+    while not (answer := probe()):
+        check(time.monotonic() < until, f"no {what} within {seconds * SLOWNESS:.0f} s (last: {answer!r})")
+        time.sleep(LOOK_SECONDS)
+    return answer
+
+
 def run(*command, seconds=120, feed=None):
     """The output of a command that must succeed."""
-    done = subprocess.run(command, input=feed, capture_output=True, text=True, timeout=seconds, check=False)
+    try:
+        done = subprocess.run(command, input=feed, capture_output=True, text=True, timeout=seconds * SLOWNESS, check=False)
+    except subprocess.TimeoutExpired as expired:
+        raise Failure(f"{shlex.join(map(str, command))}: not done in {expired.timeout:.0f} s") from expired
     check(done.returncode == 0, f"{shlex.join(map(str, command))}: {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return done.stdout
 
@@ -82,7 +100,7 @@ def replicas(release, count, seconds=180):
 
 
 def rolled_out(release, seconds=300):
-    kubectl("rollout", "status", f"deployment/{release}", f"--timeout={seconds}s", seconds=seconds + 10)
+    kubectl("rollout", "status", f"deployment/{release}", f"--timeout={seconds * SLOWNESS:.0f}s", seconds=seconds + 10)
 
 
 def nodes():
@@ -92,9 +110,14 @@ def nodes():
     return {node["metadata"]["name"]: address(node) for node in items if is_ready(node)}
 
 
-def judge(page):
-    """What the simulated upstream says, through the API server."""
-    return json.loads(run("kubectl", "get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/services/upstream:9100/proxy/_sim/{page}"))
+def page(service, path):
+    """A page of a Service, through the API server."""
+    return json.loads(run("kubectl", "get", "--raw", f"/api/v1/namespaces/{NAMESPACE}/services/{service}/proxy/{path}"))
+
+
+def judge(what):
+    """What the simulated upstream says."""
+    return page("upstream:9100", f"_sim/{what}")
 
 
 def archive(name, folder):
@@ -124,6 +147,6 @@ def kill(pod):
 
 
 __all__ = [
-    "CHART", "HELM3", "NAMESPACE", "ROOT", "Failure", "apply", "archive", "check", "found", "gateway", "helm", "is_ready", "judge",
-    "kill", "kubectl", "load", "nodes", "pods", "replicas", "rolled_out", "run", "wait_for", "words",
+    "CHART", "HELM3", "NAMESPACE", "ROOT", "SLOWNESS", "Failure", "apply", "archive", "check", "found", "gateway", "helm", "is_ready", "judge",
+    "kill", "kubectl", "load", "nodes", "page", "pods", "replicas", "rolled_out", "run", "wait_for", "words",
 ]  # fmt: skip

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 
-from kube import NAMESPACE, check, gateway, wait_for, words
+from kube import NAMESPACE, SLOWNESS, check, gateway, wait_for, words
 
 PLAYER = pathlib.Path(__file__).parent / "player.py"
 # For so long a Service leads to a process that was killed.
-NOTICED_SECONDS = 5
+NOTICED_SECONDS = 5 * SLOWNESS
 
 
 class Load:
@@ -23,6 +23,7 @@ class Load:
         command = [*words("K8S_NET"), sys.executable, "-B", str(PLAYER), "--url", url, "--token", token, "--out", self._out]
         self._process = subprocess.Popen([*command, "--sessions", str(sessions), "--long", str(long)])
         self.kills = []
+        self.last = float("inf")
         self.goes_on("the start")
 
     def turns(self):
@@ -43,12 +44,17 @@ class Load:
         """From now on turns in flight may be lost, for a moment."""
         self.kills.append(time.time())
 
+    def no_more(self):
+        """Turns that begin from now on find nothing that serves them, and are left out."""
+        self.last = time.time()
+
     def end(self):
         """What became of the turns, once those in flight have ended; turns in flight at a cut are counted apart."""
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(240)
+        self._process.wait(240 * SLOWNESS)
         with open(self._out, encoding="utf-8") as file:
             result = json.load(file)
+        result["lost"] = [one for one in result["lost"] if one["at"] < self.last]
         excused = lambda lost: any(lost["at"] <= at + NOTICED_SECONDS and at <= lost["until"] for at in self.kills)
         result["cut"] = [one for one in result["lost"] if excused(one)]
         result["lost"] = [one for one in result["lost"] if not excused(one)]
@@ -65,20 +71,24 @@ class Ends:
 
     def __init__(self, folder, release):
         self._path = os.path.join(folder, f"ends-{release}")
-        form = r'jsonpath={.metadata.name}{"\t"}{range .status.containerStatuses[*]}{.state.terminated.exitCode}{" "}{.state.terminated.reason}{" "}{.restartCount}{end}{"\n"}'
+        # A pod that is not yet anywhere has no status of a container, which `range` takes for a fault.
+        of = ".status.containerStatuses[*]"
+        fields = (".metadata.name", f"{of}.state.terminated.exitCode", f"{of}.state.terminated.reason", f"{of}.restartCount")
+        form = "jsonpath=" + '{" "}'.join(f"{{{field}}}" for field in fields) + r'{"\n"}'
         command = ["kubectl", "--namespace", NAMESPACE, "get", "pods", "--watch", "-l", gateway(release), "-o", form]
         with open(self._path, "wb") as out:
             self._process = subprocess.Popen(command, stdout=out)
 
     def codes(self):
-        """The exit code of each pod that has ended, by name."""
-        codes = {}
+        """The exit code of each container that has ended: pairs of pod and code, a container that ends twice is two."""
+        codes = set()
         with open(self._path, encoding="utf-8") as file:
             for line in file:
-                name, _, state = line.rstrip("\n").partition("\t")
-                if state.split() and state.split()[0].isdigit() and len(state.split()) > 1:
-                    codes[name] = int(state.split()[0])
-        return codes
+                # A container that runs has no code and no reason.
+                if len(said := line.split()) == 4:
+                    name, code, _, restarts = said
+                    codes.add((f"{name} {restarts}", int(code)))
+        return sorted(codes)
 
     def stop(self):
         self._process.kill()

@@ -36,6 +36,7 @@ class Session:
         self.kind, self.options = kind, options
         self.id = str(uuid.uuid4())
         self.turns, self.lost, self.again = 0, [], 0
+        self.named = None
         self.history = []
         self.text = f"Session {number} of a kind {kind}. " + "It begins with much that does not change. " * 60
         self.socket = self.http = None
@@ -90,13 +91,17 @@ class Session:
         is_used = bool(self.http)
         self.http = self.http or await Http.open(self.options.host, self.options.port)
         try:
-            return await self.http.turn(self.headers(), body, keeps)
-        except Closed as closed:
-            if not (is_used and closed.is_silent):
-                raise
-            self.again += 1
-            self.http = await Http.open(self.options.host, self.options.port)
-            return await self.http.turn(self.headers(), body, keeps)
+            try:
+                output = await self.http.turn(self.headers(), body, keeps)
+            except Closed as closed:
+                if not (is_used and closed.is_silent):
+                    raise
+                self.again += 1
+                await self.close()
+                self.http = await Http.open(self.options.host, self.options.port)
+                output = await self.http.turn(self.headers(), body, keeps)
+            self.named = self.http.named
+            return output
         finally:
             if not keeps or (self.http and self.http.is_over):
                 await self.http.close()
@@ -149,6 +154,8 @@ async def main():
         "again": sum(one.again for one in sessions),
         "lost": [lost | {"session": one.id} for one in sessions for lost in one.lost],
         "sessions": [one.id for one in sessions],
+        # What the last HTTP answer of a session called its turn.
+        "named": {one.id: one.named for one in sessions if one.named},
     }
     write(options.out, json.dumps(result))
 

@@ -48,6 +48,8 @@ class Http:
     def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
         self.is_over = False
+        # What the last answer calls its turn.
+        self.named = None
 
     @classmethod
     async def open(cls, host, port):
@@ -68,6 +70,7 @@ class Http:
             status, told = await head(self._reader)
             is_silent = False
             self.is_over = told.get("connection", "").lower() == "close"
+            self.named = told.get("x-warmkey-turn")
             content = await self._content(told)
         except (asyncio.IncompleteReadError, OSError) as why:
             self.is_over = True
@@ -81,7 +84,7 @@ class Http:
         if "content-length" in told:
             return await self._reader.readexactly(int(told["content-length"]))
         content = b""
-        while size := int((await self._reader.readline()).strip() or b"x", 16):
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
             content += await self._reader.readexactly(size)
             await self._reader.readexactly(2)
         await self._reader.readline()

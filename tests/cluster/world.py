@@ -11,6 +11,7 @@ import yaml
 from kube import CHART, NAMESPACE, apply, check, found, kubectl, nodes, wait_for
 
 REDIS = os.environ.get("K8S_REDIS", "redis:8.2")
+JAEGER = os.environ.get("K8S_JAEGER", "jaegertracing/jaeger:2.21.0")
 TOKEN = "alice-" + secrets.token_hex(8)
 KEYS = {"a-1": "org-a", "b-1": "org-b"}
 RESTRICTED = {
@@ -20,6 +21,35 @@ RESTRICTED = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 CONTAINER = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+# Jaeger with its traces in memory; without a configuration it would trace itself, too.
+COLLECTOR = """
+service:
+  extensions: [jaeger_storage, jaeger_query]
+  pipelines:
+    traces: {receivers: [otlp], exporters: [jaeger_storage_exporter]}
+  telemetry:
+    metrics: {level: none}
+    logs: {level: warn}
+extensions:
+  jaeger_storage: {backends: {memory: {memory: {max_traces: 10000}}}}
+  jaeger_query:
+    storage: {traces: memory}
+    enable_tracing: false
+    http: {endpoint: "0.0.0.0:16686"}
+    grpc: {endpoint: "127.0.0.1:16685"}
+receivers:
+  otlp:
+    protocols:
+      grpc: {endpoint: "0.0.0.0:4317"}
+exporters:
+  jaeger_storage_exporter: {trace_storage: memory}
+"""
+TELEMETRY = f"""
+[telemetry]
+otlp_endpoint = "http://jaeger.{NAMESPACE}:4317"
+"""
 
 
 def secret(key, generation):
@@ -36,16 +66,16 @@ def sim():
     return '[sim]\nexpose = true\nevent_delay = "10ms"\n' + "".join(keys)
 
 
-def server(name, image, args, port, node, mounts=()):
-    """A Deployment and a Service for something that is no part of the chart, on a node that stays."""
+def server(name, image, args, ports, node, mounts=()):
+    """A Deployment and a Service for something that is no part of the chart, on a node that stays. It is ready by its first port."""
     labels = {"app": name}
     container = {
         "name": name,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "args": args,
-        "ports": [{"containerPort": port}],
-        "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1},
+        "ports": [{"containerPort": port} for port in ports],
+        "readinessProbe": {"tcpSocket": {"port": ports[0]}, "periodSeconds": 1},
         "securityContext": CONTAINER,
         "volumeMounts": [{"name": one, "mountPath": f"/etc/{one}"} for one in mounts],
     }
@@ -58,7 +88,7 @@ def server(name, image, args, port, node, mounts=()):
     }
     template = {"metadata": {"labels": labels}, "spec": pod}
     spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
-    service = {"selector": labels, "ports": [{"port": port, "targetPort": port}]}
+    service = {"selector": labels, "ports": [{"name": f"port-{port}", "port": port, "targetPort": port} for port in ports]}
     yield {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
     yield {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": service}
 
@@ -67,19 +97,31 @@ def build(image, node):
     """A namespace that enforces `restricted`, with Redis, the upstream and the Secret of real use."""
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
-    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "simulator"}, "data": {"warmkey.toml": sim()}}
+    config = config_map("simulator", {"warmkey.toml": sim()})
     simulate = ["simulate", "--config", "/etc/simulator/warmkey.toml", "--listen", "0.0.0.0:9100"]
     store = ["--save", "", "--appendonly", "no", "--protected-mode", "no", "--dir", "/tmp"]
     objects = [
         namespace,
         config,
-        *server("upstream", image, simulate, 9100, node, ["simulator"]),
-        *server("store", REDIS, store, 6379, node),
+        *server("upstream", image, simulate, [9100], node, ["simulator"]),
+        *server("store", REDIS, store, [6379], node),
         real_secret(1),
     ]
     apply(yaml.safe_dump_all(objects))
     for name in ("upstream", "store"):
         kubectl("rollout", "status", f"deployment/{name}", "--timeout=120s", seconds=130)
+
+
+def config_map(name, data):
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
+
+
+def collector(node):
+    """A Jaeger, where `TELEMETRY` leads traces to."""
+    args = ["--config", "/etc/collector/jaeger.yaml"]
+    jaeger = server("jaeger", JAEGER, args, [16686, 4317], node, ["collector"])
+    apply(yaml.safe_dump_all([config_map("collector", {"jaeger.yaml": COLLECTOR}), *jaeger]))
+    kubectl("rollout", "status", "deployment/jaeger", "--timeout=120s", seconds=130)
 
 
 def real_secret(generation):
@@ -110,7 +152,8 @@ def values(image, **more):
         "image": {"repository": repository, "tag": tag},
         "service": {"type": "NodePort"},
         "minReadySeconds": 5,
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        # So much that only the step about it makes the autoscaler move.
+        "resources": {"requests": {"cpu": "200m", "memory": "64Mi"}},
         "autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 6, "scaleDownStabilizationSeconds": 5, "scaleDownPeriodSeconds": 5},
     }
     for name, value in more.items():
@@ -144,4 +187,4 @@ def two_nodes():
     return first, second, there[first]
 
 
-__all__ = ["KEYS", "TOKEN", "build", "node_port", "real_secret", "trial_values", "two_nodes", "values"]
+__all__ = ["KEYS", "TELEMETRY", "TOKEN", "build", "collector", "node_port", "real_secret", "trial_values", "two_nodes", "values"]
