@@ -235,7 +235,7 @@ async fn refusal_is_recorded_with_its_reason() {
                 _ if is_bound => reason,
                 _ => Reason::NoneInUse,
             };
-            assert_eq!(replica.decided("refuse", &told.name()), 1, "{told:?}");
+            assert_eq!(replica.decided("refuse", told.name()), 1, "{told:?}");
         }
     }
 }
