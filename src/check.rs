@@ -231,7 +231,8 @@ mod tests {
         };
         let keys = [key("b-1", "org-b"), key("a-1", "org-a"), key("a-2", "org-a")].concat();
         let plan = Config::parse(&format!("{text}\n{keys}")).unwrap().plan();
-        describe(&plan.map_err(|faults| faults.join("; ")).unwrap(), Descriptors::of_process())
+        let descriptors = Descriptors { limit: 20_000, before: 20_000, clients: 9_000, admin: 64 };
+        describe(&plan.map_err(|faults| faults.join("; ")).unwrap(), descriptors)
     }
 
     #[test]
@@ -247,7 +248,8 @@ mod tests {
              key.project would say which keys share their limits.\n\
              Keeps bindings in this process: one replica only.\n\
              Keeps the ledger of turns in the file warmkey.db.\n\
-             Makes no traces: telemetry.otlp_endpoint names no collector."
+             Makes no traces: telemetry.otlp_endpoint names no collector.\n\
+             Holds up to 9000 connections of clients: the process may open 20000 files."
         );
         let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
         let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
@@ -263,7 +265,8 @@ mod tests {
              key.project would say which keys share their limits.\n\
              Keeps bindings in one Redis at h:6379; all replicas share it.\n\
              Keeps no ledger of turns: ledger.url names no database that all replicas share.\n\
-             Makes no traces: telemetry.otlp_endpoint names no collector."
+             Makes no traces: telemetry.otlp_endpoint names no collector.\n\
+             Holds up to 9000 connections of clients: the process may open 20000 files."
         );
         for (text, line) in [
             (client("alice"), "Serves one client token."),
