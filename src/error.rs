@@ -34,8 +34,10 @@ pub enum ErrorKind {
     UpgradeRequired,
     OriginNotAllowed,
     PreviousResponseNotFound,
+    ResponseNotFound,
     ConversationNotFound,
     FileNotFound,
+    ModelNotFound,
     ConnectionLimit,
     InvalidJson,
     InvalidRequest,
@@ -75,6 +77,12 @@ impl ErrorKind {
             }
             Self::PreviousResponseNotFound => {
                 (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client)
+            }
+            Self::ResponseNotFound => {
+                (StatusCode::NOT_FOUND, "response_not_found", REQUEST, Fault::Client)
+            }
+            Self::ModelNotFound => {
+                (StatusCode::NOT_FOUND, "model_not_found", REQUEST, Fault::Client)
             }
             Self::ConversationNotFound => {
                 (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client)
@@ -202,10 +210,10 @@ impl Error {
         let (status, code, class, fault) = self.kind.describe();
         // The fields stand in the real service's order.
         let message = serde_json::Value::from(self.message.as_str());
-        let param = if self.kind == ErrorKind::PreviousResponseNotFound {
-            r#""previous_response_id""#
-        } else {
-            "null"
+        let param = match self.kind {
+            ErrorKind::PreviousResponseNotFound => r#""previous_response_id""#,
+            ErrorKind::ModelNotFound => r#""model""#,
+            _ => "null",
         };
         let body = format!(
             r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#

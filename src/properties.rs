@@ -16,7 +16,7 @@ use crate::properties::plain::Json;
 use crate::turn::http::response_id::{Finder, FoundId};
 use crate::turn::websocket::frame;
 use crate::usage::tap::{KEPT, Reading, START, Tap};
-use crate::wire::endpoint::Endpoint;
+use crate::wire::endpoint::{Endpoint, StoredCall};
 use crate::wire::event::{field, first_type, unnamed};
 use crate::wire::peek::{Field, Peek, fields, stable_prefix};
 use crate::wire::quotes::Quotes;
@@ -29,10 +29,14 @@ pub mod plain;
 #[cfg(test)]
 mod tests;
 
-/// Every method and path that the gateway serves.
-const ENDPOINTS: [(&str, &str, Endpoint); 8] = [
+/// Every method and path that the gateway serves, but those that name a response or a model.
+const ENDPOINTS: [(&str, &str, Endpoint<'static>); 12] = [
     ("POST", "/responses", Endpoint::CreateResponse),
     ("POST", "/v1/responses", Endpoint::CreateResponse),
+    ("POST", "/responses/compact", Endpoint::CompactResponse),
+    ("POST", "/v1/responses/compact", Endpoint::CompactResponse),
+    ("POST", "/responses/input_tokens", Endpoint::CountInputTokens),
+    ("POST", "/v1/responses/input_tokens", Endpoint::CountInputTokens),
     ("GET", "/responses", Endpoint::OpenWebSocket),
     ("GET", "/v1/responses", Endpoint::OpenWebSocket),
     ("GET", "/models", Endpoint::ListModels),
@@ -41,12 +45,44 @@ const ENDPOINTS: [(&str, &str, Endpoint); 8] = [
     ("HEAD", "/v1/models", Endpoint::ListModels),
 ];
 
-/// The parse accepts the listed methods and paths, byte for byte, and nothing else.
+/// The parse accepts the listed methods and paths, byte for byte, those with an id, and nothing
+/// else.
 pub fn endpoint(method: &str, path: &str) {
     let Ok(parsed) = Method::from_bytes(method.as_bytes()) else { return };
     let listed = ENDPOINTS.iter().find(|(own, at, _)| (*own, *at) == (method, path));
+    let listed = listed.map(|(_, _, endpoint)| *endpoint);
     let found = Endpoint::parse(&parsed, path);
-    assert_eq!(found, listed.map(|(_, _, endpoint)| *endpoint), "{method} {path:?}");
+    assert_eq!(found, listed.or_else(|| with_an_id(method, path)), "{method} {path:?}");
+}
+
+/// The endpoint of a single response or model.
+fn with_an_id<'p>(method: &str, path: &'p str) -> Option<Endpoint<'p>> {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    if parts.get(1) == Some(&"v1") {
+        parts.remove(1);
+    }
+    let is_plain = |id: &str, more: &[char]| {
+        !id.is_empty()
+            && id.len() <= 256
+            && id.chars().all(|one| one.is_ascii_alphanumeric() || more.contains(&one))
+    };
+    match (method, parts.as_slice()) {
+        ("GET" | "HEAD", ["", "models", id]) if is_plain(id, &['_', '-', '.', ':']) => {
+            Some(Endpoint::ShowModel(id))
+        }
+        (_, ["", "responses", "compact" | "input_tokens", ..]) => None,
+        (_, ["", "responses", id, behind @ ..]) if is_plain(id, &['_', '-']) => {
+            let call = match (method, behind) {
+                ("GET", []) => StoredCall::Retrieve,
+                ("DELETE", []) => StoredCall::Delete,
+                ("POST", ["cancel"]) => StoredCall::Cancel,
+                ("GET", ["input_items"]) => StoredCall::ListInputItems,
+                _ => return None,
+            };
+            Some(Endpoint::Stored(call, id))
+        }
+        _ => None,
+    }
 }
 
 /// `Quotes` finds the same quotes as a loop that looks at one byte after the other.

@@ -36,7 +36,7 @@ pub mod websocket;
 use account::Account;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, back_off, pause};
-use verdict::{Verdict, decide};
+use verdict::{Verdict, decide, last_word};
 
 /// The parts that all turns of a replica share, over HTTP and WebSocket.
 pub struct Gateway {
@@ -154,7 +154,15 @@ impl<'t, A: Ask> Attempts<'t, A> {
     async fn attempt(&mut self, binding: &Binding, has_foreign_state: bool) -> Verdict {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
-        if let Some(answer) = outcome.answer() {
+        if binding.key.upstream.host.is_gateway() {
+            // What a gateway says of a turn is about the keys behind it, and is its last word.
+            return decide(
+                last_word(outcome),
+                self.gateway.failover.options.resends,
+                SystemTime::now(),
+            );
+        }
+        if let Some(answer) = outcome.answer().filter(|_| !self.demand.is_free) {
             let (key, model) = (&binding.key, self.demand.model);
             self.gateway.registry.headrooms.observe(key, model, &answer.headers);
         }
@@ -175,7 +183,9 @@ impl<'t, A: Ask> Attempts<'t, A> {
         began: Instant,
     ) -> (Binding, Answer) {
         if answer.status.is_success() {
-            self.gateway.registry.has_served(&binding.key, began);
+            if !self.demand.is_free {
+                self.gateway.registry.has_served(&binding.key, began);
+            }
             self.gateway.bindings.confirm(&binding, self.budget).await;
         }
         (binding, answer)

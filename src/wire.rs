@@ -8,6 +8,7 @@ pub(crate) mod quotes;
 pub mod references;
 pub mod scan;
 pub mod peek;
+pub(crate) mod rename;
 pub mod error_body;
 pub mod decoder;
 pub mod terminal;

@@ -28,6 +28,8 @@ pub struct Demand<'t> {
     pub model: &'t str,
     /// The turn refers to something that only the project of its session can find.
     pub needs_project: bool,
+    /// The request costs nothing. Its success shows neither quota nor room under a rate limit.
+    pub is_free: bool,
 }
 
 /// The attempts of a turn so far.
@@ -84,6 +86,7 @@ impl<'t> Demand<'t> {
             by_websocket: false,
             model: "",
             needs_project: false,
+            is_free: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Tests of options, one by one: accepted values, refused values, and the exact errors.
 
 use super::*;
+use crate::wire::endpoint::Endpoint;
 const KEY: &str =
     "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
 
@@ -17,8 +18,11 @@ fn one_key_is_all_that_a_laptop_needs() {
     let plan = Config::parse(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
     assert!(matches!(plan.fixed.store, StoreChoice::Memory));
     let [key] = plan.table.keys() else { panic!("one key: {:?}", plan.table.keys()) };
-    assert_eq!(key.upstream.responses.as_str(), "https://api.openai.com/v1/responses");
-    assert_eq!(key.upstream.models.as_str(), "https://api.openai.com/v1/models");
+    assert_eq!(
+        key.upstream.host.url(Endpoint::CreateResponse, None).as_str(),
+        "https://api.openai.com/v1/responses"
+    );
+    assert_eq!(key.upstream.host.models(None).as_str(), "https://api.openai.com/v1/models");
     assert!(key.upstream.speaks_websocket && key.weight == 1);
     assert!(plan.clients.is_empty());
 }

@@ -26,6 +26,8 @@ fn error_has_its_status_code_and_party_at_fault() {
             request,
             Fault::Client,
         ),
+        (ErrorKind::ResponseNotFound, 404, "response_not_found", request, Fault::Client),
+        (ErrorKind::ModelNotFound, 404, "model_not_found", request, Fault::Client),
         (ErrorKind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
         (ErrorKind::FileNotFound, 404, "file_not_found", request, Fault::Client),
         (

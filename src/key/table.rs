@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::key::host::Host;
 use crate::key::leak::Leak;
 use crate::key::resolve::Resolver;
 use crate::key::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
@@ -99,7 +100,10 @@ impl Table {
         let mut places: Vec<_> = self
             .keys
             .iter()
-            .map(|key| [&key.id, &key.organization, &key.project, &key.region].map(String::as_str))
+            .map(|key| {
+                let place = key.upstream.host.place(&key.organization);
+                [key.id.clone(), place, key.project.clone(), key.region.clone()]
+            })
             .collect();
         places.sort_unstable();
         let mut digest = Sha256::new();
@@ -112,23 +116,7 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    // No fault repeats the address: a password or key in it was not meant to be shown.
-    let base = reqwest::Url::parse(&settings.base_url)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or("base_url: is no http:// or https:// address")?;
-    if !base.username().is_empty()
-        || base.password().is_some()
-        || base.query().is_some()
-        || base.fragment().is_some()
-    {
-        return Err("base_url: must hold no user, password, query or fragment".into());
-    }
-    let below = |path: &str| {
-        reqwest::Url::parse(&format!("{}/{path}", base.as_str().trim_end_matches('/')))
-            .map_err(|_| "base_url: is no address that a path can be added to")
-    };
-    let (responses, models) = (below("responses")?, below("models")?);
+    let host = Host::new(settings)?;
     if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
         return Err("speaks: must have \"responses\": no upstream is served without".into());
     }
@@ -155,8 +143,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     });
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
-        responses,
-        models,
+        host,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
         speaks_websocket: settings
@@ -181,6 +168,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     }
     let secret = settings.secret.read_shown().map_err(|why| format!("secret: {why}"))?;
     let project = settings.project.clone().unwrap_or_default();
+    let place = upstream.host.place(&settings.organization);
     let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
     let upgrades =
         if upstream.wiring.http2 { connections(&upstream.wiring, false)? } else { pool.clone() };
@@ -188,8 +176,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         id: settings.id.clone(),
         tag: Tag::of("key", settings.id.as_bytes()),
         organization: settings.organization.clone(),
-        organization_tag: Tag::of("organization", settings.organization.as_bytes()),
-        project_tag: Tag::of("project", format!("{}\0{project}", settings.organization).as_bytes()),
+        organization_tag: Tag::of("organization", place.as_bytes()),
+        project_tag: Tag::of("project", format!("{place}\0{project}").as_bytes()),
         project,
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,

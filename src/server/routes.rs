@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::turn::Gateway;
 use crate::turn::http::exchange::{self as http, HttpTurns};
 use crate::turn::http::relay::Outgoing;
+use crate::turn::http::stored;
 use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::wire::endpoint::Endpoint;
@@ -59,12 +60,24 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
     let gateway = &turns.gateway;
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
-        Some(Endpoint::CreateResponse) => http::serve(turns, request).await,
+        Some(Endpoint::CreateResponse) => {
+            http::serve(turns, Endpoint::CreateResponse, request).await
+        }
+        Some(Endpoint::CompactResponse) => {
+            http::serve(turns, Endpoint::CompactResponse, request).await
+        }
+        Some(Endpoint::CountInputTokens) => {
+            http::serve(turns, Endpoint::CountInputTokens, request).await
+        }
+        Some(Endpoint::Stored(call, id)) => {
+            let id = id.to_owned();
+            stored::serve(turns, call, id, request).await
+        }
         Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => {
             websocket::serve(sockets, request).await
         }
         Some(Endpoint::OpenWebSocket) | None => refuse(gateway, &request, &unknown(&request)),
-        Some(Endpoint::ListModels) => {
+        Some(Endpoint::ListModels | Endpoint::ShowModel(_)) => {
             // A client that checks its token here must not take a working gateway for a broken one.
             let refused = gateway.entry.clients.get().authenticate(request.headers()).err();
             refuse(gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))

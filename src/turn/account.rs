@@ -34,6 +34,10 @@ pub struct Account {
     reading: Reading,
     /// The account was opened for a handshake, which is not a turn.
     is_void: bool,
+    /// The name of a request that is no turn: its answer is not counted, billed or kept.
+    operation: Option<&'static str>,
+    /// The upstream's answer is on its way to the client.
+    is_answered: bool,
 }
 
 /// The client and session of a turn: the same for all turns of a WebSocket.
@@ -68,6 +72,8 @@ impl Account {
             ending: None,
             reading: Reading::default(),
             is_void: false,
+            operation: None,
+            is_answered: false,
         }
     }
 
@@ -92,6 +98,13 @@ impl Account {
     /// Notes the model that the client asks for.
     pub fn model(&mut self, model: &str) {
         model.clone_into(&mut self.model);
+        self.tell_renamed();
+    }
+
+    /// Notes that the request is no turn. Once it is answered, it is told in a line of its own, and
+    /// neither counted nor billed.
+    pub const fn is_no_turn(&mut self, operation: &'static str) {
+        self.operation = Some(operation);
     }
 
     /// Returns the model that the client asked for; empty if it named none.
@@ -105,6 +118,17 @@ impl Account {
         let service =
             Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
         self.service = Some((service, loads.enter(&binding.key)));
+        self.tell_renamed();
+    }
+
+    /// Tells that the upstream is asked for a model under another name.
+    fn tell_renamed(&self) {
+        let key = self.service.as_ref().map(|(service, _)| &service.key);
+        let named = key.and_then(|key| Some((key, key.upstream.host.name_of(&self.model)?)));
+        if let Some((key, sent)) = named {
+            let (id, model) = (&self.id, &self.model);
+            tracing::info!(turn = %id, key = %key.id, model, sent, "model mapped for its upstream");
+        }
     }
 
     /// Notes the gateway's own share of the time since the last byte of the request.
@@ -114,6 +138,7 @@ impl Account {
 
     pub fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
+        self.is_answered = true;
     }
 
     pub fn refused(&mut self, error: &Error) {
@@ -183,7 +208,12 @@ impl Drop for Account {
         // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        self.books.tell(record);
+        match self.operation {
+            Some(operation) if record.service.is_some() && self.is_answered => {
+                self.books.tell_of(operation, &record);
+            }
+            _ => self.books.tell(record),
+        }
     }
 }
 

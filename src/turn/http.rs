@@ -6,3 +6,4 @@ pub mod id_gate;
 pub mod passage;
 pub mod relay;
 pub mod exchange;
+pub mod stored;

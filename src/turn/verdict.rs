@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use http::StatusCode;
 use http::header::RETRY_AFTER;
 
 use crate::error::{Error, ErrorKind};
@@ -10,6 +11,8 @@ use crate::limit;
 use crate::metrics::Reason;
 use crate::outcome::{Answer, Outcome, Refusal};
 
+/// A header of each answer of a Warmkey.
+const INNER: &str = "x-warmkey-turn";
 /// `Retry-After` for a turn that failed once.
 const SOON: Duration = Duration::from_secs(1);
 /// `Retry-After` for an overloaded model.
@@ -86,6 +89,19 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
             );
             Verdict::GiveUp(error, Reason::Unreachable)
         }
+    }
+}
+
+/// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already waited
+/// and tried its keys, so that its answer passes. Only a refused token is this gateway's own affair.
+pub fn last_word(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Refused(Refusal { answer, .. })
+            if answer.headers.contains_key(INNER) && answer.status != StatusCode::UNAUTHORIZED =>
+        {
+            Outcome::Answered(answer)
+        }
+        outcome => outcome,
     }
 }
 

@@ -33,7 +33,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     let pool = match request.content {
         Content::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
         Content::WebSocket(_) => &key.upgrades,
-        Content::Body(_) => &key.connections,
+        Content::Body(_) | Content::Nothing => &key.connections,
     };
     let wait = request.timeout(key.upstream.first_byte_timeout);
     let mut again = true;
@@ -43,7 +43,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match request.content {
                 Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
-                Content::Body(_) => return read(response).await,
+                _ => return read(response).await,
             },
             Ok(Err(error)) if error.is_connect() && again => again = false,
             Ok(Err(error)) if error.is_connect() => return Outcome::Unreachable(causes(&error)),

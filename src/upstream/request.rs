@@ -3,20 +3,29 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
+use http::header::CONTENT_ENCODING;
 use http::request::Parts;
 use http::{HeaderMap, Method};
 
 use crate::key::Key;
-use crate::upstream::headers::{outgoing, upgrading};
+use crate::session::identify::Hop;
+use crate::upstream::headers::{outgoing, show, tell_hop, upgrading};
+use crate::wire::endpoint::Endpoint;
+use crate::wire::rename::with_model;
 
 /// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A turn as its client sent it.
 pub struct Request<'t> {
+    method: &'t Method,
     headers: &'t HeaderMap,
     query: Option<&'t str>,
+    endpoint: Endpoint<'t>,
     pub content: Content<'t>,
+    /// What another Warmkey learns about the turn.
+    hop: Option<Hop<'t>>,
+    asked: Asked<'t>,
 }
 
 /// What the upstream is asked for.
@@ -26,62 +35,87 @@ pub enum Content<'t> {
     Body(&'t Bytes),
     /// A WebSocket for turns to come, with this `sec-websocket-key`.
     WebSocket(&'t str),
+    /// Something that needs no body.
+    Nothing,
+}
+
+/// The model that a body asks for.
+#[derive(Clone, Copy, Default)]
+pub struct Asked<'t> {
+    /// Empty: the body names none.
+    pub model: &'t str,
+    /// The body's text, if the body itself is encoded.
+    pub decoded: Option<&'t [u8]>,
 }
 
 impl<'t> Request<'t> {
-    pub fn new(head: &'t Parts, content: Content<'t>) -> Self {
-        Self { headers: &head.headers, query: head.uri.query(), content }
+    pub fn new(head: &'t Parts, endpoint: Endpoint<'t>, content: Content<'t>) -> Self {
+        Self {
+            method: &head.method,
+            headers: &head.headers,
+            query: head.uri.query(),
+            endpoint,
+            content,
+            hop: None,
+            asked: Asked::default(),
+        }
+    }
+
+    /// With what another Warmkey learns about the turn.
+    pub fn told(self, hop: Option<Hop<'t>>) -> Self {
+        Self { hop, ..self }
+    }
+
+    /// With the model that the body asks for, which an upstream may call by another name.
+    pub fn asking(self, asked: Asked<'t>) -> Self {
+        Self { asked, ..self }
     }
 
     /// The request as `key`'s upstream gets it. The turn's `x-codex-turn-state` is left out if
     /// another key has issued it (`has_foreign_state`).
     pub fn for_key(&self, key: &Key, has_foreign_state: bool) -> reqwest::Request {
-        let mut url = key.upstream.responses.clone();
-        if self.query.is_some() {
-            url.set_query(self.query);
+        let host = &key.upstream.host;
+        let url = host.url(self.endpoint, self.query);
+        let mut headers = outgoing(self.headers, has_foreign_state);
+        show(&mut headers, key);
+        if let Some(hop) = self.hop.as_ref().filter(|_| host.is_gateway()) {
+            tell_hop(&mut headers, hop);
         }
-        let headers = outgoing(self.headers, &key.secret, has_foreign_state);
+        let mut request = reqwest::Request::new(self.method.clone(), url);
         match self.content {
             Content::Body(body) => {
-                let mut request = reqwest::Request::new(Method::POST, url);
-                *request.headers_mut() = headers;
+                let body = match self.renamed(key, body) {
+                    Some(renamed) => {
+                        headers.remove(CONTENT_ENCODING);
+                        renamed
+                    }
+                    None => body.clone(),
+                };
                 // A body of known length is sent with an exact content-length. Attempts share its
                 // bytes.
-                *request.body_mut() = Some(body.clone().into());
-                request
+                *request.body_mut() = Some(body.into());
             }
-            Content::WebSocket(nonce) => {
-                let mut request = reqwest::Request::new(Method::GET, url);
-                *request.headers_mut() = upgrading(headers, nonce);
-                request
-            }
+            Content::WebSocket(nonce) => headers = upgrading(headers, nonce),
+            Content::Nothing => {}
         }
+        *request.headers_mut() = headers;
+        request
+    }
+
+    /// The body with the upstream's own name of the model, where an operator has mapped it.
+    fn renamed(&self, key: &Key, body: &Bytes) -> Option<Bytes> {
+        let name = key.upstream.host.name_of(self.asked.model)?;
+        with_model(self.asked.decoded.unwrap_or(body), name).map(Bytes::from)
     }
 
     /// How long the upstream may take to begin its answer.
     pub fn timeout(&self, first_byte_timeout: Duration) -> Duration {
         match self.content {
             Content::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
-            Content::Body(_) => first_byte_timeout,
+            Content::Body(_) | Content::Nothing => first_byte_timeout,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Reasoning may take minutes, and a handshake no longer than its client waits for it.
-    #[test]
-    fn handshake_is_waited_for_less_than_a_turn() {
-        let (head, ()) = http::Request::new(()).into_parts();
-        let body = Bytes::new();
-        let [turn, socket] = [Content::Body(&body), Content::WebSocket("nonce")]
-            .map(|content| Request::new(&head, content));
-        for (configured, of_turn, of_socket) in [(600, 600, 10), (10, 10, 10), (3, 3, 3)] {
-            let wait =
-                |request: &Request<'_>| request.timeout(Duration::from_secs(configured)).as_secs();
-            assert_eq!((wait(&turn), wait(&socket)), (of_turn, of_socket), "{configured}");
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::binding::Binding;
@@ -30,7 +31,8 @@ use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, Replay, Replayed, Text};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
-use crate::upstream::request::{Content, Request as Asked};
+use crate::upstream::request::{Asked as AskedModel, Content, Request as Asked};
+use crate::wire::endpoint::Endpoint;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -45,10 +47,14 @@ pub struct HttpTurns {
 }
 
 /// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
-pub async fn serve(turns: Arc<HttpTurns>, request: Request<Body>) -> Response<Outgoing> {
+pub async fn serve(
+    turns: Arc<HttpTurns>,
+    endpoint: Endpoint<'static>,
+    request: Request<Body>,
+) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Http, request.headers());
-    guarded(account.id, answer(&turns, account, request)).await
+    guarded(account.id, answer(&turns, account, endpoint, request)).await
 }
 
 /// Runs `turn` and answers the client even if `turn` panics.
@@ -71,7 +77,7 @@ pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Resp
 }
 
 /// Adds the turn's id to an answer, and a request id if the upstream gave none.
-fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
+pub fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
     if let Ok(name) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().entry(REQUEST_ID).or_insert_with(|| name.clone());
         response.headers_mut().insert(TURN, name);
@@ -82,9 +88,13 @@ fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
 async fn answer(
     turns: &HttpTurns,
     mut account: Account,
+    endpoint: Endpoint<'static>,
     request: Request<Body>,
 ) -> Response<Outgoing> {
-    match turns.exchange(&mut account, request).await {
+    if endpoint == Endpoint::CountInputTokens {
+        account.is_no_turn("input_tokens");
+    }
+    match turns.exchange(&mut account, endpoint, request).await {
         Ok((key, answer, gate)) => {
             let course = Course::new(&turns.gateway, key, account);
             pass_on(course, answer, gate, &turns.tasks).await
@@ -128,6 +138,8 @@ struct Glance {
     needs_project: bool,
     /// The model that the text names; empty if it names none.
     model: String,
+    /// The text of an encoded body, if an upstream knows its model by another name.
+    decoded: Option<(Vec<u8>, Option<OwnedSemaphorePermit>)>,
 }
 
 impl HttpTurns {
@@ -135,6 +147,7 @@ impl HttpTurns {
     async fn exchange(
         &self,
         account: &mut Account,
+        endpoint: Endpoint<'static>,
         request: Request<Body>,
     ) -> Result<(Arc<Key>, Answer, Option<IdGate>), Error> {
         let Gateway { entry, bindings, failover, .. } = &*self.gateway;
@@ -160,6 +173,7 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            decoded,
         } = self.glance(&client, &head.headers, &body, identity)?;
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
@@ -172,6 +186,8 @@ impl HttpTurns {
             (found, _) => found.unwrap_or(Ok(None)),
         };
 
+        // Only a created response is stored under its id.
+        let is_unstored = is_unstored || endpoint != Endpoint::CreateResponse;
         if !is_unstored {
             keep_readable(&mut head.headers);
         }
@@ -184,10 +200,14 @@ impl HttpTurns {
             // If the owner of the previous response is not known, only the project of the session
             // can find it.
             needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
+            is_free: endpoint == Endpoint::CountInputTokens,
             ..Demand::of(&client)
         };
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
-        let asked = Asked::new(&head, Content::Body(&body.bytes));
+        let decoded = decoded.as_ref().map(|(text, _)| &text[..]);
+        let asked = Asked::new(&head, endpoint, Content::Body(&body.bytes))
+            .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage))
+            .asking(AskedModel { model: &model, decoded });
         let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
         let gate = (!is_unstored && answer.status.is_success())
@@ -246,6 +266,10 @@ impl HttpTurns {
         let needs_project = peek.references.are_held
             || peek.conversation.id().is_some()
             || matches!(text, Text::Unreadable);
+        let decoded = match text {
+            Text::Decoded(text, place) if self.is_renamed(&model) => Some((text, place)),
+            _ => None,
+        };
         Ok(Glance {
             identity,
             derived,
@@ -254,7 +278,14 @@ impl HttpTurns {
             is_sealed,
             needs_project,
             model,
+            decoded,
         })
+    }
+
+    /// Whether an upstream knows `model` by another name.
+    fn is_renamed(&self, model: &str) -> bool {
+        let loaded = self.gateway.registry.loaded();
+        loaded.table.keys().iter().any(|key| key.upstream.host.name_of(model).is_some())
     }
 }
 

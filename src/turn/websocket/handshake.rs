@@ -36,6 +36,7 @@ use crate::turn::websocket::sockets::{Open, WebSocketTurns};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, returned};
 use crate::upstream::request::{Content, Request as Asked};
+use crate::wire::endpoint::Endpoint;
 
 /// `Retry-After` from a replica that leaves; by then, the balancer sends the client to another
 /// replica.
@@ -122,7 +123,8 @@ async fn connect(
         ..Demand::of(&client)
     };
     let tried = Tried::nothing(failover.options.wait);
-    let asked = Asked::new(head, Content::WebSocket(nonce));
+    let asked = Asked::new(head, Endpoint::OpenWebSocket, Content::WebSocket(nonce))
+        .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
     let attempts = Attempts::new(gateway, account, &asked, (&demand, tried), &mut budget);
     let served = attempts.run(found, complete).await;
     let (binding, answer) = served.map_err(|error| error.for_handshake())?;
