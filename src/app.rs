@@ -37,8 +37,10 @@ use crate::turn::Gateway;
 use crate::turn::entry::Entry;
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::http::exchange::HttpTurns;
+use crate::turn::http::models::ModelRoutes;
 use crate::turn::http::replay::Replay;
 use crate::turn::websocket::sockets::{SocketTiming, WebSocketTurns};
+use crate::upstream::models::ModelLists;
 use crate::upstream::probe::Prober;
 use crate::usage::books::Books;
 
@@ -240,7 +242,8 @@ fn routes(
         // A replica that must drain quickly has less time to spread.
         timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
     };
-    ClientRoutes { http: Arc::new(http), websocket: Arc::new(websocket) }
+    let models = ModelRoutes { gateway: Arc::clone(gateway), lists: ModelLists::default() };
+    ClientRoutes { http: Arc::new(http), websocket: Arc::new(websocket), models: Arc::new(models) }
 }
 
 /// A random name, unique among processes.

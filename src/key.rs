@@ -14,7 +14,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::setting::{self, Secret, SecretSource, Span};
-use host::{Credential, Host, UpstreamKind};
+use host::{Credential, UpstreamHost, UpstreamKind};
 use leak::Leak;
 use resolve::Resolver;
 
@@ -122,7 +122,7 @@ const fn one() -> u32 {
 pub struct Upstream {
     pub name: String,
     /// Where the upstream is, and what is special about it.
-    pub host: Host,
+    pub host: UpstreamHost,
     pub first_byte_timeout: Duration,
     /// Maximum time between two bytes of an answer.
     pub idle_timeout: Duration,

@@ -16,15 +16,16 @@ mod settings;
 
 mod answer;
 mod directive;
+mod form;
 mod json;
-mod model;
 mod seal;
 
 mod refusal;
 
 mod body;
-mod key;
 mod leak;
+mod key;
+mod model;
 mod request;
 
 mod prefix;
@@ -33,11 +34,13 @@ mod cache;
 mod limits;
 mod machine;
 
+mod archive;
 mod diagnosis;
 mod fault;
 mod faults;
 pub mod judge;
 pub mod probes;
+mod calls;
 pub mod sockets;
 mod stored;
 
@@ -52,6 +55,7 @@ mod turn;
 
 mod http;
 mod probing;
+mod recall;
 
 mod frame;
 mod lanes;
@@ -78,6 +82,7 @@ pub use fault::{Fault, Scope};
 pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
 
+use form::Form;
 use refusal::Refusal;
 use websocket::Home;
 use world::World;
@@ -113,6 +118,7 @@ impl Simulator {
             .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
             .route("/_sim/close", post(close))
             .route("/_sim/probes", get(async |State(simulator): Sim| json(&simulator.probes())))
+            .route("/_sim/calls", get(async |State(simulator): Sim| json(&simulator.calls())))
             .route("/_sim/turns", get(async |State(simulator): Sim| json(&simulator.turns())))
             .route("/_sim/summary", get(async |State(simulator): Sim| json(&simulator.summary())))
             .route("/_sim/fault", post(add_fault).delete(clear_faults))
@@ -123,16 +129,27 @@ impl Simulator {
                 .route(
                     &format!("{base}/responses"),
                     post(async |State(simulator): Sim, request: Request| {
-                        http::serve(&simulator.world, request).await
+                        http::serve(&simulator.world, Form::Response, request).await
                     })
                     .get(move |State(simulator): Sim, request: Request| {
                         upgrade(simulator, home, request)
                     }),
                 )
                 .route(
+                    &format!("{base}/responses/compact"),
+                    post(async |State(simulator): Sim, request: Request| {
+                        http::serve(&simulator.world, Form::Compaction, request).await
+                    }),
+                )
+                .route(&format!("{base}/responses/input_tokens"), post(call))
+                .route(&format!("{base}/responses/{{id}}"), get(call).delete(call))
+                .route(&format!("{base}/responses/{{id}}/cancel"), post(call))
+                .route(&format!("{base}/responses/{{id}}/input_items"), get(call))
+                .route(
                     &format!("{base}/models"),
                     get(async |State(simulator): Sim, request: Request| {
-                        probing::serve(&simulator.world, request.headers()).await
+                        let query = request.uri().query();
+                        probing::serve(&simulator.world, request.headers(), query).await
                     }),
                 );
         }
@@ -169,6 +186,11 @@ impl Simulator {
         self.world.probes.all()
     }
 
+    /// Every request that is no turn, oldest first.
+    fn calls(&self) -> Vec<calls::Call> {
+        self.world.calls.all()
+    }
+
     /// Every WebSocket on record, oldest first.
     pub fn sockets(&self) -> Vec<sockets::Socket> {
         self.world.sockets.all()
@@ -199,6 +221,10 @@ impl Simulator {
 }
 
 type Sim = State<Arc<Simulator>>;
+
+async fn call(State(simulator): Sim, request: Request) -> Response<Body> {
+    recall::serve(&simulator.world, request).await
+}
 
 async fn upgrade(simulator: Arc<Simulator>, home: Home, request: Request) -> Response<Body> {
     if simulator.world.config.websocket && websocket::is_upgrade(request.headers()) {

@@ -9,6 +9,7 @@ pub mod references;
 pub mod scan;
 pub mod peek;
 pub(crate) mod rename;
+pub(crate) mod models;
 pub mod error_body;
 pub mod decoder;
 pub mod terminal;

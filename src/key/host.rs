@@ -31,7 +31,7 @@ pub enum Credential {
 
 /// The address of an upstream, and what is special about it.
 #[derive(Debug, PartialEq)]
-pub struct Host {
+pub struct UpstreamHost {
     pub kind: UpstreamKind,
     pub credential: Credential,
     /// `base_url` without a last slash.
@@ -42,7 +42,7 @@ pub struct Host {
     names: BTreeMap<String, String>,
 }
 
-impl Host {
+impl UpstreamHost {
     /// No fault repeats the address: a password or key in it was not meant to be shown.
     pub fn new(settings: &UpstreamSettings) -> Result<Self, String> {
         let base = Url::parse(&settings.base_url)
@@ -134,9 +134,9 @@ mod tests {
     use super::*;
     use crate::wire::endpoint::StoredCall;
 
-    fn host(options: &str) -> Result<Host, String> {
+    fn host(options: &str) -> Result<UpstreamHost, String> {
         let text = format!(r#"{{"name":"u","base_url":"https://h/openai/v1/"{options}}}"#);
-        Host::new(&serde_json::from_str(&text).unwrap())
+        UpstreamHost::new(&serde_json::from_str(&text).unwrap())
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
                 "?api-version=v1&x&stream=true",
             ),
         ] {
-            let of = |host: &Host| host.url(endpoint, query).to_string();
+            let of = |host: &UpstreamHost| host.url(endpoint, query).to_string();
             assert_eq!(of(&plain), format!("https://h/openai/v1/responses{of_plain}"));
             assert_eq!(of(&azure), format!("https://h/openai/v1/responses{of_azure}"));
         }
@@ -184,7 +184,7 @@ mod tests {
         let one = host("").unwrap();
         let other: UpstreamSettings =
             serde_json::from_str(r#"{"name":"v","base_url":"https://eu.h/openai/v1"}"#).unwrap();
-        assert_ne!(one.place("org"), Host::new(&other).unwrap().place("org"));
+        assert_ne!(one.place("org"), UpstreamHost::new(&other).unwrap().place("org"));
         assert_eq!(one.place("org"), host(r#","http2":true"#).unwrap().place("org"));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::key::host::Host;
+use crate::key::host::UpstreamHost;
 use crate::key::leak::Leak;
 use crate::key::resolve::Resolver;
 use crate::key::{Key, Protocol, Settings, Tag, Upstream, UpstreamSettings, Wiring};
@@ -116,7 +116,7 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    let host = Host::new(settings)?;
+    let host = UpstreamHost::new(settings)?;
     if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
         return Err("speaks: must have \"responses\": no upstream is served without".into());
     }

@@ -18,6 +18,7 @@ use tower_service::Service;
 use crate::error::{Error, ErrorKind};
 use crate::turn::Gateway;
 use crate::turn::http::exchange::{self as http, HttpTurns};
+use crate::turn::http::models::{self, ModelRoutes};
 use crate::turn::http::relay::Outgoing;
 use crate::turn::http::stored;
 use crate::turn::websocket::handshake as websocket;
@@ -30,6 +31,7 @@ use crate::wire::endpoint::Endpoint;
 pub struct ClientRoutes {
     pub http: Arc<HttpTurns>,
     pub websocket: Arc<WebSocketTurns>,
+    pub models: Arc<ModelRoutes>,
 }
 
 impl Service<Request<Incoming>> for ClientRoutes {
@@ -56,7 +58,7 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 }
 
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
-    let ClientRoutes { http: turns, websocket: sockets } = routes;
+    let ClientRoutes { http: turns, websocket: sockets, models } = routes;
     let gateway = &turns.gateway;
     let endpoint = Endpoint::parse(request.method(), request.uri().path());
     match endpoint {
@@ -77,12 +79,22 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
             websocket::serve(sockets, request).await
         }
         Some(Endpoint::OpenWebSocket) | None => refuse(gateway, &request, &unknown(&request)),
-        Some(Endpoint::ListModels | Endpoint::ShowModel(_)) => {
-            // A client that checks its token here must not take a working gateway for a broken one.
-            let refused = gateway.entry.clients.get().authenticate(request.headers()).err();
-            refuse(gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
+        Some(Endpoint::ListModels) => list(models, None, request).await,
+        Some(Endpoint::ShowModel(id)) => {
+            let id = Some(id.to_owned());
+            list(models, id, request).await
         }
     }
+}
+
+async fn list(
+    lists: Arc<ModelRoutes>,
+    id: Option<String>,
+    request: Request<Body>,
+) -> Response<Outgoing> {
+    let is_head = request.method() == Method::HEAD;
+    let response = models::serve(lists, id, request).await;
+    if is_head { without_body(response) } else { response }
 }
 
 fn unknown(request: &Request<Body>) -> Error {

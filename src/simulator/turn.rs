@@ -9,9 +9,11 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::answer::{Answer, Usage};
+use super::archive;
 use super::caller::check_turn_state;
 use super::diagnosis::Trace;
 use super::fault::{At, Fault, Target};
+use super::form::Form;
 use super::json::{Document, Value};
 use super::judge::{Entry, now_millis};
 use super::key::Key;
@@ -31,6 +33,7 @@ pub struct Request<'a> {
     pub key: &'a Key,
     pub bytes: &'a [u8],
     pub transport: Transport,
+    pub form: Form,
     /// Responses that a response id may name besides the stored ones.
     pub recall: &'a (dyn Fn(&str) -> Option<Past> + Sync),
 }
@@ -44,6 +47,8 @@ pub struct Reply {
     pub store: bool,
     /// The history that the answer ends.
     pub past: Past,
+    /// The items of the input, as they came.
+    pub input: Vec<String>,
     /// Headers of the answer besides the usual ones.
     pub headers: HeaderMap,
     pub cut: Option<Cut>,
@@ -96,15 +101,10 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
             count(request, model.as_deref());
         })?;
     }
-    let mut reply = Ask::read(body, transport).and_then(|ask| read(request, &ask, entry)).map_err(
-        |refusal| {
-            if refusal.besides.is_none() {
-                told(refusal, request, model.as_deref())
-            } else {
-                refusal
-            }
-        },
-    )?;
+    let ask = Ask::read(body, transport, request.form);
+    let mut reply = ask.and_then(|ask| read(request, &ask, entry)).map_err(|refusal| {
+        if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal }
+    })?;
     reply.cut = cut;
     reply.headers.extend(fault.map(|fault| fault.told(None)).unwrap_or_default());
     let usage = &reply.answer.usage;
@@ -113,7 +113,8 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
         tokio::time::sleep(prefill).await;
     }
     let pause = reply.pause.text.unwrap_or(reply.pause.event);
-    if transport == Transport::Http && !reply.stream && !pause.is_zero() {
+    let waits = !reply.stream && !reply.answer.background;
+    if transport == Transport::Http && waits && !pause.is_zero() {
         // An unstreamed answer is sent when the whole of it is ready.
         tokio::time::sleep(pause * reply.answer.steps().len() as u32).await;
     }
@@ -153,13 +154,23 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
     Ok(Some(Cut { after: fault.cut_after_events.unwrap_or(usual), stall, end, close: fault.close }))
 }
 
-/// Reads the history, serves it from the cache and decides the answer.
-fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Refusal> {
+/// The tokens of a history, which nothing is answered to.
+pub fn count_tokens(request: &Request<'_>) -> Result<u64, Refusal> {
+    let document = Document::read(request.bytes)
+        .map_err(|_| Refusal::invalid(None, None, "We could not parse the JSON body."))?;
+    let ask = Ask::read(document.root(), request.transport, request.form)?;
+    let past = history(request, &ask)?;
+    let steps = if let Caching::Steps { tokens, .. } = ask.caching { Some(tokens) } else { None };
+    Ok(Prefix::new(&ask, &past.history, steps).tokens)
+}
+
+/// The whole history that a request names and carries, checked.
+fn history(request: &Request<'_>, ask: &Ask<'_>) -> Result<Past, Refusal> {
     let Request { world, key, .. } = *request;
-    let project = key.place();
+    key.check_model(&ask.model)?;
     let mut past = match &ask.previous {
         Some(id) => {
-            (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &project), Ok)?
+            (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &key.place()), Ok)?
         }
         None => Past::default(),
     };
@@ -169,6 +180,14 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         .try_for_each(|tool| reply::check_tool(key, tool))?;
     take(world, key, ask.input, &mut past.history, &mut past.calls)?;
     past.calls.finish()?;
+    Ok(past)
+}
+
+/// Reads the history, serves it from the cache and decides the answer.
+fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Refusal> {
+    let Request { world, key, .. } = *request;
+    let project = key.place();
+    let past = history(request, ask)?;
 
     let steps = if let Caching::Steps { tokens, .. } = ask.caching { Some(tokens) } else { None };
     let prefix = Prefix::new(ask, &past.history, steps);
@@ -195,6 +214,7 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         },
         echo: reply::echo(ask),
         obfuscate: ask.obfuscate,
+        background: ask.background,
         lane: ask.lane.as_deref().map(str::to_owned),
     };
     if steps.is_none() {
@@ -226,7 +246,8 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         answer,
         pause,
         stream: ask.stream,
-        store: ask.store,
+        store: ask.store && request.form == Form::Response,
+        input: if ask.store { archive::input(ask.input) } else { Vec::new() },
         past,
         headers,
         cut: None,

@@ -7,3 +7,4 @@ pub mod passage;
 pub mod relay;
 pub mod exchange;
 pub mod stored;
+pub mod models;

@@ -34,8 +34,8 @@ impl Entry {
     }
 
     /// Returns the owner of the stored response `id`, for a request about that response. Here
-    /// `server.foreign_ids` lets nothing pass: an unknown id may be another client's, and the answer
-    /// would show that client's content.
+    /// `server.foreign_ids` lets nothing pass: an unknown id may be another client's, whose content
+    /// the answer would show.
     pub async fn owner(
         &self,
         client: &ClientId,

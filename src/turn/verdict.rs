@@ -92,8 +92,9 @@ pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
     }
 }
 
-/// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already waited
-/// and tried its keys, so that its answer passes. Only a refused token is this gateway's own affair.
+/// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already
+/// waited and tried its keys, so that its answer passes. Only a refused token is this gateway's own
+/// affair.
 pub fn last_word(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Refused(Refusal { answer, .. })

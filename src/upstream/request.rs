@@ -25,7 +25,7 @@ pub struct Request<'t> {
     pub content: Content<'t>,
     /// What another Warmkey learns about the turn.
     hop: Option<Hop<'t>>,
-    asked: Asked<'t>,
+    asked: AskedModel<'t>,
 }
 
 /// What the upstream is asked for.
@@ -41,7 +41,7 @@ pub enum Content<'t> {
 
 /// The model that a body asks for.
 #[derive(Clone, Copy, Default)]
-pub struct Asked<'t> {
+pub struct AskedModel<'t> {
     /// Empty: the body names none.
     pub model: &'t str,
     /// The body's text, if the body itself is encoded.
@@ -57,7 +57,7 @@ impl<'t> Request<'t> {
             endpoint,
             content,
             hop: None,
-            asked: Asked::default(),
+            asked: AskedModel::default(),
         }
     }
 
@@ -67,7 +67,7 @@ impl<'t> Request<'t> {
     }
 
     /// With the model that the body asks for, which an upstream may call by another name.
-    pub fn asking(self, asked: Asked<'t>) -> Self {
+    pub fn asking(self, asked: AskedModel<'t>) -> Self {
         Self { asked, ..self }
     }
 

@@ -6,7 +6,12 @@ use crate::wire::peek::fields;
 
 /// `text` with `name` as its top-level `model`. `None`: the text names no model.
 pub fn with_model(text: &[u8], name: &str) -> Option<Vec<u8>> {
-    let [model] = fields(text, ["model"]).ok()?;
+    with_field(text, "model", name)
+}
+
+/// `text` with `name` as the value of its top-level `field`. `None`: the text has no such field.
+pub fn with_field(text: &[u8], field: &'static str, name: &str) -> Option<Vec<u8>> {
+    let [model] = fields(text, [field]).ok()?;
     let model = model?;
     // A field is a part of the text that it was found in.
     let at = model.as_ptr().addr().checked_sub(text.as_ptr().addr())?;

@@ -31,7 +31,7 @@ use crate::turn::http::relay::{Outgoing, relay};
 use crate::turn::http::replay::{self, Replay, Replayed, Text};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
-use crate::upstream::request::{Asked as AskedModel, Content, Request as Asked};
+use crate::upstream::request::{AskedModel, Content, Request as Asked};
 use crate::wire::endpoint::Endpoint;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");

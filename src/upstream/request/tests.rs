@@ -85,7 +85,7 @@ fn model_is_renamed_only_where_an_operator_says_so() {
     head.headers.insert(CONTENT_ENCODING, "zstd".parse().unwrap());
     let text = br#"{"input":"x","model":"gpt-5.4"}"#;
     let body = Bytes::from(zstd::encode_all(&text[..], 1).unwrap());
-    let asked = Asked { model: "gpt-5.4", decoded: Some(text) };
+    let asked = AskedModel { model: "gpt-5.4", decoded: Some(text) };
     let request = Request::new(&head, Endpoint::CreateResponse, Content::Body(&body)).asking(asked);
     let sent = |options| {
         let request = request.for_key(&key(options), false);
