@@ -35,11 +35,18 @@ async fn demo_shows_each_way_of_routing_and_passes_within_a_minute() {
     let rows: Vec<&str> = rows.into_iter().map(str::trim_end).collect();
     assert_eq!(
         rows,
-        ["single key", "round robin", "user sticky", "warmkey http", "warmkey websocket"],
+        [
+            "single key",
+            "round robin",
+            "user sticky",
+            "warmkey http",
+            "warmkey websocket",
+            "warmkey two tiers"
+        ],
         "{shown}"
     );
     // As long as a working day's sessions: what their prefix is read from is nearly all of them.
-    for name in ["single key", "warmkey http", "warmkey websocket"] {
+    for name in ["single key", "warmkey http", "warmkey websocket", "warmkey two tiers"] {
         let share = lines.iter().filter(|line| line.ends_with(" %")).find_map(|line| {
             let (share, _) = line.strip_prefix(name)?.trim_start().split_once(" %")?;
             share.parse::<f64>().ok()

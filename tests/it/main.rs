@@ -26,12 +26,16 @@ mod forks;
 mod outage;
 mod ownership;
 mod signals;
+mod stored;
+mod tiers;
 mod weather;
 
 mod generations;
 mod health;
 mod hosts;
+mod upstreams;
 mod marathon;
+mod models;
 mod reload;
 mod membership;
 mod scripts;

@@ -69,6 +69,8 @@ pub fn siblings(organization: &str, count: usize) -> Vec<Key> {
 pub struct Turn {
     #[serde(default)]
     pub transport: String,
+    #[serde(default)]
+    pub method_path: String,
     #[serde(deserialize_with = "or_nothing")]
     pub key: String,
     #[serde(deserialize_with = "or_nothing")]
@@ -94,6 +96,16 @@ pub struct Turn {
 /// One `GET /models`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Probe {
+    #[serde(deserialize_with = "or_nothing")]
+    pub key: String,
+    pub status: u16,
+}
+
+/// One request that is no turn: about a stored response, or a count of tokens.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Call {
+    pub method_path: String,
+    pub query: Option<String>,
     #[serde(deserialize_with = "or_nothing")]
     pub key: String,
     pub status: u16,
@@ -182,6 +194,11 @@ impl Simulator {
     /// The probes on record, oldest first.
     pub async fn probes(&self) -> Vec<Probe> {
         self.read("/_sim/probes").await
+    }
+
+    /// The requests on record that are no turns, oldest first.
+    pub async fn calls(&self) -> Vec<Call> {
+        self.read("/_sim/calls").await
     }
 
     /// How many turns are in flight at each key that has any.
