@@ -2,9 +2,9 @@
 //! than the real one, sealed reasoning, rate limits and every error on request. A judge records
 //! each turn.
 //!
-//! The simulator serves `POST /responses`, WebSocket mode on the same path, and `GET /models`, with
-//! and without `/v1`. Its own paths begin with `/_sim/`. It connects to nothing and keeps nothing
-//! on disk.
+//! The simulator serves `POST /responses`, WebSocket mode on the same path, the requests about
+//! stored responses, and `GET /models`, with and without `/v1`. Its own paths begin with `/_sim/`.
+//! It connects to nothing and keeps nothing on disk.
 //!
 //! The simulator reads, decides and counts with code of its own, since it judges the gateway: a
 //! parser that both shared would hide the gateway's faults. `simulator/directive.rs` lists what the

@@ -107,3 +107,51 @@ async fn ask(key: &Key, query: &str) -> Option<Listed> {
     let list = ModelList::parse(&body)?.with_names(host.names());
     Some(Listed { list, etag })
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::key::table::Table;
+
+    /// The one key of an upstream at this address.
+    fn key(address: std::net::SocketAddr) -> Arc<Key> {
+        let upstream = serde_json::json!({ "name": "u", "base_url": format!("http://{address}") });
+        let upstream = serde_json::from_value(upstream).unwrap();
+        let key = r#"{"id":"a","upstream":"u","organization":"o","secret":"sk-1"}"#;
+        let table = Table::new(&[upstream], &[serde_json::from_str(key).unwrap()]).unwrap();
+        Arc::clone(&table.keys()[0])
+    }
+
+    /// Answers one request, and is gone.
+    async fn answer_once(listener: TcpListener) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut seen = [0; 4096];
+        let _ = stream.read(&mut seen).await.unwrap();
+        let body = r#"{"object":"list","data":[{"id":"m"}]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn last_good_list_is_served_while_its_upstream_is_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = key(listener.local_addr().unwrap());
+        let lists = ModelLists::default();
+        let (found, ()) = tokio::join!(lists.of(&key, ""), answer_once(listener));
+        assert_eq!(found.expect("a list").list.entries[0].0, "m");
+        // The upstream is gone, and is not asked while the list is new.
+        assert!(lists.of(&key, "").await.is_some() && lists.of(&key, "x").await.is_none());
+        let known = lists.known((key.project_tag, String::new()));
+        let old = Instant::now().checked_sub(FRESH).expect("the clock runs for a minute");
+        known.lock().await.asked = Some((old, true));
+        assert!(lists.of(&key, "").await.is_some(), "the last good one");
+        let (at, is_good) = known.lock().await.asked.expect("it was asked");
+        assert!(at > old && !is_good, "it was asked, in vain");
+        assert!(lists.of(&key, "").await.is_some(), "and is not asked again at once");
+        assert_eq!(known.lock().await.asked.expect("it was asked").0, at);
+    }
+}

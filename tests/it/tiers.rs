@@ -1,5 +1,5 @@
-//! Two tiers: an edge tells the Warmkey behind it which session a turn belongs to, and the inner one
-//! believes only its edge. Both are several replicas, behind balancers without any affinity.
+//! Two tiers: an edge tells the Warmkey behind it which session a turn belongs to, and the inner
+//! one believes only its edge. Both are several replicas, behind balancers without any affinity.
 
 use std::collections::BTreeSet;
 
