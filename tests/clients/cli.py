@@ -72,7 +72,7 @@ enabled = false
             _, child = self._start(["doctor", "--json"], True, output=output)
         child.wait(TURN_SECONDS)
         with open(said, encoding="utf-8") as text:
-            return {one["id"]: one for one in json.load(text)["checks"]}
+            return json.load(text)["checks"]
 
     def exec(self, *arguments, by_socket):
         """Starts `codex exec`: one turn."""
