@@ -218,8 +218,12 @@ impl Registry {
         }
     }
 
-    /// Takes the failure of an answer that had begun well.
+    /// Takes the failure of an answer that had begun well. At another Warmkey, the failure is that
+    /// of a key behind it.
     pub fn observe_failure(&self, key: &Key, model: &str, failure: &ErrorBody) {
+        if key.upstream.host.is_gateway() {
+            return;
+        }
         match diagnose_failure(failure) {
             Diagnosis::Ailing(ailment) => self.observe(key, ailment),
             Diagnosis::Limited(wait) => self.limit(key, model, wait_or_usual(wait)),

@@ -36,8 +36,6 @@ pub struct Account {
     is_void: bool,
     /// The name of a request that is no turn: its answer is not counted, billed or kept.
     operation: Option<&'static str>,
-    /// The upstream's answer is on its way to the client.
-    is_answered: bool,
 }
 
 /// The client and session of a turn: the same for all turns of a WebSocket.
@@ -73,7 +71,6 @@ impl Account {
             reading: Reading::default(),
             is_void: false,
             operation: None,
-            is_answered: false,
         }
     }
 
@@ -138,7 +135,6 @@ impl Account {
 
     pub fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
-        self.is_answered = true;
     }
 
     pub fn refused(&mut self, error: &Error) {
@@ -208,11 +204,10 @@ impl Drop for Account {
         // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        match self.operation {
-            Some(operation) if record.service.is_some() && self.is_answered => {
-                self.books.tell_of(operation, &record);
-            }
-            _ => self.books.tell(record),
+        let is_refused = matches!(record.ending, Ending::Refused | Ending::Unserved);
+        match self.operation.filter(|_| !is_refused) {
+            Some(operation) => self.books.tell_of(operation, &record),
+            None => self.books.tell(record),
         }
     }
 }

@@ -55,9 +55,7 @@ impl Course {
 
     /// Ends the turn. A failure that the answer states counts for its key's health.
     fn end(mut self, reading: Reading, broken: Option<Ending>) {
-        // At another Warmkey, the failure is that of a key behind it.
-        let failure = reading.failure.as_ref().filter(|_| !self.key.upstream.host.is_gateway());
-        if let Some(failure) = failure {
+        if let Some(failure) = &reading.failure {
             self.registry.observe_failure(&self.key, self.account.asked(), failure);
         }
         self.account.relayed(reading, broken);

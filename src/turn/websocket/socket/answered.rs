@@ -32,6 +32,10 @@ impl Socket {
             }
             Stage::Refused(status, error, headers) => {
                 let failed = self.state_of(id).refused(lane, status);
+                if self.binding.key.upstream.host.is_gateway() {
+                    // Another Warmkey has already replaced what its client must not act on.
+                    return text;
+                }
                 let diagnosis = diagnose(status, &error, &headers, SystemTime::now());
                 return self
                     .instead(lane, &failed, diagnosis, &headers)
