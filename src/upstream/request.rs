@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use http::header::CONTENT_ENCODING;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 
 use crate::key::Key;
 use crate::session::identify::Hop;
@@ -91,6 +91,10 @@ impl<'t> Request<'t> {
                     }
                     None => body.clone(),
                 };
+                if body.is_empty() {
+                    // hyper states no length of an empty body by itself.
+                    headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+                }
                 // A body of known length is sent with an exact content-length. Attempts share its
                 // bytes.
                 *request.body_mut() = Some(body.into());
