@@ -160,6 +160,8 @@ fn reference_tells_the_defaults() {
         assert_eq!(real.first_byte_timeout, stated.first_byte_timeout);
         assert_eq!(real.idle_timeout, stated.idle_timeout);
         assert_eq!((real.kind, real.http2), (stated.kind, stated.http2));
+        assert_eq!((real.credential, &real.query), (stated.credential, &stated.query));
+        assert_eq!(real.models, stated.models);
         assert!(real.speaks.is_none() && real.proxy.is_none() && real.ca_file.is_none());
     }
     assert_eq!(stated.speaks.map(|speaks| speaks.len()), Some(3), "three protocols");
