@@ -11,6 +11,7 @@ use crate::world::chain::{Chain, asked_of_the_store, id_of, keys, made, project_
 use crate::world::cluster::{ALICE, BOB, Cluster, Running};
 use crate::world::codex::uuid;
 use crate::world::simulator::{Key, siblings};
+use crate::world::socket::{plain, session};
 use crate::world::waiting::{SOON, eventually};
 use crate::world::wire::{Answer, Request, ask};
 
@@ -126,6 +127,21 @@ async fn b14_stored_response_of_another_client_does_not_exist() {
     assert_eq!(retrieved(address, &foreign).await.status, 200, "and it is still Alice's");
     let stranger = ask(address, &Request::new("GET", &format!("/responses/{foreign}"))).await;
     assert_eq!((stranger.status, stranger.code().as_str()), (401, "invalid_api_key"));
+}
+
+#[tokio::test]
+async fn response_of_a_websocket_is_retrieved_over_http_on_any_replica() {
+    let cluster = two().await;
+    let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
+    let mut socket = session(here, ALICE, &uuid()).await;
+    socket.send(&plain("x")).await;
+    let event = socket.event(&["response.completed"]).await;
+    let id = event["response"]["id"].as_str().expect("an id").to_owned();
+    let answer = retrieved(there, &id).await;
+    assert_eq!((answer.status, id_of(&answer)), (200, id.clone()), "{}", answer.text());
+    assert_eq!(about(there, BOB, "GET", &id, "").await.status, 404);
+    let deleted = about(there, ALICE, "DELETE", &id, "").await;
+    assert_eq!(deleted.status, 200, "{}", deleted.text());
 }
 
 /// `server.foreign_ids = "pass"` is for turns. An answer to these requests would show the content.
