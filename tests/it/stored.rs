@@ -134,7 +134,7 @@ async fn response_of_a_websocket_is_retrieved_over_http_on_any_replica() {
     let cluster = two().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
     let mut socket = session(here, ALICE, &uuid()).await;
-    socket.send(&plain("x")).await;
+    socket.send(&plain("x").replace("\"store\":false", "\"store\":true")).await;
     let event = socket.event(&["response.completed"]).await;
     let id = event["response"]["id"].as_str().expect("an id").to_owned();
     let answer = retrieved(there, &id).await;
