@@ -49,6 +49,7 @@ async fn key_is_shown_as_its_host_wants_it_with_the_fixed_query() {
     cluster.upstream().revoke("org-a-2").await;
     ask(cluster.address(), &Request::turn(ALICE, r#"{"model":"gpt-5.4","input":"x"}"#)).await;
     cluster.upstream().heal().await;
+    cluster.replica().command("probe", "org:org-a").await;
     eventually(SOON, "the keys are back", async || {
         let request = Request::turn(ALICE, r#"{"model":"gpt-5.4","input":"x"}"#);
         (ask(cluster.address(), &request).await.status == 200).then_some(())
