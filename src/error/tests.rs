@@ -64,10 +64,10 @@ fn error_has_its_status_code_and_party_at_fault() {
         let error = Error::new(kind, "m");
         assert_eq!((error.status().as_u16(), error.code(), error.fault()), (status, code, fault));
         let response = error.to_response::<String>();
-        let param = if kind == ErrorKind::PreviousResponseNotFound {
-            r#""previous_response_id""#
-        } else {
-            "null"
+        let param = match kind {
+            ErrorKind::PreviousResponseNotFound => r#""previous_response_id""#,
+            ErrorKind::ModelNotFound => r#""model""#,
+            _ => "null",
         };
         let body = format!(
             r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#
