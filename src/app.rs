@@ -33,6 +33,8 @@ use crate::session::identify::Identifier;
 use crate::store::Store;
 use crate::store::memory::Memory;
 use crate::task::Tasks;
+use crate::telemetry::pipe::TracePipe;
+use crate::telemetry::work::WorkSpans;
 use crate::turn::Gateway;
 use crate::turn::entry::Entry;
 use crate::turn::failover::{Failover, FailoverOptions};
@@ -43,6 +45,7 @@ use crate::turn::websocket::sockets::{SocketTiming, WebSocketTurns};
 use crate::upstream::models::ModelLists;
 use crate::upstream::probe::Prober;
 use crate::usage::books::Books;
+use crate::usage::tracer::Tracer;
 
 /// A start waits at most this long for the store, so that the first turns find their bindings. The
 /// replica serves without the store, too.
@@ -62,13 +65,18 @@ pub struct Replica {
     membership: Arc<Membership>,
     heartbeat: Arc<Heartbeat>,
     ledger: Arc<Ledger>,
+    traces: Option<Arc<TracePipe>>,
     reload: Arc<Reload>,
 }
 
 impl Replica {
     /// Binds both listeners and serves. `memory` is the `memory:` store, which replicas of one
-    /// process may share.
-    pub async fn start(plan: Plan, memory: Option<Arc<Memory>>) -> Result<Self, String> {
+    /// process may share. `work` are the spans of the process's background work.
+    pub async fn start(
+        plan: Plan,
+        memory: Option<Arc<Memory>>,
+        work: &WorkSpans,
+    ) -> Result<Self, String> {
         let Plan { fixed, table, clients, certificate, prices } = plan;
         let config = &fixed.config;
         let listeners = Listeners::open(&config.server, certificate)?;
@@ -77,7 +85,11 @@ impl Replica {
         let (tasks, metrics, name) = (Tasks::new(), Arc::new(Metrics::new()), replica_name()?);
 
         let store = open_store(&fixed, memory, &metrics, &tasks).await?;
-        let (books, records) = Books::queued(Arc::clone(&metrics));
+        let traces = trace_pipe(&fixed, &name, &metrics)?;
+        if let Some(pipe) = &traces {
+            work.connect(pipe);
+        }
+        let (books, records) = Books::queued(Arc::clone(&metrics), traces.is_some());
         let roster = Arc::new(Roster::new(clients.opened(config.server.open)));
         let prices = Arc::new(Current::new(Arc::new(prices)));
         let ledger = Ledger::start(
@@ -88,6 +100,7 @@ impl Replica {
                 prices: Arc::clone(&prices),
                 roster: Arc::clone(&roster),
                 metrics: Arc::clone(&metrics),
+                tracer: traces.clone().map(|pipe| Tracer::new(pipe, fixed.traced)),
             },
             records,
         )
@@ -104,7 +117,7 @@ impl Replica {
 
         let drain = Drain::new(&config.server);
         let gateway = Arc::new(gateway(&fixed, &roster, &registry, bound, books));
-        let routes = routes(&gateway, &config.server, &drain, &tasks);
+        let routes = routes(&gateway, &fixed, &drain, &tasks);
         let api = AdminApi {
             gateway,
             operator: Operator::new(Arc::clone(&registry), Arc::clone(&heartbeat)),
@@ -130,6 +143,7 @@ impl Replica {
             membership,
             heartbeat,
             ledger,
+            traces,
             reload: Arc::new(reload),
         })
     }
@@ -158,6 +172,9 @@ impl Replica {
         let (is_done, ()) = tokio::join!(draining, leaving);
         self.heartbeat.leave().await;
         self.ledger.close().await;
+        if let Some(pipe) = self.traces {
+            pipe.close().await;
+        }
         self.tasks.join(TASK_END_TIMEOUT).await;
         is_done
     }
@@ -183,6 +200,19 @@ async fn open_store(
         tracing::warn!("starting without the store: each session takes the first key in its order");
     }
     Ok(Arc::new(store))
+}
+
+/// The way of traces to the collector. `None`: the configuration names none.
+fn trace_pipe(
+    fixed: &Fixed,
+    name: &str,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<TracePipe>>, String> {
+    let pipe = fixed
+        .collector
+        .as_ref()
+        .map(|collector| TracePipe::start(collector, name, Arc::clone(metrics)));
+    Ok(pipe.transpose()?.map(Arc::new))
 }
 
 /// Warns of what an operator may not expect.
@@ -223,15 +253,12 @@ fn gateway(
 }
 
 /// The two ways in which turns come.
-fn routes(
-    gateway: &Arc<Gateway>,
-    server: &crate::server::Settings,
-    drain: &Drain,
-    tasks: &Tasks,
-) -> ClientRoutes {
+fn routes(gateway: &Arc<Gateway>, fixed: &Fixed, drain: &Drain, tasks: &Tasks) -> ClientRoutes {
+    let server = &fixed.config.server;
     let http = HttpTurns {
         gateway: Arc::clone(gateway),
         replay: Replay::new(server.max_body, server.replay_total),
+        propagation: fixed.config.telemetry.propagate.then_some(fixed.traced.share),
         tasks: tasks.clone(),
     };
     let websocket = WebSocketTurns {

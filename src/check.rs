@@ -35,6 +35,10 @@ pub fn describe(plan: &Plan) -> String {
         None => "Keeps no ledger of turns: ledger.url names no database that all replicas share."
             .to_owned(),
     };
+    let traces = match &plan.fixed.collector {
+        Some(collector) => format!("Sends traces of turns to {collector}."),
+        None => "Makes no traces: telemetry.otlp_endpoint names no collector.".to_owned(),
+    };
     let operators = match Access::of(server, plan.fixed.admin_token.as_ref()) {
         Access::Token(_) => "callers that show the admin token",
         Access::Local => "anybody on this machine: there is no server.admin_token",
@@ -46,7 +50,8 @@ pub fn describe(plan: &Plan) -> String {
          Takes operator's commands from {operators}.\n\
          Keys: {}, of these organizations: {}.\n\
          Keeps bindings {store}.\n\
-         {ledger}",
+         {ledger}\n\
+         {traces}",
         server.listen,
         if server.tls.is_some() { ", through TLS," } else { "" },
         server.admin_listen,
@@ -194,7 +199,8 @@ mod tests {
              there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
              Keeps bindings in this process: one replica only.\n\
-             Keeps the ledger of turns in the file warmkey.db."
+             Keeps the ledger of turns in the file warmkey.db.\n\
+             Makes no traces: telemetry.otlp_endpoint names no collector."
         );
         let client = |id: &str| format!("[[client]]\nid = {id:?}\ntoken = \"canary-{id}\"\n");
         let shared = "[server]\nlisten = \"0.0.0.0:1\"\nadmin_listen = \"0.0.0.0:2\"\n\
@@ -207,7 +213,8 @@ mod tests {
              Takes operator's commands from nobody: there is no server.admin_token.\n\
              Keys: 3, of these organizations: org-a, org-b.\n\
              Keeps bindings in one Redis at h:6379; all replicas share it.\n\
-             Keeps no ledger of turns: ledger.url names no database that all replicas share."
+             Keeps no ledger of turns: ledger.url names no database that all replicas share.\n\
+             Makes no traces: telemetry.otlp_endpoint names no collector."
         );
         for (text, line) in [
             (client("alice"), "Serves one client token."),
@@ -215,6 +222,10 @@ mod tests {
             (
                 "[ledger]\nurl = \"postgres://u:canary@h/d\"".into(),
                 "Keeps the ledger of turns in PostgreSQL at h:5432, database d.",
+            ),
+            (
+                "[telemetry]\notlp_endpoint = \"http://jaeger:4317\"".into(),
+                "Sends traces of turns to http://jaeger:4317.",
             ),
             (
                 format!("[server]\nopen = true\n{}", client("alice")),

@@ -16,7 +16,9 @@ use crate::server::tls::Certificate;
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
 use crate::store::address::Address;
+use crate::telemetry::CollectorAddress;
 use crate::usage::price::{Prices, setting::Settings as PriceSettings};
+use crate::usage::tracer::TraceRule;
 use crate::{binding, ledger, server, simulator, store, telemetry, turn};
 
 pub mod fixed;
@@ -129,6 +131,7 @@ impl Config {
             .as_ref()
             .and_then(|store| keep(&mut faults, self.ledger.address(store.is_shared())));
         let zone = keep(&mut faults, self.ledger.zone());
+        let traces = keep(&mut faults, self.traces());
         let prices = keep(&mut faults, Prices::new(&self.price));
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
         if matches!(hop_secret, Some(None))
@@ -153,6 +156,7 @@ impl Config {
             ("ledger.retention", self.ledger.retention),
             ("ledger.rollup_retention", self.ledger.rollup_retention),
             ("binding.ttl", self.binding.ttl),
+            ("telemetry.slow", self.telemetry.slow),
         ] {
             if span.0.is_zero() {
                 faults.push(format!("{name}: must be longer than nothing"));
@@ -185,16 +189,26 @@ impl Config {
         {
             faults.push("server.admin_token: is a client's token too".into());
         }
-        let shared = store.zip(secret).zip(ledger).zip(zone);
+        let shared = store.zip(secret).zip(ledger).zip(zone).zip(traces);
         let replaced = table.zip(clients).zip(certificate).zip(prices);
         match (shared, admin_token, hop_secret, replaced) {
             (Some(shared), Some(admin_token), Some(hop_secret), Some(replaced))
                 if faults.is_empty() =>
             {
-                let (((store, secret), ledger), zone) = shared;
+                let ((((store, secret), ledger), zone), (collector, traced)) = shared;
                 let (((table, clients), certificate), prices) = replaced;
                 let config = self;
-                let fixed = Fixed { config, secret, admin_token, hop_secret, store, ledger, zone };
+                let fixed = Fixed {
+                    config,
+                    secret,
+                    admin_token,
+                    hop_secret,
+                    store,
+                    ledger,
+                    zone,
+                    collector,
+                    traced,
+                };
                 Ok(Plan { fixed, table, clients, certificate, prices })
             }
             _ => Err(faults),
@@ -246,6 +260,13 @@ impl Config {
     /// Where the ledger is, and the zone in which its days are cut: all that its commands ask.
     pub fn ledger(&self) -> Result<(Option<DatabaseAddress>, TimeZone), String> {
         Ok((self.ledger.address(self.store_choice()?.is_shared())?, self.ledger.zone()?))
+    }
+
+    /// Where traces go, and of which turns.
+    fn traces(&self) -> Result<(Option<CollectorAddress>, TraceRule), String> {
+        let telemetry = &self.telemetry;
+        let rule = TraceRule { share: telemetry.share()?, slow: telemetry.slow.0 };
+        Ok((telemetry.collector()?, rule))
     }
 
     fn secret(&self, store: &StoreChoice) -> Result<Secret, String> {

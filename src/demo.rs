@@ -17,6 +17,7 @@ use crate::server::listener::Listener;
 use crate::simulator::{self, Simulator};
 use crate::store::memory::Memory;
 use crate::task::Tasks;
+use crate::telemetry::work::WorkSpans;
 
 mod balance;
 mod peer;
@@ -152,7 +153,8 @@ async fn start(
     let mut replicas = Vec::new();
     for _ in 0..count {
         let plan = Config::parse(config)?.plan().map_err(|faults| faults.join("; "))?;
-        replicas.push(Replica::start(plan, Some(Arc::clone(&memory))).await?);
+        let spans = WorkSpans::default();
+        replicas.push(Replica::start(plan, Some(Arc::clone(&memory)), &spans).await?);
     }
     let addresses = replicas.iter().map(|replica| replica.client_address).collect();
     let balancer = balance::start(addresses, tasks).map_err(|error| error.to_string())?;

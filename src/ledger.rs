@@ -26,6 +26,7 @@ use crate::setting::{SecretSource, Span};
 use crate::task::Tasks;
 use crate::usage::price::Prices;
 use crate::usage::record::Record;
+use crate::usage::tracer::Tracer;
 
 pub mod row;
 pub mod report;
@@ -90,6 +91,8 @@ pub struct Setup<'s> {
     pub prices: Arc<Current<Prices>>,
     pub roster: Arc<Roster>,
     pub metrics: Arc<Metrics>,
+    /// `None`: no turn is traced.
+    pub tracer: Option<Tracer>,
 }
 
 /// The ledger of a replica.
@@ -115,12 +118,12 @@ impl Ledger {
     /// Starts the tasks that keep a row of each of `records`. A start does not fail if the database
     /// is away.
     pub async fn start(setup: Setup<'_>, records: mpsc::Receiver<Record>) -> Arc<Self> {
-        let Setup { settings, address, zone, prices, roster, metrics } = setup;
+        let Setup { settings, address, zone, prices, roster, metrics, tracer } = setup;
         let database =
             address.map(|address| Arc::new(Database::at(&address, settings.url.as_ref())));
         let (tasks, closing) = (Tasks::new(), CancellationToken::new());
         let rows = database.as_ref().map(|_| mpsc::channel::<TurnRow>(WAITING)).unzip();
-        let teller = Teller::new(rows.0, prices, Arc::clone(&metrics));
+        let teller = Teller::new(rows.0, tracer, prices, Arc::clone(&metrics));
         tasks.spawn(teller.run(records, closing.clone()));
         if let (Some(database), Some(rows)) = (&database, rows.1) {
             let connection = first_connection(database, &roster).await;
@@ -180,7 +183,12 @@ async fn first_connection(database: &Arc<Database>, roster: &Roster) -> Option<D
 
 /// Microseconds since 1970.
 pub fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, micros)
+    since_epoch(SystemTime::now())
+}
+
+/// Microseconds since 1970.
+fn since_epoch(at: SystemTime) -> i64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, micros)
 }
 
 fn micros(span: Duration) -> i64 {

@@ -190,7 +190,7 @@ async fn serve(file: &File) -> ExitCode {
         Ok(both) => both,
         Err(code) => return code,
     };
-    telemetry::start(&plan.fixed.config.telemetry);
+    let work = telemetry::start(&plan.fixed.config.telemetry);
     let (mut terminate, mut interrupt) = match signals() {
         Ok(both) => both,
         Err(error) => return failed(&error.to_string()),
@@ -201,7 +201,7 @@ async fn serve(file: &File) -> ExitCode {
         Ok(hangup) => hangup,
         Err(error) => return failed(&error.to_string()),
     };
-    let replica = match Replica::start(plan, None).await {
+    let replica = match Replica::start(plan, None, &work).await {
         Ok(replica) => replica,
         Err(error) => return failed(&error),
     };

@@ -15,6 +15,7 @@ mod keys;
 mod ledger;
 mod store;
 mod reloads;
+mod traces;
 
 pub use label::{
     BindingResult, Cache, ColdReason, Decision, Ending, KeyState, Operation, Reason, StoreFailure,
@@ -27,6 +28,7 @@ use keys::KeyMetrics;
 use ledger::LedgerMetrics;
 use reloads::ReloadMetrics;
 use store::StoreMetrics;
+use traces::TraceMetrics;
 use turns::TurnMetrics;
 
 /// The content type of [`Metrics::render`].
@@ -40,6 +42,7 @@ pub struct Metrics {
     ledger: LedgerMetrics,
     store: StoreMetrics,
     reloads: ReloadMetrics,
+    traces: TraceMetrics,
 }
 
 impl Metrics {
@@ -48,8 +51,10 @@ impl Metrics {
         let (turns, bindings) = (TurnMetrics::new(&mut page), BindingMetrics::new(&mut page));
         let (keys, store) = (KeyMetrics::new(&mut page), StoreMetrics::new(&mut page));
         let (ledger, reloads) = (LedgerMetrics::new(&mut page), ReloadMetrics::new(&mut page));
+        let traces = TraceMetrics::new(&mut page);
         page.info("build", "The running version", ("version", env!("CARGO_PKG_VERSION")));
-        Self { registry: page.into_registry(), turns, bindings, keys, ledger, store, reloads }
+        let registry = page.into_registry();
+        Self { registry, turns, bindings, keys, ledger, store, reloads, traces }
     }
 
     /// The text that Prometheus scrapes (OpenMetrics 1.0).

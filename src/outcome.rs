@@ -30,6 +30,17 @@ impl Outcome {
             _ => None,
         }
     }
+
+    /// How the attempt failed, if there is no answer.
+    pub const fn failure(&self) -> Option<&'static str> {
+        match self {
+            Self::Answered(_) | Self::Refused(_) => None,
+            Self::Unreachable(_) => Some("unreachable"),
+            Self::Interrupted(_) => Some("interrupted"),
+            Self::NotSpoken => Some("not_spoken"),
+            Self::Silent => Some("silent"),
+        }
+    }
 }
 
 /// An answer while it arrives.

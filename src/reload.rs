@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use tracing::{Instrument, info_span};
 
 use crate::client::tokens::Roster;
 use crate::config::Plan;
@@ -22,6 +23,7 @@ use crate::health::membership::Membership;
 use crate::health::registry::Registry;
 use crate::metrics::Metrics;
 use crate::server::tls::Tls;
+use crate::telemetry::work::WORK;
 use crate::usage::price::Prices;
 
 /// Time from one look at the files to the next.
@@ -77,7 +79,9 @@ impl Reload {
             };
             seen = read;
             match plan {
-                Ok(plan) => self.take(plan).await,
+                Ok(plan) => {
+                    self.take(plan).instrument(info_span!(target: WORK, "reload")).await;
+                }
                 Err(faults) => {
                     self.metrics.reload_failed();
                     tracing::error!(

@@ -1,13 +1,29 @@
-//! Logs, and the id of a turn.
+//! Logs, traces, and the id of a turn.
 //!
-//! Each turn logs one line, as JSON or text, on standard error. No level logs bodies, prompts,
-//! header values or secrets. Sessions appear by their stored hash only.
+//! Each turn logs one line, as JSON or text, on standard error, and gives at most one trace to an
+//! OTLP collector. No level logs bodies, prompts, header values or secrets, and no span holds them.
+//! Sessions appear by their stored hash only.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
 
-use http::HeaderMap;
+use http::Uri;
 use serde::Deserialize;
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{Layer, fmt as lines, registry};
+
+use crate::setting::Span;
+
+pub mod name;
+pub mod pipe;
+pub mod turn_id;
+pub mod work;
+
+pub use turn_id::TurnId;
+
+use work::WorkSpans;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -22,64 +38,108 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
+    /// The collector of traces; empty: there is none.
+    pub otlp_endpoint: String,
+    /// Whether upstreams get the gateway's own `traceparent`.
+    pub propagate: bool,
+    /// The share of ordinary turns that are traced.
+    pub sample: f64,
+    /// A turn that takes longer is always traced.
+    pub slow: Span,
     pub log: LogFormat,
 }
 
-/// Starts logging for this process. A second call changes nothing.
-pub fn start(settings: &Settings) {
-    let lines = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_max_level(tracing::Level::INFO);
+impl Settings {
+    /// The address of the collector; `None`: traces are off. The error names the option.
+    pub fn collector(&self) -> Result<Option<CollectorAddress>, String> {
+        if self.otlp_endpoint.is_empty() {
+            return Ok(None);
+        }
+        CollectorAddress::parse(&self.otlp_endpoint)
+            .map(Some)
+            .ok_or_else(|| "telemetry.otlp_endpoint: write \"http://HOST:4317\" (gRPC), or https, without user, path or query".into())
+    }
+
+    /// The share of ordinary turns that are traced.
+    pub fn share(&self) -> Result<Share, String> {
+        Share::of(self.sample).ok_or_else(|| "telemetry.sample: must be from 0 to 1".into())
+    }
+}
+
+/// The address of an OTLP collector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CollectorAddress(String);
+
+impl CollectorAddress {
+    fn parse(text: &str) -> Option<Self> {
+        let uri: Uri = text.parse().ok()?;
+        let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+        let is_bare = uri.path_and_query().is_none_or(|path| path == "/");
+        let has_user = uri.authority()?.as_str().contains('@');
+        let is_whole = !uri.host()?.is_empty() && !text.contains('#');
+        (is_http && is_bare && !has_user && is_whole).then(|| Self(text.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CollectorAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A share of all traces. Whether a trace is in the share depends on its id alone, so that all
+/// turns of a client's trace are traced, or none of them, on every replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share(u64);
+
+impl Share {
+    pub const NONE: Self = Self(0);
+    pub const ALL: Self = Self(u64::MAX);
+
+    pub fn of(share: f64) -> Option<Self> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "the cast saturates, so that 1 is everything"
+        )]
+        (0.0..=1.0).contains(&share).then_some(Self((share * u64::MAX as f64) as u64))
+    }
+
+    /// Whether the trace of `id` is in the share.
+    pub const fn includes(self, id: TurnId) -> bool {
+        self.0 == u64::MAX || id.lot() < self.0
+    }
+}
+
+/// Starts logging for this process, and spans of background work if a collector is named. A second
+/// call changes nothing. The spans go nowhere until [`WorkSpans::connect`].
+pub fn start(settings: &Settings) -> WorkSpans {
+    let work = WorkSpans::default();
+    let is_traced = !settings.otlp_endpoint.is_empty();
+    // Every line stands alone: spans are no part of the log.
+    let told = filter_fn(|line| line.is_event() && *line.level() <= Level::INFO)
+        .with_max_level_hint(LevelFilter::INFO);
+    let layer = lines::layer().with_writer(std::io::stderr).with_target(false);
     // The first subscriber of a process stays, so that several replicas in one process share it.
     let _ = match settings.log {
         LogFormat::Json => {
-            tracing::subscriber::set_global_default(lines.json().flatten_event(true).finish())
+            let layer = layer.json().flatten_event(true).with_current_span(false);
+            let lines = registry().with(layer.with_span_list(false).with_filter(told));
+            let spans = is_traced.then(|| work.layer());
+            tracing::subscriber::set_global_default(lines.with(spans))
         }
-        LogFormat::Text => tracing::subscriber::set_global_default(lines.finish()),
+        LogFormat::Text => {
+            let spans = is_traced.then(|| work.layer());
+            let lines = registry().with(layer.with_filter(told));
+            tracing::subscriber::set_global_default(lines.with(spans))
+        }
     };
-}
-
-/// A turn's trace id (W3C Trace Context: 16 bytes, lower-case hex). The client gets it as
-/// `x-warmkey-turn`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct TurnId([u8; 16]);
-
-impl TurnId {
-    /// Takes the trace id of a valid inbound `traceparent`, or draws a new one.
-    pub fn of(headers: &HeaderMap) -> Self {
-        headers
-            .get("traceparent")
-            .and_then(|value| Self::from_traceparent(value.as_bytes()))
-            .unwrap_or_else(Self::random)
-    }
-
-    fn from_traceparent(value: &[u8]) -> Option<Self> {
-        let [_, _, b'-', rest @ ..] = value else { return None };
-        let (hex, [b'-', ..]) = rest.split_at_checked(32)? else { return None };
-        let mut id = [0; 16];
-        for (byte, pair) in id.iter_mut().zip(hex.chunks_exact(2)) {
-            if !pair.iter().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(c)) {
-                return None;
-            }
-            *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-        }
-        (id != [0; 16]).then_some(Self(id))
-    }
-
-    /// Draws a unique id from the hash keys that the standard library seeds once a thread. This
-    /// needs no system call for each turn.
-    pub fn random() -> Self {
-        let keyed = RandomState::new();
-        let half = |number: u64| u128::from(keyed.hash_one(number));
-        Self((half(0) << 64 | half(1)).to_be_bytes())
-    }
-}
-
-impl fmt::Display for TurnId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
-    }
+    work
 }
 
 #[cfg(test)]
@@ -87,34 +147,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turn_id_is_the_clients_trace_id_or_random() {
-        let id = |text: &str| TurnId::from_traceparent(text.as_bytes()).map(|id| id.to_string());
-        let given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(id(given).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
-        for wrong in [
-            "",
-            "00-",
-            "00-4bf9-00f0-01",
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            &given.to_uppercase(),
-        ] {
-            assert_eq!(id(wrong), None, "{wrong}");
+    fn collector_is_an_address_without_anything_else() {
+        for good in
+            ["http://localhost:4317", "https://collector.example/", "http://[::1]:4317", "http://h"]
+        {
+            assert_eq!(CollectorAddress::parse(good).expect(good).as_str(), good);
         }
-        // A later version may append fields. A shorter or longer id is invalid.
-        assert!(id(&format!("{given}-more")).is_some());
-        assert_eq!(
-            (id(&given.replacen("4bf", "4b", 1)), id(&given.replacen("4bf", "4bff", 1))),
-            (None, None)
-        );
-        assert_eq!(id(&given.replacen("4bf", "4bg", 1)), None);
-        let headers = |value: &str| {
-            HeaderMap::from_iter([("traceparent".parse().unwrap(), value.parse().unwrap())])
+        for wrong in [
+            "localhost:4317",
+            "h:p@localhost",
+            "http://user:word@h:4317",
+            "http://h:4317/v1/traces",
+            "http://h:4317?token=x",
+            "http://h:4317/#x",
+            "grpc://h:4317",
+            "unix:///socket",
+            "http://",
+            "/path",
+            "http://h h",
+        ] {
+            assert_eq!(CollectorAddress::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn share_is_the_same_for_all_turns_of_a_trace() {
+        for wrong in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+            assert_eq!(Share::of(wrong), None, "{wrong}");
+        }
+        assert_eq!((Share::of(0.0), Share::of(1.0)), (Some(Share::NONE), Some(Share::ALL)));
+        let count =
+            |share: Share, ids: &[TurnId]| ids.iter().filter(|id| share.includes(**id)).count();
+        // Ids that clients count up are as good as random ones.
+        let counted: Vec<_> = (1..=10_000)
+            .map(|number| {
+                let text = format!("00-{number:032x}-00f067aa0ba902b7-01");
+                TurnId::within(Some(text.as_bytes()))
+            })
+            .collect();
+        let drawn: Vec<_> = (0..10_000).map(|_| TurnId::random()).collect();
+        for ids in [counted, drawn] {
+            assert_eq!((count(Share::NONE, &ids), count(Share::ALL, &ids)), (0, 10_000));
+            let some = count(Share::of(0.25).expect("a share"), &ids);
+            assert!((2_200..2_800).contains(&some), "{some} of 10,000 are a quarter");
+        }
+        let id = |flags: &str| {
+            let text = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}");
+            TurnId::within(Some(text.as_bytes()))
         };
-        assert_eq!(TurnId::of(&headers(given)).to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        let (one, other) = (TurnId::of(&HeaderMap::new()), TurnId::of(&headers("00-x")));
-        assert!(
-            one != other && one.to_string().len() == 32,
-            "a turn without a trace id gets its own"
-        );
+        assert_eq!(id("00").lot(), id("01").lot(), "the client's flag decides nothing");
     }
 }

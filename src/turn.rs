@@ -154,6 +154,7 @@ impl<'t, A: Ask> Attempts<'t, A> {
     async fn attempt(&mut self, binding: &Binding, has_foreign_state: bool) -> Verdict {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
+        self.account.attempted(&outcome);
         if binding.key.upstream.host.is_gateway() {
             // What a gateway says of a turn is about the keys behind it, and is its last word.
             return decide(
@@ -166,7 +167,9 @@ impl<'t, A: Ask> Attempts<'t, A> {
             let (key, model) = (&binding.key, self.demand.model);
             self.gateway.registry.headrooms.observe(key, model, &answer.headers);
         }
-        decide(outcome, self.gateway.failover.options.resends, SystemTime::now())
+        let verdict = decide(outcome, self.gateway.failover.options.resends, SystemTime::now());
+        self.account.leaves(verdict.reason());
+        verdict
     }
 
     /// Notes that the binding's key serves the turn from now on.

@@ -3,5 +3,8 @@
 pub mod cold;
 pub mod price;
 pub mod tap;
+pub mod timeline;
 pub mod record;
+pub mod spans;
+pub mod tracer;
 pub mod books;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tracing::field::Empty;
+use tracing::{Instrument, Span, info_span};
 
 use crate::binding::Binding;
 use crate::binding::bind::Bindings;
@@ -22,6 +24,7 @@ use crate::metrics::{Decision, Reason};
 use crate::session::SessionId;
 use crate::store::name::Name;
 use crate::store::{Replaced, Store, Unavailable};
+use crate::telemetry::work::WORK;
 
 /// Pause between merges while the store answers, because a single write may have failed.
 const MERGE_AGAIN: Duration = Duration::from_secs(1);
@@ -184,18 +187,23 @@ pub async fn merge_all(store: &Store, local: &Local, registry: &Registry, ttl: D
     // With generation 0, no replica could later tell a removed key from one that is not loaded yet.
     let generation = registry.loaded().ordinal();
     let (mut merged, mut left) = (0, if generation == 0 { 0 } else { local.count_unmerged() });
+    let span = match left {
+        0 => Span::none(),
+        _ => info_span!(target: WORK, "merge", bindings = left, merged = Empty),
+    };
     while left > 0 {
         let some = local.next_unmerged(MERGED_AT_ONCE.min(left));
         left = if some.is_empty() { 0 } else { left - some.len().min(left) };
         let each = some.iter().map(|(session, record)| {
             merge(store, local, ttl, session, record.of_generation(generation))
         });
-        let done = join_all(each).await;
+        let done = join_all(each).instrument(span.clone()).await;
         merged += done.iter().filter(|done| done.is_ok()).count();
         if done.iter().all(Result::is_err) {
             break;
         }
     }
+    span.record("merged", merged);
     merged
 }
 

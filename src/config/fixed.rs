@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 use super::{Config, StoreChoice};
 use crate::database::DatabaseAddress;
 use crate::setting::Secret;
+use crate::telemetry::CollectorAddress;
+use crate::usage::tracer::TraceRule;
 
 /// Sections that a reload replaces, or that do not concern a replica.
 const OTHERS: [&str; 5] = ["upstream", "key", "client", "price", "sim"];
@@ -28,6 +30,10 @@ pub struct Fixed {
     pub ledger: Option<DatabaseAddress>,
     /// The zone in which the ledger's days are cut.
     pub zone: TimeZone,
+    /// `None`: there are no traces.
+    pub collector: Option<CollectorAddress>,
+    /// Which turns are traced.
+    pub traced: TraceRule,
 }
 
 impl Fixed {
@@ -140,6 +146,10 @@ mod tests {
             ("binding", "memory", "5"),
             ("failover", "ambiguous", "true"),
             ("telemetry", "log", "\"text\""),
+            ("telemetry", "otlp_endpoint", "\"http://127.0.0.1:4317\""),
+            ("telemetry", "propagate", "true"),
+            ("telemetry", "sample", "0.5"),
+            ("telemetry", "slow", "1s"),
         ] {
             let text = format!("[{section}]\n{option} = {value}");
             assert_eq!(named(&text), [format!("{section}.{option}")], "{text}");

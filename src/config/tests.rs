@@ -190,7 +190,10 @@ fn defaults_are_those_of_the_contract() {
     assert!(!server.open && !config.failover.ambiguous && config.hop.secret.is_none());
     assert!(server.secret.is_none() && server.admin_token.is_none());
     assert!(matches!(server.foreign_ids, turn::entry::ForeignIds::Refuse));
-    assert_eq!(config.telemetry.log, telemetry::LogFormat::Json);
+    let traced = &config.telemetry;
+    assert_eq!((traced.log, traced.propagate), (telemetry::LogFormat::Json, false));
+    assert_eq!((traced.collector(), traced.slow.0), (Ok(None), Duration::from_secs(120)));
+    assert_eq!(traced.share(), Ok(telemetry::Share::ALL));
 }
 
 /// One value for each option that has a bound, and the complete error.
@@ -244,6 +247,15 @@ fn option_out_of_bounds_is_refused_by_name() {
             "ledger",
             "url = \"postgres://u:canary@h:port\"",
             "ledger.url: is no postgres://[USER:PASSWORD@]HOST[:5432]/DATABASE".into(),
+        ),
+        ("telemetry", "slow = \"0s\"", "telemetry.slow: must be longer than nothing".into()),
+        ("telemetry", "sample = -0.1", "telemetry.sample: must be from 0 to 1".into()),
+        ("telemetry", "sample = 1.01", "telemetry.sample: must be from 0 to 1".into()),
+        ("telemetry", "sample = nan", "telemetry.sample: must be from 0 to 1".into()),
+        (
+            "telemetry",
+            "otlp_endpoint = \"http://u:canary@h:4317\"",
+            "telemetry.otlp_endpoint: write \"http://HOST:4317\" (gRPC), or https, without user, path or query".into(),
         ),
         ("ledger", "retention = \"0d\"", "ledger.retention: must be longer than nothing".into()),
         (

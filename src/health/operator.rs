@@ -178,7 +178,7 @@ impl Operator {
             project: key.project.clone(),
             region: key.region.clone(),
             weight: key.weight,
-            state: self.registry.state(key).name(),
+            state: self.registry.state(key).name().into(),
             conditions: conditions.map(reason).collect(),
             in_flight: self.registry.loads.of(key),
             upstream: key.upstream.name.clone(),

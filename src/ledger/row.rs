@@ -49,21 +49,21 @@ pub fn row(record: &Record, cost: Option<Cost>, began: i64, id: i64) -> Option<T
         organization: key.map(|key| clean(&key.organization)),
         project: key.map(|key| clean(&key.project)).filter(|project| !project.is_empty()),
         model: clean(&record.model),
-        transport: record.transport.name(),
+        transport: record.transport.name().into(),
         kind: None,
-        outcome: record.ending.name(),
+        outcome: record.ending.name().into(),
         status: record.status.map(|status| i64::from(status.as_u16())),
-        binding: service.map(|service| service.result.name()),
-        attempts: None,
+        binding: service.map(|service| service.result.name().into()),
+        attempts: service.and_then(|_| i64::try_from(record.timeline.sendings().count()).ok()),
         tokens: usage.map(tokens),
         tier: usage.and_then(|usage| usage.tier.as_deref()).map(clean),
         cost_nano: cost_nano.flatten(),
         price_id,
-        cold_reason: record.cold_reason().map(|reason| reason.name()),
+        cold_reason: record.cold_reason().map(|reason| reason.name().into()),
         expected_cached_tokens: None,
         diagnostic: usage.and_then(|usage| usage.miss.as_deref()).map(clean),
-        first_byte_us: None,
-        overhead_us: None,
+        first_byte_us: record.timeline.to_first_byte().map(micros),
+        overhead_us: record.timeline.overhead(record.transport).map(micros),
         duration_us: micros(record.duration),
         trace: record.id.to_string(),
         is_unpriced,
@@ -112,14 +112,18 @@ fn micros(span: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::SystemTime;
 
     use http::StatusCode;
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::key::Key;
     use crate::key::table::Table;
     use crate::metrics::{BindingResult, Transport};
     use crate::telemetry::TurnId;
     use crate::usage::record::Service;
+    use crate::usage::timeline::Timeline;
 
     /// 2026-12-01, noon.
     const NOON: i64 = 1_796_126_400_000_000;
@@ -140,9 +144,24 @@ mod tests {
             model: "gpt-5.4".into(),
             status: Some(StatusCode::OK),
             ending,
+            terminal: None,
             usage,
+            at: SystemTime::now(),
             duration: Duration::from_millis(1_500),
+            timeline: timeline(&table.keys()[0]),
         }
+    }
+
+    /// Two attempts. The first byte arrived after a second, and the gateway took 3 ms.
+    fn timeline(key: &Arc<Key>) -> Timeline {
+        let (began, millisecond) = (Instant::now(), Duration::from_millis(1));
+        let mut timeline = Timeline::from(began);
+        timeline.received = Some(began + millisecond);
+        timeline.bound = Some(began + 4 * millisecond);
+        timeline.sends(Arc::clone(key), began + 4 * millisecond);
+        timeline.sends(Arc::clone(key), began + 5 * millisecond);
+        timeline.first_byte = Some(began + 1_000 * millisecond);
+        timeline
     }
 
     fn told(record: &Record) -> TurnRow {
@@ -177,6 +196,9 @@ mod tests {
             outcome: "completed".into(),
             status: Some(200),
             binding: Some("existing".into()),
+            attempts: Some(2),
+            first_byte_us: Some(1_000_000),
+            overhead_us: Some(3_000),
             tokens: Some(Tokens {
                 input: 9_000,
                 cached: 8_832,
@@ -215,6 +237,7 @@ mod tests {
         let nowhere = Record { service: None, ..record(None, Ending::ClientLeft) };
         let row = told(&nowhere);
         assert!(!row.is_unpriced && row.key.is_none() && row.binding.is_none());
+        assert_eq!(row.attempts, None, "no key was chosen");
     }
 
     #[test]

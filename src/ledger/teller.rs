@@ -1,4 +1,4 @@
-//! Takes records from the queue, prices each, counts the cost, and hands the row to the writer.
+//! Takes records from the queue, prices each, counts the cost, and hands on its row and its trace.
 //!
 //! The teller never waits for the database. If the writer's queue is full, the row is counted as
 //! dropped, and the log says so once.
@@ -10,16 +10,19 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::row::{cost, row};
-use super::{micros, now};
+use super::since_epoch;
 use crate::current::Current;
 use crate::database::row::TurnRow;
 use crate::metrics::Metrics;
 use crate::usage::price::Prices;
 use crate::usage::record::Record;
+use crate::usage::tracer::Tracer;
 
 pub struct Teller {
     /// `None`: there is no ledger.
     rows: Option<mpsc::Sender<TurnRow>>,
+    /// `None`: no turn is traced.
+    tracer: Option<Tracer>,
     prices: Arc<Current<Prices>>,
     metrics: Arc<Metrics>,
     /// Whether the last row found no room.
@@ -30,10 +33,11 @@ pub struct Teller {
 impl Teller {
     pub const fn new(
         rows: Option<mpsc::Sender<TurnRow>>,
+        tracer: Option<Tracer>,
         prices: Arc<Current<Prices>>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { rows, prices, metrics, is_full: false, told: 0 }
+        Self { rows, tracer, prices, metrics, is_full: false, told: 0 }
     }
 
     /// Runs until no further record can come, or until `closing`. Records that wait are still
@@ -56,7 +60,7 @@ impl Teller {
     }
 
     fn tell(&mut self, record: &Record) {
-        let began = now().saturating_sub(micros(record.duration));
+        let began = since_epoch(record.at);
         let cost = cost(record, &self.prices.get(), began);
         if let Some(service) = &record.service {
             match &cost {
@@ -64,6 +68,9 @@ impl Teller {
                 None if record.usage.is_some() => self.metrics.unpriced(),
                 None => {}
             }
+        }
+        if let Some(tracer) = &self.tracer {
+            tracer.tell(record);
         }
         let Some(rows) = &self.rows else { return };
         self.told = self.told.wrapping_add(1);

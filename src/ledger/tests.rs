@@ -6,6 +6,8 @@ use crate::metrics::{Ending, Transport};
 use crate::setting::Secret;
 use crate::telemetry::TurnId;
 use crate::usage::books::Books;
+use crate::usage::timeline::Timeline;
+use tokio::time::Instant;
 
 fn settings(url: Option<&str>) -> Settings {
     Settings {
@@ -26,8 +28,11 @@ fn record() -> Record {
         model: String::new(),
         status: None,
         ending: Ending::Refused,
+        terminal: None,
         usage: None,
+        at: SystemTime::now(),
         duration: Duration::ZERO,
+        timeline: Timeline::from(Instant::now()),
     }
 }
 
@@ -64,6 +69,7 @@ fn setup(settings: &Settings, metrics: &Arc<Metrics>) -> Setup<'static> {
         prices: Arc::new(Current::new(Arc::new(Prices::default()))),
         roster: Arc::new(Roster::new(Clients::new(&[]).expect("nobody"))),
         metrics: Arc::clone(metrics),
+        tracer: None,
     }
 }
 
@@ -78,7 +84,7 @@ async fn what_is_there_is_written_down_before_the_end() {
     let path = std::env::temp_dir().join(format!("warmkey-ledger-{}.db", std::process::id()));
     let metrics = Arc::new(Metrics::new());
     let settings = settings(Some(&format!("sqlite:{}", path.display())));
-    let (books, records) = Books::queued(Arc::clone(&metrics));
+    let (books, records) = Books::queued(Arc::clone(&metrics), false);
     let ledger = Ledger::start(setup(&settings, &metrics), records).await;
     for _ in 0..1_200 {
         books.open();
@@ -102,7 +108,7 @@ async fn what_is_there_is_written_down_before_the_end() {
 #[tokio::test]
 async fn without_a_ledger_records_are_only_counted() {
     let metrics = Arc::new(Metrics::new());
-    let (books, records) = Books::queued(Arc::clone(&metrics));
+    let (books, records) = Books::queued(Arc::clone(&metrics), false);
     let ledger = Ledger::start(setup(&settings(Some("none:")), &metrics), records).await;
     books.open();
     books.tell(record());
@@ -115,7 +121,7 @@ async fn without_a_ledger_records_are_only_counted() {
 #[tokio::test]
 async fn full_queue_is_counted() {
     let metrics = Arc::new(Metrics::new());
-    let (books, _records) = Books::queued(Arc::clone(&metrics));
+    let (books, _records) = Books::queued(Arc::clone(&metrics), false);
     for _ in 0..10_000 {
         books.open();
         books.tell(record());

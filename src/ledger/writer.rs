@@ -11,6 +11,8 @@ use jiff::tz::TimeZone;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use super::{Settings, micros, now};
 use crate::database::fault::{DatabaseFailure, FailureKind};
@@ -19,6 +21,7 @@ use crate::database::write::WriterMemory;
 use crate::database::{Database, DatabaseConnection};
 use crate::limit::chance;
 use crate::metrics::Metrics;
+use crate::telemetry::work::WORK;
 
 /// Maximum rows of one transaction.
 const BATCH: usize = 500;
@@ -157,7 +160,12 @@ impl Writer {
         if rows.is_empty() {
             return Ok(());
         }
-        let written = connection.write(rows, &self.zone, &mut self.memory).await;
+        let span = info_span!(target: WORK, "flush", rows = rows.len(), otel.status_code = Empty);
+        let writing = connection.write(rows, &self.zone, &mut self.memory);
+        let written = writing.instrument(span.clone()).await;
+        if written.is_err() {
+            span.record("otel.status_code", "ERROR");
+        }
         if written.as_ref().is_err_and(|failure| failure.kind == FailureKind::Away) {
             // Dropping a connection closes it, whatever it was about to do.
             self.connection = None;

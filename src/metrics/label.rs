@@ -51,14 +51,20 @@ macro_rules! label {
             pub const ALL: &[Self] = &[$(Self::$value),+];
 
             /// The value as metrics and logs show it.
-            pub fn name(self) -> String {
-                snake_case(match self { $(Self::$value => stringify!($value)),+ })
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => {
+                        const NAME: [u8; snake_length(stringify!($value))] =
+                            snake_case(stringify!($value));
+                        text(&NAME)
+                    }),+
+                }
             }
         }
 
         impl EncodeLabelValue for $set {
             fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-                encoder.write_str(&self.name())
+                encoder.write_str(self.name())
             }
         }
 
@@ -76,15 +82,39 @@ macro_rules! label {
     };
 }
 
-fn snake_case(camel_case: &str) -> String {
-    let mut name = String::new();
-    for letter in camel_case.chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
+/// The length of `CamelCase` as `snake_case`.
+const fn snake_length(camel_case: &str) -> usize {
+    let letters = camel_case.as_bytes();
+    let (mut at, mut length) = (0, letters.len());
+    while at < letters.len() {
+        if at > 0 && letters[at].is_ascii_uppercase() {
+            length += 1;
         }
-        name.push(letter.to_ascii_lowercase());
+        at += 1;
+    }
+    length
+}
+
+/// `CamelCase` as `snake_case`, when the program is compiled: a turn copies no names.
+const fn snake_case<const LENGTH: usize>(camel_case: &str) -> [u8; LENGTH] {
+    let letters = camel_case.as_bytes();
+    let mut name = [b'_'; LENGTH];
+    let (mut from, mut to) = (0, 0);
+    while from < letters.len() {
+        if from > 0 && letters[from].is_ascii_uppercase() {
+            to += 1;
+        }
+        name[to] = letters[from].to_ascii_lowercase();
+        (from, to) = (from + 1, to + 1);
     }
     name
+}
+
+const fn text(name: &'static [u8]) -> &'static str {
+    match std::str::from_utf8(name) {
+        Ok(name) => name,
+        Err(_) => panic!("a Rust name in ASCII"),
+    }
 }
 
 label! {

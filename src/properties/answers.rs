@@ -96,6 +96,7 @@ fn expected_end(response: &Json) -> (Terminal, Option<Usage>) {
         let half_day = details
             .and_then(|details| details.last("cache_write_tokens_details")?.last("ttl_12h_tokens"));
         Usage {
+            id: response.last("id").and_then(Json::text).map(str::to_owned),
             input: count(usage.last("input_tokens")),
             cached: detail("cached_tokens"),
             written: detail("cache_write_tokens"),

@@ -2,6 +2,7 @@
 //! ends.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
@@ -10,13 +11,16 @@ use crate::binding::Binding;
 use crate::client::ClientId;
 use crate::error::{Error, Fault};
 use crate::health::load::{InFlight, Loads};
-use crate::metrics::{Ending, Transport};
+use crate::key::Key;
+use crate::metrics::{Ending, Reason, Transport};
+use crate::outcome::Outcome;
 use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::telemetry::TurnId;
 use crate::usage::books::Books;
 use crate::usage::record::{Record, Service};
 use crate::usage::tap::Reading;
+use crate::usage::timeline::{Timeline, Waited};
 use crate::wire::terminal::Terminal;
 
 /// Facts about one turn. Dropping the account ends the turn, as [`Ending::ClientLeft`] unless
@@ -25,7 +29,7 @@ pub struct Account {
     pub id: TurnId,
     books: Arc<Books>,
     transport: Transport,
-    began: Instant,
+    timeline: Timeline,
     caller: Caller,
     service: Option<(Service, InFlight)>,
     model: String,
@@ -45,24 +49,32 @@ pub struct Caller {
     session: Option<SessionId>,
 }
 
+/// When a turn arrived, and its id.
+#[derive(Clone, Copy)]
+pub struct Arrival {
+    pub began: Instant,
+    pub id: TurnId,
+}
+
 impl Account {
     /// Opens the account of a turn whose head has arrived.
     pub fn open(books: Arc<Books>, transport: Transport, headers: &HeaderMap) -> Self {
-        Self::begin(books, transport, TurnId::of(headers), Caller::default())
+        let arrival = Arrival { began: Instant::now(), id: TurnId::of(headers) };
+        Self::begin(books, transport, arrival, Caller::default())
     }
 
     /// Opens the account of a turn of `caller` on a WebSocket.
-    pub fn of(caller: &Caller, books: Arc<Books>) -> Self {
-        Self::begin(books, Transport::Websocket, TurnId::random(), caller.clone())
+    pub fn of(caller: &Caller, books: Arc<Books>, arrival: Arrival) -> Self {
+        Self::begin(books, Transport::Websocket, arrival, caller.clone())
     }
 
-    fn begin(books: Arc<Books>, transport: Transport, id: TurnId, caller: Caller) -> Self {
+    fn begin(books: Arc<Books>, transport: Transport, arrival: Arrival, caller: Caller) -> Self {
         books.open();
         Self {
-            id,
+            id: arrival.id,
             books,
             transport,
-            began: Instant::now(),
+            timeline: Timeline::from(arrival.began),
             caller,
             service: None,
             model: String::new(),
@@ -85,11 +97,19 @@ impl Account {
 
     pub fn client(&mut self, client: &ClientId) {
         self.caller.client = Some(client.clone());
+        self.timeline.authenticated = Some(Instant::now());
     }
 
     pub fn session(&mut self, identity: &Identity) {
         self.caller.session.clone_from(&identity.session);
+        self.timeline.identified = Some(Instant::now());
         self.books.malformed_signals(identity.skipped);
+    }
+
+    /// Notes when a message on a WebSocket was read, and when it was permitted.
+    pub const fn admitted(&mut self, read: Instant, permitted: Instant) {
+        self.timeline.identified = Some(read);
+        self.timeline.authenticated = Some(permitted);
     }
 
     /// Notes the model that the client asks for.
@@ -114,6 +134,9 @@ impl Account {
     pub fn bound(&mut self, binding: &Binding, domain_moved: bool, loads: &Loads) {
         let service =
             Service { key: Arc::clone(&binding.key), result: binding.result, domain_moved };
+        let now = Instant::now();
+        self.timeline.bound.get_or_insert(now);
+        self.timeline.sends(Arc::clone(&binding.key), now);
         self.service = Some((service, loads.enter(&binding.key)));
         self.tell_renamed();
     }
@@ -128,13 +151,43 @@ impl Account {
         }
     }
 
-    /// Notes the gateway's own share of the time since the last byte of the request.
-    pub fn overhead(&self, since: Instant) {
-        self.books.overhead(since.elapsed().as_secs_f64());
+    /// Notes the gateway's own share of the time since the last byte of the request: the key is
+    /// chosen.
+    pub fn overhead(&mut self, since: Instant) {
+        let now = Instant::now();
+        (self.timeline.received, self.timeline.bound) = (Some(since), Some(now));
+        self.books.overhead(now.duration_since(since).as_secs_f64());
+    }
+
+    /// Notes the outcome of the attempt that began last.
+    pub fn attempted(&mut self, outcome: &Outcome) {
+        self.timeline.sent(outcome);
+    }
+
+    /// Notes why the outcome of the last attempt is not simply the turn's.
+    pub fn leaves(&mut self, reason: Option<Reason>) {
+        self.timeline.leaves(reason);
+    }
+
+    /// Notes that the turn waits in place.
+    pub fn waits(&mut self, key: &Arc<Key>, pause: Duration) {
+        let (key, began) = (Arc::clone(key), Instant::now());
+        self.timeline.waits.push(Waited { key, began, pause });
     }
 
     pub fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
+        self.timeline.answers(status);
+    }
+
+    /// Notes the first byte of the answer.
+    pub fn first_byte(&mut self) {
+        self.timeline.first_byte.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that the answer is a stream of events.
+    pub const fn streams(&mut self, is_stream: bool) {
+        self.timeline.is_stream = is_stream;
     }
 
     pub fn refused(&mut self, error: &Error) {
@@ -181,6 +234,9 @@ impl Account {
             None => Ending::ClientLeft,
         };
         let caller = std::mem::take(&mut self.caller);
+        let now = Instant::now();
+        let timeline = std::mem::replace(&mut self.timeline, Timeline::from(now));
+        let duration = now.duration_since(timeline.began);
         Record {
             id: self.id,
             transport: self.transport,
@@ -190,8 +246,11 @@ impl Account {
             model: std::mem::take(&mut self.model),
             status: self.status,
             ending,
+            terminal: self.reading.terminal,
             usage: self.reading.usage.take(),
-            duration: self.began.elapsed(),
+            at: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+            duration,
+            timeline,
         }
     }
 }

@@ -39,6 +39,21 @@ pub enum Verdict {
     GiveUp(Error, Reason),
 }
 
+impl Verdict {
+    /// Why the outcome of the attempt is not simply the turn's.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Deliver(_) => None,
+            Self::Ailing(ailment) => Some((*ailment).into()),
+            Self::Limited(_) => Some(Reason::Limited),
+            Self::Denied(_) => Some(Reason::NoAccess),
+            Self::Again(_) => Some(Reason::Failed),
+            Self::Foreign(_) => Some(Reason::Forgotten),
+            Self::GiveUp(_, reason) => Some(*reason),
+        }
+    }
+}
+
 /// Decides. `resends`: a turn that may already have been served is sent again.
 pub fn decide(outcome: Outcome, resends: bool, now: SystemTime) -> Verdict {
     let uncertain = |error: Error| {

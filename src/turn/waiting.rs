@@ -47,6 +47,7 @@ impl<A: Ask> Attempts<'_, A> {
                 self.record_decision(&binding, Decision::Wait, Reason::Limited);
                 let pause = jittered(wait, chance());
                 self.tried.wait_left = self.tried.wait_left.saturating_sub(pause);
+                self.account.waits(&binding.key, pause);
                 sleep(pause).await;
                 continue;
             }

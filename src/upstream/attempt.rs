@@ -36,9 +36,11 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
         Content::Body(_) | Content::Nothing => &key.connections,
     };
     let wait = request.timeout(key.upstream.first_byte_timeout);
+    let traceparent = request.begin_attempt();
     let mut again = true;
     loop {
-        let sending = pool.execute(request.for_key(key, has_foreign_state));
+        let asked = request.for_key(key, has_foreign_state, traceparent.as_ref());
+        let sending = pool.execute(asked);
         match tokio::time::timeout(wait, sending).await {
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match request.content {

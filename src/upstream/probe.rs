@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, StatusCode};
 use tokio::time::MissedTickBehavior;
+use tracing::field::Empty;
+use tracing::{Instrument, info_span};
 
 use crate::health::condition::{Condition, Subject};
 use crate::health::diagnose::{Ailment, Diagnosis, Scope, diagnose};
@@ -19,6 +21,7 @@ use crate::outcome::{Outcome, Refusal};
 use crate::store::Store;
 use crate::store::name::Name;
 use crate::task::Tasks;
+use crate::telemetry::work::WORK;
 use crate::upstream::attempt::read;
 use crate::upstream::headers::show;
 
@@ -113,9 +116,11 @@ impl Prober {
         concerned.sort_by_key(is_rejected);
         for key in concerned.into_iter().take(if is_organization { MAX_ASKED } else { 1 }) {
             self.metrics.decided(Decision::Probe, Reason::Rejected);
-            let answer = ask(key).await;
+            let probe = info_span!(target: WORK, "probe", warmkey.key = %key.id, answer = Empty);
+            let answer = ask(key).instrument(probe.clone()).await;
             let status =
                 answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
+            probe.record("answer", &status);
             tracing::info!(
                 decision = "probe",
                 reason = "rejected",

@@ -1,5 +1,6 @@
 //! What a client asked for: kept as it came, and rendered for each key that the turn is tried with.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -9,6 +10,8 @@ use http::{HeaderMap, HeaderValue, Method};
 
 use crate::key::Key;
 use crate::session::identify::Hop;
+use crate::telemetry::turn_id::TRACEPARENT;
+use crate::telemetry::{Share, TurnId};
 use crate::upstream::headers::{outgoing, show, tell_hop, upgrading};
 use crate::wire::endpoint::Endpoint;
 use crate::wire::rename::with_model;
@@ -26,6 +29,15 @@ pub struct Request<'t> {
     /// What another Warmkey learns about the turn.
     hop: Option<Hop<'t>>,
     asked: AskedModel<'t>,
+    trace: Option<Propagated>,
+}
+
+/// The trace context that upstreams get.
+struct Propagated {
+    turn: TurnId,
+    is_sampled: bool,
+    /// Attempts that have begun.
+    attempts: AtomicU64,
 }
 
 /// What the upstream is asked for.
@@ -58,6 +70,7 @@ impl<'t> Request<'t> {
             content,
             hop: None,
             asked: AskedModel::default(),
+            trace: None,
         }
     }
 
@@ -71,12 +84,37 @@ impl<'t> Request<'t> {
         Self { asked, ..self }
     }
 
+    /// Names the turn's attempts to upstreams as spans of its trace. `share` of all traces are
+    /// marked as sampled; `None`: upstreams get what the client sent.
+    pub fn traced(self, share: Option<Share>, turn: TurnId) -> Self {
+        let trace = share.map(|share| Propagated {
+            turn,
+            is_sampled: share.includes(turn),
+            attempts: AtomicU64::new(0),
+        });
+        Self { trace, ..self }
+    }
+
+    /// Notes that an attempt begins, and returns its `traceparent`, if upstreams get one.
+    pub fn begin_attempt(&self) -> Option<HeaderValue> {
+        let Propagated { turn, is_sampled, attempts } = self.trace.as_ref()?;
+        turn.traceparent(attempts.fetch_add(1, Ordering::Relaxed), *is_sampled)
+    }
+
     /// The request as `key`'s upstream gets it. The turn's `x-codex-turn-state` is left out if
-    /// another key has issued it (`has_foreign_state`).
-    pub fn for_key(&self, key: &Key, has_foreign_state: bool) -> reqwest::Request {
+    /// another key has issued it (`has_foreign_state`). `traceparent` displaces the client's.
+    pub fn for_key(
+        &self,
+        key: &Key,
+        has_foreign_state: bool,
+        traceparent: Option<&HeaderValue>,
+    ) -> reqwest::Request {
         let host = &key.upstream.host;
         let url = host.url(self.endpoint, self.query);
         let mut headers = outgoing(self.headers, has_foreign_state);
+        if let Some(value) = traceparent {
+            headers.insert(TRACEPARENT, value.clone());
+        }
         show(&mut headers, key);
         if let Some(hop) = self.hop.as_ref().filter(|_| host.is_gateway()) {
             tell_hop(&mut headers, hop);

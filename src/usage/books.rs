@@ -19,19 +19,21 @@ pub struct Books {
     pub metrics: Arc<Metrics>,
     /// Where records go once they are told.
     queue: Option<mpsc::Sender<Record>>,
+    /// Traces are made from the records.
+    is_traced: bool,
     /// The last record found no room.
     is_full: AtomicBool,
 }
 
 impl Books {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, queue: None, is_full: AtomicBool::new(false) }
+        Self { metrics, queue: None, is_traced: false, is_full: AtomicBool::new(false) }
     }
 
-    /// With the queue that the ledger reads.
-    pub fn queued(metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<Record>) {
+    /// With the queue that the ledger reads. `is_traced`: traces are made from the records, too.
+    pub fn queued(metrics: Arc<Metrics>, is_traced: bool) -> (Self, mpsc::Receiver<Record>) {
         let (queue, records) = mpsc::channel(QUEUE);
-        (Self { queue: Some(queue), ..Self::new(metrics) }, records)
+        (Self { queue: Some(queue), is_traced, ..Self::new(metrics) }, records)
     }
 
     /// A turn has begun. It is in flight until [`Self::tell`] or [`Self::void`].
@@ -69,9 +71,9 @@ impl Books {
         match queue.try_send(record) {
             Ok(()) => self.is_full.store(false, Ordering::Relaxed),
             // Nobody keeps books any more: the replica leaves.
-            Err(TrySendError::Closed(_)) => self.metrics.ledger_dropped(1),
+            Err(TrySendError::Closed(_)) => self.lose(),
             Err(TrySendError::Full(_)) => {
-                self.metrics.ledger_dropped(1);
+                self.lose();
                 if !self.is_full.swap(true, Ordering::Relaxed) {
                     tracing::error!(
                         "records of turns are not taken in time: further ones are lost, and counted"
@@ -94,6 +96,11 @@ impl Books {
             seconds = record.duration.as_secs_f64(),
             "request"
         );
+    }
+
+    fn lose(&self) {
+        self.metrics.ledger_dropped(1);
+        self.metrics.traces_dropped(self.is_traced.into());
     }
 
     fn count(&self, record: &Record) {

@@ -2,7 +2,7 @@
 //! told from this record.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 
@@ -12,7 +12,8 @@ use crate::metrics::{BindingResult, ColdReason, Ending, Transport};
 use crate::session::SessionId;
 use crate::telemetry::TurnId;
 use crate::usage::cold;
-use crate::wire::terminal::Usage;
+use crate::usage::timeline::Timeline;
+use crate::wire::terminal::{Terminal, Usage};
 
 /// One turn, after its end.
 pub struct Record {
@@ -29,9 +30,14 @@ pub struct Record {
     /// The status that the client received. `None`: no status was sent.
     pub status: Option<StatusCode>,
     pub ending: Ending,
+    /// How the upstream itself said that its answer ended.
+    pub terminal: Option<Terminal>,
     /// `None`: the upstream stated no usage, which is not the same as zero.
     pub usage: Option<Usage>,
+    /// When the turn began.
+    pub at: SystemTime,
     pub duration: Duration,
+    pub timeline: Timeline,
 }
 
 /// Which key served a turn, and where that key came from.
@@ -48,6 +54,19 @@ impl Record {
     pub fn cold_reason(&self) -> Option<ColdReason> {
         let (service, usage) = (self.service.as_ref()?, self.usage.as_ref()?);
         cold::reason(service.result, service.domain_moved, usage)
+    }
+
+    /// Whether the client did not get what it asked for. A client that left has had enough.
+    pub const fn has_failed(&self) -> bool {
+        match self.ending {
+            Ending::Completed | Ending::Incomplete | Ending::ClientLeft => false,
+            Ending::Failed
+            | Ending::UpstreamError
+            | Ending::Cut
+            | Ending::TimedOut
+            | Ending::Refused
+            | Ending::Unserved => true,
+        }
     }
 
     /// Whether the upstream answered without the usage that an answer carries.

@@ -36,6 +36,13 @@ impl Field {
         }
     }
 
+    pub fn into_text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Absent | Self::Malformed => None,
+        }
+    }
+
     /// The field as an id. A malformed field gives an id that no upstream ever issued.
     pub fn id(&self) -> Option<&str> {
         match self {

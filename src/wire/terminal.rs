@@ -16,6 +16,8 @@ pub enum Terminal {
 /// part of `output`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// The id of the response.
+    pub id: Option<String>,
     pub input: u64,
     pub cached: u64,
     pub written: u64,
@@ -60,6 +62,8 @@ struct Event {
 
 #[derive(Deserialize)]
 struct Response {
+    #[serde(default, deserialize_with = "readable")]
+    id: Option<String>,
     #[serde(default, deserialize_with = "readable")]
     status: Option<String>,
     #[serde(default, deserialize_with = "readable")]
@@ -123,6 +127,7 @@ impl Response {
         let counts = self.usage?;
         let details = counts.input_tokens_details;
         Some(Usage {
+            id: self.id,
             input: counts.input_tokens,
             cached: details.cached_tokens,
             written: details.cache_write_tokens,
@@ -159,6 +164,7 @@ mod tests {
     fn usage_is_read_from_a_terminal_event() {
         let event = br#"{"type":"response.completed","response":{"id":"r","status":"completed","service_tier":"flex","usage":{"input_tokens":9000,"input_tokens_details":{"cached_tokens":8832,"cache_write_tokens":100,"cache_write_tokens_details":{"ttl_30m_tokens":60,"ttl_12h_tokens":40}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":1},"total_tokens":9007},"prompt_cache_diagnostics":{"type":"cache_miss","reason":"tools_changed"}}}"#;
         let expected = Usage {
+            id: Some("r".into()),
             input: 9_000,
             cached: 8_832,
             written: 100,
@@ -174,11 +180,12 @@ mod tests {
         }
     }
 
-    const WHOLE: &str = r#"{"response":{"status":"completed","service_tier":"t","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":3,"cache_write_tokens_details":{"ttl_12h_tokens":2}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":5}},"prompt_cache_diagnostics":{"reason":"m"}}}"#;
+    const WHOLE: &str = r#"{"response":{"id":"r","status":"completed","service_tier":"t","usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":8,"cache_write_tokens":3,"cache_write_tokens_details":{"ttl_12h_tokens":2}},"output_tokens":7,"output_tokens_details":{"reasoning_tokens":5}},"prompt_cache_diagnostics":{"reason":"m"}}}"#;
 
     #[test]
     fn odd_field_makes_no_other_unreadable() {
         let whole = Usage {
+            id: Some("r".into()),
             input: 9,
             cached: 8,
             written: 3,
@@ -190,6 +197,7 @@ mod tests {
         };
         for (odd, lost) in [
             ("status", whole.clone()),
+            ("id", Usage { id: None, ..whole.clone() }),
             ("input_tokens", Usage { input: 0, ..whole.clone() }),
             ("cached_tokens", Usage { cached: 0, ..whole.clone() }),
             ("cache_write_tokens", Usage { written: 0, ..whole.clone() }),

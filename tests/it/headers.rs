@@ -160,11 +160,18 @@ async fn every_answer_says_which_turn_it_is() {
     turns.sort();
     turns.dedup();
     assert_eq!(turns.len(), 5, "each its own");
-    // A `traceparent` of the client's own stays.
+    // A `traceparent` of the client's own stays. Turns that share it have spans of their own.
     let traced = Request::turn(ALICE, BODY)
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-    let answer = ask(cluster.address(), &traced).await;
-    assert_eq!(answer.header("x-warmkey-turn"), Some("0af7651916cd43dd8448eb211c80319c"));
+    let mut spans = Vec::new();
+    for _ in 0..2 {
+        let answer = ask(cluster.address(), &traced).await;
+        let turn = answer.header("x-warmkey-turn").expect("the turn's id").to_owned();
+        let (trace, span) = turn.split_once('-').expect("a trace and a span");
+        assert_eq!((trace, span.len()), ("0af7651916cd43dd8448eb211c80319c", 16), "{turn}");
+        spans.push(span.to_owned());
+    }
+    assert_ne!(spans[0], spans[1]);
 }
 
 #[tokio::test]

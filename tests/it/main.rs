@@ -59,6 +59,7 @@ mod in_flight;
 mod operator;
 mod probe;
 mod tls;
+mod traces;
 mod trail;
 
 mod closing;

@@ -17,6 +17,7 @@ pub mod replica;
 pub mod simulator;
 
 pub mod codex;
+pub mod collector;
 pub mod fixtures;
 pub mod frames;
 pub mod load;

@@ -22,7 +22,7 @@ use crate::session::SessionId;
 use crate::session::identify::Identity;
 use crate::store::Budget;
 use crate::task::Tasks;
-use crate::telemetry::TurnId;
+use crate::telemetry::{Share, TurnId};
 use crate::turn::account::Account;
 use crate::turn::entry::{ForeignIds, may_ask_for};
 use crate::turn::http::id_gate::IdGate;
@@ -33,6 +33,7 @@ use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, keep_readable, returned};
 use crate::upstream::request::{AskedModel, Content, Request as Asked};
 use crate::wire::endpoint::Endpoint;
+use crate::wire::event::is_stream;
 
 const TURN: HeaderName = HeaderName::from_static("x-warmkey-turn");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -42,6 +43,9 @@ pub struct HttpTurns {
     pub gateway: Arc<Gateway>,
     /// The memory for request bodies.
     pub replay: Replay,
+    /// The share of turns that upstreams are told to trace. `None`: upstreams get no trace context
+    /// of ours.
+    pub propagation: Option<Share>,
     /// Owns the answers that outlive their handlers.
     pub tasks: Tasks,
 }
@@ -114,6 +118,7 @@ pub async fn pass_on(
     tasks: &Tasks,
 ) -> Response<Outgoing> {
     course.account.answered(answer.status);
+    course.account.streams(is_stream(&answer.headers));
     let mut response = Response::new(());
     *response.status_mut() = answer.status;
     *response.headers_mut() = returned(&answer.headers, &course.key.secret);
@@ -207,7 +212,8 @@ impl HttpTurns {
         let decoded = decoded.as_ref().map(|(text, _)| &text[..]);
         let asked = Asked::new(&head, endpoint, Content::Body(&body.bytes))
             .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage))
-            .asking(AskedModel { model: &model, decoded });
+            .asking(AskedModel { model: &model, decoded })
+            .traced(self.propagation, account.id);
         let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
         let (binding, answer) = attempts.run(found, complete).await?;
         let gate = (!is_unstored && answer.status.is_success())
@@ -290,110 +296,4 @@ impl HttpTurns {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::setting::Size;
-    use crate::turn::tests::gateway;
-    use http::header::CONTENT_ENCODING;
-
-    fn turns(gateway: Gateway) -> HttpTurns {
-        let replay = Replay::new(Size(1 << 20), Size(1 << 20));
-        HttpTurns { gateway: Arc::new(gateway), replay, tasks: Tasks::new() }
-    }
-
-    /// Returns the glance at `text` in this encoding, or the error's code.
-    async fn seen(
-        turns: &HttpTurns,
-        client: &Client,
-        text: &str,
-        encoding: &'static str,
-    ) -> Result<Glance, &'static str> {
-        let headers =
-            HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_static(encoding))]);
-        let bytes = if encoding == "zstd" {
-            zstd::encode_all(text.as_bytes(), 1).unwrap()
-        } else {
-            text.into()
-        };
-        let body = turns.replay.read(&headers, Body::from(bytes)).await.unwrap();
-        turns.glance(client, &headers, &body, Identity::default()).map_err(|error| error.code())
-    }
-
-    #[tokio::test]
-    async fn body_is_scanned_in_every_known_encoding() {
-        let (mut turns, alice) =
-            (turns(gateway(&[("a", "o", "p")])), Client::unrestricted("alice"));
-        let text = r#"{"model":"m","store":false,"previous_response_id":"r","input":[{"encrypted_content":"x"}]}"#;
-        for encoding in ["identity", "zstd"] {
-            let glance = seen(&turns, &alice, text, encoding).await.unwrap();
-            assert_eq!(
-                (glance.model.as_str(), glance.previous.as_deref(), glance.is_unstored),
-                ("m", Some("r"), true)
-            );
-            // An unencoded body stays available and is searched only when needed.
-            assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(true));
-            let glance = seen(&turns, &alice, r#"{"input":"x"}"#, encoding).await.unwrap();
-            assert_eq!(
-                (glance.model.as_str(), glance.previous, glance.is_unstored, glance.needs_project),
-                ("", None, false, false)
-            );
-            assert_eq!(glance.is_sealed, (encoding == "zstd").then_some(false));
-            assert!(
-                glance.identity.session.is_none() && glance.derived.is_some(),
-                "no field names a session"
-            );
-            let glance = seen(&turns, &alice, r#"{"input":"x","prompt_cache_key":"k"}"#, encoding)
-                .await
-                .unwrap();
-            assert!(glance.identity.session.is_some() && glance.derived.is_none());
-            let conversation = r#"{"input":"x","conversation":"c"}"#;
-            assert_eq!(
-                seen(&turns, &alice, conversation, encoding).await.err(),
-                Some("conversation_not_found")
-            );
-            assert_eq!(seen(&turns, &alice, "{", encoding).await.err(), Some("invalid_json"));
-        }
-        assert_eq!(seen(&turns, &alice, text, "br").await.err(), Some("invalid_request"));
-        // An unreadable body may hold anything.
-        let mut gateway = gateway(&[("a", "o", "p")]);
-        gateway.entry.foreign_ids = ForeignIds::Pass;
-        turns = self::turns(gateway);
-        let glance = seen(&turns, &alice, text, "br").await.unwrap();
-        assert_eq!(
-            (glance.is_sealed, glance.needs_project, glance.model.as_str()),
-            (Some(true), true, "")
-        );
-        let glance = seen(&turns, &alice, r#"{"conversation":{"id":"c"}}"#, "zstd").await.unwrap();
-        assert!(glance.needs_project, "a conversation needs its session's project");
-    }
-
-    fn answered(id: Option<&'static str>) -> Response<Outgoing> {
-        let mut response = Response::new(Outgoing::from(String::new()));
-        if let Some(id) = id {
-            response.headers_mut().insert(REQUEST_ID, HeaderValue::from_static(id));
-        }
-        response
-    }
-
-    #[tokio::test]
-    async fn turn_that_panics_is_answered() {
-        let id = TurnId::random();
-        let response = guarded(id, async { panic!("a turn of a test") }).await;
-        assert_eq!(
-            (response.status().as_u16(), &response.headers()[TURN]),
-            (500, &id.to_string().parse().unwrap())
-        );
-    }
-
-    #[tokio::test]
-    async fn answer_has_its_upstreams_id_or_else_its_own() {
-        let id = TurnId::random();
-        for said in [Some("req_1"), None] {
-            let response = guarded(id, async { answered(said) }).await;
-            let own = id.to_string();
-            let told = [TURN, REQUEST_ID]
-                .map(|name| response.headers()[name].to_str().unwrap().to_owned());
-            assert_eq!(told, [own.clone(), said.map_or(own, str::to_owned)]);
-        }
-    }
-}
+mod tests;

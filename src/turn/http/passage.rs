@@ -72,6 +72,8 @@ pub struct Passage {
     /// Frames come one by one, so the relay reads them.
     pub is_paced: bool,
     pub has_left: bool,
+    /// The answer's first byte has arrived.
+    has_begun: bool,
     gate: Option<Box<IdGate>>,
     tap: Tap,
     leak_scan: LeakScan,
@@ -102,7 +104,7 @@ pub enum Next {
 }
 
 impl Passage {
-    pub fn new(answer: Answer, gate: Option<IdGate>, turn: Course) -> Self {
+    pub fn new(answer: Answer, gate: Option<IdGate>, mut turn: Course) -> Self {
         let key = Arc::clone(&turn.key);
         let mut tap = Tap::new(&answer.headers);
         tap.observe(&answer.head);
@@ -110,7 +112,12 @@ impl Passage {
         if leak_scan.finds(&answer.head) {
             turn.account.leaked();
         }
+        let has_begun = !answer.head.is_empty();
+        if has_begun {
+            turn.account.first_byte();
+        }
         Self {
+            has_begun,
             // A client that knows the length leaves with the last byte, so a known length of zero
             // is an end, too. The same holds below.
             upstream: answer.rest.filter(|upstream| !is_end(upstream)),
@@ -139,6 +146,11 @@ impl Passage {
         };
         let keeps_some = self.gate.as_ref().is_some_and(|gate| gate.keeps_some());
         let is_last = !keeps_some && self.upstream.as_ref().is_some_and(is_end);
+        if !std::mem::replace(&mut self.has_begun, true)
+            && let Some(turn) = &mut self.turn
+        {
+            turn.account.first_byte();
+        }
         self.tap.observe(&data);
         if self.leak_scan.finds(&data)
             && let Some(turn) = &self.turn

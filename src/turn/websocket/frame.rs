@@ -5,7 +5,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::wire::error_body::{self, ErrorBody};
 use crate::wire::event::first_type;
-use crate::wire::peek::{Field, fields, identified, look};
+use crate::wire::peek::{Field, fields, identified, inner, look};
 use crate::wire::references::References;
 use crate::wire::scan::NotJson;
 use crate::wire::terminal::Terminal;
@@ -25,6 +25,8 @@ pub struct ClientMessage {
     /// `store: false`: the response exists on this connection only.
     pub is_unstored: bool,
     pub references: References,
+    /// The client's span, to which the turn belongs.
+    pub traceparent: Option<String>,
 }
 
 impl ClientMessage {
@@ -38,11 +40,13 @@ impl ClientMessage {
             "generate",
             "prompt_cache_options",
             "store",
+            "client_metadata",
         ];
-        let ([kind, lane, previous, conversation, model, generate, options, store], references) =
-            look(text, names)?;
+        let (found, references) = look(text, names)?;
+        let [kind, lane, previous, conversation, model, generate, options, store, metadata] = found;
         let is_prewarm =
             || options.is_some_and(|raw| matches!(fields(raw, ["prewarm"]), Ok([Some(b"true")])));
+        let traceparent = inner(metadata, "ws_request_header_traceparent");
         Ok(Self {
             is_create: named(kind).as_deref() == Some("response.create"),
             lane: named(lane),
@@ -52,6 +56,7 @@ impl ClientMessage {
             is_warm_up: generate == Some(b"false") || is_prewarm(),
             is_unstored: store == Some(b"false"),
             references,
+            traceparent: traceparent.and_then(Field::into_text),
         })
     }
 }
@@ -108,10 +113,7 @@ impl Event {
 }
 
 fn named(raw: Option<&[u8]>) -> Option<String> {
-    match Field::of(raw) {
-        Field::Text(text) => Some(text),
-        Field::Absent | Field::Malformed => None,
-    }
+    Field::of(raw).into_text()
 }
 
 #[cfg(test)]
@@ -134,6 +136,7 @@ mod tests {
             is_warm_up: true,
             is_unstored: true,
             references: References::default(),
+            traceparent: None,
         };
         assert_eq!(ClientMessage::read(text.as_bytes()), Ok(expected));
         let conversation = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().conversation;
@@ -142,6 +145,15 @@ mod tests {
             (conversation(r#"{"conversation":null}"#), conversation(r#"{"conversation":7}"#)),
             (None, Some(String::new()))
         );
+        let parent = |metadata: &str| {
+            let text = format!(r#"{{"client_metadata":{metadata}}}"#);
+            ClientMessage::read(text.as_bytes()).unwrap().traceparent
+        };
+        let name = "ws_request_header_traceparent";
+        assert_eq!(parent(&format!(r#"{{"a":1,"{name}":"00-x"}}"#)).as_deref(), Some("00-x"));
+        for none in ["null", "7", "[]", "{}", &format!(r#"{{"{name}":7}}"#)] {
+            assert_eq!(parent(none), None, "{none}");
+        }
         let warm = |text: &str| ClientMessage::read(text.as_bytes()).unwrap().is_warm_up;
         assert!(warm(r#"{"prompt_cache_options":{"prewarm":true}}"#));
         assert!(!warm(r#"{"generate":true,"prompt_cache_options":{"prewarm":false}}"#));

@@ -21,7 +21,7 @@ use crate::client::authenticate::TokenProof;
 use crate::error::{Error, ErrorKind};
 use crate::session::lineage::Lineage;
 use crate::turn::Gateway;
-use crate::turn::account::{Account, Caller};
+use crate::turn::account::{Account, Arrival, Caller};
 use crate::turn::websocket::closing::{End, farewells};
 use crate::turn::websocket::frame::{ClientMessage, Event};
 use crate::turn::websocket::peer::{Frames, Incoming, Sink, leave};
@@ -260,8 +260,9 @@ impl Socket {
     }
 
     /// Opens the account of a new turn.
-    fn open(&self, state: &mut SocketState) -> Account {
-        let mut account = Account::of(&self.caller, Arc::clone(&self.gateway().books));
+    fn open(&self, state: &mut SocketState, arrival: Arrival) -> Account {
+        let mut account = Account::of(&self.caller, Arc::clone(&self.gateway().books), arrival);
+        account.streams(true);
         let (result, domain_moved) = state.begin();
         let binding = Binding { result, ..self.binding.clone() };
         account.bound(&binding, domain_moved, &self.gateway().registry.loads);

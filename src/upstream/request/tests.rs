@@ -39,7 +39,7 @@ fn handshake_is_waited_for_less_than_a_turn() {
 fn stored_response_is_asked_for_by_the_clients_own_method_and_query() {
     let head = head("GET", "/responses/resp_1?stream=true");
     let endpoint = Endpoint::Stored(StoredCall::Retrieve, "resp_1");
-    let sent = Request::new(&head, endpoint, Content::Nothing).for_key(&key(""), false);
+    let sent = Request::new(&head, endpoint, Content::Nothing).for_key(&key(""), false, None);
     assert_eq!(
         (sent.method().as_str(), sent.url().as_str(), sent.body().is_none()),
         ("GET", "http://h/v1/responses/resp_1?stream=true", true)
@@ -51,10 +51,11 @@ fn key_is_shown_in_the_header_that_its_host_wants() {
     let head = head("POST", "/responses");
     let body = Bytes::from_static(b"{}");
     let request = Request::new(&head, Endpoint::CreateResponse, Content::Body(&body));
-    let bearer = request.for_key(&key(""), false);
+    let bearer = request.for_key(&key(""), false, None);
     assert_eq!(bearer.headers()[AUTHORIZATION], "Bearer sk-1");
     assert!(!bearer.headers().contains_key("api-key"));
-    let azure = request.for_key(&key(r#","credential":"api-key","query":"api-version=v1""#), false);
+    let azure =
+        request.for_key(&key(r#","credential":"api-key","query":"api-version=v1""#), false, None);
     assert!(azure.headers()["api-key"] == "sk-1" && azure.headers()["api-key"].is_sensitive());
     assert!(!azure.headers().contains_key(AUTHORIZATION), "nor is the client's token shown");
     assert_eq!(azure.url().as_str(), "http://h/v1/responses?api-version=v1");
@@ -67,10 +68,10 @@ fn session_is_told_to_another_warmkey_alone() {
     let hop = Hop { session: "abc;parent=def".into(), secret: &secret };
     let request =
         Request::new(&head, Endpoint::CreateResponse, Content::Body(&body)).told(Some(hop));
-    let openai = request.for_key(&key(""), false);
+    let openai = request.for_key(&key(""), false, None);
     assert!(!openai.headers().keys().any(|name| name.as_str().contains("warmkey")));
     assert!(!openai.headers().contains_key("yai-sticky-session"));
-    let inner = request.for_key(&key(r#","kind":"gateway""#), false);
+    let inner = request.for_key(&key(r#","kind":"gateway""#), false, None);
     let told = |name: &str| inner.headers()[name].to_str().unwrap().to_owned();
     assert_eq!(
         (told("yai-sticky-session").as_str(), told("x-warmkey-hop").as_str()),
@@ -88,7 +89,7 @@ fn model_is_renamed_only_where_an_operator_says_so() {
     let asked = AskedModel { model: "gpt-5.4", decoded: Some(text) };
     let request = Request::new(&head, Endpoint::CreateResponse, Content::Body(&body)).asking(asked);
     let sent = |options| {
-        let request = request.for_key(&key(options), false);
+        let request = request.for_key(&key(options), false, None);
         let body = request.body().and_then(reqwest::Body::as_bytes).unwrap_or_default();
         (body.to_vec(), request.headers().contains_key(CONTENT_ENCODING))
     };

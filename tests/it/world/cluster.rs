@@ -47,6 +47,7 @@ pub struct Cluster {
     clients: String,
     ledger: String,
     prices: String,
+    telemetry: String,
 }
 
 impl Cluster {
@@ -79,6 +80,7 @@ impl Cluster {
             ),
             ledger: String::new(),
             prices: String::new(),
+            telemetry: String::new(),
         }
     }
 
@@ -195,6 +197,12 @@ impl Cluster {
     /// Lines of `[ledger]`.
     pub fn ledger(mut self, lines: &str) -> Self {
         self.ledger = lines.into();
+        self
+    }
+
+    /// Lines of `[telemetry]`.
+    pub fn telemetry(mut self, lines: &str) -> Self {
+        self.telemetry = lines.into();
         self
     }
 

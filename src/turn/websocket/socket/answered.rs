@@ -5,12 +5,15 @@ use std::sync::MutexGuard;
 use std::time::SystemTime;
 
 use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::binding::demand::{Demand, Sealed, Tried};
 use crate::binding::ownership::Owner;
 use crate::binding::select::Reach;
 use crate::health::diagnose::{Diagnosis, diagnose};
+use crate::telemetry::TurnId;
+use crate::turn::account::Arrival;
 use crate::turn::websocket::frame::{Event, Stage};
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::replace_error::{Refused, Replacement};
@@ -78,12 +81,16 @@ impl Socket {
             }
         }
         if state.lanes.current(lane).is_none() {
-            let turn = Turn::new(self.open(state));
+            let (now, id) = (Instant::now(), TurnId::random());
+            let mut account = self.open(state, Arrival { began: now, id });
+            account.admitted(now, now);
+            let turn = Turn::new(account);
             state.lanes.ask(lane, turn);
         }
         let Some(turn) = state.lanes.current(lane) else { return DueWrites::default() };
         turn.has_begun = true;
         turn.account.answered(StatusCode::OK);
+        turn.account.first_byte();
         // Any organization accepts a warm-up, because it carries no sealed content and has no
         // output. A warm-up therefore confirms nothing.
         let due = DueWrites {

@@ -3,13 +3,17 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::binding::demand::Sealed;
 use crate::error::{Error, ErrorKind};
-use crate::turn::account::Account;
+use crate::telemetry::TurnId;
+use crate::turn::account::{Account, Arrival};
 use crate::turn::entry::may_ask_for;
 use crate::turn::websocket::frame::ClientMessage;
 use crate::turn::websocket::lanes::Turn;
 use crate::turn::websocket::reach::{Served, may_reach};
+use crate::turn::websocket::state::SocketState;
 
 use super::{SOON, Socket};
 
@@ -20,12 +24,24 @@ impl Socket {
         let invalid = |place| {
             Error::new(ErrorKind::InvalidJson, format!("The message stops being JSON at {place}."))
         };
+        let began = Instant::now();
         let mut message = match ClientMessage::read(text.as_bytes()).map_err(invalid) {
             Ok(message) => message,
-            Err(error) => return Err(self.refuse(&error, None)),
+            Err(error) => {
+                return Err(self.refuse(&error, None, Arrival { began, id: TurnId::random() }));
+            }
         };
+        let (read, parent) = (Instant::now(), message.traceparent.as_deref());
+        let arrival = Arrival { began, id: TurnId::within(parent.map(str::as_bytes)) };
         let accepted = match self.permit(&message).await {
-            Ok(needs_project) if message.is_create => self.begin(&mut message, needs_project, text),
+            Ok(needs_project) if message.is_create => {
+                let open = |state: &mut SocketState| {
+                    let mut account = self.open(state, arrival);
+                    account.admitted(read, Instant::now());
+                    account
+                };
+                self.begin(&mut message, needs_project, text, open)
+            }
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
@@ -33,7 +49,7 @@ impl Socket {
             if error.kind == ErrorKind::ConnectionLimit {
                 self.leaving.notify_one();
             }
-            self.refuse(&error, message.lane.as_deref())
+            self.refuse(&error, message.lane.as_deref(), arrival)
         })
     }
 
@@ -62,6 +78,7 @@ impl Socket {
         message: &mut ClientMessage,
         needs_project: bool,
         text: &str,
+        open: impl FnOnce(&mut SocketState) -> Account,
     ) -> Result<(), Error> {
         let mut state = self.state();
         if state.lanes.is_full() {
@@ -71,7 +88,7 @@ impl Socket {
             );
             return Err(error.retry_after(SOON));
         }
-        let mut account = self.open(&mut state);
+        let mut account = open(&mut state);
         state.model = message.model.take().unwrap_or_default();
         account.model(&state.model);
         let (is_warm_up, is_unstored) = (message.is_warm_up, message.is_unstored);
@@ -83,8 +100,8 @@ impl Socket {
         Ok(())
     }
 
-    fn refuse(&self, error: &Error, lane: Option<&str>) -> String {
-        Account::of(&self.caller, Arc::clone(&self.gateway().books)).refused(error);
+    fn refuse(&self, error: &Error, lane: Option<&str>, arrival: Arrival) -> String {
+        Account::of(&self.caller, Arc::clone(&self.gateway().books), arrival).refused(error);
         error.to_frame(lane)
     }
 }

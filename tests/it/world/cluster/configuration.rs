@@ -23,12 +23,13 @@ impl Cluster {
             })
             .collect();
         format!(
-            "[server]\n{server}[store]\nurl = {}\n{}[ledger]\n{}\n[binding]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
+            "[server]\n{server}[store]\nurl = {}\n{}[ledger]\n{}\n[binding]\n{}\n[telemetry]\n{}\n[[upstream]]\nname = \"openai\"\nbase_url = {upstream:?}\n{}\n\
              {keys}{}{}",
             store.unwrap_or("\"memory:\""),
             self.store,
             self.ledger,
             self.binding,
+            self.telemetry,
             self.upstream_options,
             self.clients,
             self.prices

@@ -1,0 +1,133 @@
+//! When a turn did what: plain data that the turn's account notes as it goes. Spans and the
+//! ledger's durations are made from it afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::key::Key;
+use crate::metrics::{Reason, Transport};
+use crate::outcome::Outcome;
+
+/// The instants of one turn. `None`: the turn did not get there.
+pub struct Timeline {
+    pub began: Instant,
+    /// The client is known. On a WebSocket: may ask for this turn.
+    pub authenticated: Option<Instant>,
+    /// The session is known. On a WebSocket: the message is read, which comes first.
+    pub identified: Option<Instant>,
+    /// The last byte of the request had arrived.
+    pub received: Option<Instant>,
+    /// The key is chosen.
+    pub bound: Option<Instant>,
+    /// The first attempt. Nearly all turns have only this one, which costs no memory of its own.
+    first: Option<Sending>,
+    later: Vec<Sending>,
+    pub waits: Vec<Waited>,
+    /// The client's answer began.
+    pub answered: Option<Instant>,
+    /// The answer's first byte arrived.
+    pub first_byte: Option<Instant>,
+    /// The answer is a stream of events.
+    pub is_stream: bool,
+}
+
+/// One attempt at an upstream.
+pub struct Sending {
+    pub key: Arc<Key>,
+    pub began: Instant,
+    /// `None`: the attempt ended with the turn.
+    pub ended: Option<Instant>,
+    /// The upstream's answer.
+    pub status: Option<StatusCode>,
+    /// How the attempt failed, if there was no answer.
+    pub failure: Option<&'static str>,
+    /// Why the attempt's outcome was not simply the turn's.
+    pub reason: Option<Reason>,
+}
+
+/// A wait in place for a limited key.
+pub struct Waited {
+    pub key: Arc<Key>,
+    pub began: Instant,
+    pub pause: Duration,
+}
+
+impl Timeline {
+    pub const fn from(began: Instant) -> Self {
+        Self {
+            began,
+            authenticated: None,
+            identified: None,
+            received: None,
+            bound: None,
+            first: None,
+            later: Vec::new(),
+            waits: Vec::new(),
+            answered: None,
+            first_byte: None,
+            is_stream: false,
+        }
+    }
+
+    /// The attempts, in order.
+    pub fn sendings(&self) -> impl Iterator<Item = &Sending> {
+        self.first.iter().chain(&self.later)
+    }
+
+    /// An attempt with `key` begins.
+    pub fn sends(&mut self, key: Arc<Key>, began: Instant) {
+        let (status, failure, reason) = (None, None, None);
+        let sending = Sending { key, began, ended: None, status, failure, reason };
+        match self.first {
+            None => self.first = Some(sending),
+            Some(_) => self.later.push(sending),
+        }
+    }
+
+    /// The attempt that began last has this outcome.
+    pub fn sent(&mut self, outcome: &Outcome) {
+        if let Some(sending) = self.last() {
+            sending.ended = Some(Instant::now());
+            sending.status = outcome.answer().map(|answer| answer.status);
+            sending.failure = outcome.failure();
+        }
+    }
+
+    /// The attempt that began last has this answer.
+    pub fn answers(&mut self, status: StatusCode) {
+        let now = Instant::now();
+        self.answered.get_or_insert(now);
+        if let Some(sending) = self.last().filter(|sending| sending.ended.is_none()) {
+            (sending.ended, sending.status) = (Some(now), Some(status));
+        }
+    }
+
+    /// The outcome of the last attempt is not simply the turn's.
+    pub fn leaves(&mut self, reason: Option<Reason>) {
+        if let Some(sending) = self.last() {
+            sending.reason = reason;
+        }
+    }
+
+    /// How long the client waited for the answer's first byte.
+    pub fn to_first_byte(&self) -> Option<Duration> {
+        Some(self.first_byte?.duration_since(self.began))
+    }
+
+    /// The time that the gateway itself took before the first attempt. On a WebSocket a message
+    /// arrives whole.
+    pub fn overhead(&self, transport: Transport) -> Option<Duration> {
+        let since = match transport {
+            Transport::Http => self.received?,
+            Transport::Websocket => self.received.unwrap_or(self.began),
+        };
+        Some(self.bound?.duration_since(since))
+    }
+
+    fn last(&mut self) -> Option<&mut Sending> {
+        self.later.last_mut().or(self.first.as_mut())
+    }
+}

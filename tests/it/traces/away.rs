@@ -1,0 +1,83 @@
+//! A collector that is down, silent or late: no turn and no end waits for it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::{body, play};
+use crate::world::cluster::{ALICE, Cluster, Running};
+use crate::world::collector::{Collector, options};
+use crate::world::port;
+use crate::world::waiting::{Budget, SOON};
+use crate::world::wire::Request;
+
+const DROPPED: &str = "warmkey_traces_dropped_total";
+/// Turns that are played.
+const TURNS: usize = 40;
+/// What a hanging collector would cost, if anything waited for it.
+const LIMIT: Duration = Duration::from_secs(10);
+
+async fn traced_at(address: SocketAddr) -> Running {
+    Cluster::new().telemetry(&options(address)).start().await
+}
+
+async fn turns(cluster: &Running) {
+    let budget = Budget::begin(LIMIT);
+    for number in 0..TURNS {
+        play(cluster, &Request::turn(ALICE, body(&format!("s{}", number % 4))), 200).await;
+    }
+    budget.holds("turns that wait for nothing");
+}
+
+/// How often the log says this.
+fn said(cluster: &Running, text: &str) -> usize {
+    cluster.logs().matches(text).count()
+}
+
+#[tokio::test]
+async fn collector_that_is_down_costs_traces_and_nothing_else() {
+    let address = port::free();
+    let mut cluster = traced_at(address).await;
+    assert_eq!(cluster.replica().metrics().await.get(DROPPED), 0.0);
+    turns(&cluster).await;
+    // Spans of other work are dropped, too, so there may be more.
+    crate::world::waiting::eventually(SOON, "all traces are counted as dropped", async || {
+        (cluster.replica().metrics().await.get(DROPPED) >= TURNS as f64).then_some(())
+    })
+    .await;
+    assert_eq!(said(&cluster, "the collector did not take traces"), 1, "{}", cluster.logs());
+
+    let collector = Collector::start_at(address).await;
+    let id = play(&cluster, &Request::turn(ALICE, body("late")), 200).await;
+    let traces = collector.traced(1).await;
+    assert_eq!(traces[0].turn.trace, id, "a collector that comes late gets what comes later");
+    cluster.replica().says("the collector takes traces again").await;
+    cluster.replica().terminate().await;
+    assert!(cluster.replicas[0].exit(SOON).await.success());
+}
+
+/// What waits is exported before the end.
+#[tokio::test]
+async fn replica_that_leaves_exports_what_waits() {
+    let collector = Collector::start().await;
+    let mut cluster = Cluster::new().telemetry(&collector.options()).start().await;
+    for _ in 0..3 {
+        play(&cluster, &Request::turn(ALICE, body("a")), 200).await;
+    }
+    cluster.replica().terminate().await;
+    assert!(cluster.replicas[0].exit(SOON).await.success());
+    assert_eq!(collector.turns().len(), 3);
+}
+
+/// It accepts connections, and says nothing.
+#[tokio::test]
+async fn collector_that_hangs_costs_neither_turns_nor_the_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let mut cluster = traced_at(listener.local_addr().expect("it listens")).await;
+    turns(&cluster).await;
+    let budget = Budget::begin(LIMIT);
+    cluster.replica().terminate().await;
+    assert!(cluster.replicas[0].exit(SOON).await.success());
+    budget.holds("the end of a replica whose collector hangs");
+}
