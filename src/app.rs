@@ -42,9 +42,11 @@ use crate::turn::entry::Entry;
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::http::exchange::HttpTurns;
 use crate::turn::http::heavy::HEAVY;
+use crate::turn::http::models::ModelRoutes;
 use crate::turn::http::replay::Replay;
 use crate::turn::memory::BodyMemory;
 use crate::turn::websocket::sockets::{SocketTiming, WebSocketTurns};
+use crate::upstream::models::ModelLists;
 use crate::upstream::probe::Prober;
 use crate::usage::assess::Assessor;
 use crate::usage::books::Books;
@@ -287,9 +289,11 @@ fn routes(gateway: &Arc<Gateway>, fixed: &Fixed, drain: &Drain, tasks: &Tasks) -
         timing: SocketTiming { spread: SPREAD.min(server.drain.0 / 2), ping: server.ping.0 },
         memory,
     };
+    let models = ModelRoutes { gateway: Arc::clone(gateway), lists: ModelLists::default() };
     ClientRoutes {
         http: Arc::new(http),
         websocket: Arc::new(websocket),
+        models: Arc::new(models),
         slowing: Arc::new(Slowing::new(Arc::clone(&gateway.books.metrics))),
     }
 }

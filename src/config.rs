@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::client::{self, Clients};
 use crate::database::DatabaseAddress;
-use crate::key::{self, UpstreamSettings, table::Table};
+use crate::key::{self, UpstreamSettings, host::UpstreamKind, table::Table};
 use crate::server::tls::Certificate;
 use crate::session::HopSettings;
 use crate::setting::{Secret, SecretSource};
@@ -134,6 +134,14 @@ impl Config {
         let traces = keep(&mut faults, self.traces());
         let prices = keep(&mut faults, Prices::new(&self.price));
         let table = keep(&mut faults, Table::new(&self.upstream, &self.key));
+        if matches!(hop_secret, Some(None))
+            && let Some(edge) = self.upstream.iter().find(|one| one.kind == UpstreamKind::Gateway)
+        {
+            let name = &edge.name;
+            faults.push(format!(
+                "upstream {name}: kind = \"gateway\" needs hop.secret, which both share"
+            ));
+        }
         let clients = keep(&mut faults, Clients::new(&self.client));
         if self.server.open && !self.server.listen.ip().is_loopback() {
             faults.push(format!(

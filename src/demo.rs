@@ -36,6 +36,11 @@ const KEYS: [(&str, &str); 4] =
 const REPLICAS: usize = 3;
 /// What an upstream speaks that does not need anything to be translated.
 const ALL: &str = r#""responses", "websocket", "chat""#;
+/// Replicas of the edge, where there are two tiers.
+const EDGES: usize = 2;
+/// What the edge shows the gateway behind it: its token, and the secret by which it is believed.
+const EDGE: &str = "wk-edge";
+const HOP: &str = "the secret of the demo's two tiers";
 /// The simulator's clock. A turn every tenth of a second here is a turn every ten seconds there,
 /// which is Codex's pace.
 const TIME_SCALE: u32 = 100;
@@ -66,6 +71,10 @@ pub async fn run(out: &mut (impl Write + Send)) -> Result<bool, String> {
         let (balancer, _replicas) = upstream.gateway(&tasks, speaks).await?;
         table.add(upstream.play(name, transport, balancer, &sessions, out).await?);
     }
+    let (inner, _replicas) = upstream.gateway(&tasks, ALL).await?;
+    let (edge, _edges) = start(EDGES, &edge_config(inner), &tasks).await?;
+    let row = upstream.play("warmkey two tiers", Transport::Http, edge, &sessions, out).await?;
+    table.add(row);
     let _ = writeln!(out, "\n{table}");
     Ok(table.is_pass())
 }
@@ -109,19 +118,7 @@ impl Upstream {
         tasks: &Tasks,
         speaks: &str,
     ) -> Result<(SocketAddr, Vec<Replica>), String> {
-        let memory = Arc::new(Memory::new(10_000));
-        let mut replicas = Vec::new();
-        for _ in 0..REPLICAS {
-            let plan = Config::parse(&self.gateway_config(speaks))?
-                .plan()
-                .map_err(|faults| faults.join("; "))?;
-            replicas.push(
-                Replica::start(plan, Some(Arc::clone(&memory)), &WorkSpans::default()).await?,
-            );
-        }
-        let balancer =
-            balance::start(replicas.iter().map(|replica| replica.client_address).collect(), tasks);
-        Ok((balancer.map_err(|error| error.to_string())?, replicas))
+        start(REPLICAS, &self.gateway_config(speaks), tasks).await
     }
 
     fn gateway_config(&self, speaks: &str) -> String {
@@ -132,16 +129,8 @@ impl Upstream {
                 format!("[[key]]\nid = \"{id}\"\nupstream = \"demo\"\norganization = \"{organization}\"\nsecret = \"{secret}\"\n")
             })
             .collect();
-        let users: String = (0..script::USERS)
-            .map(|user| {
-                format!("[[client]]\nid = \"user-{user}\"\ntoken = \"{}\"\n", script::token(user))
-            })
-            .collect();
-        let address = self.address;
-        format!(
-            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nsecret = \"the demo's secret, which nobody else has\"\n\
-             [ledger]\nurl = \"none:\"\n[[upstream]]\nname = \"demo\"\nbase_url = \"http://{address}/v1\"\nspeaks = [{speaks}]\n{keys}{users}"
-        )
+        let edge = format!("[[client]]\nid = \"edge\"\ntoken = \"{EDGE}\"\n");
+        config(self.address, ("openai", speaks), &format!("{keys}{edge}"))
     }
 
     /// Plays all sessions through `proxy`, and reads the upstream's record of them.
@@ -162,6 +151,46 @@ impl Upstream {
         let _ = writeln!(out, "{:.1} s", began.elapsed().as_secs_f64());
         Ok(Row::new(name, &self.simulator.turns(), first_token))
     }
+}
+
+/// Starts `count` replicas behind a balancer. They share their store.
+async fn start(
+    count: usize,
+    config: &str,
+    tasks: &Tasks,
+) -> Result<(SocketAddr, Vec<Replica>), String> {
+    let memory = Arc::new(Memory::new(10_000));
+    let mut replicas = Vec::new();
+    for _ in 0..count {
+        let plan = Config::parse(config)?.plan().map_err(|faults| faults.join("; "))?;
+        let spans = WorkSpans::default();
+        replicas.push(Replica::start(plan, Some(Arc::clone(&memory)), &spans).await?);
+    }
+    let addresses = replicas.iter().map(|replica| replica.client_address).collect();
+    let balancer = balance::start(addresses, tasks).map_err(|error| error.to_string())?;
+    Ok((balancer, replicas))
+}
+
+/// The configuration of an edge in front of the gateway at `inner`.
+fn edge_config(inner: SocketAddr) -> String {
+    let key = format!(
+        "[[key]]\nid = \"inner\"\nupstream = \"demo\"\norganization = \"inner\"\nsecret = \"{EDGE}\"\n"
+    );
+    config(inner, ("gateway", ALL), &key)
+}
+
+/// The configuration of a replica in front of the upstream at `address`, with the demo's users.
+fn config(address: SocketAddr, (kind, speaks): (&str, &str), lists: &str) -> String {
+    let users: String = (0..script::USERS)
+        .map(|user| {
+            format!("[[client]]\nid = \"user-{user}\"\ntoken = \"{}\"\n", script::token(user))
+        })
+        .collect();
+    format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nsecret = \"the demo's secret, which nobody else has\"\n\
+         [hop]\nsecret = \"{HOP}\"\n[ledger]\nurl = \"none:\"\n[[upstream]]\nname = \"demo\"\n\
+         kind = \"{kind}\"\nbase_url = \"http://{address}/v1\"\nspeaks = [{speaks}]\n{lists}{users}"
+    )
 }
 
 /// A simulated key's secret, which only the simulator of this process accepts.

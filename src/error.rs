@@ -34,8 +34,10 @@ pub enum ErrorKind {
     UpgradeRequired,
     OriginNotAllowed,
     PreviousResponseNotFound,
+    ResponseNotFound,
     ConversationNotFound,
     FileNotFound,
+    ModelNotFound,
     ConnectionLimit,
     InvalidJson,
     InvalidRequest,
@@ -76,6 +78,12 @@ impl ErrorKind {
             }
             Self::PreviousResponseNotFound => {
                 (StatusCode::BAD_REQUEST, "previous_response_not_found", REQUEST, Fault::Client)
+            }
+            Self::ResponseNotFound => {
+                (StatusCode::NOT_FOUND, "response_not_found", REQUEST, Fault::Client)
+            }
+            Self::ModelNotFound => {
+                (StatusCode::NOT_FOUND, "model_not_found", REQUEST, Fault::Client)
             }
             Self::ConversationNotFound => {
                 (StatusCode::NOT_FOUND, "conversation_not_found", REQUEST, Fault::Client)
@@ -214,8 +222,11 @@ impl Error {
         let (status, code, class, fault) = self.kind.describe();
         // The fields stand in the real service's order.
         let message = serde_json::Value::from(self.message.as_str());
-        let known =
-            (self.kind == ErrorKind::PreviousResponseNotFound).then_some("previous_response_id");
+        let known = match self.kind {
+            ErrorKind::PreviousResponseNotFound => Some("previous_response_id"),
+            ErrorKind::ModelNotFound => Some("model"),
+            _ => None,
+        };
         let param = serde_json::Value::from(self.param.as_deref().or(known));
         let body = format!(
             r#"{{"error":{{"message":{message},"type":"{class}","param":{param},"code":"{code}"}}}}"#

@@ -3,6 +3,7 @@
 //! A key has a place: organization, project, region. The upstream keeps its prompt cache by
 //! (organization, region), its sealed content by organization, and stored objects by project.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,14 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::setting::{self, Secret, SecretSource, Span};
+use host::{Credential, UpstreamHost, UpstreamKind};
 use leak::Leak;
 use resolve::Resolver;
 
 pub mod address;
 pub mod leak;
 pub mod resolve;
+pub mod host;
 pub mod table;
 pub mod generation;
 
@@ -50,6 +53,15 @@ pub struct UpstreamSettings {
     /// Address of a proxy; it may hold a password.
     pub proxy: Option<SecretSource>,
     pub ca_file: Option<String>,
+    /// The header in which keys are shown.
+    #[serde(default)]
+    pub credential: Credential,
+    /// Fixed query of every request, such as `api-version=...`.
+    #[serde(default)]
+    pub query: String,
+    /// The upstream's own names of models, by the names that clients ask for.
+    #[serde(default)]
+    pub models: BTreeMap<String, String>,
 }
 
 impl UpstreamSettings {
@@ -68,6 +80,9 @@ impl UpstreamSettings {
             session_header: String::new(),
             proxy: None,
             ca_file: None,
+            credential: Credential::Bearer,
+            query: String::new(),
+            models: BTreeMap::new(),
         }
     }
 }
@@ -87,15 +102,6 @@ const fn ten_minutes() -> Span {
 
 const fn five_minutes() -> Span {
     Span(Duration::from_secs(300))
-}
-
-/// The kind of an upstream. Only one kind exists: a configuration may name it, and any other is
-/// refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UpstreamKind {
-    #[default]
-    OpenAi,
 }
 
 /// A protocol that an upstream can speak.
@@ -129,12 +135,8 @@ const fn one() -> u32 {
 #[derive(Debug, PartialEq)]
 pub struct Upstream {
     pub name: String,
-    /// Address of turns: `<base_url>/responses`.
-    pub responses: reqwest::Url,
-    /// Address of chat turns: `<base_url>/chat/completions`.
-    pub chat: reqwest::Url,
-    /// Address of the models that a key may use: `<base_url>/models`.
-    pub models: reqwest::Url,
+    /// Where the upstream is, and what is special about it.
+    pub host: UpstreamHost,
     pub first_byte_timeout: Duration,
     /// Maximum time between two bytes of an answer.
     pub idle_timeout: Duration,
@@ -192,6 +194,20 @@ impl Tag {
     }
 }
 
+#[cfg(test)]
+impl Tag {
+    /// The organization of this name at the host of the tests' tables.
+    pub fn of_organization(name: &str) -> Self {
+        Self::of("organization", format!("{name}\0http://127.0.0.1:1").as_bytes())
+    }
+
+    /// The project of this name of that organization.
+    pub fn of_project(organization: &str, name: &str) -> Self {
+        let place = format!("{organization}\0http://127.0.0.1:1\0{name}");
+        Self::of("project", place.as_bytes())
+    }
+}
+
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
@@ -210,6 +226,7 @@ pub struct Key {
     pub id: String,
     pub tag: Tag,
     pub organization: String,
+    /// Tag of the organization at its host: nothing that is sealed or cached crosses a host.
     pub organization_tag: Tag,
     pub project: String,
     /// Tag of the project together with its organization.
@@ -249,8 +266,8 @@ impl Key {
         if self.project.is_empty() { self.tag } else { self.project_tag }
     }
 
-    /// Whether both keys read the same prompt cache.
+    /// Whether both keys read the same prompt cache. Each host has its own.
     pub fn shares_cache_with(&self, other: &Key) -> bool {
-        self.organization == other.organization && self.region == other.region
+        self.organization_tag == other.organization_tag && self.region == other.region
     }
 }

@@ -17,7 +17,7 @@ use crate::turn::http::response_id::{Finder, FoundId};
 use crate::turn::websocket::frame;
 use crate::usage::sieve::Sieve;
 use crate::usage::tap::{KEPT, Reading, START, Tap};
-use crate::wire::endpoint::Endpoint;
+use crate::wire::endpoint::{Endpoint, StoredCall, single_slashes};
 use crate::wire::event::{field, first_type, hides_type, unnamed};
 use crate::wire::peek::{Field, Peek, fields, stable_prefix};
 use crate::wire::quotes::Quotes;
@@ -31,12 +31,16 @@ pub mod plain;
 #[cfg(test)]
 mod tests;
 
-/// Every method and path that the gateway serves.
-const ENDPOINTS: [(&str, &str, Endpoint); 10] = [
+/// Every method and path that the gateway serves, but those that name a response or a model.
+const ENDPOINTS: [(&str, &str, Endpoint<'static>); 14] = [
     ("POST", "/responses", Endpoint::CreateResponse),
     ("POST", "/v1/responses", Endpoint::CreateResponse),
     ("POST", "/chat/completions", Endpoint::CreateChatCompletion),
     ("POST", "/v1/chat/completions", Endpoint::CreateChatCompletion),
+    ("POST", "/responses/compact", Endpoint::CompactResponse),
+    ("POST", "/v1/responses/compact", Endpoint::CompactResponse),
+    ("POST", "/responses/input_tokens", Endpoint::CountInputTokens),
+    ("POST", "/v1/responses/input_tokens", Endpoint::CountInputTokens),
     ("GET", "/responses", Endpoint::OpenWebSocket),
     ("GET", "/v1/responses", Endpoint::OpenWebSocket),
     ("GET", "/models", Endpoint::ListModels),
@@ -46,7 +50,7 @@ const ENDPOINTS: [(&str, &str, Endpoint); 10] = [
 ];
 
 /// The parse accepts the listed methods and paths, byte for byte but for trailing and doubled
-/// slashes, and nothing else.
+/// slashes, those with an id, and nothing else.
 pub fn endpoint(method: &str, path: &str) {
     let Ok(parsed) = Method::from_bytes(method.as_bytes()) else { return };
     let mut plain = path.to_owned();
@@ -58,8 +62,40 @@ pub fn endpoint(method: &str, path: &str) {
     }
     let plain = plain.as_str();
     let listed = ENDPOINTS.iter().find(|(own, at, _)| (*own, *at) == (method, plain));
-    let found = Endpoint::parse(&parsed, path);
-    assert_eq!(found, listed.map(|(_, _, endpoint)| *endpoint), "{method} {path:?}");
+    let listed = listed.map(|(_, _, endpoint)| *endpoint);
+    let singled = single_slashes(path);
+    let found = Endpoint::parse(&parsed, &singled);
+    assert_eq!(found, listed.or_else(|| with_an_id(method, plain)), "{method} {path:?}");
+}
+
+/// The endpoint of a single response or model.
+fn with_an_id<'p>(method: &str, path: &'p str) -> Option<Endpoint<'p>> {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    if parts.get(1) == Some(&"v1") {
+        parts.remove(1);
+    }
+    let is_plain = |id: &str, more: &[char]| {
+        !id.is_empty()
+            && id.len() <= 256
+            && id.chars().all(|one| one.is_ascii_alphanumeric() || more.contains(&one))
+    };
+    match (method, parts.as_slice()) {
+        ("GET" | "HEAD", ["", "models", id]) if is_plain(id, &['_', '-', '.', ':']) => {
+            Some(Endpoint::ShowModel(id))
+        }
+        (_, ["", "responses", "compact" | "input_tokens", ..]) => None,
+        (_, ["", "responses", id, behind @ ..]) if is_plain(id, &['_', '-']) => {
+            let call = match (method, behind) {
+                ("GET", []) => StoredCall::Retrieve,
+                ("DELETE", []) => StoredCall::Delete,
+                ("POST", ["cancel"]) => StoredCall::Cancel,
+                ("GET", ["input_items"]) => StoredCall::ListInputItems,
+                _ => return None,
+            };
+            Some(Endpoint::Stored(call, id))
+        }
+        _ => None,
+    }
 }
 
 /// `Quotes` finds the same quotes as a loop that looks at one byte after the other.

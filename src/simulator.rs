@@ -2,8 +2,9 @@
 //! than the real one, sealed reasoning, rate limits and every error on request. A judge records
 //! each turn.
 //!
-//! The simulator serves `POST /responses`, WebSocket mode on the same path, `POST
-//! /chat/completions` and `GET /models`, with and without `/v1`. Its own paths begin with `/_sim/`.
+//! The simulator serves `POST /responses`, WebSocket mode on the same path, the requests about
+//! stored responses, `POST /chat/completions` and `GET /models`, with and without `/v1`. Its own
+//! paths begin with `/_sim/`.
 //! It connects to nothing and keeps nothing on disk.
 //!
 //! The simulator reads, decides and counts with code of its own, since it judges the gateway: a
@@ -16,15 +17,16 @@ mod settings;
 
 mod answer;
 mod directive;
+mod form;
 mod json;
-mod model;
 mod seal;
 
 mod refusal;
 
 mod body;
-mod key;
 mod leak;
+mod key;
+mod model;
 mod request;
 
 mod prefix;
@@ -33,11 +35,13 @@ mod cache;
 mod limits;
 mod machine;
 
+mod archive;
 mod diagnosis;
 mod fault;
 mod faults;
 pub mod judge;
 pub mod probes;
+mod calls;
 pub mod sockets;
 mod stored;
 
@@ -53,6 +57,7 @@ mod turn;
 
 mod http;
 mod probing;
+mod recall;
 
 mod frame;
 mod lanes;
@@ -81,8 +86,8 @@ pub use fault::{Fault, Scope};
 pub use settings::{Config, KeyConfig};
 pub use sockets::Order;
 
+use form::Form;
 use refusal::Refusal;
-use request::Dialect;
 use websocket::Home;
 use world::World;
 
@@ -117,6 +122,7 @@ impl Simulator {
             .route("/_sim/sockets", get(async |State(simulator): Sim| json(&simulator.sockets())))
             .route("/_sim/close", post(close))
             .route("/_sim/probes", get(async |State(simulator): Sim| json(&simulator.probes())))
+            .route("/_sim/calls", get(async |State(simulator): Sim| json(&simulator.calls())))
             .route("/_sim/turns", get(async |State(simulator): Sim| json(&simulator.turns())))
             .route("/_sim/summary", get(async |State(simulator): Sim| json(&simulator.summary())))
             .route("/_sim/fault", post(add_fault).delete(clear_faults))
@@ -128,7 +134,7 @@ impl Simulator {
                 .route(
                     &format!("{base}/responses"),
                     post(async |State(simulator): Sim, request: Request| {
-                        http::serve(&simulator.world, Dialect::Responses, request).await
+                        http::serve(&simulator.world, Form::Response, request).await
                     })
                     .get(move |State(simulator): Sim, request: Request| {
                         upgrade(simulator, home, request)
@@ -138,15 +144,26 @@ impl Simulator {
                     &format!("{base}/chat/completions"),
                     post(async |State(simulator): Sim, request: Request| {
                         match simulator.world.config.chat {
-                            true => http::serve(&simulator.world, Dialect::Chat, request).await,
+                            true => http::serve(&simulator.world, Form::Chat, request).await,
                             false => unknown(request).await,
                         }
                     }),
                 )
                 .route(
+                    &format!("{base}/responses/compact"),
+                    post(async |State(simulator): Sim, request: Request| {
+                        http::serve(&simulator.world, Form::Compaction, request).await
+                    }),
+                )
+                .route(&format!("{base}/responses/input_tokens"), post(call))
+                .route(&format!("{base}/responses/{{id}}"), get(call).delete(call))
+                .route(&format!("{base}/responses/{{id}}/cancel"), post(call))
+                .route(&format!("{base}/responses/{{id}}/input_items"), get(call))
+                .route(
                     &format!("{base}/models"),
                     get(async |State(simulator): Sim, request: Request| {
-                        probing::serve(&simulator.world, request.headers()).await
+                        let query = request.uri().query();
+                        probing::serve(&simulator.world, request.headers(), query).await
                     }),
                 );
         }
@@ -181,6 +198,11 @@ impl Simulator {
     /// Every `GET /models` on record, oldest first.
     pub fn probes(&self) -> Vec<probes::Probe> {
         self.world.probes.all()
+    }
+
+    /// Every request that is no turn, oldest first.
+    fn calls(&self) -> Vec<calls::Call> {
+        self.world.calls.all()
     }
 
     /// Every WebSocket on record, oldest first.
@@ -218,6 +240,10 @@ impl Simulator {
 }
 
 type Sim = State<Arc<Simulator>>;
+
+async fn call(State(simulator): Sim, request: Request) -> Response<Body> {
+    recall::serve(&simulator.world, request).await
+}
 
 async fn upgrade(simulator: Arc<Simulator>, home: Home, request: Request) -> Response<Body> {
     if simulator.world.config.websocket && websocket::is_upgrade(request.headers()) {

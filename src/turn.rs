@@ -40,7 +40,7 @@ use account::Account;
 use doubt::Settled;
 use entry::Entry;
 use failover::{ATTEMPTS, Failover, back_off, pause};
-use verdict::{Verdict, decide, forbidden};
+use verdict::{Verdict, decide, forbidden, last_word};
 
 /// A binding that takes no longer than this has only asked the store.
 const STORE_TIME: Duration = Duration::from_millis(100);
@@ -222,15 +222,26 @@ impl<'t, A: Ask> Attempts<'t, A> {
         self.note(binding);
         let outcome = self.upstream.ask(binding, has_foreign_state).await;
         self.account.attempted(&outcome);
-        if let Some(answer) = outcome.answer() {
-            let key = &binding.key;
-            self.gateway.registry.headrooms.observe(key, self.demand.asked(), &answer.headers);
-        }
         let met = if self.demand.by_websocket { Met::Handshake } else { Met::Turn };
         let (case, resends) = ((met, self.demand.asked()), self.gateway.failover.options.resends);
+        let outcome = if binding.key.upstream.host.is_gateway() {
+            // What a gateway says of a turn is about the keys behind it, and is its last word.
+            last_word(outcome)
+        } else {
+            self.observe(&binding.key, &outcome);
+            outcome
+        };
         let verdict = decide(outcome, case, resends, SystemTime::now());
         self.account.leaves(verdict.reason());
         verdict
+    }
+
+    /// Notes what the answer says of the room under `key`'s rate limits. A free request says
+    /// nothing of it.
+    fn observe(&self, key: &Key, outcome: &Outcome) {
+        if let Some(answer) = outcome.answer().filter(|_| !self.demand.is_free) {
+            self.gateway.registry.headrooms.observe(key, self.demand.asked(), &answer.headers);
+        }
     }
 
     /// Notes that the binding's key serves the turn from now on.
@@ -247,7 +258,9 @@ impl<'t, A: Ask> Attempts<'t, A> {
         began: Instant,
     ) -> (Binding, Answer) {
         if answer.status.is_success() {
-            self.gateway.registry.has_served(&binding.key, began);
+            if !self.demand.is_free {
+                self.gateway.registry.has_served(&binding.key, began);
+            }
             let seals = !self.demand.by_chat;
             self.gateway.bindings.confirm(&binding, seals, self.budget).await;
         }

@@ -4,3 +4,4 @@ pub mod headers;
 pub mod request;
 pub mod attempt;
 pub mod probe;
+pub mod models;

@@ -9,6 +9,8 @@ pub mod references;
 pub mod scan;
 pub mod imprint;
 pub mod peek;
+pub(crate) mod rename;
+pub(crate) mod models;
 pub mod error_body;
 pub mod edit;
 pub mod decoder;

@@ -34,6 +34,8 @@ pub struct Demand<'t> {
     pub tier: Option<&'t str>,
     /// The turn refers to something that only the project of its session can find.
     pub needs_project: bool,
+    /// The request costs nothing. Its success shows neither quota nor room under a rate limit.
+    pub is_free: bool,
 }
 
 /// The attempts of a turn so far.
@@ -92,6 +94,7 @@ impl<'t> Demand<'t> {
             model: "",
             tier: None,
             needs_project: false,
+            is_free: false,
         }
     }
 

@@ -73,7 +73,7 @@ fn made(sketch: &str) -> Table {
     Table::new(&upstreams, &sketch.split(',').map(key).collect::<Vec<_>>()).unwrap()
 }
 
-const PLAIN: &str = r#"{"name":"plain","base_url":"http://127.0.0.1:2","speaks":["responses"]}"#;
+const PLAIN: &str = r#"{"name":"plain","base_url":"http://127.0.0.1:1","speaks":["responses"]}"#;
 
 fn session(number: u32) -> SessionId {
     SessionId::parse(&format!("{number:022}")).unwrap()

@@ -31,6 +31,15 @@ impl ChatBody {
         Self { own, decoded, cache_key, spliced, translated }
     }
 
+    pub const fn is_encoded(&self) -> bool {
+        self.decoded.is_some()
+    }
+
+    /// The JSON text.
+    pub fn text(&self) -> &Bytes {
+        self.decoded.as_ref().unwrap_or(&self.own)
+    }
+
     /// The body for an upstream that speaks chat. `derives`: a body without a key gets one. An
     /// encoded body passes as it is.
     pub fn native(&self, derives: bool) -> &Bytes {
@@ -44,7 +53,7 @@ impl ChatBody {
 
     /// The body for an upstream that speaks only Responses.
     pub fn translated(&self, derives: bool) -> Result<&Translated, Error> {
-        let text = self.decoded.as_ref().unwrap_or(&self.own);
+        let text = self.text();
         let cache_key = self.cache_key.as_deref().filter(|_| derives);
         let translated =
             self.translated[usize::from(derives)].get_or_init(|| translate(text, cache_key));

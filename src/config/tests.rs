@@ -1,6 +1,7 @@
 //! Tests of options, one by one: accepted values, refused values, and the exact errors.
 
 use super::*;
+use crate::wire::endpoint::Endpoint;
 const KEY: &str =
     "[[key]]\nid = \"a-1\"\nupstream = \"openai\"\norganization = \"org-a\"\nsecret = \"sk-1\"\n";
 
@@ -17,8 +18,11 @@ fn one_key_is_all_that_a_laptop_needs() {
     let plan = Config::parse(KEY).unwrap().plan().map_err(|faults| faults.join("; ")).unwrap();
     assert!(matches!(plan.fixed.store, StoreChoice::Memory));
     let [key] = plan.table.keys() else { panic!("one key: {:?}", plan.table.keys()) };
-    assert_eq!(key.upstream.responses.as_str(), "https://api.openai.com/v1/responses");
-    assert_eq!(key.upstream.models.as_str(), "https://api.openai.com/v1/models");
+    assert_eq!(
+        key.upstream.host.url(Endpoint::CreateResponse, None).as_str(),
+        "https://api.openai.com/v1/responses"
+    );
+    assert_eq!(key.upstream.host.models(None).as_str(), "https://api.openai.com/v1/models");
     assert!(key.upstream.speaks_websocket && key.weight == 1);
     assert!(plan.clients.is_empty());
 }
@@ -160,6 +164,8 @@ fn reference_tells_the_defaults() {
             (real.cache_key, &real.session_header),
             (stated.cache_key, &stated.session_header)
         );
+        assert_eq!((real.credential, &real.query), (stated.credential, &stated.query));
+        assert_eq!(real.models, stated.models);
         assert!(real.speaks.is_none() && real.proxy.is_none() && real.ca_file.is_none());
     }
     assert_eq!(stated.speaks.map(|speaks| speaks.len()), Some(3), "three protocols");

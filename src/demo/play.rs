@@ -81,43 +81,53 @@ async fn one(
     client: &reqwest::Client,
     proxy: SocketAddr,
 ) -> Result<Vec<Duration>, String> {
-    let play = |thread| Player { session, thread, proxy }.play(transport, client);
+    let play = async |session, thread: &Thread, history| {
+        Player { session, thread, proxy }.play(transport, client, history).await
+    };
     let subagent = async {
         match &session.subagent {
             Some(subagent) => {
                 let turns = (0..session.root.turns).position(Session::spawns_at).unwrap_or(0);
                 tokio::time::sleep(PACE * turns as u32).await;
-                play(subagent).await
+                play(session, subagent, subagent.opening()).await.map(|(waits, _)| waits)
             }
             None => Ok(Vec::new()),
         }
     };
-    let (mut root, subagent) = tokio::try_join!(play(&session.root), subagent)?;
-    root.extend(subagent);
-    Ok(root)
+    let root = play(session, &session.root, session.root.opening());
+    let ((mut waits, history), subagent) = tokio::try_join!(root, subagent)?;
+    waits.extend(subagent);
+    if let Some(fork) = session.fork() {
+        waits.extend(play(&fork, &fork.root, history).await?.0);
+    }
+    Ok(waits)
 }
 
 impl Player<'_> {
-    /// Plays all turns of the thread. Returns each turn's wait for its first token. The wait
-    /// includes connecting and preparing, since the user waits for both.
+    /// Plays all turns of the thread, which begins with `history`. Returns each turn's wait for its
+    /// first token, and the history at the end. The wait includes connecting and preparing, since
+    /// the user waits for both.
     async fn play(
         self,
         transport: Transport,
         client: &reqwest::Client,
-    ) -> Result<Vec<Duration>, String> {
+        mut history: Vec<String>,
+    ) -> Result<(Vec<Duration>, Vec<String>), String> {
         if transport == Transport::Chat {
-            return chat::play(self, client).await;
+            return chat::play(self, client, history).await;
         }
         let mut line = Line::default();
         let mut ask = async |turn: usize, history: &[String]| {
             let answer = async {
                 match transport {
-                    Transport::Http | Transport::Chat => http::ask(self, history, client).await,
+                    Transport::Http | Transport::Chat => {
+                        http::ask(self, turn, history, client).await
+                    }
                     Transport::WebSocket => {
                         if self.thread.drops_at == Some(turn) {
                             line.drop();
                         }
-                        line.ask(self, history).await
+                        line.ask(self, turn, history).await
                     }
                 }
             };
@@ -125,7 +135,6 @@ impl Player<'_> {
                 .await
                 .map_err(|_| format!("a turn took more than {TIMEOUT:?}"))?
         };
-        let mut history = self.thread.opening();
         let mut waits = Vec::new();
         let mut pace = tokio::time::interval(PACE);
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -154,6 +163,11 @@ impl Player<'_> {
             history.extend(output.iter().map(|item| item.get().to_owned()));
             history.push(self.thread.reply(turn, call.as_deref()));
         }
-        Ok(waits)
+        Ok((waits, history))
+    }
+
+    /// The model of turn `turn`.
+    fn model(&self, turn: usize) -> &'static str {
+        self.session.model(self.thread, turn)
     }
 }

@@ -23,11 +23,22 @@ const DROPS: std::ops::Range<usize> = 3..28;
 /// One model of each cache regime.
 const MODELS: [&str; 2] = ["gpt-5.4", "gpt-5.6-sol"];
 
+/// One session in so many asks another model from this turn on.
+const SWITCHES: usize = 8;
+const SWITCH_AT: usize = 12;
+/// One session in so many is forked at its end, for so many turns.
+const FORKS: usize = 6;
+const FORK_TURNS: usize = 5;
+
 /// One session of one user.
 pub struct Session {
     pub id: String,
     pub user: usize,
     pub model: &'static str,
+    /// The model from turn [`SWITCH_AT`] of the root on.
+    pub later: Option<&'static str>,
+    /// The session that this one was forked from.
+    pub forked_from: Option<String>,
     pub root: Thread,
     /// Starts beside the root's turn [`SPAWN_AT`].
     pub subagent: Option<Thread>,
@@ -49,6 +60,8 @@ pub fn sessions() -> Vec<Session> {
             // Some users work more than others.
             user: [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4][number % 12] + usize::from(number == 23),
             model: MODELS[number % MODELS.len()],
+            later: (number % SWITCHES == 5).then_some(MODELS[(number + 1) % MODELS.len()]),
+            forked_from: None,
             root: Thread {
                 id: uuid(number, 0),
                 turns: TURNS,
@@ -67,7 +80,39 @@ pub fn sessions() -> Vec<Session> {
 
 impl Session {
     pub fn turns(&self) -> usize {
-        self.root.turns + self.subagent.as_ref().map_or(0, |thread| thread.turns)
+        let fork = if self.is_forked() { FORK_TURNS } else { 0 };
+        self.root.turns + self.subagent.as_ref().map_or(0, |thread| thread.turns) + fork
+    }
+
+    fn is_forked(&self) -> bool {
+        self.forked_from.is_none() && self.root.seed / 1_000 % FORKS as u64 == 2
+    }
+
+    /// The session that goes on with this one's history, if one does.
+    pub fn fork(&self) -> Option<Self> {
+        let seed = self.root.seed + 500;
+        let id = uuid(self.root.seed as usize / 1_000, 2);
+        self.is_forked().then(|| Self {
+            id: id.clone(),
+            user: self.user,
+            model: self.later.unwrap_or(self.model),
+            later: None,
+            forked_from: Some(self.id.clone()),
+            root: Thread { id, turns: FORK_TURNS, drops_at: None, seed },
+            subagent: None,
+        })
+    }
+
+    /// The model of this turn of `thread`.
+    pub fn model(&self, thread: &Thread, turn: usize) -> &'static str {
+        let is_later = thread.id == self.id && turn >= SWITCH_AT;
+        self.later.filter(|_| is_later).unwrap_or(self.model)
+    }
+
+    /// What Codex says of a fork in a header.
+    pub fn metadata(&self) -> Option<String> {
+        let parent = self.forked_from.as_ref()?;
+        Some(json!({ "session_id": self.id, "forked_from_thread_id": parent }).to_string())
     }
 
     pub const fn spawns_at(turn: usize) -> bool {
@@ -75,13 +120,13 @@ impl Session {
     }
 
     /// A turn's body with `history` as its input. Every other field stays the same.
-    pub fn body(&self, history: &[String]) -> String {
-        self.object("", "", history, "")
+    pub fn body(&self, model: &str, history: &[String]) -> String {
+        self.object(model, "", "", history, "")
     }
 
     /// A turn's body as a client of Chat Completions writes it, with `history` as its messages.
-    pub fn chat_body(&self, history: &[String]) -> String {
-        let (model, messages) = (self.model, history.join(","));
+    pub fn chat_body(&self, model: &str, history: &[String]) -> String {
+        let messages = history.join(",");
         let tools = chat_tools();
         format!(
             r#"{{"model":"{model}","stream":true,"messages":[{messages}],"tools":{tools},"tool_choice":"auto","parallel_tool_calls":true,"reasoning_effort":"high"}}"#
@@ -89,20 +134,27 @@ impl Session {
     }
 
     /// A turn as a WebSocket's frame, which continues from `previous` with the new items.
-    pub fn frame(&self, previous: Option<&str>, new: &[String]) -> String {
+    pub fn frame(&self, model: &str, previous: Option<&str>, new: &[String]) -> String {
         let previous =
             previous.map(|id| format!(r#""previous_response_id":"{id}","#)).unwrap_or_default();
-        self.object(r#""type":"response.create","#, &previous, new, "")
+        self.object(model, r#""type":"response.create","#, &previous, new, "")
     }
 
     /// The first frame on a WebSocket: the upstream reads `prefix` into its cache and answers
     /// nothing.
-    pub fn prewarm(&self, prefix: &[String]) -> String {
-        self.object(r#""type":"response.create","#, "", prefix, r#""generate":false,"#)
+    pub fn prewarm(&self, model: &str, prefix: &[String]) -> String {
+        self.object(model, r#""type":"response.create","#, "", prefix, r#""generate":false,"#)
     }
 
-    fn object(&self, kind: &str, previous: &str, input: &[String], generate: &str) -> String {
-        let (model, id, input) = (self.model, &self.id, input.join(","));
+    fn object(
+        &self,
+        model: &str,
+        kind: &str,
+        previous: &str,
+        input: &[String],
+        generate: &str,
+    ) -> String {
+        let (id, input) = (&self.id, input.join(","));
         format!(
             r#"{{{kind}"model":"{model}","stream":true,{previous}"input":[{input}],"tools":{},"tool_choice":"auto","parallel_tool_calls":true,"reasoning":{{"effort":"high"}},"store":false,"include":["reasoning.encrypted_content"],"prompt_cache_key":"{id}",{generate}"client_metadata":{{"session_id":"{id}"}}}}"#,
             tools()
@@ -211,14 +263,12 @@ mod tests {
         );
         let session = &sessions[0];
         let mut history = session.root.opening();
-        assert!((30_000..60_000).contains(&session.body(&history).len()));
+        assert!((30_000..60_000).contains(&session.body(session.model, &history).len()));
         history.extend((0..TURNS).map(|turn| session.root.reply(turn, None)));
-        assert!((200_000..600_000).contains(&session.body(&history).len()));
-        assert!(
-            session
-                .body(&history)
-                .starts_with(session.body(&history[..4]).split_once("],\"tools\"").unwrap().0)
-        );
+        assert!((200_000..600_000).contains(&session.body(session.model, &history).len()));
+        assert!(session.body(session.model, &history).starts_with(
+            session.body(session.model, &history[..4]).split_once("],\"tools\"").unwrap().0
+        ));
         let drops =
             |thread: &Thread| thread.drops_at.is_some_and(|turn| (1..thread.turns).contains(&turn));
         assert!(sessions.iter().all(|session| drops(&session.root)));
@@ -229,8 +279,11 @@ mod tests {
         let session = &sessions()[0];
         let read = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
         let input = [message("user", "hello")];
-        let (body, frame, prewarm) =
-            (session.body(&input), session.frame(Some("resp_1"), &input), session.prewarm(&input));
+        let (body, frame, prewarm) = (
+            session.body("m", &input),
+            session.frame("m", Some("resp_1"), &input),
+            session.prewarm("m", &input),
+        );
         let (body, mut frame, mut prewarm) = (read(body), read(frame), read(prewarm));
         for (frame, added) in [(&mut frame, "previous_response_id"), (&mut prewarm, "generate")] {
             let fields = frame.as_object_mut().unwrap();

@@ -26,6 +26,8 @@ fn error_has_its_status_code_and_party_at_fault() {
             request,
             Fault::Client,
         ),
+        (ErrorKind::ResponseNotFound, 404, "response_not_found", request, Fault::Client),
+        (ErrorKind::ModelNotFound, 404, "model_not_found", request, Fault::Client),
         (ErrorKind::ConversationNotFound, 404, "conversation_not_found", request, Fault::Client),
         (ErrorKind::FileNotFound, 404, "file_not_found", request, Fault::Client),
         (
@@ -63,10 +65,10 @@ fn error_has_its_status_code_and_party_at_fault() {
         let error = Error::new(kind, "m");
         assert_eq!((error.status().as_u16(), error.code(), error.fault()), (status, code, fault));
         let response = error.to_response::<String>();
-        let param = if kind == ErrorKind::PreviousResponseNotFound {
-            r#""previous_response_id""#
-        } else {
-            "null"
+        let param = match kind {
+            ErrorKind::PreviousResponseNotFound => r#""previous_response_id""#,
+            ErrorKind::ModelNotFound => r#""model""#,
+            _ => "null",
         };
         let body = format!(
             r#"{{"error":{{"message":"m","type":"{class}","param":{param},"code":"{code}"}}}}"#

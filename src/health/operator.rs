@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::health::condition::{Condition, Subject};
 use crate::health::registry::Registry;
-use crate::key::{Key, Tag};
+use crate::key::Key;
 use crate::peers::heartbeat::Heartbeat;
 
 /// Prefix of an organization's name, since a key may have the same name.
@@ -60,9 +60,10 @@ impl OperatorCommand {
     }
 }
 
-/// The subject of a command, and its keys.
+/// The subjects of a command, and their keys.
 pub struct Target {
-    subject: Subject,
+    /// A key, or an organization at each of its hosts.
+    subjects: Vec<Subject>,
     /// Never empty.
     pub keys: Vec<Arc<Key>>,
 }
@@ -113,11 +114,17 @@ impl Operator {
         };
         let named = keys(&|key| key.id == name);
         let target = match (named.first(), name.strip_prefix(ORGANIZATION)) {
-            (Some(key), _) => Target { subject: Subject::named(key), keys: named },
+            (Some(key), _) => Target { subjects: vec![Subject::named(key)], keys: named },
             (None, Some(organization)) => {
-                let subject =
-                    Subject::Organization(Tag::of("organization", organization.as_bytes()));
-                Target { subject, keys: keys(&|key| key.organization == organization) }
+                let keys = keys(&|key| key.organization == organization);
+                let mut subjects = Vec::new();
+                for key in &keys {
+                    let subject = Subject::Organization(key.organization_tag);
+                    if !subjects.contains(&subject) {
+                        subjects.push(subject);
+                    }
+                }
+                Target { subjects, keys }
             }
             (None, None) => return None,
         };
@@ -129,7 +136,9 @@ impl Operator {
         let conditions = &self.registry.conditions;
         match command.condition() {
             Some(condition) => {
-                conditions.note(target.subject, condition, condition.life());
+                for subject in &target.subjects {
+                    conditions.note(*subject, condition, condition.life());
+                }
             }
             None => {
                 // The exchange brings in what others reported a moment ago, which is to be

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::HeaderName;
 use sha2::{Digest, Sha256};
 
+use crate::key::host::UpstreamHost;
 use crate::key::leak::Leak;
 use crate::key::resolve::Resolver;
 use crate::key::{
@@ -102,7 +103,10 @@ impl Table {
         let mut places: Vec<_> = self
             .keys
             .iter()
-            .map(|key| [&key.id, &key.organization, &key.project, &key.region].map(String::as_str))
+            .map(|key| {
+                let place = key.upstream.host.place(&key.organization);
+                [key.id.clone(), place, key.project.clone(), key.region.clone()]
+            })
             .collect();
         places.sort_unstable();
         let mut digest = Sha256::new();
@@ -115,13 +119,7 @@ impl Table {
 }
 
 fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
-    let base = address::base_url(&settings.base_url).map_err(|why| format!("base_url: {why}"))?;
-    let below = |path: &str| {
-        reqwest::Url::parse(&format!("{}/{path}", base.as_str().trim_end_matches('/')))
-            .map_err(|_| "base_url: is no address that a path can be added to")
-    };
-    let (responses, models) = (below("responses")?, below("models")?);
-    let chat = below("chat/completions")?;
+    let host = UpstreamHost::new(settings)?;
     let session_header = session_header(&settings.session_header)?;
     let speaks = |protocol| settings.speaks.as_ref().is_none_or(|all| all.contains(&protocol));
     if settings.speaks.as_ref().is_some_and(|speaks| !speaks.contains(&Protocol::Responses)) {
@@ -146,7 +144,8 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
         })
         .transpose()
         .map_err(|why: String| format!("proxy: {why}"))?;
-    let is_tls = base.scheme() == "https"
+    let has_tls = host.scheme() == "https";
+    let is_tls = has_tls
         || proxy
             .as_ref()
             .is_some_and(|proxy| proxy.expose().to_ascii_lowercase().starts_with("https:"));
@@ -162,9 +161,7 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
     });
     Ok(Arc::new(Upstream {
         name: settings.name.clone(),
-        responses,
-        chat,
-        models,
+        host,
         first_byte_timeout: settings.first_byte_timeout.0,
         idle_timeout: settings.idle_timeout.0,
         speaks_websocket: speaks(Protocol::Websocket),
@@ -173,11 +170,11 @@ fn prepare(settings: &UpstreamSettings) -> Result<Arc<Upstream>, String> {
         session_header,
         wiring: Wiring {
             connect_timeout: settings.connect_timeout.0,
-            http2: match (settings.http2, base.scheme()) {
+            http2: match (settings.http2, has_tls) {
                 (false, _) => Http2::Never,
-                (true, "https") => Http2::Offered,
+                (true, true) => Http2::Offered,
                 // Without TLS, there is no way to offer HTTP/2 and HTTP/1.1 at once.
-                (true, _) => Http2::Always,
+                (true, false) => Http2::Always,
             },
             proxy,
             authorities: authorities.transpose()?,
@@ -210,6 +207,7 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     }
     let secret = settings.secret.read_shown().map_err(|why| format!("secret: {why}"))?;
     let project = settings.project.clone().unwrap_or_default();
+    let place = upstream.host.place(&settings.organization);
     let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
     let upgrades = match upstream.wiring.http2 {
         Http2::Never => pool.clone(),
@@ -219,8 +217,8 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
         id: settings.id.clone(),
         tag: Tag::of("key", settings.id.as_bytes()),
         organization: settings.organization.clone(),
-        organization_tag: Tag::of("organization", settings.organization.as_bytes()),
-        project_tag: Tag::of("project", format!("{}\0{project}", settings.organization).as_bytes()),
+        organization_tag: Tag::of("organization", place.as_bytes()),
+        project_tag: Tag::of("project", format!("{place}\0{project}").as_bytes()),
         project,
         region: settings.region.clone().unwrap_or_default(),
         weight: settings.weight,

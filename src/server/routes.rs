@@ -18,10 +18,12 @@ use crate::server::connections::Watched;
 use crate::server::slowing::Slowing;
 use crate::turn::Gateway;
 use crate::turn::http::exchange::{self as http, HttpTurns};
+use crate::turn::http::models::{self, ModelRoutes};
 use crate::turn::http::relay::Outgoing;
+use crate::turn::http::stored;
 use crate::turn::websocket::handshake as websocket;
 use crate::turn::websocket::sockets::WebSocketTurns;
-use crate::wire::endpoint::{Dialect, Endpoint};
+use crate::wire::endpoint::{Endpoint, single_slashes};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -31,6 +33,7 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub struct ClientRoutes {
     pub http: Arc<HttpTurns>,
     pub websocket: Arc<WebSocketTurns>,
+    pub models: Arc<ModelRoutes>,
     pub slowing: Arc<Slowing>,
 }
 
@@ -63,7 +66,7 @@ fn without_body(mut response: Response<Outgoing>) -> Response<Outgoing> {
 }
 
 async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoing> {
-    let ClientRoutes { http: turns, websocket: sockets, .. } = routes;
+    let ClientRoutes { http: turns, websocket: sockets, models, .. } = routes;
     let gateway = &turns.gateway;
     if let Err(error) = has_one_host(&request) {
         return refuse(gateway, &request, &error);
@@ -72,18 +75,32 @@ async fn answer(routes: ClientRoutes, request: Request<Body>) -> Response<Outgoi
         let error = Error::new(ErrorKind::OriginNotAllowed, "Pages may not call this gateway.");
         return refuse(gateway, &request, &error);
     }
-    let endpoint = Endpoint::parse(request.method(), request.uri().path());
-    match endpoint {
-        Some(Endpoint::CreateResponse) => http::serve(turns, Dialect::Responses, request).await,
-        Some(Endpoint::CreateChatCompletion) => http::serve(turns, Dialect::Chat, request).await,
+    let path = single_slashes(request.uri().path()).into_owned();
+    match Endpoint::parse(request.method(), &path) {
+        Some(Endpoint::CreateResponse) => {
+            http::serve(turns, Endpoint::CreateResponse, request).await
+        }
+        Some(Endpoint::CreateChatCompletion) => {
+            http::serve(turns, Endpoint::CreateChatCompletion, request).await
+        }
+        Some(Endpoint::CompactResponse) => {
+            http::serve(turns, Endpoint::CompactResponse, request).await
+        }
+        Some(Endpoint::CountInputTokens) => {
+            http::serve(turns, Endpoint::CountInputTokens, request).await
+        }
+        Some(Endpoint::Stored(call, id)) => {
+            let id = id.to_owned();
+            stored::serve(turns, call, id, request).await
+        }
         Some(Endpoint::OpenWebSocket) if websocket::is_wanted(request.headers()) => {
             websocket::serve(sockets, request).await
         }
         Some(Endpoint::OpenWebSocket) | None => refuse(gateway, &request, &unknown(&request)),
-        Some(Endpoint::ListModels) => {
-            // A client that checks its token here must not take a working gateway for a broken one.
-            let refused = gateway.entry.clients.get().authenticate(request.headers()).err();
-            refuse(gateway, &request, &refused.unwrap_or_else(|| unknown(&request)))
+        Some(Endpoint::ListModels) => list(models, None, request).await,
+        Some(Endpoint::ShowModel(id)) => {
+            let id = Some(id.to_owned());
+            list(models, id, request).await
         }
     }
 }
@@ -105,6 +122,16 @@ fn has_one_host(request: &Request<Body>) -> Result<(), Error> {
     is_valid.then_some(()).ok_or_else(|| {
         Error::new(ErrorKind::InvalidRequest, "A request must have one Host header.")
     })
+}
+
+async fn list(
+    lists: Arc<ModelRoutes>,
+    id: Option<String>,
+    request: Request<Body>,
+) -> Response<Outgoing> {
+    let is_head = request.method() == Method::HEAD;
+    let response = models::serve(lists, id, request).await;
+    if is_head { without_body(response) } else { response }
 }
 
 fn unknown(request: &Request<Body>) -> Error {

@@ -5,7 +5,9 @@ use http::HeaderMap;
 use subtle::ConstantTimeEq;
 
 use crate::client::ClientId;
-use crate::session::lineage::{Lineage, Parent, forked_from, parent_of_hop, thread};
+use crate::session::lineage::{
+    Lineage, OWN_THREAD, PARENT, PARENT_THREAD, Parent, forked_from, said_by_hop, thread,
+};
 use crate::session::{Hasher, ResponseId, SESSION_HEADERS, SessionId, SessionKind, is_well_formed};
 use crate::setting::Secret;
 use crate::wire::peek::{Field, Peek, stable_prefix};
@@ -15,6 +17,13 @@ pub const STICKY: &str = "yai-sticky-session";
 pub const HOP: &str = "x-warmkey-hop";
 
 const CONVERSATION_HEADERS: [&str; 2] = ["conversation-id", "conversation_id"];
+
+/// What an edge tells the Warmkey behind it about a turn: its session, and the secret by which it
+/// is believed.
+pub struct Hop<'s> {
+    pub session: String,
+    pub secret: &'s Secret,
+}
 
 /// A turn's session, if any, and the number of malformed signals that were skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,23 +91,40 @@ impl Identifier {
     /// The parent of the turn's session, if it is a fork, and the turn's thread.
     pub fn lineage(&self, client: &ClientId, headers: &HeaderMap) -> Lineage {
         let stored = |kind, value: &[u8]| self.hasher.id(client, kind, [value]);
-        let hop = || {
-            headers
-                .get(STICKY)
-                .filter(|_| self.is_hop(headers))
-                .and_then(|value| parent_of_hop(value.as_bytes()))
-        };
-        let parent = match hop() {
-            Some(parent) => Some(Parent {
+        if let Some(sticky) = headers.get(STICKY).filter(|_| self.is_hop(headers)) {
+            // An edge speaks for many clients, whose threads must not meet here. So only its own
+            // words count.
+            let said = |name| said_by_hop(sticky.as_bytes(), name);
+            let parent = said(PARENT).map(|parent| Parent {
                 root: stored(SessionKind::Hop, parent),
-                thread: stored(SessionKind::Thread, parent),
-            }),
-            None => forked_from(headers).map(|id| Parent {
-                root: stored(SessionKind::Session, id.as_bytes()),
-                thread: stored(SessionKind::Thread, id.as_bytes()),
-            }),
-        };
+                thread: stored(SessionKind::Thread, said(PARENT_THREAD).unwrap_or(parent)),
+            });
+            let thread = said(OWN_THREAD).map(|id| stored(SessionKind::Thread, id));
+            return Lineage { parent, thread };
+        }
+        let parent = forked_from(headers).map(|id| Parent {
+            root: stored(SessionKind::Session, id.as_bytes()),
+            thread: stored(SessionKind::Thread, id.as_bytes()),
+        });
         Lineage { parent, thread: thread(headers).map(|id| stored(SessionKind::Thread, id)) }
+    }
+
+    /// What this gateway, as an edge, tells the Warmkey behind it about a turn. `None`: the turn
+    /// has no session, or no `hop.secret` is set.
+    pub fn hop(&self, session: Option<&SessionId>, lineage: &Lineage) -> Option<Hop<'_>> {
+        let (session, secret) = (session?, self.hop.as_ref()?);
+        let parts = [
+            (PARENT, lineage.parent.as_ref().map(|parent| &parent.root)),
+            (PARENT_THREAD, lineage.parent.as_ref().map(|parent| &parent.thread)),
+            (OWN_THREAD, lineage.thread.as_ref()),
+        ];
+        let mut session = session.to_string();
+        for (name, id) in parts {
+            if let Some(id) = id {
+                session.push_str(&format!(";{name}{id}"));
+            }
+        }
+        Some(Hop { session, secret })
     }
 
     fn is_hop(&self, headers: &HeaderMap) -> bool {

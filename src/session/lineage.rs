@@ -12,8 +12,11 @@ use crate::session::{SESSION_HEADERS, SessionId, is_well_formed};
 
 const FORKED_FROM: &[u8] = b"forked_from_thread_id";
 const THREAD: &str = "thread-id";
-/// Stands between an edge's stored id and the parent's.
-const PARENT: &[u8] = b"parent=";
+/// What an edge names behind its stored id: the fork's parent, the parent's thread where that is
+/// another one, and the turn's own thread.
+pub const PARENT: &str = "parent=";
+pub const PARENT_THREAD: &str = "parent-thread=";
+pub const OWN_THREAD: &str = "thread=";
 
 /// The origin of a turn's session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,12 +60,12 @@ pub fn announced_model(headers: &HeaderMap) -> Option<String> {
     metadata.model.filter(|model| is_well_formed(model.as_bytes()))
 }
 
-/// The parent in an edge's header: `<stored id>;parent=<the parent's>`.
-pub fn parent_of_hop(sticky: &[u8]) -> Option<&[u8]> {
+/// What an edge's header says under `name`: `<stored id>;parent=<the parent's>`.
+pub fn said_by_hop<'h>(sticky: &'h [u8], name: &str) -> Option<&'h [u8]> {
     let parts = sticky.split(|byte| *byte == b';').skip(1);
     parts
-        .filter_map(|part| part.trim_ascii().strip_prefix(PARENT))
-        .find(|parent| is_well_formed(parent))
+        .filter_map(|part| part.trim_ascii().strip_prefix(name.as_bytes()))
+        .find(|value| is_well_formed(value))
 }
 
 /// The thread that a turn names, unless it is its session's root thread.
@@ -114,11 +117,17 @@ mod tests {
 
     #[test]
     fn a_hop_names_a_parent_behind_its_id() {
-        assert_eq!(parent_of_hop(b"abc;parent=def"), Some(&b"def"[..]));
-        assert_eq!(parent_of_hop(b"abc; x=1; parent=def"), Some(&b"def"[..]));
-        assert_eq!(parent_of_hop(b"parent=def"), None, "the first part is the id");
-        assert_eq!(parent_of_hop(b"abc;parent="), None);
-        assert_eq!(parent_of_hop(b"abc;parent=two words;parent=def"), Some(&b"def"[..]));
+        let said = |sticky: &'static [u8]| said_by_hop(sticky, PARENT);
+        let whole = b"abc;parent=def;parent-thread=g;thread=h";
+        assert_eq!(
+            [PARENT, PARENT_THREAD, OWN_THREAD].map(|name| said_by_hop(whole, name)),
+            [Some(&b"def"[..]), Some(b"g"), Some(b"h")]
+        );
+        assert_eq!(said(b"abc;parent=def"), Some(&b"def"[..]));
+        assert_eq!(said(b"abc; x=1; parent=def"), Some(&b"def"[..]));
+        assert_eq!(said(b"parent=def"), None, "the first part is the id");
+        assert_eq!(said(b"abc;parent="), None);
+        assert_eq!(said(b"abc;parent=two words;parent=def"), Some(&b"def"[..]));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Answer {
     pub usage: Usage,
     /// Fields of the response object that echo the request: `"model":...,"store":...`.
     pub echo: String,
+    /// The answer is made while its client does not wait.
+    pub background: bool,
     /// Pads text events, as the service does by default.
     pub obfuscate: bool,
     /// The named lane of a WebSocket, which every event repeats.
@@ -104,14 +106,32 @@ impl Answer {
         self.response("completed", "null", "null", Some(&self.items))
     }
 
+    /// The response object before its end: `queued`, `in_progress` or `cancelled`.
+    pub fn unfinished(&self, status: &str) -> String {
+        self.response(status, "null", "null", None)
+    }
+
+    /// The answer of `POST /responses/compact`.
+    pub fn compaction(&self) -> String {
+        let output: Vec<String> = self.items.iter().map(Item::json).collect();
+        format!(
+            r#"{{"id":"{}","object":"response.compaction","created_at":{},"output":[{}],"usage":{}}}"#,
+            self.id,
+            self.created_at,
+            output.join(","),
+            self.usage(&self.items)
+        )
+    }
+
     /// `items` are the finished items. `None` leaves out the usage, too.
     fn response(&self, status: &str, error: &str, details: &str, items: Option<&[Item]>) -> String {
         let output: Vec<String> = items.unwrap_or_default().iter().map(Item::json).collect();
         let usage = items.map_or_else(|| "null".into(), |items| self.usage(items));
         format!(
-            r#"{{"id":"{}","object":"response","created_at":{},"status":"{status}","background":false,"error":{error},"incomplete_details":{details},{},"output":[{}],"usage":{usage}}}"#,
+            r#"{{"id":"{}","object":"response","created_at":{},"status":"{status}","background":{},"error":{error},"incomplete_details":{details},{},"output":[{}],"usage":{usage}}}"#,
             self.id,
             self.created_at,
+            self.background,
             self.echo,
             output.join(",")
         )

@@ -23,6 +23,7 @@ const SEALED_TURN: &str = "turn";
 pub fn recognize(
     world: &World,
     headers: &HeaderMap,
+    query: Option<&str>,
     is_handshake: bool,
 ) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
     let known = world.keys.authenticate(headers);
@@ -31,6 +32,7 @@ pub fn recognize(
         .and_then(|()| leak::framing(headers, is_handshake))
         .map_err(|refusal| (key(), refusal))?;
     let key = known?;
+    key.check_version(query).map_err(|refusal| (Some(Arc::clone(&key)), refusal))?;
     if let Some(state) = headers.get(TURN_STATE) {
         let checked = check_turn_state(world, &key, &String::from_utf8_lossy(state.as_bytes()));
         checked.map_err(|refusal| (Some(Arc::clone(&key)), refusal))?;

@@ -137,6 +137,7 @@ pub fn read(body: Value<'_>) -> Result<Ask<'_>, Refusal> {
             .filter(|tier| tier != "auto")
             .unwrap_or(Cow::Borrowed("default")),
         compact: false,
+        background: false,
         input: messages,
         previous: None,
         cache_key: cache_key(body)?,

@@ -6,15 +6,19 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use super::answer::Answer;
+use super::archive::Archived;
 use super::body::hex;
 use super::caller::turn_state;
 use super::control::{Control, Steer};
+use super::form::Form;
 use super::frame::{self, Frame};
 use super::judge::{Entry, Outcome, Turn};
 use super::key::Key;
@@ -22,7 +26,7 @@ use super::lanes::{Lane, Lanes};
 use super::local::{Active, Local};
 use super::model;
 use super::refusal::{Caller, Refusal};
-use super::request::{Dialect, Transport};
+use super::request::Transport;
 use super::sockets::Line;
 use super::stream::{Play, Said};
 use super::turn::{self, Reply};
@@ -218,7 +222,7 @@ impl Connection {
             key: &self.key,
             bytes: text.as_bytes(),
             transport: Transport::WebSocket,
-            dialect: Dialect::Responses,
+            form: Form::Response,
             recall: &|id| self.local().find(id),
         };
         match turn::answer(&request, &entry).await {
@@ -245,9 +249,12 @@ impl Connection {
         reply: Reply,
         entry: Entry,
     ) -> Option<Arrived> {
-        let Reply { answer, pause, store, past, cut, model, .. } = reply;
+        let Reply { answer, pause, store, past, input, cut, model, .. } = reply;
         let control = Arc::new(Control::default());
         let (id, items) = (answer.id.clone(), answer.items.clone());
+        let archived = store.then(|| {
+            Archived::new(Answer { lane: None, ..answer.clone() }, input, true, Duration::ZERO)
+        });
         let active = Active {
             lane: lane.clone(),
             control: Arc::clone(&control),
@@ -271,12 +278,11 @@ impl Connection {
                         "response.completed" | "response.incomplete" => {
                             let past =
                                 past.take().unwrap_or_default().followed_by(&items[..play.done()]);
-                            if store {
-                                self.world.memory().stored.keep(
-                                    &id,
-                                    &self.key.place(),
-                                    past.clone(),
-                                );
+                            if let Some(archived) = &archived {
+                                let mut memory = self.world.memory();
+                                let place = self.key.place();
+                                memory.stored.keep(&id, &place, past.clone());
+                                memory.archive.keep(&place, archived.clone());
                             }
                             self.local().keep(lane, &id, past);
                         }

@@ -257,6 +257,7 @@ mod tests {
             project: text("p"),
             region: text("us"),
             masked: text("*"),
+            ..Key::default()
         };
         let fault: Fault =
             serde_json::from_str(json).unwrap_or_else(|error| panic!("{json}: {error}"));

@@ -64,6 +64,7 @@ mod tests {
             project: text("proj-1"),
             region: text("us"),
             masked: text("*"),
+            ..Key::default()
         }
     }
 

@@ -10,18 +10,20 @@ use axum::body::Body;
 use http::{HeaderValue, Request, Response, header};
 use tokio::time::Instant;
 
+use super::archive::Archived;
 use super::body::{self, WireFault};
 use super::caller::{TURN_STATE, describe, name, recognize};
+use super::form::Form;
 use super::judge::{Entry, Outcome, Turn};
 use super::key::Key;
 use super::leak;
 use super::refusal::Refusal;
-use super::request::{Dialect, Transport};
+use super::request::Transport;
 use super::stream::{self, End, Play, broken};
 use super::turn::{self, Reply};
 use super::world::World;
 
-pub async fn serve(world: &World, dialect: Dialect, request: Request<Body>) -> Response<Body> {
+pub async fn serve(world: &World, form: Form, request: Request<Body>) -> Response<Body> {
     let began = Instant::now();
     let (parts, body) = request.into_parts();
     let text = |name: &str| {
@@ -37,7 +39,7 @@ pub async fn serve(world: &World, dialect: Dialect, request: Request<Body>) -> R
         ..Turn::default()
     });
     // The headers alone decide the key. From then on the turn is in flight at that key.
-    let known = recognize(world, &parts.headers, false);
+    let known = recognize(world, &parts.headers, parts.uri.query(), false);
     let key = known.as_ref().map_or_else(|(key, _)| key.clone(), |key| Some(Arc::clone(key)));
     entry.note(|turn| key.iter().for_each(|key| name(turn, key)));
     let wire = body::read(body, &parts.headers).await;
@@ -49,7 +51,7 @@ pub async fn serve(world: &World, dialect: Dialect, request: Request<Body>) -> R
         }
         (Some(WireFault::TooLarge), _) => Err(body::too_large()),
         (None, Ok(key)) => match body::decode(wire.bytes, &parts.headers) {
-            Ok(bytes) => turn::answer(&asked(world, dialect, &key, &bytes), &entry).await,
+            Ok(bytes) => turn::answer(&asked(world, &key, &bytes, form), &entry).await,
             Err(refusal) => Err(refusal),
         },
         (None, Err((_, refusal))) => Err(refusal),
@@ -57,10 +59,9 @@ pub async fn serve(world: &World, dialect: Dialect, request: Request<Body>) -> R
     let mut response = match outcome {
         Ok(reply) => {
             if let Some(key) = key.as_ref().filter(|_| reply.store) {
-                let past = reply.past.clone().followed_by(&reply.answer.items);
-                world.memory().stored.keep(&reply.answer.id, &key.place(), past);
+                keep(world, key, &reply);
             }
-            respond(reply, entry)
+            respond(reply, form, entry)
         }
         Err(refusal) => refuse(&refusal, entry),
     };
@@ -68,14 +69,19 @@ pub async fn serve(world: &World, dialect: Dialect, request: Request<Body>) -> R
     response
 }
 
-fn asked<'a>(
-    world: &'a World,
-    dialect: Dialect,
-    key: &'a Key,
-    bytes: &'a [u8],
-) -> turn::Request<'a> {
-    let transport = Transport::Http;
-    turn::Request { world, key, bytes, transport, dialect, recall: &|_| None }
+fn asked<'a>(world: &'a World, key: &'a Key, bytes: &'a [u8], form: Form) -> turn::Request<'a> {
+    turn::Request { world, key, bytes, transport: Transport::Http, form, recall: &|_| None }
+}
+
+/// Stores an answer for its project.
+fn keep(world: &World, key: &Key, reply: &Reply) {
+    let Reply { answer, pause, stream, past, input, .. } = reply;
+    let past = past.clone().followed_by(&answer.items);
+    let pause = pause.text.unwrap_or(pause.event);
+    let archived = Archived::new(answer.clone(), input.clone(), *stream, pause);
+    let mut memory = world.memory();
+    memory.stored.keep(&answer.id, &key.place(), past);
+    memory.archive.keep(&key.place(), archived);
 }
 
 /// Answers with an error, and records it.
@@ -85,7 +91,7 @@ pub fn refuse(refusal: &Refusal, mut entry: Entry) -> Response<Body> {
     refusal.response()
 }
 
-fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
+fn respond(reply: Reply, form: Form, mut entry: Entry) -> Response<Body> {
     let Reply { answer, pause, stream, headers, cut, spelling, .. } = reply;
     if cut.as_ref().is_some_and(|cut| matches!(cut.end, End::Broken) && cut.after == 0) {
         entry.became(Outcome::Cut);
@@ -100,7 +106,12 @@ fn respond(reply: Reply, mut entry: Entry) -> Response<Body> {
         broken()
     } else {
         entry.became(Outcome::Completed);
-        Body::from(spelling.map_or_else(|| answer.object(), |spelling| spelling.document(&answer)))
+        Body::from(match (form, spelling) {
+            (_, Some(spelling)) => spelling.document(&answer),
+            (Form::Compaction, None) => answer.compaction(),
+            _ if answer.background => answer.unfinished("queued"),
+            _ => answer.object(),
+        })
     };
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -9,16 +9,23 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode, header};
 use sha2::{Digest, Sha256};
 
+use super::leak::API_KEY;
 use super::refusal::{Refusal, incorrect_key};
-use super::settings::KeyConfig;
+use super::settings::{Credential, KeyConfig};
 
 /// One key, its organization and its project.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Key {
     pub id: String,
     pub organization: String,
     pub project: String,
     pub region: String,
+    /// Models that the key's project may use. Empty: all.
+    pub models: Vec<String>,
+    /// The key is shown as `api-key`, not as a bearer token.
+    pub by_api_key: bool,
+    /// The one `api-version` of requests with the key.
+    pub api_version: Option<String>,
     /// A few characters of the secret, as error texts of the real service show them.
     pub masked: String,
 }
@@ -27,6 +34,33 @@ impl Key {
     /// The organization's and the project's name together: the place of stored responses.
     pub fn place(&self) -> String {
         place(&self.organization, &self.project)
+    }
+
+    pub fn may_use(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|own| own == model)
+    }
+
+    /// Refuses a model that the project has no access to.
+    pub fn check_model(&self, model: &str) -> Result<(), Refusal> {
+        if self.may_use(model) {
+            return Ok(());
+        }
+        let message =
+            format!("The model `{model}` does not exist or you do not have access to it.");
+        Err(Refusal::invalid(Some("model_not_found"), None, message)
+            .with_status(StatusCode::NOT_FOUND))
+    }
+
+    /// Refuses a request without the version that this key's host wants.
+    pub fn check_version(&self, query: Option<&str>) -> Result<(), Refusal> {
+        let Some(version) = &self.api_version else { return Ok(()) };
+        let pairs = query.unwrap_or_default().split('&');
+        let told: Vec<_> = pairs.filter_map(|pair| pair.strip_prefix("api-version=")).collect();
+        if told == [version.as_str()] {
+            return Ok(());
+        }
+        let message = format!("The query must have api-version={version} once.");
+        Err(Refusal::invalid(Some("simulator_api_version"), None, message))
     }
 }
 
@@ -61,7 +95,16 @@ impl Keys {
             let masked = mask(secret.expose());
             let (organization, project, region) =
                 (key.organization.clone(), key.project.clone(), key.region.clone());
-            let entry = Arc::new(Key { id: id.clone(), organization, project, region, masked });
+            let entry = Arc::new(Key {
+                id: id.clone(),
+                organization,
+                project,
+                region,
+                models: key.models.clone(),
+                by_api_key: key.credential == Credential::ApiKey,
+                api_version: key.api_version.clone(),
+                masked,
+            });
             if keys.insert(Sha256::digest(secret.expose()).into(), entry).is_some() {
                 return Err(format!("sim.key {id}: another key has the same secret"));
             }
@@ -74,16 +117,19 @@ impl Keys {
         &self,
         headers: &HeaderMap,
     ) -> Result<Arc<Key>, (Option<Arc<Key>>, Refusal)> {
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
+        let by_api_key = headers.get(API_KEY);
+        let Some(value) = by_api_key.or_else(|| headers.get(header::AUTHORIZATION)) else {
             let text = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY). You can obtain an API key from https://platform.openai.com/account/api-keys.";
             return Err((None, unauthorized(None, text.into())));
         };
         let text = String::from_utf8_lossy(value.as_bytes());
         let secret = match text.split_once(' ') {
+            _ if by_api_key.is_some() => &text,
             Some((scheme, secret)) if scheme.eq_ignore_ascii_case("bearer") => secret.trim(),
             _ => "",
         };
-        let Some(key) = self.0.get(<[u8; 32]>::from(Sha256::digest(secret)).as_slice()) else {
+        let known = self.0.get(<[u8; 32]>::from(Sha256::digest(secret)).as_slice());
+        let Some(key) = known.filter(|key| key.by_api_key == by_api_key.is_some()) else {
             return Err((
                 None,
                 unauthorized(Some("invalid_api_key"), incorrect_key(&mask(secret))),
@@ -142,6 +188,9 @@ mod tests {
             region: "us".into(),
             requests_per_minute: None,
             tokens_per_minute: None,
+            models: Vec::new(),
+            credential: Credential::Bearer,
+            api_version: None,
         }
     }
 

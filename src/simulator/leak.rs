@@ -4,7 +4,7 @@
 //! gateway's own headers, foreign credentials, a body of unknown length. A refusal with one of
 //! these codes is a fault of the gateway.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 use super::refusal::Refusal;
 
@@ -13,12 +13,13 @@ const FORBIDDEN: &[&str] = &[
     "yai-sticky-session",
     "cookie",
     "x-api-key",
-    "api-key",
     "x-goog-api-key",
     "chatgpt-account-id",
     "proxy-authorization",
 ];
 const FORBIDDEN_PREFIX: &str = "x-warmkey-";
+/// The credential of Azure's hosts, in place of `authorization`.
+pub const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// Every header name once, sorted.
 pub fn names(headers: &HeaderMap) -> Vec<String> {
@@ -35,9 +36,16 @@ pub fn check(headers: &HeaderMap) -> Result<(), Refusal> {
     if let Some(name) = leaked {
         return Err(leak(&format!("The header '{name}' must not reach an upstream.")));
     }
-    for name in
-        [header::AUTHORIZATION, header::HOST, header::CONTENT_TYPE, header::CONTENT_ENCODING]
-    {
+    if headers.contains_key(API_KEY) && headers.contains_key(header::AUTHORIZATION) {
+        return Err(leak("Two credentials came: one of them is the client's."));
+    }
+    for name in [
+        header::AUTHORIZATION,
+        API_KEY,
+        header::HOST,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+    ] {
         if headers.get_all(&name).iter().count() > 1 {
             return Err(leak(&format!("The header '{name}' came more than once.")));
         }
@@ -75,7 +83,7 @@ fn leak(text: &str) -> Refusal {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
 
     use super::*;
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::key::Key;
+
 /// Which caching rules a model follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Regime {
@@ -82,10 +84,38 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((major, rest.strip_prefix('.').and_then(number).unwrap_or(0)))
 }
 
+/// The version of the list that Codex asks for.
+pub const ETAG: &str = "\"simulated-1\"";
+
+/// The models that the key's project may use.
+fn listed(key: &Key) -> impl Iterator<Item = &'static str> {
+    LISTED.iter().copied().filter(|model| key.may_use(model))
+}
+
+/// The body of `GET /models` for Codex: everything that it needs to know of a model.
+pub fn codex_list(key: &Key) -> String {
+    let models: Vec<_> = listed(key)
+        .map(|slug| {
+            json!({
+                "slug": slug, "display_name": slug, "description": null,
+                "default_reasoning_level": "medium",
+                "supported_reasoning_levels": [{"effort": "medium", "description": "usual"}],
+                "shell_type": "shell_command", "visibility": "list", "supported_in_api": true,
+                "priority": 1, "base_instructions": "You are a coding agent.",
+                "supports_reasoning_summaries": true, "support_verbosity": false,
+                "truncation_policy": {"mode": "tokens", "limit": 10_000},
+                "supports_parallel_tool_calls": true, "context_window": 272_000,
+                "experimental_supported_tools": [],
+            })
+        })
+        .collect();
+    json!({"models": models}).to_string()
+}
+
 /// The body of `GET /models`.
-pub fn list() -> String {
+pub fn list(key: &Key) -> String {
     let data: Vec<_> =
-        LISTED.iter().map(|id| json!({"id": id, "object": "model", "created": 1_790_000_000, "owned_by": "openai"})).collect();
+        listed(key).map(|id| json!({"id": id, "object": "model", "created": 1_790_000_000, "owned_by": "openai"})).collect();
     json!({"object": "list", "data": data}).to_string()
 }
 

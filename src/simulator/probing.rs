@@ -15,12 +15,12 @@ use super::refusal::Refusal;
 use super::stream::broken;
 use super::world::World;
 
-pub async fn serve(world: &World, headers: &HeaderMap) -> Response<Body> {
+pub async fn serve(world: &World, headers: &HeaderMap, query: Option<&str>) -> Response<Body> {
     let began = Instant::now();
     // A probe has no body, like a handshake.
-    let (key, answer) = match recognize(world, headers, true) {
+    let (key, answer) = match recognize(world, headers, query, true) {
         Ok(key) => {
-            let answer = answer(world, &key).await;
+            let answer = answer(world, &key, query).await;
             (Some(key), answer)
         }
         Err((key, refusal)) => (key, Some(refusal.response())),
@@ -34,7 +34,7 @@ pub async fn serve(world: &World, headers: &HeaderMap) -> Response<Body> {
 }
 
 /// `None` if the connection is to break.
-async fn answer(world: &World, key: &Key) -> Option<Response<Body>> {
+async fn answer(world: &World, key: &Key, query: Option<&str>) -> Option<Response<Body>> {
     let fault = {
         let mut memory = world.memory();
         let own = memory.faults.strike(Target {
@@ -60,7 +60,12 @@ async fn answer(world: &World, key: &Key) -> Option<Response<Body>> {
         }
         (_, Some(fault)) if fault.reset => None,
         _ => {
-            let mut response = Response::new(Body::from(model::list()));
+            let is_codex = query.is_some_and(|query| query.contains("client_version="));
+            let list = if is_codex { model::codex_list(key) } else { model::list(key) };
+            let mut response = Response::new(Body::from(list));
+            if is_codex {
+                response.headers_mut().insert(header::ETAG, HeaderValue::from_static(model::ETAG));
+            }
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use http::StatusCode;
 
+use super::form::{Form, OF_A_FRAME};
 use super::json::{Kind, Value};
 use super::model::{self, IN_MEMORY, Life, RETAINED_24H, Regime};
 use super::refusal::Refusal;
@@ -15,45 +16,6 @@ use super::refusal::Refusal;
 pub use calls::OpenCalls;
 
 mod calls;
-
-/// Every documented parameter, and those that Codex sends besides.
-const PARAMETERS: &[&str] = &[
-    "background",
-    "client_metadata",
-    "context_management",
-    "conversation",
-    "include",
-    "input",
-    "instructions",
-    "max_output_tokens",
-    "max_tool_calls",
-    "metadata",
-    "model",
-    "moderation",
-    "parallel_tool_calls",
-    "previous_response_id",
-    "prompt",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "reasoning",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "stream",
-    "stream_options",
-    "temperature",
-    "text",
-    "tool_choice",
-    "tools",
-    "top_logprobs",
-    "top_p",
-    "truncation",
-    "user",
-];
-
-/// Parameters of a WebSocket frame besides those of a body.
-const OF_A_FRAME: &[&str] = &["generate", "stream_id", "type"];
 
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +31,6 @@ impl Transport {
             Self::WebSocket => "websocket",
         }
     }
-}
-
-/// The dialect of a request over HTTP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
-    Responses,
-    Chat,
 }
 
 /// The minimum life of a breakpoint.
@@ -120,18 +75,20 @@ pub struct Ask<'d> {
     pub tier: Cow<'d, str>,
     /// The named lane of a WebSocket.
     pub lane: Option<Cow<'d, str>>,
-    /// The last input item asks for the history to be compacted.
+    /// The request, or its last input item, asks for the history to be compacted.
     pub compact: bool,
+    /// The answer is made while its client does not wait.
+    pub background: bool,
 }
 
 impl<'d> Ask<'d> {
-    pub fn read(body: Value<'d>, transport: Transport) -> Result<Self, Refusal> {
+    pub fn read(body: Value<'d>, transport: Transport, form: Form) -> Result<Self, Refusal> {
         if body.kind() != Kind::Object {
             return Err(Refusal::invalid(None, None, "The request body must be a JSON object."));
         }
         for (name, _) in body.entries() {
             let framed = if transport == Transport::WebSocket { OF_A_FRAME } else { &[] };
-            if !PARAMETERS.iter().chain(framed).any(|known| name.is_text(known)) {
+            if !form.parameters().iter().chain(framed).any(|known| name.is_text(known)) {
                 let name = name.text().unwrap_or_default();
                 return Err(Refusal::invalid(
                     Some("unknown_parameter"),
@@ -154,14 +111,15 @@ impl<'d> Ask<'d> {
         if let Some(conversation) = body.get("conversation") {
             return Err(no_conversation(conversation, previous.is_some()));
         }
-        if truth(body, "background")? == Some(true) {
+        let store = truth(body, "store")?.unwrap_or(true);
+        let background = truth(body, "background")?.unwrap_or(false);
+        if background && (!store || transport == Transport::WebSocket) {
             return Err(Refusal::invalid(
                 Some("unsupported_parameter"),
                 Some("background"),
-                "Background mode is not simulated.",
+                "Background responses are stored, and created over HTTP.",
             ));
         }
-        let store = truth(body, "store")?.unwrap_or(true);
         let options = object(body, "prompt_cache_options")?;
         let stream_options = object(body, "stream_options")?;
         let include = typed(body, "include", &[Kind::Array])?;
@@ -201,10 +159,9 @@ impl<'d> Ask<'d> {
             tier: text(body, "service_tier")?
                 .filter(|tier| tier != "auto")
                 .unwrap_or(Cow::Borrowed("default")),
-            compact: input
-                .items()
-                .last()
-                .is_some_and(|item| item_type(item) == "compaction_trigger"),
+            compact: form == Form::Compaction
+                || input.items().last().is_some_and(|item| item_type(item) == "compaction_trigger"),
+            background,
             body,
             model,
             store,

@@ -60,6 +60,23 @@ pub struct KeyConfig {
     pub requests_per_minute: Option<u64>,
     /// Limit of the key's project, where it is lower than that of `[sim]`.
     pub tokens_per_minute: Option<u64>,
+    /// Models that the key's project may use. Empty: all.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// The header in which the key is shown.
+    #[serde(default)]
+    pub credential: Credential,
+    /// The `api-version` that every request with the key must name.
+    pub api_version: Option<String>,
+}
+
+/// How a simulated key is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Credential {
+    #[default]
+    Bearer,
+    ApiKey,
 }
 
 fn default_project() -> String {

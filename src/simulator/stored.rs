@@ -55,6 +55,12 @@ impl Stored {
         }
     }
 
+    /// Forgets a response that its client has deleted.
+    pub fn forget(&mut self, id: &str) {
+        let gone = self.responses.remove(id);
+        self.bytes -= gone.map_or(0, |(_, past)| past.history.size());
+    }
+
     /// `project` is the name of the organization and of the project together.
     pub fn find(&self, id: &str, project: &str) -> Result<Past, Refusal> {
         match self.responses.get(id) {

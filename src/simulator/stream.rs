@@ -239,6 +239,7 @@ mod tests {
             items,
             usage: Usage::default(),
             echo: r#""model":"m""#.into(),
+            background: false,
             obfuscate: false,
             lane: None,
         }

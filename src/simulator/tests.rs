@@ -34,6 +34,9 @@ fn key(id: &str, organization: &str, project: &str) -> KeyConfig {
         region: "us".into(),
         requests_per_minute: None,
         tokens_per_minute: None,
+        models: Vec::new(),
+        credential: settings::Credential::Bearer,
+        api_version: None,
     }
 }
 

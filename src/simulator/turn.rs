@@ -9,11 +9,13 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::answer::{Answer, Usage};
+use super::archive;
 use super::caller::check_turn_state;
 use super::chat;
 use super::chat::spelling::Spelling;
 use super::diagnosis::Trace;
 use super::fault::{At, Fault, Target};
+use super::form::Form;
 use super::json::{Document, Value};
 use super::judge::{Entry, now_millis};
 use super::key::Key;
@@ -21,7 +23,7 @@ use super::limits::{Limited, Standing, go_text};
 use super::prefix::{History, Prefix};
 use super::refusal::{Besides, Refusal};
 use super::reply::{self, Prompt};
-use super::request::{Ask, Caching, Dialect, OpenCalls, Transport};
+use super::request::{Ask, Caching, OpenCalls, Transport};
 use super::stored::Past;
 use super::stream::{Cut, End, Pause};
 use super::world::World;
@@ -33,7 +35,7 @@ pub struct Request<'a> {
     pub key: &'a Key,
     pub bytes: &'a [u8],
     pub transport: Transport,
-    pub dialect: Dialect,
+    pub form: Form,
     /// Responses that a response id may name besides the stored ones.
     pub recall: &'a (dyn Fn(&str) -> Option<Past> + Sync),
 }
@@ -47,6 +49,8 @@ pub struct Reply {
     pub store: bool,
     /// The history that the answer ends.
     pub past: Past,
+    /// The items of the input, as they came.
+    pub input: Vec<String>,
     /// Headers of the answer besides the usual ones.
     pub headers: HeaderMap,
     pub cut: Option<Cut>,
@@ -103,9 +107,9 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
             count(request, model.as_deref());
         })?;
     }
-    let asked = match request.dialect {
-        Dialect::Responses => Ask::read(body, transport),
-        Dialect::Chat => chat::read(body),
+    let asked = match request.form {
+        Form::Chat => chat::read(body),
+        form => Ask::read(body, transport, form),
     };
     let mut reply = asked.and_then(|ask| read(request, &ask, entry)).map_err(|refusal| {
         if refusal.besides.is_none() { told(refusal, request, model.as_deref()) } else { refusal }
@@ -118,7 +122,8 @@ pub async fn answer(request: &Request<'_>, entry: &Entry) -> Result<Reply, Refus
         tokio::time::sleep(prefill).await;
     }
     let pause = reply.pause.text.unwrap_or(reply.pause.event);
-    if transport == Transport::Http && !reply.stream && !pause.is_zero() {
+    let waits = !reply.stream && !reply.answer.background;
+    if transport == Transport::Http && waits && !pause.is_zero() {
         // An unstreamed answer is sent when the whole of it is ready.
         tokio::time::sleep(pause * reply.answer.steps().len() as u32).await;
     }
@@ -158,13 +163,23 @@ async fn strike(fault: &Fault, request: &Request<'_>, model: &str) -> Result<Opt
     Ok(Some(Cut { after: fault.cut_after_events.unwrap_or(usual), stall, end, close: fault.close }))
 }
 
-/// Reads the history, serves it from the cache and decides the answer.
-fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Refusal> {
+/// The tokens of a history, which nothing is answered to.
+pub fn count_tokens(request: &Request<'_>) -> Result<u64, Refusal> {
+    let document = Document::read(request.bytes)
+        .map_err(|_| Refusal::invalid(None, None, "We could not parse the JSON body."))?;
+    let ask = Ask::read(document.root(), request.transport, request.form)?;
+    let past = history(request, &ask)?;
+    let steps = if let Caching::Steps { tokens, .. } = ask.caching { Some(tokens) } else { None };
+    Ok(Prefix::new(&ask, &past.history, steps).tokens)
+}
+
+/// The whole history that a request names and carries, checked.
+fn history(request: &Request<'_>, ask: &Ask<'_>) -> Result<Past, Refusal> {
     let Request { world, key, .. } = *request;
-    let project = key.place();
+    key.check_model(&ask.model)?;
     let mut past = match &ask.previous {
         Some(id) => {
-            (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &project), Ok)?
+            (request.recall)(id).map_or_else(|| world.memory().stored.find(id, &key.place()), Ok)?
         }
         None => Past::default(),
     };
@@ -172,13 +187,21 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         .into_iter()
         .flat_map(Value::items)
         .try_for_each(|tool| reply::check_tool(key, tool))?;
-    match request.dialect {
-        Dialect::Responses => {
+    match request.form {
+        Form::Chat => chat::take(key, ask.input, &mut past.history)?,
+        _ => {
             take(world, key, ask.input, &mut past.history, &mut past.calls)?;
             past.calls.finish()?;
         }
-        Dialect::Chat => chat::take(key, ask.input, &mut past.history)?,
     }
+    Ok(past)
+}
+
+/// Reads the history, serves it from the cache and decides the answer.
+fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Refusal> {
+    let Request { world, key, .. } = *request;
+    let project = key.place();
+    let past = history(request, ask)?;
 
     let steps = if let Caching::Steps { tokens, .. } = ask.caching { Some(tokens) } else { None };
     let prefix = Prefix::new(ask, &past.history, steps);
@@ -205,6 +228,7 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         },
         echo: reply::echo(ask),
         obfuscate: ask.obfuscate,
+        background: ask.background,
         lane: ask.lane.as_deref().map(str::to_owned),
     };
     if steps.is_none() {
@@ -236,11 +260,12 @@ fn read(request: &Request<'_>, ask: &Ask<'_>, entry: &Entry) -> Result<Reply, Re
         answer,
         pause,
         stream: ask.stream,
-        store: ask.store,
+        store: ask.store && request.form == Form::Response,
+        input: if ask.store { archive::input(ask.input) } else { Vec::new() },
         past,
         headers,
         cut: None,
-        spelling: (request.dialect == Dialect::Chat)
+        spelling: (request.form == Form::Chat)
             .then(|| Spelling::new(chat::includes_usage(ask.body))),
     })
 }

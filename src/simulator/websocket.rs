@@ -91,7 +91,7 @@ pub async fn serve(world: &Arc<World>, home: Home, mut request: Request<Body>) -
         connection: Some(line.number()),
         ..Turn::default()
     };
-    let (key, entered) = match recognize(world, &headers, true) {
+    let (key, entered) = match recognize(world, &headers, request.uri().query(), true) {
         Ok(key) => {
             (Some(Arc::clone(&key)), enter(world, &headers, &key, opening.session.as_deref()).await)
         }

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::archive::Archive;
 use super::body::hex;
 use super::cache::{Cache, Served};
+use super::calls::Calls;
 use super::clock::Clock;
 use super::diagnosis::Traces;
 use super::fault::Scope;
@@ -30,6 +32,7 @@ pub struct Memory {
     pub faults: Faults,
     pub limits: Limits,
     pub stored: Stored,
+    pub archive: Archive,
     pub traces: Traces,
     machines: Machines,
     cache: Cache,
@@ -88,6 +91,7 @@ pub struct World {
     pub sealer: Sealer,
     pub judge: Arc<Judge>,
     pub probes: Probes,
+    pub calls: Calls,
     pub sockets: Arc<Sockets>,
     memory: Mutex<Memory>,
     /// Makes the ids of each run unlike those of any other run, whatever the seed.
@@ -106,11 +110,13 @@ impl World {
             sealer: Sealer::new(config.seed),
             judge: Arc::default(),
             probes: Probes::default(),
+            calls: Calls::default(),
             sockets: Arc::default(),
             memory: Mutex::new(Memory {
                 faults: Faults::default(),
                 limits: Limits::new(config),
                 stored: Stored::default(),
+                archive: Archive::default(),
                 traces: Traces::default(),
                 machines: Machines::default(),
                 cache: Cache::default(),
@@ -152,12 +158,14 @@ impl World {
         memory.faults.clear(&Scope::default());
         memory.limits.clear();
         memory.stored.clear();
+        memory.archive.clear();
         memory.traces.clear();
         (memory.machines, memory.cache, memory.ideal) =
             (Machines::default(), Cache::default(), Cache::default());
         drop(memory);
         self.judge.clear();
         self.probes.clear();
+        self.calls.clear();
         self.sockets.clear();
     }
 }

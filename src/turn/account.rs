@@ -55,6 +55,8 @@ pub struct Account {
     reading: Reading,
     /// The account was opened for a handshake, which is not a turn.
     is_void: bool,
+    /// The name of a request that is no turn: its answer is not counted, billed or kept.
+    operation: Option<&'static str>,
 }
 
 /// The client and session of a turn: the same for all turns of a WebSocket.
@@ -102,6 +104,7 @@ impl Account {
             refusal: None,
             reading: Reading::default(),
             is_void: false,
+            operation: None,
         }
     }
 
@@ -134,6 +137,13 @@ impl Account {
     /// Notes the model that the client asks for.
     pub fn model(&mut self, model: &str) {
         kept_name(model).clone_into(&mut self.model);
+        self.tell_renamed();
+    }
+
+    /// Notes that the request is no turn. Once it is answered, it is told in a line of its own, and
+    /// neither counted nor billed.
+    pub const fn is_no_turn(&mut self, operation: &'static str) {
+        self.operation = Some(operation);
     }
 
     /// Notes where the turn's session comes from.
@@ -165,6 +175,17 @@ impl Account {
         self.timeline.bound.get_or_insert(now);
         self.timeline.sends(Arc::clone(&binding.key), now);
         self.service = Some((service, loads.enter(&binding.key)));
+        self.tell_renamed();
+    }
+
+    /// Tells that the upstream is asked for a model under another name.
+    fn tell_renamed(&self) {
+        let key = self.service.as_ref().map(|(service, _)| &service.key);
+        let named = key.and_then(|key| Some((key, key.upstream.host.name_of(&self.model)?)));
+        if let Some((key, sent)) = named {
+            let (id, model) = (&self.id, &self.model);
+            tracing::info!(turn = %id, key = %key.id, model, sent, "model mapped for its upstream");
+        }
     }
 
     /// Notes the gateway's own share of the time since the last byte of the request: the key is
@@ -285,133 +306,14 @@ impl Drop for Account {
         // The turn stays in flight until its record is written.
         let (service, _place) = self.service.take().unzip();
         let record = self.record(service);
-        match self.refusal {
-            Some(kind) if record.client.is_none() => self.books.tell_stranger(&record, kind),
+        let is_refused = matches!(record.ending, Ending::Refused | Ending::Unserved);
+        match (self.refusal, self.operation.filter(|_| !is_refused)) {
+            (Some(kind), _) if record.client.is_none() => self.books.tell_stranger(&record, kind),
+            (_, Some(operation)) => self.books.tell_of(operation, &record),
             _ => self.books.tell(record),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::tests::{bound, gateway};
-    use super::*;
-    use crate::client::Client;
-    use crate::error::ErrorKind;
-    use crate::metrics::Metrics;
-    use crate::wire::terminal::Usage;
-
-    fn open(metrics: &Arc<Metrics>) -> Account {
-        Account::open(Arc::new(Books::new(Arc::clone(metrics))), Transport::Http, &HeaderMap::new())
-    }
-
-    /// Returns the outcomes that were counted once.
-    fn outcomes(metrics: &Metrics) -> Vec<String> {
-        let page = metrics.render();
-        assert!(page.contains("warmkey_active_turns 0"), "{page}");
-        let lines = page.lines().filter_map(|line| {
-            line.strip_prefix("warmkey_turns_total{transport=\"http\",outcome=\"")
-        });
-        lines.filter_map(|line| line.strip_suffix("\"} 1")).map(str::to_owned).collect()
-    }
-
-    #[test]
-    fn turn_ends_as_the_upstream_said_or_else_as_its_connection_did() {
-        let (done, part, failed) =
-            (Some(Terminal::Completed), Some(Terminal::Incomplete), Some(Terminal::Failed));
-        for (status, terminal, broken, expected) in [
-            (200, done, Some(Ending::ClientLeft), "completed"),
-            (200, part, Some(Ending::Cut), "incomplete"),
-            (200, failed, Some(Ending::Cut), "failed"),
-            (200, None, Some(Ending::ClientLeft), "client_left"),
-            (200, None, Some(Ending::TimedOut), "timed_out"),
-            (200, None, None, "cut"),
-            (307, done, None, "completed"),
-            (400, done, None, "upstream_error"),
-            (500, None, Some(Ending::Cut), "upstream_error"),
-        ] {
-            let metrics = Arc::new(Metrics::new());
-            let mut account = open(&metrics);
-            account.answered(StatusCode::from_u16(status).unwrap());
-            account.relayed(Reading { terminal, ..Reading::default() }, broken);
-            drop(account);
-            assert_eq!(outcomes(&metrics), [expected], "{status} {terminal:?} {broken:?}");
-        }
-    }
-
-    #[test]
-    fn turn_without_an_answer_ends_by_its_cause() {
-        let ended = |end: &dyn Fn(Account)| {
-            let metrics = Arc::new(Metrics::new());
-            end(open(&metrics));
-            outcomes(&metrics)
-        };
-        let refused = |kind| move |mut account: Account| account.refused(&Error::new(kind, "m"));
-        assert_eq!(ended(&refused(ErrorKind::InvalidJson)), ["refused"]);
-        assert_eq!(ended(&refused(ErrorKind::NoKeyAvailable)), ["unserved"]);
-        assert_eq!(ended(&refused(ErrorKind::UpstreamTimeout)), ["unserved"]);
-        assert_eq!(ended(&drop), ["client_left"]);
-        assert_eq!(ended(&Account::cut), ["cut"]);
-        assert!(ended(&|account| drop(account.opened())).is_empty(), "a handshake is no turn");
-        let panics = |account: Account| {
-            let turn = std::panic::AssertUnwindSafe(move || {
-                let _account = account;
-                panic!("a turn of a test")
-            });
-            assert!(std::panic::catch_unwind(turn).is_err());
-        };
-        assert_eq!(ended(&panics), ["unserved"]);
-    }
-
-    #[test]
-    fn name_that_is_no_models_is_cut_short() {
-        let mut account = open(&Arc::new(Metrics::new()));
-        account.model(&"\u{e9}".repeat(1 << 20));
-        assert_eq!(account.asked().model, "\u{e9}".repeat(LONGEST_MODEL / 2));
-        account.model("gpt-5.4");
-        assert_eq!(account.asked().model, "gpt-5.4");
-    }
-
-    #[tokio::test]
-    async fn tokens_are_counted_for_the_key_that_served() {
-        let (gateway, client) =
-            (gateway(&[("a", "o", "p"), ("b", "o", "p")]), Client::unrestricted("alice"));
-        let (_, binding, _) = bound(&gateway, &client).await;
-        let keys = gateway.registry.loaded();
-        let [a, b] = keys.table.keys() else { panic!("two keys") };
-        let mut account = open(&gateway.books.metrics);
-        account.bound(
-            &Binding { key: Arc::clone(a), ..binding.clone() },
-            false,
-            &gateway.registry.loads,
-        );
-        account.bound(&Binding { key: Arc::clone(b), ..binding }, false, &gateway.registry.loads);
-        assert_eq!(
-            [a, b].map(|key| gateway.registry.loads.of(key)),
-            [0, 1],
-            "the turn is in flight on the last key"
-        );
-        // The input is never counted twice: read and written tokens together stay within it.
-        let usage = Usage { input: 10, cached: 8, written: 5, output: 3, ..Usage::default() };
-        account.answered(StatusCode::OK);
-        account.relayed(
-            Reading { terminal: Some(Terminal::Completed), usage: Some(usage), failure: None },
-            None,
-        );
-        drop(account);
-        let page = gateway.books.metrics.render();
-        for (cache, tokens) in [("read", 8), ("written", 5), ("uncached", 0)] {
-            assert!(
-                page.contains(&format!(
-                    "warmkey_input_tokens_total{{key=\"b\",cache=\"{cache}\"}} {tokens}\n"
-                )),
-                "{page}"
-            );
-        }
-        assert!(
-            page.contains("warmkey_output_tokens_total{key=\"b\"} 3\n")
-                && page.contains("key=\"a\",cache=\"read\"} 0"),
-            "{page}"
-        );
-    }
-}
+mod tests;

@@ -8,3 +8,5 @@ pub mod passage;
 pub mod relay;
 pub mod exchange;
 pub mod heavy;
+pub mod stored;
+pub mod models;

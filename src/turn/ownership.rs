@@ -33,6 +33,26 @@ impl Entry {
         }
     }
 
+    /// Returns the owner of the stored response `id`, for a request about that response. Here
+    /// `server.foreign_ids` lets nothing pass: an unknown id may be another client's, whose content
+    /// the answer would show.
+    pub async fn owner(
+        &self,
+        client: &ClientId,
+        id: &str,
+        budget: &mut Budget,
+    ) -> Result<Owner, Error> {
+        let response = self.identifier.response(client, id);
+        match self.owners.find(&response, budget).await {
+            Ok(Some(owner)) => Ok(owner),
+            Ok(None) => Err(Error::new(
+                ErrorKind::ResponseNotFound,
+                format!("Response with id '{id}' not found."),
+            )),
+            Err(away) => Err(unknown_project().because(away.to_string())),
+        }
+    }
+
     /// Checks that a turn refers to nothing that could be another client's. Upstreams keep
     /// conversations, and clients make files and vector stores outside the gateway. The gateway
     /// does not see these ids made, so it cannot tell whose they are.

@@ -11,6 +11,8 @@ use crate::limit;
 use crate::metrics::Reason;
 use crate::outcome::{Answer, Outcome, Refusal};
 
+/// A header of each answer of a Warmkey.
+const INNER: &str = "x-warmkey-turn";
 /// `Retry-After` for a turn that failed once.
 const SOON: Duration = Duration::from_secs(1);
 /// `Retry-After` for an overloaded model.
@@ -167,6 +169,20 @@ fn of_request(concern: Concern, answer: Answer) -> Verdict {
 /// refusal of its own token.
 pub fn forbidden(answer: Answer) -> Answer {
     Answer { status: StatusCode::FORBIDDEN, ..answer }
+}
+
+/// An outcome at another Warmkey. If that gateway itself has refused the turn, it has already
+/// waited and tried its keys, so that its answer passes. Only a refused token is this gateway's own
+/// affair.
+pub fn last_word(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Refused(Refusal { answer, .. })
+            if answer.headers.contains_key(INNER) && answer.status != StatusCode::UNAUTHORIZED =>
+        {
+            Outcome::Answered(answer)
+        }
+        outcome => outcome,
+    }
 }
 
 /// Adds a `Retry-After` to a failure that the client may receive, so that not all clients retry at

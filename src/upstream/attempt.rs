@@ -35,7 +35,7 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
     let pool = match request.content {
         Content::WebSocket(_) if !key.upstream.speaks_websocket => return Outcome::NotSpoken,
         Content::WebSocket(_) => &key.upgrades,
-        Content::Body(_) | Content::Chat(_) => &key.connections,
+        Content::Body(_) | Content::Chat(_) | Content::Nothing => &key.connections,
     };
     let wait = request.timeout(key.upstream.first_byte_timeout);
     let traceparent = request.begin_attempt();
@@ -50,16 +50,14 @@ pub async fn send(request: &Request<'_>, key: &Key, has_foreign_state: bool) -> 
             Err(_) => return Outcome::Silent,
             Ok(Ok(response)) => match request.content {
                 Content::WebSocket(nonce) => return read_handshake(response, nonce).await,
-                // No turn over HTTP asks for another protocol.
-                Content::Body(_) | Content::Chat(_)
-                    if response.status() == StatusCode::SWITCHING_PROTOCOLS =>
-                {
+                // No request over HTTP asks for another protocol.
+                _ if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                     return Outcome::Broken("it switches to another protocol".into());
                 }
-                Content::Body(_) | Content::Chat(_) if !is_framed_once(response.headers()) => {
+                _ if !is_framed_once(response.headers()) => {
                     return Outcome::Broken("its length is stated twice, or in another way".into());
                 }
-                Content::Body(_) | Content::Chat(_) => return read(response).await,
+                _ => return read(response).await,
             },
             Ok(Err(error)) if lacks_descriptors(&error) => {
                 return Outcome::NoDescriptor(causes(&error));

@@ -10,9 +10,14 @@ use std::borrow::Cow;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::chat::cache_key::derived;
+use crate::key::Key;
+use crate::key::host::Credential;
 use crate::session::SessionId;
-use crate::session::identify::STICKY;
+use crate::session::identify::{HOP, Hop, STICKY};
 use crate::setting::Secret;
+
+/// The credential of Azure's hosts.
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 /// An upstream's own sticky token: opaque, and useless to another key.
 pub const TURN_STATE: &str = "x-codex-turn-state";
@@ -98,9 +103,9 @@ const RETURNED_SUFFIXES: [&str; 7] = [
     "-unlimited",
 ];
 
-/// The headers of an attempt with `secret`. `foreign_state`: another key issued the turn's
-/// `x-codex-turn-state`.
-pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> HeaderMap {
+/// The client's headers that may go upstream, and a place for the credential. `foreign_state`:
+/// another key issued the turn's `x-codex-turn-state`.
+pub fn outgoing(client: &HeaderMap, foreign_state: bool) -> HeaderMap {
     let nominated = nominated(client);
     let mut sent = HeaderMap::with_capacity(client.len() + 1);
     for (name, value) in client {
@@ -118,10 +123,6 @@ pub fn outgoing(client: &HeaderMap, secret: &Secret, foreign_state: bool) -> Hea
         }
     }
     keep_readable(&mut sent);
-    // Comes last, so that no header of the client can displace it.
-    if let Some(value) = credential(secret) {
-        sent.insert(header::AUTHORIZATION, value);
-    }
     sent
 }
 
@@ -139,9 +140,30 @@ fn hyphenated(name: &str) -> Cow<'_, str> {
     if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) }
 }
 
-/// The `authorization` header that shows a key's secret.
-pub fn credential(secret: &Secret) -> Option<HeaderValue> {
-    let mut value = HeaderValue::try_from(format!("Bearer {}", secret.expose())).ok()?;
+/// Shows `key` in the header that its host wants. Comes last, so that no header of the client can
+/// displace it.
+pub fn show(headers: &mut HeaderMap, key: &Key) {
+    let (name, prefix) = match key.upstream.host.credential {
+        Credential::Bearer => (header::AUTHORIZATION, "Bearer "),
+        Credential::ApiKey => (API_KEY, ""),
+    };
+    if let Some(value) = secret_value(prefix, &key.secret) {
+        headers.insert(name, value);
+    }
+}
+
+/// Tells another Warmkey the turn's session, and that this gateway is one of its edges.
+pub fn tell_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
+    if let (Ok(session), Some(secret)) =
+        (HeaderValue::try_from(hop.session.as_str()), secret_value("", hop.secret))
+    {
+        headers.insert(STICKY, session);
+        headers.insert(HOP, secret);
+    }
+}
+
+fn secret_value(prefix: &str, secret: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("{prefix}{}", secret.expose())).ok()?;
     value.set_sensitive(true);
     Some(value)
 }

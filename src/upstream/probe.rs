@@ -23,7 +23,7 @@ use crate::store::name::Name;
 use crate::task::Tasks;
 use crate::telemetry::work::WORK;
 use crate::upstream::attempt::read;
-use crate::upstream::headers::credential;
+use crate::upstream::headers::show;
 
 /// Time between two looks for conditions that are due.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -177,10 +177,8 @@ pub async fn ask_about(key: &Key) -> Credential {
 /// Asks `GET /models`. Returns the status, and the scope of the refusal if the key is refused.
 /// `None`: the upstream did not answer.
 pub async fn ask(key: &Key) -> Option<(StatusCode, Option<Scope>)> {
-    let mut request = reqwest::Request::new(Method::GET, key.upstream.models.clone());
-    if let Some(value) = credential(&key.secret) {
-        request.headers_mut().insert(http::header::AUTHORIZATION, value);
-    }
+    let mut request = reqwest::Request::new(Method::GET, key.upstream.host.models(None));
+    show(request.headers_mut(), key);
     let asked = async {
         let answer = key.connections.execute(request).await.ok()?;
         Some(read(answer).await)

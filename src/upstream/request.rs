@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
@@ -12,19 +12,27 @@ use crate::chat::body::ChatBody;
 use crate::error::Error;
 use crate::key::Key;
 use crate::session::SessionId;
+use crate::session::identify::Hop;
 use crate::telemetry::turn_id::TRACEPARENT;
 use crate::telemetry::{Share, TurnId};
-use crate::upstream::headers::{name_session, outgoing, upgrading};
+use crate::upstream::headers::{name_session, outgoing, show, tell_hop, upgrading};
+use crate::wire::endpoint::Endpoint;
+use crate::wire::rename::with_model;
 
 /// How long a WebSocket may take to be accepted. Codex itself waits for 15 seconds.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A turn as its client sent it.
 pub struct Request<'t> {
+    method: &'t Method,
     headers: &'t HeaderMap,
     query: Option<&'t str>,
     session: Option<&'t SessionId>,
+    endpoint: Endpoint<'t>,
     pub content: Content<'t>,
+    /// What another Warmkey learns about the turn.
+    hop: Option<Hop<'t>>,
+    asked: AskedModel<'t>,
     trace: Option<Propagated>,
 }
 
@@ -45,15 +53,30 @@ pub enum Content<'t> {
     Chat(&'t ChatBody),
     /// A WebSocket for turns to come, with this `sec-websocket-key`.
     WebSocket(&'t str),
+    /// Something that needs no body.
+    Nothing,
+}
+
+/// The model that a body asks for.
+#[derive(Clone, Copy, Default)]
+pub struct AskedModel<'t> {
+    /// Empty: the body names none.
+    pub model: &'t str,
+    /// The body's text, if the body itself is encoded.
+    pub decoded: Option<&'t [u8]>,
 }
 
 impl<'t> Request<'t> {
-    pub fn new(head: &'t Parts, content: Content<'t>) -> Self {
+    pub fn new(head: &'t Parts, endpoint: Endpoint<'t>, content: Content<'t>) -> Self {
         Self {
+            method: &head.method,
             headers: &head.headers,
             query: head.uri.query(),
             session: None,
+            endpoint,
             content,
+            hop: None,
+            asked: AskedModel::default(),
             trace: None,
         }
     }
@@ -61,6 +84,16 @@ impl<'t> Request<'t> {
     /// Names the session for upstreams that know sessions by a header.
     pub fn of_session(self, session: Option<&'t SessionId>) -> Self {
         Self { session, ..self }
+    }
+
+    /// With what another Warmkey learns about the turn.
+    pub fn told(self, hop: Option<Hop<'t>>) -> Self {
+        Self { hop, ..self }
+    }
+
+    /// With the model that the body asks for, which an upstream may call by another name.
+    pub fn asking(self, asked: AskedModel<'t>) -> Self {
+        Self { asked, ..self }
     }
 
     /// Names the turn's attempts to upstreams as spans of its trace. `share` of all traces are
@@ -89,65 +122,93 @@ impl<'t> Request<'t> {
         has_foreign_state: bool,
         traceparent: Option<&HeaderValue>,
     ) -> Result<reqwest::Request, Error> {
-        let upstream = &*key.upstream;
-        let is_chat = matches!(self.content, Content::Chat(_)) && upstream.speaks_chat;
-        let mut url = if is_chat { upstream.chat.clone() } else { upstream.responses.clone() };
-        if self.query.is_some() {
-            url.set_query(self.query);
-        }
-        let mut headers = outgoing(self.headers, &key.secret, has_foreign_state);
+        let (upstream, host) = (&*key.upstream, &key.upstream.host);
+        let mut headers = outgoing(self.headers, has_foreign_state);
         if let Some(value) = traceparent {
             headers.insert(TRACEPARENT, value.clone());
         }
         if let (Some(name), Some(session)) = (&upstream.session_header, self.session) {
             name_session(&mut headers, name, session);
         }
-        let body = match self.content {
-            Content::Body(body) => body.clone(),
-            Content::Chat(chat) if is_chat => chat.native(upstream.derives_cache_key).clone(),
+        show(&mut headers, key);
+        if let Some(hop) = self.hop.as_ref().filter(|_| host.is_gateway()) {
+            tell_hop(&mut headers, hop);
+        }
+        let (mut endpoint, mut body) = (self.endpoint, None);
+        match self.content {
+            Content::Body(own) => body = Some(self.plain(key, own, &mut headers)),
+            Content::Chat(chat) if upstream.speaks_chat => {
+                body = Some(self.native(key, chat, &mut headers));
+            }
             Content::Chat(chat) => {
-                // The translation is plain text, and its answer has to be read.
-                headers.remove(CONTENT_ENCODING);
-                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                chat.translated(upstream.derives_cache_key)?.body.clone()
+                endpoint = Endpoint::CreateResponse;
+                body = Some(self.translated(key, chat, &mut headers)?);
             }
-            Content::WebSocket(nonce) => {
-                let mut request = reqwest::Request::new(Method::GET, url);
-                *request.headers_mut() = upgrading(headers, nonce);
-                return Ok(request);
-            }
-        };
-        let mut request = reqwest::Request::new(Method::POST, url);
+            Content::WebSocket(nonce) => headers = upgrading(headers, nonce),
+            Content::Nothing => {}
+        }
+        let url = host.url(endpoint, self.query);
+        let mut request = reqwest::Request::new(self.method.clone(), url);
         *request.headers_mut() = headers;
         // A body of known length is sent with an exact content-length. Attempts share its bytes.
-        *request.body_mut() = Some(body.into());
+        *request.body_mut() = body.map(Into::into);
         Ok(request)
+    }
+
+    /// The client's body, with the upstream's own name of its model.
+    fn plain(&self, key: &Key, own: &Bytes, headers: &mut HeaderMap) -> Bytes {
+        let body = match self.renamed(key, self.asked.decoded.unwrap_or(own)) {
+            Some(renamed) => {
+                headers.remove(CONTENT_ENCODING);
+                renamed
+            }
+            None => own.clone(),
+        };
+        if body.is_empty() {
+            // hyper states no length of an empty body by itself.
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+        }
+        body
+    }
+
+    /// A chat body for an upstream that speaks chat. An encoded body is decoded where its model has
+    /// another name.
+    fn native(&self, key: &Key, chat: &ChatBody, headers: &mut HeaderMap) -> Bytes {
+        let native = chat.native(key.upstream.derives_cache_key);
+        let text = if chat.is_encoded() { chat.text() } else { native };
+        let Some(renamed) = self.renamed(key, text) else { return native.clone() };
+        headers.remove(CONTENT_ENCODING);
+        renamed
+    }
+
+    /// A chat body for an upstream that speaks only Responses. The translation is plain text, and
+    /// its answer has to be read.
+    fn translated(
+        &self,
+        key: &Key,
+        chat: &ChatBody,
+        headers: &mut HeaderMap,
+    ) -> Result<Bytes, Error> {
+        headers.remove(CONTENT_ENCODING);
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let body = &chat.translated(key.upstream.derives_cache_key)?.body;
+        Ok(self.renamed(key, body).unwrap_or_else(|| body.clone()))
+    }
+
+    /// `text` with the upstream's own name of the model, where an operator has mapped it.
+    fn renamed(&self, key: &Key, text: &[u8]) -> Option<Bytes> {
+        let name = key.upstream.host.name_of(self.asked.model)?;
+        with_model(text, name).map(Bytes::from)
     }
 
     /// How long the upstream may take to begin its answer.
     pub fn timeout(&self, first_byte_timeout: Duration) -> Duration {
         match self.content {
             Content::WebSocket(_) => first_byte_timeout.min(HANDSHAKE),
-            Content::Body(_) | Content::Chat(_) => first_byte_timeout,
+            Content::Body(_) | Content::Chat(_) | Content::Nothing => first_byte_timeout,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Reasoning may take minutes, and a handshake no longer than its client waits for it.
-    #[test]
-    fn handshake_is_waited_for_less_than_a_turn() {
-        let (head, ()) = http::Request::new(()).into_parts();
-        let body = Bytes::new();
-        let [turn, socket] = [Content::Body(&body), Content::WebSocket("nonce")]
-            .map(|content| Request::new(&head, content));
-        for (configured, of_turn, of_socket) in [(600, 600, 10), (10, 10, 10), (3, 3, 3)] {
-            let wait =
-                |request: &Request<'_>| request.timeout(Duration::from_secs(configured)).as_secs();
-            assert_eq!((wait(&turn), wait(&socket)), (of_turn, of_socket), "{configured}");
-        }
-    }
-}
+mod tests;

@@ -101,6 +101,21 @@ impl Books {
         }
     }
 
+    /// A request that is no turn was answered. It is neither counted nor kept.
+    pub fn tell_of(&self, operation: &'static str, record: &Record) {
+        self.metrics.turn_void();
+        tracing::info!(
+            turn = %record.id,
+            operation,
+            client = record.client.as_ref().map(ClientId::as_str),
+            session = record.session.as_ref().map(SessionId::as_str),
+            key = record.service.as_ref().map(|service| service.key.id.as_str()),
+            status = record.status.map(|status| status.as_u16()),
+            seconds = record.duration.as_secs_f64(),
+            "request"
+        );
+    }
+
     fn lose(&self) {
         self.metrics.ledger_dropped(1);
         self.metrics.traces_dropped(self.is_traced.into());

@@ -18,6 +18,7 @@ use crate::session::SessionId;
 use crate::telemetry::name;
 use crate::usage::record::Record;
 use crate::usage::timeline::{Sending, Timeline};
+use crate::wire::endpoint::Endpoint;
 use crate::wire::terminal::{Terminal, Usage};
 
 /// Longest model name in a span. Models are named by clients.
@@ -147,7 +148,7 @@ impl Draft<'_> {
             true => Cow::Borrowed(name::CHAT),
             false => Cow::Owned(format!("{} {model}", name::CHAT)),
         };
-        let url = &sending.key.upstream.responses;
+        let url = sending.key.upstream.host.url(Endpoint::CreateResponse, None);
         let mut attributes = vec![
             KeyValue::new(name::OPERATION, "chat"),
             KeyValue::new(name::PROVIDER, "openai"),

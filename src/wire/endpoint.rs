@@ -8,17 +8,28 @@ use std::borrow::Cow;
 
 use http::Method;
 
+/// The longest id in a path. OpenAI's own have about 60 characters.
+const LONGEST: usize = 256;
+
 /// The endpoint of a request. Each path is served with and without a leading `/v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum Endpoint<'p> {
     /// `POST /responses`: a turn over HTTP.
     CreateResponse,
     /// `POST /chat/completions`: a turn over HTTP, in the older dialect.
     CreateChatCompletion,
+    /// `POST /responses/compact`: a turn whose answer is a shorter history.
+    CompactResponse,
+    /// `POST /responses/input_tokens`: how many tokens a turn would read. It costs nothing.
+    CountInputTokens,
     /// `GET /responses`: the handshake of a WebSocket, if the headers ask for one.
     OpenWebSocket,
-    /// `GET /models`, with which clients check their token. Warmkey does not serve the list itself.
+    /// A request about the stored response with this id.
+    Stored(StoredCall, &'p str),
+    /// `GET /models`: the models that the client may ask for.
     ListModels,
+    /// `GET /models/{id}`: one of them.
+    ShowModel(&'p str),
 }
 
 /// The dialect in which a client writes its turns.
@@ -28,23 +39,52 @@ pub enum Dialect {
     Chat,
 }
 
-impl Endpoint {
-    /// `path` is the client's spelling without the query. `None`: the URL is unknown.
-    pub fn parse(method: &Method, path: &str) -> Option<Self> {
-        let path = single_slashes(path);
-        let path = path.strip_prefix("/v1").unwrap_or(&path);
-        match (method, path) {
-            (&Method::POST, "/responses") => Some(Self::CreateResponse),
-            (&Method::POST, "/chat/completions") => Some(Self::CreateChatCompletion),
-            (&Method::GET, "/responses") => Some(Self::OpenWebSocket),
-            (&Method::GET | &Method::HEAD, "/models") => Some(Self::ListModels),
+/// What a client may do with a stored response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredCall {
+    /// `GET /responses/{id}`, streamed or not.
+    Retrieve,
+    /// `DELETE /responses/{id}`.
+    Delete,
+    /// `POST /responses/{id}/cancel`, for a response in the background.
+    Cancel,
+    /// `GET /responses/{id}/input_items`.
+    ListInputItems,
+}
+
+impl StoredCall {
+    /// The name of the call in the log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Retrieve => "retrieve",
+            Self::Delete => "delete",
+            Self::Cancel => "cancel",
+            Self::ListInputItems => "input_items",
+        }
+    }
+
+    /// The path behind the id.
+    const fn behind(self) -> &'static str {
+        match self {
+            Self::Retrieve | Self::Delete => "",
+            Self::Cancel => "/cancel",
+            Self::ListInputItems => "/input_items",
+        }
+    }
+
+    fn parse(method: &Method, behind: &str) -> Option<Self> {
+        match (method, behind) {
+            (&Method::GET, "") => Some(Self::Retrieve),
+            (&Method::DELETE, "") => Some(Self::Delete),
+            (&Method::POST, "/cancel") => Some(Self::Cancel),
+            (&Method::GET, "/input_items") => Some(Self::ListInputItems),
             _ => None,
         }
     }
 }
 
 /// The path without doubled slashes, and without one at its end.
-fn single_slashes(path: &str) -> Cow<'_, str> {
+pub fn single_slashes(path: &str) -> Cow<'_, str> {
     if !path.contains("//") && !path.ends_with('/') || !path.starts_with('/') {
         return Cow::Borrowed(path);
     }
@@ -52,18 +92,84 @@ fn single_slashes(path: &str) -> Cow<'_, str> {
     Cow::Owned(parts.flat_map(|part| ["/", part]).collect())
 }
 
+impl<'p> Endpoint<'p> {
+    /// `path` has single slashes only, and no query. `None`: the URL is unknown.
+    pub fn parse(method: &Method, path: &'p str) -> Option<Self> {
+        let path = path.strip_prefix("/v1").unwrap_or(path);
+        match (method, path) {
+            (&Method::POST, "/responses") => Some(Self::CreateResponse),
+            (&Method::POST, "/responses/compact") => Some(Self::CompactResponse),
+            (&Method::POST, "/responses/input_tokens") => Some(Self::CountInputTokens),
+            (&Method::POST, "/chat/completions") => Some(Self::CreateChatCompletion),
+            (&Method::GET, "/responses") => Some(Self::OpenWebSocket),
+            (&Method::GET | &Method::HEAD, "/models") => Some(Self::ListModels),
+            _ => Self::of_one(method, path),
+        }
+    }
+
+    /// An endpoint of a single response or model.
+    fn of_one(method: &Method, path: &'p str) -> Option<Self> {
+        if let Some(id) = path.strip_prefix("/models/") {
+            let is_known = matches!(*method, Method::GET | Method::HEAD) && is_model(id);
+            return is_known.then_some(Self::ShowModel(id));
+        }
+        let rest = path.strip_prefix("/responses/")?;
+        let (id, behind) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let call = StoredCall::parse(method, behind)?;
+        is_id(id).then_some(Self::Stored(call, id))
+    }
+
+    /// The dialect of a turn at this endpoint.
+    pub const fn dialect(self) -> Dialect {
+        match self {
+            Self::CreateChatCompletion => Dialect::Chat,
+            _ => Dialect::Responses,
+        }
+    }
+
+    /// The path below the upstream's `/responses`.
+    pub fn below(self) -> String {
+        match self {
+            Self::CompactResponse => "/compact".into(),
+            Self::CountInputTokens => "/input_tokens".into(),
+            Self::Stored(call, id) => format!("/{id}{}", call.behind()),
+            _ => String::new(),
+        }
+    }
+}
+
+/// Whether `id` may name a response. Nothing in it could lead to another path.
+fn is_id(id: &str) -> bool {
+    (1..=LONGEST).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+        && !["compact", "input_tokens"].contains(&id)
+}
+
+/// Whether `id` may name a model. The name is only compared, and goes into no path.
+fn is_model(id: &str) -> bool {
+    (1..=LONGEST).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse<'p>(method: &Method, path: &'p str) -> Option<Endpoint<'p>> {
+        // Leaked, since a test's paths are few.
+        Endpoint::parse(method, Box::leak(single_slashes(path).into_owned().into_boxed_str()))
+    }
 
     #[test]
     fn slashes_say_nothing() {
         for path in
             ["/responses/", "//responses", "/v1//responses", "//v1/responses//", "/v1/responses///"]
         {
-            let found = Endpoint::parse(&Method::POST, path);
+            let found = parse(&Method::POST, path);
             assert_eq!(found, Some(Endpoint::CreateResponse), "{path}");
         }
+        let stored = Endpoint::Stored(StoredCall::Cancel, "resp_1");
+        assert_eq!(parse(&Method::POST, "//responses//resp_1/cancel/"), Some(stored));
     }
 
     #[test]
@@ -90,14 +196,47 @@ mod tests {
             ("POST", "/responses#a"),
             ("POST", "/responses;a"),
             ("POST", "/models"),
-            ("GET", "/models/gpt-5.4"),
+            ("POST", "/models/gpt-5.4"),
+            ("DELETE", "/models/gpt-5.4"),
+            ("GET", "/models/a/b"),
+            ("GET", "/models/a%2Fb"),
             ("HEAD", "/responses"),
             ("PUT", "/responses"),
             ("post", "/responses"),
             ("get", "/models"),
+            ("GET", "/responses/compact"),
+            ("DELETE", "/responses/input_tokens"),
+            ("HEAD", "/responses/resp_1"),
+            ("POST", "/responses/resp_1"),
+            ("GET", "/responses/../resp_1"),
+            ("GET", "/responses/%2e%2e"),
+            ("GET", "/responses/resp.1"),
+            ("POST", "/responses/resp_1/input_items"),
+            ("GET", "/responses/resp_1/cancel"),
+            ("POST", "/responses/compact/cancel"),
         ] {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            assert_eq!(Endpoint::parse(&method, path), None, "{method} {path}");
+            assert_eq!(parse(&method, path), None, "{method} {path}");
+        }
+        let long = format!("/responses/{}", "a".repeat(LONGEST + 1));
+        assert_eq!(parse(&Method::GET, &long), None);
+    }
+
+    #[test]
+    fn upstream_is_asked_below_its_responses() {
+        for (method, path, below) in [
+            ("POST", "/v1/responses", ""),
+            ("GET", "/responses", ""),
+            ("POST", "/responses/compact", "/compact"),
+            ("POST", "/v1/responses/input_tokens", "/input_tokens"),
+            ("GET", "/responses/resp_1", "/resp_1"),
+            ("DELETE", "/v1/responses/resp_1", "/resp_1"),
+            ("POST", "/responses/resp_1/cancel", "/resp_1/cancel"),
+            ("GET", "/responses/resp_1/input_items", "/resp_1/input_items"),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let found = parse(&method, path).map(Endpoint::below);
+            assert_eq!(found.as_deref(), Some(below), "{method} {path}");
         }
     }
 }

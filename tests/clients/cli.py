@@ -65,6 +65,15 @@ enabled = false
         command = [self._program, *arguments[:1], *transport, *arguments[1:]]
         return name, self.world.parts.start(name, command, environment, cwd=os.path.join(self._home, "work"), **options)
 
+    def doctor(self):
+        """What `codex doctor` found, by the id of each check."""
+        said = self.world.parts.path(f"{self._name}-{self._runs + 1}.out")
+        with open(said, "wb") as output:
+            _, child = self._start(["doctor", "--json"], True, output=output)
+        child.wait(TURN_SECONDS)
+        with open(said, encoding="utf-8") as text:
+            return json.load(text)["checks"]
+
     def exec(self, *arguments, by_socket):
         """Starts `codex exec`: one turn."""
         said = self.world.parts.path(f"{self._name}-{self._runs + 1}.out")

@@ -7,6 +7,14 @@ from parts import check, wait_for
 from world import REPLICAS
 
 
+def doctor_that_finds_nothing_wrong(codex):
+    checks = codex.doctor()
+    reached = {name: one for name, one in checks.items() if name.endswith("_reachability")}
+    check(len(reached) == 2, f"the doctor looks at both transports: {list(checks)}")
+    ill = {name: one for name, one in checks.items() if one["status"] != "ok" and (name in reached or one["status"] == "fail")}
+    check(not ill, f"the doctor is not content: {ill}")
+
+
 def both_served(run):
     check({exchange.served_by for exchange in run.exchanges} == set(REPLICAS), "both replicas should have served")
 
@@ -79,6 +87,7 @@ def replica_killed_in_mid_stream(codex):
 
 
 SCENARIOS = [
+    doctor_that_finds_nothing_wrong,
     turn_with_a_tool_call,
     session_resumed_on_the_other_replica,
     session_resumed_and_forked_while_redis_is_stopped,

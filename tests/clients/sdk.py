@@ -201,6 +201,29 @@ def chat_field_that_is_not_translated(sdk):
 
 CHAT = [chat_conversation_that_grows, chat_with_calls_of_a_tool, chat_with_a_structured_answer]
 
+def stored_response_that_is_asked_for_again(sdk):
+    scene = sdk.begin("stored")
+    answers = scene.answers(5)
+    check(len({one["id"] for one in answers[:4]}) == 1, f"one response: {answers}")
+    check(answers[0]["text"] == answers[1]["text"] == answers[2]["text"], f"one text: {answers}")
+    check(answers[3]["text"] == "one" and "not found" in answers[4]["text"], f"its input, and its end: {answers}")
+    check({one.served_by for one in scene.exchanges} == set(REPLICAS), "both replicas have served")
+    check(len(sdk.world.record(scene.session)) == 1, "one turn reached the upstream")
+
+
+def response_in_the_background(sdk):
+    scene = sdk.begin("in_the_background")
+    polled, canceled = scene.printed()
+    check(polled["status"] == "completed" and polled["text"], f"a response that is polled: {polled}")
+    check(canceled["status"] == "cancelled", f"one that is canceled: {canceled}")
+    on_one_key(sdk.world, scene.session, served=2)
+
+
+def models_that_it_may_ask_for(sdk):
+    *listed, one = sdk.begin("models").printed()
+    check(one["id"] == "gpt-5.4" and one in listed and len(listed) > 5, f"a list, and one of it: {listed}, {one}")
+
+
 SCENARIOS = [
     plain_and_a_streamed_answer_over_http,
     two_turns_on_one_websocket,
@@ -209,6 +232,7 @@ SCENARIOS = [
 ]
 
 
+STORED = [stored_response_that_is_asked_for_again, response_in_the_background, models_that_it_may_ask_for]
 IN_TROUBLE = [trouble_that_passes, stream_that_is_cut, key_that_is_revoked_and_a_quota_that_is_gone]
 
 
@@ -224,7 +248,7 @@ def main():
         ("openai-node", ["node", os.path.join(HERE, "turns.mjs")], chosen.node),
     ]
     # Both SDKs show errors alike: one of them is enough.
-    acts = [(name, {}, SCENARIOS + (IN_TROUBLE if name == "openai-python" else []), lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
+    acts = [(name, {}, SCENARIOS + (STORED + IN_TROUBLE if name == "openai-python" else []), lambda world, run=run, folder=folder: Sdk(world, run, folder)) for name, run, folder in sdks]
     # Chat, for an upstream that speaks it, and for one that every turn is translated for.
     for name, run, folder in sdks:
         run = [*run[:-1], run[-1].replace("turns.", "chat.")]

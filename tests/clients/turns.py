@@ -7,7 +7,7 @@ order of their ends. The caller judges them.
 import json
 import sys
 
-from openai import APIConnectionError, APIStatusError, OpenAI
+from openai import APIConnectionError, APIStatusError, NotFoundError, OpenAI
 
 
 def asking(session):
@@ -109,9 +109,57 @@ def in_a_stream(client, session):
             yield {"id": None, "lane": None, "status": type(error).__name__, "text": come}
 
 
+def stored(client, session):
+    """A stored response: asked for again, whole and as a stream, listed, and deleted."""
+    ask = asking(session) | {"store": True, "prompt_cache_key": session}
+    events = list(client.responses.create(input=[said("one")], stream=True, **ask))
+    first = events[-1].response
+    yield shown(first)
+    yield shown(client.responses.retrieve(first.id))
+    again = list(client.responses.retrieve(first.id, stream=True, starting_after=events[3].sequence_number))
+    if [event.to_dict() for event in again] != [event.to_dict() for event in events[4:]]:
+        raise RuntimeError("the rest of the stream is another one")
+    yield shown(again[-1].response)
+    items = client.responses.input_items.list(first.id, limit=1)
+    yield {"id": first.id, "lane": None, "status": "completed", "text": items.data[0].content[0].text}
+    client.responses.delete(first.id)
+    try:
+        client.responses.retrieve(first.id)
+    except NotFoundError as error:
+        yield {"id": None, "lane": None, "status": "completed", "text": error.message}
+
+
+def in_the_background(client, session):
+    """One response that is polled, and one that is canceled."""
+    ask = asking(session) | {"store": True, "prompt_cache_key": session, "background": True}
+    first = client.responses.create(input=[said("one")], **ask)
+    while first.status in ("queued", "in_progress"):
+        first = client.responses.retrieve(first.id)
+    yield shown(first)
+    second = client.responses.create(input=[said("SLOW:40x50ms two")], previous_response_id=first.id, **ask)
+    second = client.responses.cancel(second.id)
+    yield {"id": second.id, "lane": None, "status": second.status, "text": ""}
+
+
+def models(client, _):
+    """The list of models, and one of them."""
+    for model in (*client.models.list(), client.models.retrieve("gpt-5.4")):
+        yield {"id": model.id, "lane": None, "status": "completed", "text": model.owned_by}
+
+
 SCENES = {
     scene.__name__: scene
-    for scene in (over_http, two_turns, two_lanes, connection_that_is_closed, in_trouble, in_a_stream)
+    for scene in (
+        over_http,
+        two_turns,
+        two_lanes,
+        connection_that_is_closed,
+        in_trouble,
+        in_a_stream,
+        stored,
+        in_the_background,
+        models,
+    )
 }
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         UPSTREAM,
         "[[upstream]]\nname = \"openai\"\nbase_url = \"http://h\"\nkind = \"gateway\"\n",
-        "kind",
+        "hop.secret",
     ),
     (
         "token = \"token-canary-alice\"",

@@ -42,7 +42,8 @@ async fn demo_shows_each_way_of_routing_and_passes_within_a_minute() {
             "warmkey http",
             "warmkey websocket",
             "warmkey chat",
-            "warmkey chat translated"
+            "warmkey chat translated",
+            "warmkey two tiers"
         ],
         "{shown}"
     );
@@ -53,6 +54,7 @@ async fn demo_shows_each_way_of_routing_and_passes_within_a_minute() {
         "warmkey websocket",
         "warmkey chat  ",
         "warmkey chat translated",
+        "warmkey two tiers",
     ] {
         let share = lines.iter().filter(|line| line.ends_with(" %")).find_map(|line| {
             let (share, _) = line.strip_prefix(name)?.trim_start().split_once(" %")?;

@@ -26,6 +26,8 @@ mod forks;
 mod outage;
 mod ownership;
 mod signals;
+mod stored;
+mod tiers;
 mod weather;
 
 mod generations;
@@ -33,7 +35,9 @@ mod health;
 mod judgements;
 mod unseen;
 mod hosts;
+mod upstreams;
 mod marathon;
+mod models;
 mod reload;
 mod membership;
 mod scripts;

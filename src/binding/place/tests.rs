@@ -189,7 +189,7 @@ async fn exhaustion_is_final_only_if_it_is_everywhere() {
         let reach = if reach.is_empty() {
             Reach::Anywhere
         } else {
-            Reach::Organization(Tag::of("organization", reach.as_bytes()))
+            Reach::Organization(Tag::of_organization(reach))
         };
         Places::new(registry).shortage_of(turn(&session, &client, Vec::new()).placing(), reach).kind
     };

@@ -37,8 +37,8 @@ fn key(registry: &Registry, id: &str) -> Arc<Key> {
 }
 
 fn project(organization: &str, project: &str) -> Reach {
-    let project = Tag::of("project", format!("{organization}\0{project}").as_bytes());
-    Reach::Project { organization: Tag::of("organization", organization.as_bytes()), project }
+    let project = Tag::of_project(organization, project);
+    Reach::Project { organization: Tag::of_organization(organization), project }
 }
 
 fn turn(client: &Client, within: Reach) -> Turn<'_> {

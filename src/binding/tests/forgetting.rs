@@ -9,7 +9,7 @@ use crate::key::Tag;
 const KEYS: &str = "a-1 org-a one 1, b-1 org-b one 1, c-1 org-c one 0, d-1 org-d one 1";
 
 fn organization(name: &str) -> Tag {
-    Tag::of("organization", name.as_bytes())
+    Tag::of_organization(name)
 }
 
 /// A provisional binding of this replica to this key.

@@ -30,10 +30,8 @@ async fn unknown_key_is_removed_by_a_newer_set_alone() {
     let replica = one();
     let turn = replica.turn();
     let unknown = BindingRecord { key: Tag::of("key", b"new"), ..replica.record("a-1", 1) };
-    let moved = BindingRecord {
-        organization: Tag::of("organization", b"org-b"),
-        ..replica.record("a-1", 1)
-    };
+    let moved =
+        BindingRecord { organization: Tag::of_organization("org-b"), ..replica.record("a-1", 1) };
     for record in [unknown, moved] {
         for (own, writers, expected) in [
             (3, 3, "dead removed"),

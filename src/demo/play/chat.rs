@@ -10,17 +10,21 @@ use std::time::Duration;
 use super::{PACE, Player, TIMEOUT};
 use crate::demo::script::token;
 
-/// Plays all turns of the thread. Returns each turn's wait for its first token.
-pub async fn play(player: Player<'_>, client: &reqwest::Client) -> Result<Vec<Duration>, String> {
-    let opening = player.thread.opening();
-    let mut history: Vec<String> = opening.iter().map(|item| message(item)).collect();
+/// Plays all turns of the thread, which begins with `history`. Returns each turn's wait for its
+/// first token, and the history at the end.
+pub async fn play(
+    player: Player<'_>,
+    client: &reqwest::Client,
+    history: Vec<String>,
+) -> Result<(Vec<Duration>, Vec<String>), String> {
+    let mut history: Vec<String> = history.iter().map(|item| message(item)).collect();
     let mut waits = Vec::new();
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for turn in 0..player.thread.turns {
         pace.tick().await;
         let began = Instant::now();
-        let answer = tokio::time::timeout(TIMEOUT, ask(player, &history, client));
+        let answer = tokio::time::timeout(TIMEOUT, ask(player, turn, &history, client));
         let (first_token, said) =
             answer.await.map_err(|_| format!("a turn took more than {TIMEOUT:?}"))??;
         waits.push(first_token - began);
@@ -28,21 +32,23 @@ pub async fn play(player: Player<'_>, client: &reqwest::Client) -> Result<Vec<Du
         history.push(said.to_string());
         history.push(message(&player.thread.reply(turn, call.as_deref())));
     }
-    Ok(waits)
+    Ok((waits, history))
 }
 
-/// An input item as a message.
-fn message(item: &str) -> String {
-    let item: Value = serde_json::from_str(item).unwrap_or_default();
-    match item["call_id"].as_str() {
-        Some(id) => json!({ "role": "tool", "tool_call_id": id, "content": item["output"] }),
-        None => json!({ "role": item["role"], "content": item["content"][0]["text"] }),
+/// An input item as a message. A message stays as it is.
+fn message(text: &str) -> String {
+    let item: Value = serde_json::from_str(text).unwrap_or_default();
+    match (item["call_id"].as_str(), item["content"][0]["text"].as_str()) {
+        (Some(id), _) => json!({ "role": "tool", "tool_call_id": id, "content": item["output"] }),
+        (None, Some(said)) => json!({ "role": item["role"], "content": said }),
+        (None, None) => return text.to_owned(),
     }
     .to_string()
 }
 
 async fn ask(
     player: Player<'_>,
+    turn: usize,
     history: &[String],
     client: &reqwest::Client,
 ) -> Result<(Instant, Value), String> {
@@ -50,7 +56,7 @@ async fn ask(
         .post(format!("http://{}/v1/chat/completions", player.proxy))
         .header("authorization", format!("Bearer {}", token(player.session.user)))
         .header("content-type", "application/json")
-        .body(player.session.chat_body(history));
+        .body(player.session.chat_body(player.model(turn), history));
     let response = request.send().await.map_err(|error| error.to_string())?;
     let status = response.status().as_u16();
     let mut body = http::Response::<reqwest::Body>::from(response).into_body();

@@ -14,6 +14,7 @@ pub fn client() -> Result<reqwest::Client, String> {
 
 pub async fn ask(
     player: Player<'_>,
+    turn: usize,
     history: &[String],
     client: &reqwest::Client,
 ) -> Result<Answer, String> {
@@ -25,7 +26,11 @@ pub async fn ask(
         .header("accept", "text/event-stream")
         .header("session-id", &session.id)
         .header("thread-id", &thread.id)
-        .body(session.body(history));
+        .body(session.body(player.model(turn), history));
+    let request = match session.metadata() {
+        Some(metadata) => request.header("x-codex-turn-metadata", metadata),
+        None => request,
+    };
     let response = request.send().await.map_err(|error| error.to_string())?;
     let status = response.status().as_u16();
     let mut body = http::Response::<reqwest::Body>::from(response).into_body();

@@ -33,7 +33,13 @@ impl Line {
         (self.socket, self.previous) = (None, None);
     }
 
-    pub async fn ask(&mut self, player: Player<'_>, history: &[String]) -> Result<Answer, String> {
+    pub async fn ask(
+        &mut self,
+        player: Player<'_>,
+        number: usize,
+        history: &[String],
+    ) -> Result<Answer, String> {
+        let model = player.model(number);
         let mut socket = match self.socket.take() {
             Some(socket) => socket,
             None => {
@@ -43,14 +49,14 @@ impl Line {
         };
         if !self.is_prewarmed {
             let prefix = &history[..Thread::PREFIX];
-            let prewarm = turn(&mut socket, player.session.prewarm(prefix)).await?.completed;
+            let prewarm = turn(&mut socket, player.session.prewarm(model, prefix)).await?.completed;
             // A refused prewarm costs nothing: the turn is sent as a whole.
             self.previous = prewarm.ok().map(|completed| (completed.response.id, prefix.len()));
             self.is_prewarmed = true;
         }
         let (id, seen) =
             self.previous.as_ref().map_or((None, 0), |(id, seen)| (Some(id.as_str()), *seen));
-        let answer = turn(&mut socket, player.session.frame(id, &history[seen..])).await?;
+        let answer = turn(&mut socket, player.session.frame(model, id, &history[seen..])).await?;
         match &answer.completed {
             Ok(Completed { response }) => {
                 self.previous = Some((response.id.clone(), history.len() + response.output.len()));
@@ -67,10 +73,13 @@ impl Line {
 async fn open(player: Player<'_>) -> Result<Socket, String> {
     let Player { session, thread, proxy } = player;
     let is_subagent = thread.id != session.root.id;
-    let metadata = json!({
+    let mut metadata = json!({
         "session_id": session.id, "thread_id": thread.id, "turn_id": "", "window_number": 0, "request_kind": "prewarm",
         "history_initialization": "new", "thread_source": if is_subagent { "subagent" } else { "user" }, "model": session.model,
     });
+    if let Some(parent) = &session.forked_from {
+        metadata["forked_from_thread_id"] = parent.as_str().into();
+    }
     let (window, metadata, bearer) = (
         format!("{}:0", thread.id),
         metadata.to_string(),

@@ -33,6 +33,10 @@ impl Registry {
 
     /// Takes the failure of an answer that had begun well.
     pub fn observe_failure(&self, key: &Key, asked: ModelUse<'_>, failure: &ErrorBody) {
+        if key.upstream.host.is_gateway() {
+            // It is the failure of a key behind it.
+            return;
+        }
         let judgement = judge_failure(asked, failure);
         match judgement {
             Judgement::Model(Shortage::Limited(wait)) | Judgement::Tier(wait) => {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::setting::{Secret, SecretSource};
+use crate::wire::endpoint::Endpoint;
 
 fn table(ids: &[&str]) -> Result<Table, String> {
     let upstream: UpstreamSettings =
@@ -78,7 +79,7 @@ fn key_is_replaced_when_its_upstream_changes() {
 #[test]
 fn turns_go_to_responses_below_the_base() {
     assert_eq!(
-        table(&["a"]).unwrap().keys()[0].upstream.responses.as_str(),
+        table(&["a"]).unwrap().keys()[0].upstream.host.url(Endpoint::CreateResponse, None).as_str(),
         "https://api.openai.com/v1/responses"
     );
 }

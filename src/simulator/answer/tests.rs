@@ -9,6 +9,7 @@ fn answer(items: Vec<Item>) -> Answer {
         items,
         usage: Usage { input: 2000, cached: 1024, written: 900, written_half_day: Some(100) },
         echo: r#""model":"gpt-6-sol","store":false"#.into(),
+        background: false,
         obfuscate: true,
         lane: None,
     }

@@ -4,7 +4,7 @@ use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
-use super::super::request::Dialect;
+use super::super::form::Form;
 use super::super::{Config, Simulator, http as turns};
 
 fn simulator() -> std::sync::Arc<Simulator> {
@@ -21,7 +21,7 @@ async fn ask(simulator: &Simulator, body: Value) -> (u16, String) {
         .header("content-length", body.len())
         .body(body.into())
         .unwrap();
-    let response = turns::serve(&simulator.world, Dialect::Chat, request).await;
+    let response = turns::serve(&simulator.world, Form::Chat, request).await;
     let status = response.status().as_u16();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(bytes.to_vec()).unwrap())

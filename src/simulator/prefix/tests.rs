@@ -5,8 +5,9 @@ use crate::simulator::json::Document;
 
 fn prefix(body: &str, step: Option<u64>) -> Prefix {
     let document = Document::read(body.as_bytes()).expect("JSON");
-    let ask = Ask::read(document.root(), crate::simulator::request::Transport::Http)
-        .unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    let ask =
+        Ask::read(document.root(), crate::simulator::request::Transport::Http, Default::default())
+            .unwrap_or_else(|refusal| panic!("{refusal:?}"));
     let mut history = History::default();
     ask.input.items().for_each(|item| history.take(item));
     Prefix::new(&ask, &history, step)

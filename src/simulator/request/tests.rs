@@ -5,7 +5,7 @@ use crate::simulator::json::Document;
 
 fn refusal(body: &str) -> Refusal {
     let document = Document::read(body.as_bytes()).expect("JSON");
-    match Ask::read(document.root(), Transport::Http) {
+    match Ask::read(document.root(), Transport::Http, Form::Response) {
         Ok(_) => panic!("{body} was accepted"),
         Err(refusal) => refusal,
     }
@@ -13,7 +13,7 @@ fn refusal(body: &str) -> Refusal {
 
 fn accepts(body: &str, check: impl FnOnce(Ask<'_>)) {
     let document = Document::read(body.as_bytes()).expect("JSON");
-    match Ask::read(document.root(), Transport::Http) {
+    match Ask::read(document.root(), Transport::Http, Form::Response) {
         Ok(ask) => check(ask),
         Err(refusal) => panic!("{body}: {refusal:?}"),
     }

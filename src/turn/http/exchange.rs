@@ -36,8 +36,8 @@ use crate::turn::http::replay::{self, LIGHT, Replay, Replayed, Text};
 use crate::turn::memory::MemoryPlace;
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, returned};
-use crate::upstream::request::{Content, Request as Asked};
-use crate::wire::endpoint::Dialect;
+use crate::upstream::request::{AskedModel, Content, Request as Asked};
+use crate::wire::endpoint::{Dialect, Endpoint};
 use crate::wire::event::is_stream;
 use crate::wire::imprint::Imprint;
 
@@ -61,12 +61,12 @@ pub struct HttpTurns {
 /// Serves one turn. However the turn ends, the client receives an answer and the turn is recorded.
 pub async fn serve(
     turns: Arc<HttpTurns>,
-    dialect: Dialect,
+    endpoint: Endpoint<'static>,
     request: Request<Body>,
 ) -> Response<Outgoing> {
     let books = Arc::clone(&turns.gateway.books);
     let account = Account::open(books, Transport::Http, request.headers());
-    guarded(account.id, answer(&turns, dialect, account, request)).await
+    guarded(account.id, answer(&turns, account, endpoint, request)).await
 }
 
 /// Runs `turn` and answers the client even if `turn` panics.
@@ -92,7 +92,7 @@ pub fn refuse(gateway: &Gateway, request: &Request<Body>, error: &Error) -> Resp
 }
 
 /// Adds the turn's id to an answer, and a request id if the upstream gave none.
-fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
+pub fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
     if let Ok(name) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().entry(REQUEST_ID).or_insert_with(|| name.clone());
         response.headers_mut().insert(TURN, name);
@@ -102,11 +102,14 @@ fn named(mut response: Response<Outgoing>, id: TurnId) -> Response<Outgoing> {
 
 async fn answer(
     turns: &Arc<HttpTurns>,
-    dialect: Dialect,
     mut account: Account,
+    endpoint: Endpoint<'static>,
     request: Request<Body>,
 ) -> Response<Outgoing> {
-    match turns.exchange(dialect, &mut account, request).await {
+    if endpoint == Endpoint::CountInputTokens {
+        account.is_no_turn("input_tokens");
+    }
+    match turns.exchange(&mut account, endpoint, request).await {
         Ok(Exchanged { key, answer, form, gate }) => {
             let course = Course::new(&turns.gateway, key, account).in_form(form);
             pass_on(course, answer, gate, &turns.tasks).await
@@ -165,14 +168,16 @@ pub(super) struct Glance {
     /// The text has a `prompt_cache_key`.
     names_cache_key: bool,
     tier: Option<String>,
+    /// The text of an encoded body, if an upstream knows its model by another name.
+    decoded: Option<(Vec<u8>, MemoryPlace)>,
 }
 
 impl HttpTurns {
     /// Serves a turn over HTTP, up to the head of its answer.
     async fn exchange(
         self: &Arc<Self>,
-        dialect: Dialect,
         account: &mut Account,
+        endpoint: Endpoint<'static>,
         request: Request<Body>,
     ) -> Result<Exchanged, Error> {
         let Gateway { entry, bindings, failover, .. } = &*self.gateway;
@@ -203,9 +208,11 @@ impl HttpTurns {
             imprint,
             names_cache_key,
             tier,
+            decoded,
         } = glance;
-        // A stored chat completion is no response: no turn continues from it.
-        let is_unstored = is_unstored || dialect == Dialect::Chat;
+        // Only a created response is stored under its id: no turn continues from another answer.
+        let is_unstored = is_unstored || endpoint != Endpoint::CreateResponse;
+        let kind = kind.with_body(false, endpoint == Endpoint::CompactResponse);
         let origin = entry.origin(&client.id, previous.as_deref(), &mut budget).await;
         let of_origin = || origin.as_ref().ok()?.as_ref()?.session.clone();
         identity.session = identity.session.or_else(of_origin).or(derived);
@@ -226,18 +233,19 @@ impl HttpTurns {
             lineage: entry.identifier.lineage(&client.id, &head.headers),
             carries_sealed: is_sealed.map_or(Sealed::In(&body.bytes), Sealed::Known),
             turn_state: head.headers.get(TURN_STATE).map(HeaderValue::as_bytes),
-            by_chat: dialect == Dialect::Chat,
+            by_chat: endpoint.dialect() == Dialect::Chat,
             model: &model,
             tier: tier.as_deref(),
             // If the owner of the previous response is not known, only the project of the session
             // can find it.
             needs_project: needs_project || previous.is_some() && within == Reach::Anywhere,
+            is_free: endpoint == Endpoint::CountInputTokens,
             ..Demand::of(&client)
         };
         account.lineage(&demand.lineage);
         let tried = Tried { within, ..Tried::nothing(failover.options.wait) };
         let session = demand.session.as_ref();
-        let chat = match dialect {
+        let chat = match endpoint.dialect() {
             Dialect::Responses => None,
             Dialect::Chat => {
                 let named = session.filter(|_| !names_cache_key);
@@ -246,8 +254,12 @@ impl HttpTurns {
         };
         let content =
             chat.as_ref().map_or(Content::Body(&body.bytes), |(chat, _)| Content::Chat(chat));
-        let asked = Asked::new(&head, content).of_session(session);
-        let asked = asked.traced(self.propagation, account.id);
+        let decoded = decoded.as_ref().map(|(text, _)| &text[..]);
+        let asked = Asked::new(&head, endpoint, content)
+            .of_session(session)
+            .told(entry.identifier.hop(session, &demand.lineage))
+            .asking(AskedModel { model: &model, decoded })
+            .traced(self.propagation, account.id);
         let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
         let (binding, mut answer) = attempts.run(found, complete).await?;
         let upstream = &binding.key.upstream;
@@ -256,7 +268,7 @@ impl HttpTurns {
                 let wish = chat.translated(upstream.derives_cache_key)?.wish;
                 form::translated(&mut answer, wish, upstream.idle_timeout).await?
             }
-            _ => Form::Native(dialect),
+            _ => Form::Native(endpoint.dialect()),
         };
         let gate = (!is_unstored && answer.status.is_success())
             .then(|| self.gate(&answer, &client, &binding, budget));
@@ -340,6 +352,10 @@ impl HttpTurns {
         let kind = TurnKind::stated(headers).with_body(peek.is_warm_up, asks_compaction);
         let tier = peek.tier.text().map(str::to_owned);
         let needs_project = peek.references.are_held || peek.conversation.id().is_some();
+        let decoded = match text {
+            Text::Decoded(text, place) if self.is_renamed(&model) => Some((text, place)),
+            _ => None,
+        };
         Ok(Some(Glance {
             identity,
             derived,
@@ -352,7 +368,14 @@ impl HttpTurns {
             imprint: imprint.map(Box::new),
             names_cache_key: peek.names_cache_key,
             tier,
+            decoded,
         }))
+    }
+
+    /// Whether an upstream knows `model` by another name.
+    fn is_renamed(&self, model: &str) -> bool {
+        let loaded = self.gateway.registry.loaded();
+        loaded.table.keys().iter().any(|key| key.upstream.host.name_of(model).is_some())
     }
 }
 

@@ -37,6 +37,7 @@ use crate::turn::websocket::sockets::{Open, WebSocketTurns};
 use crate::turn::{Attempts, Gateway};
 use crate::upstream::headers::{TURN_STATE, returned};
 use crate::upstream::request::{Content, Request as Asked};
+use crate::wire::endpoint::Endpoint;
 
 /// `Retry-After` from a replica that leaves; by then, the balancer sends the client to another
 /// replica.
@@ -124,7 +125,9 @@ async fn connect(
     };
     account.lineage(&demand.lineage);
     let tried = Tried::nothing(failover.options.wait);
-    let asked = Asked::new(head, Content::WebSocket(nonce)).of_session(demand.session.as_ref());
+    let asked = Asked::new(head, Endpoint::OpenWebSocket, Content::WebSocket(nonce))
+        .of_session(demand.session.as_ref())
+        .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
     let attempts = Attempts::new(gateway, account, &asked, (&demand, tried), &mut budget);
     let served = attempts.run(found, complete).await;
     let (binding, answer) = served.map_err(|error| error.for_handshake())?;

@@ -13,7 +13,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, Message, Utf8Bytes};
 
 use crate::binding::Binding;
 use crate::client::Client;
@@ -24,11 +24,12 @@ use crate::turn::Gateway;
 use crate::turn::account::{Account, Arrival, Caller};
 use crate::turn::memory::full;
 use crate::turn::websocket::closing::{End, farewells};
-use crate::turn::websocket::frame::Event;
+use crate::turn::websocket::frame::{ClientMessage, Event};
 use crate::turn::websocket::meter::Meter;
 use crate::turn::websocket::peer::{Frames, Incoming, Lost, Sink, leave};
 use crate::turn::websocket::sockets::WebSocketTurns;
 use crate::turn::websocket::state::SocketState;
+use crate::wire::rename::with_model;
 
 /// `Retry-After` for a client that should try again.
 const SOON: Duration = Duration::from_secs(1);
@@ -122,6 +123,10 @@ impl Socket {
             let refused = match &message {
                 Message::Text(text) => self.ask(text).await.err(),
                 _ => None,
+            };
+            let message = match message {
+                Message::Text(text) => Message::Text(self.renamed(text)),
+                other => other,
             };
             let sent = match refused {
                 Some(refusal) => self.to_client.lock().await.send(Message::text(refusal)).await,
@@ -241,6 +246,20 @@ impl Socket {
             leave(self.to_client, from_client, last, to_client, CLOSE_TIMEOUT),
             leave(self.to_upstream, from_upstream, Vec::new(), to_upstream, CLOSE_TIMEOUT / 4),
         );
+    }
+
+    /// A request with the upstream's own name of its model, where an operator has mapped it. Every
+    /// other message stays as it is.
+    fn renamed(&self, text: Utf8Bytes) -> Utf8Bytes {
+        let host = &self.binding.key.upstream.host;
+        if host.names().next().is_none() {
+            return text;
+        }
+        let message = ClientMessage::read(text.as_bytes()).unwrap_or_default();
+        let asked = message.model.filter(|_| message.is_create);
+        let name = asked.and_then(|model| host.name_of(&model).map(str::to_owned));
+        let renamed = name.and_then(|name| with_model(text.as_bytes(), &name));
+        renamed.and_then(|text| String::from_utf8(text).ok()).map_or(text, Utf8Bytes::from)
     }
 
     fn gateway(&self) -> &Gateway {

@@ -124,6 +124,16 @@ pub struct Probe {
     pub status: u16,
 }
 
+/// One request that is no turn: about a stored response, or a count of tokens.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Call {
+    pub method_path: String,
+    pub query: Option<String>,
+    #[serde(deserialize_with = "or_nothing")]
+    pub key: String,
+    pub status: u16,
+}
+
 /// Reads the absent key of a request with an unknown secret as an empty text.
 fn or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Option::<String>::deserialize(deserializer).map(Option::unwrap_or_default)
@@ -208,6 +218,11 @@ impl Simulator {
     /// The probes on record, oldest first.
     pub async fn probes(&self) -> Vec<Probe> {
         self.read("/_sim/probes").await
+    }
+
+    /// The requests on record that are no turns, oldest first.
+    pub async fn calls(&self) -> Vec<Call> {
+        self.read("/_sim/calls").await
     }
 
     /// How many turns are in flight at each key that has any.

@@ -35,6 +35,10 @@ impl Socket {
             }
             Stage::Refused(status, error, headers) => {
                 let failed = self.state_of(id).refused(lane, status);
+                if self.binding.key.upstream.host.is_gateway() {
+                    // Another Warmkey has already replaced what its client must not act on.
+                    return text;
+                }
                 let asked = ModelUse::new(&failed.model, failed.tier.as_deref());
                 let case = (Met::Turn, asked);
                 let judgement = judge(case, status, &error, &headers, SystemTime::now());

@@ -1,0 +1,94 @@
+//! Serves requests about a stored response: to retrieve, delete or cancel it, or to list its input.
+//!
+//! Each goes to the project that stores the response, and only for the client that made it. An id
+//! of another client is answered like an id that was never issued. No such request is a turn.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{Method, Request, Response};
+use tokio::time::Instant;
+
+use crate::binding::demand::{Demand, Tried};
+use crate::error::Error;
+use crate::key::Key;
+use crate::metrics::Transport;
+use crate::outcome::Answer;
+use crate::session::identify::Identity;
+use crate::turn::account::Account;
+use crate::turn::http::exchange::{HttpTurns, guarded, pass_on};
+use crate::turn::http::passage::Course;
+use crate::turn::http::relay::Outgoing;
+use crate::turn::{Attempts, Gateway};
+use crate::upstream::request::{Content, Request as Asked};
+use crate::wire::endpoint::{Endpoint, StoredCall};
+
+/// Serves one request about the stored response `id`.
+pub async fn serve(
+    turns: Arc<HttpTurns>,
+    call: StoredCall,
+    id: String,
+    request: Request<Body>,
+) -> Response<Outgoing> {
+    let books = Arc::clone(&turns.gateway.books);
+    let mut account = Account::open(books, Transport::Http, request.headers());
+    account.is_no_turn(call.name());
+    guarded(account.id, answer(&turns, account, Endpoint::Stored(call, &id), request)).await
+}
+
+async fn answer(
+    turns: &HttpTurns,
+    mut account: Account,
+    endpoint: Endpoint<'_>,
+    request: Request<Body>,
+) -> Response<Outgoing> {
+    match turns.ask_about(&mut account, endpoint, request).await {
+        Ok((key, answer)) => {
+            let course = Course::new(&turns.gateway, key, account);
+            pass_on(course, answer, None, &turns.tasks).await
+        }
+        Err(error) => {
+            account.refused(&error);
+            error.to_response()
+        }
+    }
+}
+
+impl HttpTurns {
+    /// Asks the project that stores the response, up to the head of its answer.
+    async fn ask_about(
+        &self,
+        account: &mut Account,
+        endpoint: Endpoint<'_>,
+        request: Request<Body>,
+    ) -> Result<(Arc<Key>, Answer), Error> {
+        let Gateway { entry, bindings, failover, .. } = &*self.gateway;
+        let Endpoint::Stored(_, id) = endpoint else {
+            unreachable!("`serve` makes no other endpoint")
+        };
+        let (head, body) = request.into_parts();
+        let (client, _) = entry.enter(account, &head)?;
+        let body = self.replay.read(body).await?;
+        let complete = Instant::now();
+        let mut budget = bindings.budget();
+        let owner = entry.owner(&client.id, id, &mut budget).await?;
+        account.session(&Identity { session: owner.session.clone(), skipped: 0 });
+        let found = match &owner.session {
+            Some(session) => bindings.look_up(session, &mut budget).await,
+            None => Ok(None),
+        };
+        let (session, is_free) = (owner.session.clone(), true);
+        let demand = Demand { session, is_free, ..Demand::of(&client) };
+        let tried = Tried { within: owner.reach(), ..Tried::nothing(failover.options.wait) };
+        let content = match head.method {
+            Method::POST => Content::Body(&body.bytes),
+            _ => Content::Nothing,
+        };
+        let asked = Asked::new(&head, endpoint, content)
+            .of_session(demand.session.as_ref())
+            .told(entry.identifier.hop(demand.session.as_ref(), &demand.lineage));
+        let attempts = Attempts::new(&self.gateway, account, &asked, (&demand, tried), &mut budget);
+        let (binding, answer) = attempts.run(found, complete).await?;
+        Ok((binding.key, answer))
+    }
+}

@@ -1,0 +1,157 @@
+//! The lists of models that projects may use: asked for seldom, and kept for the time when their
+//! upstream is away.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ETAG};
+use http::{HeaderValue, Method, StatusCode};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::key::{Key, Tag};
+use crate::upstream::headers::show;
+use crate::wire::models::ModelList;
+
+/// How long a list counts as new.
+const FRESH: Duration = Duration::from_secs(60);
+/// Time after a failure in which the upstream is not asked again.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Maximum time for an upstream to answer: without an older list, and with one.
+const LONG: Duration = Duration::from_secs(5);
+const SHORT: Duration = Duration::from_secs(2);
+/// Maximum bytes of a list. Codex's has instructions for each model.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Lists that are kept. Each Codex version may have its own.
+const MOST_LISTS: usize = 256;
+
+/// A list, and the version that its upstream gave it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub list: ModelList,
+    pub etag: Option<HeaderValue>,
+}
+
+/// What is known of one list.
+#[derive(Default)]
+struct Known {
+    last_good: Option<Arc<Listed>>,
+    /// When the upstream was asked last, and whether it gave the list.
+    asked: Option<(Instant, bool)>,
+}
+
+impl Known {
+    /// Whether the upstream need not be asked now.
+    fn is_recent(&self) -> bool {
+        self.asked.is_some_and(|(at, is_good)| at.elapsed() < if is_good { FRESH } else { PAUSE })
+    }
+}
+
+/// A project and the query that its list was asked with.
+type Name = (Tag, String);
+
+/// All lists of this replica.
+#[derive(Default)]
+pub struct ModelLists(Lock<HashMap<Name, Arc<Mutex<Known>>>>);
+
+impl ModelLists {
+    /// The list of `key`'s project, or the last good one while the upstream is away. Of several
+    /// callers at once, one asks.
+    pub async fn of(&self, key: &Key, query: &str) -> Option<Arc<Listed>> {
+        let known = self.known((key.project_tag, query.to_owned()));
+        let mut known = known.lock().await;
+        if !known.is_recent() {
+            let wait = if known.last_good.is_some() { SHORT } else { LONG };
+            let found = timeout(wait, ask(key, query)).await.ok().flatten();
+            known.asked = Some((Instant::now(), found.is_some()));
+            if let Some(found) = found {
+                known.last_good = Some(Arc::new(found));
+            }
+        }
+        known.last_good.clone()
+    }
+
+    fn known(&self, name: Name) -> Arc<Mutex<Known>> {
+        // A panic leaves no change half made, so a poisoned lock is fit for use.
+        let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if lists.len() >= MOST_LISTS && !lists.contains_key(&name) {
+            lists.clear();
+        }
+        Arc::clone(lists.entry(name).or_default())
+    }
+}
+
+/// Asks `key`'s upstream. `None`: it gave no list.
+async fn ask(key: &Key, query: &str) -> Option<Listed> {
+    let host = &key.upstream.host;
+    let url = host.models(Some(query).filter(|query| !query.is_empty()));
+    let mut request = reqwest::Request::new(Method::GET, url);
+    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    show(request.headers_mut(), key);
+    let mut answer = key.connections.execute(request).await.ok()?;
+    if answer.status() != StatusCode::OK {
+        let status = answer.status().as_u16();
+        tracing::warn!(key = %key.id, status, "an upstream did not list its models");
+        return None;
+    }
+    let etag = answer.headers().get(ETAG).cloned();
+    let mut body = Vec::new();
+    while let Some(part) = answer.chunk().await.ok()? {
+        if body.len() + Bytes::len(&part) > MOST_BYTES {
+            return None;
+        }
+        body.extend_from_slice(&part);
+    }
+    let list = ModelList::parse(&body)?.with_names(host.names());
+    Some(Listed { list, etag })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::key::table::Table;
+
+    /// The one key of an upstream at this address.
+    fn key(address: std::net::SocketAddr) -> Arc<Key> {
+        let upstream = serde_json::json!({ "name": "u", "base_url": format!("http://{address}") });
+        let upstream = serde_json::from_value(upstream).unwrap();
+        let key = r#"{"id":"a","upstream":"u","organization":"o","secret":"sk-1"}"#;
+        let table = Table::new(&[upstream], &[serde_json::from_str(key).unwrap()]).unwrap();
+        Arc::clone(&table.keys()[0])
+    }
+
+    /// Answers one request, and is gone.
+    async fn answer_once(listener: TcpListener) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut seen = [0; 4096];
+        let _ = stream.read(&mut seen).await.unwrap();
+        let body = r#"{"object":"list","data":[{"id":"m"}]}"#;
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn last_good_list_is_served_while_its_upstream_is_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let key = key(listener.local_addr().unwrap());
+        let lists = ModelLists::default();
+        let (found, ()) = tokio::join!(lists.of(&key, ""), answer_once(listener));
+        assert_eq!(found.expect("a list").list.entries[0].0, "m");
+        // The upstream is gone, and is not asked while the list is new.
+        assert!(lists.of(&key, "").await.is_some() && lists.of(&key, "x").await.is_none());
+        let known = lists.known((key.project_tag, String::new()));
+        let old = Instant::now().checked_sub(FRESH).expect("the clock runs for a minute");
+        known.lock().await.asked = Some((old, true));
+        assert!(lists.of(&key, "").await.is_some(), "the last good one");
+        let (at, is_good) = known.lock().await.asked.expect("it was asked");
+        assert!(at > old && !is_good, "it was asked, in vain");
+        assert!(lists.of(&key, "").await.is_some(), "and is not asked again at once");
+        assert_eq!(known.lock().await.asked.expect("it was asked").0, at);
+    }
+}
