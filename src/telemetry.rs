@@ -155,7 +155,8 @@ pub fn start(settings: &Settings) -> WorkSpans {
 fn level(asked: &str) -> LevelFilter {
     let level = |word: &str| word.trim().trim_start_matches("warmkey=").parse().ok();
     // The parser takes an empty word for `error`.
-    asked.split(',').filter(|word| !word.trim().is_empty()).filter_map(level).next_back().unwrap_or(LevelFilter::INFO)
+    let words = asked.split(',').filter(|word| !word.trim().is_empty());
+    words.filter_map(level).next_back().unwrap_or(LevelFilter::INFO)
 }
 
 /// The level of lines from `target`. Libraries say no more than `info`, whatever is asked for,

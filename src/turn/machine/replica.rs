@@ -35,7 +35,7 @@ use crate::turn::doubt::Doubts;
 use crate::turn::entry::{Entry, ForeignIds};
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::{Ask, Attempts, Gateway};
-use crate::upstream::probe::Credential;
+use crate::upstream::probe::Acceptance;
 use crate::usage::books::Books;
 use crate::wire::error_body::ErrorBody;
 
@@ -165,7 +165,7 @@ fn gateway(
     let (places, trail) = (Places::new(Arc::clone(registry)), Trail::new(Arc::clone(metrics)).0);
     let (store, local) = (Arc::clone(store), Arc::clone(local));
     let mut failover = Failover::new(FailoverOptions { wait: Duration::ZERO, resends: false });
-    failover.doubts = Doubts::that_find(Credential::Refused(Scope::Key));
+    failover.doubts = Doubts::that_find(Acceptance::Refused(Scope::Key));
     Gateway {
         entry,
         bindings: Bindings::new(store, places, local, TTL, Tasks::new(), trail),
