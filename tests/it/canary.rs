@@ -12,6 +12,7 @@ use crate::world::codex::Codex;
 use crate::world::port;
 use crate::world::recorder::{Recorder, Step, answer};
 use crate::world::socket::{open, session};
+use crate::world::waiting::SOON;
 use crate::world::wire::{Request, ask};
 
 /// Part of every prompt. Its letters look otherwise in a URL.
@@ -107,6 +108,12 @@ async fn sinks(cluster: &Running, errors: String, codex: &Codex) -> Vec<(&'stati
     ]
 }
 
+/// Ends the replica in good order, so that the ledger has all its turns.
+async fn ends(cluster: &mut Running) {
+    cluster.replica().terminate().await;
+    cluster.replicas[0].exit(SOON).await;
+}
+
 /// A request that must fail, whose answer is Warmkey's own.
 async fn refused(address: std::net::SocketAddr, request: &Request, errors: &mut String) {
     let answer = ask(address, request).await;
@@ -193,13 +200,13 @@ async fn secrets_are_nowhere_at_any_level_of_the_log() {
         vec![Step::Send(answer("200 OK", &head, body.as_bytes()))]
     })
     .await;
-    cluster.replicas[0].kill().await;
+    ends(&mut cluster).await;
     cluster.change(|cluster| cluster.upstream_at(&echo.url()));
     cluster.restart(0).await;
     let mut cut = Codex::new(address, ALICE);
     ask(address, &cut.begin(PROMPT).0).await;
     // And without any upstream.
-    cluster.replicas[0].kill().await;
+    ends(&mut cluster).await;
     cluster.change(|cluster| cluster.upstream_at(&format!("http://{}/v1", port::free())));
     cluster.restart(0).await;
     refused(address, &Request::turn(ALICE, body(PROMPT)), &mut errors).await;
