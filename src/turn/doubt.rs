@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::health::diagnose::Scope;
 use crate::key::{Key, Tag};
-use crate::upstream::probe::{Credential, ask_about};
+use crate::upstream::probe::{Acceptance, ask_about};
 
 /// Maximum time that a turn waits for the probe of its key.
 const PATIENCE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ pub enum Settled {
 }
 
 /// The last probe of a key: when it was sent, and what the upstream answered.
-type Last = Arc<Mutex<Option<(Instant, Credential)>>>;
+type Last = Arc<Mutex<Option<(Instant, Acceptance)>>>;
 
 /// The doubts of all turns of a replica.
 #[derive(Default)]
@@ -57,9 +57,9 @@ impl Doubts {
             credential
         };
         match timeout(PATIENCE_TIMEOUT, settling).await {
-            Ok(Credential::Accepted) => Settled::Accepted,
-            Ok(Credential::Refused(scope)) => Settled::Refused(scope),
-            Ok(Credential::Unknown) | Err(_) => Settled::Undecided,
+            Ok(Acceptance::Accepted) => Settled::Accepted,
+            Ok(Acceptance::Refused(scope)) => Settled::Refused(scope),
+            Ok(Acceptance::Unknown) | Err(_) => Settled::Undecided,
         }
     }
 

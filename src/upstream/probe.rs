@@ -153,7 +153,7 @@ impl Prober {
 
 /// What an upstream says about a key's credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Credential {
+pub enum Acceptance {
     Accepted,
     Refused(Scope),
     /// The upstream did not answer, or its answer does not tell.
@@ -162,15 +162,15 @@ pub enum Credential {
 
 /// Asks whether the upstream accepts `key`. An answer shows that only if the upstream must have
 /// looked at the credential first.
-pub async fn ask_about(key: &Key) -> Credential {
+pub async fn ask_about(key: &Key) -> Acceptance {
     match ask(key).await {
-        Some((_, Some(scope))) => Credential::Refused(scope),
+        Some((_, Some(scope))) => Acceptance::Refused(scope),
         Some((
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS,
             None,
-        )) => Credential::Accepted,
-        Some((status, None)) if status.is_success() => Credential::Accepted,
-        Some(_) | None => Credential::Unknown,
+        )) => Acceptance::Accepted,
+        Some((status, None)) if status.is_success() => Acceptance::Accepted,
+        Some(_) | None => Acceptance::Unknown,
     }
 }
 

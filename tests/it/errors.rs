@@ -184,7 +184,6 @@ async fn other_urls_are_unknown() {
         ("POST", "/"),
         ("POST", "/nope"),
         ("POST", "/v2/responses"),
-        ("POST", "/responses/"),
         ("POST", "/v1/v1/responses"),
         ("GET", "/responses"),
         ("PUT", "/v1/responses"),
@@ -202,7 +201,7 @@ async fn other_urls_are_unknown() {
             ask(cluster.address(), &Request::new(method, target).bearer(ALICE).body(BODY)).await;
         expect(&answer, 404, "unknown_url");
     }
-    for target in ["/responses", "/v1/responses", "/responses?a=b"] {
+    for target in ["/responses", "/v1//responses/", "/responses?a=b"] {
         assert_eq!(
             ask(cluster.address(), &Request::turn(ALICE, BODY).target(target)).await.status,
             200,
@@ -234,7 +233,7 @@ async fn models_without_valid_token_are_401_and_without_a_list_502() {
     for (method, target) in [
         ("POST", "/v1/models"),
         ("DELETE", "/models"),
-        ("GET", "/models/"),
+        ("GET", "/models/a/b"),
         ("POST", "/models/gpt-5.4"),
     ] {
         expect(&ask(cluster.address(), &Request::new(method, target)).await, 404, "unknown_url");

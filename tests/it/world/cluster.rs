@@ -1,5 +1,4 @@
-//! A whole deployment, described in one line and gone with its test: upstream, store, replicas,
-//! balancer.
+//! A whole deployment in one line, gone with its test: upstream, store, replicas, balancer.
 
 use std::net::SocketAddr;
 use std::path::Path;
