@@ -154,7 +154,9 @@ pub fn start(settings: &Settings) -> WorkSpans {
 /// The level that `RUST_LOG` asks for: one for everything, or `warmkey=LEVEL`.
 fn level(asked: &str) -> LevelFilter {
     let level = |word: &str| word.trim().trim_start_matches("warmkey=").parse().ok();
-    asked.split(',').filter_map(level).next_back().unwrap_or(LevelFilter::INFO)
+    // The parser takes an empty word for `error`.
+    let words = asked.split(',').filter(|word| !word.trim().is_empty());
+    words.filter_map(level).next_back().unwrap_or(LevelFilter::INFO)
 }
 
 /// The level of lines from `target`. Libraries say no more than `info`, whatever is asked for,

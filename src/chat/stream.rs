@@ -60,6 +60,9 @@ impl Stream {
 
     /// Takes the next bytes of the upstream's stream. Returns the chunks that they complete.
     pub fn push(&mut self, mut bytes: &[u8]) -> Vec<u8> {
+        if bytes.is_empty() {
+            return Vec::new();
+        }
         if std::mem::take(&mut self.after_return) && bytes.first() == Some(&b'\n') {
             bytes = &bytes[1..];
         }

@@ -41,7 +41,9 @@ pub fn error_body(text: &[u8]) {
         };
         assert_eq!(found, expected, "{}", text.escape_ascii());
         let event = [b"{\"response\":", text, b"}"].concat();
-        if Json::read(&event).is_some() {
+        // Some upstreams nest the error of an event, which then wins.
+        let is_nested = error.last("error").is_some_and(Json::is_object);
+        if !is_nested && Json::read(&event).is_some() {
             assert_eq!(ErrorBody::of_event(&event), Some(expected), "{}", event.escape_ascii());
         }
     }

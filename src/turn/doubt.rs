@@ -36,9 +36,28 @@ type Last = Arc<Mutex<Option<(Instant, Acceptance)>>>;
 
 /// The doubts of all turns of a replica.
 #[derive(Default)]
-pub struct Doubts(Lock<HashMap<Tag, Last>>);
+pub struct Doubts {
+    keys: Lock<HashMap<Tag, Last>>,
+    /// The answer to all probes, in place of an upstream.
+    #[cfg(test)]
+    scripted: Option<Acceptance>,
+}
 
 impl Doubts {
+    /// Doubts whose probes all find `credential`.
+    #[cfg(test)]
+    pub fn that_find(credential: Acceptance) -> Self {
+        Self { scripted: Some(credential), ..Self::default() }
+    }
+
+    async fn ask(&self, key: &Key) -> Acceptance {
+        #[cfg(test)]
+        if let Some(credential) = self.scripted {
+            return credential;
+        }
+        ask_about(key).await
+    }
+
     /// Asks the upstream about `key`, unless another turn has asked since `met`, when this turn met
     /// the refusal. `asked` is called for each probe that is sent.
     pub async fn settle(&self, key: &Key, met: Instant, asked: impl FnOnce()) -> Settled {
@@ -52,7 +71,7 @@ impl Doubts {
             }
             let sent = Instant::now();
             asked();
-            let credential = ask_about(key).await;
+            let credential = self.ask(key).await;
             *last = Some((sent, credential));
             credential
         };
@@ -64,7 +83,7 @@ impl Doubts {
     }
 
     fn last(&self, key: &Key) -> Last {
-        let mut keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if keys.len() >= MOST {
             keys.retain(|_, last| Arc::strong_count(last) > 1);
         }

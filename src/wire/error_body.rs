@@ -82,7 +82,10 @@ impl ErrorBody {
             own: Fields,
         }
         let event: Event = serde_json::from_slice(data).ok()?;
+        let is_bare = event.response.is_none();
         let mut own = event.response.map_or(event.own, |response| response.error);
+        // The type of a bare event is no type of its error.
+        own.r#type = own.r#type.filter(|class| !is_bare || class != "error");
         if let Some(nested) = own.error.take().filter(serde_json::Value::is_object) {
             own = serde_json::from_value(nested).unwrap_or_default();
         }

@@ -125,9 +125,7 @@ async fn frames_are_not_passed_on_before_the_upstream_has_accepted() {
 
 #[tokio::test]
 async fn refused_key_is_left_before_the_client_sees_anything() {
-    for (status, code) in
-        [("401 Unauthorized", "invalid_api_key"), ("429 Too Many Requests", "insufficient_quota")]
-    {
+    for (status, code) in [("401 Unauthorized", "invalid_api_key")] {
         let upstream = Upstream::start().await;
         let keys = [siblings("org-a", 1), siblings("org-b", 1)].concat();
         let cluster = Cluster::new().keys(keys).upstream_at(&upstream.url()).start().await;

@@ -73,7 +73,7 @@ async fn own_answer_seals_the_session_and_fills_in_its_generation() {
 #[tokio::test(start_paused = true)]
 async fn chat_answer_seals_nothing_and_fills_in_the_generation() {
     let replica = one();
-    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 2) };
+    let bound = BindingRecord { generation: 0, ..replica.record("a-1", 1) };
     replica.put(&bound).await;
     let binding = replica.bind(&mut replica.turn()).await.unwrap();
     replica.bindings.confirm(&binding, false, &mut replica.bindings.budget()).await;

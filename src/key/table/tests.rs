@@ -143,8 +143,9 @@ fn option_that_cannot_serve_is_refused_by_name() {
         (r#""base_url":"ftp://h""#, "base_url: "),
         (r#""base_url":"http://h","session_header":"two words""#, "session_header: "),
         (r#""base_url":"http://h","session_header":"Authorization""#, "session_header: "),
-        (r#""base_url":"http://h","ca_file":"/no/such/file""#, "ca_file /no/such/file: "),
-        (r#""base_url":"http://h","ca_file":"Cargo.toml""#, "ca_file Cargo.toml holds no PEM"),
+        (r#""base_url":"https://h","ca_file":"/no/such/file""#, "ca_file /no/such/file: "),
+        (r#""base_url":"http://h","ca_file":"Cargo.toml""#, "ca_file: is for https"),
+        (r#""base_url":"https://h","ca_file":"Cargo.toml""#, "ca_file Cargo.toml holds no PEM"),
     ] {
         let fault = upstream(options).err().expect(options);
         assert!(fault.starts_with(&format!("upstream u: {expected}")), "{options}: {fault}");

@@ -31,9 +31,11 @@ use crate::store::model::{Model, Shared, pause};
 use crate::store::{MemberReport, Store};
 use crate::task::Tasks;
 use crate::turn::account::Account;
+use crate::turn::doubt::Doubts;
 use crate::turn::entry::{Entry, ForeignIds};
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::{Ask, Attempts, Gateway};
+use crate::upstream::probe::Acceptance;
 use crate::usage::books::Books;
 use crate::wire::error_body::ErrorBody;
 
@@ -162,11 +164,13 @@ fn gateway(
     };
     let (places, trail) = (Places::new(Arc::clone(registry)), Trail::new(Arc::clone(metrics)).0);
     let (store, local) = (Arc::clone(store), Arc::clone(local));
+    let mut failover = Failover::new(FailoverOptions { wait: Duration::ZERO, resends: false });
+    failover.doubts = Doubts::that_find(Acceptance::Refused(Scope::Key));
     Gateway {
         entry,
         bindings: Bindings::new(store, places, local, TTL, Tasks::new(), trail),
         registry: Arc::clone(registry),
-        failover: Failover::new(FailoverOptions { wait: Duration::ZERO, resends: false }),
+        failover,
         books: Arc::new(Books::new(Arc::clone(metrics))),
     }
 }

@@ -55,9 +55,10 @@ async fn limit_of_descriptors_is_raised() {
 
 #[tokio::test]
 async fn check_tells_the_limit_of_descriptors() {
+    let cluster = Cluster::new().shell("ulimit -Sn 256").start().await;
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -Sn 256; exec \"$0\" check", WARMKEY]);
-    command.env("OPENAI_API_KEY", "sk-x").current_dir(std::env::temp_dir());
+    command.args(["-c", "ulimit -Sn 256; exec \"$0\" check --config \"$1\"", WARMKEY]);
+    command.arg(cluster.replica().file());
     let output = within(SOON, "the command", command.output()).await.expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("raised from 256"), "{said}{}", String::from_utf8_lossy(&output.stderr));
