@@ -91,6 +91,11 @@ impl UpstreamHost {
         format!("{organization}\0{}", self.base)
     }
 
+    /// Whether an organization is the same one at both hosts.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self.base == other.base
+    }
+
     /// `http` or `https`.
     pub fn scheme(&self) -> &str {
         self.responses.scheme()

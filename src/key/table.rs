@@ -36,8 +36,14 @@ impl Table {
             let upstream = known
                 .get(key.upstream.as_str())
                 .ok_or_else(|| format!("key {}: there is no upstream {}", key.id, key.upstream))?;
-            let key =
-                build(key, Arc::clone(upstream)).map_err(|why| format!("key {}: {why}", key.id))?;
+            let is_elsewhere = |other: &Settings| {
+                let host = known.get(other.upstream.as_str());
+                other.organization == key.organization
+                    && host.is_some_and(|other| !other.host.is_same_place(&upstream.host))
+            };
+            let is_scattered = settings.iter().any(is_elsewhere);
+            let key = build(key, Arc::clone(upstream), is_scattered)
+                .map_err(|why| format!("key {}: {why}", key.id))?;
             if keys.iter().any(|other| other.tag == key.tag) {
                 return Err(format!("key: two have the id {}", key.id));
             }
@@ -199,7 +205,13 @@ fn session_header(name: &str) -> Result<Option<HeaderName>, String> {
     }
 }
 
-fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, String> {
+/// `is_scattered`: keys of the same organization are at another host, too. An organization at one
+/// host goes by its name alone, as in versions that knew no hosts: its sessions survive an upgrade.
+fn build(
+    settings: &Settings,
+    upstream: Arc<Upstream>,
+    is_scattered: bool,
+) -> Result<Arc<Key>, String> {
     for (option, name) in [("id", &settings.id), ("organization", &settings.organization)] {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(format!("{option} is not visible ASCII"));
@@ -207,7 +219,10 @@ fn build(settings: &Settings, upstream: Arc<Upstream>) -> Result<Arc<Key>, Strin
     }
     let secret = settings.secret.read_shown().map_err(|why| format!("secret: {why}"))?;
     let project = settings.project.clone().unwrap_or_default();
-    let place = upstream.host.place(&settings.organization);
+    let place = match is_scattered {
+        true => upstream.host.place(&settings.organization),
+        false => settings.organization.clone(),
+    };
     let pool = connections(&upstream.wiring, upstream.wiring.http2)?;
     let upgrades = match upstream.wiring.http2 {
         Http2::Never => pool.clone(),

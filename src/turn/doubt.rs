@@ -5,6 +5,8 @@
 //! at the same time share one probe.
 
 use std::collections::HashMap;
+#[cfg(test)]
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
@@ -38,22 +40,25 @@ type Last = Arc<Mutex<Option<(Instant, Acceptance)>>>;
 #[derive(Default)]
 pub struct Doubts {
     keys: Lock<HashMap<Tag, Last>>,
-    /// The answer to all probes, in place of an upstream.
+    /// The keys that probes find refused, in place of an upstream.
     #[cfg(test)]
-    scripted: Option<Acceptance>,
+    refused: Option<Arc<Lock<HashSet<Tag>>>>,
 }
 
 impl Doubts {
-    /// Doubts whose probes all find `credential`.
+    /// Doubts whose probes find the keys in `refused` refused, and all others accepted.
     #[cfg(test)]
-    pub fn that_find(credential: Acceptance) -> Self {
-        Self { scripted: Some(credential), ..Self::default() }
+    pub fn that_refuse(refused: Arc<Lock<HashSet<Tag>>>) -> Self {
+        Self { refused: Some(refused), ..Self::default() }
     }
 
     async fn ask(&self, key: &Key) -> Acceptance {
         #[cfg(test)]
-        if let Some(credential) = self.scripted {
-            return credential;
+        if let Some(refused) = &self.refused {
+            return match refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&key.tag) {
+                true => Acceptance::Refused(Scope::Key),
+                false => Acceptance::Accepted,
+            };
         }
         ask_about(key).await
     }

@@ -80,8 +80,9 @@ impl Machine {
     fn new(flaw: Flaw) -> Self {
         let shared = Arc::new(Mutex::new(Shared::new(flaw)));
         let upstream = Rc::new(Upstream::new(&shared));
-        let replicas: Vec<_> =
-            (0..REPLICAS).map(|number| Rc::new(Replica::start(number, 0, &shared))).collect();
+        let replicas: Vec<_> = (0..REPLICAS)
+            .map(|number| Rc::new(Replica::start(number, 0, &shared, &upstream.refused)))
+            .collect();
         let mut machine = Self { shared, upstream, replicas, going: Vec::new() };
         machine.exchange_membership();
         machine
@@ -128,7 +129,8 @@ impl Machine {
                 // The replica's turns end with it. Its writes may still arrive, as any write.
                 let set = self.replicas[*number].set.get();
                 self.replicas[*number].is_gone.set(true);
-                self.replicas[*number] = Rc::new(Replica::start(*number, set, &self.shared));
+                self.replicas[*number] =
+                    Rc::new(Replica::start(*number, set, &self.shared, &self.upstream.refused));
                 let replica = Rc::clone(&self.replicas[*number]);
                 self.begin(Box::pin(async move { replica.answer_membership().await }));
             }

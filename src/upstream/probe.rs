@@ -163,7 +163,11 @@ pub enum Acceptance {
 /// Asks whether the upstream accepts `key`. An answer shows that only if the upstream must have
 /// looked at the credential first.
 pub async fn ask_about(key: &Key) -> Acceptance {
-    match ask(key).await {
+    let probe = info_span!(target: WORK, "probe", warmkey.key = %key.id, answer = Empty);
+    let answer = ask(key).instrument(probe.clone()).await;
+    let status = answer.map_or("no answer".into(), |(status, _)| status.as_u16().to_string());
+    probe.record("answer", &status);
+    match answer {
         Some((_, Some(scope))) => Acceptance::Refused(scope),
         Some((
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS,

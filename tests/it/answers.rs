@@ -7,7 +7,7 @@ use crate::world::recorder::{
     COMPLETED, Recorder, Step, answer, chunk, completed, stream, stream_head,
 };
 use crate::world::simulator::siblings;
-use crate::world::waiting::{ANSWER, ms, within};
+use crate::world::waiting::{ANSWER, SOON, eventually, ms, within};
 use crate::world::wire::{Answer, Connection, Piece, Request, ask};
 
 const BODY: &str = r#"{"model":"gpt-5.4","prompt_cache_key":"s","stream":true,"input":"hello"}"#;
@@ -299,8 +299,13 @@ async fn secret_in_a_body_is_counted_and_passes() {
             )
             .await;
     }
+    let is_told = |line: &&str| line.contains("holds the secret");
+    eventually(SOON, "the log has all lines", async || {
+        (cluster.logs().lines().filter(is_told).count() == 4).then_some(())
+    })
+    .await;
     let log = cluster.logs();
-    let told: Vec<_> = log.lines().filter(|line| line.contains("holds the secret")).collect();
+    let told: Vec<_> = log.lines().filter(is_told).collect();
     assert!(
         told.len() == 4
             && told.iter().all(|line| line.contains("org-a-1") && line.contains("WARN")),

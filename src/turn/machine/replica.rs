@@ -1,7 +1,7 @@
 //! One replica of the machine: the real bindings and the real loop, with another upstream.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::client::{Client, Clients};
 use crate::current::Current;
 use crate::health::diagnose::{Ailment, Scope};
 use crate::health::registry::Registry;
-use crate::key::Key;
+use crate::key::{Key, Tag};
 use crate::metrics::{BindingResult, Metrics, Transport};
 use crate::outcome::{self, Outcome, Refusal};
 use crate::session::identify::Identifier;
@@ -35,7 +35,6 @@ use crate::turn::doubt::Doubts;
 use crate::turn::entry::{Entry, ForeignIds};
 use crate::turn::failover::{Failover, FailoverOptions};
 use crate::turn::{Ask, Attempts, Gateway};
-use crate::upstream::probe::Acceptance;
 use crate::usage::books::Books;
 use crate::wire::error_body::ErrorBody;
 
@@ -57,14 +56,20 @@ pub struct Replica {
 }
 
 impl Replica {
-    pub fn start(number: usize, set: usize, shared: &Arc<Mutex<Shared>>) -> Self {
+    pub fn start(
+        number: usize,
+        set: usize,
+        shared: &Arc<Mutex<Shared>>,
+        refused: &Arc<Mutex<HashSet<Tag>>>,
+    ) -> Self {
         static METRICS: OnceLock<Arc<Metrics>> = OnceLock::new();
         let metrics = METRICS.get_or_init(|| Arc::new(Metrics::new()));
         let model = Model::new(shared);
         let store = Arc::new(Store::in_model(model.clone(), Arc::clone(metrics)));
         let registry = Arc::new(Registry::new(upstream::set(set), Arc::clone(metrics)));
         let local = Arc::new(Local::new(100, TTL / 2));
-        let gateway = gateway(&store, &registry, &local, metrics);
+        let mut gateway = gateway(&store, &registry, &local, metrics);
+        gateway.failover.doubts = Doubts::that_refuse(Arc::clone(refused));
         let client = Client::unrestricted("alice");
         let (set, is_gone) = (Cell::new(set), Cell::new(false));
         Self {
@@ -164,13 +169,11 @@ fn gateway(
     };
     let (places, trail) = (Places::new(Arc::clone(registry)), Trail::new(Arc::clone(metrics)).0);
     let (store, local) = (Arc::clone(store), Arc::clone(local));
-    let mut failover = Failover::new(FailoverOptions { wait: Duration::ZERO, resends: false });
-    failover.doubts = Doubts::that_find(Acceptance::Refused(Scope::Key));
     Gateway {
         entry,
         bindings: Bindings::new(store, places, local, TTL, Tasks::new(), trail),
         registry: Arc::clone(registry),
-        failover,
+        failover: Failover::new(FailoverOptions { wait: Duration::ZERO, resends: false }),
         books: Arc::new(Books::new(Arc::clone(metrics))),
     }
 }

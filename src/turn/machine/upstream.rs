@@ -1,7 +1,7 @@
 //! The machine's upstream, its keys, and its record, which is the judge.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -89,6 +89,8 @@ pub struct Upstream {
     shared: Arc<Mutex<Shared>>,
     now: Cell<usize>,
     dead: RefCell<BTreeSet<usize>>,
+    /// The dead keys, as probes find them.
+    pub refused: Arc<Mutex<HashSet<Tag>>>,
     /// The set that each replica has loaded.
     sets: RefCell<BTreeMap<usize, usize>>,
     /// The times of events that may move a key's sessions.
@@ -111,6 +113,7 @@ impl Upstream {
             shared: Arc::clone(shared),
             now: Cell::default(),
             dead: RefCell::default(),
+            refused: Arc::default(),
             sets: RefCell::default(),
             troubles: RefCell::default(),
             returned: RefCell::default(),
@@ -129,10 +132,12 @@ impl Upstream {
 
     pub fn dies(&self, key: usize) {
         self.dead.borrow_mut().insert(key);
+        self.refused.lock().unwrap().insert(Tag::of("key", KEYS[key].0.as_bytes()));
         self.trouble(key);
     }
 
     pub fn recovers(&self, key: usize) {
+        self.refused.lock().unwrap().remove(&Tag::of("key", KEYS[key].0.as_bytes()));
         if self.dead.borrow_mut().remove(&key) {
             self.trouble(key);
         }

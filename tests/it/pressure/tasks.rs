@@ -28,9 +28,9 @@ fn begun_again(log: &str) -> std::collections::BTreeSet<String> {
 async fn task_that_panics_begins_again() {
     for (shape, own) in [
         (None, vec!["ledger_tokens", "ledger_writer"]),
-        (Some(Shape::Standalone), vec!["store_link", "store_subscriber"]),
-        (Some(Shape::Sentinel), vec!["store_lag", "store_link", "store_subscriber"]),
-        (Some(Shape::Cluster), vec!["store_cluster", "store_lag", "store_link"]),
+        (Some(Shape::Standalone), vec!["gossip", "store_link", "store_subscriber"]),
+        (Some(Shape::Sentinel), vec!["gossip", "store_lag", "store_link", "store_subscriber"]),
+        (Some(Shape::Cluster), vec!["gossip", "store_cluster", "store_lag", "store_link"]),
     ] {
         let keys = siblings("org-a", 2);
         let cluster = Cluster::new()
@@ -46,7 +46,6 @@ async fn task_that_panics_begins_again() {
         let mut all = vec![
             "admin",
             "clients",
-            "gossip",
             "heartbeat",
             "ledger_teller",
             "membership",

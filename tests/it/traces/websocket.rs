@@ -82,5 +82,5 @@ async fn failed_handshake_is_one_trace() {
     let traces = collector.traced(1).await;
     assert_eq!((traces[0].turn.trace.as_str(), traces[0].turn.parent.as_str()), (TRACE, SPAN));
     assert!(traces[0].turn.is_error);
-    assert_eq!(traces[0].attempts()[0].said("warmkey.reason"), "exhausted");
+    assert_eq!(traces[0].attempts()[0].said("warmkey.reason"), "limited");
 }
