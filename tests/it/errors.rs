@@ -231,9 +231,12 @@ async fn models_without_valid_token_are_401_and_without_a_list_502() {
         }
     }
     // Other methods and longer paths are unknown with or without a token.
-    for (method, target) in
-        [("POST", "/v1/models"), ("DELETE", "/models"), ("POST", "/models/gpt-5.4")]
-    {
+    for (method, target) in [
+        ("POST", "/v1/models"),
+        ("DELETE", "/models"),
+        ("GET", "/models/a/b"),
+        ("POST", "/models/gpt-5.4"),
+    ] {
         expect(&ask(cluster.address(), &Request::new(method, target)).await, 404, "unknown_url");
     }
 }
