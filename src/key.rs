@@ -196,15 +196,14 @@ impl Tag {
 
 #[cfg(test)]
 impl Tag {
-    /// The organization of this name at the host of the tests' tables.
+    /// The organization of this name in the tests' tables, which have one host.
     pub fn of_organization(name: &str) -> Self {
-        Self::of("organization", format!("{name}\0http://127.0.0.1:1").as_bytes())
+        Self::of("organization", name.as_bytes())
     }
 
     /// The project of this name of that organization.
     pub fn of_project(organization: &str, name: &str) -> Self {
-        let place = format!("{organization}\0http://127.0.0.1:1\0{name}");
-        Self::of("project", place.as_bytes())
+        Self::of("project", format!("{organization}\0{name}").as_bytes())
     }
 }
 

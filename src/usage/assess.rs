@@ -81,7 +81,7 @@ impl Assessor {
             }
         }
         if let Some(text) = unwritten {
-            let (name, mut budget) = (Name::Promise(thread.as_str()), self.store.patient_budget());
+            let (name, mut budget) = (Name::Promise(thread.as_str()), self.store.budget());
             // A write that fails leaves an older promise, which is only more modest.
             let _ = self.store.put(name, &text, self.ttl, &mut budget).await;
         }
@@ -105,7 +105,7 @@ impl Assessor {
     }
 
     async fn promise_of(&self, id: &SessionId) -> Result<Option<Promise>, Unavailable> {
-        let mut budget = self.store.patient_budget();
+        let mut budget = self.store.budget();
         let held = self.store.get(Name::Promise(id.as_str()), &mut budget).await?;
         match held {
             None => Ok(None),

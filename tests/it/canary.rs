@@ -138,8 +138,8 @@ async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
         Request::turn(STRANGER, body(PROMPT)),
         turn(&body(PROMPT)).target(&format!("/responses?api_key={IN_URL}")),
         turn(&json!({ "input": PROMPT.repeat(40_000) }).to_string()),
-        turn(&json!({ "input": PROMPT, "previous_response_id": TOOL }).to_string()),
-        turn(&json!({ "input": PROMPT, "conversation": TOOL }).to_string()),
+        turn(&json!({ "input": PROMPT, "previous_response_id": "resp_unknown" }).to_string()),
+        turn(&json!({ "input": PROMPT, "conversation": "conv_unknown" }).to_string()),
         Request::turn(ALICE, zstd).header("content-encoding", "br"),
         Request::turn(ALICE, &b"\x28\xb5\x2f\xfdbroken"[..]).header("content-encoding", "zstd"),
         Request::new("GET", "/responses/resp_1").bearer(ALICE),
@@ -152,7 +152,7 @@ async fn is_refused(cluster: &Running, codex: &mut Codex) -> String {
     for message in [
         format!("{PROMPT}, no JSON"),
         json!({ "type": "response.create", "model": "gpt-5.4",
-        "previous_response_id": TOOL, "input": PROMPT })
+        "previous_response_id": "resp_unknown", "input": PROMPT })
         .to_string(),
     ] {
         socket.send(&message).await;

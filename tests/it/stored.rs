@@ -210,7 +210,7 @@ async fn compaction_and_count_go_to_the_key_of_their_session() {
     let cluster = two().await;
     let (here, there) = (cluster.replicas[0].address(), cluster.replicas[1].address());
     let mut keys = BTreeMap::<String, usize>::new();
-    for _ in 0..6 {
+    for _ in 0..12 {
         let session = uuid();
         let mut chain = Chain::new(here).of_session(&session);
         let id = chain.turn().await;
@@ -249,7 +249,7 @@ async fn compaction_and_count_go_to_the_key_of_their_session() {
         assert!(turns[before..].iter().all(|turn| turn.method_path.ends_with("/compact")));
     }
     let (calls, turns) = (cluster.upstream().calls().await, cluster.turns().await);
-    assert!(calls.len() == 18 && calls.iter().all(|call| call.status == 200), "{calls:?}");
+    assert!(calls.len() == 36 && calls.iter().all(|call| call.status == 200), "{calls:?}");
     for (number, calls) in calls.chunks(3).enumerate() {
         // Each session is one turn and three compactions.
         assert!(calls.iter().all(|call| call.key == turns[4 * number].key), "{calls:?}");
@@ -257,7 +257,7 @@ async fn compaction_and_count_go_to_the_key_of_their_session() {
     assert!(keys.len() > 1, "more than one key is at work: {keys:?}");
     // A compaction is a turn and has a cost. A count is none.
     let series = r#"warmkey_turns_total{transport="http",outcome="completed"}"#;
-    cluster.shows(series, (6 * 4) as f64).await;
+    cluster.shows(series, (12 * 4) as f64).await;
     let body = json!({ "model": "gpt-5.4", "input": "x", "stream": true });
     let request = Request::turn(ALICE, body.to_string()).target("/responses/compact");
     let refused = ask(here, &request).await;

@@ -126,6 +126,8 @@ impl Replica {
         asked.has_left();
         if let Ok((binding, answer)) = answered
             && !answer.status.is_success()
+            // The key has recovered before its probe, so that its answer passes for the request's.
+            && answer.status != StatusCode::FORBIDDEN
         {
             upstream.died(number, &binding);
         }
